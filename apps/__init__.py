@@ -1,0 +1,1 @@
+"""The services: a producer and a consumer, each on the shared chassis."""

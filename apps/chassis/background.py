@@ -1,0 +1,41 @@
+"""What runs in the background of a service: owned, ended with it, and seen when it dies."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Background:
+    """Tasks that end with the service. `failure` names the first that raised, for the health check."""
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Cancel all tasks at the end of the block, and wait until they have closed what is theirs."""
+        try:
+            yield
+        finally:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run `work`, which is cancelled when the service ends."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self.failure = self.failure or f"{task.get_name()} has failed: {error!r}"
+            log.critical("%s has failed", task.get_name(), exc_info=error)

@@ -1,0 +1,214 @@
+"""The cluster as an administrator sees it: the topics that a service needs, and whether they can be used now."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from apps.chassis.kafka import ClientOptions
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 2.0
+"""Seconds that a look at the cluster may take before it counts as out of reach."""
+FRESH = 1.0
+"""Seconds for which what was seen of the cluster is not asked again."""
+DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
+EVERY = 5.0
+"""Seconds between two looks at the cluster when nobody asks."""
+
+
+class Topic(msgspec.Struct, frozen=True):
+    """A topic as a service wants it; `max_message_bytes` is the largest batch that it takes.
+
+    `kept_for_ever` has Kafka delete nothing of it; otherwise the cluster's retention holds.
+    """
+
+    name: str
+    partitions: int
+    replication: int
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    kept_for_ever: bool = False
+
+    @property
+    def min_insync_replicas(self) -> int:
+        """How many replicas must have a record before it counts as written: all but one, and at least one."""
+        return max(1, self.replication - 1)
+
+
+Committed = Callable[[], Awaitable[dict[int, int | None]]]
+"""Tells the offset that a group has committed in each partition of a topic, as `Cluster.committed` does."""
+
+
+class Unusable(Exception):
+    """A topic cannot be used now; the message says why, in one line."""
+
+
+class Cluster:
+    """Creates the topics of a service where they are missing, and tells whether they can be used.
+
+    By topic: `partitions` is how many it has, `configs` its configuration, and `reports` says where it differs from
+    what the settings want; it is used as it is.
+    """
+
+    def __init__(self, options: ClientOptions, topics: Sequence[Topic]) -> None:
+        self.reports: dict[str, list[str]] = {}
+        self.configs: dict[str, dict[str, str]] = {}
+        self.partitions: dict[str, int] = {}
+        self._options = options
+        self._topics = {topic.name: topic for topic in topics}
+        self._admin: AIOKafkaAdminClient | None = None
+        self._connecting = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        self._seen: tuple[float, str | None] = (-FRESH, None)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Close the connection at the end; it is opened by what needs it first."""
+        try:
+            yield
+        finally:
+            await self._disconnect()
+
+    async def ensure_topics(self) -> None:
+        """Create the topics that are missing and look at the others.
+
+        Raises `KafkaError` or `OSError` when Kafka is out of reach, `Unusable` when it refuses to create a topic.
+        """
+        admin = await self._connected()
+        existing = set(await admin.list_topics())
+        for topic in self._topics.values():
+            if topic.name not in existing:
+                await self._create(admin, topic)
+            await self._compare(admin, topic)
+
+    def max_message_bytes(self, topic: str) -> int:
+        """Return the largest batch, in bytes, that the topic takes; Kafka's default as long as it was not seen."""
+        return int(self.configs.get(topic, {}).get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
+
+    async def committed(self, group: str, topic: str) -> dict[int, int | None]:
+        """Return the offset that a group has committed in each partition, None where it has none.
+
+        Raises `KafkaError`, `OSError` or, after 2 s, `TimeoutError`.
+        """
+        wanted = [TopicPartition(topic, partition) for partition in range(self.partitions.get(topic, 0))]
+        async with asyncio.timeout(PATIENCE):
+            admin = await self._connected()
+            offsets = await admin.list_consumer_group_offsets(group, partitions=wanted)
+        return {tp.partition: found.offset if found.offset >= 0 else None for tp, found in offsets.items()}
+
+    async def trouble(self) -> str | None:
+        """Return why the topics cannot be used now, or None when they can; asked at most once a second.
+
+        A topic can be used when each partition has a leader and enough in-sync replicas for `acks=all`.
+        """
+        async with self._looking:
+            at, found = self._seen
+            if time.monotonic() - at >= FRESH:
+                found = await self._look()
+                self._seen = (time.monotonic(), found)
+            return found
+
+    async def watch(self) -> None:
+        """Look at the topics every 5 s, until cancelled; log a line whenever the answer changes."""
+        known: str | None = None
+        while True:
+            await asyncio.sleep(EVERY)
+            found = await self.trouble()
+            if found != known:
+                log.log(logging.WARNING if found else logging.INFO, "%s", found or "Kafka can be used again")
+            known = found
+
+    async def _look(self) -> str | None:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                admin = await self._connected()
+                for described in await admin.describe_topics(list(self._topics)):
+                    if found := self._trouble_of(described):
+                        return found
+        except (KafkaError, OSError, TimeoutError) as error:
+            await self._disconnect()
+            return f"Kafka at {', '.join(self._options['bootstrap_servers'])} is out of reach ({type(error).__name__})"
+        return None
+
+    def _trouble_of(self, described: dict[str, object]) -> str | None:
+        name = str(described["topic"])
+        if code := described["error_code"]:
+            return f"topic {name}: {for_code(code).__name__}"
+        needed = int(self.configs.get(name, {}).get("min.insync.replicas", "1"))
+        partitions = described["partitions"]
+        assert isinstance(partitions, list)  # noqa: S101 - narrows aiokafka's untyped answer
+        self.partitions[name] = len(partitions)
+        for partition in partitions:
+            number, isr = partition["partition"], partition["isr"]
+            if partition["leader"] < 0:
+                return f"topic {name}: partition {number} has no leader"
+            if len(isr) < needed:
+                return f"topic {name}: partition {number} has {len(isr)} of {needed} in-sync replicas"
+        return None
+
+    async def _create(self, admin: AIOKafkaAdminClient, topic: Topic) -> None:
+        configs = {
+            "min.insync.replicas": str(topic.min_insync_replicas),
+            "max.message.bytes": str(topic.max_message_bytes),
+        }
+        if topic.kept_for_ever:
+            configs["retention.ms"] = "-1"
+        new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=configs)
+        answer = await admin.create_topics([new])
+        for _, code, *message in answer.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:  # another copy of the service was quicker
+                raise Unusable(
+                    f"topic {topic.name} cannot be created: {error.__name__} {message[0] if message else ''}"
+                )
+        log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
+
+    async def _compare(self, admin: AIOKafkaAdminClient, topic: Topic) -> None:
+        """Remember the topic's configuration, and report where the topic is not as the settings want it."""
+        self.configs[topic.name] = configs = await _config_of(admin, topic.name)
+        (described,) = await admin.describe_topics([topic.name])
+        if described["error_code"]:
+            raise Unusable(f"topic {topic.name} is not known to every broker yet")
+        self.partitions[topic.name] = len(described["partitions"])
+        found = {
+            "partitions": (len(described["partitions"]), topic.partitions),
+            "replication": (len(described["partitions"][0]["replicas"]), topic.replication),
+            "min.insync.replicas": (int(configs.get("min.insync.replicas", "1")), topic.min_insync_replicas),
+            "max.message.bytes": (self.max_message_bytes(topic.name), topic.max_message_bytes),
+        }
+        report = [f"{name} {have}, wanted {want}" for name, (have, want) in found.items() if have != want]
+        if report != self.reports.get(topic.name, []):
+            log.warning("topic %s exists with other settings and is used as it is: %s", topic.name, "; ".join(report))
+        self.reports[topic.name] = report
+
+    async def _connected(self) -> AIOKafkaAdminClient:
+        async with self._connecting:
+            if self._admin is None:
+                admin = AIOKafkaAdminClient(**self._options)
+                try:
+                    await admin.start()
+                except BaseException:
+                    await admin.close()
+                    raise
+                self._admin = admin
+            return self._admin
+
+    async def _disconnect(self) -> None:
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            with suppress(KafkaError, OSError, TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await admin.close()
+
+
+async def _config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
+    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    return {name: value for answer in answers for resource in answer.resources for name, value, *_ in resource[4]}

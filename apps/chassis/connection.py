@@ -1,0 +1,123 @@
+"""A broker that is kept connected: in the background, for ever, and replaced when it broke."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Literal
+
+from aiokafka.errors import KafkaError
+from faststream.kafka import KafkaBroker
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT = 45.0
+"""Seconds for one attempt to connect; joining a consumer group while another member drains takes some of them."""
+STOP_TIMEOUT = 6.5
+"""Seconds for a broker to finish its batch, leave its group and close, before it is dropped."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+"""Seconds between two attempts; each is twice the one before. What lasted longer is replaced without one."""
+
+
+class Connection:
+    """Holds one connected broker after another.
+
+    `make` builds a broker that was never used before; `prepare` is awaited before each connects (it creates topics) and
+    may raise to have it tried again. A broker that was replaced is closed in the background: an idempotent producer
+    that Kafka refused once, or a consume loop that died, is not repaired (see `replace`).
+    """
+
+    def __init__(self, make: Callable[[], KafkaBroker], prepare: Callable[[], Awaitable[None]]) -> None:
+        self.state: Literal["closed", "connecting", "connected"] = "closed"
+        self.error: str | None = None
+        self.replaced = 0
+        self.current: KafkaBroker | None = None
+        self._make = make
+        self._prepare = prepare
+        self._connected = asyncio.Event()
+        self._broken = asyncio.Event()
+
+    async def broker(self, patience: float) -> KafkaBroker:
+        """Return the connected broker, waiting up to `patience` seconds for it; then raise `TimeoutError`."""
+        async with asyncio.timeout(patience):
+            while self.current is None:
+                await self._connected.wait()
+        return self.current
+
+    async def connected(self, patience: float) -> bool:
+        """Wait up to `patience` seconds for a connection, and tell whether there is one."""
+        with suppress(TimeoutError):
+            await self.broker(patience)
+        return self.current is not None
+
+    def replace(self, broker: KafkaBroker, reason: str) -> None:
+        """Have a new broker take the place of `broker`; does nothing when that has been done already."""
+        if broker is self.current:
+            log.warning("connecting to Kafka anew: %s", reason)
+            self.error = reason
+            self.replaced += 1
+            self._let_go()
+            self._broken.set()
+
+    async def hold(self) -> None:
+        """Stay connected until cancelled; then close, which takes 6.5 s at most."""
+        loop = asyncio.get_running_loop()
+        pause = FIRST_PAUSE
+        retired: set[asyncio.Task[None]] = set()
+        broker: KafkaBroker | None = None
+        try:
+            while True:
+                self.state = "connecting"
+                broker = self._make()
+                if await self._connect(broker):
+                    since = loop.time()
+                    await self._broken.wait()
+                    pause = 0.0 if loop.time() - since > LONGEST_PAUSE else pause
+                closing = loop.create_task(close(broker), name="close a replaced broker")
+                retired.add(closing)
+                closing.add_done_callback(retired.discard)
+                broker = None
+                await asyncio.sleep(pause)
+                pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
+        finally:
+            self._let_go()
+            try:
+                if broker is not None:
+                    await close(broker)
+                await asyncio.gather(*retired)
+            finally:
+                self.state = "closed"
+
+    async def _connect(self, broker: KafkaBroker) -> bool:
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._prepare()
+                await broker.start()
+        except Exception as error:  # noqa: BLE001 - whatever keeps it from connecting, it is tried again and reported
+            self._report(f"{type(error).__name__}: {error}".removesuffix(": "))
+            return False
+        self._broken.clear()
+        self.current, self.state, self.error = broker, "connected", None
+        self._connected.set()
+        log.info("connected to Kafka at %s", ", ".join(broker.specification.url))
+        return True
+
+    def _let_go(self) -> None:
+        self.current = None
+        self._connected.clear()
+
+    def _report(self, error: str) -> None:
+        """Log a failed attempt, unless the one before failed for the same reason."""
+        if error != self.error:
+            log.warning("cannot connect to Kafka, trying until it works: %s", error)
+        self.error = error
+
+
+async def close(broker: KafkaBroker) -> None:
+    """Close a broker, connected or half connected, within 6.5 s.
+
+    With Kafka out of reach an idempotent producer waits for its last batch for ever: it is dropped then.
+    """
+    with suppress(KafkaError, OSError, TimeoutError, ExceptionGroup):
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await broker.stop()

@@ -1,0 +1,37 @@
+"""Logging of a service: one line an event on standard error, for people or as JSON."""
+
+import logging
+from datetime import UTC, datetime
+
+import msgspec
+
+from apps.chassis.settings import Settings
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time` (RFC 3339, UTC), `level`, `logger`, `message` and, after an error, `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without a line break at its end."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Send all logs of the process to standard error, as `LOG_LEVEL` and `LOG_FORMAT` say."""
+    handler = logging.StreamHandler()
+    if settings.log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    # A hundred lines a second while a broker is down; the change of state is logged by the connection instead.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))

@@ -1,0 +1,62 @@
+"""Runs a service as a process: settings from the environment, a port, and an orderly end."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from litestar import Litestar
+
+from apps.chassis.logs import set_up_logging
+from apps.chassis.settings import Settings, WrongSetting, read_settings
+
+LAST_ANSWERS = 2
+"""Seconds that open requests have to end after SIGTERM; what follows (Kafka) takes up to 8."""
+
+
+def serve(create_app: Callable[[Settings], Litestar], port_of: Callable[[Settings], int], port_variable: str) -> None:
+    """Serve until SIGTERM or SIGINT, then end with status 0 within 10 s.
+
+    A wrong setting or a port that cannot be listened on ends the process at once with status 1 and one line that names
+    the variable.
+    """
+    try:
+        settings = read_settings(os.environ)
+        listening = _listen(settings.host, port_of(settings), port_variable)
+    except WrongSetting as error:
+        sys.exit(str(error))
+    set_up_logging(settings)
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=LAST_ANSWERS,
+    )
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again when it has ended
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int, port_variable: str) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise WrongSetting(f"HOST: cannot listen on {host!r}: {error.strerror}") from None
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    if os.name == "posix":  # elsewhere it would let two processes share a port
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+        listening.listen(1024)
+    except OSError as error:
+        listening.close()
+        raise WrongSetting(f"{port_variable}: cannot listen on {host}:{port}: {error.strerror}") from None
+    return listening
+
+
+def _end_quietly(_: int, __: FrameType | None) -> None:
+    """Let the process end with status 0 once all is closed."""

@@ -1,0 +1,70 @@
+"""Settings: one Struct, read from the environment once, at the start of a process."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=1, le=65_535)]
+TopicName = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}$")]
+Servers = Annotated[str, Meta(pattern=r"^\s*[^\s,:]+:\d{1,5}\s*(,\s*[^\s,:]+:\d{1,5}\s*)*$")]
+
+
+class WrongSetting(ValueError):
+    """An environment variable holds what it must not; the message is one line that names it."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
+    """What an operator may set; each field is read from the variable of its name in capitals.
+
+    The defaults suit a laptop with Kafka on localhost:9092.
+    """
+
+    kafka_bootstrap_servers: Servers = "localhost:9092"
+    people_topic: TopicName = "people"
+    people_partitions: Annotated[int, Meta(ge=1, le=10_000)] = 6
+    people_replication: Annotated[int, Meta(ge=1, le=100)] = 1
+    dead_letter_topic: TopicName = "people-dlt"
+    consumer_group_id: Annotated[str, Meta(min_length=1, max_length=255)] = "people-consumer"
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    producer_port: Port = 8000
+    consumer_port: Port = 8001
+    window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    log_format: Literal["console", "json"] = "console"
+
+    @property
+    def bootstrap_servers(self) -> list[str]:
+        """The brokers to ask first, as `host:port`, in the order given."""
+        return [server.strip() for server in self.kafka_bootstrap_servers.split(",")]
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Build the settings from environment variables; an unset or empty one takes its default.
+
+    Raises `WrongSetting` naming the first variable whose value is not allowed.
+    """
+    given = {
+        name: environment[name].strip()
+        for name in Settings.__struct_encode_fields__
+        if environment.get(name, "").strip()
+    }
+    for name, value in given.items():
+        try:
+            msgspec.convert({name: value}, Settings, strict=False)
+        except msgspec.ValidationError as error:
+            reason = str(error).split(" - at ")[0]
+            raise WrongSetting(f"{name}: {reason}, not {value!r}") from None
+    settings = msgspec.convert(given, Settings, strict=False)
+    _check_ports_of_brokers(settings)
+    if settings.people_topic == settings.dead_letter_topic:
+        raise WrongSetting(f"DEAD_LETTER_TOPIC: must differ from PEOPLE_TOPIC, both are {settings.people_topic!r}")
+    return settings
+
+
+def _check_ports_of_brokers(settings: Settings) -> None:
+    for server in settings.bootstrap_servers:
+        port = int(server.rpartition(":")[2])
+        if not 1 <= port <= 65_535:  # noqa: PLR2004 - TCP's own range
+            raise WrongSetting(f"KAFKA_BOOTSTRAP_SERVERS: the port of {server!r} is not in 1 to 65535")

@@ -1,0 +1,124 @@
+"""Wires the consumer."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+
+from aiokafka import TopicPartition
+from faststream.kafka import KafkaBroker
+from litestar import Litestar
+
+from apps.chassis.background import Background
+from apps.chassis.cluster import DEFAULT_MAX_MESSAGE_BYTES, Cluster, Topic
+from apps.chassis.connection import Connection
+from apps.chassis.documents import document_routes, openapi_config
+from apps.chassis.health import health_routes
+from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.problems import handlers, plugin
+from apps.chassis.query import check_query
+from apps.chassis.settings import Settings
+from apps.consumer.control import Control
+from apps.consumer.dead_letters import DeadLetters
+from apps.consumer.handler import handle
+from apps.consumer.lag import LagMeter
+from apps.consumer.log_reader import LogReader
+from apps.consumer.refill import refill
+from apps.consumer.routes import Status, consumer_routes
+from apps.consumer.subscriber import Consumption, Handle, subscribe
+from apps.consumer.window import Window
+
+SERVICE = "consumer"
+GRACE = 5.0
+"""Seconds that a stop waits for the batch in hand."""
+
+
+def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
+    """Build the consumer; it joins its group when the application starts, and leaves it at its end."""
+    topic, group = settings.people_topic, settings.consumer_group_id
+    options = client_options(settings, SERVICE)
+    people = Topic(topic, settings.people_partitions, settings.people_replication)
+    dead = Topic(
+        settings.dead_letter_topic,
+        settings.people_partitions,
+        settings.people_replication,
+        max_message_bytes=2 * DEFAULT_MAX_MESSAGE_BYTES,  # a record as large as its topic takes, and our headers
+        kept_for_ever=True,
+    )
+    cluster = Cluster(options, [people, dead])
+    background = Background()
+    reader = LogReader(options, topic)
+    window = Window(settings.window_size)
+    dead_letters = DeadLetters(options, settings.dead_letter_topic, cluster, group)
+    consumption = Consumption(window, handle, dead_letters.write)
+    committed = partial(cluster.committed, group, topic)
+    meter = LagMeter(reader, committed)
+    started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+
+    def on_assigned(assigned: set[TopicPartition]) -> None:
+        own = [tp.partition for tp in assigned]
+        if own:
+            background.start(refill(window, reader, committed, own), "refill of the window")
+
+    def make_broker() -> KafkaBroker:
+        broker = new_broker(options, consumer_only=True, graceful_timeout=GRACE)
+        subscribe(broker, topic, group, consumption, on_assigned)
+        return broker
+
+    connection = Connection(make_broker, cluster.ensure_topics)
+    control = Control(connection, cluster, consumption, background)
+
+    async def status() -> Status:
+        state = await control.state()
+        subscriber = control.subscriber
+        consumer = subscriber.consumer if subscriber else None
+        lag = await meter.measure(consumer)
+        return Status(
+            running=state == "running",
+            state=state,
+            messages_consumed_count=consumption.consumed,
+            dead_lettered_count=consumption.dead_lettered,
+            topic=topic,
+            group_id=group,
+            member_id=consumer._coordinator.member_id if consumer else None,  # noqa: SLF001 - aiokafka shows it nowhere else
+            lag=lag.records,
+            lag_seconds=lag.seconds,
+            partitions=lag.partitions,
+            restarts=connection.replaced,
+            last_error=consumption.last_error or connection.error,
+            started_at=started_at,
+            notes=[f"{name}: {line}" for name, lines in cluster.reports.items() for line in lines],
+        )
+
+    async def examine() -> tuple[bool, str, str]:
+        trouble = await cluster.trouble()
+        kafka = "connecting" if trouble else "connected"
+        if control.stopped:
+            return True, kafka, "stopped by an operator"
+        if unfit := trouble or control.trouble() or background.failure:
+            return False, kafka, unfit
+        if consumption.failures:
+            return False, kafka, f"a batch failed {consumption.failures} times: {consumption.last_error}"
+        return True, kafka, "people are consumed"
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with cluster.open(), reader.open(), dead_letters.open(), background.open():
+            background.start(control.watch(), "watch of the consume loop")
+            background.start(cluster.watch(), "watch of the cluster")
+            background.start(control.start(), "first start")
+            yield
+
+    return Litestar(
+        [
+            *consumer_routes(control, window, status, lambda: consumption.consumed),
+            *health_routes(SERVICE, examine),
+            *document_routes(),
+        ],
+        lifespan=[lifespan],
+        before_request=check_query,
+        exception_handlers=handlers,
+        plugins=[plugin],
+        logging_config=None,
+        openapi_config=openapi_config("Consumer", "Reads people from a Kafka topic and shows the newest."),
+    )

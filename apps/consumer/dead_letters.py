@@ -1,0 +1,119 @@
+"""Writes dead letters: what could not be consumed, byte for byte, with what became of it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from apps.chassis.cluster import Cluster
+from apps.chassis.kafka import ClientOptions
+from apps.consumer.window import Record
+from contracts.dead_letter import DeadLetter, describe
+
+log = logging.getLogger(__name__)
+
+DEADLINE = 15.0
+"""Seconds for Kafka to acknowledge dead letters; then the batch that they came from is consumed again."""
+LARGEST_BATCH = 1024 * 1024
+"""Bytes of a batch of dead letters; one larger than that travels alone."""
+
+
+class BadRecord(NamedTuple):
+    """A record that cannot be consumed, why, and how often that was tried."""
+
+    record: Record
+    error: BaseException
+    tries: int
+
+
+class DeadLetters:
+    """Writes to the dead-letter topic, through a producer of its own that is opened by the first bad record.
+
+    FastStream's publishing cannot be used: it rewrites null and binary headers and drops those of batches.
+    """
+
+    def __init__(self, options: ClientOptions, topic: str, cluster: Cluster, group: str) -> None:
+        self.topic = topic
+        self._options = options
+        self._cluster = cluster
+        self._group = group
+        self._producer: AIOKafkaProducer | None = None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Close the producer at the end."""
+        try:
+            yield
+        finally:
+            await self._drop_producer()
+
+    async def write(self, bad: Sequence[BadRecord]) -> None:
+        """Write dead letters; return when all in-sync replicas have them.
+
+        Each goes to the partition of the number it came from, so that their order there is kept. Raises what Kafka
+        answers, or `TimeoutError` after 15 s: some may have been written then, and are written again with the batch.
+        """
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await self._write(bad)
+        except BaseException:
+            # a refused or abandoned batch leaves a gap in the producer's sequence numbers: it cannot be used again
+            await self._drop_producer()
+            raise
+
+    async def _write(self, bad: Sequence[BadRecord]) -> None:
+        producer = await self._connected()
+        sent = []
+        by_partition: dict[int, list[BadRecord]] = {}
+        for one in bad:
+            by_partition.setdefault(one.record.partition % self._cluster.partitions[self.topic], []).append(one)
+        for partition, letters in by_partition.items():
+            batch = producer.create_batch()
+            for letter in letters:
+                key, value, headers = letter.record.key, letter.record.value, self._letter(letter).all_headers()
+                if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                    sent.append(await producer.send_batch(batch, self.topic, partition=partition))
+                    batch = producer.create_batch()
+                    batch.append(timestamp=None, key=key, value=value, headers=headers)
+            sent.append(await producer.send_batch(batch, self.topic, partition=partition))
+        await asyncio.gather(*sent)
+
+    def _letter(self, bad: BadRecord) -> DeadLetter:
+        record = bad.record
+        error_type, error = describe(bad.error)
+        return DeadLetter(
+            key=record.key,
+            value=record.value,
+            headers=tuple(record.headers),
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            timestamp=record.timestamp,
+            group=self._group,
+            error_type=error_type,
+            error=error,
+            tries=bad.tries,
+        )
+
+    async def _connected(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            self._producer = AIOKafkaProducer(
+                **self._options,
+                acks="all",
+                enable_idempotence=True,
+                max_batch_size=LARGEST_BATCH,
+                max_request_size=self._cluster.max_message_bytes(self.topic),
+            )
+            await self._producer.start()
+        return self._producer
+
+    async def _drop_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(KafkaError, OSError, TimeoutError):
+                async with asyncio.timeout(2):
+                    await producer.stop()

@@ -1,0 +1,16 @@
+"""What is done with people: the file to replace with your own."""
+
+from collections.abc import Sequence
+
+from contracts.person import Person
+
+
+async def handle(people: Sequence[Person]) -> None:
+    """Do your work with a batch of people, in the order of their partitions; return when it is done.
+
+    Afterwards the batch is committed. Delivery is at least once: after a crash, a rebalance or an error, people come
+    again, so doing it twice must do no harm. When it raises, nothing is committed and the batch comes again, after
+    pauses that grow to 5 s. What runs longer than the pauses of Kafka allow (5 minutes) comes again as well.
+
+    The default does nothing: window, counters and dead letters are kept whatever stands here.
+    """

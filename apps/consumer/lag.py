@@ -1,0 +1,91 @@
+"""How far consumption is behind the topic, in records and in seconds."""
+
+import time
+from collections.abc import Mapping
+
+import msgspec
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+
+from apps.chassis.cluster import Committed
+from apps.consumer.log_reader import LogReader
+
+
+class PartitionLag(msgspec.Struct):
+    """One partition: the next offset to read, the one committed, the one behind its last record, and the lag.
+
+    `lag` is end - position while running, and end - committed (of the group) while stopped. What Kafka did not tell is
+    null; `committed` is null as long as the group has committed nothing.
+    """
+
+    partition: int
+    position: int | None
+    committed: int | None
+    end: int | None
+    lag: int | None
+
+
+class Lag(msgspec.Struct):
+    """The lag of this copy's partitions; of all partitions while it is stopped.
+
+    `seconds` is the age of the oldest record that is not consumed yet, 0 without lag.
+    """
+
+    partitions: list[PartitionLag]
+    records: int | None
+    seconds: float | None
+
+
+class LagMeter:
+    """Measures the lag of a group on a topic."""
+
+    def __init__(self, reader: LogReader, committed: Committed) -> None:
+        self._reader = reader
+        self._committed = committed
+
+    async def measure(self, consumer: AIOKafkaConsumer | None) -> Lag:
+        """Return the lag of what `consumer` holds, of all partitions without one; within 6 s."""
+        positions = await _positions(consumer)
+        try:
+            committed = await self._committed()
+            first, end = await self._reader.offsets(len(committed))
+            partitions = [
+                self._of_partition(partition, positions, committed, first, end)
+                for partition in sorted(committed if consumer is None else positions)
+                if partition in end
+            ]
+            return Lag(partitions, sum(p.lag or 0 for p in partitions), await self._seconds(partitions, first))
+        except (KafkaError, OSError, TimeoutError):
+            return Lag([PartitionLag(p, at, None, None, None) for p, at in sorted(positions.items())], None, None)
+
+    def _of_partition(
+        self,
+        partition: int,
+        positions: Mapping[int, int | None],
+        committed: Mapping[int, int | None],
+        first: Mapping[int, int],
+        end: Mapping[int, int],
+    ) -> PartitionLag:
+        position, done = positions.get(partition), committed.get(partition)
+        reached = next((offset for offset in (position, done) if offset is not None), first[partition])
+        return PartitionLag(partition, position, done, end[partition], max(0, end[partition] - reached))
+
+    async def _seconds(self, partitions: list[PartitionLag], first: Mapping[int, int]) -> float:
+        behind = {
+            p.partition: max(first[p.partition], p.end - p.lag) for p in partitions if p.lag and p.end is not None
+        }
+        if not behind:
+            return 0.0
+        oldest = min((await self._reader.timestamps(behind)).values())
+        return max(0.0, round(time.time() - oldest / 1_000, 3))
+
+
+async def _positions(consumer: AIOKafkaConsumer | None) -> dict[int, int | None]:
+    """Return the next offset to read of each partition held, without asking Kafka; None where it is not known yet."""
+    positions: dict[int, int | None] = {}
+    if consumer is None:
+        return positions
+    for tp in consumer.assignment():
+        known = consumer.last_poll_timestamp(tp) is not None
+        positions[tp.partition] = await consumer.position(tp) if known else None
+    return positions

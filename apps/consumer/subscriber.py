@@ -1,0 +1,204 @@
+"""Batch in, commit out: what happens between a fetched batch and its commit.
+
+Every record is decoded apart. The good ones go to the handler, then the bad ones to the dead letters, then the batch is
+committed by returning: in this order a crash at any point loses nothing, and what comes again was not dead-lettered
+before its neighbours were handled. Raising commits nothing, and the batch comes again.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker
+from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
+from faststream.kafka.subscriber.usecase import BatchSubscriber
+
+from apps.consumer.dead_letters import BadRecord
+from apps.consumer.window import Record, Window
+from contracts.person import Person, decode
+
+log = logging.getLogger(__name__)
+
+Handle = Callable[[Sequence[Person]], Awaitable[None]]
+WriteDeadLetters = Callable[[Sequence[BadRecord]], Awaitable[None]]
+
+MOST_RECORDS = 2_000
+"""Records of a batch; one call of the handler and one commit for all of them."""
+POLL_MS = 5
+"""Milliseconds that an empty poll takes, and again that FastStream sleeps after one."""
+DRAIN = 10.0
+"""Seconds that a rebalance waits for the batch in hand, so that no other member handles it too."""
+REBALANCE_MS = 30_000
+"""Milliseconds that a member has to give up its partitions: more than `DRAIN` and a heartbeat."""
+STALE = 60.0
+"""Seconds without a poll, and without a batch in hand, after which a consume loop counts as wedged."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+"""Seconds before a failed batch is tried again; each pause is twice the one before."""
+
+
+class Tombstone(ValueError):
+    """A record without a value, which is no person."""
+
+
+class Consumption:
+    """What a service has consumed since it started, through however many connections."""
+
+    def __init__(self, window: Window, handle: Handle, write_dead_letters: WriteDeadLetters) -> None:
+        self.consumed = 0
+        self.dead_lettered = 0
+        self.failures = 0
+        self.last_error: str | None = None
+        self.window = window
+        self.leaving = asyncio.Event()
+        self.idle_since = time.time()
+        self._handle = handle
+        self._write_dead_letters = write_dead_letters
+
+    async def consume(self, records: Sequence[Record]) -> None:
+        """Handle a batch. When it raises, which it does after a pause, nothing of the batch may be committed."""
+        good, people, bad = sort_out(records)
+        try:
+            if people:
+                await self._handle(people)
+            if bad:
+                await self._write_dead_letters(bad)
+        except Exception as error:
+            await self._pause_after(error)
+            raise
+        finally:
+            self.idle_since = time.time()
+        self.failures = 0
+        self.consumed += len(good)
+        self.dead_lettered += len(bad)
+        if bad:
+            self.last_error = _place(bad[-1].record) + f": {bad[-1].error}"
+        self.window.extend(good)
+
+    async def _pause_after(self, error: Exception) -> None:
+        """Wait before the batch comes again, longer each time; not when the partitions are to be given up."""
+        self.failures += 1
+        self.last_error = f"{type(error).__name__}: {error}"
+        log.error("a batch failed, for the %d. time, and is tried again: %s", self.failures, self.last_error)
+        pause = min(FIRST_PAUSE * 2 ** min(self.failures - 1, 10), LONGEST_PAUSE)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):  # noqa: S311 - spreads load, guards nothing
+                await self.leaving.wait()
+
+
+def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person], list[BadRecord]]:
+    """Return the good records, the people that they are, and the bad records; never raises."""
+    with suppress(Exception):  # one is bad: find it, below
+        return records, [decode(record.value) for record in records], []  # type: ignore[arg-type]  # a null raises  # a third faster than one by one
+    good, people, bad = [], [], []
+    for record in records:
+        try:
+            if record.value is None:
+                raise Tombstone("a record without a value (tombstone) is no person")  # noqa: TRY301
+            people.append(decode(record.value))
+            good.append(record)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it must not stop its neighbours
+            bad.append(BadRecord(record, error, tries=1))
+    return good, people, bad
+
+
+class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+    """Lets the batch in hand be committed before its partitions are given to another member."""
+
+    def __init__(self, consumption: Consumption, on_assigned: Callable[[set[TopicPartition]], None]) -> None:
+        self.subscriber: BatchSubscriber | None = None
+        self._consumption = consumption
+        self._on_assigned = on_assigned
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Wait for the batch in hand, 10 s at most."""
+        if revoked and self.subscriber is not None:
+            self._consumption.leaving.set()
+            await self.subscriber.lock.wait_release(DRAIN)  # type: ignore[attr-defined]  # a MultiLock once started
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        """Go on, and tell which partitions there are now."""
+        self._consumption.leaving.clear()
+        self._on_assigned(assigned)
+
+
+def subscribe(
+    broker: KafkaBroker,
+    topic: str,
+    group: str,
+    consumption: Consumption,
+    on_assigned: Callable[[set[TopicPartition]], None] = lambda _: None,
+) -> BatchSubscriber:
+    """Register the subscriber on a broker that is not started yet.
+
+    FastStream's own parser raises for a null or binary header, and the batch is lost then
+    (https://github.com/ag2ai/faststream/issues/2458): parser and decoder here never raise.
+    """
+    drain = Drain(consumption, on_assigned)
+
+    async def parse(records: Sequence[Record]) -> KafkaAckableMessage:
+        first = records[0]
+        return KafkaAckableMessage(
+            body=b"",
+            headers={},
+            batch_headers=[],
+            content_type=None,
+            reply_to="",
+            correlation_id=None,
+            raw_message=tuple(records),
+            message_id=f"{first.topic}-{first.partition}-{first.offset}",
+            consumer=subscriber.consumer or FAKE_CONSUMER,
+        )
+
+    async def take(message: KafkaAckableMessage) -> Any:  # noqa: ANN401 - whatever FastStream may pass on
+        return message.raw_message
+
+    subscriber = broker.subscriber(
+        topic,
+        batch=True,
+        group_id=group,
+        auto_offset_reset="earliest",
+        ack_policy=AckPolicy.NACK_ON_ERROR,
+        isolation_level="read_committed",
+        max_records=MOST_RECORDS,
+        batch_timeout_ms=POLL_MS,
+        rebalance_timeout_ms=REBALANCE_MS,
+        listener=drain,
+        parser=parse,
+        decoder=take,
+        title=topic,
+        description="People; each record is one.",
+    )
+
+    @subscriber
+    async def consume(records: Any) -> None:  # noqa: ANN401 - decoded already: any other annotation validates it again
+        await consumption.consume(records)
+
+    drain.subscriber = subscriber
+    return subscriber
+
+
+def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None:
+    """Return why a started consume loop consumes no more, or None.
+
+    It can end, or stop polling although no batch is in hand, while `running` is true and the broker answers a ping:
+    after a cancelled coordination task, or when the right to the group was taken away and given back.
+    """
+    consumer = subscriber.consumer
+    if consumer is None or all(task.done() for task in subscriber.tasks):
+        return "the consume loop has ended"
+    if not subscriber.lock.empty:  # type: ignore[attr-defined]  # a MultiLock once started; a batch is in hand
+        return None
+    polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
+    last = max([consumption.idle_since, *(poll / 1_000 for poll in polls if poll)])
+    silent = time.time() - last
+    return f"the consume loop has not polled for {silent:.0f} s" if polls and silent > STALE else None
+
+
+def _place(record: Record) -> str:
+    return f"{record.topic}-{record.partition} offset {record.offset}"

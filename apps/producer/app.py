@@ -1,0 +1,66 @@
+"""Wires the producer."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from faststream.kafka import KafkaBroker
+from litestar import Litestar
+
+from apps.chassis.background import Background
+from apps.chassis.cluster import Cluster, Topic
+from apps.chassis.connection import Connection
+from apps.chassis.documents import document_routes, openapi_config
+from apps.chassis.health import health_routes
+from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.problems import handlers, plugin
+from apps.chassis.query import check_query
+from apps.chassis.settings import Settings
+from apps.producer.publisher import LARGEST_BATCH, Publisher
+from apps.producer.routes import producer_routes
+
+SERVICE = "producer"
+
+
+def create_app(settings: Settings) -> Litestar:
+    """Build the producer; it connects to Kafka when the application starts, and closes what it opened at its end."""
+    options = client_options(settings, SERVICE)
+    people = Topic(settings.people_topic, settings.people_partitions, settings.people_replication)
+    cluster = Cluster(options, [people])
+    background = Background()
+
+    def make_broker() -> KafkaBroker:
+        return new_broker(
+            options,
+            acks="all",
+            enable_idempotence=True,
+            max_batch_size=LARGEST_BATCH,
+            max_request_size=4 * LARGEST_BATCH,
+            id_generator=lambda: "",  # a correlation id would be a header of every record
+        )
+
+    connection = Connection(make_broker, cluster.ensure_topics)
+    backoff = options["retry_backoff_ms"] / 1_000
+    publisher = Publisher(settings.people_topic, connection, cluster, background, backoff)
+
+    async def examine() -> tuple[bool, str, str]:
+        trouble = await cluster.trouble()
+        if trouble or connection.state != "connected":
+            return False, "connecting", trouble or connection.error or "not connected yet"
+        return background.failure is None, "connected", background.failure or "people can be sent"
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with cluster.open(), background.open():
+            background.start(connection.hold(), "connection")
+            background.start(cluster.watch(), "watch of the cluster")
+            yield
+
+    return Litestar(
+        [*producer_routes(publisher), *health_routes(SERVICE, examine), *document_routes()],
+        lifespan=[lifespan],
+        before_request=check_query,
+        exception_handlers=handlers,
+        plugins=[plugin],
+        logging_config=None,
+        openapi_config=openapi_config("Producer", "Writes people to a Kafka topic, each with a receipt."),
+    )

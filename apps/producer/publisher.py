@@ -1,0 +1,387 @@
+"""Writes records to the topic: keyed, in batches, each with what became of it.
+
+Every partition has a lane: a queue of records that are sent in order, as many in one batch as are waiting. A call's
+records are spread over the lanes by key and its `Delivery` is told what becomes of them.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal, NamedTuple
+
+import msgspec
+from aiokafka import errors
+from aiokafka.structs import RecordMetadata
+from faststream.kafka import KafkaBroker, KafkaPublishMessage
+
+from apps.chassis.background import Background
+from apps.chassis.cluster import Cluster
+from apps.chassis.connection import Connection
+from contracts.topics import partitions_of
+
+DEADLINE = 8.0
+"""Seconds after which a record that is not acknowledged is given up."""
+PATIENCE = 1.5
+"""Seconds that records wait for a connection before they are refused."""
+LARGEST_BATCH = 512 * 1024
+"""Bytes of a batch; larger ones gain nothing and make others wait."""
+BATCH_OVERHEAD = 61
+RECORD_OVERHEAD = 32
+"""Bytes that the format adds at most to key and value (five varints and the attributes)."""
+MOST_IN_FLIGHT = 48 * 1024 * 1024
+"""Bytes of keys and values that may wait for their acknowledgement, of all calls together."""
+
+REFUSALS = (
+    errors.ClusterAuthorizationFailedError,
+    errors.InvalidMessageError,
+    errors.InvalidTimestampError,
+    errors.InvalidTopicError,
+    errors.MessageSizeTooLargeError,
+    errors.OutOfOrderSequenceNumber,
+    errors.PolicyViolationError,
+    errors.RecordListTooLargeError,
+    errors.TopicAuthorizationFailedError,
+    errors.UnknownProducerId,
+    errors.UnsupportedForMessageFormatError,
+)
+"""Answers of a broker that has not written the batch."""
+
+OUT_OF_REACH = "Kafka is out of reach"
+
+Outcome = Literal["not_written", "unknown"]
+
+
+class Busy(Exception):
+    """So many records wait for their acknowledgement that no more are taken now."""
+
+
+class OutOfReach(Exception):
+    """There is no connection to Kafka now; the message says why."""
+
+
+class Receipt(msgspec.Struct, omit_defaults=True):
+    """What became of one record: where it stands in the topic, or why it is not known to.
+
+    A record that was acknowledged has `partition`, `offset` and `timestamp` (milliseconds since 1970 UTC); `offset` is
+    missing in the rare case that the broker acknowledged a retry whose offset it had forgotten. Any other has `error`,
+    and its `outcome`: `not_written` (never handed to the client, or refused at its first attempt) or `unknown` (it may
+    have been written, or may still be).
+    """
+
+    id: str
+    partition: int | None = None
+    offset: int | None = None
+    timestamp: int | None = None
+    error: str | None = None
+    outcome: Outcome | None = None
+
+
+class Span(NamedTuple):
+    """Consecutive records of a slice that met the same fate."""
+
+    start: int
+    stop: int
+    offset: int | None = None
+    timestamp: int | None = None
+    error: str | None = None
+    outcome: Outcome | None = None
+
+
+class Slice:
+    """The records of one call that belong to one partition, in their order."""
+
+    __slots__ = ("broker", "delivery", "handed", "keys", "partition", "rows", "settled", "spans", "values")
+
+    def __init__(self, delivery: "Delivery", partition: int) -> None:
+        self.broker: KafkaBroker | None = None
+        self.delivery = delivery
+        self.partition = partition
+        self.rows: list[int] = []
+        self.keys: list[bytes] = []
+        self.values: list[bytes] = []
+        self.handed = 0
+        self.settled = 0
+        self.spans: list[Span] = []
+
+    @property
+    def failed(self) -> bool:
+        """Whether a record was not acknowledged: those behind it would come before it if it were sent again."""
+        return any(span.error is not None for span in self.spans)
+
+    def settle(self, span: Span) -> None:
+        """Note the fate of some records; what is settled already (given up at the deadline) stays so."""
+        if not self.delivery.given_up:
+            self.spans.append(span)
+            self.settled = span.stop
+            self.delivery.count(span)
+
+    def refuse_rest(self, error: str) -> None:
+        """Settle what was not handed to the client yet."""
+        if self.handed < len(self.rows):
+            self.settle(Span(self.handed, len(self.rows), error=error, outcome="not_written"))
+            self.handed = len(self.rows)
+
+
+class Delivery:
+    """What becomes of the records of one call, in the order given."""
+
+    def __init__(self, keys: Sequence[bytes], values: Sequence[bytes], partitions: Sequence[int]) -> None:
+        self.size = sum(map(len, keys)) + sum(map(len, values))
+        self.confirmed = 0
+        self.given_up = False
+        self.slices: dict[int, Slice] = {}
+        for row, partition in enumerate(partitions):
+            piece = self.slices.get(partition) or self.slices.setdefault(partition, Slice(self, partition))
+            piece.rows.append(row)
+            piece.keys.append(keys[row])
+            piece.values.append(values[row])
+        self._unsettled = len(keys)
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every record was acknowledged."""
+        return self.confirmed == sum(len(piece.rows) for piece in self.slices.values())
+
+    def count(self, span: Span) -> None:
+        """Count settled records, and end the wait with the last of them."""
+        self._unsettled -= span.stop - span.start
+        if span.error is None:
+            self.confirmed += span.stop - span.start
+        if not self._unsettled and not self._done.done():
+            self._done.set_result(None)
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait until every record is settled; return False when that takes longer than `seconds`."""
+        done, _ = await asyncio.wait([self._done], timeout=seconds)
+        return bool(done)
+
+    def give_up(self, error: str) -> set[KafkaBroker]:
+        """Settle what is not settled; return the brokers to which some of it had been handed."""
+        stuck: set[KafkaBroker] = set()
+        for piece in self.slices.values():
+            if piece.settled < piece.handed:
+                piece.settle(Span(piece.settled, piece.handed, error=error, outcome="unknown"))
+                if piece.broker is not None:
+                    stuck.add(piece.broker)
+            piece.refuse_rest(error)
+        self.given_up = True
+        return stuck
+
+    def receipts(self, ids: Sequence[str]) -> list[Receipt]:
+        """Return a receipt for every record, in the order given."""
+        receipts = [Receipt(record_id) for record_id in ids]
+        for piece in self.slices.values():
+            for start, stop, offset, timestamp, error, outcome in piece.spans:
+                for at in range(start, stop):
+                    receipt = receipts[piece.rows[at]]
+                    receipt.error, receipt.outcome = error, outcome
+                    if error is None:
+                        receipt.partition, receipt.timestamp = piece.partition, timestamp
+                        receipt.offset = None if offset is None else offset + at - start
+        return receipts
+
+
+class Batch:
+    """Records on their way: parts of slices, in the order of the lane."""
+
+    __slots__ = ("broker", "made_at", "messages", "parts", "timestamp")
+
+    def __init__(self, broker: KafkaBroker) -> None:
+        self.broker = broker
+        self.parts: list[tuple[Slice, int, int]] = []
+        self.messages: list[KafkaPublishMessage] = []
+        self.timestamp = time.time_ns() // 1_000_000
+        self.made_at = time.monotonic()
+
+    def settle(self, *, offset: int | None = None, error: str | None = None, outcome: Outcome | None = None) -> None:
+        """Tell every slice what became of its part."""
+        at = 0
+        for piece, start, stop in self.parts:
+            first = None if offset is None else offset + at
+            at += stop - start
+            piece.settle(Span(start, stop, first, self.timestamp, error, outcome))
+
+
+class Lane:
+    """The way to one partition: sends what waits there, in order, while earlier batches are on their way."""
+
+    def __init__(self, publisher: "Publisher", partition: int) -> None:
+        self._publisher = publisher
+        self._partition = partition
+        self._waiting: deque[Slice] = deque()
+        self._filled = asyncio.Event()
+        self._broker: KafkaBroker | None = None
+        self._on_the_way: set[asyncio.Future[RecordMetadata]] = set()
+
+    def add(self, piece: Slice) -> None:
+        """Queue records behind those that wait already."""
+        self._waiting.append(piece)
+        self._filled.set()
+
+    async def run(self) -> None:
+        """Send what is queued, until cancelled."""
+        while True:
+            await self._filled.wait()
+            if broker := await self._connected():
+                batch = self._take(broker)
+                if batch.messages:
+                    await self._hand_over(batch)
+
+    async def _connected(self) -> KafkaBroker | None:
+        """Return the broker to send to; without one, refuse all that waits."""
+        connection = self._publisher.connection
+        try:
+            broker = await connection.broker(PATIENCE)
+        except TimeoutError:
+            self._refuse(connection.error or OUT_OF_REACH)
+            return None
+        if broker is not self._broker:
+            if self._on_the_way:  # a new producer must not overtake what the old one still sends
+                await asyncio.wait(self._on_the_way, timeout=DEADLINE)
+                self._on_the_way.clear()
+            self._broker = broker
+        return broker
+
+    async def _hand_over(self, batch: Batch) -> None:
+        topic = self._publisher.topic
+        try:
+            acknowledgement: asyncio.Future[RecordMetadata] = await batch.broker.publish_batch(
+                *batch.messages,
+                topic=topic,
+                partition=self._partition,
+                timestamp_ms=batch.timestamp,
+                no_confirm=True,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever kept it from the client: nothing was written, it waits again
+            self._put_back(batch)
+            self._publisher.connection.replace(batch.broker, f"cannot send to {topic}: {_line(error)}")
+        else:
+            self._on_the_way.add(acknowledgement)
+            acknowledgement.add_done_callback(partial(self._acknowledged, batch))
+
+    def _acknowledged(self, batch: Batch, acknowledgement: "asyncio.Future[RecordMetadata]") -> None:
+        self._on_the_way.discard(acknowledgement)
+        if acknowledgement.cancelled():
+            batch.settle(error="the service is shutting down", outcome="unknown")
+        elif error := acknowledgement.exception():
+            # aiokafka tries again no sooner than its backoff, so what fails before has been tried once
+            first_attempt = time.monotonic() - batch.made_at < self._publisher.retry_backoff
+            refused = first_attempt and isinstance(error, REFUSALS)
+            batch.settle(error=_line(error), outcome="not_written" if refused else "unknown")
+            # its sequence numbers have a gap now: whatever follows to this partition would be refused
+            reason = f"{self._publisher.topic} did not take a batch: {_line(error)}"
+            self._publisher.connection.replace(batch.broker, reason)
+        else:
+            written = acknowledgement.result()
+            if written.timestamp_type == 1 and written.timestamp:  # the topic keeps the broker's time, not ours
+                batch.timestamp = written.timestamp
+            batch.settle(offset=written.offset if written.offset >= 0 else None)
+
+    def _take(self, broker: KafkaBroker) -> Batch:
+        """Take as many records from the front as fit into one batch."""
+        batch, room = Batch(broker), self._publisher.largest_batch - BATCH_OVERHEAD
+        while self._waiting:
+            piece = self._waiting[0]
+            if piece.failed:
+                piece.refuse_rest("an earlier record of this call was not acknowledged")
+            start = stop = piece.handed
+            while stop < len(piece.rows):
+                key, value = piece.keys[stop], piece.values[stop]
+                room -= len(key) + len(value) + RECORD_OVERHEAD
+                if room < 0 and batch.messages:
+                    break
+                batch.messages.append(KafkaPublishMessage(value, key=key))
+                stop += 1
+            if stop > start:
+                batch.parts.append((piece, start, stop))
+                piece.handed, piece.broker = stop, broker
+            if stop < len(piece.rows):
+                return batch
+            self._waiting.popleft()
+        self._filled.clear()
+        return batch
+
+    def _put_back(self, batch: Batch) -> None:
+        for piece, start, _ in reversed(batch.parts):
+            if not piece.delivery.given_up:
+                piece.handed = start
+                if not self._waiting or self._waiting[0] is not piece:
+                    self._waiting.appendleft(piece)
+                self._filled.set()
+
+    def _refuse(self, error: str) -> None:
+        """Settle all that waits as not written."""
+        while self._waiting:
+            self._waiting.popleft().refuse_rest(error)
+        self._filled.clear()
+
+
+class Publisher:
+    """Publishes to one topic, as many partitions as it has now."""
+
+    def __init__(
+        self, topic: str, connection: Connection, cluster: Cluster, background: Background, retry_backoff: float
+    ) -> None:
+        self.topic = topic
+        self.connection = connection
+        self.retry_backoff = retry_backoff
+        self.in_flight = 0
+        self._cluster = cluster
+        self._background = background
+        self._lanes: dict[int, Lane] = {}
+
+    @property
+    def largest_batch(self) -> int:
+        """Bytes of a batch: what gains throughput, or less where the topic takes less."""
+        return min(LARGEST_BATCH, self._cluster.max_message_bytes(self.topic))
+
+    @property
+    def largest_record(self) -> int:
+        """Bytes of key and value together that one record may have."""
+        return self.largest_batch - BATCH_OVERHEAD - RECORD_OVERHEAD
+
+    async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
+        """Write records, and return what became of each: within 10 s.
+
+        `keys[i]` belongs to `values[i]`; each record must fit `largest_record`. With nothing sent, raises `Busy` when
+        48 MiB wait for their acknowledgement, and `OutOfReach` when there is no connection within 1.5 s.
+        """
+        try:
+            await self.connection.broker(PATIENCE)
+        except TimeoutError:
+            raise OutOfReach(self.connection.error or OUT_OF_REACH) from None
+        delivery = Delivery(keys, values, partitions_of(keys, self._cluster.partitions[self.topic]))
+        with self._room_for(delivery):
+            for partition, piece in delivery.slices.items():
+                self._lane(partition).add(piece)
+            if not await delivery.wait(DEADLINE):
+                error = f"not acknowledged within {DEADLINE:g} s"
+                for broker in delivery.give_up(error):
+                    # an idempotent producer would try that batch for ever, and all that follows would wait behind it
+                    self.connection.replace(broker, f"a batch to {self.topic} was {error}")
+        return delivery
+
+    @contextmanager
+    def _room_for(self, delivery: Delivery) -> Iterator[None]:
+        if self.in_flight + delivery.size > MOST_IN_FLIGHT:
+            raise Busy(f"{self.in_flight} bytes are waiting for their acknowledgement")
+        self.in_flight += delivery.size
+        try:
+            yield
+        finally:
+            self.in_flight -= delivery.size
+
+    def _lane(self, partition: int) -> Lane:
+        if partition not in self._lanes:
+            self._lanes[partition] = lane = Lane(self, partition)
+            self._background.start(lane.run(), f"lane of partition {partition}")
+        return self._lanes[partition]
+
+
+def _line(error: BaseException) -> str:
+    """Return an error as one line: its kind, and its message where it has one."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ").replace("\n", " ")

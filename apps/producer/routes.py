@@ -1,0 +1,200 @@
+"""The producer's HTTP: what a call says becomes a call of `sending`, and its result an answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Any, cast
+
+import msgspec
+from litestar import post
+from litestar.connection import Request
+from litestar.enums import MediaType
+from litestar.exceptions import ClientException
+from litestar.handlers import BaseRouteHandler
+from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Reference, RequestBody, Schema
+from litestar.params import Parameter
+from litestar.plugins.problem_details import ProblemDetailsException
+from litestar.response import Response
+from litestar.response.streaming import ASGIStreamingResponse
+from litestar.types import Receive, Send
+
+from apps.chassis.problems import Fault, documented, problem
+from apps.producer.publisher import Busy, OutOfReach, Publisher
+from apps.producer.sending import Answer, BadPeople, make, read_people, send, send_lines
+from contracts.person import Person, encode
+
+MOST_PEOPLE = 100_000
+LARGEST_BODY = 16 * 1024 * 1024
+"""Bytes of a JSON body; lines of JSON may go on for ever."""
+NDJSON = "application/x-ndjson"
+NOT_READING = 30.0
+"""Seconds after which a caller that does not read its receipts is cut off."""
+SILENT = 60.0
+"""Seconds after which a caller that sends nothing more is taken to have ended."""
+RETRY_AFTER = "2"
+"""Seconds after which a caller may try again."""
+
+encode_receipt = msgspec.json.Encoder().encode
+
+
+EXAMPLE = Person(
+    id="0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
+    name="Ada Lovelace",
+    age=36,
+    email="ada.lovelace@example.com",
+    phone="+1-202-555-0143",
+    address="12 St James Square",
+    city="New York",
+    state="NY",
+    zip="10001",
+    country="United States",
+)
+
+
+@dataclass
+class PeopleOperation(Operation):
+    """Documents the body of `POST /producers/people`, which the handler reads itself."""
+
+    def __post_init__(self) -> None:
+        """Take the place of the body that Litestar did not find in the handler's signature."""
+        person = Reference("#/components/schemas/Person")
+        one_or_many = Schema(one_of=[person, Schema(type=OpenAPIType.ARRAY, items=person)])
+        self.request_body = RequestBody(
+            required=True,
+            content={
+                "application/json": OpenAPIMediaType(schema=one_or_many, example=msgspec.to_builtins(EXAMPLE)),
+                NDJSON: OpenAPIMediaType(
+                    schema=Schema(type=OpenAPIType.STRING), example=encode(EXAMPLE).decode() + "\n"
+                ),
+            },
+        )
+
+
+class Receipts(ASGIStreamingResponse):
+    """Sends receipts while the body is still being read.
+
+    Litestar's own streamed answer listens for a disconnect by reading the body, and so swallows it.
+    """
+
+    async def send_body(self, send: Send, receive: Receive) -> None:  # noqa: ARG002 - Litestar's signature
+        """Send what is known; end the call when the caller does not read for 30 s."""
+
+        async def send_in_time(message: Any) -> None:  # noqa: ANN401 - an ASGI event
+            async with asyncio.timeout(NOT_READING):
+                await send(message)
+
+        await self._stream(send_in_time)
+
+
+def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
+    """Return the routes that make people and take them."""
+
+    @post(
+        "/producers/basic_producer",
+        summary="Make people and send them",
+        description="Answers after the last acknowledgement, with the people made.",
+        responses={
+            **documented(HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE),
+            207: ResponseSpec(Answer, generate_examples=False, description="Some were delivered, others not"),
+        },
+    )
+    async def basic_producer(
+        number_of_people: Annotated[int, Parameter(ge=1, le=MOST_PEOPLE, description="How many people to make.")] = 10,
+    ) -> Response[list[Person]]:
+        try:
+            made = await make(publisher, number_of_people)
+        except (Busy, OutOfReach) as error:
+            raise _unavailable(error) from None
+        if made.answer:
+            return _answer(made.answer)
+        return Response(b"[" + b",".join(made.people) + b"]", media_type=MediaType.JSON)  # type: ignore[arg-type]  # encoded already
+
+    @post(
+        "/producers/people",
+        summary="Send people",
+        description="One person or a list as JSON: all are checked before any is sent. Or any number of them, one a "
+        "line (`application/x-ndjson`): each is answered by a line with its receipt, in order, while the rest is read.",
+        operation_class=PeopleOperation,
+        responses={
+            **documented(
+                HTTPStatus.BAD_REQUEST,
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                HTTPStatus.SERVICE_UNAVAILABLE,
+            ),
+            200: ResponseSpec(str, generate_examples=False, description="A receipt a line", media_type=NDJSON),
+            207: ResponseSpec(Answer, generate_examples=False, description="Some were delivered, others not"),
+        },
+        request_max_body_size=None,  # lines may go on for ever; JSON has its own limit
+    )
+    async def people(request: Request[Any, Any, Any]) -> Response[Answer]:
+        media_type, _ = request.content_type
+        if media_type == NDJSON:
+            return _stream(send_lines(publisher, _pieces(request)))
+        if media_type not in {"", "application/json"}:
+            raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send application/json or {NDJSON}, not {media_type}")
+        try:
+            return _answer(await send(publisher, read_people(await _body(request))))
+        except BadPeople as error:
+            fault = Fault(path=error.path, detail=str(error))
+            raise problem(HTTPStatus.BAD_REQUEST, f"{error} - at `{error.path}`", [fault]) from None
+        except (Busy, OutOfReach) as error:
+            raise _unavailable(error) from None
+
+    return basic_producer, people
+
+
+def _answer(answer: Answer) -> Response[Any]:
+    """Answer 201 when all were delivered, 207 when some were, 503 when none was."""
+    if answer.delivered == len(answer.receipts):
+        return Response(answer, status_code=HTTPStatus.CREATED)
+    if answer.delivered:
+        return Response(answer, status_code=HTTPStatus.MULTI_STATUS)
+    raise problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        f"none of {len(answer.receipts)} records was acknowledged: {answer.receipts[0].error}",
+        headers={"Retry-After": RETRY_AFTER},
+        members={"delivered": 0, "receipts": answer.receipts},
+    )
+
+
+def _unavailable(error: Exception) -> ProblemDetailsException:
+    return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"Retry-After": RETRY_AFTER})
+
+
+def _stream(results: AsyncIterator[Sequence[msgspec.Struct]]) -> Response[Answer]:
+    async def lines() -> AsyncIterator[bytes]:
+        async for receipts in results:
+            yield b"".join(encode_receipt(receipt) + b"\n" for receipt in receipts)
+
+    receipts = Receipts(iterator=lines(), media_type=NDJSON, status_code=HTTPStatus.OK)
+    return cast("Response[Answer]", receipts)  # Litestar sends an ASGI response as it is
+
+
+async def _pieces(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives, until its end or a silence of 60 s."""
+    pieces = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(SILENT):
+                piece = await anext(pieces)
+        except (StopAsyncIteration, TimeoutError, ClientException):
+            return
+        yield piece
+
+
+async def _body(request: Request[Any, Any, Any]) -> bytes:
+    """Return a JSON body. Raises 413 as soon as it is larger than 16 MiB, 408 when it takes longer than 60 s."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(SILENT):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > LARGEST_BODY:
+                    detail = f"the body is larger than {LARGEST_BODY} bytes; send more people as {NDJSON}"
+                    raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+    except TimeoutError:
+        raise problem(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {SILENT:g} s") from None
+    return bytes(body)

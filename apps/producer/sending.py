@@ -1,0 +1,221 @@
+"""From what a caller sent to records, and from what became of them to receipts. Knows neither HTTP nor Kafka."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from apps.producer.people import PersonFactory
+from apps.producer.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt
+from contracts.person import Person, decode_all_strictly, decode_strictly, encode, key_of
+
+T = TypeVar("T")
+
+CHUNK = 2_000
+"""People made, encoded and handed over at a time: some 10 ms in which nothing else runs."""
+CHUNKS_ON_THE_WAY = 8
+"""Chunks of one call that are made or read before the first of them must be acknowledged."""
+
+
+class BadPeople(ValueError):
+    """A body does not hold people; `path` is the place in it (`$` is all of it), the message says what is wrong."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(detail)
+        self.path = path
+
+
+class Answer(msgspec.Struct):
+    """How many records were delivered, and a receipt for every record in the order given."""
+
+    delivered: int
+    receipts: list[Receipt]
+
+
+class BadLine(msgspec.Struct):
+    """A line that is no person: its number from 1, and what is wrong with it. Nothing of it was written."""
+
+    line: int
+    error: str
+    outcome: Literal["not_written"] = "not_written"
+
+
+class Made(msgspec.Struct):
+    """People that were made: each as JSON, in order; `answer` only where not all of them were delivered."""
+
+    people: list[bytes]
+    answer: Answer | None
+
+
+def read_people(body: bytes) -> list[Person]:
+    """Return the people of a JSON body: one, or a list. Raises `BadPeople` for the first place that is wrong."""
+    try:
+        if body.lstrip(b" \t\r\n")[:1] == b"[":
+            return list(decode_all_strictly(body))
+        return [decode_strictly(body)]
+    except msgspec.MsgspecError as error:
+        detail, _, path = str(error).partition(" - at ")
+        raise BadPeople(path.strip("`") or "$", detail) from None
+    except UnicodeDecodeError:
+        raise BadPeople("$", "the body is not valid UTF-8") from None
+    except RecursionError:
+        raise BadPeople("$", "the body is nested too deeply") from None
+
+
+def to_records(people: Sequence[Person], largest: int) -> tuple[list[bytes], list[bytes]]:
+    """Return keys and values. Raises `BadPeople` for the first person whose record is larger than `largest` bytes."""
+    keys, values = [key_of(person) for person in people], [encode(person) for person in people]
+    for index, (key, value) in enumerate(zip(keys, values, strict=True)):
+        if len(key) + len(value) > largest:
+            size = len(key) + len(value)
+            raise BadPeople(f"$[{index}]", f"the record has {size} bytes, the topic takes {largest}")
+    return keys, values
+
+
+async def send(publisher: Publisher, people: Sequence[Person]) -> Answer:
+    """Send people, and return within 10 s what became of each. Raises `BadPeople`, `Busy`, `OutOfReach`: none sent."""
+    delivery = await publisher.publish(*to_records(people, publisher.largest_record))
+    return Answer(delivery.confirmed, delivery.receipts([person.id for person in people]))
+
+
+async def make(publisher: Publisher, number: int) -> Made:
+    """Make people and send them; once a chunk of them fails, those after it are not sent.
+
+    Raises `Busy` or `OutOfReach` when not even the first could be sent.
+    """
+    made: list[bytes] = []
+    ids: list[str] = []
+    chunks: list[Delivery | Busy | OutOfReach] = []
+    failure: Busy | OutOfReach | None = None
+
+    async def chunk(people: list[Person], values: list[bytes]) -> Delivery | Busy | OutOfReach:
+        if failure:
+            return failure
+        try:
+            return await publisher.publish([key_of(person) for person in people], values)
+        except (Busy, OutOfReach) as error:
+            return error
+
+    async def work() -> AsyncIterator[Coroutine[Any, Any, Delivery | Busy | OutOfReach]]:
+        for start in range(0, number, CHUNK):
+            people = PersonFactory.batch(min(CHUNK, number - start))
+            values = [encode(person) for person in people]
+            made.extend(values)
+            ids.extend(person.id for person in people)
+            yield chunk(people, values)
+
+    async with aclosing(in_order(work())) as results:
+        async for result in results:
+            if isinstance(result, Busy | OutOfReach):
+                failure = failure or result
+            elif not result.complete:
+                failure = failure or OutOfReach("not sent: an earlier record was not acknowledged")
+            chunks.append(result)
+    if isinstance(chunks[0], Busy | OutOfReach):
+        raise chunks[0]
+    return Made(made, _answer_of(chunks, ids) if failure else None)
+
+
+def _answer_of(chunks: Sequence[Delivery | Busy | OutOfReach], ids: Sequence[str]) -> Answer:
+    answer = Answer(0, [])
+    for index, chunk in enumerate(chunks):
+        chunk_ids = ids[index * CHUNK : (index + 1) * CHUNK]
+        if isinstance(chunk, Delivery):
+            answer.delivered += chunk.confirmed
+            answer.receipts.extend(chunk.receipts(chunk_ids))
+        else:
+            answer.receipts.extend(Receipt(i, error=str(chunk), outcome="not_written") for i in chunk_ids)
+    return answer
+
+
+async def send_lines(publisher: Publisher, body: AsyncIterator[bytes]) -> AsyncIterator[list[Receipt | BadLine]]:
+    """Read people from lines of JSON, and yield what became of each line, in order, while reading on.
+
+    Lines that arrived together are sent together. Empty lines are passed over.
+    """
+
+    async def work() -> AsyncIterator[Coroutine[Any, Any, list[Receipt | BadLine]]]:
+        number = 0
+        async for lines in split_lines(body, publisher.largest_record):
+            yield _send_chunk_of_lines(publisher, lines, number + 1)
+            number += len(lines)
+
+    async with aclosing(in_order(work())) as results:
+        async for answers in results:
+            yield answers
+
+
+async def _send_chunk_of_lines(
+    publisher: Publisher, lines: Sequence[bytes | None], first: int
+) -> list[Receipt | BadLine]:
+    answers: list[Receipt | BadLine] = []
+    people: list[Person] = []
+    largest = publisher.largest_record
+    for number, line in enumerate(lines, first):
+        try:
+            if line is None:
+                raise BadPeople("$", f"the line is longer than a record may be ({largest} bytes)")  # noqa: TRY301
+            if line.strip():
+                person = decode_line(line)
+                to_records([person], largest)
+                people.append(person)
+                answers.append(Receipt(person.id))
+        except BadPeople as error:
+            answers.append(BadLine(number, f"{error} - at `{error.path}`"))
+    try:
+        sent = (await send(publisher, people)).receipts if people else []
+    except (Busy, OutOfReach) as error:
+        sent = [Receipt(person.id, error=str(error), outcome="not_written") for person in people]
+    receipts = iter(sent)
+    return [next(receipts) if isinstance(answer, Receipt) else answer for answer in answers]
+
+
+def decode_line(line: bytes) -> Person:
+    """Return the person of one line. Raises `BadPeople`; a list is none."""
+    if line.lstrip()[:1] == b"[":
+        raise BadPeople("$", "Expected `object`, got `array`")
+    return read_people(line)[0]
+
+
+async def split_lines(body: AsyncIterator[bytes], longest: int) -> AsyncIterator[list[bytes | None]]:
+    """Yield the lines that each piece of the body ends; None stands for a line longer than `longest` bytes."""
+    rest, too_long = b"", False
+    async for piece in body:
+        *ended, rest = (rest + piece).split(b"\n")
+        lines: list[bytes | None] = [None if len(line) > longest else line for line in ended]
+        if lines and too_long:
+            lines[0], too_long = None, False
+        if len(rest) > longest:
+            rest, too_long = b"", True
+        if lines:
+            yield lines
+    if rest or too_long:
+        yield [None if too_long else rest]
+
+
+async def in_order(work: AsyncIterator[Coroutine[Any, Any, T]]) -> AsyncGenerator[T, None]:
+    """Run what `work` yields, eight at a time, and yield each result in order, as soon as it is known.
+
+    `work` is drawn on while results are awaited, so that a slow sender is answered before it has sent all.
+    """
+    running: asyncio.Queue[asyncio.Task[T] | None] = asyncio.Queue(CHUNKS_ON_THE_WAY)
+
+    async def draw() -> None:
+        try:
+            async for coroutine in work:
+                await running.put(asyncio.create_task(coroutine))
+        finally:
+            await running.put(None)
+
+    drawing = asyncio.create_task(draw())
+    try:
+        while task := await running.get():
+            yield await task
+        await drawing
+    finally:
+        drawing.cancel()
+        while not running.empty():
+            if left := running.get_nowait():
+                left.cancel()

@@ -1,0 +1,68 @@
+# Every command of the project. `uv run just` lists them.
+
+set positional-arguments
+
+python := "python"
+
+# Lists these commands.
+default:
+    @just --list --unsorted
+
+# Kafka, both services and ten people, until Ctrl-C.
+demo:
+    {{python}} -m tools.demo
+
+# Unit tests, and the tests on a real Kafka.
+test *arguments:
+    {{python}} -m pytest "$@"
+
+# A local Kafka on port 9092, until Ctrl-C.
+kafka *arguments:
+    {{python}} -m tools.local_kafka "$@"
+
+# The producer on port 8000, until Ctrl-C.
+run-producer:
+    {{python}} -m apps.producer
+
+# The consumer on port 8001, until Ctrl-C.
+run-consumer:
+    {{python}} -m apps.consumer
+
+# Can the producer do its job?
+health-producer:
+    @{{python}} -m tools.call producer GET /health-check
+
+# Can the consumer do its job?
+health-consumer:
+    @{{python}} -m tools.call consumer GET /health-check
+
+# Makes N people and sends them.
+create-people N="10":
+    @{{python}} -m tools.call producer POST "/producers/basic_producer?number_of_people=$1"
+
+# What the consumer is doing.
+consumer-status:
+    @{{python}} -m tools.call consumer GET /consumers/status
+
+# The newest N people consumed.
+consumer-messages N="10":
+    @{{python}} -m tools.call consumer GET "/consumers/messages?limit=$1"
+
+# Has the consumer leave its group.
+consumer-stop:
+    @{{python}} -m tools.call consumer POST /consumers/stop
+
+# Has the consumer join its group again.
+consumer-start:
+    @{{python}} -m tools.call consumer POST /consumers/start
+
+# Formatting, rules, types and the fast tests: before every commit.
+check:
+    ruff format --check
+    ruff check
+    mypy
+    {{python}} -m pytest -q tests/unit
+
+# Measures the services beside the raw clients.
+bench *arguments:
+    {{python}} -m benchmarks "$@"

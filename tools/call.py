@@ -1,0 +1,56 @@
+"""Calls a service of this machine and prints its answer: `python -m tools.call producer GET /health-check`.
+
+Prints formatted JSON on standard output. An answer of 400 and above, or none at all, is printed on standard error and
+ends with status 1.
+"""
+
+import json
+import os
+import sys
+from http.client import HTTPConnection
+
+from apps.chassis.settings import Settings, WrongSetting, read_settings
+
+TIMEOUT = 120.0
+"""Seconds; making 100,000 people takes one or two."""
+
+
+def main(service: str, method: str, target: str) -> int:
+    """Make one call, and return the exit status."""
+    try:
+        settings = read_settings(os.environ)
+    except WrongSetting as error:
+        print(error, file=sys.stderr)
+        return 1
+    port = _port_of(service, settings)
+    connection = HTTPConnection(_reachable(settings.host), port, timeout=TIMEOUT)
+    try:
+        connection.request(method, target)
+        answer = connection.getresponse()
+        text = _formatted(answer.read())
+    except OSError as error:
+        print(f"the {service} does not answer on port {port} ({error}): is it running?", file=sys.stderr)
+        return 1
+    failed = answer.status >= 400  # noqa: PLR2004 - HTTP's own line between success and error
+    print(text, file=sys.stderr if failed else sys.stdout)
+    return int(failed)
+
+
+def _port_of(service: str, settings: Settings) -> int:
+    return settings.producer_port if service == "producer" else settings.consumer_port
+
+
+def _reachable(host: str) -> str:
+    """Return the address to call for the one that is listened on."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+
+
+def _formatted(body: bytes) -> str:
+    try:
+        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+    except ValueError:
+        return body.decode("utf-8", "replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

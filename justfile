@@ -2,65 +2,77 @@
 
 set positional-arguments
 
-python := "python"
+# so that a `just` of the system works too
+python := "uv run python"
 
 # Lists these commands.
 default:
     @just --list --unsorted
 
 # Kafka, both services and ten people, until Ctrl-C.
+[no-exit-message]
 demo:
-    {{python}} -m tools.demo
+    @{{python}} -m tools.demo
 
 # Unit tests, and the tests on a real Kafka.
 test *arguments:
     {{python}} -m pytest "$@"
 
 # A local Kafka on port 9092, until Ctrl-C.
+[no-exit-message]
 kafka *arguments:
-    {{python}} -m tools.local_kafka "$@"
+    @{{python}} -m tools.local_kafka "$@"
 
 # The producer on port 8000, until Ctrl-C.
+[no-exit-message]
 run-producer:
-    {{python}} -m apps.producer
+    @{{python}} -m apps.producer
 
 # The consumer on port 8001, until Ctrl-C.
+[no-exit-message]
 run-consumer:
-    {{python}} -m apps.consumer
+    @{{python}} -m apps.consumer
 
 # Can the producer do its job?
+[no-exit-message]
 health-producer:
     @{{python}} -m tools.call producer GET /health-check
 
 # Can the consumer do its job?
+[no-exit-message]
 health-consumer:
     @{{python}} -m tools.call consumer GET /health-check
 
 # Makes N people and sends them.
+[no-exit-message]
 create-people N="10":
     @{{python}} -m tools.call producer POST "/producers/basic_producer?number_of_people=$1"
 
 # What the consumer is doing.
+[no-exit-message]
 consumer-status:
     @{{python}} -m tools.call consumer GET /consumers/status
 
 # The newest N people consumed.
+[no-exit-message]
 consumer-messages N="10":
     @{{python}} -m tools.call consumer GET "/consumers/messages?limit=$1"
 
 # Has the consumer leave its group.
+[no-exit-message]
 consumer-stop:
     @{{python}} -m tools.call consumer POST /consumers/stop
 
 # Has the consumer join its group again.
+[no-exit-message]
 consumer-start:
     @{{python}} -m tools.call consumer POST /consumers/start
 
 # Formatting, rules, types and the fast tests: before every commit.
 check:
-    ruff format --check
-    ruff check
-    mypy
+    uv run ruff format --check
+    uv run ruff check
+    uv run mypy
     {{python}} -m pytest -q tests/unit
 
 # Measures the services beside the raw clients.

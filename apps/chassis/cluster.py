@@ -82,12 +82,16 @@ class Cluster:
 
         Raises `KafkaError` or `OSError` when Kafka is out of reach, `Unusable` when it refuses to create a topic.
         """
-        admin = await self._connected()
-        existing = set(await admin.list_topics())
-        for topic in self._topics.values():
-            if topic.name not in existing:
-                await self._create(admin, topic)
-            await self._compare(admin, topic)
+        try:
+            admin = await self._connected()
+            existing = set(await admin.list_topics())
+            for topic in self._topics.values():
+                if topic.name not in existing:
+                    await self._create(admin, topic)
+                await self._compare(admin, topic)
+        except (KafkaError, OSError):
+            await self._disconnect()
+            raise
 
     def max_message_bytes(self, topic: str) -> int:
         """Return the largest batch, in bytes, that the topic takes; Kafka's default as long as it was not seen."""

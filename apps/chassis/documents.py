@@ -36,7 +36,13 @@ def document_routes() -> Sequence[BaseRouteHandler | Router]:
     found = find_spec("offapi")  # importing it would read 9 MB of templates into memory
     assert found is not None  # noqa: S101 - a dependency of this project
     folders: list[Path | PathLike[str] | str] = [Path(folder) for folder in found.submodule_search_locations or ()]
-    return docs, create_static_files_router(ASSETS, folders, include_in_schema=False)
+    return home, docs, create_static_files_router(ASSETS, folders, include_in_schema=False)
+
+
+@get("/", include_in_schema=False, sync_to_thread=False)
+def home() -> Redirect:
+    """Lead whoever opens the bare address to the page."""
+    return Redirect("/schema")
 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)

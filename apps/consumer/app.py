@@ -10,7 +10,7 @@ from faststream.kafka import KafkaBroker
 from litestar import Litestar
 
 from apps.chassis.background import Background
-from apps.chassis.cluster import DEFAULT_MAX_MESSAGE_BYTES, Cluster, Topic
+from apps.chassis.cluster import Cluster, Topic
 from apps.chassis.connection import Connection
 from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.health import health_routes
@@ -29,6 +29,10 @@ from apps.consumer.subscriber import Consumption, Handle, subscribe
 from apps.consumer.window import Window
 
 SERVICE = "consumer"
+LARGEST_DEAD_LETTER = 16 * 1024 * 1024
+"""Bytes: whatever the topic of people takes must fit, with the headers of a dead letter."""
+FAILING = 3
+"""Failures of the same batch after which the service counts as unable to do its job."""
 GRACE = 5.0
 """Seconds that a stop waits for the batch in hand."""
 
@@ -42,7 +46,7 @@ def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
         settings.dead_letter_topic,
         settings.people_partitions,
         settings.people_replication,
-        max_message_bytes=2 * DEFAULT_MAX_MESSAGE_BYTES,  # a record as large as its topic takes, and our headers
+        max_message_bytes=LARGEST_DEAD_LETTER,
         kept_for_ever=True,
     )
     cluster = Cluster(options, [people, dead])
@@ -97,7 +101,7 @@ def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
             return True, kafka, "stopped by an operator"
         if unfit := trouble or control.trouble() or background.failure:
             return False, kafka, unfit
-        if consumption.failures:
+        if consumption.failures >= FAILING:
             return False, kafka, f"a batch failed {consumption.failures} times: {consumption.last_error}"
         return True, kafka, "people are consumed"
 

@@ -54,9 +54,9 @@ class LagMeter:
                 for partition in sorted(committed if consumer is None else positions)
                 if partition in end
             ]
-            return Lag(partitions, sum(p.lag or 0 for p in partitions), await self._seconds(partitions, first))
         except (KafkaError, OSError, TimeoutError):
             return Lag([PartitionLag(p, at, None, None, None) for p, at in sorted(positions.items())], None, None)
+        return Lag(partitions, sum(p.lag or 0 for p in partitions), await self._seconds(partitions, first))
 
     def _of_partition(
         self,
@@ -70,13 +70,16 @@ class LagMeter:
         reached = next((offset for offset in (position, done) if offset is not None), first[partition])
         return PartitionLag(partition, position, done, end[partition], max(0, end[partition] - reached))
 
-    async def _seconds(self, partitions: list[PartitionLag], first: Mapping[int, int]) -> float:
+    async def _seconds(self, partitions: list[PartitionLag], first: Mapping[int, int]) -> float | None:
         behind = {
             p.partition: max(first[p.partition], p.end - p.lag) for p in partitions if p.lag and p.end is not None
         }
         if not behind:
             return 0.0
-        oldest = min((await self._reader.timestamps(behind)).values())
+        try:
+            oldest = min((await self._reader.timestamps(behind)).values())
+        except (KafkaError, OSError, TimeoutError):
+            return None
         return max(0.0, round(time.time() - oldest / 1_000, 3))
 
 

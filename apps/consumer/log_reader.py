@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 
 from apps.chassis.kafka import ClientOptions
 from apps.consumer.window import Record
@@ -75,24 +76,20 @@ class LogReader:
                     del left[tp]
                     consumer.pause(tp)
         finally:
-            await consumer.stop()
+            await _stop(consumer)
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[AIOKafkaConsumer]:
-        try:
-            async with asyncio.timeout(PATIENCE), self._lock:
+        """Lend the connection to one call at a time; one that fails ends it."""
+        async with asyncio.timeout(PATIENCE), self._lock:
+            try:
                 if self._consumer is None:
-                    consumer = self._new_consumer()
-                    try:
-                        await consumer.start()
-                    except BaseException:
-                        await consumer.stop()
-                        raise
-                    self._consumer = consumer
+                    self._consumer = self._new_consumer()
+                    await self._consumer.start()
                 yield self._consumer
-        except Exception:
-            await self._close()
-            raise
+            except BaseException:
+                await self._close()
+                raise
 
     def _new_consumer(self) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
@@ -106,4 +103,10 @@ class LogReader:
     async def _close(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
+            await _stop(consumer)
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    with suppress(KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(PATIENCE):
             await consumer.stop()

@@ -62,6 +62,7 @@ class Consumption:
 
     async def consume(self, records: Sequence[Record]) -> None:
         """Handle a batch. When it raises, which it does after a pause, nothing of the batch may be committed."""
+        self.leaving.clear()
         good, people, bad = sort_out(records)
         try:
             if people:

@@ -115,7 +115,7 @@ class Slice:
         """Note the fate of some records; what is settled already (given up at the deadline) stays so."""
         if not self.delivery.given_up:
             self.spans.append(span)
-            self.settled = span.stop
+            self.settled = max(self.settled, span.stop)
             self.delivery.count(span)
 
     def refuse_rest(self, error: str) -> None:

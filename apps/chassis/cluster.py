@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import msgspec
 from aiokafka import TopicPartition
@@ -142,13 +143,12 @@ class Cluster:
             return f"Kafka at {', '.join(self._options['bootstrap_servers'])} is out of reach ({type(error).__name__})"
         return None
 
-    def _trouble_of(self, described: dict[str, object]) -> str | None:
+    def _trouble_of(self, described: dict[str, Any]) -> str | None:
         name = str(described["topic"])
         if code := described["error_code"]:
             return f"topic {name}: {for_code(code).__name__}"
         needed = int(self.configs.get(name, {}).get("min.insync.replicas", "1"))
         partitions = described["partitions"]
-        assert isinstance(partitions, list)  # noqa: S101 - narrows aiokafka's untyped answer
         self.partitions[name] = len(partitions)
         for partition in partitions:
             number, isr = partition["partition"], partition["isr"]
@@ -178,9 +178,7 @@ class Cluster:
     async def _compare(self, admin: AIOKafkaAdminClient, topic: Topic) -> None:
         """Remember the topic's configuration, and report where the topic is not as the settings want it."""
         self.configs[topic.name] = configs = await _config_of(admin, topic.name)
-        (described,) = await admin.describe_topics([topic.name])
-        if described["error_code"]:
-            raise Unusable(f"topic {topic.name} is not known to every broker yet")
+        described = await _describe(admin, topic.name)
         self.partitions[topic.name] = len(described["partitions"])
         found = {
             "partitions": (len(described["partitions"]), topic.partitions),
@@ -211,6 +209,19 @@ class Cluster:
             with suppress(KafkaError, OSError, TimeoutError):
                 async with asyncio.timeout(PATIENCE):
                     await admin.close()
+
+
+async def _describe(admin: AIOKafkaAdminClient, topic: str) -> dict[str, Any]:
+    """Return what a broker says of a topic, which it may learn some time after the topic was created.
+
+    Raises `Unusable` when it does not within 5 s.
+    """
+    for _ in range(50):
+        (described,) = await admin.describe_topics([topic])
+        if not described["error_code"]:
+            return dict(described)
+        await asyncio.sleep(0.1)
+    raise Unusable(f"topic {topic}: {for_code(described['error_code']).__name__}")
 
 
 async def _config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:

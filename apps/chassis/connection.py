@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Literal
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from faststream.kafka import KafkaBroker
+
+from apps.chassis.kafka import one_line
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,9 @@ class Connection:
                 await self._prepare()
                 await broker.start()
         except Exception as error:  # noqa: BLE001 - whatever keeps it from connecting, it is tried again and reported
-            self._report(f"{type(error).__name__}: {error}".removesuffix(": "))
+            servers = ", ".join(broker.specification.url)
+            unreachable = isinstance(error, KafkaConnectionError)
+            self._report(f"Kafka at {servers} is out of reach" if unreachable else one_line(error))
             return False
         self._broken.clear()
         self.current, self.state, self.error = broker, "connected", None

@@ -1,5 +1,6 @@
 """Runs a service as a process: settings from the environment, a port, and an orderly end."""
 
+import gc
 import os
 import signal
 import socket
@@ -36,6 +37,7 @@ def serve(create_app: Callable[[Settings], Litestar], port_of: Callable[[Setting
         server_header=False,
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
+    gc.freeze()  # what the imports made lives as long as the process: no need to look through it again and again
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again when it has ended
     uvicorn.Server(config).run(sockets=[listening])

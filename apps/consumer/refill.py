@@ -6,6 +6,7 @@ from collections.abc import Collection
 from aiokafka.errors import KafkaError
 
 from apps.chassis.cluster import Committed
+from apps.chassis.kafka import one_line
 from apps.consumer.log_reader import LogReader
 from apps.consumer.subscriber import sort_out
 from apps.consumer.window import Record, Window
@@ -38,4 +39,4 @@ async def refill(window: Window, reader: LogReader, read_committed: Committed, o
                 read = []
         window.refill(read)
     except (KafkaError, OSError, TimeoutError) as error:
-        log.warning("the window could not be refilled: %s: %s", type(error).__name__, error)
+        log.warning("the window could not be refilled: %s", one_line(error))

@@ -19,6 +19,7 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
+from apps.chassis.kafka import one_line
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.window import Record, Window
 from contracts.person import Person, decode
@@ -84,7 +85,7 @@ class Consumption:
     async def _pause_after(self, error: Exception) -> None:
         """Wait before the batch comes again, longer each time; not when the partitions are to be given up."""
         self.failures += 1
-        self.last_error = f"{type(error).__name__}: {error}"
+        self.last_error = one_line(error)
         log.error("a batch failed, for the %d. time, and is tried again: %s", self.failures, self.last_error)
         pause = min(FIRST_PAUSE * 2 ** min(self.failures - 1, 10), LONGEST_PAUSE)
         with suppress(TimeoutError):

@@ -20,6 +20,7 @@ from faststream.kafka import KafkaBroker, KafkaPublishMessage
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
+from apps.chassis.kafka import one_line
 from contracts.topics import partitions_of
 
 DEADLINE = 8.0
@@ -258,7 +259,7 @@ class Lane:
             )
         except Exception as error:  # noqa: BLE001 - whatever kept it from the client: nothing was written, it waits again
             self._put_back(batch)
-            self._publisher.connection.replace(batch.broker, f"cannot send to {topic}: {_line(error)}")
+            self._publisher.connection.replace(batch.broker, f"cannot send to {topic}: {one_line(error)}")
         else:
             self._on_the_way.add(acknowledgement)
             acknowledgement.add_done_callback(partial(self._acknowledged, batch))
@@ -271,9 +272,9 @@ class Lane:
             # aiokafka tries again no sooner than its backoff, so what fails before has been tried once
             first_attempt = time.monotonic() - batch.made_at < self._publisher.retry_backoff
             refused = first_attempt and isinstance(error, REFUSALS)
-            batch.settle(error=_line(error), outcome="not_written" if refused else "unknown")
+            batch.settle(error=one_line(error), outcome="not_written" if refused else "unknown")
             # its sequence numbers have a gap now: whatever follows to this partition would be refused
-            reason = f"{self._publisher.topic} did not take a batch: {_line(error)}"
+            reason = f"{self._publisher.topic} did not take a batch: {one_line(error)}"
             self._publisher.connection.replace(batch.broker, reason)
         else:
             written = acknowledgement.result()
@@ -380,8 +381,3 @@ class Publisher:
             self._lanes[partition] = lane = Lane(self, partition)
             self._background.start(lane.run(), f"lane of partition {partition}")
         return self._lanes[partition]
-
-
-def _line(error: BaseException) -> str:
-    """Return an error as one line: its kind, and its message where it has one."""
-    return f"{type(error).__name__}: {error}".removesuffix(": ").replace("\n", " ")

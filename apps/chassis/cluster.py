@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiokafka import TopicPartition
@@ -17,8 +17,12 @@ from apps.chassis.kafka import ClientOptions
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PATIENCE = 2.0
 """Seconds that a look at the cluster may take before it counts as out of reach."""
+ATTEMPTS = 3
+"""Attempts within that time: the client asks any broker, also one that just died."""
 FRESH = 1.0
 """Seconds for which what was seen of the cluster is not asked again."""
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
@@ -105,8 +109,7 @@ class Cluster:
         """
         wanted = [TopicPartition(topic, partition) for partition in range(self.partitions.get(topic, 0))]
         async with asyncio.timeout(PATIENCE):
-            admin = await self._connected()
-            offsets = await admin.list_consumer_group_offsets(group, partitions=wanted)
+            offsets = await self._ask(lambda admin: admin.list_consumer_group_offsets(group, partitions=wanted))
         return {tp.partition: found.offset if found.offset >= 0 else None for tp, found in offsets.items()}
 
     async def trouble(self) -> str | None:
@@ -134,14 +137,19 @@ class Cluster:
     async def _look(self) -> str | None:
         try:
             async with asyncio.timeout(PATIENCE):
-                admin = await self._connected()
-                for described in await admin.describe_topics(list(self._topics)):
-                    if found := self._trouble_of(described):
-                        return found
+                topics = await self._ask(lambda admin: admin.describe_topics(list(self._topics)))
         except (KafkaError, OSError, TimeoutError) as error:
             await self._disconnect()
             return f"Kafka at {', '.join(self._options['bootstrap_servers'])} is out of reach ({type(error).__name__})"
-        return None
+        return next(filter(None, map(self._trouble_of, topics)), None)
+
+    async def _ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
+        """Ask any broker; when the one that was chosen is gone, ask through a new connection, which finds another."""
+        for _ in range(ATTEMPTS - 1):
+            with suppress(KafkaError, OSError):
+                return await question(await self._connected())
+            await self._disconnect()
+        return await question(await self._connected())
 
     def _trouble_of(self, described: dict[str, Any]) -> str | None:
         name = str(described["topic"])

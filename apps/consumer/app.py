@@ -1,5 +1,6 @@
 """Wires the consumer."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -39,6 +40,8 @@ GRACE = 5.0
 
 def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
     """Build the consumer; it joins its group when the application starts, and leaves it at its end."""
+    # FastStream would restart a loop that failed at once, thousands of times a second: `Control` does it, with pauses
+    os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
     topic, group = settings.people_topic, settings.consumer_group_id
     options = client_options(settings, SERVICE)
     people = Topic(topic, settings.people_partitions, settings.people_replication)

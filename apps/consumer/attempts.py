@@ -32,7 +32,7 @@ class GivenUp(Exception):
 
 
 class Attempts:
-    """Gets work done in spite of errors. `failures` counts those of the batch in hand, `error` is the last there was."""
+    """Gets work done in spite of errors. `failures` counts those of the batch in hand, `error` is the last one."""
 
     def __init__(self, leaving: asyncio.Event, most: int = MOST) -> None:
         self.failures = 0

@@ -2,12 +2,15 @@
 
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import nlargest
+from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
 MOST_BYTES = 32 * 1024 * 1024
 """Bytes of values that the window keeps at most, however many records it may have."""
+PIECE = 500
+"""Records that go together after a refill."""
 
 
 class Record(Protocol):
@@ -46,30 +49,47 @@ class Cursor(NamedTuple):
 
 
 class Window:
-    """Keeps the last `size` records that were added, fewer where they are large."""
+    """Keeps the last `size` records that were added, fewer where they are large, but the last batch always.
+
+    Batches are kept as they came and go as a whole, so that a record costs nothing on its way through.
+    """
 
     def __init__(self, size: int, most_bytes: int = MOST_BYTES) -> None:
         self.size = size
         self._most_bytes = most_bytes
-        self._records: deque[Record] = deque()
+        self._batches: deque[tuple[Sequence[Record], int]] = deque()
+        self._records = 0
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self._records)
+        return min(self._records, self.size)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Go through the records, the first added first."""
+        records = chain.from_iterable(batch for batch, _ in self._batches)
+        return islice(records, max(0, self._records - self.size), None)
 
     def extend(self, records: Sequence[Record]) -> None:
         """Add records behind the others; the first added go when there are too many."""
-        self._records.extend(records)
-        self._bytes += sum(len(record.value or b"") for record in records)
-        while len(self._records) > self.size or self._bytes > self._most_bytes:
-            self._bytes -= len(self._records.popleft().value or b"")
+        size = sum([len(record.value or b"") for record in records])
+        self._batches.append((records, size))
+        self._records += len(records)
+        self._bytes += size
+        while len(self._batches) > 1 and (
+            self._records - len(self._batches[0][0]) >= self.size or self._bytes > self._most_bytes
+        ):
+            first, size = self._batches.popleft()
+            self._records -= len(first)
+            self._bytes -= size
 
     def refill(self, records: Iterable[Record]) -> None:
         """Merge in records read from the topic again; those that are here already are passed over."""
-        merged = {Cursor.of(record): record for record in (*records, *self._records)}
-        self._records.clear()
-        self._bytes = 0
-        self.extend([merged[place] for place in sorted(merged)])
+        merged = {Cursor.of(record): record for record in (*records, *self)}
+        newest = [merged[place] for place in sorted(merged)][-self.size :]
+        self._batches.clear()
+        self._records = self._bytes = 0
+        for start in range(0, len(newest), PIECE):
+            self.extend(newest[start : start + PIECE])
 
     def newest(
         self, limit: int, *, key: bytes | None = None, partition: int | None = None, before: Cursor | None = None
@@ -81,7 +101,7 @@ class Window:
         """
         found = {
             Cursor.of(record): record
-            for record in self._records
+            for record in self
             if (key is None or record.key == key) and (partition is None or record.partition == partition)
         }
         if before is not None:

@@ -117,6 +117,8 @@ class Slice:
         if not self.delivery.given_up:
             self.spans.append(span)
             self.settled = max(self.settled, span.stop)
+            if self.settled == len(self.rows):  # not needed any more, and slice and delivery hold each other
+                self.keys, self.values = [], []
             self.delivery.count(span)
 
     def refuse_rest(self, error: str) -> None:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import nlargest
 from itertools import chain, islice
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 MOST_BYTES = 32 * 1024 * 1024
@@ -33,11 +34,6 @@ class Cursor(NamedTuple):
     offset: int
 
     @classmethod
-    def of(cls, record: Record) -> "Cursor":
-        """Return the place of a record."""
-        return cls(record.timestamp, record.partition, record.offset)
-
-    @classmethod
     def parse(cls, text: str) -> "Cursor":
         """Read what `str` made of a cursor. Raises `ValueError` for anything else."""
         if not (found := re.fullmatch(r"(-?\d{1,19})-(\d{1,10})-(\d{1,19})", text)):
@@ -46,6 +42,10 @@ class Cursor(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.timestamp}-{self.partition}-{self.offset}"
+
+
+place_of = attrgetter(*Cursor._fields)
+"""Returns the place of a record: a plain tuple, in the order of `Cursor`."""
 
 
 class Window:
@@ -84,7 +84,7 @@ class Window:
 
     def refill(self, records: Iterable[Record]) -> None:
         """Merge in records read from the topic again; those that are here already are passed over."""
-        merged = {Cursor.of(record): record for record in (*records, *self)}
+        merged = _by_place((*records, *self))
         newest = [merged[place] for place in sorted(merged)][-self.size :]
         self._batches.clear()
         self._records = self._bytes = 0
@@ -99,12 +99,19 @@ class Window:
         Only those with this `key`, of this `partition`, and before this place. A record that was consumed twice stands
         there once.
         """
-        found = {
-            Cursor.of(record): record
-            for record in self
-            if (key is None or record.key == key) and (partition is None or record.partition == partition)
-        }
+        wanted: Iterable[Record] = self
+        if key is not None:
+            wanted = [record for record in wanted if record.key == key]
+        if partition is not None:
+            wanted = [record for record in wanted if record.partition == partition]
+        found = _by_place(wanted)
         if before is not None:
             found = {place: record for place, record in found.items() if place < before}
         places = nlargest(limit, found)[::-1]
-        return [found[place] for place in places], places[0] if len(found) > limit else None
+        return [found[place] for place in places], Cursor(*places[0]) if len(found) > limit else None
+
+
+def _by_place(records: Iterable[Record]) -> dict[tuple[int, int, int], Record]:
+    """Return each record by its place, once; in C throughout, for there are thousands of them."""
+    records = list(records)
+    return dict(zip(map(place_of, records), records, strict=True))

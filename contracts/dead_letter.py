@@ -7,6 +7,7 @@ read them too. Where the record came through the dead letters before, its older 
 
 from collections.abc import Sequence
 from struct import Struct as Packing
+from struct import error as StructError  # noqa: N812 - it is an exception
 
 import msgspec
 
@@ -76,22 +77,25 @@ def describe(error: BaseException) -> tuple[str, str]:
 def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter:
     """Return the dead letter that a record of the dead-letter topic is.
 
-    Raises `ValueError` when the record's last headers are not those of a dead letter.
+    Raises `ValueError` when the record's last headers are not those of a dead letter, or do not hold what they must.
     """
     own, said = tuple(headers[: -len(NAMES)]), headers[-len(NAMES) :]
     if tuple(name for name, _ in said) != NAMES:
         raise ValueError("the record does not end with the headers of a dead letter")
     topic, partition, offset, timestamp, group, error_type, error, tries = (content or b"" for _, content in said)
-    return DeadLetter(
-        key=key,
-        value=value,
-        headers=own,
-        topic=topic.decode(),
-        partition=INT32.unpack(partition)[0],
-        offset=INT64.unpack(offset)[0],
-        timestamp=INT64.unpack(timestamp)[0],
-        group=group.decode(),
-        error_type=error_type.decode(),
-        error=error.decode(),
-        tries=INT32.unpack(tries)[0],
-    )
+    try:
+        return DeadLetter(
+            key=key,
+            value=value,
+            headers=own,
+            topic=topic.decode(),
+            partition=INT32.unpack(partition)[0],
+            offset=INT64.unpack(offset)[0],
+            timestamp=INT64.unpack(timestamp)[0],
+            group=group.decode(),
+            error_type=error_type.decode(),
+            error=error.decode(),
+            tries=INT32.unpack(tries)[0],
+        )
+    except StructError as wrong:
+        raise ValueError(f"a number in the headers of the dead letter is none: {wrong}") from None

@@ -49,9 +49,9 @@ place_of = attrgetter(*Cursor._fields)
 
 
 class Window:
-    """Keeps the last `size` records that were added, fewer where they are large, but the last batch always.
+    """Keeps the last `size` records that were added, fewer where they are large.
 
-    Batches are kept as they came and go as a whole, so that a record costs nothing on its way through.
+    Batches are kept as they came and go as a whole, so that a record costs next to nothing on its way through.
     """
 
     def __init__(self, size: int, most_bytes: int = MOST_BYTES) -> None:
@@ -71,16 +71,30 @@ class Window:
 
     def extend(self, records: Sequence[Record]) -> None:
         """Add records behind the others; the first added go when there are too many."""
-        size = sum([len(record.value or b"") for record in records])
+        if not records:
+            return
+        size = _size(records)
         self._batches.append((records, size))
         self._records += len(records)
         self._bytes += size
-        while len(self._batches) > 1 and (
-            self._records - len(self._batches[0][0]) >= self.size or self._bytes > self._most_bytes
-        ):
-            first, size = self._batches.popleft()
-            self._records -= len(first)
-            self._bytes -= size
+        while self._records - len(self._batches[0][0]) >= self.size:
+            self._drop_first()
+        while self._bytes > self._most_bytes and self._records > 1:
+            first = self._drop_first()
+            if len(first) > 1:
+                self._insert_first(first[len(first) // 2 :])
+
+    def _drop_first(self) -> Sequence[Record]:
+        first, size = self._batches.popleft()
+        self._records -= len(first)
+        self._bytes -= size
+        return first
+
+    def _insert_first(self, records: Sequence[Record]) -> None:
+        size = _size(records)
+        self._batches.appendleft((records, size))
+        self._records += len(records)
+        self._bytes += size
 
     def refill(self, records: Iterable[Record]) -> None:
         """Merge in records read from the topic again; those that are here already are passed over."""
@@ -109,6 +123,10 @@ class Window:
             found = {place: record for place, record in found.items() if place < before}
         places = nlargest(limit, found)[::-1]
         return [found[place] for place in places], Cursor(*places[0]) if len(found) > limit else None
+
+
+def _size(records: Sequence[Record]) -> int:
+    return sum([len(record.value or b"") for record in records])
 
 
 def _by_place(records: Iterable[Record]) -> dict[tuple[int, int, int], Record]:

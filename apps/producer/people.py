@@ -42,6 +42,8 @@ class PersonFactory(MsgspecFactory[Person]):
     @classmethod
     def batch(cls, size: int, **kwargs: Any) -> list[Person]:  # noqa: ANN401 - polyfactory's signature
         """Return `size` people; a field given by name is the same for all."""
+        if unknown := kwargs.keys() - set(Person.__struct_fields__):
+            raise TypeError(f"a person has no {', '.join(sorted(unknown))}")
         columns = draw(cls.__random__, size) | {name: [value] * size for name, value in kwargs.items()}
         return list(map(Person, *(columns[field] for field in Person.__struct_fields__)))
 

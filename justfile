@@ -15,6 +15,7 @@ demo:
     @{{python}} -m tools.demo
 
 # Unit tests, and the tests on a real Kafka.
+[no-exit-message]
 test *arguments:
     {{python}} -m pytest "$@"
 
@@ -74,6 +75,10 @@ check:
     uv run ruff check
     uv run mypy
     {{python}} -m pytest -q tests/unit
+
+# Writes requirements.lock anew from pyproject.toml; with --upgrade in newer versions.
+lock *arguments:
+    uv pip compile pyproject.toml --group dev --group kafka --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
 
 # Measures the services beside the raw clients.
 bench *arguments:

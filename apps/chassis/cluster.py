@@ -23,6 +23,8 @@ PATIENCE = 2.0
 """Seconds that a look at the cluster may take before it counts as out of reach."""
 ATTEMPTS = 3
 """Attempts within that time: the client asks any broker, also one that just died."""
+SETTLING = 0.5
+"""Seconds until every broker knows the settings of a new topic."""
 FRESH = 1.0
 """Seconds for which what was seen of the cluster is not asked again."""
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
@@ -93,7 +95,9 @@ class Cluster:
             for topic in self._topics.values():
                 if topic.name not in existing:
                     await self._create(admin, topic)
-                await self._compare(admin, topic)
+                if await self._differences(admin, topic):
+                    await asyncio.sleep(SETTLING)  # one that was created just now has its settings a moment later
+                self._report(topic, await self._differences(admin, topic))
         except (KafkaError, OSError):
             await self._disconnect()
             raise
@@ -183,10 +187,10 @@ class Cluster:
                 )
         log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
 
-    async def _compare(self, admin: AIOKafkaAdminClient, topic: Topic) -> None:
-        """Remember the topic's configuration, and report where the topic is not as the settings want it."""
-        self.configs[topic.name] = configs = await _config_of(admin, topic.name)
+    async def _differences(self, admin: AIOKafkaAdminClient, topic: Topic) -> list[str]:
+        """Return where the topic is not as the settings want it, and remember its configuration."""
         described = await _describe(admin, topic.name)
+        self.configs[topic.name] = configs = await _config_of(admin, topic.name)
         self.partitions[topic.name] = len(described["partitions"])
         found = {
             "partitions": (len(described["partitions"]), topic.partitions),
@@ -194,10 +198,13 @@ class Cluster:
             "min.insync.replicas": (int(configs.get("min.insync.replicas", "1")), topic.min_insync_replicas),
             "max.message.bytes": (self.max_message_bytes(topic.name), topic.max_message_bytes),
         }
-        report = [f"{name} {have}, wanted {want}" for name, (have, want) in found.items() if have != want]
-        if report != self.reports.get(topic.name, []):
-            log.warning("topic %s exists with other settings and is used as it is: %s", topic.name, "; ".join(report))
-        self.reports[topic.name] = report
+        return [f"{name} {have}, wanted {want}" for name, (have, want) in found.items() if have != want]
+
+    def _report(self, topic: Topic, differences: list[str]) -> None:
+        if differences != self.reports.get(topic.name, []):
+            known = "; ".join(differences) or "none"
+            log.warning("topic %s is used as it is, with other settings than wanted: %s", topic.name, known)
+        self.reports[topic.name] = differences
 
     async def _connected(self) -> AIOKafkaAdminClient:
         async with self._connecting:

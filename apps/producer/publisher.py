@@ -143,6 +143,8 @@ class Delivery:
             piece.values.append(values[row])
         self._unsettled = len(keys)
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not keys:
+            self._done.set_result(None)
 
     @property
     def complete(self) -> bool:

@@ -23,7 +23,7 @@ from litestar.types import Receive, Send
 
 from apps.chassis.problems import Fault, documented, problem
 from apps.producer.publisher import Busy, OutOfReach, Publisher
-from apps.producer.sending import CHUNK, Answer, BadPeople, make, read_people, send, send_lines
+from apps.producer.sending import CHUNK, Answer, BadPeople, is_list, make, read_people, send, send_lines
 from contracts.person import Person, encode
 
 MOST_PEOPLE = 100_000
@@ -150,7 +150,8 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
         if media_type not in {"", "application/json"}:
             raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send application/json or {NDJSON}, not {media_type}")
         try:
-            return _answer(await send(publisher, read_people(await _body(request))))
+            body = await _body(request)
+            return _answer(await send(publisher, read_people(body), "$[{}]" if is_list(body) else "$"))
         except BadPeople as error:
             fault = Fault(path=error.path, detail=str(error))
             raise problem(HTTPStatus.BAD_REQUEST, f"{error} - at `{error.path}`", [fault]) from None

@@ -52,7 +52,7 @@ class Made(msgspec.Struct):
 def read_people(body: bytes) -> list[Person]:
     """Return the people of a JSON body: one, or a list. Raises `BadPeople` for the first place that is wrong."""
     try:
-        if body.lstrip(b" \t\r\n")[:1] == b"[":
+        if is_list(body):
             return list(decode_all_strictly(body))
         return [decode_strictly(body)]
     except msgspec.MsgspecError as error:
@@ -64,19 +64,28 @@ def read_people(body: bytes) -> list[Person]:
         raise BadPeople("$", "the body is nested too deeply") from None
 
 
-def to_records(people: Sequence[Person], largest: int) -> tuple[list[bytes], list[bytes]]:
-    """Return keys and values. Raises `BadPeople` for the first person whose record is larger than `largest` bytes."""
+def is_list(body: bytes) -> bool:
+    """Tell whether a JSON body is a list, if it is anything."""
+    return body.lstrip(b" \t\r\n")[:1] == b"["
+
+
+def to_records(people: Sequence[Person], largest: int, where: str = "$[{}]") -> tuple[list[bytes], list[bytes]]:
+    """Return keys and values.
+
+    Raises `BadPeople` for the first person whose record is larger than `largest` bytes; `where` makes the path of its
+    index.
+    """
     keys, values = [key_of(person) for person in people], [encode(person) for person in people]
     for index, (key, value) in enumerate(zip(keys, values, strict=True)):
         if len(key) + len(value) > largest:
             size = len(key) + len(value)
-            raise BadPeople(f"$[{index}]", f"the record has {size} bytes, the topic takes {largest}")
+            raise BadPeople(where.format(index), f"the record has {size} bytes, the topic takes {largest}")
     return keys, values
 
 
-async def send(publisher: Publisher, people: Sequence[Person]) -> Answer:
+async def send(publisher: Publisher, people: Sequence[Person], where: str = "$[{}]") -> Answer:
     """Send people, and return within 10 s what became of each. Raises `BadPeople`, `Busy`, `OutOfReach`: none sent."""
-    delivery = await publisher.publish(*to_records(people, publisher.largest_record))
+    delivery = await publisher.publish(*to_records(people, publisher.largest_record, where))
     return Answer(delivery.confirmed, delivery.receipts([person.id for person in people]))
 
 
@@ -159,7 +168,7 @@ async def _send_chunk_of_lines(
                 raise BadPeople("$", f"the line is longer than a record may be ({largest} bytes)")  # noqa: TRY301
             if line.strip():
                 person = decode_line(line)
-                to_records([person], largest)
+                to_records([person], largest, "$")
                 people.append(person)
                 answers.append(Receipt(person.id))
         except BadPeople as error:
@@ -174,7 +183,7 @@ async def _send_chunk_of_lines(
 
 def decode_line(line: bytes) -> Person:
     """Return the person of one line. Raises `BadPeople`; a list is none."""
-    if line.lstrip()[:1] == b"[":
+    if is_list(line):
         raise BadPeople("$", "Expected `object`, got `array`")
     return read_people(line)[0]
 

@@ -19,6 +19,7 @@ from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.problems import handlers, plugin
 from apps.chassis.query import check_query
 from apps.chassis.settings import Settings
+from apps.consumer.attempts import Handle
 from apps.consumer.control import Control
 from apps.consumer.dead_letters import DeadLetters
 from apps.consumer.handler import handle
@@ -26,14 +27,12 @@ from apps.consumer.lag import LagMeter
 from apps.consumer.log_reader import LogReader
 from apps.consumer.refill import refill
 from apps.consumer.routes import Status, consumer_routes
-from apps.consumer.subscriber import Consumption, Handle, subscribe
+from apps.consumer.subscriber import Consumption, subscribe
 from apps.consumer.window import Window
 
 SERVICE = "consumer"
 LARGEST_DEAD_LETTER = 16 * 1024 * 1024
 """Bytes: whatever the topic of people takes must fit, with the headers of a dead letter."""
-FAILING = 3
-"""Failures of the same batch after which the service counts as unable to do its job."""
 GRACE = 5.0
 """Seconds that a stop waits for the batch in hand."""
 
@@ -92,21 +91,13 @@ def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
             lag_seconds=lag.seconds,
             partitions=lag.partitions,
             restarts=connection.replaced,
-            last_error=consumption.last_error or connection.error,
+            failures=consumption.attempts.failures,
+            last_error=(consumption.attempts.error if consumption.attempts.failures else None)
+            or consumption.last_error
+            or connection.error,
             started_at=started_at,
             notes=[f"{name}: {line}" for name, lines in cluster.reports.items() for line in lines],
         )
-
-    async def examine() -> tuple[bool, str, str]:
-        trouble = await cluster.trouble()
-        kafka = "connecting" if trouble else "connected"
-        if control.stopped:
-            return True, kafka, "stopped by an operator"
-        if unfit := trouble or control.trouble() or background.failure:
-            return False, kafka, unfit
-        if consumption.failures >= FAILING:
-            return False, kafka, f"a batch failed {consumption.failures} times: {consumption.last_error}"
-        return True, kafka, "people are consumed"
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -119,7 +110,7 @@ def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
     return Litestar(
         [
             *consumer_routes(control, window, status, lambda: consumption.consumed),
-            *health_routes(SERVICE, examine),
+            *health_routes(SERVICE, control.health),
             *document_routes(),
         ],
         lifespan=[lifespan],

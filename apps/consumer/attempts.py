@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from apps.chassis.kafka import one_line
 from apps.consumer.dead_letters import BadRecord
@@ -31,36 +32,48 @@ class GivenUp(Exception):
     """The batch in hand was not done, and its partitions are to be given up: it comes again, here or elsewhere."""
 
 
-class Attempts:
-    """Gets work done in spite of errors. `failures` counts those of the batch in hand, `error` is the last one."""
+class Halted(Exception):
+    """So much is bad that it must be the code and not the data; the message says what."""
 
-    def __init__(self, leaving: asyncio.Event, most: int = MOST) -> None:
+
+class Attempts:
+    """Gets work done in spite of errors. `failures` counts those of the batch in hand, `error` is the last one.
+
+    `in_a_row` records that the handler refuses one after the other are too many.
+    """
+
+    def __init__(self, leaving: asyncio.Event, in_a_row: int, most: int = MOST) -> None:
         self.failures = 0
         self.error: str | None = None
         self._leaving = leaving
         self._most = most
+        self._too_many = in_a_row
+        self._in_a_row = 0
 
-    async def handle(self, handle: Handle, records: Sequence[Record], people: Sequence[Person]) -> list[BadRecord]:
+    async def handle(
+        self, handle: Handle, records: Sequence[Record], people: Sequence[Person], *, accept: bool = False
+    ) -> list[BadRecord]:
         """Have people handled; return the records that the handler refuses for good.
 
-        Raises `GivenUp` when the partitions are to be given up before it is done.
+        Raises `GivenUp` when the partitions are to be given up before it is done, and `Halted` when it refuses too many
+        and that is not accepted.
         """
-        tries = 0
+        self.failures = self._in_a_row = 0
         while True:
-            tries += 1
             try:
                 await handle(people)
             except Exception as error:  # noqa: BLE001 - whatever the handler raises, no record may be lost by it
                 self._note(error)
-                if tries >= self._most or isinstance(error, Reject):
-                    return await self._isolate(handle, records, people, tries, error)
+                if self.failures >= self._most or isinstance(error, Reject):
+                    return await self._isolate(handle, records, people, _Refusal(error, self.failures, accept))
                 await self._pause()
             else:
-                self._well()
+                self.failures = 0
                 return []
 
     async def insist(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do `work`, as often as it takes. Raises `GivenUp` when the partitions are to be given up first."""
+        self.failures = 0
         while True:
             try:
                 await work()
@@ -68,16 +81,18 @@ class Attempts:
                 self._note(error)
                 await self._pause()
             else:
-                self._well()
+                self.failures = 0
                 return
 
     async def _isolate(
-        self, handle: Handle, records: Sequence[Record], people: Sequence[Person], tries: int, error: Exception
+        self, handle: Handle, records: Sequence[Record], people: Sequence[Person], refusal: "_Refusal"
     ) -> list[BadRecord]:
         """Try the halves of what failed, the first before the second, so that keys keep their order."""
         if len(records) == 1:
-            self._well()
-            return [BadRecord(records[0], error, tries)]
+            self._in_a_row += 1
+            if self._in_a_row >= self._too_many and not refusal.accepted:
+                raise Halted(f"the handler refuses {self._in_a_row} records in a row: {one_line(refusal.error)}")
+            return [BadRecord(records[0], refusal.error, refusal.tries)]
         refused: list[BadRecord] = []
         middle = len(records) // 2
         for half in (slice(middle), slice(middle, None)):
@@ -85,19 +100,19 @@ class Attempts:
                 raise GivenUp
             try:
                 await handle(people[half])
-            except Exception as again:  # noqa: BLE001 - as above
-                self._note(again)
-                refused += await self._isolate(handle, records[half], people[half], tries + 1, again)
+            except Exception as error:  # noqa: BLE001 - as above
+                self.error = one_line(error)
+                again = _Refusal(error, refusal.tries + 1, refusal.accepted)
+                refused += await self._isolate(handle, records[half], people[half], again)
+            else:
+                self._in_a_row = 0
         return refused
 
     def _note(self, error: Exception) -> None:
         self.failures += 1
         self.error = one_line(error)
         if self.failures in {1, self._most}:
-            log.error("a batch failed %d times and is tried again: %s", self.failures, self.error)
-
-    def _well(self) -> None:
-        self.failures = 0
+            log.error("a batch failed %d times, and is tried again: %s", self.failures, self.error)
 
     async def _pause(self) -> None:
         """Wait before the next attempt, longer each time. Raises `GivenUp` when the partitions are to be given up."""
@@ -108,3 +123,9 @@ class Attempts:
         except TimeoutError:
             return
         raise GivenUp
+
+
+class _Refusal(NamedTuple):
+    error: Exception
+    tries: int
+    accepted: bool

@@ -10,10 +10,12 @@ from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
 from apps.consumer.subscriber import Consumption, ailment
 
-State = Literal["starting", "running", "stopped", "reconnecting"]
+State = Literal["starting", "running", "stopped", "reconnecting", "halted"]
 
 JOINING = 8.0
 """Seconds that `start` waits for the group to give out its partitions, before it answers `starting`."""
+FAILING = 3
+"""Failures of the same batch after which the service counts as unable to do its job."""
 ROUND = 2.0
 """Seconds between two looks at the consume loop."""
 
@@ -46,10 +48,14 @@ class Control:
         """Whether an operator has stopped the consumption."""
         return self._holding is None
 
-    async def start(self) -> None:
-        """Join the group and consume; return once partitions are assigned, or after 8 s."""
+    async def start(self, *, accept: bool = False) -> None:
+        """Join the group and consume; return once partitions are assigned, or after 8 s.
+
+        After a halt, `accept` lets the bad records through.
+        """
         async with self._changing:
             if self._holding is None or self._holding.done():
+                self._consumption.resume(accept=accept)
                 self._holding = self._background.start(self._connection.hold(), "consumption")
         await self._connection.connected(JOINING)
 
@@ -67,11 +73,28 @@ class Control:
 
     async def state(self) -> State:
         """Return what the consumption is doing, with a look at the cluster (2 s at most)."""
+        if self._consumption.halted:
+            return "halted"
         if self._holding is None:
             return "stopped"
         if self._connection.current is None:
             return "reconnecting" if self._connection.replaced else "starting"
         return "reconnecting" if self.trouble() or await self._cluster.trouble() else "running"
+
+    async def health(self) -> tuple[bool, str, str]:
+        """Return whether the consumer can do its job, the state of Kafka, and why not."""
+        unreachable = await self._cluster.trouble()
+        kafka = "connecting" if unreachable else "connected"
+        if halted := self._consumption.halted:
+            return False, kafka, f"halted: {halted}"
+        if self.stopped:
+            return True, kafka, "stopped by an operator"
+        if unfit := unreachable or self.trouble() or self._background.failure:
+            return False, kafka, unfit
+        attempts = self._consumption.attempts
+        if attempts.failures >= FAILING:
+            return False, kafka, f"a batch failed {attempts.failures} times: {attempts.error}"
+        return True, kafka, "people are consumed"
 
     def trouble(self) -> str | None:
         """Return why the consumption, which was started, consumes nothing, or None."""
@@ -81,9 +104,11 @@ class Control:
         return ailment(subscriber, self._consumption)
 
     async def watch(self) -> None:
-        """Have a consume loop that died or wedged replaced, until cancelled."""
+        """Have a consume loop that died or wedged replaced, and one that halted stopped, until cancelled."""
         while True:
             await asyncio.sleep(ROUND)
+            if self._consumption.halted:
+                await self.stop()
             broker = self._connection.current
             if broker is not None and (reason := self.trouble()):
                 self._connection.replace(broker, reason)

@@ -9,8 +9,11 @@ async def handle(people: Sequence[Person]) -> None:
     """Do your work with a batch of people, in the order of their partitions; return when it is done.
 
     Afterwards the batch is committed. Delivery is at least once: after a crash, a rebalance or an error, people come
-    again, so doing it twice must do no harm. When it raises, nothing is committed and the batch comes again, after
-    pauses that grow to 5 s. What runs longer than the pauses of Kafka allow (5 minutes) comes again as well.
+    again, so doing it twice must do no harm.
+
+    When it raises, the same people come again, after pauses that grow to 5 s; after ten attempts their halves, until
+    those that cannot be handled stand alone: these are dead-lettered. Raise `apps.consumer.attempts.Reject` for what
+    must not be tried again. When it refuses a hundred in a row the consumer halts instead.
 
     The default does nothing: window, counters and dead letters are kept whatever stands here.
     """

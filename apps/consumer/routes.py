@@ -2,10 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from litestar import get, post
+from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
 
@@ -19,7 +20,11 @@ MOST_MESSAGES = 1_000
 
 
 class Status(msgspec.Struct):
-    """What the consumer is doing. `notes` says where a topic differs from the settings; it is used as it is."""
+    """What the consumer is doing.
+
+    `failures` counts the attempts of the batch in hand that failed, `restarts` the connections that were replaced;
+    `notes` says where a topic differs from the settings: it is used as it is.
+    """
 
     running: bool
     state: State
@@ -32,9 +37,19 @@ class Status(msgspec.Struct):
     lag_seconds: float | None
     partitions: list[PartitionLag]
     restarts: int
+    failures: int
     last_error: str | None
     started_at: str
     notes: list[str]
+
+
+class Start(msgspec.Struct, forbid_unknown_fields=True):
+    """How to start; `accept` after a halt lets the bad records through, until a batch holds none."""
+
+    accept: bool = False
+
+
+decode_start = msgspec.json.Decoder(Start).decode
 
 
 class Message(msgspec.Struct):
@@ -97,11 +112,21 @@ def consumer_routes(
         return await status()
 
     @post("/consumers/start", summary="Join the group and consume", status_code=HTTPStatus.OK)
-    async def start() -> Status:
-        await control.start()
+    async def start(request: Request[Any, Any, Any]) -> Status:
+        await control.start(accept=_read_order(await request.body()).accept)
         return await status()
 
     return show_status, messages, stop, start
+
+
+def _read_order(body: bytes) -> Start:
+    """Return what a body asks for; an empty one asks for nothing special."""
+    try:
+        return decode_start(body) if body else Start()
+    except msgspec.MsgspecError as error:
+        detail, _, path = str(error).partition(" - at ")
+        fault = Fault(path=path.strip("`") or "$", detail=detail)
+        raise problem(HTTPStatus.BAD_REQUEST, str(error), [fault]) from None
 
 
 def _message(record: Record) -> Message:

@@ -7,10 +7,10 @@ before its neighbours were handled. Raising commits nothing, and the batch comes
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -20,13 +20,14 @@ from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 from apps.chassis.kafka import one_line
+from apps.consumer.attempts import Attempts, Halted, Handle
 from apps.consumer.dead_letters import BadRecord
+from apps.consumer.limit import Limit
 from apps.consumer.window import Record, Window
 from contracts.person import Person, decode
 
 log = logging.getLogger(__name__)
 
-Handle = Callable[[Sequence[Person]], Awaitable[None]]
 WriteDeadLetters = Callable[[Sequence[BadRecord]], Awaitable[None]]
 
 MOST_RECORDS = 2_000
@@ -39,8 +40,8 @@ REBALANCE_MS = 30_000
 """Milliseconds that a member has to give up its partitions: more than `DRAIN` and a heartbeat."""
 STALE = 60.0
 """Seconds without a poll, and without a batch in hand, after which a consume loop counts as wedged."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
-"""Seconds before a failed batch is tried again; each pause is twice the one before."""
+LONGEST_BATCH_MS = 30 * 60 * 1000
+"""Milliseconds that a batch may take, with all its attempts, before Kafka gives its partitions to another member."""
 
 
 class Tombstone(ValueError):
@@ -48,49 +49,64 @@ class Tombstone(ValueError):
 
 
 class Consumption:
-    """What a service has consumed since it started, through however many connections."""
+    """What a service has consumed since it started, through however many connections.
+
+    `halted` says why it consumes no more, until `resume`.
+    """
 
     def __init__(self, window: Window, handle: Handle, write_dead_letters: WriteDeadLetters) -> None:
         self.consumed = 0
         self.dead_lettered = 0
-        self.failures = 0
+        self.halted: str | None = None
         self.last_error: str | None = None
         self.window = window
         self.leaving = asyncio.Event()
         self.idle_since = time.time()
+        self.limit = Limit()
+        self.attempts = Attempts(self.leaving, self.limit.in_a_row)
+        self._accept = False
         self._handle = handle
         self._write_dead_letters = write_dead_letters
 
+    def resume(self, *, accept: bool) -> None:
+        """Consume again after a halt; with `accept`, bad records are let through until a batch holds none."""
+        self.halted = None
+        self._accept = accept
+        self.limit.forget()
+
     async def consume(self, records: Sequence[Record]) -> None:
-        """Handle a batch. When it raises, which it does after a pause, nothing of the batch may be committed."""
-        self.leaving.clear()
-        good, people, bad = sort_out(records)
+        """Handle a batch and write its dead letters. When it raises, nothing of the batch may be committed."""
         try:
-            if people:
-                await self._handle(people)
-            if bad:
-                await self._write_dead_letters(bad)
-        except Exception as error:
-            await self._pause_after(error)
-            raise
+            if not self.halted:
+                self.leaving.clear()
+                await self._consume(records)
+        except Halted as reason:
+            self.halted = self.last_error = str(reason)
+            self.leaving.clear()
+            log.critical("halted: %s", reason)
         finally:
             self.idle_since = time.time()
-        self.failures = 0
+        if self.halted:
+            await self.leaving.wait()  # whoever watches ends this connection
+            raise Halted(self.halted)
+
+    async def _consume(self, records: Sequence[Record]) -> None:
+        good, people, bad = sort_out(records)
+        if people:
+            refused = await self.attempts.handle(self._handle, good, people, accept=self._accept)
+            if refused:
+                places = {(one.record.partition, one.record.offset) for one in refused}
+                good = [record for record in good if (record.partition, record.offset) not in places]
+                bad = sorted([*bad, *refused], key=lambda one: (one.record.partition, one.record.offset))
+        if excess := self.limit.review(good, bad, accept=self._accept):
+            raise Halted(excess)
+        if bad:
+            await self.attempts.insist(partial(self._write_dead_letters, bad))
+            self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
+        self._accept = self._accept and bool(bad)
         self.consumed += len(good)
         self.dead_lettered += len(bad)
-        if bad:
-            self.last_error = _place(bad[-1].record) + f": {bad[-1].error}"
         self.window.extend(good)
-
-    async def _pause_after(self, error: Exception) -> None:
-        """Wait before the batch comes again, longer each time; not when the partitions are to be given up."""
-        self.failures += 1
-        self.last_error = one_line(error)
-        log.error("a batch failed, for the %d. time, and is tried again: %s", self.failures, self.last_error)
-        pause = min(FIRST_PAUSE * 2 ** min(self.failures - 1, 10), LONGEST_PAUSE)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):  # noqa: S311 - spreads load, guards nothing
-                await self.leaving.wait()
 
 
 def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person], list[BadRecord]]:
@@ -169,6 +185,7 @@ def subscribe(
         isolation_level="read_committed",
         max_records=MOST_RECORDS,
         batch_timeout_ms=POLL_MS,
+        max_poll_interval_ms=LONGEST_BATCH_MS,
         rebalance_timeout_ms=REBALANCE_MS,
         listener=drain,
         parser=parse,

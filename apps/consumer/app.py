@@ -76,8 +76,7 @@ def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
 
     async def status() -> Status:
         state = await control.state()
-        subscriber = control.subscriber
-        consumer = subscriber.consumer if subscriber else None
+        consumer = control.consumer
         lag = await meter.measure(consumer)
         return Status(
             running=state == "running",
@@ -90,6 +89,7 @@ def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
             lag=lag.records,
             lag_seconds=lag.seconds,
             partitions=lag.partitions,
+            paused_partitions=sorted(tp.partition for tp in consumer.paused()) if consumer else [],
             restarts=connection.replaced,
             failures=consumption.attempts.failures,
             last_error=(consumption.attempts.error if consumption.attempts.failures else None)

@@ -1,8 +1,13 @@
-"""Stops and starts consumption, and watches it: a loop that died or wedged is replaced."""
+"""What an operator may do with the consumption, and the watch over it: a loop that died or wedged is replaced."""
 
 import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
 from typing import Literal
 
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import IllegalStateError
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 from apps.chassis.background import Background
@@ -10,14 +15,22 @@ from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
 from apps.consumer.subscriber import Consumption, ailment
 
-State = Literal["starting", "running", "stopped", "reconnecting", "halted"]
+State = Literal["starting", "running", "paused", "stopped", "reconnecting", "halted"]
+Place = Literal["beginning", "end"] | datetime | Mapping[int, int]
+"""Where to seek to: an end of the topic, the first record at or after a time, or an offset in each partition."""
 
 JOINING = 8.0
 """Seconds that `start` waits for the group to give out its partitions, before it answers `starting`."""
-FAILING = 3
-"""Failures of the same batch after which the service counts as unable to do its job."""
+BATCH_IN_HAND = 5.0
+"""Seconds that `seek` waits for the batch in hand."""
 ROUND = 2.0
 """Seconds between two looks at the consume loop."""
+FAILING = 3
+"""Failures of the same batch after which the service counts as unable to do its job."""
+
+
+class NotNow(Exception):
+    """What was asked for cannot be done in this state; the message says why."""
 
 
 class Control:
@@ -42,6 +55,12 @@ class Control:
         (subscriber,) = broker.subscribers
         assert isinstance(subscriber, BatchSubscriber)  # noqa: S101 - the one registered by `subscribe`
         return subscriber
+
+    @property
+    def consumer(self) -> AIOKafkaConsumer | None:
+        """The client that consumes now; None while there is no connection."""
+        subscriber = self.subscriber
+        return subscriber.consumer if subscriber else None
 
     @property
     def stopped(self) -> bool:
@@ -71,6 +90,61 @@ class Control:
                 await asyncio.wait([self._holding])
                 self._holding = None
 
+    async def pause(self) -> None:
+        """Stop reading, but keep the partitions; the batch in hand is finished. Holds until `resume`."""
+        async with self._changing:
+            self._consumption.paused = True
+            self._hold_pause()
+
+    async def resume(self) -> None:
+        """Read on from where `pause` stopped."""
+        async with self._changing:
+            self._consumption.paused = False
+            if consumer := self.consumer:
+                consumer.resume(*consumer.paused())
+
+    def _hold_pause(self) -> None:
+        consumer = self.consumer
+        if self._consumption.paused and consumer:
+            consumer.pause(*consumer.assignment())
+
+    async def seek(self, place: Place) -> dict[int, int]:
+        """Consume from another place on; return the offset in each partition asked for that this copy holds.
+
+        The offsets are committed, so that a restart does not undo it. Raises `NotNow` when no such partition is held,
+        or when a batch is in hand for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
+        or `OSError` when Kafka is out of reach.
+        """
+        async with self._changing:
+            subscriber, consumer = self.subscriber, self.consumer
+            if subscriber is None or consumer is None:
+                raise NotNow("there is no consumption to be sought: it is stopped or not connected")
+            wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
+            if not wanted:
+                raise NotNow("this copy holds none of the partitions asked for")
+            consumer.pause(*wanted)
+            try:
+                offsets = await _find(consumer, wanted, place)
+                await self._wait_for_batch(subscriber)
+                for tp, offset in offsets.items():  # nothing can come between: no batch is in hand, and none is read
+                    consumer.seek(tp, offset)
+                await consumer.commit(offsets)
+            except IllegalStateError as error:
+                raise NotNow(f"the partitions were given to another member meanwhile: {error}") from None
+            finally:
+                if not self._consumption.paused:
+                    with suppress(IllegalStateError):
+                        consumer.resume(*wanted)
+            return {tp.partition: offset for tp, offset in sorted(offsets.items())}
+
+    async def _wait_for_batch(self, subscriber: BatchSubscriber) -> None:
+        """Wait until no batch is in hand; a failing one gives up at once, and its records come again after the seek."""
+        self._consumption.leaving.set()
+        await subscriber.lock.wait_release(BATCH_IN_HAND)  # type: ignore[attr-defined]  # a MultiLock once started
+        self._consumption.leaving.clear()
+        if not subscriber.lock.empty:  # type: ignore[attr-defined]
+            raise NotNow(f"the batch in hand takes more than {BATCH_IN_HAND:g} s")
+
     async def state(self) -> State:
         """Return what the consumption is doing, with a look at the cluster (2 s at most)."""
         if self._consumption.halted:
@@ -79,7 +153,9 @@ class Control:
             return "stopped"
         if self._connection.current is None:
             return "reconnecting" if self._connection.replaced else "starting"
-        return "reconnecting" if self.trouble() or await self._cluster.trouble() else "running"
+        if self.trouble() or await self._cluster.trouble():
+            return "reconnecting"
+        return "paused" if self._consumption.paused else "running"
 
     async def health(self) -> tuple[bool, str, str]:
         """Return whether the consumer can do its job, the state of Kafka, and why not."""
@@ -94,7 +170,7 @@ class Control:
         attempts = self._consumption.attempts
         if attempts.failures >= FAILING:
             return False, kafka, f"a batch failed {attempts.failures} times: {attempts.error}"
-        return True, kafka, "people are consumed"
+        return True, kafka, "paused by an operator" if self._consumption.paused else "people are consumed"
 
     def trouble(self) -> str | None:
         """Return why the consumption, which was started, consumes nothing, or None."""
@@ -104,11 +180,29 @@ class Control:
         return ailment(subscriber, self._consumption)
 
     async def watch(self) -> None:
-        """Have a consume loop that died or wedged replaced, and one that halted stopped, until cancelled."""
+        """Until cancelled, have a consume loop that died or wedged replaced, and one that halted stopped."""
         while True:
             await asyncio.sleep(ROUND)
             if self._consumption.halted:
                 await self.stop()
+            self._hold_pause()  # a pause that was asked for while the connection was being made
             broker = self._connection.current
             if broker is not None and (reason := self.trouble()):
                 self._connection.replace(broker, reason)
+
+
+async def _find(consumer: AIOKafkaConsumer, wanted: list[TopicPartition], place: Place) -> dict[TopicPartition, int]:
+    """Return the offset in each partition that a place means; behind the last record when nothing is so new."""
+    if isinstance(place, Mapping):
+        first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
+        for tp in wanted:
+            if not first[tp] <= place[tp.partition] <= end[tp]:
+                raise ValueError(f"partition {tp.partition} has offsets {first[tp]} to {end[tp]}")
+        return {tp: place[tp.partition] for tp in wanted}
+    if place == "beginning":
+        return dict(await consumer.beginning_offsets(wanted))
+    end = await consumer.end_offsets(wanted)
+    if place == "end":
+        return dict(end)
+    found = await consumer.offsets_for_times({tp: int(place.timestamp() * 1_000) for tp in wanted})
+    return {tp: found[tp].offset if found[tp] else end[tp] for tp in wanted}

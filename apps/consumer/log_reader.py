@@ -61,6 +61,8 @@ class LogReader:
         What is not there any more, or never was (control records), is passed over.
         """
         left = {TopicPartition(self._topic, p): stop for p, (start, stop) in ranges.items() if start < stop}
+        if not left:
+            return
         consumer = self._new_consumer()
         try:
             await consumer.start()

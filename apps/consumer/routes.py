@@ -1,22 +1,27 @@
 """The consumer's HTTP: what a call says becomes a call of what it steers, and the result an answer."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from aiokafka.errors import KafkaError
 from litestar import get, post
 from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
 
+from apps.chassis.body import documents_body, read_body, schema_of
+from apps.chassis.kafka import one_line
 from apps.chassis.problems import Fault, documented, problem
-from apps.consumer.control import Control, State
+from apps.consumer.control import Control, NotNow, Place, State
 from apps.consumer.lag import PartitionLag
 from apps.consumer.window import Cursor, Record, Window
 from contracts.person import Person, decode
 
 MOST_MESSAGES = 1_000
+JSON = "application/json"
 
 
 class Status(msgspec.Struct):
@@ -36,6 +41,7 @@ class Status(msgspec.Struct):
     lag: int | None
     lag_seconds: float | None
     partitions: list[PartitionLag]
+    paused_partitions: list[int]
     restarts: int
     failures: int
     last_error: str | None
@@ -49,7 +55,18 @@ class Start(msgspec.Struct, forbid_unknown_fields=True):
     accept: bool = False
 
 
-decode_start = msgspec.json.Decoder(Start).decode
+class Seek(msgspec.Struct, forbid_unknown_fields=True):
+    """Where to consume from: an end of the topic or a time (RFC 3339, with its offset from UTC); or one offset."""
+
+    to: str | None = None
+    partition: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    offset: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class Sought(msgspec.Struct):
+    """The next offset of each partition that this copy holds and that was asked for."""
+
+    partitions: dict[int, int]
 
 
 class Message(msgspec.Struct):
@@ -111,22 +128,69 @@ def consumer_routes(
         await control.stop()
         return await status()
 
-    @post("/consumers/start", summary="Join the group and consume", status_code=HTTPStatus.OK)
-    async def start(request: Request[Any, Any, Any]) -> Status:
-        await control.start(accept=_read_order(await request.body()).accept)
+    @post("/consumers/pause", summary="Stop reading and keep the partitions", status_code=HTTPStatus.OK)
+    async def pause() -> Status:
+        await control.pause()
         return await status()
 
-    return show_status, messages, stop, start
+    @post("/consumers/resume", summary="Read on after a pause", status_code=HTTPStatus.OK)
+    async def resume() -> Status:
+        await control.resume()
+        return await status()
+
+    @post(
+        "/consumers/seek",
+        summary="Consume from another place on",
+        responses=documented(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE),
+        operation_class=documents_body({JSON: (schema_of(Seek), {"to": "beginning"})}, required=True),
+        status_code=HTTPStatus.OK,
+    )
+    async def seek(request: Request[Any, Any, Any]) -> Sought:
+        return Sought(await _seek(control, read_body(await request.body(), Seek)))
+
+    @post(
+        "/consumers/start",
+        summary="Join the group and consume",
+        responses=documented(HTTPStatus.BAD_REQUEST),
+        operation_class=documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False),
+        status_code=HTTPStatus.OK,
+    )
+    async def start(request: Request[Any, Any, Any]) -> Status:
+        await control.start(accept=read_body(await request.body(), Start).accept)
+        return await status()
+
+    return show_status, messages, stop, start, pause, resume, seek
 
 
-def _read_order(body: bytes) -> Start:
-    """Return what a body asks for; an empty one asks for nothing special."""
+async def _seek(control: Control, order: Seek) -> dict[int, int]:
     try:
-        return decode_start(body) if body else Start()
-    except msgspec.MsgspecError as error:
-        detail, _, path = str(error).partition(" - at ")
-        fault = Fault(path=path.strip("`") or "$", detail=detail)
-        raise problem(HTTPStatus.BAD_REQUEST, str(error), [fault]) from None
+        return await control.seek(_place(order))
+    except ValueError as error:
+        raise problem(HTTPStatus.BAD_REQUEST, str(error), [Fault(path="$", detail=str(error))]) from None
+    except NotNow as error:
+        raise problem(HTTPStatus.CONFLICT, str(error)) from None
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise problem(HTTPStatus.SERVICE_UNAVAILABLE, one_line(error), headers={"Retry-After": "2"}) from None
+
+
+def _place(order: Seek) -> Place:
+    if order.to is not None and order.partition is None and order.offset is None:
+        return _end_or_time(order.to)
+    if order.to is None and order.partition is not None and order.offset is not None:
+        return {order.partition: order.offset}
+    raise ValueError("give either `to`, or `partition` and `offset`")
+
+
+def _end_or_time(to: str) -> Literal["beginning", "end"] | datetime:
+    if to == "beginning":
+        return "beginning"
+    if to == "end":
+        return "end"
+    try:
+        time: datetime = msgspec.convert(to, Annotated[datetime, msgspec.Meta(tz=True)])
+    except msgspec.ValidationError:
+        raise ValueError(f"`to` is beginning, end or a time like 2026-01-31T12:00:00Z, not {to[:40]!r}") from None
+    return time
 
 
 def _message(record: Record) -> Message:

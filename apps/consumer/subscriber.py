@@ -51,12 +51,13 @@ class Tombstone(ValueError):
 class Consumption:
     """What a service has consumed since it started, through however many connections.
 
-    `halted` says why it consumes no more, until `resume`.
+    `halted` says why it consumes no more, until `resume`; `paused` is whether an operator wants its partitions paused.
     """
 
     def __init__(self, window: Window, handle: Handle, write_dead_letters: WriteDeadLetters) -> None:
         self.consumed = 0
         self.dead_lettered = 0
+        self.paused = False
         self.halted: str | None = None
         self.last_error: str | None = None
         self.window = window
@@ -140,8 +141,10 @@ class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
             await self.subscriber.lock.wait_release(DRAIN)  # type: ignore[attr-defined]  # a MultiLock once started
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        """Go on, and tell which partitions there are now."""
+        """Go on, paused if that is wanted (no assignment is by itself), and tell which partitions there are now."""
         self._consumption.leaving.clear()
+        if self._consumption.paused and self.subscriber is not None and self.subscriber.consumer is not None:
+            self.subscriber.consumer.pause(*assigned)
         self._on_assigned(assigned)
 
 

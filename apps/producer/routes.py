@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -13,7 +12,6 @@ from litestar.enums import MediaType
 from litestar.exceptions import ClientException
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Reference, RequestBody, Schema
 from litestar.params import Parameter
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
@@ -21,6 +19,7 @@ from litestar.response.base import ASGIResponse
 from litestar.response.streaming import ASGIStreamingResponse
 from litestar.types import Receive, Send
 
+from apps.chassis.body import documents_body
 from apps.chassis.problems import Fault, documented, problem
 from apps.producer.publisher import Busy, OutOfReach, Publisher
 from apps.producer.sending import CHUNK, Answer, BadPeople, is_list, make, read_people, send, send_lines
@@ -54,23 +53,17 @@ EXAMPLE = Person(
 )
 
 
-@dataclass
-class PeopleOperation(Operation):
-    """Documents the body of `POST /producers/people`, which the handler reads itself."""
-
-    def __post_init__(self) -> None:
-        """Take the place of the body that Litestar did not find in the handler's signature."""
-        person = Reference("#/components/schemas/Person")
-        one_or_many = Schema(one_of=[person, Schema(type=OpenAPIType.ARRAY, items=person)])
-        self.request_body = RequestBody(
-            required=True,
-            content={
-                "application/json": OpenAPIMediaType(schema=one_or_many, example=msgspec.to_builtins(EXAMPLE)),
-                NDJSON: OpenAPIMediaType(
-                    schema=Schema(type=OpenAPIType.STRING), example=encode(EXAMPLE).decode() + "\n"
-                ),
-            },
-        )
+PERSON = {"$ref": "#/components/schemas/Person"}
+PEOPLE_BODY = documents_body(
+    {
+        "application/json": (
+            {"oneOf": [PERSON, {"type": "array", "items": PERSON}]},
+            msgspec.to_builtins(EXAMPLE),
+        ),
+        NDJSON: ({"type": "string"}, encode(EXAMPLE).decode() + "\n"),
+    },
+    required=True,
+)
 
 
 class Streamed(Response[Any]):
@@ -130,7 +123,7 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
         summary="Send people",
         description="One person or a list as JSON: all are checked before any is sent. Or any number of them, one a "
         "line (`application/x-ndjson`): each is answered by a line with its receipt, in order, while the rest is read.",
-        operation_class=PeopleOperation,
+        operation_class=PEOPLE_BODY,
         responses={
             **documented(
                 HTTPStatus.BAD_REQUEST,

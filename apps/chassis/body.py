@@ -1,0 +1,50 @@
+"""JSON bodies, read strictly and documented: what Litestar would convert is an error that names the JSON path."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import msgspec
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody
+
+from apps.chassis.problems import Fault, problem
+
+T = TypeVar("T")
+
+
+def read_body(body: bytes, kind: type[T]) -> T:
+    """Return what a body asks for; an empty one stands for `{}`. Raises 400 with the JSON path of what is wrong."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except msgspec.MsgspecError as error:
+        detail, _, path = str(error).partition(" - at ")
+        fault = Fault(path=path.strip("`") or "$", detail=detail)
+        raise problem(HTTPStatus.BAD_REQUEST, str(error), [fault]) from None
+    except RecursionError:
+        raise problem(HTTPStatus.BAD_REQUEST, "the body is nested too deeply") from None
+
+
+def documents_body(examples: Mapping[str, tuple[Mapping[str, Any], Any]], *, required: bool) -> type[Operation]:
+    """Return an operation for a route that reads the body itself: by media type its JSON schema and example."""
+    body = RequestBody(
+        required=required,
+        content={
+            media_type: OpenAPIMediaType(schema=dict(schema), example=example)  # type: ignore[arg-type]  # written as it is
+            for media_type, (schema, example) in examples.items()
+        },
+    )
+
+    @dataclass
+    class WithBody(Operation):
+        def __post_init__(self) -> None:
+            self.request_body = body  # takes the place of the one that Litestar did not find in the signature
+
+    return WithBody
+
+
+def schema_of(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - any type that msgspec knows
+    """Return the JSON schema of a Struct without other Structs in it."""
+    (_,), components = msgspec.json.schema_components([kind])
+    (schema,) = components.values()
+    return dict(schema)

@@ -1,0 +1,69 @@
+"""People and records that tests start from, and how they wait for something to happen."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from contracts.person import Person, encode
+
+LONG = 10.0
+"""Seconds after which what a test waits for counts as never to come; no test waits so long when all is well."""
+
+ADA = Person(
+    id="0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
+    name="Ada Lovelace",
+    age=36,
+    email="ada.lovelace@example.com",
+    phone="+1-202-555-0143",
+    address="12 St James Square",
+    city="London",
+    state="NY",
+    zip="10001",
+    country="United States",
+)
+
+
+def a_person(**fields: Any) -> Person:  # noqa: ANN401 - of any field
+    return msgspec.structs.replace(ADA, **fields)
+
+
+def fields_of_a_person(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - right or wrong ones
+    return {**msgspec.to_builtins(ADA), **fields}
+
+
+def as_json(**fields: Any) -> bytes:  # noqa: ANN401 - right or wrong ones
+    return msgspec.json.encode(fields_of_a_person(**fields))
+
+
+@dataclass
+class Stored:
+    """A record as a client reads it from a topic."""
+
+    partition: int = 0
+    offset: int = 0
+    timestamp: int = 1_700_000_000_000
+    key: bytes | None = b"key"
+    value: bytes | None = b""
+    headers: Sequence[tuple[str, bytes | None]] = ()
+    topic: str = "people"
+
+
+def stored_person(offset: int, **fields: Any) -> Stored:  # noqa: ANN401 - of any field
+    person = a_person(**{"id": f"person-{offset}", **fields})
+    return Stored(offset=offset, key=person.id.encode(), value=encode(person))
+
+
+async def until(happened: Callable[[], object]) -> None:
+    """Let everything else run until something has happened."""
+    async with asyncio.timeout(LONG):
+        while not happened():  # noqa: ASYNC110 - what is waited for tells nobody when it happens
+            await asyncio.sleep(0)
+
+
+async def everything_else_has_run() -> None:
+    """Let every task go on until it waits for the test."""
+    for _ in range(50):
+        await asyncio.sleep(0)

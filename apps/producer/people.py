@@ -3,25 +3,33 @@
 from random import Random
 from typing import Any
 
+import numpy as np
 from faker.providers.address.en_US import Provider as Addresses
 from faker.providers.person.en_US import Provider as Names
+from numpy.typing import NDArray
 from polyfactory.factories.msgspec_factory import MsgspecFactory
 
 from contracts.person import Person
 
-FIRST_NAMES = list(Names.first_names)
-LAST_NAMES = list(Names.last_names)
-STREETS = [f"{name} {suffix}" for name in LAST_NAMES for suffix in ("Street", "Avenue", "Road", "Lane", "Court")]
-CITIES = [
-    f"{prefix} {name}{suffix}"
-    for prefix in Addresses.city_prefixes
-    for name in FIRST_NAMES[:50]
-    for suffix in Addresses.city_suffixes
-]
-STATES = list(Addresses.states_abbr)
-MAIL_DOMAINS = ["example.com", "example.net", "example.org"]
+FIRST_NAMES = np.array(Names.first_names, dtype=object)
+LAST_NAMES = np.array(Names.last_names, dtype=object)
+STREETS = np.array(
+    [f"{name} {suffix}" for name in LAST_NAMES for suffix in ("Street", "Avenue", "Road", "Lane", "Court")],
+    dtype=object,
+)
+CITIES = np.array(
+    [
+        f"{prefix} {name}{suffix}"
+        for prefix in Addresses.city_prefixes
+        for name in FIRST_NAMES[:50]
+        for suffix in Addresses.city_suffixes
+    ],
+    dtype=object,
+)
+STATES = np.array(Addresses.states_abbr, dtype=object)
+MAIL_DOMAINS = np.array(["example.com", "example.net", "example.org"], dtype=object)
 """Reserved for examples: no mail to a person made here can reach anyone (RFC 2606, section 3)."""
-YOUNGEST, OLDEST = 18, 100
+AGES = np.arange(18, 101)
 
 
 class PersonFactory(MsgspecFactory[Person]):
@@ -50,27 +58,36 @@ class PersonFactory(MsgspecFactory[Person]):
 
 def draw(random: Random, n: int) -> dict[str, list[Any]]:
     """Return `n` values of each field of a person: one call for a column instead of one a person."""
-    numbers = memoryview(random.randbytes(8 * n)).cast("Q").tolist()
-    first, last = random.choices(FIRST_NAMES, k=n), random.choices(LAST_NAMES, k=n)
-    domains = random.choices(MAIL_DOMAINS, k=n)
+    rows = iter(np.frombuffer(random.randbytes(4 * COLUMNS * n), dtype=np.uint32).reshape(COLUMNS, n))
+
+    def pick(values: NDArray[Any]) -> list[Any]:
+        picked: list[Any] = values[next(rows) % len(values)].tolist()
+        return picked
+
+    def number(least: int, most: int) -> list[int]:
+        numbers: list[int] = (next(rows) % (most - least + 1) + least).tolist()
+        return numbers
+
+    first, last = pick(FIRST_NAMES), pick(LAST_NAMES)
     return {
         "id": uuids(random, n),
         "name": [f"{a} {b}" for a, b in zip(first, last, strict=True)],
-        "age": random.choices(range(YOUNGEST, OLDEST + 1), k=n),
+        "age": pick(AGES),
         "email": [
-            f"{a}.{b}{number % 10_000}@{domain}".lower()
-            for a, b, number, domain in zip(first, last, numbers, domains, strict=True)
+            f"{a}.{b}{number}@{domain}".lower()
+            for a, b, number, domain in zip(first, last, number(0, 9_999), pick(MAIL_DOMAINS), strict=True)
         ],
-        "phone": [f"+1-{200 + number % 800}-555-{number // 800 % 10_000:04}" for number in numbers],
-        "address": [
-            f"{1 + number % 9_999} {street}"
-            for number, street in zip(numbers, random.choices(STREETS, k=n), strict=True)
-        ],
-        "city": random.choices(CITIES, k=n),
-        "state": random.choices(STATES, k=n),
-        "zip": [f"{501 + number % 99_000:05}" for number in numbers],
+        "phone": [f"+1-{a}-555-{b}" for a, b in zip(number(200, 999), number(1_000, 9_999), strict=True)],
+        "address": [f"{a} {b}" for a, b in zip(number(1, 9_999), pick(STREETS), strict=True)],
+        "city": pick(CITIES),
+        "state": pick(STATES),
+        "zip": [f"{a}" for a in number(10_000, 99_999)],
         "country": ["United States"] * n,
     }
+
+
+COLUMNS = 11
+"""Columns of random numbers that `draw` uses."""
 
 
 def uuids(random: Random, n: int) -> list[str]:

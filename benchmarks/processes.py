@@ -1,0 +1,129 @@
+"""The processes that are measured: the services and the raw client, how to call them and what they cost."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+import psutil
+
+from apps.chassis.settings import Settings
+from tools.ports import free_ports
+
+READY_WITHIN = 60.0
+ENDED_WITHIN = 15.0
+ANSWERED_WITHIN = 60.0
+"""Seconds."""
+
+
+class BenchmarkFailed(Exception):
+    """Why there is nothing to report, in one line."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A process under measurement."""
+
+    process: "subprocess.Popen[bytes]"
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that it has used so far, user and system."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def peak_mb(self) -> float:
+        """Return the most memory that it has held so far, in MB; what it holds now where the system keeps no peak."""
+        with suppress(OSError):
+            for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024 / 1e6
+        memory = psutil.Process(self.process.pid).memory_info()
+        return float(getattr(memory, "peak_wset", memory.rss)) / 1e6
+
+    def refuse_ended(self) -> None:
+        """Raise `BenchmarkFailed` when it runs no more."""
+        if self.process.poll() is not None:
+            raise BenchmarkFailed(f"{self.process.args!r} ended with status {self.process.returncode}")
+
+
+@dataclass(frozen=True)
+class Service(Measured):
+    """A service under measurement, and where it listens."""
+
+    port: int
+
+    def connection(self) -> HTTPConnection:
+        """Return a connection that stays open from one call to the next."""
+        return HTTPConnection("127.0.0.1", self.port, timeout=ANSWERED_WITHIN)
+
+    def call(self, method: str, target: str) -> bytes:
+        """Make one call on a connection of its own: the services close one that was idle for some seconds."""
+        with closing(self.connection()) as connection:
+            return call(connection, method, target)
+
+
+@contextmanager
+def service(name: str, bootstrap_servers: str, topic: str, group: str = "unused") -> Iterator[Service]:
+    """Run `apps.NAME` with default settings on a free port, healthy when the block begins, ended when it ends."""
+    (port,) = free_ports(1)
+    with python(
+        f"apps.{name}",
+        KAFKA_BOOTSTRAP_SERVERS=bootstrap_servers,
+        PEOPLE_TOPIC=topic,
+        DEAD_LETTER_TOPIC=f"{topic}-dlt",
+        CONSUMER_GROUP_ID=group,
+        PRODUCER_PORT=str(port),
+        CONSUMER_PORT=str(port),
+        LOG_LEVEL="WARNING",
+    ) as process:
+        started = Service(process, port)
+        _wait_until_healthy(started)
+        yield started
+
+
+@contextmanager
+def python(module: str, *arguments: str, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a module with this Python; of the project's settings it knows only those given. Ends with the block."""
+    own = {name: value for name, value in os.environ.items() if name not in Settings.__struct_encode_fields__}
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        env=own | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C in a terminal is for the benchmark, which then ends it
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDED_WITHIN)
+        process.kill()
+        process.communicate()
+
+
+def call(connection: HTTPConnection, method: str, target: str, body: bytes | None = None) -> bytes:
+    """Return the body of an answer, unread. Raises `BenchmarkFailed` for one that is no success."""
+    connection.request(method, target, body, {"Content-Type": "application/json"} if body else {})
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status not in {HTTPStatus.OK, HTTPStatus.CREATED}:
+        raise BenchmarkFailed(f"{method} {target}: {answer.status} {content[:300]!r}")
+    return content
+
+
+def _wait_until_healthy(service: Service) -> None:
+    deadline = time.monotonic() + READY_WITHIN
+    while time.monotonic() < deadline:
+        service.refuse_ended()
+        with suppress(OSError, HTTPException, BenchmarkFailed):  # not listening, or not connected yet
+            service.call("GET", "/health-check")
+            return
+        time.sleep(0.1)
+    raise BenchmarkFailed(f"a service was not healthy within {READY_WITHIN:g} s")

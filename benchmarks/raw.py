@@ -1,0 +1,97 @@
+"""The yardstick: the raw client, aiokafka without a framework, in a process of its own as the services are.
+
+    python -m benchmarks.raw produce HOST:PORT TOPIC RECORDS
+    python -m benchmarks.raw consume HOST:PORT TOPIC GROUP
+
+It runs on the event loop that uvicorn gives the services.
+"""
+
+import asyncio
+import json
+import sys
+import time
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.partitioner import DefaultPartitioner
+from uvicorn.loops.auto import auto_loop_factory
+
+from apps.producer.people import PersonFactory
+from contracts.person import decode, encode, key_of
+
+LARGEST_BATCH = 512 * 1024
+MOST_RECORDS = 2_000
+"""Records of a batch that is consumed and committed: as many as the consumer service takes."""
+
+Records = list[tuple[bytes, bytes]]
+
+
+async def produce(bootstrap_servers: str, topic: str, number: str) -> None:
+    """Send as many people twice, made and encoded beforehand, and time the second time (the first is the warm-up).
+
+    Idempotent, acks=all, each key on the partition that aiokafka chooses. Prints `seconds` (until the last
+    acknowledgement), `cpu_seconds` and `value_bytes` (the mean) as JSON.
+    """
+    people = PersonFactory.batch(int(number))
+    records = [(key_of(person), encode(person)) for person in people]
+    producer = AIOKafkaProducer(
+        bootstrap_servers=bootstrap_servers,
+        acks="all",
+        enable_idempotence=True,
+        max_batch_size=LARGEST_BATCH,
+        max_request_size=4 * LARGEST_BATCH,
+    )
+    await producer.start()
+    try:
+        await _send(producer, topic, records)
+        cpu, start = time.process_time(), time.perf_counter()
+        await _send(producer, topic, records)
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    finally:
+        await producer.stop()
+    value_bytes = sum(len(value) for _, value in records) / len(records)
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "value_bytes": value_bytes}))
+
+
+async def _send(producer: AIOKafkaProducer, topic: str, records: Records) -> None:
+    partitions = sorted(await producer.partitions_for(topic))
+    choose = DefaultPartitioner()
+    batches = {partition: producer.create_batch() for partition in partitions}
+    sent = []
+    for key, value in records:
+        partition = choose(key, partitions, partitions)
+        if batches[partition].append(key=key, value=value, timestamp=None) is None:
+            sent.append(await producer.send_batch(batches[partition], topic, partition=partition))
+            batches[partition] = producer.create_batch()
+            batches[partition].append(key=key, value=value, timestamp=None)
+    for partition, batch in batches.items():
+        if batch.record_count():
+            sent.append(await producer.send_batch(batch, topic, partition=partition))
+    await asyncio.gather(*sent)
+
+
+async def consume(bootstrap_servers: str, topic: str, group: str) -> None:
+    """Fetch, decode and commit batch after batch from the beginning of the topic, until the process is ended."""
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=bootstrap_servers,
+        group_id=group,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+    await consumer.start()
+    try:
+        while True:
+            batches = await consumer.getmany(timeout_ms=200, max_records=MOST_RECORDS)
+            for records in batches.values():
+                people = [decode(record.value) for record in records]
+                assert len(people) == len(records)  # noqa: S101 - nothing else is done with them
+            if batches:
+                await consumer.commit()
+    finally:
+        await consumer.stop()
+
+
+if __name__ == "__main__":
+    ways = {"produce": produce, "consume": consume}
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        runner.run(ways[sys.argv[1]](*sys.argv[2:]))

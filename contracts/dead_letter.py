@@ -23,6 +23,9 @@ ERROR_TYPE = "kafka_dlt-exception-fqcn"
 ERROR = "kafka_dlt-exception-message"
 TRIES = "kafka_deliveryAttempt"
 
+ROUNDS = "dead-letter-rounds"
+"""Says, behind the record's own headers, how often a record was sent back; with `TRIES` so far before it."""
+
 NAMES = (TOPIC, PARTITION, OFFSET, TIMESTAMP, GROUP, ERROR_TYPE, ERROR, TRIES)
 INT32 = Packing(">i")
 INT64 = Packing(">q")
@@ -63,6 +66,21 @@ class DeadLetter(msgspec.Struct, frozen=True):
             (ERROR, self.error.encode("utf-8", "backslashreplace")),
             (TRIES, INT32.pack(self.tries)),
         ]
+
+
+def sent_back(letter: DeadLetter) -> list[Header]:
+    """Return the headers of the record that is sent back: its own, its tries so far and how often it was sent back."""
+    own, _, rounds = history(letter.headers)
+    return [*own, (TRIES, INT32.pack(letter.tries)), (ROUNDS, INT32.pack(rounds + 1))]
+
+
+def history(headers: Headers) -> tuple[Headers, int, int]:
+    """Return a record's own headers, its tries before now, and how often it was sent back from the dead letters."""
+    if [name for name, _ in headers[-2:]] == [TRIES, ROUNDS]:
+        (_, tries), (_, rounds) = headers[-2:]
+        if tries and rounds and len(tries) == len(rounds) == INT32.size:
+            return headers[:-2], INT32.unpack(tries)[0], INT32.unpack(rounds)[0]
+    return headers, 0, 0
 
 
 def describe(error: BaseException) -> tuple[str, str]:

@@ -35,7 +35,8 @@ EVERY = 5.0
 class Topic(msgspec.Struct, frozen=True):
     """A topic as a service wants it; `max_message_bytes` is the largest batch that it takes.
 
-    `kept_for_ever` has Kafka delete nothing of it; otherwise the cluster's retention holds.
+    `kept_for_ever` has Kafka delete nothing of it, `compacted` all but the last record of each key; otherwise the
+    cluster's retention holds.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Topic(msgspec.Struct, frozen=True):
     replication: int
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     kept_for_ever: bool = False
+    compacted: bool = False
 
     @property
     def min_insync_replicas(self) -> int:
@@ -177,6 +179,8 @@ class Cluster:
         }
         if topic.kept_for_ever:
             configs["retention.ms"] = "-1"
+        if topic.compacted:
+            configs["cleanup.policy"] = "compact"
         new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=configs)
         answer = await admin.create_topics([new])
         for _, code, *message in answer.topic_errors:

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from apps.chassis.cluster import Cluster
 from apps.chassis.kafka import ClientOptions
 from apps.consumer.window import Record
-from contracts.dead_letter import DeadLetter, describe
+from contracts.dead_letter import DeadLetter, describe, history
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ class DeadLetters:
     def _letter(self, bad: BadRecord) -> DeadLetter:
         record = bad.record
         error_type, error = describe(bad.error)
+        _, tries_before, _ = history(record.headers)
         return DeadLetter(
             key=record.key,
             value=record.value,
@@ -96,7 +97,7 @@ class DeadLetters:
             group=self._group,
             error_type=error_type,
             error=error,
-            tries=bad.tries,
+            tries=tries_before + bad.tries,
         )
 
     async def _connected(self) -> AIOKafkaProducer:

@@ -11,8 +11,8 @@ from polyfactory.factories.msgspec_factory import MsgspecFactory
 
 from contracts.person import Person
 
-FIRST_NAMES = np.array(Names.first_names, dtype=object)
-LAST_NAMES = np.array(Names.last_names, dtype=object)
+FIRST_NAMES = np.array(list(Names.first_names), dtype=object)
+LAST_NAMES = np.array(list(Names.last_names), dtype=object)
 STREETS = np.array(
     [f"{name} {suffix}" for name in LAST_NAMES for suffix in ("Street", "Avenue", "Road", "Lane", "Court")],
     dtype=object,

@@ -86,7 +86,7 @@ def draw(random: Random, n: int) -> dict[str, list[Any]]:
     }
 
 
-COLUMNS = 11
+COLUMNS = 12
 """Columns of random numbers that `draw` uses."""
 
 

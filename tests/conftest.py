@@ -1,0 +1,76 @@
+"""A Kafka for the tests that need one, and what the services said when such a test fails."""
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tools.kafka_distribution import distribution
+from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
+
+LOGS = pytest.StashKey[Path]()
+LAST_LINES = 60
+"""Lines of a service's log that a failed test shows."""
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run asynchronous tests on asyncio, as the services do."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def bootstrap_servers() -> Iterator[str]:
+    """The Kafka of KAFKA_BOOTSTRAP_SERVERS (localhost:9092 by default) if it answers, else one of our own."""
+    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
+    if reachable(given):
+        yield given
+        return
+    with ExitStack() as stack:
+        try:
+            kafka = stack.enter_context(LocalKafka())
+        except LocalKafkaError as error:
+            without_kafka(error)
+        yield ",".join(kafka.bootstrap_servers)
+
+
+@pytest.fixture(scope="session")
+def startable_kafka() -> None:
+    """For tests that start a Kafka of their own: what it takes is there."""
+    try:
+        distribution()
+    except LocalKafkaError as error:
+        without_kafka(error)
+
+
+@pytest.fixture(scope="session")
+def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that takes the logs of the services under test."""
+    folder = tmp_path_factory.mktemp("logs")
+    request.config.stash[LOGS] = folder
+    return folder
+
+
+def without_kafka(error: LocalKafkaError) -> NoReturn:
+    """Skip the test on a laptop that cannot run a Kafka; where CI runs, that must not go unnoticed."""
+    reason = f"no Kafka answers and none can be started: {error}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show, below a failure, the logs that were written to meanwhile."""
+    report = yield
+    if report.failed and (folder := item.config.stash.get(LOGS, None)):
+        for log in sorted(folder.glob("*.log")):
+            if log.stat().st_mtime >= call.start - 1:
+                said = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+                report.sections.append((f"log of {log.stem}", said))
+    return report

@@ -1,0 +1,368 @@
+"""Runs the services as an operator does, each in a process of its own, and looks at their topics as any client may."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+from uuid import uuid4
+
+import httpx
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from contracts.person import Person, encode
+from tools.ports import free_ports
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[2]
+RECORDING_CONSUMER = str(Path(__file__).with_name("recording_consumer.py"))
+PATIENCE = 60.0
+"""Seconds that a condition may take: far more than it does, on a machine that does other things too."""
+numbers = itertools.count(1)
+
+
+def wait_until(condition: Callable[[], T], timeout: float = PATIENCE, what: str = "") -> T:
+    """Return the condition's first true value; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout:g} s in vain {what}"
+        time.sleep(0.05)
+    return found
+
+
+def person(person_id: str | None = None, **fields: object) -> dict[str, Any]:
+    """Return a valid person as a caller would write it."""
+    ada = {
+        "id": person_id or str(uuid4()),
+        "name": "Ada Lovelace",
+        "age": 36,
+        "email": "ada.lovelace@example.com",
+        "phone": "+1-202-555-0143",
+        "address": "12 St James Square",
+        "city": "London",
+        "state": "NY",
+        "zip": "10001",
+        "country": "United States",
+    }
+    return ada | fields
+
+
+def value_of(one: dict[str, Any]) -> bytes:
+    """Return the record's value that the contract wants for a person."""
+    return encode(Person(**one))
+
+
+class Record(NamedTuple):
+    """A record of a topic."""
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+
+class Raw(NamedTuple):
+    """A record to write as it is, whatever is wrong with it."""
+
+    value: bytes | None
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+
+class Service:
+    """A service in a process of its own, on a port of its own; `http` calls it."""
+
+    def __init__(self, name: str, command: Sequence[str], logs: Path, environment: dict[str, str]) -> None:
+        (self.port,) = free_ports(1)
+        self.log = logs / f"{next(numbers):03}-{name}.log"
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        kept = {k: v for k, v in os.environ.items() if k not in {"LOG_LEVEL", "LOG_FORMAT", "HOST"}}
+        variables = {"PYTHONPATH": str(ROOT), f"{name.upper()}_PORT": str(self.port), **environment}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=kept | variables, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        self.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def terminate(self) -> None:
+        """Ask it to end, as an orchestrator does."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self.process.kill()
+        self.process.wait()
+
+    def exit_status(self, timeout: float) -> int:
+        """Wait for its end."""
+        return self.process.wait(timeout)
+
+    def get(self, path: str, **parameters: str | int) -> Any:  # noqa: ANN401 - JSON
+        """Return the JSON of a successful answer."""
+        answer = self.http.get(path, params=parameters)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def post(self, path: str, **options: Any) -> Any:  # noqa: ANN401 - httpx's options, JSON
+        """Return the JSON of a successful answer."""
+        answer = self.http.post(path, **options)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def status(self) -> dict[str, Any]:
+        """Return what a consumer says of itself."""
+        status: dict[str, Any] = self.get("/consumers/status")
+        return status
+
+    def messages(self, **parameters: str | int) -> list[dict[str, Any]]:
+        """Return the messages of a consumer's window."""
+        messages: list[dict[str, Any]] = self.get("/consumers/messages", **parameters)["messages"]
+        return messages
+
+    def answers(self, path: str, status: int) -> bool:
+        """Tell whether a call is answered with this status."""
+        assert self.process.poll() is None, f"the service has ended: {self.log.read_text()}"
+        try:
+            return self.http.get(path).status_code == status
+        except httpx.TransportError:
+            return False
+
+    def until_healthy(self) -> Self:
+        """Wait until it says that it can do its job; a consumer then has its partitions."""
+        return self.until_answers("/health-check", 200)
+
+    def until_answers(self, path: str, status: int, timeout: float = PATIENCE) -> Self:
+        """Wait until a call is answered with this status."""
+        wait_until(lambda: self.answers(path, status), timeout, f"for {path} to answer {status}")
+        return self
+
+    def until_consumed(self, count: int) -> dict[str, Any]:
+        """Wait until a consumer has seen so many records, good and bad, and return its status."""
+        wait_until(lambda: self._seen() >= count, what=f"for {count} records, {self.status()}")
+        return self.status()
+
+    def _seen(self) -> int:
+        status = self.status()
+        return int(status["messages_consumed_count"]) + int(status["dead_lettered_count"])
+
+
+@dataclass
+class Pipeline:
+    """A topic, its dead letters and a group that no other test uses, on a Kafka that may be shared.
+
+    As a context manager it deletes its topics at the end.
+    """
+
+    bootstrap_servers: str
+    logs: Path
+    name: str = field(default_factory=lambda: f"test-{uuid4().hex[:12]}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        async def delete() -> None:
+            async with self._admin() as admin:
+                await admin.delete_topics([self.topic, self.dead_letter_topic])
+
+        asyncio.run(delete())
+
+    @property
+    def topic(self) -> str:
+        return self.name
+
+    @property
+    def dead_letter_topic(self) -> str:
+        return f"{self.name}-dlt"
+
+    @property
+    def group(self) -> str:
+        return f"{self.name}-group"
+
+    def producer(self, **environment: str) -> Service:
+        """Start a producer."""
+        return Service("producer", ["-m", "apps.producer"], self.logs, self._environment(environment))
+
+    def consumer(self, **environment: str) -> Service:
+        """Start a consumer."""
+        return Service("consumer", ["-m", "apps.consumer"], self.logs, self._environment(environment))
+
+    def recording_consumer(self, ledger: Path, **environment: str) -> Service:
+        """Start a consumer whose handler adds the ids of the people to a file."""
+        told = self._environment({"LEDGER": str(ledger), **environment})
+        return Service("consumer", [RECORDING_CONSUMER], self.logs, told)
+
+    def create_topic(self, partitions: int, **configs: str) -> None:
+        """Create the topic of people before a service does."""
+        new = NewTopic(self.topic, partitions, 1, topic_configs={k.replace("_", "."): v for k, v in configs.items()})
+
+        async def create() -> None:
+            async with self._admin() as admin:
+                (error,) = (await admin.create_topics([new])).topic_errors
+                assert error[1] == 0, error
+
+        asyncio.run(create())
+
+    def alter_topic(self, **configs: str) -> None:
+        """Change the configuration of the topic of people."""
+        changed = {k.replace("_", "."): v for k, v in configs.items()}
+
+        async def alter() -> None:
+            async with self._admin() as admin:
+                await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, self.topic, configs=changed)])
+
+        asyncio.run(alter())
+
+    def write(self, records: Sequence[Raw], partition: int = 0) -> list[Record]:
+        """Write records as they are, in order, and return how they stand on the topic."""
+
+        async def write() -> list[Record]:
+            written = []
+            async with AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, max_request_size=2**21) as producer:
+                for raw in records:  # each a batch of its own: `send` refuses a record with neither key nor value
+                    batch = producer.create_batch()
+                    now = time.time_ns() // 1_000_000
+                    batch.append(timestamp=now, key=raw.key, value=raw.value, headers=list(raw.headers))
+                    at = await (await producer.send_batch(batch, self.topic, partition=partition))
+                    written.append(Record(partition, at.offset, now, raw.key, raw.value, raw.headers))
+            return written
+
+        return asyncio.run(write())
+
+    def records(self, topic: str = "") -> list[Record]:
+        """Return all records of a topic (of people by default), partition by partition, each in order."""
+        return asyncio.run(self._read(topic or self.topic))
+
+    def records_by_key(self) -> dict[str, Record]:
+        """Return the last record of each key."""
+        return {record.key.decode(): record for record in self.records() if record.key is not None}
+
+    def end_offsets(self) -> dict[int, int]:
+        """Return the offset behind the last record of each partition of the topic of people."""
+
+        async def ask() -> dict[int, int]:
+            async with AIOKafkaConsumer(self.topic, bootstrap_servers=self.bootstrap_servers) as client:
+                return {tp.partition: o for tp, o in (await client.end_offsets(client.assignment())).items()}
+
+        return asyncio.run(ask())
+
+    def committed(self) -> int:
+        """Return how many records the group has committed, of all partitions together."""
+
+        async def ask() -> int:
+            async with self._admin() as admin:
+                offsets = await admin.list_consumer_group_offsets(self.group)
+                return sum(at.offset for tp, at in offsets.items() if tp.topic == self.topic)
+
+        return asyncio.run(ask())
+
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        own = {
+            "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap_servers,
+            "PEOPLE_TOPIC": self.topic,
+            "DEAD_LETTER_TOPIC": self.dead_letter_topic,
+            "CONSUMER_GROUP_ID": self.group,
+        }
+        return own | more
+
+    async def _read(self, topic: str) -> list[Record]:
+        found: list[Record] = []
+        options = {"bootstrap_servers": self.bootstrap_servers, "auto_offset_reset": "earliest"}
+        async with AIOKafkaConsumer(topic, **options) as client:
+            ends = await client.end_offsets(client.assignment())
+            while any([await client.position(tp) < end for tp, end in ends.items()]):
+                for records in (await client.getmany(timeout_ms=500)).values():
+                    found += [
+                        Record(r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in records
+                    ]
+        return sorted(found, key=lambda record: record[:2])
+
+    @asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+        await admin.start()
+        try:
+            yield admin
+        finally:
+            await admin.close()
+
+
+class Lines:
+    """A call of `POST /producers/people` with a person a line: receipts are read while lines are sent."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, producer: Service) -> AsyncIterator[Self]:
+        """Begin the call; the end of the block closes the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", producer.port)
+        writer.write(
+            b"POST /producers/people HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+
+    async def send(self, *lines: bytes) -> None:
+        """Send whole lines."""
+        data = b"".join(line + b"\n" for line in lines)
+        self._writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        await self._writer.drain()
+
+    async def end(self) -> None:
+        """Say that no more lines come."""
+        self._writer.write(b"0\r\n\r\n")
+        await self._writer.drain()
+
+    async def receipts(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the answer's lines as they come; the status must be 200."""
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        rest = b""
+        while size := int(await self._reader.readline(), 16):
+            *lines, rest = (rest + (await self._reader.readexactly(size + 2))[:-2]).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+        assert rest == b""
+
+
+def in_time(work: Coroutine[Any, Any, T], timeout: float = PATIENCE) -> T:
+    """Run a coroutine; fail after `timeout` seconds."""
+    return asyncio.run(asyncio.wait_for(work, timeout))
+
+
+@contextmanager
+def both(pipeline: Pipeline, **environment: str) -> Iterator[tuple[Service, Service]]:
+    """Run a producer and a consumer, and wait until both are healthy."""
+    with pipeline.producer(**environment) as producer, pipeline.consumer(**environment) as consumer:
+        producer.until_healthy()
+        consumer.until_healthy()
+        yield producer, consumer

@@ -1,0 +1,306 @@
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import pytest
+from services import Lines, Pipeline, Service, both, in_time, person, wait_until
+
+from tools.local_kafka import LocalKafka
+from tools.ports import free_ports
+
+BOUND = 10.0
+SLACK = 1.0
+"""Seconds more than the contract's, for a machine that does other things too."""
+
+
+@pytest.fixture(scope="module")
+def kafka(startable_kafka: None) -> Iterator[LocalKafka]:
+    """A broker that tests may kill."""
+    assert startable_kafka is None
+    with LocalKafka() as running:
+        yield running
+
+
+@pytest.fixture
+def pipeline(kafka: LocalKafka, logs: Path) -> Pipeline:
+    return Pipeline(kafka.bootstrap_servers[0], logs)
+
+
+@pytest.fixture
+def nowhere(logs: Path) -> Pipeline:
+    """A pipeline without a Kafka."""
+    return Pipeline(f"127.0.0.1:{free_ports(1)[0]}", logs)
+
+
+class Callers:
+    """Callers that send people, one request after the other, and note what they were told of each."""
+
+    def __init__(self, producer: Service, count: int = 3) -> None:
+        self.told: dict[str, str] = {}
+        self.longest = 0.0
+        self.statuses: set[int] = set()
+        self.untrue: list[str] = []
+        self.unanswered: list[str] = []
+        self._url = f"http://127.0.0.1:{producer.port}/producers/people"
+        self._numbers = itertools.count()
+        self._enough = threading.Event()
+        self._threads = [threading.Thread(target=self._call) for _ in range(count)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        for thread in self._threads:
+            thread.join()
+
+    def those(self, outcome: str) -> set[str]:
+        return {person_id for person_id, told in list(self.told.items()) if told == outcome}
+
+    def _call(self) -> None:
+        with httpx.Client(timeout=60) as http:
+            while not self._enough.is_set():
+                people = [person(f"caller-{next(self._numbers)}") for _ in range(20)]
+                began = time.monotonic()
+                try:
+                    answer = http.post(self._url, json=people)
+                except httpx.TransportError as error:
+                    self.unanswered.append(repr(error))
+                    continue
+                self.longest = max(self.longest, time.monotonic() - began)
+                self._note(people, answer)
+                time.sleep(0.05)
+
+    def _note(self, people: list[dict[str, Any]], answer: httpx.Response) -> None:
+        self.statuses.add(answer.status_code)
+        if not answer.headers.get("content-type", "").endswith("json"):
+            self.untrue.append(f"{answer.status_code} {answer.headers} {answer.text[:200]}")
+            return
+        if answer.status_code == 503 and "retry-after" not in answer.headers:
+            self.untrue.append(f"503 without Retry-After: {answer.text[:200]}")
+        receipts = answer.json().get("receipts")
+        if receipts is None:  # nothing was tried
+            receipts = [{"id": one["id"], "outcome": "not_written"} for one in people]
+        if [receipt["id"] for receipt in receipts] != [one["id"] for one in people]:
+            self.untrue.append(f"receipts of others: {answer.text[:200]}")
+        for receipt in receipts:
+            self.told[receipt["id"]] = receipt.get("outcome", "delivered")
+
+
+def assert_truthful(callers: Callers, pipeline: Pipeline) -> None:
+    assert callers.untrue == []
+    assert callers.unanswered == []
+    assert callers.statuses <= {201, 207, 503}
+    assert callers.longest < BOUND + SLACK
+    on_topic = [record.key.decode() for record in pipeline.records() if record.key]
+    assert callers.those("delivered") <= set(on_topic), "an acknowledged record is missing"
+    assert not callers.those("not_written") & set(on_topic), "a record was written after all"
+    assert len(on_topic) == len(set(on_topic)), "a record stands there twice"
+
+
+def lines_since(service: Service, already: int) -> list[str]:
+    return service.log.read_text().splitlines()[already:]
+
+
+@pytest.mark.usefixtures("startable_kafka")
+def test_both_services_start_without_kafka_say_so_and_work_once_it_is_there(nowhere: Pipeline) -> None:
+    port = int(nowhere.bootstrap_servers.rpartition(":")[2])
+    with nowhere.producer() as producer, nowhere.consumer() as consumer:
+        for service in (producer, consumer):
+            service.until_answers("/livez", 200)
+            health = service.http.get("/health-check")
+            assert health.status_code == 503
+            assert health.json()["status"] == "unavailable"
+            assert health.json()["kafka"] == "connecting"
+            assert nowhere.bootstrap_servers in health.json()["detail"]
+        assert consumer.status()["state"] in {"starting", "reconnecting"}
+        assert consumer.messages() == []
+        for path in ("/producers/basic_producer", "/producers/people"):
+            began = time.monotonic()
+            answer = producer.http.post(path, json=person())
+            assert time.monotonic() - began < BOUND
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"]
+            assert answer.headers["content-type"].startswith("application/problem+json")
+        lines = producer.http.post(
+            "/producers/people",
+            content=json.dumps(person()).encode() + b"\nbad\n",
+            headers={"content-type": "application/x-ndjson"},
+        )
+        assert [json.loads(line)["outcome"] for line in lines.text.splitlines()] == ["not_written", "not_written"]
+
+        with LocalKafka(port=port):
+            producer.until_healthy()
+            consumer.until_healthy()
+            people = producer.post("/producers/basic_producer")
+            consumer.until_consumed(10)
+            assert {message["key"] for message in consumer.messages()} == {one["id"] for one in people}
+            assert {record.partition for record in nowhere.records()} <= set(range(6))
+            assert len(nowhere.end_offsets()) == 6
+
+
+@pytest.mark.parametrize("manner", ["killed", "suspended"])
+def test_a_broker_that_is_gone_for_a_while_costs_no_acknowledged_record_and_needs_no_human(
+    kafka: LocalKafka, pipeline: Pipeline, manner: str
+) -> None:
+    with both(pipeline) as (producer, consumer):
+        said = {service: len(lines_since(service, 0)) for service in (producer, consumer)}
+        with Callers(producer) as callers:
+            wait_until(lambda: len(callers.those("delivered")) > 200)
+            if manner == "killed":
+                kafka.kill(0)
+            else:
+                kafka.suspend(0)
+            for service in (producer, consumer):
+                service.until_answers("/health-check", 503, timeout=5)
+                assert service.answers("/livez", 200)
+            wait_until(lambda: callers.those("unknown"), what="for callers to hear of it")
+            if manner == "killed":
+                kafka.start(0)
+            else:
+                kafka.resume(0)
+            producer.until_healthy()
+            consumer.until_healthy()
+            delivered = len(callers.those("delivered"))
+            wait_until(lambda: len(callers.those("delivered")) > delivered + 200)
+        assert_truthful(callers, pipeline)
+        consumer.until_consumed(len(pipeline.records()))
+        wait_until(lambda: consumer.status()["lag"] == 0)
+        for service, already in said.items():
+            lines = lines_since(service, already)
+            assert len(lines) < 40, "an outage fills no disk:\n" + "\n".join(lines)
+            assert not any("Traceback" in line for line in lines), "\n".join(lines)
+
+
+def test_lines_that_are_streamed_through_an_outage_are_each_answered_in_time(
+    kafka: LocalKafka, pipeline: Pipeline
+) -> None:
+    async def talk(producer: Service) -> dict[str, str]:
+        told: dict[str, str] = {}
+        async with Lines.opened(producer) as lines:
+            receipts = lines.receipts()
+
+            async def outcome_of(person_id: str) -> str:
+                began = time.monotonic()
+                await lines.send(json.dumps(person(person_id)).encode())
+                receipt = await anext(receipts)
+                assert receipt["id"] == person_id
+                assert time.monotonic() - began < BOUND + SLACK
+                told[person_id] = receipt.get("outcome", "delivered")
+                return told[person_id]
+
+            assert await outcome_of("before") == "delivered"
+            kafka.suspend(0)
+            assert await outcome_of("meanwhile") == "unknown"
+            kafka.resume(0)
+            for attempt in range(20):
+                if await outcome_of(f"after-{attempt}") == "delivered":
+                    break
+            await lines.end()
+        return told
+
+    with pipeline.producer() as producer:
+        producer.until_healthy()
+        told = in_time(talk(producer))
+        on_topic = pipeline.records_by_key()
+        assert list(told.values())[-1] == "delivered"
+        for person_id, outcome in told.items():
+            assert outcome == "unknown" or (person_id in on_topic) == (outcome == "delivered")
+
+
+def assert_end_well(*services: Service) -> None:
+    began = time.monotonic()
+    for service in services:
+        service.terminate()
+    for service in services:
+        assert service.exit_status(timeout=30) == 0
+        assert time.monotonic() - began < BOUND + SLACK
+
+
+def test_services_end_at_sigterm_with_status_0_idle_or_with_half_sent_requests(pipeline: Pipeline) -> None:
+    head = b"POST /producers/people HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: 1000\r\n\r\n{"
+    with (
+        both(pipeline) as (producer, consumer),
+        socket.create_connection(("127.0.0.1", producer.port)) as one,
+        socket.create_connection(("127.0.0.1", producer.port)) as other,
+    ):
+        one.sendall(head % b"application/json")
+        other.sendall(head % b"application/x-ndjson")
+        producer.until_answers("/livez", 200)
+        assert_end_well(producer, consumer)
+
+
+def test_services_end_at_sigterm_although_kafka_never_answered(nowhere: Pipeline) -> None:
+    with nowhere.producer() as producer, nowhere.consumer() as consumer:
+        for service in (producer, consumer):
+            service.until_answers("/livez", 200)
+        assert_end_well(producer, consumer)
+
+
+@pytest.mark.usefixtures("startable_kafka")
+@pytest.mark.parametrize("manner", ["killed", "suspended"])
+def test_services_end_at_sigterm_although_kafka_has_gone_and_tell_their_callers_the_truth(
+    logs: Path, manner: str
+) -> None:
+    with LocalKafka() as kafka:  # a new one starts sooner than one that was killed
+        pipeline = Pipeline(kafka.bootstrap_servers[0], logs)
+        with both(pipeline) as services, Callers(services[0]) as callers:
+            wait_until(lambda: callers.those("delivered"))
+            if manner == "killed":
+                kafka.kill(0)
+            else:
+                kafka.suspend(0)
+            services[0].until_answers("/health-check", 503)
+            assert_end_well(*services)
+    assert callers.untrue == []
+
+
+def test_sigterm_in_the_middle_of_a_batch_commits_it(pipeline: Pipeline, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    with pipeline.producer() as producer, pipeline.recording_consumer(ledger, LEDGER_SECONDS="2") as consumer:
+        producer.until_healthy()
+        consumer.until_healthy()
+        producer.post("/producers/people", json=[person("one key") for _ in range(50)])
+        wait_until(lambda: ledger.exists() and "begin" in ledger.read_text())
+        assert_end_well(consumer)
+        handled = ledger.read_text().count("one key")
+        assert handled > 0
+        assert pipeline.committed() == handled
+
+
+def test_a_taken_port_ends_the_start_with_one_line_that_names_the_setting(nowhere: Pipeline) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for service, variable in (
+            (nowhere.producer(PRODUCER_PORT=port), "PRODUCER_PORT"),
+            (nowhere.consumer(CONSUMER_PORT=port), "CONSUMER_PORT"),
+        ):
+            assert_refuses_to_start(service, variable)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("KAFKA_BOOTSTRAP_SERVERS", "nonsense"),
+        ("HOST", "no.such.host.invalid"),
+    ],
+)
+def test_a_nonsense_setting_ends_the_start_with_one_line_that_names_it(
+    nowhere: Pipeline, variable: str, value: str
+) -> None:
+    assert_refuses_to_start(nowhere.producer(**{variable: value}), variable)
+
+
+def assert_refuses_to_start(service: Service, variable: str) -> None:
+    with service:
+        assert service.exit_status(timeout=30) == 1
+        (line,) = service.log.read_text().splitlines()
+        assert line.startswith(variable)

@@ -1,0 +1,399 @@
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiokafka.partitioner import DefaultPartitioner
+from services import Lines, Pipeline, Record, Service, in_time, person, value_of
+
+PARTITIONS = list(range(6))
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def producer(pipeline: Pipeline) -> Iterator[Service]:
+    with pipeline.producer() as service:
+        yield service.until_healthy()
+
+
+@pytest.fixture
+def small(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+    """A pipeline for a test that changes its topic."""
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
+def chosen_by_aiokafka(key: str) -> int:
+    return int(DefaultPartitioner()(key.encode(), PARTITIONS, PARTITIONS))
+
+
+def assert_true(
+    receipts: Sequence[dict[str, Any]], people: Sequence[dict[str, Any]], records: Sequence[Record]
+) -> None:
+    """Each receipt names the place and time where the topic really has that person."""
+    places = {(record.partition, record.offset): record for record in records}
+    assert [receipt["id"] for receipt in receipts] == [one["id"] for one in people]
+    for receipt, one in zip(receipts, people, strict=True):
+        record = places[receipt["partition"], receipt["offset"]]
+        assert record.key == one["id"].encode()
+        assert record.value == value_of(one)
+        assert record.timestamp == receipt["timestamp"]
+        assert record.headers == ()
+
+
+def is_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text[:500]
+    assert answer.headers["content-type"].startswith("application/problem+json")
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["type"]
+    assert problem["detail"]
+    assert "Traceback" not in answer.text
+    return problem
+
+
+def one_key_of_partition(partition: int, prefix: str = "") -> str:
+    return next(key for n in range(1_000) if chosen_by_aiokafka(key := f"{prefix}{n}") == partition)
+
+
+def test_a_producer_with_kafka_is_healthy(producer: Service) -> None:
+    health = producer.get("/health-check")
+    assert health["status"] == "ok"
+    assert health["service"] == "producer"
+    assert health["kafka"] == "connected"
+    assert health["version"]
+
+
+def test_ten_people_are_made_and_stand_on_the_topic_in_order(producer: Service, pipeline: Pipeline) -> None:
+    answer = producer.http.post("/producers/basic_producer")
+    assert answer.status_code == 201
+    people = answer.json()
+    assert len(people) == 10
+    found = pipeline.records_by_key()
+    for one in people:
+        record = found[one["id"]]
+        assert record.value == value_of(one)
+        assert record.partition == chosen_by_aiokafka(one["id"])
+    for partition in PARTITIONS:
+        offsets = [found[one["id"]].offset for one in people if found[one["id"]].partition == partition]
+        assert offsets == sorted(offsets)
+
+
+def test_as_many_people_are_made_as_were_asked_for(producer: Service, pipeline: Pipeline) -> None:
+    people = producer.post("/producers/basic_producer?number_of_people=12345")
+    assert len({one["id"] for one in people}) == 12_345
+    found = pipeline.records_by_key()
+    assert all(found[one["id"]].value == value_of(one) for one in people)
+
+
+def test_the_receipt_of_one_person_is_true(producer: Service, pipeline: Pipeline) -> None:
+    one = person()
+    answer = producer.http.post("/producers/people", json=one)
+    assert answer.status_code == 201
+    assert answer.json()["delivered"] == 1
+    assert_true(answer.json()["receipts"], [one], pipeline.records())
+
+
+def test_the_receipts_of_a_list_are_true_and_in_its_order(producer: Service, pipeline: Pipeline) -> None:
+    people = [person(name=f"Ada {n}") for n in range(500)]
+    answer = producer.post("/producers/people", json=people)
+    assert answer["delivered"] == 500
+    assert_true(answer["receipts"], people, pipeline.records())
+
+
+def test_ids_at_the_limits_and_in_any_script_are_delivered(producer: Service, pipeline: Pipeline) -> None:
+    people = [person(person_id) for person_id in ("a", "日" * 64, "🙂" * 64, "é\u0000\n", "x" * 64)]
+    people += [person(age=0), person(age=150), person(name="", zip="")]
+    assert_true(producer.post("/producers/people", json=people)["receipts"], people, pipeline.records())
+
+
+def test_an_empty_list_is_answered_at_once(producer: Service) -> None:
+    started = time.monotonic()
+    assert producer.post("/producers/people", json=[]) == {"delivered": 0, "receipts": []}
+    assert time.monotonic() - started < 4
+
+
+def test_records_of_one_key_keep_their_order_in_a_list_of_thousands(producer: Service, pipeline: Pipeline) -> None:
+    people = [person(f"order-{n % 7}", name=str(n)) for n in range(5_000)]
+    assert producer.post("/producers/people", json=people)["delivered"] == 5_000
+    on_topic: dict[str, list[bytes]] = {}
+    for record in pipeline.records():
+        if record.key and record.key.startswith(b"order-"):
+            on_topic.setdefault(record.key.decode(), []).append(record.value or b"")
+    for n in range(7):
+        assert on_topic[f"order-{n}"] == [value_of(one) for one in people if one["id"] == f"order-{n}"]
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [
+        ("number_of_people=0", "number_of_people"),
+        ("number_of_people=-1", "number_of_people"),
+        ("number_of_people=100001", "number_of_people"),
+        ("number_of_people=ten", "number_of_people"),
+        ("number_of_people=1e3", "number_of_people"),
+        ("number_of_people=", "number_of_people"),
+        ("number_of_people=%FF", "number_of_people"),
+        ("number_of_people=99999999999999999999", "number_of_people"),
+        ("number_of_people=1&number_of_people=1", "number_of_people"),
+        ("number_of_peple=1", "number_of_peple"),
+    ],
+)
+def test_a_wrong_number_of_people_is_named_and_makes_nobody(
+    producer: Service, pipeline: Pipeline, query: str, parameter: str
+) -> None:
+    before = pipeline.end_offsets()
+    problem = is_problem(producer.http.post(f"/producers/basic_producer?{query}"), 400)
+    assert [fault["parameter"] for fault in problem["errors"]] == [parameter]
+    assert pipeline.end_offsets() == before
+
+
+def a_list_with(**wrong: object) -> bytes:
+    """Return a list of people whose third is wrong."""
+    return json.dumps([person(), person(), person() | wrong, person()]).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (b"not json", "$"),
+        (b"", "$"),
+        (b"  ", "$"),
+        (b"7", "$"),
+        (b"null", "$"),
+        (b'"Ada"', "$"),
+        (b"{}", "$"),
+        (b"[" * 100_000, "$[0]"),
+        (b'{"a":' * 100_000, "$"),
+        (json.dumps(person(name="ADA")).encode().replace(b"ADA", b"\xff\xfe"), "$"),
+        (json.dumps(person(nickname="Ada")).encode(), "$"),
+        (json.dumps(person(age="36")).encode(), "$.age"),
+        (json.dumps(person(age=36.5)).encode(), "$.age"),
+        (json.dumps(person(age=True)).encode(), "$.age"),
+        (json.dumps(person(age=-1)).encode(), "$.age"),
+        (json.dumps(person(age=151)).encode(), "$.age"),
+        (json.dumps(person(name=None)).encode(), "$.name"),
+        (json.dumps(person() | {"id": ""}).encode(), "$.id"),
+        (json.dumps(person("x" * 65)).encode(), "$.id"),
+        (json.dumps({k: v for k, v in person().items() if k != "city"}).encode(), "$"),
+        (a_list_with(age="36"), "$[2].age"),
+        (a_list_with(id="x" * 65), "$[2].id"),
+        (a_list_with(nickname="Ada"), "$[2]"),
+        (json.dumps([person(), "Ada"]).encode(), "$[1]"),
+        (json.dumps([[person()]]).encode(), "$[0]"),
+        (json.dumps(person(address="x" * 1_100_000)).encode(), "$"),
+        (a_list_with(address="x" * 1_100_000), "$[2]"),
+    ],
+    ids=lambda given: given[:12].decode(errors="replace") if isinstance(given, bytes) else given,
+)
+def test_a_body_that_is_no_people_is_refused_by_its_path_and_nothing_is_written(
+    producer: Service, pipeline: Pipeline, body: bytes, path: str
+) -> None:
+    before = pipeline.end_offsets()
+    problem = is_problem(producer.http.post("/producers/people", content=body, headers=JSON), 400)
+    assert [fault["path"] for fault in problem["errors"]] == [path]
+    assert pipeline.end_offsets() == before
+
+
+def test_a_body_of_50_megabytes_is_refused(producer: Service, pipeline: Pipeline) -> None:
+    before = pipeline.end_offsets()
+
+    async def post() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", producer.port)
+        length = 50 * 1024 * 1024
+        writer.write(
+            b"POST /producers/people HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {length}\r\n\r\n".encode()
+        )
+        answer = asyncio.create_task(reader.readuntil(b"}"))
+        try:
+            for _ in range(length // 2**20):
+                writer.write(b" " * 2**20)
+                await writer.drain()
+        except ConnectionError:  # it need not listen to the end
+            pass
+        return await answer
+
+    answer = in_time(post())
+    assert answer.startswith(b"HTTP/1.1 413"), answer
+    assert b"application/problem+json" in answer
+    assert pipeline.end_offsets() == before
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "nonsense"]
+)
+def test_another_content_type_is_refused(producer: Service, content_type: str) -> None:
+    answer = producer.http.post("/producers/people", content=b"{}", headers={"content-type": content_type})
+    is_problem(answer, 415)
+
+
+def test_an_unknown_path_and_a_wrong_method_are_problems(producer: Service) -> None:
+    is_problem(producer.http.get("/producers/nobody"), 404)
+    is_problem(producer.http.get("/producers/people"), 405)
+    is_problem(producer.http.get("/producers/basic_producer"), 405)
+    is_problem(producer.http.request("DELETE", "/health-check"), 405)
+
+
+async def stream(producer: Service, pieces: Sequence[Sequence[bytes]]) -> list[dict[str, Any]]:
+    """Send lines and read their receipts at the same time."""
+    async with Lines.opened(producer) as lines:
+
+        async def send() -> None:
+            for piece in pieces:
+                await lines.send(*piece)
+            await lines.end()
+
+        sending = asyncio.create_task(send())
+        receipts = [receipt async for receipt in lines.receipts()]
+        await sending
+        return receipts
+
+
+def test_twenty_thousand_lines_get_true_receipts_in_order_while_they_are_sent(
+    producer: Service, pipeline: Pipeline
+) -> None:
+    people = [person(name=str(n)) for n in range(20_000)]
+    encoded = [json.dumps(one).encode() for one in people]
+    receipts = in_time(stream(producer, [encoded[at : at + 250] for at in range(0, 20_000, 250)]))
+    assert_true(receipts, people, pipeline.records())
+
+
+def test_each_line_is_answered_before_the_next_is_sent(producer: Service) -> None:
+    async def talk() -> list[dict[str, Any]]:
+        async with Lines.opened(producer) as lines:
+            answers = lines.receipts()
+            heard = []
+            for n in range(5):
+                await lines.send(json.dumps(person(f"turn-{n}")).encode())
+                heard.append(await anext(answers))
+            await lines.end()
+            return heard + [receipt async for receipt in answers]
+
+    receipts = in_time(talk())
+    assert [receipt["id"] for receipt in receipts] == [f"turn-{n}" for n in range(5)]
+    assert all("offset" in receipt for receipt in receipts)
+
+
+def test_a_bad_line_is_told_by_its_number_and_its_neighbours_are_delivered(
+    producer: Service, pipeline: Pipeline
+) -> None:
+    people = [person() for _ in range(4)]
+    good = [json.dumps(one).encode() for one in people]
+    bad = [b"not json", b'{"id": "\xff"}', json.dumps([person()]).encode(), b"[" * 50_000, b"x" * 2_000_000]
+    lines = [good[0], bad[0], good[1], b"", bad[1], bad[2], good[2], bad[3], bad[4], good[3]]
+    receipts = in_time(stream(producer, [lines]))
+    assert [receipt["line"] for receipt in receipts if "line" in receipt] == [2, 5, 6, 8, 9]
+    assert all(receipt["outcome"] == "not_written" for receipt in receipts if "line" in receipt)
+    assert [receipt.get("id") for receipt in receipts] == [
+        people[0]["id"], None, people[1]["id"], None, None, people[2]["id"], None, None, people[3]["id"],
+    ]  # fmt: skip
+    assert_true([receipt for receipt in receipts if "id" in receipt], people, pipeline.records())
+
+
+def test_the_last_line_needs_no_line_break(producer: Service) -> None:
+    body = json.dumps(person("first")).encode() + b"\r\n" + json.dumps(person("last")).encode()
+    answer = producer.http.post("/producers/people", content=body, headers={"content-type": "application/x-ndjson"})
+    assert [json.loads(line)["id"] for line in answer.text.splitlines()] == ["first", "last"]
+
+
+def test_a_caller_that_leaves_in_the_middle_of_its_lines_harms_nobody(producer: Service, pipeline: Pipeline) -> None:
+    async def leave() -> None:
+        async with Lines.opened(producer) as lines:
+            await lines.send(*[json.dumps(person()).encode() for _ in range(3_000)])
+
+    in_time(leave())
+    one = person()
+    assert_true(producer.post("/producers/people", json=one)["receipts"], [one], pipeline.records())
+    assert producer.get("/health-check")["status"] == "ok"
+
+
+def test_a_topic_of_small_batches_takes_many_small_people_and_refuses_a_large_one(small: Pipeline) -> None:
+    small.create_topic(6, max_message_bytes="2000")
+    with small.producer() as producer:
+        producer.until_healthy()
+        people = [person(name=f"{n}") for n in range(1_000)]
+        receipts = producer.post("/producers/people", json=people)["receipts"]
+        assert_true(receipts, people, small.records())
+        assert len(producer.post("/producers/basic_producer?number_of_people=500")) == 500
+        before = small.end_offsets()
+        large = [person(), person(address="x" * 2_000)]
+        problem = is_problem(producer.http.post("/producers/people", json=large), 400)
+        assert [fault["path"] for fault in problem["errors"]] == ["$[1]"]
+        assert small.end_offsets() == before
+
+
+def test_what_kafka_refuses_is_told_as_not_written_and_the_next_request_works(small: Pipeline) -> None:
+    with small.producer() as producer:
+        producer.until_healthy()
+        producer.post("/producers/basic_producer")
+        small.alter_topic(max_message_bytes="1000")
+        before = small.end_offsets()
+        refused = producer.http.post("/producers/people", json=[person("one") for _ in range(20)])
+        problem = is_problem(refused, 503)
+        assert refused.headers["retry-after"]
+        assert problem["delivered"] == 0
+        assert {receipt["outcome"] for receipt in problem["receipts"]} == {"not_written"}
+        assert len(problem["receipts"]) == 20
+        assert small.end_offsets() == before
+        for _ in range(3):
+            one = person("one")
+            assert_true(producer.post("/producers/people", json=one)["receipts"], [one], small.records())
+
+
+def test_what_kafka_refuses_of_a_list_is_told_apart_from_what_it_took(small: Pipeline) -> None:
+    with small.producer() as producer:
+        producer.until_healthy()
+        small.alter_topic(max_message_bytes="1000")
+        people = [
+            person(one_key_of_partition(0, "small-")),
+            person(one_key_of_partition(1, "large-"), address="x" * 1_500),
+            person(one_key_of_partition(2, "small-")),
+        ]
+        answer = producer.http.post("/producers/people", json=people)
+        assert answer.status_code == 207
+        assert answer.json()["delivered"] == 2
+        first, refused, last = answer.json()["receipts"]
+        assert refused["outcome"] == "not_written"
+        assert "MessageSizeTooLarge" in refused["error"]
+        assert "offset" not in refused
+        assert_true([first, last], [people[0], people[2]], small.records())
+        assert people[1]["id"] not in small.records_by_key()
+        again = person(people[1]["id"])
+        assert_true(producer.post("/producers/people", json=again)["receipts"], [again], small.records())
+
+
+def test_two_producers_at_once_lose_and_double_nothing(small: Pipeline) -> None:
+    with small.producer() as one, small.producer() as other, ThreadPoolExecutor(8) as pool:
+        one.until_healthy()
+        other.until_healthy()
+        calls = [pool.submit(s.post, "/producers/basic_producer?number_of_people=2000") for s in (one, other) * 4]
+        made = [one["id"] for call in calls for one in call.result()]
+        on_topic = [record.key.decode() for record in small.records() if record.key]
+        assert len(made) == 16_000
+        assert sorted(on_topic) == sorted(made)
+
+
+def test_callers_at_the_same_time_each_get_their_own_receipts(producer: Service, pipeline: Pipeline) -> None:
+    lists = [[person(name=f"{caller}-{n}") for n in range(50)] for caller in range(40)]
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda people: producer.post("/producers/people", json=people), lists))
+    records = pipeline.records()
+    for people, answer in zip(lists, answers, strict=True):
+        assert_true(answer["receipts"], people, records)
+        for partition in PARTITIONS:
+            offsets = [receipt["offset"] for receipt in answer["receipts"] if receipt["partition"] == partition]
+            assert all(a < b for a, b in pairwise(offsets))

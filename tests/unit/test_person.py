@@ -1,0 +1,115 @@
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import ADA, a_person, as_json, fields_of_a_person
+
+from contracts.person import Person, decode, decode_all_strictly, decode_strictly, encode, key_of
+
+FIELDS = ["id", "name", "age", "email", "phone", "address", "city", "state", "zip", "country"]
+DECODERS = pytest.mark.parametrize("decoder", [decode, decode_strictly], ids=["tolerant", "strict"])
+ANYTHING = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    st.builds(
+        Person,
+        id=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64),
+        name=ANYTHING,
+        age=st.integers(0, 150),
+        email=ANYTHING,
+        phone=ANYTHING,
+        address=ANYTHING,
+        city=ANYTHING,
+        state=ANYTHING,
+        zip=ANYTHING,
+        country=ANYTHING,
+    )
+)
+def test_whatever_a_producer_accepts_a_consumer_reads_unchanged(person: Person) -> None:
+    accepted = decode_strictly(encode(person))
+    assert decode(encode(accepted)) == person
+
+
+def test_the_fields_stand_in_the_record_in_the_order_of_the_contract() -> None:
+    assert [name for name, _ in json.loads(encode(ADA), object_pairs_hook=list)] == FIELDS
+    shuffled = json.dumps(dict(reversed(fields_of_a_person().items()))).encode()
+    assert encode(decode_strictly(shuffled)) == encode(ADA)
+
+
+def test_the_record_is_utf_8_and_not_escaped() -> None:
+    assert '"name":"Žofie 日本 🙂"'.encode() in encode(a_person(name="Žofie 日本 🙂"))
+
+
+def test_a_consumer_ignores_a_field_that_it_does_not_know() -> None:
+    assert decode(as_json(nickname="Countess")) == ADA
+
+
+def test_a_producer_refuses_an_unknown_field_and_names_it() -> None:
+    with pytest.raises(msgspec.ValidationError, match="nickname"):
+        decode_strictly(as_json(nickname="Countess"))
+    with pytest.raises(msgspec.ValidationError, match=r"nickname.*\$\[1\]"):
+        decode_all_strictly(b"[" + as_json() + b"," + as_json(nickname="Countess") + b"]")
+
+
+@DECODERS
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_field_may_be_missing(decoder: Any, field: str) -> None:  # noqa: ANN401 - msgspec's method
+    fields = fields_of_a_person()
+    del fields[field]
+    with pytest.raises(msgspec.ValidationError, match=f"`{field}`"):
+        decoder(json.dumps(fields).encode())
+
+
+@DECODERS
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_field_may_be_null(decoder: Any, field: str) -> None:  # noqa: ANN401 - msgspec's method
+    with pytest.raises(msgspec.ValidationError, match=rf"\$\.{field}`"):
+        decoder(as_json(**{field: None}))
+
+
+@DECODERS
+@pytest.mark.parametrize(
+    ("field", "value"), [("age", "36"), ("age", 36.5), ("age", 36.0), ("age", True), ("zip", 10001), ("id", 7)]
+)
+def test_a_type_is_never_converted(decoder: Any, field: str, value: object) -> None:  # noqa: ANN401 - msgspec's method
+    with pytest.raises(msgspec.ValidationError, match=rf"\$\.{field}`"):
+        decoder(as_json(**{field: value}))
+
+
+@DECODERS
+@pytest.mark.parametrize(("field", "value"), [("age", -1), ("age", 151), ("age", 2**70), ("id", ""), ("id", "x" * 65)])
+def test_a_value_out_of_range_is_refused(decoder: Any, field: str, value: object) -> None:  # noqa: ANN401 - msgspec's method
+    with pytest.raises(msgspec.ValidationError, match=rf"\$\.{field}`"):
+        decoder(as_json(**{field: value}))
+
+
+@DECODERS
+@pytest.mark.parametrize(("field", "value"), [("age", 0), ("age", 150), ("id", "x"), ("id", "🙂" * 64), ("name", "")])
+def test_a_value_at_the_edge_of_its_range_is_taken(decoder: Any, field: str, value: object) -> None:  # noqa: ANN401 - msgspec's method
+    assert getattr(decoder(as_json(**{field: value})), field) == value
+
+
+@DECODERS
+def test_text_that_is_not_utf_8_is_refused(decoder: Any) -> None:  # noqa: ANN401 - msgspec's method
+    with pytest.raises(UnicodeDecodeError):
+        decoder(as_json().replace(b"Ada", b"\xff\xfe"))
+
+
+@DECODERS
+def test_half_a_surrogate_pair_is_refused_as_it_could_not_be_written_again(decoder: Any) -> None:  # noqa: ANN401 - msgspec's method
+    with pytest.raises(msgspec.DecodeError):
+        decoder(as_json().replace(b"Ada", b"\\ud800"))
+
+
+def test_a_wrong_person_in_a_list_is_named_by_its_place() -> None:
+    with pytest.raises(msgspec.ValidationError, match=r"\$\[2\]\.age"):
+        decode_all_strictly(b"[" + b",".join([as_json(), as_json(), as_json(age=151)]) + b"]")
+
+
+@pytest.mark.parametrize("person_id", ["x", "Ωμέγα", "🙂" * 64])
+def test_the_key_is_the_id_in_utf_8(person_id: str) -> None:
+    assert key_of(a_person(id=person_id)) == person_id.encode("utf-8")

@@ -1,0 +1,115 @@
+import pytest
+
+from apps.chassis.settings import Settings, WrongSetting, read_settings
+
+DEFAULTS = {
+    "KAFKA_BOOTSTRAP_SERVERS": "localhost:9092",
+    "PEOPLE_TOPIC": "people",
+    "PEOPLE_PARTITIONS": 6,
+    "PEOPLE_REPLICATION": 1,
+    "DEAD_LETTER_TOPIC": "people-dlt",
+    "CONSUMER_GROUP_ID": "people-consumer",
+    "HOST": "127.0.0.1",
+    "PRODUCER_PORT": 8000,
+    "CONSUMER_PORT": 8001,
+    "WINDOW_SIZE": 10_000,
+}
+
+WRONG = [
+    ("KAFKA_BOOTSTRAP_SERVERS", "localhost"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "localhost:"),
+    ("KAFKA_BOOTSTRAP_SERVERS", ":9092"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "localhost:kafka"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "a:9092,"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "a:9092,,b:9092"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "a:9092 b:9092"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "kafka://a:9092"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "a:9092,b:0"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "a:9092,b:65536"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "a:9092\nb:9092"),
+    ("PEOPLE_TOPIC", "people and others"),
+    ("PEOPLE_TOPIC", "."),
+    ("PEOPLE_TOPIC", ".."),
+    ("PEOPLE_TOPIC", "x" * 250),
+    ("PEOPLE_TOPIC", "leute-größe"),
+    ("PEOPLE_PARTITIONS", "0"),
+    ("PEOPLE_PARTITIONS", "six"),
+    ("PEOPLE_PARTITIONS", "1.5"),
+    ("PEOPLE_PARTITIONS", "10001"),
+    ("PEOPLE_REPLICATION", "0"),
+    ("PEOPLE_REPLICATION", "-1"),
+    ("PEOPLE_REPLICATION", "101"),
+    ("DEAD_LETTER_TOPIC", "dead/letters"),
+    ("DEAD_LETTER_TOPIC", "people"),
+    ("CONSUMER_GROUP_ID", "g" * 256),
+    ("PRODUCER_PORT", "0"),
+    ("PRODUCER_PORT", "65536"),
+    ("PRODUCER_PORT", "http"),
+    ("CONSUMER_PORT", "0"),
+    ("CONSUMER_PORT", "8001.5"),
+    ("WINDOW_SIZE", "0"),
+    ("WINDOW_SIZE", "many"),
+    ("WINDOW_SIZE", "1000001"),
+    ("LOG_LEVEL", "LOUD"),
+    ("LOG_LEVEL", "info"),
+    ("LOG_FORMAT", "xml"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value"), DEFAULTS.items())
+def test_a_variable_that_is_not_set_takes_the_default_for_a_laptop(variable: str, value: object) -> None:
+    assert getattr(read_settings({"PATH": "/bin", "UNRELATED": ""}), variable.lower()) == value
+
+
+@pytest.mark.parametrize("variable", [*DEFAULTS, "LOG_LEVEL", "LOG_FORMAT"])
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_variable_means_its_default(variable: str, empty: str) -> None:
+    assert read_settings({variable: empty}) == Settings()
+
+
+@pytest.mark.parametrize(("variable", "value"), WRONG)
+def test_a_wrong_value_stops_the_start_with_one_line_that_names_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(WrongSetting) as stopped:
+        read_settings({variable: value})
+    line = str(stopped.value)
+    assert line.startswith(f"{variable}: ")
+    assert "\n" not in line
+    others = set(Settings.__struct_encode_fields__) - {variable, "PEOPLE_TOPIC"}
+    assert not [name for name in others if name in line]
+
+
+@pytest.mark.parametrize("variable", ["PEOPLE_TOPIC", "HOST", "CONSUMER_GROUP_ID"])
+def test_no_text_takes_its_value_from_another_variable(variable: str) -> None:
+    settings = read_settings({variable: "other"})
+    assert [name for name in Settings.__struct_fields__ if getattr(settings, name) == "other"] == [variable.lower()]
+
+
+def test_every_value_given_is_taken() -> None:
+    given = {
+        "KAFKA_BOOTSTRAP_SERVERS": "kafka:9093",
+        "PEOPLE_TOPIC": "persons",
+        "PEOPLE_PARTITIONS": "12",
+        "PEOPLE_REPLICATION": "3",
+        "DEAD_LETTER_TOPIC": "persons.dead_1",
+        "CONSUMER_GROUP_ID": "group of ours",
+        "HOST": "::1",
+        "PRODUCER_PORT": "1",
+        "CONSUMER_PORT": "65535",
+        "WINDOW_SIZE": "1000000",
+        "LOG_LEVEL": "DEBUG",
+        "LOG_FORMAT": "json",
+    }
+    settings = read_settings({**given, "WINDOW_SIZE": " 1000000 "})
+    assert {name: str(getattr(settings, name.lower())) for name in given} == given
+
+
+def test_the_brokers_are_a_list_in_the_order_given() -> None:
+    settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "b.example:9092, a.example:9093 ,10.0.0.1:1"})
+    assert settings.bootstrap_servers == ["b.example:9092", "a.example:9093", "10.0.0.1:1"]
+
+
+def test_people_and_dead_letters_must_not_share_a_topic() -> None:
+    with pytest.raises(WrongSetting, match=r"DEAD_LETTER_TOPIC: .*PEOPLE_TOPIC.*'same'"):
+        read_settings({"PEOPLE_TOPIC": "same", "DEAD_LETTER_TOPIC": "same"})
+    with pytest.raises(WrongSetting, match="DEAD_LETTER_TOPIC"):
+        read_settings({"PEOPLE_TOPIC": "people-dlt"})

@@ -1,0 +1,163 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import Stored
+
+from apps.consumer.window import Cursor, Record, Window, place_of
+
+PLACES = st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9))
+
+
+def at(timestamp: int, partition: int = 0, offset: int | None = None, **fields: bytes | None) -> Stored:
+    record = Stored(partition, timestamp if offset is None else offset, timestamp)
+    for name, value in fields.items():
+        setattr(record, name, value)
+    return record
+
+
+def window_of(*records: Record, size: int = 100, most_bytes: int = 1_000_000) -> Window:
+    window = Window(size, most_bytes)
+    window.extend(records)
+    return window
+
+
+def newest(window: Window, limit: int = 100) -> list[int]:
+    return [record.timestamp for record in window.newest(limit)[0]]
+
+
+def test_the_newest_records_come_oldest_first() -> None:
+    window = window_of(*map(at, [1, 2, 3, 4, 5]))
+    assert newest(window, 3) == [3, 4, 5]
+    assert newest(window, 100) == [1, 2, 3, 4, 5]
+
+
+def test_records_of_several_partitions_come_in_the_order_of_their_time() -> None:
+    window = window_of(at(10, 0), at(30, 0), at(20, 1), at(20, 0))
+    places = [(record.timestamp, record.partition) for record in window.newest(3)[0]]
+    assert places == [(20, 0), (20, 1), (30, 0)]
+
+
+def test_an_empty_window_has_no_records_and_nothing_before_them() -> None:
+    assert Window(10).newest(10) == ([], None)
+
+
+def test_the_window_keeps_the_last_records_up_to_its_size() -> None:
+    window = window_of(*map(at, range(7)), size=5)
+    assert newest(window) == [2, 3, 4, 5, 6]
+    window.extend([at(7)])
+    assert newest(window) == [3, 4, 5, 6, 7]
+    assert len(window) == 5
+
+
+def test_the_window_is_bounded_in_bytes_however_few_the_records_are() -> None:
+    window = window_of(*(at(i, value=b"x" * 40) for i in range(5)), most_bytes=100)
+    assert newest(window) == [3, 4]
+    window.extend([at(5, value=b"x" * 61)])
+    assert newest(window) == [5]
+    window.extend([at(6, value=b"x" * 39), at(7, value=None)])
+    assert newest(window) == [5, 6, 7]
+
+
+def test_bytes_that_were_dropped_give_their_room_back() -> None:
+    window = Window(3, most_bytes=300)
+    for i in range(1_000):
+        window.extend([at(i, value=b"x" * 100)])
+    assert newest(window) == [997, 998, 999]
+
+
+def test_only_records_of_the_key_or_partition_asked_for_come() -> None:
+    window = window_of(at(1, 0, key=b"a"), at(2, 1, key=b"b"), at(3, 1, key=b"a"), at(4, 0, key=None))
+    assert [record.timestamp for record in window.newest(9, key=b"a")[0]] == [1, 3]
+    assert [record.timestamp for record in window.newest(9, partition=0)[0]] == [1, 4]
+    assert [record.timestamp for record in window.newest(9, key=b"a", partition=1)[0]] == [3]
+    assert window.newest(9, key=b"c") == ([], None)
+
+
+def test_a_limit_counts_what_the_filter_lets_through() -> None:
+    window = window_of(*(at(i, i % 2) for i in range(10)))
+    records, earlier = window.newest(2, partition=1)
+    assert [record.timestamp for record in records] == [7, 9]
+    assert earlier == Cursor(7, 1, 7)
+
+
+@given(st.lists(PLACES, max_size=60), st.integers(1, 7))
+def test_paging_back_shows_every_record_exactly_once(places: list[tuple[int, int, int]], limit: int) -> None:
+    window = window_of(*(at(*place) for place in places))
+    pages: list[list[Record]] = []
+    before: Cursor | None = None
+    while True:
+        page, before = window.newest(limit, before=before)
+        pages.insert(0, page)
+        assert before is None or len(page) == limit
+        if before is None:
+            break
+        before = Cursor.parse(str(before))
+    shown = [place_of(record) for page in pages for record in page]
+    assert shown == sorted(set(places))
+
+
+def test_paging_is_not_disturbed_by_records_that_come_meanwhile() -> None:
+    window = window_of(*map(at, range(6)))
+    _, before = window.newest(2)
+    window.extend([at(6), at(7)])
+    records, before = window.newest(2, before=before)
+    assert [record.timestamp for record in records] == [2, 3]
+    records, before = window.newest(2, before=before)
+    assert [record.timestamp for record in records] == [0, 1]
+    assert before is None
+
+
+def test_a_record_that_was_consumed_twice_stands_there_once() -> None:
+    window = window_of(*map(at, [1, 2, 3]))
+    window.extend([at(2), at(3), at(4)])
+    assert newest(window) == [1, 2, 3, 4]
+    assert newest(window, 3) == [2, 3, 4]
+
+
+def test_a_refill_puts_older_records_among_those_that_are_here() -> None:
+    window = window_of(at(5), at(6), at(5, 1))
+    window.refill([at(1), at(4, 1), at(5), at(7, 1)])
+    assert [(record.timestamp, record.partition) for record in window.newest(9)[0]] == [
+        (1, 0),
+        (4, 1),
+        (5, 0),
+        (5, 1),
+        (6, 0),
+        (7, 1),
+    ]
+    assert len(window) == 6
+
+
+def test_a_refill_of_a_full_window_drops_the_oldest_records() -> None:
+    window = window_of(at(5), at(6), size=3)
+    window.refill(map(at, range(5)))
+    assert newest(window) == [4, 5, 6]
+
+
+def test_a_refill_leaves_the_bound_in_bytes_as_it_was() -> None:
+    window = window_of(*(at(i, value=b"x" * 10) for i in range(5, 10)), most_bytes=100)
+    for _ in range(3):
+        window.refill([at(i, value=b"x" * 10) for i in range(5)])
+    assert newest(window) == list(range(10))
+    window.extend([at(10, value=b"x" * 10)])
+    assert newest(window)[-5:] == [6, 7, 8, 9, 10]
+    assert 0 not in newest(window)
+
+
+@given(st.integers(-1, 2**63 - 1), st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1))
+def test_a_cursor_is_read_as_it_was_shown(timestamp: int, partition: int, offset: int) -> None:
+    assert Cursor.parse(str(Cursor(timestamp, partition, offset))) == Cursor(timestamp, partition, offset)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "1-2", "1-2-3-4", "1-2-x", "1--2-3", " 1-2-3", "1-2-3\n", "1.0-2-3", "9" * 99 + "-1-1"]
+)
+def test_what_is_no_cursor_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a cursor"):
+        Cursor.parse(text)
+
+
+def test_a_refused_cursor_is_not_quoted_at_length() -> None:
+    with pytest.raises(ValueError, match="not a cursor") as refused:
+        Cursor.parse("x" * 100_000)
+    assert len(str(refused.value)) < 200

@@ -245,4 +245,7 @@ async def _describe(admin: AIOKafkaAdminClient, topic: str) -> dict[str, Any]:
 
 async def _config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
     answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-    return {name: value for answer in answers for resource in answer.resources for name, value, *_ in resource[4]}
+    ((code, _, _, _, entries),) = [resource for answer in answers for resource in answer.resources]
+    if code:
+        raise Unusable(f"topic {topic}: its configuration cannot be read: {for_code(code).__name__}")
+    return {name: value for name, value, *_ in entries}

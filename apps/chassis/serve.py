@@ -1,5 +1,6 @@
 """Runs a service as a process: settings from the environment, a port, and an orderly end."""
 
+import asyncio
 import gc
 import os
 import signal
@@ -18,7 +19,24 @@ LAST_ANSWERS = 2
 """Seconds that open requests have to end after SIGTERM; what follows (Kafka) takes up to 8."""
 
 
-def serve(create_app: Callable[[Settings], Litestar], port_of: Callable[[Settings], int], port_variable: str) -> None:
+CreateApp = Callable[[Settings, asyncio.Event], Litestar]
+"""Builds an application; the event is set when the process has been told to end, before connections are closed."""
+
+
+class Server(uvicorn.Server):
+    """Tells the application when it is about to end: uvicorn itself does so only after the last answer."""
+
+    def __init__(self, config: uvicorn.Config, ending: asyncio.Event) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end, at a signal."""
+        super().handle_exit(sig, frame)
+        self._ending.set()
+
+
+def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variable: str) -> None:
     """Serve until SIGTERM or SIGINT, then end with status 0 within 10 s.
 
     A wrong setting or a port that cannot be listened on ends the process at once with status 1 and one line that names
@@ -30,8 +48,9 @@ def serve(create_app: Callable[[Settings], Litestar], port_of: Callable[[Setting
     except WrongSetting as error:
         sys.exit(str(error))
     set_up_logging(settings)
+    ending = asyncio.Event()
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, ending),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -40,7 +59,7 @@ def serve(create_app: Callable[[Settings], Litestar], port_of: Callable[[Setting
     _collect_garbage_less_often()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again when it has ended
-    uvicorn.Server(config).run(sockets=[listening])
+    Server(config, ending).run(sockets=[listening])
 
 
 def _listen(host: str, port: int, port_variable: str) -> socket.socket:

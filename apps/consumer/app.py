@@ -1,5 +1,6 @@
 """Wires the consumer."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,11 +22,13 @@ from apps.chassis.query import check_query
 from apps.chassis.settings import Settings
 from apps.consumer.attempts import Handle
 from apps.consumer.control import Control
+from apps.consumer.dead_letter_routes import dead_letter_routes
 from apps.consumer.dead_letters import DeadLetters
 from apps.consumer.handler import handle
 from apps.consumer.lag import LagMeter
 from apps.consumer.log_reader import LogReader
-from apps.consumer.refill import refill
+from apps.consumer.redrive import Redriver, marks_topic
+from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
 from apps.consumer.subscriber import Consumption, subscribe
 from apps.consumer.window import Window
@@ -37,8 +40,11 @@ GRACE = 5.0
 """Seconds that a stop waits for the batch in hand."""
 
 
-def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
-    """Build the consumer; it joins its group when the application starts, and leaves it at its end."""
+def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: Handle = handle) -> Litestar:
+    """Build the consumer; it joins its group when the application starts, and leaves it at its end.
+
+    `ending` tells it beforehand that it is about to end, so that it leaves the group before the last answers are given.
+    """
     # FastStream would restart a loop that failed at once, thousands of times a second: `Control` does it, with pauses
     os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
     topic, group = settings.people_topic, settings.consumer_group_id
@@ -51,9 +57,12 @@ def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
         max_message_bytes=LARGEST_DEAD_LETTER,
         kept_for_ever=True,
     )
-    cluster = Cluster(options, [people, dead])
+    marks = Topic(marks_topic(dead.name), 1, settings.people_replication, kept_for_ever=True, compacted=True)
+    cluster = Cluster(options, [people, dead, marks])
     background = Background()
     reader = LogReader(options, topic)
+    dead_reader = LogReader(options, dead.name)
+    redriver = Redriver(options, cluster, dead_reader, topic, group)
     window = Window(settings.window_size)
     dead_letters = DeadLetters(options, settings.dead_letter_topic, cluster, group)
     consumption = Consumption(window, handle, dead_letters.write)
@@ -61,10 +70,10 @@ def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
     meter = LagMeter(reader, committed)
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
 
+    refill = Refill(window, reader, committed, background)
+
     def on_assigned(assigned: set[TopicPartition]) -> None:
-        own = [tp.partition for tp in assigned]
-        if own:
-            background.start(refill(window, reader, committed, own), "refill of the window")
+        refill.begin([tp.partition for tp in assigned])
 
     def make_broker() -> KafkaBroker:
         broker = new_broker(options, consumer_only=True, graceful_timeout=GRACE)
@@ -101,15 +110,24 @@ def create_app(settings: Settings, handle: Handle = handle) -> Litestar:
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with cluster.open(), reader.open(), dead_letters.open(), background.open():
+        async with (
+            cluster.open(),
+            reader.open(),
+            dead_reader.open(),
+            redriver.open(),
+            dead_letters.open(),
+            background.open(),
+        ):
             background.start(control.watch(), "watch of the consume loop")
             background.start(cluster.watch(), "watch of the cluster")
             background.start(control.start(), "first start")
+            background.start(control.stop_at(ending or asyncio.Event()), "last stop")
             yield
 
     return Litestar(
         [
             *consumer_routes(control, window, status, lambda: consumption.consumed),
+            *dead_letter_routes(dead_reader, redriver, cluster.partitions),
             *health_routes(SERVICE, control.health),
             *document_routes(),
         ],

@@ -90,6 +90,11 @@ class Control:
                 await asyncio.wait([self._holding])
                 self._holding = None
 
+    async def stop_at(self, ending: asyncio.Event) -> None:
+        """Stop when the service is about to end."""
+        await ending.wait()
+        await self.stop()
+
     async def pause(self) -> None:
         """Stop reading, but keep the partitions; the batch in hand is finished. Holds until `resume`."""
         async with self._changing:

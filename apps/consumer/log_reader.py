@@ -24,7 +24,7 @@ LARGEST_FETCH = 256 * 1024
 
 
 class Newest(NamedTuple):
-    """Records, the newest first; `before` is the offset in each partition from which those before them are found."""
+    """Records, the newest first; `before` is where to go on for those before them, None when there are none."""
 
     records: list[Record]
     before: dict[int, int] | None

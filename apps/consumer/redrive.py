@@ -8,7 +8,6 @@ the group's: a redrive that begins fences one that was begun by another copy of 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer
@@ -35,11 +34,15 @@ class Taken(Exception):
     """Another redrive of the group began meanwhile; nothing was sent back by this one."""
 
 
-class NotRedrivable(Exception):
-    """The dead letter asked for cannot be sent back; the message says why."""
+class SentBefore(Exception):
+    """The dead letter asked for was sent back before."""
 
 
-class Redriven(NamedTuple):
+class NoSuchLetter(Exception):
+    """There is no such dead letter."""
+
+
+class Redriven(msgspec.Struct):
     """A dead letter that was sent back, by its place among the dead letters."""
 
     partition: int
@@ -85,7 +88,7 @@ class Redriver:
         return await self._redrive(lambda marks: self._oldest(limit, marks))
 
     async def redrive_one(self, partition: int, offset: int) -> list[Redriven]:
-        """Send back one dead letter, also one that is held. Raises as `redrive`, and `NotRedrivable`."""
+        """Send back one dead letter, also one that is held. Raises as `redrive`, and `SentBefore` or `NoSuchLetter`."""
         return await self._redrive(lambda marks: self._one(partition, offset, marks))
 
     async def _redrive(self, choose: Callable[[dict[int, Intervals]], AsyncIterator[Record]]) -> list[Redriven]:
@@ -102,19 +105,22 @@ class Redriver:
     async def _send_back(
         self, producer: AIOKafkaProducer, chosen: Sequence[Record], marks: dict[int, Intervals]
     ) -> None:
-        async with producer.transaction():
-            sent = []
-            for record in chosen:
-                letter = read(record.key, record.value, record.headers)
-                batch = producer.create_batch()  # `send` takes no record that has neither key nor value
-                batch.append(timestamp=None, key=letter.key, value=letter.value, headers=sent_back(letter))
-                partition = letter.partition % self._cluster.partitions[self._topic]
-                sent.append(await producer.send_batch(batch, self._topic, partition=partition))
-                marks[record.partition] = with_offset(marks.get(record.partition, []), record.offset)
-            for partition in {record.partition for record in chosen}:
-                value = msgspec.json.encode(marks[partition])
-                sent.append(await producer.send(self._marks.topic, value, key=b"%d" % partition, partition=0))
-            await asyncio.gather(*sent)
+        sent: list[asyncio.Future[object]] = []
+        try:
+            async with producer.transaction():
+                for record in chosen:
+                    letter = read(record.key, record.value, record.headers)
+                    batch = producer.create_batch()  # `send` takes no record that has neither key nor value
+                    batch.append(timestamp=None, key=letter.key, value=letter.value, headers=sent_back(letter))
+                    partition = letter.partition % self._cluster.partitions[self._topic]
+                    sent.append(await producer.send_batch(batch, self._topic, partition=partition))
+                    marks[record.partition] = with_offset(marks.get(record.partition, []), record.offset)
+                for partition in {record.partition for record in chosen}:
+                    value = msgspec.json.encode(marks[partition])
+                    sent.append(await producer.send(self._marks.topic, value, key=b"%d" % partition, partition=0))
+                await asyncio.gather(*sent)
+        finally:
+            await asyncio.gather(*sent, return_exceptions=True)  # or each would complain that nobody looked
 
     async def _oldest(self, limit: int, marks: dict[int, Intervals]) -> AsyncIterator[Record]:
         first, end = await self._dead.offsets(self._cluster.partitions[self._dead.topic])
@@ -143,15 +149,14 @@ class Redriver:
 
     async def _one(self, partition: int, offset: int, marks: dict[int, Intervals]) -> AsyncIterator[Record]:
         if holds(marks.get(partition, []), offset):
-            raise NotRedrivable(f"dead letter {partition}/{offset} was sent back before")
+            raise SentBefore(f"dead letter {partition}/{offset} was sent back before")
+        first, end = await self._dead.offsets(self._cluster.partitions[self._dead.topic])
         records: list[Record] = []
-        if partition < self._cluster.partitions[self._dead.topic]:
+        if partition in end and first[partition] <= offset < end[partition]:
             records = [record async for some in self._dead.read({partition: (offset, offset + 1)}) for record in some]
-        if not records:
-            raise NotRedrivable(f"there is no dead letter {partition}/{offset}")
-        letter = letter_of(records[0])
+        letter = letter_of(records[0]) if records else None
         if letter is None or letter.topic != self._topic:
-            raise NotRedrivable(f"{partition}/{offset} is no dead letter of {self._topic}")
+            raise NoSuchLetter(f"there is no dead letter {partition}/{offset} of {self._topic}")
         yield records[0]
 
     @asynccontextmanager

@@ -1,10 +1,12 @@
 """Refills the window from the topic, after a restart or when partitions came from another copy."""
 
+import asyncio
 import logging
 from collections.abc import Collection
 
 from aiokafka.errors import KafkaError
 
+from apps.chassis.background import Background
 from apps.chassis.cluster import Committed
 from apps.chassis.kafka import one_line
 from apps.consumer.log_reader import LogReader
@@ -13,30 +15,53 @@ from apps.consumer.window import Record, Window
 
 log = logging.getLogger(__name__)
 
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds before a refill that failed is tried again; each pause is twice the one before."""
 PIECE = 4 * 1024 * 1024
 """Bytes of values that are read before they are merged into the window, which is bounded."""
 
 
-async def refill(window: Window, reader: LogReader, read_committed: Committed, own: Collection[int]) -> None:
-    """Put the newest records that the group has committed of its `own` partitions into the window.
+class Refill:
+    """Puts the newest records that the group has committed into the window, an even share for each partition held."""
 
-    An even share of the window is read of each. When Kafka is out of reach the window stays as it is.
-    """
-    try:
-        committed = await read_committed()
-        first, _ = await reader.offsets(len(committed))
-        share = -(-window.size // max(1, len(own)))
+    def __init__(self, window: Window, reader: LogReader, committed: Committed, background: Background) -> None:
+        self._window = window
+        self._reader = reader
+        self._committed = committed
+        self._background = background
+        self._running: asyncio.Task[None] | None = None
+
+    def begin(self, own: Collection[int]) -> None:
+        """Refill for the partitions held now, in the background; takes the place of a refill that was begun before."""
+        if self._running is not None:
+            self._running.cancel()
+        self._running = self._background.start(self._until_done(own), "refill of the window")
+
+    async def _until_done(self, own: Collection[int]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._refill(own)
+            except (KafkaError, OSError, TimeoutError) as error:
+                log.warning("the window could not be refilled, and is tried again: %s", one_line(error))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                return
+
+    async def _refill(self, own: Collection[int]) -> None:
+        committed = await self._committed()
+        first, _ = await self._reader.offsets(len(committed))
+        share = -(-self._window.size // max(1, len(own)))
         ranges = {
             partition: (max(first[partition], offset - share), offset)
             for partition in own
             if (offset := committed.get(partition)) is not None
         }
         read: list[Record] = []
-        async for records in reader.read(ranges):
+        async for records in self._reader.read(ranges):
             read += sort_out(records)[0]
             if sum(len(record.value or b"") for record in read) > PIECE:
-                window.refill(read)
+                self._window.refill(read)
                 read = []
-        window.refill(read)
-    except (KafkaError, OSError, TimeoutError) as error:
-        log.warning("the window could not be refilled: %s", one_line(error))
+        self._window.refill(read)

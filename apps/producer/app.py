@@ -1,5 +1,6 @@
 """Wires the producer."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,8 +22,11 @@ from apps.producer.routes import producer_routes
 SERVICE = "producer"
 
 
-def create_app(settings: Settings) -> Litestar:
-    """Build the producer; it connects to Kafka when the application starts, and closes what it opened at its end."""
+def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Litestar:
+    """Build the producer; it connects to Kafka when the application starts, and closes what it opened at its end.
+
+    `ending` tells it beforehand that it is about to end, so that no caller is left without an answer.
+    """
     options = client_options(settings, SERVICE)
     people = Topic(settings.people_topic, settings.people_partitions, settings.people_replication)
     cluster = Cluster(options, [people])
@@ -53,6 +57,7 @@ def create_app(settings: Settings) -> Litestar:
         async with cluster.open(), background.open():
             background.start(connection.hold(), "connection")
             background.start(cluster.watch(), "watch of the cluster")
+            background.start(publisher.give_up_at(ending or asyncio.Event()), "last answers")
             yield
 
     return Litestar(

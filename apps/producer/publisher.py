@@ -50,7 +50,11 @@ REFUSALS = (
 )
 """Answers of a broker that has not written the batch."""
 
+LAST_CHANCE = 1.0
+"""Seconds for records to be acknowledged when the service ends."""
+
 OUT_OF_REACH = "Kafka is out of reach"
+ENDING = "the service is shutting down"
 
 Outcome = Literal["not_written", "unknown"]
 
@@ -271,7 +275,7 @@ class Lane:
     def _acknowledged(self, batch: Batch, acknowledgement: "asyncio.Future[RecordMetadata]") -> None:
         self._on_the_way.discard(acknowledgement)
         if acknowledgement.cancelled():
-            batch.settle(error="the service is shutting down", outcome="unknown")
+            batch.settle(error=ENDING, outcome="unknown")
         elif error := acknowledgement.exception():
             # aiokafka tries again no sooner than its backoff, so what fails before has been tried once
             first_attempt = time.monotonic() - batch.made_at < self._publisher.retry_backoff
@@ -335,6 +339,8 @@ class Publisher:
         self.connection = connection
         self.retry_backoff = retry_backoff
         self.in_flight = 0
+        self._open: set[Delivery] = set()
+        self._ended = False
         self._cluster = cluster
         self._background = background
         self._lanes: dict[int, Lane] = {}
@@ -359,6 +365,8 @@ class Publisher:
             await self.connection.broker(PATIENCE)
         except TimeoutError:
             raise OutOfReach(self.connection.error or OUT_OF_REACH) from None
+        if self._ended:
+            raise OutOfReach(ENDING)
         delivery = Delivery(keys, values, partitions_of(keys, self._cluster.partitions[self.topic]))
         with self._room_for(delivery):
             for partition, piece in delivery.slices.items():
@@ -370,14 +378,24 @@ class Publisher:
                     self.connection.replace(broker, f"a batch to {self.topic} was {error}")
         return delivery
 
+    async def give_up_at(self, ending: asyncio.Event) -> None:
+        """When the service is ending, give what is on its way another second; then tell its callers what is known."""
+        await ending.wait()
+        await asyncio.sleep(LAST_CHANCE)
+        self._ended = True
+        for delivery in list(self._open):
+            delivery.give_up(ENDING)
+
     @contextmanager
     def _room_for(self, delivery: Delivery) -> Iterator[None]:
         if self.in_flight + delivery.size > MOST_IN_FLIGHT:
             raise Busy(f"{self.in_flight} bytes are waiting for their acknowledgement")
         self.in_flight += delivery.size
+        self._open.add(delivery)
         try:
             yield
         finally:
+            self._open.remove(delivery)
             self.in_flight -= delivery.size
 
     def _lane(self, partition: int) -> Lane:

@@ -79,7 +79,7 @@ def to_records(people: Sequence[Person], largest: int, where: str = "$[{}]") -> 
     for index, (key, value) in enumerate(zip(keys, values, strict=True)):
         if len(key) + len(value) > largest:
             size = len(key) + len(value)
-            raise BadPeople(where.format(index), f"the record has {size} bytes, the topic takes {largest}")
+            raise BadPeople(where.format(index), f"the record has {size} bytes; {largest} are taken")
     return keys, values
 
 
@@ -165,7 +165,7 @@ async def _send_chunk_of_lines(
     for number, line in enumerate(lines, first):
         try:
             if line is None:
-                raise BadPeople("$", f"the line is longer than a record may be ({largest} bytes)")  # noqa: TRY301
+                raise BadPeople("$", f"the line is longer than a record may be: {largest} bytes are taken")  # noqa: TRY301
             if line.strip():
                 person = decode_line(line)
                 to_records([person], largest, "$")

@@ -1,0 +1,222 @@
+"""The dead letters over HTTP: what they are, and sending them back."""
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+from aiokafka.errors import KafkaError
+from litestar import get, post
+from litestar.connection import Request
+from litestar.handlers import BaseRouteHandler
+from litestar.params import Parameter
+
+from apps.chassis.body import documents_body, read_body, schema_of
+from apps.chassis.kafka import one_line
+from apps.chassis.problems import Fault, documented, problem
+from apps.consumer.log_reader import LogReader
+from apps.consumer.redrive import (
+    Intervals,
+    NoSuchLetter,
+    Redriven,
+    Redriver,
+    SentBefore,
+    Taken,
+    holds,
+    is_held,
+    letter_of,
+)
+from apps.consumer.window import Record
+from contracts.dead_letter import history
+
+MOST = 1_000
+"""Dead letters of one answer, and of one redrive."""
+Limit = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
+Number = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Content(msgspec.Struct, omit_defaults=True):
+    """Bytes: as text where they are UTF-8, otherwise in base64."""
+
+    text: str | None = None
+    base64: str | None = None
+
+
+class Header(msgspec.Struct):
+    """A header of the record; a null one has no value."""
+
+    name: str
+    value: Content | None
+
+
+class Origin(msgspec.Struct):
+    """Where the record stood; `timestamp` in milliseconds since 1970 UTC."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+
+
+class DeadLetter(msgspec.Struct):
+    """A dead letter by its place among them, what the record was, why it could not be consumed and how often tried.
+
+    `rounds` counts how often it was sent back before; `held`: so often that it is only when it is asked for by itself.
+    """
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: Content | None
+    value: Content | None
+    headers: list[Header]
+    origin: Origin
+    group: str
+    error_type: str
+    error: str
+    tries: int
+    rounds: int
+    held: bool
+    redriven: bool
+
+
+class DeadLetters(msgspec.Struct):
+    """Dead letters, the newest first; `next` given as `before` leads to those before them, null when there are none."""
+
+    dead_letters: list[DeadLetter]
+    next: str | None
+
+
+class Redrive(msgspec.Struct, forbid_unknown_fields=True):
+    """What to send back: the oldest `limit` that were not, or one by its place among the dead letters."""
+
+    limit: Limit | None = None
+    partition: Number | None = None
+    offset: Number | None = None
+
+
+class Redrives(msgspec.Struct):
+    """The dead letters that were sent back, by their place among them."""
+
+    redriven: int
+    dead_letters: list[Redriven]
+
+
+def dead_letter_routes(
+    reader: LogReader, redriver: Redriver, partitions: Mapping[str, int]
+) -> Sequence[BaseRouteHandler]:
+    """Return the routes; `partitions` tells how many partitions a topic has."""
+    return _list_route(reader, redriver, partitions), _redrive_route(redriver)
+
+
+def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, int]) -> BaseRouteHandler:
+    @get(
+        "/consumers/dead-letters",
+        summary="The newest dead letters",
+        responses=documented(HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE),
+    )
+    async def dead_letters(
+        limit: Annotated[int, Parameter(ge=1, le=MOST, description="How many at most.")] = 10,
+        partition: Annotated[int | None, Parameter(ge=0, description="Only those of this partition.")] = None,
+        reason: Annotated[
+            str | None, Parameter(description="Only those whose error, or its type, has this text.")
+        ] = None,
+        before: Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")] = None,
+    ) -> DeadLetters:
+        def wanted(record: Record) -> bool:
+            letter = letter_of(record)
+            return letter is not None and (reason is None or reason in f"{letter.error_type}: {letter.error}")
+
+        try:
+            _, end = await reader.offsets(partitions.get(reader.topic, 0))
+            start = end if before is None else _read_cursor(before, end)
+            if partition is not None:
+                start = {number: offset for number, offset in start.items() if number == partition}
+            found = await reader.newest(start, wanted, limit)
+            marks = await redriver.marks()
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise problem(HTTPStatus.SERVICE_UNAVAILABLE, one_line(error), headers={"Retry-After": "2"}) from None
+        letters = [_show(record, marks.get(record.partition, [])) for record in found.records]
+        return DeadLetters(letters, _cursor(found.before) if found.before else None)
+
+    return dead_letters
+
+
+def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
+    @post(
+        "/consumers/dead-letters/redrive",
+        summary="Send dead letters back to their topic, each once",
+        status_code=HTTPStatus.OK,
+        responses=documented(
+            HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE
+        ),
+        operation_class=documents_body({"application/json": (schema_of(Redrive), {"limit": 10})}, required=True),
+    )
+    async def redrive(request: Request[Any, Any, Any]) -> Redrives:
+        order = read_body(await request.body(), Redrive)
+        try:
+            if order.limit is not None and order.partition is None and order.offset is None:
+                done = await redriver.redrive(order.limit)
+            elif order.limit is None and order.partition is not None and order.offset is not None:
+                done = await redriver.redrive_one(order.partition, order.offset)
+            else:
+                fault = Fault(path="$", detail="give either `limit`, or `partition` and `offset`")
+                raise problem(HTTPStatus.BAD_REQUEST, fault.detail, [fault])
+        except NoSuchLetter as error:
+            raise problem(HTTPStatus.NOT_FOUND, str(error)) from None
+        except SentBefore as error:
+            raise problem(HTTPStatus.CONFLICT, str(error)) from None
+        except Taken as error:
+            raise problem(HTTPStatus.CONFLICT, str(error), headers={"Retry-After": "2"}) from None
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise problem(HTTPStatus.SERVICE_UNAVAILABLE, one_line(error), headers={"Retry-After": "2"}) from None
+        return Redrives(len(done), done)
+
+    return redrive
+
+
+def _show(record: Record, sent_before: Intervals) -> DeadLetter:
+    letter = letter_of(record)
+    assert letter is not None  # noqa: S101 - others are not wanted
+    headers, _, rounds = history(letter.headers)
+    return DeadLetter(
+        partition=record.partition,
+        offset=record.offset,
+        timestamp=record.timestamp,
+        key=_content(letter.key),
+        value=_content(letter.value),
+        headers=[Header(name, _content(value)) for name, value in headers],
+        origin=Origin(letter.topic, letter.partition, letter.offset, letter.timestamp),
+        group=letter.group,
+        error_type=letter.error_type,
+        error=letter.error,
+        tries=letter.tries,
+        rounds=rounds,
+        held=is_held(letter),
+        redriven=holds(sent_before, record.offset),
+    )
+
+
+def _content(content: bytes | None) -> Content | None:
+    if content is None:
+        return None
+    try:
+        return Content(text=content.decode())
+    except UnicodeDecodeError:
+        return Content(base64=b64encode(content).decode())
+
+
+def _cursor(before: Mapping[int, int]) -> str:
+    return "_".join(f"{partition}-{offset}" for partition, offset in sorted(before.items()))
+
+
+def _read_cursor(text: str, end: Mapping[int, int]) -> dict[int, int]:
+    """Return where a cursor leads; a partition that it does not name is not gone back in."""
+    places = [re.fullmatch(r"(\d{1,9})-(\d{1,18})", place) for place in text.split("_")]
+    if not all(places):
+        fault = Fault(parameter="before", detail=f"not a cursor: {text[:60]!r}")
+        raise problem(HTTPStatus.BAD_REQUEST, fault.detail, [fault])
+    wanted = {int(place[1]): int(place[2]) for place in places if place}
+    return {partition: min(offset, end[partition]) for partition, offset in wanted.items() if partition in end}

@@ -24,7 +24,8 @@ class Background:
         finally:
             tasks = list(self._tasks)
             for task in tasks:
-                task.cancel()
+                if not task.cancelling():  # else it is closing what is its own: it must not be disturbed
+                    task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -1,0 +1,739 @@
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import msgspec
+import pytest
+from aiokafka import errors
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.structs import RecordMetadata
+from faststream.kafka import KafkaBroker, KafkaPublishMessage, TestKafkaBroker
+from samples import LONG, everything_else_has_run, until
+
+from apps.chassis.background import Background
+from apps.chassis.cluster import Cluster
+from apps.chassis.connection import Connection
+from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.settings import Settings
+from apps.producer import publisher as publisher_module
+from apps.producer.publisher import (
+    BATCH_OVERHEAD,
+    LARGEST_BATCH,
+    RECORD_OVERHEAD,
+    Busy,
+    Delivery,
+    OutOfReach,
+    Publisher,
+    Receipt,
+)
+from contracts.topics import partitions_of
+
+pytestmark = pytest.mark.anyio
+
+TOPIC = "people"
+A_WHILE = 0.05
+"""Seconds: a deadline that is to pass."""
+
+
+class Sent:
+    """A batch that was handed to the client, to be answered by the test."""
+
+    def __init__(self, messages: Sequence[KafkaPublishMessage], partition: int, timestamp: int) -> None:
+        self.keys = [message.key for message in messages]
+        self.values = [message.body for message in messages]
+        self.partition = partition
+        self.timestamp = timestamp
+        self.answer: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+
+    def confirm(self, offset: int, *, timestamp: int | None = None, timestamp_type: int = 0) -> None:
+        written = RecordMetadata(TOPIC, self.partition, None, offset, timestamp, timestamp_type, 0)
+        self.answer.set_result(written)
+
+    def fail(self, error: Exception) -> None:
+        self.answer.set_exception(error)
+
+
+class FakeBroker:
+    """Takes batches as FastStream's broker does; `takes` can be closed, and `error` is raised instead of taking one."""
+
+    def __init__(self) -> None:
+        self.batches: list[Sent] = []
+        self.asked = 0
+        self.error: Exception | None = None
+        self.takes = asyncio.Event()
+        self.takes.set()
+
+    async def publish_batch(
+        self, *messages: KafkaPublishMessage, topic: str, partition: int, timestamp_ms: int, no_confirm: bool
+    ) -> "asyncio.Future[RecordMetadata]":
+        assert topic == TOPIC
+        assert no_confirm
+        self.asked += 1
+        await self.takes.wait()
+        if self.error is not None:
+            raise self.error
+        self.batches.append(Sent(messages, partition, timestamp_ms))
+        return self.batches[-1].answer
+
+    @property
+    def values(self) -> list[Any]:
+        return [value for batch in self.batches for value in batch.values]
+
+
+class Bench:
+    """A publisher with the brokers that the test gives it."""
+
+    def __init__(self, background: Background, partitions: int, retry_backoff: float) -> None:
+        options = client_options(Settings(), "producer")
+        self.connection = Connection(_nothing_is_made, _nothing_to_prepare)
+        self.cluster = Cluster(options, [])
+        self.cluster.partitions[TOPIC] = partitions
+        self.publisher = Publisher(TOPIC, self.connection, self.cluster, background, retry_backoff)
+
+    def connect(self, broker: object = None) -> FakeBroker:
+        broker = broker or FakeBroker()
+        self.connection.current = cast(KafkaBroker, broker)
+        self.connection._connected.set()
+        return cast(FakeBroker, broker)
+
+    def disconnect(self) -> None:
+        assert self.connection.current is not None
+        self.connection.replace(self.connection.current, "the test says so")
+
+    def publish(self, *values: bytes, keys: Sequence[bytes] | None = None) -> "asyncio.Task[Delivery]":
+        return asyncio.create_task(self.publisher.publish(keys or [b"key"] * len(values), list(values)))
+
+    def at_most_in_a_batch(self, records: int, value: bytes) -> None:
+        size = BATCH_OVERHEAD + records * (len(b"key") + len(value) + RECORD_OVERHEAD)
+        self.cluster.configs[TOPIC] = {"max.message.bytes": str(size)}
+
+
+def _nothing_is_made() -> KafkaBroker:
+    raise AssertionError("no test has the connection make a broker")
+
+
+async def _nothing_to_prepare() -> None:
+    pass
+
+
+@asynccontextmanager
+async def bench(partitions: int = 1, retry_backoff: float = LONG) -> AsyncIterator[Bench]:
+    """By default whatever a broker refuses is refused at the first attempt."""
+    background = Background()
+    async with asyncio.timeout(3 * LONG), background.open():
+        yield Bench(background, partitions, retry_backoff)
+    assert background.failure is None
+
+
+def numbered(count: int) -> list[bytes]:
+    return [f"value {i}".encode() for i in range(count)]
+
+
+def receipts_of(delivery: Delivery) -> list[Receipt]:
+    count = sum(len(piece.rows) for piece in delivery.slices.values())
+    receipts = delivery.receipts([str(i) for i in range(count)])
+    assert [receipt.id for receipt in receipts] == [str(i) for i in range(count)]
+    return receipts
+
+
+def outcomes(delivery: Delivery) -> list[str | None]:
+    return [receipt.outcome for receipt in receipts_of(delivery)]
+
+
+def offsets(delivery: Delivery) -> list[int | None]:
+    return [receipt.offset for receipt in receipts_of(delivery)]
+
+
+async def test_receipts_come_in_the_order_of_the_caller_whatever_partition_each_record_went_to() -> None:
+    keys = [f"person {i}".encode() for i in range(200)]
+    partitions = partitions_of(keys, 3)
+    async with bench(partitions=3) as b:
+        broker = b.connect()
+        publishing = b.publish(*numbered(200), keys=keys)
+        await until(lambda: len(broker.values) == 200)
+        for batch in reversed(broker.batches):
+            batch.confirm(offset=1_000 * batch.partition)
+        delivery = await publishing
+    written = {(batch.partition, i): batch.values[i] for batch in broker.batches for i in range(len(batch.values))}
+    assert [receipt.partition for receipt in receipts_of(delivery)] == partitions
+    for i, receipt in enumerate(receipts_of(delivery)):
+        assert receipt.partition is not None
+        assert receipt.offset is not None
+        assert written[receipt.partition, receipt.offset - 1_000 * receipt.partition] == f"value {i}".encode()
+    assert delivery.confirmed == 200
+    assert delivery.complete
+
+
+async def test_a_record_travels_with_its_own_key_to_the_partition_of_that_key() -> None:
+    keys = [f"person {i}".encode() for i in range(50)]
+    async with bench(partitions=4) as b:
+        broker = b.connect()
+        publishing = b.publish(*[b"of " + key for key in keys], keys=keys)
+        await until(lambda: len(broker.values) == 50)
+        for batch in broker.batches:
+            assert batch.values == [b"of " + key for key in batch.keys if key is not None]
+            assert partitions_of([key for key in batch.keys if key is not None], 4) == [batch.partition] * len(batch.keys)
+            batch.confirm(0)
+        await publishing
+
+
+async def test_a_delivery_ends_only_with_its_last_acknowledgement() -> None:
+    keys = [f"person {i}".encode() for i in range(20)]
+    async with bench(partitions=3) as b:
+        broker = b.connect()
+        publishing = b.publish(*numbered(20), keys=keys)
+        await until(lambda: len(broker.values) == 20)
+        *others, last = broker.batches
+        for batch in others:
+            batch.confirm(0)
+        await everything_else_has_run()
+        assert not publishing.done()
+        last.confirm(0)
+        assert (await publishing).complete
+
+
+async def test_nothing_to_send_is_delivered_at_once() -> None:
+    async with bench() as b:
+        b.connect()
+        delivery = await b.publisher.publish([], [])
+        assert delivery.complete
+        assert receipts_of(delivery) == []
+
+
+async def test_records_are_split_into_batches_that_the_topic_takes_and_keep_their_order() -> None:
+    values = [bytes([i]) * 100 for i in range(10)]
+    async with bench() as b:
+        broker = b.connect()
+        b.at_most_in_a_batch(4, values[0])
+        publishing = b.publish(*values)
+        await until(lambda: len(broker.values) == 10)
+        assert [len(batch.values) for batch in broker.batches] == [4, 4, 2]
+        assert broker.values == values
+        for first, batch in zip([100, 700, 800], broker.batches, strict=True):
+            batch.confirm(first)
+        assert offsets(await publishing) == [100, 101, 102, 103, 700, 701, 702, 703, 800, 801]
+
+
+@pytest.mark.parametrize(("key", "value"), [(64, 0), (0, 0), (16, 100), (256, 60_000), (0, 2_000_000)])
+async def test_a_batch_in_the_format_of_kafka_is_never_larger_than_was_reckoned(key: int, value: int) -> None:
+    records = 500 if value < 1_000 else 3
+    builder = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=0,
+        producer_id=1,
+        producer_epoch=1,
+        base_sequence=1,
+        batch_size=2**30,
+    )
+    for i in range(records):
+        builder.append(i, 1_700_000_000_000, b"k" * key, b"v" * value, [])
+    assert len(builder.build()) <= BATCH_OVERHEAD + records * (key + value + RECORD_OVERHEAD)
+
+
+async def test_the_largest_record_that_is_taken_fits_the_topic() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        b.cluster.configs[TOPIC] = {"max.message.bytes": "2000"}
+        value = bytes(b.publisher.largest_record - len(b"key"))
+        publishing = b.publish(value, value)
+        await until(lambda: len(broker.values) == 2)
+        for batch in broker.batches:
+            assert len(batch.values) == 1
+            assert BATCH_OVERHEAD + RECORD_OVERHEAD + len(b"key") + len(batch.values[0]) == 2_000
+            batch.confirm(0)
+        await publishing
+
+
+async def test_a_topic_that_takes_more_is_still_sent_batches_that_let_others_pass() -> None:
+    async with bench() as b:
+        assert b.publisher.largest_batch == LARGEST_BATCH
+        b.cluster.configs[TOPIC] = {"max.message.bytes": "100000000"}
+        assert b.publisher.largest_batch == LARGEST_BATCH
+
+
+async def test_what_waits_for_one_partition_travels_in_one_batch_and_each_call_gets_its_own_offsets() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        broker.takes.clear()
+        first = b.publish(b"first")
+        await until(lambda: broker.asked == 1)
+        second, third = b.publish(b"second a", b"second b"), b.publish(b"third")
+        await everything_else_has_run()
+        broker.takes.set()
+        await until(lambda: len(broker.values) == 4)
+        assert [batch.values for batch in broker.batches] == [[b"first"], [b"second a", b"second b", b"third"]]
+        broker.batches[0].confirm(7)
+        broker.batches[1].confirm(50)
+        assert offsets(await first) == [7]
+        assert offsets(await second) == [50, 51]
+        assert offsets(await third) == [52]
+
+
+async def test_a_batch_is_sent_while_the_one_before_is_not_acknowledged_yet() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        first = b.publish(b"first")
+        await until(lambda: len(broker.batches) == 1)
+        second = b.publish(b"second")
+        await until(lambda: len(broker.batches) == 2)
+        broker.batches[1].confirm(1)
+        assert offsets(await second) == [1]
+        assert not first.done()
+        broker.batches[0].confirm(0)
+        assert offsets(await first) == [0]
+
+
+@pytest.mark.parametrize("error", [errors.TopicAuthorizationFailedError, errors.MessageSizeTooLargeError])
+async def test_a_batch_refused_at_its_first_attempt_was_not_written_and_the_producer_is_replaced(
+    error: type[Exception],
+) -> None:
+    async with bench(retry_backoff=LONG) as b:
+        broker = b.connect()
+        publishing = b.publish(b"a", b"b")
+        await until(lambda: broker.batches)
+        broker.batches[0].fail(error())
+        delivery = await publishing
+        assert outcomes(delivery) == ["not_written", "not_written"]
+        assert all(error.__name__ in (receipt.error or "") for receipt in receipts_of(delivery))
+        assert delivery.confirmed == 0
+        assert b.connection.replaced == 1
+        assert b.connection.current is None
+        assert b.connection.error is not None
+        assert error.__name__ in b.connection.error
+
+
+async def test_a_batch_refused_after_a_retry_may_have_been_written_by_the_first_attempt() -> None:
+    async with bench(retry_backoff=0.0) as b:
+        broker = b.connect()
+        publishing = b.publish(b"a")
+        await until(lambda: broker.batches)
+        broker.batches[0].fail(errors.OutOfOrderSequenceNumber())
+        assert outcomes(await publishing) == ["unknown"]
+        assert b.connection.replaced == 1
+
+
+async def test_an_error_that_is_no_refusal_leaves_open_whether_the_batch_was_written() -> None:
+    async with bench(retry_backoff=LONG) as b:
+        broker = b.connect()
+        publishing = b.publish(b"a")
+        await until(lambda: broker.batches)
+        broker.batches[0].fail(errors.RequestTimedOutError())
+        assert outcomes(await publishing) == ["unknown"]
+        assert b.connection.replaced == 1
+
+
+async def test_a_batch_cut_off_by_a_shutdown_may_have_been_written() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        publishing = b.publish(b"a")
+        await until(lambda: broker.batches)
+        broker.batches[0].answer.cancel()
+        assert outcomes(await publishing) == ["unknown"]
+
+
+async def test_a_failed_batch_fails_nobody_else() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        first = b.publish(b"first")
+        await until(lambda: len(broker.batches) == 1)
+        second = b.publish(b"second")
+        await until(lambda: len(broker.batches) == 2)
+        broker.batches[0].fail(errors.RequestTimedOutError())
+        broker.batches[1].confirm(4)
+        assert outcomes(await first) == ["unknown"]
+        assert offsets(await second) == [4]
+
+
+async def test_what_the_client_did_not_take_waits_and_is_sent_by_the_next_broker_in_order() -> None:
+    async with bench() as b:
+        old = b.connect()
+        old.error = RuntimeError("the producer is closed")
+        old.takes.clear()
+        first = b.publish(b"1 a", b"1 b")
+        await until(lambda: old.asked == 1)
+        second = b.publish(b"2")
+        old.takes.set()
+        await until(lambda: b.connection.replaced == 1)
+        third = b.publish(b"3")
+        await everything_else_has_run()
+        assert not old.batches
+        new = b.connect()
+        await until(lambda: len(new.values) == 4)
+        assert new.values == [b"1 a", b"1 b", b"2", b"3"]
+        offset = 0
+        for batch in new.batches:
+            batch.confirm(offset)
+            offset += len(batch.values)
+        assert offsets(await first) == [0, 1]
+        assert offsets(await second) == [2]
+        assert offsets(await third) == [3]
+
+
+async def test_several_calls_in_a_batch_that_the_client_did_not_take_are_sent_again_in_order() -> None:
+    values = numbered(7)
+    async with bench() as b:
+        old = b.connect()
+        b.at_most_in_a_batch(3, values[0])
+        old.takes.clear()
+        blocking = b.publish(b"blocking")
+        await until(lambda: old.asked == 1)
+        calls = [b.publish(*values[:2]), b.publish(*values[2:])]
+        await everything_else_has_run()
+        old.takes.set()
+        await until(lambda: old.batches)
+        # the first batch is taken, the second (all of one call and a part of the next) is not
+        old.batches[0].confirm(0)
+        del old.batches[1:]
+        await blocking
+        for call in calls:
+            call.cancel()
+
+    async with bench() as b:
+        old = b.connect()
+        b.at_most_in_a_batch(3, values[0])
+        old.error = RuntimeError("the producer is closed")
+        old.takes.clear()
+        calls = [b.publish(*values[:2]), b.publish(*values[2:])]
+        await until(lambda: old.asked == 1)
+        old.takes.set()
+        await until(lambda: b.connection.replaced == 1)
+        new = b.connect()
+        await until(lambda: len(new.values) == 7)
+        assert new.values == values
+        offset = 0
+        for batch in new.batches:
+            batch.confirm(offset)
+            offset += len(batch.values)
+        assert [offsets(await call) for call in calls] == [[0, 1], [2, 3, 4, 5, 6]]
+
+
+async def test_a_new_broker_is_not_used_while_the_old_one_still_sends_a_batch_to_the_partition() -> None:
+    async with bench() as b:
+        old = b.connect()
+        first = b.publish(b"first")
+        await until(lambda: old.batches)
+        b.disconnect()
+        new = b.connect()
+        second = b.publish(b"second")
+        await everything_else_has_run()
+        assert new.asked == 0
+        old.batches[0].confirm(0)
+        await until(lambda: new.batches)
+        assert new.values == [b"second"]
+        new.batches[0].confirm(1)
+        assert offsets(await first) == [0]
+        assert offsets(await second) == [1]
+
+
+async def test_another_partition_does_not_wait_for_what_the_old_broker_still_sends() -> None:
+    keys = [b"a", next(key for key in (b"b", b"c", b"d", b"e", b"f") if partitions_of([b"a"], 2) != partitions_of([key], 2))]
+    async with bench(partitions=2) as b:
+        old = b.connect()
+        first = b.publish(b"first", keys=keys[:1])
+        await until(lambda: old.batches)
+        b.disconnect()
+        new = b.connect()
+        second = b.publish(b"second", keys=keys[1:])
+        await until(lambda: new.batches)
+        assert new.values == [b"second"]
+        new.batches[0].confirm(1)
+        old.batches[0].confirm(0)
+        await asyncio.gather(first, second)
+
+
+async def test_a_batch_that_is_not_acknowledged_in_time_may_be_written_yet_and_the_producer_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
+    async with bench() as b:
+        broker = b.connect()
+        delivery = await b.publish(b"a", b"b")
+        assert [batch.values for batch in broker.batches] == [[b"a", b"b"]]
+        assert outcomes(delivery) == ["unknown", "unknown"]
+        assert all("not acknowledged" in (receipt.error or "") for receipt in receipts_of(delivery))
+        assert b.connection.replaced == 1
+        assert b.publisher.in_flight == 0
+        broker.batches[0].confirm(3)
+        await everything_else_has_run()
+        assert outcomes(delivery) == ["unknown", "unknown"]
+        assert delivery.confirmed == 0
+
+
+async def test_what_was_acknowledged_before_the_deadline_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [b"a", next(key for key in (b"b", b"c", b"d", b"e", b"f") if partitions_of([b"a"], 2) != partitions_of([key], 2))]
+    async with bench(partitions=2) as b:
+        monkeypatch.setattr(publisher_module, "DEADLINE", 10 * A_WHILE)
+        broker = b.connect()
+        publishing = b.publish(b"1", b"2", keys=keys)
+        await until(lambda: len(broker.batches) == 2)
+        next(batch for batch in broker.batches if batch.values == [b"2"]).confirm(9)
+        delivery = await publishing
+        assert outcomes(delivery) == ["unknown", None]
+        assert offsets(delivery) == [None, 9]
+        assert delivery.confirmed == 1
+        assert not delivery.complete
+
+
+async def test_what_still_waited_at_the_deadline_was_not_written_and_never_will_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
+    async with bench() as b:
+        broker = b.connect()
+        broker.takes.clear()
+        first = b.publish(b"first")
+        await until(lambda: broker.asked == 1)
+        delivery = await b.publish(b"second")
+        assert outcomes(delivery) == ["not_written"]
+        await first
+        broker.takes.set()
+        monkeypatch.setattr(publisher_module, "DEADLINE", LONG)
+        new = b.connect()
+        third = b.publish(b"third")
+        await until(lambda: broker.batches)
+        broker.batches[0].confirm(0)
+        await until(lambda: new.batches)
+        new.batches[0].confirm(1)
+        assert offsets(await third) == [1]
+        assert broker.values + new.values == [b"first", b"third"]
+
+
+async def test_what_was_given_up_while_the_client_was_not_taking_it_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
+    async with bench() as b:
+        old = b.connect()
+        old.takes.clear()
+        old.error = RuntimeError("the producer is closed")
+        delivery = await b.publish(b"given up")
+        assert outcomes(delivery) == ["unknown"]
+        old.takes.set()
+        new = b.connect()
+        monkeypatch.setattr(publisher_module, "DEADLINE", LONG)
+        later = b.publish(b"later")
+        await until(lambda: new.batches)
+        new.batches[0].confirm(0)
+        await later
+        assert new.values == [b"later"]
+
+
+async def test_without_a_connection_nothing_is_taken_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "PATIENCE", A_WHILE)
+    async with bench() as b:
+        with pytest.raises(OutOfReach, match="Kafka is out of reach"):
+            await b.publish(b"a")
+        b.connection.error = "no broker at localhost:9092"
+        with pytest.raises(OutOfReach, match="no broker at localhost:9092"):
+            await b.publish(b"a")
+        assert b.publisher.in_flight == 0
+
+
+async def test_a_connection_that_comes_in_time_is_used() -> None:
+    async with bench() as b:
+        publishing = b.publish(b"a")
+        await everything_else_has_run()
+        broker = b.connect()
+        await until(lambda: broker.batches)
+        broker.batches[0].confirm(0)
+        assert offsets(await publishing) == [0]
+
+
+async def test_records_whose_connection_is_lost_before_they_were_handed_over_are_refused_as_not_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "PATIENCE", A_WHILE)
+    async with bench() as b:
+        broker = b.connect()
+        broker.error = RuntimeError("the producer is closed")
+        delivery = await b.publish(b"a", b"b")
+        assert outcomes(delivery) == ["not_written", "not_written"]
+        assert all("the producer is closed" in (receipt.error or "") for receipt in receipts_of(delivery))
+        new = b.connect()
+        later = b.publish(b"later")
+        await until(lambda: new.batches)
+        assert new.values == [b"later"]
+        new.batches[0].confirm(0)
+        await later
+
+
+async def test_too_much_on_the_way_is_refused_until_some_of_it_is_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "MOST_IN_FLIGHT", 2 * len(b"key" + b"12345"))
+    async with bench() as b:
+        broker = b.connect()
+        first, second = b.publish(b"12345"), b.publish(b"12345")
+        await until(lambda: len(broker.values) == 2)
+        with pytest.raises(Busy):
+            await b.publish(b"")
+        for batch in broker.batches:
+            batch.confirm(0)
+        await asyncio.gather(first, second)
+        assert b.publisher.in_flight == 0
+        third = b.publish(b"12345", b"12345")
+        await until(lambda: len(broker.values) == 4)
+        for batch in broker.batches[-1:]:
+            batch.confirm(2)
+        assert (await third).complete
+
+
+async def test_what_is_refused_for_want_of_room_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "MOST_IN_FLIGHT", 10)
+    async with bench() as b:
+        broker = b.connect()
+        with pytest.raises(Busy):
+            await b.publish(b"x" * 11)
+        await everything_else_has_run()
+        assert broker.asked == 0
+        assert b.publisher.in_flight == 0
+
+
+@pytest.mark.parametrize("end", ["failed", "given up", "cancelled"])
+async def test_records_give_their_room_back_however_they_end(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE if end == "given up" else LONG)
+    async with bench() as b:
+        broker = b.connect()
+        publishing = b.publish(b"12345")
+        await until(lambda: broker.batches)
+        assert b.publisher.in_flight == len(b"key" + b"12345")
+        if end == "failed":
+            broker.batches[0].fail(errors.RequestTimedOutError())
+        if end == "cancelled":
+            publishing.cancel()
+        await asyncio.wait([publishing])
+        assert b.publisher.in_flight == 0
+
+
+async def test_what_follows_a_failed_part_of_a_call_is_not_sent_lest_it_comes_before_it() -> None:
+    values = numbered(3)
+    async with bench() as b:
+        old = b.connect()
+        b.at_most_in_a_batch(1, values[0])
+        publishing = b.publish(*values)
+
+        async def let_one_through() -> None:
+            await until(lambda: old.asked == 1)
+
+        await let_one_through()
+        await until(lambda: old.batches)
+        del let_one_through
+        for batch in old.batches:
+            if not batch.answer.done():
+                batch.confirm(0)
+        await publishing
+
+    async with bench() as b:
+        old = b.connect()
+        b.at_most_in_a_batch(1, values[0])
+        gate_second(old)
+        publishing = b.publish(*values)
+        other = b.publish(b"another")
+        await until(lambda: old.asked == 2)
+        old.batches[0].fail(errors.RequestTimedOutError())
+        await until(lambda: b.connection.replaced == 1)
+        new = b.connect()
+        old.takes.set()
+        await until(lambda: len(old.batches) == 2)
+        old.batches[1].fail(errors.OutOfOrderSequenceNumber())
+        await until(lambda: new.batches)
+        assert new.values == [b"another"]
+        new.batches[0].confirm(9)
+        delivery = await publishing
+        assert outcomes(delivery) == ["unknown", "not_written", "not_written"]
+        assert "earlier record" in (receipts_of(delivery)[2].error or "")
+        assert offsets(await other) == [9]
+
+
+def gate_second(broker: FakeBroker) -> None:
+    """Have the broker take one batch, and no second one until `takes` is set again."""
+    publish_batch: Callable[..., Awaitable[asyncio.Future[RecordMetadata]]] = broker.publish_batch
+
+    async def taking_one(*messages: KafkaPublishMessage, **options: Any) -> "asyncio.Future[RecordMetadata]":  # noqa: ANN401 - passed on
+        answer = await publish_batch(*messages, **options)
+        if broker.asked == 1:
+            broker.takes.clear()
+        return answer
+
+    broker.publish_batch = taking_one  # type: ignore[method-assign]  # a fake is bent for one test
+
+
+async def test_a_retry_whose_offset_the_broker_had_forgotten_is_delivered_without_an_offset() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        publishing = b.publish(b"a", b"b")
+        await until(lambda: broker.batches)
+        broker.batches[0].confirm(-1)
+        delivery = await publishing
+        assert delivery.complete
+        timestamp = broker.batches[0].timestamp
+        expected = [{"id": "0", "partition": 0, "timestamp": timestamp}, {"id": "1", "partition": 0, "timestamp": timestamp}]
+        assert msgspec.to_builtins(receipts_of(delivery)) == expected
+
+
+async def test_a_receipt_names_the_time_that_stands_in_the_record() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        ours = b.publish(b"a")
+        await until(lambda: broker.batches)
+        broker.batches[0].confirm(0, timestamp=broker.batches[0].timestamp)
+        assert [receipt.timestamp for receipt in receipts_of(await ours)] == [broker.batches[0].timestamp]
+
+
+async def test_a_topic_that_keeps_the_time_of_the_broker_gives_that_in_the_receipt() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        publishing = b.publish(b"a", b"b")
+        await until(lambda: broker.batches)
+        broker.batches[0].confirm(5, timestamp=1_234_567_890_123, timestamp_type=1)
+        receipts = receipts_of(await publishing)
+        assert [receipt.timestamp for receipt in receipts] == [1_234_567_890_123] * 2
+        assert [receipt.offset for receipt in receipts] == [5, 6]
+
+
+async def test_records_follow_when_the_topic_gets_more_partitions() -> None:
+    keys = [f"person {i}".encode() for i in range(40)]
+    async with bench(partitions=1) as b:
+        broker = b.connect()
+        b.cluster.partitions[TOPIC] = 5
+        publishing = b.publish(*numbered(40), keys=keys)
+        await until(lambda: len(broker.values) == 40)
+        assert {batch.partition for batch in broker.batches} == set(partitions_of(keys, 5))
+        for batch in broker.batches:
+            batch.confirm(0)
+        await publishing
+
+
+async def test_a_subscriber_of_faststream_gets_what_was_published_byte_for_byte() -> None:
+    keys = ["Ωμέγα".encode(), b"\x00\xff", b"c", b"d"]
+    values = [b'{"id": "1"}', b"\x00\xff", b"5", b"{}"]
+    received: list[tuple[bytes, bytes, int, int]] = []
+    broker = new_broker(client_options(Settings(), "producer"))
+
+    @broker.subscriber(TOPIC, batch=True, decoder=_raw)
+    async def take(records: Any) -> None:  # noqa: ANN401 - raw records
+        received.extend((record.key, record.value, record.partition, record.timestamp) for record in records)
+
+    class Confirming:
+        """FastStream's test broker answers nothing when it is asked not to wait: confirms in its place."""
+
+        async def publish_batch(
+            self, *messages: KafkaPublishMessage, **options: Any  # noqa: ANN401 - passed on
+        ) -> "asyncio.Future[RecordMetadata]":
+            await broker.publish_batch(*messages, **options)
+            sent = Sent(messages, options["partition"], options["timestamp_ms"])
+            sent.confirm(10)
+            return sent.answer
+
+    async with TestKafkaBroker(broker), bench(partitions=2) as b:
+        b.connect(Confirming())
+        delivery = await b.publish(*values, keys=keys)
+    receipts = receipts_of(delivery)
+    assert delivery.complete
+    for key, value, receipt in zip(keys, values, receipts, strict=True):
+        assert (key, value, receipt.partition, receipt.timestamp) in received
+    assert len(received) == 4
+
+
+async def _raw(message: Any) -> Any:  # noqa: ANN401 - FastStream's message
+    return message.raw_message

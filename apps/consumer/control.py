@@ -73,6 +73,8 @@ class Control:
         After a halt, `accept` lets the bad records through.
         """
         async with self._changing:
+            if self._consumption.halted:
+                await self._end()
             if self._holding is None or self._holding.done():
                 self._consumption.resume(accept=accept)
                 self._holding = self._background.start(self._connection.hold(), "consumption")
@@ -84,11 +86,14 @@ class Control:
         A batch whose handler fails, or takes more than 5 s, is given up uncommitted: it comes again, here or elsewhere.
         """
         async with self._changing:
-            if self._holding is not None:
-                self._consumption.leaving.set()
-                self._holding.cancel()
-                await asyncio.wait([self._holding])
-                self._holding = None
+            await self._end()
+
+    async def _end(self) -> None:
+        if self._holding is not None:
+            self._consumption.leaving.set()
+            self._holding.cancel()
+            await asyncio.wait([self._holding])
+            self._holding = None
 
     async def stop_at(self, ending: asyncio.Event) -> None:
         """Stop when the service is about to end."""
@@ -188,8 +193,9 @@ class Control:
         """Until cancelled, have a consume loop that died or wedged replaced, and one that halted stopped."""
         while True:
             await asyncio.sleep(ROUND)
-            if self._consumption.halted:
-                await self.stop()
+            async with self._changing:
+                if self._consumption.halted:
+                    await self._end()
             self._hold_pause()  # a pause that was asked for while the connection was being made
             broker = self._connection.current
             if broker is not None and (reason := self.trouble()):

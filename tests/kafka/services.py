@@ -186,7 +186,7 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         async def delete() -> None:
             async with self._admin() as admin:
-                await admin.delete_topics([self.topic, self.dead_letter_topic])
+                await admin.delete_topics([self.topic, self.dead_letter_topic, f"{self.dead_letter_topic}-redriven"])
 
         asyncio.run(delete())
 
@@ -209,6 +209,10 @@ class Pipeline:
     def consumer(self, **environment: str) -> Service:
         """Start a consumer."""
         return Service("consumer", ["-m", "apps.consumer"], self.logs, self._environment(environment))
+
+    def running(self, name: str, script: str, **environment: str) -> Service:
+        """Start a service from a script of the tests."""
+        return Service(name, [script], self.logs, self._environment(environment))
 
     def recording_consumer(self, ledger: Path, **environment: str) -> Service:
         """Start a consumer whose handler adds the ids of the people to a file."""

@@ -55,12 +55,17 @@ class Sent:
 
 
 class FakeBroker:
-    """Takes batches as FastStream's broker does; `takes` can be closed, and `error` is raised instead of taking one."""
+    """Takes batches as FastStream's broker does, for the test to answer.
+
+    While `takes` is not set it takes none; `error` is raised instead of taking one. What goes to a partition in
+    `confirms` is acknowledged at once, with the offset given there.
+    """
 
     def __init__(self) -> None:
         self.batches: list[Sent] = []
         self.asked = 0
         self.error: Exception | None = None
+        self.confirms: dict[int, int] = {}
         self.takes = asyncio.Event()
         self.takes.set()
 
@@ -74,6 +79,8 @@ class FakeBroker:
         if self.error is not None:
             raise self.error
         self.batches.append(Sent(messages, partition, timestamp_ms))
+        if partition in self.confirms:
+            self.batches[-1].confirm(self.confirms[partition])
         return self.batches[-1].answer
 
     @property
@@ -130,6 +137,12 @@ def numbered(count: int) -> list[bytes]:
     return [f"value {i}".encode() for i in range(count)]
 
 
+def keys_of_two_partitions() -> list[bytes]:
+    """Return a key of each partition of a topic that has two."""
+    by_partition = {partitions_of([key], 2)[0]: key for key in (b"a", b"b", b"c", b"d", b"e", b"f", b"g")}
+    return [by_partition[0], by_partition[1]]
+
+
 def receipts_of(delivery: Delivery) -> list[Receipt]:
     count = sum(len(piece.rows) for piece in delivery.slices.values())
     receipts = delivery.receipts([str(i) for i in range(count)])
@@ -173,7 +186,9 @@ async def test_a_record_travels_with_its_own_key_to_the_partition_of_that_key() 
         await until(lambda: len(broker.values) == 50)
         for batch in broker.batches:
             assert batch.values == [b"of " + key for key in batch.keys if key is not None]
-            assert partitions_of([key for key in batch.keys if key is not None], 4) == [batch.partition] * len(batch.keys)
+            assert partitions_of([key for key in batch.keys if key is not None], 4) == [batch.partition] * len(
+                batch.keys
+            )
             batch.confirm(0)
         await publishing
 
@@ -376,23 +391,6 @@ async def test_several_calls_in_a_batch_that_the_client_did_not_take_are_sent_ag
     async with bench() as b:
         old = b.connect()
         b.at_most_in_a_batch(3, values[0])
-        old.takes.clear()
-        blocking = b.publish(b"blocking")
-        await until(lambda: old.asked == 1)
-        calls = [b.publish(*values[:2]), b.publish(*values[2:])]
-        await everything_else_has_run()
-        old.takes.set()
-        await until(lambda: old.batches)
-        # the first batch is taken, the second (all of one call and a part of the next) is not
-        old.batches[0].confirm(0)
-        del old.batches[1:]
-        await blocking
-        for call in calls:
-            call.cancel()
-
-    async with bench() as b:
-        old = b.connect()
-        b.at_most_in_a_batch(3, values[0])
         old.error = RuntimeError("the producer is closed")
         old.takes.clear()
         calls = [b.publish(*values[:2]), b.publish(*values[2:])]
@@ -428,7 +426,10 @@ async def test_a_new_broker_is_not_used_while_the_old_one_still_sends_a_batch_to
 
 
 async def test_another_partition_does_not_wait_for_what_the_old_broker_still_sends() -> None:
-    keys = [b"a", next(key for key in (b"b", b"c", b"d", b"e", b"f") if partitions_of([b"a"], 2) != partitions_of([key], 2))]
+    keys = [
+        b"a",
+        next(key for key in (b"b", b"c", b"d", b"e", b"f") if partitions_of([b"a"], 2) != partitions_of([key], 2)),
+    ]
     async with bench(partitions=2) as b:
         old = b.connect()
         first = b.publish(b"first", keys=keys[:1])
@@ -462,14 +463,15 @@ async def test_a_batch_that_is_not_acknowledged_in_time_may_be_written_yet_and_t
 
 
 async def test_what_was_acknowledged_before_the_deadline_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = [b"a", next(key for key in (b"b", b"c", b"d", b"e", b"f") if partitions_of([b"a"], 2) != partitions_of([key], 2))]
+    keys = [
+        b"a",
+        next(key for key in (b"b", b"c", b"d", b"e", b"f") if partitions_of([b"a"], 2) != partitions_of([key], 2)),
+    ]
     async with bench(partitions=2) as b:
-        monkeypatch.setattr(publisher_module, "DEADLINE", 10 * A_WHILE)
+        monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
         broker = b.connect()
-        publishing = b.publish(b"1", b"2", keys=keys)
-        await until(lambda: len(broker.batches) == 2)
-        next(batch for batch in broker.batches if batch.values == [b"2"]).confirm(9)
-        delivery = await publishing
+        broker.confirms = {1: 9}
+        delivery = await b.publish(b"1", b"2", keys=keys)
         assert outcomes(delivery) == ["unknown", None]
         assert offsets(delivery) == [None, 9]
         assert delivery.confirmed == 1
@@ -610,22 +612,6 @@ async def test_what_follows_a_failed_part_of_a_call_is_not_sent_lest_it_comes_be
     async with bench() as b:
         old = b.connect()
         b.at_most_in_a_batch(1, values[0])
-        publishing = b.publish(*values)
-
-        async def let_one_through() -> None:
-            await until(lambda: old.asked == 1)
-
-        await let_one_through()
-        await until(lambda: old.batches)
-        del let_one_through
-        for batch in old.batches:
-            if not batch.answer.done():
-                batch.confirm(0)
-        await publishing
-
-    async with bench() as b:
-        old = b.connect()
-        b.at_most_in_a_batch(1, values[0])
         gate_second(old)
         publishing = b.publish(*values)
         other = b.publish(b"another")
@@ -667,7 +653,10 @@ async def test_a_retry_whose_offset_the_broker_had_forgotten_is_delivered_withou
         delivery = await publishing
         assert delivery.complete
         timestamp = broker.batches[0].timestamp
-        expected = [{"id": "0", "partition": 0, "timestamp": timestamp}, {"id": "1", "partition": 0, "timestamp": timestamp}]
+        expected = [
+            {"id": "0", "partition": 0, "timestamp": timestamp},
+            {"id": "1", "partition": 0, "timestamp": timestamp},
+        ]
         assert msgspec.to_builtins(receipts_of(delivery)) == expected
 
 
@@ -718,7 +707,9 @@ async def test_a_subscriber_of_faststream_gets_what_was_published_byte_for_byte(
         """FastStream's test broker answers nothing when it is asked not to wait: confirms in its place."""
 
         async def publish_batch(
-            self, *messages: KafkaPublishMessage, **options: Any  # noqa: ANN401 - passed on
+            self,
+            *messages: KafkaPublishMessage,
+            **options: Any,  # noqa: ANN401 - passed on
         ) -> "asyncio.Future[RecordMetadata]":
             await broker.publish_batch(*messages, **options)
             sent = Sent(messages, options["partition"], options["timestamp_ms"])

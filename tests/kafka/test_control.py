@@ -1,0 +1,228 @@
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from services import Pipeline, Raw, Service, both, person, wait_until
+
+from contracts import dead_letter
+
+
+@pytest.fixture(scope="module")
+def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def running(pipeline: Pipeline) -> Iterator[tuple[Service, Service]]:
+    with both(pipeline) as running:
+        yield running
+
+
+@pytest.fixture
+def services(running: tuple[Service, Service]) -> tuple[Service, Service]:
+    """A producer, and a consumer that runs and has nothing left to do."""
+    _, consumer = running
+    consumer.post("/consumers/start")
+    consumer.post("/consumers/resume")
+    until_caught_up(consumer)
+    return running
+
+
+@pytest.fixture
+def own(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+    """A pipeline for one test alone."""
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
+def consumed(consumer: Service) -> int:
+    return int(consumer.status()["messages_consumed_count"])
+
+
+def make(producer: Service, number: int) -> list[str]:
+    people = producer.post(f"/producers/basic_producer?number_of_people={number}")
+    return [one["id"] for one in people]
+
+
+def until_caught_up(consumer: Service) -> None:
+    wait_until(lambda: consumer.status()["lag"] == 0, what="for lag 0")
+
+
+def test_a_paused_consumer_keeps_its_partitions_reads_nothing_and_goes_on_where_it_stopped(
+    services: tuple[Service, Service],
+) -> None:
+    producer, consumer = services
+    member, before = consumer.status()["member_id"], consumed(consumer)
+    paused = consumer.post("/consumers/pause")
+    assert (paused["state"], paused["running"]) == ("paused", False)
+    assert paused["paused_partitions"] == [0, 1, 2, 3, 4, 5]
+    make(producer, 300)
+    wait_until(lambda: consumer.status()["lag"] == 300)
+    assert consumed(consumer) == before
+    assert consumer.status()["member_id"] == member
+    assert consumer.get("/health-check")["detail"] == "paused by an operator"
+    assert consumer.post("/consumers/resume")["state"] == "running"
+    consumer.until_consumed(before + 300)
+
+
+def test_a_pause_holds_when_a_rebalance_gives_out_the_partitions_anew(
+    services: tuple[Service, Service], pipeline: Pipeline
+) -> None:
+    producer, consumer = services
+    before = consumed(consumer)
+    consumer.post("/consumers/pause")
+    with pipeline.consumer() as other:
+        other.until_healthy()
+        wait_until(lambda: len(consumer.status()["partitions"]) == 3)
+        made = len(make(producer, 600))
+        wait_until(lambda: other.status()["lag"] == 0)
+        seen = other.status()["messages_consumed_count"]
+        wait_until(lambda: consumer.status()["lag"] == made - seen)
+        assert consumed(consumer) == before
+    wait_until(lambda: consumer.status()["paused_partitions"] == [0, 1, 2, 3, 4, 5])
+    assert consumed(consumer) == before
+    consumer.post("/consumers/resume")
+    consumer.until_consumed(before + made - seen)
+
+
+def test_a_pause_holds_over_a_stop_and_a_start(services: tuple[Service, Service]) -> None:
+    producer, consumer = services
+    before = consumed(consumer)
+    consumer.post("/consumers/pause")
+    consumer.post("/consumers/stop")
+    consumer.post("/consumers/start")
+    make(producer, 50)
+    wait_until(lambda: consumer.status()["lag"] == 50)
+    assert consumer.status()["state"] == "paused"
+    assert consumed(consumer) == before
+
+
+def test_seeking_to_the_beginning_consumes_all_again_and_is_not_undone_by_a_restart(
+    services: tuple[Service, Service], pipeline: Pipeline
+) -> None:
+    producer, consumer = services
+    before = consumed(consumer)
+    make(producer, 400)
+    consumer.until_consumed(before + 400)
+    everything = sum(pipeline.end_offsets().values())
+    consumer.post("/consumers/pause")
+    sought = consumer.post("/consumers/seek", json={"to": "beginning"})
+    assert sought == {"partitions": {str(partition): 0 for partition in range(6)}}
+    consumer.post("/consumers/stop")
+    consumer.post("/consumers/start")
+    assert consumer.status()["lag"] == everything
+    consumer.post("/consumers/resume")
+    consumer.until_consumed(before + 400 + everything)
+    until_caught_up(consumer)
+
+
+def test_seeking_to_the_end_passes_over_what_waits(services: tuple[Service, Service]) -> None:
+    producer, consumer = services
+    before = consumed(consumer)
+    consumer.post("/consumers/pause")
+    passed_over = make(producer, 100)
+    wait_until(lambda: consumer.status()["lag"] == 100)
+    consumer.post("/consumers/seek", json={"to": "end"})
+    consumer.post("/consumers/resume")
+    later = make(producer, 10)
+    consumer.until_consumed(before + 10)
+    shown = {message["key"] for message in consumer.messages(limit=1_000)}
+    assert shown >= set(later)
+    assert shown.isdisjoint(passed_over)
+
+
+def test_seeking_to_an_offset_consumes_one_partition_from_there(services: tuple[Service, Service]) -> None:
+    producer, consumer = services
+    before = consumed(consumer)
+    receipts = producer.post("/producers/people", json=[person("one key") for _ in range(20)])["receipts"]
+    consumer.until_consumed(before + 20)
+    at = receipts[12]
+    place = {"partition": at["partition"], "offset": at["offset"]}
+    assert consumer.post("/consumers/seek", json=place) == {"partitions": {str(at["partition"]): at["offset"]}}
+    consumer.until_consumed(before + 28)
+    until_caught_up(consumer)
+
+
+def test_seeking_to_a_time_consumes_what_was_written_since(services: tuple[Service, Service]) -> None:
+    producer, consumer = services
+    before = consumed(consumer)
+    make(producer, 100)
+    consumer.until_consumed(before + 100)
+    latest = max(message["timestamp"] for message in consumer.messages(limit=1_000))
+    since = datetime.fromtimestamp((latest + 1) / 1_000, UTC)
+    wait_until(lambda: datetime.now(UTC) > since)
+    make(producer, 30)
+    consumer.until_consumed(before + 130)
+    consumer.post("/consumers/seek", json={"to": since.isoformat()})
+    consumer.until_consumed(before + 160)
+    until_caught_up(consumer)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"to": "yesterday"},
+        {"to": "2026-01-31T12:00:00"},
+        {"to": 7},
+        {"partition": 0},
+        {"offset": 0},
+        {"to": "end", "partition": 0, "offset": 0},
+        {"partition": 0, "offset": -1},
+        {"partition": 0, "offset": 10**9},
+        {"place": "end"},
+    ],
+)
+def test_a_place_that_is_none_is_refused(services: tuple[Service, Service], body: dict[str, object]) -> None:
+    answer = services[1].http.post("/consumers/seek", json=body)
+    assert answer.status_code == 400
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"]
+
+
+def test_seeking_is_refused_for_a_partition_that_this_copy_does_not_hold_and_while_it_is_stopped(
+    services: tuple[Service, Service],
+) -> None:
+    consumer = services[1]
+    assert consumer.http.post("/consumers/seek", json={"partition": 6, "offset": 0}).status_code == 409
+    consumer.post("/consumers/stop")
+    assert consumer.http.post("/consumers/seek", json={"to": "beginning"}).status_code == 409
+
+
+def test_the_consumer_halts_before_it_dead_letters_everything_and_goes_on_when_told_to(own: Pipeline) -> None:
+    with both(own) as (producer, consumer):
+        consumer.post("/consumers/stop")
+        own.write([Raw(b"not json %d" % number) for number in range(120)], partition=2)
+        make(producer, 200)
+        consumer.post("/consumers/start")
+        wait_until(lambda: consumer.status()["state"] == "halted")
+        assert "100 records in a row are bad of partition 2" in consumer.status()["last_error"]
+        health = consumer.http.get("/health-check")
+        assert (health.status_code, health.json()["status"]) == (503, "unavailable")
+        assert own.records(own.dead_letter_topic) == []
+        consumer.post("/consumers/start", json={"accept": True})
+        consumer.until_consumed(320)
+        assert len(own.records(own.dead_letter_topic)) == 120
+        consumer.until_healthy()
+
+
+def test_whom_the_handler_refuses_is_dead_lettered_and_the_neighbours_are_not(own: Pipeline) -> None:
+    script = str(Path(__file__).with_name("refusing_consumer.py"))
+    with own.producer() as producer, own.running("consumer", script) as consumer:
+        producer.until_healthy()
+        consumer.until_healthy()
+        people = [person(age=150 if number % 50 == 7 else 50) for number in range(500)]
+        producer.post("/producers/people", json=people)
+        consumer.until_consumed(500)
+        assert consumer.status()["dead_lettered_count"] == 10
+        letters = [
+            dead_letter.read(record.key, record.value, record.headers) for record in own.records(own.dead_letter_topic)
+        ]
+        refused = {one["id"] for one in people if one["age"] == 150}
+        assert {(letter.key or b"").decode() for letter in letters} == refused
+        assert {(letter.error_type, letter.error) for letter in letters} == {
+            ("apps.consumer.attempts.Reject", "nobody is 150 years old")
+        }
+        assert all(letter.tries > 1 for letter in letters)

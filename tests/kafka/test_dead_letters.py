@@ -1,0 +1,153 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from services import Pipeline, Raw, Service, wait_until
+
+BAD = [
+    Raw(b"not json", b"a key"),
+    Raw(b"\xff\x00", b"\xfe", (("h", None), ("h", b"\xff"), ("text", b"text"))),
+    Raw(None, b"a tombstone"),
+    Raw(None, None),
+    Raw(b"", None),
+]
+
+
+@pytest.fixture
+def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture
+def consumer(pipeline: Pipeline) -> Iterator[Service]:
+    with pipeline.consumer() as consumer:
+        yield consumer.until_healthy()
+
+
+def letters(consumer: Service, **parameters: str | int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = consumer.get("/consumers/dead-letters", **parameters)["dead_letters"]
+    return found
+
+
+def redrive(consumer: Service, **order: int) -> int:
+    return int(consumer.post("/consumers/dead-letters/redrive", json=order)["redriven"])
+
+
+def test_dead_letters_show_what_they_were_where_they_came_from_and_why(consumer: Service, pipeline: Pipeline) -> None:
+    written = pipeline.write(BAD, partition=4)
+    consumer.until_consumed(len(BAD))
+    newest_first = letters(consumer)
+    assert [letter["origin"] for letter in reversed(newest_first)] == [
+        {"topic": pipeline.topic, "partition": 4, "offset": one.offset, "timestamp": one.timestamp} for one in written
+    ]
+    second = newest_first[-2]
+    assert second["key"] == {"base64": "/g=="}
+    assert second["value"] == {"base64": "/wA="}
+    assert second["headers"] == [
+        {"name": "h", "value": None},
+        {"name": "h", "value": {"base64": "/w=="}},
+        {"name": "text", "value": {"text": "text"}},
+    ]
+    assert (second["tries"], second["rounds"], second["held"], second["redriven"]) == (1, 0, False, False)
+    assert newest_first[1]["key"] is None
+    assert newest_first[1]["value"] is None
+    assert "tombstone" in newest_first[1]["error"]
+    assert newest_first[0]["value"] == {"text": ""}
+
+
+def test_paging_back_through_the_dead_letters_shows_each_once(consumer: Service, pipeline: Pipeline) -> None:
+    for partition in range(3):
+        pipeline.write([Raw(b"bad %d" % number) for number in range(9)], partition)
+    consumer.until_consumed(27)
+    shown, before = [], ""
+    while True:
+        page = consumer.get("/consumers/dead-letters", limit=4, **({"before": before} if before else {}))
+        shown += [(letter["partition"], letter["offset"]) for letter in page["dead_letters"]]
+        if page["next"] is None:
+            break
+        before = page["next"]
+    assert sorted(shown) == [(partition, offset) for partition in range(3) for offset in range(9)]
+
+
+def test_dead_letters_are_found_by_partition_and_by_reason(consumer: Service, pipeline: Pipeline) -> None:
+    pipeline.write(BAD, partition=1)
+    pipeline.write(BAD, partition=2)
+    consumer.until_consumed(2 * len(BAD))
+    assert {letter["partition"] for letter in letters(consumer, partition=2)} == {2}
+    tombstones = letters(consumer, reason="Tombstone")
+    assert len(tombstones) == 4
+    assert all(letter["value"] is None for letter in tombstones)
+    assert letters(consumer, reason="no such reason") == []
+
+
+def test_what_is_sent_back_is_the_record_byte_for_byte_and_its_tries_are_counted(
+    consumer: Service, pipeline: Pipeline
+) -> None:
+    pipeline.write(BAD, partition=5)
+    consumer.until_consumed(len(BAD))
+    assert redrive(consumer, limit=1_000) == len(BAD)
+    consumer.until_consumed(2 * len(BAD))
+    again = [record for record in pipeline.records() if record.offset >= len(BAD)]
+    assert [(record.partition, record.key, record.value) for record in again] == [(5, r.key, r.value) for r in BAD]
+    assert [record.headers[:-2] for record in again] == [raw.headers for raw in BAD]
+    newest = letters(consumer, limit=5)
+    assert {(letter["tries"], letter["rounds"], letter["redriven"]) for letter in newest} == {(2, 1, False)}
+    assert [letter["headers"] for letter in newest] == [letter["headers"] for letter in letters(consumer)[5:]]
+    assert all(letter["redriven"] for letter in letters(consumer)[5:])
+
+
+def test_the_oldest_are_sent_back_first_and_none_twice(consumer: Service, pipeline: Pipeline) -> None:
+    pipeline.write([Raw(b"bad %d" % number) for number in range(6)])
+    consumer.until_consumed(6)
+    assert redrive(consumer, limit=2) == 2
+    consumer.until_consumed(8)
+    assert [letter["redriven"] for letter in reversed(letters(consumer))][:6] == [True, True, *[False] * 4]
+    assert redrive(consumer, limit=4) == 4
+    consumer.until_consumed(12)
+    assert [record.value for record in pipeline.records()] == [b"bad %d" % n for n in (0, 1, 2, 3, 4, 5) * 2]
+
+
+def test_one_dead_letter_is_sent_back_by_its_place_and_only_once(consumer: Service, pipeline: Pipeline) -> None:
+    pipeline.write([Raw(b"bad %d" % number) for number in range(3)])
+    consumer.until_consumed(3)
+    assert redrive(consumer, partition=0, offset=1) == 1
+    path = "/consumers/dead-letters/redrive"
+    assert consumer.http.post(path, json={"partition": 0, "offset": 1}).status_code == 409
+    assert consumer.http.post(path, json={"partition": 0, "offset": 77}).status_code == 404
+    assert consumer.http.post(path, json={"partition": 77, "offset": 0}).status_code == 404
+    assert consumer.http.post(path, json={"limit": 0}).status_code == 400
+    assert consumer.http.post(path, json={}).status_code == 400
+    assert redrive(consumer, limit=10) == 2 + 1  # the two others, and the one that came back
+
+
+def test_what_came_back_three_times_is_held_until_it_is_asked_for(consumer: Service, pipeline: Pipeline) -> None:
+    pipeline.write([Raw(b"bad")])
+    for seen in range(1, 4):
+        consumer.until_consumed(seen)
+        assert redrive(consumer, limit=10) == 1
+    consumer.until_consumed(4)
+    assert redrive(consumer, limit=10) == 0
+    (held, *_) = letters(consumer, limit=1)
+    assert (held["held"], held["rounds"], held["tries"]) == (True, 3, 4)
+    assert redrive(consumer, partition=held["partition"], offset=held["offset"]) == 1
+    consumer.until_consumed(5)
+
+
+def test_two_copies_that_are_asked_at_once_send_each_back_once(consumer: Service, pipeline: Pipeline) -> None:
+    with pipeline.consumer() as other:
+        other.until_healthy()
+        pipeline.write([Raw(b"bad %d" % number) for number in range(50)])
+        wait_until(lambda: consumer.status()["dead_lettered_count"] + other.status()["dead_lettered_count"] == 50)
+        consumer.post("/consumers/stop")  # so that what is sent back stays on the topic, and is not dead-lettered again
+        other.post("/consumers/stop")
+        with ThreadPoolExecutor(6) as pool:
+            copies = [consumer, other] * 3
+            calls = [pool.submit(c.http.post, "/consumers/dead-letters/redrive", json={"limit": 1_000}) for c in copies]
+            answers = [call.result() for call in calls]
+        assert {answer.status_code for answer in answers} <= {200, 409}
+        assert sum(answer.json()["redriven"] for answer in answers if answer.status_code == 200) == 50
+        sent_back = sorted(record.value or b"" for record in pipeline.records()[50:])
+        assert sent_back == sorted(b"bad %d" % number for number in range(50))

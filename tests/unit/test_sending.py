@@ -1,0 +1,539 @@
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import ADA, LONG, a_person, as_json, everything_else_has_run, until
+
+from apps.producer import sending
+from apps.producer.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt, Span
+from apps.producer.sending import (
+    CHUNKS_ON_THE_WAY,
+    BadLine,
+    BadPeople,
+    decode_line,
+    in_order,
+    make,
+    read_people,
+    send,
+    send_lines,
+    split_lines,
+    to_records,
+)
+from contracts.person import Person, decode, encode
+
+pytestmark = pytest.mark.anyio
+
+LONGEST = 1_000
+
+
+class FakePublisher:
+    """Acknowledges what it is given, except for the values that a test has fail or wait."""
+
+    def __init__(self) -> None:
+        self.largest_record = LONGEST
+        self.published: list[bytes] = []
+        self.calls = 0
+        self.failing: dict[int, Exception] = {}
+        self.unacknowledged: set[int] = set()
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+
+    async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
+        self.calls += 1
+        call = self.calls
+        await self.goes_on.wait()
+        if call in self.failing:
+            raise self.failing[call]
+        delivery = Delivery(keys, values, [0] * len(keys))
+        first = len(self.published)
+        self.published += values
+        (piece,) = delivery.slices.values()
+        if call in self.unacknowledged:
+            piece.settle(Span(0, 1, offset=first, timestamp=1))
+            piece.settle(Span(1, len(keys), error="not acknowledged", outcome="unknown"))
+        else:
+            piece.settle(Span(0, len(keys), offset=first, timestamp=1))
+        return delivery
+
+
+def as_publisher(fake: FakePublisher) -> Publisher:
+    return cast(Publisher, fake)
+
+
+async def pieces_of(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def answers_to(fake: FakePublisher, *pieces: bytes) -> list[Receipt | BadLine]:
+    async with asyncio.timeout(LONG):
+        return [
+            answer async for answers in send_lines(as_publisher(fake), pieces_of(*pieces)) for answer in answers
+        ]
+
+
+def line(person_id: str, **fields: Any) -> bytes:  # noqa: ANN401 - right or wrong ones
+    return as_json(id=person_id, **fields) + b"\n"
+
+
+# --- read_people
+
+
+def test_one_person_and_a_list_of_people_are_read() -> None:
+    assert [encode(person) for person in read_people(as_json())] == [encode(ADA)]
+    people = read_people(b" \r\n\t[" + as_json(id="1") + b",\n" + as_json(id="2") + b"]\n")
+    assert [person.id for person in people] == ["1", "2"]
+    assert read_people(b"[]") == []
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "detail"),
+    [
+        (as_json(age="36"), "$.age", "Expected `int`, got `str`"),
+        (as_json(age=151), "$.age", "Expected `int` <= 150"),
+        (as_json(nickname="x"), "$", "unknown field `nickname`"),
+        (as_json().replace(b'"age":36,', b""), "$", "missing required field `age`"),
+        (b"[" + as_json() + b"," + as_json(id="") + b"]", "$[1].id", "length >= 1"),
+        (b"[" + as_json() + b"," + as_json(nickname="x") + b"]", "$[1]", "nickname"),
+        (b"[" + as_json() + b",7]", "$[1]", "Expected `object`, got `int`"),
+        (b"[[" + as_json() + b"]]", "$[0]", "Expected `object`, got `array`"),
+        (b"7", "$", "Expected `object`, got `int`"),
+        (b"null", "$", "Expected `object`, got `null`"),
+        (b"", "$", "truncated"),
+        (b"[", "$", "truncated"),
+        (b"{not json", "$", "malformed"),
+        (as_json() + as_json(), "$", "malformed"),
+        (as_json().replace(b"Ada", b"\xff"), "$", "UTF-8"),
+        (b"\xff", "$", "malformed"),
+        (b"[" * 100_000, "$[0]", "Expected `object`"),
+        (b'{"unknown":' + b"[" * 100_000, "$", ""),
+    ],
+)
+def test_what_holds_no_people_is_refused_at_the_place_that_is_wrong(body: bytes, path: str, detail: str) -> None:
+    with pytest.raises(BadPeople) as refused:
+        read_people(body)
+    assert refused.value.path == path
+    assert detail in str(refused.value)
+    assert " - at " not in str(refused.value)
+
+
+@given(st.binary())
+def test_no_body_is_read_otherwise_than_as_people_or_as_bad(body: bytes) -> None:
+    try:
+        people = read_people(body)
+    except BadPeople as refused:
+        assert refused.path.startswith("$")
+    else:
+        assert all(isinstance(person, Person) for person in people)
+
+
+def test_a_record_larger_than_the_topic_takes_is_refused_at_its_place() -> None:
+    small, large = a_person(), a_person(name="x" * 2_000)
+    size = len(large.id) + len(encode(large))
+    assert to_records([small, large], size) == (
+        [small.id.encode(), large.id.encode()],
+        [encode(small), encode(large)],
+    )
+    with pytest.raises(BadPeople, match=f"{size} bytes.*{size - 1}") as refused:
+        to_records([small, large], size - 1)
+    assert refused.value.path == "$[1]"
+
+
+async def test_people_are_sent_only_when_all_of_them_fit() -> None:
+    fake = FakePublisher()
+    with pytest.raises(BadPeople):
+        await send(as_publisher(fake), [a_person(), a_person(name="x" * LONGEST)])
+    assert fake.calls == 0
+
+
+async def test_every_person_sent_gets_a_receipt_in_the_order_given() -> None:
+    fake = FakePublisher()
+    people = [a_person(id=str(i)) for i in range(5)]
+    answer = await send(as_publisher(fake), people)
+    assert answer.delivered == 5
+    assert [(receipt.id, receipt.offset) for receipt in answer.receipts] == [(str(i), i) for i in range(5)]
+    assert fake.published == [encode(person) for person in people]
+
+
+# --- make
+
+
+async def test_people_are_made_in_the_number_asked_for_and_told_in_the_order_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sending, "CHUNK", 3)
+    fake = FakePublisher()
+    made = await make(as_publisher(fake), 10)
+    assert made.answer is None
+    assert made.people == fake.published
+    assert len({decode(person).id for person in made.people}) == 10
+    assert fake.calls == 4
+
+
+@pytest.mark.parametrize("failure", [Busy("too much"), OutOfReach("no broker"), None])
+async def test_a_failure_in_the_middle_is_told_for_each_person_in_order(
+    failure: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "CHUNK", 3)
+    fake = FakePublisher()
+    if failure:
+        fake.failing[2] = failure
+    else:
+        fake.unacknowledged.add(2)
+    made = await make(as_publisher(fake), 10)
+    assert made.answer is not None
+    receipts = made.answer.receipts
+    assert [receipt.id for receipt in receipts] == [decode(person).id for person in made.people]
+    assert [receipt.outcome for receipt in receipts[:3]] == [None] * 3
+    if failure:
+        assert [receipt.outcome for receipt in receipts[3:6]] == ["not_written"] * 3
+        assert {receipt.error for receipt in receipts[3:6]} == {str(failure)}
+    else:
+        assert [receipt.outcome for receipt in receipts[3:6]] == [None, "unknown", "unknown"]
+    assert made.answer.delivered == sum(receipt.error is None for receipt in receipts) == len(
+        [1 for receipt in receipts if receipt.offset is not None]
+    )
+
+
+@pytest.mark.parametrize("failure", [OutOfReach("no broker"), None])
+async def test_what_was_not_begun_when_an_earlier_chunk_failed_is_not_sent(
+    failure: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "CHUNK", 2)
+    fake = FakePublisher()
+    if failure:
+        fake.failing[2] = failure
+    else:
+        fake.unacknowledged.add(2)
+    made = await make(as_publisher(fake), 100)
+    assert fake.calls <= 2 + CHUNKS_ON_THE_WAY + 1
+    assert made.answer is not None
+    receipts = made.answer.receipts
+    assert len(made.people) == len(receipts) == 100
+    sent = {decode(value).id for value in fake.published}
+    for receipt in receipts:
+        if receipt.id in sent:
+            assert receipt.outcome in {None, "unknown"}
+        else:
+            assert receipt.outcome == "not_written"
+            assert receipt.error
+
+
+@pytest.mark.parametrize("failure", [Busy("too much"), OutOfReach("no broker")])
+async def test_when_not_even_the_first_could_be_sent_nothing_is(failure: Exception) -> None:
+    fake = FakePublisher()
+    fake.failing = dict.fromkeys(range(1, 100), failure)
+    with pytest.raises(type(failure), match=str(failure)):
+        await make(as_publisher(fake), 10)
+    assert fake.published == []
+
+
+# --- split_lines
+
+
+async def split(body: bytes, cuts: Sequence[int], longest: int) -> list[bytes | None]:
+    places = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
+    pieces = [body[start:stop] for start, stop in zip(places, places[1:], strict=False)]
+    return [found async for lines in split_lines(pieces_of(*pieces), longest) for found in lines]
+
+
+@given(
+    st.text("ab\n", max_size=60).map(str.encode),
+    st.lists(st.integers(0, 60), max_size=20),
+    st.integers(1, 8),
+)
+async def test_wherever_a_body_is_cut_its_lines_are_the_same(body: bytes, cuts: list[int], longest: int) -> None:
+    lines = body.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    assert await split(body, cuts, longest) == [None if len(each) > longest else each for each in lines]
+
+
+async def test_lines_come_as_soon_as_they_have_ended() -> None:
+    lines = split_lines(pieces_of(b"a\nb\nc", b"", b"d\n", b"e"), 10)
+    assert [found async for found in lines] == [[b"a", b"b"], [b"cd"], [b"e"]]
+
+
+async def test_of_a_line_that_never_ends_no_more_is_kept_than_a_record_may_have() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(1_000):
+            yield b"x" * 100
+        yield b"\nshort\n"
+
+    assert [found async for found in split_lines(endless(), 250)] == [[None, b"short"]]
+
+
+# --- send_lines
+
+
+async def test_every_line_is_answered_in_order() -> None:
+    fake = FakePublisher()
+    answers = await answers_to(fake, b"".join(line(str(i)) for i in range(5)), line("5"), as_json(id="6"))
+    assert [msgspec.to_builtins(answer) for answer in answers] == [
+        {"id": str(i), "partition": 0, "offset": i, "timestamp": 1} for i in range(7)
+    ]
+    assert [decode(value).id for value in fake.published] == [str(i) for i in range(7)]
+
+
+async def test_a_bad_line_is_named_by_its_number_and_its_neighbours_are_sent() -> None:
+    fake = FakePublisher()
+    answers = await answers_to(
+        fake,
+        line("1") + line("2", age="36") + b"\n" + line("4"),
+        b"[" + line("5").strip() + b"]\n",
+        b"not json\n" + line("7", name="x" * LONGEST),
+        b"\xff\n\r\n  \n" + line("11").replace(b"\n", b"\r\n") + b'{"id":',
+    )
+    assert [answer.line if isinstance(answer, BadLine) else answer.id for answer in answers] == [
+        "1", 2, "4", 5, 6, 7, 8, "11", 12,
+    ]  # fmt: skip
+    bad = {answer.line: answer for answer in answers if isinstance(answer, BadLine)}
+    assert "$.age" in bad[2].error
+    assert "array" in bad[5].error
+    assert str(LONGEST) in bad[7].error
+    assert {answer.outcome for answer in bad.values()} == {"not_written"}
+    assert [decode(value).id for value in fake.published] == ["1", "4", "11"]
+    assert all(answer.offset is not None for answer in answers if isinstance(answer, Receipt))
+
+
+async def test_a_record_that_the_topic_does_not_take_is_a_bad_line_though_the_line_was_short_enough() -> None:
+    fake = FakePublisher()
+    long_id = "i" * 60
+    padding = LONGEST - len(as_json(id=long_id, name=""))
+    just_too_large = as_json(id=long_id, name="x" * padding)
+    assert len(just_too_large) == LONGEST
+    (answer,) = await answers_to(fake, just_too_large + b"\n")
+    assert isinstance(answer, BadLine)
+    assert f"{LONGEST + 60} bytes" in answer.error
+    assert fake.calls == 0
+
+
+async def test_empty_lines_and_an_empty_body_are_answered_by_nothing() -> None:
+    fake = FakePublisher()
+    assert await answers_to(fake) == []
+    assert await answers_to(fake, b"", b"\n\n", b"  \r\n") == []
+    assert fake.calls == 0
+
+
+@pytest.mark.parametrize("failure", [Busy("too much"), OutOfReach("no broker")])
+async def test_lines_that_could_not_be_sent_are_told_so_and_later_ones_are_tried(failure: Exception) -> None:
+    fake = FakePublisher()
+    fake.failing[1] = failure
+    answers = await answers_to(fake, line("1") + b"not json\n" + line("3"), line("4"))
+    assert [msgspec.to_builtins(answer) for answer in answers if isinstance(answer, Receipt)] == [
+        {"id": "1", "error": str(failure), "outcome": "not_written"},
+        {"id": "3", "error": str(failure), "outcome": "not_written"},
+        {"id": "4", "partition": 0, "offset": 0, "timestamp": 1},
+    ]
+    assert [answer.line for answer in answers if isinstance(answer, BadLine)] == [2]
+
+
+async def test_a_slow_sender_is_answered_before_it_sends_more() -> None:
+    fake = FakePublisher()
+    answered = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield line("1")
+        await answered.wait()
+        yield line("2")
+
+    ids: list[str] = []
+    async with asyncio.timeout(LONG):
+        async for answers in send_lines(as_publisher(fake), slow()):
+            ids += [answer.id for answer in answers if isinstance(answer, Receipt)]
+            answered.set()
+    assert ids == ["1", "2"]
+
+
+async def test_no_more_is_read_than_can_be_on_the_way() -> None:
+    fake = FakePublisher()
+    fake.goes_on.clear()
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        for i in range(1_000):
+            read += 1
+            yield line(str(i))
+
+    receiving = asyncio.create_task(_all_of(send_lines(as_publisher(fake), body())))
+    await everything_else_has_run()
+    assert CHUNKS_ON_THE_WAY <= read <= CHUNKS_ON_THE_WAY + 3
+    fake.goes_on.set()
+    async with asyncio.timeout(LONG):
+        answers = await receiving
+    assert sum(map(len, answers)) == read == 1_000
+
+
+async def test_a_body_that_breaks_off_is_told_after_what_came_before_it() -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield line("1")
+        raise ConnectionError("the caller is gone")
+
+    answers: list[Receipt | BadLine] = []
+
+    async def receive() -> None:
+        async for some in send_lines(as_publisher(FakePublisher()), broken()):
+            answers.extend(some)
+
+    with pytest.raises(ConnectionError):
+        await receive()
+    assert [answer.id for answer in answers if isinstance(answer, Receipt)] == ["1"]
+
+
+async def _all_of(lines: AsyncIterator[list[Receipt | BadLine]]) -> list[list[Receipt | BadLine]]:
+    return [answers async for answers in lines]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [(b" [" + as_json() + b"]", "$"), (b"[]", "$"), (as_json(age=-1), "$.age"), (b'"x"', "$"), (b"\xff", "$")],
+)
+def test_a_line_that_is_no_person_is_refused(text: bytes, path: str) -> None:
+    with pytest.raises(BadPeople) as refused:
+        decode_line(text)
+    assert refused.value.path == path
+
+
+# --- in_order
+
+
+class Work:
+    """Work whose parts wait until the test lets them go on; remembers which have begun and which were cancelled."""
+
+    def __init__(self, parts: int) -> None:
+        self.parts = parts
+        self.begun: list[int] = []
+        self.cancelled: set[int] = set()
+        self.ended: set[int] = set()
+        self.go_on = [asyncio.Event() for _ in range(parts)]
+
+    async def part(self, number: int) -> int:
+        self.begun.append(number)
+        try:
+            await self.go_on[number].wait()
+        except asyncio.CancelledError:
+            self.cancelled.add(number)
+            raise
+        self.ended.add(number)
+        return number
+
+    async def __aiter__(self) -> AsyncIterator[Coroutine[Any, Any, int]]:
+        for number in range(self.parts):
+            yield self.part(number)
+
+
+async def test_results_come_in_the_order_of_the_work_whichever_is_done_first() -> None:
+    work = Work(5)
+    results: list[int] = []
+
+    async def collect() -> None:
+        async with aclosing(in_order(aiter(work))) as found:
+            results.extend([number async for number in found])
+
+    collecting = asyncio.create_task(collect())
+    await until(lambda: len(work.begun) == 5)
+    for number in (4, 2, 3, 1):
+        work.go_on[number].set()
+        await until(lambda number=number: number in work.ended)  # type: ignore[misc]  # bound at once
+        assert results == []
+    work.go_on[0].set()
+    await collecting
+    assert results == [0, 1, 2, 3, 4]
+
+
+async def test_no_more_work_is_begun_than_may_be_on_the_way() -> None:
+    work = Work(100)
+    results = in_order(aiter(work))
+    first = asyncio.create_task(anext(results))
+    await everything_else_has_run()
+    assert CHUNKS_ON_THE_WAY <= len(work.begun) <= CHUNKS_ON_THE_WAY + 2
+    work.go_on[0].set()
+    assert await first == 0
+    await results.aclose()
+
+
+@pytest.mark.parametrize("parts", [3, CHUNKS_ON_THE_WAY, 100])
+async def test_work_that_nobody_waits_for_any_more_is_cancelled(parts: int) -> None:
+    work = Work(parts)
+    work.go_on[0].set()
+    results = in_order(aiter(work))
+    assert await anext(results) == 0
+    await everything_else_has_run()
+    await results.aclose()
+    await everything_else_has_run()
+    assert set(work.begun) == work.cancelled | {0}
+    assert _tasks_left() == set()
+
+
+@pytest.mark.parametrize("parts", [3, 100])
+async def test_work_is_cancelled_with_the_task_that_waits_for_it(parts: int) -> None:
+    work = Work(parts)
+
+    async def collect() -> list[int]:
+        async with aclosing(in_order(aiter(work))) as results:
+            return [number async for number in results]
+
+    collecting = asyncio.create_task(collect())
+    await until(lambda: len(work.begun) >= 3)
+    await everything_else_has_run()
+    collecting.cancel()
+    await asyncio.wait([collecting])
+    await everything_else_has_run()
+    assert set(work.begun) == work.cancelled
+    assert _tasks_left() == set()
+
+
+async def test_an_error_of_a_part_is_passed_on_after_the_results_before_it_and_ends_the_rest() -> None:
+    work = Work(4)
+    work.go_on[0].set()
+
+    async def failing() -> int:
+        raise RuntimeError("no luck")
+
+    async def parts() -> AsyncIterator[Coroutine[Any, Any, int]]:
+        yield work.part(0)
+        yield failing()
+        yield work.part(1)
+
+    results: list[int] = []
+
+    async def collect() -> None:
+        async for number in in_order(parts()):
+            results.append(number)  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises(RuntimeError, match="no luck"):
+        await collect()
+    assert results == [0]
+    await everything_else_has_run()
+    assert work.cancelled == {1}
+
+
+async def test_an_error_of_the_work_itself_is_passed_on_after_the_results_before_it() -> None:
+    async def parts() -> AsyncIterator[Coroutine[Any, Any, int]]:
+        yield asyncio.sleep(0, 1)
+        raise RuntimeError("no more work")
+
+    results: list[int] = []
+
+    async def collect() -> None:
+        async for number in in_order(parts()):
+            results.append(number)  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises(RuntimeError, match="no more work"):
+        await collect()
+    assert results == [1]
+
+
+def _tasks_left() -> set[str]:
+    current = asyncio.current_task()
+    return {
+        f"{task.get_coro()}"
+        for task in asyncio.all_tasks()
+        if task is not current and "sending.py" in str(task.get_coro()) + str(task.get_stack()) + str(task)
+    }

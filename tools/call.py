@@ -7,8 +7,9 @@ ends with status 1.
 import json
 import os
 import sys
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 
+from apps.chassis.logs import one_line
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 
 TIMEOUT = 120.0
@@ -28,8 +29,8 @@ def main(service: str, method: str, target: str) -> int:
         connection.request(method, target)
         answer = connection.getresponse()
         text = _formatted(answer.read())
-    except OSError as error:
-        print(f"the {service} does not answer on port {port} ({error}): is it running?", file=sys.stderr)
+    except (OSError, HTTPException) as error:
+        print(f"the {service} does not answer on port {port} ({one_line(error)}): is it running?", file=sys.stderr)
         return 1
     failed = answer.status >= 400  # noqa: PLR2004 - HTTP's own line between success and error
     print(text, file=sys.stderr if failed else sys.stdout)

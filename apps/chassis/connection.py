@@ -9,7 +9,7 @@ from typing import Literal
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from faststream.kafka import KafkaBroker
 
-from apps.chassis.kafka import one_line
+from apps.chassis.logs import one_line
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,6 @@ from faststream.kafka import KafkaBroker
 from apps.chassis.settings import Settings
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error as one line: its kind, and its message where it has one."""
-    kind, message = type(error).__name__, " ".join(str(error).split())
-    return message if message.startswith(kind) else f"{kind}: {message}".removesuffix(": ")
-
-
 class ClientOptions(TypedDict):
     """What every client needs to reach Kafka, as keyword arguments."""
 

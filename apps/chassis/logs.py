@@ -8,6 +8,12 @@ import msgspec
 from apps.chassis.settings import Settings
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error as one line: its kind, and its message where it has one."""
+    kind, message = type(error).__name__, " ".join(str(error).split())
+    return message if message.startswith(kind) else f"{kind}: {message}".removesuffix(": ")
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: `time` (RFC 3339, UTC), `level`, `logger`, `message` and, after an error, `exception`."""
 

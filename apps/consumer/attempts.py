@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from apps.chassis.kafka import one_line
+from apps.chassis.logs import one_line
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.window import Record
 from contracts.person import Person

@@ -14,7 +14,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
 
 from apps.chassis.body import documents_body, read_body, schema_of
-from apps.chassis.kafka import one_line
+from apps.chassis.logs import one_line
 from apps.chassis.problems import Fault, documented, problem
 from apps.consumer.log_reader import LogReader
 from apps.consumer.redrive import (

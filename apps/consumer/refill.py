@@ -8,7 +8,7 @@ from aiokafka.errors import KafkaError
 
 from apps.chassis.background import Background
 from apps.chassis.cluster import Committed
-from apps.chassis.kafka import one_line
+from apps.chassis.logs import one_line
 from apps.consumer.log_reader import LogReader
 from apps.consumer.subscriber import sort_out
 from apps.consumer.window import Record, Window

@@ -13,7 +13,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
 
 from apps.chassis.body import documents_body, read_body, schema_of
-from apps.chassis.kafka import one_line
+from apps.chassis.logs import one_line
 from apps.chassis.problems import Fault, documented, problem
 from apps.consumer.control import Control, NotNow, Place, State
 from apps.consumer.lag import PartitionLag

@@ -19,7 +19,7 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
-from apps.chassis.kafka import one_line
+from apps.chassis.logs import one_line
 from apps.consumer.attempts import Attempts, Halted, Handle
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.limit import Limit

@@ -1,5 +1,6 @@
 """Makes people: polyfactory's factory with realistic values, drawn a column at a time."""
 
+from collections.abc import Iterable
 from random import Random
 from typing import Any
 
@@ -11,25 +12,29 @@ from polyfactory.factories.msgspec_factory import MsgspecFactory
 
 from contracts.person import Person
 
-FIRST_NAMES = np.array(list(Names.first_names), dtype=object)
-LAST_NAMES = np.array(list(Names.last_names), dtype=object)
-STREETS = np.array(
-    [f"{name} {suffix}" for name in LAST_NAMES for suffix in ("Street", "Avenue", "Road", "Lane", "Court")],
-    dtype=object,
+Column = NDArray[np.object_]
+
+
+def _column(values: Iterable[str]) -> Column:
+    return np.array(list(values), dtype=object)
+
+
+def _as_in_mail(values: Column) -> tuple[Column, Column]:
+    return values, _column(value.lower() for value in values)
+
+
+FIRST_NAMES, LAST_NAMES = _as_in_mail(_column(Names.first_names)), _as_in_mail(_column(Names.last_names))
+STREETS = _column(f"{name} {kind}" for name in LAST_NAMES[0] for kind in ("Street", "Avenue", "Road", "Lane", "Court"))
+CITIES = _column(
+    f"{prefix} {name}{suffix}"
+    for prefix in Addresses.city_prefixes
+    for name in FIRST_NAMES[0][:50]
+    for suffix in Addresses.city_suffixes
 )
-CITIES = np.array(
-    [
-        f"{prefix} {name}{suffix}"
-        for prefix in Addresses.city_prefixes
-        for name in FIRST_NAMES[:50]
-        for suffix in Addresses.city_suffixes
-    ],
-    dtype=object,
-)
-STATES = np.array(Addresses.states_abbr, dtype=object)
-MAIL_DOMAINS = np.array(["example.com", "example.net", "example.org"], dtype=object)
+STATES = _column(Addresses.states_abbr)
+MAIL_DOMAINS = _column(["example.com", "example.net", "example.org"])
 """Reserved for examples: no mail to a person made here can reach anyone (RFC 2606, section 3)."""
-AGES = np.arange(18, 101)
+YOUNGEST, OLDEST = 18, 100
 
 
 class PersonFactory(MsgspecFactory[Person]):
@@ -60,28 +65,29 @@ def draw(random: Random, n: int) -> dict[str, list[Any]]:
     """Return `n` values of each field of a person: one call for a column instead of one a person."""
     rows = iter(np.frombuffer(random.randbytes(4 * COLUMNS * n), dtype=np.uint32).reshape(COLUMNS, n))
 
-    def pick(values: NDArray[Any]) -> list[Any]:
-        picked: list[Any] = values[next(rows) % len(values)].tolist()
-        return picked
+    def numbers(least: int, most: int) -> list[Any]:
+        drawn: list[Any] = (next(rows) % (most - least + 1) + least).tolist()
+        return drawn
 
-    def number(least: int, most: int) -> list[int]:
-        numbers: list[int] = (next(rows) % (most - least + 1) + least).tolist()
-        return numbers
+    def pick(*values: NDArray[Any]) -> list[list[Any]]:
+        at = next(rows) % len(values[0])
+        return [each[at].tolist() for each in values]
 
-    first, last = pick(FIRST_NAMES), pick(LAST_NAMES)
+    (first, first_in_mail), (last, last_in_mail) = pick(*FIRST_NAMES), pick(*LAST_NAMES)
+    (domains,), (streets,), (cities,), (states,) = pick(MAIL_DOMAINS), pick(STREETS), pick(CITIES), pick(STATES)
     return {
         "id": uuids(random, n),
         "name": [f"{a} {b}" for a, b in zip(first, last, strict=True)],
-        "age": pick(AGES),
+        "age": numbers(YOUNGEST, OLDEST),
         "email": [
-            f"{a}.{b}{number}@{domain}".lower()
-            for a, b, number, domain in zip(first, last, number(0, 9_999), pick(MAIL_DOMAINS), strict=True)
+            f"{a}.{b}{number}@{domain}"
+            for a, b, number, domain in zip(first_in_mail, last_in_mail, numbers(0, 9_999), domains, strict=True)
         ],
-        "phone": [f"+1-{a}-555-{b}" for a, b in zip(number(200, 999), number(1_000, 9_999), strict=True)],
-        "address": [f"{a} {b}" for a, b in zip(number(1, 9_999), pick(STREETS), strict=True)],
-        "city": pick(CITIES),
-        "state": pick(STATES),
-        "zip": [f"{a}" for a in number(10_000, 99_999)],
+        "phone": [f"+1-{a}-555-{b}" for a, b in zip(numbers(200, 999), numbers(1_000, 9_999), strict=True)],
+        "address": [f"{a} {b}" for a, b in zip(numbers(1, 9_999), streets, strict=True)],
+        "city": cities,
+        "state": states,
+        "zip": list(map(str, numbers(10_000, 99_999))),
         "country": ["United States"] * n,
     }
 
@@ -92,9 +98,9 @@ COLUMNS = 12
 
 def uuids(random: Random, n: int) -> list[str]:
     """Return `n` random UUIDs (version 4, RFC 9562) in their usual form."""
-    digits = random.randbytes(16 * n).hex()
-    return [
-        f"{digits[at : at + 8]}-{digits[at + 8 : at + 12]}-4{digits[at + 13 : at + 16]}"
-        f"-{'89ab'[i & 3]}{digits[at + 17 : at + 20]}-{digits[at + 20 : at + 32]}"
-        for i, at in enumerate(range(0, 32 * n, 32))
-    ]
+    octets = np.frombuffer(random.randbytes(16 * n), dtype=np.uint8).reshape(n, 16).copy()
+    octets[:, 6] = octets[:, 6] & 0x0F | 0x40
+    octets[:, 8] = octets[:, 8] & 0x3F | 0x80
+    digits = np.frombuffer(octets.tobytes().hex().encode(), dtype=np.uint8).reshape(n, 32)
+    dashed = np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1).tobytes().decode()
+    return [dashed[at : at + 36] for at in range(0, 36 * n, 36)]

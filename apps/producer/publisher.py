@@ -6,7 +6,7 @@ records are spread over the lanes by key and its `Delivery` is told what becomes
 
 import asyncio
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +20,7 @@ from faststream.kafka import KafkaBroker, KafkaPublishMessage
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
-from apps.chassis.kafka import one_line
+from apps.chassis.logs import one_line
 from contracts.topics import partitions_of
 
 DEADLINE = 8.0
@@ -100,13 +100,15 @@ class Slice:
 
     __slots__ = ("broker", "delivery", "handed", "keys", "partition", "rows", "settled", "spans", "values")
 
-    def __init__(self, delivery: "Delivery", partition: int) -> None:
+    def __init__(
+        self, delivery: "Delivery", partition: int, rows: list[int], keys: list[bytes], values: list[bytes]
+    ) -> None:
         self.broker: KafkaBroker | None = None
         self.delivery = delivery
         self.partition = partition
-        self.rows: list[int] = []
-        self.keys: list[bytes] = []
-        self.values: list[bytes] = []
+        self.rows = rows
+        self.keys = keys
+        self.values = values
         self.handed = 0
         self.settled = 0
         self.spans: list[Span] = []
@@ -139,12 +141,13 @@ class Delivery:
         self.size = sum(map(len, keys)) + sum(map(len, values))
         self.confirmed = 0
         self.given_up = False
-        self.slices: dict[int, Slice] = {}
+        by_partition: defaultdict[int, list[int]] = defaultdict(list)
         for row, partition in enumerate(partitions):
-            piece = self.slices.get(partition) or self.slices.setdefault(partition, Slice(self, partition))
-            piece.rows.append(row)
-            piece.keys.append(keys[row])
-            piece.values.append(values[row])
+            by_partition[partition].append(row)
+        self.slices = {
+            partition: Slice(self, partition, rows, [keys[row] for row in rows], [values[row] for row in rows])
+            for partition, rows in by_partition.items()
+        }
         self._unsettled = len(keys)
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not keys:

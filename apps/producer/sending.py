@@ -210,13 +210,19 @@ async def in_order(work: AsyncIterator[Coroutine[Any, Any, T]]) -> AsyncGenerato
     `work` is drawn on while results are awaited, so that a slow sender is answered before it has sent all.
     """
     running: asyncio.Queue[asyncio.Task[T] | None] = asyncio.Queue(CHUNKS_ON_THE_WAY)
+    started: set[asyncio.Task[T]] = set()
 
     async def draw() -> None:
         try:
             async for coroutine in work:
-                await running.put(asyncio.create_task(coroutine))
-        finally:
+                task = asyncio.create_task(coroutine)
+                started.add(task)
+                task.add_done_callback(started.discard)
+                await running.put(task)
+        except Exception:
             await running.put(None)
+            raise
+        await running.put(None)
 
     drawing = asyncio.create_task(draw())
     try:
@@ -224,7 +230,5 @@ async def in_order(work: AsyncIterator[Coroutine[Any, Any, T]]) -> AsyncGenerato
             yield await task
         await drawing
     finally:
-        drawing.cancel()
-        while not running.empty():
-            if left := running.get_nowait():
-                left.cancel()
+        for left in (drawing, *started):
+            left.cancel()

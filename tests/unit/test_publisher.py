@@ -680,6 +680,35 @@ async def test_a_topic_that_keeps_the_time_of_the_broker_gives_that_in_the_recei
         assert [receipt.offset for receipt in receipts] == [5, 6]
 
 
+async def test_when_the_service_ends_every_caller_is_told_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "LAST_CHANCE", 0.0)
+    async with bench(partitions=2) as b:
+        broker = b.connect()
+        broker.confirms = {0: 5}
+        ending = asyncio.Event()
+        giving_up = asyncio.create_task(b.publisher.give_up_at(ending))
+        on_the_way = b.publish(b"written", b"handed", keys=keys_of_two_partitions())
+        await until(lambda: len(broker.batches) == 2)
+        broker.takes.clear()
+        blocking = b.publish(b"blocking", keys=keys_of_two_partitions()[1:])
+        await until(lambda: broker.asked == 3)
+        waiting = b.publish(b"waiting", keys=keys_of_two_partitions()[1:])
+        await everything_else_has_run()
+        assert not on_the_way.done()
+        ending.set()
+        await giving_up
+        assert outcomes(await on_the_way) == [None, "unknown"]
+        assert offsets(await on_the_way) == [5, None]
+        assert outcomes(await waiting) == ["not_written"]
+        await blocking
+        with pytest.raises(OutOfReach, match="shutting down"):
+            await b.publish(b"too late")
+        broker.takes.set()
+        await everything_else_has_run()
+        assert b"waiting" not in broker.values
+        assert b.publisher.in_flight == 0
+
+
 async def test_records_follow_when_the_topic_gets_more_partitions() -> None:
     keys = [f"person {i}".encode() for i in range(40)]
     async with bench(partitions=1) as b:

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from itertools import pairwise
 from typing import Any, cast
 
 import msgspec
@@ -72,16 +73,11 @@ async def pieces_of(*pieces: bytes) -> AsyncIterator[bytes]:
 
 async def answers_to(fake: FakePublisher, *pieces: bytes) -> list[Receipt | BadLine]:
     async with asyncio.timeout(LONG):
-        return [
-            answer async for answers in send_lines(as_publisher(fake), pieces_of(*pieces)) for answer in answers
-        ]
+        return [answer async for answers in send_lines(as_publisher(fake), pieces_of(*pieces)) for answer in answers]
 
 
 def line(person_id: str, **fields: Any) -> bytes:  # noqa: ANN401 - right or wrong ones
     return as_json(id=person_id, **fields) + b"\n"
-
-
-# --- read_people
 
 
 def test_one_person_and_a_list_of_people_are_read() -> None:
@@ -124,12 +120,8 @@ def test_what_holds_no_people_is_refused_at_the_place_that_is_wrong(body: bytes,
 
 @given(st.binary())
 def test_no_body_is_read_otherwise_than_as_people_or_as_bad(body: bytes) -> None:
-    try:
-        people = read_people(body)
-    except BadPeople as refused:
-        assert refused.path.startswith("$")
-    else:
-        assert all(isinstance(person, Person) for person in people)
+    with suppress(BadPeople):
+        assert all(isinstance(person, Person) for person in read_people(body))
 
 
 def test_a_record_larger_than_the_topic_takes_is_refused_at_its_place() -> None:
@@ -158,9 +150,6 @@ async def test_every_person_sent_gets_a_receipt_in_the_order_given() -> None:
     assert answer.delivered == 5
     assert [(receipt.id, receipt.offset) for receipt in answer.receipts] == [(str(i), i) for i in range(5)]
     assert fake.published == [encode(person) for person in people]
-
-
-# --- make
 
 
 async def test_people_are_made_in_the_number_asked_for_and_told_in_the_order_sent(
@@ -195,8 +184,10 @@ async def test_a_failure_in_the_middle_is_told_for_each_person_in_order(
         assert {receipt.error for receipt in receipts[3:6]} == {str(failure)}
     else:
         assert [receipt.outcome for receipt in receipts[3:6]] == [None, "unknown", "unknown"]
-    assert made.answer.delivered == sum(receipt.error is None for receipt in receipts) == len(
-        [1 for receipt in receipts if receipt.offset is not None]
+    assert (
+        made.answer.delivered
+        == sum(receipt.error is None for receipt in receipts)
+        == len([1 for receipt in receipts if receipt.offset is not None])
     )
 
 
@@ -233,12 +224,9 @@ async def test_when_not_even_the_first_could_be_sent_nothing_is(failure: Excepti
     assert fake.published == []
 
 
-# --- split_lines
-
-
 async def split(body: bytes, cuts: Sequence[int], longest: int) -> list[bytes | None]:
     places = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
-    pieces = [body[start:stop] for start, stop in zip(places, places[1:], strict=False)]
+    pieces = [body[start:stop] for start, stop in pairwise(places)]
     return [found async for lines in split_lines(pieces_of(*pieces), longest) for found in lines]
 
 
@@ -266,9 +254,6 @@ async def test_of_a_line_that_never_ends_no_more_is_kept_than_a_record_may_have(
         yield b"\nshort\n"
 
     assert [found async for found in split_lines(endless(), 250)] == [[None, b"short"]]
-
-
-# --- send_lines
 
 
 async def test_every_line_is_answered_in_order() -> None:
@@ -400,9 +385,6 @@ def test_a_line_that_is_no_person_is_refused(text: bytes, path: str) -> None:
     assert refused.value.path == path
 
 
-# --- in_order
-
-
 class Work:
     """Work whose parts wait until the test lets them go on; remembers which have begun and which were cancelled."""
 
@@ -460,6 +442,7 @@ async def test_no_more_work_is_begun_than_may_be_on_the_way() -> None:
 
 @pytest.mark.parametrize("parts", [3, CHUNKS_ON_THE_WAY, 100])
 async def test_work_that_nobody_waits_for_any_more_is_cancelled(parts: int) -> None:
+    before = asyncio.all_tasks()
     work = Work(parts)
     work.go_on[0].set()
     results = in_order(aiter(work))
@@ -468,11 +451,12 @@ async def test_work_that_nobody_waits_for_any_more_is_cancelled(parts: int) -> N
     await results.aclose()
     await everything_else_has_run()
     assert set(work.begun) == work.cancelled | {0}
-    assert _tasks_left() == set()
+    assert asyncio.all_tasks() == before
 
 
 @pytest.mark.parametrize("parts", [3, 100])
 async def test_work_is_cancelled_with_the_task_that_waits_for_it(parts: int) -> None:
+    before = asyncio.all_tasks()
     work = Work(parts)
 
     async def collect() -> list[int]:
@@ -486,7 +470,7 @@ async def test_work_is_cancelled_with_the_task_that_waits_for_it(parts: int) -> 
     await asyncio.wait([collecting])
     await everything_else_has_run()
     assert set(work.begun) == work.cancelled
-    assert _tasks_left() == set()
+    assert asyncio.all_tasks() == before
 
 
 async def test_an_error_of_a_part_is_passed_on_after_the_results_before_it_and_ends_the_rest() -> None:
@@ -528,12 +512,3 @@ async def test_an_error_of_the_work_itself_is_passed_on_after_the_results_before
     with pytest.raises(RuntimeError, match="no more work"):
         await collect()
     assert results == [1]
-
-
-def _tasks_left() -> set[str]:
-    current = asyncio.current_task()
-    return {
-        f"{task.get_coro()}"
-        for task in asyncio.all_tasks()
-        if task is not current and "sending.py" in str(task.get_coro()) + str(task.get_stack()) + str(task)
-    }

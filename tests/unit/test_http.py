@@ -1,0 +1,373 @@
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from litestar import Litestar
+from litestar.testing import TestClient
+from samples import ADA, as_json
+
+from apps.chassis.settings import Settings, read_settings
+from apps.consumer.app import create_app as create_consumer
+from apps.producer import publisher, routes
+from apps.producer.app import create_app as create_producer
+from contracts.person import encode
+
+FAR_TOO_LONG = 30
+"""Seconds after which a test is broken off: nothing may hang while Kafka is out of reach."""
+APPS = {"producer": create_producer, "consumer": create_consumer}
+ENDPOINTS = {
+    "producer": {
+        ("POST", "/producers/basic_producer"),
+        ("POST", "/producers/people"),
+        ("GET", "/health-check"),
+        ("GET", "/livez"),
+    },
+    "consumer": {
+        ("GET", "/consumers/status"),
+        ("GET", "/consumers/messages"),
+        ("POST", "/consumers/stop"),
+        ("POST", "/consumers/start"),
+        ("POST", "/consumers/pause"),
+        ("POST", "/consumers/resume"),
+        ("POST", "/consumers/seek"),
+        ("GET", "/consumers/dead-letters"),
+        ("POST", "/consumers/dead-letters/redrive"),
+        ("GET", "/health-check"),
+        ("GET", "/livez"),
+    },
+}
+BOTH = pytest.mark.parametrize("service", APPS)
+
+
+@pytest.fixture(autouse=True)
+def _broken_off() -> Iterator[None]:
+    if not hasattr(signal, "setitimer"):  # Windows has no timer that breaks off a test
+        yield
+        return
+
+    def break_off(_: int, __: FrameType | None) -> None:
+        raise TimeoutError(f"still not done after {FAR_TOO_LONG} s")
+
+    before = signal.signal(signal.SIGALRM, break_off)
+    signal.setitimer(signal.ITIMER_REAL, FAR_TOO_LONG)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
+    """Both services, with no Kafka: its port is bound, so that nobody else takes it, and nothing listens there."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{closed.getsockname()[1]}"})
+        with TestClient(create_producer(settings)) as producer, TestClient(create_consumer(settings)) as consumer:
+            yield {"producer": producer, "consumer": consumer}
+
+
+@pytest.fixture
+def producer(clients: dict[str, TestClient[Litestar]]) -> TestClient[Litestar]:
+    return clients["producer"]
+
+
+@pytest.fixture
+def consumer(clients: dict[str, TestClient[Litestar]]) -> TestClient[Litestar]:
+    return clients["consumer"]
+
+
+@pytest.fixture
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "PATIENCE", 0.01)
+
+
+def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """Return the problem that an error says it is, after a look at what every problem must have."""
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem["type"] == "about:blank"
+    assert problem["status"] == status
+    assert problem["title"] == httpx.codes.get_reason_phrase(status)
+    assert isinstance(problem["detail"], str)
+    assert problem["detail"]
+    assert "Traceback" not in answer.text
+    return problem
+
+
+def parameters_named(problem: dict[str, Any]) -> set[str]:
+    return {error["parameter"] for error in problem["errors"]}
+
+
+@BOTH
+def test_whoever_asks_whether_the_process_lives_hears_yes_whatever_kafka_does(
+    service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    answer = clients[service].get("/livez")
+    assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
+
+
+@BOTH
+def test_with_kafka_out_of_reach_a_service_says_that_it_cannot_do_its_job(
+    service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    answer = clients[service].get("/health-check")
+    assert answer.status_code == 503
+    health = answer.json()
+    assert health.keys() == {"status", "service", "version", "kafka", "detail"}
+    assert (health["status"], health["service"], health["kafka"]) == ("unavailable", service, "connecting")
+    assert "out of reach" in health["detail"]
+
+
+@BOTH
+def test_an_unknown_path_is_a_problem(service: str, clients: dict[str, TestClient[Litestar]]) -> None:
+    problem_of(clients[service].get("/nowhere"), 404)
+
+
+@BOTH
+def test_another_method_is_a_problem_that_names_the_ones_allowed(
+    service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    answer = clients[service].delete("/livez")
+    problem_of(answer, 405)
+    assert "GET" in answer.headers["allow"]
+
+
+@BOTH
+def test_a_parameter_that_no_call_knows_is_refused_and_named(
+    service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    problem = problem_of(clients[service].get("/livez?verbose=1"), 400)
+    assert parameters_named(problem) == {"verbose"}
+
+
+@pytest.mark.parametrize("value", ["1e3", "1.0", "+1", "-1", " 1", "0x10", "", "ten", "\u0661", "1_000", "9" * 30])
+def test_a_number_that_is_not_plain_digits_is_refused_and_named(
+    value: str, producer: TestClient[Litestar], consumer: TestClient[Litestar]
+) -> None:
+    for answer, name in [
+        (producer.post("/producers/basic_producer", params={"number_of_people": value}), "number_of_people"),
+        (consumer.get("/consumers/messages", params={"limit": value}), "limit"),
+        (consumer.get("/consumers/messages", params={"partition": value}), "partition"),
+    ]:
+        problem = problem_of(answer, 400)
+        assert parameters_named(problem) == {name}
+        assert name in problem["detail"]
+
+
+@pytest.mark.parametrize("value", ["0", "100001"])
+def test_a_number_of_people_out_of_range_is_refused(value: str, producer: TestClient[Litestar]) -> None:
+    answer = producer.post("/producers/basic_producer", params={"number_of_people": value})
+    assert parameters_named(problem_of(answer, 400)) == {"number_of_people"}
+
+
+@pytest.mark.parametrize("value", ["0", "1001"])
+def test_a_limit_out_of_range_is_refused(value: str, consumer: TestClient[Litestar]) -> None:
+    answer = consumer.get("/consumers/messages", params={"limit": value})
+    assert parameters_named(problem_of(answer, 400)) == {"limit"}
+
+
+def test_every_wrong_parameter_is_named_at_once(consumer: TestClient[Litestar]) -> None:
+    answer = consumer.get("/consumers/messages?limit=1&limit=2&partition=x&limits=3")
+    assert parameters_named(problem_of(answer, 400)) == {"limit", "partition", "limits"}
+
+
+@pytest.mark.parametrize("before", ["x", "1-2", "1-2-3-4", "9" * 5_000])
+def test_a_cursor_that_is_none_is_refused_and_named(before: str, consumer: TestClient[Litestar]) -> None:
+    answer = consumer.get("/consumers/messages", params={"before": before})
+    assert parameters_named(problem_of(answer, 400)) == {"before"}
+    assert len(answer.content) < 1_000
+
+
+def test_a_query_that_is_not_utf_8_is_bad(consumer: TestClient[Litestar]) -> None:
+    problem_of(consumer.get("/consumers/messages?limit=%FF"), 400)
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (b"", "$"),
+        (b"{", "$"),
+        (as_json(age="36"), "$.age"),
+        (as_json(nickname="x"), "$"),
+        (b"[" + as_json() + b"," + as_json(id="") + b"]", "$[1].id"),
+        (as_json().replace(b"Ada", b"\xff"), "$"),
+        (b"\xff", "$"),
+        (b"[" * 100_000, "$[0]"),
+        (b'{"unknown":' + b"[" * 100_000, "$"),
+        (b"7", "$"),
+    ],
+)
+def test_a_body_that_holds_no_people_is_refused_at_the_place_that_is_wrong(
+    body: bytes, path: str, producer: TestClient[Litestar]
+) -> None:
+    answer = producer.post("/producers/people", content=body, headers={"content-type": "application/json"})
+    problem = problem_of(answer, 400)
+    assert [error["path"] for error in problem["errors"]] == [path]
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/xml", "multipart/form-data; boundary=x"])
+def test_a_body_of_another_kind_is_refused_with_those_that_are_taken(
+    media_type: str, producer: TestClient[Litestar]
+) -> None:
+    answer = producer.post("/producers/people", content=as_json(), headers={"content-type": media_type})
+    detail = problem_of(answer, 415)["detail"]
+    assert "application/json" in detail
+    assert "application/x-ndjson" in detail
+
+
+def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "LARGEST_BODY", 1_000)
+    answer = producer.post(
+        "/producers/people", content=b" " * 1_001, headers={"content-type": "application/json; charset=utf-8"}
+    )
+    assert "1000 bytes" in problem_of(answer, 413)["detail"]
+    answer = producer.post("/producers/people", content=b" " * 1_000, headers={"content-type": "application/json"})
+    problem_of(answer, 400)
+
+
+@pytest.mark.usefixtures("_no_patience")
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/producers/basic_producer", b""),
+        ("/producers/basic_producer?number_of_people=5000", b""),
+        ("/producers/people", as_json()),
+        ("/producers/people", b"[" + as_json(id="1") + b"," + as_json(id="2") + b"]"),
+    ],
+)
+def test_with_kafka_out_of_reach_a_caller_is_told_to_come_again(
+    path: str, body: bytes, producer: TestClient[Litestar]
+) -> None:
+    answer = producer.post(path, content=body, headers={"content-type": "application/json"})
+    assert "out of reach" in problem_of(answer, 503)["detail"]
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.usefixtures("_no_patience")
+def test_with_kafka_out_of_reach_every_line_is_answered_by_what_became_of_it(producer: TestClient[Litestar]) -> None:
+    body = as_json(id="1") + b"\nnot json\n" + as_json(id="3")
+    answer = producer.post("/producers/people", content=body, headers={"content-type": "application/x-ndjson"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("application/x-ndjson")
+    answers = [msgspec.json.decode(line) for line in answer.content.splitlines()]
+    assert [line["outcome"] for line in answers] == ["not_written"] * 3
+    assert (answers[0]["id"], answers[1]["line"], answers[2]["id"]) == ("1", 2, "3")
+    assert "out of reach" in answers[0]["error"]
+
+
+def test_with_kafka_out_of_reach_the_consumer_shows_what_it_has_and_what_it_does(
+    consumer: TestClient[Litestar],
+) -> None:
+    assert consumer.get("/consumers/messages").json() == {"total": 0, "messages": [], "next": None}
+    status = consumer.get("/consumers/status").json()
+    assert (status["running"], status["state"], status["messages_consumed_count"]) == (False, "starting", 0)
+    assert (status["topic"], status["group_id"]) == ("people", "people-consumer")
+    assert "out of reach" in status["last_error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (b"{", "$"),
+        (b'{"to": 5}', "$.to"),
+        (b'{"where": "end"}', "$"),
+        (b'{"partition": -1, "offset": 0}', "$.partition"),
+    ],
+)
+def test_a_place_to_seek_that_is_none_is_refused(body: bytes, path: str, consumer: TestClient[Litestar]) -> None:
+    answer = consumer.post("/consumers/seek", content=body, headers={"content-type": "application/json"})
+    assert [error["path"] for error in problem_of(answer, 400)["errors"]] == [path]
+
+
+def test_a_consumer_that_holds_no_partition_cannot_be_sought(consumer: TestClient[Litestar]) -> None:
+    problem_of(consumer.post("/consumers/seek", json={"to": "beginning"}), 409)
+
+
+@BOTH
+@pytest.mark.parametrize("path", ["/docs", "/docs/"])
+def test_docs_lead_to_the_page(path: str, service: str, clients: dict[str, TestClient[Litestar]]) -> None:
+    answer = clients[service].get(path, follow_redirects=False)
+    assert answer.is_redirect
+    assert answer.headers["location"] == "/schema"
+    assert clients[service].get(path).status_code == 200
+
+
+@BOTH
+def test_the_page_loads_nothing_from_another_host(service: str, clients: dict[str, TestClient[Litestar]]) -> None:
+    page = clients[service].get("/schema")
+    assert page.headers["content-type"].startswith("text/html")
+    assert re.findall(r"https?://[^\s\"'<>]+|(?:src|href)=[\"']//[^\"']+", page.text) == []
+    loaded = re.findall(r"<(?:script|link)[^>]*(?:src|href)=[\"'](/[^\"']+)", page.text)
+    assert len(loaded) >= 3
+    for asset in loaded:
+        answer = clients[service].get(asset)
+        assert answer.status_code == 200
+        assert len(answer.content) > 1_000
+        kind = "css" if asset.endswith("css") else "javascript"
+        assert kind in answer.headers["content-type"]
+
+
+@BOTH
+def test_the_document_lists_every_call_and_all_that_it_refers_to_is_there(
+    service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    document = msgspec.json.decode(clients[service].get("/schema/openapi.json").content)
+    assert document["openapi"].startswith("3.")
+    listed = {(method.upper(), path) for path, calls in document["paths"].items() for method in calls}
+    assert listed >= ENDPOINTS[service]
+    for reference in references(document):
+        found: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            found = found[part]
+    operations = [call for calls in document["paths"].values() for call in calls.values()]
+    assert all(operation["responses"] for operation in operations)
+    ids = [operation["operationId"] for operation in operations]
+    assert len(set(ids)) == len(ids)
+
+
+def references(node: object) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+        return own + [reference for value in node.values() for reference in references(value)]
+    if isinstance(node, list):
+        return [reference for value in node for reference in references(value)]
+    return []
+
+
+def test_the_document_says_what_people_are_to_be_sent_as(producer: TestClient[Litestar]) -> None:
+    document = producer.get("/schema/openapi.json").json()
+    body = document["paths"]["/producers/people"]["post"]["requestBody"]
+    assert body["required"] is True
+    assert body["content"].keys() == {"application/json", "application/x-ndjson"}
+    assert "#/components/schemas/Person" in references(body)
+    person = document["components"]["schemas"]["Person"]
+    assert set(person["required"]) == msgspec.to_builtins(ADA).keys() == person["properties"].keys()
+    assert (person["properties"]["age"]["minimum"], person["properties"]["age"]["maximum"]) == (0, 150)
+    assert (person["properties"]["id"]["minLength"], person["properties"]["id"]["maxLength"]) == (1, 64)
+
+
+def test_the_document_names_the_errors_as_problems(producer: TestClient[Litestar]) -> None:
+    responses = producer.get("/schema/openapi.json").json()["paths"]["/producers/people"]["post"]["responses"]
+    for status in ("400", "413", "415", "503"):
+        assert "application/problem+json" in responses[status]["content"]
+    assert {"201", "200", "207"} <= responses.keys()
+
+
+@BOTH
+def test_a_service_starts_and_ends_with_kafka_out_of_reach(service: str) -> None:
+    app = APPS[service](Settings(kafka_bootstrap_servers="127.0.0.1:1"))
+    with TestClient(app) as client:
+        assert client.get("/livez").status_code == 200
+
+
+def test_the_example_in_the_document_is_a_person_that_is_accepted(producer: TestClient[Litestar]) -> None:
+    document = producer.get("/schema/openapi.json").json()
+    content = document["paths"]["/producers/people"]["post"]["requestBody"]["content"]["application/json"]
+    example = msgspec.json.encode(content.get("example") or next(iter(content["examples"].values()))["value"])
+    assert encode(msgspec.json.decode(example, type=type(ADA))) == example

@@ -1,0 +1,333 @@
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from aiokafka import TopicPartition
+from faststream._internal.endpoint.subscriber.utils import MultiLock
+from faststream.kafka import KafkaBroker, TestKafkaBroker
+from faststream.kafka.subscriber.usecase import BatchSubscriber
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import ADA, LONG, Stored, as_json, everything_else_has_run, stored_person, until
+
+from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.settings import Settings
+from apps.consumer import attempts
+from apps.consumer.attempts import GivenUp, Halted, Reject
+from apps.consumer.dead_letters import BadRecord
+from apps.consumer.subscriber import Consumption, Drain, sort_out, subscribe
+from apps.consumer.window import Record, Window
+from contracts.person import Person, encode
+
+pytestmark = pytest.mark.anyio
+
+TOPIC, GROUP = "people", "people-consumer"
+BAD_VALUES = {
+    "tombstone": None,
+    "empty": b"",
+    "no JSON": b"not json",
+    "a number": b"5",
+    "a list": b"[" + as_json() + b"]",
+    "a missing field": b'{"id": "1"}',
+    "a wrong type": as_json(age="36"),
+    "out of range": as_json(age=151),
+    "not UTF-8": as_json().replace(b"Ada", b"\xff"),
+    "binary": bytes(range(256)),
+    "nested deeply": b'{"id":' + b"[" * 100_000,
+    "an unknown field nested deeply": b'{"unknown":' + b"[" * 100_000,
+}
+
+
+class Consumer:
+    """A consumption whose handler and dead letters are lists; `events` has them in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.handled: list[Person] = []
+        self.letters: list[BadRecord] = []
+        self.events: list[str] = []
+        self.rejected: set[str] = set()
+        self.handler_error: Exception | None = None
+        self.writer_error: Exception | None = None
+        self.window = Window(1_000)
+        self.consumption = Consumption(self.window, self._handle, self._write)
+
+    async def _handle(self, people: Sequence[Person]) -> None:
+        self.events.append("handler")
+        if self.handler_error:
+            raise self.handler_error
+        if self.rejected & {person.id for person in people}:
+            raise Reject
+        self.handled.extend(people)
+
+    async def _write(self, bad: Sequence[BadRecord]) -> None:
+        self.events.append("dead letters")
+        if self.writer_error:
+            raise self.writer_error
+        self.letters.extend(bad)
+
+    @property
+    def shown(self) -> list[Record]:
+        return self.window.newest(1_000)[0]
+
+    @property
+    def counters(self) -> tuple[int, int]:
+        return self.consumption.consumed, self.consumption.dead_lettered
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.0001)
+    monkeypatch.setattr(attempts, "LONGEST_PAUSE", 0.0001)
+
+
+@asynccontextmanager
+async def subscribed(consumer: Consumer) -> AsyncIterator[tuple[KafkaBroker, BatchSubscriber]]:
+    broker = new_broker(client_options(Settings(), "consumer"))
+    subscriber = subscribe(broker, TOPIC, GROUP, consumer.consumption)
+    async with asyncio.timeout(LONG), TestKafkaBroker(broker):
+        yield broker, subscriber
+
+
+def bad_record(offset: int, value: bytes | None = b"not json") -> Stored:
+    return Stored(offset=offset, value=value)
+
+
+@given(st.lists(st.builds(Stored, key=st.none() | st.binary(), value=st.none() | st.binary(), offset=st.integers())))
+def test_no_record_whatever_it_holds_stops_its_neighbours(records: list[Stored]) -> None:
+    ada = Stored(value=encode(ADA))
+    good, people, bad = sort_out([*records, ada])
+    assert list(good) == [ada]
+    assert people == [ADA]
+    assert [letter.record for letter in bad] == records
+    assert all(letter.tries == 1 for letter in bad)
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_good_and_bad_records_are_each_kept_in_their_order(pattern: list[bool]) -> None:
+    records = [stored_person(i) if is_good else bad_record(i) for i, is_good in enumerate(pattern)]
+    good, people, bad = sort_out(records)
+    assert [record.offset for record in good] == [i for i, is_good in enumerate(pattern) if is_good]
+    assert [person.id for person in people] == [f"person-{record.offset}" for record in good]
+    assert [letter.record.offset for letter in bad] == [i for i, is_good in enumerate(pattern) if not is_good]
+
+
+@pytest.mark.parametrize("value", BAD_VALUES.values(), ids=BAD_VALUES.keys())
+def test_what_is_no_person_is_bad_and_says_why(value: bytes | None) -> None:
+    record = bad_record(1, value)
+    good, people, bad = sort_out([stored_person(0), record, stored_person(2)])
+    assert [found.offset for found in good] == [0, 2]
+    assert [person.id for person in people] == ["person-0", "person-2"]
+    ((found, error, tries),) = bad
+    assert found is record
+    assert str(error)
+    assert tries == 1
+
+
+def test_a_person_with_a_null_key_or_more_fields_is_good() -> None:
+    records = [Stored(key=None, value=as_json()), Stored(offset=1, value=as_json(nickname="Countess"))]
+    good, people, bad = sort_out(records)
+    assert (list(good), people, bad) == (records, [ADA, ADA], [])
+
+
+async def test_of_a_batch_the_handler_gets_the_good_and_the_dead_letters_the_bad() -> None:
+    consumer = Consumer()
+    records = [stored_person(0), bad_record(1), stored_person(2), bad_record(3, None), stored_person(4)]
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message(tuple(records))
+    assert [person.id for person in consumer.handled] == ["person-0", "person-2", "person-4"]
+    assert [letter.record for letter in consumer.letters] == [records[1], records[3]]
+    assert consumer.counters == (3, 2)
+    assert [record.offset for record in consumer.shown] == [0, 2, 4]
+    assert consumer.consumption.last_error is not None
+    assert "people-0 offset 3" in consumer.consumption.last_error
+
+
+async def test_records_published_on_the_topic_arrive_at_the_handler() -> None:
+    consumer = Consumer()
+    values = [encode(ADA), b"5", b"", as_json(age="36"), as_json(id="2")]
+    async with subscribed(consumer) as (broker, _):
+        await broker.publish_batch(*values, topic=TOPIC)
+        await broker.publish(None, TOPIC, key=b"deleted")
+        await broker.publish_batch(encode(ADA), topic="another topic")
+    assert [person.id for person in consumer.handled] == [ADA.id, "2"]
+    assert [letter.record.value for letter in consumer.letters] == [b"5", b"", as_json(age="36"), None]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (("trace", None),),
+        (("trace", b"\x00\xff\xfe"),),
+        (("content-type", b"\xff"), ("correlation_id", None), ("reply_to", b"\xff")),
+        (("same", b"1"), ("same", None), ("", b"")),
+    ],
+    ids=["null", "binary", "of FastStream itself", "repeated"],
+)
+async def test_a_null_or_binary_header_stops_nobody(headers: tuple[tuple[str, bytes | None], ...]) -> None:
+    consumer = Consumer()
+    good, bad = stored_person(0), bad_record(1)
+    good.headers = bad.headers = headers
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message((good, bad, stored_person(2)))
+    assert [person.id for person in consumer.handled] == ["person-0", "person-2"]
+    assert [letter.record.headers for letter in consumer.letters] == [headers]
+
+
+async def test_a_null_key_stops_nobody() -> None:
+    consumer = Consumer()
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message((Stored(key=None, value=encode(ADA)), Stored(key=None, value=None)))
+    assert consumer.handled == [ADA]
+    assert [letter.record.key for letter in consumer.letters] == [None]
+
+
+async def test_the_handler_comes_before_the_dead_letters() -> None:
+    consumer = Consumer()
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message((bad_record(0), stored_person(1)))
+    assert consumer.events == ["handler", "dead letters"]
+
+
+async def test_neither_the_handler_nor_the_dead_letters_are_bothered_with_nothing() -> None:
+    consumer = Consumer()
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message((stored_person(0),))
+        await subscriber.process_message((bad_record(1),))
+    assert consumer.events == ["handler", "dead letters"]
+    assert consumer.counters == (1, 1)
+
+
+async def test_while_the_handler_fails_nothing_is_written_counted_or_shown() -> None:
+    consumer = Consumer()
+    consumer.handler_error = RuntimeError("the database is down")
+    async with subscribed(consumer) as (_, subscriber):
+        consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1))))
+        await until(lambda: len(consumer.events) >= 3)
+        assert set(consumer.events) == {"handler"}
+        assert consumer.counters == (0, 0)
+        assert consumer.shown == []
+        consumer.handler_error = None
+        await consuming
+    assert [person.id for person in consumer.handled] == ["person-0"]
+    assert [letter.record.offset for letter in consumer.letters] == [1]
+    assert consumer.counters == (1, 1)
+    assert [record.offset for record in consumer.shown] == [0]
+
+
+async def test_a_failing_batch_that_is_given_up_is_not_committed_and_leaves_nothing_behind() -> None:
+    consumer = Consumer()
+    consumer.handler_error = RuntimeError("the database is down")
+    async with subscribed(consumer) as (_, subscriber):
+        consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1))))
+        await until(lambda: consumer.events)
+        consumer.consumption.leaving.set()
+        with pytest.raises(GivenUp):
+            await consuming
+    assert consumer.letters == []
+    assert consumer.counters == (0, 0)
+    assert consumer.shown == []
+
+
+async def test_a_batch_whose_dead_letters_cannot_be_written_is_given_up_uncounted_and_uncommitted() -> None:
+    consumer = Consumer()
+    consumer.writer_error = TimeoutError()
+    async with subscribed(consumer) as (_, subscriber):
+        consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1))))
+        await until(lambda: "dead letters" in consumer.events)
+        consumer.consumption.leaving.set()
+        with pytest.raises(GivenUp):
+            await consuming
+    assert consumer.counters == (0, 0)
+    assert consumer.shown == []
+
+
+async def test_dead_letters_that_were_not_written_are_written_again_without_handling_anyone_twice() -> None:
+    consumer = Consumer()
+    consumer.writer_error = TimeoutError()
+    async with subscribed(consumer) as (_, subscriber):
+        consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1))))
+        await until(lambda: len(consumer.events) >= 3)
+        consumer.writer_error = None
+        await consuming
+    assert [person.id for person in consumer.handled] == ["person-0"]
+    assert [letter.record.offset for letter in consumer.letters] == [1]
+    assert consumer.counters == (1, 1)
+
+
+async def test_who_is_rejected_by_the_handler_is_dead_lettered_among_the_bad_in_the_order_of_the_topic() -> None:
+    consumer = Consumer()
+    consumer.rejected = {"person-2"}
+    records = [stored_person(0), bad_record(1), stored_person(2), bad_record(3), stored_person(4)]
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message(tuple(records))
+    assert [person.id for person in consumer.handled] == ["person-0", "person-4"]
+    assert [letter.record for letter in consumer.letters] == records[1:4]
+    assert isinstance(consumer.letters[1].error, Reject)
+    assert consumer.letters[1].tries > 1
+    assert consumer.counters == (2, 3)
+    assert [record.offset for record in consumer.shown] == [0, 4]
+
+
+async def test_too_many_bad_records_in_a_row_halt_the_consumer_and_none_of_the_batch_is_dead_lettered() -> None:
+    consumer = Consumer()
+    async with subscribed(consumer) as (_, subscriber):
+        consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(100)))))
+        await until(lambda: consumer.consumption.halted)
+        assert not consuming.done()
+        consumer.consumption.leaving.set()
+        with pytest.raises(Halted, match="100 records in a row"):
+            await consuming
+        assert consumer.letters == []
+        assert consumer.counters == (0, 0)
+        with pytest.raises(Halted):
+            await subscriber.process_message((stored_person(100),))
+        assert consumer.handled == []
+        consumer.consumption.resume(accept=True)
+        await subscriber.process_message(tuple(map(bad_record, range(100))))
+        assert consumer.counters == (0, 100)
+
+
+async def test_once_bad_records_were_accepted_a_batch_without_any_ends_that() -> None:
+    consumer = Consumer()
+    consumer.consumption.resume(accept=True)
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message(tuple(map(bad_record, range(150))))
+        await subscriber.process_message((stored_person(150),))
+        consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(151, 251)))))
+        await until(lambda: consumer.consumption.halted)
+        consumer.consumption.leaving.set()
+        with pytest.raises(Halted):
+            await consuming
+    assert consumer.counters == (1, 150)
+
+
+async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> None:
+    consumer = Consumer()
+    may_end = asyncio.Event()
+
+    async def slow(_: Sequence[Person]) -> None:
+        consumer.events.append("handler begins")
+        await may_end.wait()
+        consumer.events.append("handler ends")
+
+    consumption = Consumption(consumer.window, slow, consumer._write)
+    broker = new_broker(client_options(Settings(), "consumer"))
+    subscriber = subscribe(broker, TOPIC, GROUP, consumption)
+    drain = Drain(consumption, lambda _: None)
+    drain.subscriber = subscriber
+    async with asyncio.timeout(LONG), TestKafkaBroker(broker):
+        subscriber.lock = MultiLock()  # what a started one has
+        consuming = asyncio.create_task(subscriber.process_message((stored_person(0),)))
+        await until(lambda: consumer.events)
+
+        async def give_up() -> None:
+            await drain.on_partitions_revoked({TopicPartition(TOPIC, 0)})
+            consumer.events.append("given up")
+
+        giving_up = asyncio.create_task(give_up())
+        await everything_else_has_run()
+        assert consumer.events == ["handler begins"]
+        may_end.set()
+        await asyncio.gather(consuming, giving_up)
+    assert consumer.events == ["handler begins", "handler ends", "given up"]

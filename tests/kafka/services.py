@@ -294,7 +294,11 @@ class Pipeline:
 
     async def _read(self, topic: str) -> list[Record]:
         found: list[Record] = []
-        options = {"bootstrap_servers": self.bootstrap_servers, "auto_offset_reset": "earliest"}
+        options = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "auto_offset_reset": "earliest",
+            "isolation_level": "read_committed",  # what an aborted redrive wrote is not there for anyone
+        }
         async with AIOKafkaConsumer(topic, **options) as client:
             ends = await client.end_offsets(client.assignment())
             while any([await client.position(tp) < end for tp, end in ends.items()]):

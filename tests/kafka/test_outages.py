@@ -246,18 +246,12 @@ def test_services_end_at_sigterm_although_kafka_never_answered(nowhere: Pipeline
 
 
 @pytest.mark.usefixtures("startable_kafka")
-@pytest.mark.parametrize("manner", ["killed", "suspended"])
-def test_services_end_at_sigterm_although_kafka_has_gone_and_tell_their_callers_the_truth(
-    logs: Path, manner: str
-) -> None:
+def test_services_end_at_sigterm_although_kafka_has_gone_and_tell_their_callers_the_truth(logs: Path) -> None:
     with LocalKafka() as kafka:  # a new one starts sooner than one that was killed
         pipeline = Pipeline(kafka.bootstrap_servers[0], logs)
         with both(pipeline) as services, Callers(services[0]) as callers:
             wait_until(lambda: callers.those("delivered"))
-            if manner == "killed":
-                kafka.kill(0)
-            else:
-                kafka.suspend(0)
+            kafka.suspend(0)  # worse than killed: connections stay open and nothing answers
             services[0].until_answers("/health-check", 503)
             assert_end_well(*services)
     assert callers.untrue == []

@@ -23,6 +23,7 @@ from apps.producer.publisher import (
     RECORD_OVERHEAD,
     Busy,
     Delivery,
+    Lane,
     OutOfReach,
     Publisher,
     Receipt,
@@ -259,6 +260,15 @@ async def test_the_largest_record_that_is_taken_fits_the_topic() -> None:
             assert BATCH_OVERHEAD + RECORD_OVERHEAD + len(b"key") + len(batch.values[0]) == 2_000
             batch.confirm(0)
         await publishing
+
+
+async def test_a_record_that_the_topic_has_ceased_to_take_travels_alone_for_the_broker_to_refuse() -> None:
+    async with bench() as b:
+        b.cluster.configs[TOPIC] = {"max.message.bytes": "1000"}
+        lane = Lane(b.publisher, 0)
+        lane.add(Delivery([b"key"] * 3, [bytes(2_000), b"a", b"b"], [0] * 3).slices[0])
+        taken = [lane._take(cast(KafkaBroker, FakeBroker())) for _ in range(2)]
+        assert [[message.body for message in batch.messages] for batch in taken] == [[bytes(2_000)], [b"a", b"b"]]
 
 
 async def test_a_topic_that_takes_more_is_still_sent_batches_that_let_others_pass() -> None:
@@ -665,7 +675,7 @@ async def test_a_receipt_names_the_time_that_stands_in_the_record() -> None:
         broker = b.connect()
         ours = b.publish(b"a")
         await until(lambda: broker.batches)
-        broker.batches[0].confirm(0, timestamp=broker.batches[0].timestamp)
+        broker.batches[0].confirm(0, timestamp=-1)
         assert [receipt.timestamp for receipt in receipts_of(await ours)] == [broker.batches[0].timestamp]
 
 

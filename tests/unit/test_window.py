@@ -88,6 +88,7 @@ def test_paging_back_shows_every_record_exactly_once(places: list[tuple[int, int
     while True:
         page, before = window.newest(limit, before=before)
         pages.insert(0, page)
+        assert len(pages) <= len(places) + 1
         assert before is None or len(page) == limit
         if before is None:
             break

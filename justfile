@@ -19,6 +19,11 @@ demo:
 test *arguments:
     {{python}} -m pytest "$@"
 
+# Brokers and services killed, wedged and cut off, while people flow: takes minutes.
+[no-exit-message]
+test-faults *arguments:
+    {{python}} -m pytest tests/faults "$@"
+
 # A local Kafka on port 9092, until Ctrl-C.
 [no-exit-message]
 kafka *arguments:

@@ -1,6 +1,7 @@
 """What an operator may do with the consumption, and the watch over it: a loop that died or wedged is replaced."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -110,6 +111,7 @@ class Control:
         """Read on from where `pause` stopped."""
         async with self._changing:
             self._consumption.paused = False
+            self._consumption.idle_since = time.time()  # what was paused has not been polled meanwhile
             if consumer := self.consumer:
                 consumer.resume(*consumer.paused())
 
@@ -190,7 +192,10 @@ class Control:
         return ailment(subscriber, self._consumption)
 
     async def watch(self) -> None:
-        """Until cancelled, have a consume loop that died or wedged replaced, and one that halted stopped."""
+        """Until cancelled, have a consume loop that died or wedged replaced, and one that halted stopped.
+
+        While Kafka itself is out of reach nothing is replaced: the client connects by itself again.
+        """
         while True:
             await asyncio.sleep(ROUND)
             async with self._changing:
@@ -198,7 +203,7 @@ class Control:
                     await self._end()
             self._hold_pause()  # a pause that was asked for while the connection was being made
             broker = self._connection.current
-            if broker is not None and (reason := self.trouble()):
+            if broker is not None and (reason := self.trouble()) and not await self._cluster.trouble():
                 self._connection.replace(broker, reason)
 
 

@@ -38,7 +38,7 @@ DRAIN = 10.0
 """Seconds that a rebalance waits for the batch in hand, so that no other member handles it too."""
 REBALANCE_MS = 30_000
 """Milliseconds that a member has to give up its partitions: more than `DRAIN` and a heartbeat."""
-STALE = 60.0
+STALE = 20.0
 """Seconds without a poll, and without a batch in hand, after which a consume loop counts as wedged."""
 LONGEST_BATCH_MS = 30 * 60 * 1000
 """Milliseconds that a batch may take, with all its attempts, before Kafka gives its partitions to another member."""

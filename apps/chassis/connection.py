@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Literal
 
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError, ProducerClosed
 from faststream.kafka import KafkaBroker
 
 from apps.chassis.logs import one_line
@@ -17,6 +18,8 @@ START_TIMEOUT = 45.0
 """Seconds for one attempt to connect; joining a consumer group while another member drains takes some of them."""
 STOP_TIMEOUT = 6.5
 """Seconds for a broker to finish its batch, leave its group and close, before it is dropped."""
+LAST_RESORT = 1.5
+"""Seconds of them for what remains when its last batches cannot be written."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 """Seconds between two attempts; each is twice the one before. What lasted longer is replaced without one."""
 
@@ -120,8 +123,25 @@ class Connection:
 async def close(broker: KafkaBroker) -> None:
     """Close a broker, connected or half connected, within 6.5 s.
 
-    With Kafka out of reach an idempotent producer waits for its last batch for ever: it is dropped then.
+    An idempotent producer waits for its last batches for ever when their partitions have no leader: they are failed
+    after 5 s, or each such producer would stay behind with its connections.
     """
-    with suppress(KafkaError, OSError, TimeoutError, ExceptionGroup):
-        async with asyncio.timeout(STOP_TIMEOUT):
-            await broker.stop()
+    closing = asyncio.create_task(broker.stop(), name="close a broker")
+    try:
+        await asyncio.wait([closing], timeout=STOP_TIMEOUT - LAST_RESORT)
+        producer = _producer_of(broker)
+        if not closing.done() and producer is not None:
+            producer._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001 - aiokafka has no other way
+            await asyncio.wait([closing], timeout=LAST_RESORT / 2)
+            if not closing.done():
+                await producer.client.close()
+        await asyncio.wait([closing], timeout=LAST_RESORT / 2)
+    finally:
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+
+
+def _producer_of(broker: KafkaBroker) -> AIOKafkaProducer | None:
+    """Return aiokafka's producer of a broker, None when it has none or is not connected."""
+    state = getattr(broker.config.producer, "_producer", None)
+    return state.producer if state else None

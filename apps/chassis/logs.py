@@ -30,6 +30,16 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(line).decode()
 
 
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Tell whether a line of asyncio tells anything.
+
+    aiokafka leaves futures of a producer that is closed or fenced with an error that nobody waits for: the batches
+    themselves were told.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__name__ not in {"ProducerClosed", "ProducerFenced"}
+
+
 def set_up_logging(settings: Settings) -> None:
     """Send all logs of the process to standard error, as `LOG_LEVEL` and `LOG_FORMAT` say."""
     handler = logging.StreamHandler()
@@ -38,6 +48,7 @@ def set_up_logging(settings: Settings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.getLogger("asyncio").addFilter(is_worth_a_line)
     # A hundred lines a second while a broker is down; the change of state is logged by the connection instead.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))

@@ -25,6 +25,8 @@ from contracts.topics import partitions_of
 
 DEADLINE = 8.0
 """Seconds after which a record that is not acknowledged is given up."""
+HAND_OVER = 2.0
+"""Seconds that a batch waits for the one before it to leave, before its lane looks anew whom to give it to."""
 PATIENCE = 1.5
 """Seconds that records wait for a connection before they are refused."""
 LARGEST_BATCH = 512 * 1024
@@ -261,13 +263,16 @@ class Lane:
     async def _hand_over(self, batch: Batch) -> None:
         topic = self._publisher.topic
         try:
-            acknowledgement: asyncio.Future[RecordMetadata] = await batch.broker.publish_batch(
-                *batch.messages,
-                topic=topic,
-                partition=self._partition,
-                timestamp_ms=batch.timestamp,
-                no_confirm=True,
-            )
+            async with asyncio.timeout(HAND_OVER):
+                acknowledgement: asyncio.Future[RecordMetadata] = await batch.broker.publish_batch(
+                    *batch.messages,
+                    topic=topic,
+                    partition=self._partition,
+                    timestamp_ms=batch.timestamp,
+                    no_confirm=True,
+                )
+        except TimeoutError:
+            self._put_back(batch)  # the batch before it is not on its way yet; there may be another broker by now
         except Exception as error:  # noqa: BLE001 - whatever kept it from the client: nothing was written, it waits again
             self._put_back(batch)
             self._publisher.connection.replace(batch.broker, f"cannot send to {topic}: {one_line(error)}")

@@ -1,7 +1,11 @@
+from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 from services import Pipeline, person, wait_until
+
+from tools.local_kafka import LocalKafka
 
 
 @pytest.mark.parametrize(
@@ -28,3 +32,25 @@ def test_a_consume_loop_that_died_or_wedged_is_replaced_and_nothing_is_lost(
         )
         wait_until(lambda: pipeline.committed() == sum(pipeline.end_offsets().values()), 45, broken)
         consumer.until_healthy()
+
+
+def test_a_partition_without_a_leader_is_told_as_unknown_and_leaves_no_connection_behind(logs: Path) -> None:
+    with LocalKafka(brokers=3) as kafka:
+        pipeline = Pipeline(",".join(kafka.bootstrap_servers), logs)
+        with pipeline.producer() as producer:
+            producer.until_healthy()
+            process = psutil.Process(producer.process.pid)
+            connections = len(process.net_connections())
+            kafka.kill(1)
+            producer.until_answers("/health-check", 503)
+            for _ in range(4):
+                answer = producer.http.post("/producers/basic_producer?number_of_people=50")
+                outcomes = Counter(receipt.get("outcome") for receipt in answer.json()["receipts"])
+                assert answer.status_code == 207
+                assert outcomes[None] > 0
+                assert outcomes["unknown"] + outcomes["not_written"] > 0
+                assert answer.elapsed.total_seconds() < 10
+            wait_until(lambda: len(process.net_connections()) <= connections + 6)
+            kafka.start(1)
+            producer.until_answers("/health-check", 200, timeout=10)
+            assert producer.http.post("/producers/basic_producer?number_of_people=50").status_code == 201

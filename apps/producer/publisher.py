@@ -402,6 +402,9 @@ class Publisher:
         self._open.add(delivery)
         try:
             yield
+        except asyncio.CancelledError:
+            delivery.give_up("the call was broken off")  # what still waits must not be sent without its room
+            raise
         finally:
             self._open.remove(delivery)
             self.in_flight -= delivery.size

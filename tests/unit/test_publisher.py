@@ -767,3 +767,20 @@ async def test_a_subscriber_of_faststream_gets_what_was_published_byte_for_byte(
 
 async def _raw(message: Any) -> Any:  # noqa: ANN401 - FastStream's message
     return message.raw_message
+
+
+async def test_what_waits_of_a_call_that_was_broken_off_is_not_sent() -> None:
+    async with bench() as some:
+        broker = some.connect()
+        broker.takes.clear()
+        first = some.publish(b"first")
+        await until(lambda: broker.asked == 1)
+        broken_off = some.publish(b"of the call that was broken off")
+        await everything_else_has_run()
+        broken_off.cancel()
+        await everything_else_has_run()
+        last = some.publish(b"last")
+        broker.confirms[0] = 0
+        broker.takes.set()
+        await asyncio.gather(first, last)
+        assert broker.values == [b"first", b"last"]

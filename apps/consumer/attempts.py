@@ -17,6 +17,8 @@ Handle = Callable[[Sequence[Person]], Awaitable[None]]
 
 MOST = 10
 """Attempts of a batch before it is halved: with the pauses between them, some 25 s."""
+OUTAGE = 5
+"""Records that fail one after the other, each tried to the last, before it counts as the handler's and not theirs."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 """Seconds between two attempts; each pause is twice the one before, give or take a fifth."""
 
@@ -36,10 +38,18 @@ class Halted(Exception):
     """So much is bad that it must be the code and not the data; the message says what."""
 
 
+class _Failed(NamedTuple):
+    """How handling some records failed, and how often; `accepted` is whether any number may be refused."""
+
+    error: Exception
+    tries: int
+    accepted: bool
+
+
 class Attempts:
     """Gets work done in spite of errors. `failures` counts those of the batch in hand, `error` is the last one.
 
-    `in_a_row` records that the handler refuses one after the other are too many.
+    `in_a_row` records that the handler rejects one after the other are too many, and so are five that it fails for.
     """
 
     def __init__(self, leaving: asyncio.Event, in_a_row: int, most: int = MOST) -> None:
@@ -49,6 +59,7 @@ class Attempts:
         self._most = most
         self._too_many = in_a_row
         self._in_a_row = 0
+        self._worn_out = 0
 
     async def handle(
         self, handle: Handle, records: Sequence[Record], people: Sequence[Person], *, accept: bool = False
@@ -58,14 +69,16 @@ class Attempts:
         Raises `GivenUp` when the partitions are to be given up before it is done, and `Halted` when it refuses too many
         and that is not accepted.
         """
-        self.failures = self._in_a_row = 0
+        self.failures = self._in_a_row = self._worn_out = 0
         while True:
             try:
                 await handle(people)
             except Exception as error:  # noqa: BLE001 - whatever the handler raises, no record may be lost by it
                 self._note(error)
+                if self.failures in {1, self._most} and not isinstance(error, Reject):
+                    log.warning("a batch failed %d times, and is tried again: %s", self.failures, self.error)
                 if self.failures >= self._most or isinstance(error, Reject):
-                    return await self._isolate(handle, records, people, _Refusal(error, self.failures, accept))
+                    return await self._isolate(handle, records, people, _Failed(error, self.failures, accept))
                 await self._pause()
             else:
                 self.failures = 0
@@ -79,40 +92,58 @@ class Attempts:
                 await work()
             except Exception as error:  # noqa: BLE001 - whatever is wrong, the bad records must not be lost
                 self._note(error)
+                if self.failures in {1, self._most}:
+                    log.warning("dead letters could not be written, and are tried again: %s", self.error)
                 await self._pause()
             else:
                 self.failures = 0
                 return
 
     async def _isolate(
-        self, handle: Handle, records: Sequence[Record], people: Sequence[Person], refusal: "_Refusal"
+        self, handle: Handle, records: Sequence[Record], people: Sequence[Person], failed: _Failed
     ) -> list[BadRecord]:
         """Try the halves of what failed, the first before the second, so that keys keep their order."""
         if len(records) == 1:
-            self._in_a_row += 1
-            if self._in_a_row >= self._too_many and not refusal.accepted:
-                raise Halted(f"the handler refuses {self._in_a_row} records in a row: {one_line(refusal.error)}")
-            return [BadRecord(records[0], refusal.error, refusal.tries)]
+            return await self._alone(handle, records[0], people[0], failed)
         refused: list[BadRecord] = []
         middle = len(records) // 2
         for half in (slice(middle), slice(middle, None)):
             if self._leaving.is_set():
                 raise GivenUp
+            self.failures = 0
             try:
                 await handle(people[half])
             except Exception as error:  # noqa: BLE001 - as above
-                self.error = one_line(error)
-                again = _Refusal(error, refusal.tries + 1, refusal.accepted)
+                self._note(error)
+                again = _Failed(error, failed.tries + 1, failed.accepted)
                 refused += await self._isolate(handle, records[half], people[half], again)
             else:
-                self._in_a_row = 0
+                self._in_a_row = self._worn_out = 0
         return refused
+
+    async def _alone(self, handle: Handle, record: Record, person: Person, failed: _Failed) -> list[BadRecord]:
+        """Try one record as often as a batch: what failed may have been the handler, and not the record."""
+        error, tries = failed.error, failed.tries
+        while self.failures < self._most and not isinstance(error, Reject):
+            await self._pause()
+            try:
+                await handle([person])
+            except Exception as again:  # noqa: BLE001 - as above
+                self._note(again)
+                error, tries = again, tries + 1
+            else:
+                self._in_a_row = self._worn_out = self.failures = 0
+                return []
+        self._in_a_row += 1
+        self._worn_out += not isinstance(error, Reject)
+        if not failed.accepted and (self._in_a_row >= self._too_many or self._worn_out >= OUTAGE):
+            raise Halted(f"the handler refuses {self._in_a_row} records in a row: {one_line(error)}")
+        self.failures = 0
+        return [BadRecord(record, error, tries)]
 
     def _note(self, error: Exception) -> None:
         self.failures += 1
         self.error = one_line(error)
-        if self.failures in {1, self._most}:
-            log.error("a batch failed %d times, and is tried again: %s", self.failures, self.error)
 
     async def _pause(self) -> None:
         """Wait before the next attempt, longer each time. Raises `GivenUp` when the partitions are to be given up."""
@@ -123,9 +154,3 @@ class Attempts:
         except TimeoutError:
             return
         raise GivenUp
-
-
-class _Refusal(NamedTuple):
-    error: Exception
-    tries: int
-    accepted: bool

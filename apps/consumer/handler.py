@@ -12,8 +12,9 @@ async def handle(people: Sequence[Person]) -> None:
     again, so doing it twice must do no harm.
 
     When it raises, the same people come again, after pauses that grow to 5 s; after ten attempts their halves, until
-    those that cannot be handled stand alone: these are dead-lettered. Raise `apps.consumer.attempts.Reject` for what
-    must not be tried again. When it refuses a hundred in a row the consumer halts instead.
+    those that cannot be handled stand alone; each is tried ten times alone before it is dead-lettered. Raise
+    `apps.consumer.attempts.Reject` for what must not be tried again. When it rejects a hundred in a row, or fails for
+    five in a row to the last, the consumer halts instead.
 
     The default does nothing: window, counters and dead letters are kept whatever stands here.
     """

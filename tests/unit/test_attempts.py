@@ -72,7 +72,7 @@ async def test_those_that_cannot_be_handled_stand_alone_in_the_end_and_all_other
 async def test_the_tries_of_a_refused_record_are_the_calls_that_it_was_in() -> None:
     handler = Handler(unlucky=lambda person_id: person_id == "person-5")
     (refused,) = await attempts(most=3).handle(handler, *batch(8))
-    assert refused.tries == sum("person-5" in call for call in handler.calls) == 3 + 3
+    assert refused.tries == sum("person-5" in call for call in handler.calls) == 3 + 2 + 3
 
 
 async def test_one_person_alone_is_tried_as_often_as_a_batch() -> None:
@@ -87,10 +87,34 @@ async def test_a_rejected_batch_is_not_tried_again_as_it_is() -> None:
     assert handler.calls == [["person-0", "person-1"], ["person-0"], ["person-1"]]
 
 
+async def test_a_handler_that_fails_while_a_neighbour_is_set_apart_costs_nobody_else() -> None:
+    calls: list[list[str]] = []
+
+    async def handle(people: Sequence[Person]) -> None:
+        ids = [person.id for person in people]
+        calls.append(ids)
+        if "person-0" in ids:
+            raise Reject("never")
+        if ids == ["person-1"] and calls.count(ids) < 3:
+            raise ConnectionError("fails now and then")
+
+    refused = await attempts(most=3).handle(handle, *batch(2))
+    assert [bad.record.offset for bad in refused] == [0]
+    assert calls[-1] == ["person-1"]
+
+
+async def test_five_that_fail_one_after_the_other_though_each_was_tried_to_the_last_are_an_outage() -> None:
+    handler = Handler(unlucky=lambda person_id: int(person_id[7:]) < 5)
+    with pytest.raises(Halted, match="refuses 5 records in a row: ConnectionError"):
+        await attempts().handle(handler, *batch(64))
+    four = Handler(unlucky=lambda person_id: int(person_id[7:]) < 4)
+    assert len(await attempts().handle(four, *batch(64))) == 4
+
+
 async def test_a_handler_that_refuses_too_many_in_a_row_halts_the_consumer() -> None:
-    handler = Handler(unlucky=lambda _: True)
-    with pytest.raises(Halted, match="refuses 4 records in a row: ConnectionError: no database"):
-        await attempts(in_a_row=4).handle(handler, *batch(64))
+    handler = Handler(unlucky=lambda _: True, error=Reject("never"))
+    with pytest.raises(Halted, match="refuses 7 records in a row: Reject: never"):
+        await attempts(in_a_row=7).handle(handler, *batch(64))
 
 
 async def test_a_success_between_refusals_ends_the_row() -> None:

@@ -77,7 +77,8 @@ def in_sync_replicas(kafka: LocalKafka, topic: str) -> set[int]:
                 (description,) = await client.describe_topics([topic])
         except KafkaError:  # it asked the dead broker
             return set()
-        return set(description["partitions"][0]["isr"])
+        # a broker that has just started may not know the topic yet
+        return set(description["partitions"][0]["isr"]) if description["partitions"] else set()
 
     return asyncio.run(ask())
 

@@ -12,6 +12,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.protocol.metadata import MetadataRequest
 
 from apps.chassis.kafka import ClientOptions
 
@@ -144,10 +145,27 @@ class Cluster:
         try:
             async with asyncio.timeout(PATIENCE):
                 topics = await self._ask(lambda admin: admin.describe_topics(list(self._topics)))
+                answering = await self._answering(topics)
         except (KafkaError, OSError, TimeoutError) as error:
             await self._disconnect()
             return f"Kafka at {', '.join(self._options['bootstrap_servers'])} is out of reach ({type(error).__name__})"
-        return next(filter(None, map(self._trouble_of, topics)), None)
+        return next(filter(None, (self._trouble_of(topic, answering) for topic in topics)), None)
+
+    async def _answering(self, topics: Sequence[dict[str, Any]]) -> set[int]:
+        """Return the brokers with replicas that answer: without a controller, one goes on telling what was before."""
+        admin = await self._connected()
+        nodes = {node for topic in topics for partition in topic["partitions"] for node in partition["replicas"]}
+
+        async def answers(node: int) -> bool:
+            try:
+                async with asyncio.timeout(PATIENCE / 2):
+                    await admin._client.send(node, MetadataRequest([]))  # noqa: SLF001 - the admin asks any broker
+            except (KafkaError, OSError, TimeoutError):
+                return False
+            return True
+
+        answered = await asyncio.gather(*map(answers, nodes))
+        return {node for node, did in zip(nodes, answered, strict=True) if did}
 
     async def _ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
         """Ask any broker; when the one that was chosen is gone, ask through a new connection, which finds another."""
@@ -157,7 +175,7 @@ class Cluster:
             await self._disconnect()
         return await question(await self._connected())
 
-    def _trouble_of(self, described: dict[str, Any]) -> str | None:
+    def _trouble_of(self, described: dict[str, Any], answering: set[int]) -> str | None:
         name = str(described["topic"])
         if code := described["error_code"]:
             return f"topic {name}: {for_code(code).__name__}"
@@ -165,8 +183,8 @@ class Cluster:
         partitions = described["partitions"]
         self.partitions[name] = len(partitions)
         for partition in partitions:
-            number, isr = partition["partition"], partition["isr"]
-            if partition["leader"] < 0:
+            number, isr = partition["partition"], answering.intersection(partition["isr"])
+            if partition["leader"] not in answering:
                 return f"topic {name}: partition {number} has no leader"
             if len(isr) < needed:
                 return f"topic {name}: partition {number} has {len(isr)} of {needed} in-sync replicas"

@@ -348,6 +348,7 @@ class Publisher:
         self.retry_backoff = retry_backoff
         self.in_flight = 0
         self._open: set[Delivery] = set()
+        self.ending = asyncio.Event()
         self._ended = False
         self._cluster = cluster
         self._background = background
@@ -389,6 +390,7 @@ class Publisher:
     async def give_up_at(self, ending: asyncio.Event) -> None:
         """When the service is ending, give what is on its way another second; then tell its callers what is known."""
         await ending.wait()
+        self.ending.set()
         await asyncio.sleep(LAST_CHANCE)
         self._ended = True
         for delivery in list(self._open):

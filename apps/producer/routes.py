@@ -139,7 +139,7 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
     async def people(request: Request[Any, Any, Any]) -> Response[Answer]:
         media_type, _ = request.content_type
         if media_type == NDJSON:
-            return _stream(send_lines(publisher, _pieces(request)))
+            return _stream(send_lines(publisher, _pieces(request, publisher.ending)))
         if media_type not in {"", "application/json"}:
             raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send application/json or {NDJSON}, not {media_type}")
         try:
@@ -193,16 +193,26 @@ def _stream(results: AsyncIterator[Sequence[msgspec.Struct]]) -> Response[Answer
     return Streamed(lines(), NDJSON, HTTPStatus.OK)
 
 
-async def _pieces(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives, until its end or a silence of 60 s."""
+async def _pieces(request: Request[Any, Any, Any], ending: asyncio.Event) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives, until its end, a silence of 60 s, or the end of the service."""
     pieces = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(SILENT):
-                piece = await anext(pieces)
-        except (StopAsyncIteration, TimeoutError, ClientException):
-            return
-        yield piece
+    end = asyncio.create_task(ending.wait())
+    try:
+        while True:
+            arriving = asyncio.create_task(anext(pieces, None))
+            await asyncio.wait([arriving, end], timeout=SILENT, return_when=asyncio.FIRST_COMPLETED)
+            if not arriving.done():
+                arriving.cancel()
+                return
+            try:
+                piece = arriving.result()
+            except ClientException:
+                return
+            if piece is None:
+                return
+            yield piece
+    finally:
+        end.cancel()
 
 
 async def _body(request: Request[Any, Any, Any]) -> bytes:

@@ -54,3 +54,21 @@ def test_a_partition_without_a_leader_is_told_as_unknown_and_leaves_no_connectio
             kafka.start(1)
             producer.until_answers("/health-check", 200, timeout=10)
             assert producer.http.post("/producers/basic_producer?number_of_people=50").status_code == 201
+
+
+def test_health_tells_the_truth_when_two_of_three_brokers_are_gone(logs: Path) -> None:
+    with LocalKafka(brokers=3) as kafka:
+        pipeline = Pipeline(",".join(kafka.bootstrap_servers), logs)
+        with (
+            pipeline.producer(PEOPLE_REPLICATION="3") as producer,
+            pipeline.consumer(PEOPLE_REPLICATION="3") as consumer,
+        ):
+            for service in (producer, consumer):
+                service.until_healthy()
+            kafka.kill(0)
+            kafka.kill(1)
+            for service in (producer, consumer):
+                service.until_answers("/health-check", 503, timeout=10)
+            kafka.start(0, 1)
+            for service in (producer, consumer):
+                service.until_healthy()

@@ -24,6 +24,8 @@ JOINING = 8.0
 """Seconds that `start` waits for the group to give out its partitions, before it answers `starting`."""
 BATCH_IN_HAND = 5.0
 """Seconds that `seek` waits for the batch in hand."""
+SEEKING = 9.0
+"""Seconds that a `seek` may take in all."""
 ROUND = 2.0
 """Seconds between two looks at the consume loop."""
 FAILING = 3
@@ -125,9 +127,9 @@ class Control:
 
         The offsets are committed, so that a restart does not undo it. Raises `NotNow` when no such partition is held,
         or when a batch is in hand for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
-        or `OSError` when Kafka is out of reach.
+        or `OSError`, or after 9 s `TimeoutError`, when Kafka is out of reach.
         """
-        async with self._changing:
+        async with asyncio.timeout(SEEKING), self._changing:
             subscriber, consumer = self.subscriber, self.consumer
             if subscriber is None or consumer is None:
                 raise NotNow("there is no consumption to be sought: it is stopped or not connected")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
+from random import Random
 from typing import Annotated, Any
 
 import msgspec
@@ -21,6 +22,7 @@ from litestar.types import Receive, Send
 
 from apps.chassis.body import documents_body
 from apps.chassis.problems import Fault, documented, problem
+from apps.producer.people import draw
 from apps.producer.publisher import Busy, OutOfReach, Publisher
 from apps.producer.sending import CHUNK, Answer, BadPeople, is_list, make, read_people, send, send_lines
 from contracts.person import Person, encode
@@ -39,18 +41,7 @@ RETRY_AFTER = "2"
 encode_receipt = msgspec.json.Encoder().encode
 
 
-EXAMPLE = Person(
-    id="0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
-    name="Ada Lovelace",
-    age=36,
-    email="ada.lovelace@example.com",
-    phone="+1-202-555-0143",
-    address="12 St James Square",
-    city="New York",
-    state="NY",
-    zip="10001",
-    country="United States",
-)
+EXAMPLE = Person(**{field: column[0] for field, column in draw(Random(0), 1).items()})  # noqa: S311 - an example
 
 
 PERSON = {"$ref": "#/components/schemas/Person"}

@@ -19,6 +19,9 @@ LAST_ANSWERS = 2
 """Seconds that open requests have to end after SIGTERM; what follows (Kafka) takes up to 8."""
 
 
+NOT_READING_MS = 30_000
+"""Milliseconds after which the system cuts off a caller that does not read what it was sent (RFC 5482)."""
+
 CreateApp = Callable[[Settings, asyncio.Event], Litestar]
 """Builds an application; the event is set when the process has been told to end, before connections are closed."""
 
@@ -70,6 +73,8 @@ def _listen(host: str, port: int, port_variable: str) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     if os.name == "posix":  # elsewhere it would let two processes share a port
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: accepted connections inherit it
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, NOT_READING_MS)
     try:
         listening.bind(address)
         listening.listen(1024)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from random import Random
 from typing import Annotated, Any
@@ -83,7 +84,8 @@ class SendingOnly(ASGIStreamingResponse):
             async with asyncio.timeout(NOT_READING):
                 await send(message)
 
-        await self._stream(send_in_time)
+        with suppress(TimeoutError):
+            await self._stream(send_in_time)
 
 
 def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:

@@ -1,0 +1,57 @@
+"""The consumer with a handler that keeps a ledger, refuses some people, and fails now and then.
+
+It appends each batch to the file LEDGER, in one piece (see `ledger.Handled`). It fails in a share of FAILURES of the
+calls, half of them after the work was done, and always as long as the file OUTAGE exists.
+"""
+
+import asyncio
+import os
+import random
+import time
+from array import array
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from marks import BATCH, DONE, DONE_AND_FAILED, REFUSED, identity_of
+
+from apps.chassis.serve import serve
+from apps.consumer.app import create_app
+from apps.consumer.attempts import Handle, Reject
+from contracts.person import Person
+
+LONGEST = 0.03
+"""Seconds that a batch may take."""
+
+
+def recording(ledger: Path, outage: Path, failures: float, chance: random.Random) -> Handle:
+    """Return the handler."""
+
+    async def handle(people: Sequence[Person]) -> None:
+        if any(person.name.startswith(REFUSED) for person in people):
+            raise Reject("this one is refused")
+        if os.path.exists(outage):  # noqa: ASYNC240, PTH110 - takes microseconds
+            raise ConnectionError("what the handler needs is out of reach")
+        drawn = chance.random()
+        if drawn < failures / 2:
+            raise TimeoutError("a failure before the work was done")
+        await asyncio.sleep(chance.random() * LONGEST)
+        failing = drawn < failures
+        identities = array("q", [identity_of(person.id, person.name) for person in people])
+        head = array("q", [BATCH, DONE_AND_FAILED if failing else DONE, time.monotonic_ns(), len(identities)])
+        with ledger.open("ab", buffering=0) as file:
+            file.write((head + identities).tobytes())
+        if failing:
+            raise TimeoutError("a failure after the work was done")
+
+    return handle
+
+
+if __name__ == "__main__":
+    handle = recording(
+        Path(os.environ["LEDGER"]),
+        Path(os.environ["OUTAGE"]),
+        float(os.environ["FAILURES"]),
+        random.Random(os.environ["LEDGER"]),
+    )
+    serve(partial(create_app, handle=handle), lambda settings: settings.consumer_port, "CONSUMER_PORT")

@@ -11,7 +11,8 @@ import msgspec
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.metadata import MetadataRequest
 
 from apps.chassis.kafka import ClientOptions
@@ -51,6 +52,15 @@ class Topic(msgspec.Struct, frozen=True):
     def min_insync_replicas(self) -> int:
         """How many replicas must have a record before it counts as written: all but one, and at least one."""
         return max(1, self.replication - 1)
+
+
+class Member(msgspec.Struct):
+    """A member of a consumer group, and which partitions of a topic it has."""
+
+    member_id: str
+    client_id: str
+    host: str
+    partitions: list[int]
 
 
 Committed = Callable[[], Awaitable[dict[int, int | None]]]
@@ -109,6 +119,12 @@ class Cluster:
         """Return the largest batch, in bytes, that the topic takes; Kafka's default as long as it was not seen."""
         return int(self.configs.get(topic, {}).get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
 
+    def partition_count(self, topic: str) -> int:
+        """Return how many partitions a topic has. Raises `KafkaConnectionError` as long as Kafka was not reached."""
+        if topic not in self.partitions:
+            raise KafkaConnectionError("Kafka was not reached yet")
+        return self.partitions[topic]
+
     async def committed(self, group: str, topic: str) -> dict[int, int | None]:
         """Return the offset that a group has committed in each partition, None where it has none.
 
@@ -118,6 +134,21 @@ class Cluster:
         async with asyncio.timeout(PATIENCE):
             offsets = await self._ask(lambda admin: admin.list_consumer_group_offsets(group, partitions=wanted))
         return {tp.partition: found.offset if found.offset >= 0 else None for tp, found in offsets.items()}
+
+    async def members(self, group: str, topic: str) -> tuple[str, list[Member]]:
+        """Return the state of a group (`Stable`, `PreparingRebalance`, `Empty`, ...) and its members.
+
+        Raises `KafkaError`, `OSError` or, after 2 s, `TimeoutError`.
+        """
+        async with asyncio.timeout(PATIENCE):
+            (answer,) = await self._ask(lambda admin: admin.describe_consumer_groups([group]))
+        ((code, _, state, _, _, members, *_),) = answer.groups
+        if code:
+            raise for_code(code)(group)
+        return state, [
+            Member(member_id, client_id, host.removeprefix("/"), _partitions_in(assignment, topic))
+            for member_id, client_id, host, _, assignment in (member[:5] for member in members)
+        ]
 
     async def trouble(self) -> str | None:
         """Return why the topics cannot be used now, or None when they can; asked at most once a second.
@@ -267,3 +298,11 @@ async def _config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
     if code:
         raise Unusable(f"topic {topic}: its configuration cannot be read: {for_code(code).__name__}")
     return {name: value for name, value, *_ in entries}
+
+
+def _partitions_in(assignment: bytes, topic: str) -> list[int]:
+    """Return which partitions of a topic a member was given; none while the group rebalances."""
+    if not assignment:
+        return []
+    given = ConsumerProtocolMemberAssignment.decode(assignment).partitions()
+    return sorted(tp.partition for tp in given if tp.topic == topic)

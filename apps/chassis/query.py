@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any
 
 from litestar.connection import Request
-from litestar.params import ParameterKwarg
+from litestar.params import HeaderParameter, ParameterKwarg, PathParameter
 
 from apps.chassis.problems import Fault, problem
 
@@ -22,6 +22,7 @@ async def check_query(request: Request[Any, Any, Any]) -> None:
         field.kwarg_definition.name or name: field.annotation
         for name, field in request.route_handler.parsed_fn_signature.parameters.items()
         if isinstance(field.kwarg_definition, ParameterKwarg)
+        and not isinstance(field.kwarg_definition, HeaderParameter | PathParameter)
     }
     faults = []
     for name in request.query_params:

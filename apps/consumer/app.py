@@ -24,13 +24,16 @@ from apps.consumer.attempts import Handle
 from apps.consumer.control import Control
 from apps.consumer.dead_letter_routes import dead_letter_routes
 from apps.consumer.dead_letters import DeadLetters
+from apps.consumer.group import Group, look_at_group
 from apps.consumer.handler import handle
 from apps.consumer.lag import LagMeter
 from apps.consumer.log_reader import LogReader
+from apps.consumer.message_routes import Log, message_routes
 from apps.consumer.redrive import Redriver, marks_topic
 from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
 from apps.consumer.subscriber import Consumption, subscribe
+from apps.consumer.tail import Tail
 from apps.consumer.window import Window
 
 SERVICE = "consumer"
@@ -68,6 +71,13 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
     consumption = Consumption(window, handle, dead_letters.write)
     committed = partial(cluster.committed, group, topic)
     meter = LagMeter(reader, committed)
+    searched = Log(
+        LogReader(options, topic),
+        LogReader(options, topic, committed_only=False),
+        partial(cluster.partition_count, topic),
+    )
+    tail = Tail(searched.reader, searched.partitions, background)
+    end = ending or asyncio.Event()
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     refill = Refill(window, reader, committed, background)
@@ -108,11 +118,16 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
             notes=[f"{name}: {line}" for name, lines in cluster.reports.items() for line in lines],
         )
 
+    async def group_now() -> Group:
+        return await look_at_group(group, partial(cluster.members, group, topic), committed, reader)
+
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         async with (
             cluster.open(),
             reader.open(),
+            searched.reader.open(),
+            searched.uncommitted.open(),
             dead_reader.open(),
             redriver.open(),
             dead_letters.open(),
@@ -121,12 +136,14 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
             background.start(control.watch(), "watch of the consume loop")
             background.start(cluster.watch(), "watch of the cluster")
             background.start(control.start(), "first start")
-            background.start(control.stop_at(ending or asyncio.Event()), "last stop")
+            background.start(control.stop_at(end), "last stop")
+            background.start(tail.end_at(end), "end of the live tail")
             yield
 
     return Litestar(
         [
-            *consumer_routes(control, window, status, lambda: consumption.consumed),
+            *consumer_routes(control, status, group_now),
+            *message_routes(window, searched, tail, lambda: consumption.consumed),
             *dead_letter_routes(dead_reader, redriver, cluster.partitions),
             *health_routes(SERVICE, control.health),
             *document_routes(),

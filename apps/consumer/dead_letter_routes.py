@@ -1,7 +1,5 @@
 """The dead letters over HTTP: what they are, and sending them back."""
 
-import re
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -17,6 +15,7 @@ from apps.chassis.body import documents_body, read_body, schema_of
 from apps.chassis.logs import one_line
 from apps.chassis.problems import Fault, documented, problem
 from apps.consumer.log_reader import LogReader
+from apps.consumer.offsets import read_offsets, write_offsets
 from apps.consumer.redrive import (
     Intervals,
     NoSuchLetter,
@@ -28,6 +27,7 @@ from apps.consumer.redrive import (
     is_held,
     letter_of,
 )
+from apps.consumer.shown import Content, Header, content_of, headers_of
 from apps.consumer.window import Record
 from contracts.dead_letter import history
 
@@ -35,20 +35,6 @@ MOST = 1_000
 """Dead letters of one answer, and of one redrive."""
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 Number = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Content(msgspec.Struct, omit_defaults=True):
-    """Bytes: as text where they are UTF-8, otherwise in base64."""
-
-    text: str | None = None
-    base64: str | None = None
-
-
-class Header(msgspec.Struct):
-    """A header of the record; a null one has no value."""
-
-    name: str
-    value: Content | None
 
 
 class Origin(msgspec.Struct):
@@ -139,7 +125,7 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
         except (KafkaError, OSError, TimeoutError) as error:
             raise problem(HTTPStatus.SERVICE_UNAVAILABLE, one_line(error), headers={"Retry-After": "2"}) from None
         letters = [_show(record, marks.get(record.partition, [])) for record in found.records]
-        return DeadLetters(letters, _cursor(found.before) if found.before else None)
+        return DeadLetters(letters, write_offsets(found.before) if found.before else None)
 
     return dead_letters
 
@@ -185,9 +171,9 @@ def _show(record: Record, sent_before: Intervals) -> DeadLetter:
         partition=record.partition,
         offset=record.offset,
         timestamp=record.timestamp,
-        key=_content(letter.key),
-        value=_content(letter.value),
-        headers=[Header(name, _content(value)) for name, value in headers],
+        key=content_of(letter.key),
+        value=content_of(letter.value),
+        headers=headers_of(headers),
         origin=Origin(letter.topic, letter.partition, letter.offset, letter.timestamp),
         group=letter.group,
         error_type=letter.error_type,
@@ -199,24 +185,10 @@ def _show(record: Record, sent_before: Intervals) -> DeadLetter:
     )
 
 
-def _content(content: bytes | None) -> Content | None:
-    if content is None:
-        return None
-    try:
-        return Content(text=content.decode())
-    except UnicodeDecodeError:
-        return Content(base64=b64encode(content).decode())
-
-
-def _cursor(before: Mapping[int, int]) -> str:
-    return "_".join(f"{partition}-{offset}" for partition, offset in sorted(before.items()))
-
-
 def _read_cursor(text: str, end: Mapping[int, int]) -> dict[int, int]:
     """Return where a cursor leads; a partition that it does not name is not gone back in."""
-    places = [re.fullmatch(r"(\d{1,9})-(\d{1,18})", place) for place in text.split("_")]
-    if not all(places):
-        fault = Fault(parameter="before", detail=f"not a cursor: {text[:60]!r}")
-        raise problem(HTTPStatus.BAD_REQUEST, fault.detail, [fault])
-    wanted = {int(place[1]): int(place[2]) for place in places if place}
+    try:
+        wanted = read_offsets(text)
+    except ValueError as error:
+        raise problem(HTTPStatus.BAD_REQUEST, str(error), [Fault(parameter="before", detail=str(error))]) from None
     return {partition: min(offset, end[partition]) for partition, offset in wanted.items() if partition in end}

@@ -1,51 +1,53 @@
 """Reads the topic without a group: any record, whoever consumed it; nothing is committed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from apps.chassis.kafka import ClientOptions
+from apps.consumer.search import Newest, Search, size_of
 from apps.consumer.window import Record
 
 PATIENCE = 2.0
 """Seconds that a look at the topic may take."""
 SEARCH = 10.0
 """Seconds that a search may take."""
-STEP = 100
-"""Records that are read of a partition at a time when going back."""
-MOST_PASSED = 10_000
-"""Records that a search passes over before it returns what it has."""
+LONG_ENOUGH = 3.0
+"""Seconds after which a search returns what it has."""
+AT_ONCE = 4
+"""Calls that have a connection at a time; others wait for their turn."""
+SHORT_POLL_MS, LONG_POLL_MS = 5, 500
+"""Milliseconds that a broker waits for new records: hardly where they are known to be there."""
 LARGEST_FETCH = 256 * 1024
 """Bytes that are fetched of a partition at a time; a larger batch comes whole all the same."""
-
-
-class Newest(NamedTuple):
-    """Records, the newest first; `before` is where to go on for those before them, None when there are none."""
-
-    records: list[Record]
-    before: dict[int, int] | None
+PORTION = 500
+"""Records that are handed over at a time to who follows the topic."""
 
 
 class LogReader:
-    """Reads one topic. Every call raises `KafkaError`, `OSError` or `TimeoutError` when Kafka is out of reach."""
+    """Reads one topic. Every call raises `KafkaError`, `OSError` or `TimeoutError` when Kafka is out of reach.
 
-    def __init__(self, options: ClientOptions, topic: str) -> None:
+    With `committed_only` records of transactions that are open or aborted are passed over.
+    """
+
+    def __init__(self, options: ClientOptions, topic: str, *, committed_only: bool = True) -> None:
         self._options = options
+        self._isolation = "read_committed" if committed_only else "read_uncommitted"
         self.topic = topic
-        self._consumer: AIOKafkaConsumer | None = None
-        self._lock = asyncio.Lock()
+        self._idle: list[AIOKafkaConsumer] = []
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Close the connection at the end; it is opened by the first call."""
+        """Close the connections at the end; they are opened by the calls."""
         try:
             yield
         finally:
-            await self._close()
+            while self._idle:
+                await _stop(self._idle.pop())
 
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
         """Return the first offset of each partition and the one behind its last record, within 2 s."""
@@ -66,7 +68,6 @@ class LogReader:
                 for tp, records in (await consumer.getmany(*wanted, timeout_ms=100, max_records=len(wanted))).items():
                     found.setdefault(tp.partition, records[0].timestamp)
                     consumer.pause(tp)
-            consumer.unsubscribe()
         return found
 
     async def read(self, ranges: Mapping[int, tuple[int, int]]) -> AsyncGenerator[list[Record], None]:
@@ -76,7 +77,7 @@ class LogReader:
         """
         if all(start >= stop for start, stop in ranges.values()):
             return
-        consumer = self._new_consumer()
+        consumer = self._new_consumer(SHORT_POLL_MS)
         try:
             await consumer.start()
             async for records in self._fetch(consumer, ranges):
@@ -84,47 +85,85 @@ class LogReader:
         finally:
             await _stop(consumer)
 
-    async def newest(self, before: Mapping[int, int], wanted: Callable[[Record], bool], limit: int) -> Newest:
+    async def newest(
+        self,
+        before: Mapping[int, int],
+        wanted: Callable[[Record], bool],
+        limit: int,
+        since: Mapping[int, int] | None = None,
+    ) -> Newest:
         """Return the newest `limit` records that are wanted, going back from an offset in each partition (not with it).
 
-        The partitions are merged by timestamp, each in the order of its offsets. After 10,000 records that were not
-        wanted it returns what it has; `Newest.before` goes on. Takes 10 s at most.
+        `since` is the offset in each partition to go back to at most (with it). A search passes some 100,000 records,
+        or 3 s, and returns what it has then; `Newest.before` goes on. Raises `TimeoutError` after 10 s.
         """
-        heads: dict[int, list[Record]] = {partition: [] for partition in before}
-        reached, low, passed = dict(before), dict(before), 0
-        found: list[Record] = []
-        step = max(limit, STEP)
+        late = asyncio.get_running_loop().time() + LONG_ENOUGH
         async with self._connected(SEARCH) as consumer:
-            first = await consumer.beginning_offsets([TopicPartition(self.topic, partition) for partition in before])
-            bottom = {tp.partition: offset for tp, offset in first.items()}
-            while len(found) < limit and passed < MOST_PASSED:
-                while ranges := {
-                    partition: (max(bottom[partition], at - step), at)
-                    for partition, at in low.items()
-                    if not heads[partition] and at > bottom[partition]
-                }:
-                    async for records in self._fetch(consumer, ranges):
-                        heads[records[0].partition].extend(records)
-                    low |= {partition: start for partition, (start, _) in ranges.items()}
-                full = [records for records in heads.values() if records]
-                if not full:
-                    break
-                record = max(full, key=lambda records: records[-1].timestamp).pop()
-                reached[record.partition] = record.offset
-                if wanted(record):
-                    found.append(record)
-                else:
-                    passed += 1
-        more = any(heads.values()) or any(low[partition] > bottom[partition] for partition in low)
-        return Newest(found, reached if more else None)
+            first = await self._first(consumer, before)
+            bottom = {partition: max(first[partition], (since or first).get(partition, 0)) for partition in before}
+            search = Search(bottom, before, wanted, limit)
+            while (pieces := search.pieces()) and asyncio.get_running_loop().time() < late:
+                async for records in self._fetch(consumer, pieces):
+                    search.take(records)
+                search.settle()
+        return search.newest()
+
+    async def at_time(self, time: int, end: Mapping[int, int]) -> dict[int, int]:
+        """Return the offset of the first record at or after a time (ms) in each partition, `end` where there is none.
+
+        Within 2 s.
+        """
+        async with self._connected() as consumer:
+            wanted = {TopicPartition(self.topic, partition): max(0, time) for partition in end}
+            found = await consumer.offsets_for_times(wanted)
+        return {tp.partition: at.offset if at else end[tp.partition] for tp, at in found.items()}
+
+    async def record(self, partition: int, offset: int) -> Record | None:
+        """Return the first record of a partition at or behind an offset that there is, None when there is none.
+
+        Within 2 s.
+        """
+        async with self._connected() as consumer:
+            end = await consumer.end_offsets([tp := TopicPartition(self.topic, partition)])
+            async for records in self._fetch(consumer, {partition: (offset, end[tp])}):
+                return records[0]
+        return None
+
+    async def some(self, ranges: Mapping[int, tuple[int, int]], most_bytes: int) -> tuple[list[Record], dict[int, int]]:
+        """Return records of each partition from an offset up to another (not with it), about `most_bytes` of them.
+
+        With them comes the offset that was reached in each partition. Within 2 s.
+        """
+        found: list[Record] = []
+        reached = {partition: start for partition, (start, _) in ranges.items()}
+        async with self._connected() as consumer:
+            async for records in self._fetch(consumer, ranges):
+                found += records
+                reached[records[0].partition] = records[-1].offset + 1
+                if sum(map(size_of, found)) >= most_bytes:
+                    return found, reached
+        return found, {partition: stop for partition, (_, stop) in ranges.items()}
+
+    async def follow(self, position: Mapping[int, int]) -> AsyncGenerator[list[Record], None]:
+        """Yield records from an offset in each partition on, for ever: at most 500 at a time, or none after 0.2 s.
+
+        What is not there any more is passed over. While Kafka is out of reach it yields nothing more than that.
+        """
+        consumer = self._new_consumer(LONG_POLL_MS)
+        try:
+            await consumer.start()
+            self._assign(consumer, position)
+            while True:
+                batches = await consumer.getmany(timeout_ms=200, max_records=PORTION)
+                yield [record for records in batches.values() for record in records]
+        finally:
+            await _stop(consumer)
 
     async def _fetch(
         self, consumer: AIOKafkaConsumer, ranges: Mapping[int, tuple[int, int]]
     ) -> AsyncIterator[list[Record]]:
         left = {TopicPartition(self.topic, p): stop for p, (start, stop) in ranges.items() if start < stop}
-        consumer.assign(list(left))
-        for tp in left:
-            consumer.seek(tp, ranges[tp.partition][0])
+        self._assign(consumer, {tp.partition: ranges[tp.partition][0] for tp in left})
         while left:
             batches = await consumer.getmany(*left, timeout_ms=200)
             for tp, records in batches.items():
@@ -134,32 +173,41 @@ class LogReader:
                 del left[tp]
                 consumer.pause(tp)
 
+    def _assign(self, consumer: AIOKafkaConsumer, position: Mapping[int, int]) -> None:
+        consumer.assign([TopicPartition(self.topic, partition) for partition in position])
+        for partition, offset in position.items():
+            consumer.seek(TopicPartition(self.topic, partition), offset)
+
+    async def _first(self, consumer: AIOKafkaConsumer, partitions: Iterable[int]) -> dict[int, int]:
+        first = await consumer.beginning_offsets([TopicPartition(self.topic, partition) for partition in partitions])
+        return {tp.partition: offset for tp, offset in first.items()}
+
     @asynccontextmanager
     async def _connected(self, patience: float = PATIENCE) -> AsyncIterator[AIOKafkaConsumer]:
-        """Lend the connection to one call at a time; one that fails ends it."""
-        async with asyncio.timeout(patience), self._lock:
+        """Lend a connection that no other call uses; one whose call fails is closed."""
+        async with asyncio.timeout(patience), self._turns:
+            consumer = self._idle.pop() if self._idle else None
             try:
-                if self._consumer is None:
-                    self._consumer = self._new_consumer()
-                    await self._consumer.start()
-                yield self._consumer
+                if consumer is None:
+                    consumer = self._new_consumer(SHORT_POLL_MS)
+                    await consumer.start()
+                yield consumer
+                consumer.unsubscribe()
             except BaseException:
-                await self._close()
+                if consumer is not None:
+                    await _stop(consumer)
                 raise
+            self._idle.append(consumer)
 
-    def _new_consumer(self) -> AIOKafkaConsumer:
+    def _new_consumer(self, poll_ms: int) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
             **self._options,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            isolation_level="read_committed",
+            isolation_level=self._isolation,
+            fetch_max_wait_ms=poll_ms,
             max_partition_fetch_bytes=LARGEST_FETCH,
         )
-
-    async def _close(self) -> None:
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            await _stop(consumer)
 
 
 async def _stop(consumer: AIOKafkaConsumer) -> None:

@@ -10,17 +10,14 @@ from aiokafka.errors import KafkaError
 from litestar import get, post
 from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
-from litestar.params import Parameter
 
 from apps.chassis.body import documents_body, read_body, schema_of
 from apps.chassis.logs import one_line
 from apps.chassis.problems import Fault, documented, problem
 from apps.consumer.control import Control, NotNow, Place, State
+from apps.consumer.group import Group
 from apps.consumer.lag import PartitionLag
-from apps.consumer.window import Cursor, Record, Window
-from contracts.person import Person, decode
 
-MOST_MESSAGES = 1_000
 JSON = "application/json"
 
 
@@ -69,30 +66,8 @@ class Sought(msgspec.Struct):
     partitions: dict[int, int]
 
 
-class Message(msgspec.Struct):
-    """A consumed record; `timestamp` in milliseconds since 1970 UTC, `key` as text."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: str | None
-    value: Person
-
-
-class Messages(msgspec.Struct):
-    """Consumed records, oldest first; `next` given as `before` leads to those before them, null when there are none.
-
-    `total` counts what this service has consumed since it started.
-    """
-
-    total: int
-    messages: list[Message]
-    next: str | None
-
-
 def consumer_routes(
-    control: Control, window: Window, status: Callable[[], Awaitable[Status]], total: Callable[[], int]
+    control: Control, status: Callable[[], Awaitable[Status]], group: Callable[[], Awaitable[Group]]
 ) -> Sequence[BaseRouteHandler]:
     """Return the routes that show and steer the consumer."""
 
@@ -101,27 +76,15 @@ def consumer_routes(
         return await status()
 
     @get(
-        "/consumers/messages",
-        summary="The newest people consumed",
-        responses=documented(HTTPStatus.BAD_REQUEST),
-        sync_to_thread=False,
+        "/consumers/group",
+        summary="The whole group, whichever copy is asked",
+        responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
     )
-    def messages(
-        limit: Annotated[int, Parameter(ge=1, le=MOST_MESSAGES, description="How many at most.")] = 10,
-        key: Annotated[str | None, Parameter(description="Only records with this key (a person's id).")] = None,
-        partition: Annotated[int | None, Parameter(ge=0, description="Only records of this partition.")] = None,
-        before: Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")] = None,
-    ) -> Messages:
+    async def show_group() -> Group:
         try:
-            cursor = None if before is None else Cursor.parse(before)
-        except ValueError as error:
-            raise problem(
-                HTTPStatus.BAD_REQUEST, f"before: {error}", [Fault(parameter="before", detail=str(error))]
-            ) from None
-        records, earlier = window.newest(
-            limit, key=None if key is None else key.encode(), partition=partition, before=cursor
-        )
-        return Messages(total(), [_message(record) for record in records], None if earlier is None else str(earlier))
+            return await group()
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise problem(HTTPStatus.SERVICE_UNAVAILABLE, one_line(error), headers={"Retry-After": "2"}) from None
 
     @post("/consumers/stop", summary="Leave the group", status_code=HTTPStatus.OK)
     async def stop() -> Status:
@@ -159,7 +122,7 @@ def consumer_routes(
         await control.start(accept=read_body(await request.body(), Start).accept)
         return await status()
 
-    return show_status, messages, stop, start, pause, resume, seek
+    return show_status, show_group, stop, start, pause, resume, seek
 
 
 async def _seek(control: Control, order: Seek) -> dict[int, int]:
@@ -191,8 +154,3 @@ def _end_or_time(to: str) -> Literal["beginning", "end"] | datetime:
     except msgspec.ValidationError:
         raise ValueError(f"`to` is beginning, end or a time like 2026-01-31T12:00:00Z, not {to[:40]!r}") from None
     return time
-
-
-def _message(record: Record) -> Message:
-    key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
-    return Message(record.topic, record.partition, record.offset, record.timestamp, key, decode(record.value or b""))

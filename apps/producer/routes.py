@@ -1,8 +1,7 @@
 """The producer's HTTP: what a call says becomes a call of `sending`, and its result an answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from http import HTTPStatus
 from random import Random
 from typing import Annotated, Any
@@ -17,12 +16,10 @@ from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
-from litestar.response.base import ASGIResponse
-from litestar.response.streaming import ASGIStreamingResponse
-from litestar.types import Receive, Send
 
 from apps.chassis.body import documents_body
 from apps.chassis.problems import Fault, documented, problem
+from apps.chassis.streaming import Streamed
 from apps.producer.people import draw
 from apps.producer.publisher import Busy, OutOfReach, Publisher
 from apps.producer.sending import CHUNK, Answer, BadPeople, is_list, make, read_people, send, send_lines
@@ -32,8 +29,6 @@ MOST_PEOPLE = 100_000
 LARGEST_BODY = 16 * 1024 * 1024
 """Bytes of a JSON body; lines of JSON may go on for ever."""
 NDJSON = "application/x-ndjson"
-NOT_READING = 30.0
-"""Seconds after which a caller that does not read its receipts is cut off."""
 SILENT = 60.0
 """Seconds after which a caller that sends nothing more is taken to have ended."""
 RETRY_AFTER = "2"
@@ -56,36 +51,6 @@ PEOPLE_BODY = documents_body(
     },
     required=True,
 )
-
-
-class Streamed(Response[Any]):
-    """An answer sent piece by piece, also while the request's body is still being read."""
-
-    def __init__(
-        self, pieces: AsyncIterator[bytes], media_type: str, status: HTTPStatus, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(b"", media_type=media_type, status_code=status, headers=headers)
-        self._pieces = pieces
-
-    def to_asgi_response(self, *_: Any, **__: Any) -> ASGIResponse:  # noqa: ANN401 - Litestar's signature, of no use here
-        """Return what sends it."""
-        return SendingOnly(
-            iterator=self._pieces, media_type=self.media_type, status_code=self.status_code, headers=self.headers
-        )
-
-
-class SendingOnly(ASGIStreamingResponse):
-    """Leaves the body alone: Litestar's own class listens for a disconnect by reading it, and so swallows it."""
-
-    async def send_body(self, send: Send, receive: Receive) -> None:  # noqa: ARG002 - Litestar's signature
-        """Send the pieces; end the call when the caller does not read for 30 s."""
-
-        async def send_in_time(message: Any) -> None:  # noqa: ANN401 - an ASGI event
-            async with asyncio.timeout(NOT_READING):
-                await send(message)
-
-        with suppress(TimeoutError):
-            await self._stream(send_in_time)
 
 
 def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
@@ -165,13 +130,13 @@ def _list_of(people: Sequence[bytes]) -> Response[Any]:
     """Answer 201 with a list of people that are encoded already: 25 MB of them, without a copy of it all."""
     length = sum(map(len, people)) + max(len(people) - 1, 0) + len(b"[]")
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncGenerator[bytes, None]:
         yield b"["
         for start in range(0, len(people), CHUNK):
             yield (b"," if start else b"") + b",".join(people[start : start + CHUNK])
         yield b"]"
 
-    return Streamed(pieces(), MediaType.JSON, HTTPStatus.CREATED, {"content-length": str(length)})
+    return Streamed(pieces(), MediaType.JSON, HTTPStatus.CREATED, {"content-length": str(length)}, reads_body=False)
 
 
 def _unavailable(error: Exception) -> ProblemDetailsException:
@@ -179,11 +144,11 @@ def _unavailable(error: Exception) -> ProblemDetailsException:
 
 
 def _stream(results: AsyncIterator[Sequence[msgspec.Struct]]) -> Response[Answer]:
-    async def lines() -> AsyncIterator[bytes]:
+    async def lines() -> AsyncGenerator[bytes, None]:
         async for receipts in results:
             yield b"".join(encode_receipt(receipt) + b"\n" for receipt in receipts)
 
-    return Streamed(lines(), NDJSON, HTTPStatus.OK)
+    return Streamed(lines(), NDJSON, HTTPStatus.OK, reads_body=True)
 
 
 async def _pieces(request: Request[Any, Any, Any], ending: asyncio.Event) -> AsyncIterator[bytes]:

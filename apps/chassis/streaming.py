@@ -1,0 +1,64 @@
+"""Answers that are sent piece by piece, to callers that read them."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from http import HTTPStatus
+from typing import Any
+
+from litestar.response import Response
+from litestar.response.base import ASGIResponse
+from litestar.response.streaming import ASGIStreamingResponse
+from litestar.types import Receive, Send
+
+NOT_READING = 30.0
+"""Seconds after which a caller that does not read what it is sent is cut off."""
+
+
+class Streamed(Response[Any]):
+    """An answer whose pieces are sent as they come; the generator is closed when the caller has gone.
+
+    With `reads_body` it may read the request's body meanwhile. It then does not listen for the caller's going, for to
+    listen is to read: the body must end it.
+    """
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        media_type: str,
+        status: HTTPStatus,
+        headers: dict[str, str] | None = None,
+        *,
+        reads_body: bool,
+    ) -> None:
+        super().__init__(b"", media_type=media_type, status_code=status, headers=headers)
+        self._pieces = pieces
+        self._kind = _SendingOnly if reads_body else _SendingInTime
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> ASGIResponse:  # noqa: ANN401 - Litestar's signature, of no use here
+        """Return what sends it."""
+        return self._kind(
+            iterator=self._pieces, media_type=self.media_type, status_code=self.status_code, headers=self.headers
+        )
+
+
+class _SendingInTime(ASGIStreamingResponse):
+    """Ends the call when the caller does not read for 30 s."""
+
+    async def _stream(self, send: Send) -> None:
+        async def send_in_time(message: Any) -> None:  # noqa: ANN401 - an ASGI event
+            async with asyncio.timeout(NOT_READING):
+                await send(message)
+
+        assert isinstance(self.iterator, AsyncGenerator)  # noqa: S101 - it is that of `Streamed`
+        with suppress(TimeoutError):
+            async with aclosing(self.iterator):
+                await super()._stream(send_in_time)
+
+
+class _SendingOnly(_SendingInTime):
+    """Leaves the body alone: Litestar's own class listens for a disconnect by reading it, and so swallows it."""
+
+    async def send_body(self, send: Send, receive: Receive) -> None:  # noqa: ARG002 - Litestar's signature
+        """Send the pieces."""
+        await self._stream(send)

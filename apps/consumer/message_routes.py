@@ -1,0 +1,290 @@
+"""People over HTTP: the newest consumed, any record of the topic, and the live tail."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import msgspec
+from aiokafka.errors import KafkaError
+from litestar import get
+from litestar.handlers import BaseRouteHandler
+from litestar.openapi import ResponseSpec
+from litestar.params import HeaderParameter, Parameter, PathParameter, QueryParameter
+from litestar.plugins.problem_details import ProblemDetailsException
+from litestar.response import Response
+
+from apps.chassis.logs import one_line
+from apps.chassis.problems import Fault, documented, problem
+from apps.chassis.streaming import Streamed
+from apps.consumer.log_reader import LogReader
+from apps.consumer.offsets import read_offsets, write_offsets
+from apps.consumer.search import Newest, Wanted
+from apps.consumer.shown import StoredMessage, show
+from apps.consumer.tail import Tail
+from apps.consumer.window import Cursor, Record, Window
+from contracts.person import Person, decode
+
+MOST_MESSAGES = 1_000
+EVENTS = "text/event-stream"
+
+T = TypeVar("T")
+AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
+
+Limit = Annotated[int, Parameter(ge=1, le=MOST_MESSAGES, description="How many at most.")]
+Key = Annotated[str | None, Parameter(description="Only records with this key (a person's id).")]
+Number = Annotated[int | None, Parameter(ge=0, description="Only records of this partition.")]
+Text = Annotated[str | None, Parameter(min_length=1, description="Only records whose value has this text in it.")]
+Before = Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")]
+Scope = Annotated[
+    Literal["window", "topic"],
+    QueryParameter(
+        name="scope",
+        description="Among those that this copy consumed last, or in the whole topic, whoever consumed it.",
+    ),
+]
+Since = Annotated[
+    str | None,
+    QueryParameter(name="from", description="`scope=topic`: none older than this time (RFC 3339, with offset)."),
+]
+Until = Annotated[str | None, QueryParameter(name="to", description="`scope=topic`: only those older than this time.")]
+LastEvent = Annotated[
+    str | None, HeaderParameter(name="Last-Event-ID", description="Goes on behind the event with this id.")
+]
+
+
+class Message(msgspec.Struct):
+    """A consumed record; `timestamp` in milliseconds since 1970 UTC, `key` as text."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: str | None
+    value: Person
+
+
+class Messages(msgspec.Struct):
+    """Consumed records, oldest first; `next` given as `before` leads to those before them, null when there are none.
+
+    `total` counts what this service has consumed since it started.
+    """
+
+    total: int
+    messages: list[Message]
+    next: str | None
+
+
+class StoredMessages(msgspec.Struct):
+    """Records of the topic, oldest first; `next` given as `before` leads to those before them, null without any.
+
+    `total` counts what this service has consumed since it started. `scanned` records were looked at for this answer;
+    `reached` is the time (milliseconds since 1970 UTC) to which the search has come back, null at the topic's start.
+    """
+
+    total: int
+    messages: list[StoredMessage]
+    next: str | None
+    scanned: int
+    reached: int | None
+
+
+class Log(NamedTuple):
+    """The topic as this service reads it; `uncommitted` reads what transactions did not commit as well.
+
+    `partitions` tells how many it has, or raises `KafkaError` as long as that is not known.
+    """
+
+    reader: LogReader
+    uncommitted: LogReader
+    partitions: Callable[[], int]
+
+
+def message_routes(window: Window, log: Log, tail: Tail, total: Callable[[], int]) -> Sequence[BaseRouteHandler]:
+    """Return the routes; `total` tells how many people this service has consumed."""
+    return _newest_route(window, log, total), _one_route(log), _stream_route(tail)
+
+
+def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRouteHandler:
+    @get(
+        "/consumers/messages",
+        summary="The newest people",
+        description="Those that this copy consumed last; with `scope=topic` the newest of the whole topic, straight "
+        "from it. A search there looks at some 100,000 records at a time, and `next` goes on.",
+        responses=documented(HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE),
+    )
+    async def messages(  # noqa: PLR0913 - each is a query parameter
+        *,
+        limit: Limit = 10,
+        key: Key = None,
+        partition: Number = None,
+        q: Text = None,
+        since: Since = None,
+        until: Until = None,
+        before: Before = None,
+        where: Scope = "window",
+    ) -> Messages | StoredMessages:
+        if where == "topic":
+            span = Span(_time("from", since), _time("to", until), _read("before", before, read_offsets))
+            with reaching_kafka():
+                found = await _search(log, span, partition, _wanted(key, None, q), limit)
+            shown = [show(record) for record in reversed(found.records)]
+            following = None if found.before is None else write_offsets(found.before)
+            return StoredMessages(total(), shown, following, found.scanned, found.reached)
+        for name, value in {"q": q, "from": since, "to": until}.items():
+            if value is not None:
+                raise _bad(name, "only together with scope=topic")
+        records, earlier = window.newest(
+            limit,
+            key=None if key is None else key.encode(),
+            partition=partition,
+            before=_read("before", before, Cursor.parse),
+        )
+        return Messages(total(), [_message(record) for record in records], None if earlier is None else str(earlier))
+
+    return messages
+
+
+def _one_route(log: Log) -> BaseRouteHandler:
+    @get(
+        "/consumers/messages/{partition:int}/{offset:int}",
+        summary="One record, straight from the topic",
+        description="Whoever consumed it. Where there is none, `detail` says why, and `next` is the next offset that "
+        "there is in the partition, null when there is none.",
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+    )
+    async def one_message(
+        partition: Annotated[int, PathParameter(description="The partition.")],
+        offset: Annotated[int, PathParameter(description="The offset in it.")],
+    ) -> StoredMessage:
+        with reaching_kafka():
+            return show(await _record(log, partition, offset))
+
+    return one_message
+
+
+def _stream_route(tail: Tail) -> BaseRouteHandler:
+    @get(
+        "/consumers/messages/stream",
+        summary="The live tail of the topic",
+        description="Server-sent events: one a record, and its id is the offset reached in each partition, so that "
+        "`Last-Event-ID` goes on without a gap, on any copy. `gap` tells of records that were deleted meanwhile, "
+        "`cut-off` of a caller that read too slowly.",
+        responses={
+            **documented(HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE),
+            200: ResponseSpec(str, generate_examples=False, description="An event a record", media_type=EVENTS),
+        },
+    )
+    async def stream(
+        key: Key = None, partition: Number = None, q: Text = None, last_event: LastEvent = None
+    ) -> Response[Any]:
+        start = _read("Last-Event-ID", last_event, read_offsets)
+        if tail.is_full:
+            raise _unavailable("too many callers watch already")
+        with reaching_kafka():
+            beginning = await tail.begin(start)
+        events = tail.events(beginning, _wanted(key, partition, q))
+        return Streamed(events, EVENTS, HTTPStatus.OK, {"cache-control": "no-store"}, reads_body=False)
+
+    return stream
+
+
+class Span(NamedTuple):
+    """What of the topic is searched: times in milliseconds since 1970 UTC, and the cursor of an answer before."""
+
+    since: int | None
+    until: int | None
+    before: Mapping[int, int] | None
+
+
+async def _search(log: Log, span: Span, partition: int | None, wanted: Wanted | None, limit: int) -> Newest:
+    first, end = await log.reader.offsets(log.partitions())
+    before = end
+    if span.until is not None:
+        before = await log.reader.at_time(span.until, end)
+    if span.before is not None:
+        before = {number: min(span.before.get(number, 0), offset) for number, offset in before.items()}
+    since = first if span.since is None else await log.reader.at_time(span.since, end)
+    if partition is not None:
+        before = {number: offset for number, offset in before.items() if number == partition}
+    return await log.reader.newest(before, wanted or (lambda _: True), limit, since)
+
+
+async def _record(log: Log, partition: int, offset: int) -> Record:
+    """Return a record; raises 404 that says why there is none."""
+    first, end = await log.reader.offsets(log.partitions())
+    if partition not in end:
+        raise _gone(f"{log.reader.topic} has no partition {partition}, but 0 to {len(end) - 1}", None)
+    if offset >= end[partition]:
+        raise _gone(f"nothing was written there yet: the next record will have offset {end[partition]}", None)
+    found = await log.reader.record(partition, max(offset, first[partition]))
+    following = None if found is None else found.offset
+    if found is not None and following == offset:
+        return found
+    if offset < first[partition]:
+        raise _gone(f"deleted: the records of partition {partition} begin at offset {first[partition]}", following)
+    aborted = await log.uncommitted.record(partition, offset)
+    if aborted is not None and aborted.offset == offset:
+        raise _gone("its transaction was aborted: it counts as never written", following)
+    raise _gone("no record: it was compacted away, or is the mark of a transaction's end", following)
+
+
+def _wanted(key: str | None, partition: int | None, text: str | None) -> Wanted | None:
+    """Return the filter; None when everything is wanted."""
+    if key is None and partition is None and text is None:
+        return None
+    wanted_key, wanted_text = None if key is None else key.encode(), None if text is None else text.encode()
+
+    def wanted(record: Record) -> bool:
+        return (
+            (wanted_key is None or record.key == wanted_key)
+            and (partition is None or record.partition == partition)
+            and (wanted_text is None or wanted_text in (record.value or b""))
+        )
+
+    return wanted
+
+
+def _time(parameter: str, text: str | None) -> int | None:
+    """Return a time in milliseconds since 1970 UTC."""
+    if text is None:
+        return None
+    try:
+        time = msgspec.convert(text, AwareTime)
+    except msgspec.ValidationError:
+        raise _bad(parameter, f"a time like 2026-01-31T12:00:00Z is expected, not {text[:40]!r}") from None
+    return int(time.timestamp() * 1_000)
+
+
+def _read(parameter: str, text: str | None, reader: Callable[[str], T]) -> T | None:
+    try:
+        return None if text is None else reader(text)
+    except ValueError as error:
+        raise _bad(parameter, str(error)) from None
+
+
+@contextmanager
+def reaching_kafka() -> Iterator[None]:
+    """Answer 503 when Kafka is out of reach."""
+    try:
+        yield
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise _unavailable(one_line(error)) from None
+
+
+def _bad(parameter: str, detail: str) -> ProblemDetailsException:
+    return problem(HTTPStatus.BAD_REQUEST, f"{parameter}: {detail}", [Fault(parameter=parameter, detail=detail)])
+
+
+def _gone(detail: str, following: int | None) -> ProblemDetailsException:
+    return problem(HTTPStatus.NOT_FOUND, detail, members={"next": following})
+
+
+def _unavailable(detail: str) -> ProblemDetailsException:
+    return problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "2"})
+
+
+def _message(record: Record) -> Message:
+    key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
+    return Message(record.topic, record.partition, record.offset, record.timestamp, key, decode(record.value or b""))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-PLACE = re.compile(r"(\d{1,9})-(\d{1,18})")
+PLACE = re.compile(r"([0-9]{1,9})-([0-9]{1,18})")
 
 
 def write_offsets(offsets: Mapping[int, int]) -> str:

@@ -1,12 +1,12 @@
 """Going back through a topic for the newest records that are wanted: what to read next, and when it is enough.
 
-Partitions are merged by timestamp, each in the order of its offsets: a record that stands before one with an older
-timestamp counts as that old.
+Partitions are merged by timestamp, each in the order of its offsets: within one search a record counts as no newer than
+those that were read of its partition before.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from apps.consumer.window import Record
 MOST_SCANNED = 100_000
 """Records that a search looks at, give or take a piece, before it returns what it has."""
 MOST_BYTES = 16 * 1024 * 1024
-"""Bytes of keys and values that a search holds."""
+"""Bytes of keys and values that a search holds, but for one record of each partition."""
 FEWEST, MOST = 100, 5_000
 """Records of a piece, which is what is read of a partition at a time: twice as many each time, as long as they fit."""
 
@@ -90,7 +90,7 @@ class Search:
 
     def __init__(self, bottom: Mapping[int, int], before: Mapping[int, int], wanted: Wanted, limit: int) -> None:
         self._columns = {partition: _Column(bottom[partition], offset) for partition, offset in before.items()}
-        self._share = MOST_BYTES // max(1, len(before))
+        self._share = MOST_BYTES // (2 * max(1, len(before)))
         self._wanted = wanted
         self._limit = limit
         self._size = max(limit, FEWEST)
@@ -109,7 +109,7 @@ class Search:
         size, self._size = self._size, min(2 * self._size, MOST)
         return {partition: column.begin(size) for partition, column in next_ones.items()}
 
-    def take(self, records: list[Record]) -> None:
+    def take(self, records: Sequence[Record]) -> None:
         """Take records of one partition, in order."""
         self._columns[records[0].partition].take(records, self._share)
 
@@ -147,7 +147,7 @@ class Search:
 
     def _is_full(self) -> bool:
         found = (record for column in self._columns.values() for _, record in column.found)
-        return sum(map(size_of, found)) >= MOST_BYTES
+        return sum(map(size_of, found)) >= MOST_BYTES // 2  # the other half is for the pieces being read
 
 
 def size_of(record: Record) -> int:

@@ -36,7 +36,7 @@ class Cursor(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Cursor":
         """Read what `str` made of a cursor. Raises `ValueError` for anything else."""
-        if not (found := re.fullmatch(r"(-?\d{1,19})-(\d{1,10})-(\d{1,19})", text)):
+        if not (found := re.fullmatch(r"(-?[0-9]{1,19})-([0-9]{1,10})-([0-9]{1,19})", text)):
             raise ValueError(f"not a cursor: {text[:60]!r}")
         return cls(*map(int, found.groups()))
 

@@ -1,0 +1,142 @@
+from collections.abc import Iterable, Mapping, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import Stored
+
+from apps.consumer import search
+from apps.consumer.offsets import read_offsets, write_offsets
+from apps.consumer.search import Newest, Search, Wanted
+from apps.consumer.window import Record
+
+Topic = Mapping[int, Sequence[Stored]]
+topics = st.dictionaries(
+    st.integers(0, 4),
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40), st.booleans()), max_size=30),
+    max_size=4,
+).map(lambda drawn: {partition: list(stored(partition, rows)) for partition, rows in drawn.items()})
+"""Partitions with holes between their offsets, and timestamps that do not always grow."""
+
+
+def stored(partition: int, rows: Iterable[tuple[int, int, bool]]) -> Iterable[Stored]:
+    offset = 0
+    for step, timestamp, is_wanted in rows:
+        offset += step
+        yield Stored(partition, offset, timestamp, key=b"wanted" if is_wanted else b"other", value=b"value")
+
+
+def is_in_order(records: Sequence[Record]) -> bool:
+    times = [record.timestamp for record in records]
+    return times == sorted(times)
+
+
+def is_wanted(record: Record) -> bool:
+    return record.key == b"wanted"
+
+
+def everything(_: Record) -> bool:
+    return True
+
+
+def end_of(topic: Topic) -> dict[int, int]:
+    return {partition: max((r.offset for r in records), default=-1) + 1 for partition, records in topic.items()}
+
+
+def run(topic: Topic, before: Mapping[int, int], wanted: Wanted, limit: int) -> Newest:
+    looking = Search(dict.fromkeys(before, 0), before, wanted, limit)
+    while pieces := looking.pieces():
+        for partition, (start, stop) in pieces.items():
+            if records := [record for record in topic[partition] if start <= record.offset < stop]:
+                looking.take(records)
+        looking.settle()
+    return looking.newest()
+
+
+def pages(topic: Topic, wanted: Wanted, limit: int) -> list[Newest]:
+    found = [run(topic, end_of(topic), wanted, limit)]
+    while (before := found[-1].before) is not None:
+        assert len(found) < 500, "the search does not come to its end"
+        found.append(run(topic, before, wanted, limit))
+    return found
+
+
+def places(records: Iterable[Record]) -> list[tuple[int, int]]:
+    return [(record.partition, record.offset) for record in records]
+
+
+def assert_complete(found: Sequence[Record], topic: Topic, wanted: Wanted) -> None:
+    """All that is wanted came once, and each partition in order."""
+    assert sorted(places(found)) == sorted(places(r for records in topic.values() for r in records if wanted(r)))
+    for partition in topic:
+        offsets = [offset for number, offset in places(found) if number == partition]
+        assert offsets == sorted(offsets, reverse=True)
+
+
+@given(topics, st.sampled_from([is_wanted, everything]), st.integers(1, 7))
+def test_page_by_page_every_wanted_record_comes_once_and_the_newest_first(
+    topic: Topic, wanted: Wanted, limit: int
+) -> None:
+    found = [record for page in pages(topic, wanted, limit) for record in page.records]
+    assert_complete(found, topic, wanted)
+    if all(is_in_order(records) for records in topic.values()):
+        times = [record.timestamp for record in found]
+        assert times == sorted(times, reverse=True)
+
+
+@given(topics, st.integers(1, 3), st.integers(1, 5))
+def test_however_little_is_read_at_a_time_nothing_is_passed_over_or_comes_twice(
+    topic: Topic, piece: int, most_scanned: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "FEWEST", piece)
+        patch.setattr(search, "MOST", piece)
+        patch.setattr(search, "MOST_SCANNED", most_scanned)
+        found = [record for page in pages(topic, is_wanted, 1) for record in page.records]
+    assert_complete(found, topic, is_wanted)
+
+
+@given(topics, st.integers(2, 40))
+def test_however_large_records_are_nothing_is_passed_over_or_comes_twice(topic: Topic, most_bytes: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "MOST_BYTES", most_bytes)
+        found = [record for page in pages(topic, everything, 5) for record in page.records]
+    assert_complete(found, topic, everything)
+
+
+def test_a_search_in_vain_stops_after_so_many_records_and_says_how_far_it_came() -> None:
+    topic = {0: [Stored(0, offset, timestamp=offset) for offset in range(150_000)]}
+    found = run(topic, end_of(topic), is_wanted, 10)
+    assert found.records == []
+    assert found.before is not None
+    assert 100_000 <= found.scanned < 110_000
+    assert found.reached == found.before[0] == 150_000 - found.scanned
+
+
+def test_what_is_held_of_large_records_is_bounded() -> None:
+    topic = {number: [Stored(number, offset, value=bytes(2**20)) for offset in range(60)] for number in range(4)}
+    found = run(topic, end_of(topic), everything, 1_000)
+    assert sum(map(search.size_of, found.records)) <= search.MOST_BYTES + 4 * 2**20
+    assert found.records
+    assert found.before is not None
+
+
+def test_a_partition_that_hardly_gets_records_is_not_read_to_its_start() -> None:
+    busy = [Stored(0, offset, timestamp=1_000_000 + offset) for offset in range(50_000)]
+    quiet = [Stored(1, offset, timestamp=offset) for offset in range(50_000)]
+    found = run({0: busy, 1: quiet}, {0: 50_000, 1: 50_000}, everything, 1_000)
+    assert places(found.records) == [(0, offset) for offset in range(49_999, 48_999, -1)]
+    assert found.scanned <= 4_000
+
+
+@given(st.dictionaries(st.integers(0, 10**9 - 1), st.integers(0, 10**18 - 1)))
+def test_offsets_come_back_from_text_as_they_went(offsets: dict[int, int]) -> None:
+    assert read_offsets(write_offsets(offsets)) == offsets
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "1-", "-1", "a-1", "1-1_", "1-1__2-2", "1-1_1-2", "1-1 ", "1-1\n", "٣-1", "1-" + "9" * 19]
+)
+def test_other_text_is_no_place_in_a_topic(text: str) -> None:
+    with pytest.raises(ValueError, match="not a cursor"):
+        read_offsets(text)

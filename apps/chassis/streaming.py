@@ -6,6 +6,7 @@ from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Any
 
+from anyio import create_task_group
 from litestar.response import Response
 from litestar.response.base import ASGIResponse
 from litestar.response.streaming import ASGIStreamingResponse
@@ -43,7 +44,14 @@ class Streamed(Response[Any]):
 
 
 class _SendingInTime(ASGIStreamingResponse):
-    """Ends the call when the caller does not read for 30 s."""
+    """Ends the call when the caller has gone, or does not read for 30 s."""
+
+    async def send_body(self, send: Send, receive: Receive) -> None:
+        """Send the pieces. Litestar's own class would listen on after the last of a call that was broken off."""
+        async with create_task_group() as together:
+            together.start_soon(self._listen_for_disconnect, together.cancel_scope, receive)
+            await self._stream(send)
+            together.cancel_scope.cancel()
 
     async def _stream(self, send: Send) -> None:
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - an ASGI event

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
 import httpx
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from contracts.person import Person, encode
@@ -179,6 +179,7 @@ class Pipeline:
     bootstrap_servers: str
     logs: Path
     name: str = field(default_factory=lambda: f"test-{uuid4().hex[:12]}")
+    clock: int = 0
 
     def __enter__(self) -> Self:
         return self
@@ -242,19 +243,49 @@ class Pipeline:
 
     def write(self, records: Sequence[Raw], partition: int = 0) -> list[Record]:
         """Write records as they are, in order, and return how they stand on the topic."""
+        return self.write_to([(raw, partition) for raw in records])
+
+    def write_to(self, records: Sequence[tuple[Raw, int]]) -> list[Record]:
+        """Write records to partitions, in order, each with a timestamp of its own."""
 
         async def write() -> list[Record]:
             written = []
             async with AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, max_request_size=2**21) as producer:
-                for raw in records:  # each a batch of its own: `send` refuses a record with neither key nor value
+                for raw, partition in records:  # each a batch: `send` refuses a record with neither key nor value
                     batch = producer.create_batch()
-                    now = time.time_ns() // 1_000_000
-                    batch.append(timestamp=now, key=raw.key, value=raw.value, headers=list(raw.headers))
+                    self.clock = max(self.clock + 1, time.time_ns() // 1_000_000)
+                    batch.append(timestamp=self.clock, key=raw.key, value=raw.value, headers=list(raw.headers))
                     at = await (await producer.send_batch(batch, self.topic, partition=partition))
-                    written.append(Record(partition, at.offset, now, raw.key, raw.value, raw.headers))
+                    written.append(Record(partition, at.offset, self.clock, raw.key, raw.value, raw.headers))
             return written
 
         return asyncio.run(write())
+
+    def fill(self, count: int, partition: int = 0) -> None:
+        """Write so many people to a partition, quickly."""
+        value = value_of(person("one of many"))
+
+        async def fill() -> None:
+            async with AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, max_batch_size=2**20) as producer:
+                left = count
+                while left:
+                    batch = producer.create_batch()
+                    while left and batch.append(timestamp=None, key=None, value=value):
+                        left -= 1
+                    await (await producer.send_batch(batch, self.topic, partition=partition))
+
+        asyncio.run(fill())
+
+    def delete_before(self, offsets: Mapping[int, int]) -> None:
+        """Delete the records before an offset in each partition, as retention does."""
+
+        async def delete() -> None:
+            async with self._admin() as admin:
+                await admin.delete_records(
+                    {TopicPartition(self.topic, p): RecordsToDelete(offset) for p, offset in offsets.items()}
+                )
+
+        asyncio.run(delete())
 
     def records(self, topic: str = "") -> list[Record]:
         """Return all records of a topic (of people by default), partition by partition, each in order."""

@@ -30,7 +30,10 @@ ENDPOINTS = {
     },
     "consumer": {
         ("GET", "/consumers/status"),
+        ("GET", "/consumers/group"),
         ("GET", "/consumers/messages"),
+        ("GET", "/consumers/messages/{partition}/{offset}"),
+        ("GET", "/consumers/messages/stream"),
         ("POST", "/consumers/stop"),
         ("POST", "/consumers/start"),
         ("POST", "/consumers/pause"),

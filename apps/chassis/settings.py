@@ -1,18 +1,49 @@
 """Settings: one Struct, read from the environment once, at the start of a process."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 Port = Annotated[int, Meta(ge=1, le=65_535)]
-TopicName = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}$")]
-Servers = Annotated[str, Meta(pattern=r"^\s*[^\s,:]+:\d{1,5}\s*(,\s*[^\s,:]+:\d{1,5}\s*)*$")]
+TopicName = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}$",
+        description="a topic's name (1 to 249 of letters, digits, dots, underscores and hyphens)",
+    ),
+]
+PLAIN_INTEGER = re.compile(r"[0-9]{1,18}")
+SERVER = r"\s*([^\s,:\[\]]+|\[[0-9a-fA-F:.]+\]):\d{1,5}\s*"
+Servers = Annotated[
+    str,
+    Meta(
+        pattern=f"^{SERVER}(,{SERVER})*$",
+        description="host:port, several with commas between them (an IPv6 address in brackets, like [::1]:9092)",
+    ),
+]
 
 
 class WrongSetting(ValueError):
     """An environment variable holds what it must not; the message is one line that names it."""
+
+
+def expected(kind: inspect.Type) -> str:
+    """Return what a setting must be, in words for an operator."""
+    match kind:
+        case inspect.Metadata(type=inner, extra_json_schema=extra):
+            return str((extra or {}).get("description") or expected(inner))
+        case inspect.IntType(ge=ge, le=le):
+            return f"a whole number from {ge} to {le}"
+        case inspect.LiteralType(values=values):
+            return "one of " + ", ".join(map(str, values))
+        case inspect.StrType(min_length=shortest, max_length=int(longest)):
+            return f"text of {shortest or 0} to {longest} characters"
+        case inspect.BoolType():
+            return "true or false"
+    return "text"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
@@ -50,12 +81,14 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         for name in Settings.__struct_encode_fields__
         if environment.get(name, "").strip()
     }
+    kinds = {field.encode_name: field.type for field in inspect.type_info(Settings).fields}  # type: ignore[attr-defined]  # of a Struct
     for name, value in given.items():
         try:
+            if isinstance(kinds[name], inspect.IntType) and not PLAIN_INTEGER.fullmatch(value):
+                raise msgspec.ValidationError  # noqa: TRY301 - else `1e4` would be 10,000
             msgspec.convert({name: value}, Settings, strict=False)
-        except msgspec.ValidationError as error:
-            reason = str(error).split(" - at ")[0]
-            raise WrongSetting(f"{name}: {reason}, not {value!r}") from None
+        except msgspec.ValidationError:
+            raise WrongSetting(f"{name}: expected {expected(kinds[name])}, not {value!r}") from None
     settings = msgspec.convert(given, Settings, strict=False)
     _check_ports_of_brokers(settings)
     if settings.people_topic == settings.dead_letter_topic:

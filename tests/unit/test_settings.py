@@ -1,4 +1,7 @@
+import socket
+
 import pytest
+from aiokafka.conn import get_ip_port_afi
 
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 
@@ -27,6 +30,10 @@ WRONG = [
     ("KAFKA_BOOTSTRAP_SERVERS", "a:9092,b:0"),
     ("KAFKA_BOOTSTRAP_SERVERS", "a:9092,b:65536"),
     ("KAFKA_BOOTSTRAP_SERVERS", "a:9092\nb:9092"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "::1:9092"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "[::1]"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "[::1:9092"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "[kafka]:9092"),
     ("PEOPLE_TOPIC", "people and others"),
     ("PEOPLE_TOPIC", "."),
     ("PEOPLE_TOPIC", ".."),
@@ -49,6 +56,10 @@ WRONG = [
     ("CONSUMER_PORT", "8001.5"),
     ("WINDOW_SIZE", "0"),
     ("WINDOW_SIZE", "many"),
+    ("WINDOW_SIZE", "1e4"),
+    ("WINDOW_SIZE", "10000.0"),
+    ("WINDOW_SIZE", "1_000"),
+    ("WINDOW_SIZE", "9" * 30),
     ("WINDOW_SIZE", "1000001"),
     ("LOG_LEVEL", "LOUD"),
     ("LOG_LEVEL", "info"),
@@ -76,6 +87,31 @@ def test_a_wrong_value_stops_the_start_with_one_line_that_names_its_variable(var
     assert "\n" not in line
     others = set(Settings.__struct_encode_fields__) - {variable, "PEOPLE_TOPIC"}
     assert not [name for name in others if name in line]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("PEOPLE_PARTITIONS", "x", "a whole number from 1 to 10000, not 'x'"),
+        ("WINDOW_SIZE", "1e4", "a whole number from 1 to 1000000, not '1e4'"),
+        ("LOG_LEVEL", "LOUD", "one of CRITICAL, DEBUG, ERROR, INFO, WARNING, not 'LOUD'"),
+        ("CONSUMER_GROUP_ID", "g" * 256, "text of 1 to 255 characters, not "),
+        ("PEOPLE_TOPIC", "a b", "a topic's name "),
+        ("KAFKA_BOOTSTRAP_SERVERS", "::1:9092", "host:port, several with commas"),
+    ],
+)
+def test_the_line_says_what_is_expected_in_plain_words(variable: str, value: str, expected: str) -> None:
+    with pytest.raises(WrongSetting) as stopped:
+        read_settings({variable: value})
+    assert str(stopped.value).startswith(f"{variable}: expected {expected}")
+
+
+@pytest.mark.parametrize("server", ["[::1]:9092", "[fe80::1]:9093", "[::ffff:10.0.0.1]:1"])
+def test_a_broker_at_an_ipv6_address_is_asked_as_the_client_understands_it(server: str) -> None:
+    settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": f"{server}, b.example:9092"})
+    assert settings.bootstrap_servers == [server, "b.example:9092"]
+    host, port, family = get_ip_port_afi(server)
+    assert (f"[{host}]:{port}", family) == (server, socket.AF_INET6)
 
 
 @pytest.mark.parametrize("variable", ["PEOPLE_TOPIC", "HOST", "CONSUMER_GROUP_ID"])

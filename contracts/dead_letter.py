@@ -6,8 +6,10 @@ read them too. Where the record came through the dead letters before, its older 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from struct import Struct as Packing
 from struct import error as StructError  # noqa: N812 - it is an exception
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,20 +28,59 @@ TRIES = "kafka_deliveryAttempt"
 ROUNDS = "dead-letter-rounds"
 """Says, behind the record's own headers, how often a record was sent back; with `TRIES` so far before it."""
 
-NAMES = (TOPIC, PARTITION, OFFSET, TIMESTAMP, GROUP, ERROR_TYPE, ERROR, TRIES)
 INT32 = Packing(">i")
 INT64 = Packing(">q")
+
+
+class Said(NamedTuple):
+    """A header that says what became of a record: its name, what it says, and how its number is packed.
+
+    Without a packing it is text, in UTF-8.
+    """
+
+    header: str
+    field: str
+    meaning: str
+    packing: Packing | None = None
+
+    def pack(self, value: str | int) -> Header:
+        """Return the header."""
+        packed = str(value).encode("utf-8", "backslashreplace") if self.packing is None else self.packing.pack(value)
+        return self.header, packed
+
+    def unpack(self, content: bytes | None) -> str | int:
+        """Return what the header says. Raises `ValueError` (`struct.error` for a number) when it is not that."""
+        if self.packing is None:
+            return (content or b"").decode()
+        return int(self.packing.unpack(content or b"")[0])
+
+
+SAID_TRIES = Said(TRIES, "tries", "How often it was tried to consume it, from 1.", INT32)
+SAID = (
+    Said(TOPIC, "topic", "The topic that the record stood in."),
+    Said(PARTITION, "partition", "The partition that it stood in.", INT32),
+    Said(OFFSET, "offset", "Its offset there.", INT64),
+    Said(TIMESTAMP, "timestamp", "Its own timestamp, in milliseconds since 1970 UTC.", INT64),
+    Said(GROUP, "group", "The group that could not consume it."),
+    Said(ERROR_TYPE, "error_type", "The Python class of the error, with its module."),
+    Said(ERROR, "error", "The error's message."),
+    SAID_TRIES,
+)
+"""The headers behind the record's own, in their order, each with the field of `DeadLetter` that it holds."""
+NAMES = tuple(said.header for said in SAID)
+
+SAID_OF_SENT_BACK = (
+    SAID_TRIES,
+    Said(ROUNDS, "rounds", "How often it was sent back.", INT32),
+)
+"""The headers behind the own ones of a record that was sent back: its tries so far, and how often it was sent back."""
 
 LONGEST_ERROR = 1_000
 """Characters of an error's message that are kept: it may quote the whole value."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A record that could not be consumed, where it came from and why.
-
-    `timestamp` is the record's own, in milliseconds since 1970 UTC. `tries` counts the attempts to consume it, from 1.
-    `error_type` is the Python class of the error with its module, `error` its message.
-    """
+    """A record that could not be consumed, where it came from and why; `SAID` tells what each of its fields is."""
 
     key: bytes | None
     value: bytes | None
@@ -55,31 +96,25 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
     def all_headers(self) -> list[Header]:
         """Return the record's own headers with those that say what became of it behind them."""
-        return [
-            *self.headers,
-            (TOPIC, self.topic.encode()),
-            (PARTITION, INT32.pack(self.partition)),
-            (OFFSET, INT64.pack(self.offset)),
-            (TIMESTAMP, INT64.pack(self.timestamp)),
-            (GROUP, self.group.encode()),
-            (ERROR_TYPE, self.error_type.encode()),
-            (ERROR, self.error.encode("utf-8", "backslashreplace")),
-            (TRIES, INT32.pack(self.tries)),
-        ]
+        return [*self.headers, *(said.pack(getattr(self, said.field)) for said in SAID)]
 
 
 def sent_back(letter: DeadLetter) -> list[Header]:
     """Return the headers of the record that is sent back: its own, its tries so far and how often it was sent back."""
     own, _, rounds = history(letter.headers)
-    return [*own, (TRIES, INT32.pack(letter.tries)), (ROUNDS, INT32.pack(rounds + 1))]
+    now = {"tries": letter.tries, "rounds": rounds + 1}
+    return [*own, *(said.pack(now[said.field]) for said in SAID_OF_SENT_BACK)]
 
 
 def history(headers: Headers) -> tuple[Headers, int, int]:
     """Return a record's own headers, its tries before now, and how often it was sent back from the dead letters."""
-    if [name for name, _ in headers[-2:]] == [TRIES, ROUNDS]:
-        (_, tries), (_, rounds) = headers[-2:]
-        if tries and rounds and len(tries) == len(rounds) == INT32.size:
-            return headers[:-2], INT32.unpack(tries)[0], INT32.unpack(rounds)[0]
+    said = headers[-len(SAID_OF_SENT_BACK) :]
+    if [name for name, _ in said] == [TRIES, ROUNDS]:
+        with suppress(StructError):
+            tries, rounds = (
+                int(one.unpack(content)) for one, (_, content) in zip(SAID_OF_SENT_BACK, said, strict=True)
+            )
+            return headers[: -len(SAID_OF_SENT_BACK)], tries, rounds
     return headers, 0, 0
 
 
@@ -100,20 +135,8 @@ def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter
     own, said = tuple(headers[: -len(NAMES)]), headers[-len(NAMES) :]
     if tuple(name for name, _ in said) != NAMES:
         raise ValueError("the record does not end with the headers of a dead letter")
-    topic, partition, offset, timestamp, group, error_type, error, tries = (content or b"" for _, content in said)
     try:
-        return DeadLetter(
-            key=key,
-            value=value,
-            headers=own,
-            topic=topic.decode(),
-            partition=INT32.unpack(partition)[0],
-            offset=INT64.unpack(offset)[0],
-            timestamp=INT64.unpack(timestamp)[0],
-            group=group.decode(),
-            error_type=error_type.decode(),
-            error=error.decode(),
-            tries=INT32.unpack(tries)[0],
-        )
+        told: dict[str, Any] = {one.field: one.unpack(content) for one, (_, content) in zip(SAID, said, strict=True)}
     except StructError as wrong:
         raise ValueError(f"a number in the headers of the dead letter is none: {wrong}") from None
+    return DeadLetter(key=key, value=value, headers=own, **told)

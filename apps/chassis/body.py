@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, TypeVar
 
 import msgspec
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody
 
-from apps.chassis.problems import Fault, problem
+from apps.chassis.problems import BAD_BODY, Fault, problem
 
 T = TypeVar("T")
 
@@ -20,9 +19,9 @@ def read_body(body: bytes, kind: type[T]) -> T:
     except msgspec.MsgspecError as error:
         detail, _, path = str(error).partition(" - at ")
         fault = Fault(path=path.strip("`") or "$", detail=detail)
-        raise problem(HTTPStatus.BAD_REQUEST, str(error), [fault]) from None
+        raise problem(BAD_BODY, str(error), [fault]) from None
     except RecursionError:
-        raise problem(HTTPStatus.BAD_REQUEST, "the body is nested too deeply") from None
+        raise problem(BAD_BODY, "the body is nested too deeply") from None
 
 
 def documents_body(examples: Mapping[str, tuple[Mapping[str, Any], Any]], *, required: bool) -> type[Operation]:

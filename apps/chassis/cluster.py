@@ -53,6 +53,16 @@ class Topic(msgspec.Struct, frozen=True):
         """How many replicas must have a record before it counts as written: all but one, and at least one."""
         return max(1, self.replication - 1)
 
+    @property
+    def configs(self) -> dict[str, str]:
+        """The configuration that it is created with."""
+        return {
+            "min.insync.replicas": str(self.min_insync_replicas),
+            "max.message.bytes": str(self.max_message_bytes),
+            **({"retention.ms": "-1"} if self.kept_for_ever else {}),
+            **({"cleanup.policy": "compact"} if self.compacted else {}),
+        }
+
 
 class Member(msgspec.Struct):
     """A member of a consumer group, and which partitions of a topic it has."""
@@ -222,15 +232,7 @@ class Cluster:
         return None
 
     async def _create(self, admin: AIOKafkaAdminClient, topic: Topic) -> None:
-        configs = {
-            "min.insync.replicas": str(topic.min_insync_replicas),
-            "max.message.bytes": str(topic.max_message_bytes),
-        }
-        if topic.kept_for_ever:
-            configs["retention.ms"] = "-1"
-        if topic.compacted:
-            configs["cleanup.policy"] = "compact"
-        new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=configs)
+        new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=topic.configs)
         answer = await admin.create_topics([new])
         for _, code, *message in answer.topic_errors:
             error = for_code(code)

@@ -1,42 +1,111 @@
-"""The OpenAPI page at `/schema`, with no internet: its files come from an installed package."""
+"""The pages that document a service, with no internet: their files come from installed packages.
 
-from collections.abc import Sequence
+`/schema` shows what the service answers over HTTP (OpenAPI), `/asyncapi` what it writes to Kafka and reads from it.
+"""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from html import escape
 from importlib.util import find_spec
-from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from litestar import Router, get
+import msgspec
+from litestar import MediaType, Router, get
+from litestar.connection import Request
+from litestar.datastructures import ResponseHeader
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.response import Redirect
 from litestar.static_files import create_static_files_router
 
 from apps.chassis.health import VERSION
 
-ASSETS = "/schema-ui"
+OPENAPI_FILES, ASYNCAPI_FILES = "/schema-ui", "/asyncapi-ui"
+START_SWAGGER = """
+SwaggerUIBundle({
+  url: "/schema/openapi.json",
+  dom_id: "#swagger-ui",
+  presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
+  deepLinking: true,
+  showCommonExtensions: true,
+});
+"""
+OTHER_ANSWERS = (
+    "\n\nAnything that goes wrong is answered by a problem (RFC 9457) whose `type` leads to what it means; 404 for a "
+    "path that is not listed here, 405 for another method, with `Allow`."
+)
+
+
+def _policy(*scripts: str) -> str:
+    """Return a Content-Security-Policy: nothing from elsewhere, and no scripts but files of ours and `scripts`."""
+    return "; ".join(
+        [
+            "default-src 'none'",
+            " ".join(["script-src 'self'", *scripts]),
+            "style-src 'self' 'unsafe-inline'",  # both pages style what they draw
+            "img-src 'self' data:",
+            "font-src 'self' data:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
+
+
+def _headers(policy: str) -> list[ResponseHeader]:
+    return [
+        ResponseHeader(name="content-security-policy", value=policy),
+        ResponseHeader(name="x-content-type-options", value="nosniff"),
+    ]
+
+
+def _page(title: str, styles: Sequence[str], body: str) -> bytes:
+    links = "".join(f'<link rel="stylesheet" href="{escape(style)}">' for style in styles)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,">{links}</head><body>{body}</body></html>'
+    ).encode()
+
+
+class SwaggerPage(OpenAPIRenderPlugin):
+    """Swagger UI; Litestar's own page has the document in a script within it, which no strict policy can allow."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: Mapping[str, Any]) -> bytes:  # noqa: ARG002 - Litestar's signature
+        """Return the page, which fetches the document."""
+        scripts = "".join(f'<script src="{OPENAPI_FILES}/swagger_{name}.js"></script>' for name in ("bundle", "preset"))
+        return _page(
+            str(openapi_schema["info"]["title"]),
+            [f"{OPENAPI_FILES}/swagger_style.css"],
+            f'<div id="swagger-ui"></div>{scripts}<script>{START_SWAGGER}</script>',
+        )
 
 
 def openapi_config(title: str, description: str) -> OpenAPIConfig:
     """Return the configuration of the page at `/schema` and the document at `/schema/openapi.json`."""
-    swagger = SwaggerRenderPlugin(
-        path="/",
-        js_url=f"{ASSETS}/swagger_bundle.js",
-        standalone_preset_js_url=f"{ASSETS}/swagger_preset.js",
-        css_url=f"{ASSETS}/swagger_style.css",
-        favicon='<link rel="icon" href="data:,">',
+    start = b64encode(sha256(START_SWAGGER.encode()).digest()).decode()
+    router = Router(
+        "/schema",
+        route_handlers=[],
+        include_in_schema=False,
+        response_headers=_headers(_policy(f"'sha256-{start}'")),
     )
     return OpenAPIConfig(
-        title=title, version=VERSION, description=description, path="/schema", render_plugins=[swagger]
+        title=title,
+        version=VERSION,
+        description=description + OTHER_ANSWERS,
+        openapi_router=router,
+        render_plugins=[SwaggerPage(path="/"), JsonRenderPlugin()],
     )
 
 
-def document_routes() -> Sequence[BaseRouteHandler | Router]:
-    """Return the routes of the page's files and of `/docs`, which leads to it."""
-    found = find_spec("offapi")  # importing it would read 9 MB of templates into memory
-    assert found is not None  # noqa: S101 - a dependency of this project
-    folders: list[Path | PathLike[str] | str] = [Path(folder) for folder in found.submodule_search_locations or ()]
-    return home, docs, create_static_files_router(ASSETS, folders, include_in_schema=False)
+def document_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | Router]:
+    """Return the routes of both pages' files, of `/docs`, which leads to `/schema`, and of the AsyncAPI document."""
+    return home, docs, _files_of("offapi", OPENAPI_FILES), *_asyncapi_routes(asyncapi)
 
 
 @get("/", include_in_schema=False, sync_to_thread=False)
@@ -49,3 +118,54 @@ def home() -> Redirect:
 def docs() -> Redirect:
     """Lead to the page under the name by which others know it."""
     return Redirect("/schema")
+
+
+def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | Router]:
+    document = msgspec.json.encode(asyncapi)
+    page = _asyncapi_page(str(asyncapi["info"]["title"]))
+
+    @get("/asyncapi.json", media_type=MediaType.JSON, include_in_schema=False, sync_to_thread=False)
+    def asyncapi_document() -> bytes:
+        return document
+
+    @get(
+        "/asyncapi",
+        media_type=MediaType.HTML,
+        include_in_schema=False,
+        sync_to_thread=False,
+        # AsyncAPI's parser, which the page draws from, compiles the JSON schemas that it checks the document with
+        response_headers=_headers(_policy("'unsafe-eval'")),
+    )
+    def asyncapi_page() -> bytes:
+        return page
+
+    return asyncapi_document, asyncapi_page, _files_of("litestar_asyncapi", ASYNCAPI_FILES, "assets")
+
+
+def _asyncapi_page(title: str) -> bytes:
+    """Return the page of AsyncAPI's own React component; what it consists of stands in its package's manifest."""
+    manifest = msgspec.json.decode((_folder_of("litestar_asyncapi") / "assets/ui/manifest.json").read_bytes())
+    (entry,) = [piece for piece in manifest.values() if piece.get("isEntry") and piece["name"] == "react"]
+    started_with = {
+        "schemaUrl": "/asyncapi.json",
+        "entryUrl": f"{ASYNCAPI_FILES}/ui/{entry['file']}",
+        "options": {"show": {"errors": True, "sidebar": True}},
+    }
+    return _page(
+        title,
+        [f"{ASYNCAPI_FILES}/ui/{style}" for style in entry["css"]],
+        '<p id="asyncapi-status" role="status"></p><div id="asyncapi"></div>'
+        f'<script id="asyncapi-config" type="application/json">{msgspec.json.encode(started_with).decode()}</script>'
+        f'<script src="{ASYNCAPI_FILES}/bootstrap.js" defer></script>',
+    )
+
+
+def _files_of(package: str, path: str, folder: str = "") -> Router:
+    return create_static_files_router(path, [_folder_of(package) / folder], include_in_schema=False)
+
+
+def _folder_of(package: str) -> Path:
+    found = find_spec(package)  # importing them costs time, and offapi 9 MB of templates in memory
+    assert found is not None  # noqa: S101 - a dependency of this project
+    assert found.origin is not None  # noqa: S101 - it has a file
+    return Path(found.origin).parent

@@ -11,6 +11,8 @@ from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.response import Response
 
+from apps.chassis.problems import documented
+
 VERSION = version("people-over-kafka")
 
 
@@ -36,14 +38,17 @@ def health_routes(service: str, examine: Callable[[], Awaitable[tuple[bool, str,
     @get(
         "/health-check",
         summary="Can the service do its job?",
-        responses={503: ResponseSpec(Health, generate_examples=False, description="It cannot; `detail` says why")},
+        responses={
+            **documented(),
+            503: ResponseSpec(Health, generate_examples=False, description="It cannot; `detail` says why"),
+        },
     )
     async def health_check() -> Response[Health]:
         fit, kafka, detail = await examine()
         health = Health("ok" if fit else "unavailable", service, VERSION, kafka, detail)
         return Response(health, status_code=HTTPStatus.OK if fit else HTTPStatus.SERVICE_UNAVAILABLE)
 
-    @get("/livez", summary="Does the process answer?", sync_to_thread=False)
+    @get("/livez", summary="Does the process answer?", responses=documented(), sync_to_thread=False)
     def livez() -> Alive:
         return Alive()
 

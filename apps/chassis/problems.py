@@ -3,18 +3,29 @@
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from aiokafka.errors import KafkaTimeoutError, RequestTimedOutError
+from litestar import get
 from litestar.connection import Request
 from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Example
+from litestar.params import Parameter
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
 from litestar.response import Response
+
+from apps.chassis.logs import one_line
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+PATH = "/problems"
+ANY_ERROR = "an error of this service; its log says more"
+RETRY_AFTER = "2"
+"""Seconds after which a caller may try again."""
 
 
 class Fault(msgspec.Struct, omit_defaults=True):
@@ -26,7 +37,11 @@ class Fault(msgspec.Struct, omit_defaults=True):
 
 
 class Problem(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What every error answers (RFC 9457): `type` is `about:blank`, `title` the status in words."""
+    """What every error answers (RFC 9457).
+
+    `type` leads to what is to be known about such problems; `about:blank` where the status says it all. `detail` tells
+    what it was this time.
+    """
 
     type: str
     title: str
@@ -35,32 +50,172 @@ class Problem(msgspec.Struct, omit_defaults=True, kw_only=True):
     errors: list[Fault] = []
 
 
+class Kind(msgspec.Struct, frozen=True):
+    """A type of problem: by its name, the status and the title of each, what it means, and a detail as an example."""
+
+    name: str
+    status: HTTPStatus
+    title: str
+    meaning: str
+    detail: str
+
+    @property
+    def type(self) -> str:
+        """The `type` of such a problem: a reference that this service answers itself."""
+        return f"{PATH}/{self.name}"
+
+
+BAD_PARAMETER = Kind(
+    "bad-parameter",
+    HTTPStatus.BAD_REQUEST,
+    "A parameter is wrong",
+    "A query parameter is unknown, given twice, or not what it must be; `errors` names each. Nothing was done.",
+    "limit: a whole number in digits is expected, not 'ten'",
+)
+BAD_BODY = Kind(
+    "bad-body",
+    HTTPStatus.BAD_REQUEST,
+    "The body is wrong",
+    "The body is not the JSON that the call takes; `errors` names the path in it. Nothing was done.",
+    "Expected `int` <= 150 - at `$.age`",
+)
+NOT_NOW = Kind(
+    "not-now",
+    HTTPStatus.CONFLICT,
+    "Not in this state",
+    "The call is right, but not in the state in which this copy of the service is; nothing was done. Try again later, "
+    "or ask another copy.",
+    "this copy holds none of the partitions asked for",
+)
+DONE_BEFORE = Kind(
+    "done-before",
+    HTTPStatus.CONFLICT,
+    "It was done before",
+    "What may be done only once was done by an earlier call; nothing was done by this one.",
+    "dead letter 0/12 was sent back before",
+)
+OUT_OF_REACH = Kind(
+    "out-of-reach",
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "Kafka is out of reach",
+    "Kafka cannot be reached or did not answer in time; the service goes on trying. Nothing was written unless the "
+    "answer's `receipts` say so. Try again after `Retry-After`.",
+    "Kafka did not answer in time",
+)
+BUSY = Kind(
+    "busy",
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "Too much is in flight",
+    "This copy of the service has as much under way as it takes at a time; nothing was done. Try again after "
+    "`Retry-After`, or ask another copy.",
+    "50331648 bytes are waiting for their acknowledgement",
+)
+NOT_ACKNOWLEDGED = Kind(
+    "not-acknowledged",
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "No record was acknowledged",
+    "Records were tried, and none was acknowledged. `receipts` has one for each: an `outcome` of `not_written` is safe "
+    "to send again, one that is `unknown` may have been written.",
+    "none of 10 records was acknowledged: not acknowledged within 8 s",
+)
+
+KINDS = (BAD_PARAMETER, BAD_BODY, NOT_NOW, DONE_BEFORE, OUT_OF_REACH, BUSY, NOT_ACKNOWLEDGED)
+
+
 def problem(
-    status: HTTPStatus,
+    what: Kind | HTTPStatus,
     detail: str,
     errors: Sequence[Fault] = (),
     *,
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, object] | None = None,
 ) -> ProblemDetailsException:
-    """Return an error to raise; `members` are added to the answer's object (RFC 9457, section 3.2)."""
+    """Return an error to raise; `members` are added to the answer's object (RFC 9457, section 3.2).
+
+    `what` is a status where that says all: the type is `about:blank` then.
+    """
     extra = {**(members or {}), **({"errors": list(errors)} if errors else {})}
+    status = what.status if isinstance(what, Kind) else what
     return ProblemDetailsException(
         detail=detail,
         status_code=status.value,
         headers=dict(headers) if headers else None,
         extra=extra,
-        type_="about:blank",
-        title=status.phrase,
+        type_=what.type if isinstance(what, Kind) else "about:blank",
+        title=what.title if isinstance(what, Kind) else status.phrase,
     )
 
 
-def documented(*statuses: HTTPStatus) -> dict[int, ResponseSpec]:
-    """Return how a route's errors stand in its OpenAPI document."""
+def out_of_reach(error: BaseException) -> ProblemDetailsException:
+    """Return an error to raise when Kafka cannot be asked."""
+    if isinstance(error, TimeoutError | KafkaTimeoutError | RequestTimedOutError):
+        detail = "Kafka did not answer in time"
+    else:
+        detail = f"Kafka is out of reach: {one_line(error)}"
+    return problem(OUT_OF_REACH, detail, headers={"Retry-After": RETRY_AFTER})
+
+
+def documented(*what: Kind | HTTPStatus) -> dict[int, ResponseSpec]:
+    """Return how a route's errors stand in its OpenAPI document, with those that every route may answer."""
+    by_status: dict[HTTPStatus, list[Kind | HTTPStatus]] = {}
+    for one in dict.fromkeys((BAD_PARAMETER, *what, HTTPStatus.INTERNAL_SERVER_ERROR)):
+        by_status.setdefault(one.status if isinstance(one, Kind) else one, []).append(one)
     return {
-        status.value: ResponseSpec(Problem, generate_examples=False, description=status.phrase, media_type=MEDIA_TYPE)
-        for status in statuses
+        status.value: ResponseSpec(
+            Problem,
+            generate_examples=False,
+            description=". ".join(one.title if isinstance(one, Kind) else one.phrase for one in those),
+            media_type=MEDIA_TYPE,
+            examples=[_example(one) for one in those],
+        )
+        for status, those in by_status.items()
     }
+
+
+def _example(what: Kind | HTTPStatus) -> Example:
+    if isinstance(what, Kind):
+        value = Problem(type=what.type, title=what.title, status=what.status.value, detail=what.detail)
+        return Example(summary=what.meaning, value=msgspec.to_builtins(value))
+    detail = ANY_ERROR if what == HTTPStatus.INTERNAL_SERVER_ERROR else what.description
+    value = Problem(type="about:blank", title=what.phrase, status=what.value, detail=detail)
+    return Example(summary=what.phrase, value=msgspec.to_builtins(value))
+
+
+class Meaning(msgspec.Struct):
+    """What is to be known about a type of problem."""
+
+    type: str
+    status: int
+    title: str
+    meaning: str
+
+
+@get(
+    PATH + "/{name:str}",
+    summary="What a type of problem means",
+    responses=documented(HTTPStatus.NOT_FOUND),
+    sync_to_thread=False,
+)
+def meaning_of(
+    name: Annotated[
+        str,
+        Parameter(
+            description="The last part of a problem's `type`: " + ", ".join(kind.name for kind in KINDS) + ".",
+            examples=[Example(value=kind.name) for kind in KINDS],
+        ),
+    ],
+) -> Meaning:
+    """Answer what the `type` of a problem leads to."""
+    for kind in KINDS:
+        if kind.name == name:
+            return Meaning(kind.type, kind.status.value, kind.title, kind.meaning)
+    known = ", ".join(kind.name for kind in KINDS)
+    raise problem(HTTPStatus.NOT_FOUND, f"there is no such type of problem; there are: {known}")
+
+
+def problem_routes() -> Sequence[BaseRouteHandler]:
+    """Return the routes that the types of problems lead to."""
+    return (meaning_of,)
 
 
 def _from_http_exception(error: HTTPException) -> ProblemDetailsException:
@@ -70,8 +225,9 @@ def _from_http_exception(error: HTTPException) -> ProblemDetailsException:
         for entry in (error.extra if isinstance(error.extra, list) else [])
         if isinstance(entry, dict) and "message" in entry
     ]
-    if faults:
-        return problem(status, "; ".join(f"{f.parameter}: {f.detail}" for f in faults), faults, headers=error.headers)
+    if faults:  # of parameters: bodies are read by the routes themselves
+        detail = "; ".join(f"{f.parameter}: {f.detail}" for f in faults)
+        return problem(BAD_PARAMETER, detail, faults, headers=error.headers)
     return problem(status, error.detail or status.phrase, headers=error.headers)
 
 
@@ -82,7 +238,7 @@ def _from_undecodable(_: UnicodeDecodeError) -> ProblemDetailsException:
 def _from_anything_else(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Answer 500 and tell the log alone what happened."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an error of this service; its log says more").to_response(request)
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, ANY_ERROR).to_response(request)
 
 
 plugin = ProblemDetailsPlugin(

@@ -1,15 +1,18 @@
 """Query parameters, read strictly: what Litestar would convert, drop or overlook is an error here."""
 
 import re
-from http import HTTPStatus
+from collections.abc import Sequence
 from typing import Any
 
 from litestar.connection import Request
 from litestar.params import HeaderParameter, ParameterKwarg, PathParameter
+from litestar.typing import FieldDefinition
 
-from apps.chassis.problems import Fault, problem
+from apps.chassis.problems import BAD_PARAMETER, Fault, problem
 
-PLAIN_INTEGER = re.compile(r"[0-9]{1,18}")
+PLAIN_INTEGER = re.compile(r"0|[1-9][0-9]*")
+MOST_DIGITS = 18
+"""Digits of an integer: one that has more is larger than anything that may be asked for."""
 
 
 async def check_query(request: Request[Any, Any, Any]) -> None:
@@ -19,23 +22,33 @@ async def check_query(request: Request[Any, Any, Any]) -> None:
     of two values, and ignores a parameter whose name is misspelt.
     """
     expected = {
-        field.kwarg_definition.name or name: field.annotation
+        field.kwarg_definition.name or name: field
         for name, field in request.route_handler.parsed_fn_signature.parameters.items()
         if isinstance(field.kwarg_definition, ParameterKwarg)
         and not isinstance(field.kwarg_definition, HeaderParameter | PathParameter)
     }
     faults = []
     for name in request.query_params:
-        values = request.query_params.getall(name)
         if name not in expected:
             known = ", ".join(sorted(expected)) or "none"
             faults.append(Fault(parameter=name, detail=f"no such parameter; this call knows: {known}"))
-        elif len(values) > 1:
-            faults.append(Fault(parameter=name, detail=f"given {len(values)} times"))
-        elif int in (expected[name], *getattr(expected[name], "__args__", ())) and not PLAIN_INTEGER.fullmatch(
-            values[0]
-        ):
-            faults.append(Fault(parameter=name, detail=f"a whole number in digits is expected, not {values[0][:40]!r}"))
+        elif wrong := _what_is_wrong(expected[name], request.query_params.getall(name)):
+            faults.append(Fault(parameter=name, detail=wrong))
     if faults:
         detail = "; ".join(f"{fault.parameter}: {fault.detail}" for fault in faults)
-        raise problem(HTTPStatus.BAD_REQUEST, detail, faults)
+        raise problem(BAD_PARAMETER, detail, faults)
+
+
+def _what_is_wrong(field: FieldDefinition, values: Sequence[str]) -> str | None:
+    """Return what is wrong with a parameter that there is, as far as Litestar would not see it."""
+    if len(values) > 1:
+        return f"given {len(values)} times"
+    if int not in (field.annotation, *getattr(field.annotation, "__args__", ())):
+        return None
+    (value,) = values
+    if not PLAIN_INTEGER.fullmatch(value):
+        return f"a whole number in digits is expected, not {value[:40]!r}"
+    if len(value) > MOST_DIGITS:
+        most = getattr(field.kwarg_definition, "le", None)
+        return f"a number of {len(value)} digits is too large" + ("" if most is None else f"; at most {most:g}")
+    return None

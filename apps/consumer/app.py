@@ -11,15 +11,18 @@ from aiokafka import TopicPartition
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
 
+from apps.chassis.asyncapi import Operation, asyncapi_document
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster, Topic
 from apps.chassis.connection import Connection
 from apps.chassis.documents import document_routes, openapi_config
+from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
-from apps.chassis.problems import handlers, plugin
+from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
 from apps.chassis.settings import Settings
+from apps.chassis.topics import dead_letter_topic, people_topic
 from apps.consumer.attempts import Handle
 from apps.consumer.control import Control
 from apps.consumer.dead_letter_routes import dead_letter_routes
@@ -37,8 +40,7 @@ from apps.consumer.tail import Tail
 from apps.consumer.window import Window
 
 SERVICE = "consumer"
-LARGEST_DEAD_LETTER = 16 * 1024 * 1024
-"""Bytes: whatever the topic of people takes must fit, with the headers of a dead letter."""
+DESCRIPTION = "Reads people from a Kafka topic and shows the newest."
 GRACE = 5.0
 """Seconds that a stop waits for the batch in hand."""
 
@@ -52,14 +54,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
     os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
     topic, group = settings.people_topic, settings.consumer_group_id
     options = client_options(settings, SERVICE)
-    people = Topic(topic, settings.people_partitions, settings.people_replication)
-    dead = Topic(
-        settings.dead_letter_topic,
-        settings.people_partitions,
-        settings.people_replication,
-        max_message_bytes=LARGEST_DEAD_LETTER,
-        kept_for_ever=True,
-    )
+    people, dead = people_topic(settings), dead_letter_topic(settings)
     marks = Topic(marks_topic(dead.name), 1, settings.people_replication, kept_for_ever=True, compacted=True)
     cluster = Cluster(options, [people, dead, marks])
     background = Background()
@@ -92,6 +87,12 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
 
     connection = Connection(make_broker, cluster.ensure_topics)
     control = Control(connection, cluster, consumption, background)
+    operations = [
+        Operation("receive", "people", "Consumes people.", group),
+        Operation("send", "deadLetters", "Keeps what cannot be consumed, byte for byte, with what became of it."),
+        Operation("send", "people", "Sends dead letters back, when an operator says so, each once."),
+    ]
+    asyncapi = asyncapi_document("Consumer", DESCRIPTION, settings, SERVICE, operations)
 
     async def status() -> Status:
         state = await control.state()
@@ -140,18 +141,20 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
             background.start(tail.end_at(end), "end of the live tail")
             yield
 
-    return Litestar(
+    app = Litestar(
         [
             *consumer_routes(control, status, group_now),
             *message_routes(window, searched, tail, lambda: consumption.consumed),
             *dead_letter_routes(dead_reader, redriver, cluster.partitions),
             *health_routes(SERVICE, control.health),
-            *document_routes(),
+            *problem_routes(),
+            *document_routes(asyncapi),
         ],
         lifespan=[lifespan],
         before_request=check_query,
         exception_handlers=handlers,
         plugins=[plugin],
         logging_config=None,
-        openapi_config=openapi_config("Consumer", "Reads people from a Kafka topic and shows the newest."),
+        openapi_config=openapi_config("Consumer", DESCRIPTION),
     )
+    return answer_head(app)

@@ -12,8 +12,18 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
 
 from apps.chassis.body import documents_body, read_body, schema_of
-from apps.chassis.logs import one_line
-from apps.chassis.problems import Fault, documented, problem
+from apps.chassis.problems import (
+    BAD_BODY,
+    BAD_PARAMETER,
+    DONE_BEFORE,
+    NOT_NOW,
+    OUT_OF_REACH,
+    RETRY_AFTER,
+    Fault,
+    documented,
+    out_of_reach,
+    problem,
+)
 from apps.consumer.log_reader import LogReader
 from apps.consumer.offsets import read_offsets, write_offsets
 from apps.consumer.redrive import (
@@ -101,7 +111,7 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
     @get(
         "/consumers/dead-letters",
         summary="The newest dead letters",
-        responses=documented(HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE),
+        responses=documented(OUT_OF_REACH),
     )
     async def dead_letters(
         limit: Annotated[int, Parameter(ge=1, le=MOST, description="How many at most.")] = 10,
@@ -123,7 +133,7 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
             found = await reader.newest(start, wanted, limit)
             marks = await redriver.marks()
         except (KafkaError, OSError, TimeoutError) as error:
-            raise problem(HTTPStatus.SERVICE_UNAVAILABLE, one_line(error), headers={"Retry-After": "2"}) from None
+            raise out_of_reach(error) from None
         letters = [_show(record, marks.get(record.partition, [])) for record in found.records]
         return DeadLetters(letters, write_offsets(found.before) if found.before else None)
 
@@ -136,7 +146,12 @@ def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
         summary="Send dead letters back to their topic, each once",
         status_code=HTTPStatus.OK,
         responses=documented(
-            HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE
+            BAD_BODY,
+            HTTPStatus.NOT_FOUND,
+            DONE_BEFORE,
+            NOT_NOW,
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            OUT_OF_REACH,
         ),
         operation_class=documents_body({"application/json": (schema_of(Redrive), {"limit": 10})}, required=True),
     )
@@ -149,15 +164,15 @@ def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
                 done = await redriver.redrive_one(order.partition, order.offset)
             else:
                 fault = Fault(path="$", detail="give either `limit`, or `partition` and `offset`")
-                raise problem(HTTPStatus.BAD_REQUEST, fault.detail, [fault])
+                raise problem(BAD_BODY, fault.detail, [fault])
         except NoSuchLetter as error:
             raise problem(HTTPStatus.NOT_FOUND, str(error)) from None
         except SentBefore as error:
-            raise problem(HTTPStatus.CONFLICT, str(error)) from None
+            raise problem(DONE_BEFORE, str(error)) from None
         except Taken as error:
-            raise problem(HTTPStatus.CONFLICT, str(error), headers={"Retry-After": "2"}) from None
+            raise problem(NOT_NOW, str(error), headers={"Retry-After": RETRY_AFTER}) from None
         except (KafkaError, OSError, TimeoutError) as error:
-            raise problem(HTTPStatus.SERVICE_UNAVAILABLE, one_line(error), headers={"Retry-After": "2"}) from None
+            raise out_of_reach(error) from None
         return Redrives(len(done), done)
 
     return redrive
@@ -190,5 +205,5 @@ def _read_cursor(text: str, end: Mapping[int, int]) -> dict[int, int]:
     try:
         wanted = read_offsets(text)
     except ValueError as error:
-        raise problem(HTTPStatus.BAD_REQUEST, str(error), [Fault(parameter="before", detail=str(error))]) from None
+        raise problem(BAD_PARAMETER, str(error), [Fault(parameter="before", detail=str(error))]) from None
     return {partition: min(offset, end[partition]) for partition, offset in wanted.items() if partition in end}

@@ -11,12 +11,21 @@ from aiokafka.errors import KafkaError
 from litestar import get
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Example
 from litestar.params import HeaderParameter, Parameter, PathParameter, QueryParameter
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
 
-from apps.chassis.logs import one_line
-from apps.chassis.problems import Fault, documented, problem
+from apps.chassis.problems import (
+    BAD_PARAMETER,
+    BUSY,
+    OUT_OF_REACH,
+    RETRY_AFTER,
+    Fault,
+    documented,
+    out_of_reach,
+    problem,
+)
 from apps.chassis.streaming import Streamed
 from apps.consumer.log_reader import LogReader
 from apps.consumer.offsets import read_offsets, write_offsets
@@ -32,6 +41,7 @@ EVENTS = "text/event-stream"
 T = TypeVar("T")
 AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
+Total = Annotated[int, msgspec.Meta(description="People that this service has consumed since it started.")]
 Limit = Annotated[int, Parameter(ge=1, le=MOST_MESSAGES, description="How many at most.")]
 Key = Annotated[str | None, Parameter(description="Only records with this key (a person's id).")]
 Number = Annotated[int | None, Parameter(ge=0, description="Only records of this partition.")]
@@ -71,7 +81,7 @@ class Messages(msgspec.Struct):
     `total` counts what this service has consumed since it started.
     """
 
-    total: int
+    total: Total
     messages: list[Message]
     next: str | None
 
@@ -83,7 +93,7 @@ class StoredMessages(msgspec.Struct):
     `reached` is the time (milliseconds since 1970 UTC) to which the search has come back, null at the topic's start.
     """
 
-    total: int
+    total: Total
     messages: list[StoredMessage]
     next: str | None
     scanned: int
@@ -112,7 +122,7 @@ def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRou
         summary="The newest people",
         description="Those that this copy consumed last; with `scope=topic` the newest of the whole topic, straight "
         "from it. A search there looks at some 100,000 records at a time, and `next` goes on.",
-        responses=documented(HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE),
+        responses=documented(OUT_OF_REACH),
     )
     async def messages(  # noqa: PLR0913 - each is a query parameter
         *,
@@ -152,11 +162,11 @@ def _one_route(log: Log) -> BaseRouteHandler:
         summary="One record, straight from the topic",
         description="Whoever consumed it. Where there is none, `detail` says why, and `next` is the next offset that "
         "there is in the partition, null when there is none.",
-        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+        responses=documented(HTTPStatus.NOT_FOUND, OUT_OF_REACH),
     )
     async def one_message(
-        partition: Annotated[int, PathParameter(description="The partition.")],
-        offset: Annotated[int, PathParameter(description="The offset in it.")],
+        partition: Annotated[int, PathParameter(description="The partition.", examples=[Example(value=0)])],
+        offset: Annotated[int, PathParameter(description="The offset in it.", examples=[Example(value=0)])],
     ) -> StoredMessage:
         with reaching_kafka():
             return show(await _record(log, partition, offset))
@@ -172,7 +182,7 @@ def _stream_route(tail: Tail) -> BaseRouteHandler:
         "`Last-Event-ID` goes on without a gap, on any copy. `gap` tells of records that were deleted meanwhile, "
         "`cut-off` of a caller that read too slowly.",
         responses={
-            **documented(HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE),
+            **documented(OUT_OF_REACH, BUSY),
             200: ResponseSpec(str, generate_examples=False, description="An event a record", media_type=EVENTS),
         },
     )
@@ -181,7 +191,7 @@ def _stream_route(tail: Tail) -> BaseRouteHandler:
     ) -> Response[Any]:
         start = _read("Last-Event-ID", last_event, read_offsets)
         if tail.is_full:
-            raise _unavailable("too many callers watch already")
+            raise problem(BUSY, "too many callers watch already", headers={"Retry-After": RETRY_AFTER})
         with reaching_kafka():
             beginning = await tail.begin(start)
         events = tail.events(beginning, _wanted(key, partition, q))
@@ -247,14 +257,14 @@ def _wanted(key: str | None, partition: int | None, text: str | None) -> Wanted 
 
 
 def _time(parameter: str, text: str | None) -> int | None:
-    """Return a time in milliseconds since 1970 UTC."""
+    """Return a time in milliseconds since 1970 UTC; no record is older than that."""
     if text is None:
         return None
     try:
         time = msgspec.convert(text, AwareTime)
     except msgspec.ValidationError:
         raise _bad(parameter, f"a time like 2026-01-31T12:00:00Z is expected, not {text[:40]!r}") from None
-    return int(time.timestamp() * 1_000)
+    return max(0, int(time.timestamp() * 1_000))
 
 
 def _read(parameter: str, text: str | None, reader: Callable[[str], T]) -> T | None:
@@ -270,19 +280,15 @@ def reaching_kafka() -> Iterator[None]:
     try:
         yield
     except (KafkaError, OSError, TimeoutError) as error:
-        raise _unavailable(one_line(error)) from None
+        raise out_of_reach(error) from None
 
 
 def _bad(parameter: str, detail: str) -> ProblemDetailsException:
-    return problem(HTTPStatus.BAD_REQUEST, f"{parameter}: {detail}", [Fault(parameter=parameter, detail=detail)])
+    return problem(BAD_PARAMETER, f"{parameter}: {detail}", [Fault(parameter=parameter, detail=detail)])
 
 
 def _gone(detail: str, following: int | None) -> ProblemDetailsException:
     return problem(HTTPStatus.NOT_FOUND, detail, members={"next": following})
-
-
-def _unavailable(detail: str) -> ProblemDetailsException:
-    return problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "2"})
 
 
 def _message(record: Record) -> Message:

@@ -1,7 +1,7 @@
 """The consumer's HTTP: what a call says becomes a call of what it steers, and the result an answer."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -12,13 +12,22 @@ from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
 
 from apps.chassis.body import documents_body, read_body, schema_of
-from apps.chassis.logs import one_line
-from apps.chassis.problems import Fault, documented, problem
+from apps.chassis.problems import (
+    BAD_BODY,
+    NOT_NOW,
+    OUT_OF_REACH,
+    Fault,
+    documented,
+    out_of_reach,
+    problem,
+)
 from apps.consumer.control import Control, NotNow, Place, State
 from apps.consumer.group import Group
 from apps.consumer.lag import PartitionLag
 
 JSON = "application/json"
+EPOCH = datetime.fromtimestamp(0, UTC)
+"""No record is older: Kafka counts from here."""
 
 
 class Status(msgspec.Struct):
@@ -71,32 +80,37 @@ def consumer_routes(
 ) -> Sequence[BaseRouteHandler]:
     """Return the routes that show and steer the consumer."""
 
-    @get("/consumers/status", summary="What the consumer is doing")
+    @get("/consumers/status", summary="What the consumer is doing", responses=documented())
     async def show_status() -> Status:
         return await status()
 
     @get(
         "/consumers/group",
         summary="The whole group, whichever copy is asked",
-        responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        responses=documented(OUT_OF_REACH),
     )
     async def show_group() -> Group:
         try:
             return await group()
         except (KafkaError, OSError, TimeoutError) as error:
-            raise problem(HTTPStatus.SERVICE_UNAVAILABLE, one_line(error), headers={"Retry-After": "2"}) from None
+            raise out_of_reach(error) from None
 
-    @post("/consumers/stop", summary="Leave the group", status_code=HTTPStatus.OK)
+    @post("/consumers/stop", summary="Leave the group", responses=documented(), status_code=HTTPStatus.OK)
     async def stop() -> Status:
         await control.stop()
         return await status()
 
-    @post("/consumers/pause", summary="Stop reading and keep the partitions", status_code=HTTPStatus.OK)
+    @post(
+        "/consumers/pause",
+        summary="Stop reading and keep the partitions",
+        responses=documented(),
+        status_code=HTTPStatus.OK,
+    )
     async def pause() -> Status:
         await control.pause()
         return await status()
 
-    @post("/consumers/resume", summary="Read on after a pause", status_code=HTTPStatus.OK)
+    @post("/consumers/resume", summary="Read on after a pause", responses=documented(), status_code=HTTPStatus.OK)
     async def resume() -> Status:
         await control.resume()
         return await status()
@@ -104,7 +118,7 @@ def consumer_routes(
     @post(
         "/consumers/seek",
         summary="Consume from another place on",
-        responses=documented(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE),
+        responses=documented(BAD_BODY, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, NOT_NOW, OUT_OF_REACH),
         operation_class=documents_body({JSON: (schema_of(Seek), {"to": "beginning"})}, required=True),
         status_code=HTTPStatus.OK,
     )
@@ -114,7 +128,7 @@ def consumer_routes(
     @post(
         "/consumers/start",
         summary="Join the group and consume",
-        responses=documented(HTTPStatus.BAD_REQUEST),
+        responses=documented(BAD_BODY, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
         operation_class=documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False),
         status_code=HTTPStatus.OK,
     )
@@ -127,16 +141,17 @@ def consumer_routes(
 
 async def _seek(control: Control, order: Seek) -> dict[int, int]:
     try:
-        return await control.seek(_place(order))
+        return await control.seek(place_of(order))
     except ValueError as error:
-        raise problem(HTTPStatus.BAD_REQUEST, str(error), [Fault(path="$", detail=str(error))]) from None
+        raise problem(BAD_BODY, str(error), [Fault(path="$", detail=str(error))]) from None
     except NotNow as error:
-        raise problem(HTTPStatus.CONFLICT, str(error)) from None
+        raise problem(NOT_NOW, str(error)) from None
     except (KafkaError, OSError, TimeoutError) as error:
-        raise problem(HTTPStatus.SERVICE_UNAVAILABLE, one_line(error), headers={"Retry-After": "2"}) from None
+        raise out_of_reach(error) from None
 
 
-def _place(order: Seek) -> Place:
+def place_of(order: Seek) -> Place:
+    """Return the place that a body asks for. Raises `ValueError` when it is none."""
     if order.to is not None and order.partition is None and order.offset is None:
         return _end_or_time(order.to)
     if order.to is None and order.partition is not None and order.offset is not None:
@@ -153,4 +168,4 @@ def _end_or_time(to: str) -> Literal["beginning", "end"] | datetime:
         time: datetime = msgspec.convert(to, Annotated[datetime, msgspec.Meta(tz=True)])
     except msgspec.ValidationError:
         raise ValueError(f"`to` is beginning, end or a time like 2026-01-31T12:00:00Z, not {to[:40]!r}") from None
-    return time
+    return max(time, EPOCH)

@@ -7,19 +7,23 @@ from contextlib import asynccontextmanager
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
 
+from apps.chassis.asyncapi import Operation, asyncapi_document
 from apps.chassis.background import Background
-from apps.chassis.cluster import Cluster, Topic
+from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
 from apps.chassis.documents import document_routes, openapi_config
+from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
-from apps.chassis.problems import handlers, plugin
+from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
 from apps.chassis.settings import Settings
+from apps.chassis.topics import people_topic
 from apps.producer.publisher import LARGEST_BATCH, Publisher
 from apps.producer.routes import producer_routes
 
 SERVICE = "producer"
+DESCRIPTION = "Writes people to a Kafka topic, each with a receipt."
 
 
 def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Litestar:
@@ -28,8 +32,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
     `ending` tells it beforehand that it is about to end, so that no caller is left without an answer.
     """
     options = client_options(settings, SERVICE)
-    people = Topic(settings.people_topic, settings.people_partitions, settings.people_replication)
-    cluster = Cluster(options, [people])
+    cluster = Cluster(options, [people_topic(settings)])
     background = Background()
 
     def make_broker() -> KafkaBroker:
@@ -46,6 +49,9 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
     backoff = options["retry_backoff_ms"] / 1_000
     publisher = Publisher(settings.people_topic, connection, cluster, background, backoff)
 
+    operations = [Operation("send", "people", "Sends people, each to the partition of its key.")]
+    asyncapi = asyncapi_document("Producer", DESCRIPTION, settings, SERVICE, operations)
+
     async def examine() -> tuple[bool, str, str]:
         trouble = await cluster.trouble()
         if trouble or connection.state != "connected":
@@ -60,12 +66,13 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
             background.start(publisher.give_up_at(ending or asyncio.Event()), "last answers")
             yield
 
-    return Litestar(
-        [*producer_routes(publisher), *health_routes(SERVICE, examine), *document_routes()],
+    app = Litestar(
+        [*producer_routes(publisher), *health_routes(SERVICE, examine), *problem_routes(), *document_routes(asyncapi)],
         lifespan=[lifespan],
         before_request=check_query,
         exception_handlers=handlers,
         plugins=[plugin],
         logging_config=None,
-        openapi_config=openapi_config("Producer", "Writes people to a Kafka topic, each with a receipt."),
+        openapi_config=openapi_config("Producer", DESCRIPTION),
     )
+    return answer_head(app)

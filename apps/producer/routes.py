@@ -18,7 +18,16 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
 
 from apps.chassis.body import documents_body
-from apps.chassis.problems import Fault, documented, problem
+from apps.chassis.problems import (
+    BAD_BODY,
+    BUSY,
+    NOT_ACKNOWLEDGED,
+    OUT_OF_REACH,
+    RETRY_AFTER,
+    Fault,
+    documented,
+    problem,
+)
 from apps.chassis.streaming import Streamed
 from apps.producer.people import draw
 from apps.producer.publisher import Busy, OutOfReach, Publisher
@@ -31,8 +40,6 @@ LARGEST_BODY = 16 * 1024 * 1024
 NDJSON = "application/x-ndjson"
 SILENT = 60.0
 """Seconds after which a caller that sends nothing more is taken to have ended."""
-RETRY_AFTER = "2"
-"""Seconds after which a caller may try again."""
 
 encode_receipt = msgspec.json.Encoder().encode
 
@@ -61,7 +68,7 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
         summary="Make people and send them",
         description="Answers after the last acknowledgement, with the people made.",
         responses={
-            **documented(HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE),
+            **documented(OUT_OF_REACH, BUSY, NOT_ACKNOWLEDGED),
             207: ResponseSpec(Answer, generate_examples=False, description="Some were delivered, others not"),
         },
     )
@@ -84,10 +91,13 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
         operation_class=PEOPLE_BODY,
         responses={
             **documented(
-                HTTPStatus.BAD_REQUEST,
+                BAD_BODY,
+                HTTPStatus.REQUEST_TIMEOUT,
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                HTTPStatus.SERVICE_UNAVAILABLE,
+                OUT_OF_REACH,
+                BUSY,
+                NOT_ACKNOWLEDGED,
             ),
             200: ResponseSpec(str, generate_examples=False, description="A receipt a line", media_type=NDJSON),
             207: ResponseSpec(Answer, generate_examples=False, description="Some were delivered, others not"),
@@ -105,7 +115,7 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
             return _answer(await send(publisher, read_people(body), "$[{}]" if is_list(body) else "$"))
         except BadPeople as error:
             fault = Fault(path=error.path, detail=str(error))
-            raise problem(HTTPStatus.BAD_REQUEST, f"{error} - at `{error.path}`", [fault]) from None
+            raise problem(BAD_BODY, f"{error} - at `{error.path}`", [fault]) from None
         except (Busy, OutOfReach) as error:
             raise _unavailable(error) from None
 
@@ -119,7 +129,7 @@ def _answer(answer: Answer) -> Response[Any]:
     if answer.delivered:
         return Response(answer, status_code=HTTPStatus.MULTI_STATUS)
     raise problem(
-        HTTPStatus.SERVICE_UNAVAILABLE,
+        NOT_ACKNOWLEDGED,
         f"none of {len(answer.receipts)} records was acknowledged: {answer.receipts[0].error}",
         headers={"Retry-After": RETRY_AFTER},
         members={"delivered": 0, "receipts": answer.receipts},
@@ -140,7 +150,8 @@ def _list_of(people: Sequence[bytes]) -> Response[Any]:
 
 
 def _unavailable(error: Exception) -> ProblemDetailsException:
-    return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"Retry-After": RETRY_AFTER})
+    what = BUSY if isinstance(error, Busy) else OUT_OF_REACH
+    return problem(what, str(error), headers={"Retry-After": RETRY_AFTER})
 
 
 def _stream(results: AsyncIterator[Sequence[msgspec.Struct]]) -> Response[Answer]:

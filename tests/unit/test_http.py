@@ -1,19 +1,26 @@
+import asyncio
 import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
-from litestar import Litestar
+from aiokafka.errors import KafkaTimeoutError, RequestTimedOutError
+from litestar import Litestar, get
+from litestar.response import Stream
 from litestar.testing import TestClient
 from samples import ADA, as_json
 
+from apps.chassis.head import answer_head
+from apps.chassis.problems import KINDS, out_of_reach
 from apps.chassis.settings import Settings, read_settings
 from apps.consumer.app import create_app as create_consumer
+from apps.consumer.routes import Seek, place_of
 from apps.producer import publisher, routes
 from apps.producer.app import create_app as create_producer
 from contracts.person import encode
@@ -27,6 +34,7 @@ ENDPOINTS = {
         ("POST", "/producers/people"),
         ("GET", "/health-check"),
         ("GET", "/livez"),
+        ("GET", "/problems/{name}"),
     },
     "consumer": {
         ("GET", "/consumers/status"),
@@ -43,6 +51,7 @@ ENDPOINTS = {
         ("POST", "/consumers/dead-letters/redrive"),
         ("GET", "/health-check"),
         ("GET", "/livez"),
+        ("GET", "/problems/{name}"),
     },
 }
 BOTH = pytest.mark.parametrize("service", APPS)
@@ -94,9 +103,10 @@ def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = answer.json()
-    assert problem["type"] == "about:blank"
+    titles = {kind.type: kind.title for kind in KINDS if kind.status == status}
+    titles["about:blank"] = httpx.codes.get_reason_phrase(status)
     assert problem["status"] == status
-    assert problem["title"] == httpx.codes.get_reason_phrase(status)
+    assert problem["title"] == titles[problem["type"]]
     assert isinstance(problem["detail"], str)
     assert problem["detail"]
     assert "Traceback" not in answer.text
@@ -149,7 +159,9 @@ def test_a_parameter_that_no_call_knows_is_refused_and_named(
     assert parameters_named(problem) == {"verbose"}
 
 
-@pytest.mark.parametrize("value", ["1e3", "1.0", "+1", "-1", " 1", "0x10", "", "ten", "\u0661", "1_000", "9" * 30])
+@pytest.mark.parametrize(
+    "value", ["1e3", "1.0", "+1", "-1", " 1", "0x10", "", "ten", "\u0661", "1_000", "007", "9" * 30]
+)
 def test_a_number_that_is_not_plain_digits_is_refused_and_named(
     value: str, producer: TestClient[Litestar], consumer: TestClient[Litestar]
 ) -> None:
@@ -161,6 +173,12 @@ def test_a_number_that_is_not_plain_digits_is_refused_and_named(
         problem = problem_of(answer, 400)
         assert parameters_named(problem) == {name}
         assert name in problem["detail"]
+
+
+def test_a_number_of_too_many_digits_is_said_to_be_too_large(producer: TestClient[Litestar]) -> None:
+    answer = producer.post("/producers/basic_producer", params={"number_of_people": "9" * 30})
+    detail = problem_of(answer, 400)["detail"]
+    assert detail == "number_of_people: a number of 30 digits is too large; at most 100000"
 
 
 @pytest.mark.parametrize("value", ["0", "100001"])
@@ -292,6 +310,56 @@ def test_a_consumer_that_holds_no_partition_cannot_be_sought(consumer: TestClien
     problem_of(consumer.post("/consumers/seek", json={"to": "beginning"}), 409)
 
 
+@pytest.mark.parametrize("to", ["1969-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00", "1970-01-01T00:00:00Z"])
+def test_a_time_before_there_was_kafka_means_the_first_of_all_records(to: str) -> None:
+    assert place_of(Seek(to=to)) == datetime.fromtimestamp(0, UTC)
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (TimeoutError(), "Kafka did not answer in time"),
+        (KafkaTimeoutError(), "Kafka did not answer in time"),
+        (RequestTimedOutError(), "Kafka did not answer in time"),
+        (ConnectionRefusedError("no"), "Kafka is out of reach: ConnectionRefusedError: no"),
+    ],
+)
+def test_a_caller_is_told_in_words_that_kafka_cannot_be_asked(error: Exception, detail: str) -> None:
+    problem = out_of_reach(error)
+    assert (problem.status_code, problem.type_, problem.detail) == (503, "/problems/out-of-reach", detail)
+
+
+@BOTH
+@pytest.mark.parametrize("path", ["/livez", "/health-check", "/schema", "/asyncapi.json", "/livez?x=1", "/nowhere"])
+def test_head_answers_what_get_does_without_the_body(
+    path: str, service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    full, head = clients[service].get(path), clients[service].head(path)
+    assert (head.status_code, head.content) == (full.status_code, b"")
+    assert head.headers.keys() == full.headers.keys()
+
+
+def test_head_of_a_call_that_only_posts_is_refused(consumer: TestClient[Litestar]) -> None:
+    assert consumer.head("/consumers/stop").status_code == 405
+
+
+@pytest.mark.anyio
+async def test_head_does_not_wait_for_an_answer_without_end() -> None:
+    @get("/endless")
+    async def endless() -> Stream:
+        async def pieces() -> AsyncIterator[bytes]:
+            while True:
+                yield b"more"
+                await asyncio.sleep(0)
+
+        return Stream(pieces())
+
+    app = answer_head(Litestar([endless]))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:  # type: ignore[arg-type]  # an ASGI application
+        answer = await client.head("/endless")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 @BOTH
 @pytest.mark.parametrize("path", ["/docs", "/docs/"])
 def test_docs_lead_to_the_page(path: str, service: str, clients: dict[str, TestClient[Litestar]]) -> None:
@@ -353,6 +421,11 @@ def test_the_document_says_what_people_are_to_be_sent_as(producer: TestClient[Li
     assert set(person["required"]) == msgspec.to_builtins(ADA).keys() == person["properties"].keys()
     assert (person["properties"]["age"]["minimum"], person["properties"]["age"]["maximum"]) == (0, 150)
     assert (person["properties"]["id"]["minLength"], person["properties"]["id"]["maxLength"]) == (1, 64)
+
+
+def test_the_document_says_what_the_total_counts(consumer: TestClient[Litestar]) -> None:
+    schemas = consumer.get("/schema/openapi.json").json()["components"]["schemas"]
+    assert schemas["Messages"]["properties"]["total"]["description"]
 
 
 def test_the_document_names_the_errors_as_problems(producer: TestClient[Litestar]) -> None:

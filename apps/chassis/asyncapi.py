@@ -1,0 +1,129 @@
+"""What a service writes to Kafka and reads from it, as an AsyncAPI 3.0.0 document.
+
+Derived from the contracts and the settings. FastStream's own document is of no use here: it cannot describe a Struct,
+takes a batch for one record, and tells the addresses of the brokers.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from apps.chassis.cluster import Topic
+from apps.chassis.health import VERSION
+from apps.chassis.settings import Settings
+from apps.chassis.topics import dead_letter_topic, people_topic
+from contracts.dead_letter import INT64, SAID, SAID_OF_SENT_BACK, Said
+from contracts.person import Person
+
+Channel = Literal["people", "deadLetters"]
+
+
+class Operation(msgspec.Struct):
+    """What a service does with a channel; `group` is the consumer group that it receives as a member of."""
+
+    action: Literal["send", "receive"]
+    channel: Channel
+    summary: str
+    group: str | None = None
+
+
+def asyncapi_document(
+    title: str, description: str, settings: Settings, client_id: str, operations: Sequence[Operation]
+) -> dict[str, Any]:
+    """Return the document of a service, as what JSON knows. Both topics are in it; `operations` are the service's."""
+    _, schemas = msgspec.json.schema_components([Person], ref_template="#/components/schemas/{name}")
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": title, "version": VERSION, "description": description},
+        "defaultContentType": "application/json",
+        "servers": {"kafka": {"host": "kafka", "protocol": "kafka", "description": "KAFKA_BOOTSTRAP_SERVERS"}},
+        "channels": {
+            "people": _channel(people_topic(settings), "People; a person's records stay in order.", "Person"),
+            "deadLetters": _channel(
+                dead_letter_topic(settings),
+                "Records that could not be consumed, and what became of them.",
+                "DeadLetter",
+            ),
+        },
+        "operations": {f"{one.action}-{one.channel}": _operation(one, client_id) for one in operations},
+        "components": {"schemas": schemas, "messages": {"Person": _person(), "DeadLetter": _dead_letter()}},
+    }
+
+
+def _channel(topic: Topic, description: str, message: str) -> dict[str, Any]:
+    configs = {name: int(value) for name, value in topic.configs.items()}
+    return {
+        "address": topic.name,
+        "title": topic.name,
+        "description": description,
+        "servers": [{"$ref": "#/servers/kafka"}],
+        "messages": {message: {"$ref": f"#/components/messages/{message}"}},
+        "bindings": {
+            "kafka": {
+                "topic": topic.name,
+                "partitions": topic.partitions,
+                "replicas": topic.replication,
+                "topicConfiguration": configs,
+                "bindingVersion": "0.5.0",
+            }
+        },
+    }
+
+
+def _operation(operation: Operation, client_id: str) -> dict[str, Any]:
+    group = {"groupId": {"type": "string", "enum": [operation.group]}} if operation.group else {}
+    client = {"clientId": {"type": "string", "enum": [client_id]}}
+    return {
+        "action": operation.action,
+        "channel": {"$ref": f"#/channels/{operation.channel}"},
+        "summary": operation.summary,
+        "bindings": {"kafka": {**group, **client, "bindingVersion": "0.5.0"}},
+    }
+
+
+def _person() -> dict[str, Any]:
+    return {
+        "name": "Person",
+        "title": "A person",
+        "contentType": "application/json",
+        "payload": {"$ref": "#/components/schemas/Person"},
+        "headers": _headers(SAID_OF_SENT_BACK, []),
+        "bindings": _key({"type": "string", "description": "The person's `id` in UTF-8."}),
+    }
+
+
+def _dead_letter() -> dict[str, Any]:
+    as_it_was = "that of the record, byte for byte; null where it had none."
+    return {
+        "name": "DeadLetter",
+        "title": "A record that could not be consumed",
+        "contentType": "application/octet-stream",
+        "payload": {"type": ["string", "null"], "format": "binary", "description": f"The value: {as_it_was}"},
+        "headers": _headers(SAID, [said.header for said in SAID]),
+        "bindings": _key({"type": ["string", "null"], "format": "binary", "description": f"The key: {as_it_was}"}),
+    }
+
+
+def _headers(those: Sequence[Said], required: Sequence[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": "Behind the record's own headers." if required else "Only of a record that was sent back.",
+        "properties": {said.header: _header(said) for said in those},
+        **({"required": list(required)} if required else {}),
+        "additionalProperties": True,
+    }
+
+
+def _header(said: Said) -> dict[str, Any]:
+    if said.packing is None:
+        return {"type": "string", "description": f"{said.meaning} UTF-8."}
+    return {
+        "type": "integer",
+        "format": "int64" if said.packing is INT64 else "int32",
+        "description": f"{said.meaning} Binary: {said.packing.size} bytes, big-endian.",
+    }
+
+
+def _key(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"kafka": {"key": schema, "bindingVersion": "0.5.0"}}

@@ -1,0 +1,23 @@
+"""The topics that both services know, as the settings want them."""
+
+from apps.chassis.cluster import Topic
+from apps.chassis.settings import Settings
+
+LARGEST_DEAD_LETTER = 16 * 1024 * 1024
+"""Bytes: whatever the topic of people takes must fit, with the headers of a dead letter."""
+
+
+def people_topic(settings: Settings) -> Topic:
+    """Return the topic of people."""
+    return Topic(settings.people_topic, settings.people_partitions, settings.people_replication)
+
+
+def dead_letter_topic(settings: Settings) -> Topic:
+    """Return the topic of what could not be consumed; Kafka deletes nothing of it."""
+    return Topic(
+        settings.dead_letter_topic,
+        settings.people_partitions,
+        settings.people_replication,
+        max_message_bytes=LARGEST_DEAD_LETTER,
+        kept_for_ever=True,
+    )

@@ -1,0 +1,162 @@
+import re
+import socket
+from base64 import b64encode
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from documented import Call, calls_of, example_of, operations_of
+from jsonschema import Draft202012Validator
+from litestar import Litestar
+from litestar.testing import TestClient
+
+from apps.chassis.problems import KINDS, Kind
+from apps.chassis.settings import Settings, read_settings
+from apps.consumer import control
+from apps.consumer.app import create_app as create_consumer
+from apps.producer import publisher
+from apps.producer.app import create_app as create_producer
+
+APPS = {"producer": create_producer, "consumer": create_consumer}
+BOTH = pytest.mark.parametrize("service", APPS)
+DOCUMENTS: dict[str, dict[str, Any]] = {
+    name: create_app(Settings()).openapi_schema.to_schema() for name, create_app in APPS.items()
+}
+OPERATIONS = [
+    pytest.param(service, operation, id=f"{service} {method} {path}")
+    for service, document in DOCUMENTS.items()
+    for method, path, operation in operations_of(document)
+]
+CALLS = [
+    pytest.param(service, call, id=f"{service} {call}")
+    for service, document in DOCUMENTS.items()
+    for call in calls_of(document)
+    if "event-stream" not in str(call.answers)  # it has no end
+]
+
+
+@pytest.fixture(scope="module")
+def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
+    """Both services, with no Kafka, for which they do not wait."""
+    with socket.socket() as closed, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control, "JOINING", 0.01)
+        patch.setattr(publisher, "PATIENCE", 0.01)
+        closed.bind(("127.0.0.1", 0))
+        settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{closed.getsockname()[1]}"})
+        with TestClient(create_producer(settings)) as producer, TestClient(create_consumer(settings)) as consumer:
+            yield {"producer": producer, "consumer": consumer}
+
+
+@pytest.mark.parametrize(("service", "operation"), OPERATIONS)
+def test_every_call_says_what_it_does_and_what_each_parameter_and_answer_means(
+    service: str, operation: dict[str, Any]
+) -> None:
+    assert operation["summary"]
+    for parameter in operation.get("parameters", []):
+        assert parameter.get("description"), f"{service}: {parameter['name']}"
+        assert parameter["in"] != "path" or example_of(parameter) is not None
+    for answer in operation["responses"].values():
+        assert answer["description"]
+
+
+@pytest.mark.parametrize(("service", "operation"), OPERATIONS)
+def test_every_call_tells_the_problems_that_it_may_answer(service: str, operation: dict[str, Any]) -> None:
+    answers = operation["responses"]
+    assert {"400", "500"} <= answers.keys()  # a parameter that it does not know, and what nobody foresaw
+    assert ("413" in answers) == ("requestBody" in operation)
+    types = {"about:blank": None, **{kind.type: kind.status for kind in KINDS}}
+    components = DOCUMENTS[service]["components"]
+    for status, answer in answers.items():
+        for described in answer.get("content", {}).values():
+            if described["schema"] != {"$ref": "#/components/schemas/Problem"}:
+                continue
+            assert int(status) >= 400
+            examples = [example["value"] for example in described["examples"].values()]
+            assert examples
+            for example in examples:
+                assert example["status"] == int(status)
+                assert types[example["type"]] in {None, int(status)}
+                Draft202012Validator({**described["schema"], "components": components}).validate(example)
+
+
+@pytest.mark.parametrize(("service", "operation"), OPERATIONS)
+def test_every_body_has_an_example_that_follows_its_schema(service: str, operation: dict[str, Any]) -> None:
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        example = example_of(content)
+        assert example is not None
+        schema = {**content["schema"], "components": DOCUMENTS[service]["components"]}
+        Draft202012Validator(schema).validate(example)
+
+
+@pytest.mark.parametrize(("service", "call"), CALLS)
+def test_every_example_is_accepted_and_answered_as_documented_even_without_kafka(
+    service: str, call: Call, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    answer = clients[service].request(call.method, call.path, **call.options)
+    assert answer.status_code in call.answers
+    assert answer.status_code not in {400, 415}
+    assert answer.headers["content-type"].partition(";")[0] in call.answers[answer.status_code]
+
+
+@BOTH
+def test_no_call_that_there_is_goes_unmentioned(service: str) -> None:
+    app = APPS[service](Settings())
+    listed = {(method, path) for method, path, _ in operations_of(DOCUMENTS[service])}
+    pages = re.compile(r"/$|/docs|/schema|/asyncapi|/metrics|/page")
+    there = {
+        (str(method), route.path_format)
+        for route in app.routes
+        for method in getattr(route, "methods", set())
+        if method != "OPTIONS" and not pages.match(route.path_format)
+    }
+    assert there == listed
+
+
+@BOTH
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_the_type_of_a_problem_leads_to_what_it_means(
+    service: str, kind: Kind, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    meaning = clients[service].get(kind.type).json()
+    assert (meaning["type"], meaning["status"], meaning["title"]) == (kind.type, kind.status, kind.title)
+    assert meaning["meaning"]
+
+
+@BOTH
+def test_a_type_of_problem_that_there_is_not_is_a_problem(
+    service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    answer = clients[service].get("/problems/nonsense")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert "out-of-reach" in answer.json()["detail"]
+
+
+@BOTH
+@pytest.mark.parametrize("path", ["/schema", "/asyncapi"])
+def test_a_page_may_load_nothing_from_elsewhere_and_run_no_script_but_its_own(
+    path: str, service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    page = clients[service].get(path)
+    policy = dict(each.split(" ", 1) for each in page.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+    assert {
+        source for sources in policy.values() for source in sources.split() if "//" in source or "*" in source
+    } == set()
+    assert "'unsafe-inline'" not in policy["script-src"]
+    scripts = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    assert "<script" not in re.sub(r"<script( src=| id=\S+ type=\"application/json\"|>)", "", page.text)
+    for script in scripts:
+        assert f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" in policy["script-src"]
+
+
+@BOTH
+def test_the_page_of_what_goes_over_kafka_loads_nothing_from_another_host(
+    service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    page = clients[service].get("/asyncapi").text
+    assert re.findall(r"https?://[^\s\"'<>]+|(?:src|href)=[\"']//[^\"']+", page) == []
+    loaded = re.findall(r"(?:src|href)=\"(/[^\"]+)|Url\":\"(/[^\"]+)", page)
+    assert len(loaded) == 4
+    for asset in map("".join, loaded):
+        assert clients[service].get(asset).status_code == 200

@@ -175,7 +175,7 @@ def documented(*what: Kind | HTTPStatus) -> dict[int, ResponseSpec]:
 def _example(what: Kind | HTTPStatus) -> Example:
     if isinstance(what, Kind):
         value = Problem(type=what.type, title=what.title, status=what.status.value, detail=what.detail)
-        return Example(summary=what.meaning, value=msgspec.to_builtins(value))
+        return Example(summary=what.title, description=what.meaning, value=msgspec.to_builtins(value))
     detail = ANY_ERROR if what == HTTPStatus.INTERNAL_SERVER_ERROR else what.description
     value = Problem(type="about:blank", title=what.phrase, status=what.value, detail=detail)
     return Example(summary=what.phrase, value=msgspec.to_builtins(value))

@@ -81,6 +81,11 @@ check:
     uv run mypy
     {{python}} -m pytest -q tests/unit
 
+# Writes contracts/person.schema.json anew from Person; refused where versions could not live side by side.
+[no-exit-message]
+schema *arguments:
+    @{{python}} -m tools.schema "$@"
+
 # Writes requirements.lock anew from pyproject.toml; with --upgrade in newer versions.
 lock *arguments:
     uv pip compile pyproject.toml --group dev --group kafka --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"

@@ -1,0 +1,186 @@
+import json
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+from msgspec import Meta, defstruct
+from polyfactory.factories.msgspec_factory import MsgspecFactory
+
+from contracts.person import Person
+from tools import schema
+from tools.compatibility import incompatibilities, unreadable
+from tools.schema import FILE, schema_of
+
+BACKWARD = "the new version cannot read what the old one wrote"
+FORWARD = "the old version cannot read what the new one writes"
+BEFORE = {"id": Annotated[str, Meta(min_length=1, max_length=64)], "age": Annotated[int, Meta(ge=0, le=150)]}
+"""The fields of the old version, in the tests below."""
+
+
+class Node(msgspec.Struct):
+    value: int
+    children: "list[Node]" = []
+
+
+class OtherNode(msgspec.Struct):
+    value: str
+    children: "list[OtherNode]" = []
+
+
+def record(fields: dict[str, Any], **defaults: Any) -> type[msgspec.Struct]:  # noqa: ANN401 - of any type
+    """Return a version of a record, with a default for some of its fields."""
+    required: list[Any] = [(name, kind) for name, kind in fields.items() if name not in defaults]
+    return defstruct("Person", required + [(name, fields[name], value) for name, value in defaults.items()])
+
+
+def compared(new: type[msgspec.Struct], old: type[msgspec.Struct] | None = None) -> list[tuple[str, str]]:
+    """Return the fields on which the versions disagree, each with the direction in which they do."""
+    found = incompatibilities(schema_of(old or record(BEFORE)), schema_of(new))
+    lines = [line.rpartition(": ") for line in found]
+    return [(why.split()[0].removeprefix("$."), direction) for why, _, direction in lines]
+
+
+def test_the_committed_schema_is_that_of_a_person() -> None:
+    assert json.loads(FILE.read_text()) == schema_of(Person), "run `uv run just schema`, and commit what it writes"
+
+
+def test_a_person_can_live_beside_the_one_that_is_committed() -> None:
+    assert incompatibilities(json.loads(FILE.read_text()), schema_of(Person)) == []
+
+
+@pytest.mark.parametrize(
+    ("new", "disagreements"),
+    [
+        pytest.param(record(BEFORE), [], id="nothing changed"),
+        pytest.param(record({**BEFORE, "nick": str}, nick=""), [], id="a field with a default added"),
+        pytest.param(record({**BEFORE, "nick": str}), [("nick", BACKWARD)], id="a required field added"),
+        pytest.param(record({"id": BEFORE["id"]}), [("age", FORWARD)], id="a required field removed"),
+        pytest.param(record(BEFORE, age=0), [("age", FORWARD)], id="a required field given a default"),
+        pytest.param(
+            record({"id": BEFORE["id"], "years": BEFORE["age"]}),
+            [("years", BACKWARD), ("age", FORWARD)],
+            id="a field renamed",
+        ),
+        pytest.param(
+            record({**BEFORE, "age": str}), [("age", BACKWARD), ("age", FORWARD)], id="the type of a field changed"
+        ),
+        pytest.param(record({**BEFORE, "age": Annotated[int, Meta(ge=0, le=99)]}), [("age", BACKWARD)], id="narrowed"),
+        pytest.param(record({**BEFORE, "age": Annotated[int, Meta(ge=0, le=200)]}), [("age", FORWARD)], id="widened"),
+        pytest.param(record({**BEFORE, "age": Annotated[int, Meta(ge=0)]}), [("age", FORWARD)], id="a bound removed"),
+        pytest.param(
+            record({**BEFORE, "age": Annotated[int, Meta(ge=1, le=200)]}),
+            [("age", BACKWARD), ("age", FORWARD)],
+            id="a range moved",
+        ),
+        pytest.param(
+            record({**BEFORE, "age": Annotated[float, Meta(ge=0, le=150)]}), [("age", FORWARD)], id="integer to number"
+        ),
+        pytest.param(record({**BEFORE, "age": BEFORE["age"] | None}), [("age", FORWARD)], id="null allowed"),
+        pytest.param(
+            record({**BEFORE, "id": Annotated[str, Meta(min_length=1, max_length=64, pattern="x")]}),
+            [("id", BACKWARD)],
+            id="a pattern added",
+        ),
+        pytest.param(
+            record({**BEFORE, "id": Literal["a", "b"]}), [("id", BACKWARD)], id="only some values taken any more"
+        ),
+        pytest.param(
+            record({**BEFORE, "id": Literal["a", ""]}),
+            [("id", BACKWARD), ("id", FORWARD)],
+            id="only some values, one of them refused before",
+        ),
+    ],
+)
+def test_each_field_on_which_two_versions_disagree_is_named_with_the_direction(
+    new: type[msgspec.Struct], disagreements: list[tuple[str, str]]
+) -> None:
+    assert compared(new) == disagreements
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (Literal["a"], Literal["a", "b"], '$.it may be "b", which is not taken'),
+        (list[int], list[str], "$.it[] may be string, and integer is expected"),
+        (list, list[int], "$.it[] may be array or boolean"),
+        (tuple[int, str], tuple[int, int], "$.it[1] may be string"),
+        (tuple[int, int], tuple[int], "$.it has 2 places of their own, and 1 are expected"),
+        (dict[str, int], dict[str, str], "$.it.* may be integer"),
+        (Annotated[datetime, Meta(tz=True)], str, "$.it is written with format not given, and read with date-time"),
+        (bytes, str, "$.it is written with contentEncoding not given, and read with base64"),
+        (Node, OtherNode, "$.it.value may be integer, and string is expected"),
+        (Node, dict[str, int], "$.it.children may be array, and integer is expected"),
+        (dict[str, int], Node, "$.it.value is required, and not written"),
+        (defstruct("Inner", [("a", int)]), defstruct("Inner", [("a", str)]), "$.it.a may be integer"),
+    ],
+)
+def test_types_within_types_are_compared_as_well(old: Any, new: Any, why: str) -> None:  # noqa: ANN401 - types
+    found = incompatibilities(schema_of(record({"it": old})), schema_of(record({"it": new})))
+    assert why in "\n".join(found)
+    assert incompatibilities(schema_of(record({"it": old})), schema_of(record({"it": old}))) == []
+
+
+def test_a_reader_that_refuses_unknown_fields_can_not_be_given_more() -> None:
+    strict = defstruct("Person", list(BEFORE.items()), forbid_unknown_fields=True)
+    more = record({**BEFORE, "nick": str}, nick="")
+    assert unreadable(schema_of(more), schema_of(strict)) == ["$.nick is written, and refused as unknown"]
+
+
+def test_what_cannot_be_judged_is_not_taken_to_be_fine() -> None:
+    assert unreadable({"type": "integer", "not": {"const": 3}}, {"type": "integer"}) == [
+        "$ cannot be judged, as it has not"
+    ]
+
+
+VERSIONS = {
+    "the same": record(BEFORE),
+    "one more field": record({**BEFORE, "nick": str, "since": datetime | None}, nick="", since=None),
+    "age unbounded": record({**BEFORE, "age": int}),
+    "age narrowed": record({**BEFORE, "age": Annotated[int, Meta(ge=10, le=20)]}),
+    "age as text": record({**BEFORE, "age": str}),
+    "age as a number": record({**BEFORE, "age": Annotated[float, Meta(ge=0, le=150)]}),
+    "age or null": record({**BEFORE, "age": BEFORE["age"] | None}),
+    "without age": record({"id": BEFORE["id"]}),
+    "a choice of ids": record({**BEFORE, "id": Literal["a", "b"]}),
+}
+
+
+@pytest.mark.parametrize("writer", VERSIONS)
+@pytest.mark.parametrize("reader", VERSIONS)
+def test_what_is_said_to_be_readable_is_read_whatever_stands_in_it(writer: str, reader: str) -> None:
+    written, read = VERSIONS[writer], VERSIONS[reader]
+    factory = MsgspecFactory.create_factory(written)
+    factory.seed_random(1)
+    refused = 0
+    for one in factory.batch(200):
+        try:
+            msgspec.json.decode(msgspec.json.encode(one), type=read)
+        except msgspec.ValidationError:
+            refused += 1
+    assert bool(refused) == bool(unreadable(schema_of(written), schema_of(read)))
+
+
+def test_a_version_that_cannot_live_beside_the_old_one_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "person.schema.json"
+    monkeypatch.setattr(schema, "FILE", file)
+    old = json.dumps(schema_of(record(BEFORE)))
+    file.write_text(old)
+    monkeypatch.setattr(sys, "argv", ["schema"])
+    assert schema.main() == 1
+    assert file.read_text() == old
+    assert f"$.email is required, and not written: {BACKWARD}" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["schema", "--break"])
+    assert schema.main() == 0
+    assert json.loads(file.read_text()) == schema_of(Person)
+
+
+def test_writing_the_schema_of_a_person_that_did_not_change_changes_nothing() -> None:
+    before = FILE.read_bytes()
+    subprocess.run([sys.executable, "-m", "tools.schema"], cwd=FILE.parents[1], check=True)
+    assert FILE.read_bytes() == before

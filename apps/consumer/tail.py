@@ -39,6 +39,8 @@ HEARTBEAT = 15.0
 """Seconds without an event after which a caller is told that all is well, and where it stands."""
 PAUSE = 1.0
 """Seconds before reading on when Kafka was out of reach."""
+AT_A_TIME = 25
+"""Callers that are handed a batch before others get their turn."""
 PAUSE_PER_READER, LONGEST_PAUSE = 0.0002, 0.2
 """Seconds that records are collected before they are handed out: more callers, fewer and larger pieces."""
 
@@ -64,52 +66,51 @@ class Beginning(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Records of the live tail, each with its event; `position` is what is reached behind them."""
+    """Records of the live tail, each with its event, and the offset in each partition before and behind them."""
 
     records: list[Record]
     events: list[bytes]
     whole: bytes
+    start: dict[int, int]
     position: dict[int, int]
 
 
 class _Caller:
-    """One who watches: the events that wait for it; `position` is what it was given while it is behind or ahead."""
+    """One who watches: the events that wait for it; `position` is what is reached when it has read them.
+
+    What comes while it is still brought up is kept until it may `follow`.
+    """
 
     def __init__(self, wanted: Wanted | None, position: dict[int, int]) -> None:
-        self.wanted = wanted
         self.position = position
-        self.ahead = False
         self.cut_off = False
         self.news = asyncio.Event()
+        self._wanted = wanted
+        self._kept: list[_Batch] | None = []
         self._events: list[bytes] = []
         self._size = 0
 
     def put(self, batch: _Batch) -> None:
-        """Have events wait for it; too many end it."""
+        """Have the events of a batch wait for it; too many end it."""
         if self.cut_off:
             return
-        if self.ahead:
-            self._add(self.frame(batch.records))
-            self.ahead = any(at > batch.position.get(partition, 0) for partition, at in self.position.items())
-        elif self.wanted is None:
-            self._add(batch.whole)
+        if self._kept is None:
+            self.tell(self._events_of(batch))
         else:
-            some = (event for record, event in zip(batch.records, batch.events, strict=True) if self.wanted(record))
-            self._add(b"".join(some))
+            self._kept.append(batch)
+            self._grow(len(batch.whole))
 
-    def tell(self, event: bytes) -> None:
-        """Have an event wait for it that is no record."""
-        self._add(event)
+    def tell(self, events: bytes) -> None:
+        """Have events wait for it."""
+        if events and not self.cut_off:
+            self._events.append(events)
+            self._grow(len(events))
 
-    def frame(self, records: list[Record]) -> bytes:
-        """Return the events of those records that it was not given yet and wants."""
-        events = []
-        for record in records:
-            if record.offset >= self.position.get(record.partition, 0):
-                self.position[record.partition] = record.offset + 1
-                if self.wanted is None or self.wanted(record):
-                    events.append(event_of(record, self.position))
-        return b"".join(events)
+    def follow(self) -> None:
+        """Go on with what was kept: it has been brought up."""
+        kept, self._kept, self._size = self._kept or [], None, 0
+        for batch in kept:
+            self.put(batch)
 
     def take(self) -> bytes:
         """Return all that waits."""
@@ -117,14 +118,29 @@ class _Caller:
         self.news.clear()
         return events[0] if len(events) == 1 else b"".join(events)
 
-    def _add(self, events: bytes) -> None:
-        if not events:
-            return
-        self._events.append(events)
-        self._size += len(events)
+    def frame(self, records: list[Record]) -> bytes:
+        """Return the events of those records that it was not given yet and wants."""
+        events = []
+        for record in records:
+            if record.offset >= self.position.get(record.partition, 0):
+                self.position[record.partition] = record.offset + 1
+                if self._wanted is None or self._wanted(record):
+                    events.append(event_of(record, self.position))
+        return b"".join(events)
+
+    def _events_of(self, batch: _Batch) -> bytes:
+        if any(at > batch.start.get(partition, 0) for partition, at in self.position.items()):
+            return self.frame(batch.records)  # it comes from a copy that was further: its ids must not go back
+        self.position = dict(batch.position)
+        if self._wanted is None:
+            return batch.whole
+        return b"".join(e for record, e in zip(batch.records, batch.events, strict=True) if self._wanted(record))
+
+    def _grow(self, size: int) -> None:
+        self._size += size
         if self._size > MOST_WAITING:
             self.cut_off = True
-            self._events.clear()
+            self._events, self._kept = [], None
         self.news.set()
 
 
@@ -167,12 +183,12 @@ class Tail:
             yield GREETING + _id_of(caller.position) + b"".join(_event("gap", gap) for gap in beginning.gaps)
             while not self._ended and self._behind(caller) > NEAR:
                 yield await self._bring_up(caller)
-            caller.ahead = any(at > self._position.get(partition, 0) for partition, at in caller.position.items())
             joined = dict(self._position)
             self._callers.add(caller)
             try:
                 while not self._ended and self._behind(caller, joined):
                     yield await self._bring_up(caller, joined)
+                caller.follow()
                 async with aclosing(self._live(caller)) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -192,7 +208,7 @@ class Tail:
                 async with asyncio.timeout(HEARTBEAT):
                     await caller.news.wait()
             except TimeoutError:
-                yield b": all is well\n" + _id_of(caller.position if caller.ahead else self._position)
+                yield b": all is well\n" + _id_of(caller.position)
                 continue
             if caller.cut_off:
                 yield _event("cut-off", {"reason": f"more than {MOST_WAITING} bytes waited to be read"})
@@ -265,14 +281,20 @@ class Tail:
         """Give records to all callers; return the seconds that it took."""
         await self._tell_gaps(records)
         began = time.perf_counter()
-        events = []
+        events, start = [], dict(self._position)
         for record in records:
             self._position[record.partition] = record.offset + 1
             events.append(event_of(record, self._position))
-        batch = _Batch(records, events, b"".join(events), self._position)
-        for caller in self._callers:
-            caller.put(batch)
-        return time.perf_counter() - began
+        batch = _Batch(records, events, b"".join(events), start, dict(self._position))
+        took = time.perf_counter() - began
+        callers = list(self._callers)  # who comes after this line has its place behind the batch
+        for first in range(0, len(callers), AT_A_TIME):
+            began = time.perf_counter()
+            for caller in callers[first : first + AT_A_TIME]:
+                caller.put(batch)
+            took += time.perf_counter() - began
+            await asyncio.sleep(0)  # what else there is to do must not wait for hundreds of callers
+        return took
 
     async def _tell_gaps(self, records: list[Record]) -> None:
         """Tell all callers when records were deleted before the tail had read them: compaction leaves holes too."""

@@ -9,6 +9,7 @@ import os
 import sys
 from http.client import HTTPConnection, HTTPException
 
+from apps.chassis.keys import HEADER
 from apps.chassis.logs import one_line
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 
@@ -26,7 +27,7 @@ def main(service: str, method: str, target: str) -> int:
     port = _port_of(service, settings)
     connection = HTTPConnection(_reachable(settings.host), port, timeout=TIMEOUT)
     try:
-        connection.request(method, target)
+        connection.request(method, target, headers=_key_of(settings))
         answer = connection.getresponse()
         text = _formatted(answer.read())
     except (OSError, HTTPException) as error:
@@ -39,6 +40,12 @@ def main(service: str, method: str, target: str) -> int:
 
 def _port_of(service: str, settings: Settings) -> int:
     return settings.producer_port if service == "producer" else settings.consumer_port
+
+
+def _key_of(settings: Settings) -> dict[str, str]:
+    """Return the header with the first key of the settings, if there is any."""
+    first = next(iter(settings.api_keys), None)
+    return {} if first is None else {HEADER: first}
 
 
 def _reachable(host: str) -> str:

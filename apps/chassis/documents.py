@@ -21,6 +21,7 @@ from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.response import Redirect
 from litestar.static_files import create_static_files_router
 
+from apps.chassis.access import COMPONENTS
 from apps.chassis.health import VERSION
 
 OPENAPI_FILES, ASYNCAPI_FILES = "/schema-ui", "/asyncapi-ui"
@@ -103,6 +104,7 @@ def openapi_config(title: str, description: str) -> OpenAPIConfig:
         version=VERSION,
         description=description + OTHER_ANSWERS,
         openapi_router=router,
+        components=COMPONENTS,
         render_plugins=[SwaggerPage(path="/"), JsonRenderPlugin()],
     )
 

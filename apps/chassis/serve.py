@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from ipaddress import ip_address
 from types import FrameType
 
 import uvicorn
@@ -14,6 +16,8 @@ from litestar import Litestar
 
 from apps.chassis.logs import set_up_logging
 from apps.chassis.settings import Settings, WrongSetting, read_settings
+
+log = logging.getLogger(__name__)
 
 LAST_ANSWERS = 2
 """Seconds that open requests have to end after SIGTERM; what follows (Kafka) takes up to 8."""
@@ -51,6 +55,8 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
     except WrongSetting as error:
         sys.exit(str(error))
     set_up_logging(settings)
+    if not settings.api_keys.needed and not _is_loopback(listening):
+        log.warning("anybody who reaches %s may change things: no API_KEY is set", settings.host)
     ending = asyncio.Event()
     config = uvicorn.Config(
         create_app(settings, ending),
@@ -63,6 +69,10 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again when it has ended
     Server(config, ending).run(sockets=[listening])
+
+
+def _is_loopback(listening: socket.socket) -> bool:
+    return ip_address(listening.getsockname()[0]).is_loopback
 
 
 def _listen(host: str, port: int, port_variable: str) -> socket.socket:

@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, inspect
+
+from apps.chassis.keys import Keys, read_keys
 
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 TopicName = Annotated[
@@ -62,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     producer_port: Port = 8000
     consumer_port: Port = 8001
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    api_key: str | None = None
+    api_key_file: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["console", "json"] = "console"
 
@@ -69,6 +74,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     def bootstrap_servers(self) -> list[str]:
         """The brokers to ask first, as `host:port`, in the order given."""
         return [server.strip() for server in self.kafka_bootstrap_servers.split(",")]
+
+    @property
+    def api_keys(self) -> Keys:
+        """The keys of `API_KEY`, which are separated by commas, and those of the file that `API_KEY_FILE` names."""
+        return Keys(read_keys((self.api_key or "").split(",")), Path(self.api_key_file) if self.api_key_file else None)
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -93,7 +103,20 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     _check_ports_of_brokers(settings)
     if settings.people_topic == settings.dead_letter_topic:
         raise WrongSetting(f"DEAD_LETTER_TOPIC: must differ from PEOPLE_TOPIC, both are {settings.people_topic!r}")
+    _check_keys(settings)
     return settings
+
+
+def _check_keys(settings: Settings) -> None:
+    try:
+        _ = settings.api_keys
+    except ValueError as error:
+        raise WrongSetting(f"API_KEY: {error}") from None
+    if settings.api_key_file:
+        try:
+            read_keys(Path(settings.api_key_file).read_text(encoding="utf-8").splitlines())
+        except (OSError, ValueError) as error:
+            raise WrongSetting(f"API_KEY_FILE: {error}") from None
 
 
 def _check_ports_of_brokers(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from aiokafka import TopicPartition
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
 
+from apps.chassis.access import guarded, protected
 from apps.chassis.asyncapi import Operation, asyncapi_document
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster, Topic
@@ -19,6 +20,7 @@ from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.limits import Limit
 from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
 from apps.chassis.settings import Settings
@@ -31,7 +33,7 @@ from apps.consumer.group import Group, look_at_group
 from apps.consumer.handler import handle
 from apps.consumer.lag import LagMeter
 from apps.consumer.log_reader import LogReader
-from apps.consumer.message_routes import Log, message_routes
+from apps.consumer.message_routes import Log, message_routes, weight_of
 from apps.consumer.redrive import Redriver, marks_topic
 from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
@@ -41,6 +43,10 @@ from apps.consumer.window import Window
 
 SERVICE = "consumer"
 DESCRIPTION = "Reads people from a Kafka topic and shows the newest."
+LARGEST_BODY = 64 * 1024
+"""Bytes of a request's body: orders are short."""
+MOST_IN_MEMORY = 256 * 1024 * 1024
+"""Bytes that all calls under way may take, about."""
 GRACE = 5.0
 """Seconds that a stop waits for the batch in hand."""
 
@@ -141,15 +147,18 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
             background.start(tail.end_at(end), "end of the live tail")
             yield
 
+    routes = [
+        *consumer_routes(control, status, group_now),
+        *message_routes(window, searched, tail, lambda: consumption.consumed),
+        *dead_letter_routes(dead_reader, redriver, cluster.partitions),
+        *health_routes(SERVICE, control.health),
+        *problem_routes(),
+        *document_routes(asyncapi),
+    ]
     app = Litestar(
-        [
-            *consumer_routes(control, status, group_now),
-            *message_routes(window, searched, tail, lambda: consumption.consumed),
-            *dead_letter_routes(dead_reader, redriver, cluster.partitions),
-            *health_routes(SERVICE, control.health),
-            *problem_routes(),
-            *document_routes(asyncapi),
-        ],
+        guarded(routes, settings.api_keys),
+        middleware=[Limit(weight_of, MOST_IN_MEMORY)],
+        request_max_body_size=LARGEST_BODY,
         lifespan=[lifespan],
         before_request=check_query,
         exception_handlers=handlers,
@@ -157,4 +166,4 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
         logging_config=None,
         openapi_config=openapi_config("Consumer", DESCRIPTION),
     )
-    return answer_head(app)
+    return protected(answer_head(app))

@@ -15,6 +15,7 @@ from litestar.openapi.spec import Example
 from litestar.params import HeaderParameter, Parameter, PathParameter, QueryParameter
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
+from litestar.types import Scope
 
 from apps.chassis.problems import (
     BAD_PARAMETER,
@@ -29,7 +30,7 @@ from apps.chassis.problems import (
 from apps.chassis.streaming import Streamed
 from apps.consumer.log_reader import LogReader
 from apps.consumer.offsets import read_offsets, write_offsets
-from apps.consumer.search import Newest, Wanted
+from apps.consumer.search import MOST_BYTES, Newest, Wanted
 from apps.consumer.shown import StoredMessage, show
 from apps.consumer.tail import Tail
 from apps.consumer.window import Cursor, Record, Window
@@ -37,6 +38,10 @@ from contracts.person import Person, decode
 
 MOST_MESSAGES = 1_000
 EVENTS = "text/event-stream"
+STREAM = "/consumers/messages/stream"
+SEARCHES = {"/consumers/messages", "/consumers/dead-letters"}
+SEARCH_IN_MEMORY = 2 * MOST_BYTES
+"""Bytes: what is found, and the answer that is made of it."""
 
 T = TypeVar("T")
 AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -47,7 +52,7 @@ Key = Annotated[str | None, Parameter(description="Only records with this key (a
 Number = Annotated[int | None, Parameter(ge=0, description="Only records of this partition.")]
 Text = Annotated[str | None, Parameter(min_length=1, description="Only records whose value has this text in it.")]
 Before = Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")]
-Scope = Annotated[
+Where = Annotated[
     Literal["window", "topic"],
     QueryParameter(
         name="scope",
@@ -100,6 +105,13 @@ class StoredMessages(msgspec.Struct):
     reached: int | None
 
 
+def weight_of(scope: Scope) -> int | None:
+    """Return the bytes of memory that a call may take, about; None for the live tail, which has a limit of its own."""
+    if scope["path"] == STREAM:
+        return None
+    return SEARCH_IN_MEMORY if scope["path"] in SEARCHES else 0
+
+
 class Log(NamedTuple):
     """The topic as this service reads it; `uncommitted` reads what transactions did not commit as well.
 
@@ -133,7 +145,7 @@ def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRou
         since: Since = None,
         until: Until = None,
         before: Before = None,
-        where: Scope = "window",
+        where: Where = "window",
     ) -> Messages | StoredMessages:
         if where == "topic":
             span = Span(_time("from", since), _time("to", until), _read("before", before, read_offsets))
@@ -176,7 +188,7 @@ def _one_route(log: Log) -> BaseRouteHandler:
 
 def _stream_route(tail: Tail) -> BaseRouteHandler:
     @get(
-        "/consumers/messages/stream",
+        STREAM,
         summary="The live tail of the topic",
         description="Server-sent events: one a record, and its id is the offset reached in each partition, so that "
         "`Last-Event-ID` goes on without a gap, on any copy. `gap` tells of records that were deleted meanwhile, "

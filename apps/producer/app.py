@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
 
+from apps.chassis.access import guarded, protected
 from apps.chassis.asyncapi import Operation, asyncapi_document
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
@@ -15,12 +16,13 @@ from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.limits import Limit
 from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
 from apps.chassis.settings import Settings
 from apps.chassis.topics import people_topic
 from apps.producer.publisher import LARGEST_BATCH, Publisher
-from apps.producer.routes import producer_routes
+from apps.producer.routes import MOST_IN_MEMORY, producer_routes, weight_of
 
 SERVICE = "producer"
 DESCRIPTION = "Writes people to a Kafka topic, each with a receipt."
@@ -66,8 +68,15 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
             background.start(publisher.give_up_at(ending or asyncio.Event()), "last answers")
             yield
 
+    routes = [
+        *producer_routes(publisher),
+        *health_routes(SERVICE, examine),
+        *problem_routes(),
+        *document_routes(asyncapi),
+    ]
     app = Litestar(
-        [*producer_routes(publisher), *health_routes(SERVICE, examine), *problem_routes(), *document_routes(asyncapi)],
+        guarded(routes, settings.api_keys),
+        middleware=[Limit(weight_of, MOST_IN_MEMORY)],
         lifespan=[lifespan],
         before_request=check_query,
         exception_handlers=handlers,
@@ -75,4 +84,4 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
         logging_config=None,
         openapi_config=openapi_config("Producer", DESCRIPTION),
     )
-    return answer_head(app)
+    return protected(answer_head(app))

@@ -5,10 +5,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from http import HTTPStatus
 from random import Random
 from typing import Annotated, Any
+from urllib.parse import parse_qs
 
 import msgspec
 from litestar import post
 from litestar.connection import Request
+from litestar.datastructures import Headers
 from litestar.enums import MediaType
 from litestar.exceptions import ClientException
 from litestar.handlers import BaseRouteHandler
@@ -16,6 +18,7 @@ from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
+from litestar.types import Scope
 
 from apps.chassis.body import documents_body
 from apps.chassis.problems import (
@@ -28,6 +31,7 @@ from apps.chassis.problems import (
     documented,
     problem,
 )
+from apps.chassis.settings import PLAIN_INTEGER
 from apps.chassis.streaming import Streamed
 from apps.producer.people import draw
 from apps.producer.publisher import Busy, OutOfReach, Publisher
@@ -38,6 +42,11 @@ MOST_PEOPLE = 100_000
 LARGEST_BODY = 16 * 1024 * 1024
 """Bytes of a JSON body; lines of JSON may go on for ever."""
 NDJSON = "application/x-ndjson"
+MAKE, SEND = "/producers/basic_producer", "/producers/people"
+MOST_IN_MEMORY = 256 * 1024 * 1024
+"""Bytes that all calls under way may take, about."""
+PERSON_IN_MEMORY, TIMES_IN_MEMORY, LINES_IN_MEMORY = 1_200, 6, 4 * 1024 * 1024
+"""Bytes of a person that was made, times that a JSON body is held, bytes of a call that sends lines: as measured."""
 SILENT = 60.0
 """Seconds after which a caller that sends nothing more is taken to have ended."""
 
@@ -60,11 +69,25 @@ PEOPLE_BODY = documents_body(
 )
 
 
+def weight_of(scope: Scope) -> int:
+    """Return the bytes of memory that a call may take, about: several times what it sends or is sent."""
+    if scope["path"] == MAKE:
+        number = parse_qs(scope["query_string"].decode("latin-1")).get("number_of_people", ["10"])[-1]
+        return PERSON_IN_MEMORY * min(int(number) if PLAIN_INTEGER.fullmatch(number) else 0, MOST_PEOPLE)
+    if scope["path"] != SEND:
+        return 0
+    headers = Headers.from_scope(scope)
+    if headers.get("content-type", "").startswith(NDJSON):
+        return LINES_IN_MEMORY
+    length = headers.get("content-length", "")
+    return TIMES_IN_MEMORY * min(int(length) if PLAIN_INTEGER.fullmatch(length) else LARGEST_BODY, LARGEST_BODY)
+
+
 def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
     """Return the routes that make people and take them."""
 
     @post(
-        "/producers/basic_producer",
+        MAKE,
         summary="Make people and send them",
         description="Answers after the last acknowledgement, with the people made.",
         responses={
@@ -84,7 +107,7 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
         return _list_of(made.people)
 
     @post(
-        "/producers/people",
+        SEND,
         summary="Send people",
         description="One person or a list as JSON: all are checked before any is sent. Or any number of them, one a "
         "line (`application/x-ndjson`): each is answered by a line with its receipt, in order, while the rest is read.",

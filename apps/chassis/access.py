@@ -1,0 +1,66 @@
+"""Who may do what over HTTP: a key for whatever changes something, and what browsers are told of every answer."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from litestar import Litestar, Router
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import Message, Receive, Scope, Send
+
+from apps.chassis.keys import HEADER, Keys
+from apps.chassis.problems import documented, problem
+
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+COMPONENTS = Components(
+    security_schemes={"ApiKey": SecurityScheme(type="apiKey", name=HEADER, security_scheme_in="header")}
+)
+"""How the keys stand in an OpenAPI document."""
+
+SECURITY_HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+}
+"""What every answer tells a browser, unless it says something else itself, as pages do."""
+
+
+def guarded(routes: Sequence[BaseRouteHandler | Router], keys: Keys) -> Sequence[BaseRouteHandler | Router]:
+    """Return the routes; those that change something ask for a key from now on, if any is needed."""
+
+    def check(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        if keys.name_of(connection.headers.get(HEADER, "")) is None:
+            raise problem(
+                HTTPStatus.UNAUTHORIZED,
+                f"this call needs a key in the header {HEADER}, and none that is accepted was given",
+                headers={"WWW-Authenticate": f'ApiKey header="{HEADER}"'},
+            )
+
+    for route in routes if keys.needed else ():
+        if isinstance(route, HTTPRouteHandler) and not route.http_methods <= SAFE_METHODS:
+            route.guards = [check]
+            route.security = [{"ApiKey": []}]
+            unauthorized = HTTPStatus.UNAUTHORIZED
+            route.responses = {**(route.responses or {}), unauthorized: documented(unauthorized)[unauthorized]}
+    return routes
+
+
+def protected(app: Litestar) -> Litestar:
+    """Have every answer of an application, which is returned, carry `SECURITY_HEADERS`: those of errors too."""
+    answer_all = app.asgi_handler
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message["headers"])
+                said = {name.lower() for name, _ in headers}
+                more = [header for header in SECURITY_HEADERS.items() if header[0] not in said]
+                message = {**message, "headers": headers + more}
+            await send(message)
+
+        await answer_all(scope, receive, send_with_headers)
+
+    app.asgi_handler = answer
+    return app

@@ -1,0 +1,107 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from services import ROOT, Pipeline, Service, person, wait_until
+
+CALLERS = 60
+"""At a time: some twenty times as many of the largest calls as are taken."""
+MOST_MEMORY = 600e6
+"""Bytes that a service may take, whatever it is asked for."""
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - it is this that is tested
+
+
+@pytest.fixture
+def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
+def statuses_of_many(service: Service, method: str, path: str, content: bytes = b"", times: int = CALLERS) -> set[int]:
+    """Make many calls at once; a refusal must be one of too much, and say when to come again."""
+
+    def call(_: int) -> int:
+        with httpx.Client(base_url=service.http.base_url, timeout=120) as http:
+            answer = http.request(method, path, content=content)
+            if answer.status_code == 503:
+                assert answer.json()["type"] == "/problems/busy", answer.text
+                assert int(answer.headers["retry-after"]) > 0
+            return answer.status_code
+
+    with ThreadPoolExecutor(times) as pool:
+        return set(pool.map(call, range(times)))
+
+
+def memory_of(service: Service) -> int:
+    return int(psutil.Process(service.process.pid).memory_info().rss)
+
+
+def test_under_twenty_times_its_load_a_producer_refuses_in_time_and_stays_small(pipeline: Pipeline) -> None:
+    body = b"[" + b",".join([httpx.Request("POST", "/", json=person()).read()] * 40_000) + b"]"
+    with pipeline.producer() as producer, ThreadPoolExecutor(1) as pool:
+        producer.until_healthy()
+        for path, content in (("/producers/basic_producer?number_of_people=100000", b""), ("/producers/people", body)):
+            calls = pool.submit(statuses_of_many, producer, "POST", path, content)
+            peak = 0
+            while not calls.done():
+                assert producer.get("/livez") == {"status": "alive"}
+                peak = max(peak, memory_of(producer))
+            assert calls.result() == {201, 503}
+            assert peak < MOST_MEMORY
+        assert producer.post("/producers/people", json=person())["delivered"] == 1
+
+
+def test_under_many_searches_a_consumer_stays_small_and_goes_on_consuming(pipeline: Pipeline) -> None:
+    with pipeline.consumer() as consumer, ThreadPoolExecutor(1) as pool:
+        consumer.until_healthy()
+        pipeline.fill(150_000)
+        search = "/consumers/messages?scope=topic&limit=1000&q=nobody"
+        calls = pool.submit(statuses_of_many, consumer, "GET", search)
+        peak = 0
+        while not calls.done():
+            assert consumer.get("/livez") == {"status": "alive"}
+            peak = max(peak, memory_of(consumer))
+        assert calls.result() == {200, 503}
+        assert peak < MOST_MEMORY
+        consumer.until_consumed(150_000)
+
+
+def test_with_a_key_only_those_who_have_it_change_anything(pipeline: Pipeline, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("ada:first")
+    with pipeline.producer(API_KEY_FILE=str(keys)) as producer:
+        producer.until_healthy()
+        assert producer.http.post("/producers/people", json=person()).status_code == 401
+        producer.post("/producers/people", json=person(), headers={"X-API-Key": "first"})
+        keys.write_text("grace:second")
+        producer.post("/producers/people", json=person(), headers={"X-API-Key": "second"})
+        assert producer.http.post("/producers/people", json=person(), headers={"X-API-Key": "first"}).status_code == 401
+        told = {**os.environ, "API_KEY_FILE": str(keys), "PRODUCER_PORT": str(producer.port)}
+        called = [
+            sys.executable,
+            "-m",
+            "tools.call",
+            "producer",
+            "POST",
+            "/producers/basic_producer?number_of_people=2",
+        ]
+        subprocess.run(called, cwd=ROOT, env=told, check=True, capture_output=True)
+        assert "first" not in producer.log.read_text()
+    assert len(pipeline.records()) == 4
+
+
+def test_a_service_that_others_can_reach_without_a_key_says_so_at_its_start(pipeline: Pipeline) -> None:
+    def warned(service: Service) -> bool:
+        return "no API_KEY is set" in service.log.read_text()
+
+    with pipeline.producer(HOST=EVERYWHERE) as exposed, pipeline.producer(HOST=EVERYWHERE, API_KEY="k") as guarded:
+        wait_until(lambda: warned(exposed))
+        guarded.until_healthy()
+        assert not warned(guarded)

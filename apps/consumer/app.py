@@ -19,6 +19,7 @@ from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.metrics import measure_http, metrics_routes, new_registry
 from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
 from apps.chassis.settings import Settings
@@ -32,6 +33,7 @@ from apps.consumer.handler import handle
 from apps.consumer.lag import LagMeter
 from apps.consumer.log_reader import LogReader
 from apps.consumer.message_routes import Log, message_routes
+from apps.consumer.metrics import of_consumer, timed
 from apps.consumer.redrive import Redriver, marks_topic
 from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
@@ -63,7 +65,8 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
     redriver = Redriver(options, cluster, dead_reader, topic, group)
     window = Window(settings.window_size)
     dead_letters = DeadLetters(options, settings.dead_letter_topic, cluster, group)
-    consumption = Consumption(window, handle, dead_letters.write)
+    registry = new_registry(SERVICE)
+    consumption = Consumption(window, timed(handle, registry), dead_letters.write)
     committed = partial(cluster.committed, group, topic)
     meter = LagMeter(reader, committed)
     searched = Log(
@@ -147,6 +150,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
             *message_routes(window, searched, tail, lambda: consumption.consumed),
             *dead_letter_routes(dead_reader, redriver, cluster.partitions),
             *health_routes(SERVICE, control.health),
+            *metrics_routes(registry, partial(of_consumer, control, consumption, connection, meter)),
             *problem_routes(),
             *document_routes(asyncapi),
         ],
@@ -157,4 +161,5 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
         logging_config=None,
         openapi_config=openapi_config("Consumer", DESCRIPTION),
     )
+    measure_http(app, registry)
     return answer_head(app)

@@ -8,6 +8,7 @@ before its neighbours were handled. Raising commits nothing, and the batch comes
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -43,20 +44,30 @@ STALE = 20.0
 LONGEST_BATCH_MS = 30 * 60 * 1000
 """Milliseconds that a batch may take, with all its attempts, before Kafka gives its partitions to another member."""
 
+MOST_REASONS = 30
+"""Types of errors that dead letters are counted by; a handler may raise as many as it likes, the rest counts as one."""
+OTHER_REASON = "other"
+
 
 class Tombstone(ValueError):
     """A record without a value, which is no person."""
+
+
+REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", "Reject")
+"""Types of errors that are counted from the start, as 0."""
 
 
 class Consumption:
     """What a service has consumed since it started, through however many connections.
 
     `halted` says why it consumes no more, until `resume`; `paused` is whether an operator wants its partitions paused.
+    `dead_letters` counts them by the type of their error, `rebalances` how often partitions were assigned.
     """
 
     def __init__(self, window: Window, handle: Handle, write_dead_letters: WriteDeadLetters) -> None:
         self.consumed = 0
-        self.dead_lettered = 0
+        self.dead_letters = Counter(dict.fromkeys(REASONS, 0))
+        self.rebalances = 0
         self.paused = False
         self.halted: str | None = None
         self.last_error: str | None = None
@@ -68,6 +79,11 @@ class Consumption:
         self._accept = False
         self._handle = handle
         self._write_dead_letters = write_dead_letters
+
+    @property
+    def dead_lettered(self) -> int:
+        """How many records were dead-lettered."""
+        return self.dead_letters.total()
 
     def resume(self, *, accept: bool) -> None:
         """Consume again after a halt; with `accept`, bad records are let through until a batch holds none."""
@@ -106,8 +122,13 @@ class Consumption:
             self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
         self._accept = self._accept and bool(bad)
         self.consumed += len(good)
-        self.dead_lettered += len(bad)
+        for letter in bad:
+            self.dead_letters[self._reason_of(letter)] += 1
         self.window.extend(good)
+
+    def _reason_of(self, letter: BadRecord) -> str:
+        name = type(letter.error).__name__
+        return name if name in self.dead_letters or len(self.dead_letters) < MOST_REASONS else OTHER_REASON
 
 
 def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person], list[BadRecord]]:
@@ -143,6 +164,7 @@ class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Go on, paused if that is wanted (no assignment is by itself), and tell which partitions there are now."""
         self._consumption.leaving.clear()
+        self._consumption.rebalances += 1
         if self._consumption.paused and self.subscriber is not None and self.subscriber.consumer is not None:
             self.subscriber.consumer.pause(*assigned)
         self._on_assigned(assigned)

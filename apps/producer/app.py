@@ -1,11 +1,13 @@
 """Wires the producer."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from itertools import chain
 
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
+from prometheus_client import Metric
 
 from apps.chassis.asyncapi import Operation, asyncapi_document
 from apps.chassis.background import Background
@@ -15,10 +17,12 @@ from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.metrics import measure_http, metrics_routes, new_registry, of_kafka
 from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
 from apps.chassis.settings import Settings
 from apps.chassis.topics import people_topic
+from apps.producer.metrics import acknowledgement_seconds, of_publisher
 from apps.producer.publisher import LARGEST_BATCH, Publisher
 from apps.producer.routes import producer_routes
 
@@ -47,7 +51,15 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
 
     connection = Connection(make_broker, cluster.ensure_topics)
     backoff = options["retry_backoff_ms"] / 1_000
-    publisher = Publisher(settings.people_topic, connection, cluster, background, backoff)
+    registry = new_registry(SERVICE)
+    publisher = Publisher(
+        settings.people_topic,
+        connection,
+        cluster,
+        background,
+        backoff,
+        acknowledged_after=acknowledgement_seconds(registry).observe,
+    )
 
     operations = [Operation("send", "people", "Sends people, each to the partition of its key.")]
     asyncapi = asyncapi_document("Producer", DESCRIPTION, settings, SERVICE, operations)
@@ -58,6 +70,10 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
             return False, "connecting", trouble or connection.error or "not connected yet"
         return background.failure is None, "connected", background.failure or "people can be sent"
 
+    async def look() -> Iterable[Metric]:
+        healthy, _, _ = await examine()
+        return chain(of_kafka(connection, healthy=healthy), of_publisher(publisher, connection))
+
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         async with cluster.open(), background.open():
@@ -67,7 +83,13 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
             yield
 
     app = Litestar(
-        [*producer_routes(publisher), *health_routes(SERVICE, examine), *problem_routes(), *document_routes(asyncapi)],
+        [
+            *producer_routes(publisher),
+            *health_routes(SERVICE, examine),
+            *metrics_routes(registry, look),
+            *problem_routes(),
+            *document_routes(asyncapi),
+        ],
         lifespan=[lifespan],
         before_request=check_query,
         exception_handlers=handlers,
@@ -75,4 +97,5 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
         logging_config=None,
         openapi_config=openapi_config("Producer", DESCRIPTION),
     )
+    measure_http(app, registry)
     return answer_head(app)

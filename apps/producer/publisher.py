@@ -6,8 +6,8 @@ records are spread over the lanes by key and its `Delivery` is told what becomes
 
 import asyncio
 import time
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, NamedTuple
@@ -142,6 +142,8 @@ class Delivery:
     def __init__(self, keys: Sequence[bytes], values: Sequence[bytes], partitions: Sequence[int]) -> None:
         self.size = sum(map(len, keys)) + sum(map(len, values))
         self.confirmed = 0
+        self.failed: Counter[Outcome] = Counter()
+        self.unsettled = len(keys)
         self.given_up = False
         by_partition: defaultdict[int, list[int]] = defaultdict(list)
         for row, partition in enumerate(partitions):
@@ -150,7 +152,6 @@ class Delivery:
             partition: Slice(self, partition, rows, [keys[row] for row in rows], [values[row] for row in rows])
             for partition, rows in by_partition.items()
         }
-        self._unsettled = len(keys)
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not keys:
             self._done.set_result(None)
@@ -162,10 +163,12 @@ class Delivery:
 
     def count(self, span: Span) -> None:
         """Count settled records, and end the wait with the last of them."""
-        self._unsettled -= span.stop - span.start
-        if span.error is None:
+        self.unsettled -= span.stop - span.start
+        if span.outcome is None:
             self.confirmed += span.stop - span.start
-        if not self._unsettled and not self._done.done():
+        else:
+            self.failed[span.outcome] += span.stop - span.start
+        if not self.unsettled and not self._done.done():
             self._done.set_result(None)
 
     async def wait(self, seconds: float) -> bool:
@@ -296,6 +299,7 @@ class Lane:
             written = acknowledgement.result()
             if written.timestamp_type == 1 and written.timestamp:  # the topic keeps the broker's time, not ours
                 batch.timestamp = written.timestamp
+            self._publisher.acknowledged_after(time.monotonic() - batch.made_at)
             batch.settle(offset=written.offset if written.offset >= 0 else None)
 
     def _take(self, broker: KafkaBroker) -> Batch:
@@ -338,15 +342,28 @@ class Lane:
 
 
 class Publisher:
-    """Publishes to one topic, as many partitions as it has now."""
+    """Publishes to one topic, as many partitions as it has now.
 
-    def __init__(
-        self, topic: str, connection: Connection, cluster: Cluster, background: Background, retry_backoff: float
+    `acknowledged_after` is told the seconds that each acknowledged batch took, and `outcomes` counts the records of the
+    calls that are done by what became of them.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it publishes with
+        self,
+        topic: str,
+        connection: Connection,
+        cluster: Cluster,
+        background: Background,
+        retry_backoff: float,
+        *,
+        acknowledged_after: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.topic = topic
         self.connection = connection
         self.retry_backoff = retry_backoff
+        self.acknowledged_after = acknowledged_after
         self.in_flight = 0
+        self.outcomes = {"delivered": 0, "not_written": 0, "unknown": 0}
         self._open: set[Delivery] = set()
         self.ending = asyncio.Event()
         self._ended = False
@@ -364,12 +381,24 @@ class Publisher:
         """Bytes of key and value together that one record may have."""
         return self.largest_batch - BATCH_OVERHEAD - RECORD_OVERHEAD
 
+    @property
+    def records_in_flight(self) -> int:
+        """Records that wait for their acknowledgement."""
+        return sum(delivery.unsettled for delivery in self._open)
+
     async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
         """Write records, and return what became of each: within 10 s.
 
         `keys[i]` belongs to `values[i]`; each record must fit `largest_record`. With nothing sent, raises `Busy` when
         48 MiB wait for their acknowledgement, and `OutOfReach` when there is no connection within 1.5 s.
         """
+        try:
+            return await self._publish(keys, values)
+        except (Busy, OutOfReach):
+            self.outcomes["not_written"] += len(keys)
+            raise
+
+    async def _publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
         try:
             await self.connection.broker(PATIENCE)
         except TimeoutError:
@@ -409,6 +438,9 @@ class Publisher:
             raise
         finally:
             self._open.remove(delivery)
+            self.outcomes["delivered"] += delivery.confirmed
+            for outcome, number in delivery.failed.items():
+                self.outcomes[outcome] += number
             self.in_flight -= delivery.size
 
     def _lane(self, partition: int) -> Lane:

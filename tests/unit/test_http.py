@@ -35,6 +35,7 @@ ENDPOINTS = {
         ("GET", "/health-check"),
         ("GET", "/livez"),
         ("GET", "/problems/{name}"),
+        ("GET", "/metrics"),
     },
     "consumer": {
         ("GET", "/consumers/status"),
@@ -52,6 +53,7 @@ ENDPOINTS = {
         ("GET", "/health-check"),
         ("GET", "/livez"),
         ("GET", "/problems/{name}"),
+        ("GET", "/metrics"),
     },
 }
 BOTH = pytest.mark.parametrize("service", APPS)

@@ -784,3 +784,45 @@ async def test_what_waits_of_a_call_that_was_broken_off_is_not_sent() -> None:
         broker.takes.set()
         await asyncio.gather(first, last)
         assert broker.values == [b"first", b"last"]
+
+
+async def test_records_are_counted_by_what_became_of_them_once_their_call_is_done() -> None:
+    keys = keys_of_two_partitions()
+    async with bench(partitions=2, retry_backoff=0) as b:
+        broker = b.connect()
+        publishing = b.publish(b"a", b"b", keys=keys)
+        await until(lambda: len(broker.batches) == 2)
+        assert b.publisher.records_in_flight == 2
+        broker.batches[0].confirm(0)
+        await everything_else_has_run()
+        assert b.publisher.records_in_flight == 1
+        broker.batches[1].fail(errors.RequestTimedOutError())
+        await publishing
+        assert b.publisher.records_in_flight == 0
+    assert b.publisher.outcomes == {"delivered": 1, "not_written": 0, "unknown": 1}
+
+
+async def test_records_that_are_not_taken_count_as_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "PATIENCE", A_WHILE)
+    monkeypatch.setattr(publisher_module, "MOST_IN_FLIGHT", 10)
+    async with bench() as b:
+        with pytest.raises(OutOfReach):
+            await b.publish(b"a")
+        b.connect()
+        with pytest.raises(Busy):
+            await b.publish(bytes(5), bytes(5))
+    assert b.publisher.outcomes == {"delivered": 0, "not_written": 3, "unknown": 0}
+
+
+async def test_the_time_of_each_acknowledged_batch_is_told_and_of_no_other() -> None:
+    told: list[float] = []
+    async with bench(partitions=2) as b:
+        b.publisher.acknowledged_after = told.append
+        broker = b.connect()
+        publishing = b.publish(b"a", b"b", keys=keys_of_two_partitions())
+        await until(lambda: len(broker.batches) == 2)
+        broker.batches[0].confirm(0)
+        broker.batches[1].fail(errors.MessageSizeTooLargeError())
+        await publishing
+    assert len(told) == 1
+    assert told[0] >= 0

@@ -16,7 +16,7 @@ from apps.chassis.settings import Settings
 from apps.consumer import attempts
 from apps.consumer.attempts import GivenUp, Halted, Reject
 from apps.consumer.dead_letters import BadRecord
-from apps.consumer.subscriber import Consumption, Drain, sort_out, subscribe
+from apps.consumer.subscriber import MOST_REASONS, Consumption, Drain, sort_out, subscribe
 from apps.consumer.window import Record, Window
 from contracts.person import Person, encode
 
@@ -331,3 +331,35 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
         may_end.set()
         await asyncio.gather(consuming, giving_up)
     assert consumer.events == ["handler begins", "handler ends", "given up"]
+
+
+async def test_dead_letters_are_counted_by_the_type_of_their_error() -> None:
+    consumer = Consumer()
+    consumer.rejected = {"person-4"}
+    async with subscribed(consumer) as (_, subscriber):
+        bad = bad_record(0), bad_record(1, None), bad_record(2, b"7"), bad_record(3, b"8"), stored_person(4)
+        await subscriber.process_message(bad)
+    counted = {reason: number for reason, number in consumer.consumption.dead_letters.items() if number}
+    assert counted == {"DecodeError": 1, "Tombstone": 1, "ValidationError": 2, "Reject": 1}
+
+
+async def test_a_handler_that_raises_ever_new_types_of_errors_makes_no_more_than_some_reasons() -> None:
+    consumer = Consumer()
+    async with subscribed(consumer) as (_, subscriber):
+        for number in range(2 * MOST_REASONS):
+            kind = type(f"Error{number}", (Reject,), {})
+            consumer.handler_error = kind()
+            await subscriber.process_message((stored_person(number),))
+            consumer.handler_error = None
+            await subscriber.process_message((stored_person(number),))
+    assert consumer.consumption.dead_lettered == 2 * MOST_REASONS
+    assert len(consumer.consumption.dead_letters) == MOST_REASONS + 1
+    assert consumer.consumption.dead_letters["other"] > MOST_REASONS
+
+
+async def test_every_assignment_of_partitions_is_counted() -> None:
+    consumption = Consumer().consumption
+    drain = Drain(consumption, lambda _: None)
+    await drain.on_partitions_assigned({TopicPartition(TOPIC, 0)})
+    await drain.on_partitions_assigned(set())
+    assert consumption.rebalances == 2

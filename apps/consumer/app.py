@@ -22,6 +22,7 @@ from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.metrics import measure_http, metrics_routes, new_registry
 from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
+from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import dead_letter_topic, people_topic
 from apps.consumer.attempts import Handle
@@ -162,4 +163,5 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
         openapi_config=openapi_config("Consumer", DESCRIPTION),
     )
     measure_http(app, registry)
+    name_requests(app)
     return answer_head(app)

@@ -20,11 +20,11 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
-from apps.chassis.logs import one_line
+from apps.chassis.logs import one_line, without_values
 from apps.consumer.attempts import Attempts, Halted, Handle
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.limit import Limit
-from apps.consumer.window import Record, Window
+from apps.consumer.window import Record, Window, fields_of
 from contracts.person import Person, decode
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Consumption:
         except Halted as reason:
             self.halted = self.last_error = str(reason)
             self.leaving.clear()
-            log.critical("halted: %s", reason)
+            log.critical("halted: %s", reason.reason)
         finally:
             self.idle_since = time.time()
         if self.halted:
@@ -119,6 +119,7 @@ class Consumption:
             raise Halted(excess)
         if bad:
             await self.attempts.insist(partial(self._write_dead_letters, bad))
+            _tell(bad)
             self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
         self._accept = self._accept and bool(bad)
         self.consumed += len(good)
@@ -236,7 +237,7 @@ def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None
     consumer = subscriber.consumer
     if ended := [task for task in subscriber.tasks if task.done()]:
         error = None if ended[0].cancelled() else ended[0].exception()
-        return "the consume loop has ended" + (f": {one_line(error)}" if error else "")
+        return "the consume loop has ended" + (f": {without_values(error)}" if error else "")
     if consumer is None:
         return "the consume loop was not started"
     if not subscriber.lock.empty:  # type: ignore[attr-defined]  # a MultiLock once started; a batch is in hand
@@ -245,6 +246,13 @@ def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None
     last = max([consumption.idle_since, *(poll / 1_000 for poll in polls if poll)])
     silent = time.time() - last
     return f"the consume loop has not polled for {silent:.0f} s" if polls and silent > STALE else None
+
+
+def _tell(bad: Sequence[BadRecord]) -> None:
+    """Log that records were dead-lettered: how many, where the first stood and of which kind its error was."""
+    first, kind = bad[0].record, type(bad[0].error).__name__
+    fields = fields_of(first) | {"records": len(bad), "error": kind}
+    log.warning("%d records were dead-lettered, the first of them %s: %s", len(bad), _place(first), kind, extra=fields)
 
 
 def _place(record: Record) -> str:

@@ -20,6 +20,7 @@ from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.metrics import measure_http, metrics_routes, new_registry, of_kafka
 from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
+from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import people_topic
 from apps.producer.metrics import acknowledgement_seconds, of_publisher
@@ -98,4 +99,5 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
         openapi_config=openapi_config("Producer", DESCRIPTION),
     )
     measure_http(app, registry)
+    name_requests(app)
     return answer_head(app)

@@ -20,7 +20,7 @@ from faststream.kafka import KafkaBroker, KafkaPublishMessage
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
-from apps.chassis.logs import one_line
+from apps.chassis.logs import one_line, without_values
 from contracts.topics import partitions_of
 
 DEADLINE = 8.0
@@ -293,7 +293,7 @@ class Lane:
             refused = first_attempt and isinstance(error, REFUSALS)
             batch.settle(error=one_line(error), outcome="not_written" if refused else "unknown")
             # its sequence numbers have a gap now: whatever follows to this partition would be refused
-            reason = f"{self._publisher.topic} did not take a batch: {one_line(error)}"
+            reason = f"{self._publisher.topic} did not take a batch: {without_values(error)}"
             self._publisher.connection.replace(batch.broker, reason)
         else:
             written = acknowledgement.result()

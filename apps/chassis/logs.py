@@ -20,7 +20,10 @@ from apps.chassis.settings import Settings
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The name of the request that is being answered: a line of the log is written too deep inside to be passed it."""
 
-FIELDS = ("request_id", "action", "topic", "partition", "offset", "records", "error")
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
+"""The trace that what is being done belongs to, in hex; likewise."""
+
+FIELDS = ("request_id", "trace_id", "action", "topic", "partition", "offset", "records", "error")
 """What a line may have besides, in JSON: given to the logger as `extra`."""
 LONGEST_CHAIN = 10
 """Exceptions of which each led to the next, of which the stack is told."""
@@ -91,8 +94,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def with_request(record: logging.LogRecord) -> bool:
-    """Note on a line of which request it is."""
-    record.request_id = request_id.get()
+    """Note on a line of which request it is, and of which trace."""
+    record.request_id, record.trace_id = request_id.get(), trace_id.get()
     return True
 
 
@@ -117,4 +120,5 @@ def set_up_logging(settings: Settings) -> None:
     logging.getLogger("asyncio").addFilter(is_worth_a_line)
     # A hundred lines a second while a broker is down; the change of state is logged by the connection instead.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)  # it quotes what a caller sent
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))

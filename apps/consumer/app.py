@@ -25,6 +25,7 @@ from apps.chassis.query import check_query
 from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import dead_letter_topic, people_topic
+from apps.chassis.traces import Traces, traces_of
 from apps.consumer.attempts import Handle
 from apps.consumer.control import Control
 from apps.consumer.dead_letter_routes import dead_letter_routes
@@ -48,11 +49,19 @@ GRACE = 5.0
 """Seconds that a stop waits for the batch in hand."""
 
 
-def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: Handle = handle) -> Litestar:
+def create_app(
+    settings: Settings,
+    ending: asyncio.Event | None = None,
+    handle: Handle = handle,
+    *,
+    traces: Traces | None = None,
+) -> Litestar:
     """Build the consumer; it joins its group when the application starts, and leaves it at its end.
 
     `ending` tells it beforehand that it is about to end, so that it leaves the group before the last answers are given.
+    `traces` follows its calls and what it handles; by default as the settings say.
     """
+    traces = traces or traces_of(settings, SERVICE)
     # FastStream would restart a loop that failed at once, thousands of times a second: `Control` does it, with pauses
     os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
     topic, group = settings.people_topic, settings.consumer_group_id
@@ -67,7 +76,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
     window = Window(settings.window_size)
     dead_letters = DeadLetters(options, settings.dead_letter_topic, cluster, group)
     registry = new_registry(SERVICE)
-    consumption = Consumption(window, timed(handle, registry), dead_letters.write)
+    consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces)
     committed = partial(cluster.committed, group, topic)
     meter = LagMeter(reader, committed)
     searched = Log(
@@ -129,6 +138,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         async with (
+            traces.open(),
             cluster.open(),
             reader.open(),
             searched.reader.open(),
@@ -163,5 +173,6 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
         openapi_config=openapi_config("Consumer", DESCRIPTION),
     )
     measure_http(app, registry)
+    traces.follow_http(app)
     name_requests(app)
     return answer_head(app)

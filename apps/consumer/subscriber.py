@@ -21,6 +21,7 @@ from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 from apps.chassis.logs import one_line, without_values
+from apps.chassis.traces import Traces
 from apps.consumer.attempts import Attempts, Halted, Handle
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.limit import Limit
@@ -64,7 +65,9 @@ class Consumption:
     `dead_letters` counts them by the type of their error, `rebalances` how often partitions were assigned.
     """
 
-    def __init__(self, window: Window, handle: Handle, write_dead_letters: WriteDeadLetters) -> None:
+    def __init__(
+        self, window: Window, handle: Handle, write_dead_letters: WriteDeadLetters, traces: Traces | None = None
+    ) -> None:
         self.consumed = 0
         self.dead_letters = Counter(dict.fromkeys(REASONS, 0))
         self.rebalances = 0
@@ -79,6 +82,7 @@ class Consumption:
         self._accept = False
         self._handle = handle
         self._write_dead_letters = write_dead_letters
+        self._traces = traces or Traces()
 
     @property
     def dead_lettered(self) -> int:
@@ -96,7 +100,8 @@ class Consumption:
         try:
             if not self.halted:
                 self.leaving.clear()
-                await self._consume(records)
+                with self._traces.handling(records):
+                    await self._consume(records)
         except Halted as reason:
             self.halted = self.last_error = str(reason)
             self.leaving.clear()

@@ -23,6 +23,7 @@ from apps.chassis.query import check_query
 from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import people_topic
+from apps.chassis.traces import Traces, traces_of
 from apps.producer.metrics import acknowledgement_seconds, of_publisher
 from apps.producer.publisher import LARGEST_BATCH, Publisher
 from apps.producer.routes import producer_routes
@@ -31,11 +32,13 @@ SERVICE = "producer"
 DESCRIPTION = "Writes people to a Kafka topic, each with a receipt."
 
 
-def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Litestar:
+def create_app(settings: Settings, ending: asyncio.Event | None = None, *, traces: Traces | None = None) -> Litestar:
     """Build the producer; it connects to Kafka when the application starts, and closes what it opened at its end.
 
     `ending` tells it beforehand that it is about to end, so that no caller is left without an answer.
+    `traces` follows its calls; by default as the settings say.
     """
+    traces = traces or traces_of(settings, SERVICE)
     options = client_options(settings, SERVICE)
     cluster = Cluster(options, [people_topic(settings)])
     background = Background()
@@ -60,6 +63,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
         background,
         backoff,
         acknowledged_after=acknowledgement_seconds(registry).observe,
+        traces=traces,
     )
 
     operations = [Operation("send", "people", "Sends people, each to the partition of its key.")]
@@ -77,7 +81,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with cluster.open(), background.open():
+        async with traces.open(), cluster.open(), background.open():
             background.start(connection.hold(), "connection")
             background.start(cluster.watch(), "watch of the cluster")
             background.start(publisher.give_up_at(ending or asyncio.Event()), "last answers")
@@ -99,5 +103,6 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
         openapi_config=openapi_config("Producer", DESCRIPTION),
     )
     measure_http(app, registry)
+    traces.follow_http(app)
     name_requests(app)
     return answer_head(app)

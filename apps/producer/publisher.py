@@ -21,6 +21,7 @@ from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
 from apps.chassis.logs import one_line, without_values
+from apps.chassis.traces import TraceHeaders, Traces
 from contracts.topics import partitions_of
 
 DEADLINE = 8.0
@@ -34,6 +35,8 @@ LARGEST_BATCH = 512 * 1024
 BATCH_OVERHEAD = 61
 RECORD_OVERHEAD = 32
 """Bytes that the format adds at most to key and value (five varints and the attributes)."""
+HEADER_OVERHEAD = 10
+"""Bytes that the format adds at most to name and value of a header (two varints)."""
 MOST_IN_FLIGHT = 48 * 1024 * 1024
 """Bytes of keys and values that may wait for their acknowledgement, of all calls together."""
 
@@ -139,7 +142,14 @@ class Slice:
 class Delivery:
     """What becomes of the records of one call, in the order given."""
 
-    def __init__(self, keys: Sequence[bytes], values: Sequence[bytes], partitions: Sequence[int]) -> None:
+    def __init__(
+        self,
+        keys: Sequence[bytes],
+        values: Sequence[bytes],
+        partitions: Sequence[int],
+        headers: TraceHeaders | None = None,
+    ) -> None:
+        self.headers = headers
         self.size = sum(map(len, keys)) + sum(map(len, values))
         self.confirmed = 0
         self.failed: Counter[Outcome] = Counter()
@@ -205,10 +215,11 @@ class Delivery:
 class Batch:
     """Records on their way: parts of slices, in the order of the lane."""
 
-    __slots__ = ("broker", "made_at", "messages", "parts", "timestamp")
+    __slots__ = ("broker", "headers", "made_at", "messages", "parts", "timestamp")
 
     def __init__(self, broker: KafkaBroker) -> None:
         self.broker = broker
+        self.headers: TraceHeaders | None = None
         self.parts: list[tuple[Slice, int, int]] = []
         self.messages: list[KafkaPublishMessage] = []
         self.timestamp = time.time_ns() // 1_000_000
@@ -272,6 +283,7 @@ class Lane:
                     topic=topic,
                     partition=self._partition,
                     timestamp_ms=batch.timestamp,
+                    headers=batch.headers,
                     no_confirm=True,
                 )
         except TimeoutError:
@@ -303,16 +315,20 @@ class Lane:
             batch.settle(offset=written.offset if written.offset >= 0 else None)
 
     def _take(self, broker: KafkaBroker) -> Batch:
-        """Take as many records from the front as fit into one batch."""
+        """Take as many records from the front as fit into one batch; those of another trace go into another."""
         batch, room = Batch(broker), self._publisher.largest_batch - BATCH_OVERHEAD
         while self._waiting:
             piece = self._waiting[0]
+            headers = piece.delivery.headers
+            if batch.messages and headers != batch.headers:  # a batch has one set of headers for all its records
+                return batch
+            batch.headers, overhead = headers, RECORD_OVERHEAD + _size_of(headers)
             if piece.failed:
                 piece.refuse_rest("an earlier record of this call was not acknowledged")
             start = stop = piece.handed
             while stop < len(piece.rows):
                 key, value = piece.keys[stop], piece.values[stop]
-                room -= len(key) + len(value) + RECORD_OVERHEAD
+                room -= len(key) + len(value) + overhead
                 if room < 0 and batch.messages:
                     break
                 batch.messages.append(KafkaPublishMessage(value, key=key))
@@ -341,6 +357,11 @@ class Lane:
         self._filled.clear()
 
 
+def _size_of(headers: TraceHeaders | None) -> int:
+    """Return the bytes that headers add to each record at most, with their lengths."""
+    return sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in headers.items()) if headers else 0
+
+
 class Publisher:
     """Publishes to one topic, as many partitions as it has now.
 
@@ -357,6 +378,7 @@ class Publisher:
         retry_backoff: float,
         *,
         acknowledged_after: Callable[[float], None] = lambda _: None,
+        traces: Traces | None = None,
     ) -> None:
         self.topic = topic
         self.connection = connection
@@ -367,6 +389,7 @@ class Publisher:
         self._open: set[Delivery] = set()
         self.ending = asyncio.Event()
         self._ended = False
+        self._traces = traces or Traces()
         self._cluster = cluster
         self._background = background
         self._lanes: dict[int, Lane] = {}
@@ -379,7 +402,7 @@ class Publisher:
     @property
     def largest_record(self) -> int:
         """Bytes of key and value together that one record may have."""
-        return self.largest_batch - BATCH_OVERHEAD - RECORD_OVERHEAD
+        return self.largest_batch - BATCH_OVERHEAD - RECORD_OVERHEAD - self._traces.header_bytes
 
     @property
     def records_in_flight(self) -> int:
@@ -405,8 +428,9 @@ class Publisher:
             raise OutOfReach(self.connection.error or OUT_OF_REACH) from None
         if self._ended:
             raise OutOfReach(ENDING)
-        delivery = Delivery(keys, values, partitions_of(keys, self._cluster.partitions[self.topic]))
-        with self._room_for(delivery):
+        partitions = partitions_of(keys, self._cluster.partitions[self.topic])
+        delivery = Delivery(keys, values, partitions, self._traces.headers())
+        with self._traces.publishing(self.topic, len(keys)), self._room_for(delivery):
             for partition, piece in delivery.slices.items():
                 self._lane(partition).add(piece)
             if not await delivery.wait(DEADLINE):

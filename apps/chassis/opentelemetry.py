@@ -25,8 +25,10 @@ from apps.chassis.health import VERSION
 from apps.chassis.logs import trace_id
 from apps.chassis.traces import Followed, TraceHeaders, Traces
 
-LAST_SPANS = 2.0
-"""Seconds that the end of a service waits for its last spans to be sent; also of one attempt to send some."""
+LAST_SPANS = 1.0
+"""Seconds that the end of a service waits for its last spans to be sent."""
+ATTEMPT = 5.0
+"""Seconds in which a collector must have taken some spans; those that it did not take are lost."""
 LONGEST_STATE = 512
 """Characters of a caller's `tracestate` that are passed on; a longer one is dropped, as the standard allows."""
 MOST_TRACES = 100
@@ -40,7 +42,7 @@ Attributes = Mapping[str, str | int]
 
 def sending_to(endpoint: str, service: str) -> "OpenTelemetry":
     """Return traces that go to a collector (OTLP over HTTP); `endpoint` is its address without a path."""
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=LAST_SPANS)
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=ATTEMPT)
     return OpenTelemetry(service, BatchSpanProcessor(exporter))
 
 
@@ -58,7 +60,7 @@ class OpenTelemetry(Traces):
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Send what was not sent yet at the end, for 2 s at most: then a collector that does not answer is left."""
+        """Send what was not sent yet at the end, for 1 s at most: then a collector that does not answer is left."""
         try:
             yield
         finally:

@@ -24,6 +24,9 @@ Servers = Annotated[
         description="host:port, several with commas between them (an IPv6 address in brackets, like [::1]:9092)",
     ),
 ]
+Address = Annotated[
+    str, Meta(pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$", description="an address like http://localhost:4318")
+]
 
 
 class WrongSetting(ValueError):
@@ -64,7 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["console", "json"] = "console"
-    otel_exporter_otlp_endpoint: Annotated[str, Meta(pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$")] = ""
+    otel_exporter_otlp_endpoint: Address = ""
 
     @property
     def bootstrap_servers(self) -> list[str]:

@@ -1,7 +1,12 @@
+import gzip
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 
+import msgspec
 import pytest
 from litestar.testing import TestClient
 from opentelemetry.sdk.trace import ReadableSpan
@@ -190,6 +195,39 @@ def test_of_what_a_handler_raises_its_trace_tells_the_type_alone(followed: Follo
     assert (span.attributes or {})["error.type"] == "ValueError"
     assert span.status.status_code is StatusCode.ERROR
     assert "Ada" not in span.to_json()
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes traces as a collector does, and remembers them."""
+
+    taken: ClassVar[list[tuple[str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        self.taken.append((self.path, gunzipped(self.rfile.read(int(self.headers["content-length"])))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def gunzipped(body: bytes) -> bytes:
+    return gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body
+
+
+def test_the_collector_has_all_spans_when_the_service_has_ended() -> None:
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        collecting = threading.Thread(target=server.serve_forever)
+        collecting.start()
+        where = f"http://127.0.0.1:{server.server_port}/"
+        settings = msgspec.structs.replace(OUT_OF_REACH, otel_exporter_otlp_endpoint=where)
+        with TestClient(create_consumer(settings)) as client:
+            client.get("/consumers/messages", headers={"traceparent": PARENT})
+        server.shutdown()
+        collecting.join()
+    ((path, spans),) = Collector.taken
+    assert path == "/v1/traces"
+    assert bytes.fromhex(TRACE) in spans
+    assert b"GET /consumers/messages" in spans
 
 
 def test_a_service_ends_when_nobody_takes_its_traces() -> None:

@@ -88,7 +88,7 @@ schema *arguments:
 
 # Writes requirements.lock anew from pyproject.toml; with --upgrade in newer versions.
 lock *arguments:
-    uv pip compile pyproject.toml --group dev --group kafka --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
+    uv pip compile pyproject.toml --extra tracing --group dev --group kafka --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
 
 # Measures the services beside the raw clients.
 bench *arguments:

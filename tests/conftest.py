@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from confidential import people_in
 
 from tools.kafka_distribution import distribution
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
@@ -47,11 +48,17 @@ def startable_kafka() -> None:
 
 
 @pytest.fixture(scope="session")
-def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that takes the logs of the services under test."""
+def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder that takes the logs of the services under test; whatever happened, none tells of a person."""
     folder = tmp_path_factory.mktemp("logs")
     request.config.stash[LOGS] = folder
-    return folder
+    yield folder
+    told = {
+        log.name: found
+        for log in sorted(folder.glob("*.log"))
+        if (found := people_in(log.read_text("utf-8", "replace")))
+    }
+    assert not told, "logs tell of people"
 
 
 def without_kafka(error: LocalKafkaError) -> NoReturn:

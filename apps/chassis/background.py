@@ -1,6 +1,7 @@
 """What runs in the background of a service: owned, ended with it, and seen when it dies."""
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -29,8 +30,8 @@ class Background:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run `work`, which is cancelled when the service ends."""
-        task = asyncio.create_task(work, name=name)
+        """Run `work`, which is cancelled when the service ends. It belongs to no request, whoever begins it."""
+        task = asyncio.create_task(work, name=name, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

@@ -1,21 +1,83 @@
-"""Logging of a service: one line an event on standard error, for people or as JSON."""
+"""Logging of a service: one line an event on standard error, for people or as JSON.
+
+No line holds a value or key of a record, for they are of people, nor a secret. An exception's message may quote what it
+stumbled over, so that it is not logged unless it comes from Kafka's client: its kind and its stack are.
+"""
 
 import logging
+import re
+import traceback
+from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 
 import msgspec
+from aiokafka.errors import KafkaError
 
 from apps.chassis.settings import Settings
 
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The name of the request that is being answered: a line of the log is written too deep inside to be passed it."""
+
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
+"""The trace that what is being done belongs to, in hex; likewise."""
+
+FIELDS = ("request_id", "trace_id", "action", "topic", "partition", "offset", "records", "error")
+"""What a line may have besides, in JSON: given to the logger as `extra`."""
+LONGEST_CHAIN = 10
+"""Exceptions of which each led to the next, of which the stack is told."""
+
 
 def one_line(error: BaseException) -> str:
-    """Return an error as one line: its kind, and its message where it has one."""
+    """Return an error as one line: its kind, and its message where it has one. For answers, and for errors of Kafka."""
     kind, message = type(error).__name__, " ".join(str(error).split())
     return message if message.startswith(kind) else f"{kind}: {message}".removesuffix(": ")
 
 
+def without_values(error: BaseException) -> str:
+    """Return an error as one line that may be logged wherever it comes from: with its message only if it is Kafka's."""
+    return one_line(error) if isinstance(error, KafkaError) else type(error).__name__
+
+
+def stack_of(error: BaseException) -> str:
+    """Return where an error was raised, and those that led to it, without the messages that may quote values."""
+    return "\n".join(reversed(list(_stacks(error))))
+
+
+def _stacks(error: BaseException | None) -> Iterator[str]:
+    for _ in range(LONGEST_CHAIN):
+        if error is None:
+            return
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        yield f"Traceback (most recent call last):\n{frames}{without_values(error)}"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class ConsoleFormatter(logging.Formatter):
+    """A line for people: when, how grave, who and what, and of which request."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        """Return the line, without an exception."""
+        name = getattr(record, "request_id", None)
+        return super().formatMessage(record) + (f" (request {name})" if name else "")
+
+    def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - the library's name
+        """Return the stack of an exception."""
+        return stack_of(ei[1]) if ei[1] else ""
+
+
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time` (RFC 3339, UTC), `level`, `logger`, `message` and, after an error, `exception`."""
+    """One JSON object a line: `time` (RFC 3339, UTC), `level`, `logger`, `message`, and those of `FIELDS` that it has.
+
+    After an error `exception` has its stack.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without a line break at its end."""
@@ -25,30 +87,38 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        line |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
+        if record.exc_info and record.exc_info[1]:
+            line["exception"] = stack_of(record.exc_info[1])
         return msgspec.json.encode(line).decode()
 
 
+def with_request(record: logging.LogRecord) -> bool:
+    """Note on a line of which request it is, and of which trace."""
+    record.request_id, record.trace_id = request_id.get(), trace_id.get()
+    return True
+
+
 def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Tell whether a line of asyncio tells anything.
+    """Tell whether a line of asyncio tells anything; what remains of it quotes no future and no argument.
 
     A producer of aiokafka that is closed before its last batches are written, or is fenced, leaves errors in callbacks
     and futures of its own that nobody waits for: those who wait for the batches were told.
     """
     error = record.exc_info[1] if record.exc_info else None
-    return type(error).__name__ not in {"ProducerClosed", "ProducerFenced"} and "aiokafka" not in record.getMessage()
+    message = record.getMessage()
+    record.msg, record.args = re.split(r"\(|\n", message, maxsplit=1)[0], ()
+    return type(error).__name__ not in {"ProducerClosed", "ProducerFenced"} and "aiokafka" not in message
 
 
 def set_up_logging(settings: Settings) -> None:
     """Send all logs of the process to standard error, as `LOG_LEVEL` and `LOG_FORMAT` say."""
     handler = logging.StreamHandler()
-    if settings.log_format == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
+    handler.addFilter(with_request)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     logging.getLogger("asyncio").addFilter(is_worth_a_line)
     # A hundred lines a second while a broker is down; the change of state is logged by the connection instead.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)  # it quotes what a caller sent
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))

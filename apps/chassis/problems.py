@@ -237,7 +237,7 @@ def _from_undecodable(_: UnicodeDecodeError) -> ProblemDetailsException:
 
 def _from_anything_else(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Answer 500 and tell the log alone what happened."""
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    log.error("%s %s failed", request.method, request.scope.get("path_template"), exc_info=error)
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, ANY_ERROR).to_response(request)
 
 

@@ -27,6 +27,9 @@ Servers = Annotated[
         description="host:port, several with commas between them (an IPv6 address in brackets, like [::1]:9092)",
     ),
 ]
+Address = Annotated[
+    str, Meta(pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$", description="an address like http://localhost:4318")
+]
 
 
 class WrongSetting(ValueError):
@@ -69,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     api_key_file: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["console", "json"] = "console"
+    otel_exporter_otlp_endpoint: Address = ""
 
     @property
     def bootstrap_servers(self) -> list[str]:

@@ -21,10 +21,13 @@ from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.limits import Limit
+from apps.chassis.metrics import measure_http, metrics_routes, new_registry
 from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
+from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import dead_letter_topic, people_topic
+from apps.chassis.traces import Traces, traces_of
 from apps.consumer.attempts import Handle
 from apps.consumer.control import Control
 from apps.consumer.dead_letter_routes import dead_letter_routes
@@ -34,6 +37,7 @@ from apps.consumer.handler import handle
 from apps.consumer.lag import LagMeter
 from apps.consumer.log_reader import LogReader
 from apps.consumer.message_routes import Log, message_routes, weight_of
+from apps.consumer.metrics import of_consumer, timed
 from apps.consumer.redrive import Redriver, marks_topic
 from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
@@ -51,11 +55,19 @@ GRACE = 5.0
 """Seconds that a stop waits for the batch in hand."""
 
 
-def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: Handle = handle) -> Litestar:
+def create_app(
+    settings: Settings,
+    ending: asyncio.Event | None = None,
+    handle: Handle = handle,
+    *,
+    traces: Traces | None = None,
+) -> Litestar:
     """Build the consumer; it joins its group when the application starts, and leaves it at its end.
 
     `ending` tells it beforehand that it is about to end, so that it leaves the group before the last answers are given.
+    `traces` follows its calls and what it handles; by default as the settings say.
     """
+    traces = traces or traces_of(settings, SERVICE)
     # FastStream would restart a loop that failed at once, thousands of times a second: `Control` does it, with pauses
     os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
     topic, group = settings.people_topic, settings.consumer_group_id
@@ -69,7 +81,8 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
     redriver = Redriver(options, cluster, dead_reader, topic, group)
     window = Window(settings.window_size)
     dead_letters = DeadLetters(options, settings.dead_letter_topic, cluster, group)
-    consumption = Consumption(window, handle, dead_letters.write)
+    registry = new_registry(SERVICE)
+    consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces)
     committed = partial(cluster.committed, group, topic)
     meter = LagMeter(reader, committed)
     searched = Log(
@@ -131,6 +144,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         async with (
+            traces.open(),
             cluster.open(),
             reader.open(),
             searched.reader.open(),
@@ -152,6 +166,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
         *message_routes(window, searched, tail, lambda: consumption.consumed),
         *dead_letter_routes(dead_reader, redriver, cluster.partitions),
         *health_routes(SERVICE, control.health),
+        *metrics_routes(registry, partial(of_consumer, control, consumption, connection, meter)),
         *problem_routes(),
         *document_routes(asyncapi),
     ]
@@ -166,4 +181,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
         logging_config=None,
         openapi_config=openapi_config("Consumer", DESCRIPTION),
     )
+    measure_http(app, registry)
+    traces.follow_http(app)
+    name_requests(app)
     return protected(answer_head(app))

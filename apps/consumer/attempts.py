@@ -6,9 +6,9 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from apps.chassis.logs import one_line
+from apps.chassis.logs import one_line, without_values
 from apps.consumer.dead_letters import BadRecord
-from apps.consumer.window import Record
+from apps.consumer.window import Record, fields_of
 from contracts.person import Person
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,14 @@ class GivenUp(Exception):
 
 
 class Halted(Exception):
-    """So much is bad that it must be the code and not the data; the message says what."""
+    """So much is bad that it must be the code and not the data; the message says what.
+
+    `reason` says it for the log, without the message of the `error` that was the last.
+    """
+
+    def __init__(self, reason: str, error: BaseException | None = None) -> None:
+        super().__init__(reason if error is None else f"{reason}: {one_line(error)}")
+        self.reason = reason if error is None else f"{reason}: {without_values(error)}"
 
 
 class _Failed(NamedTuple):
@@ -76,7 +83,7 @@ class Attempts:
             except Exception as error:  # noqa: BLE001 - whatever the handler raises, no record may be lost by it
                 self._note(error)
                 if self.failures in {1, self._most} and not isinstance(error, Reject):
-                    log.warning("a batch failed %d times, and is tried again: %s", self.failures, self.error)
+                    self._tell(error, records)
                 if self.failures >= self._most or isinstance(error, Reject):
                     return await self._isolate(handle, records, people, _Failed(error, self.failures, accept))
                 await self._pause()
@@ -93,7 +100,7 @@ class Attempts:
             except Exception as error:  # noqa: BLE001 - whatever is wrong, the bad records must not be lost
                 self._note(error)
                 if self.failures in {1, self._most}:
-                    log.warning("dead letters could not be written, and are tried again: %s", self.error)
+                    log.warning("dead letters could not be written, and are tried again: %s", without_values(error))
                 await self._pause()
             else:
                 self.failures = 0
@@ -137,9 +144,20 @@ class Attempts:
         self._in_a_row += 1
         self._worn_out += not isinstance(error, Reject)
         if not failed.accepted and (self._in_a_row >= self._too_many or self._worn_out >= OUTAGE):
-            raise Halted(f"the handler refuses {self._in_a_row} records in a row: {one_line(error)}")
+            raise Halted(f"the handler refuses {self._in_a_row} records in a row", error)
         self.failures = 0
         return [BadRecord(record, error, tries)]
+
+    def _tell(self, error: Exception, records: Sequence[Record]) -> None:
+        """Log that a batch failed: where the handler stands in its code, once for each batch, and which batch it is."""
+        log.warning(
+            "a batch of %d records failed %d times, and is tried again: %s",
+            len(records),
+            self.failures,
+            without_values(error),
+            exc_info=error if self.failures == 1 else None,
+            extra=fields_of(records[0]) | {"records": len(records), "error": type(error).__name__},
+        )
 
     def _note(self, error: Exception) -> None:
         self.failures += 1

@@ -1,5 +1,6 @@
 """The dead letters over HTTP: what they are, and sending them back."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
 
 from apps.chassis.body import documents_body, read_body, schema_of
+from apps.chassis.logs import one_line
 from apps.chassis.problems import (
     BAD_BODY,
     BAD_PARAMETER,
@@ -40,6 +42,8 @@ from apps.consumer.redrive import (
 from apps.consumer.shown import Content, Header, content_of, headers_of
 from apps.consumer.window import Record
 from contracts.dead_letter import history
+
+log = logging.getLogger(__name__)
 
 MOST = 1_000
 """Dead letters of one answer, and of one redrive."""
@@ -166,16 +170,27 @@ def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
                 fault = Fault(path="$", detail="give either `limit`, or `partition` and `offset`")
                 raise problem(BAD_BODY, fault.detail, [fault])
         except NoSuchLetter as error:
+            _tell_in_vain(error)
             raise problem(HTTPStatus.NOT_FOUND, str(error)) from None
         except SentBefore as error:
+            _tell_in_vain(error)
             raise problem(DONE_BEFORE, str(error)) from None
         except Taken as error:
+            _tell_in_vain(error)
             raise problem(NOT_NOW, str(error), headers={"Retry-After": RETRY_AFTER}) from None
         except (KafkaError, OSError, TimeoutError) as error:
+            _tell_in_vain(error)
             raise out_of_reach(error) from None
+        log.info(
+            "an operator asked for redrive: %d dead letters were sent back", len(done), extra={"action": "redrive"}
+        )
         return Redrives(len(done), done)
 
     return redrive
+
+
+def _tell_in_vain(error: Exception) -> None:
+    log.info("an operator asked for redrive, in vain: %s", one_line(error), extra={"action": "redrive"})
 
 
 def _show(record: Record, sent_before: Intervals) -> DeadLetter:

@@ -28,12 +28,18 @@ class PartitionLag(msgspec.Struct):
 class Lag(msgspec.Struct):
     """The lag of this copy's partitions; of all partitions while it is stopped.
 
-    `seconds` is the age of the oldest record that is not consumed yet, 0 without lag.
+    `ages` are the seconds since the oldest record of each partition that is not consumed yet was written, 0 without
+    lag; empty when Kafka did not tell. `seconds` is the greatest of them.
     """
 
     partitions: list[PartitionLag]
     records: int | None
-    seconds: float | None
+    ages: dict[int, float]
+
+    @property
+    def seconds(self) -> float | None:
+        """The age of the oldest record that is not consumed yet; None when Kafka did not tell."""
+        return max(self.ages.values(), default=0.0 if self.records == 0 else None)
 
 
 class LagMeter:
@@ -55,8 +61,8 @@ class LagMeter:
                 if partition in end
             ]
         except (KafkaError, OSError, TimeoutError):
-            return Lag([PartitionLag(p, at, None, None, None) for p, at in sorted(positions.items())], None, None)
-        return Lag(partitions, sum(p.lag or 0 for p in partitions), await self._seconds(partitions, first))
+            return Lag([PartitionLag(p, at, None, None, None) for p, at in sorted(positions.items())], None, {})
+        return Lag(partitions, sum(p.lag or 0 for p in partitions), await self._ages(partitions, first))
 
     def _of_partition(
         self,
@@ -70,17 +76,17 @@ class LagMeter:
         reached = next((offset for offset in (position, done) if offset is not None), first[partition])
         return PartitionLag(partition, position, done, end[partition], max(0, end[partition] - reached))
 
-    async def _seconds(self, partitions: list[PartitionLag], first: Mapping[int, int]) -> float | None:
+    async def _ages(self, partitions: list[PartitionLag], first: Mapping[int, int]) -> dict[int, float]:
         behind = {
             p.partition: max(first[p.partition], p.end - p.lag) for p in partitions if p.lag and p.end is not None
         }
-        if not behind:
-            return 0.0
         try:
-            oldest = min((await self._reader.timestamps(behind)).values())
+            oldest = await self._reader.timestamps(behind) if behind else {}
         except (KafkaError, OSError, TimeoutError):
-            return None
-        return max(0.0, round(time.time() - oldest / 1_000, 3))
+            return {}
+        now = time.time()
+        ages = {partition: max(0.0, round(now - timestamp / 1_000, 3)) for partition, timestamp in oldest.items()}
+        return {p.partition: ages.get(p.partition, 0.0) for p in partitions}
 
 
 async def _positions(consumer: AIOKafkaConsumer | None) -> dict[int, int | None]:

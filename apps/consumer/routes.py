@@ -1,5 +1,6 @@
 """The consumer's HTTP: what a call says becomes a call of what it steers, and the result an answer."""
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -12,6 +13,7 @@ from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
 
 from apps.chassis.body import documents_body, read_body, schema_of
+from apps.chassis.logs import one_line
 from apps.chassis.problems import (
     BAD_BODY,
     NOT_NOW,
@@ -24,6 +26,8 @@ from apps.chassis.problems import (
 from apps.consumer.control import Control, NotNow, Place, State
 from apps.consumer.group import Group
 from apps.consumer.lag import PartitionLag
+
+log = logging.getLogger(__name__)
 
 JSON = "application/json"
 EPOCH = datetime.fromtimestamp(0, UTC)
@@ -95,10 +99,15 @@ def consumer_routes(
         except (KafkaError, OSError, TimeoutError) as error:
             raise out_of_reach(error) from None
 
+    async def done(action: str) -> Status:
+        now = await status()
+        log.info("an operator asked for %s: the consumer is %s", action, now.state, extra={"action": action})
+        return now
+
     @post("/consumers/stop", summary="Leave the group", responses=documented(), status_code=HTTPStatus.OK)
     async def stop() -> Status:
         await control.stop()
-        return await status()
+        return await done("stop")
 
     @post(
         "/consumers/pause",
@@ -108,12 +117,12 @@ def consumer_routes(
     )
     async def pause() -> Status:
         await control.pause()
-        return await status()
+        return await done("pause")
 
     @post("/consumers/resume", summary="Read on after a pause", responses=documented(), status_code=HTTPStatus.OK)
     async def resume() -> Status:
         await control.resume()
-        return await status()
+        return await done("resume")
 
     @post(
         "/consumers/seek",
@@ -134,20 +143,24 @@ def consumer_routes(
     )
     async def start(request: Request[Any, Any, Any]) -> Status:
         await control.start(accept=read_body(await request.body(), Start).accept)
-        return await status()
+        return await done("start")
 
     return show_status, show_group, stop, start, pause, resume, seek
 
 
 async def _seek(control: Control, order: Seek) -> dict[int, int]:
     try:
-        return await control.seek(place_of(order))
+        sought = await control.seek(place_of(order))
     except ValueError as error:
         raise problem(BAD_BODY, str(error), [Fault(path="$", detail=str(error))]) from None
     except NotNow as error:
+        log.info("an operator asked for seek, in vain: %s", error, extra={"action": "seek"})
         raise problem(NOT_NOW, str(error)) from None
     except (KafkaError, OSError, TimeoutError) as error:
+        log.info("an operator asked for seek, in vain: %s", one_line(error), extra={"action": "seek"})
         raise out_of_reach(error) from None
+    log.info("an operator asked for seek: it consumes from %s", sought, extra={"action": "seek"})
+    return sought
 
 
 def place_of(order: Seek) -> Place:

@@ -8,6 +8,7 @@ before its neighbours were handled. Raising commits nothing, and the batch comes
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,11 +20,12 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
-from apps.chassis.logs import one_line
+from apps.chassis.logs import one_line, without_values
+from apps.chassis.traces import Traces
 from apps.consumer.attempts import Attempts, Halted, Handle
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.limit import Limit
-from apps.consumer.window import Record, Window
+from apps.consumer.window import Record, Window, fields_of
 from contracts.person import Person, decode
 
 log = logging.getLogger(__name__)
@@ -43,20 +45,32 @@ STALE = 20.0
 LONGEST_BATCH_MS = 30 * 60 * 1000
 """Milliseconds that a batch may take, with all its attempts, before Kafka gives its partitions to another member."""
 
+MOST_REASONS = 30
+"""Types of errors that dead letters are counted by; a handler may raise as many as it likes, the rest counts as one."""
+OTHER_REASON = "other"
+
 
 class Tombstone(ValueError):
     """A record without a value, which is no person."""
+
+
+REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", "Reject")
+"""Types of errors that are counted from the start, as 0."""
 
 
 class Consumption:
     """What a service has consumed since it started, through however many connections.
 
     `halted` says why it consumes no more, until `resume`; `paused` is whether an operator wants its partitions paused.
+    `dead_letters` counts them by the type of their error, `rebalances` how often partitions were assigned.
     """
 
-    def __init__(self, window: Window, handle: Handle, write_dead_letters: WriteDeadLetters) -> None:
+    def __init__(
+        self, window: Window, handle: Handle, write_dead_letters: WriteDeadLetters, traces: Traces | None = None
+    ) -> None:
         self.consumed = 0
-        self.dead_lettered = 0
+        self.dead_letters = Counter(dict.fromkeys(REASONS, 0))
+        self.rebalances = 0
         self.paused = False
         self.halted: str | None = None
         self.last_error: str | None = None
@@ -68,6 +82,12 @@ class Consumption:
         self._accept = False
         self._handle = handle
         self._write_dead_letters = write_dead_letters
+        self._traces = traces or Traces()
+
+    @property
+    def dead_lettered(self) -> int:
+        """How many records were dead-lettered."""
+        return self.dead_letters.total()
 
     def resume(self, *, accept: bool) -> None:
         """Consume again after a halt; with `accept`, bad records are let through until a batch holds none."""
@@ -80,11 +100,12 @@ class Consumption:
         try:
             if not self.halted:
                 self.leaving.clear()
-                await self._consume(records)
+                with self._traces.handling(records):
+                    await self._consume(records)
         except Halted as reason:
             self.halted = self.last_error = str(reason)
             self.leaving.clear()
-            log.critical("halted: %s", reason)
+            log.critical("halted: %s", reason.reason)
         finally:
             self.idle_since = time.time()
         if self.halted:
@@ -103,11 +124,17 @@ class Consumption:
             raise Halted(excess)
         if bad:
             await self.attempts.insist(partial(self._write_dead_letters, bad))
+            _tell(bad)
             self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
         self._accept = self._accept and bool(bad)
         self.consumed += len(good)
-        self.dead_lettered += len(bad)
+        for letter in bad:
+            self.dead_letters[self._reason_of(letter)] += 1
         self.window.extend(good)
+
+    def _reason_of(self, letter: BadRecord) -> str:
+        name = type(letter.error).__name__
+        return name if name in self.dead_letters or len(self.dead_letters) < MOST_REASONS else OTHER_REASON
 
 
 def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person], list[BadRecord]]:
@@ -143,6 +170,7 @@ class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Go on, paused if that is wanted (no assignment is by itself), and tell which partitions there are now."""
         self._consumption.leaving.clear()
+        self._consumption.rebalances += 1
         if self._consumption.paused and self.subscriber is not None and self.subscriber.consumer is not None:
             self.subscriber.consumer.pause(*assigned)
         self._on_assigned(assigned)
@@ -214,7 +242,7 @@ def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None
     consumer = subscriber.consumer
     if ended := [task for task in subscriber.tasks if task.done()]:
         error = None if ended[0].cancelled() else ended[0].exception()
-        return "the consume loop has ended" + (f": {one_line(error)}" if error else "")
+        return "the consume loop has ended" + (f": {without_values(error)}" if error else "")
     if consumer is None:
         return "the consume loop was not started"
     if not subscriber.lock.empty:  # type: ignore[attr-defined]  # a MultiLock once started; a batch is in hand
@@ -223,6 +251,13 @@ def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None
     last = max([consumption.idle_since, *(poll / 1_000 for poll in polls if poll)])
     silent = time.time() - last
     return f"the consume loop has not polled for {silent:.0f} s" if polls and silent > STALE else None
+
+
+def _tell(bad: Sequence[BadRecord]) -> None:
+    """Log that records were dead-lettered: how many, where the first stood and of which kind its error was."""
+    first, kind = bad[0].record, type(bad[0].error).__name__
+    fields = fields_of(first) | {"records": len(bad), "error": kind}
+    log.warning("%d records were dead-lettered, the first of them %s: %s", len(bad), _place(first), kind, extra=fields)
 
 
 def _place(record: Record) -> str:

@@ -48,6 +48,11 @@ place_of = attrgetter(*Cursor._fields)
 """Returns the place of a record: a plain tuple, in the order of `Cursor`."""
 
 
+def fields_of(record: Record) -> dict[str, object]:
+    """Return the place of a record as fields of a line of the log."""
+    return {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+
+
 class Window:
     """Keeps the last `size` records that were added, fewer where they are large.
 

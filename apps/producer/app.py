@@ -1,11 +1,13 @@
 """Wires the producer."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from itertools import chain
 
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
+from prometheus_client import Metric
 
 from apps.chassis.access import guarded, protected
 from apps.chassis.asyncapi import Operation, asyncapi_document
@@ -17,10 +19,14 @@ from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.limits import Limit
+from apps.chassis.metrics import measure_http, metrics_routes, new_registry, of_kafka
 from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
+from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import people_topic
+from apps.chassis.traces import Traces, traces_of
+from apps.producer.metrics import acknowledgement_seconds, of_publisher
 from apps.producer.publisher import LARGEST_BATCH, Publisher
 from apps.producer.routes import MOST_IN_MEMORY, producer_routes, weight_of
 
@@ -28,11 +34,13 @@ SERVICE = "producer"
 DESCRIPTION = "Writes people to a Kafka topic, each with a receipt."
 
 
-def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Litestar:
+def create_app(settings: Settings, ending: asyncio.Event | None = None, *, traces: Traces | None = None) -> Litestar:
     """Build the producer; it connects to Kafka when the application starts, and closes what it opened at its end.
 
     `ending` tells it beforehand that it is about to end, so that no caller is left without an answer.
+    `traces` follows its calls; by default as the settings say.
     """
+    traces = traces or traces_of(settings, SERVICE)
     options = client_options(settings, SERVICE)
     cluster = Cluster(options, [people_topic(settings)])
     background = Background()
@@ -49,7 +57,16 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
 
     connection = Connection(make_broker, cluster.ensure_topics)
     backoff = options["retry_backoff_ms"] / 1_000
-    publisher = Publisher(settings.people_topic, connection, cluster, background, backoff)
+    registry = new_registry(SERVICE)
+    publisher = Publisher(
+        settings.people_topic,
+        connection,
+        cluster,
+        background,
+        backoff,
+        acknowledged_after=acknowledgement_seconds(registry).observe,
+        traces=traces,
+    )
 
     operations = [Operation("send", "people", "Sends people, each to the partition of its key.")]
     asyncapi = asyncapi_document("Producer", DESCRIPTION, settings, SERVICE, operations)
@@ -60,9 +77,13 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
             return False, "connecting", trouble or connection.error or "not connected yet"
         return background.failure is None, "connected", background.failure or "people can be sent"
 
+    async def look() -> Iterable[Metric]:
+        healthy, _, _ = await examine()
+        return chain(of_kafka(connection, healthy=healthy), of_publisher(publisher, connection))
+
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with cluster.open(), background.open():
+        async with traces.open(), cluster.open(), background.open():
             background.start(connection.hold(), "connection")
             background.start(cluster.watch(), "watch of the cluster")
             background.start(publisher.give_up_at(ending or asyncio.Event()), "last answers")
@@ -71,6 +92,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
     routes = [
         *producer_routes(publisher),
         *health_routes(SERVICE, examine),
+        *metrics_routes(registry, look),
         *problem_routes(),
         *document_routes(asyncapi),
     ]
@@ -84,4 +106,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
         logging_config=None,
         openapi_config=openapi_config("Producer", DESCRIPTION),
     )
+    measure_http(app, registry)
+    traces.follow_http(app)
+    name_requests(app)
     return protected(answer_head(app))

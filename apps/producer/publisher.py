@@ -6,8 +6,8 @@ records are spread over the lanes by key and its `Delivery` is told what becomes
 
 import asyncio
 import time
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, NamedTuple
@@ -20,7 +20,8 @@ from faststream.kafka import KafkaBroker, KafkaPublishMessage
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
-from apps.chassis.logs import one_line
+from apps.chassis.logs import one_line, without_values
+from apps.chassis.traces import TraceHeaders, Traces
 from contracts.topics import partitions_of
 
 DEADLINE = 8.0
@@ -34,6 +35,8 @@ LARGEST_BATCH = 512 * 1024
 BATCH_OVERHEAD = 61
 RECORD_OVERHEAD = 32
 """Bytes that the format adds at most to key and value (five varints and the attributes)."""
+HEADER_OVERHEAD = 10
+"""Bytes that the format adds at most to name and value of a header (two varints)."""
 MOST_IN_FLIGHT = 48 * 1024 * 1024
 """Bytes of keys and values that may wait for their acknowledgement, of all calls together."""
 
@@ -139,9 +142,18 @@ class Slice:
 class Delivery:
     """What becomes of the records of one call, in the order given."""
 
-    def __init__(self, keys: Sequence[bytes], values: Sequence[bytes], partitions: Sequence[int]) -> None:
+    def __init__(
+        self,
+        keys: Sequence[bytes],
+        values: Sequence[bytes],
+        partitions: Sequence[int],
+        headers: TraceHeaders | None = None,
+    ) -> None:
+        self.headers = headers
         self.size = sum(map(len, keys)) + sum(map(len, values))
         self.confirmed = 0
+        self.failed: Counter[Outcome] = Counter()
+        self.unsettled = len(keys)
         self.given_up = False
         by_partition: defaultdict[int, list[int]] = defaultdict(list)
         for row, partition in enumerate(partitions):
@@ -150,7 +162,6 @@ class Delivery:
             partition: Slice(self, partition, rows, [keys[row] for row in rows], [values[row] for row in rows])
             for partition, rows in by_partition.items()
         }
-        self._unsettled = len(keys)
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not keys:
             self._done.set_result(None)
@@ -162,10 +173,12 @@ class Delivery:
 
     def count(self, span: Span) -> None:
         """Count settled records, and end the wait with the last of them."""
-        self._unsettled -= span.stop - span.start
-        if span.error is None:
+        self.unsettled -= span.stop - span.start
+        if span.outcome is None:
             self.confirmed += span.stop - span.start
-        if not self._unsettled and not self._done.done():
+        else:
+            self.failed[span.outcome] += span.stop - span.start
+        if not self.unsettled and not self._done.done():
             self._done.set_result(None)
 
     async def wait(self, seconds: float) -> bool:
@@ -202,10 +215,11 @@ class Delivery:
 class Batch:
     """Records on their way: parts of slices, in the order of the lane."""
 
-    __slots__ = ("broker", "made_at", "messages", "parts", "timestamp")
+    __slots__ = ("broker", "headers", "made_at", "messages", "parts", "timestamp")
 
     def __init__(self, broker: KafkaBroker) -> None:
         self.broker = broker
+        self.headers: TraceHeaders | None = None
         self.parts: list[tuple[Slice, int, int]] = []
         self.messages: list[KafkaPublishMessage] = []
         self.timestamp = time.time_ns() // 1_000_000
@@ -269,6 +283,7 @@ class Lane:
                     topic=topic,
                     partition=self._partition,
                     timestamp_ms=batch.timestamp,
+                    headers=batch.headers,
                     no_confirm=True,
                 )
         except TimeoutError:
@@ -290,25 +305,30 @@ class Lane:
             refused = first_attempt and isinstance(error, REFUSALS)
             batch.settle(error=one_line(error), outcome="not_written" if refused else "unknown")
             # its sequence numbers have a gap now: whatever follows to this partition would be refused
-            reason = f"{self._publisher.topic} did not take a batch: {one_line(error)}"
+            reason = f"{self._publisher.topic} did not take a batch: {without_values(error)}"
             self._publisher.connection.replace(batch.broker, reason)
         else:
             written = acknowledgement.result()
             if written.timestamp_type == 1 and written.timestamp:  # the topic keeps the broker's time, not ours
                 batch.timestamp = written.timestamp
+            self._publisher.acknowledged_after(time.monotonic() - batch.made_at)
             batch.settle(offset=written.offset if written.offset >= 0 else None)
 
     def _take(self, broker: KafkaBroker) -> Batch:
-        """Take as many records from the front as fit into one batch."""
+        """Take as many records from the front as fit into one batch; those of another trace go into another."""
         batch, room = Batch(broker), self._publisher.largest_batch - BATCH_OVERHEAD
         while self._waiting:
             piece = self._waiting[0]
+            headers = piece.delivery.headers
+            if batch.messages and headers != batch.headers:  # a batch has one set of headers for all its records
+                return batch
+            batch.headers, overhead = headers, RECORD_OVERHEAD + _size_of(headers)
             if piece.failed:
                 piece.refuse_rest("an earlier record of this call was not acknowledged")
             start = stop = piece.handed
             while stop < len(piece.rows):
                 key, value = piece.keys[stop], piece.values[stop]
-                room -= len(key) + len(value) + RECORD_OVERHEAD
+                room -= len(key) + len(value) + overhead
                 if room < 0 and batch.messages:
                     break
                 batch.messages.append(KafkaPublishMessage(value, key=key))
@@ -337,19 +357,39 @@ class Lane:
         self._filled.clear()
 
 
-class Publisher:
-    """Publishes to one topic, as many partitions as it has now."""
+def _size_of(headers: TraceHeaders | None) -> int:
+    """Return the bytes that headers add to each record at most, with their lengths."""
+    return sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in headers.items()) if headers else 0
 
-    def __init__(
-        self, topic: str, connection: Connection, cluster: Cluster, background: Background, retry_backoff: float
+
+class Publisher:
+    """Publishes to one topic, as many partitions as it has now.
+
+    `acknowledged_after` is told the seconds that each acknowledged batch took, and `outcomes` counts the records of the
+    calls that are done by what became of them.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it publishes with
+        self,
+        topic: str,
+        connection: Connection,
+        cluster: Cluster,
+        background: Background,
+        retry_backoff: float,
+        *,
+        acknowledged_after: Callable[[float], None] = lambda _: None,
+        traces: Traces | None = None,
     ) -> None:
         self.topic = topic
         self.connection = connection
         self.retry_backoff = retry_backoff
+        self.acknowledged_after = acknowledged_after
         self.in_flight = 0
+        self.outcomes = {"delivered": 0, "not_written": 0, "unknown": 0}
         self._open: set[Delivery] = set()
         self.ending = asyncio.Event()
         self._ended = False
+        self._traces = traces or Traces()
         self._cluster = cluster
         self._background = background
         self._lanes: dict[int, Lane] = {}
@@ -362,7 +402,12 @@ class Publisher:
     @property
     def largest_record(self) -> int:
         """Bytes of key and value together that one record may have."""
-        return self.largest_batch - BATCH_OVERHEAD - RECORD_OVERHEAD
+        return self.largest_batch - BATCH_OVERHEAD - RECORD_OVERHEAD - self._traces.header_bytes
+
+    @property
+    def records_in_flight(self) -> int:
+        """Records that wait for their acknowledgement."""
+        return sum(delivery.unsettled for delivery in self._open)
 
     async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
         """Write records, and return what became of each: within 10 s.
@@ -371,13 +416,21 @@ class Publisher:
         48 MiB wait for their acknowledgement, and `OutOfReach` when there is no connection within 1.5 s.
         """
         try:
+            return await self._publish(keys, values)
+        except (Busy, OutOfReach):
+            self.outcomes["not_written"] += len(keys)
+            raise
+
+    async def _publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
+        try:
             await self.connection.broker(PATIENCE)
         except TimeoutError:
             raise OutOfReach(self.connection.error or OUT_OF_REACH) from None
         if self._ended:
             raise OutOfReach(ENDING)
-        delivery = Delivery(keys, values, partitions_of(keys, self._cluster.partitions[self.topic]))
-        with self._room_for(delivery):
+        partitions = partitions_of(keys, self._cluster.partitions[self.topic])
+        delivery = Delivery(keys, values, partitions, self._traces.headers())
+        with self._traces.publishing(self.topic, len(keys)), self._room_for(delivery):
             for partition, piece in delivery.slices.items():
                 self._lane(partition).add(piece)
             if not await delivery.wait(DEADLINE):
@@ -409,6 +462,9 @@ class Publisher:
             raise
         finally:
             self._open.remove(delivery)
+            self.outcomes["delivered"] += delivery.confirmed
+            for outcome, number in delivery.failed.items():
+                self.outcomes[outcome] += number
             self.in_flight -= delivery.size
 
     def _lane(self, partition: int) -> Lane:

@@ -19,6 +19,7 @@ import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from confidential import MARK
 
 from contracts.person import Person, encode
 from tools.ports import free_ports
@@ -45,12 +46,12 @@ def person(person_id: str | None = None, **fields: object) -> dict[str, Any]:
     """Return a valid person as a caller would write it."""
     ada = {
         "id": person_id or str(uuid4()),
-        "name": "Ada Lovelace",
+        "name": f"Ada {MARK}",
         "age": 36,
-        "email": "ada.lovelace@example.com",
+        "email": f"ada.{MARK}@example.com",
         "phone": "+1-202-555-0143",
-        "address": "12 St James Square",
-        "city": "London",
+        "address": f"12 {MARK} Square",
+        "city": f"{MARK} City",
         "state": "NY",
         "zip": "10001",
         "country": "United States",

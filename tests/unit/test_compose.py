@@ -147,6 +147,25 @@ def test_whoever_needs_kafka_asks_a_broker_that_listens_there(compose: Compose, 
     assert set(asked) <= internal
 
 
+def test_every_file_that_a_container_reads_is_in_the_project(compose: Compose) -> None:
+    mounted = [volume.split(":") for service in compose.services.values() for volume in service.volumes]
+    files = [(source, mode) for source, _, *mode in mounted if source.startswith(".")]
+    assert len(files) == 5
+    for source, mode in files:
+        assert (COMPOSE.parent / source).is_file()
+        assert mode == ["ro"]
+
+
+def test_prometheus_collects_from_both_services_where_they_listen(compose: Compose) -> None:
+    config = msgspec.yaml.decode((COMPOSE.parent / "observability" / "prometheus.yml").read_bytes())
+    targets = {
+        target for job in config["scrape_configs"] for static in job["static_configs"] for target in static["targets"]
+    }
+    built = {name: service for name, service in compose.services.items() if service.build}
+    assert targets == {f"{name}:{service.ports[0].split(':')[2]}" for name, service in built.items()}
+    assert all("metrics" in service.profiles for service in built.values())
+
+
 def test_every_built_service_is_a_stage_of_the_dockerfile(compose: Compose) -> None:
     stages = re.findall(r"(?m)^FROM \S+ AS (\w+)$", (COMPOSE.parent / "Dockerfile").read_text())
     targets = [service.build.target for service in compose.services.values() if service.build]

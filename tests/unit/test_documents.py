@@ -107,7 +107,8 @@ def test_no_call_that_there_is_goes_unmentioned(service: str) -> None:
         (str(method), route.path_format)
         for route in app.routes
         for method in getattr(route, "methods", set())
-        if method != "OPTIONS" and re.match(r"/(consumers|producers|health-check|livez|problems)", route.path_format)
+        if method != "OPTIONS"
+        and re.match(r"/(consumers|producers|health-check|livez|metrics|problems)", route.path_format)
     }
     assert there
     assert there <= listed

@@ -17,6 +17,7 @@ from litestar.testing import TestClient
 from samples import ADA, as_json
 
 from apps.chassis.head import answer_head
+from apps.chassis.logs import with_request
 from apps.chassis.problems import KINDS, out_of_reach
 from apps.chassis.settings import Settings, read_settings
 from apps.consumer.app import create_app as create_consumer
@@ -35,6 +36,7 @@ ENDPOINTS = {
         ("GET", "/health-check"),
         ("GET", "/livez"),
         ("GET", "/problems/{name}"),
+        ("GET", "/metrics"),
     },
     "consumer": {
         ("GET", "/consumers/status"),
@@ -52,6 +54,7 @@ ENDPOINTS = {
         ("GET", "/health-check"),
         ("GET", "/livez"),
         ("GET", "/problems/{name}"),
+        ("GET", "/metrics"),
     },
 }
 BOTH = pytest.mark.parametrize("service", APPS)
@@ -447,3 +450,37 @@ def test_the_example_in_the_document_is_a_person_that_is_accepted(producer: Test
     content = document["paths"]["/producers/people"]["post"]["requestBody"]["content"]["application/json"]
     example = msgspec.json.encode(content.get("example") or next(iter(content["examples"].values()))["value"])
     assert encode(msgspec.json.decode(example, type=type(ADA))) == example
+
+
+@BOTH
+def test_an_answer_has_the_name_that_its_request_was_given(
+    service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    for path in ("/livez", "/nowhere", "/livez?verbose=1", "/schema-ui/swagger_style.css"):
+        answer = clients[service].get(path, headers={"X-Request-Id": "Order-17.b_3"})
+        assert answer.headers.get_list("x-request-id") == ["Order-17.b_3"]
+
+
+@BOTH
+@pytest.mark.parametrize("given", [None, "", "a b", "x" * 65, "caf\xe9", 'a"b', "a,b"])
+def test_a_request_without_a_sane_name_is_given_one_of_its_own(
+    given: str | None, service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    headers = {} if given is None else {b"X-Request-Id": given.encode("latin-1")}
+    names = [clients[service].get("/livez", headers=headers).headers["x-request-id"] for _ in range(2)]
+    assert names[0] != names[1]
+    assert all(re.fullmatch(r"[0-9a-f]{16}", name) for name in names)
+
+
+def test_what_is_logged_for_a_request_has_its_name(
+    consumer: TestClient[Litestar], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "apps.consumer.routes")
+    caplog.handler.addFilter(with_request)
+    consumer.post("/consumers/pause", headers={"X-Request-Id": "the-pause"})
+    consumer.post("/consumers/resume", headers={"X-Request-Id": "the-resume"})
+    told = [(record.getMessage(), vars(record)["request_id"]) for record in caplog.records if record.name[:4] == "apps"]
+    assert told == [
+        ("an operator asked for pause: the consumer is starting", "the-pause"),
+        ("an operator asked for resume: the consumer is starting", "the-resume"),
+    ]

@@ -1,15 +1,46 @@
 import json
 import logging
+from typing import Any, NoReturn
 
 import pytest
-from aiokafka.errors import ProducerClosed
+from aiokafka.errors import MessageSizeTooLargeError, ProducerClosed
+from samples import Stored
 
-from apps.chassis.logs import JsonFormatter, is_worth_a_line, one_line
+from apps.chassis.background import Background
+from apps.chassis.logs import (
+    ConsoleFormatter,
+    JsonFormatter,
+    is_worth_a_line,
+    one_line,
+    request_id,
+    stack_of,
+    with_request,
+)
+from apps.consumer.window import fields_of
+
+ADA_HERSELF = "Ada Lovelace"
+"""Whom an exception quotes, and no log may."""
 
 
-def line(message: str, error: Exception | None = None) -> logging.LogRecord:
-    exc_info = None if error is None else (type(error), error, None)
-    return logging.LogRecord("asyncio", logging.ERROR, "", 0, message, (), exc_info)
+def line(message: str, error: BaseException | None = None, **fields: Any) -> logging.LogRecord:  # noqa: ANN401 - of any field
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, message, (), exc_info)
+    vars(record).update(fields)
+    return record
+
+
+def failure() -> Exception:
+    """Return an error that was raised, and that another one led to."""
+
+    def look_up(name: str) -> NoReturn:
+        raise KeyError(name)
+
+    try:
+        look_up(ADA_HERSELF)
+    except KeyError as cause:
+        error = ValueError(f"nobody is called {cause}")
+        error.__cause__ = cause
+        return error
 
 
 def test_a_line_of_json_says_when_how_grave_who_and_what() -> None:
@@ -18,9 +49,86 @@ def test_a_line_of_json_says_when_how_grave_who_and_what() -> None:
     assert said == {"level": "ERROR", "logger": "asyncio", "message": 'a "quoted" word'}
 
 
-def test_an_error_is_part_of_its_line_of_json() -> None:
-    said = json.loads(JsonFormatter().format(line("failed", ValueError("why"))))
-    assert "ValueError: why" in said["exception"]
+def test_a_line_of_json_has_the_place_of_a_record_in_fields() -> None:
+    said = json.loads(
+        JsonFormatter().format(line("bad", None, **fields_of(Stored(partition=0, offset=7)), person=ADA_HERSELF))
+    )
+    assert (said["topic"], said["partition"], said["offset"]) == ("people", 0, 7)
+    assert "person" not in said
+
+
+def test_a_line_of_json_tells_the_stack_of_an_error_and_of_those_before_it_but_not_what_they_quote() -> None:
+    said = json.loads(JsonFormatter().format(line("failed", failure())))["exception"]
+    assert ADA_HERSELF not in said
+    assert said.index("in look_up") < said.index("\nKeyError\n") < said.index("\nValueError")
+
+
+def test_a_line_for_people_tells_the_same_of_an_error() -> None:
+    said = ConsoleFormatter().format(line("failed", failure()))
+    assert ADA_HERSELF not in said
+    assert "failed\nTraceback" in said
+    assert "in look_up" in said
+
+
+def test_what_kafka_says_is_told_with_an_error_of_its_client() -> None:
+    assert stack_of(MessageSizeTooLargeError("5 bytes")).endswith("MessageSizeTooLargeError: 5 bytes")
+
+
+def test_of_a_long_chain_of_errors_the_last_ten_are_told() -> None:
+    error: Exception | None = None
+    for number in range(100):
+        error, before = ValueError(number), error
+        error.__cause__ = before
+    assert error is not None
+    assert stack_of(error).count("Traceback") == 10
+
+
+@pytest.mark.anyio
+async def test_what_runs_in_the_background_belongs_to_no_request_whoever_began_it() -> None:
+    seen: list[str | None] = []
+
+    async def work() -> None:
+        seen.append(request_id.get())
+
+    background, token = Background(), request_id.set("abc-123")
+    try:
+        async with background.open():
+            await background.start(work(), "work")
+    finally:
+        request_id.reset(token)
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("formatter", [ConsoleFormatter(), JsonFormatter()])
+def test_a_line_names_the_request_that_it_is_of(formatter: logging.Formatter) -> None:
+    token = request_id.set("abc-123")
+    try:
+        record = line("failed")
+        assert with_request(record)
+        assert "abc-123" in formatter.format(record)
+    finally:
+        request_id.reset(token)
+    record = line("failed")
+    with_request(record)
+    assert "request" not in formatter.format(record)
+
+
+def test_of_a_task_or_callback_that_failed_asyncio_tells_no_result_and_no_argument() -> None:
+    for message, kept in [
+        (
+            f"Task exception was never retrieved\nfuture: <Task exception=ValueError('{ADA_HERSELF}')>",
+            "Task exception was",
+        ),
+        (
+            f"Exception in callback greet('{ADA_HERSELF}')\nhandle: <Handle greet('{ADA_HERSELF}')>",
+            "Exception in callback greet",
+        ),
+    ]:
+        record = line(message, ValueError(ADA_HERSELF))
+        assert is_worth_a_line(record)
+        for formatter in (ConsoleFormatter(), JsonFormatter()):
+            assert ADA_HERSELF not in formatter.format(record)
+            assert kept in formatter.format(record)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.settings import Settings
+from apps.chassis.traces import Traces
 from apps.producer import publisher as publisher_module
 from apps.producer.publisher import (
     BATCH_OVERHEAD,
@@ -27,6 +28,7 @@ from apps.producer.publisher import (
     OutOfReach,
     Publisher,
     Receipt,
+    _size_of,
 )
 from contracts.topics import partitions_of
 
@@ -40,7 +42,14 @@ A_WHILE = 0.05
 class Sent:
     """A batch that was handed to the client, to be answered by the test."""
 
-    def __init__(self, messages: Sequence[KafkaPublishMessage], partition: int, timestamp: int) -> None:
+    def __init__(
+        self,
+        messages: Sequence[KafkaPublishMessage],
+        partition: int,
+        timestamp: int,
+        headers: dict[str, str] | None,
+    ) -> None:
+        self.headers = headers
         self.keys = [message.key for message in messages]
         self.values = [message.body for message in messages]
         self.partition = partition
@@ -71,7 +80,13 @@ class FakeBroker:
         self.takes.set()
 
     async def publish_batch(
-        self, *messages: KafkaPublishMessage, topic: str, partition: int, timestamp_ms: int, no_confirm: bool
+        self,
+        *messages: KafkaPublishMessage,
+        topic: str,
+        partition: int,
+        timestamp_ms: int,
+        headers: dict[str, str] | None,
+        no_confirm: bool,
     ) -> "asyncio.Future[RecordMetadata]":
         assert topic == TOPIC
         assert no_confirm
@@ -79,7 +94,7 @@ class FakeBroker:
         await self.takes.wait()
         if self.error is not None:
             raise self.error
-        self.batches.append(Sent(messages, partition, timestamp_ms))
+        self.batches.append(Sent(messages, partition, timestamp_ms, headers))
         if partition in self.confirms:
             self.batches[-1].confirm(self.confirms[partition])
         return self.batches[-1].answer
@@ -231,8 +246,13 @@ async def test_records_are_split_into_batches_that_the_topic_takes_and_keep_thei
         assert offsets(await publishing) == [100, 101, 102, 103, 700, 701, 702, 703, 800, 801]
 
 
+@pytest.mark.parametrize(
+    "headers", [None, {"traceparent": "x" * 55}, {"traceparent": "x" * 55, "tracestate": "y" * 512}]
+)
 @pytest.mark.parametrize(("key", "value"), [(64, 0), (0, 0), (16, 100), (256, 60_000), (0, 2_000_000)])
-async def test_a_batch_in_the_format_of_kafka_is_never_larger_than_was_reckoned(key: int, value: int) -> None:
+async def test_a_batch_in_the_format_of_kafka_is_never_larger_than_was_reckoned(
+    key: int, value: int, headers: dict[str, str] | None
+) -> None:
     records = 500 if value < 1_000 else 3
     builder = DefaultRecordBatchBuilder(
         magic=2,
@@ -244,8 +264,10 @@ async def test_a_batch_in_the_format_of_kafka_is_never_larger_than_was_reckoned(
         batch_size=2**30,
     )
     for i in range(records):
-        builder.append(i, 1_700_000_000_000, b"k" * key, b"v" * value, [])
-    assert len(builder.build()) <= BATCH_OVERHEAD + records * (key + value + RECORD_OVERHEAD)
+        sent = [(name, value.encode()) for name, value in (headers or {}).items()]
+        builder.append(i, 1_700_000_000_000, b"k" * key, b"v" * value, sent)
+    overhead = RECORD_OVERHEAD + _size_of(headers)
+    assert len(builder.build()) <= BATCH_OVERHEAD + records * (key + value + overhead)
 
 
 async def test_the_largest_record_that_is_taken_fits_the_topic() -> None:
@@ -751,7 +773,7 @@ async def test_a_subscriber_of_faststream_gets_what_was_published_byte_for_byte(
             **options: Any,  # noqa: ANN401 - passed on
         ) -> "asyncio.Future[RecordMetadata]":
             await broker.publish_batch(*messages, **options)
-            sent = Sent(messages, options["partition"], options["timestamp_ms"])
+            sent = Sent(messages, options["partition"], options["timestamp_ms"], options["headers"])
             sent.confirm(10)
             return sent.answer
 
@@ -784,3 +806,90 @@ async def test_what_waits_of_a_call_that_was_broken_off_is_not_sent() -> None:
         broker.takes.set()
         await asyncio.gather(first, last)
         assert broker.values == [b"first", b"last"]
+
+
+async def test_records_are_counted_by_what_became_of_them_once_their_call_is_done() -> None:
+    keys = keys_of_two_partitions()
+    async with bench(partitions=2, retry_backoff=0) as b:
+        broker = b.connect()
+        publishing = b.publish(b"a", b"b", keys=keys)
+        await until(lambda: len(broker.batches) == 2)
+        assert b.publisher.records_in_flight == 2
+        broker.batches[0].confirm(0)
+        await everything_else_has_run()
+        assert b.publisher.records_in_flight == 1
+        broker.batches[1].fail(errors.RequestTimedOutError())
+        await publishing
+        assert b.publisher.records_in_flight == 0
+    assert b.publisher.outcomes == {"delivered": 1, "not_written": 0, "unknown": 1}
+
+
+async def test_records_that_are_not_taken_count_as_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "PATIENCE", A_WHILE)
+    monkeypatch.setattr(publisher_module, "MOST_IN_FLIGHT", 10)
+    async with bench() as b:
+        with pytest.raises(OutOfReach):
+            await b.publish(b"a")
+        b.connect()
+        with pytest.raises(Busy):
+            await b.publish(bytes(5), bytes(5))
+    assert b.publisher.outcomes == {"delivered": 0, "not_written": 3, "unknown": 0}
+
+
+async def test_the_time_of_each_acknowledged_batch_is_told_and_of_no_other() -> None:
+    told: list[float] = []
+    async with bench(partitions=2) as b:
+        b.publisher.acknowledged_after = told.append
+        broker = b.connect()
+        publishing = b.publish(b"a", b"b", keys=keys_of_two_partitions())
+        await until(lambda: len(broker.batches) == 2)
+        broker.batches[0].confirm(0)
+        broker.batches[1].fail(errors.MessageSizeTooLargeError())
+        await publishing
+    assert len(told) == 1
+    assert told[0] >= 0
+
+
+class Following(Traces):
+    """Follows every call, in the trace that the test says."""
+
+    header_bytes = 100
+
+    def __init__(self) -> None:
+        self.current: dict[str, str] | None = None
+
+    def headers(self) -> dict[str, str] | None:
+        return self.current
+
+
+async def test_records_of_two_traces_never_travel_in_one_batch_and_those_of_one_do() -> None:
+    async with bench() as b:
+        b.publisher._traces = following = Following()
+        broker = b.connect()
+        broker.takes.clear()
+        calls = [b.publish(b"in hand")]
+        await until(lambda: broker.asked == 1)
+        for trace, value in [("1", b"a"), ("1", b"b"), ("2", b"c"), ("", b"d"), ("", b"e"), ("1", b"f")]:
+            following.current = {"traceparent": trace} if trace else None
+            calls.append(b.publish(value))
+            await everything_else_has_run()
+        broker.takes.set()
+        await until(lambda: len(broker.values) == 7)
+        sent = [(batch.headers, batch.values) for batch in broker.batches]
+        for batch in broker.batches:
+            batch.confirm(0)
+        await asyncio.gather(*calls)
+    assert sent == [
+        (None, [b"in hand"]),
+        ({"traceparent": "1"}, [b"a", b"b"]),
+        ({"traceparent": "2"}, [b"c"]),
+        (None, [b"d", b"e"]),
+        ({"traceparent": "1"}, [b"f"]),
+    ]
+
+
+async def test_the_largest_record_leaves_room_for_the_headers_of_its_trace() -> None:
+    async with bench() as b:
+        without = b.publisher.largest_record
+        b.publisher._traces = Following()
+        assert b.publisher.largest_record == without - Following.header_bytes

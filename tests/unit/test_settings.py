@@ -19,6 +19,9 @@ DEFAULTS = {
 }
 
 WRONG = [
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://localhost:4317"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"),
     ("KAFKA_BOOTSTRAP_SERVERS", "localhost"),
     ("KAFKA_BOOTSTRAP_SERVERS", "localhost:"),
     ("KAFKA_BOOTSTRAP_SERVERS", ":9092"),
@@ -72,7 +75,7 @@ def test_a_variable_that_is_not_set_takes_the_default_for_a_laptop(variable: str
     assert getattr(read_settings({"PATH": "/bin", "UNRELATED": ""}), variable.lower()) == value
 
 
-@pytest.mark.parametrize("variable", [*DEFAULTS, "LOG_LEVEL", "LOG_FORMAT"])
+@pytest.mark.parametrize("variable", [*DEFAULTS, "LOG_LEVEL", "LOG_FORMAT", "OTEL_EXPORTER_OTLP_ENDPOINT"])
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_variable_means_its_default(variable: str, empty: str) -> None:
     assert read_settings({variable: empty}) == Settings()
@@ -97,6 +100,7 @@ def test_a_wrong_value_stops_the_start_with_one_line_that_names_its_variable(var
         ("LOG_LEVEL", "LOUD", "one of CRITICAL, DEBUG, ERROR, INFO, WARNING, not 'LOUD'"),
         ("CONSUMER_GROUP_ID", "g" * 256, "text of 1 to 255 characters, not "),
         ("PEOPLE_TOPIC", "a b", "a topic's name "),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "x", "an address like http://localhost:4318, not 'x'"),
         ("KAFKA_BOOTSTRAP_SERVERS", "::1:9092", "host:port, several with commas"),
     ],
 )

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from samples import ADA, LONG, Stored, as_json, everything_else_has_run, stored_person, until
 
 from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.logs import JsonFormatter
 from apps.chassis.settings import Settings
 from apps.consumer import attempts
 from apps.consumer.attempts import GivenUp, Halted, Reject
 from apps.consumer.dead_letters import BadRecord
-from apps.consumer.subscriber import Consumption, Drain, sort_out, subscribe
+from apps.consumer.subscriber import MOST_REASONS, Consumption, Drain, sort_out, subscribe
 from apps.consumer.window import Record, Window
 from contracts.person import Person, encode
 
@@ -331,3 +332,77 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
         may_end.set()
         await asyncio.gather(consuming, giving_up)
     assert consumer.events == ["handler begins", "handler ends", "given up"]
+
+
+async def test_dead_letters_are_counted_by_the_type_of_their_error() -> None:
+    consumer = Consumer()
+    consumer.rejected = {"person-4"}
+    async with subscribed(consumer) as (_, subscriber):
+        bad = bad_record(0), bad_record(1, None), bad_record(2, b"7"), bad_record(3, b"8"), stored_person(4)
+        await subscriber.process_message(bad)
+    counted = {reason: number for reason, number in consumer.consumption.dead_letters.items() if number}
+    assert counted == {"DecodeError": 1, "Tombstone": 1, "ValidationError": 2, "Reject": 1}
+
+
+async def test_a_handler_that_raises_ever_new_types_of_errors_makes_no_more_than_some_reasons() -> None:
+    consumer = Consumer()
+    async with subscribed(consumer) as (_, subscriber):
+        for number in range(2 * MOST_REASONS):
+            kind = type(f"Error{number}", (Reject,), {})
+            consumer.handler_error = kind()
+            await subscriber.process_message((stored_person(number),))
+            consumer.handler_error = None
+            await subscriber.process_message((stored_person(number),))
+    assert consumer.consumption.dead_lettered == 2 * MOST_REASONS
+    assert len(consumer.consumption.dead_letters) == MOST_REASONS + 1
+    assert consumer.consumption.dead_letters["other"] > MOST_REASONS
+
+
+async def test_every_assignment_of_partitions_is_counted() -> None:
+    consumption = Consumer().consumption
+    drain = Drain(consumption, lambda _: None)
+    await drain.on_partitions_assigned({TopicPartition(TOPIC, 0)})
+    await drain.on_partitions_assigned(set())
+    assert consumption.rebalances == 2
+
+
+async def test_a_batch_of_dead_letters_is_one_line_that_says_how_many_and_where_and_never_what(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    consumer = Consumer()
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message((stored_person(5), bad_record(6, as_json(age="36")), bad_record(7, b"Ada")))
+    (line,) = caplog.records
+    assert line.getMessage() == "2 records were dead-lettered, the first of them people-0 offset 6: ValidationError"
+    fields = {name: vars(line)[name] for name in ("topic", "partition", "offset", "records", "error")}
+    assert fields == {"topic": "people", "partition": 0, "offset": 6, "records": 2, "error": "ValidationError"}
+
+
+async def test_a_failing_batch_tells_once_where_the_handler_failed_and_never_what_it_says_of_a_person(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    consumer = Consumer()
+    consumer.handler_error = RuntimeError("cannot greet Ada Lovelace")
+    async with subscribed(consumer) as (_, subscriber):
+        consuming = asyncio.create_task(subscriber.process_message((stored_person(3),)))
+        await until(lambda: consumer.consumption.halted or len(consumer.letters))
+        await consuming
+    lines = [record for record in caplog.records if record.name == "apps.consumer.attempts"]
+    assert [bool(line.exc_info) for line in lines] == [True, False]
+    assert {(vars(line)["offset"], vars(line)["error"]) for line in lines} == {(3, "RuntimeError")}
+    said = [JsonFormatter().format(record) for record in caplog.records]
+    assert "in _handle" in said[0]
+    assert not [line for line in said if "Ada" in line]
+
+
+async def test_a_halt_is_logged_without_what_the_handler_says_of_a_person(caplog: pytest.LogCaptureFixture) -> None:
+    consumer = Consumer()
+    consumer.handler_error = RuntimeError("cannot greet Ada Lovelace")
+    async with subscribed(consumer) as (_, subscriber):
+        consuming = asyncio.create_task(subscriber.process_message(tuple(map(stored_person, range(6)))))
+        await until(lambda: consumer.consumption.halted)
+        consumer.consumption.leaving.set()
+        with pytest.raises(Halted):
+            await consuming
+    assert "Ada Lovelace" in (consumer.consumption.halted or "")
+    assert caplog.records[-1].getMessage() == "halted: the handler refuses 5 records in a row: RuntimeError"

@@ -1,0 +1,103 @@
+"""What the consumer measures: read from who counts it when Prometheus asks, but for the calls of the handler."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from apps.chassis.connection import Connection
+from apps.chassis.metrics import SECONDS, counter, gauge, of_kafka
+from apps.consumer.attempts import Handle, Reject
+from apps.consumer.control import Control, State
+from apps.consumer.lag import Lag, LagMeter
+from apps.consumer.subscriber import Consumption
+from contracts.person import Person
+
+
+def timed(handle: Handle, registry: CollectorRegistry) -> Handle:
+    """Return a handler that does the same, and whose calls are counted and timed, each with a batch or a part of it."""
+    seconds = Histogram(
+        "consumer_handler_seconds", "Seconds that a call of the handler took.", buckets=SECONDS, registry=registry
+    )
+    attempts = Counter(
+        "consumer_handler_attempts", "Calls of the handler by how they ended.", ["result"], registry=registry
+    )
+    ok, failed, rejected, broken_off = map(attempts.labels, ("ok", "failed", "rejected", "broken_off"))
+
+    async def measured(people: Sequence[Person]) -> None:
+        start = time.perf_counter()
+        result = failed
+        try:
+            await handle(people)
+            result = ok
+        except Reject:
+            result = rejected
+            raise
+        except asyncio.CancelledError:
+            result = broken_off
+            raise
+        finally:
+            result.inc()
+            seconds.observe(time.perf_counter() - start)
+
+    return measured
+
+
+async def of_consumer(
+    control: Control, consumption: Consumption, connection: Connection, meter: LagMeter
+) -> Iterable[Metric]:
+    """Return what is read of a consumer when Prometheus asks: within 6 s, also while Kafka is out of reach."""
+    consumer = control.consumer
+    (healthy, _, _), state, lag = await asyncio.gather(control.health(), control.state(), meter.measure(consumer))
+    return chain(
+        of_kafka(connection, healthy=healthy),
+        of_consumption(consumption, connection, state),
+        of_lag(lag, len(consumer.assignment()) if consumer else 0),
+    )
+
+
+def of_consumption(consumption: Consumption, connection: Connection, state: State) -> Iterator[Metric]:
+    """Return what was consumed so far, and what the consumption is doing."""
+    yield counter(
+        "consumer_records_consumed", "Good records: handled, and committed with their batch.", consumption.consumed
+    )
+    dead = CounterMetricFamily(
+        "consumer_records_dead_lettered", "Records written to the dead letters, by type of error.", labels=["reason"]
+    )
+    for reason, number in consumption.dead_letters.items():
+        dead.add_metric([reason], number)
+    yield dead
+    failures = consumption.attempts.failures
+    yield gauge("consumer_batch_failures", "Failed attempts of the batch in hand; 0 when all is well.", failures)
+    yield counter(
+        "consumer_rebalances", "Assignments of partitions by the group, the first of them too.", consumption.rebalances
+    )
+    yield counter(
+        "consumer_restarts", "Consume loops that were replaced because they ended or hung.", connection.replaced
+    )
+    states = GaugeMetricFamily("consumer_state", "1 for the state that the consumer is in.", labels=["state"])
+    for each in get_args(State):
+        states.add_metric([each], each == state)
+    yield states
+
+
+def of_lag(lag: Lag, held: int) -> Iterator[Metric]:
+    """Return how far consumption is behind; nothing of a partition of which Kafka did not tell."""
+    yield gauge("consumer_partitions", "Partitions that this copy holds.", held)
+    records = GaugeMetricFamily(
+        "consumer_lag_records", "Records that are not consumed yet; of the group while stopped.", labels=["partition"]
+    )
+    seconds = GaugeMetricFamily(
+        "consumer_lag_seconds", "Age of the oldest record that is not consumed yet.", labels=["partition"]
+    )
+    for partition in lag.partitions:
+        if partition.lag is not None:
+            records.add_metric([str(partition.partition)], partition.lag)
+    for number, age in lag.ages.items():
+        seconds.add_metric([str(number)], age)
+    yield records
+    yield seconds

@@ -1,0 +1,72 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confidential import MARK, people_in
+from services import Pipeline, Raw, person, wait_until
+
+TELLING_CONSUMER = str(Path(__file__).with_name("telling_consumer.py"))
+
+
+@pytest.fixture
+def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
+def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_whom(pipeline: Pipeline) -> None:
+    bad = [
+        Raw(json.dumps(person(age=f"{MARK} years")).encode(), f"key of {MARK}".encode(), (("of", MARK.encode()),)),
+        Raw(f"not json: {MARK}".encode(), MARK.encode()),
+        Raw(json.dumps(person()).encode().replace(b"Ada", b"\xff"), MARK.encode()),
+    ]
+    with (
+        pipeline.producer(LOG_FORMAT="json") as producer,
+        pipeline.running("consumer", TELLING_CONSUMER, LOG_FORMAT="json") as consumer,
+    ):
+        producer.until_healthy()
+        consumer.until_healthy()
+        written = pipeline.write(bad, partition=3)
+        consumer.until_consumed(len(bad))
+        people = [person(f"{MARK}-{age}", age=age) for age in (10, 149, 150)]
+        producer.post("/producers/people", json=people)
+        producer.http.post("/producers/people", json=[person(age=MARK)])
+        producer.http.post("/producers/people", content=f"{MARK}\n", headers={"Content-Type": "application/x-ndjson"})
+        consumer.until_consumed(len(bad) + len(people))
+        for order in ("pause", "resume", "stop", "start"):
+            consumer.post(f"/consumers/{order}", headers={"X-Request-Id": f"the-{order}"})
+        consumer.until_healthy()
+        consumer.post("/consumers/dead-letters/redrive", json={"limit": 1}, headers={"X-Request-Id": "the-redrive"})
+        consumer.post("/consumers/seek", json={"to": "end"}, headers={"X-Request-Id": "the-seek"})
+        wait_until(lambda: "the-seek" in consumer.log.read_text())
+        lines: list[dict[str, Any]] = [json.loads(line) for line in consumer.log.read_text().splitlines()]
+    orders = {line["action"]: line["request_id"] for line in lines if "action" in line}
+    assert orders == {order: f"the-{order}" for order in ("pause", "resume", "stop", "start", "redrive", "seek")}
+    dead = next(line for line in lines if "were dead-lettered" in line["message"])
+    assert (dead["topic"], dead["partition"], dead["offset"]) == (pipeline.topic, 3, written[0].offset)
+    assert dead["error"] == "ValidationError"
+    (failure,) = [line for line in lines if "exception" in line]
+    assert failure["error"] == "LookupError"
+    assert "telling_consumer.py" in failure["exception"]
+    assert {"topic", "partition", "offset", "records"} <= failure.keys()
+    for service in (producer, consumer):
+        assert people_in(service.log.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"nobody is called Ada {MARK}",
+        f"bad address ada.{MARK.lower()}@example.com",
+        "cannot deliver to amy.smith@example.org",
+        "unknown key 0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
+        "call +1-202-555-0143",
+        "ValidationError: {'email': ''}",
+        "Person(id='1')",
+    ],
+)
+def test_what_tells_of_a_person_is_found_in_a_log(line: str) -> None:
+    assert people_in(f"all is well\n{line}\nconnected to Kafka at 127.0.0.1:9092") != []
+    assert people_in("2 records were dead-lettered, the first of them people-0 offset 6: ValidationError") == []

@@ -1,0 +1,71 @@
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from confidential import MARK, people_in
+from litestar.testing import TestClient
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import get_current_span
+from services import Pipeline, person, wait_until
+
+from apps.chassis.opentelemetry import OpenTelemetry
+from apps.chassis.settings import Settings
+from apps.consumer.app import create_app as create_consumer
+from apps.producer.app import create_app as create_producer
+from contracts.person import Person
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.fixture
+def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
+def test_one_trace_leads_from_the_call_over_the_record_to_the_handler_and_tells_of_no_person(
+    pipeline: Pipeline,
+) -> None:
+    exporter = InMemorySpanExporter()
+    handled_in: list[str] = []
+
+    async def handle(people: Sequence[Person]) -> None:
+        handled_in.extend(f"{get_current_span().get_span_context().trace_id:032x}" for _ in people)
+
+    settings = Settings(
+        kafka_bootstrap_servers=pipeline.bootstrap_servers,
+        people_topic=pipeline.topic,
+        dead_letter_topic=pipeline.dead_letter_topic,
+        consumer_group_id=pipeline.group,
+    )
+    producer_app = create_producer(settings, traces=OpenTelemetry("producer", SimpleSpanProcessor(exporter)))
+    consumer_app = create_consumer(
+        settings, None, handle, traces=OpenTelemetry("consumer", SimpleSpanProcessor(exporter))
+    )
+    with TestClient(producer_app) as producer, TestClient(consumer_app) as consumer:
+        wait_until(lambda: all(client.get("/health-check").is_success for client in (producer, consumer)))
+        people = [person(f"{MARK}-{number}") for number in range(5)]
+        headers = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
+        answer = producer.post("/producers/people", json=people, headers=headers)
+        assert answer.status_code == 201
+        wait_until(lambda: len(handled_in) == 5)
+    assert handled_in == [TRACE] * 5
+    spans = [
+        span for span in exporter.get_finished_spans() if span.context and f"{span.context.trace_id:032x}" == TRACE
+    ]
+    by_name = {span.name: span for span in spans}
+    assert by_name.keys() == {"POST /producers/people", f"send {pipeline.topic}", f"process {pipeline.topic}"}
+    call = by_name["POST /producers/people"]
+    assert call.parent is not None
+    assert f"{call.parent.span_id:016x}" == SPAN
+    assert {span.resource.attributes["service.name"] for span in spans} == {"producer", "consumer"}
+    assert call.context is not None
+    for span in spans:
+        assert span is call or (span.parent is not None and span.parent.span_id == call.context.span_id)
+    for record in pipeline.records():
+        assert [name for name, _ in record.headers] == ["traceparent"]
+    told = [
+        (span.name, dict(span.attributes or {}), span.events, span.status) for span in exporter.get_finished_spans()
+    ]
+    assert people_in("\n".join(map(str, told))) == []

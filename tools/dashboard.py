@@ -1,0 +1,112 @@
+"""Writes Grafana's dashboard from the list of its panels: `python -m tools.dashboard`."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+DASHBOARD = Path(__file__).parents[1] / "observability" / "dashboard.json"
+WIDTH, HEIGHT = 12, 7
+"""Of a panel, in Grafana's grid, which is 24 wide."""
+
+
+class Panel(NamedTuple):
+    """A chart; each of its queries has the legend of its lines. `unit` is one of Grafana's names."""
+
+    title: str
+    unit: str
+    queries: dict[str, str]
+    kind: str = "timeseries"
+
+
+def quantiles_of(histogram: str, by: str = "") -> dict[str, str]:
+    """Return the queries of median and 99th percentile of a histogram, one line for each value of a label."""
+    labels, suffix = (f"{by}, le", f" {{{{{by}}}}}") if by else ("le", "")
+    buckets = f"sum by ({labels}) (rate({histogram}_bucket[$__rate_interval]))"
+    return {f"p{int(at * 100)}{suffix}": f"histogram_quantile({at}, {buckets})" for at in (0.5, 0.99)}
+
+
+def rate_of(counter: str, *by: str) -> dict[str, str]:
+    """Return the query of a counter's growth a second, one line for each combination of its labels."""
+    legend = " ".join(f"{{{{{label}}}}}" for label in by) or "all"
+    return {legend: f"sum by ({', '.join(by)}) (rate({counter}[$__rate_interval]))"}
+
+
+PANELS = [
+    Panel("Can it do its job?", "bool_yes_no", {"{{job}} {{instance}}": "service_healthy"}, "stat"),
+    Panel("State of each consumer", "none", {"{{instance}} {{state}}": "consumer_state == 1"}, "stat"),
+    Panel("Records produced a second", "short", rate_of("producer_records_total", "outcome")),
+    Panel("Records consumed a second", "short", rate_of("consumer_records_consumed_total", "instance")),
+    Panel("Lag in records", "short", {"partition {{partition}}": "max by (partition) (consumer_lag_records)"}),
+    Panel("Lag in seconds", "s", {"partition {{partition}}": "max by (partition) (consumer_lag_seconds)"}),
+    Panel("Acknowledgement of a batch", "s", quantiles_of("producer_acknowledgement_seconds")),
+    Panel(
+        "In flight",
+        "short",
+        {"records {{instance}}": "producer_records_in_flight", "bytes {{instance}}": "producer_bytes_in_flight"},
+    ),
+    Panel("Time of the handler", "s", quantiles_of("consumer_handler_seconds")),
+    Panel(
+        "Calls of the handler a second",
+        "short",
+        rate_of("consumer_handler_attempts_total", "result")
+        | {"failures of the batch in hand {{instance}}": "consumer_batch_failures"},
+    ),
+    Panel("Dead letters a second", "short", rate_of("consumer_records_dead_lettered_total", "reason")),
+    Panel(
+        "Rebalances, restarts and new connections",
+        "short",
+        {
+            "rebalances {{instance}}": "increase(consumer_rebalances_total[$__rate_interval])",
+            "restarts {{instance}}": "increase(consumer_restarts_total[$__rate_interval])",
+            "connections {{instance}}": "increase(producer_connections_replaced_total[$__rate_interval])",
+        },
+    ),
+    Panel("HTTP requests a second", "reqps", rate_of("http_requests_total", "job", "route", "status")),
+    Panel("Time of an HTTP request", "s", quantiles_of("http_request_duration_seconds", "route")),
+    Panel("CPU", "percentunit", {"{{job}} {{instance}}": "rate(process_cpu_seconds_total[$__rate_interval])"}),
+    Panel("Memory", "bytes", {"{{job}} {{instance}}": "process_resident_memory_bytes"}),
+]
+
+
+def dashboard() -> dict[str, Any]:
+    """Return the dashboard as Grafana imports it."""
+    return {
+        "uid": "people-over-kafka",
+        "title": "People over Kafka",
+        "tags": ["kafka"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "10s",
+        "time": {"from": "now-30m", "to": "now"},
+        "templating": {
+            "list": [{"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}]
+        },
+        "panels": [_panel(number, panel) for number, panel in enumerate(PANELS)],
+    }
+
+
+def _panel(number: int, panel: Panel) -> dict[str, Any]:
+    row, column = divmod(number, 24 // WIDTH)
+    return {
+        "id": number + 1,
+        "title": panel.title,
+        "type": panel.kind,
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "gridPos": {"x": column * WIDTH, "y": row * HEIGHT, "w": WIDTH, "h": HEIGHT},
+        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "options": {"textMode": "value_and_name"} if panel.kind == "stat" else {"tooltip": {"mode": "multi"}},
+        "targets": [
+            {"refId": chr(ord("A") + at), "expr": query, "legendFormat": legend}
+            for at, (legend, query) in enumerate(panel.queries.items())
+        ],
+    }
+
+
+def as_written() -> bytes:
+    """Return the file's content."""
+    return msgspec.json.format(msgspec.json.encode(dashboard()), indent=2) + b"\n"
+
+
+if __name__ == "__main__":
+    DASHBOARD.write_bytes(as_written())

@@ -7,10 +7,20 @@ import msgspec
 
 from apps.chassis.settings import Settings
 
+MISSING_RIGHTS = {
+    "ClusterAuthorizationFailedError": "no right to the cluster",
+    "GroupAuthorizationFailedError": "no right to the group",
+    "TopicAuthorizationFailedError": "no right to the topic",
+    "TransactionalIdAuthorizationFailed": "no right to the transactional id",
+}
+"""What the kinds of errors mean that Kafka answers when an ACL is missing."""
+
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line: its kind, and its message where it has one."""
     kind, message = type(error).__name__, " ".join(str(error).split())
+    if kind in MISSING_RIGHTS:
+        return f"{MISSING_RIGHTS[kind]} ({message})"
     return message if message.startswith(kind) else f"{kind}: {message}".removesuffix(": ")
 
 

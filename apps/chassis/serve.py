@@ -45,15 +45,16 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
     A wrong setting or a port that cannot be listened on ends the process at once with status 1 and one line that names
     the variable.
     """
+    ending = asyncio.Event()
     try:
         settings = read_settings(os.environ)
         listening = _listen(settings.host, port_of(settings), port_variable)
+        set_up_logging(settings)
+        app = create_app(settings, ending)
     except WrongSetting as error:
         sys.exit(str(error))
-    set_up_logging(settings)
-    ending = asyncio.Event()
     config = uvicorn.Config(
-        create_app(settings, ending),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,

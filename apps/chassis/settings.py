@@ -1,7 +1,7 @@
 """Settings: one Struct, read from the environment once, at the start of a process."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -24,6 +24,9 @@ Servers = Annotated[
         description="host:port, several with commas between them (an IPv6 address in brackets, like [::1]:9092)",
     ),
 ]
+
+SECRETS = frozenset({"kafka_sasl_password"})
+"""Fields whose value is never shown, and taken as it is given, with its blanks."""
 
 
 class WrongSetting(ValueError):
@@ -64,11 +67,35 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["console", "json"] = "console"
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"] = "PLAINTEXT"
+    kafka_allow_plaintext_password: bool = False
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "SCRAM-SHA-512"
+    kafka_sasl_username: str = ""
+    kafka_sasl_password: str = ""
+    kafka_sasl_token_file: str = ""
+    kafka_ssl_cafile: str = ""
+    kafka_ssl_certfile: str = ""
+    kafka_ssl_keyfile: str = ""
+
+    def __repr__(self) -> str:
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown = {name: "***" if name in SECRETS and value else value for name, value in values.items()}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def bootstrap_servers(self) -> list[str]:
         """The brokers to ask first, as `host:port`, in the order given."""
         return [server.strip() for server in self.kafka_bootstrap_servers.split(",")]
+
+    @property
+    def uses_sasl(self) -> bool:
+        """Whether a password or a token is shown to Kafka."""
+        return self.kafka_security_protocol.startswith("SASL_")
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether connections are encrypted, and the brokers known by their certificates."""
+        return self.kafka_security_protocol.endswith("SSL")
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -77,7 +104,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     Raises `WrongSetting` naming the first variable whose value is not allowed.
     """
     given = {
-        name: environment[name].strip()
+        name: environment[name] if name.lower() in SECRETS else environment[name].strip()
         for name in Settings.__struct_encode_fields__
         if environment.get(name, "").strip()
     }
@@ -91,6 +118,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             raise WrongSetting(f"{name}: expected {expected(kinds[name])}, not {value!r}") from None
     settings = msgspec.convert(given, Settings, strict=False)
     _check_ports_of_brokers(settings)
+    _check_security(settings, given)
     if settings.people_topic == settings.dead_letter_topic:
         raise WrongSetting(f"DEAD_LETTER_TOPIC: must differ from PEOPLE_TOPIC, both are {settings.people_topic!r}")
     return settings
@@ -101,3 +129,32 @@ def _check_ports_of_brokers(settings: Settings) -> None:
         port = int(server.rpartition(":")[2])
         if not 1 <= port <= 65_535:  # noqa: PLR2004 - TCP's own range
             raise WrongSetting(f"KAFKA_BOOTSTRAP_SERVERS: the port of {server!r} is not in 1 to 65535")
+
+
+def _check_security(settings: Settings, given: Collection[str]) -> None:
+    protocol = settings.kafka_security_protocol
+    for name in given:
+        if name.startswith("KAFKA_SASL_") and not settings.uses_sasl:
+            raise WrongSetting(f"{name}: is of use only with KAFKA_SECURITY_PROTOCOL=SASL_SSL, not with {protocol}")
+        if name.startswith("KAFKA_SSL_") and not settings.uses_tls:
+            raise WrongSetting(f"{name}: is of use only with KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL, not {protocol}")
+    if settings.uses_sasl and not settings.uses_tls and not settings.kafka_allow_plaintext_password:
+        raise WrongSetting(
+            "KAFKA_SECURITY_PROTOCOL: SASL_PLAINTEXT shows the password without TLS; use SASL_SSL, or allow it with "
+            "KAFKA_ALLOW_PLAINTEXT_PASSWORD=true"
+        )
+    if settings.kafka_ssl_keyfile and not settings.kafka_ssl_certfile:
+        raise WrongSetting("KAFKA_SSL_CERTFILE: is missing beside KAFKA_SSL_KEYFILE")
+    if settings.uses_sasl:
+        _check_credentials(settings.kafka_sasl_mechanism, given)
+
+
+def _check_credentials(mechanism: str, given: Collection[str]) -> None:
+    password, token = ("KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"), ("KAFKA_SASL_TOKEN_FILE",)
+    needed, useless = (token, password) if mechanism == "OAUTHBEARER" else (password, token)
+    for name in needed:
+        if name not in given:
+            raise WrongSetting(f"{name}: is missing; {mechanism} needs it")
+    for name in useless:
+        if name in given:
+            raise WrongSetting(f"{name}: is of no use with {mechanism}")

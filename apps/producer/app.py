@@ -32,7 +32,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
     `ending` tells it beforehand that it is about to end, so that no caller is left without an answer.
     """
     options = client_options(settings, SERVICE)
-    cluster = Cluster(options, [people_topic(settings)])
+    cluster = Cluster(options, [people_topic(settings, "write")])
     background = Background()
 
     def make_broker() -> KafkaBroker:

@@ -225,19 +225,19 @@ class Cluster:
 
     async def _denied(self, topics: Sequence[dict[str, Any]]) -> str | None:
         """Return which right is missing, or None."""
-        for described in topics:
-            topic = self._topics[described["topic"]]
-            unseen = described["error_code"] == TopicAuthorizationFailedError.errno
-            if unseen or (
-                not described["error_code"] and topic.right and not may(topic.right, described["operations"])
-            ):
-                if topic.right == "read":
-                    self.unreadable_at = time.monotonic()
-                return topic.denial
+        denied = [self._topics[described["topic"]] for described in topics if self._is_denied(described)]
+        denials = [topic.denial for topic in denied]
         if self._group is not None and not await self._may_join(self._group):
+            denials.append(f"no right to the group {self._group}")
+        if len(denials) > len(denied) or any(topic.right == "read" for topic in denied):
             self.unreadable_at = time.monotonic()
-            return f"no right to the group {self._group}"
-        return None
+        return denials[0] if denials else None
+
+    def _is_denied(self, described: dict[str, Any]) -> bool:
+        if code := described["error_code"]:
+            return bool(code == TopicAuthorizationFailedError.errno)
+        right = self._topics[described["topic"]].right
+        return right is not None and not may(right, described["operations"])
 
     async def _may_join(self, group: str) -> bool:
         """Tell whether the group may be read, which is what its members need; True as long as that is not known."""

@@ -41,7 +41,7 @@ TEXT = CompactString("utf-8")
 PASSWORD_DOOR, CERTIFICATE_DOOR, EXPIRED_DOOR, STRANGE_DOOR = "SASL_SSL", "SSL", "EXPIRED", "STRANGE"
 """Listeners: for passwords and tokens, for client certificates; with a certificate that is over, or of another host."""
 NARROW_DOOR = "NARROW"
-"""A listener for SCRAM-SHA-512 only."""
+"""A listener for SCRAM-SHA-512 and tokens only, and for 2 s only: then whoever asks anything must come anew."""
 DOORS = (PASSWORD_DOOR, CERTIFICATE_DOOR, EXPIRED_DOOR, STRANGE_DOOR, NARROW_DOOR)
 LOGIN = "org.apache.kafka.common.security"
 
@@ -213,7 +213,9 @@ class SecuredKafka:
                     f"{listener}.oauthbearer.sasl.jaas.config": f"{LOGIN}.oauthbearer.OAuthBearerLoginModule required "
                     'unsecuredLoginStringClaim_sub="broker";',
                 }
-        settings[f"listener.name.{NARROW_DOOR.lower()}.sasl.enabled.mechanisms"] = "SCRAM-SHA-512"
+        narrow = f"listener.name.{NARROW_DOOR.lower()}"
+        settings[f"{narrow}.sasl.enabled.mechanisms"] = "SCRAM-SHA-512,OAUTHBEARER"
+        settings[f"{narrow}.connections.max.reauth.ms"] = "2000"
         return settings
 
 

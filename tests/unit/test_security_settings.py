@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import trustme
+from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
 from cryptography.hazmat.primitives import serialization
 from faststream.security import SASLScram512
 
 from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.logs import one_line
+from apps.chassis.problems import out_of_reach
 from apps.chassis.refusal import expiry_of
 from apps.chassis.security import TlsContext, TokenFile, Unreadable
 from apps.chassis.settings import Settings, WrongSetting, read_settings
@@ -212,3 +215,9 @@ def test_the_expiry_of_a_token_is_read_where_it_says_one() -> None:
     assert expiry_of(token({"exp": 1_700_000_000, "sub": "people"})) == 1_700_000_000
     for unknown in (token({}), token([]), token({"exp": "soon"}), "opaque", "a.b.c", "ä.ö.ü"):
         assert expiry_of(unknown) is None
+
+
+def test_a_missing_right_that_only_kafka_knows_of_is_put_in_words() -> None:
+    assert one_line(TopicAuthorizationFailedError("people")).startswith("no right to the topic (")
+    assert "people" in one_line(TopicAuthorizationFailedError("people"))
+    assert out_of_reach(GroupAuthorizationFailedError("people-consumer")).detail.startswith("no right to the group (")

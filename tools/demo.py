@@ -60,7 +60,7 @@ def main() -> None:
 def _kafka(settings: Settings) -> Iterator[str]:
     """Give the address of a Kafka: the one that answers already, or one that is started here."""
     given = settings.kafka_bootstrap_servers
-    running = reachable(given)
+    running = settings.kafka_security_protocol != "PLAINTEXT" or reachable(given)
     print(f"Using the Kafka at {given}." if running else "Starting Kafka ...", flush=True)
     with nullcontext() if running else LocalKafka() as started:
         yield ",".join(started.bootstrap_servers) if started else given

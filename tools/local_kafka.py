@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,16 +60,24 @@ class LocalKafka:
     `brokers` is 1 (the default) or 3; with 3, topics have by default three replicas, two of which must be in sync.
     `port` is the first broker's, the others take the next ones; by default all are free ones. `data` is the folder
     that keeps the log from one start to the next; by default a temporary one. Topics are not created by being used.
+    `settings` are more of Kafka's own, `listeners` among them being more of those.
 
     Entering waits until the cluster is ready and raises LocalKafkaError when it cannot be. Leaving ends every process
     and removes every temporary file, and so does the end of this process, even by SIGKILL. Brokers are named by their
     node id: 0, 1, 2.
     """
 
-    def __init__(self, brokers: int = 1, port: int | None = None, data: Path | None = None) -> None:
+    def __init__(
+        self,
+        brokers: int = 1,
+        port: int | None = None,
+        data: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self._count = brokers
         self._port = port
         self._data = data
+        self._settings = settings or {}
         self._brokers: list[_Broker] = []
         self._watchdog: subprocess.Popen[str] | None = None
 
@@ -132,7 +140,7 @@ class LocalKafka:
         for node_id, (port, controller_port) in enumerate(zip(ports, free_ports(self._count, ports), strict=True)):
             self._brokers.append(_Broker(node_id, port, controller_port, folder, kafka.java))
         for broker in self._brokers:
-            broker.configure(self._brokers, kafka.formatted)
+            broker.configure(self._brokers, kafka.formatted, self._settings)
         self.start(*range(self._count))
 
     def _prepare_folder(self) -> Path:
@@ -204,9 +212,9 @@ class _Broker:
     def name(self) -> str:
         return f"broker-{self.node_id}"
 
-    def configure(self, cluster: Sequence["_Broker"], formatted: Path) -> None:
+    def configure(self, cluster: Sequence["_Broker"], formatted: Path, more: Mapping[str, str]) -> None:
         """Write its settings, and give it a formatted storage unless an earlier start did."""
-        self.folder.joinpath(f"{self.name}.properties").write_text(_settings(self, cluster))
+        self.folder.joinpath(f"{self.name}.properties").write_text(_settings(self, cluster, more))
         storage = self.folder / self.name
         if not (storage / "meta.properties").exists():
             shutil.copytree(formatted, storage, dirs_exist_ok=True)
@@ -245,16 +253,19 @@ class _Broker:
         return "\n  ".join(["The end of its log:", *lines[-10:]])
 
 
-def _settings(broker: _Broker, cluster: Sequence[_Broker]) -> str:
+def _settings(broker: _Broker, cluster: Sequence[_Broker], more: Mapping[str, str]) -> str:
     copies = len(cluster)
     in_sync = min(2, copies)
     voters = ",".join(f"{each.node_id}@127.0.0.1:{each.controller_port}" for each in cluster)
+    listeners = [f"PLAINTEXT://{broker.address}", f"CONTROLLER://127.0.0.1:{broker.controller_port}"]
+    if "listeners" in more:
+        listeners.append(more["listeners"])
     lines = [
         "process.roles=broker,controller",
         f"node.id={broker.node_id}",
         f"controller.quorum.voters={voters}",
         "controller.listener.names=CONTROLLER",
-        f"listeners=PLAINTEXT://{broker.address},CONTROLLER://127.0.0.1:{broker.controller_port}",
+        f"listeners={','.join(listeners)}",
         f"log.dirs={broker.name}",
         "auto.create.topics.enable=false",
         "group.initial.rebalance.delay.ms=0",
@@ -273,6 +284,7 @@ def _settings(broker: _Broker, cluster: Sequence[_Broker]) -> str:
     ]
     if copies > 1:  # others notice its death in 3 s; a lone broker that stalls for 3 s should not lose its lease
         lines += ["broker.session.timeout.ms=3000", "broker.heartbeat.interval.ms=500"]
+    lines += [f"{name}={value}" for name, value in more.items() if name != "listeners"]
     return "\n".join(lines) + "\n"
 
 

@@ -33,11 +33,12 @@ def asyncapi_document(
 ) -> dict[str, Any]:
     """Return the document of a service, as what JSON knows. Both topics are in it; `operations` are the service's."""
     _, schemas = msgspec.json.schema_components([Person], ref_template="#/components/schemas/{name}")
+    protocol = "kafka-secure" if settings.uses_tls else "kafka"
     return {
         "asyncapi": "3.0.0",
         "info": {"title": title, "version": VERSION, "description": description},
         "defaultContentType": "application/json",
-        "servers": {"kafka": {"host": "kafka", "protocol": "kafka", "description": "KAFKA_BOOTSTRAP_SERVERS"}},
+        "servers": {"kafka": {"host": "kafka", "protocol": protocol, "description": "KAFKA_BOOTSTRAP_SERVERS"}},
         "channels": {
             "people": _channel(people_topic(settings), "People; a person's records stay in order.", "Person"),
             "deadLetters": _channel(

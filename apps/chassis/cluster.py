@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -12,10 +13,20 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
-from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 from aiokafka.protocol.metadata import MetadataRequest
 
 from apps.chassis.kafka import ClientOptions
+from apps.chassis.refusal import refusal
+from apps.chassis.rights import WORDS, AskForGroup, AskForTopics, Right, may
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +48,8 @@ EVERY = 5.0
 class Topic(msgspec.Struct, frozen=True):
     """A topic as a service wants it; `max_message_bytes` is the largest batch that it takes.
 
+    `right` is what the service must be allowed to do with it, beside seeing it; `kind` is what messages call it.
+
     `kept_for_ever` has Kafka delete nothing of it, `compacted` all but the last record of each key; otherwise the
     cluster's retention holds.
     """
@@ -47,6 +60,13 @@ class Topic(msgspec.Struct, frozen=True):
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     kept_for_ever: bool = False
     compacted: bool = False
+    right: Right | None = None
+    kind: str = "topic"
+
+    @property
+    def denial(self) -> str:
+        """What to say when `right` is missing."""
+        return f"no right to {WORDS[self.right] if self.right else 'see'} {self.kind} {self.name}"
 
     @property
     def min_insync_replicas(self) -> int:
@@ -78,22 +98,25 @@ Committed = Callable[[], Awaitable[dict[int, int | None]]]
 
 
 class Unusable(Exception):
-    """A topic cannot be used now; the message says why, in one line."""
+    """Kafka, or a topic, cannot be used now; the message says why, in one line."""
 
 
 class Cluster:
     """Creates the topics of a service where they are missing, and tells whether they can be used.
 
     By topic: `partitions` is how many it has, `configs` its configuration, and `reports` says where it differs from
-    what the settings want; it is used as it is.
+    what the settings want; it is used as it is. `group` is the one that the service must be allowed to join.
+    `unreadable_at` is when reading a topic, or with the group, was last seen not to be allowed (`time.monotonic`).
     """
 
-    def __init__(self, options: ClientOptions, topics: Sequence[Topic]) -> None:
+    def __init__(self, options: ClientOptions, topics: Sequence[Topic], group: str | None = None) -> None:
         self.reports: dict[str, list[str]] = {}
         self.configs: dict[str, dict[str, str]] = {}
         self.partitions: dict[str, int] = {}
+        self.unreadable_at = -math.inf
         self._options = options
         self._topics = {topic.name: topic for topic in topics}
+        self._group = group
         self._admin: AIOKafkaAdminClient | None = None
         self._connecting = asyncio.Lock()
         self._looking = asyncio.Lock()
@@ -110,20 +133,21 @@ class Cluster:
     async def ensure_topics(self) -> None:
         """Create the topics that are missing and look at the others.
 
-        Raises `KafkaError` or `OSError` when Kafka is out of reach, `Unusable` when it refuses to create a topic.
+        Raises `Unusable` when Kafka is out of reach, does not let the service in, refuses to create a topic, or when
+        the service may not do what it must.
         """
         try:
             admin = await self._connected()
-            existing = set(await admin.list_topics())
             for topic in self._topics.values():
-                if topic.name not in existing:
+                if (await _described(admin, [topic.name]))[0]["error_code"] == UnknownTopicOrPartitionError.errno:
                     await self._create(admin, topic)
                 if await self._differences(admin, topic):
                     await asyncio.sleep(SETTLING)  # one that was created just now has its settings a moment later
                 self._report(topic, await self._differences(admin, topic))
-        except (KafkaError, OSError):
-            await self._disconnect()
-            raise
+            if denied := await self._denied(await _described(admin, list(self._topics))):
+                raise Unusable(denied)
+        except (KafkaError, OSError) as error:
+            raise Unusable(await self._out_of_reach(error)) from None
 
     def max_message_bytes(self, topic: str) -> int:
         """Return the largest batch, in bytes, that the topic takes; Kafka's default as long as it was not seen."""
@@ -185,12 +209,49 @@ class Cluster:
     async def _look(self) -> str | None:
         try:
             async with asyncio.timeout(PATIENCE):
-                topics = await self._ask(lambda admin: admin.describe_topics(list(self._topics)))
-                answering = await self._answering(topics)
+                topics = await self._ask(lambda admin: _described(admin, list(self._topics)))
+                answering, denied = await asyncio.gather(self._answering(topics), self._denied(topics))
         except (KafkaError, OSError, TimeoutError) as error:
-            await self._disconnect()
-            return f"Kafka at {', '.join(self._options['bootstrap_servers'])} is out of reach ({type(error).__name__})"
-        return next(filter(None, (self._trouble_of(topic, answering) for topic in topics)), None)
+            return await self._out_of_reach(error)
+        return denied or next(filter(None, (self._trouble_of(topic, answering) for topic in topics)), None)
+
+    async def _out_of_reach(self, error: Exception) -> str:
+        """Close what failed and return why: a closer look tells a refused password from a broker that is gone."""
+        await self._disconnect()
+        refused = None if isinstance(error, TimeoutError) else await refusal(self._options)
+        return refused or (
+            f"Kafka at {', '.join(self._options['bootstrap_servers'])} is out of reach ({type(error).__name__})"
+        )
+
+    async def _denied(self, topics: Sequence[dict[str, Any]]) -> str | None:
+        """Return which right is missing, or None."""
+        denied = [self._topics[described["topic"]] for described in topics if self._is_denied(described)]
+        denials = [topic.denial for topic in denied]
+        if self._group is not None and not await self._may_join(self._group):
+            denials.append(f"no right to the group {self._group}")
+        if len(denials) > len(denied) or any(topic.right == "read" for topic in denied):
+            self.unreadable_at = time.monotonic()
+        return denials[0] if denials else None
+
+    def _is_denied(self, described: dict[str, Any]) -> bool:
+        if code := described["error_code"]:
+            return bool(code == TopicAuthorizationFailedError.errno)
+        right = self._topics[described["topic"]].right
+        return right is not None and not may(right, described["operations"])
+
+    async def _may_join(self, group: str) -> bool:
+        """Tell whether the group may be read, which is what its members need; True as long as that is not known."""
+        admin = await self._connected()
+        try:
+            async with asyncio.timeout(PATIENCE / 2):
+                node = await admin.find_coordinator(group)
+                answer = await admin._client.send(node, AskForGroup(group))  # noqa: SLF001 - it knows no such request
+        except GroupAuthorizationFailedError:
+            return False
+        except (KafkaError, OSError, TimeoutError):  # its coordinator is on the move, or being elected
+            return True
+        ((code, *_, operations),) = answer.groups
+        return may("read", operations) if not code else code != GroupAuthorizationFailedError.errno
 
     async def _answering(self, topics: Sequence[dict[str, Any]]) -> set[int]:
         """Return the brokers with replicas that answer: without a controller, one goes on telling what was before."""
@@ -236,6 +297,8 @@ class Cluster:
         answer = await admin.create_topics([new])
         for _, code, *message in answer.topic_errors:
             error = for_code(code)
+            if error is TopicAuthorizationFailedError:
+                raise Unusable(f"{topic.kind} {topic.name} does not exist, and there is no right to create it")
             if code and error is not TopicAlreadyExistsError:  # another copy of the service was quicker
                 raise Unusable(
                     f"topic {topic.name} cannot be created: {error.__name__} {message[0] if message else ''}"
@@ -244,7 +307,7 @@ class Cluster:
 
     async def _differences(self, admin: AIOKafkaAdminClient, topic: Topic) -> list[str]:
         """Return where the topic is not as the settings want it, and remember its configuration."""
-        described = await _describe(admin, topic.name)
+        described = await _settled(admin, topic)
         self.configs[topic.name] = configs = await _config_of(admin, topic.name)
         self.partitions[topic.name] = len(described["partitions"])
         found = {
@@ -281,22 +344,32 @@ class Cluster:
                     await admin.close()
 
 
-async def _describe(admin: AIOKafkaAdminClient, topic: str) -> dict[str, Any]:
+async def _described(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what a broker says of topics, with the `operations` that are allowed on each."""
+    answer = await admin._send_request(AskForTopics(list(topics)))  # noqa: SLF001 - it asks for no operations
+    return list(answer.to_object()["topics"])
+
+
+async def _settled(admin: AIOKafkaAdminClient, topic: Topic) -> dict[str, Any]:
     """Return what a broker says of a topic, which it may learn some time after the topic was created.
 
-    Raises `Unusable` when it does not within 5 s.
+    Raises `Unusable` when it does not within 5 s, or may not tell.
     """
     for _ in range(50):
-        (described,) = await admin.describe_topics([topic])
+        (described,) = await _described(admin, [topic.name])
         if not described["error_code"]:
-            return dict(described)
+            return described
+        if described["error_code"] == TopicAuthorizationFailedError.errno:
+            raise Unusable(topic.denial)
         await asyncio.sleep(0.1)
-    raise Unusable(f"topic {topic}: {for_code(described['error_code']).__name__}")
+    raise Unusable(f"topic {topic.name}: {for_code(described['error_code']).__name__}")
 
 
 async def _config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
     answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
     ((code, _, _, _, entries),) = [resource for answer in answers for resource in answer.resources]
+    if code == TopicAuthorizationFailedError.errno:
+        raise Unusable(f"no right to read the configuration of topic {topic} (DescribeConfigs)")
     if code:
         raise Unusable(f"topic {topic}: its configuration cannot be read: {for_code(code).__name__}")
     return {name: value for name, value, *_ in entries}

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import chain
@@ -11,6 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, ProducerClosed
 from faststream.kafka import KafkaBroker
 
+from apps.chassis.cluster import Unusable
 from apps.chassis.logs import one_line
 
 log = logging.getLogger(__name__)
@@ -26,7 +29,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 
 
 class Connection:
-    """Holds one connected broker after another.
+    """Holds one connected broker after another; `since` is when the last one connected (`time.monotonic`).
 
     `make` builds a broker that was never used before; `prepare` is awaited before each connects (it creates topics) and
     may raise to have it tried again. A broker that was replaced is closed in the background: an idempotent producer
@@ -37,6 +40,7 @@ class Connection:
         self.state: Literal["closed", "connecting", "connected"] = "closed"
         self.error: str | None = None
         self.replaced = 0
+        self.since = -math.inf
         self.current: KafkaBroker | None = None
         self._make = make
         self._prepare = prepare
@@ -102,10 +106,12 @@ class Connection:
         except Exception as error:  # noqa: BLE001 - whatever keeps it from connecting, it is tried again and reported
             servers = ", ".join(broker.specification.url)
             unreachable = isinstance(error, KafkaConnectionError)
-            self._report(f"Kafka at {servers} is out of reach" if unreachable else one_line(error))
+            reason = str(error) if isinstance(error, Unusable) else one_line(error)
+            self._report(f"Kafka at {servers} is out of reach" if unreachable else reason)
             return False
         self._broken.clear()
         self.current, self.state, self.error = broker, "connected", None
+        self.since = time.monotonic()
         self._connected.set()
         log.info("connected to Kafka at %s", ", ".join(broker.specification.url))
         return True

@@ -27,11 +27,20 @@ FIELDS = ("request_id", "trace_id", "action", "topic", "partition", "offset", "r
 """What a line may have besides, in JSON: given to the logger as `extra`."""
 LONGEST_CHAIN = 10
 """Exceptions of which each led to the next, of which the stack is told."""
+MISSING_RIGHTS = {
+    "ClusterAuthorizationFailedError": "no right to the cluster",
+    "GroupAuthorizationFailedError": "no right to the group",
+    "TopicAuthorizationFailedError": "no right to the topic",
+    "TransactionalIdAuthorizationFailed": "no right to the transactional id",
+}
+"""What the kinds of errors mean that Kafka answers when an ACL is missing."""
 
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line: its kind, and its message where it has one. For answers, and for errors of Kafka."""
     kind, message = type(error).__name__, " ".join(str(error).split())
+    if kind in MISSING_RIGHTS:
+        return f"{MISSING_RIGHTS[kind]} ({message})"
     return message if message.startswith(kind) else f"{kind}: {message}".removesuffix(": ")
 
 

@@ -17,7 +17,7 @@ from litestar.params import Parameter
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
 from litestar.response import Response
 
-from apps.chassis.logs import one_line
+from apps.chassis.logs import MISSING_RIGHTS, one_line
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,8 @@ def out_of_reach(error: BaseException) -> ProblemDetailsException:
     """Return an error to raise when Kafka cannot be asked."""
     if isinstance(error, TimeoutError | KafkaTimeoutError | RequestTimedOutError):
         detail = "Kafka did not answer in time"
+    elif type(error).__name__ in MISSING_RIGHTS:
+        detail = one_line(error)
     else:
         detail = f"Kafka is out of reach: {one_line(error)}"
     return problem(OUT_OF_REACH, detail, headers={"Retry-After": RETRY_AFTER})

@@ -1,7 +1,7 @@
 """Settings: one Struct, read from the environment once, at the start of a process."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +30,9 @@ Servers = Annotated[
 Address = Annotated[
     str, Meta(pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$", description="an address like http://localhost:4318")
 ]
+
+SECRETS = frozenset({"api_key", "kafka_sasl_password"})
+"""Fields whose value is never shown, and taken as it is given, with its blanks."""
 
 
 class WrongSetting(ValueError):
@@ -73,6 +76,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["console", "json"] = "console"
     otel_exporter_otlp_endpoint: Address = ""
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"] = "PLAINTEXT"
+    kafka_allow_plaintext_password: bool = False
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "SCRAM-SHA-512"
+    kafka_sasl_username: str = ""
+    kafka_sasl_password: str = ""
+    kafka_sasl_token_file: str = ""
+    kafka_ssl_cafile: str = ""
+    kafka_ssl_certfile: str = ""
+    kafka_ssl_keyfile: str = ""
+
+    def __repr__(self) -> str:
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown = {name: "***" if name in SECRETS and value else value for name, value in values.items()}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def bootstrap_servers(self) -> list[str]:
@@ -84,6 +101,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         """The keys of `API_KEY`, which are separated by commas, and those of the file that `API_KEY_FILE` names."""
         return Keys(read_keys((self.api_key or "").split(",")), Path(self.api_key_file) if self.api_key_file else None)
 
+    @property
+    def uses_sasl(self) -> bool:
+        """Whether a password or a token is shown to Kafka."""
+        return self.kafka_security_protocol.startswith("SASL_")
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether connections are encrypted, and the brokers known by their certificates."""
+        return self.kafka_security_protocol.endswith("SSL")
+
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """Build the settings from environment variables; an unset or empty one takes its default.
@@ -91,7 +118,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     Raises `WrongSetting` naming the first variable whose value is not allowed.
     """
     given = {
-        name: environment[name].strip()
+        name: environment[name] if name.lower() in SECRETS else environment[name].strip()
         for name in Settings.__struct_encode_fields__
         if environment.get(name, "").strip()
     }
@@ -105,6 +132,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             raise WrongSetting(f"{name}: expected {expected(kinds[name])}, not {value!r}") from None
     settings = msgspec.convert(given, Settings, strict=False)
     _check_ports_of_brokers(settings)
+    _check_security(settings, given)
     if settings.people_topic == settings.dead_letter_topic:
         raise WrongSetting(f"DEAD_LETTER_TOPIC: must differ from PEOPLE_TOPIC, both are {settings.people_topic!r}")
     _check_keys(settings)
@@ -128,3 +156,32 @@ def _check_ports_of_brokers(settings: Settings) -> None:
         port = int(server.rpartition(":")[2])
         if not 1 <= port <= 65_535:  # noqa: PLR2004 - TCP's own range
             raise WrongSetting(f"KAFKA_BOOTSTRAP_SERVERS: the port of {server!r} is not in 1 to 65535")
+
+
+def _check_security(settings: Settings, given: Collection[str]) -> None:
+    protocol = settings.kafka_security_protocol
+    for name in given:
+        if name.startswith("KAFKA_SASL_") and not settings.uses_sasl:
+            raise WrongSetting(f"{name}: is of use only with KAFKA_SECURITY_PROTOCOL=SASL_SSL, not with {protocol}")
+        if name.startswith("KAFKA_SSL_") and not settings.uses_tls:
+            raise WrongSetting(f"{name}: is of use only with KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL, not {protocol}")
+    if settings.uses_sasl and not settings.uses_tls and not settings.kafka_allow_plaintext_password:
+        raise WrongSetting(
+            "KAFKA_SECURITY_PROTOCOL: SASL_PLAINTEXT shows the password without TLS; use SASL_SSL, or allow it with "
+            "KAFKA_ALLOW_PLAINTEXT_PASSWORD=true"
+        )
+    if settings.kafka_ssl_keyfile and not settings.kafka_ssl_certfile:
+        raise WrongSetting("KAFKA_SSL_CERTFILE: is missing beside KAFKA_SSL_KEYFILE")
+    if settings.uses_sasl:
+        _check_credentials(settings.kafka_sasl_mechanism, given)
+
+
+def _check_credentials(mechanism: str, given: Collection[str]) -> None:
+    password, token = ("KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"), ("KAFKA_SASL_TOKEN_FILE",)
+    needed, useless = (token, password) if mechanism == "OAUTHBEARER" else (password, token)
+    for name in needed:
+        if name not in given:
+            raise WrongSetting(f"{name}: is missing; {mechanism} needs it")
+    for name in useless:
+        if name in given:
+            raise WrongSetting(f"{name}: is of no use with {mechanism}")

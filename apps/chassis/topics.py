@@ -1,15 +1,16 @@
 """The topics that both services know, as the settings want them."""
 
 from apps.chassis.cluster import Topic
+from apps.chassis.rights import Right
 from apps.chassis.settings import Settings
 
 LARGEST_DEAD_LETTER = 16 * 1024 * 1024
 """Bytes: whatever the topic of people takes must fit, with the headers of a dead letter."""
 
 
-def people_topic(settings: Settings) -> Topic:
-    """Return the topic of people."""
-    return Topic(settings.people_topic, settings.people_partitions, settings.people_replication)
+def people_topic(settings: Settings, right: Right | None = None) -> Topic:
+    """Return the topic of people; `right` is what the service must be allowed to do with it."""
+    return Topic(settings.people_topic, settings.people_partitions, settings.people_replication, right=right)
 
 
 def dead_letter_topic(settings: Settings) -> Topic:
@@ -20,4 +21,6 @@ def dead_letter_topic(settings: Settings) -> Topic:
         settings.people_replication,
         max_message_bytes=LARGEST_DEAD_LETTER,
         kept_for_ever=True,
+        right="write",
+        kind="dead-letter topic",
     )

@@ -72,9 +72,9 @@ def create_app(
     os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
     topic, group = settings.people_topic, settings.consumer_group_id
     options = client_options(settings, SERVICE)
-    people, dead = people_topic(settings), dead_letter_topic(settings)
+    people, dead = people_topic(settings, "read"), dead_letter_topic(settings)
     marks = Topic(marks_topic(dead.name), 1, settings.people_replication, kept_for_ever=True, compacted=True)
-    cluster = Cluster(options, [people, dead, marks])
+    cluster = Cluster(options, [people, dead, marks], group)
     background = Background()
     reader = LogReader(options, topic)
     dead_reader = LogReader(options, dead.name)
@@ -131,7 +131,8 @@ def create_app(
             paused_partitions=sorted(tp.partition for tp in consumer.paused()) if consumer else [],
             restarts=connection.replaced,
             failures=consumption.attempts.failures,
-            last_error=(consumption.attempts.error if consumption.attempts.failures else None)
+            last_error=await cluster.trouble()
+            or (consumption.attempts.error if consumption.attempts.failures else None)
             or consumption.last_error
             or connection.error,
             started_at=started_at,

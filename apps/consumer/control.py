@@ -160,7 +160,7 @@ class Control:
             raise NotNow(f"the batch in hand takes more than {BATCH_IN_HAND:g} s")
 
     async def state(self) -> State:
-        """Return what the consumption is doing, with a look at the cluster (2 s at most)."""
+        """Return what the consumption is doing, with a look at the cluster (4 s at most)."""
         if self._consumption.halted:
             return "halted"
         if self._holding is None:
@@ -191,6 +191,8 @@ class Control:
         subscriber = self.subscriber
         if subscriber is None:
             return self._connection.error or "not connected yet"
+        if self._cluster.unreadable_at > self._connection.since:  # the client does not find back by itself
+            return "what may not be read for a while may be read again"
         return ailment(subscriber, self._consumption)
 
     async def watch(self) -> None:

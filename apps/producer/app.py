@@ -42,7 +42,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
     """
     traces = traces or traces_of(settings, SERVICE)
     options = client_options(settings, SERVICE)
-    cluster = Cluster(options, [people_topic(settings)])
+    cluster = Cluster(options, [people_topic(settings, "write")])
     background = Background()
 
     def make_broker() -> KafkaBroker:

@@ -223,22 +223,20 @@ class Pipeline:
 
     def create_topic(self, partitions: int, **configs: str) -> None:
         """Create the topic of people before a service does."""
-        new = NewTopic(self.topic, partitions, 1, topic_configs={k.replace("_", "."): v for k, v in configs.items()})
+        self._create(NewTopic(self.topic, partitions, 1, topic_configs=_dotted(configs)))
 
-        async def create() -> None:
-            async with self._admin() as admin:
-                (error,) = (await admin.create_topics([new])).topic_errors
-                assert error[1] == 0, error
-
-        asyncio.run(create())
+    def create_topics(self, partitions: int) -> None:
+        """Create all topics before a service does, as an administrator would."""
+        marks = NewTopic(f"{self.dead_letter_topic}-redriven", 1, 1, topic_configs={"cleanup.policy": "compact"})
+        self._create(NewTopic(self.topic, partitions, 1), NewTopic(self.dead_letter_topic, partitions, 1), marks)
 
     def alter_topic(self, **configs: str) -> None:
         """Change the configuration of the topic of people."""
-        changed = {k.replace("_", "."): v for k, v in configs.items()}
+        changed = ConfigResource(ConfigResourceType.TOPIC, self.topic, configs=_dotted(configs))
 
         async def alter() -> None:
             async with self._admin() as admin:
-                await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, self.topic, configs=changed)])
+                await admin.alter_configs([changed])
 
         asyncio.run(alter())
 
@@ -314,6 +312,14 @@ class Pipeline:
                 return sum(at.offset for tp, at in offsets.items() if tp.topic == self.topic)
 
         return asyncio.run(ask())
+
+    def _create(self, *topics: NewTopic) -> None:
+        async def create() -> None:
+            async with self._admin() as admin:
+                for error in (await admin.create_topics(list(topics))).topic_errors:
+                    assert error[1] == 0, error
+
+        asyncio.run(create())
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
         own = {
@@ -392,6 +398,10 @@ class Lines:
             for line in lines:
                 yield json.loads(line)
         assert rest == b""
+
+
+def _dotted(configs: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "."): value for name, value in configs.items()}
 
 
 def in_time(work: Coroutine[Any, Any, T], timeout: float = PATIENCE) -> T:

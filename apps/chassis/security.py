@@ -1,0 +1,141 @@
+"""How a service knows Kafka and is known to it: TLS, passwords and tokens, from the settings.
+
+What is read from files is read anew for each connection, so that a certificate or a token that was renewed is used
+without a restart.
+"""
+
+import ssl
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self, TypedDict
+
+from aiokafka.abc import AbstractTokenProvider
+
+from apps.chassis.settings import Settings, WrongSetting
+
+
+class Security(TypedDict):
+    """How to be let in, as keyword arguments of any aiokafka client."""
+
+    security_protocol: str
+    ssl_context: ssl.SSLContext | None
+    sasl_mechanism: str
+    sasl_plain_username: str | None
+    sasl_plain_password: str | None
+    sasl_oauth_token_provider: AbstractTokenProvider | None
+
+
+class Unreadable(OSError):
+    """A file is not what a variable promises; the message is one line that names the variable.
+
+    An `OSError`, because that is what the client takes for a connection that failed, and tries again.
+    """
+
+
+class TlsContext(ssl.SSLContext):
+    """Verifies a broker's certificate and host name; has certificates and key read anew for each connection.
+
+    Without `cafile`, whom the system trusts is trusted; a client without `certfile` shows no certificate. `keyfile` is
+    needed when the key is not in `certfile`. Raises `Unreadable`.
+    """
+
+    def __new__(cls, *_: str) -> Self:
+        """Return a context that verifies."""
+        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+
+    def __init__(self, cafile: str, certfile: str, keyfile: str) -> None:
+        self._cafile = cafile
+        self.certfile = certfile
+        self._keyfile = keyfile
+        if not cafile:
+            self.load_default_certs()
+        self._load()
+
+    def wrap_bio(self, *arguments: Any, **more: Any) -> ssl.SSLObject:  # noqa: ANN401 - as the library has them
+        """Begin a connection, as asyncio and uvloop do."""
+        self._load()
+        return super().wrap_bio(*arguments, **more)
+
+    def expiry(self) -> datetime:
+        """Return when the client's certificate expires, as the file has it now."""
+        from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 - 70 ms that few ever need
+
+        certificate = _read("KAFKA_SSL_CERTFILE", self.certfile)
+        return load_pem_x509_certificates(certificate)[0].not_valid_after_utc
+
+    def _load(self) -> None:
+        if self._cafile:
+            _load_trusted(self, "KAFKA_SSL_CAFILE", self._cafile)
+        if self.certfile:
+            _load_trusted(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "KAFKA_SSL_CERTFILE", self.certfile)  # is it one?
+            self._load_own()
+
+    def _load_own(self) -> None:
+        variable, path = "KAFKA_SSL_CERTFILE", self.certfile
+        if self._keyfile:
+            variable, path = "KAFKA_SSL_KEYFILE", self._keyfile
+            _read(variable, path)
+        try:  # without a password OpenSSL would ask for that of an encrypted key, on the terminal
+            self.load_cert_chain(self.certfile, self._keyfile or None, password="")
+        except OSError:
+            raise Unreadable(
+                f"{variable}: {path!r} does not hold the unencrypted private key of the certificate"
+            ) from None
+
+
+def _load_trusted(context: ssl.SSLContext, variable: str, path: str) -> None:
+    _read(variable, path)
+    try:
+        context.load_verify_locations(path)
+    except OSError:
+        raise Unreadable(f"{variable}: {path!r} holds no certificate") from None
+
+
+class TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships no types
+    """Takes the token for each connection from a file, without the blanks around it. Raises `Unreadable`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def token(self) -> str:
+        """Return the token as it is now."""
+        return self.read()
+
+    def read(self) -> str:
+        """Return the token as it is now."""
+        token = _read("KAFKA_SASL_TOKEN_FILE", self._path).strip()
+        if not token or not token.isascii() or len(token.split()) > 1:
+            raise Unreadable(f"KAFKA_SASL_TOKEN_FILE: {self._path!r} holds no token")
+        return token.decode()
+
+
+def security_of(settings: Settings) -> Security:
+    """Return how to be let in. Raises `WrongSetting` for a file that is missing, or is not what it should be."""
+    protocol, sasl = settings.kafka_security_protocol, settings.uses_sasl
+    by_token = sasl and settings.kafka_sasl_mechanism == "OAUTHBEARER"
+    try:
+        tokens = TokenFile(settings.kafka_sasl_token_file) if by_token else None
+        if tokens:
+            tokens.read()
+        return Security(
+            security_protocol=protocol,
+            ssl_context=TlsContext(*_files(settings)) if settings.uses_tls else None,
+            sasl_mechanism=settings.kafka_sasl_mechanism,
+            sasl_plain_username=settings.kafka_sasl_username if sasl and not by_token else None,
+            sasl_plain_password=settings.kafka_sasl_password if sasl and not by_token else None,
+            sasl_oauth_token_provider=tokens,
+        )
+    except Unreadable as error:
+        raise WrongSetting(str(error)) from None
+
+
+def _files(settings: Settings) -> Sequence[str]:
+    return settings.kafka_ssl_cafile, settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile
+
+
+def _read(variable: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise Unreadable(f"{variable}: cannot read {path!r}: {error.strerror}") from None

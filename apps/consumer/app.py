@@ -34,6 +34,7 @@ from apps.consumer.handler import handle
 from apps.consumer.lag import LagMeter
 from apps.consumer.log_reader import LogReader
 from apps.consumer.message_routes import Log, message_routes, weight_of
+from apps.consumer.page.routes import page_routes
 from apps.consumer.redrive import Redriver, marks_topic
 from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
@@ -154,6 +155,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, handle: 
         *health_routes(SERVICE, control.health),
         *problem_routes(),
         *document_routes(asyncapi),
+        *page_routes(settings.producer_url),
     ]
     app = Litestar(
         guarded(routes, settings.api_keys),

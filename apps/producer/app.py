@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
+from litestar.config.cors import CORSConfig
 
 from apps.chassis.access import guarded, protected
 from apps.chassis.asyncapi import Operation, asyncapi_document
@@ -16,11 +17,13 @@ from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.keys import HEADER
 from apps.chassis.limits import Limit
 from apps.chassis.problems import handlers, plugin, problem_routes
 from apps.chassis.query import check_query
 from apps.chassis.settings import Settings
 from apps.chassis.topics import people_topic
+from apps.producer.home.routes import home_routes
 from apps.producer.publisher import LARGEST_BATCH, Publisher
 from apps.producer.routes import MOST_IN_MEMORY, producer_routes, weight_of
 
@@ -73,11 +76,13 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
         *health_routes(SERVICE, examine),
         *problem_routes(),
         *document_routes(asyncapi),
+        *home_routes(settings.allowed_origins),
     ]
     app = Litestar(
         guarded(routes, settings.api_keys),
         middleware=[Limit(weight_of, MOST_IN_MEMORY)],
         lifespan=[lifespan],
+        cors_config=_cors(settings.allowed_origins),
         before_request=check_query,
         exception_handlers=handlers,
         plugins=[plugin],
@@ -85,3 +90,14 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None) -> Lites
         openapi_config=openapi_config("Producer", DESCRIPTION),
     )
     return protected(answer_head(app))
+
+
+def _cors(origins: list[str]) -> CORSConfig | None:
+    """Let pages of these origins call the service, and no other."""
+    if not origins:
+        return None
+    return CORSConfig(
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Content-Type", HEADER],
+    )

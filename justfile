@@ -32,12 +32,12 @@ kafka *arguments:
 # The producer on port 8000, until Ctrl-C.
 [no-exit-message]
 run-producer:
-    @{{python}} -m apps.producer
+    @{{python}} -m tools.local_page producer
 
 # The consumer on port 8001, until Ctrl-C.
 [no-exit-message]
 run-consumer:
-    @{{python}} -m apps.consumer
+    @{{python}} -m tools.local_page consumer
 
 # Can the producer do its job?
 [no-exit-message]

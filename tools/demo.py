@@ -21,6 +21,7 @@ from typing import Any
 
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
+from tools.local_page import with_local_page
 
 Services = Sequence[subprocess.Popen[bytes]]
 
@@ -70,7 +71,7 @@ def _kafka(settings: Settings) -> Iterator[str]:
 def _service(name: str, bootstrap_servers: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a service in a process and session of its own: Ctrl-C is for the demo, which then ends it."""
     print(f"Starting the {name} ...", flush=True)
-    environment = os.environ | {"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "LOG_LEVEL": "WARNING"}
+    environment = with_local_page(os.environ) | {"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "LOG_LEVEL": "WARNING"}
     process = subprocess.Popen([sys.executable, "-m", f"apps.{name}"], env=environment, start_new_session=True)
     try:
         yield process
@@ -95,7 +96,8 @@ def _show(settings: Settings, services: Services) -> None:
     for message in consumed["messages"]:
         person = message["value"]
         print(f"  partition {message['partition']} offset {message['offset']:>4}  {person['name']:24} {person['city']}")
-    print(f"\n  producer  http://{host}:{producer}/schema\n  consumer  http://{host}:{consumer}/schema")
+    print(f"\n  live page  http://{host}:{consumer}/")
+    print(f"  producer   http://{host}:{producer}/schema\n  consumer   http://{host}:{consumer}/schema")
     print("\nIn another terminal: uv run just create-people 100, uv run just consumer-messages. Ctrl-C ends all of it.")
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 from litestar import MediaType, Router, get
 from litestar.connection import Request
-from litestar.datastructures import ResponseHeader
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
@@ -23,6 +22,7 @@ from litestar.static_files import create_static_files_router
 
 from apps.chassis.access import COMPONENTS
 from apps.chassis.health import VERSION
+from apps.chassis.pages import page_policy
 
 OPENAPI_FILES, ASYNCAPI_FILES = "/schema-ui", "/asyncapi-ui"
 STYLE = "body { font-family: system-ui, sans-serif }"
@@ -41,32 +41,9 @@ OTHER_ANSWERS = (
 )
 
 
-def _policy(*scripts: str) -> str:
-    """Return a Content-Security-Policy: nothing but files of this service, its own style, and `scripts`."""
-    return "; ".join(
-        [
-            "default-src 'none'",
-            " ".join(["script-src 'self'", *scripts]),
-            f"style-src 'self' {_hash_of(STYLE)}",
-            "img-src 'self' data:",
-            "connect-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        ]
-    )
-
-
 def _hash_of(content: str) -> str:
     """Return how a policy names a script or a style that stands in the page itself."""
     return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
-
-
-def _headers(policy: str) -> list[ResponseHeader]:
-    return [
-        ResponseHeader(name="content-security-policy", value=policy),
-        ResponseHeader(name="x-content-type-options", value="nosniff"),
-    ]
 
 
 def _page(title: str, styles: Sequence[str], body: str) -> bytes:
@@ -97,7 +74,7 @@ def openapi_config(title: str, description: str) -> OpenAPIConfig:
         "/schema",
         route_handlers=[],
         include_in_schema=False,
-        response_headers=_headers(_policy(_hash_of(START_SWAGGER))),
+        response_headers=[page_policy(scripts=[_hash_of(START_SWAGGER)], styles=[_hash_of(STYLE)])],
     )
     return OpenAPIConfig(
         title=title,
@@ -111,13 +88,7 @@ def openapi_config(title: str, description: str) -> OpenAPIConfig:
 
 def document_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | Router]:
     """Return the routes of both pages' files, of `/docs`, which leads to `/schema`, and of the AsyncAPI document."""
-    return home, docs, _files_of("offapi", OPENAPI_FILES), *_asyncapi_routes(asyncapi)
-
-
-@get("/", include_in_schema=False, sync_to_thread=False)
-def home() -> Redirect:
-    """Lead whoever opens the bare address to the page."""
-    return Redirect("/schema")
+    return docs, _files_of("offapi", OPENAPI_FILES), *_asyncapi_routes(asyncapi)
 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)
@@ -140,7 +111,7 @@ def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler |
         include_in_schema=False,
         sync_to_thread=False,
         # AsyncAPI's parser, which the page draws from, compiles the JSON schemas that it checks the document with
-        response_headers=_headers(_policy("'unsafe-eval'")),
+        response_headers=[page_policy(scripts=["'unsafe-eval'"], styles=[_hash_of(STYLE)])],
     )
     def asyncapi_page() -> bytes:
         return page

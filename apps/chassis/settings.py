@@ -1,7 +1,7 @@
 """Settings: one Struct, read from the environment once, at the start of a process."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +33,8 @@ Address = Annotated[
 
 SECRETS = frozenset({"api_key", "kafka_sasl_password"})
 """Fields whose value is never shown, and taken as it is given, with its blanks."""
+ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+"""An origin as a browser writes it: small letters, no path, not even a slash."""
 
 
 class WrongSetting(ValueError):
@@ -71,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     producer_port: Port = 8000
     consumer_port: Port = 8001
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    producer_url: str | None = None
+    cors_origins: str = ""
     api_key: str | None = None
     api_key_file: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
@@ -95,6 +99,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     def bootstrap_servers(self) -> list[str]:
         """The brokers to ask first, as `host:port`, in the order given."""
         return [server.strip() for server in self.kafka_bootstrap_servers.split(",")]
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """The origins whose pages may call the producer, in the order given."""
+        return [origin.strip() for origin in self.cors_origins.split(",")] if self.cors_origins else []
 
     @property
     def api_keys(self) -> Keys:
@@ -131,7 +140,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         except msgspec.ValidationError:
             raise WrongSetting(f"{name}: expected {expected(kinds[name])}, not {value!r}") from None
     settings = msgspec.convert(given, Settings, strict=False)
-    _check_ports_of_brokers(settings)
+    _check_ports("KAFKA_BOOTSTRAP_SERVERS", settings.bootstrap_servers)
+    _check_origins("PRODUCER_URL", [settings.producer_url] if settings.producer_url else [])
+    _check_origins("CORS_ORIGINS", settings.allowed_origins)
     _check_security(settings, given)
     if settings.people_topic == settings.dead_letter_topic:
         raise WrongSetting(f"DEAD_LETTER_TOPIC: must differ from PEOPLE_TOPIC, both are {settings.people_topic!r}")
@@ -149,13 +160,6 @@ def _check_keys(settings: Settings) -> None:
             read_keys(Path(settings.api_key_file).read_text(encoding="utf-8").splitlines())
         except (OSError, ValueError) as error:
             raise WrongSetting(f"API_KEY_FILE: {error}") from None
-
-
-def _check_ports_of_brokers(settings: Settings) -> None:
-    for server in settings.bootstrap_servers:
-        port = int(server.rpartition(":")[2])
-        if not 1 <= port <= 65_535:  # noqa: PLR2004 - TCP's own range
-            raise WrongSetting(f"KAFKA_BOOTSTRAP_SERVERS: the port of {server!r} is not in 1 to 65535")
 
 
 def _check_security(settings: Settings, given: Collection[str]) -> None:
@@ -185,3 +189,17 @@ def _check_credentials(mechanism: str, given: Collection[str]) -> None:
     for name in useless:
         if name in given:
             raise WrongSetting(f"{name}: is of no use with {mechanism}")
+
+
+def _check_ports(variable: str, addresses: Sequence[str]) -> None:
+    for address in addresses:
+        port = re.search(r":(\d+)$", address)
+        if port and not 1 <= int(port[1]) <= 65_535:  # noqa: PLR2004 - TCP's own range
+            raise WrongSetting(f"{variable}: the port of {address!r} is not in 1 to 65535")
+
+
+def _check_origins(variable: str, origins: Sequence[str]) -> None:
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            raise WrongSetting(f"{variable}: expected an origin like http://localhost:8000, not {origin!r}")
+    _check_ports(variable, origins)

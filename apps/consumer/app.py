@@ -38,6 +38,7 @@ from apps.consumer.lag import LagMeter
 from apps.consumer.log_reader import LogReader
 from apps.consumer.message_routes import Log, message_routes, weight_of
 from apps.consumer.metrics import of_consumer, timed
+from apps.consumer.page.routes import page_routes
 from apps.consumer.redrive import Redriver, marks_topic
 from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
@@ -170,6 +171,7 @@ def create_app(
         *metrics_routes(registry, partial(of_consumer, control, consumption, connection, meter)),
         *problem_routes(),
         *document_routes(asyncapi),
+        *page_routes(settings.producer_url),
     ]
     app = Litestar(
         guarded(routes, settings.api_keys),

@@ -7,6 +7,7 @@ from itertools import chain
 
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
+from litestar.config.cors import CORSConfig
 from prometheus_client import Metric
 
 from apps.chassis.access import guarded, protected
@@ -18,6 +19,7 @@ from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.keys import HEADER
 from apps.chassis.limits import Limit
 from apps.chassis.metrics import measure_http, metrics_routes, new_registry, of_kafka
 from apps.chassis.problems import handlers, plugin, problem_routes
@@ -26,6 +28,7 @@ from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import people_topic
 from apps.chassis.traces import Traces, traces_of
+from apps.producer.home.routes import home_routes
 from apps.producer.metrics import acknowledgement_seconds, of_publisher
 from apps.producer.publisher import LARGEST_BATCH, Publisher
 from apps.producer.routes import MOST_IN_MEMORY, producer_routes, weight_of
@@ -95,11 +98,13 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
         *metrics_routes(registry, look),
         *problem_routes(),
         *document_routes(asyncapi),
+        *home_routes(settings.allowed_origins),
     ]
     app = Litestar(
         guarded(routes, settings.api_keys),
         middleware=[Limit(weight_of, MOST_IN_MEMORY)],
         lifespan=[lifespan],
+        cors_config=_cors(settings.allowed_origins),
         before_request=check_query,
         exception_handlers=handlers,
         plugins=[plugin],
@@ -110,3 +115,14 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
     traces.follow_http(app)
     name_requests(app)
     return protected(answer_head(app))
+
+
+def _cors(origins: list[str]) -> CORSConfig | None:
+    """Let pages of these origins call the service, and no other."""
+    if not origins:
+        return None
+    return CORSConfig(
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Content-Type", HEADER],
+    )

@@ -30,6 +30,8 @@ ROOT = Path(__file__).parents[2]
 RECORDING_CONSUMER = str(Path(__file__).with_name("recording_consumer.py"))
 PATIENCE = 60.0
 """Seconds that a condition may take: far more than it does, on a machine that does other things too."""
+OF_AN_OPERATOR = {"LOG_LEVEL", "LOG_FORMAT", "HOST", "PRODUCER_URL", "CORS_ORIGINS"}
+"""Variables that a shell may have set for other services than those under test."""
 numbers = itertools.count(1)
 
 
@@ -84,13 +86,14 @@ class Raw(NamedTuple):
 
 
 class Service:
-    """A service in a process of its own, on a port of its own; `http` calls it."""
+    """A service in a process of its own, on a port of its own where none is given; `http` calls it."""
 
     def __init__(self, name: str, command: Sequence[str], logs: Path, environment: dict[str, str]) -> None:
-        (self.port,) = free_ports(1)
+        given = environment.get(f"{name.upper()}_PORT")
+        self.port = int(given) if given else free_ports(1)[0]
         self.log = logs / f"{next(numbers):03}-{name}.log"
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
-        kept = {k: v for k, v in os.environ.items() if k not in {"LOG_LEVEL", "LOG_FORMAT", "HOST"}}
+        kept = {k: v for k, v in os.environ.items() if k not in OF_AN_OPERATOR}
         variables = {"PYTHONPATH": str(ROOT), f"{name.upper()}_PORT": str(self.port), **environment}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

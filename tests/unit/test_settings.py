@@ -16,7 +16,28 @@ DEFAULTS = {
     "PRODUCER_PORT": 8000,
     "CONSUMER_PORT": 8001,
     "WINDOW_SIZE": 10_000,
+    "PRODUCER_URL": None,
+    "CORS_ORIGINS": "",
 }
+NO_ORIGINS = [
+    "localhost:8000",
+    "//localhost:8000",
+    "ftp://localhost",
+    "http://",
+    "http://localhost:",
+    "http://localhost:0",
+    "http://localhost:65536",
+    "http://localhost/",
+    "http://localhost/people",
+    "http://user@localhost",
+    "http://Localhost",
+    "http://local host",
+    "http://localhost;script-src *",
+    "http://localhost\nX-Header: 1",
+    "http://*.example",
+    "null",
+    "*",
+]
 
 WRONG = [
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318"),
@@ -64,6 +85,12 @@ WRONG = [
     ("WINDOW_SIZE", "1_000"),
     ("WINDOW_SIZE", "9" * 30),
     ("WINDOW_SIZE", "1000001"),
+    *(("PRODUCER_URL", origin) for origin in NO_ORIGINS),
+    *(("CORS_ORIGINS", origin) for origin in NO_ORIGINS),
+    ("PRODUCER_URL", "http://a,http://b"),
+    ("CORS_ORIGINS", "http://a,"),
+    ("CORS_ORIGINS", "http://a http://b"),
+    ("CORS_ORIGINS", "http://a,*"),
     ("LOG_LEVEL", "LOUD"),
     ("LOG_LEVEL", "info"),
     ("LOG_FORMAT", "xml"),
@@ -136,6 +163,8 @@ def test_every_value_given_is_taken() -> None:
         "PRODUCER_PORT": "1",
         "CONSUMER_PORT": "65535",
         "WINDOW_SIZE": "1000000",
+        "PRODUCER_URL": "https://producer.example:8443",
+        "CORS_ORIGINS": "http://[::1]:8001,https://page.example",
         "LOG_LEVEL": "DEBUG",
         "LOG_FORMAT": "json",
     }
@@ -146,6 +175,12 @@ def test_every_value_given_is_taken() -> None:
 def test_the_brokers_are_a_list_in_the_order_given() -> None:
     settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "b.example:9092, a.example:9093 ,10.0.0.1:1"})
     assert settings.bootstrap_servers == ["b.example:9092", "a.example:9093", "10.0.0.1:1"]
+
+
+def test_the_origins_that_may_call_the_producer_are_a_list_in_the_order_given() -> None:
+    settings = read_settings({"CORS_ORIGINS": "http://localhost:8001, http://127.0.0.1:8001 ,https://page.example"})
+    assert settings.allowed_origins == ["http://localhost:8001", "http://127.0.0.1:8001", "https://page.example"]
+    assert read_settings({}).allowed_origins == []
 
 
 def test_people_and_dead_letters_must_not_share_a_topic() -> None:

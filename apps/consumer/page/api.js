@@ -1,0 +1,74 @@
+/** The calls behind the page. What fails, fails with a sentence that can be shown. */
+
+const GET_TIMEOUT = 10_000; // ms: the slowest answer to a look, with Kafka out of reach, takes 8 s
+const POST_TIMEOUT = 120_000; // ms: for making 100,000 people on a slow machine
+const KEY = "api-key";
+
+/** Tells of every POST that was refused for want of an API key, as an event `refused`. */
+export const refusals = new EventTarget();
+
+/** Why a call failed; `status` is 0 when there was no answer, `problem` is what the answer says (RFC 9457). */
+export class Failure extends Error {
+  constructor(message, status = 0, problem = {}) {
+    super(message);
+    this.status = status;
+    this.problem = problem;
+  }
+}
+
+/**
+ * Return what a GET answers. Parameters that are empty are left out.
+ * @param {string} path relative to this page, or a whole address
+ * @throws {Failure}
+ */
+export function get(path, parameters = {}) {
+  const given = Object.entries(parameters).filter(([, value]) => value !== "" && value != null);
+  const query = new URLSearchParams(given).toString();
+  return call(query ? `${path}?${query}` : path, {}, GET_TIMEOUT);
+}
+
+/**
+ * Return what a POST answers; the API key goes with it when there is one.
+ * @throws {Failure}
+ */
+export async function post(path, body) {
+  const headers = {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const key = sessionStorage.getItem(KEY);
+  if (key) headers["X-API-Key"] = key;
+  try {
+    return await call(path, { method: "POST", headers, body: JSON.stringify(body) }, POST_TIMEOUT);
+  } catch (failure) {
+    if (failure.status === 401) refusals.dispatchEvent(new Event("refused"));
+    throw failure;
+  }
+}
+
+/** Keep an API key for this tab; an empty one is forgotten. */
+export function keepApiKey(key) {
+  if (key) sessionStorage.setItem(KEY, key);
+  else sessionStorage.removeItem(KEY);
+}
+
+async function call(url, options, milliseconds) {
+  let answer;
+  let text;
+  try {
+    answer = await fetch(url, { ...options, cache: "no-store", signal: AbortSignal.timeout(milliseconds) });
+    text = await answer.text();
+  } catch (error) {
+    throw new Failure(error.name === "TimeoutError" ? `no answer within ${milliseconds / 1000} s` : "no answer");
+  }
+  const content = parsed(text);
+  if (!answer.ok) throw new Failure(content?.detail ?? `it answers ${answer.status}`, answer.status, content ?? {});
+  if (content === undefined) throw new Failure("it answers what is not JSON", answer.status);
+  return content;
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,1 @@
+"""The producer's first page: the ways on from here."""

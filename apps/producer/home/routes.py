@@ -1,0 +1,23 @@
+"""Serves the page at `/`: it leads to the documents, and to the live page where it is known."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from litestar.handlers import BaseRouteHandler
+
+from apps.chassis.pages import page_file
+
+FOLDER = Path(__file__).parent
+LIVE_PAGE = "{{ LIVE_PAGE }}"
+
+
+def home_routes(origins: Sequence[str]) -> Sequence[BaseRouteHandler]:
+    """Return the page and its style; the live page is what may call this service first, if anything may."""
+    (live,) = origins[:1] or [""]
+    lead = f'<li><a href="{escape(live)}/">The live page</a>: what becomes of people sent</li>' if live else ""
+    page = (FOLDER / "index.html").read_text("utf-8").replace(LIVE_PAGE, lead)
+    return (
+        page_file("/", "index.html", page.encode()),
+        page_file("/home.css", "home.css", (FOLDER / "home.css").read_bytes()),
+    )

@@ -1,0 +1,368 @@
+"""The live page in a real browser, on both services and a real Kafka; whatever is not on this machine is blocked."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect, sync_playwright
+from services import PATIENCE, Pipeline, Raw, Service, person, value_of
+
+from tools.ports import free_ports
+
+T = TypeVar("T")
+
+RELENTING_CONSUMER = str(Path(__file__).with_name("relenting_consumer.py"))
+PATIENCE_MS = 20_000
+HARDLY_A_BROWSER = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PHONE = ViewportSize(width=375, height=812)
+IMAGE = "<img src=x onerror=\"window.ran = 'name'\">"
+SCRIPT = "</script><script>window.ran = 'key'</script>"
+"""What would run if a page made HTML of it."""
+
+
+def elsewhere(work: Callable[..., T], *arguments: object) -> T:
+    """Do what runs an event loop of its own: in this thread there is Playwright's."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work, *arguments).result()
+
+
+@dataclass
+class Site:
+    """Both services, for a browser; `refusing` is the file whose presence makes the handler refuse."""
+
+    pipeline: Pipeline
+    refusing: Path
+    producer: Service = field(init=False)
+    consumer: Service = field(init=False)
+    consumer_port: str = field(default_factory=lambda: str(free_ports(1)[0]))
+
+    @property
+    def url(self) -> str:
+        return f"http://localhost:{self.consumer_port}"
+
+    def start_producer(self) -> Service:
+        self.producer = self.pipeline.producer(CORS_ORIGINS=self.url)
+        return self.producer
+
+    def start_consumer(self) -> Service:
+        variables = {
+            "CONSUMER_PORT": self.consumer_port,
+            "PRODUCER_URL": f"http://localhost:{self.producer.port}",
+            "REFUSED_WHILE": str(self.refusing),
+        }
+        self.consumer = self.pipeline.running("consumer", RELENTING_CONSUMER, **variables)
+        return self.consumer
+
+    def write(self, *records: Raw) -> None:
+        elsewhere(self.pipeline.write, records)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """The browser of the system."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        reason = "no chromium is installed: `apt-get install chromium`, or your system's way"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(chromium: str, bootstrap_servers: str, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Both services, once a browser is there."""
+    assert chromium
+    refusing = tmp_path_factory.mktemp("handler") / "refuses"
+    refusing.touch()
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        site = Site(pipeline, refusing)
+        with site.start_producer() as producer, site.start_consumer() as consumer:
+            producer.until_healthy()
+            consumer.until_healthy()
+            yield site
+            site.consumer.__exit__()  # the one of a restart, if there was one
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str, site: Site) -> Iterator[Browser]:
+    """One browser for all; it is closed before the services are, which then run event loops of their own."""
+    assert site
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=HARDLY_A_BROWSER)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, site: Site) -> Iterator[Page]:
+    """The live page, while the consumer runs; it asked nobody but both services, and broke none of its own rules."""
+    site.consumer.post("/consumers/start")
+    with browser.new_context(locale="en-GB") as context:
+        context.set_default_timeout(PATIENCE_MS)
+        page = context.new_page()
+        blocked: list[str] = []
+        broken: list[str] = []
+        page.on("console", lambda message: _note_broken_rule(message, broken))
+        page.on("pageerror", lambda error: broken.append(str(error)))
+
+        def block_what_is_elsewhere(route: Route) -> None:
+            if urlsplit(route.request.url).hostname in {"localhost", "127.0.0.1"}:
+                route.continue_()
+            else:
+                blocked.append(route.request.url)
+                route.abort()
+
+        context.route("**/*", block_what_is_elsewhere)
+        expect.set_options(timeout=PATIENCE_MS)
+        page.goto(site.url)
+        expect(state(page)).to_have_text("running")
+        yield page
+        assert (blocked, broken) == ([], [])
+
+
+def _note_broken_rule(message: ConsoleMessage, broken: list[str]) -> None:
+    if "Content Security Policy" in message.text or "Uncaught" in message.text:
+        broken.append(message.text)
+
+
+def state(page: Page) -> Locator:
+    return page.locator("#state")
+
+
+def total_lag(page: Page) -> int:
+    return int((page.locator("#lag-total").text_content() or "0").replace(",", ""))
+
+
+def rows(page: Page, text: str) -> Locator:
+    """The newest records in which a text stands."""
+    return page.locator("#record-list > li").filter(has_text=text)
+
+
+def create(page: Page, number: int) -> None:
+    page.get_by_label("New people").fill(str(number))
+    page.get_by_role("button", name="Create").click()
+    expect(page.locator("#create output")).to_have_text(f"{number} were created.")
+
+
+def until(page: Page, condition: Callable[[], bool]) -> None:
+    """Wait for a condition while the page goes on."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(50)
+
+
+def test_people_created_on_the_page_arrive_on_it(page: Page) -> None:
+    create(page, 7)
+    expect(page.locator("#record-list > li")).to_have_count(7)
+    expect(page.locator("#facts dd").first).to_have_text("7")
+    expect(page.locator("#lag-rows td:last-child")).to_have_text(["this copy"] * 6)
+    page.locator("#record-list summary").first.click()
+    shown = json.loads(page.locator("#record-list pre").first.text_content() or "")
+    assert shown.keys() == person().keys()
+
+
+def test_while_it_is_stopped_the_lag_grows_and_after_a_start_it_falls(page: Page, site: Site) -> None:
+    page.get_by_role("button", name="Stop").focus()
+    page.keyboard.press("Enter")
+    expect(state(page)).to_have_text("stopped")
+    expect(page.get_by_role("button", name="Start", exact=True)).to_be_focused()
+    create(page, 40)
+    until(page, lambda: total_lag(page) == 40)
+    expect(page.locator("#lag-rows td:last-child")).to_have_text(["nobody"] * 6)
+    page.get_by_role("button", name="Start", exact=True).click()
+    expect(state(page)).to_have_text("running")
+    until(page, lambda: total_lag(page) == 0)
+    page.get_by_role("button", name="Pause").click()
+    expect(state(page)).to_have_text("paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(state(page)).to_have_text("running")
+    assert site.consumer.status()["state"] == "running"
+
+
+def test_what_was_read_can_be_read_again_from_any_place(page: Page, site: Site) -> None:
+    before = site.consumer.status()["messages_consumed_count"]
+    page.get_by_text("Read from another place").click()
+    page.get_by_role("button", name="Read from there").click()
+    expect(page.locator("#control-said")).to_have_text("Reads on from there in 6 partitions.")
+    until(page, lambda: site.consumer.status()["messages_consumed_count"] > before)
+    page.get_by_label("Place").select_option("offset")
+    page.locator("#seek [name=offset]").fill("999999")
+    page.get_by_role("button", name="Read from there").click()
+    expect(page.locator("#control-said")).to_contain_text("That failed: partition 0 has offsets")
+    page.get_by_label("Place").select_option("time")
+    page.locator("#seek [name=time]").fill("2020-01-01T00:00:00")
+    page.get_by_role("button", name="Read from there").click()
+    expect(page.locator("#control-said")).to_have_text("Reads on from there in 6 partitions.")
+
+
+def test_a_dead_letter_that_is_sent_back_arrives(page: Page, site: Site) -> None:
+    old = person("the-old-one", age=150, name="Methuselah")
+    site.write(Raw(value_of(old), b"the-old-one"), Raw(b"not json", b"bad"))
+    letters = page.locator("#dead-list > li")
+    expect(letters).to_have_count(2)
+    page.get_by_label("Reason").fill("150 years")
+    page.get_by_role("button", name="Filter").click()
+    expect(letters).to_have_count(1)
+    expect(letters.first).to_contain_text("nobody is 150 years old")
+    expect(letters.first).to_contain_text(f"{site.pipeline.topic} 0 · ")
+    site.refusing.unlink()
+    letters.first.get_by_role("button").click()
+    expect(page.locator("#dead-said")).to_have_text("1 was sent back.")
+    expect(letters.first).to_contain_text("sent back")
+    expect(letters.first.locator("summary")).to_be_focused()
+    expect(rows(page, "Methuselah")).to_have_count(1)
+    page.locator("#redrive [name=limit]").fill("5")
+    page.locator("#redrive button").click()
+    expect(page.locator("#dead-said")).to_have_text("1 was sent back.")  # the other one, which comes again as bad
+    page.get_by_label("Reason").fill("")
+    page.get_by_role("button", name="Filter").click()
+    expect(letters).to_have_count(3)
+
+
+def test_a_hostile_record_is_text_and_nothing_of_it_runs(page: Page, site: Site) -> None:
+    hostile = person("hostile", name=IMAGE, city=SCRIPT)
+    headers = ((IMAGE, SCRIPT.encode()), ("null", None), ("bytes", b"\xff"))
+    site.write(Raw(value_of(hostile), SCRIPT.encode(), headers), Raw(SCRIPT.encode(), IMAGE.encode(), headers))
+    row = rows(page, IMAGE)
+    expect(row).to_contain_text(SCRIPT)
+    row.locator("summary").click()
+    expect(row.locator("dt", has_text=IMAGE)).to_have_count(1)
+    expect(row.locator("dd", has_text=SCRIPT)).to_have_count(2)  # the header and the key
+    expect(row.locator("dd", has_text="base64 /w==")).to_have_count(1)
+    letter = page.locator("#dead-list > li").filter(has_text="JSON").first
+    letter.locator("summary").click()
+    expect(letter.locator("pre")).to_have_text(SCRIPT)
+    assert page.evaluate("window.ran") is None
+    assert page.locator("#record-list img, #record-list script, #dead-list img, #dead-list script").count() == 0
+
+
+def test_records_are_found_on_the_topic(page: Page, site: Site) -> None:
+    site.write(*(Raw(value_of(person(f"ada-{number}", name="Ada Sought")), b"sought") for number in range(40)))
+    page.get_by_text("Search the topic").click()
+    page.locator("#search [name=q]").fill("Ada Sought")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#record-list > li")).to_have_count(30)
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator("#record-list > li")).to_have_count(40)
+    expect(page.locator("#records-said")).to_contain_text("40 found;")
+    page.locator("#search [name=key]").fill("no such key")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#records-said")).to_contain_text("0 found;")
+    page.locator("#lookup [name=partition]").fill("0")
+    page.locator("#lookup [name=offset]").fill("0")
+    page.get_by_role("button", name="Look up").click()
+    expect(page.locator("#record-list > li")).to_have_count(1)
+    expect(page.locator("#record-list pre")).to_be_visible()
+    page.locator("#lookup [name=offset]").fill("999999")
+    page.get_by_role("button", name="Look up").click()
+    expect(page.locator("#records-said")).to_contain_text("nothing was written there yet")
+    page.get_by_role("button", name="Back to the newest").click()
+    expect(page.locator("#record-list > li")).to_have_count(30)
+
+
+def test_the_page_survives_a_restart_of_the_service(page: Page, site: Site) -> None:
+    elsewhere(site.consumer.__exit__)
+    expect(state(page)).to_have_text("no answer")
+    expect(page.locator("#notices")).to_contain_text("Cannot read")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#control-said")).to_have_text("That failed: no answer")
+    site.start_consumer()
+    expect(state(page)).to_have_text("running")
+    expect(page.locator("#notices")).to_contain_text("Can be read again: ")
+    expect(page.locator("#notices .trouble")).to_have_count(0)
+    expect(page.locator("#record-list > li")).to_have_count(30)
+
+
+def test_a_service_that_wants_a_key_is_given_it(page: Page) -> None:
+    wanted: list[str | None] = []
+
+    def guard(route: Route) -> None:
+        key = route.request.headers.get("x-api-key")
+        wanted.append(key)
+        if key == "the key":
+            route.continue_()
+        else:
+            route.fulfill(status=401, content_type="application/problem+json", body='{"detail": "a key is needed"}')
+
+    page.route("**/consumers/pause", guard)
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#control-said")).to_have_text("That failed: a key is needed")
+    page.get_by_label("API key").fill("the key")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Pause").click()
+    expect(state(page)).to_have_text("paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(state(page)).to_have_text("running")
+    assert wanted == [None, "the key"]
+    expect(page.get_by_label("API key")).to_be_hidden()
+
+
+def test_one_call_that_fails_or_hangs_hides_nothing_else(page: Page, site: Site) -> None:
+    hanging: list[Route] = []
+
+    def leave_unanswered(route: Route) -> None:
+        hanging.append(route)
+
+    page.route("**/consumers/messages?*", leave_unanswered)
+    page.route("**/consumers/group", lambda route: route.fulfill(status=503, body="no problem, and no JSON"))
+    expect(page.locator("#notices")).to_contain_text("Cannot read lag: it answers 503")
+    consumed = page.locator("#facts dd").first
+    before = consumed.text_content()
+    elsewhere(lambda: site.producer.post("/producers/basic_producer?number_of_people=3"))
+    expect(consumed).not_to_have_text(before or "")
+    page.unroute("**/consumers/group")
+    expect(page.locator("#notices")).to_contain_text("Can be read again: lag")
+    assert len(hanging) == 1  # one at a time
+    hanging[0].abort()
+
+
+def test_without_a_producer_that_answers_no_people_can_be_created(page: Page, site: Site) -> None:
+    page.route(f"http://localhost:{site.producer.port}/**", lambda route: route.abort())
+    expect(page.locator("#create")).to_be_hidden()
+    expect(page.locator("#no-producer")).to_be_visible()
+    page.unroute_all(behavior="ignoreErrors")
+    expect(page.locator("#create")).to_be_visible()
+
+
+def test_nothing_keeps_anybody_from_using_the_page_in_light_in_dark_or_on_a_phone(page: Page) -> None:
+    for summary in page.locator("main > section > details > summary").all():
+        summary.click()
+    page.locator("#record-list summary").first.click()
+    page.locator("#dead-list summary").first.click()
+    expect(page.locator("#record-list pre")).to_be_visible()
+    schemes: list[Literal["light", "dark"]] = ["light", "dark"]
+    for scheme in schemes:
+        page.emulate_media(color_scheme=scheme)
+        found = Axe().run(page).response["violations"]
+        assert [one for one in found if one["impact"] in {"serious", "critical"}] == []
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_a_call_can_be_tried_out_on_the_page_of_the_calls(page: Page, site: Site) -> None:
+    page.goto(f"{site.url}/schema")
+    call = page.locator(".opblock-get").filter(has_text="/livez")
+    call.locator(".opblock-summary-control").click()
+    call.get_by_role("button", name="Try it out").click()
+    call.get_by_role("button", name="Execute").click()
+    expect(call.locator(".live-responses-table .response .response-col_status")).to_contain_text("200")
+    expect(call.locator(".live-responses-table")).to_contain_text("alive")

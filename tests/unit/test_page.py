@@ -1,0 +1,159 @@
+"""What both services give to a browser: their pages, and what the headers let those do."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+import pytest
+from litestar import Litestar
+from litestar.testing import TestClient
+
+from apps.chassis.settings import Settings
+from apps.consumer.app import create_app as create_consumer
+from apps.consumer.page.routes import FOLDER
+from apps.producer.app import create_app as create_producer
+
+PRODUCER = "http://producer.example:8000"
+PAGE = "http://page.example"
+SETTINGS = Settings(
+    kafka_bootstrap_servers="127.0.0.1:1", producer_url=PRODUCER, cors_origins=f"{PAGE},http://localhost:8001"
+)
+
+
+class Elements(HTMLParser):
+    """Collects the elements of a page with their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def consumer() -> Iterator[TestClient[Litestar]]:
+    with TestClient(create_consumer(SETTINGS)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def producer() -> Iterator[TestClient[Litestar]]:
+    with TestClient(create_producer(SETTINGS)) as client:
+        yield client
+
+
+def loaded(page: str) -> list[str]:
+    return [
+        address
+        for tag, attributes in Elements(page).found
+        for name in ("src", "href")
+        if tag in {"script", "link"} and (address := attributes.get(name)) and not address.startswith("data:")
+    ]
+
+
+def policy_of(headers: dict[str, str]) -> dict[str, str]:
+    directives = headers["content-security-policy"].split("; ")
+    return {name: value for name, _, value in (directive.partition(" ") for directive in directives)}
+
+
+def test_the_page_runs_nothing_but_its_own_files_and_calls_nobody_but_both_services(
+    consumer: TestClient[Litestar],
+) -> None:
+    answer = consumer.get("/")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert policy_of(dict(answer.headers)) == {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "connect-src": f"'self' {PRODUCER}",
+        "img-src": "'self' data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_without_a_producer_the_page_calls_its_own_service_alone() -> None:
+    with TestClient(create_consumer(Settings(kafka_bootstrap_servers="127.0.0.1:1"))) as client:
+        answer = client.get("/")
+    assert policy_of(dict(answer.headers))["connect-src"] == "'self'"
+    assert '<meta name="producer-url" content="">' in answer.text
+
+
+def test_the_page_knows_where_the_producer_is(consumer: TestClient[Litestar]) -> None:
+    assert f'<meta name="producer-url" content="{PRODUCER}">' in consumer.get("/").text
+
+
+def test_every_file_of_the_page_is_served_and_hardened_alike(consumer: TestClient[Litestar]) -> None:
+    wanted = loaded(consumer.get("/").text)
+    assert len(wanted) == 2
+    for module in FOLDER.glob("*.js"):
+        wanted += [f"page/{name}" for name in re.findall(r'from "\./([^"]+)"', module.read_text())]
+    for path in wanted:
+        answer = consumer.get(f"/{path}")
+        kind = "css" if path.endswith("css") else "javascript"
+        assert (answer.status_code, answer.headers["content-type"]) == (200, f"text/{kind}; charset=utf-8")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_nothing_of_the_page_needs_an_exception_from_its_policy() -> None:
+    page = (FOLDER / "index.html").read_text()
+    for tag, attributes in Elements(page).found:
+        assert tag != "style"
+        assert tag != "script" or attributes.get("src")
+        assert not [name for name in attributes if name == "style" or name.startswith("on")]
+    scripts = "".join(module.read_text() for module in FOLDER.glob("*.js"))
+    assert not re.findall(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|https?://(?!www\.w3\.org)", scripts
+    )
+
+
+def test_the_producers_first_page_leads_to_the_live_page_and_to_the_calls(producer: TestClient[Litestar]) -> None:
+    answer = producer.get("/")
+    leads = [attributes.get("href") for tag, attributes in Elements(answer.text).found if tag == "a"]
+    assert {f"{PAGE}/", "schema"} <= set(leads)
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    for path in loaded(answer.text):
+        assert producer.get(f"/{path}").status_code == 200
+    for lead in leads:
+        assert lead
+        assert lead.startswith(PAGE) or producer.get(f"/{lead}").status_code in {200, 503}
+
+
+def test_a_producer_that_no_page_may_call_leads_to_none() -> None:
+    with TestClient(create_producer(Settings(kafka_bootstrap_servers="127.0.0.1:1"))) as client:
+        assert "live page" not in client.get("/").text
+        answer = client.get("/livez", headers={"Origin": PAGE})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("origin", [PAGE, "http://localhost:8001"])
+def test_a_page_that_is_allowed_may_call_the_producer_with_a_key(origin: str, producer: TestClient[Litestar]) -> None:
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type,x-api-key",
+    }
+    answer = producer.options("/producers/people", headers=asked)
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-origin"] == origin
+    refused = producer.post("/producers/basic_producer?number_of_people=0", headers={"Origin": origin})
+    assert refused.status_code == 400
+    assert refused.headers["access-control-allow-origin"] == origin
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", f"{PAGE}.evil.example", "https://page.example", "null"])
+def test_no_other_page_may_read_what_the_producer_answers(origin: str, producer: TestClient[Litestar]) -> None:
+    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    for answer in (producer.options("/producers/people", headers=asked), producer.get("/livez", headers=asked)):
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_no_page_may_use_a_method_that_the_producer_has_no_call_for(producer: TestClient[Litestar]) -> None:
+    asked = {"Origin": PAGE, "Access-Control-Request-Method": "DELETE"}
+    assert producer.options("/producers/people", headers=asked).status_code == 400

@@ -1,0 +1,38 @@
+"""Runs a service so that the live page and the producer of this machine find each other.
+
+`python -m tools.local_page producer` is `python -m apps.producer` with PRODUCER_URL and CORS_ORIGINS for this machine,
+where they are not set.
+"""
+
+import os
+import runpy
+import sys
+from collections.abc import Mapping
+
+from apps.chassis.settings import WrongSetting, read_settings
+
+HERE = ("localhost", "127.0.0.1")
+"""What people of this machine call it; to a browser each is an origin of its own."""
+
+
+def with_local_page(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment with what the page of this machine needs, where nobody has set it, be it to nothing.
+
+    With a setting that is wrong it comes back as it is, for the service to say so.
+    """
+    try:
+        settings = read_settings(environment)
+        hosts = HERE if settings.host in {*HERE, "0.0.0.0", "::", "::1"} else (settings.host,)  # noqa: S104 - compared, not bound
+        derived = {
+            "PRODUCER_URL": f"http://{hosts[0]}:{settings.producer_port}",
+            "CORS_ORIGINS": ",".join(f"http://{host}:{settings.consumer_port}" for host in hosts),
+        }
+        read_settings({**environment, **derived})
+    except WrongSetting:
+        return dict(environment)
+    return {**derived, **environment}
+
+
+if __name__ == "__main__":
+    os.environ.update(with_local_page(os.environ))
+    runpy.run_module(f"apps.{sys.argv[1]}", run_name="__main__", alter_sys=True)

@@ -67,6 +67,7 @@ class Attempts:
         self._too_many = in_a_row
         self._in_a_row = 0
         self._worn_out = 0
+        self._told = False
 
     async def handle(
         self, handle: Handle, records: Sequence[Record], people: Sequence[Person], *, accept: bool = False
@@ -77,13 +78,13 @@ class Attempts:
         and that is not accepted.
         """
         self.failures = self._in_a_row = self._worn_out = 0
+        self._told = False
         while True:
             try:
                 await handle(people)
             except Exception as error:  # noqa: BLE001 - whatever the handler raises, no record may be lost by it
                 self._note(error)
-                if self.failures in {1, self._most} and not isinstance(error, Reject):
-                    self._tell(error, records)
+                self._tell(error, records, again=self.failures == self._most)
                 if self.failures >= self._most or isinstance(error, Reject):
                     return await self._isolate(handle, records, people, _Failed(error, self.failures, accept))
                 await self._pause()
@@ -122,6 +123,7 @@ class Attempts:
                 await handle(people[half])
             except Exception as error:  # noqa: BLE001 - as above
                 self._note(error)
+                self._tell(error, records[half])
                 again = _Failed(error, failed.tries + 1, failed.accepted)
                 refused += await self._isolate(handle, records[half], people[half], again)
             else:
@@ -137,6 +139,7 @@ class Attempts:
                 await handle([person])
             except Exception as again:  # noqa: BLE001 - as above
                 self._note(again)
+                self._tell(again, [record])
                 error, tries = again, tries + 1
             else:
                 self._in_a_row = self._worn_out = self.failures = 0
@@ -148,16 +151,19 @@ class Attempts:
         self.failures = 0
         return [BadRecord(record, error, tries)]
 
-    def _tell(self, error: Exception, records: Sequence[Record]) -> None:
-        """Log that a batch failed: where the handler stands in its code, once for each batch, and which batch it is."""
+    def _tell(self, error: Exception, records: Sequence[Record], *, again: bool = False) -> None:
+        """Log what failed, once for each batch with the stack of the handler, or `again` without; no rejection."""
+        if isinstance(error, Reject) or (self._told and not again):
+            return
         log.warning(
             "a batch of %d records failed %d times, and is tried again: %s",
             len(records),
             self.failures,
             without_values(error),
-            exc_info=error if self.failures == 1 else None,
+            exc_info=None if self._told else error,
             extra=fields_of(records[0]) | {"records": len(records), "error": type(error).__name__},
         )
+        self._told = True
 
     def _note(self, error: Exception) -> None:
         self.failures += 1

@@ -159,3 +159,18 @@ async def test_dead_letters_are_written_as_often_as_it_takes() -> None:
 
     await attempts(most=3).insist(write)
     assert next(failures, None) is None
+
+
+async def test_a_failure_among_rejections_is_told_with_its_stack_once_and_no_rejection_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def handle(people: Sequence[Person]) -> None:
+        if "person-0" in {person.id for person in people}:
+            raise Reject("never")
+        raise ConnectionError("no database")
+
+    refused = await attempts(most=3).handle(handle, *batch(4))
+    assert len(refused) == 4
+    (line,) = caplog.records
+    assert line.exc_info is not None
+    assert isinstance(line.exc_info[1], ConnectionError)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from urllib.parse import parse_qs
 
 import msgspec
 from aiokafka.errors import KafkaError
@@ -39,7 +40,8 @@ from contracts.person import Person, decode
 MOST_MESSAGES = 1_000
 EVENTS = "text/event-stream"
 STREAM = "/consumers/messages/stream"
-SEARCHES = {"/consumers/messages", "/consumers/dead-letters"}
+NEWEST = "/consumers/messages"
+SEARCHES = {NEWEST, "/consumers/dead-letters"}
 SEARCH_IN_MEMORY = 2 * MOST_BYTES
 """Bytes: what is found, and the answer that is made of it."""
 
@@ -109,6 +111,8 @@ def weight_of(scope: Scope) -> int | None:
     """Return the bytes of memory that a call may take, about; None for the live tail, which has a limit of its own."""
     if scope["path"] == STREAM:
         return None
+    if scope["path"] == NEWEST and "topic" not in parse_qs(scope["query_string"].decode("latin-1")).get("scope", []):
+        return 0  # of the window, which is in memory anyway: pages ask for it all the time
     return SEARCH_IN_MEMORY if scope["path"] in SEARCHES else 0
 
 
@@ -130,7 +134,7 @@ def message_routes(window: Window, log: Log, tail: Tail, total: Callable[[], int
 
 def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRouteHandler:
     @get(
-        "/consumers/messages",
+        NEWEST,
         summary="The newest people",
         description="Those that this copy consumed last; with `scope=topic` the newest of the whole topic, straight "
         "from it. A search there looks at some 100,000 records at a time, and `next` goes on.",

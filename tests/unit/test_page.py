@@ -132,6 +132,16 @@ def test_a_producer_that_no_page_may_call_leads_to_none() -> None:
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+def test_a_page_that_has_no_key_is_told_so() -> None:
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", cors_origins=PAGE, api_key="key")
+    with TestClient(create_producer(settings)) as client:
+        asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+        assert client.options("/producers/basic_producer", headers=asked).status_code == 204
+        answer = client.post("/producers/basic_producer", headers={"Origin": PAGE})
+        assert answer.status_code == 401
+        assert answer.headers["access-control-allow-origin"] == PAGE
+
+
 @pytest.mark.parametrize("origin", [PAGE, "http://localhost:8001"])
 def test_a_page_that_is_allowed_may_call_the_producer_with_a_key(origin: str, producer: TestClient[Litestar]) -> None:
     asked = {

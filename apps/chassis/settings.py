@@ -32,7 +32,7 @@ Address = Annotated[
 ]
 
 SECRETS = frozenset({"api_key", "kafka_sasl_password"})
-"""Fields whose value is never shown, and taken as it is given, with its blanks."""
+"""Fields whose value is never shown."""
 ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 """An origin as a browser writes it: small letters, no path, not even a slash."""
 
@@ -127,7 +127,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     Raises `WrongSetting` naming the first variable whose value is not allowed.
     """
     given = {
-        name: environment[name] if name.lower() in SECRETS else environment[name].strip()
+        name: environment[name].strip() if name != "KAFKA_SASL_PASSWORD" else environment[name]
         for name in Settings.__struct_encode_fields__
         if environment.get(name, "").strip()
     }

@@ -153,11 +153,13 @@ def test_a_password_without_tls_is_sent_when_that_is_allowed() -> None:
     assert options["ssl_context"] is None
 
 
-def test_a_password_is_never_shown() -> None:
-    settings = read_settings(SASL_SSL)
+def test_neither_a_password_nor_a_key_is_ever_shown() -> None:
+    settings = read_settings({**SASL_SSL, "API_KEY": " a-key-of-operators "})
     assert settings.kafka_sasl_password == PASSWORD
+    assert settings.api_key == "a-key-of-operators"
     for shown in (repr(settings), str(settings), f"{settings}", repr([settings])):
         assert PASSWORD.strip() not in shown
+        assert "a-key-of-operators" not in shown
         assert "kafka_sasl_username='people'" in shown
     assert "kafka_sasl_password=''" in repr(Settings())
 

@@ -6,8 +6,6 @@ from typing import Protocol
 
 from litestar import Litestar
 
-from apps.chassis.settings import Settings, WrongSetting
-
 TraceHeaders = dict[str, str]
 """The headers by which W3C Trace Context tells a call's trace."""
 
@@ -46,19 +44,3 @@ class Traces:
     def handling(self, records: Sequence[Followed]) -> AbstractContextManager[None]:  # noqa: ARG002 - likewise
         """Follow the handling of a batch, in the traces that its records came with."""
         return nullcontext()
-
-
-def traces_of(settings: Settings, service: str) -> Traces:
-    """Return what follows the calls of a service; off unless `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
-
-    Raises `WrongSetting` when it is, and the extra `tracing` is not installed.
-    """
-    if not settings.otel_exporter_otlp_endpoint:
-        return Traces()
-    try:
-        from apps.chassis.opentelemetry import sending_to  # noqa: PLC0415 - it need not be installed where it is off
-    except ImportError as error:
-        raise WrongSetting(
-            f"OTEL_EXPORTER_OTLP_ENDPOINT: sending traces needs the extra `tracing` ({error.name} is missing)"
-        ) from None
-    return sending_to(settings.otel_exporter_otlp_endpoint, service)

@@ -27,7 +27,8 @@ from apps.chassis.query import check_query
 from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import dead_letter_topic, people_topic
-from apps.chassis.traces import Traces, traces_of
+from apps.chassis.traces import Traces
+from apps.chassis.tracing import traces_of
 from apps.consumer.attempts import Handle
 from apps.consumer.control import Control
 from apps.consumer.dead_letter_routes import dead_letter_routes

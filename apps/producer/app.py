@@ -27,7 +27,8 @@ from apps.chassis.query import check_query
 from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import people_topic
-from apps.chassis.traces import Traces, traces_of
+from apps.chassis.traces import Traces
+from apps.chassis.tracing import traces_of
 from apps.producer.home.routes import home_routes
 from apps.producer.metrics import acknowledgement_seconds, of_publisher
 from apps.producer.publisher import LARGEST_BATCH, Publisher

@@ -18,7 +18,8 @@ from samples import Stored, as_json
 from apps.chassis.logs import trace_id
 from apps.chassis.opentelemetry import LONGEST_STATE, MOST_TRACES, OpenTelemetry, sending_to
 from apps.chassis.settings import Settings, WrongSetting
-from apps.chassis.traces import Traces, traces_of
+from apps.chassis.traces import Traces
+from apps.chassis.tracing import traces_of
 from apps.consumer.app import create_app as create_consumer
 from apps.producer import publisher
 from apps.producer.app import create_app as create_producer

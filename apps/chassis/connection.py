@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaConnectionError, ProducerClosed
 from faststream.kafka import KafkaBroker
 
 from apps.chassis.cluster import Unusable
+from apps.chassis.kafka import client_of
 from apps.chassis.logs import one_line
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ async def close(broker: KafkaBroker) -> None:
     closing = asyncio.create_task(broker.stop(), name="close a broker")
     try:
         await asyncio.wait([closing], timeout=STOP_TIMEOUT - LAST_RESORT)
-        producer = _producer_of(broker)
+        producer = client_of(broker)
         if not closing.done() and producer is not None:
             await _break_off(producer)
         await asyncio.wait([closing], timeout=LAST_RESORT / 2)
@@ -154,9 +155,3 @@ async def _break_off(producer: AIOKafkaProducer) -> None:
     await asyncio.sleep(LAST_RESORT / 3)
     waiting._pending_batches.update(chain.from_iterable(waiting._batches.values()))  # noqa: SLF001 - where it looks for them
     waiting.fail_all(ProducerClosed())
-
-
-def _producer_of(broker: KafkaBroker) -> AIOKafkaProducer | None:
-    """Return aiokafka's producer of a broker, None when it has none or is not connected."""
-    state = getattr(broker.config.producer, "_producer", None)
-    return state.producer if state else None

@@ -10,25 +10,21 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 from aiokafka.errors import KafkaError
 
 from apps.chassis.background import Background
 from apps.chassis.logs import one_line
+from apps.consumer.events import MOST_WAITING, Batch, Caller, Gap, event, event_of, id_of
 from apps.consumer.log_reader import LogReader
-from apps.consumer.offsets import write_offsets
 from apps.consumer.search import Wanted
-from apps.consumer.shown import show
 from apps.consumer.window import Record
 
 log = logging.getLogger(__name__)
 
 MOST_READERS = 2_000
 """Callers that may watch at a time."""
-MOST_WAITING = 4 * 1024 * 1024
-"""Bytes of events that may wait for a caller that reads slowly, before it is cut off."""
 PIECE = 256 * 1024
 """Bytes of keys and values that are read at a time for a caller that is behind."""
 REST = 3.0
@@ -45,16 +41,6 @@ PAUSE_PER_READER, LONGEST_PAUSE = 0.0002, 0.2
 """Seconds that records are collected before they are handed out: more callers, fewer and larger pieces."""
 
 GREETING = b"retry: 2000\n"
-encode = msgspec.json.Encoder().encode
-
-
-class Gap(msgspec.Struct, rename={"start": "from", "stop": "to"}):
-    """Records of a partition that are no longer there: from an offset up to another (not with it), and why."""
-
-    partition: int
-    start: int
-    stop: int
-    reason: str
 
 
 class Beginning(NamedTuple):
@@ -63,85 +49,6 @@ class Beginning(NamedTuple):
     position: dict[int, int]
     end: dict[int, int]
     gaps: list[Gap]
-
-
-class _Batch(NamedTuple):
-    """Records of the live tail, each with its event, and the offset in each partition before and behind them."""
-
-    records: list[Record]
-    events: list[bytes]
-    whole: bytes
-    start: dict[int, int]
-    position: dict[int, int]
-
-
-class _Caller:
-    """One who watches: the events that wait for it; `position` is what is reached when it has read them.
-
-    What comes while it is still brought up is kept until it may `follow`.
-    """
-
-    def __init__(self, wanted: Wanted | None, position: dict[int, int]) -> None:
-        self.position = position
-        self.cut_off = False
-        self.news = asyncio.Event()
-        self._wanted = wanted
-        self._kept: list[_Batch] | None = []
-        self._events: list[bytes] = []
-        self._size = 0
-
-    def put(self, batch: _Batch) -> None:
-        """Have the events of a batch wait for it; too many end it."""
-        if self.cut_off:
-            return
-        if self._kept is None:
-            self.tell(self._events_of(batch))
-        else:
-            self._kept.append(batch)
-            self._grow(len(batch.whole))
-
-    def tell(self, events: bytes) -> None:
-        """Have events wait for it."""
-        if events and not self.cut_off:
-            self._events.append(events)
-            self._grow(len(events))
-
-    def follow(self) -> None:
-        """Go on with what was kept: it has been brought up."""
-        kept, self._kept, self._size = self._kept or [], None, 0
-        for batch in kept:
-            self.put(batch)
-
-    def take(self) -> bytes:
-        """Return all that waits."""
-        events, self._events, self._size = self._events, [], 0
-        self.news.clear()
-        return events[0] if len(events) == 1 else b"".join(events)
-
-    def frame(self, records: list[Record]) -> bytes:
-        """Return the events of those records that it was not given yet and wants."""
-        events = []
-        for record in records:
-            if record.offset >= self.position.get(record.partition, 0):
-                self.position[record.partition] = record.offset + 1
-                if self._wanted is None or self._wanted(record):
-                    events.append(event_of(record, self.position))
-        return b"".join(events)
-
-    def _events_of(self, batch: _Batch) -> bytes:
-        if any(at > batch.start.get(partition, 0) for partition, at in self.position.items()):
-            return self.frame(batch.records)  # it comes from a copy that was further: its ids must not go back
-        self.position = dict(batch.position)
-        if self._wanted is None:
-            return batch.whole
-        return b"".join(e for record, e in zip(batch.records, batch.events, strict=True) if self._wanted(record))
-
-    def _grow(self, size: int) -> None:
-        self._size += size
-        if self._size > MOST_WAITING:
-            self.cut_off = True
-            self._events, self._kept = [], None
-        self.news.set()
 
 
 class Tail:
@@ -154,7 +61,7 @@ class Tail:
         self._position: dict[int, int] = {}
         self._following: asyncio.Task[None] | None = None
         self._watching = 0
-        self._callers: set[_Caller] = set()
+        self._callers: set[Caller] = set()
         self._ended = False
 
     @property
@@ -178,9 +85,9 @@ class Tail:
 
     async def events(self, beginning: Beginning, wanted: Wanted | None) -> AsyncGenerator[bytes, None]:
         """Yield events, several at a time, until the service ends or the caller is cut off."""
-        caller = _Caller(wanted, dict(beginning.position))
+        caller = Caller(wanted, dict(beginning.position))
         with self._followed(beginning.end):
-            yield GREETING + _id_of(caller.position) + b"".join(_event("gap", gap) for gap in beginning.gaps)
+            yield GREETING + id_of(caller.position) + b"".join(event("gap", gap) for gap in beginning.gaps)
             while not self._ended and self._behind(caller) > NEAR:
                 yield await self._bring_up(caller)
             joined = dict(self._position)
@@ -202,28 +109,28 @@ class Tail:
         for caller in self._callers:
             caller.news.set()
 
-    async def _live(self, caller: _Caller) -> AsyncGenerator[bytes, None]:
+    async def _live(self, caller: Caller) -> AsyncGenerator[bytes, None]:
         while not self._ended:
             try:
                 async with asyncio.timeout(HEARTBEAT):
                     await caller.news.wait()
             except TimeoutError:
-                yield b": all is well\n" + _id_of(caller.position)
+                yield b": all is well\n" + id_of(caller.position)
                 continue
             if caller.cut_off:
-                yield _event("cut-off", {"reason": f"more than {MOST_WAITING} bytes waited to be read"})
+                yield event("cut-off", {"reason": f"more than {MOST_WAITING} bytes waited to be read"})
                 return
             if events := caller.take():
                 yield events
 
-    def _behind(self, caller: _Caller, target: Mapping[int, int] | None = None) -> int:
+    def _behind(self, caller: Caller, target: Mapping[int, int] | None = None) -> int:
         """Return how many offsets the caller is behind the live tail, or behind what it was when it joined."""
         return sum(
             max(0, offset - caller.position.get(partition, 0))
             for partition, offset in (target or self._position).items()
         )
 
-    async def _bring_up(self, caller: _Caller, target: Mapping[int, int] | None = None) -> bytes:
+    async def _bring_up(self, caller: Caller, target: Mapping[int, int] | None = None) -> bytes:
         """Read some of what a caller that is behind has missed; return its events."""
         ranges = {
             partition: (caller.position.get(partition, 0), offset)
@@ -239,7 +146,7 @@ class Tail:
         events = caller.frame(records)
         caller.position |= reached
         await asyncio.sleep(REST * (time.perf_counter() - began))
-        return events or _id_of(caller.position)
+        return events or id_of(caller.position)
 
     @contextmanager
     def _followed(self, end: dict[int, int]) -> Iterator[None]:
@@ -285,7 +192,7 @@ class Tail:
         for record in records:
             self._position[record.partition] = record.offset + 1
             events.append(event_of(record, self._position))
-        batch = _Batch(records, events, b"".join(events), start, dict(self._position))
+        batch = Batch(records, events, b"".join(events), start, dict(self._position))
         took = time.perf_counter() - began
         callers = list(self._callers)  # who comes after this line has its place behind the batch
         for first in range(0, len(callers), AT_A_TIME):
@@ -307,21 +214,7 @@ class Tail:
         for partition in lowest:
             if gap := _gap(partition, self._position[partition], first, end):
                 for caller in self._callers:
-                    caller.tell(_event("gap", gap))
-
-
-def event_of(record: Record, position: Mapping[int, int]) -> bytes:
-    """Return the event of a record; `position` is what is reached with it."""
-    return b"id: %b\ndata: %b\n\n" % (write_offsets(position).encode(), encode(show(record)))
-
-
-def _event(name: str, data: Any) -> bytes:  # noqa: ANN401 - anything that is JSON
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), encode(data))
-
-
-def _id_of(position: Mapping[int, int]) -> bytes:
-    """Return an event without data: it is not shown to a page, but remembered (HTML, 9.2.6)."""
-    return b"id: %b\n\n" % write_offsets(position).encode()
+                    caller.tell(event("gap", gap))
 
 
 def _gap(partition: int, at: int, first: Mapping[int, int], end: Mapping[int, int]) -> Gap | None:

@@ -15,11 +15,12 @@ from typing import Literal, NamedTuple
 import msgspec
 from aiokafka import errors
 from aiokafka.structs import RecordMetadata
-from faststream.kafka import KafkaBroker, KafkaPublishMessage
+from faststream.kafka import KafkaBroker
 
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
+from apps.chassis.kafka import Send, send_batch
 from apps.chassis.logs import one_line, without_values
 from apps.chassis.traces import TraceHeaders, Traces
 from contracts.topics import partitions_of
@@ -215,13 +216,13 @@ class Delivery:
 class Batch:
     """Records on their way: parts of slices, in the order of the lane."""
 
-    __slots__ = ("broker", "headers", "made_at", "messages", "parts", "timestamp")
+    __slots__ = ("broker", "headers", "made_at", "parts", "records", "timestamp")
 
     def __init__(self, broker: KafkaBroker) -> None:
         self.broker = broker
         self.headers: TraceHeaders | None = None
         self.parts: list[tuple[Slice, int, int]] = []
-        self.messages: list[KafkaPublishMessage] = []
+        self.records: list[tuple[bytes, bytes]] = []
         self.timestamp = time.time_ns() // 1_000_000
         self.made_at = time.monotonic()
 
@@ -256,7 +257,7 @@ class Lane:
             await self._filled.wait()
             if broker := await self._connected():
                 batch = self._take(broker)
-                if batch.messages:
+                if batch.records:
                     await self._hand_over(batch)
 
     async def _connected(self) -> KafkaBroker | None:
@@ -278,13 +279,8 @@ class Lane:
         topic = self._publisher.topic
         try:
             async with asyncio.timeout(HAND_OVER):
-                acknowledgement: asyncio.Future[RecordMetadata] = await batch.broker.publish_batch(
-                    *batch.messages,
-                    topic=topic,
-                    partition=self._partition,
-                    timestamp_ms=batch.timestamp,
-                    headers=batch.headers,
-                    no_confirm=True,
+                acknowledgement = await self._publisher.send(
+                    batch.broker, topic, self._partition, batch.timestamp, batch.records, batch.headers
                 )
         except TimeoutError:
             self._put_back(batch)  # the batch before it is not on its way yet; there may be another broker by now
@@ -320,7 +316,7 @@ class Lane:
         while self._waiting:
             piece = self._waiting[0]
             headers = piece.delivery.headers
-            if batch.messages and headers != batch.headers:  # a batch has one set of headers for all its records
+            if batch.records and headers != batch.headers:  # a batch has one set of headers for all its records
                 return batch
             batch.headers, overhead = headers, RECORD_OVERHEAD + _size_of(headers)
             if piece.failed:
@@ -329,9 +325,9 @@ class Lane:
             while stop < len(piece.rows):
                 key, value = piece.keys[stop], piece.values[stop]
                 room -= len(key) + len(value) + overhead
-                if room < 0 and batch.messages:
+                if room < 0 and batch.records:
                     break
-                batch.messages.append(KafkaPublishMessage(value, key=key))
+                batch.records.append((key, value))
                 stop += 1
             if stop > start:
                 batch.parts.append((piece, start, stop))
@@ -365,8 +361,8 @@ def _size_of(headers: TraceHeaders | None) -> int:
 class Publisher:
     """Publishes to one topic, as many partitions as it has now.
 
-    `acknowledged_after` is told the seconds that each acknowledged batch took, and `outcomes` counts the records of the
-    calls that are done by what became of them.
+    `send` hands a batch to the client. `acknowledged_after` is told the seconds that each acknowledged batch took, and
+    `outcomes` counts the records of the calls that are done by what became of them.
     """
 
     def __init__(  # noqa: PLR0913 - what it publishes with
@@ -379,8 +375,10 @@ class Publisher:
         *,
         acknowledged_after: Callable[[float], None] = lambda _: None,
         traces: Traces | None = None,
+        send: Send = send_batch,
     ) -> None:
         self.topic = topic
+        self.send = send
         self.connection = connection
         self.retry_backoff = retry_backoff
         self.acknowledged_after = acknowledged_after

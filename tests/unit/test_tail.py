@@ -10,6 +10,7 @@ import pytest
 from samples import LONG, Stored, until
 
 from apps.chassis.background import Background
+from apps.consumer import events
 from apps.consumer import tail as module
 from apps.consumer.log_reader import LogReader
 from apps.consumer.offsets import read_offsets
@@ -190,7 +191,7 @@ def read(piece: bytes) -> list[Any]:
 async def test_a_caller_that_reads_too_slowly_is_told_and_cut_off(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_WAITING", 2_000)
+    monkeypatch.setattr(events, "MOST_WAITING", 2_000)
     topic = Topic(Random(1))
     copy = Copy(topic, background)
     async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces:

@@ -48,14 +48,16 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("service", ["producer", "consumer"])
+@pytest.mark.parametrize(
+    ("service", "pages"), [("producer", ["/schema", "/asyncapi"]), ("consumer", ["/", "/schema", "/asyncapi"])]
+)
 def test_the_wheel_runs_each_service_with_nothing_else_than_what_it_asks_for(
-    installed: Path, service: str, tmp_path: Path
+    installed: Path, service: str, pages: list[str], tmp_path: Path
 ) -> None:
     with running(installed, service, tmp_path) as (process, address):
         wait_until(lambda: process.poll() is not None or answers(f"{address}/livez"))
         assert process.poll() is None, process.communicate()[1]
-        for page in ("/schema", "/asyncapi"):
+        for page in pages:
             assert answers(f"{address}{page}")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

@@ -88,7 +88,36 @@ schema *arguments:
 
 # Writes requirements.lock anew from pyproject.toml; with --upgrade in newer versions.
 lock *arguments:
-    uv pip compile pyproject.toml --extra tracing --group dev --group kafka --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
+    uv pip compile pyproject.toml --extra tracing --group dev --group kafka --group audit --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
+
+# What is known against the packages of requirements.lock; status 3 when the database could not be asked.
+[no-exit-message]
+audit:
+    @{{python}} -m tools.audit
+
+# Builds the wheel into FOLDER, and installs it there with what it needs in the versions of requirements.lock.
+[private]
+install-wheel FOLDER:
+    uv build --quiet --wheel --build-constraint requirements.lock --require-hashes --out-dir "$1"
+    uv pip compile pyproject.toml --extra tracing --constraint requirements.lock --no-header --no-annotate --quiet --output-file "$1/run.txt"
+    uv venv --quiet --clear "$1/environment"
+    uv pip sync --quiet --python "$1/environment" --constraint requirements.lock --require-hashes "$1/run.txt"
+    uv pip install --quiet --python "$1/environment" --no-deps "$1"/*.whl
+
+# Builds the wheel, and runs both services from it with nothing else than what they ask for.
+[no-exit-message]
+test-wheel *arguments:
+    {{python}} -m pytest tests/shipping "$@"
+
+# Writes what ships, with versions and licences, to dist/sbom.cdx.json (CycloneDX).
+sbom:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    shipped=$(mktemp -d)
+    trap 'rm -rf "$shipped"' EXIT
+    just install-wheel "$shipped"
+    mkdir -p dist
+    cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible --output-file dist/sbom.cdx.json "$shipped/environment"
 
 # Measures the services beside the raw clients.
 bench *arguments:

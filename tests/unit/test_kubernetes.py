@@ -1,0 +1,326 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import msgspec
+import pytest
+
+from apps.chassis.connection import STOP_TIMEOUT
+from apps.chassis.health import VERSION
+from apps.chassis.serve import LAST_ANSWERS
+from apps.chassis.settings import Settings, read_settings
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "kubernetes"
+SASL_FOLDER = ROOT / "deploy" / "kubernetes-sasl"
+MANIFESTS = ["producer.yaml", "consumer.yaml", "consumer-scaling.yaml", "network.yaml"]
+SERVICES = ["producer", "consumer"]
+ENDS_WITHIN = 10
+"""Seconds, as the README promises."""
+
+Resource = dict[str, Any]
+
+
+class Policy(msgspec.Struct, forbid_unknown_fields=True):
+    type: str
+    value: int
+    periodSeconds: int  # noqa: N815 - as KEDA spells it
+
+
+class Rules(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    stabilization_window_seconds: int
+    policies: list[Policy]
+
+
+class Behavior(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    scale_up: Rules
+    scale_down: Rules
+
+
+class HorizontalPodAutoscalerConfig(msgspec.Struct, forbid_unknown_fields=True):
+    behavior: Behavior
+
+
+class Advanced(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    horizontal_pod_autoscaler_config: HorizontalPodAutoscalerConfig
+
+
+class ScaleTarget(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class KafkaMetadata(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    """KEDA takes text only."""
+
+    bootstrap_servers_from_env: str
+    topic_from_env: str
+    consumer_group_from_env: str
+    lag_threshold: str
+    offset_reset_policy: str
+    exclude_persistent_lag: str
+    allow_idle_consumers: str
+
+
+class Trigger(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    type: str
+    use_cached_metrics: bool
+    metadata: KafkaMetadata
+
+
+class Scaling(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    """The spec of a ScaledObject as far as it is used here, in place of KEDA's schema: no package has that."""
+
+    scale_target_ref: ScaleTarget
+    min_replica_count: int
+    max_replica_count: int
+    polling_interval: int
+    advanced: Advanced
+    triggers: list[Trigger]
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict[tuple[str, str], Resource]:
+    """Return what the manifests hold by kind and name."""
+    documents = [each for name in MANIFESTS for each in re.split(r"(?m)^---$", (FOLDER / name).read_text())]
+    decoded = [msgspec.yaml.decode(each) for each in documents]
+    return {(each["kind"], each["metadata"]["name"]): each for each in decoded}
+
+
+@pytest.fixture(scope="module")
+def kustomization() -> Resource:
+    decoded: Resource = msgspec.yaml.decode((FOLDER / "kustomization.yaml").read_bytes())
+    return decoded
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    lines = (FOLDER / "settings.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+@pytest.fixture(scope="module")
+def scaling(resources: dict[tuple[str, str], Resource]) -> Scaling:
+    return msgspec.convert(resources["ScaledObject", "consumer"]["spec"], Scaling)
+
+
+@pytest.fixture(scope="module", params=SERVICES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def pod(resources: dict[tuple[str, str], Resource], name: str) -> Resource:
+    spec: Resource = resources["Deployment", name]["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.fixture(scope="module")
+def container(pod: Resource) -> Resource:
+    (only,) = pod["containers"]
+    return dict(only)
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_every_resource_follows_the_schema_of_the_oldest_and_the_newest_kubernetes(
+    resources: dict[tuple[str, str], Resource], version: str
+) -> None:
+    for (kind, _), resource in resources.items():
+        if kind != "ScaledObject":
+            kubernetes_validate.validate(resource, version, strict=True)
+
+
+def test_the_schema_refuses_what_kubernetes_does_not_know(resources: dict[tuple[str, str], Resource]) -> None:
+    wrong = resources["Service", "producer"] | {"spec": {"selectors": {}}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, "1.37", strict=True)
+
+
+def test_every_manifest_is_applied(kustomization: Resource) -> None:
+    assert kustomization["resources"] == MANIFESTS
+    assert {each.name for each in FOLDER.iterdir()} == {*MANIFESTS, "kustomization.yaml", "settings.env"}
+
+
+def test_every_variable_is_a_setting_with_a_value_that_it_may_have(
+    environment: dict[str, str], container: Resource, kustomization: Resource, tmp_path: Path
+) -> None:
+    assert set(environment) <= set(Settings.__struct_encode_fields__)
+    (generated,) = kustomization["configMapGenerator"]
+    assert generated["envs"] == ["settings.env"]
+    assert container["envFrom"] == [{"configMapRef": {"name": generated["name"]}}]
+    assert "env" not in container
+    keys = tmp_path / "api-keys"
+    keys.write_text("a key")
+    read_settings(environment | {"API_KEY_FILE": str(keys)})
+
+
+def test_secrets_are_named_and_never_given(
+    environment: dict[str, str], pod: Resource, container: Resource, resources: dict[tuple[str, str], Resource]
+) -> None:
+    assert not [kind for kind, _ in resources if kind == "Secret"]
+    assert not {"API_KEY", "KAFKA_SASL_PASSWORD"} & set(environment)
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "secrets"]
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "secrets"]
+    assert volume["secret"] == {"secretName": "people-over-kafka"}  # and not `optional`: no key, no service
+    assert environment["API_KEY_FILE"] == f"{mount['mountPath']}/api-keys"
+
+
+def test_the_port_is_the_one_that_the_service_listens_on_and_others_reach_it_by_its_name(
+    environment: dict[str, str], container: Resource, resources: dict[tuple[str, str], Resource], name: str
+) -> None:
+    settings = read_settings({key: value for key, value in environment.items() if key != "API_KEY_FILE"})
+    port = {"producer": settings.producer_port, "consumer": settings.consumer_port}[name]
+    assert settings.host == "0.0.0.0"  # noqa: S104 - a pod is to be reached
+    assert container["ports"] == [{"name": "http", "containerPort": port}]
+    service = resources["Service", name]["spec"]
+    assert service["ports"] == [{"name": "http", "port": port, "targetPort": "http"}]
+    (rule,) = resources["NetworkPolicy", "people-over-kafka"]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": "http"}]
+
+
+def test_kubernetes_puts_no_variables_of_its_own_in_the_place_of_settings(pod: Resource) -> None:
+    assert pod["enableServiceLinks"] is False
+
+
+def test_each_probe_asks_a_route_that_answers_it(container: Resource) -> None:
+    asked = {probe: container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "liveness", "readiness")}
+    assert asked == {
+        "startup": {"path": "/livez", "port": "http"},
+        "liveness": {"path": "/livez", "port": "http"},
+        "readiness": {"path": "/health-check", "port": "http"},
+    }
+
+
+def test_an_operator_reaches_a_consumer_that_is_not_ready(resources: dict[tuple[str, str], Resource]) -> None:
+    assert resources["Service", "consumer"]["spec"]["publishNotReadyAddresses"] is True
+    assert "publishNotReadyAddresses" not in resources["Service", "producer"]["spec"]
+
+
+def test_the_grace_is_longer_than_the_pause_and_the_end_of_the_service(pod: Resource, container: Resource) -> None:
+    pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    assert LAST_ANSWERS + STOP_TIMEOUT < ENDS_WITHIN
+    assert pod["terminationGracePeriodSeconds"] >= pause + ENDS_WITHIN + 5
+
+
+def test_nothing_may_be_done_but_what_is_needed(pod: Resource, container: Resource) -> None:
+    uid = re.findall(r"useradd .*--uid (\d+)", (ROOT / "Dockerfile").read_text())
+    assert [str(pod["securityContext"]["runAsUser"])] == uid
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_image_is_a_stage_of_the_dockerfile_in_the_version_of_the_project(container: Resource, name: str) -> None:
+    assert container["image"] == f"people-{name}:{VERSION}"
+    assert f"docker build --target {name} --tag people-{name} ." in (ROOT / "Dockerfile").read_text()
+
+
+def test_memory_and_processor_are_asked_for_and_bounded(container: Resource) -> None:
+    for amounts in container["resources"].values():
+        assert set(amounts) == {"cpu", "memory"}
+
+
+def test_whatever_selects_the_pods_of_a_service_selects_those_only(
+    resources: dict[tuple[str, str], Resource], name: str, kustomization: Resource
+) -> None:
+    deployment = resources["Deployment", name]["spec"]
+    labels = deployment["template"]["metadata"]["labels"]
+    assert labels == {"app.kubernetes.io/name": name}
+    (spread,) = deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert deployment["selector"]["matchLabels"] == labels
+    assert spread["labelSelector"]["matchLabels"] == labels
+    assert resources["Service", name]["spec"]["selector"] == labels
+    assert resources["PodDisruptionBudget", name]["spec"]["selector"]["matchLabels"] == labels
+    (common,) = kustomization["labels"]
+    assert resources["NetworkPolicy", "people-over-kafka"]["spec"]["podSelector"]["matchLabels"] == common["pairs"]
+    assert common["includeTemplates"] is True
+
+
+def test_what_scales_a_service_is_not_undone_by_the_next_apply(
+    resources: dict[tuple[str, str], Resource], scaling: Scaling, name: str
+) -> None:
+    assert "replicas" not in resources["Deployment", name]["spec"]
+    target = resources["HorizontalPodAutoscaler", "producer"]["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == ("Deployment", "producer")
+    assert scaling.scale_target_ref.name == "consumer"
+
+
+def test_there_are_at_most_as_many_consumers_as_partitions_and_never_a_single_one(
+    environment: dict[str, str], scaling: Scaling
+) -> None:
+    assert scaling.max_replica_count == int(environment["PEOPLE_PARTITIONS"])
+    assert scaling.min_replica_count >= 2
+
+
+def test_consumers_are_scaled_by_the_lag_of_the_very_group_and_topic_that_they_consume(
+    resources: dict[tuple[str, str], Resource], scaling: Scaling, environment: dict[str, str]
+) -> None:
+    assert resources["ScaledObject", "consumer"]["apiVersion"] == "keda.sh/v1alpha1"
+    (trigger,) = scaling.triggers
+    metadata = trigger.metadata
+    assert trigger.type == "kafka"
+    named = {metadata.bootstrap_servers_from_env, metadata.topic_from_env, metadata.consumer_group_from_env}
+    assert named == {"KAFKA_BOOTSTRAP_SERVERS", "PEOPLE_TOPIC", "CONSUMER_GROUP_ID"}
+    assert named <= set(environment)  # KEDA reads them there: it does not know the defaults of the settings
+    assert int(metadata.lag_threshold) > 0
+    assert metadata.allow_idle_consumers == "false"
+    subscriber = (ROOT / "apps" / "consumer" / "subscriber.py").read_text()
+    assert f'auto_offset_reset="{metadata.offset_reset_policy}"' in subscriber
+
+
+def test_the_lag_of_a_group_that_was_stopped_or_paused_brings_no_consumers(scaling: Scaling) -> None:
+    (trigger,) = scaling.triggers
+    assert trigger.metadata.exclude_persistent_lag == "true"
+    assert trigger.use_cached_metrics  # else the look before is that of another question, a moment ago
+
+
+@pytest.fixture(scope="module")
+def overlay() -> Resource:
+    decoded: Resource = msgspec.yaml.decode((SASL_FOLDER / "kustomization.yaml").read_bytes())
+    return decoded
+
+
+def added(overlay: Resource, kind: str, name: str) -> dict[str, Any]:
+    """Return what the overlay adds to a resource, by path."""
+    (patch,) = [each["patch"] for each in overlay["patches"] if each["target"] == {"kind": kind, "name": name}]
+    operations = msgspec.yaml.decode(patch)
+    assert {each["op"] for each in operations} == {"add"}
+    return {each["path"]: each["value"] for each in operations}
+
+
+def test_on_a_kafka_with_passwords_each_service_has_the_settings_that_it_needs(
+    overlay: Resource, environment: dict[str, str], kustomization: Resource, tmp_path: Path, name: str
+) -> None:
+    (merged,) = overlay["configMapGenerator"]
+    assert (merged["name"], merged["behavior"]) == (kustomization["configMapGenerator"][0]["name"], "merge")
+    keys = tmp_path / "api-keys"
+    keys.write_text("a key")
+    variables = added(overlay, "Deployment", name)["/spec/template/spec/containers/0/env"]
+    of_secret = {each["name"]: each["valueFrom"]["secretKeyRef"]["key"] for each in variables}
+    assert of_secret == {"KAFKA_SASL_USERNAME": f"{name}-username", "KAFKA_SASL_PASSWORD": f"{name}-password"}
+    given = environment | dict(each.split("=", 1) for each in merged["literals"]) | of_secret
+    assert set(given) <= set(Settings.__struct_encode_fields__)
+    settings = read_settings(given | {"API_KEY_FILE": str(keys)})
+    assert (settings.uses_sasl, settings.uses_tls) == (True, True)
+
+
+def test_keda_looks_at_the_lag_as_the_consumer_does(overlay: Resource) -> None:
+    authentication = msgspec.yaml.decode((SASL_FOLDER / "keda-authentication.yaml").read_bytes())
+    assert overlay["resources"] == ["../kubernetes", "keda-authentication.yaml"]
+    assert (authentication["apiVersion"], authentication["kind"]) == ("keda.sh/v1alpha1", "TriggerAuthentication")
+    references = authentication["spec"]["secretTargetRef"]
+    assert {each["name"] for each in references} == {"people-over-kafka"}
+    shown = {each["parameter"]: each["key"] for each in references}
+    assert shown == {"username": "consumer-username", "password": "consumer-password", "ca": "ca.crt"}
+    literals = dict(each.split("=", 1) for each in overlay["configMapGenerator"][0]["literals"])
+    assert literals["KAFKA_SSL_CAFILE"].endswith(f"/{shown['ca']}")
+    assert added(overlay, "ScaledObject", "consumer") == {
+        "/spec/triggers/0/authenticationRef": {"name": authentication["metadata"]["name"]},
+        "/spec/triggers/0/metadata/sasl": {"SCRAM-SHA-512": "scram_sha512"}[literals["KAFKA_SASL_MECHANISM"]],
+        "/spec/triggers/0/metadata/tls": "enable",
+    }

@@ -1,0 +1,42 @@
+import re
+import subprocess
+import sys
+import tomllib
+from email.parser import Parser
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ("apps", "contracts")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (file,) = folder.glob("*.whl")
+    return ZipFile(file)
+
+
+def test_the_wheel_holds_every_file_of_the_services_and_nothing_else(wheel: ZipFile) -> None:
+    files = [each for folder in SHIPPED for each in (ROOT / folder).rglob("*") if each.is_file()]
+    expected = {each.relative_to(ROOT).as_posix() for each in files if "__pycache__" not in each.parts}
+    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
+
+
+def test_the_wheel_says_its_version_and_carries_its_licence(wheel: ZipFile) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    folder = f"people_over_kafka-{project['version']}.dist-info"
+    told = Parser().parsestr(wheel.read(f"{folder}/METADATA").decode())
+    assert told["Version"] == project["version"]
+    assert told["License-Expression"] == project["license"]
+    assert wheel.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    headings = re.findall(r"(?m)^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text())
+    assert headings[0] == version

@@ -13,6 +13,8 @@ from faststream.security import BaseSecurity, SASLOAuthBearer, SASLPlaintext, SA
 from apps.chassis.security import Security, security_of
 from apps.chassis.settings import Settings
 
+METADATA_MS = 10_000
+"""Milliseconds after which a client asks what partitions there are: until then new ones belong to nobody."""
 PASSWORD_MECHANISMS = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
 
 
@@ -50,6 +52,7 @@ def new_broker(options: ClientOptions, **tuning: Any) -> KafkaBroker:  # noqa: A
         client_id=options["client_id"],
         request_timeout_ms=options["request_timeout_ms"],
         retry_backoff_ms=options["retry_backoff_ms"],
+        metadata_max_age_ms=METADATA_MS,
         security=_for_faststream(options),
         sasl_oauth_token_provider=options["sasl_oauth_token_provider"],
         **tuning,

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from ipaddress import ip_address
 from types import FrameType
@@ -23,6 +24,9 @@ LAST_ANSWERS = 2
 """Seconds that open requests have to end after SIGTERM; what follows (Kafka) takes up to 8."""
 
 
+ENDED_WITHIN = 9.5
+"""Seconds after a signal within which everything has ended, or is broken off."""
+
 NOT_READING_MS = 30_000
 """Milliseconds after which the system cuts off a caller that does not read what it was sent (RFC 5482)."""
 
@@ -38,8 +42,12 @@ class Server(uvicorn.Server):
         self._ending = ending
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end, at a signal."""
+        """Begin to end, at a signal; what has not ended then, like a handler that goes on for ever, is broken off."""
         super().handle_exit(sig, frame)
+        if not self._ending.is_set():
+            breaking_off = threading.Timer(ENDED_WITHIN, _break_off)
+            breaking_off.daemon = True
+            breaking_off.start()
         self._ending.set()
 
 
@@ -103,6 +111,11 @@ def _collect_garbage_less_often() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _break_off() -> None:
+    log.critical("something does not end, and is broken off: what it had in hand was not committed, and comes again")
+    os._exit(1)
 
 
 def _end_quietly(_: int, __: FrameType | None) -> None:

@@ -118,7 +118,7 @@ def create_app(
     async def status() -> Status:
         state = await control.state()
         consumer = control.consumer
-        lag = await meter.measure(consumer)
+        lag = await meter.measure(None if consumption.halted else consumer)
         return Status(
             running=state == "running",
             state=state,

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from apps.chassis.logs import one_line, without_values
@@ -45,6 +46,10 @@ class Halted(Exception):
         self.reason = reason if error is None else f"{reason}: {without_values(error)}"
 
 
+class Escaped(Exception):
+    """What a handler let out that is no `Exception`: `SystemExit`, or the cancellation of something of its own."""
+
+
 class _Failed(NamedTuple):
     """How handling some records failed, and how often; `accepted` is whether any number may be refused."""
 
@@ -77,11 +82,17 @@ class Attempts:
         Raises `GivenUp` when the partitions are to be given up before it is done, and `Halted` when it refuses too many
         and that is not accepted.
         """
-        self.failures = self._in_a_row = self._worn_out = 0
+        self._in_a_row = self._worn_out = 0
         self._told = False
+        with self._counted():
+            return await self._until_handled(handle, records, people, accept=accept)
+
+    async def _until_handled(
+        self, handle: Handle, records: Sequence[Record], people: Sequence[Person], *, accept: bool
+    ) -> list[BadRecord]:
         while True:
             try:
-                await handle(people)
+                await _call(handle, people)
             except Exception as error:  # noqa: BLE001 - whatever the handler raises, no record may be lost by it
                 self._note(error)
                 self._tell(error, records, again=self.failures == self._most)
@@ -89,23 +100,28 @@ class Attempts:
                     return await self._isolate(handle, records, people, _Failed(error, self.failures, accept))
                 await self._pause()
             else:
-                self.failures = 0
                 return []
 
     async def insist(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do `work`, as often as it takes. Raises `GivenUp` when the partitions are to be given up first."""
+        with self._counted():
+            while True:
+                try:
+                    return await work()
+                except Exception as error:  # noqa: BLE001 - whatever is wrong, the bad records must not be lost
+                    self._note(error)
+                    if self.failures in {1, self._most}:
+                        log.warning("dead letters could not be written, and are tried again: %s", without_values(error))
+                    await self._pause()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count failures of what is in hand; there are none when it is done, or given up."""
         self.failures = 0
-        while True:
-            try:
-                await work()
-            except Exception as error:  # noqa: BLE001 - whatever is wrong, the bad records must not be lost
-                self._note(error)
-                if self.failures in {1, self._most}:
-                    log.warning("dead letters could not be written, and are tried again: %s", without_values(error))
-                await self._pause()
-            else:
-                self.failures = 0
-                return
+        try:
+            yield
+        finally:
+            self.failures = 0
 
     async def _isolate(
         self, handle: Handle, records: Sequence[Record], people: Sequence[Person], failed: _Failed
@@ -120,7 +136,7 @@ class Attempts:
                 raise GivenUp
             self.failures = 0
             try:
-                await handle(people[half])
+                await _call(handle, people[half])
             except Exception as error:  # noqa: BLE001 - as above
                 self._note(error)
                 self._tell(error, records[half])
@@ -136,7 +152,7 @@ class Attempts:
         while self.failures < self._most and not isinstance(error, Reject):
             await self._pause()
             try:
-                await handle([person])
+                await _call(handle, [person])
             except Exception as again:  # noqa: BLE001 - as above
                 self._note(again)
                 self._tell(again, [record])
@@ -178,3 +194,16 @@ class Attempts:
         except TimeoutError:
             return
         raise GivenUp
+
+
+async def _call(handle: Handle, people: Sequence[Person]) -> None:
+    """Call the handler; raises `Escaped` for whatever comes out of it that would end the consume loop."""
+    try:
+        await handle(people)
+    except (Exception, GeneratorExit):
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise  # it is the loop itself that is cancelled
+        raise Escaped(one_line(error)) from error

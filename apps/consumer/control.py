@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime
 from typing import Literal
 
@@ -136,7 +135,8 @@ class Control:
             wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
             if not wanted:
                 raise NotNow("this copy holds none of the partitions asked for")
-            consumer.pause(*wanted)
+            others = consumer.assignment() - consumer.paused()
+            consumer.pause(*consumer.assignment())  # of any, or the next batch would be in hand before it is done
             try:
                 offsets = await _find(consumer, wanted, place)
                 await self._wait_for_batch(subscriber)
@@ -147,8 +147,7 @@ class Control:
                 raise NotNow(f"the partitions were given to another member meanwhile: {error}") from None
             finally:
                 if not self._consumption.paused:
-                    with suppress(IllegalStateError):
-                        consumer.resume(*wanted)
+                    consumer.resume(*(others & consumer.assignment()))
             return {tp.partition: offset for tp, offset in sorted(offsets.items())}
 
     async def _wait_for_batch(self, subscriber: BatchSubscriber) -> None:

@@ -4,7 +4,7 @@ After the manner of Sentry's Arroyo (`DlqLimit`): a limit of bad records in a ro
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.window import Record
@@ -18,30 +18,35 @@ class Limit:
         self._share = share
         self._of_last = of_last
         self._histories: dict[int, deque[bool]] = {}
+        self._reviewed: dict[int, deque[bool]] = {}
 
-    def review(self, good: Iterable[Record], bad: Sequence[BadRecord], *, accept: bool = False) -> str | None:
-        """Return why a batch has too many bad records, or None; one that passes, or is accepted, counts from then on.
+    def review(self, good: Iterable[Record], bad: Sequence[BadRecord], accepted: Container[int] = ()) -> str | None:
+        """Return why a batch has too many bad records, or None; `count` has it count from then on.
 
-        A partition whose history holds no bad record costs nothing.
+        The bad records of `accepted` partitions are none. A partition whose history holds no bad record costs nothing.
         """
+        self._reviewed = {}
         if not bad and not self._histories:
             return None
         outcomes: dict[int, list[tuple[int, bool]]] = {}
         for record in good:
             outcomes.setdefault(record.partition, []).append((record.offset, False))
         for record, *_ in bad:
-            outcomes.setdefault(record.partition, []).append((record.offset, True))
-        reviewed = {}
+            if record.partition not in accepted:
+                outcomes.setdefault(record.partition, []).append((record.offset, True))
         for partition, of_partition in outcomes.items():
             history = self._histories.get(partition, deque(maxlen=self._of_last)).copy()
             for offset, is_bad in sorted(of_partition):
                 history.append(is_bad)
-                if is_bad and not accept and (reason := self._excess(history)):
+                if is_bad and (reason := self._excess(history)):
                     return f"{reason} of partition {partition}, the last at offset {offset}"
-            reviewed[partition] = history
-        self._histories |= reviewed
-        self._histories = {partition: history for partition, history in self._histories.items() if any(history)}
+            self._reviewed[partition] = history
         return None
+
+    def count(self) -> None:
+        """Have the batch that was reviewed last count: it is done, and does not come again."""
+        self._histories |= self._reviewed
+        self._histories = {partition: history for partition, history in self._histories.items() if any(history)}
 
     def forget(self) -> None:
         """Begin anew, as after a start."""

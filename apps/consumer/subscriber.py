@@ -77,9 +77,11 @@ class Consumption:
         self.window = window
         self.leaving = asyncio.Event()
         self.idle_since = time.time()
+        self.busy_since: float | None = None
         self.limit = Limit()
         self.attempts = Attempts(self.leaving, self.limit.in_a_row)
         self._accept = False
+        self._recovered: set[int] = set()
         self._handle = handle
         self._write_dead_letters = write_dead_letters
         self._traces = traces or Traces()
@@ -90,13 +92,18 @@ class Consumption:
         return self.dead_letters.total()
 
     def resume(self, *, accept: bool) -> None:
-        """Consume again after a halt; with `accept`, bad records are let through until a batch holds none."""
+        """Consume again after a halt.
+
+        With `accept`, the bad records of a partition are let through until a batch has only good ones of it.
+        """
         self.halted = None
         self._accept = accept
+        self._recovered.clear()
         self.limit.forget()
 
     async def consume(self, records: Sequence[Record]) -> None:
         """Handle a batch and write its dead letters. When it raises, nothing of the batch may be committed."""
+        self.busy_since = time.time()
         try:
             if not self.halted:
                 self.leaving.clear()
@@ -107,26 +114,28 @@ class Consumption:
             self.leaving.clear()
             log.critical("halted: %s", reason.reason)
         finally:
-            self.idle_since = time.time()
+            self.idle_since, self.busy_since = time.time(), None
         if self.halted:
             await self.leaving.wait()  # whoever watches ends this connection
             raise Halted(self.halted)
 
     async def _consume(self, records: Sequence[Record]) -> None:
         good, people, bad = sort_out(records)
+        accepted = {record.partition for record in records} - self._recovered if self._accept else set()
         if people:
-            refused = await self.attempts.handle(self._handle, good, people, accept=self._accept)
+            refused = await self.attempts.handle(self._handle, good, people, accept=bool(accepted))
             if refused:
                 places = {(one.record.partition, one.record.offset) for one in refused}
                 good = [record for record in good if (record.partition, record.offset) not in places]
                 bad = sorted([*bad, *refused], key=lambda one: (one.record.partition, one.record.offset))
-        if excess := self.limit.review(good, bad, accept=self._accept):
+        if excess := self.limit.review(good, bad, accepted):
             raise Halted(excess)
         if bad:
             await self.attempts.insist(partial(self._write_dead_letters, bad))
             _tell(bad)
             self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
-        self._accept = self._accept and bool(bad)
+        self.limit.count()
+        self._recovered |= accepted - {one.record.partition for one in bad}
         self.consumed += len(good)
         for letter in bad:
             self.dead_letters[self._reason_of(letter)] += 1
@@ -246,7 +255,9 @@ def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None
     if consumer is None:
         return "the consume loop was not started"
     if not subscriber.lock.empty:  # type: ignore[attr-defined]  # a MultiLock once started; a batch is in hand
-        return None
+        busy = time.time() - (consumption.busy_since or time.time())
+        too_long = busy > LONGEST_BATCH_MS / 1_000
+        return f"the batch in hand takes {busy:.0f} s: Kafka gave its partitions away" if too_long else None
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
     last = max([consumption.idle_since, *(poll / 1_000 for poll in polls if poll)])
     silent = time.time() - last

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -180,6 +181,18 @@ def test_a_place_that_is_none_is_refused(services: tuple[Service, Service], body
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["errors"]
+
+
+def test_one_partition_can_be_sought_while_the_others_are_read(services: tuple[Service, Service]) -> None:
+    producer, consumer = services
+    make(producer, 100)
+    offset = max(one["end"] for one in consumer.status()["partitions"] if one["partition"] == 0) - 1
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(make, producer, 100_000)
+        while not making.done():
+            assert consumer.post("/consumers/seek", json={"partition": 0, "offset": offset})["partitions"]
+    until_caught_up(consumer)
+    assert consumer.status()["paused_partitions"] == []
 
 
 def test_seeking_is_refused_for_a_partition_that_this_copy_does_not_hold_and_while_it_is_stopped(

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import httpx
 import pytest
-from services import Lines, Pipeline, Service, both, in_time, person, wait_until
+from services import Lines, Pipeline, Raw, Service, both, in_time, person, value_of, wait_until
 
 from tools.local_kafka import LocalKafka
 from tools.ports import free_ports
@@ -255,6 +255,20 @@ def test_services_end_at_sigterm_although_kafka_has_gone_and_tell_their_callers_
             services[0].until_answers("/health-check", 503)
             assert_end_well(*services)
     assert callers.untrue == []
+
+
+def test_a_handler_that_does_not_end_is_broken_off_and_its_batch_comes_again(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "handled"
+    with pipeline.recording_consumer(ledger, STUBBORN="1") as consumer:
+        consumer.until_healthy()
+        pipeline.write([Raw(value_of(person("one")), b"one")])
+        wait_until(lambda: ledger.exists() and "begin" in ledger.read_text())
+        consumer.terminate()
+        assert consumer.exit_status(11) == 1
+    with pipeline.recording_consumer(ledger):
+        wait_until(lambda: "one\n" in ledger.read_text())
 
 
 def test_sigterm_in_the_middle_of_a_batch_commits_it(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -174,3 +174,45 @@ async def test_a_failure_among_rejections_is_told_with_its_stack_once_and_no_rej
     (line,) = caplog.records
     assert line.exc_info is not None
     assert isinstance(line.exc_info[1], ConnectionError)
+
+
+async def test_what_was_given_up_is_not_counted_as_failing_any_more() -> None:
+    handler, leaving = Handler(unlucky=lambda _: True), asyncio.Event()
+    trying = Attempts(leaving, 100, most=1_000_000)
+    task = asyncio.create_task(trying.handle(handler, *batch(2)))
+    await until(lambda: trying.failures >= 4)
+    leaving.set()
+    with pytest.raises(GivenUp):
+        await task
+    assert trying.failures == 0
+
+
+@pytest.mark.parametrize(
+    "escaping", [SystemExit("exit"), KeyboardInterrupt(), asyncio.CancelledError(), BaseException("x")]
+)
+async def test_whatever_comes_out_of_a_handler_is_a_failure_of_its_record_alone(escaping: BaseException) -> None:
+    done: list[str] = []
+
+    async def handle(people: Sequence[Person]) -> None:
+        if any(person.id == "person-1" for person in people):
+            raise escaping
+        done.extend(person.id for person in people)
+
+    (refused,) = await attempts().handle(handle, *batch(3))
+    assert done == ["person-0", "person-2"]
+    assert refused.record.offset == 1
+    assert type(escaping).__name__ in str(refused.error)
+
+
+async def test_a_handler_that_is_cancelled_from_without_ends_with_the_loop() -> None:
+    begun = asyncio.Event()
+
+    async def handle(_: Sequence[Person]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(attempts().handle(handle, *batch(1)))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import pytest
 from aiokafka import TopicPartition
@@ -15,9 +16,10 @@ from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.logs import JsonFormatter
 from apps.chassis.settings import Settings
 from apps.consumer import attempts
+from apps.consumer import subscriber as module
 from apps.consumer.attempts import GivenUp, Halted, Reject
 from apps.consumer.dead_letters import BadRecord
-from apps.consumer.subscriber import MOST_REASONS, Consumption, Drain, sort_out, subscribe
+from apps.consumer.subscriber import MOST_REASONS, Consumption, Drain, ailment, sort_out, subscribe
 from apps.consumer.window import Record, Window
 from contracts.person import Person, encode
 
@@ -301,6 +303,33 @@ async def test_once_bad_records_were_accepted_a_batch_without_any_ends_that() ->
         with pytest.raises(Halted):
             await consuming
     assert consumer.counters == (1, 150)
+
+
+async def test_what_is_accepted_of_a_partition_holds_until_that_one_had_only_good_ones() -> None:
+    consumer = Consumer()
+    consumer.consumption.resume(accept=True)
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message(tuple(map(bad_record, range(150))))
+        await subscriber.process_message((Stored(partition=1, value=encode(ADA)),))
+        await subscriber.process_message(tuple(map(bad_record, range(150, 300))))
+    assert consumer.counters == (1, 300)
+
+
+async def test_a_batch_in_hand_for_longer_than_kafka_waits_is_an_ailment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(_: Sequence[Person]) -> None:
+        await asyncio.Event().wait()
+
+    consumption = Consumption(Window(10), never, Consumer()._write)
+    broker = new_broker(client_options(Settings(), "consumer"))
+    subscriber = subscribe(broker, TOPIC, GROUP, consumption)
+    async with asyncio.timeout(LONG), TestKafkaBroker(broker):
+        subscriber.consumer, subscriber.lock = cast("Any", object()), MultiLock()
+        handling = asyncio.create_task(subscriber.process_message((stored_person(0),)))
+        await until(lambda: consumption.busy_since)
+        assert ailment(subscriber, consumption) is None
+        monkeypatch.setattr(module, "LONGEST_BATCH_MS", 0)
+        assert "the batch in hand" in str(ailment(subscriber, consumption))
+        handling.cancel()
 
 
 async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> None:

@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 from litestar import Litestar
 
+from apps.chassis.http_limits import LimitedProtocol
 from apps.chassis.logs import set_up_logging
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 
@@ -69,6 +70,7 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
         log.warning("anybody who reaches %s may change things: no API_KEY is set", settings.host)
     config = uvicorn.Config(
         app,
+        http=LimitedProtocol,
         log_config=None,
         access_log=False,
         server_header=False,

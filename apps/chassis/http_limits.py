@@ -1,0 +1,98 @@
+"""What a connection may ask for before a request is there: uvicorn itself sets no such limits with httptools."""
+
+import asyncio
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+REQUEST_WITHIN = 30.0
+"""Seconds that a connection has to send the head of a request, from its beginning or from the answer before."""
+LARGEST_HEAD = 64 * 1024
+"""Bytes of the head of a request, of what stands behind its body, and of what stands between two pieces of it."""
+MOST_WITHOUT_REQUEST = 500
+"""Connections that wait for a request at a time; well below the 1,024 files that many a system lets a process open."""
+MOST_IN_ADVANCE = 100
+"""Requests that a connection may send before the one in hand is answered."""
+
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """Closes connections that send no request in time, or one whose head never ends, before they cost others anything.
+
+    Of too many that wait, the one that has waited longest goes: whoever sends its request at once is never it.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
+        super().__init__(*args, **options)
+        self.waiting_since = 0.0
+        self._giving_up: asyncio.TimerHandle | None = None
+        self._unused = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._wait_for_request()
+        if len(self.connections) > MOST_WITHOUT_REQUEST:
+            waiting = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.waits]
+            if len(waiting) > MOST_WITHOUT_REQUEST:
+                min(waiting, key=lambda one: one.waiting_since).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came, unless it is too much of nothing that is of use yet."""
+        self._unused += len(data)
+        super().data_received(data)
+        if self._unused > LARGEST_HEAD and not self.transport.is_closing():
+            if self.waits:
+                self.transport.write(TOO_LARGE)
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer a request, or queue it behind the one in hand."""
+        self._unused = 0
+        if len(self.pipeline) >= MOST_IN_ADVANCE:
+            raise httptools.HttpParserError("too many requests in advance")
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        self._unused = 0
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        super().on_response_complete()
+        self._wait_for_request()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; while a request is being answered that would be taken for its answer."""
+        if self.waits:
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
+    def _wait_for_request(self) -> None:
+        self._stop_waiting()
+        if not self.transport.is_closing():
+            self.waiting_since = self.loop.time()
+            self._giving_up = self.loop.call_later(REQUEST_WITHIN, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+
+    def _give_up(self) -> None:
+        if self.waits:  # else the answer's end begins to wait anew
+            self.transport.close()

@@ -1,0 +1,187 @@
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from samples import LONG
+
+from apps.chassis import http_limits
+from apps.chassis.http_limits import LARGEST_HEAD, MOST_IN_ADVANCE, LimitedProtocol
+
+pytestmark = pytest.mark.anyio
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+ENDLESS = {
+    "an address": b"GET /" + b"a" * 1_000_000,
+    "a header": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 1_000_000,
+    "many headers": b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: a\r\n" * 200_000,
+    "an extension of a chunk": b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1;"
+    + b"a" * 1_000_000,
+    "trailers": b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+    + b"X: a\r\n" * 200_000,
+}
+Connect = Callable[[], Any]
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[Connect]:  # noqa: ANN401 - an ASGI application
+    """Serve an application within the limits; what is yielded opens connections to it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(app, http=LimitedProtocol, log_config=None, lifespan="off")
+        server = uvicorn.Server(config)
+        async with asyncio.timeout(LONG):
+            running = asyncio.create_task(server._serve([listening]))
+            address = listening.getsockname()
+            yield lambda: asyncio.open_connection(*address)
+            server.should_exit = server.force_exit = True
+            await running
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+    """Answer when the body is there."""
+    while scope["type"] == "http" and (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+async def answer_to(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    return head + (await reader.readexactly(5) if b" 200 " in head else b"")
+
+
+async def closed(reader: asyncio.StreamReader) -> bytes:
+    """Return what came before the connection was closed."""
+    said = b""
+    try:
+        while more := await reader.read(65_536):
+            said += more
+    except ConnectionError:
+        pass
+    return said
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HT", GET[:-2], GET + b"GET /"], ids=["nothing", "some", "half", "next"])
+async def test_a_connection_that_sends_no_whole_request_in_time_is_closed(
+    begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_limits, "REQUEST_WITHIN", 0.05)
+    async with serving(hello) as connect:
+        reader, writer = await connect()
+        writer.write(begun)
+        assert (await closed(reader)).endswith(b"hello" if GET in begun else b"")
+
+
+async def test_who_sends_a_byte_now_and_then_gains_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_limits, "REQUEST_WITHIN", 0.05)
+    async with serving(hello) as connect:
+        reader, writer = await connect()
+        end = asyncio.create_task(closed(reader))
+        while not end.done():
+            writer.write(b"G")
+            await asyncio.wait([end], timeout=0.005)
+
+
+async def test_an_answer_may_take_longer_than_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_limits, "REQUEST_WITHIN", 0.01)
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        begun.set()
+        await may_end.wait()
+        await hello(scope, receive, send)
+
+    async with serving(slow) as connect:
+        reader, writer = await connect()
+        writer.write(GET)
+        await begun.wait()
+        asyncio.get_running_loop().call_later(0.05, may_end.set)
+        assert (await answer_to(reader)).endswith(b"hello")
+
+
+async def test_requests_on_one_connection_are_answered_one_after_the_other() -> None:
+    async with serving(hello) as connect:
+        reader, writer = await connect()
+        for _ in range(3):
+            writer.write(GET)
+            assert b" 200 " in await answer_to(reader)
+        writer.write(GET * (MOST_IN_ADVANCE // 2))
+        for _ in range(MOST_IN_ADVANCE // 2):
+            assert b" 200 " in await answer_to(reader)
+
+
+async def test_a_head_that_is_large_but_ends_is_answered() -> None:
+    async with serving(hello) as connect:
+        reader, writer = await connect()
+        for piece in (GET[:-2], b"X: ", b"a" * (LARGEST_HEAD - 1_000), b"\r\n\r\n"):
+            writer.write(piece)
+            await writer.drain()
+        assert b" 200 " in await answer_to(reader)
+
+
+@pytest.mark.parametrize("request_", ENDLESS.values(), ids=ENDLESS.keys())
+async def test_what_never_ends_is_cut_off(request_: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_limits, "REQUEST_WITHIN", 10 * LONG)
+    async with serving(hello) as connect:
+        reader, writer = await connect()
+        end = asyncio.create_task(closed(reader))
+        writer.write(request_)
+        assert await end in {b"", http_limits.TOO_LARGE}
+
+
+async def test_a_large_body_is_taken_however_it_comes() -> None:
+    async with serving(hello) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(b"40000\r\n" + b"a" * 0x40000 + b"\r\n" + b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n")
+        assert b" 200 " in await answer_to(reader)
+
+
+async def test_who_sends_many_requests_and_reads_no_answer_is_cut_off() -> None:
+    async with serving(hello) as connect:
+        reader, writer = await connect()
+        writer.write(GET * 10_000)
+        assert len(await closed(reader)) < 10_000 * len(b"hello")
+
+
+async def test_nobody_gets_the_answer_to_what_was_sent_behind_the_request() -> None:
+    may_end = asyncio.Event()
+
+    async def waiting(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        await may_end.wait()
+        await hello(scope, receive, send)
+
+    async with serving(waiting) as connect:
+        reader, writer = await connect()
+        writer.write(GET + b"no HTTP\r\n\r\n")
+        assert await closed(reader) == b""
+        may_end.set()
+
+
+async def test_of_too_many_that_wait_the_longest_waiting_goes_and_the_newest_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_limits, "MOST_WITHOUT_REQUEST", 3)
+    async with serving(hello) as connect:
+        connections = [await connect() for _ in range(3)]
+        for longest_waiting in range(3):
+            reader, writer = await connect()
+            connections.append((reader, writer))
+            writer.write(GET)
+            assert b" 200 " in await answer_to(reader)
+            assert await closed(connections[longest_waiting][0]) == b""
+
+
+async def test_no_caller_can_write_a_traceback_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with serving(hello) as connect:
+            for request in (b"\x00\xff\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n", GET * 10_000, *ENDLESS.values()):
+                reader, writer = await connect()
+                writer.write(request)
+                writer.write_eof()
+                await closed(reader)
+    assert not [record for record in caplog.records if record.exc_info]

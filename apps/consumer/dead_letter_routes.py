@@ -12,7 +12,7 @@ from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
 
-from apps.chassis.body import documents_body, read_body, schema_of
+from apps.chassis.body import body_of, documents_body, either, read_body
 from apps.chassis.logs import one_line
 from apps.chassis.problems import (
     BAD_BODY,
@@ -26,6 +26,7 @@ from apps.chassis.problems import (
     out_of_reach,
     problem,
 )
+from apps.chassis.query import NOT_BELOW_0
 from apps.consumer.log_reader import LogReader
 from apps.consumer.offsets import read_offsets, write_offsets
 from apps.consumer.redrive import (
@@ -119,7 +120,9 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
     )
     async def dead_letters(
         limit: Annotated[int, Parameter(ge=1, le=MOST, description="How many at most.")] = 10,
-        partition: Annotated[int | None, Parameter(ge=0, description="Only those of this partition.")] = None,
+        partition: Annotated[
+            int | None, Parameter(ge=0, schema_extra=NOT_BELOW_0, description="Only those of this partition.")
+        ] = None,
         reason: Annotated[
             str | None, Parameter(description="Only those whose error, or its type, has this text.")
         ] = None,
@@ -154,13 +157,16 @@ def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
             HTTPStatus.NOT_FOUND,
             DONE_BEFORE,
             NOT_NOW,
+            HTTPStatus.REQUEST_TIMEOUT,
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             OUT_OF_REACH,
         ),
-        operation_class=documents_body({"application/json": (schema_of(Redrive), {"limit": 10})}, required=True),
+        operation_class=documents_body(
+            {"application/json": (either(Redrive, ["limit"], ["partition", "offset"]), {"limit": 10})}, required=True
+        ),
     )
     async def redrive(request: Request[Any, Any, Any]) -> Redrives:
-        order = read_body(await request.body(), Redrive)
+        order = read_body(await body_of(request), Redrive)
         try:
             if order.limit is not None and order.partition is None and order.offset is None:
                 done = await redriver.redrive(order.limit)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -12,7 +13,7 @@ from aiokafka.errors import KafkaError
 from litestar import get
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
-from litestar.openapi.spec import Example
+from litestar.openapi.spec import Example, Operation
 from litestar.params import HeaderParameter, Parameter, PathParameter, QueryParameter
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
@@ -28,6 +29,7 @@ from apps.chassis.problems import (
     out_of_reach,
     problem,
 )
+from apps.chassis.query import NOT_BELOW_0
 from apps.chassis.streaming import Streamed
 from apps.consumer.log_reader import LogReader
 from apps.consumer.offsets import read_offsets, write_offsets
@@ -44,6 +46,7 @@ NEWEST = "/consumers/messages"
 SEARCHES = {NEWEST, "/consumers/dead-letters"}
 SEARCH_IN_MEMORY = 2 * MOST_BYTES
 """Bytes: what is found, and the answer that is made of it."""
+TIME = {"format": "date-time"}
 
 T = TypeVar("T")
 AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -51,7 +54,7 @@ AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 Total = Annotated[int, msgspec.Meta(description="People that this service has consumed since it started.")]
 Limit = Annotated[int, Parameter(ge=1, le=MOST_MESSAGES, description="How many at most.")]
 Key = Annotated[str | None, Parameter(description="Only records with this key (a person's id).")]
-Number = Annotated[int | None, Parameter(ge=0, description="Only records of this partition.")]
+Number = Annotated[int | None, Parameter(ge=0, schema_extra=NOT_BELOW_0, description="Only records of this partition.")]
 Text = Annotated[str | None, Parameter(min_length=1, description="Only records whose value has this text in it.")]
 Before = Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")]
 Where = Annotated[
@@ -63,9 +66,14 @@ Where = Annotated[
 ]
 Since = Annotated[
     str | None,
-    QueryParameter(name="from", description="`scope=topic`: none older than this time (RFC 3339, with offset)."),
+    QueryParameter(
+        name="from", description="`scope=topic`: none older than this time (RFC 3339, with offset).", schema_extra=TIME
+    ),
 ]
-Until = Annotated[str | None, QueryParameter(name="to", description="`scope=topic`: only those older than this time.")]
+Until = Annotated[
+    str | None,
+    QueryParameter(name="to", description="`scope=topic`: only those older than this time.", schema_extra=TIME),
+]
 LastEvent = Annotated[
     str | None, HeaderParameter(name="Last-Event-ID", description="Goes on behind the event with this id.")
 ]
@@ -116,6 +124,15 @@ def weight_of(scope: Scope) -> int | None:
     return SEARCH_IN_MEMORY if scope["path"] in SEARCHES else 0
 
 
+@dataclass
+class EitherKind(Operation):
+    """Documents either kind of answer as `anyOf`: without messages it is of both, which Litestar's `oneOf` denies."""
+
+    def __post_init__(self) -> None:
+        schema: Any = self.responses["200"].content["application/json"].schema  # type: ignore[index, union-attr]  # it is there
+        schema.any_of, schema.one_of = schema.one_of, None
+
+
 class Log(NamedTuple):
     """The topic as this service reads it; `uncommitted` reads what transactions did not commit as well.
 
@@ -139,6 +156,7 @@ def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRou
         description="Those that this copy consumed last; with `scope=topic` the newest of the whole topic, straight "
         "from it. A search there looks at some 100,000 records at a time, and `next` goes on.",
         responses=documented(OUT_OF_REACH),
+        operation_class=EitherKind,
     )
     async def messages(  # noqa: PLR0913 - each is a query parameter
         *,

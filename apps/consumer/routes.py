@@ -12,7 +12,7 @@ from litestar import get, post
 from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
 
-from apps.chassis.body import documents_body, read_body, schema_of
+from apps.chassis.body import body_of, documents_body, either, read_body, schema_of
 from apps.chassis.logs import one_line
 from apps.chassis.problems import (
     BAD_BODY,
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 JSON = "application/json"
 EPOCH = datetime.fromtimestamp(0, UTC)
 """No record is older: Kafka counts from here."""
+END_OR_TIME = {"anyOf": [{"enum": ["beginning", "end"]}, {"format": "date-time"}]}
 
 
 class Status(msgspec.Struct):
@@ -68,7 +69,7 @@ class Start(msgspec.Struct, forbid_unknown_fields=True):
 class Seek(msgspec.Struct, forbid_unknown_fields=True):
     """Where to consume from: an end of the topic or a time (RFC 3339, with its offset from UTC); or one offset."""
 
-    to: str | None = None
+    to: Annotated[str, msgspec.Meta(extra_json_schema=END_OR_TIME)] | None = None
     partition: Annotated[int, msgspec.Meta(ge=0)] | None = None
     offset: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
@@ -127,22 +128,26 @@ def consumer_routes(
     @post(
         "/consumers/seek",
         summary="Consume from another place on",
-        responses=documented(BAD_BODY, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, NOT_NOW, OUT_OF_REACH),
-        operation_class=documents_body({JSON: (schema_of(Seek), {"to": "beginning"})}, required=True),
+        responses=documented(
+            BAD_BODY, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, NOT_NOW, OUT_OF_REACH
+        ),
+        operation_class=documents_body(
+            {JSON: (either(Seek, ["to"], ["partition", "offset"]), {"to": "beginning"})}, required=True
+        ),
         status_code=HTTPStatus.OK,
     )
     async def seek(request: Request[Any, Any, Any]) -> Sought:
-        return Sought(await _seek(control, read_body(await request.body(), Seek)))
+        return Sought(await _seek(control, read_body(await body_of(request), Seek)))
 
     @post(
         "/consumers/start",
         summary="Join the group and consume",
-        responses=documented(BAD_BODY, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+        responses=documented(BAD_BODY, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
         operation_class=documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False),
         status_code=HTTPStatus.OK,
     )
     async def start(request: Request[Any, Any, Any]) -> Status:
-        await control.start(accept=read_body(await request.body(), Start).accept)
+        await control.start(accept=read_body(await body_of(request), Start).accept)
         return await done("start")
 
     return show_status, show_group, stop, start, pause, resume, seek

@@ -20,7 +20,7 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
 from litestar.types import Scope
 
-from apps.chassis.body import documents_body
+from apps.chassis.body import documents_body, schema_of
 from apps.chassis.problems import (
     BAD_BODY,
     BUSY,
@@ -36,7 +36,7 @@ from apps.chassis.streaming import Streamed
 from apps.producer.people import draw
 from apps.producer.publisher import Busy, OutOfReach, Publisher
 from apps.producer.sending import CHUNK, Answer, BadPeople, is_list, make, read_people, send, send_lines
-from contracts.person import Person, encode
+from contracts.person import Person, StrictPerson, encode
 
 MOST_PEOPLE = 100_000
 LARGEST_BODY = 16 * 1024 * 1024
@@ -56,7 +56,7 @@ encode_receipt = msgspec.json.Encoder().encode
 EXAMPLE = Person(**{field: column[0] for field, column in draw(Random(0), 1).items()})  # noqa: S311 - an example
 
 
-PERSON = {"$ref": "#/components/schemas/Person"}
+PERSON = schema_of(StrictPerson)
 PEOPLE_BODY = documents_body(
     {
         "application/json": (

@@ -11,11 +11,13 @@ import httpx
 import msgspec
 import pytest
 from aiokafka.errors import KafkaTimeoutError, RequestTimedOutError
+from jsonschema import Draft202012Validator, FormatChecker
 from litestar import Litestar, get
 from litestar.response import Stream
 from litestar.testing import TestClient
-from samples import ADA, as_json
+from samples import ADA, as_json, fields_of_a_person
 
+from apps.chassis import body
 from apps.chassis.head import answer_head
 from apps.chassis.logs import with_request
 from apps.chassis.problems import KINDS, out_of_reach
@@ -414,16 +416,56 @@ def references(node: object) -> list[str]:
     return []
 
 
-def test_the_document_says_what_people_are_to_be_sent_as(producer: TestClient[Litestar]) -> None:
-    document = producer.get("/schema/openapi.json").json()
-    body = document["paths"]["/producers/people"]["post"]["requestBody"]
+def body_schema(client: TestClient[Litestar], path: str) -> Any:  # noqa: ANN401 - JSON
+    body = client.get("/schema/openapi.json").json()["paths"][path]["post"]["requestBody"]
     assert body["required"] is True
-    assert body["content"].keys() == {"application/json", "application/x-ndjson"}
-    assert "#/components/schemas/Person" in references(body)
-    person = document["components"]["schemas"]["Person"]
-    assert set(person["required"]) == msgspec.to_builtins(ADA).keys() == person["properties"].keys()
-    assert (person["properties"]["age"]["minimum"], person["properties"]["age"]["maximum"]) == (0, 150)
-    assert (person["properties"]["id"]["minLength"], person["properties"]["id"]["maxLength"]) == (1, 64)
+    return body["content"]["application/json"]["schema"]
+
+
+def test_the_document_says_what_people_are_to_be_sent_as(producer: TestClient[Litestar]) -> None:
+    one, several = body_schema(producer, "/producers/people")["oneOf"]
+    assert several == {"type": "array", "items": one}
+    assert set(one["required"]) == msgspec.to_builtins(ADA).keys() == one["properties"].keys()
+    assert (one["properties"]["age"]["minimum"], one["properties"]["age"]["maximum"]) == (0, 150)
+    assert (one["properties"]["id"]["minLength"], one["properties"]["id"]["maxLength"]) == (1, 64)
+
+
+def test_the_document_says_that_a_person_with_an_unknown_field_is_refused(producer: TestClient[Litestar]) -> None:
+    schema = body_schema(producer, "/producers/people")
+    assert validates(msgspec.to_builtins(ADA), schema)
+    assert not validates(fields_of_a_person(nickname="Countess"), schema)
+    assert not validates([fields_of_a_person(nickname="Countess")], schema)
+
+
+@pytest.mark.parametrize(
+    ("path", "right", "wrong"),
+    [
+        (
+            "/consumers/seek",
+            [{"to": "end"}, {"to": "end", "offset": None}, {"partition": 0, "offset": 3}],
+            [{}, {"to": None}, {"partition": 0}, {"offset": 3}, {"to": "end", "partition": 0}, {"to": "soon"}],
+        ),
+        (
+            "/consumers/dead-letters/redrive",
+            [{"limit": 1}, {"limit": 1, "partition": None}, {"partition": 0, "offset": 3}],
+            [{}, {"limit": None}, {"partition": 0}, {"limit": 1, "offset": 3}, {"limit": 0}, {"limit": 1, "all": True}],
+        ),
+    ],
+)
+def test_the_document_refuses_the_orders_that_the_service_refuses(
+    path: str, right: list[Any], wrong: list[Any], consumer: TestClient[Litestar]
+) -> None:
+    schema = body_schema(consumer, path)
+    assert [order for order in right if not validates(order, schema)] == []
+    assert [order for order in wrong if validates(order, schema)] == []
+    assert [order for order in right if consumer.post(path, json=order).status_code == 400] == []
+    assert [order for order in wrong if consumer.post(path, json=order).status_code != 400] == []
+
+
+def validates(value: object, schema: Any) -> bool:  # noqa: ANN401 - JSON
+    formats = FormatChecker()
+    formats.checks("date-time", ValueError)(lambda it: not isinstance(it, str) or datetime.fromisoformat(it))
+    return bool(Draft202012Validator(schema, format_checker=formats).is_valid(value))
 
 
 def test_the_document_says_what_the_total_counts(consumer: TestClient[Litestar]) -> None:
@@ -484,3 +526,21 @@ def test_what_is_logged_for_a_request_has_its_name(
         ("an operator asked for pause: the consumer is starting", "the-pause"),
         ("an operator asked for resume: the consumer is starting", "the-resume"),
     ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/consumers/seek", "/consumers/start", "/consumers/dead-letters/redrive"])
+async def test_a_body_that_never_ends_is_not_waited_for_for_ever(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "SLOW_BODY", 0.01)
+    sent: list[Any] = []
+
+    async def nothing_comes() -> Any:  # noqa: ANN401 - an ASGI event, if one came
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:  # noqa: ANN401 - an ASGI event
+        sent.append(message)
+
+    scope: Any = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "state": {}}
+    await create_consumer(Settings())(scope, nothing_comes, send)
+    assert sent[0]["status"] == 408
+    assert "within 0.01 s" in sent[1]["body"].decode()

@@ -75,6 +75,8 @@ SAID_OF_SENT_BACK = (
 )
 """The headers behind the own ones of a record that was sent back: its tries so far, and how often it was sent back."""
 
+MOST_COUNTED = 2**30
+"""Tries and rounds are counted no further: headers may say any number, and one more must fit into them too."""
 LONGEST_ERROR = 1_000
 """Characters of an error's message that are kept: it may quote the whole value."""
 
@@ -112,7 +114,8 @@ def history(headers: Headers) -> tuple[Headers, int, int]:
     if [name for name, _ in said] == [TRIES, ROUNDS]:
         with suppress(StructError):
             tries, rounds = (
-                int(one.unpack(content)) for one, (_, content) in zip(SAID_OF_SENT_BACK, said, strict=True)
+                min(max(int(one.unpack(content)), 0), MOST_COUNTED)
+                for one, (_, content) in zip(SAID_OF_SENT_BACK, said, strict=True)
             )
             return headers[: -len(SAID_OF_SENT_BACK)], tries, rounds
     return headers, 0, 0

@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from contracts.dead_letter import LONGEST_ERROR, NAMES, DeadLetter, Header, describe, read
+from contracts.dead_letter import (
+    LONGEST_ERROR,
+    NAMES,
+    ROUNDS,
+    TRIES,
+    DeadLetter,
+    Header,
+    describe,
+    history,
+    read,
+    sent_back,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 SOME_BYTES = st.none() | st.binary()
@@ -120,3 +131,34 @@ def test_an_error_is_described_by_its_class_with_its_module_and_its_message() ->
 def test_of_an_error_that_quotes_a_whole_value_only_the_beginning_is_kept() -> None:
     assert describe(ValueError("x" * LONGEST_ERROR))[1] == "x" * LONGEST_ERROR
     assert describe(ValueError("x" * 1_000_000))[1] == "x" * LONGEST_ERROR + "…"
+
+
+@given(DEAD_LETTERS, st.integers(1, 20))
+def test_a_record_is_sent_back_as_it_was_however_often(letter: DeadLetter, rounds: int) -> None:
+    own, _, _ = history(letter.headers)
+    for _ in range(rounds):
+        letter = msgspec.structs.replace(letter, headers=tuple(sent_back(letter)))
+        assert tuple(history(letter.headers)[0]) == tuple(own)
+
+
+@given(SOME_BYTES | st.binary(min_size=4, max_size=4), st.just(b"\x7f\xff\xff\xff") | st.binary(max_size=5), SOME_BYTES)
+def test_whatever_headers_say_of_earlier_tries_the_record_can_be_dead_lettered_and_sent_back(
+    other: bytes | None, tries: bytes, rounds: bytes | None
+) -> None:
+    for said in ((TRIES, tries), (ROUNDS, rounds)), ((TRIES, other), (ROUNDS, tries)):
+        headers: tuple[Header, ...] = (("own", b"1"), *said)
+        _, tries_before, _ = history(headers)
+        letter = msgspec.structs.replace(a_dead_letter(), headers=headers, tries=tries_before + 1)
+        assert read(letter.key, letter.value, letter.all_headers()) == letter
+        assert history(sent_back(letter))[2] > 0
+
+
+@given(SOME_BYTES, SOME_BYTES, HEADERS)
+def test_a_record_is_a_dead_letter_or_refused_and_nothing_else(
+    key: bytes | None, value: bytes | None, headers: tuple[Header, ...]
+) -> None:
+    try:
+        letter = read(key, value, headers)
+    except ValueError:
+        return
+    assert letter.all_headers() == list(headers)

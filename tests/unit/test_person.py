@@ -113,3 +113,30 @@ def test_a_wrong_person_in_a_list_is_named_by_its_place() -> None:
 @pytest.mark.parametrize("person_id", ["x", "Ωμέγα", "🙂" * 64])
 def test_the_key_is_the_id_in_utf_8(person_id: str) -> None:
     assert key_of(a_person(id=person_id)) == person_id.encode("utf-8")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ANYTHING,
+    lambda inner: st.lists(inner) | st.dictionaries(ANYTHING, inner),
+    max_leaves=10,
+)
+NEARLY_PEOPLE = st.dictionaries(st.sampled_from(FIELDS) | ANYTHING, JSON).map(lambda odd: fields_of_a_person(**odd))
+
+
+@given(NEARLY_PEOPLE.map(lambda fields: json.dumps(fields).encode()) | st.binary() | JSON.map(msgspec.json.encode))
+def test_any_value_is_a_person_or_refused_and_what_a_producer_takes_a_consumer_takes(value: bytes) -> None:
+    refused = (msgspec.DecodeError, UnicodeDecodeError)
+    try:
+        strict: Person | None = decode_strictly(value)
+    except refused:
+        strict = None
+    try:
+        person = decode(value)
+    except refused:
+        assert strict is None
+        return
+    assert strict is None or encode(strict) == encode(person)
+    assert decode(encode(person)) == person
+    assert encode(decode_strictly(encode(person))) == encode(person)
+    assert 1 <= len(person.id) <= 64
+    assert 0 <= person.age <= 150

@@ -2,6 +2,8 @@ import socket
 
 import pytest
 from aiokafka.conn import get_ip_port_afi
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 
@@ -188,3 +190,27 @@ def test_people_and_dead_letters_must_not_share_a_topic() -> None:
         read_settings({"PEOPLE_TOPIC": "same", "DEAD_LETTER_TOPIC": "same"})
     with pytest.raises(WrongSetting, match="DEAD_LETTER_TOPIC"):
         read_settings({"PEOPLE_TOPIC": "people-dlt"})
+
+
+VARIABLES = st.sampled_from(Settings.__struct_encode_fields__)
+VALUES = st.text() | st.integers().map(str) | st.sampled_from([value for _, value in WRONG]) | st.from_regex(r"\S+:\d+")
+
+
+@given(st.dictionaries(VARIABLES | st.text(), VALUES))
+def test_any_environment_gives_settings_or_one_line_that_names_a_variable_of_it(environment: dict[str, str]) -> None:
+    found = settings_or_line(environment)
+    if isinstance(found, Settings):
+        assert all(":" in server for server in found.bootstrap_servers)
+        assert found.people_topic != found.dead_letter_topic
+    else:
+        variable, colon, _ = found.partition(": ")
+        assert (colon, variable in Settings.__struct_encode_fields__) == (": ", True)
+        assert variable in environment or environment["PEOPLE_TOPIC"].strip() == Settings().dead_letter_topic
+        assert len(found.splitlines()) == 1
+
+
+def settings_or_line(environment: dict[str, str]) -> Settings | str:
+    try:
+        return read_settings(environment)
+    except WrongSetting as error:
+        return str(error)

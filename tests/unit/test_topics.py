@@ -1,7 +1,10 @@
 import random
 
+import pytest
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.partitioner import murmur2 as aiokafka_murmur2
+from hypothesis import given
+from hypothesis import strategies as st
 
 from contracts.topics import FEW, murmur2, murmur2_of_all, partitions_of
 
@@ -37,3 +40,16 @@ def test_people_with_ids_in_any_script_go_to_the_partition_that_aiokafka_chooses
 def test_no_keys_have_no_partitions() -> None:
     assert partitions_of([], 6) == []
     assert murmur2_of_all([]).tolist() == []
+
+
+@given(st.lists(st.binary(max_size=200), max_size=3 * FEW), st.integers(1, 10_000))
+def test_any_keys_go_to_the_partitions_that_aiokafka_chooses(keys: list[bytes], count: int) -> None:
+    partitions = list(range(count))
+    choose = DefaultPartitioner()
+    assert partitions_of(keys, count) == [choose(key, partitions, partitions) for key in keys]
+
+
+@given(st.integers(max_value=0))
+def test_a_topic_without_partitions_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match="at least one partition"):
+        partitions_of([b"key"], count)

@@ -162,3 +162,13 @@ def test_a_refused_cursor_is_not_quoted_at_length() -> None:
     with pytest.raises(ValueError, match="not a cursor") as refused:
         Cursor.parse("x" * 100_000)
     assert len(str(refused.value)) < 200
+
+
+@given(st.text() | st.from_regex(r"-?[0-9]{1,20}-[0-9]{1,11}-[0-9]{1,20}"))
+def test_any_text_is_a_cursor_that_pages_or_is_refused(text: str) -> None:
+    try:
+        cursor = Cursor.parse(text)
+    except ValueError:
+        return
+    assert Cursor.parse(str(cursor)) == cursor
+    assert window_of(at(1), at(2)).newest(10, before=cursor)[1] is None

@@ -12,7 +12,7 @@ from litestar import post
 from litestar.connection import Request
 from litestar.datastructures import Headers
 from litestar.enums import MediaType
-from litestar.exceptions import ClientException
+from litestar.exceptions import InternalServerException
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
@@ -198,7 +198,7 @@ async def _pieces(request: Request[Any, Any, Any], ending: asyncio.Event) -> Asy
                 return
             try:
                 piece = arriving.result()
-            except ClientException:
+            except InternalServerException:  # what Litestar raises when the caller has gone
                 return
             if piece is None:
                 return

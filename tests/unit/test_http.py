@@ -544,3 +544,26 @@ async def test_a_body_that_never_ends_is_not_waited_for_for_ever(path: str, monk
     await create_consumer(Settings())(scope, nothing_comes, send)
     assert sent[0]["status"] == 408
     assert "within 0.01 s" in sent[1]["body"].decode()
+
+
+@pytest.mark.anyio
+async def test_a_caller_that_goes_while_it_sends_lines_is_no_error_of_the_service() -> None:
+    sent: list[Any] = []
+    arriving: list[Any] = [
+        {"type": "http.request", "body": b"no person\n", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Any:  # noqa: ANN401 - an ASGI event
+        return arriving.pop(0)
+
+    async def send(message: Any) -> None:  # noqa: ANN401 - an ASGI event
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/x-ndjson")]
+    path = "/producers/people"
+    scope: Any = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "state": {}}
+    await create_producer(Settings())(scope, receive, send)
+    assert sent[0]["status"] == 200
+    assert b"error" in sent[1]["body"]
+    assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}

@@ -24,6 +24,11 @@ test *arguments:
 test-faults *arguments:
     {{python}} -m pytest tests/faults "$@"
 
+# Calls, records and connections of every wrong kind, many of them: takes minutes; `--fuzz-seed N` tries others.
+[no-exit-message]
+fuzz *arguments:
+    {{python}} -m pytest tests/fuzz --fuzz-examples 100 --fuzz-records 1000000 "$@"
+
 # A local Kafka on port 9092, until Ctrl-C.
 [no-exit-message]
 kafka *arguments:

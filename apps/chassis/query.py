@@ -13,7 +13,7 @@ from apps.chassis.problems import BAD_PARAMETER, Fault, problem
 PLAIN_INTEGER = re.compile(r"0|[1-9][0-9]*")
 MOST_DIGITS = 18
 """Digits of an integer: one that has more is larger than anything that may be asked for."""
-NOT_BELOW_0 = {"minimum": 0}
+ANY_NUMBER = {"minimum": 0, "maximum": 10**MOST_DIGITS - 1}
 """For the document: Litestar leaves the bounds of a parameter out of it where the parameter may also be null."""
 
 

@@ -26,7 +26,7 @@ from apps.chassis.problems import (
     out_of_reach,
     problem,
 )
-from apps.chassis.query import NOT_BELOW_0
+from apps.chassis.query import ANY_NUMBER
 from apps.consumer.log_reader import LogReader
 from apps.consumer.offsets import read_offsets, write_offsets
 from apps.consumer.redrive import (
@@ -121,7 +121,7 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
     async def dead_letters(
         limit: Annotated[int, Parameter(ge=1, le=MOST, description="How many at most.")] = 10,
         partition: Annotated[
-            int | None, Parameter(ge=0, schema_extra=NOT_BELOW_0, description="Only those of this partition.")
+            int | None, Parameter(ge=0, schema_extra=ANY_NUMBER, description="Only those of this partition.")
         ] = None,
         reason: Annotated[
             str | None, Parameter(description="Only those whose error, or its type, has this text.")

@@ -29,7 +29,7 @@ from apps.chassis.problems import (
     out_of_reach,
     problem,
 )
-from apps.chassis.query import NOT_BELOW_0
+from apps.chassis.query import ANY_NUMBER
 from apps.chassis.streaming import Streamed
 from apps.consumer.log_reader import LogReader
 from apps.consumer.offsets import read_offsets, write_offsets
@@ -54,7 +54,7 @@ AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 Total = Annotated[int, msgspec.Meta(description="People that this service has consumed since it started.")]
 Limit = Annotated[int, Parameter(ge=1, le=MOST_MESSAGES, description="How many at most.")]
 Key = Annotated[str | None, Parameter(description="Only records with this key (a person's id).")]
-Number = Annotated[int | None, Parameter(ge=0, schema_extra=NOT_BELOW_0, description="Only records of this partition.")]
+Number = Annotated[int | None, Parameter(ge=0, schema_extra=ANY_NUMBER, description="Only records of this partition.")]
 Text = Annotated[str | None, Parameter(min_length=1, description="Only records whose value has this text in it.")]
 Before = Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")]
 Where = Annotated[

@@ -197,7 +197,7 @@ VALUES = st.text() | st.integers().map(str) | st.sampled_from([value for _, valu
 
 
 @given(st.dictionaries(VARIABLES | st.text(), VALUES))
-def test_any_environment_gives_settings_or_one_line_that_names_a_variable_of_it(environment: dict[str, str]) -> None:
+def test_any_environment_gives_settings_or_one_line_that_names_a_variable(environment: dict[str, str]) -> None:
     found = settings_or_line(environment)
     if isinstance(found, Settings):
         assert all(":" in server for server in found.bootstrap_servers)
@@ -205,7 +205,6 @@ def test_any_environment_gives_settings_or_one_line_that_names_a_variable_of_it(
     else:
         variable, colon, _ = found.partition(": ")
         assert (colon, variable in Settings.__struct_encode_fields__) == (": ", True)
-        assert variable in environment or environment["PEOPLE_TOPIC"].strip() == Settings().dead_letter_topic
         assert len(found.splitlines()) == 1
 
 

@@ -1,0 +1,134 @@
+import asyncio
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple, cast
+
+import msgspec
+from faststream.kafka import TestKafkaBroker
+from fuzzing import Fuzzing
+from mutations import mutated
+from services import Pipeline, Raw, person, value_of
+from services import Record as Written
+
+from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.settings import Settings
+from apps.consumer.dead_letters import BadRecord
+from apps.consumer.shown import show
+from apps.consumer.subscriber import Consumption, sort_out, subscribe
+from apps.consumer.window import Record
+from contracts.dead_letter import DeadLetter, describe, history, read, sent_back
+from contracts.person import decode, encode
+
+MOST_REAL = 3_000
+"""Mutated records that go over a real Kafka at most."""
+
+
+class Fetched(NamedTuple):
+    """A record as a client hands it over."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+
+class Sorting:
+    """Takes the place of a consumption: sorts the records of each batch out, and looks at what came of it."""
+
+    def __init__(self) -> None:
+        self.good = self.bad = 0
+
+    async def consume(self, records: Sequence[Record]) -> None:
+        """Count the good and the bad; together they are all that came, each in its order and once."""
+        good, people, bad = sort_out(records)
+        wrong = iter(bad)
+        right = zip(good, people, strict=True)
+        for record in records:
+            if show(record).error is None:
+                found, one = next(right)
+                assert found is record
+                assert decode(encode(one)) == one
+            else:
+                letter = next(wrong)
+                assert letter.record is record
+                assert_kept(letter)
+        assert (list(right), list(wrong)) == ([], [])
+        self.good += len(good)
+        self.bad += len(bad)
+
+
+def assert_kept(bad: BadRecord) -> None:
+    """A dead letter has every byte of the record, and can be shown."""
+    record, (error_type, error) = bad.record, describe(bad.error)
+    _, tries, _ = history(record.headers)
+    letter = DeadLetter(
+        key=record.key,
+        value=record.value,
+        headers=tuple(record.headers),
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp=record.timestamp,
+        group="group",
+        error_type=error_type,
+        error=error,
+        tries=tries + bad.tries,
+    )
+    assert read(letter.key, letter.value, letter.all_headers()) == letter
+    assert sent_back(letter)
+    assert msgspec.json.encode(show(record))
+
+
+def batches(records: Iterator[Raw], random: Random) -> Iterator[tuple[Fetched, ...]]:
+    """Yield records as a client hands them over, few and many at a time."""
+    offsets = itertools.count()
+    while batch := tuple(
+        _fetched(next(offsets), raw) for raw in itertools.islice(records, random.choice((1, 2, 10, 500)))
+    ):
+        yield batch
+
+
+def test_no_mutated_record_is_lost_or_stops_the_parser_the_decoder_or_its_neighbours(fuzzing: Fuzzing) -> None:
+    sorting = Sorting()
+    broker = new_broker(client_options(Settings(), "consumer"))
+    subscriber = subscribe(broker, "people", "people-consumer", cast("Consumption", sorting))
+
+    async def take_all() -> None:
+        async with TestKafkaBroker(broker):
+            for batch in batches(mutated(fuzzing.seed, fuzzing.records), Random(fuzzing.seed)):
+                await subscriber.process_message(batch)
+
+    asyncio.run(take_all())
+    assert sorting.good + sorting.bad == fuzzing.records
+    assert min(sorting.good, sorting.bad) > fuzzing.records / 10
+
+
+def test_every_mutated_record_on_a_real_kafka_is_consumed_or_dead_lettered_byte_for_byte(
+    bootstrap_servers: str, logs: Path, fuzzing: Fuzzing
+) -> None:
+    good = Raw(value_of(person("a good one")))  # one for each mutated, or the consumer would halt: that is its duty
+    raws = [raw for one in mutated(fuzzing.seed + 1, min(MOST_REAL, fuzzing.records // 100)) for raw in (one, good)]
+    with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.consumer() as consumer:
+        consumer.until_healthy()
+        written = {record.offset: record for record in pipeline.write(raws)}
+        status = consumer.until_consumed(len(raws))
+        letters = [read(r.key, r.value, r.headers) for r in pipeline.records(pipeline.dead_letter_topic)]
+        dead = {letter.offset: letter for letter in letters}
+        assert len(letters) == len(dead) == status["dead_lettered_count"]
+        assert len(letters) + status["messages_consumed_count"] == len(raws)
+        for offset, letter in dead.items():
+            record = written[offset]
+            assert (letter.key, letter.value, letter.headers) == (record.key, record.value, record.headers)
+        assert dead.keys() == {o for o, r in written.items() if show(cast("Any", _fetched(o, r))).error is not None}
+        assert consumer.answers("/health-check", 200)
+        assert consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]
+        assert consumer.get("/consumers/dead-letters", limit=1_000)["dead_letters"]
+
+
+def _fetched(offset: int, raw: Raw | Written) -> Fetched:
+    return Fetched("people", 0, offset, 0, raw.key, raw.value, raw.headers)

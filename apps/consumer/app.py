@@ -35,6 +35,7 @@ from apps.consumer.dead_letter_routes import dead_letter_routes
 from apps.consumer.dead_letters import DeadLetters
 from apps.consumer.group import Group, look_at_group
 from apps.consumer.handler import handle
+from apps.consumer.header_names import escape_wrong_header_names
 from apps.consumer.lag import LagMeter
 from apps.consumer.log_reader import LogReader
 from apps.consumer.message_routes import Log, message_routes, weight_of
@@ -70,8 +71,7 @@ def create_app(
     `traces` follows its calls and what it handles; by default as the settings say.
     """
     traces = traces or traces_of(settings, SERVICE)
-    # FastStream would restart a loop that failed at once, thousands of times a second: `Control` does it, with pauses
-    os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
+    _prepare_process()
     topic, group = settings.people_topic, settings.consumer_group_id
     options = client_options(settings, SERVICE)
     people, dead = people_topic(settings, "read"), dead_letter_topic(settings)
@@ -189,3 +189,10 @@ def create_app(
     traces.follow_http(app)
     name_requests(app)
     return protected(answer_head(app))
+
+
+def _prepare_process() -> None:
+    """Set what can be set for a whole process alone."""
+    # FastStream would restart a loop that failed at once, thousands of times a second: `Control` does it, with pauses
+    os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
+    escape_wrong_header_names()

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.record.util import calc_crc32c
 from confidential import MARK
 
 from contracts.person import Person, encode
@@ -262,6 +264,30 @@ class Pipeline:
             return written
 
         return asyncio.run(write())
+
+    def write_with_a_wrong_header_name(self, value: bytes, partition: int = 0) -> None:
+        """Write a record with a header whose name is no UTF-8, as clients in other languages can."""
+
+        async def write() -> None:
+            async with AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers) as producer:
+                batch = producer.create_batch()
+                batch.append(timestamp=None, key=b"key", value=value, headers=[("right", None), ("ZZ", b"\xff")])
+                changed = bytearray(batch._build().replace(b"\x04ZZ", b"\x04\xffZ"))
+                struct.pack_into(">I", changed, 17, calc_crc32c(bytes(changed[21:])))
+                batch._buffer = changed
+                await (await producer.send_batch(batch, self.topic, partition=partition))
+
+        asyncio.run(write())
+
+    def write_compressed(self, value: bytes, codec: str, partition: int = 0) -> None:
+        """Write a record as a producer does that compresses."""
+
+        async def write() -> None:
+            options = {"bootstrap_servers": self.bootstrap_servers, "compression_type": codec}
+            async with AIOKafkaProducer(**options) as producer:
+                await producer.send_and_wait(self.topic, value, partition=partition)
+
+        asyncio.run(write())
 
     def fill(self, count: int, partition: int = 0) -> None:
         """Write so many people to a partition, quickly."""

@@ -349,3 +349,24 @@ def test_a_topic_with_other_partitions_is_used_as_it_is_and_reported(own: Pipeli
         assert {m["value"]["id"]: encode(m["value"]) for m in consumer.messages(limit=90)} == {
             one["id"]: encode(one) for one in people
         }
+
+
+def test_a_header_name_that_is_no_utf_8_stops_nobody(own: Pipeline) -> None:
+    with own.consumer() as consumer:
+        consumer.until_healthy()
+        for value in (value_of(person("before")), b"no person", value_of(person("after"))):
+            own.write_with_a_wrong_header_name(value)
+        assert consumer.until_consumed(3)["messages_consumed_count"] == 2
+        assert consumer.answers("/health-check", 200)
+        assert [message["key"] for message in consumer.messages()] == ["key", "key"]
+        (letter,) = consumer.get("/consumers/dead-letters")["dead_letters"]
+        headers = [{"name": "right", "value": None}, {"name": "\\xffZ", "value": {"base64": "/w=="}}]
+        assert letter["headers"] == headers
+        assert letter["value"] == {"text": "no person"}
+        assert consumer.get("/consumers/messages/0/1")["headers"] == headers
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_compressed_people_are_consumed(codec: str, consumer: Service, pipeline: Pipeline) -> None:
+    pipeline.write_compressed(value_of(person(codec)), codec)
+    wait_until(lambda: [message["value"]["id"] for message in consumer.messages(limit=1)] == [codec])

@@ -80,11 +80,14 @@ consumer-start:
     @{{python}} -m tools.call consumer POST /consumers/start
 
 # Formatting, rules, types and the fast tests: before every commit.
-check:
+check: lint
+    {{python}} -m pytest -q tests/unit
+
+# Formatting, rules and types.
+lint:
     uv run ruff format --check
     uv run ruff check
     uv run mypy
-    {{python}} -m pytest -q tests/unit
 
 # Writes contracts/person.schema.json anew from Person; refused where versions could not live side by side.
 [no-exit-message]

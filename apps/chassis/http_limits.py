@@ -1,10 +1,11 @@
 """What a connection may ask for before a request is there: uvicorn itself sets no such limits with httptools."""
 
 import asyncio
+import time
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 REQUEST_WITHIN = 30.0
 """Seconds that a connection has to send the head of a request, from its beginning or from the answer before."""
@@ -29,6 +30,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.waiting_since = 0.0
         self._giving_up: asyncio.TimerHandle | None = None
         self._unused = 0
+        self._asked: list[RequestResponseCycle] = []
 
     @property
     def waits(self) -> bool:
@@ -47,7 +49,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         self._stop_waiting()
+        self._answer_no_more()
         super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """Take a caller that sends no more for one that has gone, as uvicorn does."""
+        self._answer_no_more()
 
     def data_received(self, data: bytes) -> None:
         """Take what came, unless it is too much of nothing that is of use yet."""
@@ -56,6 +63,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._unused > LARGEST_HEAD and not self.transport.is_closing():
             if self.waits:
                 self.transport.write(TOO_LARGE)
+            self._answer_no_more()
             self.transport.close()
 
     def on_headers_complete(self) -> None:
@@ -64,6 +72,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_IN_ADVANCE:
             raise httptools.HttpParserError("too many requests in advance")
         super().on_headers_complete()
+        self._asked = [*(one for one in self._asked if not one.response_complete), self.cycle]
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -80,12 +89,23 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.waits:
             super().send_400_response(msg)
         else:
+            self._answer_no_more()
             self.transport.close()
+
+    def _answer_no_more(self) -> None:
+        """Tell all calls under way that their caller has gone; uvicorn tells the last alone, and that later.
+
+        What they would send until then, or after, would be an error: uvloop raises at a transport that was closed.
+        """
+        for one in self._asked:
+            if not one.response_complete:
+                one.disconnected = True
+                one.message_event.set()
 
     def _wait_for_request(self) -> None:
         self._stop_waiting()
         if not self.transport.is_closing():
-            self.waiting_since = self.loop.time()
+            self.waiting_since = time.monotonic()  # uvloop's own clock stands still for milliseconds
             self._giving_up = self.loop.call_later(REQUEST_WITHIN, self._give_up)
 
     def _stop_waiting(self) -> None:

@@ -1,8 +1,10 @@
 """What is fuzzed, and how much."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
-from services import Pipeline, Service
+from services import Pipeline, Service, both
 
 
 class Fuzzing(NamedTuple):
@@ -19,3 +21,12 @@ class Services(NamedTuple):
     pipeline: Pipeline
     producer: Service
     consumer: Service
+
+
+def fuzzed(bootstrap_servers: str, logs: Path, **environment: str) -> Iterator[Services]:
+    """Run both services; at the end neither has ended, nor has a traceback in its log."""
+    with Pipeline(bootstrap_servers, logs) as pipeline, both(pipeline, **environment) as (producer, consumer):
+        yield Services(pipeline, producer, consumer)
+        for service in (producer, consumer):
+            assert service.process.poll() is None
+            assert "Traceback" not in service.log.read_text()

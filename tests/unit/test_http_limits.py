@@ -27,12 +27,19 @@ ENDLESS = {
 Connect = Callable[[], Any]
 
 
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run on the loop of the services: it raises where asyncio's own only warns."""
+    return "asyncio", {"use_uvloop": True}
+
+
 @asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[Connect]:  # noqa: ANN401 - an ASGI application
-    """Serve an application within the limits; what is yielded opens connections to it."""
+async def serving(app: Any, connections: set[Any] | None = None) -> AsyncIterator[Connect]:  # noqa: ANN401 - ASGI
+    """Serve an application within the limits; what is yielded opens connections to it, which are in `connections`."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(app, http=LimitedProtocol, log_config=None, lifespan="off")
         server = uvicorn.Server(config)
+        server.server_state.connections = set() if connections is None else connections
         async with asyncio.timeout(LONG):
             running = asyncio.create_task(server._serve([listening]))
             address = listening.getsockname()
@@ -184,4 +191,27 @@ async def test_no_caller_can_write_a_traceback_into_the_log(caplog: pytest.LogCa
                 writer.write(request)
                 writer.write_eof()
                 await closed(reader)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_who_goes_while_several_requests_wait_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    begun = asyncio.Event()
+    connections: set[Any] = set()
+    ended = asyncio.Event()
+
+    async def long(_: Any, __: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        begun.set()
+        while connections:
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
+            await asyncio.sleep(0)
+        ended.set()
+        await send({"type": "http.response.body", "body": b"a"})
+
+    async with serving(long, connections) as connect:
+        _, writer = await connect()
+        writer.write(GET * 3)
+        await begun.wait()
+        writer.transport.abort()
+        await ended.wait()
     assert not [record for record in caplog.records if record.exc_info]

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from apps.chassis.kafka import ClientOptions
+from apps.chassis.topic_ids import topic_id
 from apps.consumer.search import Newest, Search, size_of
 from apps.consumer.window import Record
 
@@ -57,6 +59,11 @@ class LogReader:
         async with self._connected() as consumer:
             first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
         return {tp.partition: offset for tp, offset in first.items()}, {tp.partition: o for tp, o in end.items()}
+
+    async def topic_id(self) -> UUID | None:
+        """Return the id of the topic, None from a Kafka before 2.8, within 2 s."""
+        async with self._connected() as consumer:
+            return await topic_id(consumer._client, self.topic)  # noqa: SLF001 - it knows no such request
 
     async def timestamps(self, offsets: Mapping[int, int]) -> dict[int, int]:
         """Return the timestamp (ms) of the first record at or after an offset in each partition, within 2 s."""

@@ -191,11 +191,7 @@ class Pipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        async def delete() -> None:
-            async with self._admin() as admin:
-                await admin.delete_topics([self.topic, self.dead_letter_topic, f"{self.dead_letter_topic}-redriven"])
-
-        asyncio.run(delete())
+        self.delete_topic(self.topic, self.dead_letter_topic, f"{self.dead_letter_topic}-redriven")
 
     @property
     def topic(self) -> str:
@@ -234,6 +230,15 @@ class Pipeline:
         """Create all topics before a service does, as an administrator would."""
         marks = NewTopic(f"{self.dead_letter_topic}-redriven", 1, 1, topic_configs={"cleanup.policy": "compact"})
         self._create(NewTopic(self.topic, partitions, 1), NewTopic(self.dead_letter_topic, partitions, 1), marks)
+
+    def delete_topic(self, *topics: str) -> None:
+        """Delete topics, whether they are there or not."""
+
+        async def delete() -> None:
+            async with self._admin() as admin:
+                await admin.delete_topics(list(topics))
+
+        asyncio.run(delete())
 
     def alter_topic(self, **configs: str) -> None:
         """Change the configuration of the topic of people."""

@@ -151,3 +151,38 @@ def test_two_copies_that_are_asked_at_once_send_each_back_once(consumer: Service
         assert sum(answer.json()["redriven"] for answer in answers if answer.status_code == 200) == 50
         sent_back = sorted(record.value or b"" for record in pipeline.records()[50:])
         assert sent_back == sorted(b"bad %d" % number for number in range(50))
+
+
+def test_one_that_the_topic_would_not_take_again_is_held_and_keeps_no_other_from_being_sent_back(
+    consumer: Service, pipeline: Pipeline
+) -> None:
+    largest = 1_048_588 - 61 - 15  # what a batch and a record without key and headers have besides the value
+    pipeline.write([Raw(b"x" * largest), Raw(b"small")])
+    consumer.until_consumed(2)
+    assert [letter["held"] for letter in letters(consumer)] == [False, True]
+    assert redrive(consumer, limit=10) == 1
+    answer = consumer.http.post("/consumers/dead-letters/redrive", json={"partition": 0, "offset": 0})
+    assert answer.status_code == 422
+    assert f"{pipeline.topic} takes 1048588 (max.message.bytes)" in answer.json()["detail"]
+    assert not letters(consumer)[-1]["redriven"]
+    pipeline.alter_topic(max_message_bytes="2000000")
+    assert redrive(consumer, partition=0, offset=0) == 1
+
+
+def test_the_dead_letters_of_a_topic_that_was_made_anew_count_as_not_sent_back(pipeline: Pipeline) -> None:
+    with pipeline.consumer() as consumer:
+        consumer.until_healthy()
+        pipeline.write([Raw(b"bad %d" % number) for number in range(3)])
+        consumer.until_consumed(3)
+        assert redrive(consumer, limit=3) == 3
+        consumer.until_consumed(6)
+        assert sum(letter["redriven"] for letter in letters(consumer)) == 3
+    pipeline.delete_topic(pipeline.dead_letter_topic)
+    with pipeline.consumer() as consumer:
+        consumer.until_healthy()
+        pipeline.write([Raw(b"new"), Raw(b"newer")])
+        consumer.until_consumed(2)
+        assert [letter["redriven"] for letter in letters(consumer)] == [False, False]
+        assert redrive(consumer, limit=10) == 2
+        consumer.until_consumed(4)
+        assert sum(letter["redriven"] for letter in letters(consumer)) == 2

@@ -17,10 +17,9 @@ from typing import NamedTuple
 import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from apps.chassis.cluster import Cluster
-from apps.chassis.kafka import ClientOptions
+from apps.chassis.kafka import ClientOptions, size_of_batch
 from apps.chassis.logs import one_line
 from apps.consumer.log_reader import LogReader
 from apps.consumer.search import size_of
@@ -42,7 +41,6 @@ MOST_ROUNDS = 3
 
 TOPIC_ID = "dead-letter-topic-id"
 """The header of a mark that says which topic it is of: a name may be given again."""
-UNSENT = {"producer_id": -1, "producer_epoch": -1, "base_sequence": -1, "batch_size": 0}
 
 Intervals = list[tuple[int, int]]
 """Offsets, as ascending ranges from one up to another (not with it)."""
@@ -279,9 +277,7 @@ def letter_of(record: Record) -> DeadLetter | None:
 
 def size_sent_back(letter: DeadLetter) -> int:
     """Return the bytes of the batch in which a dead letter is sent back by itself."""
-    batch = DefaultRecordBatchBuilder(2, 0, is_transactional=1, **UNSENT)
-    size: int = batch.size() + batch.size_in_bytes(0, 0, letter.key, letter.value, sent_back(letter))
-    return size
+    return size_of_batch(letter.key, letter.value, sent_back(letter))
 
 
 def oldest(columns: Sequence[tuple[Sequence[Record], bool]], limit: int) -> tuple[list[Record], bool]:

@@ -240,9 +240,9 @@ class Pipeline:
 
         asyncio.run(delete())
 
-    def alter_topic(self, **configs: str) -> None:
-        """Change the configuration of the topic of people."""
-        changed = ConfigResource(ConfigResourceType.TOPIC, self.topic, configs=_dotted(configs))
+    def alter_topic(self, topic: str = "", **configs: str) -> None:
+        """Change the configuration of a topic (of people by default)."""
+        changed = ConfigResource(ConfigResourceType.TOPIC, topic or self.topic, configs=_dotted(configs))
 
         async def alter() -> None:
             async with self._admin() as admin:

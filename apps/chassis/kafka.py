@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import RecordMetadata
 from fast_depends.msgspec import MsgSpecSerializer
 from faststream.kafka import KafkaBroker
@@ -92,6 +93,21 @@ async def send_batch(  # noqa: PLR0913, PLR0917 - what a batch is
             raise ValueError(f"{len(records)} records do not fit into a batch")
     acknowledgement: asyncio.Future[RecordMetadata] = await client.send_batch(batch, topic, partition=partition)
     return acknowledgement
+
+
+def size_of_batch(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> int:
+    """Return the bytes of a batch of one record, which is what `max.message.bytes` of a topic counts."""
+    batch = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=0,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=0,
+    )
+    size: int = batch.size() + batch.size_in_bytes(0, 0, key, value, list(headers))
+    return size
 
 
 def client_of(broker: KafkaBroker) -> AIOKafkaProducer | None:

@@ -36,8 +36,8 @@ from apps.consumer.redrive import (
     Redriver,
     SentBefore,
     Taken,
+    TooLarge,
     holds,
-    is_held,
     letter_of,
 )
 from apps.consumer.shown import Content, Header, content_of, headers_of
@@ -64,7 +64,8 @@ class Origin(msgspec.Struct):
 class DeadLetter(msgspec.Struct):
     """A dead letter by its place among them, what the record was, why it could not be consumed and how often tried.
 
-    `rounds` counts how often it was sent back before; `held`: so often that it is only when it is asked for by itself.
+    `rounds` counts how often it was sent back before. `held`: that often, or larger then than its topic takes, so that
+    it is only when it is asked for by itself.
     """
 
     partition: int
@@ -99,10 +100,14 @@ class Redrive(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Redrives(msgspec.Struct):
-    """The dead letters that were sent back, by their place among them."""
+    """The dead letters that were sent back, by their place among them.
+
+    `more` is whether there may be others to send back: fewer than asked for are when they are large.
+    """
 
     redriven: int
     dead_letters: list[Redriven]
+    more: bool
 
 
 def dead_letter_routes(
@@ -141,7 +146,7 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
             marks = await redriver.marks()
         except (KafkaError, OSError, TimeoutError) as error:
             raise out_of_reach(error) from None
-        letters = [_show(record, marks.get(record.partition, [])) for record in found.records]
+        letters = [_show(record, marks.get(record.partition, []), redriver) for record in found.records]
         return DeadLetters(letters, write_offsets(found.before) if found.before else None)
 
     return dead_letters
@@ -159,6 +164,7 @@ def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
             NOT_NOW,
             HTTPStatus.REQUEST_TIMEOUT,
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            HTTPStatus.UNPROCESSABLE_ENTITY,
             OUT_OF_REACH,
         ),
         operation_class=documents_body(
@@ -184,13 +190,18 @@ def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
         except Taken as error:
             _tell_in_vain(error)
             raise problem(NOT_NOW, str(error), headers={"Retry-After": RETRY_AFTER}) from None
+        except TooLarge as error:
+            _tell_in_vain(error)
+            raise problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
         except (KafkaError, OSError, TimeoutError) as error:
             _tell_in_vain(error)
             raise out_of_reach(error) from None
         log.info(
-            "an operator asked for redrive: %d dead letters were sent back", len(done), extra={"action": "redrive"}
+            "an operator asked for redrive: %d dead letters were sent back",
+            len(done.letters),
+            extra={"action": "redrive"},
         )
-        return Redrives(len(done), done)
+        return Redrives(len(done.letters), done.letters, done.more)
 
     return redrive
 
@@ -199,7 +210,7 @@ def _tell_in_vain(error: Exception) -> None:
     log.info("an operator asked for redrive, in vain: %s", one_line(error), extra={"action": "redrive"})
 
 
-def _show(record: Record, sent_before: Intervals) -> DeadLetter:
+def _show(record: Record, sent_before: Intervals, redriver: Redriver) -> DeadLetter:
     letter = letter_of(record)
     assert letter is not None  # noqa: S101 - others are not wanted
     headers, _, rounds = history(letter.headers)
@@ -216,7 +227,7 @@ def _show(record: Record, sent_before: Intervals) -> DeadLetter:
         error=letter.error,
         tries=letter.tries,
         rounds=rounds,
-        held=is_held(letter),
+        held=redriver.is_held(letter),
         redriven=holds(sent_before, record.offset),
     )
 

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from apps.chassis.cluster import Cluster
-from apps.chassis.kafka import ClientOptions
+from apps.chassis.kafka import ClientOptions, size_of_batch
 from apps.consumer.window import Record
 from contracts.dead_letter import DeadLetter, describe, history
 
@@ -42,6 +42,7 @@ class DeadLetters:
         self._cluster = cluster
         self._group = group
         self._producer: AIOKafkaProducer | None = None
+        self._compression: str | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -56,10 +57,18 @@ class DeadLetters:
 
         Each goes to the partition of the number it came from, so that their order there is kept. Raises what Kafka
         answers, or `TimeoutError` after 15 s: some may have been written then, and are written again with the batch.
+        From the first that the topic finds too large on they are compressed; raises `MessageSizeTooLargeError`, which
+        says how much is missing, when that was not enough.
         """
         try:
             async with asyncio.timeout(DEADLINE):
                 await self._write(bad)
+        except MessageSizeTooLargeError:
+            await self._drop_producer()
+            if self._compression is not None:
+                raise self._too_large(bad) from None
+            self._compression = "gzip"
+            await self.write(bad)
         except BaseException:
             # a refused or abandoned batch leaves a gap in the producer's sequence numbers: it cannot be used again
             await self._drop_producer()
@@ -81,6 +90,15 @@ class DeadLetters:
                     batch.append(timestamp=None, key=key, value=value, headers=headers)
             sent.append(await producer.send_batch(batch, self.topic, partition=partition))
         await asyncio.gather(*sent)
+
+    def _too_large(self, bad: Sequence[BadRecord]) -> MessageSizeTooLargeError:
+        sizes = {size_of_batch(one.record.key, one.record.value, self._letter(one).all_headers()): one for one in bad}
+        needed, record = max(sizes), sizes[max(sizes)].record
+        allowed = self._cluster.max_message_bytes(self.topic)
+        return MessageSizeTooLargeError(
+            f"the dead letter of {record.topic}-{record.partition} offset {record.offset} has {needed} bytes, and "
+            f"{self.topic} takes {allowed} (max.message.bytes)"
+        )
 
     def _letter(self, bad: BadRecord) -> DeadLetter:
         record = bad.record
@@ -106,7 +124,8 @@ class DeadLetters:
                 **self._options,
                 acks="all",
                 enable_idempotence=True,
-                max_batch_size=LARGEST_BATCH,
+                max_batch_size=min(LARGEST_BATCH, self._cluster.max_message_bytes(self.topic)),
+                compression_type=self._compression,
                 max_request_size=self._cluster.max_message_bytes(self.topic),
             )
             await self._producer.start()

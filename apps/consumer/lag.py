@@ -10,6 +10,9 @@ from aiokafka.errors import KafkaError
 from apps.chassis.cluster import Committed
 from apps.consumer.log_reader import LogReader
 
+NO_TIMESTAMP = -1
+"""The timestamp of a record whose producer gave it none."""
+
 
 class PartitionLag(msgspec.Struct):
     """One partition: the next offset to read, the one committed, the one behind its last record, and the lag.
@@ -29,7 +32,8 @@ class Lag(msgspec.Struct):
     """The lag of this copy's partitions; of all partitions while it is stopped.
 
     `ages` are the seconds since the oldest record of each partition that is not consumed yet was written, 0 without
-    lag; empty when Kafka did not tell. `seconds` is the greatest of them.
+    lag; a partition is missing where that record has no time, and all are when Kafka did not tell. `seconds` is the
+    greatest of them.
     """
 
     partitions: list[PartitionLag]
@@ -38,7 +42,9 @@ class Lag(msgspec.Struct):
 
     @property
     def seconds(self) -> float | None:
-        """The age of the oldest record that is not consumed yet; None when Kafka did not tell."""
+        """The age of the oldest record that is not consumed yet; None when that is not known of a partition."""
+        if len(self.ages) < len(self.partitions):
+            return None
         return max(self.ages.values(), default=0.0 if self.records == 0 else None)
 
 
@@ -50,7 +56,10 @@ class LagMeter:
         self._committed = committed
 
     async def measure(self, consumer: AIOKafkaConsumer | None) -> Lag:
-        """Return the lag of what `consumer` holds, of all partitions without one; within 6 s."""
+        """Return the lag of what `consumer` holds, of all partitions without one; within 6 s.
+
+        Unknown (`records` is None) when Kafka does not tell, or the topic was not seen yet.
+        """
         positions = await _positions(consumer)
         try:
             committed = await self._committed()
@@ -62,6 +71,8 @@ class LagMeter:
             ]
         except (KafkaError, OSError, TimeoutError):
             return Lag([PartitionLag(p, at, None, None, None) for p, at in sorted(positions.items())], None, {})
+        if not committed:
+            return Lag([], None, {})
         return Lag(partitions, sum(p.lag or 0 for p in partitions), await self._ages(partitions, first))
 
     def _of_partition(
@@ -85,8 +96,12 @@ class LagMeter:
         except (KafkaError, OSError, TimeoutError):
             return {}
         now = time.time()
-        ages = {partition: max(0.0, round(now - timestamp / 1_000, 3)) for partition, timestamp in oldest.items()}
-        return {p.partition: ages.get(p.partition, 0.0) for p in partitions}
+        ages = {p.partition: 0.0 for p in partitions if p.partition not in behind}
+        return ages | {
+            partition: max(0.0, round(now - timestamp / 1_000, 3))
+            for partition, timestamp in oldest.items()
+            if timestamp != NO_TIMESTAMP
+        }
 
 
 async def _positions(consumer: AIOKafkaConsumer | None) -> dict[int, int | None]:

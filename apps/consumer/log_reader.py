@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
+from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from apps.chassis.kafka import ClientOptions
+from apps.chassis.topic_ids import topic_id
 from apps.consumer.search import Newest, Search, size_of
 from apps.consumer.window import Record
 
@@ -17,6 +19,8 @@ SEARCH = 10.0
 """Seconds that a search may take."""
 LONG_ENOUGH = 3.0
 """Seconds after which a search returns what it has."""
+SILENCE = 5.0
+"""Seconds without a record after which reading is given up."""
 AT_ONCE = 4
 """Calls that have a connection at a time; others wait for their turn."""
 SHORT_POLL_MS, LONG_POLL_MS = 5, 500
@@ -56,6 +60,11 @@ class LogReader:
             first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
         return {tp.partition: offset for tp, offset in first.items()}, {tp.partition: o for tp, o in end.items()}
 
+    async def topic_id(self) -> UUID | None:
+        """Return the id of the topic, None from a Kafka before 2.8, within 2 s."""
+        async with self._connected() as consumer:
+            return await topic_id(consumer._client, self.topic)  # noqa: SLF001 - it knows no such request
+
     async def timestamps(self, offsets: Mapping[int, int]) -> dict[int, int]:
         """Return the timestamp (ms) of the first record at or after an offset in each partition, within 2 s."""
         found: dict[int, int] = {}
@@ -73,15 +82,18 @@ class LogReader:
     async def read(self, ranges: Mapping[int, tuple[int, int]]) -> AsyncGenerator[list[Record], None]:
         """Yield the records of each partition from an offset up to another (not with it), as they come.
 
-        What is not there any more, or never was (control records), is passed over.
+        What is not there any more, or never was (control records), is passed over. Raises `TimeoutError` when nothing
+        came for 5 s; a range must end where the partition does, or before.
         """
         if all(start >= stop for start, stop in ranges.values()):
             return
         consumer = self._new_consumer(SHORT_POLL_MS)
         try:
-            await consumer.start()
-            async for records in self._fetch(consumer, ranges):
-                yield records
+            async with asyncio.timeout(SILENCE):
+                await _start(consumer)
+            async with aclosing(self._fetch(consumer, ranges)) as fetched:
+                while records := await _next(fetched):
+                    yield records
         finally:
             await _stop(consumer)
 
@@ -151,7 +163,7 @@ class LogReader:
         """
         consumer = self._new_consumer(LONG_POLL_MS)
         try:
-            await consumer.start()
+            await _start(consumer)
             self._assign(consumer, position)
             while True:
                 batches = await consumer.getmany(timeout_ms=200, max_records=PORTION)
@@ -161,7 +173,7 @@ class LogReader:
 
     async def _fetch(
         self, consumer: AIOKafkaConsumer, ranges: Mapping[int, tuple[int, int]]
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         left = {TopicPartition(self.topic, p): stop for p, (start, stop) in ranges.items() if start < stop}
         self._assign(consumer, {tp.partition: ranges[tp.partition][0] for tp in left})
         while left:
@@ -208,6 +220,24 @@ class LogReader:
             fetch_max_wait_ms=poll_ms,
             max_partition_fetch_bytes=LARGEST_FETCH,
         )
+
+
+async def _next(fetched: AsyncIterator[list[Record]]) -> list[Record] | None:
+    """Return what comes next, None at the end. Raises `TimeoutError` when nothing comes for 5 s."""
+    async with asyncio.timeout(SILENCE):
+        return await anext(fetched, None)
+
+
+async def _start(consumer: AIOKafkaConsumer) -> None:
+    """Connect. Who is cancelled meanwhile waits for it, 2 s at most: the client would leave a connection open."""
+    starting = asyncio.create_task(consumer.start())
+    try:
+        await asyncio.shield(starting)
+    finally:
+        if not starting.done():
+            await asyncio.wait([starting], timeout=PATIENCE)
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
 
 
 async def _stop(consumer: AIOKafkaConsumer) -> None:

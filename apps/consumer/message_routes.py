@@ -1,5 +1,6 @@
 """People over HTTP: the newest consumed, any record of the topic, and the live tail."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from urllib.parse import parse_qs
 import msgspec
 from aiokafka.errors import KafkaError
 from litestar import get
+from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example, Operation
@@ -29,7 +31,7 @@ from apps.chassis.problems import (
     out_of_reach,
     problem,
 )
-from apps.chassis.query import ANY_NUMBER
+from apps.chassis.query import ANY_NUMBER, PLAIN_INTEGER
 from apps.chassis.streaming import Streamed
 from apps.consumer.log_reader import LogReader
 from apps.consumer.offsets import read_offsets, write_offsets
@@ -47,6 +49,10 @@ SEARCHES = {NEWEST, "/consumers/dead-letters"}
 SEARCH_IN_MEMORY = 2 * MOST_BYTES
 """Bytes: what is found, and the answer that is made of it."""
 TIME = {"format": "date-time"}
+
+PLACE = re.compile(rf"/({PLAIN_INTEGER.pattern})/({PLAIN_INTEGER.pattern})/?$")
+LATE = 60 * 60 * 1_000
+"""Milliseconds by which a record may be older than one that stands before it, and still be found by `to`."""
 
 T = TypeVar("T")
 AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -72,7 +78,12 @@ Since = Annotated[
 ]
 Until = Annotated[
     str | None,
-    QueryParameter(name="to", description="`scope=topic`: only those older than this time.", schema_extra=TIME),
+    QueryParameter(
+        name="to",
+        description="`scope=topic`: only those older than this time; such as stand in their partition behind one that "
+        "is more than an hour newer than it are passed over.",
+        schema_extra=TIME,
+    ),
 ]
 LastEvent = Annotated[
     str | None, HeaderParameter(name="Last-Event-ID", description="Goes on behind the event with this id.")
@@ -199,9 +210,12 @@ def _one_route(log: Log) -> BaseRouteHandler:
         responses=documented(HTTPStatus.NOT_FOUND, OUT_OF_REACH),
     )
     async def one_message(
+        request: Request[Any, Any, Any],
         partition: Annotated[int, PathParameter(description="The partition.", examples=[Example(value=0)])],
         offset: Annotated[int, PathParameter(description="The offset in it.", examples=[Example(value=0)])],
     ) -> StoredMessage:
+        if not PLACE.search(request.scope["path"]):  # Litestar takes -1, +1, 1_0 and the digits of any script too
+            raise problem(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.phrase)
         with reaching_kafka():
             return show(await _record(log, partition, offset))
 
@@ -246,13 +260,13 @@ async def _search(log: Log, span: Span, partition: int | None, wanted: Wanted | 
     first, end = await log.reader.offsets(log.partitions())
     before = end
     if span.until is not None:
-        before = await log.reader.at_time(span.until, end)
+        before = await log.reader.at_time(span.until + LATE, end)  # what is older may stand behind it
     if span.before is not None:
         before = {number: min(span.before.get(number, 0), offset) for number, offset in before.items()}
     since = first if span.since is None else await log.reader.at_time(span.since, end)
     if partition is not None:
         before = {number: offset for number, offset in before.items() if number == partition}
-    return await log.reader.newest(before, wanted or (lambda _: True), limit, since)
+    return await log.reader.newest(before, _within(span, wanted), limit, since)
 
 
 async def _record(log: Log, partition: int, offset: int) -> Record:
@@ -272,6 +286,19 @@ async def _record(log: Log, partition: int, offset: int) -> Record:
     if aborted is not None and aborted.offset == offset:
         raise _gone("its transaction was aborted: it counts as never written", following)
     raise _gone("no record: it was compacted away, or is the mark of a transaction's end", following)
+
+
+def _within(span: Span, wanted: Wanted | None) -> Wanted:
+    """Return the filter of what is wanted in a span of time: the offset of a time leads to it, but does not divide."""
+
+    def within(record: Record) -> bool:
+        return (
+            (span.since is None or record.timestamp >= span.since)
+            and (span.until is None or record.timestamp < span.until)
+            and (wanted is None or wanted(record))
+        )
+
+    return within
 
 
 def _wanted(key: str | None, partition: int | None, text: str | None) -> Wanted | None:

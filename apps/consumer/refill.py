@@ -51,11 +51,11 @@ class Refill:
 
     async def _refill(self, own: Collection[int]) -> None:
         committed = await self._committed()
-        first, _ = await self._reader.offsets(len(committed))
+        first, end = await self._reader.offsets(len(committed))
         share = -(-self._window.size // max(1, len(own)))
         ranges = {
-            partition: (max(first[partition], offset - share), offset)
-            for partition in own
+            partition: (max(first[partition], min(offset, end[partition]) - share), min(offset, end[partition]))
+            for partition in own  # of a topic that was made anew, more may be committed than there is
             if (offset := committed.get(partition)) is not None
         }
         read: list[Record] = []

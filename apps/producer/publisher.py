@@ -391,6 +391,7 @@ class Publisher:
         self._cluster = cluster
         self._background = background
         self._lanes: dict[int, Lane] = {}
+        self._in_turn = asyncio.Lock()
 
     @property
     def largest_batch(self) -> int:
@@ -410,8 +411,9 @@ class Publisher:
     async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
         """Write records, and return what became of each: within 10 s.
 
-        `keys[i]` belongs to `values[i]`; each record must fit `largest_record`. With nothing sent, raises `Busy` when
-        48 MiB wait for their acknowledgement, and `OutOfReach` when there is no connection within 1.5 s.
+        `keys[i]` belongs to `values[i]`; each record must fit `largest_record`. Records of calls that are begun one
+        after the other keep their order. With nothing sent, raises `Busy` when 48 MiB wait for their acknowledgement,
+        and `OutOfReach` when there is no connection within 1.5 s.
         """
         try:
             return await self._publish(keys, values)
@@ -421,7 +423,8 @@ class Publisher:
 
     async def _publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
         try:
-            await self.connection.broker(PATIENCE)
+            async with asyncio.timeout(PATIENCE), self._in_turn:  # or who comes as it is there passes those who waited
+                await self.connection.broker(PATIENCE)
         except TimeoutError:
             raise OutOfReach(self.connection.error or OUT_OF_REACH) from None
         if self._ended:

@@ -208,7 +208,7 @@ async def _pieces(request: Request[Any, Any, Any], ending: asyncio.Event) -> Asy
 
 
 async def _body(request: Request[Any, Any, Any]) -> bytes:
-    """Return a JSON body. Raises 413 as soon as it is larger than 16 MiB, 408 when it takes longer than 60 s."""
+    """Return a JSON body. Raises 413 as soon as it is larger than 16 MiB, 408 after 60 s, 400 when it breaks off."""
     body = bytearray()
     try:
         async with asyncio.timeout(SILENT):
@@ -217,6 +217,8 @@ async def _body(request: Request[Any, Any, Any]) -> bytes:
                 if len(body) > LARGEST_BODY:
                     detail = f"the body is larger than {LARGEST_BODY} bytes; send more people as {NDJSON}"
                     raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+    except InternalServerException:  # as above
+        raise problem(HTTPStatus.BAD_REQUEST, "the body broke off") from None
     except TimeoutError:
         raise problem(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {SILENT:g} s") from None
     return bytes(body)

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 CHUNK = 2_000
 """People made, encoded and handed over at a time: some 10 ms in which nothing else runs."""
+TIMES_AS_LONG = 6
+"""How much longer than its record a line may be: a letter that JSON spells out (`\\u0041`) has six bytes for one."""
 CHUNKS_ON_THE_WAY = 8
 """Chunks of one call that are made or read before the first of them must be acknowledged."""
 
@@ -147,8 +149,8 @@ async def send_lines(publisher: Publisher, body: AsyncIterator[bytes]) -> AsyncI
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, list[Receipt | BadLine]]]:
         number = 0
-        async for lines in split_lines(body, publisher.largest_record):
-            yield _send_chunk_of_lines(publisher, lines, number + 1)
+        async for lines in split_lines(body, TIMES_AS_LONG * publisher.largest_record):
+            yield _send_read(publisher, *_read_lines(lines, number + 1, publisher.largest_record))
             number += len(lines)
 
     async with aclosing(in_order(work())) as results:
@@ -156,16 +158,16 @@ async def send_lines(publisher: Publisher, body: AsyncIterator[bytes]) -> AsyncI
             yield answers
 
 
-async def _send_chunk_of_lines(
-    publisher: Publisher, lines: Sequence[bytes | None], first: int
-) -> list[Receipt | BadLine]:
+def _read_lines(
+    lines: Sequence[bytes | None], first: int, largest: int
+) -> tuple[list[Receipt | BadLine], list[Person]]:
+    """Return what to answer to each line, as far as it is known, and the people to send for those that say so."""
     answers: list[Receipt | BadLine] = []
     people: list[Person] = []
-    largest = publisher.largest_record
     for number, line in enumerate(lines, first):
         try:
             if line is None:
-                raise BadPeople("$", f"the line is longer than a record may be: {largest} bytes are taken")  # noqa: TRY301
+                raise BadPeople("$", f"the line is far longer than a record, of which {largest} bytes are taken")  # noqa: TRY301
             if line.strip():
                 person = decode_line(line)
                 to_records([person], largest, "$")
@@ -173,6 +175,12 @@ async def _send_chunk_of_lines(
                 answers.append(Receipt(person.id))
         except BadPeople as error:
             answers.append(BadLine(number, f"{error} - at `{error.path}`"))
+    return answers, people
+
+
+async def _send_read(
+    publisher: Publisher, answers: Sequence[Receipt | BadLine], people: Sequence[Person]
+) -> list[Receipt | BadLine]:
     try:
         sent = (await send(publisher, people)).receipts if people else []
     except (Busy, OutOfReach) as error:
@@ -190,18 +198,20 @@ def decode_line(line: bytes) -> Person:
 
 async def split_lines(body: AsyncIterator[bytes], longest: int) -> AsyncIterator[list[bytes | None]]:
     """Yield the lines that each piece of the body ends; None stands for a line longer than `longest` bytes."""
-    rest, too_long = b"", False
+    rest, too_long = bytearray(), False  # it grows in place: a long line may come in very many pieces
     async for piece in body:
-        *ended, rest = (rest + piece).split(b"\n")
-        lines: list[bytes | None] = [None if len(line) > longest else line for line in ended]
-        if lines and too_long:
-            lines[0], too_long = None, False
+        *ended, last = piece.split(b"\n")
+        if ended:
+            ended[0] = bytes(rest + ended[0])
+            lines = [None if len(line) > longest else line for line in ended]
+            yield [None, *lines[1:]] if too_long else lines
+            rest, too_long = bytearray(), False
+        if not too_long:
+            rest += last
         if len(rest) > longest:
-            rest, too_long = b"", True
-        if lines:
-            yield lines
+            rest, too_long = bytearray(), True
     if rest or too_long:
-        yield [None if too_long else rest]
+        yield [None if too_long else bytes(rest)]
 
 
 async def in_order(work: AsyncIterator[Coroutine[Any, Any, T]]) -> AsyncGenerator[T, None]:

@@ -191,11 +191,7 @@ class Pipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        async def delete() -> None:
-            async with self._admin() as admin:
-                await admin.delete_topics([self.topic, self.dead_letter_topic, f"{self.dead_letter_topic}-redriven"])
-
-        asyncio.run(delete())
+        self.delete_topic(self.topic, self.dead_letter_topic, f"{self.dead_letter_topic}-redriven")
 
     @property
     def topic(self) -> str:
@@ -235,9 +231,18 @@ class Pipeline:
         marks = NewTopic(f"{self.dead_letter_topic}-redriven", 1, 1, topic_configs={"cleanup.policy": "compact"})
         self._create(NewTopic(self.topic, partitions, 1), NewTopic(self.dead_letter_topic, partitions, 1), marks)
 
-    def alter_topic(self, **configs: str) -> None:
-        """Change the configuration of the topic of people."""
-        changed = ConfigResource(ConfigResourceType.TOPIC, self.topic, configs=_dotted(configs))
+    def delete_topic(self, *topics: str) -> None:
+        """Delete topics, whether they are there or not."""
+
+        async def delete() -> None:
+            async with self._admin() as admin:
+                await admin.delete_topics(list(topics))
+
+        asyncio.run(delete())
+
+    def alter_topic(self, topic: str = "", **configs: str) -> None:
+        """Change the configuration of a topic (of people by default)."""
+        changed = ConfigResource(ConfigResourceType.TOPIC, topic or self.topic, configs=_dotted(configs))
 
         async def alter() -> None:
             async with self._admin() as admin:

@@ -1,3 +1,4 @@
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,3 +152,63 @@ def test_two_copies_that_are_asked_at_once_send_each_back_once(consumer: Service
         assert sum(answer.json()["redriven"] for answer in answers if answer.status_code == 200) == 50
         sent_back = sorted(record.value or b"" for record in pipeline.records()[50:])
         assert sent_back == sorted(b"bad %d" % number for number in range(50))
+
+
+def test_one_that_the_topic_would_not_take_again_is_held_and_keeps_no_other_from_being_sent_back(
+    consumer: Service, pipeline: Pipeline
+) -> None:
+    largest = 1_048_588 - 61 - 15  # what a batch and a record without key and headers have besides the value
+    pipeline.write([Raw(b"x" * largest), Raw(b"small")])
+    consumer.until_consumed(2)
+    assert [letter["held"] for letter in letters(consumer)] == [False, True]
+    assert redrive(consumer, limit=10) == 1
+    answer = consumer.http.post("/consumers/dead-letters/redrive", json={"partition": 0, "offset": 0})
+    assert answer.status_code == 422
+    assert f"{pipeline.topic} takes 1048588 (max.message.bytes)" in answer.json()["detail"]
+    assert not letters(consumer)[-1]["redriven"]
+    pipeline.alter_topic(max_message_bytes="2000000")
+    assert redrive(consumer, partition=0, offset=0) == 1
+
+
+def test_the_dead_letters_of_a_topic_that_was_made_anew_count_as_not_sent_back(pipeline: Pipeline) -> None:
+    with pipeline.consumer() as consumer:
+        consumer.until_healthy()
+        pipeline.write([Raw(b"bad %d" % number) for number in range(3)])
+        consumer.until_consumed(3)
+        assert redrive(consumer, limit=3) == 3
+        consumer.until_consumed(6)
+        assert sum(letter["redriven"] for letter in letters(consumer)) == 3
+    pipeline.delete_topic(pipeline.dead_letter_topic)
+    with pipeline.consumer() as consumer:
+        consumer.until_healthy()
+        pipeline.write([Raw(b"new"), Raw(b"newer")])
+        consumer.until_consumed(2)
+        assert [letter["redriven"] for letter in letters(consumer)] == [False, False]
+        assert redrive(consumer, limit=10) == 2
+        consumer.until_consumed(4)
+        assert sum(letter["redriven"] for letter in letters(consumer)) == 2
+
+
+def test_what_a_smaller_dead_letter_topic_does_not_take_is_compressed(pipeline: Pipeline) -> None:
+    pipeline.create_topics(1)
+    with pipeline.consumer() as consumer:
+        consumer.until_healthy()
+        pipeline.write([Raw(b"x" * 1_048_400, b"large", (("h", None),)), Raw(b"small")])
+        consumer.until_consumed(2)
+    large, small = pipeline.records(pipeline.dead_letter_topic)
+    assert (large.key, large.value, large.headers[0]) == (b"large", b"x" * 1_048_400, ("h", None))
+    assert small.value == b"small"
+
+
+def test_what_it_does_not_take_even_so_is_told_by_its_size_and_written_when_it_does(pipeline: Pipeline) -> None:
+    pipeline.create_topics(1)
+    with pipeline.consumer() as consumer:
+        consumer.until_healthy()
+        noise = random.Random(0).randbytes(1_048_400)
+        pipeline.write([Raw(noise), Raw(b"behind it")])
+        wait_until(lambda: "(max.message.bytes)" in (consumer.status()["last_error"] or ""))
+        assert f"{pipeline.topic}-0 offset 0 has 10488" in consumer.status()["last_error"]
+        assert f"{pipeline.dead_letter_topic} takes 1048588" in consumer.status()["last_error"]
+        pipeline.alter_topic(pipeline.dead_letter_topic, max_message_bytes="2000000")
+        consumer.until_consumed(2)
+    assert [record.value for record in pipeline.records(pipeline.dead_letter_topic)] == [noise, b"behind it"]

@@ -1,7 +1,8 @@
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -144,6 +145,25 @@ def test_records_are_found_by_key_text_partition_and_time(consumer: Service, pip
     assert newest(consumer, to="1969-01-01T00:00:00Z") == []
 
 
+def test_a_time_divides_records_whose_times_do_not_grow_with_their_offsets(
+    consumer: Service, pipeline: Pipeline
+) -> None:
+    now = time.time_ns() // 1_000_000
+    asyncio.run(write_at(pipeline, [now, now + 3, now + 1, now + 2, now + 4, -1]))
+    assert newest(consumer, **{"from": as_time(now + 2)}) == [(0, 1), (0, 3), (0, 4)]
+    assert newest(consumer, to=as_time(now + 2)) == [(0, 0), (0, 2), (0, 5)]
+    assert newest(consumer, to=as_time(now + 2), **{"from": as_time(now + 1)}) == [(0, 2)]
+
+
+async def write_at(pipeline: Pipeline, times: Sequence[int]) -> None:
+    """Write a person at each time (ms) to partition 0; -1 stands for none."""
+    async with AIOKafkaProducer(bootstrap_servers=pipeline.bootstrap_servers) as producer:
+        for at in times:
+            batch = producer.create_batch()
+            batch.append(timestamp=at, key=None, value=value_of(person()))
+            await (await producer.send_batch(batch, pipeline.topic, partition=0))
+
+
 def test_what_is_no_person_is_shown_as_what_it_is(consumer: Service, pipeline: Pipeline) -> None:
     written = pipeline.write(BAD, partition=0)
     broken, tombstone, binary = consumer.get("/consumers/messages", scope="topic")["messages"]
@@ -187,6 +207,9 @@ def test_where_no_record_is_the_answer_says_why(consumer: Service, pipeline: Pip
     assert why(PARTITIONS, 0) == (f"{pipeline.topic} has no partition 3, but 0 to 2", None)
     assert why(0, 5) == ("nothing was written there yet: the next record will have offset 5", None)
     assert why(0, 10**19)[0].startswith("nothing was written there yet")
+    for none in ("0/-1", "0/+1", "0/1_0", "0/\u0661", "-0/1", "0/x"):
+        answer = consumer.http.get(f"/consumers/messages/{none}")
+        assert (answer.status_code, answer.json()["detail"]) == (404, "Not Found")
     assert why(0, 1) == ("no record: it was compacted away, or is the mark of a transaction's end", 4)
     assert why(0, 2) == ("its transaction was aborted: it counts as never written", 4)
     assert newest(consumer, partition=0) == [(0, 0), (0, 4)]

@@ -365,6 +365,24 @@ async def test_head_does_not_wait_for_an_answer_without_end() -> None:
     assert (answer.status_code, answer.content) == (200, b"")
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(("kind", "status"), [("application/json", 400), ("application/x-ndjson", 200)])
+async def test_a_body_that_its_caller_breaks_off_is_no_fault_of_the_service(kind: str, status: int) -> None:
+    body = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+    headers = [(b"content-type", kind.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/producers/people", "query_string": b"", "headers": headers}
+
+    async def receive() -> Any:  # noqa: ANN401 - an ASGI event
+        return body.pop(0)
+
+    async def send(event: Any) -> None:  # noqa: ANN401 - as above
+        sent.append(event)
+
+    await create_producer(Settings())(scope, receive, send)  # type: ignore[arg-type]  # what a server would call it with
+    assert sent[0]["status"] == status
+
+
 @BOTH
 @pytest.mark.parametrize("path", ["/docs", "/docs/"])
 def test_docs_lead_to_the_page(path: str, service: str, clients: dict[str, TestClient[Litestar]]) -> None:

@@ -596,6 +596,28 @@ async def test_a_connection_that_comes_in_time_is_used() -> None:
         assert offsets(await publishing) == [0]
 
 
+async def test_who_waits_for_a_connection_is_not_overtaken_by_who_comes_when_it_is_there() -> None:
+    async with bench() as b:
+        waiting = [b.publish(value) for value in numbered(2)]
+        await everything_else_has_run()
+        late = b.publish(b"late")
+        broker = b.connect()
+        broker.confirms = {0: 0}
+        await asyncio.gather(*waiting, late)
+        assert broker.values == [*numbered(2), b"late"]
+
+
+async def test_who_waits_behind_others_for_a_connection_is_told_as_soon_as_they(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "PATIENCE", A_WHILE)
+    async with bench() as b:
+        waiting = [b.publish(value) for value in numbered(2)]
+        first, second = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(first, OutOfReach)
+        assert isinstance(second, OutOfReach)
+
+
 async def test_records_whose_connection_is_lost_before_they_were_handed_over_are_refused_as_not_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -286,6 +286,15 @@ async def test_a_bad_line_is_named_by_its_number_and_its_neighbours_are_sent() -
     assert all(answer.offset is not None for answer in answers if isinstance(answer, Receipt))
 
 
+async def test_a_line_may_be_longer_than_its_record_whose_text_is_written_shorter() -> None:
+    fake = FakePublisher()
+    spelt_out = "".join(f"\\u{ord(letter):04x}" for letter in "x" * (LONGEST // 2))
+    line = as_json(id="1", name="").replace(b'"name":""', f'"name":     "{spelt_out}"'.encode())
+    assert len(line) > 3 * LONGEST
+    (answer,) = await answers_to(fake, line + b"\n")
+    assert answer == Receipt("1", partition=0, offset=0, timestamp=1)
+
+
 async def test_a_record_that_the_topic_does_not_take_is_a_bad_line_though_the_line_was_short_enough() -> None:
     fake = FakePublisher()
     long_id = "i" * 60

@@ -93,7 +93,9 @@ export class DeadLetters {
       const done = await post("consumers/dead-letters/redrive", order);
       for (const one of done.dead_letters) this.#sentBack.add(placeOf(one));
       this.#show(this.#next);
-      return done.redriven === 0 ? "There is none to send back." : `${plural(done.redriven, "was", "were")} sent back.`;
+      if (done.redriven === 0) return "There is none to send back.";
+      const sent = `${plural(done.redriven, "was", "were")} sent back.`;
+      return done.more && done.redriven < order.limit ? `${sent} There are more to send back.` : sent;
     });
     const key = `${placeOf(order)} true`; // its button is gone, and with it the place of the keyboard
     this.#list.querySelector(`[data-key="${key}"] summary`)?.focus();

@@ -1,0 +1,54 @@
+from collections.abc import AsyncIterator, Mapping
+from typing import cast
+
+import pytest
+from samples import Stored, stored_person, until
+
+from apps.chassis.background import Background
+from apps.consumer.log_reader import LogReader
+from apps.consumer.refill import Refill
+from apps.consumer.window import Window
+
+pytestmark = pytest.mark.anyio
+
+
+class Topic:
+    """Partitions of a topic that hold so many people each."""
+
+    def __init__(self, *records: int) -> None:
+        self.records = records
+
+    async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
+        return dict.fromkeys(range(partitions), 0), dict(enumerate(self.records[:partitions]))
+
+    async def read(self, ranges: Mapping[int, tuple[int, int]]) -> AsyncIterator[list[Stored]]:
+        for partition, (start, stop) in ranges.items():
+            assert stop <= self.records[partition], "nothing ever comes from behind the end of a partition"
+            for offset in range(start, stop):
+                record = stored_person(offset)
+                record.partition = partition
+                yield [record]
+
+
+async def refilled(topic: Topic, committed: dict[int, int | None], size: int) -> Window:
+    async def told() -> dict[int, int | None]:
+        return committed
+
+    window, background = Window(size), Background()
+    async with background.open():
+        refill = Refill(window, cast(LogReader, topic), told, background)
+        refill.begin(list(committed))
+        await until(lambda: refill._running is not None and refill._running.done())
+    assert background.failure is None
+    return window
+
+
+async def test_the_window_is_refilled_with_the_newest_that_were_committed() -> None:
+    window = await refilled(Topic(9, 9), {0: 8, 1: None}, size=6)
+    assert sorted((record.partition, record.offset) for record in window) == [(0, offset) for offset in range(5, 8)]
+
+
+async def test_partitions_are_refilled_though_more_of_one_is_committed_than_there_is() -> None:
+    window = await refilled(Topic(3, 4), {0: 500, 1: 4}, size=6)
+    assert {record.partition for record in window} == {0, 1}
+    assert len(window) == 6

@@ -1,68 +1,64 @@
 """Looks at topics and consumer groups from outside, so that nothing is asked of the process that is measured."""
 
 import asyncio
+import threading
 import time
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from benchmarks.processes import BenchmarkFailed, Measured
+from benchmarks.processes import BenchmarkFailed, Measured, Service, Took, call
 
 PARTITIONS = 6
-"""Of each topic here: the services' default."""
+"""Of a topic, where nothing else is said: the services' default."""
 EVERY = 0.05
 """Seconds between two looks at what a group has committed."""
-DRAINED_WITHIN = 300.0
+DRAINED_WITHIN = 600.0
 """Seconds."""
+PAGE_EVERY = 1.0
+"""Seconds between two looks of a live page that is open, and between two of Prometheus here."""
+SEEN_BY_PAGE = ("/consumers/status", "/consumers/group", "/consumers/messages?limit=30")
 
 
-class Drained(NamedTuple):
-    """What happened from the first commit seen to the last: records, seconds, processor seconds of the process."""
-
-    records: int
-    seconds: float
-    cpu_seconds: float
-
-
-def create_topic(bootstrap_servers: str, topic: str) -> None:
+def create_topic(bootstrap_servers: str, topic: str, partitions: int = PARTITIONS) -> None:
     """Create a topic as the services do it."""
 
     async def create() -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
         await admin.start()
         try:
-            await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
+            await admin.create_topics([NewTopic(topic, partitions, 1)])
         finally:
             await admin.close()
 
     asyncio.run(create())
 
 
-def records_in(bootstrap_servers: str, topic: str) -> int:
+def records_in(bootstrap_servers: str, topic: str, partitions: int = PARTITIONS) -> int:
     """Return how many records have been written to a topic."""
 
     async def ask() -> int:
         consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers)
         await consumer.start()
         try:
-            return sum((await consumer.end_offsets(_partitions(topic))).values())
+            return sum((await consumer.end_offsets(_partitions(topic, partitions))).values())
         finally:
             await consumer.stop()
 
     return asyncio.run(ask())
 
 
-def watch_drain(bootstrap_servers: str, topic: str, group: str, upto: int, consumer: Measured) -> Drained:
+def watch_drain(bootstrap_servers: str, topic: str, group: str, upto: int, consumer: Measured) -> Took:
     """Wait until a group has committed `upto` records.
 
     The time runs from the first commit that is seen to the last: start, connection and join are not counted, nor are
-    the records of that first commit. Raises `BenchmarkFailed` after 300 s.
+    the records of that first commit. Raises `BenchmarkFailed` after 600 s.
     """
 
-    async def watch() -> Drained:
+    async def watch() -> Took:
         admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
         await admin.start()
         try:
@@ -75,7 +71,7 @@ def watch_drain(bootstrap_servers: str, topic: str, group: str, upto: int, consu
             start, cpu = time.perf_counter(), consumer.cpu_seconds()
             while await committed(admin, coordinator) < upto:
                 await wait(deadline)
-            return Drained(upto - first, time.perf_counter() - start, consumer.cpu_seconds() - cpu)
+            return Took(upto - first, time.perf_counter() - start, consumer.cpu_seconds() - cpu)
         finally:
             await admin.close()
 
@@ -97,5 +93,25 @@ def watch_drain(bootstrap_servers: str, topic: str, group: str, upto: int, consu
     return asyncio.run(watch())
 
 
-def _partitions(topic: str) -> list[TopicPartition]:
-    return [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+@contextmanager
+def page_open(consumer: Service, *more: str) -> Iterator[None]:
+    """Ask what the live page asks, and what else is named, every second of the block."""
+    closed = threading.Event()
+
+    def look() -> None:
+        while not closed.wait(PAGE_EVERY):
+            with closing(consumer.connection()) as connection:
+                for target in (*SEEN_BY_PAGE, *more):
+                    call(connection, "GET", target)
+
+    page = threading.Thread(target=look)
+    page.start()
+    try:
+        yield
+    finally:
+        closed.set()
+        page.join()
+
+
+def _partitions(topic: str, partitions: int = PARTITIONS) -> list[TopicPartition]:
+    return [TopicPartition(topic, partition) for partition in range(partitions)]

@@ -135,11 +135,9 @@ def asgi(
 @contextmanager
 def python(module: str, *arguments: str, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a module with this Python; of the project's settings it knows only those given. Ends with the block."""
-    unset = {*Settings.__struct_encode_fields__, NO_BYTECODE}
-    own = {name: value for name, value in os.environ.items() if name not in unset}
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        env=own | environment,
+        env=plain_environment() | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C in a terminal is for the benchmark, which then ends it
@@ -152,6 +150,12 @@ def python(module: str, *arguments: str, **environment: str) -> Iterator["subpro
             process.wait(ENDED_WITHIN)
         process.kill()
         process.communicate()
+
+
+def plain_environment() -> dict[str, str]:
+    """Return the environment without the project's settings, and without what forbids to keep bytecode."""
+    unset = {*Settings.__struct_encode_fields__, NO_BYTECODE}
+    return {name: value for name, value in os.environ.items() if name not in unset}
 
 
 def told_by(module: str, *arguments: object) -> Any:  # noqa: ANN401 - JSON

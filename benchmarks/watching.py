@@ -3,8 +3,11 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from functools import partial
+from itertools import pairwise
+from typing import Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -18,6 +21,8 @@ EVERY = 0.05
 """Seconds between two looks at what a group has committed."""
 DRAINED_WITHIN = 600.0
 """Seconds."""
+PROGRESS_EVERY = 0.02
+"""Seconds between two looks whether a group has committed more."""
 PAGE_EVERY = 1.0
 """Seconds between two looks of a live page that is open, and between two of Prometheus here."""
 SEEN_BY_PAGE = ("/consumers/status", "/consumers/group", "/consumers/messages?limit=30")
@@ -59,30 +64,15 @@ def watch_drain(bootstrap_servers: str, topic: str, group: str, upto: int, consu
     """
 
     async def watch() -> Took:
-        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-        await admin.start()
-        try:
-            deadline = time.perf_counter() + DRAINED_WITHIN
-            while (coordinator := await coordinator_of_group(admin)) is None:
-                await wait(deadline)
-            before = first = await committed(admin, coordinator)
-            while (first := await committed(admin, coordinator)) == before:
+        deadline = time.perf_counter() + DRAINED_WITHIN
+        async with _committed(bootstrap_servers, topic, group, wait=partial(wait, deadline)) as committed:
+            before = first = await committed()
+            while (first := await committed()) == before:
                 await wait(deadline)
             start, cpu = time.perf_counter(), consumer.cpu_seconds()
-            while await committed(admin, coordinator) < upto:
+            while await committed() < upto:
                 await wait(deadline)
             return Took(upto - first, time.perf_counter() - start, consumer.cpu_seconds() - cpu)
-        finally:
-            await admin.close()
-
-    async def coordinator_of_group(admin: AIOKafkaAdminClient) -> int | None:
-        with suppress(GroupCoordinatorNotAvailableError):  # the first group of a new Kafka waits for its topic
-            return int(await admin.find_coordinator(group))
-        return None
-
-    async def committed(admin: AIOKafkaAdminClient, coordinator: int) -> int:
-        offsets = await admin.list_consumer_group_offsets(group, coordinator, _partitions(topic))
-        return sum(max(0, offset.offset) for offset in offsets.values())
 
     async def wait(deadline: float) -> None:
         consumer.refuse_ended()
@@ -91,6 +81,70 @@ def watch_drain(bootstrap_servers: str, topic: str, group: str, upto: int, consu
         await asyncio.sleep(EVERY)
 
     return asyncio.run(watch())
+
+
+@asynccontextmanager
+async def _committed(
+    bootstrap_servers: str,
+    topic: str,
+    group: str,
+    partitions: int = PARTITIONS,
+    *,
+    wait: Callable[[], Awaitable[None]],
+) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """Yield what tells how many records of a topic a group has committed; `wait` until the group has a coordinator."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        coordinator = None
+        while coordinator is None:
+            with suppress(GroupCoordinatorNotAvailableError):  # the first group of a new Kafka waits for its topic
+                coordinator = int(await admin.find_coordinator(group))
+            if coordinator is None:
+                await wait()
+
+        async def committed() -> int:
+            offsets = await admin.list_consumer_group_offsets(group, coordinator, _partitions(topic, partitions))
+            return sum(max(0, offset.offset) for offset in offsets.values())
+
+        yield committed
+    finally:
+        await admin.close()
+
+
+class Progress:
+    """When a group was seen to have committed more than before, as `time.perf_counter` tells it."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+        self._ended = threading.Event()
+
+    def longest_pause(self, since: float, until: float) -> float:
+        """Return the longest time, in seconds, in which nothing was committed."""
+        times = [since, *(one for one in self._times if since < one < until), until]
+        return max(later - earlier for earlier, later in pairwise(times))
+
+    @contextmanager
+    def watch(self, bootstrap_servers: str, topic: str, group: str, partitions: int) -> Iterator[Self]:
+        """Look every 20 ms of the block."""
+
+        async def look() -> None:
+            wait = partial(asyncio.sleep, PROGRESS_EVERY)
+            async with _committed(bootstrap_servers, topic, group, partitions, wait=wait) as committed:
+                so_far = 0
+                while not self._ended.is_set():
+                    if (now := await committed()) > so_far:
+                        self._times.append(time.perf_counter())
+                        so_far = now
+                    await wait()
+
+        thread = threading.Thread(target=asyncio.run, args=(look(),))
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            thread.join()
 
 
 @contextmanager

@@ -127,6 +127,7 @@ sbom:
     mkdir -p dist
     cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible --output-file dist/sbom.cdx.json "$shipped/environment"
 
-# Measures the services beside the raw clients.
+# Measures the services beside the raw clients and a tutorial-style pair.
+[no-exit-message]
 bench *arguments:
-    {{python}} -m benchmarks "$@"
+    uv run --group bench python -m benchmarks "$@"

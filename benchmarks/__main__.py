@@ -1,133 +1,164 @@
-"""Measures the services beside the raw client: `python -m benchmarks [--rounds 3] [--output FILE]`.
+"""Measures the services beside the raw clients and beside a tutorial-style pair: `python -m benchmarks [--rounds 3]`.
 
-Starts a Kafka and the services for itself, and ends them. Nothing is asserted: the table puts targets beside results.
+Starts a Kafka and all services for itself, and ends them. Every round measures each way once, in turn, so that what
+disturbs the machine disturbs all of them. Nothing is asserted: the table puts targets beside results.
 """
 
 import argparse
-import json
 import logging
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from benchmarks.figures import Figures, bars_of, rows_of, ways_of
 from benchmarks.measures import (
-    LARGEST_REQUEST,
-    Comparison,
-    Producing,
+    LIST,
+    SENDERS,
+    TUTORIAL_BACKLOG,
+    TUTORIAL_LISTS,
     drained_by_raw_client,
     drained_by_service,
-    latency,
+    drained_by_tutorial,
+    fill,
+    lines_posted,
+    lists_posted,
+    made,
+    ones_posted,
+    p99_at,
+    posted,
+    sent_by_raw_client,
 )
-from benchmarks.processes import BenchmarkFailed, Service, service
-from benchmarks.report import Row, load, machine, row_of_memory, rows_of_comparison, rows_of_latency, table
-from benchmarks.watching import Drained, records_in, watch_drain
+from benchmarks.plot import draw
+from benchmarks.processes import BenchmarkFailed, Service, asgi, service, told_by
+from benchmarks.report import load, machine, put_into, table
+from benchmarks.watching import create_topic, page_open, records_in, watch_drain
 from tools.local_kafka import LocalKafka, LocalKafkaError
 
-TOPIC = "people"
-POSTS_PER_SECOND = 100
+TOPIC, RAW, LINES, TUTORIAL, LONG = "people", "people-raw", "people-lines", "people-tutorial", "people-long"
+POSTS_PER_SECOND = 1_000
+MILLION = 1_000_000
+LONG_BACKLOG = 5 * MILLION
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the report, and write it to a file where one is named."""
+    """Measure, print the report, and write it to the documents where that is wanted."""
     options = _options(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     signal.signal(signal.SIGTERM, _interrupt)
+    figures = Figures()
     try:
         before = load()
         with LocalKafka() as kafka:
-            rows, value_bytes = _measure(kafka.bootstrap_servers[0], options)
+            servers = kafka.bootstrap_servers[0]
+            _measure_producing(servers, options, figures)
+            _measure_consuming(servers, options, figures)
+            if options.long:
+                _measure_long_backlog(servers, figures)
     except (BenchmarkFailed, LocalKafkaError, HTTPException, OSError) as error:
         sys.exit(f"benchmarks: {type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    report = "\n".join(
-        [
-            table(rows),
-            "",
-            f"{machine()}. Load average {before} before, {load()} after.",
-            f"Medians of {options.rounds} rounds (least to most); {value_bytes:.0f} bytes of value a record.",
-        ]
-    )
+    rounds = f"Medians of {options.rounds} rounds (least to most)"
+    conditions = f"{machine()}. {rounds}. Load average {before} before, {load()} after."
+    report = "\n\n".join([table(rows_of(figures, options.lines)), table(ways_of(figures)), conditions])
     print("", report, sep="\n")
-    if options.output:
-        options.output.write_text(report + "\n", encoding="utf-8")
+    if options.write:
+        put_into(options.write / "speed.md", "bench", report)
+        (options.write / "speed.svg").write_text(draw(bars_of(figures)), encoding="utf-8")
 
 
-def _measure(bootstrap_servers: str, options: argparse.Namespace) -> tuple[list[Row], float]:
-    """Run all measures; return the rows of the table and the mean size of a value."""
-    with service("producer", bootstrap_servers, TOPIC) as producer:
-        producing = Producing(producer, bootstrap_servers, TOPIC)
-        producing.produce(LARGEST_REQUEST)  # warm
+def _measure_producing(servers: str, options: argparse.Namespace, figures: Figures) -> None:
+    for topic in (TOPIC, RAW, LINES, TUTORIAL):
+        create_topic(servers, topic)
+    with ExitStack() as running:
+        producer = running.enter_context(service("producer", servers, TOPIC))
+        bare = running.enter_context(asgi("benchmarks.bare:app"))
+        tutorial = None
+        if find_spec("fastapi"):
+            tutorial = running.enter_context(asgi("benchmarks.tutorial.producer:app", servers, TUTORIAL))
+        made(producer, servers, TOPIC)  # warm
         for number in range(1, options.rounds + 1):
-            producing.round(LARGEST_REQUEST)
-            _say(f"producing, round {number}", producing.comparison)
-        rows = rows_of_comparison("producing", producing.comparison, 1.0)
-        rows.append(row_of_memory(f"producer after requests of {LARGEST_REQUEST:,}", producer.peak_mb(), 250))
-        return rows + _measure_consumer(producing, bootstrap_servers, options), producing.value_bytes
+            print(f"producing, round {number} of {options.rounds}", flush=True)
+            figures.note("made", made(producer, servers, TOPIC))
+            figures.note("send_batch", sent_by_raw_client("send_batch", servers, RAW))
+            figures.note("lists", lists_posted(producer, servers, TOPIC))
+            took, peak = lines_posted(servers, LINES, options.lines)
+            figures.note("lines", took)
+            figures.add("memory of lines", peak)
+            alone = figures.note("ones", ones_posted(producer))
+            figures.note("bare", ones_posted(bare))
+            half = alone.records / alone.seconds / 2
+            figures.add("p99 at half load", p99_at(producer, half, options.seconds))
+            figures.note("send", sent_by_raw_client("send", servers, RAW))
+            if tutorial:
+                figures.note("tutorial, lists", posted(tutorial, LIST, TUTORIAL_LISTS, SENDERS))
+                figures.note("tutorial, ones", ones_posted(tutorial, "/producers/person"))
+        figures.add("memory of the producer", producer.peak_mb())
 
 
-def _measure_consumer(producing: Producing, bootstrap_servers: str, options: argparse.Namespace) -> list[Row]:
-    consuming = Comparison()
-    backlog = _fill(producing, bootstrap_servers, options.backlog)
-    drained_by_raw_client(bootstrap_servers, TOPIC, "warm-up", backlog)  # Kafka's own first reads are slow ones
-    for number in range(1, options.rounds + 1):
-        raw = drained_by_raw_client(bootstrap_servers, TOPIC, f"raw-{number}", backlog)
-        _note(raw, consuming.raw, consuming.raw_cpu)
-        group = f"service-{number}"
-        with service("consumer", bootstrap_servers, TOPIC, group) as consumer:
-            drained = drained_by_service(consumer, bootstrap_servers, TOPIC, group, backlog)
-            _note(drained, consuming.service, consuming.service_cpu)
-            _say(f"consuming, round {number}", consuming)
-            if number == options.rounds:
-                memory = [row_of_memory(f"consumer after {backlog:,}", consumer.peak_mb(), 150)]
-                print("latency ...", flush=True)
-                delays = latency(producing.producer, consumer, options.posts, POSTS_PER_SECOND)
-                total = _drain_another(producing, bootstrap_servers, consumer, group, options.backlog)
-                memory.append(row_of_memory(f"consumer after {total:,}", consumer.peak_mb(), 150))
-    return [*rows_of_comparison("consuming", consuming, 0.8), *rows_of_latency(delays, 25, 100), *memory]
+def _measure_consuming(servers: str, options: argparse.Namespace, figures: Figures) -> None:
+    with service("producer", servers, TOPIC) as producer:
+        print("filling the topics ...", flush=True)
+        backlog = fill(producer, servers, TOPIC, options.backlog)
+        sent_by_raw_client("send_batch", servers, TUTORIAL, TUTORIAL_BACKLOG)
+        tutorial_backlog = records_in(servers, TUTORIAL)
+        drained_by_raw_client(servers, TOPIC, "warm-up", backlog)  # Kafka's own first reads are slow ones
+        for number in range(1, options.rounds + 1):
+            print(f"consuming, round {number} of {options.rounds}", flush=True)
+            backlog = records_in(servers, TOPIC)
+            figures.note("getmany", drained_by_raw_client(servers, TOPIC, f"raw-{number}", backlog))
+            group = f"service-{number}"
+            with service("consumer", servers, TOPIC, group) as consumer:
+                with page_open(consumer, "/metrics"):
+                    figures.note("consuming", drained_by_service(consumer, servers, TOPIC, group, backlog))
+                _measure_latency(producer, consumer, options.seconds, figures)
+                figures.add("memory of the consumer", consumer.peak_mb())
+            if find_spec("fastapi"):
+                with asgi("benchmarks.tutorial.consumer:app", servers, TUTORIAL, group) as consumer:
+                    figures.note("tutorial, consuming", drained_by_tutorial(consumer, tutorial_backlog))
 
 
-def _drain_another(producing: Producing, bootstrap_servers: str, consumer: Service, group: str, backlog: int) -> int:
-    """Have the same process consume a second backlog; return how many records it has consumed in all."""
-    consumer.call("POST", "/consumers/stop")
-    total = _fill(producing, bootstrap_servers, records_in(bootstrap_servers, TOPIC) + backlog)
-    consumer.call("POST", "/consumers/start")
-    watch_drain(bootstrap_servers, TOPIC, group, total, consumer)
-    return int(json.loads(consumer.call("GET", "/consumers/status"))["messages_consumed_count"])
+def _measure_latency(producer: Service, consumer: Service, seconds: int, figures: Figures) -> None:
+    told = told_by("caller", "visible", producer.port, consumer.port, POSTS_PER_SECOND, seconds)
+    for what in ("answered", "visible"):
+        for which in ("p50", "p99"):
+            figures.add(f"{which} until {what}", told[what][which])
 
 
-def _fill(producing: Producing, bootstrap_servers: str, upto: int) -> int:
-    """Produce until the topic has at least so many records; return how many it has."""
-    print(f"filling the topic up to {upto:,} ...", flush=True)
-    while (missing := upto - records_in(bootstrap_servers, TOPIC)) > 0:
-        producing.produce(min(missing, LARGEST_REQUEST))
-    return upto - missing
-
-
-def _note(drained: Drained, rates: list[float], cpu: list[float]) -> None:
-    rates.append(drained.records / drained.seconds)
-    cpu.append(drained.cpu_seconds / drained.records * 1e6)
-
-
-def _say(what: str, comparison: Comparison) -> None:
-    service, raw, ratio = comparison.service[-1], comparison.raw[-1], comparison.ratios[-1]
-    print(f"{what}: {service:,.0f} records/s, raw client {raw:,.0f}, ratio {ratio:.2f}", flush=True)
+def _measure_long_backlog(servers: str, figures: Figures) -> None:
+    """Drain five million; take the memory after each of them."""
+    with service("producer", servers, LONG) as producer:
+        print("filling a topic with 5 million people ...", flush=True)
+        backlog = fill(producer, servers, LONG, LONG_BACKLOG)
+    with service("consumer", servers, LONG, "long") as consumer:
+        for upto in range(MILLION, backlog, MILLION):
+            watch_drain(servers, LONG, "long", upto, consumer)
+            figures.add("memory after each million", consumer.peak_mb())
+        watch_drain(servers, LONG, "long", backlog, consumer)
+        figures.add("memory after each million", consumer.peak_mb())
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks", description="Measure the services beside the raw client, on a Kafka of their own."
+        "python -m benchmarks", description="Measure the services beside others' ways, on a Kafka of their own."
     )
-    parser.add_argument("--rounds", type=_positive, default=3, help="of service and raw client in turn (default: 3)")
+    parser.add_argument("--rounds", type=_positive, default=3, help="of all ways in turn (default: 3)")
     parser.add_argument(
-        "--backlog", type=_positive, default=500_000, help="people to be consumed in a round (default: 500000)"
+        "--backlog",
+        type=_positive,
+        default=500_000,
+        help="people to be consumed in a round, at least (default: 500000)",
     )
-    parser.add_argument("--posts", type=_positive, default=1_000, help="people whose latency is taken (default: 1000)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="gets the report too, as Markdown")
+    parser.add_argument("--lines", type=_positive, default=MILLION, help="of JSON in one request (default: 1000000)")
+    parser.add_argument("--seconds", type=_positive, default=10, help="of posting at an even pace (default: 10)")
+    parser.add_argument("--long", action="store_true", help="also drain a backlog of 5 million")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="whose speed.md and speed.svg get the figures")
     return parser.parse_args(arguments)
 
 

@@ -1,135 +1,150 @@
-"""What is measured, one function each; every round measures the service and then the raw client."""
+"""What is measured, one function each: every one checks that what it timed was done."""
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from threading import local
 
 import msgspec
 
-from apps.producer.people import PersonFactory
-from benchmarks.processes import BenchmarkFailed, Measured, Service, call, python
-from benchmarks.watching import Drained, create_topic, records_in, watch_drain
-from contracts.person import Person, encode
+from benchmarks.processes import BenchmarkFailed, Measured, Service, Took, python, service, told_by
+from benchmarks.watching import records_in, watch_drain
+from contracts.person import Person
 
 LARGEST_REQUEST = 100_000
 """People: the most that the producer makes in one request."""
-LOOK_AGAIN = 0.002
-"""Seconds between two looks for a person that is not visible yet; a tenth of its time so far where that is longer, so
-that looking does not make a stall longer."""
-VISIBLE_WITHIN = 10.0
+LIST, LISTS, SENDERS = 500, 200, 4
+"""People of a list, lists of a round, and connections that they are sent on."""
+ONES, CALLERS = 10_000, 64
+"""People of a round that are posted one by one, and connections that they are posted on."""
+TUTORIAL_LISTS, TUTORIAL_BACKLOG = 10, 25_000
+"""Lists of a round for the tutorial-style producer, which takes its time, and half of what is there to be consumed."""
+POLL = 0.05
+"""Seconds between two looks at how much was consumed."""
+CONSUMED_WITHIN = 300.0
 """Seconds."""
 
 
 @dataclass
-class Comparison:
-    """Records a second and CPU microseconds a record, a figure a round, of the service and of the raw client."""
+class Series:
+    """What one way of doing a thing gave, a figure a round: records a second, and processor microseconds a record."""
 
-    service: list[float] = field(default_factory=list)
-    raw: list[float] = field(default_factory=list)
-    service_cpu: list[float] = field(default_factory=list)
-    raw_cpu: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
-    @property
-    def ratios(self) -> list[float]:
-        """The service's rate by the raw client's, round by round: what disturbed a round disturbed both."""
-        return [service / raw for service, raw in zip(self.service, self.raw, strict=True)]
+    def note(self, took: Took) -> None:
+        """Add a round."""
+        self.rates.append(took.records / took.seconds)
+        self.cpu.append(took.cpu_seconds / took.records * 1e6)
 
 
-@dataclass
-class Latency:
-    """Milliseconds of each person: from before its POST to the answer to it, and to the GET answer that shows it."""
-
-    acknowledged: list[float]
-    visible: list[float]
-
-
-class Producing:
-    """Measures the producer: people made, sent, acknowledged and answered, against sending alone."""
-
-    def __init__(self, producer: Service, bootstrap_servers: str, topic: str) -> None:
-        self.comparison = Comparison()
-        self.value_bytes = 0.0
-        self.producer = producer
-        self._bootstrap_servers = bootstrap_servers
-        self._topic = topic
-        self._raw_topic = f"{topic}-raw"
-        create_topic(bootstrap_servers, self._raw_topic)
-
-    def produce(self, number: int) -> float:
-        """Have the service produce people; return the seconds until the last byte of its answer.
-
-        Afterwards, outside of that time, answer and topic are checked to hold all of them.
-        """
-        before = records_in(self._bootstrap_servers, self._topic)
-        start = time.perf_counter()
-        answer = self.producer.call("POST", f"/producers/basic_producer?number_of_people={number}")
-        seconds = time.perf_counter() - start
+def made(producer: Service, servers: str, topic: str, number: int = LARGEST_REQUEST) -> Took:
+    """Have the service make people and send them, in one call; timed until the last byte of its answer."""
+    with _written(servers, topic, number):
+        cpu, start = producer.cpu_seconds(), time.perf_counter()
+        answer = producer.call("POST", f"/producers/basic_producer?number_of_people={number}")
+        took = Took(number, time.perf_counter() - start, producer.cpu_seconds() - cpu)
         people = msgspec.json.decode(answer, type=list[Person])
-        written = records_in(self._bootstrap_servers, self._topic) - before
-        if not len(people) == written == number:
-            raise BenchmarkFailed(f"{number} people asked for, {len(people)} in the answer, {written} in the topic")
-        return seconds
-
-    def round(self, number: int) -> None:
-        """Measure one request of `number` people, and the raw client with as many."""
-        cpu = self.producer.cpu_seconds()
-        self.comparison.service.append(number / self.produce(number))
-        self.comparison.service_cpu.append((self.producer.cpu_seconds() - cpu) / number * 1e6)
-        with python("benchmarks.raw", "produce", self._bootstrap_servers, self._raw_topic, str(number)) as process:
-            printed, _ = process.communicate(timeout=300)
-        if process.returncode:
-            raise BenchmarkFailed(f"the raw client ended with status {process.returncode}")
-        raw = json.loads(printed)
-        self.comparison.raw.append(number / raw["seconds"])
-        self.comparison.raw_cpu.append(raw["cpu_seconds"] / number * 1e6)
-        self.value_bytes = raw["value_bytes"]
+        if len(people) != number:
+            raise BenchmarkFailed(f"{number} people asked for, {len(people)} in the answer")
+    return took
 
 
-def drained_by_service(consumer: Service, bootstrap_servers: str, topic: str, group: str, backlog: int) -> Drained:
+def sent_by_raw_client(way: str, servers: str, topic: str, number: int = LARGEST_REQUEST) -> Took:
+    """Have the raw client send as many, by `send_batch` or by `send`."""
+    told = told_by("raw", way, servers, topic, number)
+    return Took(number, told["seconds"], told["cpu_seconds"])
+
+
+def posted(service: Service, people: int, requests: int, connections: int, target: str = "/producers/people") -> Took:
+    """Post requests of so many people each, on connections that each wait for their answer before they post again."""
+    cpu = service.cpu_seconds()
+    told = told_by("caller", "post", service.port, target, connections, people, requests)
+    return Took(people * requests, told["seconds"], service.cpu_seconds() - cpu)
+
+
+def lists_posted(producer: Service, servers: str, topic: str, lists: int = LISTS) -> Took:
+    """Post lists of 500 people from 4 connections."""
+    with _written(servers, topic, lists * LIST):
+        return posted(producer, LIST, lists, SENDERS)
+
+
+def ones_posted(service: Service, target: str = "/producers/people", number: int = ONES) -> Took:
+    """Post people one by one from 64 connections."""
+    return posted(service, 1, number, CALLERS, target)
+
+
+def p99_at(service: Service, per_second: float, seconds: float) -> float:
+    """Return the 99th percentile, in milliseconds, of people posted one by one at an even pace."""
+    number = int(per_second * seconds)
+    told = told_by("caller", "post", service.port, "/producers/people", CALLERS, 1, number, per_second)
+    return float(told["p99"])
+
+
+def lines_posted(servers: str, topic: str, number: int) -> tuple[Took, float]:
+    """Send people as lines of JSON in one request; return what it took, and the most memory that the producer held.
+
+    The producer is a new one, which has done nothing but a little warming up.
+    """
+    with service("producer", servers, topic) as producer:
+        told_by("caller", "lines", producer.port, min(number, LARGEST_REQUEST))
+        with _written(servers, topic, number):
+            cpu = producer.cpu_seconds()
+            told = told_by("caller", "lines", producer.port, number)
+            took = Took(number, told["seconds"], producer.cpu_seconds() - cpu)
+        return took, producer.peak_mb()
+
+
+def drained_by_service(consumer: Service, servers: str, topic: str, group: str, backlog: int) -> Took:
     """Wait until the consumer service has committed the backlog; check that it has consumed each record."""
-    drained = watch_drain(bootstrap_servers, topic, group, backlog, consumer)
+    took = watch_drain(servers, topic, group, backlog, consumer)
     status = json.loads(consumer.call("GET", "/consumers/status"))
     if status["messages_consumed_count"] != backlog or status["dead_lettered_count"]:
         raise BenchmarkFailed(f"{backlog} people were to be consumed: {status}")
-    return drained
+    return took
 
 
-def drained_by_raw_client(bootstrap_servers: str, topic: str, group: str, backlog: int) -> Drained:
+def drained_by_raw_client(servers: str, topic: str, group: str, backlog: int) -> Took:
     """Have the raw client fetch, decode and commit the same backlog."""
-    with python("benchmarks.raw", "consume", bootstrap_servers, topic, group) as process:
-        return watch_drain(bootstrap_servers, topic, group, backlog, Measured(process))
+    with python("benchmarks.raw", "consume", servers, topic, group) as process:
+        return watch_drain(servers, topic, group, backlog, Measured(process))
 
 
-def latency(producer: Service, consumer: Service, posts: int, per_second: float) -> Latency:
-    """Post people one by one at an even pace, and look for each until the consumer shows it.
+def drained_by_tutorial(consumer: Service, backlog: int) -> Took:
+    """Wait until the tutorial-style consumer has handled the backlog.
 
-    The pace does not wait for answers, and the time of a person runs from when its turn was: a stall counts for all
-    whom it delays.
+    It says itself how far it came, for it commits every five seconds; timed from the first that is seen to the last.
     """
-    people = PersonFactory.batch(posts)
-    connections = local()
-    acknowledged, visible = [0.0] * posts, [0.0] * posts
+    deadline = time.perf_counter() + CONSUMED_WITHIN
 
-    def connect() -> None:
-        connections.producer, connections.consumer = producer.connection(), consumer.connection()
+    def wait_for(number: int) -> int:
+        while (so_far := consumer.consumed()) < number:
+            consumer.refuse_ended()
+            if time.perf_counter() > deadline:
+                raise BenchmarkFailed(f"{backlog} people were not consumed within {CONSUMED_WITHIN:g} s")
+            time.sleep(POLL)
+        return so_far
 
-    def follow(start: float, index: int) -> None:
-        due = start + index / per_second
-        time.sleep(max(0.0, due - time.perf_counter()))
-        person = people[index]
-        call(connections.producer, "POST", "/producers/people", encode(person))
-        acknowledged[index] = (time.perf_counter() - due) * 1e3
-        while person.id.encode() not in call(
-            connections.consumer, "GET", f"/consumers/messages?limit=1&key={person.id}"
-        ):
-            if (so_far := time.perf_counter() - due) > VISIBLE_WITHIN:
-                raise BenchmarkFailed(f"a person was not visible within {VISIBLE_WITHIN:g} s")
-            time.sleep(max(LOOK_AGAIN, so_far / 10))
-        visible[index] = (time.perf_counter() - due) * 1e3
+    first = wait_for(1)
+    start, cpu = time.perf_counter(), consumer.cpu_seconds()
+    last = wait_for(backlog)
+    return Took(last - first, time.perf_counter() - start, consumer.cpu_seconds() - cpu)
 
-    with ThreadPoolExecutor(32, initializer=connect) as pool:
-        list(pool.map(partial(follow, time.perf_counter() + 0.5), range(posts)))
-    return Latency(acknowledged, visible)
+
+def fill(producer: Service, servers: str, topic: str, upto: int) -> int:
+    """Have the service make people until the topic has at least so many records; return how many it has."""
+    count = partial(records_in, servers, topic)
+    while (missing := upto - count()) > 0:
+        producer.call("POST", f"/producers/basic_producer?number_of_people={min(missing, LARGEST_REQUEST)}")
+    return count()
+
+
+@contextmanager
+def _written(servers: str, topic: str, number: int) -> Iterator[None]:
+    """Check that the topic has got so many records during the block."""
+    before = records_in(servers, topic)
+    yield
+    if (written := records_in(servers, topic) - before) != number:
+        raise BenchmarkFailed(f"{number} records were to be written, and {written} were")

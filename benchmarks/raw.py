@@ -1,6 +1,7 @@
 """The yardstick: the raw client, aiokafka without a framework, in a process of its own as the services are.
 
-    python -m benchmarks.raw produce HOST:PORT TOPIC RECORDS
+    python -m benchmarks.raw send_batch HOST:PORT TOPIC RECORDS
+    python -m benchmarks.raw send HOST:PORT TOPIC RECORDS
     python -m benchmarks.raw consume HOST:PORT TOPIC GROUP
 
 It runs on the event loop that uvicorn gives the services.
@@ -10,6 +11,9 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
@@ -23,9 +27,10 @@ MOST_RECORDS = 2_000
 """Records of a batch that is consumed and committed: as many as the consumer service takes."""
 
 Records = list[tuple[bytes, bytes]]
+Send = Callable[[AIOKafkaProducer, str, Records], Awaitable[None]]
 
 
-async def produce(bootstrap_servers: str, topic: str, number: str) -> None:
+async def produce(bootstrap_servers: str, topic: str, number: str, way: Send) -> None:
     """Send as many people twice, made and encoded beforehand, and time the second time (the first is the warm-up).
 
     Idempotent, acks=all, each key on the partition that aiokafka chooses. Prints `seconds` (until the last
@@ -42,9 +47,9 @@ async def produce(bootstrap_servers: str, topic: str, number: str) -> None:
     )
     await producer.start()
     try:
-        await _send(producer, topic, records)
+        await way(producer, topic, records)
         cpu, start = time.process_time(), time.perf_counter()
-        await _send(producer, topic, records)
+        await way(producer, topic, records)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     finally:
         await producer.stop()
@@ -52,7 +57,14 @@ async def produce(bootstrap_servers: str, topic: str, number: str) -> None:
     print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "value_bytes": value_bytes}))
 
 
-async def _send(producer: AIOKafkaProducer, topic: str, records: Records) -> None:
+async def by_send(producer: AIOKafkaProducer, topic: str, records: Records) -> None:
+    """Send records one by one, and gather their acknowledgements."""
+    sent = [await producer.send(topic, value, key) for key, value in records]
+    await asyncio.gather(*sent)
+
+
+async def by_send_batch(producer: AIOKafkaProducer, topic: str, records: Records) -> None:
+    """Send records in batches of the client's own making, each key to the partition that aiokafka chooses."""
     partitions = sorted(await producer.partitions_for(topic))
     choose = DefaultPartitioner()
     batches = {partition: producer.create_batch() for partition in partitions}
@@ -92,6 +104,10 @@ async def consume(bootstrap_servers: str, topic: str, group: str) -> None:
 
 
 if __name__ == "__main__":
-    ways = {"produce": produce, "consume": consume}
+    ways: dict[str, Callable[..., Any]] = {
+        "send_batch": partial(produce, way=by_send_batch),
+        "send": partial(produce, way=by_send),
+        "consume": consume,
+    }
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(ways[sys.argv[1]](*sys.argv[2:]))

@@ -7,22 +7,19 @@ nobody looks and while somebody does, in turn. Starts a Kafka and the services f
 import argparse
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from random import Random
 from statistics import median
 from typing import Any
 
 from benchmarks.measures import LARGEST_REQUEST
 from benchmarks.processes import BenchmarkFailed, Service, service
-from benchmarks.watching import records_in, watch_drain
+from benchmarks.watching import page_open, records_in, watch_drain
 from tools.local_kafka import LocalKafka
 
 TOPIC = "people"
-EVERY = 1.0
-"""Seconds between two looks of a page that is open."""
 DEPTH = 100_000
 """Records that a search by key goes back at most."""
 
@@ -78,33 +75,15 @@ def _measure_consumption(servers: str, rounds: int) -> None:
     for number in range(rounds):
         for is_read in (False, True):
             group = f"drain-{number}-{is_read}"
-            with service("consumer", servers, TOPIC, group) as consumer, _page_open(consumer, is_open=is_read):
+            with (
+                service("consumer", servers, TOPIC, group) as consumer,
+                page_open(consumer) if is_read else nullcontext(),
+            ):
                 drained = watch_drain(servers, TOPIC, group, records_in(servers, TOPIC), consumer)
             rates[is_read].append(drained.records / drained.seconds)
     ratios = [read / alone for alone, read in zip(rates[False], rates[True], strict=True)]
     print(f"consuming alone: {median(rates[False]):,.0f} records/s, while a page is open: {median(rates[True]):,.0f}")
     print(f"ratio {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
-
-
-@contextmanager
-def _page_open(consumer: Service, *, is_open: bool) -> Iterator[None]:
-    """Ask what the live page asks, every second."""
-    closed = threading.Event()
-
-    def look() -> None:
-        while not closed.wait(EVERY):
-            for target in ("/consumers/status", "/consumers/group", "/consumers/messages?limit=30"):
-                consumer.call("GET", target)
-
-    page = threading.Thread(target=look)
-    if is_open:
-        page.start()
-    try:
-        yield
-    finally:
-        closed.set()
-        if is_open:
-            page.join()
 
 
 def _times(consumer: Service, target: Callable[[], str], rounds: int) -> list[float]:

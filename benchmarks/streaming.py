@@ -14,10 +14,8 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from statistics import median, quantiles
 
-from benchmarks.measures import latency
-from benchmarks.processes import BenchmarkFailed, Service, call, python, service
+from benchmarks.processes import BenchmarkFailed, Service, call, python, service, told_by
 from tools.local_kafka import LocalKafka
 
 TOPIC = "people"
@@ -68,11 +66,12 @@ async def _load(producer: Service, consumer: Service, options: argparse.Namespac
     """Post people for some seconds; return what it took, in one line."""
     cpu, began = consumer.cpu_seconds(), time.perf_counter()
     posting = asyncio.create_task(asyncio.to_thread(_post, producer, options.rate // POSTS, options.seconds))
-    delays = await asyncio.to_thread(latency, producer, consumer, POSTS_PER_SECOND * options.seconds, POSTS_PER_SECOND)
+    told = ("visible", producer.port, consumer.port, POSTS_PER_SECOND, options.seconds)
+    delays = (await asyncio.to_thread(told_by, "caller", *told))["visible"]
     await posting
     used = (consumer.cpu_seconds() - cpu) / (time.perf_counter() - began)
-    p50, p99 = median(delays.visible), quantiles(delays.visible, n=100)[98]
-    return f"visible p50 {p50:.1f} ms, p99 {p99:.1f} ms; {used:.0%} of a core; {consumer.peak_mb():.0f} MB at most"
+    visible = f"visible p50 {delays['p50']:.1f} ms, p99 {delays['p99']:.1f} ms"
+    return f"{visible}; {used:.0%} of a core; {consumer.peak_mb():.0f} MB at most"
 
 
 def _post(producer: Service, number: int, seconds: int) -> None:

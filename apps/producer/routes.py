@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from http import HTTPStatus
-from random import Random
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
@@ -33,7 +32,6 @@ from apps.chassis.problems import (
 )
 from apps.chassis.settings import PLAIN_INTEGER
 from apps.chassis.streaming import Streamed
-from apps.producer.people import draw
 from apps.producer.publisher import Busy, OutOfReach, Publisher
 from apps.producer.sending import CHUNK, Answer, BadPeople, is_list, make, read_people, send, send_lines
 from contracts.person import Person, StrictPerson, encode
@@ -53,9 +51,12 @@ SILENT = 60.0
 encode_receipt = msgspec.json.Encoder().encode
 
 
-EXAMPLE = Person(**{field: column[0] for field, column in draw(Random(0), 1).items()})  # noqa: S311 - an example
-
-
+EXAMPLE = Person(
+    **{
+        field: kind["examples"][0]
+        for field, kind in msgspec.json.schema(Person)["$defs"]["Person"]["properties"].items()
+    }
+)
 PERSON = schema_of(StrictPerson)
 PEOPLE_BODY = documents_body(
     {

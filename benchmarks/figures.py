@@ -1,0 +1,129 @@
+"""What was measured, and how it is told: as tables and as bars."""
+
+from collections import defaultdict
+from statistics import median
+
+from benchmarks.measures import Series
+from benchmarks.plot import Bar
+from benchmarks.processes import Took
+from benchmarks.report import HEADINGS, Row, bounded, compared, spread
+
+
+class Figures:
+    """What was measured so far, by the name of what was measured."""
+
+    def __init__(self) -> None:
+        self.series: defaultdict[str, Series] = defaultdict(Series)
+        self.values: defaultdict[str, list[float]] = defaultdict(list)
+
+    def note(self, name: str, took: Took) -> Took:
+        """Add a round, and tell of it."""
+        self.series[name].note(took)
+        print(f"{name}: {took.records / took.seconds:,.0f} records/s", flush=True)
+        return took
+
+    def add(self, name: str, value: float) -> None:
+        """Add a figure of a round, and tell of it."""
+        self.values[name].append(value)
+        print(f"{name}: {value:,.1f}", flush=True)
+
+
+def rows_of(figures: Figures, lines: int) -> list[Row]:
+    """Return the table of what has a target; so many lines were sent in one request."""
+    series, values = figures.series, figures.values
+    rows = [
+        HEADINGS,
+        *compared("`basic_producer`, 100,000 people, against `send_batch`", series["made"], series["send_batch"], 1.5),
+        *compared(
+            "lists of 500 given people, 4 connections, against `send_batch`", series["lists"], series["send_batch"], 0.7
+        ),
+        *compared(
+            f"{lines:,} lines of JSON in one request, against `send_batch`",
+            series["lines"],
+            series["send_batch"],
+            0.7,
+        ),
+        bounded("memory of the producer meanwhile, at most", values["memory of lines"], 200, "MB"),
+        *compared(
+            "people posted one by one, 64 connections, against a bare handler", series["ones"], series["bare"], 0.6
+        ),
+        bounded("p99 of them at half that load", values["p99 at half load"], 20, "ms"),
+        *compared(
+            "consuming with the live page open and metrics scraped, against `getmany`",
+            series["consuming"],
+            series["getmany"],
+            0.9,
+        ),
+        bounded("one of 1,000 people a second, until answered, p50", values["p50 until answered"], None, "ms"),
+        bounded("until answered, p99", values["p99 until answered"], None, "ms"),
+        bounded("until visible at the consumer, p50", values["p50 until visible"], 10, "ms"),
+        bounded("until visible, p99", values["p99 until visible"], 30, "ms"),
+        bounded("memory of the producer after all rounds, at most", values["memory of the producer"], None, "MB"),
+        bounded("memory of the consumer after a round, at most", values["memory of the consumer"], None, "MB"),
+    ]
+    if millions := values["memory after each million"]:
+        each = ", ".join(f"{value:.0f}" for value in millions)
+        rows.append(Row("5 million drained: memory after each million, at most", "", "", f"{each} MB", "flat"))
+    return rows
+
+
+WAYS = (
+    (
+        "Producing, records/s",
+        (
+            ("aiokafka, `send`, gathered", "yardstick", "send"),
+            ("aiokafka, `send_batch`", "yardstick", "send_batch"),
+            ("ours, made and sent", "ours", "made"),
+            ("ours, lists of 500", "ours", "lists"),
+            ("ours, lines of JSON", "ours", "lines"),
+            ("tutorial-style, lists of 500", "tutorial", "tutorial, lists"),
+        ),
+    ),
+    (
+        "One person a request, 64 connections, requests/s",
+        (
+            ("Litestar, nothing but decoded", "yardstick", "bare"),
+            ("ours", "ours", "ones"),
+            ("tutorial-style", "tutorial", "tutorial, ones"),
+        ),
+    ),
+    (
+        "Consuming, records/s",
+        (
+            ("aiokafka, `getmany`", "yardstick", "getmany"),
+            ("ours, with the live page open", "ours", "consuming"),
+            ("tutorial-style", "tutorial", "tutorial, consuming"),
+        ),
+    ),
+)
+"""Ways of doing the same, and under which name they are measured."""
+
+
+def bars_of(figures: Figures) -> list[tuple[str, list[Bar]]]:
+    """Return what the picture shows."""
+    return [
+        (
+            heading,
+            [
+                Bar(label.replace("`", ""), kind, figures.series[name].rates)
+                for label, kind, name in ways
+                if name in figures.series
+            ],
+        )
+        for heading, ways in WAYS
+    ]
+
+
+def ways_of(figures: Figures) -> list[tuple[str, ...]]:
+    """Return all ways side by side; the last column says how many times as fast as the tutorial's each is."""
+    rows: list[tuple[str, ...]] = [("way", "a second", "CPU µs a record", "times the tutorial-style pair")]
+    for heading, ways in WAYS:
+        *_, (_, _, tutorial) = ways
+        slowest = median(figures.series[tutorial].rates) if tutorial in figures.series else None
+        rows.append((f"**{heading}**", "", "", ""))
+        for label, _, name in ways:
+            if name in figures.series:
+                one = figures.series[name]
+                times = f"{median(one.rates) / slowest:.1f}" if slowest else ""
+                rows.append((label, spread(one.rates, "{:,.0f}"), spread(one.cpu, "{:.1f}"), times))
+    return rows

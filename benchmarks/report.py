@@ -10,7 +10,7 @@ from typing import NamedTuple
 from benchmarks.measures import Series
 from tools.kafka_distribution import KAFKA_VERSION
 
-BEGIN, END = "<!-- figures of `just {}` -->", "<!-- end of figures of `just {}` -->"
+BEGIN, END = "<!-- figures of {} -->", "<!-- end of figures of {} -->"
 
 
 class Row(NamedTuple):

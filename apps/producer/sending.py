@@ -96,7 +96,7 @@ async def send(publisher: Publisher, people: Sequence[Person], where: str = "$[{
 def person_factory() -> "type[PersonFactory]":
     """Return what makes people, imported when some are first wanted.
 
-    polyfactory and Faker take a fifth of the time that all imports take, and 9 MB of memory (60 where no bytecode is
+    polyfactory and Faker take a sixth of the time that all imports take, and 9 MB of memory (50 where no bytecode is
     kept): a producer that only passes people on does without them.
     """
     from apps.producer.people import PersonFactory  # noqa: PLC0415 - see above

@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._received = bytearray()
-        self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answer: asyncio.Future[bytes] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection."""
@@ -60,6 +60,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take a piece of an answer."""
+        if self._answer is None:
+            return
         self._received += data
         head = self._received.find(b"\r\n\r\n")
         if head >= 0 and (length := LENGTH.search(self._received, 0, head)):
@@ -71,11 +73,13 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         """Tell the request under way."""
-        if not self._answer.done():
+        if self._answer and not self._answer.done():
             self._answer.set_exception(BenchmarkFailed("a connection was closed"))
 
     async def ask(self, request: bytes) -> bytes:
         """Return the answer, head and all. Raises `BenchmarkFailed` for one that is no success."""
+        if self.transport.is_closing():
+            raise BenchmarkFailed("a connection was idle for so long that it was closed")
         self._answer = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         answer = await self._answer

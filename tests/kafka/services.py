@@ -32,7 +32,16 @@ ROOT = Path(__file__).parents[2]
 RECORDING_CONSUMER = str(Path(__file__).with_name("recording_consumer.py"))
 PATIENCE = 60.0
 """Seconds that a condition may take: far more than it does, on a machine that does other things too."""
-OF_AN_OPERATOR = {"LOG_LEVEL", "LOG_FORMAT", "HOST", "PRODUCER_URL", "CORS_ORIGINS", "API_KEY", "API_KEY_FILE"}
+OF_AN_OPERATOR = {
+    "PYTHONDONTWRITEBYTECODE",
+    "LOG_LEVEL",
+    "LOG_FORMAT",
+    "HOST",
+    "PRODUCER_URL",
+    "CORS_ORIGINS",
+    "API_KEY",
+    "API_KEY_FILE",
+}
 """Variables that a shell may have set for other services than those under test."""
 numbers = itertools.count(1)
 

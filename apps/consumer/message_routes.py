@@ -50,7 +50,7 @@ SEARCH_IN_MEMORY = 2 * MOST_BYTES
 """Bytes: what is found, and the answer that is made of it."""
 TIME = {"format": "date-time"}
 
-PLACE = re.compile(rf"/({PLAIN_INTEGER.pattern})/({PLAIN_INTEGER.pattern})/?$")
+PLACE = re.compile(rf"/({PLAIN_INTEGER.pattern})/({PLAIN_INTEGER.pattern})/?\Z")
 LATE = 60 * 60 * 1_000
 """Milliseconds by which a record may be older than one that stands before it, and still be found by `to`."""
 

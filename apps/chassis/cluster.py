@@ -197,7 +197,10 @@ class Cluster:
             return found
 
     async def watch(self) -> None:
-        """Look at the topics every 5 s, until cancelled; log a line whenever the answer changes."""
+        """Look at the topics every 5 s, until cancelled; log a line whenever the answer changes.
+
+        A topic that was deleted is made anew.
+        """
         known: str | None = None
         while True:
             await asyncio.sleep(EVERY)
@@ -205,6 +208,9 @@ class Cluster:
             if found != known:
                 log.log(logging.WARNING if found else logging.INFO, "%s", found or "Kafka can be used again")
             known = found
+            if found and UnknownTopicOrPartitionError.__name__ in found:
+                with suppress(KafkaError, OSError, Unusable):  # it is asked again, and says what is wrong
+                    await self.ensure_topics()
 
     async def _look(self) -> str | None:
         try:

@@ -46,6 +46,7 @@ from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
 from apps.consumer.subscriber import Consumption, subscribe
 from apps.consumer.tail import Tail
+from apps.consumer.topic_watch import watch_topic
 from apps.consumer.window import Window
 
 SERVICE = "consumer"
@@ -157,11 +158,15 @@ def create_app(
             dead_letters.open(),
             background.open(),
         ):
-            background.start(control.watch(), "watch of the consume loop")
-            background.start(cluster.watch(), "watch of the cluster")
-            background.start(control.start(), "first start")
-            background.start(control.stop_at(end), "last stop")
-            background.start(tail.end_at(end), "end of the live tail")
+            for work, name in {
+                control.watch(): "watch of the consume loop",
+                cluster.watch(): "watch of the cluster",
+                watch_topic(reader.topic_id, control): "watch of the topic",
+                control.start(): "first start",
+                control.stop_at(end): "last stop",
+                tail.end_at(end): "end of the live tail",
+            }.items():
+                background.start(work, name)
             yield
 
     routes = [

@@ -159,7 +159,8 @@ def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person],
             people.append(decode(record.value))
             good.append(record)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it must not stop its neighbours
-            bad.append(BadRecord(record, error, tries=1))
+            # its traceback would hold this list, which holds the error: for as long as garbage is not collected
+            bad.append(BadRecord(record, error.with_traceback(None), tries=1))
     return good, people, bad
 
 

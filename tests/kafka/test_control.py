@@ -1,10 +1,11 @@
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from services import Pipeline, Raw, Service, both, person, wait_until
+from services import Pipeline, Raw, Service, both, person, value_of, wait_until
 
 from contracts import dead_letter
 
@@ -239,3 +240,23 @@ def test_whom_the_handler_refuses_is_dead_lettered_and_the_neighbours_are_not(ow
             ("apps.consumer.attempts.Reject", "nobody is 150 years old")
         }
         assert all(letter.tries > 1 for letter in letters)
+
+
+def test_a_topic_that_is_made_anew_while_the_consumer_is_cut_off_is_consumed_from_its_beginning(
+    own: Pipeline, tmp_path: Path
+) -> None:
+    def handled() -> set[str]:
+        return set(ledger.read_text().split()) if ledger.exists() else set()
+
+    ledger = tmp_path / "handled"
+    own.create_topic(1)
+    with own.recording_consumer(ledger) as consumer:
+        consumer.until_healthy()
+        own.write([Raw(value_of(person(f"old{number}"))) for number in range(20)])
+        consumer.until_consumed(20)
+        consumer.process.send_signal(signal.SIGSTOP)
+        own.delete_topic(own.topic)
+        own.create_topic(1)
+        own.write([Raw(value_of(person(f"new{number}"))) for number in range(60)])
+        consumer.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: {f"new{number}" for number in range(60)} <= handled(), what="for all of the new topic")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fuzzing import Fuzzing, Services, fuzzed
+from fuzzing import KEY, Fuzzing, Services, fuzzed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,5 +23,5 @@ def fuzzing(request: pytest.FixtureRequest) -> Fuzzing:
 
 @pytest.fixture(scope="package")
 def services(bootstrap_servers: str, logs: Path) -> Iterator[Services]:
-    """Both services."""
-    yield from fuzzed(bootstrap_servers, logs)
+    """Both services, which need a key for whatever changes something."""
+    yield from fuzzed(bootstrap_servers, logs, API_KEY=KEY)

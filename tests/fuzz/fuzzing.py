@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from services import Pipeline, Service, both
 
+KEY = "a-key-of-these-tests"
+
 
 class Fuzzing(NamedTuple):
     """How much is tried: calls of each operation, and records; a seed repeats a run."""

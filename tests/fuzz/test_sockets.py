@@ -7,7 +7,7 @@ from random import Random
 import httpx
 import psutil
 import pytest
-from fuzzing import Fuzzing, Services
+from fuzzing import KEY, Fuzzing, Services
 from mutations import bent
 from services import PATIENCE, Service, in_time
 
@@ -20,7 +20,10 @@ ROOM = 64 * MEGABYTE
 """Bytes by which a service may grow meanwhile: a JSON body may have 16 MiB, and three are in memory at a time."""
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
-POST = b"POST /producers/people HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+POST = (
+    b"POST /producers/people HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"X-API-Key: " + KEY.encode() + b"\r\n"
+)
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 NEXT = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

@@ -64,7 +64,9 @@ def _kafka(settings: Settings) -> Iterator[str]:
     running = settings.kafka_security_protocol != "PLAINTEXT" or reachable(given)
     print(f"Using the Kafka at {given}." if running else "Starting Kafka ...", flush=True)
     with nullcontext() if running else LocalKafka() as started:
-        yield ",".join(started.bootstrap_servers) if started else given
+        servers = ",".join(started.bootstrap_servers) if started else given
+        print(f"Kafka is at {servers}", flush=True)
+        yield servers
 
 
 @contextmanager

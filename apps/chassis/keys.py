@@ -56,7 +56,8 @@ class Keys:
         except (OSError, ValueError) as error:
             log.error("the file of API keys cannot be read; those read before stay in use: %s", error)  # noqa: TRY400 - one line says it
         else:
-            log.info("API keys in use: %s", ", ".join(sorted({**self._given, **self._of_file})))
+            names = sorted({**self._given, **self._of_file})
+            log.log(logging.INFO if names else logging.WARNING, "API keys in use: %s", ", ".join(names) or "none")
 
 
 def read_keys(lines: Iterable[str]) -> dict[str, str]:

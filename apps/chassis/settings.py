@@ -157,9 +157,13 @@ def _check_keys(settings: Settings) -> None:
         raise WrongSetting(f"API_KEY: {error}") from None
     if settings.api_key_file:
         try:
-            read_keys(Path(settings.api_key_file).read_text(encoding="utf-8").splitlines())
-        except (OSError, ValueError) as error:
+            keys = read_keys(Path(settings.api_key_file).read_text(encoding="utf-8").splitlines())
+        except OSError as error:
+            raise WrongSetting(f"API_KEY_FILE: cannot read {settings.api_key_file!r}: {error.strerror}") from None
+        except ValueError as error:
             raise WrongSetting(f"API_KEY_FILE: {error}") from None
+        if not keys:
+            raise WrongSetting(f"API_KEY_FILE: {settings.api_key_file!r} holds no key: nobody could change anything")
 
 
 def _check_security(settings: Settings, given: Collection[str]) -> None:

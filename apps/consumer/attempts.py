@@ -59,7 +59,7 @@ class _Failed(NamedTuple):
 
 
 class Attempts:
-    """Gets work done in spite of errors. `failures` counts those of the batch in hand, `error` is the last one.
+    """Gets work done in spite of errors. `failures` counts those of the batch in hand, `error` is the last, of `kind`.
 
     `in_a_row` records that the handler rejects one after the other are too many, and so are five that it fails for.
     """
@@ -67,6 +67,7 @@ class Attempts:
     def __init__(self, leaving: asyncio.Event, in_a_row: int, most: int = MOST) -> None:
         self.failures = 0
         self.error: str | None = None
+        self.kind = ""
         self._leaving = leaving
         self._most = most
         self._too_many = in_a_row
@@ -183,7 +184,7 @@ class Attempts:
 
     def _note(self, error: Exception) -> None:
         self.failures += 1
-        self.error = one_line(error)
+        self.error, self.kind = one_line(error), type(error).__name__
 
     async def _pause(self) -> None:
         """Wait before the next attempt, longer each time. Raises `GivenUp` when the partitions are to be given up."""

@@ -131,7 +131,7 @@ class Control:
         async with asyncio.timeout(SEEKING), self._changing:
             subscriber, consumer = self.subscriber, self.consumer
             if subscriber is None or consumer is None:
-                raise NotNow("there is no consumption to be sought: it is stopped or not connected")
+                raise NotNow(f"there is no consumption to be sought: it is {self._without_connection()}")
             wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
             if not wanted:
                 raise NotNow("this copy holds none of the partitions asked for")
@@ -149,6 +149,11 @@ class Control:
                 if not self._consumption.paused:
                     consumer.resume(*(others & consumer.assignment()))
             return {tp.partition: offset for tp, offset in sorted(offsets.items())}
+
+    def _without_connection(self) -> str:
+        if self._consumption.halted:
+            return "halted"
+        return "stopped" if self.stopped else "not connected yet"
 
     async def _wait_for_batch(self, subscriber: BatchSubscriber) -> None:
         """Wait until no batch is in hand; a failing one gives up at once, and its records come again after the seek."""
@@ -174,15 +179,19 @@ class Control:
         """Return whether the consumer can do its job, the state of Kafka, and why not."""
         unreachable = await self._cluster.trouble()
         kafka = "connecting" if unreachable else "connected"
-        if halted := self._consumption.halted:
-            return False, kafka, f"halted: {halted}"
+        if self._consumption.halted:
+            return False, kafka, f"halted: {self._consumption.halted_for}"
         if self.stopped:
             return True, kafka, "stopped by an operator"
         if unfit := unreachable or self.trouble() or self._background.failure:
             return False, kafka, unfit
         attempts = self._consumption.attempts
         if attempts.failures >= FAILING:
-            return False, kafka, f"a batch failed {attempts.failures} times: {attempts.error}"
+            return (
+                False,
+                kafka,
+                f"a batch failed {attempts.failures} times: {attempts.kind} (see last_error of the status)",
+            )
         return True, kafka, "paused by an operator" if self._consumption.paused else "people are consumed"
 
     def trouble(self) -> str | None:

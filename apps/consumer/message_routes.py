@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -43,6 +43,7 @@ from contracts.person import Person, decode
 
 MOST_MESSAGES = 1_000
 EVENTS = "text/event-stream"
+SCOPES = ("window", "topic")
 STREAM = "/consumers/messages/stream"
 NEWEST = "/consumers/messages"
 SEARCHES = {NEWEST, "/consumers/dead-letters"}
@@ -64,8 +65,9 @@ Number = Annotated[int | None, Parameter(ge=0, schema_extra=ANY_NUMBER, descript
 Text = Annotated[str | None, Parameter(min_length=1, description="Only records whose value has this text in it.")]
 Before = Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")]
 Where = Annotated[
-    Literal["window", "topic"],
+    str,
     QueryParameter(
+        schema_extra={"enum": [*SCOPES]},
         name="scope",
         description="Among those that this copy consumed last, or in the whole topic, whoever consumed it.",
     ),
@@ -180,6 +182,8 @@ def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRou
         before: Before = None,
         where: Where = "window",
     ) -> Messages | StoredMessages:
+        if where not in SCOPES:
+            raise _bad("scope", f"window or topic is expected, not {where[:40]!r}")
         if where == "topic":
             span = Span(_time("from", since), _time("to", until), _read("before", before, read_offsets))
             with reaching_kafka():

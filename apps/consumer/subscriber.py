@@ -62,8 +62,9 @@ REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", 
 class Consumption:
     """What a service has consumed since it started, through however many connections.
 
-    `halted` says why it consumes no more, until `resume`; `paused` is whether an operator wants its partitions paused.
-    `dead_letters` counts them by the type of their error, `rebalances` how often partitions were assigned.
+    `halted` says why it consumes no more, until `resume`, and `halted_for` the same without what errors may quote.
+    `paused` is whether an operator wants its partitions paused. `dead_letters` counts them by the type of their error,
+    `rebalances` how often partitions were assigned.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Consumption:
         self.rebalances = 0
         self.paused = False
         self.halted: str | None = None
+        self.halted_for = ""
         self.last_error: str | None = None
         self.window = window
         self.leaving = asyncio.Event()
@@ -100,7 +102,8 @@ class Consumption:
         self.halted = None
         self._accept = accept
         self._recovered.clear()
-        self.limit.forget()
+        if accept:
+            self.limit.forget()
 
     async def consume(self, records: Sequence[Record]) -> None:
         """Handle a batch and write its dead letters. When it raises, nothing of the batch may be committed."""
@@ -112,6 +115,7 @@ class Consumption:
                     await self._consume(records)
         except Halted as reason:
             self.halted = self.last_error = str(reason)
+            self.halted_for = reason.reason
             self.leaving.clear()
             log.critical("halted: %s", reason.reason)
         finally:
@@ -181,6 +185,7 @@ class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Go on, paused if that is wanted (no assignment is by itself), and tell which partitions there are now."""
         self._consumption.leaving.clear()
+        self._consumption.idle_since = time.time()  # what was given out just now could not be polled before
         self._consumption.rebalances += 1
         if self._consumption.paused and self.subscriber is not None and self.subscriber.consumer is not None:
             self.subscriber.consumer.pause(*assigned)

@@ -58,7 +58,10 @@ class PersonFactory(MsgspecFactory[Person]):
         if unknown := kwargs.keys() - set(Person.__struct_fields__):
             raise TypeError(f"a person has no {', '.join(sorted(unknown))}")
         columns = draw(cls.__random__, size) | {name: [value] * size for name, value in kwargs.items()}
-        return list(map(Person, *(columns[field] for field in Person.__struct_fields__)))
+        drawn = [field for field in Person.__struct_fields__ if field in columns]  # the others have a default
+        if drawn == list(Person.__struct_fields__[: len(drawn)]):
+            return list(map(Person, *(columns[field] for field in drawn)))
+        return [Person(**dict(zip(drawn, row, strict=True))) for row in zip(*map(columns.get, drawn), strict=True)]
 
 
 def draw(random: Random, n: int) -> dict[str, list[Any]]:

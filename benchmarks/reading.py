@@ -72,6 +72,7 @@ def _any_record(chance: Random, records: int) -> str:
 
 def _measure_consumption(servers: str, rounds: int) -> None:
     rates: dict[bool, list[float]] = {False: [], True: []}
+    cpu: dict[bool, list[float]] = {False: [], True: []}
     for number in range(rounds):
         for is_read in (False, True):
             group = f"drain-{number}-{is_read}"
@@ -81,9 +82,12 @@ def _measure_consumption(servers: str, rounds: int) -> None:
             ):
                 drained = watch_drain(servers, TOPIC, group, records_in(servers, TOPIC), consumer)
             rates[is_read].append(drained.records / drained.seconds)
+            cpu[is_read].append(drained.cpu_seconds / drained.records * 1e6)
     ratios = [read / alone for alone, read in zip(rates[False], rates[True], strict=True)]
     print(f"consuming alone: {median(rates[False]):,.0f} records/s, while a page is open: {median(rates[True]):,.0f}")
     print(f"ratio {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    dearer = median(cpu[True]) / median(cpu[False]) - 1
+    print(f"CPU a record {median(cpu[False]):.2f} µs, while a page is open {median(cpu[True]):.2f} µs: {dearer:+.1%}")
 
 
 def _times(consumer: Service, target: Callable[[], str], rounds: int) -> list[float]:

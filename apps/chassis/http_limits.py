@@ -11,8 +11,8 @@ REQUEST_WITHIN = 30.0
 """Seconds that a connection has to send the head of a request, from its beginning or from the answer before."""
 LARGEST_HEAD = 64 * 1024
 """Bytes of the head of a request, of what stands behind its body, and of what stands between two pieces of it."""
-MOST_WITHOUT_REQUEST = 500
-"""Connections that wait for a request at a time; well below the 1,024 files that many a system lets a process open."""
+MOST_WITHOUT_REQUEST = 2_000
+"""Connections that wait for a request at a time: a thousand callers may well come at once."""
 MOST_IN_ADVANCE = 100
 """Requests that a connection may send before the one in hand is answered."""
 

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from types import FrameType
 
@@ -77,6 +78,7 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
     _collect_garbage_less_often()
+    _open_as_many_files_as_allowed()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again when it has ended
     Server(config, ending).run(sockets=[listening])
@@ -113,6 +115,15 @@ def _collect_garbage_less_often() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _open_as_many_files_as_allowed() -> None:
+    """Let more connections than the usual 1,024 be open, up to what the system allows this process to ask for."""
+    with suppress(ImportError, ValueError, OSError):  # Windows has no such limit
+        import resource  # noqa: PLC0415 - likewise
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _break_off() -> None:

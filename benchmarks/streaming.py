@@ -24,7 +24,7 @@ POSTS_PER_SECOND = 20
 POSTS = 10
 """Requests a second that make the rest of them."""
 SETTLED_WITHIN = 120.0
-"""Seconds until all readers must have got all."""
+"""Seconds until all readers must be connected, and again until they must have got all."""
 RECORD = b"\ndata: "
 
 
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             told = ("--watch", str(consumer.port), "--readers", str(options.readers))
             with python("benchmarks.streaming", *told, *_same(options)) as readers:
                 assert readers.stdout is not None  # noqa: S101 - it is a pipe
-                readers.stdout.readline()  # all are connected
+                if not readers.stdout.readline():
+                    raise BenchmarkFailed("not all readers could connect")
                 watched = asyncio.run(_load(producer, consumer, options))
                 print(f"{options.readers} watch: {watched}", flush=True)
                 print(f"of {options.readers} readers, those that got all {expected:,} records once: ", end="")
@@ -99,8 +100,9 @@ async def _watch(port: int, readers: int, expected: int) -> None:
         outgoing.close()
 
     reading = [asyncio.create_task(read(reader)) for reader in range(readers)]
-    for _ in range(readers):
-        await connected.acquire()
+    async with asyncio.timeout(SETTLED_WITHIN):
+        for _ in range(readers):
+            await connected.acquire()
     print("connected", flush=True)
     await asyncio.wait(reading, timeout=SETTLED_WITHIN)
     if too_many := [count for count in counts if count > expected]:

@@ -243,7 +243,7 @@ async def in_order(work: AsyncIterator[Coroutine[Any, Any, T]]) -> AsyncGenerato
                 started.add(task)
                 task.add_done_callback(started.discard)
                 await running.put(task)
-        except Exception:
+        except Exception:  # who waits for the next result must be woken; it is raised there, by `await drawing`
             await running.put(None)
             raise
         await running.put(None)

@@ -1,6 +1,6 @@
 """Who may do what over HTTP: a key for whatever changes something, and what browsers are told of every answer."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -51,16 +51,15 @@ def protected(app: Litestar) -> Litestar:
     """Have every answer of an application, which is returned, carry `SECURITY_HEADERS`: those of errors too."""
     answer_all = app.asgi_handler
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
+    def answer(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                headers = list(message["headers"])
-                said = {name.lower() for name, _ in headers}
+                said = {name for name, _ in message["headers"]}
                 more = [header for header in SECURITY_HEADERS.items() if header[0] not in said]
-                message = {**message, "headers": headers + more}
-            await send(message)
+                message["headers"] = [*message["headers"], *more]
+            return send(message)
 
-        await answer_all(scope, receive, send_with_headers)
+        return answer_all(scope, receive, send_with_headers)
 
     app.asgi_handler = answer
     return app

@@ -50,6 +50,8 @@ class Connection:
 
     async def broker(self, patience: float) -> KafkaBroker:
         """Return the connected broker, waiting up to `patience` seconds for it; then raise `TimeoutError`."""
+        if self.current is not None:
+            return self.current
         async with asyncio.timeout(patience):
             while self.current is None:
                 await self._connected.wait()

@@ -1,6 +1,7 @@
 """HEAD: whoever asks for it gets what GET would answer, without the body (RFC 9110, section 9.3.2)."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from litestar import Litestar
@@ -15,10 +16,12 @@ def answer_head(app: Litestar) -> Litestar:
     """
     answer_all = app.asgi_handler
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP or scope["method"] != HttpMethod.HEAD:
-            await answer_all(scope, receive, send)
-            return
+    def answer(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == ScopeType.HTTP and scope["method"] == HttpMethod.HEAD:
+            return answer_as_get(scope, receive, send)
+        return answer_all(scope, receive, send)
+
+    async def answer_as_get(scope: Scope, receive: Receive, send: Send) -> None:
         as_get: Any = {**scope, "method": HttpMethod.GET}
         begun = asyncio.Event()
 

@@ -19,6 +19,39 @@ MOST_IN_ADVANCE = 100
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
+class Joined:
+    """A transport that writes the head of an answer together with the first of its body, where that follows at once.
+
+    Two writes are two system calls and two packets, which the caller reads one after the other.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """Write, a head with what follows it."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        elif data.startswith(b"HTTP/"):
+            self._head = data
+            self._loop.call_soon(self._write_head)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close when all is written."""
+        self._write_head()
+        self._transport.close()
+
+    def _write_head(self) -> None:
+        if self._head and not self._transport.is_closing():
+            self._transport.write(self._head)
+        self._head = b""
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """Closes connections that send no request in time, or one whose head never ends, before they cost others anything.
 
@@ -40,6 +73,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin to wait for a request."""
         super().connection_made(transport)
+        self._joined: Any = Joined(transport, self.loop)
         self._wait_for_request()
         if len(self.connections) > MOST_WITHOUT_REQUEST:
             waiting = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.waits]
@@ -48,7 +82,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
-        self._stop_waiting()
+        if self._giving_up is not None:
+            self._giving_up.cancel()
         self._answer_no_more()
         super().connection_lost(exc)
 
@@ -72,7 +107,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_IN_ADVANCE:
             raise httptools.HttpParserError("too many requests in advance")
         super().on_headers_complete()
-        self._asked = [*(one for one in self._asked if not one.response_complete), self.cycle]
+        self.cycle.transport = self._joined
+        unanswered = [one for one in self._asked if not one.response_complete] if self.pipeline else []
+        self._asked = [*unanswered, self.cycle]
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -103,16 +140,17 @@ class LimitedProtocol(HttpToolsProtocol):
                 one.message_event.set()
 
     def _wait_for_request(self) -> None:
-        self._stop_waiting()
-        if not self.transport.is_closing():
-            self.waiting_since = time.monotonic()  # uvloop's own clock stands still for milliseconds
+        self.waiting_since = time.monotonic()  # uvloop's own clock stands still for milliseconds
+        if self._giving_up is None and not self.transport.is_closing():
             self._giving_up = self.loop.call_later(REQUEST_WITHIN, self._give_up)
 
-    def _stop_waiting(self) -> None:
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
-
     def _give_up(self) -> None:
-        if self.waits:  # else the answer's end begins to wait anew
+        """Close what has waited too long. There is one timer for many requests, for most come at once."""
+        self._giving_up = None
+        if not self.waits or self.transport.is_closing():  # the answer's end begins to wait anew
+            return
+        left = self.waiting_since + REQUEST_WITHIN - time.monotonic()
+        if left > 0:
+            self._giving_up = self.loop.call_later(left, self._give_up)
+        else:
             self.transport.close()

@@ -23,6 +23,8 @@ async def check_query(request: Request[Any, Any, Any]) -> None:
     Raises 400 with every fault. For an application's `before_request`: Litestar itself takes `1e3` for 1000, the last
     of two values, and ignores a parameter whose name is misspelt.
     """
+    if not request.scope["query_string"]:
+        return
     expected = {
         field.kwarg_definition.name or name: field
         for name, field in request.route_handler.parsed_fn_signature.parameters.items()

@@ -75,6 +75,7 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # whose address it is and by which scheme he came is asked nowhere
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
     _collect_garbage_less_often()

@@ -6,9 +6,8 @@ records are spread over the lanes by key and its `Delivery` is told what becomes
 
 import asyncio
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -33,6 +32,11 @@ PATIENCE = 1.5
 """Seconds that records wait for a connection before they are refused."""
 LARGEST_BATCH = 512 * 1024
 """Bytes of a batch; larger ones gain nothing and make others wait."""
+SMALL = 8 * 1024
+"""Bytes of calls below which records wait while a batch is on its way to their partition, and then travel together.
+
+As Nagle has it (RFC 896): a batch of one record costs the client and the broker as much as one of a hundred.
+"""
 BATCH_OVERHEAD = 61
 RECORD_OVERHEAD = 32
 """Bytes that the format adds at most to key and value (five varints and the attributes)."""
@@ -153,7 +157,7 @@ class Delivery:
         self.headers = headers
         self.size = sum(map(len, keys)) + sum(map(len, values))
         self.confirmed = 0
-        self.failed: Counter[Outcome] = Counter()
+        self.failed: dict[Outcome, int] = {"not_written": 0, "unknown": 0}
         self.unsettled = len(keys)
         self.given_up = False
         by_partition: defaultdict[int, list[int]] = defaultdict(list)
@@ -179,13 +183,21 @@ class Delivery:
             self.confirmed += span.stop - span.start
         else:
             self.failed[span.outcome] += span.stop - span.start
-        if not self.unsettled and not self._done.done():
-            self._done.set_result(None)
+        if not self.unsettled:
+            self._end_wait()
 
     async def wait(self, seconds: float) -> bool:
         """Wait until every record is settled; return False when that takes longer than `seconds`."""
-        done, _ = await asyncio.wait([self._done], timeout=seconds)
-        return bool(done)
+        too_late = self._done.get_loop().call_later(seconds, self._end_wait)  # `asyncio.wait` takes four times as long
+        try:
+            await self._done
+        finally:
+            too_late.cancel()
+        return not self.unsettled
+
+    def _end_wait(self) -> None:
+        if not self._done.done():
+            self._done.set_result(None)
 
     def give_up(self, error: str) -> set[KafkaBroker]:
         """Settle what is not settled; return the brokers to which some of it had been handed."""
@@ -242,6 +254,7 @@ class Lane:
         self._publisher = publisher
         self._partition = partition
         self._waiting: deque[Slice] = deque()
+        self._size_waiting = 0  # of the calls whose slices wait
         self._filled = asyncio.Event()
         self._broker: KafkaBroker | None = None
         self._on_the_way: set[asyncio.Future[RecordMetadata]] = set()
@@ -249,16 +262,24 @@ class Lane:
     def add(self, piece: Slice) -> None:
         """Queue records behind those that wait already."""
         self._waiting.append(piece)
-        self._filled.set()
+        self._size_waiting += piece.delivery.size
+        if not self._small_behind_others():
+            self._filled.set()
 
     async def run(self) -> None:
         """Send what is queued, until cancelled."""
         while True:
             await self._filled.wait()
-            if broker := await self._connected():
+            if self._small_behind_others():
+                self._filled.clear()  # the acknowledgement sets it again
+            elif broker := await self._connected():
                 batch = self._take(broker)
                 if batch.records:
                     await self._hand_over(batch)
+
+    def _small_behind_others(self) -> bool:
+        in_use = self._broker is self._publisher.connection.current
+        return bool(self._on_the_way) and in_use and self._size_waiting < SMALL
 
     async def _connected(self) -> KafkaBroker | None:
         """Return the broker to send to; without one, refuse all that waits."""
@@ -293,6 +314,8 @@ class Lane:
 
     def _acknowledged(self, batch: Batch, acknowledgement: "asyncio.Future[RecordMetadata]") -> None:
         self._on_the_way.discard(acknowledgement)
+        if self._waiting:
+            self._filled.set()
         if acknowledgement.cancelled():
             batch.settle(error=ENDING, outcome="unknown")
         elif error := acknowledgement.exception():
@@ -334,7 +357,7 @@ class Lane:
                 piece.handed, piece.broker = stop, broker
             if stop < len(piece.rows):
                 return batch
-            self._waiting.popleft()
+            self._leave()
         self._filled.clear()
         return batch
 
@@ -344,13 +367,19 @@ class Lane:
                 piece.handed = start
                 if not self._waiting or self._waiting[0] is not piece:
                     self._waiting.appendleft(piece)
+                    self._size_waiting += piece.delivery.size
                 self._filled.set()
 
     def _refuse(self, error: str) -> None:
         """Settle all that waits as not written."""
         while self._waiting:
-            self._waiting.popleft().refuse_rest(error)
+            self._leave().refuse_rest(error)
         self._filled.clear()
+
+    def _leave(self) -> Slice:
+        piece = self._waiting.popleft()
+        self._size_waiting -= piece.delivery.size
+        return piece
 
 
 def _size_of(headers: TraceHeaders | None) -> int:
@@ -392,6 +421,7 @@ class Publisher:
         self._background = background
         self._lanes: dict[int, Lane] = {}
         self._in_turn = asyncio.Lock()
+        self._waiting = 0
 
     @property
     def largest_batch(self) -> int:
@@ -422,24 +452,49 @@ class Publisher:
             raise
 
     async def _publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
-        try:
-            async with asyncio.timeout(PATIENCE), self._in_turn:  # or who comes as it is there passes those who waited
-                await self.connection.broker(PATIENCE)
-        except TimeoutError:
-            raise OutOfReach(self.connection.error or OUT_OF_REACH) from None
+        if self.connection.current is None or self._waiting:
+            await self._wait_for_connection()
         if self._ended:
             raise OutOfReach(ENDING)
         partitions = partitions_of(keys, self._cluster.partitions[self.topic])
         delivery = Delivery(keys, values, partitions, self._traces.headers())
-        with self._traces.publishing(self.topic, len(keys)), self._room_for(delivery):
-            for partition, piece in delivery.slices.items():
-                self._lane(partition).add(piece)
-            if not await delivery.wait(DEADLINE):
-                error = f"not acknowledged within {DEADLINE:g} s"
-                for broker in delivery.give_up(error):
-                    # an idempotent producer would try that batch for ever, and all that follows would wait behind it
-                    self.connection.replace(broker, f"a batch to {self.topic} was {error}")
+        if self.in_flight + delivery.size > MOST_IN_FLIGHT:
+            raise Busy(f"{self.in_flight} bytes are waiting for their acknowledgement")
+        self.in_flight += delivery.size
+        self._open.add(delivery)
+        try:
+            with self._traces.publishing(self.topic, len(keys)):
+                await self._deliver(delivery)
+        except asyncio.CancelledError:
+            delivery.give_up("the call was broken off")  # what still waits must not be sent without its room
+            raise
+        finally:
+            self._open.remove(delivery)
+            self.in_flight -= delivery.size
+            self.outcomes["delivered"] += delivery.confirmed
+            for outcome, number in delivery.failed.items():
+                self.outcomes[outcome] += number
         return delivery
+
+    async def _wait_for_connection(self) -> None:
+        """Wait behind those who wait already: or who comes as it is there passes them."""
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(PATIENCE), self._in_turn:
+                await self.connection.broker(PATIENCE)
+        except TimeoutError:
+            raise OutOfReach(self.connection.error or OUT_OF_REACH) from None
+        finally:
+            self._waiting -= 1
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        for partition, piece in delivery.slices.items():
+            self._lane(partition).add(piece)
+        if not await delivery.wait(DEADLINE):
+            error = f"not acknowledged within {DEADLINE:g} s"
+            for broker in delivery.give_up(error):
+                # an idempotent producer would try that batch for ever, and all that follows would wait behind it
+                self.connection.replace(broker, f"a batch to {self.topic} was {error}")
 
     async def give_up_at(self, ending: asyncio.Event) -> None:
         """When the service is ending, give what is on its way another second; then tell its callers what is known."""
@@ -449,24 +504,6 @@ class Publisher:
         self._ended = True
         for delivery in list(self._open):
             delivery.give_up(ENDING)
-
-    @contextmanager
-    def _room_for(self, delivery: Delivery) -> Iterator[None]:
-        if self.in_flight + delivery.size > MOST_IN_FLIGHT:
-            raise Busy(f"{self.in_flight} bytes are waiting for their acknowledgement")
-        self.in_flight += delivery.size
-        self._open.add(delivery)
-        try:
-            yield
-        except asyncio.CancelledError:
-            delivery.give_up("the call was broken off")  # what still waits must not be sent without its room
-            raise
-        finally:
-            self._open.remove(delivery)
-            self.outcomes["delivered"] += delivery.confirmed
-            for outcome, number in delivery.failed.items():
-                self.outcomes[outcome] += number
-            self.in_flight -= delivery.size
 
     def _lane(self, partition: int) -> Lane:
         if partition not in self._lanes:

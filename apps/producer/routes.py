@@ -9,7 +9,6 @@ from urllib.parse import parse_qs
 import msgspec
 from litestar import post
 from litestar.connection import Request
-from litestar.datastructures import Headers
 from litestar.enums import MediaType
 from litestar.exceptions import InternalServerException
 from litestar.handlers import BaseRouteHandler
@@ -17,7 +16,7 @@ from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
-from litestar.types import Scope
+from litestar.types import Receive, Scope, Send
 
 from apps.chassis.body import documents_body, schema_of
 from apps.chassis.problems import (
@@ -48,7 +47,7 @@ PERSON_IN_MEMORY, TIMES_IN_MEMORY, LINES_IN_MEMORY = 1_200, 6, 4 * 1024 * 1024
 SILENT = 60.0
 """Seconds after which a caller that sends nothing more is taken to have ended."""
 
-encode_receipt = msgspec.json.Encoder().encode
+encode_receipt = encode_answer = msgspec.json.Encoder().encode
 
 
 EXAMPLE = Person(
@@ -77,11 +76,19 @@ def weight_of(scope: Scope) -> int:
         return PERSON_IN_MEMORY * min(int(number) if PLAIN_INTEGER.fullmatch(number) else 0, MOST_PEOPLE)
     if scope["path"] != SEND:
         return 0
-    headers = Headers.from_scope(scope)
-    if headers.get("content-type", "").startswith(NDJSON):
+    if _media_type_of(scope) == NDJSON:
         return LINES_IN_MEMORY
-    length = headers.get("content-length", "")
+    length = _header_of(scope, b"content-length")
     return TIMES_IN_MEMORY * min(int(length) if PLAIN_INTEGER.fullmatch(length) else LARGEST_BODY, LARGEST_BODY)
+
+
+def _media_type_of(scope: Scope) -> str:
+    return _header_of(scope, b"content-type").partition(";")[0].strip().lower()
+
+
+def _header_of(scope: Scope, name: bytes) -> str:
+    """Return the first header of a name, or an empty text."""
+    return next((value.decode("latin-1") for given, value in scope["headers"] if given == name), "")
 
 
 def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
@@ -129,7 +136,7 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
         request_max_body_size=None,  # lines may go on for ever; JSON has its own limit
     )
     async def people(request: Request[Any, Any, Any]) -> Response[Answer]:
-        media_type, _ = request.content_type
+        media_type = _media_type_of(request.scope)
         if media_type == NDJSON:
             return _stream(send_lines(publisher, _pieces(request, publisher.ending)))
         if media_type not in {"", "application/json"}:
@@ -146,12 +153,30 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
     return basic_producer, people
 
 
+class Encoded(Response[Answer]):
+    """An answer as JSON, and nothing that Litestar would look for beside it: a third of what an answer costs."""
+
+    def __init__(self, answer: Answer, status: HTTPStatus) -> None:
+        self._body = encode_answer(answer)
+        self._status = status
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> Any:  # noqa: ANN401 - Litestar's signature
+        """Return what sends it."""
+        return self._send
+
+    async def _send(self, _: Scope, __: Receive, send: Send) -> None:
+        length = str(len(self._body)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": self._status, "headers": headers})
+        await send({"type": "http.response.body", "body": self._body, "more_body": False})
+
+
 def _answer(answer: Answer) -> Response[Any]:
     """Answer 201 when all were delivered, 207 when some were, 503 when none was."""
     if answer.delivered == len(answer.receipts):
-        return Response(answer, status_code=HTTPStatus.CREATED)
+        return Encoded(answer, HTTPStatus.CREATED)
     if answer.delivered:
-        return Response(answer, status_code=HTTPStatus.MULTI_STATUS)
+        return Encoded(answer, HTTPStatus.MULTI_STATUS)
     raise problem(
         NOT_ACKNOWLEDGED,
         f"none of {len(answer.receipts)} records was acknowledged: {answer.receipts[0].error}",
@@ -210,16 +235,18 @@ async def _pieces(request: Request[Any, Any, Any], ending: asyncio.Event) -> Asy
 
 async def _body(request: Request[Any, Any, Any]) -> bytes:
     """Return a JSON body. Raises 413 as soon as it is larger than 16 MiB, 408 after 60 s, 400 when it breaks off."""
-    body = bytearray()
+    body, more = bytearray(), True
     try:
         async with asyncio.timeout(SILENT):
-            async for piece in request.stream():
-                body += piece
+            while more:  # Litestar's own stream takes twice as long for a small body
+                message: Any = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise problem(HTTPStatus.BAD_REQUEST, "the body broke off")
+                body += message["body"]
+                more = message["more_body"]
                 if len(body) > LARGEST_BODY:
                     detail = f"the body is larger than {LARGEST_BODY} bytes; send more people as {NDJSON}"
                     raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
-    except InternalServerException:  # as above
-        raise problem(HTTPStatus.BAD_REQUEST, "the body broke off") from None
     except TimeoutError:
         raise problem(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {SILENT:g} s") from None
     return bytes(body)

@@ -34,10 +34,14 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 @asynccontextmanager
-async def serving(app: Any, connections: set[Any] | None = None) -> AsyncIterator[Connect]:  # noqa: ANN401 - ASGI
+async def serving(
+    app: Any,  # noqa: ANN401 - ASGI
+    connections: set[Any] | None = None,
+    protocol: type[LimitedProtocol] = LimitedProtocol,
+) -> AsyncIterator[Connect]:
     """Serve an application within the limits; what is yielded opens connections to it, which are in `connections`."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, http=LimitedProtocol, log_config=None, lifespan="off")
+        config = uvicorn.Config(app, http=protocol, log_config=None, lifespan="off")
         server = uvicorn.Server(config)
         server.server_state.connections = set() if connections is None else connections
         async with asyncio.timeout(LONG):
@@ -108,6 +112,49 @@ async def test_an_answer_may_take_longer_than_a_request(monkeypatch: pytest.Monk
         await begun.wait()
         asyncio.get_running_loop().call_later(0.05, may_end.set)
         assert (await answer_to(reader)).endswith(b"hello")
+
+
+async def test_the_head_of_an_answer_is_written_together_with_the_body_that_follows_at_once() -> None:
+    written: list[bytes] = []
+
+    class Seen:
+        def __init__(self, transport: asyncio.Transport) -> None:
+            self._transport = transport
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the transport's own
+            return getattr(self._transport, name)
+
+        def write(self, data: bytes) -> None:
+            written.append(data)
+            self._transport.write(data)
+
+    class Watched(LimitedProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(Seen(transport))  # type: ignore[arg-type]
+
+    async with serving(hello, protocol=Watched) as connect:
+        reader, writer = await connect()
+        for _ in range(3):
+            writer.write(GET)
+            await answer_to(reader)
+    assert len(written) == 3
+    assert all(one.startswith(b"HTTP/1.1 200 ") and one.endswith(b"\r\n\r\nhello") for one in written)
+
+
+async def test_the_head_of_an_answer_does_not_wait_for_a_body_that_takes_its_time() -> None:
+    seen = asyncio.Event()
+
+    async def slow(_: Any, __: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await seen.wait()
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async with serving(slow) as connect:
+        reader, writer = await connect()
+        writer.write(GET)
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        seen.set()
+        assert await reader.readexactly(5) == b"hello"
 
 
 async def test_requests_on_one_connection_are_answered_one_after_the_other() -> None:

@@ -35,6 +35,14 @@ from contracts.topics import partitions_of
 pytestmark = pytest.mark.anyio
 
 TOPIC = "people"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every record sent at once, for the tests that do not say otherwise."""
+    monkeypatch.setattr(publisher_module, "SMALL", 0)
+
+
 A_WHILE = 0.05
 """Seconds: a deadline that is to pass."""
 
@@ -351,6 +359,60 @@ async def test_a_batch_is_sent_while_the_one_before_is_not_acknowledged_yet() ->
         assert not first.done()
         broker.batches[0].confirm(0)
         assert offsets(await first) == [0]
+
+
+async def test_small_records_wait_while_a_batch_is_on_its_way_and_then_travel_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "SMALL", 1_000)
+    async with bench() as b:
+        broker = b.connect()
+        first = b.publish(b"first")
+        await until(lambda: len(broker.batches) == 1)
+        others = [b.publish(b"second"), b.publish(b"third")]
+        await everything_else_has_run()
+        assert len(broker.batches) == 1
+        broker.batches[0].confirm(0)
+        await until(lambda: len(broker.batches) == 2)
+        assert broker.batches[1].values == [b"second", b"third"]
+        broker.batches[1].confirm(1)
+        assert [offsets(await one) for one in (first, *others)] == [[0], [1], [2]]
+
+
+async def test_records_that_are_not_small_together_do_not_wait_for_the_batch_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "SMALL", 1_000)
+    async with bench() as b:
+        broker = b.connect()
+        b.publish(b"first")
+        await until(lambda: len(broker.batches) == 1)
+        b.publish(b"x" * 600)
+        await everything_else_has_run()
+        assert len(broker.batches) == 1
+        b.publish(b"y" * 600)
+        await until(lambda: len(broker.batches) == 2)
+        assert broker.batches[1].values == [b"x" * 600, b"y" * 600]
+        for batch in broker.batches:
+            batch.confirm(0)
+
+
+async def test_small_records_behind_a_batch_that_failed_are_sent_by_the_next_broker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "SMALL", 1_000)
+    async with bench() as b:
+        broker = b.connect()
+        first = b.publish(b"first")
+        await until(lambda: len(broker.batches) == 1)
+        second = b.publish(b"second")
+        await everything_else_has_run()
+        broker.batches[0].fail(errors.TopicAuthorizationFailedError())
+        following = b.connect()
+        await until(lambda: len(following.batches) == 1)
+        following.batches[0].confirm(7)
+        assert offsets(await second) == [7]
+        assert receipts_of(await first)[0].outcome == "not_written"
 
 
 @pytest.mark.parametrize("error", [errors.TopicAuthorizationFailedError, errors.MessageSizeTooLargeError])

@@ -3,13 +3,16 @@ r"""Header names that are no UTF-8: brokers take them, but aiokafka raises at ea
 Such a name is read with its wrong bytes escaped, as `\xff`; everything else of the record stays as it is.
 """
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any, SupportsIndex, overload
 
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
+
+PIECE = 500
+"""Records that are read at a time, and so without a step in Python for each."""
 
 
 def escape_wrong_header_names() -> None:
@@ -41,13 +44,16 @@ class TolerantBatch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
-        read = 0
+        return chain.from_iterable(self._pieces())
+
+    def _pieces(self) -> Iterator[Iterable[Any]]:
+        records, read = chain(self._batch), 0  # asked for more behind its end, a batch raises; a chain does not ask
         try:
-            for record in self._batch:
-                yield record
-                read += 1
+            while piece := list(islice(records, PIECE)):
+                yield piece
+                read += len(piece)
         except UnicodeDecodeError:
-            yield from islice(_EscapingBatch(self._content), read, None)
+            yield islice(_EscapingBatch(self._content), read, None)
 
 
 class _EscapingBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka ships no types

@@ -55,7 +55,15 @@ def test_a_header_name_that_is_no_utf_8_is_escaped_and_nothing_else_is_changed()
     assert read(gzipped(wrong)) == expected
 
 
+@pytest.mark.parametrize("wrong", [0, 499, 500, 777, 999])
+def test_no_record_is_left_out_or_read_twice_wherever_in_a_long_batch_a_wrong_name_stands(wrong: int) -> None:
+    headers: list[list[Header]] = [[("ZZ" if at == wrong else "a", b"")] for at in range(1_000)]
+    found = read(with_bytes(batch_of(*headers), b"\x04ZZ", b"\x04\xffZ"))
+    assert [at for at, *_ in found] == list(range(1_000))
+    assert [of_record[0][0] for *_, of_record in found] == ["\\xffZ" if at == wrong else "a" for at in range(1_000)]
+
+
 @pytest.mark.parametrize("compression", range(5))
 def test_a_straight_batch_is_read_as_it_was_written_however_it_is_compressed(compression: int) -> None:
-    headers: list[list[Header]] = [[("a", b"\xff")], [("größe", None)]] * 100
+    headers: list[list[Header]] = [[("a", b"\xff")], [("größe", None)]] * 600
     assert [record[-1] for record in read(batch_of(*headers, compression=compression))] == headers

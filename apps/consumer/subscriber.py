@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
@@ -192,17 +193,28 @@ class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
         self._on_assigned(assigned)
 
 
+class Unreadable(Exception):
+    """What was fetched is damaged, or cannot be decompressed here."""
+
+
 class PromptSubscriber(BatchSubscriber):
     """Polls again at once: FastStream's own sleeps after an empty poll as long as that took.
 
     Short polls would make that hardly felt, but a service that has nothing to do would be busy with them.
+
+    It ends the consume loop at what cannot be read, where FastStream's would poll on: aiokafka has counted what it read
+    of other partitions in the same poll as consumed, though it hands it to nobody. Whoever consumes next begins at what
+    is committed.
     """
 
     __slots__ = ()
 
     async def get_msg(self, consumer: AIOKafkaConsumer) -> tuple[Any, ...]:
-        """Return the records of a poll, none when there were none."""
-        fetched = await consumer.getmany(timeout_ms=self.batch_timeout_ms, max_records=self.max_records)
+        """Return the records of a poll, none when there were none. Raises `Unreadable`."""
+        try:
+            fetched = await consumer.getmany(timeout_ms=self.batch_timeout_ms, max_records=self.max_records)
+        except (CorruptRecordException, UnsupportedCodecError) as error:
+            raise Unreadable(one_line(error)) from error
         return tuple(chain.from_iterable(fetched.values()))
 
 

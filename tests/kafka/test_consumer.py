@@ -293,12 +293,12 @@ def test_two_consumers_divide_the_partitions_and_consume_each_record_once(own: P
         c2.until_consumed(counts[1] + 100)
 
 
+def handled(ledger: Path) -> list[str]:
+    return [line for line in ledger.read_text().splitlines() if line != "begin"] if ledger.exists() else []
+
+
 def test_a_consumer_killed_in_the_middle_of_100000_records_loses_none(own: Pipeline, tmp_path: Path) -> None:
     ledgers = [tmp_path / "killed", tmp_path / "survivor"]
-
-    def handled(ledger: Path) -> list[str]:
-        return [line for line in ledger.read_text().splitlines() if line != "begin"] if ledger.exists() else []
-
     with (
         own.producer() as producer,
         own.recording_consumer(ledgers[0], LEDGER_SECONDS="0.1") as killed,
@@ -333,8 +333,24 @@ def test_a_failing_handler_loses_nothing_and_dead_letters_nobody(own: Pipeline, 
         ledger.parent.mkdir()
         consumer.until_consumed(21)
         assert consumer.answers("/health-check", 200)
-        assert [line for line in ledger.read_text().splitlines() if line != "begin"] == [one["id"] for one in people]
+        assert handled(ledger) == [one["id"] for one in people]
     assert len(own.records(own.dead_letter_topic)) == 1
+
+
+def test_a_batch_that_comes_damaged_is_read_again_and_nothing_that_was_read_with_it_is_left_out(
+    own: Pipeline, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    own.create_topic(6)
+    people = [person() for _ in range(600)]
+    for partition in range(6):
+        own.write([Raw(value_of(one), one["id"].encode()) for one in people[partition::6]], partition=partition)
+    misreading = str(Path(__file__).with_name("misreading_consumer.py"))
+    with own.running("consumer", misreading, LEDGER=str(ledger)) as consumer:
+        consumer.until_healthy()
+        wait_until(lambda: own.committed() == 600)
+        assert sorted(handled(ledger)) == sorted(one["id"] for one in people)
+        assert consumer.status()["restarts"] == 1
 
 
 def test_a_topic_with_other_partitions_is_used_as_it_is_and_reported(own: Pipeline) -> None:

@@ -25,7 +25,8 @@ def partitions_of(keys: Sequence[bytes], partition_count: int) -> list[int]:
         raise ValueError(f"a topic has at least one partition, not {partition_count}")
     if len(keys) <= FEW:
         return [(murmur2(key) & POSITIVE) % partition_count for key in keys]
-    return [int(p) for p in ((murmur2_of_all(keys) & np.uint32(POSITIVE)) % np.uint32(partition_count)).tolist()]
+    partitions: list[int] = ((murmur2_of_all(keys) & np.uint32(POSITIVE)) % np.uint32(partition_count)).tolist()
+    return partitions
 
 
 def murmur2(key: bytes) -> int:

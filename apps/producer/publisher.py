@@ -9,6 +9,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -345,8 +346,14 @@ class Lane:
             if piece.failed:
                 piece.refuse_rest("an earlier record of this call was not acknowledged")
             start = stop = piece.handed
-            while stop < len(piece.rows):
-                key, value = piece.keys[stop], piece.values[stop]
+            records = list(zip(piece.keys[start:], piece.values[start:], strict=True))
+            size = sum(map(len, chain.from_iterable(records))) + overhead * len(records)
+            if size <= room:  # all of it, without a step in Python for each
+                batch.records += records
+                room -= size
+                stop += len(records)
+                records = []
+            for key, value in records:
                 room -= len(key) + len(value) + overhead
                 if room < 0 and batch.records:
                     break

@@ -110,26 +110,26 @@ async def make(publisher: Publisher, number: int) -> Made:
     Raises `Busy` or `OutOfReach` when not even the first could be sent.
     """
     made: list[bytes] = []
-    ids: list[str] = []
+    keys: list[bytes] = []
     chunks: list[Delivery | Busy | OutOfReach] = []
     failure: Busy | OutOfReach | None = None
     factory = await asyncio.to_thread(person_factory)
 
-    async def chunk(people: list[Person], values: list[bytes]) -> Delivery | Busy | OutOfReach:
+    async def chunk(keys: list[bytes], values: list[bytes]) -> Delivery | Busy | OutOfReach:
         if failure:
             return failure
         try:
-            return await publisher.publish([key_of(person) for person in people], values)
+            return await publisher.publish(keys, values)
         except (Busy, OutOfReach) as error:
             return error
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, Delivery | Busy | OutOfReach]]:
         for start in range(0, number, CHUNK):
             people = factory.batch(min(CHUNK, number - start))
-            values = [encode(person) for person in people]
+            of_chunk, values = list(map(key_of, people)), list(map(encode, people))
             made.extend(values)
-            ids.extend(person.id for person in people)
-            yield chunk(people, values)
+            keys.extend(of_chunk)
+            yield chunk(of_chunk, values)
 
     async with aclosing(in_order(work())) as results:
         async for result in results:
@@ -140,7 +140,7 @@ async def make(publisher: Publisher, number: int) -> Made:
             chunks.append(result)
     if isinstance(chunks[0], Busy | OutOfReach):
         raise chunks[0]
-    return Made(made, _answer_of(chunks, ids) if failure else None)
+    return Made(made, _answer_of(chunks, [key.decode() for key in keys]) if failure else None)
 
 
 def _answer_of(chunks: Sequence[Delivery | Busy | OutOfReach], ids: Sequence[str]) -> Answer:

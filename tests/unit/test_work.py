@@ -119,7 +119,7 @@ def people(number: int) -> list[Person]:
 
 async def test_people_that_are_made_cost_no_more_than_was_committed() -> None:
     person_factory().seed_random(1)
-    check(await work_of_producing(lambda publisher, number: lambda: make(publisher, number)), Work(195, 10))
+    check(await work_of_producing(lambda publisher, number: lambda: make(publisher, number)), Work(115, 4))
 
 
 async def test_a_list_of_people_costs_no_more_than_was_committed() -> None:
@@ -132,7 +132,7 @@ async def test_a_list_of_people_costs_no_more_than_was_committed() -> None:
 
         return work
 
-    check(await work_of_producing(given), Work(190, 11))
+    check(await work_of_producing(given), Work(133, 7))
 
 
 async def test_people_in_lines_cost_no_more_than_was_committed() -> None:
@@ -146,7 +146,7 @@ async def test_people_in_lines_cost_no_more_than_was_committed() -> None:
 
         return work
 
-    check(await work_of_producing(given), Work(402, 33))
+    check(await work_of_producing(given), Work(348, 29))
 
 
 async def test_a_person_alone_costs_no_more_than_was_committed() -> None:
@@ -159,7 +159,7 @@ async def test_a_person_alone_costs_no_more_than_was_committed() -> None:
 
         return work
 
-    check(await work_of_producing(given), Work(1670, 129))
+    check(await work_of_producing(given), Work(1740, 124))
 
 
 async def test_a_record_consumed_costs_no_more_than_was_committed() -> None:

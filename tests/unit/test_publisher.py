@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -359,6 +361,19 @@ async def test_a_batch_is_sent_while_the_one_before_is_not_acknowledged_yet() ->
         assert not first.done()
         broker.batches[0].confirm(0)
         assert offsets(await first) == [0]
+
+
+async def test_an_answered_call_leaves_nothing_for_a_collection_of_garbage_in_which_all_others_would_wait() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        broker.confirms = {partition: 0 for partition in range(6)}
+        gc.disable()
+        try:
+            delivery = weakref.ref(await b.publish(b"one", b"two"))
+            await everything_else_has_run()
+            assert delivery() is None
+        finally:
+            gc.enable()
 
 
 async def test_small_records_wait_while_a_batch_is_on_its_way_and_then_travel_together(

@@ -366,7 +366,7 @@ async def test_a_batch_is_sent_while_the_one_before_is_not_acknowledged_yet() ->
 async def test_an_answered_call_leaves_nothing_for_a_collection_of_garbage_in_which_all_others_would_wait() -> None:
     async with bench() as b:
         broker = b.connect()
-        broker.confirms = {partition: 0 for partition in range(6)}
+        broker.confirms = dict.fromkeys(range(6), 0)
         gc.disable()
         try:
             delivery = weakref.ref(await b.publish(b"one", b"two"))

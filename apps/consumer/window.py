@@ -11,7 +11,9 @@ from typing import NamedTuple, Protocol
 MOST_BYTES = 32 * 1024 * 1024
 """Bytes of values that the window keeps at most, however many records it may have."""
 PIECE = 500
-"""Records that go together after a refill."""
+"""Records that go together, where they did not come as a larger batch."""
+MOST_PIECES = 100
+"""Of which all bytes may consist: what is put together goes together when there are too many."""
 
 
 class Record(Protocol):
@@ -48,6 +50,9 @@ place_of = attrgetter(*Cursor._fields)
 """Returns the place of a record: a plain tuple, in the order of `Cursor`."""
 
 
+time_of = attrgetter("timestamp")
+
+
 def fields_of(record: Record) -> dict[str, object]:
     """Return the place of a record as fields of a line of the log."""
     return {"topic": record.topic, "partition": record.partition, "offset": record.offset}
@@ -56,7 +61,8 @@ def fields_of(record: Record) -> dict[str, object]:
 class Window:
     """Keeps the last `size` records that were added, fewer where they are large.
 
-    Batches are kept as they came and go as a whole, so that a record costs next to nothing on its way through.
+    Batches are kept as they came and go as a whole, so that a record costs next to nothing on its way through; small
+    ones are put together, so that thousands of them are gone through as fast.
     """
 
     def __init__(self, size: int, most_bytes: int = MOST_BYTES) -> None:
@@ -79,9 +85,13 @@ class Window:
         if not records:
             return
         size = _size(records)
-        self._batches.append((records, size))
         self._records += len(records)
         self._bytes += size
+        last, size_of_last = self._batches[-1] if self._batches else ((), 0)
+        if last and len(last) + len(records) <= PIECE and size_of_last + size <= self._most_bytes // MOST_PIECES:
+            self._batches[-1] = ([*last, *records], size_of_last + size)
+        else:
+            self._batches.append((records, size))
         while self._records - len(self._batches[0][0]) >= self.size:
             self._drop_first()
         while self._bytes > self._most_bytes and self._records > 1:
@@ -123,11 +133,17 @@ class Window:
             wanted = [record for record in wanted if record.key == key]
         if partition is not None:
             wanted = [record for record in wanted if record.partition == partition]
-        found = _by_place(wanted)
         if before is not None:
-            found = {place: record for place, record in found.items() if place < before}
+            wanted = [record for record in wanted if place_of(record) < before]
+        records = list(wanted)
+        times = sorted(map(time_of, records))[-limit:]
+        late = [record for record in records if record.timestamp >= times[0]] if times else []
+        found = _by_place(late)  # of all of them it would take six times as long
+        if len(found) < limit:  # some of those were consumed twice
+            late, found = records, _by_place(records)
         places = nlargest(limit, found)[::-1]
-        return [found[place] for place in places], Cursor(*places[0]) if len(found) > limit else None
+        more = len(found) > limit or len(late) < len(records)
+        return [found[place] for place in places], Cursor(*places[0]) if more else None
 
 
 def _size(records: Sequence[Record]) -> int:

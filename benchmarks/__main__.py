@@ -36,7 +36,7 @@ from benchmarks.measures import (
 )
 from benchmarks.plot import draw
 from benchmarks.processes import BenchmarkFailed, Service, asgi, service, told_by
-from benchmarks.report import load, machine, put_into, table
+from benchmarks.report import load, machine, put_into, ratios, table
 from benchmarks.watching import create_topic, page_open, records_in, watch_drain
 from tools.local_kafka import LocalKafka, LocalKafkaError
 
@@ -66,10 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     rounds = f"Medians of {options.rounds} rounds (least to most)"
     conditions = f"{machine()}. {rounds}. Load average {before} before, {load()} after."
-    report = "\n\n".join([table(rows_of(figures, options.lines)), table(ways_of(figures)), conditions])
+    rows = rows_of(figures, options.lines)
+    report = "\n\n".join([table(rows), table(ways_of(figures)), conditions])
     print("", report, sep="\n")
     if options.write:
         put_into(options.write / "speed.md", "bench", report)
+        put_into(options.write.parent / "README.md", "bench", f"{ratios(rows)}\n\n{conditions}")
         (options.write / "speed.svg").write_text(draw(bars_of(figures)), encoding="utf-8")
 
 
@@ -158,7 +160,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lines", type=_positive, default=MILLION, help="of JSON in one request (default: 1000000)")
     parser.add_argument("--seconds", type=_positive, default=10, help="of posting at an even pace (default: 10)")
     parser.add_argument("--long", action="store_true", help="also drain a backlog of 5 million")
-    parser.add_argument("--write", type=Path, metavar="FOLDER", help="whose speed.md and speed.svg get the figures")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="whose speed.md and speed.svg get the figures, and the README.md beside it")
     return parser.parse_args(arguments)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -70,9 +72,25 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{middle} ({form.format(min(values))} to {form.format(max(values))})"
 
 
+def ratios(rows: Sequence[Row]) -> str:
+    """Return those of the rows that have a target, without the figures that depend on the machine most."""
+    return table([(row.measured.removesuffix(", records/s"), row.result, row.target) for row in rows if row.target])
+
+
+def commit() -> str:
+    """Return what is measured: the commit, with `-dirty` where files differ from it; `unknown` without git."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    asked = [git, "describe", "--always", "--dirty"]
+    told = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "unknown"
+
+
 def machine() -> str:
-    """Return what it was measured on, in one line."""
+    """Return what was measured and on what, in one line."""
     return (
+        f"Commit {commit()}, "
         f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
         f"{platform.python_implementation()} {platform.python_version()}, Apache Kafka {KAFKA_VERSION}, "
         "one broker, and all callers, on the same machine"

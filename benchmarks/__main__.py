@@ -160,7 +160,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lines", type=_positive, default=MILLION, help="of JSON in one request (default: 1000000)")
     parser.add_argument("--seconds", type=_positive, default=10, help="of posting at an even pace (default: 10)")
     parser.add_argument("--long", action="store_true", help="also drain a backlog of 5 million")
-    parser.add_argument("--write", type=Path, metavar="FOLDER", help="whose speed.md and speed.svg get the figures, and the README.md beside it")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="FOLDER",
+        help="whose speed.md and speed.svg get the figures, and the README.md beside it",
+    )
     return parser.parse_args(arguments)
 
 

@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex, overload
 
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
-from aiokafka.record.memory_records import _MemoryRecordsPy
+from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 
 PIECE = 500
 """Records that are read at a time, and so without a step in Python for each."""
@@ -20,22 +20,52 @@ def escape_wrong_header_names() -> None:
     fetcher.MemoryRecords = TolerantRecords
 
 
-class TolerantRecords(_MemoryRecordsPy):  # type: ignore[misc]  # aiokafka ships no types
-    """What was fetched of a partition, batch by batch."""
+class TolerantRecords:
+    """What was fetched of a partition, batch by batch, read by aiokafka's own reader as long as that does not raise."""
+
+    def __init__(self, fetched: bytes) -> None:
+        self._fetched = fetched
+        self._records = MemoryRecords(fetched)
+        self._handed_out = 0
+        self.has_next = self._records.has_next
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever aiokafka's has
+        return getattr(self._records, name)
 
     def next_batch(self) -> Any:  # noqa: ANN401 - aiokafka ships no types
-        """Return the next batch, which is read by aiokafka's fast reader as long as that does not raise."""
-        content = self._next_slice
-        batch = super().next_batch()
-        return TolerantBatch(batch, content) if isinstance(batch, DefaultRecordBatch) else batch
+        """Return the next batch."""
+        batch = self._records.next_batch()
+        self._handed_out += 1
+        if not isinstance(batch, DefaultRecordBatch):
+            return batch  # in a format from before there were headers
+        return TolerantBatch(batch, self._fetched, self._handed_out - 1)
 
 
 class TolerantBatch:
-    """A batch of records."""
+    """The batch of records with a number, from 0, in what was fetched. What a client asks of each is at hand."""
 
-    def __init__(self, batch: Any, content: memoryview) -> None:  # noqa: ANN401 - aiokafka ships no types
+    __slots__ = (
+        "_batch",
+        "_fetched",
+        "_number",
+        "base_offset",
+        "is_control_batch",
+        "is_transactional",
+        "next_offset",
+        "producer_id",
+        "validate_crc",
+    )
+
+    def __init__(self, batch: Any, fetched: bytes, number: int) -> None:  # noqa: ANN401 - aiokafka ships no types
         self._batch = batch
-        self._content = content
+        self._fetched = fetched
+        self._number = number
+        self.base_offset = batch.base_offset
+        self.is_control_batch = batch.is_control_batch
+        self.is_transactional = batch.is_transactional
+        self.next_offset = batch.next_offset
+        self.producer_id = batch.producer_id
+        self.validate_crc = batch.validate_crc
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a batch has
         return getattr(self._batch, name)
@@ -53,7 +83,13 @@ class TolerantBatch:
                 yield piece
                 read += len(piece)
         except UnicodeDecodeError:
-            yield islice(_EscapingBatch(self._content), read, None)
+            yield islice(self._escaped(), read, None)
+
+    def _escaped(self) -> Iterable[Any]:
+        batches = _MemoryRecordsPy(self._fetched)
+        for _ in range(self._number):
+            batches.next_batch()
+        return _EscapingBatch(batches._next_slice)  # noqa: SLF001 - its bytes, which aiokafka shows nowhere else
 
 
 class _EscapingBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka ships no types

@@ -52,6 +52,7 @@ def test_a_header_name_that_is_no_utf_8_is_escaped_and_nothing_else_is_changed()
     expected[1] = (1, 1_001, b"key", b"value 1", [("\\xffZ", b"\xffZ"), ("b", None)])
     assert read(wrong + straight)[:4] == expected
     assert len(read(wrong + straight)) == 8
+    assert read(straight + wrong + straight)[4:8] == expected
     assert read(gzipped(wrong)) == expected
 
 

@@ -451,7 +451,7 @@ class Publisher:
         self._background = background
         self._lanes: dict[int, Lane] = {}
         self._in_turn = asyncio.Lock()
-        self._waiting = 0
+        self._callers_waiting = 0
 
     @property
     def largest_batch(self) -> int:
@@ -482,7 +482,7 @@ class Publisher:
             raise
 
     async def _publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
-        if self.connection.current is None or self._waiting:
+        if self.connection.current is None or self._callers_waiting:
             await self._wait_for_connection()
         if self._ended:
             raise OutOfReach(ENDING)
@@ -508,14 +508,14 @@ class Publisher:
 
     async def _wait_for_connection(self) -> None:
         """Wait behind those who wait already: or who comes as it is there passes them."""
-        self._waiting += 1
+        self._callers_waiting += 1
         try:
             async with asyncio.timeout(PATIENCE), self._in_turn:
                 await self.connection.broker(PATIENCE)
         except TimeoutError:
             raise OutOfReach(self.connection.error or OUT_OF_REACH) from None
         finally:
-            self._waiting -= 1
+            self._callers_waiting -= 1
 
     async def _deliver(self, delivery: Delivery) -> None:
         for partition, piece in delivery.slices.items():

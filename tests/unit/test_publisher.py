@@ -45,6 +45,12 @@ def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher_module, "SMALL", 0)
 
 
+@pytest.fixture
+def below_a_kilobyte_is_small(nothing_is_small: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - comes before
+    """Have records wait behind a batch until they have a kilobyte together."""
+    monkeypatch.setattr(publisher_module, "SMALL", 1_000)
+
+
 A_WHILE = 0.05
 """Seconds: a deadline that is to pass."""
 
@@ -150,6 +156,12 @@ class Bench:
         self.connection.current = cast(KafkaBroker, broker)
         self.connection._connected.set()
         return cast(FakeBroker, broker)
+
+    async def first_on_its_way(self) -> "tuple[FakeBroker, asyncio.Task[Delivery]]":
+        """Connect, and publish a record that is not acknowledged yet."""
+        broker, publishing = self.connect(), self.publish(b"first")
+        await until(lambda: len(broker.batches) == 1)
+        return broker, publishing
 
     def disconnect(self) -> None:
         assert self.connection.current is not None
@@ -376,14 +388,10 @@ async def test_an_answered_call_leaves_nothing_for_a_collection_of_garbage_in_wh
             gc.enable()
 
 
-async def test_small_records_wait_while_a_batch_is_on_its_way_and_then_travel_together(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(publisher_module, "SMALL", 1_000)
+@pytest.mark.usefixtures("below_a_kilobyte_is_small")
+async def test_small_records_wait_while_a_batch_is_on_its_way_and_then_travel_together() -> None:
     async with bench() as b:
-        broker = b.connect()
-        first = b.publish(b"first")
-        await until(lambda: len(broker.batches) == 1)
+        broker, first = await b.first_on_its_way()
         others = [b.publish(b"second"), b.publish(b"third")]
         await everything_else_has_run()
         assert len(broker.batches) == 1
@@ -394,14 +402,10 @@ async def test_small_records_wait_while_a_batch_is_on_its_way_and_then_travel_to
         assert [offsets(await one) for one in (first, *others)] == [[0], [1], [2]]
 
 
-async def test_records_that_are_not_small_together_do_not_wait_for_the_batch_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(publisher_module, "SMALL", 1_000)
+@pytest.mark.usefixtures("below_a_kilobyte_is_small")
+async def test_records_that_are_not_small_together_do_not_wait_for_the_batch_before() -> None:
     async with bench() as b:
-        broker = b.connect()
-        b.publish(b"first")
-        await until(lambda: len(broker.batches) == 1)
+        broker, _ = await b.first_on_its_way()
         b.publish(b"x" * 600)
         await everything_else_has_run()
         assert len(broker.batches) == 1
@@ -412,14 +416,10 @@ async def test_records_that_are_not_small_together_do_not_wait_for_the_batch_bef
             batch.confirm(0)
 
 
-async def test_small_records_behind_a_batch_that_failed_are_sent_by_the_next_broker(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(publisher_module, "SMALL", 1_000)
+@pytest.mark.usefixtures("below_a_kilobyte_is_small")
+async def test_small_records_behind_a_batch_that_failed_are_sent_by_the_next_broker() -> None:
     async with bench() as b:
-        broker = b.connect()
-        first = b.publish(b"first")
-        await until(lambda: len(broker.batches) == 1)
+        broker, first = await b.first_on_its_way()
         second = b.publish(b"second")
         await everything_else_has_run()
         broker.batches[0].fail(errors.TopicAuthorizationFailedError())

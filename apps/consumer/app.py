@@ -33,9 +33,9 @@ from apps.consumer.attempts import Handle
 from apps.consumer.control import Control
 from apps.consumer.dead_letter_routes import dead_letter_routes
 from apps.consumer.dead_letters import DeadLetters
+from apps.consumer.fetched import read_fetched_fast
 from apps.consumer.group import Group, look_at_group
 from apps.consumer.handler import handle
-from apps.consumer.header_names import escape_wrong_header_names
 from apps.consumer.lag import LagMeter
 from apps.consumer.log_reader import LogReader
 from apps.consumer.message_routes import Log, message_routes, weight_of
@@ -200,4 +200,4 @@ def _prepare_process() -> None:
     """Set what can be set for a whole process alone."""
     # FastStream would restart a loop that failed at once, thousands of times a second: `Control` does it, with pauses
     os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
-    escape_wrong_header_names()
+    read_fetched_fast()

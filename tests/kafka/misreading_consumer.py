@@ -7,22 +7,34 @@ from typing import Any
 from recording_consumer import handle
 
 from apps.chassis.serve import serve
-from apps.consumer import header_names
+from apps.consumer import fetched
 from apps.consumer.app import create_app
 
 DAMAGED = 150
 batches = count(1)
 
 
-class Damaged(header_names.TolerantBatch):
-    """A batch whose checksum may be wrong."""
+class Damaged:
+    """A batch whose checksum is wrong; everything else of it is as it was."""
 
-    def __init__(self, batch: Any, fetched: bytes, number: int) -> None:  # noqa: ANN401 - aiokafka ships no types
-        super().__init__(batch, fetched, number)
-        if next(batches) == DAMAGED:
-            self.validate_crc = lambda: False
+    def __init__(self, batch: Any) -> None:  # noqa: ANN401 - aiokafka ships no types
+        self._batch = batch
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a batch has
+        return getattr(self._batch, name)
+
+    def validate_crc(self) -> bool:
+        return False
+
+
+class Misread(fetched.Fetched):
+    """What was fetched, in which one batch comes damaged."""
+
+    def next_batch(self) -> Any:  # noqa: ANN401 - aiokafka ships no types
+        batch = super().next_batch()
+        return Damaged(batch) if next(batches) == DAMAGED else batch
 
 
 if __name__ == "__main__":
-    header_names.TolerantBatch = Damaged  # type: ignore[misc]
+    fetched.Fetched = Misread  # type: ignore[misc]
     serve(partial(create_app, handle=handle), lambda settings: settings.consumer_port, "CONSUMER_PORT")

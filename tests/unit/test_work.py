@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import pytest
 from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.structs import RecordMetadata
-from samples import a_person, stored_person
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.structs import RecordMetadata, TopicPartition
+from samples import a_person
 from test_publisher import bench
 from test_sending import pieces_of
 
 from apps.chassis.kafka import send_batch
+from apps.consumer.fetched import Fetched, PartitionRecords
 from apps.consumer.subscriber import Consumption
 from apps.consumer.window import Window
 from apps.producer.publisher import LARGEST_BATCH, Publisher
@@ -162,7 +164,7 @@ async def test_a_person_alone_costs_no_more_than_was_committed() -> None:
     check(await work_of_producing(given), Work(1740, 124))
 
 
-async def test_a_record_consumed_costs_no_more_than_was_committed() -> None:
+async def test_a_record_that_is_fetched_and_consumed_costs_no_more_than_was_committed() -> None:
     async def handle(_: Sequence[Person]) -> None:
         pass
 
@@ -170,8 +172,18 @@ async def test_a_record_consumed_costs_no_more_than_was_committed() -> None:
         raise AssertionError("all are good")
 
     def given(number: int) -> Callable[[], Awaitable[object]]:
-        records = [stored_person(offset) for offset in range(number)]
+        batch = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 2**20)  # noqa: FBT003 - of no transaction
+        for offset, person in enumerate(people(number)):
+            batch.append(offset, 1_000, person.id.encode(), encode(person), [])
+        fetched = bytes(batch.build())
         consumption = Consumption(Window(10 * number), handle, write)
-        return lambda: consumption.consume(records)
 
-    check(await work_of_a_record(given), Work(19, 2))
+        async def work() -> None:
+            partition = TopicPartition("people", 0)
+            records = PartitionRecords(partition, Fetched(fetched), (), 0, None, None, True, 1)  # noqa: FBT003 - as aiokafka calls it
+            await consumption.consume(list(records))
+            assert consumption.consumed == number
+
+        return work
+
+    check(await work_of_a_record(given), Work(41, 2))

@@ -15,12 +15,17 @@ class Figures:
     def __init__(self) -> None:
         self.series: defaultdict[str, Series] = defaultdict(Series)
         self.values: defaultdict[str, list[float]] = defaultdict(list)
+        self._round = 0
 
-    def note(self, name: str, took: Took) -> Took:
-        """Add a round, and tell of it."""
-        self.series[name].note(took)
+    def begin_round(self, what: str, number: int, of: int) -> None:
+        """Begin a round, and tell of it: what is noted until the next one is of it."""
+        self._round = number
+        print(f"{what}, round {number} of {of}", flush=True)
+
+    def note(self, name: str, took: Took) -> None:
+        """Add to what a way took in this round, and tell of it."""
+        self.series[name].note(self._round, took)
         print(f"{name}: {took.records / took.seconds:,.0f} records/s", flush=True)
-        return took
 
     def add(self, name: str, value: float) -> None:
         """Add a figure of a round, and tell of it."""

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -27,17 +26,26 @@ CONSUMED_WITHIN = 300.0
 """Seconds."""
 
 
-@dataclass
 class Series:
     """What one way of doing a thing gave, a figure a round: records a second, and processor microseconds a record."""
 
-    rates: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._rounds: dict[int, Took] = {}
 
-    def note(self, took: Took) -> None:
-        """Add a round."""
-        self.rates.append(took.records / took.seconds)
-        self.cpu.append(took.cpu_seconds / took.records * 1e6)
+    def note(self, number: int, took: Took) -> None:
+        """Add what it took in a round, to what it has taken in that round before."""
+        records, seconds, cpu_seconds = self._rounds.get(number, (0, 0.0, 0.0))
+        self._rounds[number] = Took(records + took.records, seconds + took.seconds, cpu_seconds + took.cpu_seconds)
+
+    @property
+    def rates(self) -> list[float]:
+        """Records a second, round by round."""
+        return [took.records / took.seconds for took in self._rounds.values()]
+
+    @property
+    def cpu(self) -> list[float]:
+        """Processor microseconds a record, round by round."""
+        return [took.cpu_seconds / took.records * 1e6 for took in self._rounds.values()]
 
 
 def made(producer: Service, servers: str, topic: str, number: int = LARGEST_REQUEST) -> Took:

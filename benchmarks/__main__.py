@@ -1,7 +1,7 @@
 """Measures the services beside the raw clients and beside a tutorial-style pair: `python -m benchmarks [--rounds 3]`.
 
-Starts a Kafka and all services for itself, and ends them. Every round measures all ways in turn, what is short several
-times, so that what disturbs the machine disturbs all of them. Nothing is asserted: the table has targets beside results.
+Starts a Kafka and all services for itself, and ends them. Every round measures all ways in turn, short ones several
+times, so that what disturbs one disturbs all. Nothing is asserted: the table sets targets beside results.
 """
 
 import argparse

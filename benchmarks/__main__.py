@@ -8,8 +8,9 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,7 @@ from benchmarks.measures import (
     sent_by_raw_client,
 )
 from benchmarks.plot import draw
-from benchmarks.processes import BenchmarkFailed, Service, asgi, service, told_by
+from benchmarks.processes import BenchmarkFailed, Service, Took, asgi, service, told_by
 from benchmarks.report import load, machine, put_into, ratios, table
 from benchmarks.watching import create_topic, page_open, records_in, watch_drain
 from tools.local_kafka import LocalKafka, LocalKafkaError
@@ -86,15 +87,20 @@ def _measure_producing(servers: str, options: argparse.Namespace, figures: Figur
         tutorial = None
         if find_spec("fastapi"):
             tutorial = running.enter_context(asgi("benchmarks.tutorial.producer:app", servers, TUTORIAL))
-        made(producer, servers, TOPIC)  # warm
+        turns: dict[str, Callable[[], Took]] = {
+            "made": partial(made, producer, servers, TOPIC),
+            "send_batch": partial(sent_by_raw_client, "send_batch", servers, RAW),
+            "lists": partial(lists_posted, producer, servers, TOPIC),
+            "ones": partial(ones_posted, producer),
+            "bare": partial(ones_posted, bare),
+        }
+        print("warming up ...", flush=True)  # above all Kafka's compiler, which takes its time
+        for turn in turns.values():
+            turn()
         for number in range(1, options.rounds + 1):
             figures.begin_round("producing", number, options.rounds)
-            for _ in range(TURNS):
-                figures.note("made", made(producer, servers, TOPIC))
-                figures.note("send_batch", sent_by_raw_client("send_batch", servers, RAW))
-                figures.note("lists", lists_posted(producer, servers, TOPIC))
-                figures.note("ones", ones_posted(producer))
-                figures.note("bare", ones_posted(bare))
+            for name, turn in list(turns.items()) * TURNS:
+                figures.note(name, turn())
             took, peak = lines_posted(servers, LINES, options.lines)
             figures.note("lines", took)
             figures.add("memory of lines", peak)

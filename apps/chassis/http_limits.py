@@ -16,6 +16,9 @@ MOST_WITHOUT_REQUEST = 2_000
 MOST_IN_ADVANCE = 100
 """Requests that a connection may send before the one in hand is answered."""
 
+ALL_HERE = "request_is_all_here"
+"""Set in the scope of a request that has arrived to its end: whoever reads its body need not watch the clock."""
+
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -115,6 +118,11 @@ class LimitedProtocol(HttpToolsProtocol):
         """Take a piece of a body."""
         self._unused = 0
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that a request is all here."""
+        super().on_message_complete()
+        self.cycle.scope[ALL_HERE] = True  # type: ignore[literal-required]  # a key of our own
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""

@@ -184,10 +184,10 @@ class Delivery:
         by_partition: defaultdict[int, list[int]] = defaultdict(list)
         for row, partition in enumerate(partitions):
             by_partition[partition].append(row)
-        self.slices = {
-            partition: Slice(self, partition, rows, [keys[row] for row in rows], [values[row] for row in rows])
+        self.slices = [
+            Slice(self, partition, rows, [keys[row] for row in rows], [values[row] for row in rows])
             for partition, rows in by_partition.items()
-        }
+        ]
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not keys:
             self._done.set_result(None)
@@ -195,7 +195,7 @@ class Delivery:
     @property
     def complete(self) -> bool:
         """Whether every record was acknowledged."""
-        return self.confirmed == sum(len(piece.rows) for piece in self.slices.values())
+        return self.confirmed == sum(len(piece.rows) for piece in self.slices)
 
     def count(self, span: Span) -> None:
         """Count settled records, and end the wait with the last of them."""
@@ -223,7 +223,7 @@ class Delivery:
     def give_up(self, error: str) -> set[KafkaBroker]:
         """Settle what is not settled; return the brokers to which some of it had been handed."""
         stuck: set[KafkaBroker] = set()
-        for piece in self.slices.values():
+        for piece in self.slices:
             if piece.settled < piece.handed:
                 piece.settle(Span(piece.settled, piece.handed, error=error, outcome="unknown"))
                 if piece.broker is not None:
@@ -235,7 +235,7 @@ class Delivery:
     def receipts(self, ids: Sequence[str]) -> list[Receipt]:
         """Return a receipt for every record, in the order given."""
         receipts = [Receipt(record_id) for record_id in ids]
-        for piece in self.slices.values():
+        for piece in self.slices:
             for start, stop, offset, timestamp, error, outcome in piece.spans:
                 for at in range(start, stop):
                     receipt = receipts[piece.rows[at]]
@@ -518,8 +518,8 @@ class Publisher:
             self._callers_waiting -= 1
 
     async def _deliver(self, delivery: Delivery) -> None:
-        for partition, piece in delivery.slices.items():
-            self._lane(partition).add(piece)
+        for piece in delivery.slices:
+            self._lane(piece.partition).add(piece)
         if not await delivery.wait(DEADLINE):
             error = f"not acknowledged within {DEADLINE:g} s"
             for broker in delivery.give_up(error):

@@ -19,6 +19,7 @@ from litestar.response import Response
 from litestar.types import Receive, Scope, Send
 
 from apps.chassis.body import documents_body, schema_of
+from apps.chassis.http_limits import ALL_HERE
 from apps.chassis.problems import (
     BAD_BODY,
     BUSY,
@@ -87,8 +88,8 @@ def _media_type_of(scope: Scope) -> str:
 
 
 def _header_of(scope: Scope, name: bytes) -> str:
-    """Return the first header of a name, or an empty text."""
-    return next((value.decode("latin-1") for given, value in scope["headers"] if given == name), "")
+    """Return the last header of a name, or an empty text."""
+    return dict(scope["headers"]).get(name, b"").decode("latin-1")
 
 
 def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
@@ -142,7 +143,7 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
         if media_type not in {"", "application/json"}:
             raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send application/json or {NDJSON}, not {media_type}")
         try:
-            body = await _body(request)
+            body = await (_body(request) if request.scope.get(ALL_HERE) else _body_in_time(request))
             return _answer(await send(publisher, read_people(body), "$[{}]" if is_list(body) else "$"))
         except BadPeople as error:
             fault = Fault(path=error.path, detail=str(error))
@@ -233,20 +234,25 @@ async def _pieces(request: Request[Any, Any, Any], ending: asyncio.Event) -> Asy
         end.cancel()
 
 
-async def _body(request: Request[Any, Any, Any]) -> bytes:
-    """Return a JSON body. Raises 413 as soon as it is larger than 16 MiB, 408 after 60 s, 400 when it breaks off."""
-    body, more = bytearray(), True
+async def _body_in_time(request: Request[Any, Any, Any]) -> bytes:
+    """Return a JSON body that is still arriving. Raises 408 after 60 s, and what `_body` raises."""
     try:
         async with asyncio.timeout(SILENT):
-            while more:  # Litestar's own stream takes twice as long for a small body
-                message: Any = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise problem(HTTPStatus.BAD_REQUEST, "the body broke off")
-                body += message["body"]
-                more = message["more_body"]
-                if len(body) > LARGEST_BODY:
-                    detail = f"the body is larger than {LARGEST_BODY} bytes; send more people as {NDJSON}"
-                    raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+            return await _body(request)
     except TimeoutError:
         raise problem(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {SILENT:g} s") from None
+
+
+async def _body(request: Request[Any, Any, Any]) -> bytes:
+    """Return a JSON body. Raises 413 as soon as it is larger than 16 MiB, 400 when it breaks off."""
+    body, more = bytearray(), True
+    while more:  # Litestar's own stream takes twice as long for a small body
+        message: Any = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise problem(HTTPStatus.BAD_REQUEST, "the body broke off")
+        body += message["body"]
+        more = message["more_body"]
+        if len(body) > LARGEST_BODY:
+            detail = f"the body is larger than {LARGEST_BODY} bytes; send more people as {NDJSON}"
+            raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
     return bytes(body)

@@ -2,7 +2,7 @@ import asyncio
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
@@ -547,9 +547,20 @@ def test_what_is_logged_for_a_request_has_its_name(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", ["/consumers/seek", "/consumers/start", "/consumers/dead-letters/redrive"])
-async def test_a_body_that_never_ends_is_not_waited_for_for_ever(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("create_app", "path"),
+    [
+        (create_producer, "/producers/people"),
+        (create_consumer, "/consumers/seek"),
+        (create_consumer, "/consumers/start"),
+        (create_consumer, "/consumers/dead-letters/redrive"),
+    ],
+)
+async def test_a_body_that_never_ends_is_not_waited_for_for_ever(
+    create_app: Callable[[Settings], Litestar], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(body, "SLOW_BODY", 0.01)
+    monkeypatch.setattr(routes, "SILENT", 0.01)
     sent: list[Any] = []
 
     async def nothing_comes() -> Any:  # noqa: ANN401 - an ASGI event, if one came
@@ -559,7 +570,7 @@ async def test_a_body_that_never_ends_is_not_waited_for_for_ever(path: str, monk
         sent.append(message)
 
     scope: Any = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "state": {}}
-    await create_consumer(Settings())(scope, nothing_comes, send)
+    await create_app(Settings())(scope, nothing_comes, send)
     assert sent[0]["status"] == 408
     assert "within 0.01 s" in sent[1]["body"].decode()
 

@@ -10,7 +10,7 @@ import uvicorn
 from samples import LONG
 
 from apps.chassis import http_limits
-from apps.chassis.http_limits import LARGEST_HEAD, MOST_IN_ADVANCE, LimitedProtocol
+from apps.chassis.http_limits import ALL_HERE, LARGEST_HEAD, MOST_IN_ADVANCE, LimitedProtocol
 
 pytestmark = pytest.mark.anyio
 
@@ -155,6 +155,25 @@ async def test_the_head_of_an_answer_does_not_wait_for_a_body_that_takes_its_tim
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
         seen.set()
         assert await reader.readexactly(5) == b"hello"
+
+
+async def test_a_request_is_known_to_be_all_here_as_soon_as_it_is_and_no_sooner() -> None:
+    known: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def look(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        known.put_nowait(scope.get(ALL_HERE, False))
+        await hello(scope, receive, send)
+        known.put_nowait(scope.get(ALL_HERE, False))
+
+    async with serving(look) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\na")
+        assert await known.get() is False
+        writer.write(b"b")
+        await answer_to(reader)
+        assert await known.get() is True
+        writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nab")
+        assert await known.get() is True
 
 
 async def test_requests_on_one_connection_are_answered_one_after_the_other() -> None:

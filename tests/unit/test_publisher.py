@@ -203,7 +203,7 @@ def keys_of_two_partitions() -> list[bytes]:
 
 
 def receipts_of(delivery: Delivery) -> list[Receipt]:
-    count = sum(len(piece.rows) for piece in delivery.slices.values())
+    count = sum(len(piece.rows) for piece in delivery.slices)
     receipts = delivery.receipts([str(i) for i in range(count)])
     assert [receipt.id for receipt in receipts] == [str(i) for i in range(count)]
     return receipts

@@ -53,7 +53,7 @@ class FakePublisher:
         delivery = Delivery(keys, values, [0] * len(keys))
         first = len(self.published)
         self.published += values
-        (piece,) = delivery.slices.values()
+        (piece,) = delivery.slices
         if call in self.unacknowledged:
             piece.settle(Span(0, 1, offset=first, timestamp=1))
             piece.settle(Span(1, len(keys), error="not acknowledged", outcome="unknown"))

@@ -3,7 +3,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import msgspec
 from faststream.kafka import TestKafkaBroker
@@ -15,6 +15,7 @@ from services import Record as Written
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.settings import Settings
 from apps.consumer.dead_letters import BadRecord
+from apps.consumer.fetched import FetchedRecord
 from apps.consumer.shown import show
 from apps.consumer.subscriber import Consumption, sort_out, subscribe
 from apps.consumer.window import Record
@@ -23,18 +24,6 @@ from contracts.person import decode, encode
 
 MOST_REAL = 3_000
 """Mutated records that go over a real Kafka at most."""
-
-
-class Fetched(NamedTuple):
-    """A record as a client hands it over."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
 
 
 class Sorting:
@@ -84,7 +73,7 @@ def assert_kept(bad: BadRecord) -> None:
     assert msgspec.json.encode(show(record))
 
 
-def batches(records: Iterator[Raw], random: Random) -> Iterator[tuple[Fetched, ...]]:
+def batches(records: Iterator[Raw], random: Random) -> Iterator[tuple[FetchedRecord, ...]]:
     """Yield records as a client hands them over, few and many at a time."""
     offsets = itertools.count()
     while batch := tuple(
@@ -130,5 +119,5 @@ def test_every_mutated_record_on_a_real_kafka_is_consumed_or_dead_lettered_byte_
         assert consumer.get("/consumers/dead-letters", limit=1_000)["dead_letters"]
 
 
-def _fetched(offset: int, raw: Raw | Written) -> Fetched:
-    return Fetched("people", 0, offset, 0, raw.key, raw.value, raw.headers)
+def _fetched(offset: int, raw: Raw | Written) -> FetchedRecord:
+    return FetchedRecord("people", 0, offset, 0, raw.key, raw.value, raw.headers)

@@ -44,6 +44,10 @@ class Joined:
         else:
             self._transport.write(data)
 
+    def is_closing(self) -> bool:
+        """Tell whether nothing more will be written."""
+        return self._transport.is_closing()
+
     def close(self) -> None:
         """Close when all is written."""
         self._write_head()

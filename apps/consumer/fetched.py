@@ -11,16 +11,20 @@ Such a name is read with its wrong bytes escaped, as `\xff`; everything else of 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from operator import length_hint
+from struct import Struct
 from typing import Any, SupportsIndex, overload
 
 import msgspec
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordBatchPy
-from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
+from aiokafka.record.memory_records import MemoryRecords
 
 PIECE = 500
 """Records that are made at a time: a batch that was compressed well has a great many."""
+
+LENGTH = Struct(">8xi")
+"""Where a batch says, in every format, how many bytes it has behind this."""
 
 
 def read_fetched_fast() -> None:
@@ -76,20 +80,20 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aioka
         return chain.from_iterable(self._pieces())
 
     def _pieces(self) -> Iterator[Iterator[FetchedRecord]]:
-        number = 0
+        begin = end = 0
         while self._records.has_next():
+            begin, end = end, end + LENGTH.size + LENGTH.unpack_from(self._records.fetched, end)[0]
             batch = self._records.next_batch()
             if self._check_crcs and not batch.validate_crc():
                 raise CorruptRecordException(f"the checksum of a batch of {self._tp} is wrong")
             if not self._is_passed_over(batch):
-                for piece in self._pieces_of(batch, number):
+                for piece in self._pieces_of(batch, begin, end):
                     if piece[0].offset < self._behind:  # a batch is fetched as a whole, or read once more
                         piece = [record for record in piece if record.offset >= self._behind]  # noqa: PLW2901
                     if piece:
                         self._piece, self._left, self._behind = piece, iter(piece), piece[-1].offset + 1
                         yield self._left
             self._behind = batch.next_offset  # its last records may have been compacted away
-            number += 1
 
     def _is_passed_over(self, batch: Any) -> bool:  # noqa: ANN401 - aiokafka ships no types
         if self._isolation_level == fetcher.READ_COMMITTED and batch.producer_id is not None:
@@ -99,12 +103,12 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aioka
         aborted = batch.is_transactional and batch.producer_id in self._aborted_producers
         return bool(aborted or batch.is_control_batch)
 
-    def _pieces_of(self, batch: Any, number: int) -> Iterator[list[FetchedRecord]]:  # noqa: ANN401 - as above
+    def _pieces_of(self, batch: Any, begin: int, end: int) -> Iterator[list[FetchedRecord]]:  # noqa: ANN401 - as above
         small = getattr(batch, "last_offset_delta", PIECE) < PIECE  # of an old format it is not known
         try:
             yield from filter(None, (self._make(batch),) if small else self._divided(batch))
         except UnicodeDecodeError:
-            yield from self._divided(self._escaped(number))
+            yield from self._divided(_EscapingBatch(self._records.fetched[begin:end]))
 
     def _divided(self, records: Iterable[Any]) -> Iterator[list[FetchedRecord]]:
         left = chain(records)  # asked for more behind its end, a batch raises; a chain does not ask
@@ -116,13 +120,6 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aioka
             FetchedRecord(topic, partition, one.offset, one.timestamp, one.key, one.value, tuple(one.headers))
             for one in records
         ]
-
-    def _escaped(self, number: int) -> Iterable[Any]:
-        """Return the records of the batch with a number, from 0, with wrong names escaped."""
-        batches = _MemoryRecordsPy(self._records.fetched)
-        for _ in range(number):
-            batches.next_batch()
-        return _EscapingBatch(batches._next_slice)  # noqa: SLF001 - its bytes, which aiokafka shows nowhere else
 
 
 class _EscapingBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka ships no types

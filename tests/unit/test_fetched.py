@@ -1,7 +1,10 @@
 import gzip
 import random
 import struct
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +25,7 @@ Seen = tuple[str, int, int, int, bytes | None, bytes | None, list[Header]]
 
 PARTITION = TopicPartition("people", 3)
 COMMITTED, UNCOMMITTED = 1, 0
+THEIRS: Any = PartitionRecords.__base__  # by its name every application of this process has put ours
 
 
 def batch_of(*headers: list[Header], compression: int = 0) -> bytes:
@@ -105,7 +109,7 @@ class Poll:
         isolation: int = COMMITTED,
         ours: bool = True,
     ) -> None:
-        memory, reader = (Fetched, PartitionRecords) if ours else (MemoryRecords, fetcher.PartitionRecords)
+        memory, reader = (Fetched, PartitionRecords) if ours else (MemoryRecords, THEIRS)
         records = reader(PARTITION, memory(fetched), aborted, offset, None, None, True, isolation)  # noqa: FBT003 - as aiokafka calls it
         self._assignment = Assignment(offset)
         self._result = fetcher.FetchResult(PARTITION, assignment=self._assignment, partition_records=records, backoff=0)
@@ -150,6 +154,24 @@ def test_no_record_is_left_out_or_read_twice_wherever_in_a_long_batch_a_wrong_na
     found = Poll(with_bytes(batch_of(*headers), b"\x04ZZ", b"\x04\xffZ")).records()
     assert [offset for _, _, offset, *_ in found] == list(range(1_000))
     assert [of_record[0][0] for *_, of_record in found] == ["\\xffZ" if at == wrong else "a" for at in range(1_000)]
+
+
+def test_a_wrong_name_takes_as_many_steps_wherever_in_what_was_fetched_it_stands() -> None:
+    wrong = with_bytes(batch_of([("ZZ", b"")]), b"\x04ZZ", b"\x04\xffZ")
+    poll = Poll(b"".join(placed(wrong, at) for at in range(200)))
+    _, first, *_, last = [steps_of(partial(poll.records, 20)) for _ in range(10)]
+    assert first == last
+
+
+def steps_of(act: Callable[[], object]) -> int:
+    """Return how often something calls something of Python's."""
+    steps = count()
+    sys.setprofile(lambda _, event, __: next(steps) if event == "call" else None)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return next(steps)
 
 
 @pytest.mark.parametrize("compression", range(5))

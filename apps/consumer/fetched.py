@@ -6,6 +6,9 @@ time a record, where it cost 3.1 (`docs/speed.md`).
 
 Header names that are no UTF-8 are taken by brokers, but aiokafka raises at each, again and again at the same record.
 Such a name is read with its wrong bytes escaped, as `\xff`; everything else of the record stays as it is.
+
+A batch that cannot be read holds up its own partition alone: what stands before it, and what was fetched of others, is
+handed out first. aiokafka raises at once, and what it had taken up till then is lost to whoever polls.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +19,7 @@ from typing import Any, SupportsIndex, overload
 
 import msgspec
 from aiokafka.consumer import fetcher
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
@@ -31,6 +34,7 @@ def read_fetched_fast() -> None:
     """Have every consumer of this process read so from now on, also those that exist."""
     fetcher.MemoryRecords = Fetched
     fetcher.PartitionRecords = PartitionRecords
+    fetcher.FetchResult = FetchResult
 
 
 class FetchedRecord(msgspec.Struct, gc=False):
@@ -80,6 +84,17 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aioka
         return chain.from_iterable(self._pieces())
 
     def _pieces(self) -> Iterator[Iterator[FetchedRecord]]:
+        start = self._behind
+        try:
+            yield from self._readable()
+        except Exception as error:
+            if self._behind > start:  # what cannot be read is fetched again, and stands first then
+                return
+            if isinstance(error, KafkaError):
+                raise
+            raise CorruptRecordException(f"a batch of {self._tp} cannot be read: {type(error).__name__}") from error
+
+    def _readable(self) -> Iterator[Iterator[FetchedRecord]]:
         begin = end = 0
         while self._records.has_next():
             begin, end = end, end + LENGTH.size + LENGTH.unpack_from(self._records.fetched, end)[0]
@@ -120,6 +135,28 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aioka
             FetchedRecord(topic, partition, one.offset, one.timestamp, one.key, one.value, tuple(one.headers))
             for one in records
         ]
+
+
+class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka ships no types
+    """Says that what was fetched of its partition cannot be read no sooner than at the second poll.
+
+    The first hands out what was fetched of other partitions.
+    """
+
+    _error: KafkaError | None = None
+
+    def getall(self, max_records: int | None = None) -> list[FetchedRecord]:
+        """Return records, and count them as consumed. Raises `KafkaError`."""
+        error, self._error = self._error, None
+        if error is not None:
+            if not self.check_assignment(self._topic_partition):  # somebody has sought past it
+                return []
+            raise error  # it is fetched again after the next poll
+        try:
+            return super().getall(max_records)  # type: ignore[no-any-return]  # as above
+        except KafkaError as unreadable:
+            self._error = unreadable
+            return []
 
 
 class _EscapingBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka ships no types

@@ -303,6 +303,22 @@ class Pipeline:
 
         asyncio.run(write())
 
+    def write_what_only_java_decompresses(self, value: bytes, partition: int = 0) -> None:
+        """Write a record that is compressed, and followed by bytes that Java passes over."""
+
+        async def write() -> None:
+            options = {"bootstrap_servers": self.bootstrap_servers, "compression_type": "gzip"}
+            async with AIOKafkaProducer(**options) as producer:
+                batch = producer.create_batch()
+                batch.append(timestamp=None, key=b"key", value=value)
+                changed = bytearray(batch._build() + b"behind it")
+                struct.pack_into(">i", changed, 8, len(changed) - 12)
+                struct.pack_into(">I", changed, 17, calc_crc32c(bytes(changed[21:])))
+                batch._buffer = changed
+                await (await producer.send_batch(batch, self.topic, partition=partition))
+
+        asyncio.run(write())
+
     def fill(self, count: int, partition: int = 0) -> None:
         """Write so many people to a partition, quickly."""
         value = value_of(person("one of many"))

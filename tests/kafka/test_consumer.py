@@ -350,7 +350,29 @@ def test_a_batch_that_comes_damaged_is_read_again_and_nothing_that_was_read_with
         consumer.until_healthy()
         wait_until(lambda: own.committed() == 600)
         assert sorted(handled(ledger)) == sorted(one["id"] for one in people)
-        assert consumer.status()["restarts"] == 1
+        assert consumer.status()["restarts"] <= 1
+
+
+def test_a_batch_that_cannot_be_read_holds_up_its_own_partition_alone_until_somebody_seeks_past_it(
+    own: Pipeline, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    own.create_topic(3)
+    people = [person() for _ in range(60)]
+    for partition in range(3):
+        of_partition = [Raw(value_of(one), one["id"].encode()) for one in people[partition::3]]
+        own.write(of_partition[:10], partition=partition)
+        if partition == 1:
+            own.write_what_only_java_decompresses(value_of(person()), partition)
+        own.write(of_partition[10:], partition=partition)
+    with own.recording_consumer(ledger) as consumer:
+        wait_until(lambda: own.committed() == 50)
+        wait_until(lambda: consumer.answers("/health-check", 503))
+        assert consumer.get("/consumers/messages/1/9")["key"]
+        wait_until(lambda: consumer.http.post("/consumers/seek", json={"partition": 1, "offset": 11}).is_success)
+        wait_until(lambda: own.committed() == 61)
+        wait_until(lambda: consumer.answers("/health-check", 200))
+    assert sorted(handled(ledger)) == sorted(one["id"] for one in people)
 
 
 def test_a_topic_with_other_partitions_is_used_as_it_is_and_reported(own: Pipeline) -> None:

@@ -18,7 +18,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 
-from apps.consumer.fetched import Fetched, PartitionRecords, read_fetched_fast
+from apps.consumer.fetched import Fetched, FetchResult, PartitionRecords, read_fetched_fast
 
 Header = tuple[str, bytes | None]
 Seen = tuple[str, int, int, int, bytes | None, bytes | None, list[Header]]
@@ -26,6 +26,7 @@ Seen = tuple[str, int, int, int, bytes | None, bytes | None, list[Header]]
 PARTITION = TopicPartition("people", 3)
 COMMITTED, UNCOMMITTED = 1, 0
 THEIRS: Any = PartitionRecords.__base__  # by its name every application of this process has put ours
+THEIR_RESULT: Any = FetchResult.__base__
 
 
 def batch_of(*headers: list[Header], compression: int = 0) -> bytes:
@@ -112,7 +113,8 @@ class Poll:
         memory, reader = (Fetched, PartitionRecords) if ours else (MemoryRecords, THEIRS)
         records = reader(PARTITION, memory(fetched), aborted, offset, None, None, True, isolation)  # noqa: FBT003 - as aiokafka calls it
         self._assignment = Assignment(offset)
-        self._result = fetcher.FetchResult(PARTITION, assignment=self._assignment, partition_records=records, backoff=0)
+        result = FetchResult if ours else THEIR_RESULT
+        self._result = result(PARTITION, assignment=self._assignment, partition_records=records, backoff=0)
 
     def records(self, most: int | None = None) -> list[Seen]:
         return [self._seen(one) for one in self._result.getall(most)] if self._result.has_more() else []
@@ -120,6 +122,9 @@ class Poll:
     def one(self) -> Seen | None:
         record = self._result.getone()
         return record and self._seen(record)
+
+    def seek(self, offset: int) -> None:
+        self._assignment.state.position = offset
 
     @property
     def position(self) -> int:
@@ -238,21 +243,48 @@ def test_records_of_the_format_before_headers_are_read() -> None:
     assert found == [("people", 3, offset, 1_000 + offset, b"key", b"value", []) for offset in range(3)]
 
 
-def test_what_stands_before_a_damaged_batch_is_handed_out_and_the_position_stays_before_it() -> None:
-    damaged = bytearray(batch_of([], []))
-    damaged[-1] ^= 1
-    poll = Poll(batch_of([], []) + bytes(placed(bytes(damaged), 2)))
-    assert [record[2] for record in poll.records(2)] == [0, 1]
+def damaged(batch: bytes) -> bytes:
+    """Return the batch with its last bit changed, and not its checksum."""
+    return batch[:-1] + bytes([batch[-1] ^ 1])
+
+
+def followed_by(batch: bytes, more: bytes) -> bytes:
+    """Return the compressed batch with bytes behind what was compressed: Java passes over them."""
+    return with_bytes(batch[:8] + struct.pack(">i", len(batch) - 12 + len(more)) + batch[12:] + more, b"", b"")
+
+
+@pytest.mark.parametrize("compression", range(5))
+def test_what_stands_before_a_batch_that_cannot_be_read_is_handed_out_and_the_position_stays_before_it(
+    compression: int,
+) -> None:
+    straight = batch_of([], [], compression=compression)
+    unreadable = placed(followed_by(straight, b"more") if compression else damaged(straight), 2)
+    behind = placed(straight, 4)
+    poll = Poll(straight + unreadable + behind)
+    assert [record[2] for record in poll.records()] == [0, 1]
+    assert poll.records() == []
     assert poll.position == 2
+    poll = Poll(unreadable + behind, 2)
+    assert poll.records() == []
     with pytest.raises(CorruptRecordException, match="people"):
         poll.records()
+    assert poll.records() == []
     assert poll.position == 2
+
+
+def test_what_cannot_be_read_is_no_error_of_who_seeks_elsewhere() -> None:
+    poll = Poll(damaged(batch_of([])))
+    assert poll.records() == []
+    poll.seek(1)
+    assert poll.records() == []
 
 
 def test_every_consumer_of_a_process_reads_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetcher, "MemoryRecords", fetcher.MemoryRecords)
     monkeypatch.setattr(fetcher, "PartitionRecords", fetcher.PartitionRecords)
+    monkeypatch.setattr(fetcher, "FetchResult", fetcher.FetchResult)
     read_fetched_fast()
     names = fetcher.Fetcher._proc_fetch_request.__code__.co_names  # an upgrade may call others
-    assert {"MemoryRecords", "PartitionRecords"} <= set(names)
+    assert {"MemoryRecords", "PartitionRecords", "FetchResult"} <= set(names)
     assert (fetcher.MemoryRecords, fetcher.PartitionRecords) == (Fetched, PartitionRecords)
+    assert fetcher.FetchResult is FetchResult

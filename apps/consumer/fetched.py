@@ -19,9 +19,11 @@ from typing import Any, SupportsIndex, overload
 
 import msgspec
 from aiokafka.consumer import fetcher
-from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
+
+from apps.chassis.logs import without_values
 
 PIECE = 500
 """Records that are made at a time: a batch that was compressed well has a great many."""
@@ -90,9 +92,8 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aioka
         except Exception as error:
             if self._behind > start:  # what cannot be read is fetched again, and stands first then
                 return
-            if isinstance(error, KafkaError):
-                raise
-            raise CorruptRecordException(f"a batch of {self._tp} cannot be read: {type(error).__name__}") from error
+            where = f"{self._tp.topic}-{self._tp.partition} offset {start}"
+            raise CorruptRecordException(f"{where} cannot be read: {without_values(error)}") from error
 
     def _readable(self) -> Iterator[Iterator[FetchedRecord]]:
         begin = end = 0
@@ -100,7 +101,7 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aioka
             begin, end = end, end + LENGTH.size + LENGTH.unpack_from(self._records.fetched, end)[0]
             batch = self._records.next_batch()
             if self._check_crcs and not batch.validate_crc():
-                raise CorruptRecordException(f"the checksum of a batch of {self._tp} is wrong")
+                raise CorruptRecordException("the checksum is wrong")
             if not self._is_passed_over(batch):
                 for piece in self._pieces_of(batch, begin, end):
                     if piece[0].offset < self._behind:  # a batch is fetched as a whole, or read once more
@@ -143,10 +144,10 @@ class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka ships 
     The first hands out what was fetched of other partitions.
     """
 
-    _error: KafkaError | None = None
+    _error: CorruptRecordException | None = None
 
     def getall(self, max_records: int | None = None) -> list[FetchedRecord]:
-        """Return records, and count them as consumed. Raises `KafkaError`."""
+        """Return records, and count them as consumed. Raises `CorruptRecordException`."""
         error, self._error = self._error, None
         if error is not None:
             if not self.check_assignment(self._topic_partition):  # somebody has sought past it
@@ -154,7 +155,7 @@ class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka ships 
             raise error  # it is fetched again after the next poll
         try:
             return super().getall(max_records)  # type: ignore[no-any-return]  # as above
-        except KafkaError as unreadable:
+        except CorruptRecordException as unreadable:
             self._error = unreadable
             return []
 

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
+from aiokafka.errors import CorruptRecordException
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
@@ -213,7 +213,7 @@ class PromptSubscriber(BatchSubscriber):
         """Return the records of a poll, none when there were none. Raises `Unreadable`."""
         try:
             fetched = await consumer.getmany(timeout_ms=self.batch_timeout_ms, max_records=self.max_records)
-        except (CorruptRecordException, UnsupportedCodecError) as error:
+        except CorruptRecordException as error:
             raise Unreadable(one_line(error)) from error
         return tuple(chain.from_iterable(fetched.values()))
 
@@ -286,6 +286,7 @@ def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None
     consumer = subscriber.consumer
     if ended := [task for task in subscriber.tasks if task.done()]:
         error = None if ended[0].cancelled() else ended[0].exception()
+        error = error.__cause__ or error if isinstance(error, Unreadable) else error
         return "the consume loop has ended" + (f": {without_values(error)}" if error else "")
     if consumer is None:
         return "the consume loop was not started"

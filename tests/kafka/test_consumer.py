@@ -367,7 +367,7 @@ def test_a_batch_that_cannot_be_read_holds_up_its_own_partition_alone_until_some
         own.write(of_partition[10:], partition=partition)
     with own.recording_consumer(ledger) as consumer:
         wait_until(lambda: own.committed() == 50)
-        wait_until(lambda: consumer.answers("/health-check", 503))
+        wait_until(lambda: f"{own.topic}-1 offset 10 cannot be read" in consumer.http.get("/health-check").text)
         assert consumer.get("/consumers/messages/1/9")["key"]
         wait_until(lambda: consumer.http.post("/consumers/seek", json={"partition": 1, "offset": 11}).is_success)
         wait_until(lambda: own.committed() == 61)

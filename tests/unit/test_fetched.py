@@ -266,7 +266,7 @@ def test_what_stands_before_a_batch_that_cannot_be_read_is_handed_out_and_the_po
     assert poll.position == 2
     poll = Poll(unreadable + behind, 2)
     assert poll.records() == []
-    with pytest.raises(CorruptRecordException, match="people"):
+    with pytest.raises(CorruptRecordException, match="people-3 offset 2"):
         poll.records()
     assert poll.records() == []
     assert poll.position == 2

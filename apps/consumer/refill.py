@@ -59,9 +59,11 @@ class Refill:
             if (offset := committed.get(partition)) is not None
         }
         read: list[Record] = []
-        async for records in self._reader.read(ranges):
-            read += sort_out(records)[0]
-            if sum(len(record.value or b"") for record in read) > PIECE:
-                self._window.refill(read)
-                read = []
-        self._window.refill(read)
+        try:
+            async for records in self._reader.read(ranges):
+                read += sort_out(records)[0]
+                if sum(len(record.value or b"") for record in read) > PIECE:
+                    self._window.refill(read)
+                    read = []
+        finally:  # a batch may be one that can never be read
+            self._window.refill(read)

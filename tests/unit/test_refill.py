@@ -2,6 +2,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import cast
 
 import pytest
+from aiokafka.errors import CorruptRecordException
 from samples import Stored, stored_person, until
 
 from apps.chassis.background import Background
@@ -30,6 +31,16 @@ class Topic:
                 yield [record]
 
 
+class Damaged(Topic):
+    """A topic whose last partition cannot be read."""
+
+    async def read(self, ranges: Mapping[int, tuple[int, int]]) -> AsyncIterator[list[Stored]]:
+        *readable, _ = ranges.items()
+        async for records in super().read(dict(readable)):
+            yield records
+        raise CorruptRecordException
+
+
 async def refilled(topic: Topic, committed: dict[int, int | None], size: int) -> Window:
     async def told() -> dict[int, int | None]:
         return committed
@@ -52,3 +63,13 @@ async def test_partitions_are_refilled_though_more_of_one_is_committed_than_ther
     window = await refilled(Topic(3, 4), {0: 500, 1: 4}, size=6)
     assert {record.partition for record in window} == {0, 1}
     assert len(window) == 6
+
+
+async def test_what_could_be_read_is_in_the_window_though_the_rest_cannot_be() -> None:
+    async def told() -> dict[int, int | None]:
+        return {0: 3, 1: 3}
+
+    window, background = Window(6), Background()
+    async with background.open():
+        Refill(window, cast(LogReader, Damaged(3, 3)), told, background).begin([0, 1])
+        await until(lambda: len(window) == 3)

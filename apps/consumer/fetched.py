@@ -96,9 +96,10 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aioka
             raise CorruptRecordException(f"{where} cannot be read: {without_values(error)}") from error
 
     def _readable(self) -> Iterator[Iterator[FetchedRecord]]:
-        begin = end = 0
+        fetched, length_at, begin, end = self._records.fetched, LENGTH.unpack_from, 0, 0
         while self._records.has_next():
-            begin, end = end, end + LENGTH.size + LENGTH.unpack_from(self._records.fetched, end)[0]
+            (length,) = length_at(fetched, end)
+            begin, end = end, end + LENGTH.size + length
             batch = self._records.next_batch()
             if self._check_crcs and not batch.validate_crc():
                 raise CorruptRecordException("the checksum is wrong")

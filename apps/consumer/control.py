@@ -183,7 +183,7 @@ class Control:
             return False, kafka, f"halted: {self._consumption.halted_for}"
         if self.stopped:
             return True, kafka, "stopped by an operator"
-        if unfit := unreachable or self.trouble() or self._background.failure:
+        if unfit := unreachable or self.trouble() or self._consumption.unreadable or self._background.failure:
             return False, kafka, unfit
         attempts = self._consumption.attempts
         if attempts.failures >= FAILING:

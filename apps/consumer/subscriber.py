@@ -47,6 +47,9 @@ STALE = 20.0
 LONGEST_BATCH_MS = 30 * 60 * 1000
 """Milliseconds that a batch may take, with all its attempts, before Kafka gives its partitions to another member."""
 
+FORGOTTEN = 10.0
+"""Seconds after which what could not be read, and was not met again, counts as read or passed over."""
+
 MOST_REASONS = 30
 """Types of errors that dead letters are counted by; a handler may raise as many as it likes, the rest counts as one."""
 OTHER_REASON = "other"
@@ -78,6 +81,7 @@ class Consumption:
         self.halted: str | None = None
         self.halted_for = ""
         self.last_error: str | None = None
+        self._unreadable: tuple[str, float] | None = None
         self.window = window
         self.leaving = asyncio.Event()
         self.idle_since = time.time()
@@ -94,6 +98,19 @@ class Consumption:
     def dead_lettered(self) -> int:
         """How many records were dead-lettered."""
         return self.dead_letters.total()
+
+    def note_unreadable(self, what: str) -> None:
+        """Note that a batch cannot be read: its partition waits until it can be, or until somebody seeks past it."""
+        if self.unreadable != what:
+            log.error(what)
+        self._unreadable = what, time.time()
+        self.last_error = what
+
+    @property
+    def unreadable(self) -> str | None:
+        """What could not be read, in the last 10 s or just before the batch in hand; None when all could be."""
+        what, seen = self._unreadable or ("", 0.0)
+        return what if (self.busy_since or time.time()) - seen < FORGOTTEN else None
 
     def resume(self, *, accept: bool) -> None:
         """Consume again after a halt.
@@ -174,27 +191,23 @@ class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
 
     def __init__(self, consumption: Consumption, on_assigned: Callable[[set[TopicPartition]], None]) -> None:
         self.subscriber: BatchSubscriber | None = None
-        self._consumption = consumption
+        self.consumption = consumption
         self._on_assigned = on_assigned
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Wait for the batch in hand, 10 s at most."""
         if revoked and self.subscriber is not None:
-            self._consumption.leaving.set()
+            self.consumption.leaving.set()
             await self.subscriber.lock.wait_release(DRAIN)  # type: ignore[attr-defined]  # a MultiLock once started
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Go on, paused if that is wanted (no assignment is by itself), and tell which partitions there are now."""
-        self._consumption.leaving.clear()
-        self._consumption.idle_since = time.time()  # what was given out just now could not be polled before
-        self._consumption.rebalances += 1
-        if self._consumption.paused and self.subscriber is not None and self.subscriber.consumer is not None:
+        self.consumption.leaving.clear()
+        self.consumption.idle_since = time.time()  # what was given out just now could not be polled before
+        self.consumption.rebalances += 1
+        if self.consumption.paused and self.subscriber is not None and self.subscriber.consumer is not None:
             self.subscriber.consumer.pause(*assigned)
         self._on_assigned(assigned)
-
-
-class Unreadable(Exception):
-    """What was fetched is damaged, or cannot be decompressed here."""
 
 
 class PromptSubscriber(BatchSubscriber):
@@ -202,19 +215,19 @@ class PromptSubscriber(BatchSubscriber):
 
     Short polls would make that hardly felt, but a service that has nothing to do would be busy with them.
 
-    It ends the consume loop at what cannot be read, where FastStream's would poll on: aiokafka has counted what it read
-    of other partitions in the same poll as consumed, though it hands it to nobody. Whoever consumes next begins at what
-    is committed.
+    What cannot be read is noted, and tried again with the next polls, which go on for other partitions meanwhile.
     """
 
     __slots__ = ()
+    _listener: Drain
 
     async def get_msg(self, consumer: AIOKafkaConsumer) -> tuple[Any, ...]:
-        """Return the records of a poll, none when there were none. Raises `Unreadable`."""
+        """Return the records of a poll, none when there were none."""
         try:
             fetched = await consumer.getmany(timeout_ms=self.batch_timeout_ms, max_records=self.max_records)
-        except CorruptRecordException as error:
-            raise Unreadable(one_line(error)) from error
+        except CorruptRecordException as error:  # nothing was read with it: see `fetched`
+            self._listener.consumption.note_unreadable(one_line(error))
+            return ()
         return tuple(chain.from_iterable(fetched.values()))
 
 
@@ -286,7 +299,6 @@ def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None
     consumer = subscriber.consumer
     if ended := [task for task in subscriber.tasks if task.done()]:
         error = None if ended[0].cancelled() else ended[0].exception()
-        error = error.__cause__ or error if isinstance(error, Unreadable) else error
         return "the consume loop has ended" + (f": {without_values(error)}" if error else "")
     if consumer is None:
         return "the consume loop was not started"

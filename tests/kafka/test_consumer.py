@@ -350,7 +350,7 @@ def test_a_batch_that_comes_damaged_is_read_again_and_nothing_that_was_read_with
         consumer.until_healthy()
         wait_until(lambda: own.committed() == 600)
         assert sorted(handled(ledger)) == sorted(one["id"] for one in people)
-        assert consumer.status()["restarts"] <= 1
+        assert consumer.status()["restarts"] == 0
 
 
 def test_a_batch_that_cannot_be_read_holds_up_its_own_partition_alone_until_somebody_seeks_past_it(
@@ -367,12 +367,15 @@ def test_a_batch_that_cannot_be_read_holds_up_its_own_partition_alone_until_some
         own.write(of_partition[10:], partition=partition)
     with own.recording_consumer(ledger) as consumer:
         wait_until(lambda: own.committed() == 50)
+        own.fill(30_000, partition=2)
+        wait_until(lambda: own.committed() == 30_050)
+        assert consumer.status()["restarts"] == 0
         wait_until(lambda: f"{own.topic}-1 offset 10 cannot be read" in consumer.http.get("/health-check").text)
         assert consumer.get("/consumers/messages/1/9")["key"]
         wait_until(lambda: consumer.http.post("/consumers/seek", json={"partition": 1, "offset": 11}).is_success)
-        wait_until(lambda: own.committed() == 61)
+        wait_until(lambda: own.committed() == 30_061)
         wait_until(lambda: consumer.answers("/health-check", 200))
-    assert sorted(handled(ledger)) == sorted(one["id"] for one in people)
+    assert sorted(set(handled(ledger)) - {"one of many"}) == sorted(one["id"] for one in people)
 
 
 def test_a_topic_with_other_partitions_is_used_as_it_is_and_reported(own: Pipeline) -> None:

@@ -74,7 +74,9 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def ratios(rows: Sequence[Row]) -> str:
     """Return those of the rows that have a target, without the figures that depend on the machine most."""
-    return table([(row.measured.removesuffix(", records/s"), row.result, row.target) for row in rows if row.target])
+    return table(
+        [(row.measured.removesuffix(", records/s"), row.result, row.target, row.met) for row in rows if row.target]
+    )
 
 
 def commit() -> str:

@@ -25,7 +25,6 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from apps.chassis.connection import Connection
@@ -37,6 +36,8 @@ Look = Callable[[], Awaitable[Iterable[Metric]]]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Upper bounds of the buckets of every histogram: from an answer out of memory to a request that is given up."""
+TEXT = "text/plain; version=0.0.4"
+"""The format of the page; Litestar names the charset of whatever is text."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -104,7 +105,7 @@ def metrics_routes(registry: CollectorRegistry, look: Look) -> Sequence[BaseRout
     @get(
         "/metrics",
         summary="What Prometheus collects",
-        media_type=CONTENT_TYPE_PLAIN_0_0_4,
+        media_type=TEXT,
         responses={
             **documented(),
             200: ResponseSpec(str, generate_examples=False, description="Metrics", media_type="text/plain"),
@@ -112,7 +113,7 @@ def metrics_routes(registry: CollectorRegistry, look: Look) -> Sequence[BaseRout
     )
     async def metrics() -> Response[Any]:
         page = generate_latest(_Page(registry, await look()))
-        return Response(page, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(page, media_type=TEXT)
 
     return (metrics,)
 

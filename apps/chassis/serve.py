@@ -1,6 +1,7 @@
 """Runs a service as a process: settings from the environment, a port, and an orderly end."""
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -62,7 +63,7 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
     ending = asyncio.Event()
     try:
         settings = read_settings(os.environ)
-        listening = _listen(settings.host, port_of(settings), port_variable)
+        listening = listen(settings.host, port_of(settings), port_variable)
         set_up_logging(settings)
         app = create_app(settings, ending)
     except WrongSetting as error:
@@ -89,7 +90,8 @@ def _is_loopback(listening: socket.socket) -> bool:
     return ip_address(listening.getsockname()[0]).is_loopback
 
 
-def _listen(host: str, port: int, port_variable: str) -> socket.socket:
+def listen(host: str, port: int, port_variable: str) -> socket.socket:
+    """Return a socket that listens. Raises `WrongSetting`, which names the variable that is to be changed."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
@@ -104,7 +106,8 @@ def _listen(host: str, port: int, port_variable: str) -> socket.socket:
         listening.listen(1024)
     except OSError as error:
         listening.close()
-        raise WrongSetting(f"{port_variable}: cannot listen on {host}:{port}: {error.strerror}") from None
+        wrong = "HOST" if error.errno == errno.EADDRNOTAVAIL else port_variable
+        raise WrongSetting(f"{wrong}: cannot listen on {host}:{port}: {error.strerror}") from None
     return listening
 
 

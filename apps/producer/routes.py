@@ -34,7 +34,7 @@ from apps.chassis.settings import PLAIN_INTEGER
 from apps.chassis.streaming import Streamed
 from apps.producer.publisher import Busy, OutOfReach, Publisher
 from apps.producer.sending import CHUNK, Answer, BadPeople, is_list, make, read_people, send, send_lines
-from contracts.person import Person, StrictPerson, encode
+from contracts.person import Person, StrictPerson
 
 MOST_PEOPLE = 100_000
 LARGEST_BODY = 16 * 1024 * 1024
@@ -51,20 +51,21 @@ SILENT = 60.0
 encode_receipt = encode_answer = msgspec.json.Encoder().encode
 
 
-EXAMPLE = Person(
-    **{
-        field: kind["examples"][0]
-        for field, kind in msgspec.json.schema(Person)["$defs"]["Person"]["properties"].items()
-    }
-)
+def example_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the first example of each field that has some."""
+    properties = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+    return {name: field["examples"][0] for name, field in properties.items() if "examples" in field}
+
+
+EXAMPLE = example_of(Person)
 PERSON = schema_of(StrictPerson)
 PEOPLE_BODY = documents_body(
     {
         "application/json": (
             {"oneOf": [PERSON, {"type": "array", "items": PERSON}]},
-            msgspec.to_builtins(EXAMPLE),
+            EXAMPLE,
         ),
-        NDJSON: ({"type": "string"}, encode(EXAMPLE).decode() + "\n"),
+        NDJSON: ({"type": "string"}, encode_answer(EXAMPLE).decode() + "\n"),
     },
     required=True,
 )

@@ -87,10 +87,16 @@ def to_records(people: Sequence[Person], largest: int, where: str = "$[{}]") -> 
     return keys, values
 
 
+def ids_of(keys: Sequence[bytes]) -> list[str]:
+    """Return what receipts say of whose they are: the keys, as text."""
+    return [key.decode("utf-8", "backslashreplace") for key in keys]
+
+
 async def send(publisher: Publisher, people: Sequence[Person], where: str = "$[{}]") -> Answer:
     """Send people, and return within 10 s what became of each. Raises `BadPeople`, `Busy`, `OutOfReach`: none sent."""
-    delivery = await publisher.publish(*to_records(people, publisher.largest_record, where))
-    return Answer(delivery.confirmed, delivery.receipts([person.id for person in people]))
+    keys, values = to_records(people, publisher.largest_record, where)
+    delivery = await publisher.publish(keys, values)
+    return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
 
 
 def person_factory() -> "type[PersonFactory]":
@@ -140,7 +146,7 @@ async def make(publisher: Publisher, number: int) -> Made:
             chunks.append(result)
     if isinstance(chunks[0], Busy | OutOfReach):
         raise chunks[0]
-    return Made(made, _answer_of(chunks, [key.decode() for key in keys]) if failure else None)
+    return Made(made, _answer_of(chunks, ids_of(keys)) if failure else None)
 
 
 def _answer_of(chunks: Sequence[Delivery | Busy | OutOfReach], ids: Sequence[str]) -> Answer:
@@ -184,9 +190,9 @@ def _read_lines(
                 raise BadPeople("$", f"the line is far longer than a record, of which {largest} bytes are taken")  # noqa: TRY301
             if line.strip():
                 person = decode_line(line)
-                to_records([person], largest, "$")
+                keys, _ = to_records([person], largest, "$")
                 people.append(person)
-                answers.append(Receipt(person.id))
+                answers += map(Receipt, ids_of(keys))
         except BadPeople as error:
             answers.append(BadLine(number, f"{error} - at `{error.path}`"))
     return answers, people
@@ -198,7 +204,8 @@ async def _send_read(
     try:
         sent = (await send(publisher, people)).receipts if people else []
     except (Busy, OutOfReach) as error:
-        sent = [Receipt(person.id, error=str(error), outcome="not_written") for person in people]
+        ids = ids_of([key_of(person) for person in people])
+        sent = [Receipt(record_id, error=str(error), outcome="not_written") for record_id in ids]
     receipts = iter(sent)
     return [next(receipts) if isinstance(answer, Receipt) else answer for answer in answers]
 

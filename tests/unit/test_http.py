@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import msgspec
@@ -446,6 +446,14 @@ def test_the_document_says_what_people_are_to_be_sent_as(producer: TestClient[Li
     assert set(one["required"]) == msgspec.to_builtins(ADA).keys() == one["properties"].keys()
     assert (one["properties"]["age"]["minimum"], one["properties"]["age"]["maximum"]) == (0, 150)
     assert (one["properties"]["id"]["minLength"], one["properties"]["id"]["maxLength"]) == (1, 64)
+
+
+def test_fields_without_an_example_are_left_out_of_the_example() -> None:
+    class Reading(msgspec.Struct):
+        sensor: Annotated[str, msgspec.Meta(examples=["s1", "s2"])]
+        celsius: float
+
+    assert routes.example_of(Reading) == {"sensor": "s1"}
 
 
 def test_the_document_says_that_a_person_with_an_unknown_field_is_refused(producer: TestClient[Litestar]) -> None:

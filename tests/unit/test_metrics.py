@@ -59,7 +59,7 @@ def client(service: str) -> Iterator[TestClient[Litestar]]:
 def scraped(client: TestClient[Litestar]) -> Series:
     answer = client.get("/metrics")
     assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     families = list(text_string_to_metric_families(answer.text))
     assert all(family.documentation for family in families)
     return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}

@@ -286,6 +286,17 @@ async def test_a_bad_line_is_named_by_its_number_and_its_neighbours_are_sent() -
     assert all(answer.offset is not None for answer in answers if isinstance(answer, Receipt))
 
 
+async def test_a_receipt_names_the_key_of_its_record_whatever_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "key_of", lambda person: person.name.encode() + b"\xff")
+    publisher = as_publisher(fake := FakePublisher())
+    assert [receipt.id for receipt in (await send(publisher, [a_person(name="Ada")])).receipts] == ["Ada\\xff"]
+    assert await answers_to(fake, as_json(name="Ada")) == [Receipt("Ada\\xff", partition=0, offset=1, timestamp=1)]
+    fake.failing[3] = Busy("not now")
+    (refused,) = await answers_to(fake, as_json(name="Ada"))
+    assert isinstance(refused, Receipt)
+    assert (refused.id, refused.error) == ("Ada\\xff", "not now")
+
+
 async def test_a_line_may_be_longer_than_its_record_whose_text_is_written_shorter() -> None:
     fake = FakePublisher()
     spelt_out = "".join(f"\\u{ord(letter):04x}" for letter in "x" * (LONGEST // 2))

@@ -5,6 +5,7 @@ from aiokafka.conn import get_ip_port_afi
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps.chassis.serve import listen
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 
 DEFAULTS = {
@@ -213,3 +214,15 @@ def settings_or_line(environment: dict[str, str]) -> Settings | str:
         return read_settings(environment)
     except WrongSetting as error:
         return str(error)
+
+
+def test_an_address_of_another_machine_is_a_wrong_host() -> None:
+    with pytest.raises(WrongSetting, match=r"HOST: cannot listen on 192\.0\.2\.1"):
+        listen("192.0.2.1", 0, "PRODUCER_PORT")  # of nobody (RFC 5737)
+
+
+def test_a_port_that_is_taken_is_a_wrong_port() -> None:
+    with listen("127.0.0.1", 0, "PRODUCER_PORT") as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(WrongSetting, match=f"PRODUCER_PORT: cannot listen on 127.0.0.1:{port}"):
+            listen("127.0.0.1", port, "PRODUCER_PORT")

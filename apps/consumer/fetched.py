@@ -11,7 +11,7 @@ A batch that cannot be read holds up its own partition alone: what stands before
 handed out first. aiokafka raises at once, and what it had taken up till then is lost to whoever polls.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from operator import length_hint
 from struct import Struct
@@ -22,6 +22,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import TopicPartition
 
 from apps.chassis.logs import without_values
 
@@ -48,7 +49,7 @@ class FetchedRecord(msgspec.Struct, gc=False):
     timestamp: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
+    headers: Sequence[tuple[str, bytes | None]]
 
 
 class Fetched(MemoryRecords):  # type: ignore[misc]  # aiokafka ships no types
@@ -59,18 +60,24 @@ class Fetched(MemoryRecords):  # type: ignore[misc]  # aiokafka ships no types
         self.fetched = fetched
 
 
-class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships no types
+class PartitionRecords:
     """The records that were fetched of a partition, without those of aborted transactions where that is wanted.
 
-    Deserializers of keys and values are not called.
+    Deserializers of keys and values are not called. aiokafka's holds itself until it is read to its end: after a seek
+    or a rebalance megabytes would wait for a collection of garbage, which comes late where records are no part of it.
     """
 
-    _records: Fetched
-    _piece: list[FetchedRecord]
-    _left: Iterator[FetchedRecord]
+    def __init__(self, tp: TopicPartition, records: Fetched, aborted: Any, offset: int, *options: Any) -> None:  # noqa: ANN401 - as aiokafka calls it
+        self._pieces = Batches(tp, records, aborted, offset, *options).pieces()
+        self._piece: list[FetchedRecord] = []
+        self._left = iter(self._piece)
+        self._behind = offset
 
     def __iter__(self) -> Iterator[FetchedRecord]:
-        return self._records_iterator  # type: ignore[no-any-return]  # made below
+        return chain.from_iterable(self._in_turn())
+
+    def __next__(self) -> FetchedRecord:
+        return next(iter(self))
 
     @property
     def next_fetch_offset(self) -> int:
@@ -78,39 +85,48 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aioka
         left = length_hint(self._left)
         return self._piece[-left].offset if left else self._behind
 
-    @next_fetch_offset.setter
-    def next_fetch_offset(self, offset: int) -> None:
-        self._piece, self._left, self._behind = [], iter([]), offset
+    def _in_turn(self) -> Iterator[Iterator[FetchedRecord]]:
+        yield self._left
+        for piece, behind in self._pieces:
+            self._piece, self._left, self._behind = piece, iter(piece), behind
+            yield self._left
 
-    def _unpack_records(self) -> Iterator[FetchedRecord]:
-        return chain.from_iterable(self._pieces())
 
-    def _pieces(self) -> Iterator[Iterator[FetchedRecord]]:
-        start = self._behind
-        try:
-            yield from self._readable()
-        except Exception as error:
-            if self._behind > start:  # what cannot be read is fetched again, and stands first then
-                return
-            where = f"{self._tp.topic}-{self._tp.partition} offset {start}"
-            raise CorruptRecordException(f"{where} cannot be read: {without_values(error)}") from error
+class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships no types
+    """What was fetched of a partition, batch by batch; aiokafka's own knows which transactions were aborted."""
 
-    def _readable(self) -> Iterator[Iterator[FetchedRecord]]:
+    _records: Fetched
+
+    def _unpack_records(self) -> None:
+        """Make nothing that would be kept, and hold what holds it: `pieces` is asked for."""
+
+    def pieces(self) -> Iterator[tuple[list[FetchedRecord], int]]:
+        """Yield records, or none, and the offset behind them. Raises `CorruptRecordException` at the first alone.
+
+        What cannot be read and stands behind others is not yielded: it is fetched again, and stands first then.
+        """
+        start = behind = self.next_fetch_offset
         fetched, length_at, begin, end = self._records.fetched, LENGTH.unpack_from, 0, 0
-        while self._records.has_next():
-            (length,) = length_at(fetched, end)
-            begin, end = end, end + LENGTH.size + length
-            batch = self._records.next_batch()
-            if self._check_crcs and not batch.validate_crc():
-                raise CorruptRecordException("the checksum is wrong")
-            if not self._is_passed_over(batch):
-                for piece in self._pieces_of(batch, begin, end):
-                    if piece[0].offset < self._behind:  # a batch is fetched as a whole, or read once more
-                        piece = [record for record in piece if record.offset >= self._behind]  # noqa: PLW2901
+        try:
+            while self._records.has_next():
+                (length,) = length_at(fetched, end)
+                begin, end = end, end + LENGTH.size + length
+                batch = self._records.next_batch()
+                if self._check_crcs and not batch.validate_crc():
+                    raise CorruptRecordException("the checksum is wrong")  # noqa: TRY301 - it is told as the others are
+                for piece in () if self._is_passed_over(batch) else self._pieces_of(batch, begin, end):
+                    if piece[0].offset < behind:  # a batch is fetched as a whole, or read once more
+                        piece = [record for record in piece if record.offset >= behind]  # noqa: PLW2901
                     if piece:
-                        self._piece, self._left, self._behind = piece, iter(piece), piece[-1].offset + 1
-                        yield self._left
-            self._behind = batch.next_offset  # its last records may have been compacted away
+                        behind = piece[-1].offset + 1
+                        yield piece, behind
+                if behind != batch.next_offset:  # it was passed over, or its last records were compacted away
+                    behind = batch.next_offset
+                    yield [], behind
+        except Exception as error:
+            if behind == start:
+                where = f"{self._tp.topic}-{self._tp.partition} offset {start}"
+                raise CorruptRecordException(f"{where} cannot be read: {without_values(error)}") from error
 
     def _is_passed_over(self, batch: Any) -> bool:  # noqa: ANN401 - aiokafka ships no types
         if self._isolation_level == fetcher.READ_COMMITTED and batch.producer_id is not None:

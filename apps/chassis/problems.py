@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
-from aiokafka.errors import KafkaTimeoutError, RequestTimedOutError
+from aiokafka.errors import CorruptRecordException, KafkaTimeoutError, RequestTimedOutError
 from litestar import get
 from litestar.connection import Request
 from litestar.exceptions import HTTPException
@@ -102,6 +102,15 @@ OUT_OF_REACH = Kind(
     "answer's `receipts` say so. Try again after `Retry-After`.",
     "Kafka did not answer in time",
 )
+UNREADABLE = Kind(
+    "unreadable",
+    HTTPStatus.BAD_GATEWAY,
+    "A record cannot be read",
+    "Kafka answered with records that cannot be read: they are damaged, or compressed in a way that this service does "
+    "not understand; `detail` tells where they stand. Nothing was done. Trying again is in vain: ask for other "
+    "partitions, or for what stands behind them.",
+    "people-1 offset 10 cannot be read: BadGzipFile",
+)
 BUSY = Kind(
     "busy",
     HTTPStatus.SERVICE_UNAVAILABLE,
@@ -119,7 +128,7 @@ NOT_ACKNOWLEDGED = Kind(
     "none of 10 records was acknowledged: not acknowledged within 8 s",
 )
 
-KINDS = (BAD_PARAMETER, BAD_BODY, NOT_NOW, DONE_BEFORE, OUT_OF_REACH, BUSY, NOT_ACKNOWLEDGED)
+KINDS = (BAD_PARAMETER, BAD_BODY, NOT_NOW, DONE_BEFORE, OUT_OF_REACH, UNREADABLE, BUSY, NOT_ACKNOWLEDGED)
 
 
 def problem(
@@ -147,7 +156,9 @@ def problem(
 
 
 def out_of_reach(error: BaseException) -> ProblemDetailsException:
-    """Return an error to raise when Kafka cannot be asked."""
+    """Return an error to raise when Kafka cannot be asked, or what it answers cannot be read."""
+    if isinstance(error, CorruptRecordException):
+        return problem(UNREADABLE, str(error))
     if isinstance(error, TimeoutError | KafkaTimeoutError | RequestTimedOutError):
         detail = "Kafka did not answer in time"
     elif type(error).__name__ in MISSING_RIGHTS:

@@ -21,6 +21,7 @@ from apps.chassis.problems import (
     NOT_NOW,
     OUT_OF_REACH,
     RETRY_AFTER,
+    UNREADABLE,
     Fault,
     documented,
     out_of_reach,
@@ -121,7 +122,7 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
     @get(
         "/consumers/dead-letters",
         summary="The newest dead letters",
-        responses=documented(OUT_OF_REACH),
+        responses=documented(OUT_OF_REACH, UNREADABLE),
     )
     async def dead_letters(
         limit: Annotated[int, Parameter(ge=1, le=MOST, description="How many at most.")] = 10,
@@ -166,6 +167,7 @@ def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             HTTPStatus.UNPROCESSABLE_ENTITY,
             OUT_OF_REACH,
+            UNREADABLE,
         ),
         operation_class=documents_body(
             {"application/json": (either(Redrive, ["limit"], ["partition", "offset"]), {"limit": 10})}, required=True

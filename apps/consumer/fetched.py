@@ -52,6 +52,17 @@ class FetchedRecord(msgspec.Struct, gc=False):
     headers: Sequence[tuple[str, bytes | None]]
 
 
+class Unreadable(CorruptRecordException):  # type: ignore[misc]  # aiokafka ships no types
+    """What stands at an offset of a partition cannot be read; the text says where that is, and why."""
+
+    def __init__(self, partition: TopicPartition, offset: int, reason: str) -> None:
+        self.text = f"{partition.topic}-{partition.partition} offset {offset} cannot be read: {reason}"
+        super().__init__(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Fetched(MemoryRecords):  # type: ignore[misc]  # aiokafka ships no types
     """What was fetched of a partition, batch by batch; keeps the bytes, so that a batch can be read another time."""
 
@@ -101,7 +112,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
         """Make nothing that would be kept, and hold what holds it: `pieces` is asked for."""
 
     def pieces(self) -> Iterator[tuple[list[FetchedRecord], int]]:
-        """Yield records, or none, and the offset behind them. Raises `CorruptRecordException` at the first alone.
+        """Yield records, or none, and the offset behind them. Raises `Unreadable` at the first alone.
 
         What cannot be read and stands behind others is not yielded: it is fetched again, and stands first then.
         """
@@ -125,8 +136,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
                     yield [], behind
         except Exception as error:
             if behind == start:
-                where = f"{self._tp.topic}-{self._tp.partition} offset {start}"
-                raise CorruptRecordException(f"{where} cannot be read: {without_values(error)}") from error
+                raise Unreadable(self._tp, start, without_values(error)) from error
 
     def _is_passed_over(self, batch: Any) -> bool:  # noqa: ANN401 - aiokafka ships no types
         if self._isolation_level == fetcher.READ_COMMITTED and batch.producer_id is not None:

@@ -26,6 +26,7 @@ from apps.chassis.problems import (
     BUSY,
     OUT_OF_REACH,
     RETRY_AFTER,
+    UNREADABLE,
     Fault,
     documented,
     out_of_reach,
@@ -168,7 +169,7 @@ def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRou
         summary="The newest people",
         description="Those that this copy consumed last; with `scope=topic` the newest of the whole topic, straight "
         "from it. A search there looks at some 100,000 records at a time, and `next` goes on.",
-        responses=documented(OUT_OF_REACH),
+        responses=documented(OUT_OF_REACH, UNREADABLE),
         operation_class=EitherKind,
     )
     async def messages(  # noqa: PLR0913 - each is a query parameter
@@ -211,7 +212,7 @@ def _one_route(log: Log) -> BaseRouteHandler:
         summary="One record, straight from the topic",
         description="Whoever consumed it. Where there is none, `detail` says why, and `next` is the next offset that "
         "there is in the partition, null when there is none.",
-        responses=documented(HTTPStatus.NOT_FOUND, OUT_OF_REACH),
+        responses=documented(HTTPStatus.NOT_FOUND, OUT_OF_REACH, UNREADABLE),
     )
     async def one_message(
         request: Request[Any, Any, Any],
@@ -341,7 +342,7 @@ def _read(parameter: str, text: str | None, reader: Callable[[str], T]) -> T | N
 
 @contextmanager
 def reaching_kafka() -> Iterator[None]:
-    """Answer 503 when Kafka is out of reach."""
+    """Answer 503 when Kafka is out of reach, and 502 when a record cannot be read."""
     try:
         yield
     except (KafkaError, OSError, TimeoutError) as error:

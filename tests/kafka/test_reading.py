@@ -275,6 +275,19 @@ def test_whoever_was_away_for_long_is_brought_up_and_then_follows(consumer: Serv
     assert sorted(of_records(live)) == sorted(places(later))
 
 
+def test_who_asks_for_what_cannot_be_read_is_told_so(consumer: Service, pipeline: Pipeline) -> None:
+    write_people(pipeline, 3)
+    pipeline.write_what_only_java_decompresses(value_of(person()), 1)
+    for path in ("/consumers/messages/1/1", "/consumers/messages?scope=topic"):
+        answer = consumer.http.get(path)
+        assert answer.status_code == 502, answer.text
+        problem = answer.json()
+        assert (problem["type"], problem["title"]) == ("/problems/unreadable", "A record cannot be read")
+        assert f"{pipeline.topic}-1 offset 1 cannot be read" in problem["detail"]
+    assert newest(consumer, partition=0) == [(0, 0)]
+    assert consumer.get("/consumers/messages/1/0")["key"]
+
+
 def test_the_live_tail_can_be_filtered(consumer: Service, pipeline: Pipeline) -> None:
     with (
         watching(consumer, key="mine") as mine,

@@ -18,7 +18,7 @@ encode = msgspec.json.Encoder().encode
 
 
 class Gap(msgspec.Struct, rename={"start": "from", "stop": "to"}):
-    """Records of a partition that are no longer there: from an offset up to another (not with it), and why."""
+    """Records of a partition that are gone or cannot be read: from an offset up to another (not with it), and why."""
 
     partition: int
     start: int

@@ -53,10 +53,17 @@ class FetchedRecord(msgspec.Struct, gc=False):
 
 
 class Unreadable(CorruptRecordException):  # type: ignore[misc]  # aiokafka ships no types
-    """What stands at an offset of a partition cannot be read; the text says where that is, and why."""
+    """Records of a partition cannot be read: from an offset up to another (not with it), and why.
 
-    def __init__(self, partition: TopicPartition, offset: int, reason: str) -> None:
-        self.text = f"{partition.topic}-{partition.partition} offset {offset} cannot be read: {reason}"
+    Where the bytes are damaged, `stop` is only what they say, but always behind `start`.
+    """
+
+    def __init__(self, partition: TopicPartition, start: int, stop: int, reason: str) -> None:
+        self.partition: int = partition.partition
+        self.start = start
+        self.stop = stop
+        self.reason = f"cannot be read: {reason}"
+        self.text = f"{partition.topic}-{self.partition} offset {start} {self.reason}"
         super().__init__(self.text)
 
     def __str__(self) -> str:
@@ -116,13 +123,14 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
 
         What cannot be read and stands behind others is not yielded: it is fetched again, and stands first then.
         """
-        start = behind = self.next_fetch_offset
+        start = behind = reached = self.next_fetch_offset
         fetched, length_at, begin, end = self._records.fetched, LENGTH.unpack_from, 0, 0
         try:
             while self._records.has_next():
                 (length,) = length_at(fetched, end)
                 begin, end = end, end + LENGTH.size + length
                 batch = self._records.next_batch()
+                reached = batch.next_offset
                 if self._check_crcs and not batch.validate_crc():
                     raise CorruptRecordException("the checksum is wrong")  # noqa: TRY301 - it is told as the others are
                 for piece in () if self._is_passed_over(batch) else self._pieces_of(batch, begin, end):
@@ -136,7 +144,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
                     yield [], behind
         except Exception as error:
             if behind == start:
-                raise Unreadable(self._tp, start, without_values(error)) from error
+                raise Unreadable(self._tp, start, max(start + 1, reached), without_values(error)) from error
 
     def _is_passed_over(self, batch: Any) -> bool:  # noqa: ANN401 - aiokafka ships no types
         if self._isolation_level == fetcher.READ_COMMITTED and batch.producer_id is not None:

@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError
 
 from apps.chassis.kafka import ClientOptions
 from apps.chassis.topic_ids import topic_id
+from apps.consumer.fetched import Unreadable
 from apps.consumer.search import Newest, Search, size_of
 from apps.consumer.window import Record
 
@@ -144,22 +145,29 @@ class LogReader:
     async def some(self, ranges: Mapping[int, tuple[int, int]], most_bytes: int) -> tuple[list[Record], dict[int, int]]:
         """Return records of each partition from an offset up to another (not with it), about `most_bytes` of them.
 
-        With them comes the offset that was reached in each partition. Within 2 s.
+        With them comes the offset that was reached in each partition. Within 2 s. Raises `Unreadable` when nothing was
+        read before that.
         """
         found: list[Record] = []
         reached = {partition: start for partition, (start, _) in ranges.items()}
         async with self._connected() as consumer:
-            async for records in self._fetch(consumer, ranges):
-                found += records
-                reached[records[0].partition] = records[-1].offset + 1
-                if sum(map(size_of, found)) >= most_bytes:
+            try:
+                async for records in self._fetch(consumer, ranges):
+                    found += records
+                    reached[records[0].partition] = records[-1].offset + 1
+                    if sum(map(size_of, found)) >= most_bytes:
+                        return found, reached
+            except Unreadable:
+                if found:
                     return found, reached
+                raise
         return found, {partition: stop for partition, (_, stop) in ranges.items()}
 
     async def follow(self, position: Mapping[int, int]) -> AsyncGenerator[list[Record], None]:
         """Yield records from an offset in each partition on, for ever: at most 500 at a time, or none after 0.2 s.
 
-        What is not there any more is passed over. While Kafka is out of reach it yields nothing more than that.
+        What is not there any more is passed over. While Kafka is out of reach it yields nothing more than that. Raises
+        `Unreadable`.
         """
         consumer = self._new_consumer(LONG_POLL_MS)
         try:

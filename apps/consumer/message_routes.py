@@ -232,8 +232,8 @@ def _stream_route(tail: Tail) -> BaseRouteHandler:
         STREAM,
         summary="The live tail of the topic",
         description="Server-sent events: one a record, and its id is the offset reached in each partition, so that "
-        "`Last-Event-ID` goes on without a gap, on any copy. `gap` tells of records that were deleted meanwhile, "
-        "`cut-off` of a caller that read too slowly.",
+        "`Last-Event-ID` goes on without a gap, on any copy. `gap` tells of records that were deleted meanwhile or "
+        "cannot be read, `cut-off` of a caller that read too slowly.",
         responses={
             **documented(OUT_OF_REACH, BUSY),
             200: ResponseSpec(str, generate_examples=False, description="An event a record", media_type=EVENTS),

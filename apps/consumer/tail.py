@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from apps.chassis.background import Background
 from apps.chassis.logs import one_line
 from apps.consumer.events import MOST_WAITING, Batch, Caller, Gap, event, event_of, id_of
+from apps.consumer.fetched import Unreadable
 from apps.consumer.log_reader import LogReader
 from apps.consumer.search import Wanted
 from apps.consumer.window import Record
@@ -35,6 +36,8 @@ HEARTBEAT = 15.0
 """Seconds without an event after which a caller is told that all is well, and where it stands."""
 PAUSE = 1.0
 """Seconds before reading on when Kafka was out of reach."""
+PAUSE_PER_HOLE = 0.2
+"""Seconds before reading on behind what cannot be read: each costs a connection, and there may be many."""
 AT_A_TIME = 25
 """Callers that are handed a batch before others get their turn."""
 PAUSE_PER_READER, LONGEST_PAUSE = 0.0002, 0.2
@@ -139,6 +142,11 @@ class Tail:
         }
         try:
             records, reached = await self._reader.some(ranges, PIECE)
+        except Unreadable as hole:
+            gap = Gap(hole.partition, hole.start, min(hole.stop, ranges[hole.partition][1]), hole.reason)
+            caller.position[gap.partition] = gap.stop
+            await asyncio.sleep(PAUSE_PER_HOLE)
+            return event("gap", gap) + id_of(caller.position)
         except (KafkaError, OSError, TimeoutError):
             await asyncio.sleep(PAUSE)
             return b": Kafka is out of reach\n\n"
@@ -168,13 +176,26 @@ class Tail:
         while True:
             self._position = dict.fromkeys(range(self._partitions()), 0) | self._position
             try:
-                async with aclosing(self._reader.follow(self._position)) as fetched:
-                    await self._hand_out_until_grown(fetched)
+                await self._read_on()
                 told = ""
             except (KafkaError, OSError, TimeoutError) as error:
                 if told != (told := one_line(error)):
                     log.warning("the live tail is read anew until it works: %s", told)
                 await asyncio.sleep(PAUSE)
+
+    async def _read_on(self) -> None:
+        """Hand out what is read, until the topic has more partitions or something was passed over."""
+        try:
+            async with aclosing(self._reader.follow(self._position)) as fetched:
+                await self._hand_out_until_grown(fetched)
+        except Unreadable as hole:
+            _, end = await self._reader.offsets(self._partitions())
+            gap = Gap(hole.partition, hole.start, min(hole.stop, end[hole.partition]), hole.reason)
+            log.warning("the live tail goes on behind what it cannot read: %s", hole)
+            self._position[gap.partition] = gap.stop
+            for caller in self._callers:
+                caller.tell(event("gap", gap))
+            await asyncio.sleep(PAUSE_PER_HOLE)
 
     async def _hand_out_until_grown(self, fetched: AsyncIterator[list[Record]]) -> None:
         """Hand out what is read, until the topic has more partitions than are read."""

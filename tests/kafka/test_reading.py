@@ -312,6 +312,26 @@ def test_records_that_were_deleted_meanwhile_are_told_as_a_gap(consumer: Service
     assert of_records(records) == [(0, 4), (0, 5)]
 
 
+def test_what_cannot_be_read_is_told_once_as_a_gap_and_the_tail_goes_on_behind_it(
+    consumer: Service, pipeline: Pipeline
+) -> None:
+    with watching(consumer) as events:
+        written = write_people(pipeline, 30)
+        pipeline.write_what_only_java_decompresses(value_of(person()), 1)
+        live = list(islice(events, 31))
+        written += write_people(pipeline, 30)
+        live += list(islice(events, 30))
+    with watching(consumer, "0-0_1-0_2-0") as events:
+        again = list(islice(events, 61))
+        written += write_people(pipeline, 6)
+        again += list(islice(events, 6))
+    for seen, count in ((live, 60), (again, 66)):
+        records = [event for event in seen if event.kind == "message"]
+        assert sorted(of_records(records)) == sorted(places(written[:count]))
+        (gap,) = (event.data for event in seen if event.kind == "gap")
+        assert gap == {"partition": 1, "from": 10, "to": 11, "reason": "cannot be read: BadGzipFile"}
+
+
 def test_who_comes_from_a_topic_that_was_made_anew_is_told_so(consumer: Service, pipeline: Pipeline) -> None:
     pipeline.write([Raw(b"x")], partition=1)
     with watching(consumer, "0-0_1-500_2-0") as events:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from aiokafka.consumer import fetcher
-from aiokafka.errors import CorruptRecordException
 from aiokafka.record.control_record import ABORT_MARKER, COMMIT_MARKER
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
@@ -20,7 +19,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 
-from apps.consumer.fetched import Batches, Fetched, FetchResult, PartitionRecords, read_fetched_fast
+from apps.consumer.fetched import Batches, Fetched, FetchResult, PartitionRecords, Unreadable, read_fetched_fast
 
 Header = tuple[str, bytes | None]
 Seen = tuple[str, int, int, int, bytes | None, bytes | None, list[Header]]
@@ -268,8 +267,9 @@ def test_what_stands_before_a_batch_that_cannot_be_read_is_handed_out_and_the_po
     assert poll.position == 2
     poll = Poll(unreadable + behind, 2)
     assert poll.records() == []
-    with pytest.raises(CorruptRecordException, match="people-3 offset 2"):
+    with pytest.raises(Unreadable, match="people-3 offset 2") as raised:
         poll.records()
+    assert (raised.value.partition, raised.value.start, raised.value.stop) == (3, 2, 4)
     assert poll.records() == []
     assert poll.position == 2
 

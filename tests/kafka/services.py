@@ -20,6 +20,7 @@ import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.record.util import calc_crc32c
 from confidential import MARK
 
@@ -367,7 +368,10 @@ class Pipeline:
 
         async def ask() -> int:
             async with self._admin() as admin:
-                offsets = await admin.list_consumer_group_offsets(self.group)
+                try:
+                    offsets = await admin.list_consumer_group_offsets(self.group)
+                except GroupCoordinatorNotAvailableError:  # the first group of a new Kafka waits for its topic
+                    return 0
                 return sum(at.offset for tp, at in offsets.items() if tp.topic == self.topic)
 
         return asyncio.run(ask())

@@ -1,14 +1,13 @@
 """Who may do what over HTTP: a key for whatever changes something, and what browsers are told of every answer."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from litestar import Litestar, Router
+from litestar import Router
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.types import Message, Receive, Scope, Send
 
 from apps.chassis.keys import HEADER, Keys
 from apps.chassis.problems import documented, problem
@@ -47,19 +46,9 @@ def guarded(routes: Sequence[BaseRouteHandler | Router], keys: Keys) -> Sequence
     return routes
 
 
-def protected(app: Litestar) -> Litestar:
-    """Have every answer of an application, which is returned, carry `SECURITY_HEADERS`: those of errors too."""
-    answer_all = app.asgi_handler
-
-    def answer(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        def send_with_headers(message: Message) -> Awaitable[None]:
-            if message["type"] == "http.response.start":
-                said = {name for name, _ in message["headers"]}
-                more = [header for header in SECURITY_HEADERS.items() if header[0] not in said]
-                message["headers"] = [*message["headers"], *more]
-            return send(message)
-
-        return answer_all(scope, receive, send_with_headers)
-
-    app.asgi_handler = answer
-    return app
+def security_headers_beside(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    """Return those of `SECURITY_HEADERS` that an answer has not itself."""
+    said = dict(headers)
+    if SECURITY_HEADERS.keys().isdisjoint(said):
+        return SECURITY_HEADERS.items()
+    return [header for header in SECURITY_HEADERS.items() if header[0] not in said]

@@ -4,15 +4,14 @@ Every application has a registry of its own. What changes all the time is not co
 counts it anyway, when Prometheus asks.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from litestar import Litestar, get
+from litestar import get
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.response import Response
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import Scope
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -52,51 +51,36 @@ def new_registry(service: str) -> CollectorRegistry:
     return registry
 
 
-def measure_http(app: Litestar, registry: CollectorRegistry) -> None:
-    """Have an application count its answers, by method, route and status, and time them, also those to no route.
+class HttpMetrics:
+    """Counts the answers by method, route and status, and times them, also those to no route.
 
     A path that no route knows counts as `unmatched`, a method that HTTP does not know as `other`: callers cannot make
     series. HEAD counts as the GET that it asks for.
-
-    It is put around the whole application: Litestar's own middleware does not see what no route answers.
     """
-    requests = Counter(
-        "http_requests", "Requests that were answered.", ["method", "route", "status"], registry=registry
-    )
-    seconds = Histogram(
-        "http_request_duration_seconds",
-        "Seconds from a request to the last byte of its answer.",
-        ["method", "route"],
-        buckets=SECONDS,
-        registry=registry,
-    )
-    handler: ASGIApp = app.asgi_handler
-    series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # `labels` takes longer than counting does
 
-    async def measured(scope: Scope, receive: Receive, send: Send) -> None:
-        status = 500  # what the server answers for an application that does not
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "http_requests", "Requests that were answered.", ["method", "route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "http_request_duration_seconds",
+            "Seconds from a request to the last byte of its answer.",
+            ["method", "route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # `labels` takes longer than counting
 
-        def see(message: Message) -> Awaitable[None]:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            return send(message)
-
-        start = time.perf_counter()
-        try:
-            await handler(scope, receive, see)
-        finally:
-            passed = time.perf_counter() - start
-            method = str(scope.get("method"))
-            method = method if method in METHODS else "other"
-            route = scope.get("path_template") or "unmatched"
-            if (of := (method, route, status)) not in series:
-                series[of] = requests.labels(*of), seconds.labels(method, route)
-            answered, took = series[of]
-            answered.inc()
-            took.observe(passed)
-
-    app.asgi_handler = measured
+    def note(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        method = str(scope.get("method"))
+        method = method if method in METHODS else "other"
+        route = scope.get("path_template") or "unmatched"
+        if (of := (method, route, status)) not in self._series:
+            self._series[of] = self._requests.labels(*of), self._seconds.labels(method, route)
+        answered, took = self._series[of]
+        answered.inc()
+        took.observe(seconds)
 
 
 def metrics_routes(registry: CollectorRegistry, look: Look) -> Sequence[BaseRouteHandler]:

@@ -17,10 +17,10 @@ ANY_NUMBER = {"minimum": 0, "maximum": 10**MOST_DIGITS - 1}
 """For the document: Litestar leaves the bounds of a parameter out of it where the parameter may also be null."""
 
 
-async def check_query(request: Request[Any, Any, Any]) -> None:
+def check_query(request: Request[Any, Any, Any]) -> None:
     """Refuse a query with an unknown parameter, one given twice, or an integer that is not plain digits.
 
-    Raises 400 with every fault. For an application's `before_request`: Litestar itself takes `1e3` for 1000, the last
+    Raises 400 with every fault. Litestar itself takes `1e3` for 1000, the last
     of two values, and ignores a parameter whose name is misspelt.
     """
     if not request.scope["query_string"]:

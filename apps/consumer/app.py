@@ -11,20 +11,19 @@ from aiokafka import TopicPartition
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
 
-from apps.chassis.access import guarded, protected
+from apps.chassis.access import guarded
 from apps.chassis.asyncapi import Operation, asyncapi_document
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster, Topic
 from apps.chassis.connection import Connection
 from apps.chassis.documents import document_routes, openapi_config
+from apps.chassis.edge import Edge
 from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.limits import Limit
-from apps.chassis.metrics import measure_http, metrics_routes, new_registry
+from apps.chassis.metrics import metrics_routes, new_registry
 from apps.chassis.problems import handlers, plugin, problem_routes
-from apps.chassis.query import check_query
-from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import dead_letter_topic, people_topic
 from apps.chassis.traces import Traces
@@ -85,6 +84,7 @@ def create_app(
     window = Window(settings.window_size)
     dead_letters = DeadLetters(options, settings.dead_letter_topic, cluster, group)
     registry = new_registry(SERVICE)
+    edge = Edge(registry, Limit(weight_of, MOST_IN_MEMORY))
     consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces)
     committed = partial(cluster.committed, group, topic)
     meter = LagMeter(reader, committed)
@@ -181,19 +181,17 @@ def create_app(
     ]
     app = Litestar(
         guarded(routes, settings.api_keys),
-        middleware=[Limit(weight_of, MOST_IN_MEMORY)],
         request_max_body_size=LARGEST_BODY,
         lifespan=[lifespan],
-        before_request=check_query,
+        before_request=edge.admit,
         exception_handlers=handlers,
         plugins=[plugin],
         logging_config=None,
         openapi_config=openapi_config("Consumer", DESCRIPTION),
     )
-    measure_http(app, registry)
+    edge.surround(app)
     traces.follow_http(app)
-    name_requests(app)
-    return protected(answer_head(app))
+    return answer_head(app)
 
 
 def _prepare_process() -> None:

@@ -10,21 +10,20 @@ from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from prometheus_client import Metric
 
-from apps.chassis.access import guarded, protected
+from apps.chassis.access import guarded
 from apps.chassis.asyncapi import Operation, asyncapi_document
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
 from apps.chassis.documents import document_routes, openapi_config
+from apps.chassis.edge import Edge
 from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.keys import HEADER
 from apps.chassis.limits import Limit
-from apps.chassis.metrics import measure_http, metrics_routes, new_registry, of_kafka
+from apps.chassis.metrics import metrics_routes, new_registry, of_kafka
 from apps.chassis.problems import handlers, plugin, problem_routes
-from apps.chassis.query import check_query
-from apps.chassis.request_id import name_requests
 from apps.chassis.settings import Settings
 from apps.chassis.topics import people_topic
 from apps.chassis.traces import Traces
@@ -62,6 +61,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
     connection = Connection(make_broker, cluster.ensure_topics)
     backoff = options["retry_backoff_ms"] / 1_000
     registry = new_registry(SERVICE)
+    edge = Edge(registry, Limit(weight_of, MOST_IN_MEMORY))
     publisher = Publisher(
         settings.people_topic,
         connection,
@@ -103,19 +103,17 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
     ]
     app = Litestar(
         guarded(routes, settings.api_keys),
-        middleware=[Limit(weight_of, MOST_IN_MEMORY)],
         lifespan=[lifespan],
         cors_config=_cors(settings.allowed_origins),
-        before_request=check_query,
+        before_request=edge.admit,
         exception_handlers=handlers,
         plugins=[plugin],
         logging_config=None,
         openapi_config=openapi_config("Producer", DESCRIPTION),
     )
-    measure_http(app, registry)
+    edge.surround(app)
     traces.follow_http(app)
-    name_requests(app)
-    return protected(answer_head(app))
+    return answer_head(app)
 
 
 def _cors(origins: list[str]) -> CORSConfig | None:

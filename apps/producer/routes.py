@@ -1,7 +1,7 @@
 """The producer's HTTP: what a call says becomes a call of `sending`, and its result an answer."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import parse_qs
@@ -78,19 +78,15 @@ def weight_of(scope: Scope) -> int:
         return PERSON_IN_MEMORY * min(int(number) if PLAIN_INTEGER.fullmatch(number) else 0, MOST_PEOPLE)
     if scope["path"] != SEND:
         return 0
-    if _media_type_of(scope) == NDJSON:
+    headers = dict(scope["headers"])
+    if _media_type_of(headers) == NDJSON:
         return LINES_IN_MEMORY
-    length = _header_of(scope, b"content-length")
-    return TIMES_IN_MEMORY * min(int(length) if PLAIN_INTEGER.fullmatch(length) else LARGEST_BODY, LARGEST_BODY)
+    length = headers.get(b"content-length", b"")
+    return TIMES_IN_MEMORY * min(int(length) if length.isdigit() else LARGEST_BODY, LARGEST_BODY)
 
 
-def _media_type_of(scope: Scope) -> str:
-    return _header_of(scope, b"content-type").partition(";")[0].strip().lower()
-
-
-def _header_of(scope: Scope, name: bytes) -> str:
-    """Return the last header of a name, or an empty text."""
-    return dict(scope["headers"]).get(name, b"").decode("latin-1")
+def _media_type_of(headers: Mapping[bytes, bytes]) -> str:
+    return headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
 
 
 def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
@@ -138,7 +134,7 @@ def producer_routes(publisher: Publisher) -> Sequence[BaseRouteHandler]:
         request_max_body_size=None,  # lines may go on for ever; JSON has its own limit
     )
     async def people(request: Request[Any, Any, Any]) -> Response[Answer]:
-        media_type = _media_type_of(request.scope)
+        media_type = _media_type_of(dict(request.scope["headers"]))
         if media_type == NDJSON:
             return _stream(send_lines(publisher, _pieces(request, publisher.ending)))
         if media_type not in {"", "application/json"}:

@@ -81,8 +81,8 @@ def weight_of(scope: Scope) -> int:
     headers = dict(scope["headers"])
     if _media_type_of(headers) == NDJSON:
         return LINES_IN_MEMORY
-    length = headers.get(b"content-length", b"")
-    return TIMES_IN_MEMORY * min(int(length) if length.isdigit() else LARGEST_BODY, LARGEST_BODY)
+    length = headers.get(b"content-length", b"").decode("latin-1")
+    return TIMES_IN_MEMORY * min(int(length) if PLAIN_INTEGER.fullmatch(length) else LARGEST_BODY, LARGEST_BODY)
 
 
 def _media_type_of(headers: Mapping[bytes, bytes]) -> str:

@@ -36,8 +36,10 @@ class Edge:
         """Put the layer around an application, which has `admit` as its `before_request`."""
         handler: ASGIApp = app.asgi_handler
 
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            name = name_request(scope)
+        def answer(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+            return answer_as(name_request(scope), scope, receive, send)  # named in the task that the server made
+
+        async def answer_as(name: bytes, scope: Scope, receive: Receive, send: Send) -> None:
             status = 500  # what the server answers for an application that does not
 
             def see(message: Message) -> Awaitable[None]:

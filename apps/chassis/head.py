@@ -22,7 +22,7 @@ def answer_head(app: Litestar) -> Litestar:
         return answer_all(scope, receive, send)
 
     async def answer_as_get(scope: Scope, receive: Receive, send: Send) -> None:
-        as_get: Any = {**scope, "method": HttpMethod.GET}
+        as_get: Any = {**scope, "method": "GET"}  # not the enum, whose text is another
         begun = asyncio.Event()
 
         async def send_head(message: Message) -> None:

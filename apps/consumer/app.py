@@ -189,8 +189,8 @@ def create_app(
         logging_config=None,
         openapi_config=openapi_config("Consumer", DESCRIPTION),
     )
-    edge.surround(app)
     traces.follow_http(app)
+    edge.surround(app)
     return answer_head(app)
 
 

@@ -111,8 +111,8 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
         logging_config=None,
         openapi_config=openapi_config("Producer", DESCRIPTION),
     )
-    edge.surround(app)
     traces.follow_http(app)
+    edge.surround(app)
     return answer_head(app)
 
 

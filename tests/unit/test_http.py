@@ -19,7 +19,7 @@ from samples import ADA, as_json, fields_of_a_person
 
 from apps.chassis import body
 from apps.chassis.head import answer_head
-from apps.chassis.logs import with_request
+from apps.chassis.logs import request_id, with_request
 from apps.chassis.problems import KINDS, out_of_reach
 from apps.chassis.settings import Settings, read_settings
 from apps.consumer.app import create_app as create_consumer
@@ -346,6 +346,40 @@ def test_head_answers_what_get_does_without_the_body(
 
 def test_head_of_a_call_that_only_posts_is_refused(consumer: TestClient[Litestar]) -> None:
     assert consumer.head("/consumers/stop").status_code == 405
+
+
+@BOTH
+@pytest.mark.anyio
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_server_tells_the_log_of_which_request_the_answer_broke_off(method: str, service: str) -> None:
+    @get("/broken")
+    async def broken() -> Stream:
+        async def pieces() -> AsyncIterator[bytes]:
+            raise ZeroDivisionError
+            yield b""
+
+        return Stream(pieces())
+
+    app = APPS[service](Settings())
+    app.register(broken)
+    scope: Any = {
+        "type": "http",
+        "method": method,
+        "path": "/broken",
+        "query_string": b"",
+        "headers": [(b"x-request-id", b"the-broken")],
+    }
+
+    async def unused(*_: Any) -> Any:  # noqa: ANN401 - an ASGI event
+        """Take or give nothing."""
+
+    token = request_id.set(None)
+    try:
+        with pytest.raises(Exception):  # noqa: B017, PT011 - whatever Litestar makes of it
+            await app(scope, unused, unused)
+        assert request_id.get() == "the-broken"
+    finally:
+        request_id.reset(token)
 
 
 @pytest.mark.anyio

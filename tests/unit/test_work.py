@@ -134,7 +134,7 @@ async def test_a_list_of_people_costs_no_more_than_was_committed() -> None:
 
         return work
 
-    check(await work_of_producing(given), Work(133, 7))
+    check(await work_of_producing(given), Work(137, 8))
 
 
 async def test_people_in_lines_cost_no_more_than_was_committed() -> None:
@@ -148,7 +148,7 @@ async def test_people_in_lines_cost_no_more_than_was_committed() -> None:
 
         return work
 
-    check(await work_of_producing(given), Work(348, 29))
+    check(await work_of_producing(given), Work(377, 32))
 
 
 async def test_a_person_alone_costs_no_more_than_was_committed() -> None:
@@ -161,7 +161,7 @@ async def test_a_person_alone_costs_no_more_than_was_committed() -> None:
 
         return work
 
-    check(await work_of_producing(given), Work(1740, 124))
+    check(await work_of_producing(given), Work(1703, 118))
 
 
 async def test_a_record_that_is_fetched_and_consumed_costs_no_more_than_was_committed() -> None:

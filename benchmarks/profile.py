@@ -1,7 +1,8 @@
 """Shows where time goes: `uv run --group bench python -m benchmarks.profile [--seconds 8]`.
 
 Looks at a service under load 500 times a second (py-spy, from outside) and tells whose code it was in: that of a
-library, Python's own, or this project's. Starts a Kafka and the services for itself, and ends them. On Linux it needs
+library, Python's own, or this project's. It does not stop the service to look: one that is stopped is found at its next
+system call, whatever it did before. Starts a Kafka and the services for itself, and ends them. On Linux it needs
 the right to look at other processes of the same user (root has it; or kernel.yama.ptrace_scope=0).
 """
 
@@ -121,16 +122,15 @@ def _samples_of(running: Service, seconds: int) -> Samples:
         output = Path(folder) / "stacks"
         pid, rate = str(running.process.pid), str(A_SECOND)
         told = ("--pid", pid, "--rate", rate, "--duration", str(seconds), "--format", "raw", "--output", str(output))
-        done = subprocess.run(
-            [Path(sys.executable).with_name("py-spy"), "record", *told], capture_output=True, text=True, check=False
-        )
+        command = [str(Path(sys.executable).with_name("py-spy")), "record", "--nonblocking", *told]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchmarkFailed(f"py-spy: {done.stderr.strip()[-300:]}")
         lines = output.read_text(encoding="utf-8").splitlines()
     samples: Samples = Counter()
     for line in lines:
         stack, _, number = line.rpartition(" ")
-        if WAITING not in stack:
+        if stack and WAITING not in stack:  # none where it changed under the look
             samples[tuple(stack.split(";"))] += int(number)
     return samples
 

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,11 +14,14 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
+from services import wait_until
 
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
 from tools.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
+SOON = 20.0
+"""Seconds that a condition may take."""
 Tool = Callable[..., subprocess.Popen[str]]
 
 
@@ -54,13 +56,6 @@ def local_kafka() -> Iterator[Tool]:
 
 def free_port() -> str:
     return str(free_ports(1)[0])
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def ended(process: psutil.Process) -> bool:
@@ -204,14 +199,14 @@ def test_a_signal_leaves_no_process_and_no_file_behind(
     for number in signals:
         tool.send_signal(number)
     assert tool.wait(20) == status
-    wait_until(lambda: all(ended(child) for child in children))
-    wait_until(lambda: not list(tmp_path.iterdir()))
+    wait_until(lambda: all(ended(child) for child in children), SOON)
+    wait_until(lambda: not list(tmp_path.iterdir()), SOON)
     assert not [child for child in children if list(Path(tempfile.gettempdir()).glob(f"hsperfdata_*/{child.pid}"))]
 
 
 def test_a_signal_while_it_starts_leaves_no_process_and_no_file_behind(tmp_path: Path, local_kafka: Tool) -> None:
     tool = local_kafka("--port", free_port(), TMPDIR=tmp_path)
-    wait_until(lambda: any(tmp_path.rglob("broker-0.log")))
+    wait_until(lambda: any(tmp_path.rglob("broker-0.log")), SOON)
     children = psutil.Process(tool.pid).children(recursive=True)
     tool.terminate()
     assert tool.wait(20) == 128 + signal.SIGTERM
@@ -243,10 +238,10 @@ def test_a_data_folder_keeps_its_records_and_a_broker_that_ends_gives_its_last_w
 def test_a_broker_of_three_that_was_killed_and_started_again_is_back_in_sync() -> None:
     with LocalKafka(brokers=3) as kafka:
         asyncio.run(create_topic(kafka, "safe", replicas=3))
-        wait_until(lambda: in_sync_replicas(kafka, "safe") == {0, 1, 2})
+        wait_until(lambda: in_sync_replicas(kafka, "safe") == {0, 1, 2}, SOON)
         kafka.kill(0)
-        wait_until(lambda: in_sync_replicas(kafka, "safe") == {1, 2})
+        wait_until(lambda: in_sync_replicas(kafka, "safe") == {1, 2}, SOON)
         asyncio.run(send(kafka, "safe", b"with two of three"))
         kafka.start(0)
-        wait_until(lambda: in_sync_replicas(kafka, "safe") == {0, 1, 2})
+        wait_until(lambda: in_sync_replicas(kafka, "safe") == {0, 1, 2}, SOON)
         assert asyncio.run(first_value(kafka, "safe")) == b"with two of three"

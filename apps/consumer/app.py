@@ -29,6 +29,7 @@ from apps.chassis.topics import dead_letter_topic, people_topic
 from apps.chassis.traces import Traces
 from apps.chassis.tracing import traces_of
 from apps.consumer.attempts import Handle
+from apps.consumer.consumption import Consumption
 from apps.consumer.control import Control
 from apps.consumer.dead_letter_routes import dead_letter_routes
 from apps.consumer.dead_letters import DeadLetters
@@ -43,7 +44,7 @@ from apps.consumer.page.routes import page_routes
 from apps.consumer.redrive import Redriver, marks_topic
 from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
-from apps.consumer.subscriber import Consumption, subscribe
+from apps.consumer.subscriber import subscribe
 from apps.consumer.tail import Tail
 from apps.consumer.topic_watch import watch_topic
 from apps.consumer.window import Window

@@ -13,7 +13,8 @@ from faststream.kafka.subscriber.usecase import BatchSubscriber
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
-from apps.consumer.subscriber import Consumption, ailment
+from apps.consumer.consumption import Consumption
+from apps.consumer.subscriber import ailment
 
 State = Literal["starting", "running", "paused", "stopped", "reconnecting", "halted"]
 Place = Literal["beginning", "end"] | datetime | Mapping[int, int]

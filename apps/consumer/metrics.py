@@ -12,9 +12,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from apps.chassis.connection import Connection
 from apps.chassis.metrics import SECONDS, counter, gauge, of_kafka
 from apps.consumer.attempts import Handle, Reject
+from apps.consumer.consumption import Consumption
 from apps.consumer.control import Control, State
 from apps.consumer.lag import Lag, LagMeter
-from apps.consumer.subscriber import Consumption
 from contracts.person import Person
 
 

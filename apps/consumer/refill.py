@@ -9,8 +9,8 @@ from aiokafka.errors import KafkaError
 from apps.chassis.background import Background
 from apps.chassis.cluster import Committed
 from apps.chassis.logs import one_line
+from apps.consumer.consumption import sort_out
 from apps.consumer.log_reader import LogReader
-from apps.consumer.subscriber import sort_out
 from apps.consumer.window import Record, Window
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from apps.chassis.logs import one_line
-from apps.consumer.subscriber import sort_out
+from apps.consumer.consumption import sort_out
 from apps.consumer.window import Record
 from contracts.person import Person
 

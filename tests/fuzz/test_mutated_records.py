@@ -14,10 +14,11 @@ from services import Record as Written
 
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.settings import Settings
+from apps.consumer.consumption import Consumption, sort_out
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.fetched import FetchedRecord
 from apps.consumer.shown import show
-from apps.consumer.subscriber import Consumption, sort_out, subscribe
+from apps.consumer.subscriber import subscribe
 from apps.consumer.window import Record
 from contracts.dead_letter import DeadLetter, describe, history, read, sent_back
 from contracts.person import decode, encode

@@ -18,8 +18,9 @@ from apps.chassis.settings import Settings
 from apps.consumer import attempts
 from apps.consumer import subscriber as module
 from apps.consumer.attempts import GivenUp, Halted, Reject
+from apps.consumer.consumption import MOST_REASONS, Consumption, sort_out
 from apps.consumer.dead_letters import BadRecord
-from apps.consumer.subscriber import MOST_REASONS, Consumption, Drain, ailment, sort_out, subscribe
+from apps.consumer.subscriber import Drain, ailment, subscribe
 from apps.consumer.window import Record, Window
 from contracts.person import Person, encode
 

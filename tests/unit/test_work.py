@@ -21,8 +21,8 @@ from test_publisher import bench
 from test_sending import pieces_of
 
 from apps.chassis.kafka import send_batch
+from apps.consumer.consumption import Consumption
 from apps.consumer.fetched import Fetched, PartitionRecords
-from apps.consumer.subscriber import Consumption
 from apps.consumer.window import Window
 from apps.producer.publisher import LARGEST_BATCH, Publisher
 from apps.producer.sending import make, person_factory, read_people, send, send_lines

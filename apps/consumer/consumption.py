@@ -1,0 +1,170 @@
+"""Process a batch: the handler takes the good records, the dead letters take the bad ones, then all are counted."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+
+from apps.chassis.logs import one_line
+from apps.chassis.traces import Traces
+from apps.consumer.attempts import Attempts, Halted, Handle
+from apps.consumer.dead_letters import BadRecord
+from apps.consumer.limit import Limit
+from apps.consumer.window import Record, Window, fields_of
+from contracts.person import Person, decode
+
+log = logging.getLogger(__name__)
+
+WriteDeadLetters = Callable[[Sequence[BadRecord]], Awaitable[None]]
+
+FORGOTTEN = 10.0
+"""Seconds after which what could not be read, and was not met again, counts as read or passed over."""
+
+MOST_REASONS = 30
+"""Types of errors that dead letters are counted by; a handler may raise as many as it likes, the rest counts as one."""
+OTHER_REASON = "other"
+
+
+class Tombstone(ValueError):
+    """A record without a value, which is no person."""
+
+
+REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", "Reject")
+"""Types of errors that are counted from the start, as 0."""
+
+
+class Consumption:
+    """What a service has consumed since it started, through however many connections.
+
+    `halted` says why it consumes no more, until `resume`, and `halted_for` the same without what errors may quote.
+    `paused` is whether an operator wants its partitions paused. `dead_letters` counts them by the type of their error,
+    `rebalances` how often partitions were assigned.
+    """
+
+    def __init__(
+        self, window: Window, handle: Handle, write_dead_letters: WriteDeadLetters, traces: Traces | None = None
+    ) -> None:
+        self.consumed = 0
+        self.dead_letters = Counter(dict.fromkeys(REASONS, 0))
+        self.rebalances = 0
+        self.paused = False
+        self.halted: str | None = None
+        self.halted_for = ""
+        self.last_error: str | None = None
+        self._unreadable: tuple[str, float] | None = None
+        self.window = window
+        self.leaving = asyncio.Event()
+        self.idle_since = time.time()
+        self.busy_since: float | None = None
+        self.limit = Limit()
+        self.attempts = Attempts(self.leaving, self.limit.in_a_row)
+        self._accept = False
+        self._recovered: set[int] = set()
+        self._handle = handle
+        self._write_dead_letters = write_dead_letters
+        self._traces = traces or Traces()
+
+    @property
+    def dead_lettered(self) -> int:
+        """How many records were dead-lettered."""
+        return self.dead_letters.total()
+
+    def note_unreadable(self, what: str) -> None:
+        """Note that a batch cannot be read: its partition waits until it can be, or until somebody seeks past it."""
+        if self.unreadable != what:
+            log.error(what)
+        self._unreadable = what, time.time()
+        self.last_error = what
+
+    @property
+    def unreadable(self) -> str | None:
+        """What could not be read, in the last 10 s or just before the batch in hand; None when all could be."""
+        what, seen = self._unreadable or ("", 0.0)
+        return what if (self.busy_since or time.time()) - seen < FORGOTTEN else None
+
+    def resume(self, *, accept: bool) -> None:
+        """Consume again after a halt.
+
+        With `accept`, the bad records of a partition are let through until a batch has only good ones of it.
+        """
+        self.halted = None
+        self._accept = accept
+        self._recovered.clear()
+        if accept:
+            self.limit.forget()
+
+    async def consume(self, records: Sequence[Record]) -> None:
+        """Handle a batch and write its dead letters. When it raises, nothing of the batch may be committed."""
+        self.busy_since = time.time()
+        try:
+            if not self.halted:
+                self.leaving.clear()
+                with self._traces.handling(records):
+                    await self._consume(records)
+        except Halted as reason:
+            self.halted = self.last_error = str(reason)
+            self.halted_for = reason.reason
+            self.leaving.clear()
+            log.critical("halted: %s", reason.reason)
+        finally:
+            self.idle_since, self.busy_since = time.time(), None
+        if self.halted:
+            await self.leaving.wait()  # whoever watches ends this connection
+            raise Halted(self.halted)
+
+    async def _consume(self, records: Sequence[Record]) -> None:
+        good, people, bad = sort_out(records)
+        accepted = {record.partition for record in records} - self._recovered if self._accept else set()
+        if people:
+            refused = await self.attempts.handle(self._handle, good, people, accept=bool(accepted))
+            if refused:
+                places = {(one.record.partition, one.record.offset) for one in refused}
+                good = [record for record in good if (record.partition, record.offset) not in places]
+                bad = sorted([*bad, *refused], key=lambda one: (one.record.partition, one.record.offset))
+        if excess := self.limit.review(good, bad, accepted):
+            raise Halted(excess)
+        if bad:
+            await self.attempts.insist(partial(self._write_dead_letters, bad))
+            _tell(bad)
+            self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
+        self.limit.count()
+        self._recovered |= accepted - {one.record.partition for one in bad}
+        self.consumed += len(good)
+        for letter in bad:
+            self.dead_letters[self._reason_of(letter)] += 1
+        self.window.extend(good)
+
+    def _reason_of(self, letter: BadRecord) -> str:
+        name = type(letter.error).__name__
+        return name if name in self.dead_letters or len(self.dead_letters) < MOST_REASONS else OTHER_REASON
+
+
+def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person], list[BadRecord]]:
+    """Return the good records, the people that they are, and the bad records; never raises."""
+    with suppress(Exception):  # one is bad: find it, below
+        return records, [decode(record.value) for record in records], []  # type: ignore[arg-type]  # a null raises  # a third faster than one by one
+    good, people, bad = [], [], []
+    for record in records:
+        try:
+            if record.value is None:
+                raise Tombstone("a record without a value (tombstone) is no person")  # noqa: TRY301
+            people.append(decode(record.value))
+            good.append(record)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it must not stop its neighbours
+            # its traceback would hold this list, which holds the error: for as long as garbage is not collected
+            bad.append(BadRecord(record, error.with_traceback(None), tries=1))
+    return good, people, bad
+
+
+def _tell(bad: Sequence[BadRecord]) -> None:
+    """Log that records were dead-lettered: how many, where the first stood and of which kind its error was."""
+    first, kind = bad[0].record, type(bad[0].error).__name__
+    fields = fields_of(first) | {"records": len(bad), "error": kind}
+    log.warning("%d records were dead-lettered, the first of them %s: %s", len(bad), _place(first), kind, extra=fields)
+
+
+def _place(record: Record) -> str:
+    return f"{record.topic}-{record.partition} offset {record.offset}"

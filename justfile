@@ -17,7 +17,7 @@ demo:
 # Unit tests, and the tests on a real Kafka.
 [no-exit-message]
 test *arguments:
-    {{python}} -m pytest "$@"
+    {{python}} -m pytest --numprocesses 3 --dist loadfile "$@"
 
 # Brokers and services killed, wedged and cut off, while people flow: takes minutes.
 [no-exit-message]
@@ -81,7 +81,7 @@ consumer-start:
 
 # Formatting, rules, types and the fast tests: before every commit.
 check: lint
-    {{python}} -m pytest -q tests/unit
+    {{python}} -m pytest -q --numprocesses 2 tests/unit
 
 # Formatting, rules and types.
 lint:

@@ -1,5 +1,6 @@
 """A Kafka for the tests that need one, and what the services said when such a test fails."""
 
+import fcntl
 import os
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,24 @@ LAST_LINES = 60
 def anyio_backend() -> str:
     """Run asynchronous tests on asyncio, as the services do."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def room(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run beside the tests of other workers; a test marked `alone` runs while they wait.
+
+    The door is passed one by one, so that a test that waits to be alone is not overtaken for ever.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    alone = request.node.get_closest_marker("alone") is not None
+    folder = tmp_path_factory.getbasetemp().parent
+    with (folder / "door").open("w") as door, (folder / "room").open("w") as inside:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(inside, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture(scope="session")

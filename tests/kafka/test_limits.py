@@ -43,6 +43,7 @@ def memory_of(service: Service) -> int:
     return int(psutil.Process(service.process.pid).memory_info().rss)
 
 
+@pytest.mark.alone
 def test_under_twenty_times_its_load_a_producer_refuses_in_time_and_stays_small(pipeline: Pipeline) -> None:
     body = b"[" + b",".join([httpx.Request("POST", "/", json=person()).read()] * 40_000) + b"]"
     with pipeline.producer() as producer, ThreadPoolExecutor(1) as pool:
@@ -58,6 +59,7 @@ def test_under_twenty_times_its_load_a_producer_refuses_in_time_and_stays_small(
         assert producer.post("/producers/people", json=person())["delivered"] == 1
 
 
+@pytest.mark.alone
 def test_under_many_searches_a_consumer_stays_small_and_goes_on_consuming(pipeline: Pipeline) -> None:
     with pipeline.consumer() as consumer, ThreadPoolExecutor(1) as pool:
         consumer.until_healthy()

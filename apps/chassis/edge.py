@@ -1,19 +1,24 @@
 """The outermost layer of a service: what every call meets, whoever answers it."""
 
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
+import msgspec
 from litestar import Litestar
 from litestar.connection import Request
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
-from apps.chassis.access import security_headers_beside
+from apps.chassis.access import SAFE_METHODS, security_headers_beside
 from apps.chassis.limits import Limit
 from apps.chassis.metrics import HttpMetrics
+from apps.chassis.problems import BUSY, MEDIA_TYPE, RETRY_AFTER, Problem
 from apps.chassis.query import check_query
 from apps.chassis.request_id import HEADER, name_request
+
+SMALL_ANSWER_BYTES = 16 * 1024
+"""Answers up to this size are always sent."""
 
 
 class Edge:
@@ -41,10 +46,22 @@ class Edge:
 
         async def answer_as(name: bytes, scope: Scope, receive: Receive, send: Send) -> None:
             status = 500  # what the server answers for an application that does not
+            refused = False
+
+            async def refuse() -> None:
+                nonlocal refused
+                start, body = _busy_answer(self._limit.describe(scope))
+                await see(start)
+                refused = True
+                await send(body)
 
             def see(message: Message) -> Awaitable[None]:
                 nonlocal status
+                if refused:
+                    return _drop(message)
                 if message["type"] == "http.response.start":
+                    if not self._has_room_for(message["headers"], scope):
+                        return refuse()
                     status = message["status"]
                     headers = message["headers"]
                     message["headers"] = [*headers, *security_headers_beside(headers), (HEADER, name)]
@@ -58,3 +75,31 @@ class Edge:
                 self._metrics.note(scope, status, time.perf_counter() - start)
 
         app.asgi_handler = answer
+
+    def _has_room_for(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> bool:
+        """Count a large answer. Return False when there is no room for it, and its call changed nothing."""
+        for name, value in headers:
+            if name == b"content-length":
+                size = int(value)
+                return size <= SMALL_ANSWER_BYTES or self._limit.count_answer(
+                    scope, size, refusable=scope.get("method") in SAFE_METHODS
+                )
+        return True
+
+
+def _busy_answer(detail: str) -> tuple[Any, Any]:
+    """Return the ASGI events of an answer that refuses a call."""
+    body = msgspec.json.encode(Problem(type=BUSY.type, title=BUSY.title, status=BUSY.status, detail=detail))
+    headers = [
+        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", RETRY_AFTER.encode()),
+    ]
+    return (
+        {"type": "http.response.start", "status": BUSY.status.value, "headers": headers},
+        {"type": "http.response.body", "body": body, "more_body": False},
+    )
+
+
+async def _drop(_: Message) -> None:
+    """Send nothing of an answer that was refused."""

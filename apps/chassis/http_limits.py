@@ -5,10 +5,16 @@ import time
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from apps.chassis.internals.http_framing import FramedProtocol
+from apps.chassis.limits import UNSENT, UnsentAnswers
 
 REQUEST_WITHIN = 30.0
-"""Seconds that a connection has to send the head of a request, from its beginning or from the answer before."""
+"""Seconds that a connection has to send the head of a request, from its beginning or from the first byte of the head.
+
+Between two requests it may be idle for as long as uvicorn's `timeout_keep_alive` says.
+"""
 LARGEST_HEAD = 64 * 1024
 """Bytes of the head of a request, of what stands behind its body, and of what stands between two pieces of it."""
 MOST_WITHOUT_REQUEST = 2_000
@@ -18,6 +24,14 @@ MOST_IN_ADVANCE = 100
 
 ALL_HERE = "request_is_all_here"
 """Set in the scope of a request that has arrived to its end: whoever reads its body need not watch the clock."""
+
+UNCOUNTED_BYTES = 16 * 1024
+"""Bytes of answers that each connection may leave unread without their being counted."""
+READ_CHECK_S = 30.0
+LEAST_READ_BYTES = 1024 * 1024
+"""A caller that reads less than this between two checks, and not all that there is, is cut off."""
+JOINED_BYTES = 64 * 1024
+"""A body larger than this is not copied to follow its head in one write."""
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -35,7 +49,10 @@ class Joined:
 
     def write(self, data: bytes) -> None:
         """Write, a head with what follows it."""
-        if self._head:
+        if self._head and len(data) > JOINED_BYTES:
+            self._write_head()
+            self._transport.write(data)
+        elif self._head:
             head, self._head = self._head, b""
             self._transport.write(head + data)
         elif data.startswith(b"HTTP/"):
@@ -59,16 +76,23 @@ class Joined:
         self._head = b""
 
 
-class LimitedProtocol(HttpToolsProtocol):
+class LimitedProtocol(FramedProtocol):
     """Closes connections that send no request in time, or one whose head never ends, before they cost others anything.
 
     Of too many that wait, the one that has waited longest goes: whoever sends its request at once is never it.
+    Counts the answers that callers have not read yet, and cuts off callers that do not read.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
         super().__init__(*args, **options)
         self.waiting_since = 0.0
+        self._begun = 0.0
+        self._idle = False
+        self._between_requests = True
         self._giving_up: asyncio.TimerHandle | None = None
+        self._answers: UnsentAnswers = self.app_state.setdefault(UNSENT, UnsentAnswers())
+        self._unsent = 0
+        self._read_check: asyncio.TimerHandle | None = None
         self._unused = 0
         self._asked: list[RequestResponseCycle] = []
 
@@ -80,8 +104,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin to wait for a request."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=UNCOUNTED_BYTES)
         self._joined: Any = Joined(transport, self.loop)
-        self._wait_for_request()
+        self.waiting_since = time.monotonic()  # uvloop's own clock stands still for milliseconds
+        self._expect_request()
         if len(self.connections) > MOST_WITHOUT_REQUEST:
             waiting = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.waits]
             if len(waiting) > MOST_WITHOUT_REQUEST:
@@ -91,6 +117,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Wait no longer."""
         if self._giving_up is not None:
             self._giving_up.cancel()
+        self._forget_unsent()
         self._answer_no_more()
         super().connection_lost(exc)
 
@@ -101,6 +128,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take what came, unless it is too much of nothing that is of use yet."""
         self._unused += len(data)
+        if self._idle:
+            self._idle = False
+            self._expect_request()
         super().data_received(data)
         if self._unused > LARGEST_HEAD and not self.transport.is_closing():
             if self.waits:
@@ -108,12 +138,17 @@ class LimitedProtocol(HttpToolsProtocol):
             self._answer_no_more()
             self.transport.close()
 
-    def on_headers_complete(self) -> None:
-        """Begin to answer a request, or queue it behind the one in hand."""
+    def on_message_begin(self) -> None:
+        """Begin to read a request."""
+        super().on_message_begin()
+        self._between_requests = False
+
+    def request_begun(self) -> None:
+        """Begin to answer a request, or queue it behind the one that is being answered."""
         self._unused = 0
         if len(self.pipeline) >= MOST_IN_ADVANCE:
             raise httptools.HttpParserError("too many requests in advance")
-        super().on_headers_complete()
+        super().request_begun()
         self.cycle.transport = self._joined
         unanswered = [one for one in self._asked if not one.response_complete] if self.pipeline else []
         self._asked = [*unanswered, self.cycle]
@@ -123,15 +158,29 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unused = 0
         super().on_body(body)
 
-    def on_message_complete(self) -> None:
+    def request_complete(self) -> None:
         """Note that a request is all here."""
-        super().on_message_complete()
+        super().request_complete()
+        self._between_requests = True
         self.cycle.scope[ALL_HERE] = True  # type: ignore[literal-required]  # a key of our own
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Wait for the next request: it has its time from its first byte on, which may be here already."""
         super().on_response_complete()
-        self._wait_for_request()
+        self.waiting_since = time.monotonic()
+        self._idle = self._between_requests
+        if not self._idle:
+            self._expect_request()
+
+    def pause_writing(self) -> None:
+        """Count what the caller has not read yet, until it has."""
+        super().pause_writing()
+        self._count_unsent()
+
+    def resume_writing(self) -> None:
+        """Count it no longer."""
+        self._forget_unsent()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; while a request is being answered that would be taken for its answer."""
@@ -151,18 +200,38 @@ class LimitedProtocol(HttpToolsProtocol):
                 one.disconnected = True
                 one.message_event.set()
 
-    def _wait_for_request(self) -> None:
-        self.waiting_since = time.monotonic()  # uvloop's own clock stands still for milliseconds
+    def _expect_request(self) -> None:
+        self._begun = time.monotonic()
         if self._giving_up is None and not self.transport.is_closing():
             self._giving_up = self.loop.call_later(REQUEST_WITHIN, self._give_up)
 
     def _give_up(self) -> None:
-        """Close what has waited too long. There is one timer for many requests, for most come at once."""
+        """Close what has taken too long. There is one timer for many requests, for most come at once."""
         self._giving_up = None
-        if not self.waits or self.transport.is_closing():  # the answer's end begins to wait anew
+        if self._idle or not self.waits or self.transport.is_closing():  # the next request begins the time anew
             return
-        left = self.waiting_since + REQUEST_WITHIN - time.monotonic()
+        left = self._begun + REQUEST_WITHIN - time.monotonic()
         if left > 0:
             self._giving_up = self.loop.call_later(left, self._give_up)
         else:
             self.transport.close()
+
+    def _count_unsent(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._answers.bytes += unsent - self._unsent
+        self._unsent = unsent
+        self._read_check = self.loop.call_later(READ_CHECK_S, self._check_reading)
+
+    def _forget_unsent(self) -> None:
+        if self._read_check is not None:
+            self._read_check.cancel()
+            self._read_check = None
+        self._answers.bytes -= self._unsent
+        self._unsent = 0
+
+    def _check_reading(self) -> None:
+        if self._unsent - self.transport.get_write_buffer_size() < LEAST_READ_BYTES:
+            self._answer_no_more()
+            self.transport.abort()
+        else:
+            self._count_unsent()

@@ -16,6 +16,7 @@ from types import FrameType
 
 import uvicorn
 from litestar import Litestar
+from litestar.types import ASGIApp
 
 from apps.chassis.http_limits import LimitedProtocol
 from apps.chassis.logs import set_up_logging
@@ -32,6 +33,13 @@ ENDED_WITHIN = 9.5
 
 NOT_READING_MS = 30_000
 """Milliseconds after which the system cuts off a caller that does not read what it was sent (RFC 5482)."""
+
+KEEP_ALIVE_S = 75
+"""Seconds that a connection may be idle between two requests.
+
+Proxies keep idle connections to a service for 60 s (nginx, the load balancers of AWS). A proxy that sends a request
+while the service closes the connection has to answer 502, so the service has to keep it for longer.
+"""
 
 CreateApp = Callable[[Settings, asyncio.Event], Litestar]
 """Builds an application; the event is set when the process has been told to end, before connections are closed."""
@@ -70,20 +78,26 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
         sys.exit(str(error))
     if not settings.api_keys.needed and not _is_loopback(listening):
         log.warning("anybody who reaches %s may change things: no API_KEY is set", settings.host)
-    config = uvicorn.Config(
-        app,
-        http=LimitedProtocol,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # whose address it is and by which scheme he came is asked nowhere
-        timeout_graceful_shutdown=LAST_ANSWERS,
-    )
     _collect_garbage_less_often()
     _open_as_many_files_as_allowed()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again when it has ended
-    Server(config, ending).run(sockets=[listening])
+    Server(server_config(app), ending).run(sockets=[listening])
+
+
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    """Return how uvicorn serves an application."""
+    return uvicorn.Config(
+        app,
+        http=LimitedProtocol,
+        ws="none",  # an offered WebSocket is ignored like any other upgrade
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # whose address it is and by which scheme he came is asked nowhere
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=LAST_ANSWERS,
+    )
 
 
 def _is_loopback(listening: socket.socket) -> bool:

@@ -85,7 +85,7 @@ def create_app(
     window = Window(settings.window_size)
     dead_letters = DeadLetters(options, settings.dead_letter_topic, cluster, group)
     registry = new_registry(SERVICE)
-    edge = Edge(registry, Limit(weight_of, MOST_IN_MEMORY))
+    edge = Edge(registry, Limit(partial(weight_of, window=window), MOST_IN_MEMORY))
     consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces)
     committed = partial(cluster.committed, group, topic)
     meter = LagMeter(reader, committed)

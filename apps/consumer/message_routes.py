@@ -50,6 +50,8 @@ NEWEST = "/consumers/messages"
 SEARCHES = {NEWEST, "/consumers/dead-letters"}
 SEARCH_IN_MEMORY = 2 * MOST_BYTES
 """Bytes: what is found, and the answer that is made of it."""
+TIMES_IN_MEMORY = 3
+"""Times that a value of the window is held meanwhile: in the window, as a person, and in the answer."""
 TIME = {"format": "date-time"}
 
 PLACE = re.compile(rf"/({PLAIN_INTEGER.pattern})/({PLAIN_INTEGER.pattern})/?\Z")
@@ -129,13 +131,17 @@ class StoredMessages(msgspec.Struct):
     reached: int | None
 
 
-def weight_of(scope: Scope) -> int | None:
+def weight_of(scope: Scope, window: Window) -> int | None:
     """Return the bytes of memory that a call may take, about; None for the live tail, which has a limit of its own."""
     if scope["path"] == STREAM:
         return None
-    if scope["path"] == NEWEST and "topic" not in parse_qs(scope["query_string"].decode("latin-1")).get("scope", []):
-        return 0  # of the window, which is in memory anyway: pages ask for it all the time
-    return SEARCH_IN_MEMORY if scope["path"] in SEARCHES else 0
+    if scope["path"] not in SEARCHES:
+        return 0
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    if scope["path"] == NEWEST and "topic" not in query.get("scope", []):
+        limit = query.get("limit", ["10"])[-1]
+        return TIMES_IN_MEMORY * window.bytes_of(int(limit) if PLAIN_INTEGER.fullmatch(limit) else 0)
+    return SEARCH_IN_MEMORY
 
 
 @dataclass

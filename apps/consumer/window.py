@@ -80,6 +80,10 @@ class Window:
         records = chain.from_iterable(batch for batch, _ in self._batches)
         return islice(records, max(0, self._records - self.size), None)
 
+    def bytes_of(self, count: int) -> int:
+        """Return the bytes of the values of so many records, about: as many times the average of all."""
+        return self._bytes * min(count, self._records) // max(self._records, 1)
+
     def extend(self, records: Sequence[Record]) -> None:
         """Add records behind the others; the first added go when there are too many."""
         if not records:

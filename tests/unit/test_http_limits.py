@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import uvicorn
-from samples import LONG
+from samples import LONG, until
 
 from apps.chassis import http_limits
 from apps.chassis.http_limits import ALL_HERE, LARGEST_HEAD, MOST_IN_ADVANCE, LimitedProtocol
+from apps.chassis.serve import server_config
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +86,27 @@ async def test_a_connection_that_sends_no_whole_request_in_time_is_closed(
         reader, writer = await connect()
         writer.write(begun)
         assert (await closed(reader)).endswith(b"hello" if GET in begun else b"")
+
+
+async def test_a_connection_that_was_answered_may_be_idle_until_it_begins_the_next_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_limits, "REQUEST_WITHIN", 0.05)
+    connections: set[Any] = set()
+    async with serving(hello, connections) as connect:
+        reader, writer = await connect()
+        for _ in range(2):
+            writer.write(GET)
+            assert b" 200 " in await answer_to(reader)
+            await until(lambda: all(one.waits and one._giving_up is None for one in connections))
+        writer.write(b"GET")
+        assert await closed(reader) == b""
+
+
+def test_idle_connections_live_longer_than_the_pools_of_proxies_keep_them() -> None:
+    config = server_config(hello)
+    assert config.http is LimitedProtocol
+    assert config.timeout_keep_alive > 60  # nginx and the load balancers of AWS keep them so long
 
 
 async def test_who_sends_a_byte_now_and_then_gains_no_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,19 +4,26 @@ from typing import Any, cast
 
 import pytest
 from litestar.types import Scope
+from samples import Stored
 
-from apps.consumer.message_routes import SEARCH_IN_MEMORY, weight_of
+from apps.consumer.message_routes import SEARCH_IN_MEMORY, TIMES_IN_MEMORY, weight_of
+from apps.consumer.window import Window
 from apps.producer import routes as producer
 
 
 def weight(path: str, query: bytes = b"") -> int | None:
     scope: dict[str, Any] = {"path": path, "query_string": query}
-    return weight_of(cast("Scope", scope))
+    window = Window(100)
+    window.extend([Stored(offset=offset, value=b"a" * 1_000) for offset in range(100)])
+    return weight_of(cast("Scope", scope), window)
 
 
-@pytest.mark.parametrize("query", [b"", b"limit=30", b"scope=window", b"key=scope%3Dtopic"])
-def test_however_many_pages_show_the_newest_none_is_refused_for_its_memory(query: bytes) -> None:
-    assert weight("/consumers/messages", query) == 0
+@pytest.mark.parametrize(
+    ("query", "records"),
+    [(b"", 10), (b"limit=30", 30), (b"limit=1000&scope=window", 100), (b"key=scope%3Dtopic", 10), (b"limit=x", 0)],
+)
+def test_the_newest_of_the_window_count_for_the_records_that_are_asked_for(query: bytes, records: int) -> None:
+    assert weight("/consumers/messages", query) == TIMES_IN_MEMORY * records * 1_000
 
 
 @pytest.mark.parametrize("query", [b"scope=topic", b"q=x&scope=%74opic", b"scope=window&scope=topic"])

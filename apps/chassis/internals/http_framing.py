@@ -1,0 +1,145 @@
+"""Reads requests and frames answers as RFC 9112 says, where uvicorn's httptools protocol does not."""
+
+import asyncio
+import socket
+import struct
+from functools import partial
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+INVALID_REQUEST = "Invalid HTTP request received."
+
+
+RESET_AFTER_S = 1.0
+"""Seconds that a caller has to read what was sent of an answer that broke off, before its connection is reset."""
+
+
+class ClosingTransport:
+    """A transport for an answer that ends when the connection closes: one that is incomplete resets the connection.
+
+    The caller could not tell it from a complete answer otherwise.
+    """
+
+    def __init__(self, transport: Any, connection: asyncio.Transport, cycle: RequestResponseCycle) -> None:  # noqa: ANN401 - a transport, or its wrapper
+        self._transport = transport
+        self._connection = connection
+        self._cycle = cycle
+
+    def write(self, data: bytes) -> None:
+        """Write to the transport."""
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Return whether the transport is closing."""
+        return bool(self._transport.is_closing())
+
+    def close(self) -> None:
+        """Close after a complete answer, reset after an incomplete one."""
+        if self._cycle.response_complete:
+            self._transport.close()
+        else:
+            asyncio.get_running_loop().call_later(RESET_AFTER_S, self._reset)
+
+    def _reset(self) -> None:
+        if not self._connection.is_closing():
+            at_once = struct.pack("ii", 1, 0)
+            self._connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            self._connection.abort()
+
+
+class FramedProtocol(HttpToolsProtocol):
+    """Ignores offered upgrades, refuses what has no clear end, and answers HTTP/1.0 without chunks.
+
+    The parser stops behind the head of an offered upgrade, because what follows might be another protocol. No upgrade
+    is ever taken here, so what follows is the body (RFC 9110, section 7.8). A new parser then reads the same head
+    without its `Upgrade` header, and finds the body and its end as in any other request.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
+        super().__init__(*args, **options)
+        self._head_without_offer = b""
+
+    def request_begun(self) -> None:
+        """Begin to answer the request whose head is here, or queue it behind the one that is being answered."""
+        super().on_headers_complete()
+        self.headers = []  # trailers go here: they are no headers (RFC 9110, section 6.5.1)
+        if self.cycle.scope["http_version"] != "1.1":
+            self.cycle.waiting_for_100_continue = False
+            self.cycle.send = partial(_send_without_chunks, self.transport, self.cycle)  # type: ignore[method-assign]
+        elif self.expect_100_continue:
+            self.cycle.send = partial(_send_and_close_without_body, self.cycle)  # type: ignore[method-assign]
+
+    def request_complete(self) -> None:
+        """Note that the request has arrived to its end."""
+        super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; answer 400 and close where it is not HTTP."""
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning(INVALID_REQUEST)
+            self.send_400_response(INVALID_REQUEST)
+
+    def on_headers_complete(self) -> None:
+        """Begin the request, unless the parser is about to stop at an offered upgrade."""
+        if self.parser.should_upgrade():
+            self._head_without_offer = self._write_head_without_offer()
+            return
+        for name, value in self.headers:
+            if name == b"transfer-encoding" and value.lower() != b"chunked":
+                raise httptools.HttpParserError("a transfer coding other than chunked")
+        self.request_begun()
+
+    def on_message_complete(self) -> None:
+        """End the request, unless the parser is about to stop at an offered upgrade."""
+        if not self.parser.should_upgrade():
+            self.request_complete()
+
+    def _parse(self, data: bytes) -> None:
+        rest: Any = data
+        while True:
+            try:
+                return self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as stop:
+                rest = memoryview(rest)[stop.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn: it is passed over
+                self.parser.feed_data(self._head_without_offer)
+
+    def _write_head_without_offer(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":  # no tunnel is ever opened, so nobody can tell where its body ends
+            raise httptools.HttpParserError("CONNECT")
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+
+async def _send_without_chunks(
+    connection: asyncio.Transport,
+    cycle: RequestResponseCycle,
+    message: Any,  # noqa: ANN401 - an ASGI event
+) -> None:
+    """Send an answer that HTTP/1.0 can read: one without a length ends when the connection closes."""
+    if message["type"] == "http.response.start":
+        if not any(name.lower() == b"content-length" for name, _ in message["headers"]):
+            cycle.chunked_encoding = False
+            cycle.transport = ClosingTransport(cycle.transport, connection, cycle)  # type: ignore[assignment]
+    elif isinstance(cycle.transport, ClosingTransport):
+        cycle.expected_content_length = len(message.get("body", b""))
+    await RequestResponseCycle.send(cycle, message)
+
+
+async def _send_and_close_without_body(cycle: RequestResponseCycle, message: Any) -> None:  # noqa: ANN401 - likewise
+    """Send an answer; close behind one that a caller gets in the place of `100 Continue`.
+
+    The caller may then leave the body out, and what it sends next would be taken for that body.
+    """
+    if message["type"] == "http.response.start" and cycle.waiting_for_100_continue and not cycle.body:
+        cycle.keep_alive = cycle.keep_alive and not cycle.more_body
+    await RequestResponseCycle.send(cycle, message)

@@ -1,0 +1,167 @@
+"""Answers that callers do not read: they count as memory until they are sent."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+from litestar import Litestar, get, post
+from litestar.response import Response
+from litestar.types import Scope
+from prometheus_client import CollectorRegistry
+from samples import until
+from test_http_limits import Connect, closed, serving
+
+from apps.chassis import http_limits
+from apps.chassis.edge import Edge
+from apps.chassis.http_limits import LimitedProtocol
+from apps.chassis.limits import UNSENT, Limit, UnsentAnswers
+
+pytestmark = pytest.mark.anyio
+
+LARGE = 8 * 1024 * 1024
+"""Bytes of a large answer: far more than the system holds of it for a caller that does not read."""
+ROOM = 3 * LARGE
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run on the loop of the services."""
+    return "asyncio", {"use_uvloop": True}
+
+
+@get("/large", sync_to_thread=False)
+def large() -> Response[bytes]:
+    return Response(b"a" * LARGE)
+
+
+@post("/large", sync_to_thread=False)
+def done() -> Response[bytes]:
+    return Response(b"a" * LARGE)
+
+
+@get(["/livez", "/health-check", "/metrics"], sync_to_thread=False)
+def always() -> Response[bytes]:
+    return Response(b"a" * LARGE)
+
+
+@get("/small", sync_to_thread=False)
+def small() -> Response[bytes]:
+    return Response(b"a")
+
+
+def application(weigh: Callable[[Scope], int | None] = lambda _: 0) -> Litestar:
+    edge = Edge(CollectorRegistry(), Limit(weigh, ROOM))
+    app = Litestar([large, done, always, small], before_request=edge.admit, openapi_config=None)
+    edge.surround(app)
+    return app
+
+
+class Caller:
+    """Sends requests, and reads of the answers only what it is asked for."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def ask(self, path: str, method: str = "GET", more: str = "") -> tuple[int, dict[str, str]]:
+        """Send a request and return status and headers of the answer, whose body stays unread."""
+        self.writer.write(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode())
+        status, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        return int(status.split()[1]), dict(line.split(": ", 1) for line in lines if line)
+
+
+async def caller(connect: Connect) -> Caller:
+    """Connect with a small buffer, so that nearly all of an answer stays with the service."""
+    _, writer = await connect()
+    address = writer.get_extra_info("peername")
+    writer.close()
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    connection.setblocking(False)  # noqa: FBT003 - positional alone
+    await asyncio.get_running_loop().sock_connect(connection, address)
+    return Caller(*await asyncio.open_connection(sock=connection, limit=1_024))
+
+
+async def test_answers_that_are_not_read_count_until_they_are_and_leave_room_for_what_must_always_be_answered() -> None:
+    connections: set[Any] = set()
+    async with serving(application(), connections) as connect:
+        unread = [await caller(connect) for _ in range(12)]
+        statuses = [(await one.ask("/large"))[0] for one in unread]
+        assert set(statuses) == {200, 503}
+        assert sum(LARGE for status in statuses if status == 200) <= ROOM + 2 * LARGE  # of which the system holds some
+        refused = await caller(connect)
+        status, headers = await refused.ask("/large")
+        assert (status, headers["content-type"]) == (503, "application/problem+json")
+        assert int(headers["retry-after"]) > 0
+        problem = msgspec.json.decode(await refused.reader.readexactly(int(headers["content-length"])))
+        assert problem["type"] == "/problems/busy"
+        assert (await refused.ask("/small"))[0] == 200
+        for path in ("/livez", "/health-check", "/metrics"):
+            assert (await (await caller(connect)).ask(path))[0] == 200
+        assert (await (await caller(connect)).ask("/large", "POST"))[0] == 201
+        for connection in list(connections):
+            connection.transport.abort()
+        again = await caller(connect)
+        assert (await again.ask("/large"))[0] == 200
+        assert len(await again.reader.readexactly(LARGE)) == LARGE
+
+
+async def test_a_call_that_weighs_something_is_refused_while_answers_of_others_are_unread() -> None:
+    async with serving(application(lambda scope: 2 * LARGE if scope["path"] == "/small" else 0)) as connect:
+        asking = await caller(connect)
+        assert (await asking.ask("/small"))[0] == 200
+        await asking.reader.readexactly(1)
+        unread = [await caller(connect) for _ in range(3)]
+        statuses = [(await one.ask("/large"))[0] for one in unread]
+        assert statuses[0] == 200
+        assert (await asking.ask("/small"))[0] == 503
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("/large", ""), ("/large", "Connection: close\r\n"), ("/metrics", ""), ("/large", "Connection: keep-alive\r\n")],
+)
+async def test_a_caller_that_does_not_read_is_cut_off_and_its_memory_returned(
+    path: str, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_limits, "READ_CHECK_S", 0.05)
+    connections: set[Any] = set()
+    state: dict[str, Any] = {}
+    app = application()
+
+    async def seen(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        state.update(scope["state"])
+        await app(scope, receive, send)
+
+    async with serving(seen, connections) as connect:
+        unread = await caller(connect)
+        unread.writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode() * 5)
+        await until(lambda: UNSENT in state and state[UNSENT].bytes > LARGE // 2)
+        await until(lambda: not connections)
+        unsent: UnsentAnswers = state[UNSENT]
+        assert unsent.bytes == 0
+        assert len(await closed(unread.reader)) < LARGE
+
+
+def went_on(connection: LimitedProtocol, held: int) -> bool:
+    return connection.transport.get_write_buffer_size() < held or not held
+
+
+async def test_a_caller_that_reads_slowly_gets_all_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_limits, "LEAST_READ_BYTES", 1)
+    connections: set[Any] = set()
+    async with serving(application(), connections) as connect:
+        slow = await caller(connect)
+        await slow.ask("/large")
+        (connection,) = connections
+        for _ in range(8):
+            held = connection._unsent
+            await slow.reader.readexactly(LARGE // 8)
+            await until(partial(went_on, connection, held))
+            if connection._unsent:
+                connection._check_reading()
+        assert (await slow.ask("/small"))[0] == 200

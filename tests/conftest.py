@@ -2,10 +2,11 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from confidential import people_in
@@ -13,7 +14,20 @@ from confidential import people_in
 from tools.kafka_distribution import distribution
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
 
+if TYPE_CHECKING:  # tests without a browser need no time for it
+    from playwright.sync_api import Browser
+
 LOGS = pytest.StashKey[Path]()
+HARDLY_A_BROWSER = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP *.example 127.0.0.1",  # names whose owner lets them lead to this machine
+]
 LAST_LINES = 60
 """Lines of a service's log that a failed test shows."""
 
@@ -78,6 +92,30 @@ def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         if (found := people_in(log.read_text("utf-8", "replace")))
     }
     assert not told, "logs tell of people"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser of the system."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        reason = "no chromium is installed: `apt-get install chromium`, or your system's way"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str, site: object) -> "Iterator[Browser]":
+    """One browser for a module; it is closed before its services (`site`) are, which then run event loops."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - likewise
+
+    assert site
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=HARDLY_A_BROWSER)
+        yield browser
+        browser.close()
 
 
 def without_kafka(error: LocalKafkaError) -> NoReturn:

@@ -22,7 +22,9 @@ def with_local_page(environment: Mapping[str, str]) -> dict[str, str]:
     """
     try:
         settings = read_settings(environment)
-        hosts = HERE if settings.host in {*HERE, "0.0.0.0", "::", "::1"} else (settings.host,)  # noqa: S104 - compared, not bound
+        hosts: tuple[str, ...] = (settings.host,)
+        if settings.host in {*HERE, "0.0.0.0", "::", "::1"}:  # noqa: S104 - compared, not bound
+            hosts = (*HERE, "[::1]") if ":" in settings.host else HERE
         derived = {
             "PRODUCER_URL": f"http://{hosts[0]}:{settings.producer_port}",
             "CORS_ORIGINS": ",".join(f"http://{host}:{settings.consumer_port}" for host in hosts),

@@ -1,5 +1,7 @@
-"""Who may do what over HTTP: a key for whatever changes something, and what browsers are told of every answer."""
+"""Authorization over HTTP: every call that changes something needs an API key, where any is set."""
 
+import asyncio
+import logging
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -8,34 +10,78 @@ from litestar import Router
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.openapi.spec import Components, SecurityScheme
+from prometheus_client import CollectorRegistry, Counter
 
 from apps.chassis.keys import HEADER, Keys
+from apps.chassis.logs import key_name
+from apps.chassis.origins import SAFE_METHODS
 from apps.chassis.problems import documented, problem
 
-SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+log = logging.getLogger(__name__)
+
 COMPONENTS = Components(
     security_schemes={"ApiKey": SecurityScheme(type="apiKey", name=HEADER, security_scheme_in="header")}
 )
 """How the keys stand in an OpenAPI document."""
+LOGGED_EVERY_S = 60.0
+"""Seconds between two log lines about refused keys; those in between are counted."""
 
 SECURITY_HEADERS = {
+    b"cache-control": b"no-store",
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
 }
 """What every answer tells a browser, unless it says something else itself, as pages do."""
 
 
-def guarded(routes: Sequence[BaseRouteHandler | Router], keys: Keys) -> Sequence[BaseRouteHandler | Router]:
-    """Return the routes; those that change something ask for a key from now on, if any is needed."""
+class RefusedKeys:
+    """Counts the calls that had no key or a wrong one, and logs the wrong ones: at once, then one line a minute."""
 
-    def check(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-        if keys.name_of(connection.headers.get(HEADER, "")) is None:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = Counter(
+            "api_key_refusals", "Calls refused for want of an accepted API key.", ["reason"], registry=registry
+        )
+        self._missing, self._wrong = counter.labels("missing"), counter.labels("wrong")
+        self._unlogged = 0
+        self._waiting = False
+
+    def note(self, offered: str) -> None:
+        """Count a refused call."""
+        if not offered:
+            self._missing.inc()
+            return
+        self._wrong.inc()
+        self._unlogged += 1
+        if not self._waiting:
+            self._log()
+
+    def _log(self) -> None:
+        self._waiting = self._unlogged > 0
+        if self._unlogged:
+            log.warning("refused %d calls with a wrong API key", self._unlogged)
+            self._unlogged = 0
+            asyncio.get_running_loop().call_later(LOGGED_EVERY_S, self._log)
+
+
+def guarded(
+    routes: Sequence[BaseRouteHandler | Router], keys: Keys, registry: CollectorRegistry
+) -> Sequence[BaseRouteHandler | Router]:
+    """Return the routes; those that change something ask for a key from now on, if any is needed."""
+    refused = RefusedKeys(registry)
+
+    async def check(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        offered = connection.headers.get(HEADER, "")
+        name = keys.name_of(offered)
+        if name is None:
+            refused.note(offered)
             raise problem(
                 HTTPStatus.UNAUTHORIZED,
                 f"this call needs a key in the header {HEADER}, and none that is accepted was given",
                 headers={"WWW-Authenticate": f'ApiKey header="{HEADER}"'},
             )
+        key_name.set(name)  # in the context of the request's own task: a guard that is not async has a thread's
 
     for route in routes if keys.needed else ():
         if isinstance(route, HTTPRouteHandler) and not route.http_methods <= SAFE_METHODS:

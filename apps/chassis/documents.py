@@ -1,6 +1,7 @@
 """The pages that document a service, with no internet: their files come from installed packages.
 
 `/schema` shows what the service answers over HTTP (OpenAPI), `/asyncapi` what it writes to Kafka and reads from it.
+All addresses in them are relative: a proxy in front may have stripped a path prefix.
 """
 
 from base64 import b64encode
@@ -14,21 +15,23 @@ from typing import Any
 import msgspec
 from litestar import MediaType, Router, get
 from litestar.connection import Request
+from litestar.datastructures import CacheControlHeader
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
+from litestar.openapi.spec import Server
 from litestar.response import Redirect
 from litestar.static_files import create_static_files_router
 
 from apps.chassis.access import COMPONENTS
 from apps.chassis.health import VERSION
-from apps.chassis.pages import page_policy
+from apps.chassis.pages import page_policy, to_root
 
-OPENAPI_FILES, ASYNCAPI_FILES = "/schema-ui", "/asyncapi-ui"
+OPENAPI_FILES, ASYNCAPI_FILES = "schema-ui", "asyncapi-ui"
 STYLE = "body { font-family: system-ui, sans-serif }"
 START_SWAGGER = """
 SwaggerUIBundle({
-  url: "/schema/openapi.json",
+  url: location.pathname.replace(/\\/?$/, "/openapi.json"),
   dom_id: "#swagger-ui",
   presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
   deepLinking: true,
@@ -58,18 +61,22 @@ def _page(title: str, styles: Sequence[str], body: str) -> bytes:
 class SwaggerPage(OpenAPIRenderPlugin):
     """Swagger UI; Litestar's own page has the document in a script within it, which no strict policy can allow."""
 
-    def render(self, request: Request[Any, Any, Any], openapi_schema: Mapping[str, Any]) -> bytes:  # noqa: ARG002 - Litestar's signature
+    def render(self, request: Request[Any, Any, Any], openapi_schema: Mapping[str, Any]) -> bytes:
         """Return the page, which fetches the document."""
-        scripts = "".join(f'<script src="{OPENAPI_FILES}/swagger_{name}.js"></script>' for name in ("bundle", "preset"))
+        files = to_root(request) + OPENAPI_FILES
+        scripts = "".join(f'<script src="{files}/swagger_{name}.js"></script>' for name in ("bundle", "preset"))
         return _page(
             str(openapi_schema["info"]["title"]),
-            [f"{OPENAPI_FILES}/swagger_style.css"],
+            [f"{files}/swagger_style.css"],
             f'<div id="swagger-ui"></div>{scripts}<script>{START_SWAGGER}</script>',
         )
 
 
-def openapi_config(title: str, description: str) -> OpenAPIConfig:
-    """Return the configuration of the page at `/schema` and the document at `/schema/openapi.json`."""
+def openapi_config(title: str, description: str, root_path: str) -> OpenAPIConfig:
+    """Return the configuration of the page at `/schema` and the document at `/schema/openapi.json`.
+
+    `root_path` is the prefix that a proxy strips, as far as it is known.
+    """
     router = Router(
         "/schema",
         route_handlers=[],
@@ -82,6 +89,7 @@ def openapi_config(title: str, description: str) -> OpenAPIConfig:
         description=description + OTHER_ANSWERS,
         openapi_router=router,
         components=COMPONENTS,
+        servers=[Server(url=root_path or "../")],  # relative to the document
         render_plugins=[SwaggerPage(path="/"), JsonRenderPlugin()],
     )
 
@@ -92,14 +100,15 @@ def document_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | 
 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)
-def docs() -> Redirect:
+def docs(request: Request[Any, Any, Any]) -> Redirect:
     """Lead to the page under the name by which others know it."""
-    return Redirect("/schema")
+    return Redirect(to_root(request) + "schema")
 
 
 def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | Router]:
     document = msgspec.json.encode(asyncapi)
-    page = _asyncapi_page(str(asyncapi["info"]["title"]))
+    title = str(asyncapi["info"]["title"])
+    ui = _asyncapi_files()
 
     @get("/asyncapi.json", media_type=MediaType.JSON, include_in_schema=False, sync_to_thread=False)
     def asyncapi_document() -> bytes:
@@ -113,32 +122,48 @@ def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler |
         # AsyncAPI's parser, which the page draws from, compiles the JSON schemas that it checks the document with
         response_headers=[page_policy(scripts=["'unsafe-eval'"], styles=[_hash_of(STYLE)])],
     )
-    def asyncapi_page() -> bytes:
-        return page
+    def asyncapi_page(request: Request[Any, Any, Any]) -> bytes:
+        return _asyncapi_page(title, ui, to_root(request))
 
     return asyncapi_document, asyncapi_page, _files_of("litestar_asyncapi", ASYNCAPI_FILES, "assets")
 
 
-def _asyncapi_page(title: str) -> bytes:
-    """Return the page of AsyncAPI's own React component; what it consists of stands in its package's manifest."""
+class AsyncApiFiles(msgspec.Struct):
+    """The files of AsyncAPI's own React component: the module to begin with, and its styles."""
+
+    file: str
+    css: list[str]
+
+
+def _asyncapi_files() -> AsyncApiFiles:
+    """Return what the component's package says in its manifest."""
     manifest = msgspec.json.decode((_folder_of("litestar_asyncapi") / "assets/ui/manifest.json").read_bytes())
     (entry,) = [piece for piece in manifest.values() if piece.get("isEntry") and piece["name"] == "react"]
+    return msgspec.convert(entry, AsyncApiFiles)
+
+
+def _asyncapi_page(title: str, ui: AsyncApiFiles, root: str) -> bytes:
     started_with = {
-        "schemaUrl": "/asyncapi.json",
-        "entryUrl": f"{ASYNCAPI_FILES}/ui/{entry['file']}",
+        "schemaUrl": f"{root}asyncapi.json",
+        "entryUrl": f"./ui/{ui.file}",  # relative to bootstrap.js, which imports it
         "options": {"show": {"errors": True, "sidebar": True}},
     }
     return _page(
         title,
-        [f"{ASYNCAPI_FILES}/ui/{style}" for style in entry["css"]],
+        [f"{root}{ASYNCAPI_FILES}/ui/{style}" for style in ui.css],
         '<p id="asyncapi-status" role="status"></p><div id="asyncapi"></div>'
         f'<script id="asyncapi-config" type="application/json">{msgspec.json.encode(started_with).decode()}</script>'
-        f'<script src="{ASYNCAPI_FILES}/bootstrap.js" defer></script>',
+        f'<script src="{root}{ASYNCAPI_FILES}/bootstrap.js" defer></script>',
     )
 
 
 def _files_of(package: str, path: str, folder: str = "") -> Router:
-    return create_static_files_router(path, [_folder_of(package) / folder], include_in_schema=False)
+    return create_static_files_router(
+        f"/{path}",
+        [_folder_of(package) / folder],
+        include_in_schema=False,
+        cache_control=CacheControlHeader(no_cache=True),
+    )
 
 
 def _folder_of(package: str) -> Path:

@@ -10,12 +10,14 @@ from litestar.connection import Request
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
-from apps.chassis.access import SAFE_METHODS, security_headers_beside
+from apps.chassis.access import security_headers_beside
 from apps.chassis.limits import Limit
 from apps.chassis.metrics import HttpMetrics
+from apps.chassis.origins import SAFE_METHODS, OriginPolicy
 from apps.chassis.problems import BUSY, MEDIA_TYPE, RETRY_AFTER, Problem
 from apps.chassis.query import check_query
 from apps.chassis.request_id import HEADER, name_request
+from apps.chassis.settings import Settings
 
 SMALL_ANSWER_BYTES = 16 * 1024
 """Answers up to this size are always sent."""
@@ -28,9 +30,11 @@ class Edge:
     own does not see what no route answers.
     """
 
-    def __init__(self, registry: CollectorRegistry, limit: Limit) -> None:
+    def __init__(self, registry: CollectorRegistry, limit: Limit, settings: Settings) -> None:
         self._metrics = HttpMetrics(registry)
         self._limit = limit
+        self._origins = OriginPolicy(settings)
+        self._root_path = settings.root_path
 
     async def admit(self, request: Request[Any, Any, Any]) -> None:
         """Let a call through to its route, or refuse it: for an application's `before_request`."""
@@ -50,7 +54,7 @@ class Edge:
 
             async def refuse() -> None:
                 nonlocal refused
-                start, body = _busy_answer(self._limit.describe(scope))
+                start, body = _busy_answer(self._limit.describe(scope), self._root_path)
                 await see(start)
                 refused = True
                 await send(body)
@@ -69,7 +73,12 @@ class Edge:
 
             start = time.perf_counter()
             try:
-                await handler(scope, receive, see)
+                refusal = self._origins.refusal(scope)
+                if refusal is None:
+                    await handler(scope, receive, see)
+                else:
+                    request: Request[Any, Any, Any] = Request(scope, receive, send)
+                    await refusal.to_response(request).to_asgi_response(None, request)(scope, receive, see)
             finally:
                 self._limit.let_out(scope)
                 self._metrics.note(scope, status, time.perf_counter() - start)
@@ -87,9 +96,10 @@ class Edge:
         return True
 
 
-def _busy_answer(detail: str) -> tuple[Any, Any]:
+def _busy_answer(detail: str, root_path: str) -> tuple[Any, Any]:
     """Return the ASGI events of an answer that refuses a call."""
-    body = msgspec.json.encode(Problem(type=BUSY.type, title=BUSY.title, status=BUSY.status, detail=detail))
+    problem = Problem(type=root_path + BUSY.type, title=BUSY.title, status=BUSY.status, detail=detail)
+    body = msgspec.json.encode(problem)
     headers = [
         (b"content-type", MEDIA_TYPE.encode()),
         (b"content-length", str(len(body)).encode()),

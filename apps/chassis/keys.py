@@ -1,7 +1,8 @@
-"""API keys: each has a name; a file of them is read anew whenever it changes."""
+"""API keys: each has a name, which the log may tell; a file of them is read again when it changes."""
 
 import hmac
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -9,6 +10,12 @@ log = logging.getLogger(__name__)
 
 HEADER = "X-API-Key"
 DEFAULT_NAME = "default"
+SHORTEST_KEY = 16
+"""Characters of a key at least: 16 random ones cannot be guessed over HTTP."""
+NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
+KEY = re.compile(r"[!-+\--~]+")
+"""Printable ASCII without spaces, which a header keeps as it is, and without the comma between keys."""
+HOW_TO_MAKE_ONE = "make one with: openssl rand -hex 24"
 
 
 class Keys:
@@ -32,7 +39,7 @@ class Keys:
         return bool(self._given) or self._file is not None
 
     def name_of(self, offered: str) -> str | None:
-        """Return the name of a key, None for one that is not accepted. Which one is near it is not to be measured."""
+        """Return the name of a key, None for one that is not accepted. Compared in constant time."""
         if self._file is not None:
             self._look_at(self._file)
         found = None
@@ -42,7 +49,7 @@ class Keys:
         return found
 
     def _look_at(self, file: Path) -> None:
-        """Read the file if it is another than it was; one that cannot be read leaves the keys as they are."""
+        """Read the file if it has changed; the keys stay as they are when a start with it would be refused."""
         try:
             status = file.stat()
             seen: object = (status.st_mtime_ns, status.st_ino, status.st_size)
@@ -52,30 +59,67 @@ class Keys:
             return
         self._seen = seen
         try:
-            self._of_file = read_keys(file.read_text(encoding="utf-8").splitlines())
+            self._of_file = read_key_file(file, self._given)
         except (OSError, ValueError) as error:
-            log.error("the file of API keys cannot be read; those read before stay in use: %s", error)  # noqa: TRY400 - one line says it
+            log.error("API_KEY_FILE: the keys read before stay in use: %s", error)  # noqa: TRY400 - one line says it
         else:
-            names = sorted({**self._given, **self._of_file})
-            log.log(logging.INFO if names else logging.WARNING, "API keys in use: %s", ", ".join(names) or "none")
+            log.info("API keys in use: %s", ", ".join(sorted({**self._given, **self._of_file})))
+
+
+def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the keys of a file, one a line, by name; `given` are those of the environment.
+
+    Raises `OSError`, and `ValueError` as `read_keys` does, for a file without keys, and for one that repeats a name or
+    a key of `given`.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError("the file is not UTF-8 text") from None
+    keys = read_keys(lines)
+    if not keys:
+        raise ValueError("the file holds no key: nobody could change anything")
+    if not given.keys().isdisjoint(keys):
+        raise ValueError("a key has the same name as one in API_KEY; give each its own, as name:key")
+    if not set(given.values()).isdisjoint(keys.values()):
+        raise ValueError("a key stands in API_KEY too, under another name; leave one out")
+    return keys
 
 
 def read_keys(lines: Iterable[str]) -> dict[str, str]:
-    """Return keys by name: each line is `name:key`, or a key alone, which is named `default`.
+    """Return keys by name: each line is `name:key`, or a key alone without a colon, which is named `default`.
 
-    Empty lines and those that begin with `#` are passed over. Raises `ValueError`, which tells no key, for two of one
-    name and for one without name or key.
+    Empty lines and those that begin with `#` are skipped. Raises `ValueError` for a key that is weak, cannot be sent in
+    a header, or may be read in two ways. Its message quotes nothing: even a name may be a part of a secret.
     """
     keys: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
+        if not line.strip() or line.strip().startswith("#"):
             continue
         name, colon, key = (part.strip() for part in line.partition(":"))
         if not colon:
             name, key = DEFAULT_NAME, name
-        if not name or not key:
-            raise ValueError(f"key {number} has no name or is empty")
-        if name in keys:
-            raise ValueError(f"two keys have the name {name}")
+        if wrong := _what_is_wrong(name, key, keys):
+            raise ValueError(f"key {number} {wrong}")
         keys[name] = key
     return keys
+
+
+def _what_is_wrong(name: str, key: str, others: Mapping[str, str]) -> str | None:
+    if not NAME.fullmatch(name):
+        return (
+            "has no proper name before its colon: write name:key, with a name of 1 to 32 letters, digits, dots, "
+            "underscores and hyphens, which is logged"
+        )
+    if len(key) < SHORTEST_KEY:
+        return (
+            f"is too weak: {len(key)} characters (after the name and colon, if any), expected at least {SHORTEST_KEY}; "
+            f"{HOW_TO_MAKE_ONE}"
+        )
+    if not KEY.fullmatch(key):
+        return f"holds a space, a comma or a character that is not ASCII; {HOW_TO_MAKE_ONE}"
+    if name in others:
+        return "has the same name as one before; give each its own, as name:key"
+    if key in others.values():
+        return "is the same as one before, under another name; leave one out"
+    return None

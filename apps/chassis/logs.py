@@ -23,7 +23,10 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
 """The trace that what is being done belongs to, in hex; likewise."""
 
-FIELDS = ("request_id", "trace_id", "action", "topic", "partition", "offset", "records", "error")
+key_name: ContextVar[str | None] = ContextVar("key_name", default=None)
+"""The name of the API key that the request was made with; likewise."""
+
+FIELDS = ("request_id", "trace_id", "key_name", "action", "topic", "partition", "offset", "records", "error")
 """What a line may have besides, in JSON: given to the logger as `extra`."""
 LONGEST_CHAIN = 10
 """Exceptions of which each led to the next, of which the stack is told."""
@@ -74,8 +77,9 @@ class ConsoleFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         """Return the line, without an exception."""
-        name = getattr(record, "request_id", None)
-        return super().formatMessage(record) + (f" (request {name})" if name else "")
+        name, key = getattr(record, "request_id", None), getattr(record, "key_name", None)
+        with_key = f", key {key}" if key else ""
+        return super().formatMessage(record) + (f" (request {name}{with_key})" if name else "")
 
     def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - the library's name
         """Return the stack of an exception."""
@@ -103,8 +107,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def with_request(record: logging.LogRecord) -> bool:
-    """Note on a line of which request it is, and of which trace."""
-    record.request_id, record.trace_id = request_id.get(), trace_id.get()
+    """Note on a line of which request it is, of which trace, and the name of the key that the request was made with."""
+    record.request_id, record.trace_id, record.key_name = request_id.get(), trace_id.get(), key_name.get()
     return True
 
 

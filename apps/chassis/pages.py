@@ -2,12 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import Any
 
 from litestar import get
+from litestar.connection import Request
 from litestar.datastructures import ResponseHeader
 from litestar.handlers import BaseRouteHandler
 
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+
+
+FRESH = ResponseHeader(name="cache-control", value="no-cache")
+"""Of a page's files: a browser asks for each again, so that it never mixes those of two versions."""
+
+
+def to_root(request: Request[Any, Any, Any]) -> str:
+    """Return how relative addresses in an answer lead to the root of the service, whatever prefix a proxy stripped."""
+    path: bytes = request.scope["raw_path"]
+    return "../" * (path.count(b"/") - 1)
 
 
 def page_policy(
@@ -34,12 +46,11 @@ def page_policy(
 
 def page_file(path: str, name: str, content: bytes, *, connects_to: Sequence[str] = ()) -> BaseRouteHandler:
     """Return the route of a file of a page, whose kind its name tells."""
-    fresh = ResponseHeader(name="cache-control", value="no-cache")  # no browser mixes files of two versions
 
     @get(
         path,
         media_type=MEDIA_TYPES[PurePath(name).suffix],
-        response_headers=[page_policy(connects_to=connects_to), fresh],
+        response_headers=[page_policy(connects_to=connects_to), FRESH],
         include_in_schema=False,
         sync_to_thread=False,
     )

@@ -128,7 +128,37 @@ NOT_ACKNOWLEDGED = Kind(
     "none of 10 records was acknowledged: not acknowledged within 8 s",
 )
 
-KINDS = (BAD_PARAMETER, BAD_BODY, NOT_NOW, DONE_BEFORE, OUT_OF_REACH, UNREADABLE, BUSY, NOT_ACKNOWLEDGED)
+FOREIGN_ORIGIN = Kind(
+    "foreign-origin",
+    HTTPStatus.FORBIDDEN,
+    "A page of another origin",
+    "A browser made the call for a web page of another origin (`Origin`, `Sec-Fetch-Site`); nothing was done. "
+    "`CORS_ORIGINS` names the origins whose pages may call. Callers that are no browser send neither header.",
+    "the call comes from a web page of another origin; CORS_ORIGINS names those that may call",
+)
+UNKNOWN_HOST = Kind(
+    "unknown-host",
+    HTTPStatus.MISDIRECTED_REQUEST,
+    "The service has another name",
+    "`Host` names a host that the service is not called, as when a web page's own name leads here (DNS rebinding); "
+    "nothing was done. `ALLOWED_HOSTS` names the hosts that it answers to.",
+    "this service is not called 'people.example'; if it is, name that in ALLOWED_HOSTS",
+)
+
+KINDS = (
+    BAD_PARAMETER,
+    BAD_BODY,
+    NOT_NOW,
+    DONE_BEFORE,
+    OUT_OF_REACH,
+    UNREADABLE,
+    BUSY,
+    NOT_ACKNOWLEDGED,
+    FOREIGN_ORIGIN,
+    UNKNOWN_HOST,
+)
+EVERYWHERE = (BAD_PARAMETER, FOREIGN_ORIGIN, UNKNOWN_HOST, HTTPStatus.INTERNAL_SERVER_ERROR)
+"""What every route may answer."""
 
 
 def problem(
@@ -171,7 +201,7 @@ def out_of_reach(error: BaseException) -> ProblemDetailsException:
 def documented(*what: Kind | HTTPStatus) -> dict[int, ResponseSpec]:
     """Return how a route's errors stand in its OpenAPI document, with those that every route may answer."""
     by_status: dict[HTTPStatus, list[Kind | HTTPStatus]] = {}
-    for one in dict.fromkeys((BAD_PARAMETER, *what, HTTPStatus.INTERNAL_SERVER_ERROR)):
+    for one in dict.fromkeys((*EVERYWHERE, *what)):
         by_status.setdefault(one.status if isinstance(one, Kind) else one, []).append(one)
     return {
         status.value: ResponseSpec(
@@ -203,31 +233,30 @@ class Meaning(msgspec.Struct):
     meaning: str
 
 
-@get(
-    PATH + "/{name:str}",
-    summary="What a type of problem means",
-    responses=documented(HTTPStatus.NOT_FOUND),
-    sync_to_thread=False,
-)
-def meaning_of(
-    name: Annotated[
-        str,
-        Parameter(
-            description="The last part of a problem's `type`: " + ", ".join(kind.name for kind in KINDS) + ".",
-            examples=[Example(value=kind.name) for kind in KINDS],
-        ),
-    ],
-) -> Meaning:
-    """Answer what the `type` of a problem leads to."""
-    for kind in KINDS:
-        if kind.name == name:
-            return Meaning(kind.type, kind.status.value, kind.title, kind.meaning)
-    known = ", ".join(kind.name for kind in KINDS)
-    raise problem(HTTPStatus.NOT_FOUND, f"there is no such type of problem; there are: {known}")
+def problem_routes(root_path: str) -> Sequence[BaseRouteHandler]:
+    """Return the routes that the types of problems lead to; `root_path` is the prefix that a proxy strips."""
 
+    @get(
+        PATH + "/{name:str}",
+        summary="What a type of problem means",
+        responses=documented(HTTPStatus.NOT_FOUND),
+        sync_to_thread=False,
+    )
+    def meaning_of(
+        name: Annotated[
+            str,
+            Parameter(
+                description="The last part of a problem's `type`: " + ", ".join(kind.name for kind in KINDS) + ".",
+                examples=[Example(value=kind.name) for kind in KINDS],
+            ),
+        ],
+    ) -> Meaning:
+        for kind in KINDS:
+            if kind.name == name:
+                return Meaning(root_path + kind.type, kind.status.value, kind.title, kind.meaning)
+        known = ", ".join(kind.name for kind in KINDS)
+        raise problem(HTTPStatus.NOT_FOUND, f"there is no such type of problem; there are: {known}")
 
-def problem_routes() -> Sequence[BaseRouteHandler]:
-    """Return the routes that the types of problems lead to."""
     return (meaning_of,)
 
 
@@ -254,15 +283,32 @@ def _from_anything_else(request: Request[Any, Any, Any], error: Exception) -> Re
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, ANY_ERROR).to_response(request)
 
 
-plugin = ProblemDetailsPlugin(
-    ProblemDetailsConfig(
-        exception_to_problem_detail_map={
-            HTTPException: _from_http_exception,
-            UnicodeDecodeError: _from_undecodable,
-        }
+def with_root_path(root_path: str, error: ProblemDetailsException) -> ProblemDetailsException:
+    """Return the error with a `type` that leads to its meaning through a proxy that strips `root_path`."""
+    if error.type_ is not None and error.type_.startswith(PATH):
+        error.type_ = root_path + error.type_
+    return error
+
+
+def problem_plugin(root_path: str) -> ProblemDetailsPlugin:
+    """Return what gives a Litestar application the answers above; `handlers` belong with it.
+
+    `root_path` is the prefix that a proxy strips.
+    """
+
+    def answer(request: Request[Any, Any, Any], error: ProblemDetailsException) -> Response[Any]:
+        return with_root_path(root_path, error).to_response(request)
+
+    return ProblemDetailsPlugin(
+        ProblemDetailsConfig(
+            exception_handler=answer,
+            exception_to_problem_detail_map={
+                HTTPException: lambda error: with_root_path(root_path, _from_http_exception(error)),
+                UnicodeDecodeError: _from_undecodable,
+            },
+        )
     )
-)
-"""Gives a Litestar application the answers above; `handlers` belong with it."""
+
 
 handlers: dict[int | type[Exception], Any] = {Exception: _from_anything_else}
 """The exception handlers for what nobody foresaw."""

@@ -14,13 +14,14 @@ from contextlib import suppress
 from ipaddress import ip_address
 from types import FrameType
 
+import msgspec
 import uvicorn
 from litestar import Litestar
 from litestar.types import ASGIApp
 
 from apps.chassis.http_limits import LimitedProtocol
 from apps.chassis.logs import set_up_logging
-from apps.chassis.settings import Settings, WrongSetting, read_settings
+from apps.chassis.settings import Settings, WrongSetting, is_address, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +74,12 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
         settings = read_settings(os.environ)
         listening = listen(settings.host, port_of(settings), port_variable)
         set_up_logging(settings)
+        address = str(listening.getsockname()[0])
+        settings = msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
         app = create_app(settings, ending)
     except WrongSetting as error:
         sys.exit(str(error))
-    if not settings.api_keys.needed and not _is_loopback(listening):
+    if not settings.api_keys.needed and not ip_address(address).is_loopback:
         log.warning("anybody who reaches %s may change things: no API_KEY is set", settings.host)
     _collect_garbage_less_often()
     _open_as_many_files_as_allowed()
@@ -100,8 +103,11 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
     )
 
 
-def _is_loopback(listening: socket.socket) -> bool:
-    return ip_address(listening.getsockname()[0]).is_loopback
+def allowed_hosts_at(settings: Settings, address: str) -> str:
+    """Return ALLOWED_HOSTS for a service that listens at an address: where only this machine reaches it, its names."""
+    if settings.allowed_hosts or not ip_address(address).is_loopback:
+        return settings.allowed_hosts
+    return ",".join(sorted({"localhost"} if is_address(settings.host) else {"localhost", settings.host}))
 
 
 def listen(host: str, port: int, port_variable: str) -> socket.socket:

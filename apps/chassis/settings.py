@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, inspect
 
-from apps.chassis.keys import Keys, read_keys
+from apps.chassis.keys import Keys, read_key_file, read_keys
 
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 TopicName = Annotated[
@@ -35,6 +36,13 @@ SECRETS = frozenset({"api_key", "kafka_sasl_password"})
 """Fields whose value is never shown."""
 ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 """An origin as a browser writes it: small letters, no path, not even a slash."""
+PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*/?")
+"""A path prefix of plain segments."""
+SERVICE_URL = re.compile(rf"({ORIGIN.pattern})?{PATH.pattern}")
+"""Where a browser finds a service: an origin with or without a path prefix, or a path prefix on its own origin."""
+ANY_HOST = "*"
+HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+"""A host name in small letters, all names below one, or any."""
 
 
 class WrongSetting(ValueError):
@@ -75,6 +83,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     producer_url: str | None = None
     cors_origins: str = ""
+    allowed_hosts: str = ""
+    root_path: str = ""
     api_key: str | None = None
     api_key_file: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
@@ -104,6 +114,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     def allowed_origins(self) -> list[str]:
         """The origins whose pages may call the producer, in the order given."""
         return [origin.strip() for origin in self.cors_origins.split(",")] if self.cors_origins else []
+
+    @property
+    def host_names(self) -> list[str]:
+        """The names in `Host` that a service answers to, in small letters; none where it answers to all."""
+        return [name.strip().lower() for name in self.allowed_hosts.split(",")] if self.allowed_hosts else []
 
     @property
     def api_keys(self) -> Keys:
@@ -141,8 +156,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             raise WrongSetting(f"{name}: expected {expected(kinds[name])}, not {value!r}") from None
     settings = msgspec.convert(given, Settings, strict=False)
     _check_ports("KAFKA_BOOTSTRAP_SERVERS", settings.bootstrap_servers)
-    _check_origins("PRODUCER_URL", [settings.producer_url] if settings.producer_url else [])
+    settings = _with_paths(settings)
     _check_origins("CORS_ORIGINS", settings.allowed_origins)
+    _check_hosts(settings.host_names)
     _check_security(settings, given)
     if settings.people_topic == settings.dead_letter_topic:
         raise WrongSetting(f"DEAD_LETTER_TOPIC: must differ from PEOPLE_TOPIC, both are {settings.people_topic!r}")
@@ -151,19 +167,18 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def _check_keys(settings: Settings) -> None:
+    """Check the keys of the environment, then those of the file, which it reads as a reload does."""
     try:
-        _ = settings.api_keys
+        given = read_keys((settings.api_key or "").split(","))
     except ValueError as error:
         raise WrongSetting(f"API_KEY: {error}") from None
     if settings.api_key_file:
         try:
-            keys = read_keys(Path(settings.api_key_file).read_text(encoding="utf-8").splitlines())
+            read_key_file(Path(settings.api_key_file), given)
         except OSError as error:
             raise WrongSetting(f"API_KEY_FILE: cannot read {settings.api_key_file!r}: {error.strerror}") from None
         except ValueError as error:
             raise WrongSetting(f"API_KEY_FILE: {error}") from None
-        if not keys:
-            raise WrongSetting(f"API_KEY_FILE: {settings.api_key_file!r} holds no key: nobody could change anything")
 
 
 def _check_security(settings: Settings, given: Collection[str]) -> None:
@@ -193,6 +208,37 @@ def _check_credentials(mechanism: str, given: Collection[str]) -> None:
     for name in useless:
         if name in given:
             raise WrongSetting(f"{name}: is of no use with {mechanism}")
+
+
+def _with_paths(settings: Settings) -> Settings:
+    """Return the settings with path prefixes that end in no slash, which they may be given with."""
+    url, path = settings.producer_url, settings.root_path
+    if url is not None and (url == "/" or not SERVICE_URL.fullmatch(url)):
+        raise WrongSetting(
+            f"PRODUCER_URL: expected an address like http://localhost:8000 or https://example.com/producer, not {url!r}"
+        )
+    if not PATH.fullmatch(path):
+        raise WrongSetting(f"ROOT_PATH: expected a path like /kafka, of letters, digits and . _ ~ -, not {path!r}")
+    _check_ports("PRODUCER_URL", [found[0]] if url and (found := ORIGIN.match(url)) else [])
+    return msgspec.structs.replace(settings, producer_url=url and url.rstrip("/"), root_path=path.rstrip("/"))
+
+
+def _check_hosts(names: Sequence[str]) -> None:
+    for name in names:
+        if not HOST_NAME.fullmatch(name) and not is_address(name.strip("[]")):
+            raise WrongSetting(
+                f"ALLOWED_HOSTS: expected host names without scheme or port, like people.example or *.people.example, "
+                f"not {name!r}"
+            )
+
+
+def is_address(host: str) -> bool:
+    """Tell whether a host is given as an IP address, without brackets."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_ports(variable: str, addresses: Sequence[str]) -> None:

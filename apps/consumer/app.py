@@ -23,7 +23,7 @@ from apps.chassis.health import health_routes
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.limits import Limit
 from apps.chassis.metrics import metrics_routes, new_registry
-from apps.chassis.problems import handlers, plugin, problem_routes
+from apps.chassis.problems import handlers, problem_plugin, problem_routes
 from apps.chassis.settings import Settings
 from apps.chassis.topics import dead_letter_topic, people_topic
 from apps.chassis.traces import Traces
@@ -85,7 +85,7 @@ def create_app(
     window = Window(settings.window_size)
     dead_letters = DeadLetters(options, settings.dead_letter_topic, cluster, group)
     registry = new_registry(SERVICE)
-    edge = Edge(registry, Limit(partial(weight_of, window=window), MOST_IN_MEMORY))
+    edge = Edge(registry, Limit(partial(weight_of, window=window), MOST_IN_MEMORY), settings)
     consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces)
     committed = partial(cluster.committed, group, topic)
     meter = LagMeter(reader, committed)
@@ -176,19 +176,19 @@ def create_app(
         *dead_letter_routes(dead_reader, redriver, cluster.partitions),
         *health_routes(SERVICE, control.health),
         *metrics_routes(registry, partial(of_consumer, control, consumption, connection, meter)),
-        *problem_routes(),
+        *problem_routes(settings.root_path),
         *document_routes(asyncapi),
         *page_routes(settings.producer_url),
     ]
     app = Litestar(
-        guarded(routes, settings.api_keys),
+        guarded(routes, settings.api_keys, registry),
         request_max_body_size=LARGEST_BODY,
         lifespan=[lifespan],
         before_request=edge.admit,
         exception_handlers=handlers,
-        plugins=[plugin],
+        plugins=[problem_plugin(settings.root_path)],
         logging_config=None,
-        openapi_config=openapi_config("Consumer", DESCRIPTION),
+        openapi_config=openapi_config("Consumer", DESCRIPTION, settings.root_path),
     )
     traces.follow_http(app)
     edge.surround(app)

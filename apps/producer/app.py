@@ -23,7 +23,7 @@ from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.keys import HEADER
 from apps.chassis.limits import Limit
 from apps.chassis.metrics import metrics_routes, new_registry, of_kafka
-from apps.chassis.problems import handlers, plugin, problem_routes
+from apps.chassis.problems import handlers, problem_plugin, problem_routes
 from apps.chassis.settings import Settings
 from apps.chassis.topics import people_topic
 from apps.chassis.traces import Traces
@@ -61,7 +61,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
     connection = Connection(make_broker, cluster.ensure_topics)
     backoff = options["retry_backoff_ms"] / 1_000
     registry = new_registry(SERVICE)
-    edge = Edge(registry, Limit(weight_of, MOST_IN_MEMORY))
+    edge = Edge(registry, Limit(weight_of, MOST_IN_MEMORY), settings)
     publisher = Publisher(
         settings.people_topic,
         connection,
@@ -97,19 +97,19 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
         *producer_routes(publisher),
         *health_routes(SERVICE, examine),
         *metrics_routes(registry, look),
-        *problem_routes(),
+        *problem_routes(settings.root_path),
         *document_routes(asyncapi),
-        *home_routes(settings.allowed_origins),
+        *home_routes(settings),
     ]
     app = Litestar(
-        guarded(routes, settings.api_keys),
+        guarded(routes, settings.api_keys, registry),
         lifespan=[lifespan],
         cors_config=_cors(settings.allowed_origins),
         before_request=edge.admit,
         exception_handlers=handlers,
-        plugins=[plugin],
+        plugins=[problem_plugin(settings.root_path)],
         logging_config=None,
-        openapi_config=openapi_config("Producer", DESCRIPTION),
+        openapi_config=openapi_config("Producer", DESCRIPTION, settings.root_path),
     )
     traces.follow_http(app)
     edge.surround(app)

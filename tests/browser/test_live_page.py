@@ -1,8 +1,6 @@
 """The live page in a real browser, on both services and a real Kafka; whatever is not on this machine is blocked."""
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect
 from services import PATIENCE, Pipeline, Raw, Service, person, value_of
 
 from tools.ports import free_ports
@@ -22,15 +20,6 @@ T = TypeVar("T")
 
 RELENTING_CONSUMER = str(Path(__file__).with_name("relenting_consumer.py"))
 PATIENCE_MS = 20_000
-HARDLY_A_BROWSER = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PHONE = ViewportSize(width=375, height=812)
 IMAGE = "<img src=x onerror=\"window.ran = 'name'\">"
 SCRIPT = "</script><script>window.ran = 'key'</script>"
@@ -75,18 +64,6 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> str:
-    """The browser of the system."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        reason = "no chromium is installed: `apt-get install chromium`, or your system's way"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return path
-
-
-@pytest.fixture(scope="module")
 def site(chromium: str, bootstrap_servers: str, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Both services, once a browser is there."""
     assert chromium
@@ -99,16 +76,6 @@ def site(chromium: str, bootstrap_servers: str, logs: Path, tmp_path_factory: py
             consumer.until_healthy()
             yield site
             site.consumer.__exit__()  # the one of a restart, if there was one
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str, site: Site) -> Iterator[Browser]:
-    """One browser for all; it is closed before the services are, which then run event loops of their own."""
-    assert site
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=HARDLY_A_BROWSER)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

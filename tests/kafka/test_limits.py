@@ -77,14 +77,19 @@ def test_under_many_searches_a_consumer_stays_small_and_goes_on_consuming(pipeli
 
 def test_with_a_key_only_those_who_have_it_change_anything(pipeline: Pipeline, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("ada:first")
+    keys.write_text("ada:the-first-of-all-keys")
     with pipeline.producer(API_KEY_FILE=str(keys)) as producer:
         producer.until_healthy()
         assert producer.http.post("/producers/people", json=person()).status_code == 401
-        producer.post("/producers/people", json=person(), headers={"X-API-Key": "first"})
-        keys.write_text("grace:second")
-        producer.post("/producers/people", json=person(), headers={"X-API-Key": "second"})
-        assert producer.http.post("/producers/people", json=person(), headers={"X-API-Key": "first"}).status_code == 401
+        producer.post("/producers/people", json=person(), headers={"X-API-Key": "the-first-of-all-keys"})
+        keys.write_text("grace:the-second-of-all-keys")
+        producer.post("/producers/people", json=person(), headers={"X-API-Key": "the-second-of-all-keys"})
+        assert (
+            producer.http.post(
+                "/producers/people", json=person(), headers={"X-API-Key": "the-first-of-all-keys"}
+            ).status_code
+            == 401
+        )
         told = {**os.environ, "API_KEY_FILE": str(keys), "PRODUCER_PORT": str(producer.port)}
         called = [
             sys.executable,
@@ -95,7 +100,7 @@ def test_with_a_key_only_those_who_have_it_change_anything(pipeline: Pipeline, t
             "/producers/basic_producer?number_of_people=2",
         ]
         subprocess.run(called, cwd=ROOT, env=told, check=True, capture_output=True)
-        assert "first" not in producer.log.read_text()
+        assert "of-all-keys" not in producer.log.read_text()
     assert len(pipeline.records()) == 4
 
 
@@ -103,7 +108,10 @@ def test_a_service_that_others_can_reach_without_a_key_says_so_at_its_start(pipe
     def warned(service: Service) -> bool:
         return "no API_KEY is set" in service.log.read_text()
 
-    with pipeline.producer(HOST=EVERYWHERE) as exposed, pipeline.producer(HOST=EVERYWHERE, API_KEY="k") as guarded:
+    with (
+        pipeline.producer(HOST=EVERYWHERE) as exposed,
+        pipeline.producer(HOST=EVERYWHERE, API_KEY="a-key-of-operators") as guarded,
+    ):
         wait_until(lambda: warned(exposed))
         guarded.until_healthy()
         assert not warned(guarded)

@@ -7,6 +7,7 @@ import pytest
 from confidential import MARK, people_in
 from services import Pipeline, Raw, person, wait_until
 
+KEY = f"{MARK}-as-a-key"
 TELLING_CONSUMER = str(Path(__file__).with_name("telling_consumer.py"))
 
 
@@ -23,14 +24,14 @@ def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_who
         Raw(json.dumps(person()).encode().replace(b"Ada", b"\xff"), MARK.encode()),
     ]
     with (
-        pipeline.producer(LOG_FORMAT="json", API_KEY=f"of the test:{MARK}") as producer,
-        pipeline.running("consumer", TELLING_CONSUMER, LOG_FORMAT="json", API_KEY=MARK) as consumer,
+        pipeline.producer(LOG_FORMAT="json", API_KEY=f"of-the-test:{KEY}") as producer,
+        pipeline.running("consumer", TELLING_CONSUMER, LOG_FORMAT="json", API_KEY=KEY) as consumer,
     ):
         producer.until_healthy()
         consumer.until_healthy()
         assert producer.http.post("/producers/people", headers={"X-API-Key": f"not {MARK}"}).status_code == 401
         for service in (producer, consumer):
-            service.http.headers["X-API-Key"] = MARK
+            service.http.headers["X-API-Key"] = KEY
         written = pipeline.write(bad, partition=3)
         consumer.until_consumed(len(bad))
         people = [person(f"{MARK}-{age}", age=age) for age in (10, 149, 150)]

@@ -1,20 +1,30 @@
+import asyncio
+import io
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
-from samples import fields_of_a_person
+from prometheus_client import CollectorRegistry
+from samples import fields_of_a_person, until
 
+from apps.chassis import access
 from apps.chassis.keys import Keys, read_keys
-from apps.chassis.settings import WrongSetting, read_settings
+from apps.chassis.logs import ConsoleFormatter, set_up_logging
+from apps.chassis.settings import Settings, WrongSetting, read_settings
 from apps.consumer.app import create_app as create_consumer
 from apps.producer.app import create_app as create_producer
 
 NOBODY_LISTENS = "127.0.0.1:9"
+KEY = "s3cret-of-operators"
+ADAS, GRACES, NAMELESS, OTHER = "the-key-of-adas-1", "the:key:of:grace-2", "a-key-without-name", "and-another-key-4"
 APPS = {"producer": create_producer, "consumer": create_consumer}
 POSTS = {
     "producer": ["/producers/basic_producer", "/producers/people"],
@@ -35,24 +45,24 @@ def client(service: str, **environment: str) -> Iterator[TestClient[Litestar]]:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[dict[str, TestClient[Litestar]]]:
-    with client("producer", API_KEY="s3cret") as producer, client("consumer", API_KEY="s3cret") as consumer:
+    with client("producer", API_KEY=KEY) as producer, client("consumer", API_KEY=KEY) as consumer:
         yield {"producer": producer, "consumer": consumer}
 
 
 @EVERY_POST
-@pytest.mark.parametrize("headers", [{}, {"X-API-Key": ""}, {"X-API-Key": "S3cret"}, {"X-API-Key": "s3cret "[:5]}])
+@pytest.mark.parametrize("headers", [{}, {"X-API-Key": ""}, {"X-API-Key": KEY.title()}, {"X-API-Key": KEY[:-1]}])
 def test_without_the_key_nothing_can_be_changed(
     guarded: dict[str, TestClient[Litestar]], service: str, path: str, headers: dict[str, str]
 ) -> None:
     answer = guarded[service].post(path, headers=headers)
     assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
     assert "X-API-Key" in answer.headers["www-authenticate"]
-    assert "s3cret" not in answer.text
+    assert KEY not in answer.text
 
 
 @EVERY_POST
 def test_with_the_key_a_call_is_taken(guarded: dict[str, TestClient[Litestar]], service: str, path: str) -> None:
-    assert guarded[service].post(path, headers={"X-API-Key": "s3cret"}, content=b"{").status_code in {200, 400, 503}
+    assert guarded[service].post(path, headers={"X-API-Key": KEY}, content=b"{").status_code in {200, 400, 503}
 
 
 @pytest.mark.parametrize("service", APPS)
@@ -78,60 +88,160 @@ def test_without_a_key_in_the_settings_none_is_asked_for() -> None:
 
 
 def test_each_of_several_keys_is_accepted_and_known_by_its_name() -> None:
-    keys = read_settings({"API_KEY": "ada:key-of-ada, grace:key-of-grace,nameless"}).api_keys
-    assert keys.name_of("key-of-ada") == "ada"
-    assert keys.name_of("key-of-grace") == "grace"
-    assert keys.name_of("nameless") == "default"
-    assert keys.name_of("ada:key-of-ada") is None
+    keys = read_settings({"API_KEY": f"ada:{ADAS}, grace:{GRACES},{NAMELESS}"}).api_keys
+    assert keys.name_of(ADAS) == "ada"
+    assert keys.name_of(GRACES) == "grace"
+    assert keys.name_of(NAMELESS) == "default"
+    assert keys.name_of(f"ada:{ADAS}") is None
     assert keys.name_of("") is None
     assert keys.name_of("k\udcffy") is None
 
 
 def test_keys_in_a_file_are_changed_without_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# who may\n\nada:one\n")
-    keys = Keys({"fixed": "given"}, file)
-    assert [keys.name_of(key) for key in ("given", "one", "two")] == ["fixed", "ada", None]
-    replace(file, "ada:two\n")
-    assert [keys.name_of(key) for key in ("given", "one", "two")] == ["fixed", None, "ada"]
+    file.write_text(f"# who may\n\n  # and since when\nada:{ADAS}\n", encoding="utf-8-sig")
+    keys = Keys({"fixed": OTHER}, file)
+    assert [keys.name_of(key) for key in (OTHER, ADAS, NAMELESS)] == ["fixed", "ada", None]
+    replace(file, f"ada:{NAMELESS}\n")
+    assert [keys.name_of(key) for key in (OTHER, ADAS, NAMELESS)] == ["fixed", None, "ada"]
 
 
-@pytest.mark.parametrize("damage", ["two keys have the name ada", "no name or is empty", "No such file"])
-def test_a_file_of_keys_that_is_damaged_leaves_those_in_use_and_is_logged_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+DAMAGES = {
+    "same name": f"ada:{NAMELESS}\nada:{OTHER}",
+    "too weak": "ada:",
+    "too weak: 6": "ada:s3cret",
+    "no key": "",
+    "no key:": "# revoked\n",
+    "name as one in API_KEY": f"fixed:{OTHER}",
+    "in API_KEY too": f"ada:{GRACES}",
+    "under another name": f"ada:{OTHER}\ngrace:{OTHER}",
+    "comma": f"ada:{NAMELESS},grace:{OTHER}",
+    "not UTF-8": "\udcff",
+    "No such file": None,
+}
+
+
+@pytest.mark.parametrize(("damage", "content"), DAMAGES.items())
+def test_a_file_of_keys_that_a_start_would_refuse_leaves_those_in_use_and_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, content: str | None
 ) -> None:
     file = tmp_path / "keys"
-    file.write_text("ada:one")
-    keys = Keys({}, file)
-    assert keys.name_of("one") == "ada"
-    if damage.startswith("No such"):
+    file.write_text(f"ada:{ADAS}")
+    keys = Keys({"fixed": GRACES}, file)
+    assert keys.name_of(ADAS) == "ada"
+    if content is None:
         file.unlink()
     else:
-        replace(file, "ada:two\nada:three" if damage.startswith("two") else "ada:")
-    assert [keys.name_of("one"), keys.name_of("two")] == ["ada", None]
+        replace(file, content)
+    assert [keys.name_of(key) for key in (ADAS, GRACES, NAMELESS, OTHER, "")] == ["ada", "fixed", None, None, None]
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert damage in said
-    assert "three" not in said
+    assert not [secret for secret in (ADAS, GRACES, NAMELESS, OTHER, "s3cret") if secret in caplog.text]
 
 
 def replace(file: Path, content: str) -> None:
     """Put another file in its place, as a rotation does."""
     new = file.with_suffix(".new")
-    new.write_text(content)
+    new.write_text(content, errors="surrogateescape")
     os.replace(new, file)  # noqa: PTH105 - the system's word for it
 
 
-def test_a_mistake_in_the_keys_stops_the_start_and_tells_no_key(tmp_path: Path) -> None:
-    for wrong in ("ada:", ":s3cret", "ada:s3cret,ada:other", "s3cret,two"):
-        with pytest.raises(WrongSetting, match=r"^API_KEY: [^\n]*name[^\n]*$") as raised:
-            read_settings({"API_KEY": wrong})
-        assert "s3cret" not in str(raised.value)
+MISREAD = [
+    "s3cret",  # weak
+    "abc:s3cret",  # a key with a colon, of which only the end would work
+    "fifteen-s3cret!",
+    f"ada:{ADAS},two-s3cret",
+    "ada:",
+    "ada:   ",
+    f":{NAMELESS}",
+    f"s3cret!abc:{NAMELESS}",  # the beginning of a key is no name
+    f"s3cret of mine:{NAMELESS}",
+    f"{'s3cret' * 6}:{NAMELESS}",
+    f"sécret:{NAMELESS}",
+    f"ada:{ADAS},ada:{OTHER}",
+    f"{NAMELESS},{OTHER}",  # both are called `default`
+    f"ada:{ADAS},grace:{ADAS}",
+    f"ada:s3cret {NAMELESS}",
+    f"ada:s3cret-é-{NAMELESS}",
+    f"ada:s3cret\x7f{NAMELESS}",
+]
+
+
+@pytest.mark.parametrize("wrong", MISREAD)
+def test_keys_that_are_weak_or_may_be_misread_stop_the_start_with_one_line_that_quotes_nothing(
+    wrong: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(wrong.replace(",", "\n"))
+    for variable, value in (("API_KEY", wrong), ("API_KEY_FILE", str(file))):
+        with pytest.raises(WrongSetting, match=rf"^{variable}: key [12] [^\n]*$") as raised:
+            read_settings({variable: value})
+        told = str(raised.value)
+        assert not [part for part in ("s3cret", "ada", "abc", ADAS, NAMELESS, OTHER) if part in told]
+        assert re.search("write name:key|openssl rand|give each its own|leave one out", told)
+
+
+def test_a_file_of_keys_that_is_missing_or_empty_stops_the_start(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
     with pytest.raises(WrongSetting, match=r"^API_KEY_FILE: .*No such file"):
         read_settings({"API_KEY_FILE": str(tmp_path / "missing")})
+    with pytest.raises(WrongSetting, match=r"^API_KEY_FILE: .*no key"):
+        read_settings({"API_KEY_FILE": str(empty)})
 
 
 def test_key_files_have_comments_and_empty_lines() -> None:
-    assert read_keys(["# a comment", "", "a: b ", "c"]) == {"a": "b", "default": "c"}
+    assert read_keys(["# a comment", "", f"a.b_c-1: {ADAS} ", NAMELESS]) == {"a.b_c-1": ADAS, "default": NAMELESS}
+
+
+def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "LOGGED_EVERY_S", 0.05)
+
+    def logged() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == access.__name__]
+
+    async def guess() -> None:
+        refused = access.RefusedKeys(registry)
+        for number in range(7_500):
+            refused.note(f"guess {number}")
+        refused.note("")
+        assert logged() == ["refused 1 calls with a wrong API key"]
+        await until(lambda: len(logged()) == 2)
+        await asyncio.sleep(0.1)  # nothing to tell, and no timer is left
+        refused.note("guess")
+
+    registry = CollectorRegistry()
+    asyncio.run(guess())
+    assert logged() == [f"refused {count} calls with a wrong API key" for count in (1, 7_499, 1)]
+    counts = [registry.get_sample_value("api_key_refusals_total", {"reason": each}) for each in ("wrong", "missing")]
+    assert counts == [7_501, 1]
+
+
+def test_a_refused_key_is_seen_in_the_metrics() -> None:
+    with client("consumer", API_KEY=KEY) as consumer:
+        assert consumer.post("/consumers/stop", headers={"X-API-Key": "guess"}).status_code == 401
+        assert consumer.post("/consumers/stop").status_code == 401
+        page = consumer.get("/metrics").text
+    assert 'api_key_refusals_total{reason="wrong"} 1.0' in page
+    assert 'api_key_refusals_total{reason="missing"} 1.0' in page
+
+
+def test_the_log_of_an_operator_action_names_the_key_and_never_tells_it() -> None:
+    lines = io.StringIO()
+    with client("consumer", API_KEY=f"grace:{GRACES},ada:{ADAS}", LOG_FORMAT="json") as consumer:
+        set_up_logging(Settings(log_format="json"))
+        (handler,) = logging.getLogger().handlers
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(lines)
+        consumer.post("/consumers/stop", headers={"X-API-Key": ADAS})
+        handler.setFormatter(ConsoleFormatter())
+        consumer.post("/consumers/pause", headers={"X-API-Key": GRACES, "X-Request-Id": "the-pause"})
+    as_json, as_text = [line for line in lines.getvalue().splitlines() if "an operator asked for" in line]
+    assert msgspec.json.decode(as_json)["key_name"] == "ada"
+    assert as_text.endswith("(request the-pause, key grace)")
+    assert not [key for key in (ADAS, GRACES) if key in lines.getvalue()]
 
 
 @pytest.mark.parametrize("service", APPS)
@@ -145,3 +255,5 @@ def test_every_answer_tells_a_browser_to_trust_nothing_in_it(
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
     assert "default-src 'none'" in headers["content-security-policy"]
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["cache-control"] == "no-store"

@@ -4,10 +4,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
+from litestar.types import Scope
 
+from apps.chassis.origins import OriginPolicy
+from apps.chassis.settings import Settings
 from tools.kafka_distribution import KAFKA_VERSION
 
 COMPOSE = Path(__file__).parents[2] / "compose.yaml"
@@ -164,6 +168,19 @@ def test_prometheus_collects_from_both_services_where_they_listen(compose: Compo
     built = {name: service for name, service in compose.services.items() if service.build}
     assert targets == {f"{name}:{service.ports[0].split(':')[2]}" for name, service in built.items()}
     assert all("metrics" in service.profiles for service in built.values())
+
+
+def test_a_service_answers_to_the_names_by_which_it_is_called_and_to_no_others(compose: Compose) -> None:
+    for name, service in compose.services.items():
+        if service.build:
+            policy = OriginPolicy(Settings(allowed_hosts=str(service.environment["ALLOWED_HOSTS"])))
+            called = {host: policy.refusal(a_call(host)) for host in (name, "localhost", "127.0.0.1", "evil.example")}
+            assert [host for host, refusal in called.items() if refusal] == ["evil.example"]
+
+
+def a_call(host: str) -> Scope:
+    scope: Any = {"type": "http", "method": "GET", "headers": [(b"host", f"{host}:8000".encode())]}
+    return cast("Scope", scope)
 
 
 def test_every_built_service_is_a_stage_of_the_dockerfile(compose: Compose) -> None:

@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from documented import Call, calls_of, example_of, operations_of
@@ -153,12 +154,38 @@ def test_a_page_may_load_nothing_from_elsewhere_and_run_no_script_but_its_own(
 
 
 @BOTH
+@pytest.mark.parametrize("path", ["/asyncapi", "/asyncapi/"])
 def test_the_page_of_what_goes_over_kafka_loads_nothing_from_another_host(
+    path: str, service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    page = clients[service].get(path).text
+    assert re.findall(r"https?://[^\s\"'<>]+|(?:src|href)=[\"']//[^\"']+", page) == []
+    loaded = [urljoin(path, each) for each in re.findall(r"(?:src|href|schemaUrl)\"?[=:]\"([^\":]+)\"", page)]
+    (module,) = re.findall(r"entryUrl\":\"(\./[^\"]+)", page)
+    loaded.append(urljoin(loaded[-1], module))  # the script imports it from where it stands itself
+    assert len(loaded) == 4
+    for asset in loaded:
+        assert clients[service].get(asset).status_code == 200
+
+
+@BOTH
+def test_behind_a_prefix_that_a_proxy_strips_no_address_in_an_answer_leads_out_of_it(service: str) -> None:
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", root_path="/a/kafka")
+    with TestClient(APPS[service](settings)) as client:
+        for problem in (client.get("/livez?x=1"), client.get("/livez", headers={"Sec-Fetch-Site": "cross-site"})):
+            kind = problem.json()["type"]
+            assert kind.startswith("/a/kafka/problems/")
+            assert client.get(kind.removeprefix("/a/kafka")).json()["type"] == kind
+        assert client.get("/nowhere").json()["type"] == "about:blank"
+        assert client.get("/schema/openapi.json").json()["servers"] == [{"url": "/a/kafka"}]
+        pages = [client.get(path) for path in ("/", "/docs", "/docs/", "/schema", "/schema/", "/asyncapi")]
+        for page in pages:
+            assert not re.findall(r"(?:src|href|Url|content)\"?[=:]\s*\"/", page.text)
+
+
+@BOTH
+def test_without_a_known_prefix_the_document_finds_the_service_from_where_it_stands_itself(
     service: str, clients: dict[str, TestClient[Litestar]]
 ) -> None:
-    page = clients[service].get("/asyncapi").text
-    assert re.findall(r"https?://[^\s\"'<>]+|(?:src|href)=[\"']//[^\"']+", page) == []
-    loaded = re.findall(r"(?:src|href)=\"(/[^\"]+)|Url\":\"(/[^\"]+)", page)
-    assert len(loaded) == 4
-    for asset in map("".join, loaded):
-        assert clients[service].get(asset).status_code == 200
+    (server,) = clients[service].get("/schema/openapi.json").json()["servers"]
+    assert urljoin("http://proxy.example/a/kafka/schema/openapi.json", server["url"]) == "http://proxy.example/a/kafka/"

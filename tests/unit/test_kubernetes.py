@@ -150,7 +150,7 @@ def test_every_variable_is_a_setting_with_a_value_that_it_may_have(
     assert container["envFrom"] == [{"configMapRef": {"name": generated["name"]}}]
     assert "env" not in container
     keys = tmp_path / "api-keys"
-    keys.write_text("a key")
+    keys.write_text("a-key-of-operators")
     read_settings(environment | {"API_KEY_FILE": str(keys)})
 
 
@@ -299,7 +299,7 @@ def test_on_a_kafka_with_passwords_each_service_has_the_settings_that_it_needs(
     (merged,) = overlay["configMapGenerator"]
     assert (merged["name"], merged["behavior"]) == (kustomization["configMapGenerator"][0]["name"], "merge")
     keys = tmp_path / "api-keys"
-    keys.write_text("a key")
+    keys.write_text("a-key-of-operators")
     variables = added(overlay, "Deployment", name)["/spec/template/spec/containers/0/env"]
     of_secret = {each["name"]: each["valueFrom"]["secretKeyRef"]["key"] for each in variables}
     assert of_secret == {"KAFKA_SASL_USERNAME": f"{name}-username", "KAFKA_SASL_PASSWORD": f"{name}-password"}

@@ -23,6 +23,12 @@ def test_they_do_on_other_ports_and_hosts_too() -> None:
     assert page_settings(ports | {"HOST": "box.example"}) == ("http://box.example:9000", "http://box.example:9001")
 
 
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_they_do_over_ipv6_too(host: str) -> None:
+    page_and_producer = page_settings({"HOST": host})
+    assert page_and_producer[1] == "http://localhost:8001,http://127.0.0.1:8001,http://[::1]:8001"
+
+
 @pytest.mark.parametrize("value", ["", "https://people.example"])
 @pytest.mark.parametrize("variable", ["PRODUCER_URL", "CORS_ORIGINS"])
 def test_what_somebody_has_set_stays_even_when_it_is_nothing(variable: str, value: str) -> None:

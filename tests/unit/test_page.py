@@ -84,6 +84,20 @@ def test_without_a_producer_the_page_calls_its_own_service_alone() -> None:
     assert '<meta name="producer-url" content="">' in answer.text
 
 
+@pytest.mark.parametrize(
+    ("url", "source"),
+    [
+        ("https://people.example/kafka/producer", " https://people.example/kafka/producer/"),  # all that is below it
+        ("/kafka/producer", ""),
+    ],
+)
+def test_a_producer_behind_a_path_may_be_called_there(url: str, source: str) -> None:
+    with TestClient(create_consumer(Settings(kafka_bootstrap_servers="127.0.0.1:1", producer_url=url))) as client:
+        answer = client.get("/")
+    assert policy_of(dict(answer.headers))["connect-src"] == f"'self'{source}"
+    assert f'<meta name="producer-url" content="{url}">' in answer.text
+
+
 def test_the_page_knows_where_the_producer_is(consumer: TestClient[Litestar]) -> None:
     assert f'<meta name="producer-url" content="{PRODUCER}">' in consumer.get("/").text
 
@@ -132,8 +146,14 @@ def test_a_producer_that_no_page_may_call_leads_to_none() -> None:
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+def test_behind_a_prefix_an_origin_alone_leads_to_no_live_page() -> None:
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", cors_origins=PAGE, root_path="/kafka/producer")
+    with TestClient(create_producer(settings)) as client:
+        assert "live page" not in client.get("/").text
+
+
 def test_a_page_that_has_no_key_is_told_so() -> None:
-    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", cors_origins=PAGE, api_key="key")
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", cors_origins=PAGE, api_key="a-key-of-operators")
     with TestClient(create_producer(settings)) as client:
         asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
         assert client.options("/producers/basic_producer", headers=asked).status_code == 204

@@ -21,6 +21,8 @@ DEFAULTS = {
     "WINDOW_SIZE": 10_000,
     "PRODUCER_URL": None,
     "CORS_ORIGINS": "",
+    "ALLOWED_HOSTS": "",
+    "ROOT_PATH": "",
 }
 NO_ORIGINS = [
     "localhost:8000",
@@ -88,7 +90,32 @@ WRONG = [
     ("WINDOW_SIZE", "1_000"),
     ("WINDOW_SIZE", "9" * 30),
     ("WINDOW_SIZE", "1000001"),
-    *(("PRODUCER_URL", origin) for origin in NO_ORIGINS),
+    *(
+        ("PRODUCER_URL", origin)
+        for origin in NO_ORIGINS
+        if origin not in {"http://localhost/", "http://localhost/people"}
+    ),
+    ("PRODUCER_URL", "/"),
+    ("PRODUCER_URL", "producer"),
+    ("PRODUCER_URL", "http://a/people?x"),
+    ("PRODUCER_URL", "http://a//b"),
+    ("PRODUCER_URL", "http://a/../b"),
+    ("PRODUCER_URL", "http://a:0/b"),
+    ("PRODUCER_URL", "http://a/b;script-src *"),
+    ("ROOT_PATH", "kafka"),
+    ("ROOT_PATH", "//kafka"),
+    ("ROOT_PATH", "/kafka//a"),
+    ("ROOT_PATH", "/kafka/.."),
+    ("ROOT_PATH", "/kaf ka"),
+    ("ROOT_PATH", "/kafka?x"),
+    ("ROOT_PATH", "http://a/kafka"),
+    ("ALLOWED_HOSTS", "http://a"),
+    ("ALLOWED_HOSTS", "a:8001"),
+    ("ALLOWED_HOSTS", "a,"),
+    ("ALLOWED_HOSTS", "a b"),
+    ("ALLOWED_HOSTS", "*example"),
+    ("ALLOWED_HOSTS", "a.*"),
+    ("ALLOWED_HOSTS", "a/b"),
     *(("CORS_ORIGINS", origin) for origin in NO_ORIGINS),
     ("PRODUCER_URL", "http://a,http://b"),
     ("CORS_ORIGINS", "http://a,"),
@@ -118,8 +145,8 @@ def test_a_wrong_value_stops_the_start_with_one_line_that_names_its_variable(var
     line = str(stopped.value)
     assert line.startswith(f"{variable}: ")
     assert "\n" not in line
-    others = set(Settings.__struct_encode_fields__) - {variable, "PEOPLE_TOPIC"}
-    assert not [name for name in others if name in line]
+    others = set(Settings.__struct_encode_fields__) - {"PEOPLE_TOPIC"}
+    assert not [name for name in others if name in line and name not in variable]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +165,27 @@ def test_the_line_says_what_is_expected_in_plain_words(variable: str, value: str
     with pytest.raises(WrongSetting) as stopped:
         read_settings({variable: value})
     assert str(stopped.value).startswith(f"{variable}: expected {expected}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "read"),
+    [
+        ("ROOT_PATH", "/kafka/", "/kafka"),
+        ("ROOT_PATH", "/a.b/c_d~e/f-1", "/a.b/c_d~e/f-1"),
+        ("ROOT_PATH", "/", ""),
+        ("PRODUCER_URL", "http://localhost/", "http://localhost"),
+        ("PRODUCER_URL", "https://people.example:8443/kafka/producer/", "https://people.example:8443/kafka/producer"),
+        ("PRODUCER_URL", "/kafka/producer", "/kafka/producer"),
+        (
+            "ALLOWED_HOSTS",
+            "People.example, *.svc,10.1.2.3,[::1],::1,a_b",
+            "People.example, *.svc,10.1.2.3,[::1],::1,a_b",
+        ),
+        ("ALLOWED_HOSTS", "*", "*"),
+    ],
+)
+def test_hosts_and_paths_are_taken_as_people_write_them(variable: str, value: str, read: str) -> None:
+    assert getattr(read_settings({variable: value}), variable.lower()) == read
 
 
 @pytest.mark.parametrize("server", ["[::1]:9092", "[fe80::1]:9093", "[::ffff:10.0.0.1]:1"])

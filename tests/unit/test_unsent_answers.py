@@ -19,6 +19,7 @@ from apps.chassis import http_limits
 from apps.chassis.edge import Edge
 from apps.chassis.http_limits import LimitedProtocol
 from apps.chassis.limits import UNSENT, Limit, UnsentAnswers
+from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +55,7 @@ def small() -> Response[bytes]:
 
 
 def application(weigh: Callable[[Scope], int | None] = lambda _: 0) -> Litestar:
-    edge = Edge(CollectorRegistry(), Limit(weigh, ROOM))
+    edge = Edge(CollectorRegistry(), Limit(weigh, ROOM), Settings())
     app = Litestar([large, done, always, small], before_request=edge.admit, openapi_config=None)
     edge.surround(app)
     return app

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from litestar.handlers import BaseRouteHandler
 
@@ -13,10 +14,20 @@ PRODUCER_URL = "{{ PRODUCER_URL }}"
 
 
 def page_routes(producer_url: str | None) -> Sequence[BaseRouteHandler]:
-    """Return the page at `/` and its files under `/page`; without `producer_url` it creates no people."""
+    """Return the page at `/` and its files under `/page`; without `producer_url` it creates no people.
+
+    `producer_url` may have a path prefix, and be that alone where both services have one origin.
+    """
     page = (FOLDER / "index.html").read_text("utf-8").replace(PRODUCER_URL, escape(producer_url or ""))
     files = [file for file in sorted(FOLDER.iterdir()) if file.suffix in MEDIA_TYPES and file.suffix != ".html"]
     return (
-        page_file("/", "index.html", page.encode(), connects_to=[producer_url] if producer_url else []),
+        page_file("/", "index.html", page.encode(), connects_to=_sources(producer_url or "")),
         *(page_file(f"/page/{file.name}", file.name, file.read_bytes()) for file in files),
     )
+
+
+def _sources(producer_url: str) -> Sequence[str]:
+    """Return what a policy calls the producer's addresses: with a slash behind a path, which else is one file."""
+    if not producer_url or producer_url.startswith("/"):
+        return []
+    return [f"{producer_url}/" if urlsplit(producer_url).path else producer_url]

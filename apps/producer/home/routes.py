@@ -7,14 +7,18 @@ from pathlib import Path
 from litestar.handlers import BaseRouteHandler
 
 from apps.chassis.pages import page_file
+from apps.chassis.settings import Settings
 
 FOLDER = Path(__file__).parent
 LIVE_PAGE = "{{ LIVE_PAGE }}"
 
 
-def home_routes(origins: Sequence[str]) -> Sequence[BaseRouteHandler]:
-    """Return the page and its style; the live page is what may call this service first, if anything may."""
-    (live,) = origins[:1] or [""]
+def home_routes(settings: Settings) -> Sequence[BaseRouteHandler]:
+    """Return the page and its style; the live page is what may call this service first, if anything may.
+
+    Behind a proxy with path prefixes an origin does not say where the live page is: then nothing leads to it.
+    """
+    live = settings.allowed_origins[0] if settings.allowed_origins and not settings.root_path else ""
     lead = f'<li><a href="{escape(live)}/">The live page</a>: what becomes of people sent</li>' if live else ""
     page = (FOLDER / "index.html").read_text("utf-8").replace(LIVE_PAGE, lead)
     return (

@@ -1,0 +1,87 @@
+"""Which hosts and which web pages may call a service: no page that a developer opens may steer or read it.
+
+A browser sends any page's calls to services of this machine. It says whose calls they are in `Origin` and
+`Sec-Fetch-Site`, which no page can change; callers that are no browser send neither. A page whose own name leads here
+(DNS rebinding) is the same origin to the browser, and is known by the name in `Host`. Litestar's `allowed_hosts`
+answers no problem, knows no IPv6 address and guards no page of another origin.
+"""
+
+import re
+from ipaddress import ip_address
+
+from litestar.plugins.problem_details import ProblemDetailsException
+from litestar.types import Scope
+
+from apps.chassis.problems import FOREIGN_ORIGIN, UNKNOWN_HOST, problem, with_root_path
+from apps.chassis.settings import ANY_HOST, Settings, is_address
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+READ = frozenset({b"host", b"x-forwarded-host", b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
+"""The headers that are looked at."""
+HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:\[\],/@]+?)\.?(:[0-9]*)?")
+"""A `Host` in small letters: a name or an address, and maybe a port."""
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+LONGEST_QUOTED = 80
+
+
+class OriginPolicy:
+    """Refuses calls under a host name that is not allowed, and calls that pages of other origins make."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._names = frozenset(name for name in settings.host_names if not name.startswith("*"))
+        self._suffixes = tuple(name[1:] for name in settings.host_names if name.startswith("*."))
+        self._any_host = not settings.host_names or ANY_HOST in settings.host_names
+        self._any_address = not all(map(_is_loopback, settings.host_names))
+        self._origins = frozenset(settings.allowed_origins)
+        self._root_path = settings.root_path
+
+    def refusal(self, scope: Scope) -> ProblemDetailsException | None:
+        """Return the problem to answer instead of the call, None for a call that may go on."""
+        said: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in READ:
+                said[name] = said[name] + b", " + value if name in said else value  # given twice, it matches nothing
+        host = said.get(b"host", b"").decode("latin-1").lower()
+        if not self._any_host and b"host" in said and not self._answers_to(host):
+            detail = f"this service is not called {host[:LONGEST_QUOTED]!r}; if it is, name that in ALLOWED_HOSTS"
+            return with_root_path(self._root_path, problem(UNKNOWN_HOST, detail))
+        if len(said) > 1 and self._is_foreign(str(scope.get("method")), host, said):
+            detail = "the call comes from a web page of another origin; CORS_ORIGINS names those that may call"
+            return with_root_path(self._root_path, problem(FOREIGN_ORIGIN, detail))
+        return None
+
+    def _answers_to(self, host: str) -> bool:
+        found = HOST.fullmatch(host)
+        name = found["name"] if found else ""
+        return name in self._names or name.endswith(self._suffixes) or self._is_allowed_address(name)
+
+    def _is_allowed_address(self, name: str) -> bool:
+        """Tell whether an address may stand in `Host`: probes call by it, and no name that leads here looks like one.
+
+        Where loopback names alone are allowed, loopback addresses alone are.
+        """
+        return _is_loopback(name) or (self._any_address and is_address(name.strip("[]")))
+
+    def _is_foreign(self, method: str, host: str, said: dict[bytes, bytes]) -> bool:
+        origin, site = said.get(b"origin", b"").decode("latin-1").lower(), said.get(b"sec-fetch-site", b"")
+        if site == b"same-origin" or origin in self._origins:  # the former holds also where a proxy changed `Host`
+            return False
+        if method in SAFE_METHODS:  # what a page asks for, not what a user opens; nor does it read answers without CORS
+            return site in {b"same-site", b"cross-site"} and said.get(b"sec-fetch-mode") != b"navigate"
+        if site not in {b"", b"none", b"same-site"}:
+            return True
+        if not origin:
+            return site == b"same-site"
+        forwarded = said.get(b"x-forwarded-host", b"").decode("latin-1").lower()  # pages cannot send it unasked
+        return not any(_is_origin_of(origin, name.strip()) for name in (host, *forwarded.split(",")))
+
+
+def _is_origin_of(origin: str, host: str) -> bool:
+    scheme, _, name = origin.partition("://")
+    return bool(host) and name == host.removesuffix(DEFAULT_PORTS.get(scheme, ""))
+
+
+def _is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine whoever resolves it (RFC 6761): an address of it, or a name for that."""
+    address = host.strip("[]")
+    return ip_address(address).is_loopback if is_address(address) else f".{host}".endswith(".localhost")

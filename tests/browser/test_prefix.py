@@ -1,0 +1,132 @@
+"""Both services behind a real nginx that strips a path prefix, in a real browser: nothing leads out of the prefix."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from proxies import nginx
+from services import Pipeline, Service, person
+
+from apps.chassis.health import VERSION
+from tools.ports import free_ports
+
+PREFIXES = {"producer": "/a/kafka/producer", "consumer": "/a/kafka/consumer"}
+PATIENCE_MS = 20_000
+
+
+@dataclass
+class Site:
+    """What a browser sees; the consumer knows its prefix, and the producer does not."""
+
+    origin: str
+    producer: Service
+    consumer: Service
+
+    def url(self, service: str, path: str = "/") -> str:
+        return f"{self.origin}{PREFIXES[service]}{path}"
+
+
+@pytest.fixture(scope="module")
+def site(chromium: str, bootstrap_servers: str, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    assert chromium
+    ports = dict(zip(("producer", "consumer"), free_ports(2), strict=True))
+    locations = "".join(
+        f"location {prefix}/ {{ proxy_pass http://127.0.0.1:{ports[service]}/; }}\n"
+        for service, prefix in PREFIXES.items()
+    )
+    with (
+        nginx(tmp_path_factory.mktemp("nginx"), locations) as port,
+        Pipeline(bootstrap_servers, logs) as pipeline,
+        pipeline.producer(PRODUCER_PORT=str(ports["producer"])) as producer,
+        pipeline.consumer(
+            CONSUMER_PORT=str(ports["consumer"]),
+            ROOT_PATH=PREFIXES["consumer"],
+            PRODUCER_URL=f"http://localhost:{port}{PREFIXES['producer']}/",
+        ) as consumer,
+    ):
+        producer.until_healthy()
+        consumer.until_healthy()
+        yield Site(f"http://localhost:{port}", producer, consumer)
+
+
+@pytest.fixture
+def page(browser: Browser, site: Site) -> Iterator[Page]:
+    """A page that asks for nothing outside of the prefixes, is given all that it asks for, and breaks no rule."""
+    with browser.new_context() as context:
+        context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        page = context.new_page()
+        asked: list[str] = []
+        failed: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("response", lambda answer: failed.append(answer.url) if answer.status >= 400 else None)
+        page.on("console", lambda said: failed.append(said.text) if "Security Policy" in said.text else None)
+        yield page
+        of_network = [url for url in asked if urlsplit(url).scheme.startswith("http")]
+        outside = [url for url in of_network if not url.startswith(f"{site.origin}/a/kafka/")]
+        assert (outside, failed) == ([], [])
+
+
+def test_the_live_page_shows_steers_and_creates_people_behind_a_prefix(page: Page, site: Site) -> None:
+    page.goto(site.url("consumer"))
+    page.get_by_label("New people").fill("3")
+    page.get_by_role("button", name="Create").click()
+    expect(page.locator("#create output")).to_have_text("3 were created.")
+    expect(page.locator("#record-list > li")).to_have_count(3)
+    for button, state in (("Pause", "paused"), ("Resume", "running")):
+        page.get_by_role("button", name=button).click()
+        expect(page.locator("#state")).to_have_text(state)
+    event = page.evaluate(
+        """() => new Promise((resolve) => {
+          const events = new EventSource("consumers/messages/stream");
+          events.onmessage = (event) => { events.close(); resolve(event.data); };
+          events.onopen = () => fetch("../producer/producers/basic_producer?number_of_people=1", { method: "POST" });
+        })"""
+    )
+    assert '"partition"' in event
+
+
+@pytest.mark.parametrize("service", PREFIXES)
+def test_each_link_of_a_first_page_leads_to_a_page_behind_the_prefix(page: Page, site: Site, service: str) -> None:
+    page.goto(site.url(service))
+    links = page.locator("a[href]:not([href^='#'])")
+    expect(links.first).to_be_attached()
+    for address in links.evaluate_all("links => links.map((link) => link.href)"):
+        answer = page.goto(address)
+        assert answer is not None
+        assert answer.ok
+
+
+@pytest.mark.parametrize(("service", "path"), [("producer", "/schema/"), ("consumer", "/docs")])
+def test_a_call_can_be_tried_out_behind_a_prefix(page: Page, site: Site, service: str, path: str) -> None:
+    page.goto(site.url(service, path))
+    assert page.url.rstrip("/") == site.url(service, "/schema")
+    call = page.locator(".opblock-get").filter(has_text="/livez")
+    call.locator(".opblock-summary-control").click()
+    call.get_by_role("button", name="Try it out").click()
+    call.get_by_role("button", name="Execute").click()
+    expect(call.locator(".live-responses-table .response .response-col_status")).to_contain_text("200")
+    expect(call.locator(".request-url")).to_contain_text(site.url(service, "/livez"))
+
+
+@pytest.mark.parametrize(("service", "path"), [("producer", "/asyncapi"), ("consumer", "/asyncapi/")])
+def test_the_topics_are_described_behind_a_prefix(page: Page, site: Site, service: str, path: str) -> None:
+    page.goto(site.url(service, path))
+    expect(page.locator("#asyncapi h1").first).to_have_text(f"{service.title()} {VERSION}")
+
+
+def test_the_type_of_a_problem_leads_to_its_meaning_behind_the_prefix(site: Site) -> None:
+    with httpx.Client() as http:
+        url = site.url("consumer", "/consumers/seek")
+        problem = http.post(url, json={"to": "nowhere"}).json()
+        meaning = http.get(urljoin(url, problem["type"]))
+        assert (meaning.status_code, meaning.json()["type"]) == (200, problem["type"])
+        foreign = http.post(url, json={"to": "end"}, headers={"Origin": "https://evil.example"})
+        assert foreign.status_code == 403
+        assert http.get(urljoin(url, foreign.json()["type"])).status_code == 200
+        receipt = http.post(site.url("producer", "/producers/people"), json=person())
+        assert receipt.status_code == 201

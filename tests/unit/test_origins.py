@@ -1,0 +1,197 @@
+"""What a web page that a developer opens can do to services of the same machine: nothing."""
+
+from collections.abc import Iterator
+
+import pytest
+from litestar import Litestar
+from litestar.testing import TestClient
+
+from apps.chassis.serve import allowed_hosts_at
+from apps.chassis.settings import Settings
+from apps.consumer.app import create_app as create_consumer
+from apps.producer.app import create_app as create_producer
+
+OWN = "127.0.0.1:8001"
+ALLOWED = "https://portal.example"
+POSTS = [
+    ("producer", "/producers/basic_producer?number_of_people=0"),
+    ("producer", "/producers/people"),
+    *(("consumer", f"/consumers/{action}") for action in ("stop", "start", "pause", "resume", "seek")),
+    ("consumer", "/consumers/dead-letters/redrive"),
+]
+EVERY_POST = pytest.mark.parametrize(("service", "path"), POSTS)
+BOTH = pytest.mark.parametrize("service", ["producer", "consumer"])
+Clients = dict[str, TestClient[Litestar]]
+
+
+@pytest.fixture(scope="module")
+def clients() -> Iterator[Clients]:
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", cors_origins=ALLOWED, allowed_hosts="localhost")
+    with (
+        TestClient(create_producer(settings), base_url=f"http://{OWN}") as producer,
+        TestClient(create_consumer(settings), base_url=f"http://{OWN}") as consumer,
+    ):
+        yield {"producer": producer, "consumer": consumer}
+
+
+Headers = dict[str, str] | list[tuple[str, str]]
+FOREIGN: dict[str, Headers] = {
+    "a page on the internet": {"Origin": "https://evil.example"},
+    "as browsers say it": {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
+    "a sandboxed frame": {"Origin": "null"},
+    "a sandboxed frame, opened by hand": {"Origin": "null", "Sec-Fetch-Site": "none"},
+    "a form, which a browser lets say no origin": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+    "another port": {"Origin": "http://127.0.0.1:9999"},
+    "another port, as browsers say it": {"Origin": "http://127.0.0.1:9999", "Sec-Fetch-Site": "same-site"},
+    "another port without origin": {"Sec-Fetch-Site": "same-site"},
+    "another name of this machine": {"Origin": "http://localhost:8001"},
+    "another address of this machine": {"Origin": "http://127.0.0.2:8001"},
+    "a name that begins alike": {"Origin": "http://127.0.0.1:8001.evil.example"},
+    "a name that ends alike": {"Origin": "http://evil-127.0.0.1:8001"},
+    "the default port": {"Origin": "http://127.0.0.1"},
+    "a page that is allowed and another": [("Origin", ALLOWED), ("Origin", "https://evil.example")],
+    "one that claims to be at home, and another": [("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Site", "cross-site")],
+    "a word that no browser uses yet": {"Sec-Fetch-Site": "same-planet"},
+    "an allowed page with another scheme": {"Origin": "http://portal.example"},
+}
+
+
+@EVERY_POST
+@pytest.mark.parametrize("headers", FOREIGN.values(), ids=FOREIGN)
+def test_no_page_of_another_origin_changes_anything(
+    clients: Clients, service: str, path: str, headers: Headers
+) -> None:
+    sent = [*(headers.items() if isinstance(headers, dict) else headers), ("Content-Type", "text/plain")]
+    answer = clients[service].post(path, headers=sent, content=b'{"to": "end"}')
+    assert (answer.status_code, answer.headers["content-type"]) == (403, "application/problem+json")
+    assert answer.json()["type"] == "/problems/foreign-origin"
+    assert "evil" not in answer.text
+    assert not [name for name in answer.headers if name.startswith("access-control-allow-origin")]
+
+
+OWN_CALLS = {
+    "curl and shippers": {},
+    "its own page": {"Origin": f"http://{OWN}", "Sec-Fetch-Site": "same-origin"},
+    "its own page, over plain HTTP from elsewhere": {"Origin": f"http://{OWN}"},
+    "its own page, behind a proxy that gives the service another name": {
+        "Origin": "https://people.example",
+        "Sec-Fetch-Site": "same-origin",
+    },
+    "likewise over plain HTTP": {"Origin": "http://people.example", "X-Forwarded-Host": "people.example"},
+    "an allowed page": {"Origin": ALLOWED, "Sec-Fetch-Site": "cross-site"},
+    "a tool that a user starts in a browser": {"Sec-Fetch-Site": "none"},
+}
+
+
+@EVERY_POST
+@pytest.mark.parametrize("headers", OWN_CALLS.values(), ids=OWN_CALLS)
+def test_its_own_page_an_allowed_one_and_what_is_no_browser_may_call(
+    clients: Clients, service: str, path: str, headers: dict[str, str]
+) -> None:
+    answer = clients[service].post(path, headers={"Content-Type": "application/json", **headers}, content=b'{"x"')
+    assert answer.status_code in {200, 400}
+
+
+@BOTH
+def test_an_origin_without_its_default_port_is_that_of_a_host_with_it(clients: Clients, service: str) -> None:
+    for origin, host in (("https://localhost", "localhost:443"), ("http://localhost", "localhost:80")):
+        headers = {"Origin": origin, "Host": host}
+        assert clients[service].post("/nowhere", headers=headers).status_code == 404
+        assert clients[service].post("/nowhere", headers={**headers, "Host": "localhost:81"}).status_code == 403
+
+
+@BOTH
+@pytest.mark.parametrize("path", ["/livez", "/metrics", "/health-check", "/schema", "/", "/nowhere"])
+def test_another_page_can_link_here_and_not_load_what_is_here(clients: Clients, service: str, path: str) -> None:
+    client = clients[service]
+    ways = {"same-site": "no-cors", "cross-site": "cors"}
+    for site, mode in ways.items():
+        loaded = client.get(path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode})
+        opened = client.get(path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"})
+        assert (loaded.status_code, opened.status_code == 403) == (403, False)
+        assert client.head(path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}).status_code == 403
+
+
+@BOTH
+def test_the_question_before_a_call_gives_another_page_no_permission(clients: Clients, service: str) -> None:
+    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    for path in ("/producers/people", "/consumers/seek", "/nowhere"):
+        answer = clients[service].options(path, headers=asked)
+        assert "access-control-allow-origin" not in answer.headers
+
+
+REBOUND = [
+    "evil.example",
+    "evil.example:8001",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "evil-localhost",
+    "192.0.2.1",
+    "[2001:db8::1]:8001",
+    "localhost:8001@evil.example",
+    "localhost, evil.example",
+    "localhost:8001:1",
+    "127.1",
+    "",
+]
+
+
+@BOTH
+@pytest.mark.parametrize("host", REBOUND)
+@pytest.mark.parametrize("path", ["/", "/livez", "/consumers/status", "/consumers/messages", "/schema/openapi.json"])
+def test_a_page_whose_own_name_leads_here_reads_nothing(clients: Clients, service: str, path: str, host: str) -> None:
+    answer = clients[service].get(path, headers={"Host": host})
+    assert (answer.status_code, answer.headers["content-type"]) == (421, "application/problem+json")
+    assert answer.json()["type"] == "/problems/unknown-host"
+    assert "ALLOWED_HOSTS" in answer.json()["detail"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@BOTH
+def test_a_host_that_is_given_twice_is_not_the_one_that_is_allowed(clients: Clients, service: str) -> None:
+    answer = clients[service].get("/livez", headers=[("Host", "localhost"), ("Host", "evil.example")])
+    assert answer.status_code == 421
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1", "localhost.", "tool.localhost", "127.0.0.1:8001", "127.0.0.2", "[::1]:8001"]
+)
+def test_this_machine_may_be_called_by_any_of_its_own_names(clients: Clients, service: str, host: str) -> None:
+    assert clients[service].get("/livez", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "status"),
+    [
+        ("people.example,*.people.svc", "people.example:8001", 200),
+        ("people.example,*.people.svc", "PEOPLE.example", 200),
+        ("people.example,*.people.svc", "consumer.people.svc", 200),
+        ("people.example,*.people.svc", "people.svc", 421),
+        ("people.example,*.people.svc", "evil.example", 421),
+        ("people.example", "10.1.2.3:8001", 200),  # Kubernetes' probes call a pod by its address
+        ("people.example", "[fd00::1]:8001", 200),
+        ("people.example", "localhost:8001", 200),
+        ("*", "evil.example", 200),
+        ("", "people.example", 200),
+    ],
+)
+def test_the_names_that_an_operator_allows_are_answered(allowed: str, host: str, status: int) -> None:
+    with TestClient(create_producer(Settings(kafka_bootstrap_servers="127.0.0.1:1", allowed_hosts=allowed))) as client:
+        assert client.get("/livez", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "given", "allowed"),
+    [
+        ("127.0.0.1", "127.0.0.1", "", "localhost"),
+        ("::1", "::1", "", "localhost"),
+        ("box", "127.0.1.1", "", "box,localhost"),
+        ("127.0.0.1", "127.0.0.1", "people.example", "people.example"),
+        ("0.0.0.0", "0.0.0.0", "", ""),  # noqa: S104 - nothing is bound
+    ],
+)
+def test_what_only_this_machine_reaches_answers_to_its_names_alone_unless_told_otherwise(
+    host: str, address: str, given: str, allowed: str
+) -> None:
+    assert allowed_hosts_at(Settings(host=host, allowed_hosts=given), address) == allowed

@@ -28,6 +28,9 @@ TRIES = "kafka_deliveryAttempt"
 ROUNDS = "dead-letter-rounds"
 """Says, behind the record's own headers, how often a record was sent back; with `TRIES` so far before it."""
 
+OMITTED_BYTES = "dead-letter-omitted-bytes"
+"""The only own header of a record that was too large to be read: how many bytes it has, in decimal digits."""
+
 INT32 = Packing(">i")
 INT64 = Packing(">q")
 
@@ -99,6 +102,11 @@ class DeadLetter(msgspec.Struct, frozen=True):
     def all_headers(self) -> list[Header]:
         """Return the record's own headers with those that say what became of it behind them."""
         return [*self.headers, *(said.pack(getattr(self, said.field)) for said in SAID)]
+
+
+def is_omitted(letter: DeadLetter) -> bool:
+    """Tell whether a dead letter lacks the value of its record, which was too large to be read."""
+    return letter.value is None and [name for name, _ in letter.headers] == [OMITTED_BYTES]
 
 
 def sent_back(letter: DeadLetter) -> list[Header]:

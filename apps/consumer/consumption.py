@@ -12,6 +12,7 @@ from apps.chassis.logs import one_line
 from apps.chassis.traces import Traces
 from apps.consumer.attempts import Attempts, Halted, Handle
 from apps.consumer.dead_letters import BadRecord
+from apps.consumer.fetched import OversizedRecord, TooLarge
 from apps.consumer.limit import Limit
 from apps.consumer.window import Record, Window, fields_of
 from contracts.person import Person, decode
@@ -149,6 +150,8 @@ def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person],
     good, people, bad = [], [], []
     for record in records:
         try:
+            if isinstance(record, OversizedRecord):
+                raise TooLarge(record.detail)  # noqa: TRY301
             if record.value is None:
                 raise Tombstone("a record without a value (tombstone) is no person")  # noqa: TRY301
             people.append(decode(record.value))

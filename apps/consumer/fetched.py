@@ -9,25 +9,45 @@ Such a name is read with its wrong bytes escaped, as `\xff`; everything else of 
 
 A batch that cannot be read holds up its own partition alone: what stands before it, and what was fetched of others, is
 handed out first. aiokafka raises at once, and what it had taken up till then is lost to whoever polls.
+
+Memory is bounded whatever a batch decompresses to: a large batch is read in parts, a record of more than 16 MiB is
+handed out without its value, and a poll ends when its records have 8 MiB.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from functools import wraps
 from itertools import chain, islice
 from operator import length_hint
 from struct import Struct
-from typing import Any, SupportsIndex, overload
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import msgspec
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
-from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
+from apps.chassis.internals.decompression import Indivisible
+from apps.chassis.internals.record_batches import (
+    LARGEST_RECORD_BYTES,
+    LegacyBatch,
+    Omitted,
+    count_of,
+    is_compressed,
+    is_legacy,
+    parts_of,
+)
 from apps.chassis.logs import without_values
+from contracts.dead_letter import OMITTED_BYTES, Header
 
 PIECE = 500
 """Records that are made at a time: a batch that was compressed well has a great many."""
+POLL_BYTES = 8 * 1024 * 1024
+"""Bytes of records after which a poll returns what it has."""
+RECORD_OVERHEAD_BYTES = 256
+"""Bytes of memory that a record takes, besides what it holds."""
 
 LENGTH = Struct(">8xi")
 """Where a batch says, in every format, how many bytes it has behind this."""
@@ -38,6 +58,32 @@ def read_fetched_fast() -> None:
     fetcher.MemoryRecords = Fetched
     fetcher.PartitionRecords = PartitionRecords
     fetcher.FetchResult = FetchResult
+    if not hasattr(fetcher.Fetcher.fetched_records, "__wrapped__"):
+        fetcher.Fetcher.fetched_records = _bounded(fetcher.Fetcher.fetched_records)
+
+
+class Budget:
+    """How many bytes of records a poll may still take."""
+
+    def __init__(self) -> None:
+        self.left = POLL_BYTES
+
+
+_budget: ContextVar[Budget | None] = ContextVar("budget of the current poll", default=None)
+
+
+def _bounded(poll: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return the poll of a client with one budget for the partitions that it looks at."""
+
+    @wraps(poll)
+    async def bounded(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as aiokafka calls it
+        token = _budget.set(Budget())
+        try:
+            return await poll(*arguments, **options)
+        finally:
+            _budget.reset(token)
+
+    return bounded
 
 
 class FetchedRecord(msgspec.Struct, gc=False):
@@ -50,6 +96,19 @@ class FetchedRecord(msgspec.Struct, gc=False):
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes | None]]
+
+
+class OversizedRecord(FetchedRecord):
+    """A record that is too large to be read; it has no value, and its only header says how many bytes it has.
+
+    `detail` says what was left out. The record itself stays readable on its topic.
+    """
+
+    detail: str
+
+
+class TooLarge(ValueError):
+    """A record that is larger than what is read; the message says its size."""
 
 
 class Unreadable(CorruptRecordException):  # type: ignore[misc]  # aiokafka ships no types
@@ -78,6 +137,14 @@ class Fetched(MemoryRecords):  # type: ignore[misc]  # aiokafka ships no types
         self.fetched = fetched
 
 
+class Piece(NamedTuple):
+    """Records that were made together, or none, the offset behind them, and the bytes of memory that they take."""
+
+    records: list[FetchedRecord]
+    behind: int
+    size: int
+
+
 class PartitionRecords:
     """The records that were fetched of a partition, without those of aborted transactions where that is wanted.
 
@@ -87,9 +154,11 @@ class PartitionRecords:
 
     def __init__(self, tp: TopicPartition, records: Fetched, aborted: Any, offset: int, *options: Any) -> None:  # noqa: ANN401 - as aiokafka calls it
         self._pieces = Batches(tp, records, aborted, offset, *options).pieces()
+        self._left: Iterator[FetchedRecord] = iter(())
         self._piece: list[FetchedRecord] = []
-        self._left = iter(self._piece)
         self._behind = offset
+        self.ended = False
+        """Whether all records were handed out."""
 
     def __iter__(self) -> Iterator[FetchedRecord]:
         return chain.from_iterable(self._in_turn())
@@ -103,11 +172,27 @@ class PartitionRecords:
         left = length_hint(self._left)
         return self._piece[-left].offset if left else self._behind
 
+    def take(self, most: int | None, budget: Budget) -> list[FetchedRecord]:
+        """Return the next records, at most so many, until the budget is spent."""
+        found = list(islice(self._left, most))
+        while budget.left > 0 and (most is None or len(found) < most):
+            piece = next(self._pieces, None)
+            if piece is None:
+                self.ended = True
+                break
+            budget.left -= piece.size
+            self._begin(piece)
+            found += islice(self._left, None if most is None else most - len(found))
+        return found
+
     def _in_turn(self) -> Iterator[Iterator[FetchedRecord]]:
         yield self._left
-        for piece, behind in self._pieces:
-            self._piece, self._left, self._behind = piece, iter(piece), behind
+        for piece in self._pieces:
+            self._begin(piece)
             yield self._left
+
+    def _begin(self, piece: Piece) -> None:
+        self._piece, self._left, self._behind = piece.records, iter(piece.records), piece.behind
 
 
 class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships no types
@@ -118,7 +203,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
     def _unpack_records(self) -> None:
         """Make nothing that would be kept, and hold what holds it: `pieces` is asked for."""
 
-    def pieces(self) -> Iterator[tuple[list[FetchedRecord], int]]:
+    def pieces(self) -> Iterator[Piece]:
         """Yield records, or none, and the offset behind them. Raises `Unreadable` at the first alone.
 
         What cannot be read and stands behind others is not yielded: it is fetched again, and stands first then.
@@ -133,18 +218,26 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
                 reached = batch.next_offset
                 if self._check_crcs and not batch.validate_crc():
                     raise CorruptRecordException("the checksum is wrong")  # noqa: TRY301 - it is told as the others are
-                for piece in () if self._is_passed_over(batch) else self._pieces_of(batch, begin, end):
-                    if piece[0].offset < behind:  # a batch is fetched as a whole, or read once more
-                        piece = [record for record in piece if record.offset >= behind]  # noqa: PLW2901
-                    if piece:
-                        behind = piece[-1].offset + 1
-                        yield piece, behind
+                if not self._is_passed_over(batch):
+                    for records, size in self._pieces_of(batch, begin, end):
+                        made = self._from(behind, records, reached)
+                        if made:
+                            behind = made[-1].offset + 1
+                            yield Piece(made, behind, size)
                 if behind != batch.next_offset:  # it was passed over, or its last records were compacted away
                     behind = batch.next_offset
-                    yield [], behind
+                    yield Piece([], behind, 0)
         except Exception as error:
             if behind == start:
                 raise Unreadable(self._tp, start, max(start + 1, reached), without_values(error)) from error
+
+    def _from(self, behind: int, records: list[FetchedRecord] | Omitted, reached: int) -> list[FetchedRecord]:
+        """Return the records that were not handed out before: a batch is fetched as a whole, or read once more."""
+        if isinstance(records, Omitted):
+            records = [self._oversized(records, behind, reached)]
+        if records[0].offset < behind:
+            return [record for record in records if record.offset >= behind]
+        return records
 
     def _is_passed_over(self, batch: Any) -> bool:  # noqa: ANN401 - aiokafka ships no types
         if self._isolation_level == fetcher.READ_COMMITTED and batch.producer_id is not None:
@@ -154,12 +247,47 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
         aborted = batch.is_transactional and batch.producer_id in self._aborted_producers
         return bool(aborted or batch.is_control_batch)
 
-    def _pieces_of(self, batch: Any, begin: int, end: int) -> Iterator[list[FetchedRecord]]:  # noqa: ANN401 - as above
-        small = getattr(batch, "last_offset_delta", PIECE) < PIECE  # of an old format it is not known
+    def _pieces_of(self, batch: Any, begin: int, end: int) -> Iterator[tuple[list[FetchedRecord] | Omitted, int]]:  # noqa: ANN401 - as above
+        """Yield records, or what is left out, each with the bytes of memory that it takes."""
+        fetched = self._records.fetched
+        if is_legacy(fetched, begin):
+            yield from self._legacy(batch, begin, end)
+        elif end - begin <= LARGEST_RECORD_BYTES and not is_compressed(fetched, begin):
+            yield from self._made(batch, lambda: fetched[begin:end], count_of(fetched, begin), end - begin)
+        else:
+            for part in parts_of(fetched[begin:end]):
+                if isinstance(part, Omitted):
+                    yield part, part.work
+                else:
+                    content, count = part
+                    yield from self._made(DefaultRecordBatch(content), lambda c=content: c, count, len(content))  # type: ignore[misc]  # mypy cannot infer it
+
+    def _legacy(self, batch: Any, begin: int, end: int) -> Iterator[tuple[list[FetchedRecord] | Omitted, int]]:  # noqa: ANN401 - as above
+        fetched = self._records.fetched
+        if is_compressed(fetched, begin):
+            batch = LegacyBatch(fetched[begin:end], fetched[begin + 16])
         try:
-            yield from filter(None, (self._make(batch),) if small else self._divided(batch))
+            for records in self._divided(batch):
+                yield records, sum(len(one.value or b"") + RECORD_OVERHEAD_BYTES for one in records)
+        except Indivisible:
+            omitted = Omitted(None, 0, None, LARGEST_RECORD_BYTES, LARGEST_RECORD_BYTES, rest=True)
+            yield omitted, LARGEST_RECORD_BYTES
+
+    def _made(
+        self,
+        batch: Any,  # noqa: ANN401 - as above
+        content: Callable[[], bytes],
+        count: int,
+        size: int,
+    ) -> Iterator[tuple[list[FetchedRecord], int]]:
+        """Yield the records of a batch that is not compressed; `content` returns its bytes."""
+        of_each = RECORD_OVERHEAD_BYTES + size // max(1, count)
+        try:
+            for records in filter(None, (self._make(batch),) if count <= PIECE else self._divided(batch)):
+                yield records, len(records) * of_each
         except UnicodeDecodeError:
-            yield from self._divided(_EscapingBatch(self._records.fetched[begin:end]))
+            for records in self._divided(_EscapingBatch(content())):
+                yield records, len(records) * of_each
 
     def _divided(self, records: Iterable[Any]) -> Iterator[list[FetchedRecord]]:
         left = chain(records)  # asked for more behind its end, a batch raises; a chain does not ask
@@ -172,6 +300,21 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
             for one in records
         ]
 
+    def _oversized(self, omitted: Omitted, behind: int, reached: int) -> OversizedRecord:
+        topic, partition = self._tp
+        offset = behind if omitted.offset is None else omitted.offset
+        if offset >= reached:
+            raise CorruptRecordException(f"a record says that it has offset {offset}, its batch that it ends before")
+        headers: list[Header] = [(OMITTED_BYTES, b"%d" % omitted.size)]
+        detail = f"the record has {omitted.size:,} bytes, more than the {LARGEST_RECORD_BYTES:,} that are read"
+        if omitted.rest:
+            detail = (
+                f"the records from offset {offset} to {reached - 1} stand in a compressed batch of more than "
+                f"{omitted.size:,} bytes, which cannot be read in pieces"
+            )
+        detail += f"; it stays on {topic}, partition {partition}, until its retention ends"
+        return OversizedRecord(topic, partition, offset, omitted.timestamp, omitted.key, None, headers, detail)
+
 
 class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka ships no types
     """Says that what was fetched of its partition cannot be read no sooner than at the second poll.
@@ -180,19 +323,26 @@ class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka ships 
     """
 
     _error: CorruptRecordException | None = None
+    _partition_records: PartitionRecords | None
 
     def getall(self, max_records: int | None = None) -> list[FetchedRecord]:
         """Return records, and count them as consumed. Raises `CorruptRecordException`."""
         error, self._error = self._error, None
+        if not self.check_assignment(self._topic_partition):  # paused, or somebody has sought elsewhere
+            return []
         if error is not None:
-            if not self.check_assignment(self._topic_partition):  # somebody has sought past it
-                return []
             raise error  # it is fetched again after the next poll
+        if self._partition_records is None:
+            return []
         try:
-            return super().getall(max_records)  # type: ignore[no-any-return]  # as above
+            records = self._partition_records.take(max_records, _budget.get() or Budget())
         except CorruptRecordException as unreadable:
             self._error = unreadable
             return []
+        self._update_position()
+        if self._partition_records.ended:
+            self._partition_records = None
+        return records
 
 
 class _EscapingBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka ships no types

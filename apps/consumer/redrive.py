@@ -24,7 +24,7 @@ from apps.chassis.logs import one_line
 from apps.consumer.log_reader import LogReader
 from apps.consumer.search import size_of
 from apps.consumer.window import Record
-from contracts.dead_letter import DeadLetter, history, read, sent_back
+from contracts.dead_letter import DeadLetter, history, is_omitted, read, sent_back
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +155,16 @@ class Redriver:
         return Returned([_place_of(letter)], more=False)
 
     def is_held(self, letter: DeadLetter) -> bool:
-        """Tell whether a dead letter is not sent back by itself: it was so often, or the topic does not take it."""
+        """Tell whether a dead letter is not sent back by itself: it was so often, or the topic does not take it.
+
+        One without the value that its record has never is.
+        """
         _, _, rounds = history(letter.headers)
-        return rounds >= MOST_ROUNDS or size_sent_back(letter) > self._cluster.max_message_bytes(self._topic)
+        return (
+            rounds >= MOST_ROUNDS
+            or is_omitted(letter)
+            or size_sent_back(letter) > self._cluster.max_message_bytes(self._topic)
+        )
 
     @asynccontextmanager
     async def _fenced(self) -> AsyncIterator[tuple[AIOKafkaProducer, Marks]]:
@@ -248,6 +255,11 @@ class Redriver:
         letter = letter_of(records[0]) if records else None
         if letter is None or letter.topic != self._topic:
             raise NoSuchLetter(f"there is no dead letter {partition}/{offset} of {self._topic}")
+        if is_omitted(letter):
+            raise TooLarge(
+                f"its record was too large to be read, and is not in the dead letter: it stays on {letter.topic}, "
+                f"partition {letter.partition}, offset {letter.offset}, until its retention ends"
+            )
         return records[0]
 
     @asynccontextmanager

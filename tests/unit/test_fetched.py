@@ -27,6 +27,7 @@ Seen = tuple[str, int, int, int, bytes | None, bytes | None, list[Header]]
 PARTITION = TopicPartition("people", 3)
 COMMITTED, UNCOMMITTED = 1, 0
 THEIRS: Any = Batches.__base__  # by its name every application of this process has put ours
+POLL = getattr(fetcher.Fetcher.fetched_records, "__wrapped__", fetcher.Fetcher.fetched_records)
 THEIR_RESULT: Any = FetchResult.__base__
 
 
@@ -300,8 +301,12 @@ def test_every_consumer_of_a_process_reads_so(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fetcher, "MemoryRecords", fetcher.MemoryRecords)
     monkeypatch.setattr(fetcher, "PartitionRecords", fetcher.PartitionRecords)
     monkeypatch.setattr(fetcher, "FetchResult", fetcher.FetchResult)
+    monkeypatch.setattr(fetcher.Fetcher, "fetched_records", POLL)
     read_fetched_fast()
+    read_fetched_fast()
+    assert fetcher.Fetcher.fetched_records.__wrapped__ is POLL
     names = fetcher.Fetcher._proc_fetch_request.__code__.co_names  # an upgrade may call others
+    assert "getall" in POLL.__code__.co_names
     assert {"MemoryRecords", "PartitionRecords", "FetchResult"} <= set(names)
     assert (fetcher.MemoryRecords, fetcher.PartitionRecords) == (Fetched, PartitionRecords)
     assert fetcher.FetchResult is FetchResult

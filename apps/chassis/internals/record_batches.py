@@ -1,0 +1,258 @@
+"""Divide fetched record batches into parts of a bounded size, which aiokafka's own reader can read one by one.
+
+A part is a batch of the same format that is not compressed: some of the records behind the header of their batch. A
+record that is too large is left out, and so is the rest of a batch that cannot be divided.
+"""
+
+import struct
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.legacy_records import _LegacyRecordBatchPy
+
+from apps.chassis.internals.decompression import CHUNK_BYTES, Buffer, Indivisible, decompressed
+
+LARGEST_RECORD_BYTES = 16 * 1024 * 1024
+"""Bytes of a record (key, value and headers) that are read: what a dead letter may have."""
+LARGEST_PART_BYTES = 8 * 1024 * 1024
+"""Decompressed bytes of a batch that is read as a whole; a larger one is divided."""
+LARGEST_GROUP_BYTES = 2 * 1024 * 1024
+LARGEST_GROUP = 500
+"""Bytes and records of a part of a batch that is divided."""
+LARGEST_SKIP_BYTES = 256 * 1024 * 1024
+"""Decompressed bytes that are passed over for the records behind them; then the rest of the batch is left out."""
+LARGEST_KEY_BYTES = 64 * 1024
+"""Bytes of a key that are kept of a record that is left out."""
+
+HEADER_BYTES = 61
+ATTRIBUTES_AT, COUNT_AT, FIRST_TIMESTAMP_AT, MAX_TIMESTAMP_AT = 21, 57, 27, 35
+LOG_APPEND_TIME, CODEC = 8, 7
+LEGACY_ATTRIBUTES_AT, LEGACY_OVERHEAD_BYTES, LEGACY_LEAST_BYTES = 17, 12, 14
+MAGIC_AT, LEGACY_MAGIC = 16, 1
+VARINT_BYTES = 10
+
+
+class Omitted(NamedTuple):
+    """A record that is left out, or several from the offset on where `rest` is true; `size` is in bytes.
+
+    `offset` is None where it is not known: then it is the one behind the records before. `work` is how many bytes were
+    decompressed for it.
+    """
+
+    offset: int | None
+    timestamp: int
+    key: bytes | None
+    size: int
+    work: int
+    rest: bool
+
+
+class Part(NamedTuple):
+    """A batch that is not compressed, and how many records it says it has."""
+
+    batch: bytes
+    records: int
+
+
+class LegacyBatch(_LegacyRecordBatchPy):  # type: ignore[misc]  # final for type checkers, and aiokafka has no other hook
+    """Reads a compressed batch of a format before Kafka 0.11. Raises `Indivisible` where it is too large."""
+
+    def _decompress(self, key_offset: int) -> bytes:
+        (key_size,) = struct.unpack_from(">i", self._buffer, key_offset)
+        at = key_offset + 4 + max(key_size, 0)
+        (size,) = struct.unpack_from(">i", self._buffer, at)
+        if size < 0:
+            raise CorruptRecordException("a compressed batch without content")
+        content = bytearray()
+        for piece in decompressed(self._compression_type, bytes(self._buffer[at + 4 : at + 4 + size])):
+            content += piece
+            if len(content) > LARGEST_RECORD_BYTES:
+                raise Indivisible("a batch of an old format")
+        _refuse_wrong_sizes(content)
+        return bytes(content)
+
+
+def _refuse_wrong_sizes(messages: bytearray) -> None:
+    """Raise where a message of an old format says that it ends before it begins: aiokafka would read it for ever."""
+    at = 0
+    while at < len(messages):
+        (size,) = struct.unpack_from(">i", _at_least(messages, at, LEGACY_OVERHEAD_BYTES), at + 8)
+        if size < LEGACY_LEAST_BYTES:
+            raise CorruptRecordException(f"a message of {size} bytes")
+        at += LEGACY_OVERHEAD_BYTES + size
+    if at != len(messages):
+        raise CorruptRecordException("a message is longer than its batch")
+
+
+def _at_least(data: bytearray, at: int, size: int) -> bytearray:
+    if len(data) - at < size:
+        raise CorruptRecordException(f"{size} bytes are expected where {len(data) - at} are left")
+    return data
+
+
+def is_legacy(fetched: bytes, begin: int) -> bool:
+    """Tell whether the batch that begins there has a format before Kafka 0.11."""
+    return fetched[begin + MAGIC_AT] <= LEGACY_MAGIC
+
+
+def is_compressed(fetched: bytes, begin: int) -> bool:
+    """Tell whether the batch that begins there is compressed."""
+    if is_legacy(fetched, begin):
+        return bool(fetched[begin + LEGACY_ATTRIBUTES_AT] & CODEC)
+    return bool(fetched[begin + ATTRIBUTES_AT + 1] & CODEC)
+
+
+def count_of(fetched: bytes, begin: int) -> int:
+    """Return how many records the batch that begins there says it has; not for one of an old format."""
+    count: int = struct.unpack_from(">i", fetched, begin + COUNT_AT)[0]
+    return count
+
+
+def parts_of(batch: bytes) -> Iterator[Part | Omitted]:
+    """Yield the parts of a batch, and what is left out. Raises `CorruptRecordException`."""
+    codec = batch[ATTRIBUTES_AT + 1] & CODEC
+    header = batch[:HEADER_BYTES]
+    pieces = decompressed(codec, batch[HEADER_BYTES:]) if codec else _slices(batch)
+    first: list[Buffer] = []
+    divided = _Divided(header, first, pieces)
+    size = 0
+    try:
+        for piece in pieces:
+            first.append(piece)
+            size += len(piece)
+            if size > LARGEST_PART_BYTES:
+                break
+        else:
+            yield _part(header, first, size, count_of(header, 0))
+            return
+        yield from divided.parts()
+    except Indivisible:
+        yield divided.rest()
+
+
+class _Content:
+    """The decompressed records of a batch: `buffer` holds what comes next; `read` bytes were decompressed so far."""
+
+    def __init__(self, pieces: Iterator[Buffer]) -> None:
+        self.buffer = bytearray()
+        self.read = 0
+        self._pieces = pieces
+
+    def holds(self, size: int) -> bool:
+        """Read until the buffer has so many bytes; return whether there are as many."""
+        while len(self.buffer) < size:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return False
+            self.buffer += piece
+            self.read += len(piece)
+        return True
+
+    def skip(self, size: int) -> None:
+        """Pass over so many bytes, without holding them. Raises `CorruptRecordException` where there are fewer."""
+        while size > len(self.buffer):
+            size -= len(self.buffer)
+            self.buffer.clear()
+            if not self.holds(1):
+                raise CorruptRecordException(f"{size} bytes of a record are missing")
+        del self.buffer[:size]
+
+
+class _Divided:
+    def __init__(self, header: bytes, first: list[Buffer], pieces: Iterator[Buffer]) -> None:
+        self._header = header
+        self._content = _Content(chain(_drained(first), pieces))
+        self._left = count_of(header, 0)
+        self._attributes = header[ATTRIBUTES_AT + 1]
+        self._skipped = 0
+
+    def parts(self) -> Iterator[Part | Omitted]:
+        while self._left > 0:
+            count, size = self._group()
+            if count:
+                yield _part(self._header, [self._content.buffer[:size]], size, count)
+                self._content.skip(size)
+                self._left -= count
+            else:
+                omitted, size = self._omitted()
+                yield omitted
+                self._left -= 1
+                self._skipped += size
+                if self._left > 0:
+                    if self._skipped > LARGEST_SKIP_BYTES:
+                        raise Indivisible("too much to pass over")
+                    self._content.skip(size)
+
+    def rest(self) -> Omitted:
+        """Return that everything that was not read yet is left out."""
+        (timestamp,) = struct.unpack_from(">q", self._header, MAX_TIMESTAMP_AT)
+        read = self._content.read
+        return Omitted(None, timestamp, None, max(read, LARGEST_PART_BYTES), read, rest=True)
+
+    def _group(self) -> tuple[int, int]:
+        """Return how many of the next records are a part, and their bytes; none where the next one is too large."""
+        count = size = 0
+        while count < min(self._left, LARGEST_GROUP) and size < LARGEST_GROUP_BYTES:
+            self._content.holds(size + VARINT_BYTES)
+            length, begin = _varint(self._content.buffer, size)
+            if length < 0:
+                raise CorruptRecordException(f"a record of {length} bytes")
+            if length > LARGEST_RECORD_BYTES:
+                break
+            size = begin + length
+            if not self._content.holds(size):
+                raise CorruptRecordException("a record is longer than its batch")
+            count += 1
+        return count, size
+
+    def _omitted(self) -> tuple[Omitted, int]:
+        """Return the next record as far as it is kept, and its bytes."""
+        content = self._content
+        content.holds(6 * VARINT_BYTES)
+        length, begin = _varint(content.buffer, 0)
+        later, at = _varint(content.buffer, begin + 1)  # behind its attributes
+        offset_delta, at = _varint(content.buffer, at)
+        key_size, at = _varint(content.buffer, at)
+        key = None
+        if 0 <= key_size <= LARGEST_KEY_BYTES and content.holds(at + key_size):
+            key = bytes(content.buffer[at : at + key_size])
+        (base,) = struct.unpack_from(">q", self._header)
+        first, newest = struct.unpack_from(">qq", self._header, FIRST_TIMESTAMP_AT)
+        timestamp = newest if self._attributes & LOG_APPEND_TIME else first + later
+        return Omitted(base + offset_delta, timestamp, key, length, content.read, rest=False), begin + length
+
+
+def _slices(batch: bytes) -> Iterator[Buffer]:
+    """Yield the content of a batch that is not compressed."""
+    for begin in range(HEADER_BYTES, len(batch), CHUNK_BYTES):
+        yield batch[begin : begin + CHUNK_BYTES]
+
+
+def _drained(pieces: list[Buffer]) -> Iterator[Buffer]:
+    """Yield the pieces, and hold none that was yielded."""
+    while pieces:
+        yield pieces.pop(0)
+
+
+def _part(header: bytes, records: list[Buffer], size: int, count: int) -> Part:
+    changed = bytearray(header)
+    changed[ATTRIBUTES_AT + 1] &= ~CODEC
+    struct.pack_into(">i", changed, 8, HEADER_BYTES - LEGACY_OVERHEAD_BYTES + size)
+    struct.pack_into(">i", changed, COUNT_AT, count)
+    return Part(b"".join([changed, *records]), count)
+
+
+def _varint(data: Any, at: int) -> tuple[int, int]:  # noqa: ANN401 - bytes of any kind
+    """Return the zigzag-encoded number that stands there, and where the next one begins."""
+    value = 0
+    for shift in range(0, 7 * VARINT_BYTES, 7):
+        if at >= len(data):
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:  # noqa: PLR2004 - the last byte of a varint
+            return (value >> 1) ^ -(value & 1), at
+    raise CorruptRecordException("a number has no end")

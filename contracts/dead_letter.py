@@ -3,12 +3,13 @@
 Key, value and headers are those of the record. What became of it stands in headers behind the record's own, named and
 encoded as Spring Kafka's `DeadLetterPublishingRecoverer` does it (integers big-endian, text UTF-8), so that its tools
 read them too. Where the record came through the dead letters before, its older set stays among its own headers.
+
+Dead letters of other writers, Spring Kafka first of all, are read too: by the names of the headers, in any order. What
+such a letter does not say is None.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from struct import Struct as Packing
-from struct import error as StructError  # noqa: N812 - it is an exception
 from typing import Any, NamedTuple
 
 import msgspec
@@ -38,39 +39,99 @@ INT64 = Packing(">q")
 class Said(NamedTuple):
     """A header that says what became of a record: its name, what it says, and how its number is packed.
 
-    Without a packing it is text, in UTF-8.
+    Without a packing it is text, in UTF-8. A number below `least` says nothing. `aliases` are the names that say the
+    same in letters of other writers, looked at in this order where `header` is missing.
     """
 
     header: str
     field: str
     meaning: str
     packing: Packing | None = None
+    least: int | None = None
+    aliases: tuple[str, ...] = ()
 
     def pack(self, value: str | int) -> Header:
         """Return the header."""
         packed = str(value).encode("utf-8", "backslashreplace") if self.packing is None else self.packing.pack(value)
         return self.header, packed
 
-    def unpack(self, content: bytes | None) -> str | int:
-        """Return what the header says. Raises `ValueError` (`struct.error` for a number) when it is not that."""
+    def unpack(self, content: bytes | None) -> str | int | None:
+        """Return what the header says, None when it says nothing: null, or not a number of 4 or 8 bytes.
+
+        Bytes of a text that are not UTF-8 are escaped.
+        """
+        if content is None:
+            return None
         if self.packing is None:
-            return (content or b"").decode()
-        return int(self.packing.unpack(content or b"")[0])
+            return content.decode("utf-8", "backslashreplace")
+        if len(content) not in {INT32.size, INT64.size}:
+            return None
+        number = int.from_bytes(content, "big", signed=True)
+        return number if self.least is None or number >= self.least else None
 
 
-SAID_TRIES = Said(TRIES, "tries", "How often it was tried to consume it, from 1.", INT32)
+SAID_TRIES = Said(
+    TRIES, "tries", "How often it was tried to consume it, from 1.", INT32, least=0, aliases=("retry_topic-attempts",)
+)
 SAID = (
-    Said(TOPIC, "topic", "The topic that the record stood in."),
-    Said(PARTITION, "partition", "The partition that it stood in.", INT32),
-    Said(OFFSET, "offset", "Its offset there.", INT64),
-    Said(TIMESTAMP, "timestamp", "Its own timestamp, in milliseconds since 1970 UTC.", INT64),
-    Said(GROUP, "group", "The group that could not consume it."),
-    Said(ERROR_TYPE, "error_type", "The Python class of the error, with its module."),
-    Said(ERROR, "error", "The error's message."),
+    Said(TOPIC, "topic", "The topic that the record stood in.", aliases=("kafka_original-topic",)),
+    Said(PARTITION, "partition", "The partition that it stood in.", INT32, 0, ("kafka_original-partition",)),
+    Said(OFFSET, "offset", "Its offset there.", INT64, 0, ("kafka_original-offset",)),
+    Said(
+        TIMESTAMP,
+        "timestamp",
+        "Its own timestamp, in milliseconds since 1970 UTC.",
+        INT64,
+        aliases=("kafka_original-timestamp",),
+    ),
+    Said(GROUP, "group", "The group that could not consume it.", aliases=("kafka_original-consumer-group",)),
+    Said(
+        ERROR_TYPE,
+        "error_type",
+        "The Python class of the error, with its module.",
+        aliases=(
+            "kafka_exception-fqcn",
+            "kafka_dlt-key-exception-fqcn",
+            "kafka_key-exception-fqcn",
+            "kafka_dlt-exception-cause-fqcn",
+            "kafka_exception-cause-fqcn",
+        ),
+    ),
+    Said(
+        ERROR,
+        "error",
+        "The error's message.",
+        aliases=("kafka_exception-message", "kafka_dlt-key-exception-message", "kafka_key-exception-message"),
+    ),
     SAID_TRIES,
 )
 """The headers behind the record's own, in their order, each with the field of `DeadLetter` that it holds."""
 NAMES = tuple(said.header for said in SAID)
+
+APPENDED = frozenset(
+    {
+        *NAMES,
+        "kafka_dlt-original-timestamp-type",
+        "kafka_dlt-exception-cause-fqcn",
+        "kafka_dlt-exception-stacktrace",
+        "kafka_dlt-key-exception-fqcn",
+        "kafka_dlt-key-exception-message",
+        "kafka_dlt-key-exception-stacktrace",
+    }
+)
+"""Headers that a writer of dead letters appends each time: the last of each is of this letter, an older one is not."""
+OF_RETRIES = frozenset(
+    {
+        *(f"kafka_original-{name}" for name in ("topic", "partition", "offset", "timestamp", "timestamp-type")),
+        "kafka_original-consumer-group",
+        *(f"kafka_exception-{name}" for name in ("fqcn", "cause-fqcn", "message", "stacktrace")),
+        *(f"kafka_key-exception-{name}" for name in ("fqcn", "message", "stacktrace")),
+        *(f"retry_topic-{name}" for name in ("attempts", "original-timestamp", "backoff-timestamp")),
+        "springDeserializerExceptionKey",
+        "springDeserializerExceptionValue",
+    }
+)
+"""Headers that Spring's retry topics and deserializers add on the way from the record's topic: none is the record's."""
 
 SAID_OF_SENT_BACK = (
     SAID_TRIES,
@@ -85,23 +146,27 @@ LONGEST_ERROR = 1_000
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A record that could not be consumed, where it came from and why; `SAID` tells what each of its fields is."""
+    """A record that could not be consumed, where it came from and why; `SAID` tells what each of its fields is.
+
+    A field is None when a letter of another writer does not say it.
+    """
 
     key: bytes | None
     value: bytes | None
     headers: tuple[Header, ...]
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    group: str
-    error_type: str
-    error: str
-    tries: int
+    topic: str | None
+    partition: int | None
+    offset: int | None
+    timestamp: int | None
+    group: str | None
+    error_type: str | None
+    error: str | None
+    tries: int | None
 
     def all_headers(self) -> list[Header]:
         """Return the record's own headers with those that say what became of it behind them."""
-        return [*self.headers, *(said.pack(getattr(self, said.field)) for said in SAID)]
+        told = ((said, getattr(self, said.field)) for said in SAID)
+        return [*self.headers, *(said.pack(value) for said, value in told if value is not None)]
 
 
 def is_omitted(letter: DeadLetter) -> bool:
@@ -111,43 +176,75 @@ def is_omitted(letter: DeadLetter) -> bool:
 
 def sent_back(letter: DeadLetter) -> list[Header]:
     """Return the headers of the record that is sent back: its own, its tries so far and how often it was sent back."""
-    own, _, rounds = history(letter.headers)
-    now = {"tries": letter.tries, "rounds": rounds + 1}
+    own, tries_before, rounds = history(letter.headers)
+    tries = tries_before + 1 if letter.tries is None else letter.tries
+    now = {"tries": min(tries, MOST_COUNTED), "rounds": min(rounds + 1, MOST_COUNTED)}
     return [*own, *(said.pack(now[said.field]) for said in SAID_OF_SENT_BACK)]
 
 
 def history(headers: Headers) -> tuple[Headers, int, int]:
-    """Return a record's own headers, its tries before now, and how often it was sent back from the dead letters."""
-    said = headers[-len(SAID_OF_SENT_BACK) :]
-    if [name for name, _ in said] == [TRIES, ROUNDS]:
-        with suppress(StructError):
-            tries, rounds = (
-                min(max(int(one.unpack(content)), 0), MOST_COUNTED)
-                for one, (_, content) in zip(SAID_OF_SENT_BACK, said, strict=True)
-            )
-            return headers[: -len(SAID_OF_SENT_BACK)], tries, rounds
+    """Return a record's own headers, its tries before now, and how often it was sent back from the dead letters.
+
+    The last pair of headers that a redrive writes counts, also where others were added behind it.
+    """
+    for place in range(len(headers) - 2, -1, -1):
+        (name, tries), (following, rounds) = headers[place : place + 2]
+        if (name, following) == (TRIES, ROUNDS) and _is_int32(tries) and _is_int32(rounds):
+            own = [*headers[:place], *headers[place + 2 :]]
+            return own, _counted(tries), _counted(rounds)
     return headers, 0, 0
+
+
+def _is_int32(content: bytes | None) -> bool:
+    return content is not None and len(content) == INT32.size
+
+
+def _counted(content: bytes | None) -> int:
+    return min(max(int.from_bytes(content or b"", "big", signed=True), 0), MOST_COUNTED)
 
 
 def describe(error: BaseException) -> tuple[str, str]:
     """Return the `error_type` and `error` of a dead letter for what was raised."""
     kind = type(error)
-    message = str(error)
-    if len(message) > LONGEST_ERROR:
-        message = message[:LONGEST_ERROR] + "…"
-    return f"{kind.__module__}.{kind.__qualname__}", message
+    return f"{kind.__module__}.{kind.__qualname__}", _shortened(str(error))
+
+
+def _shortened(message: str) -> str:
+    return message if len(message) <= LONGEST_ERROR + 1 else message[:LONGEST_ERROR] + "…"
 
 
 def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter:
-    """Return the dead letter that a record of the dead-letter topic is.
+    """Return the dead letter that a record of the dead-letter topic is, whoever wrote it.
 
-    Raises `ValueError` when the record's last headers are not those of a dead letter, or do not hold what they must.
+    A letter whose last headers are ours, in their order, is read exactly as it was written. In any other the last
+    header of each name counts, and all headers that a writer of dead letters adds are taken from the record's own.
     """
-    own, said = tuple(headers[: -len(NAMES)]), headers[-len(NAMES) :]
-    if tuple(name for name, _ in said) != NAMES:
-        raise ValueError("the record does not end with the headers of a dead letter")
-    try:
-        told: dict[str, Any] = {one.field: one.unpack(content) for one, (_, content) in zip(SAID, said, strict=True)}
-    except StructError as wrong:
-        raise ValueError(f"a number in the headers of the dead letter is none: {wrong}") from None
-    return DeadLetter(key=key, value=value, headers=own, **told)
+    ours = tuple(name for name, _ in headers[-len(NAMES) :]) == NAMES
+    own, said = (headers[: -len(NAMES)], dict(headers[-len(NAMES) :])) if ours else _by_name(headers)
+    told: dict[str, Any] = {one.field: _told(one, said) for one in SAID}
+    if not ours:
+        _, tries_before, _ = history(own)
+        told["tries"] = None if told["tries"] is None else min(told["tries"] + tries_before, MOST_COUNTED)
+        told |= {field: _shortened(told[field]) for field in ("error_type", "error") if told[field] is not None}
+    return DeadLetter(key=key, value=value, headers=tuple(own), **told)
+
+
+def _told(said: Said, headers: dict[str, bytes | None]) -> str | int | None:
+    """Return what the first of a field's headers says that says anything."""
+    answers = (said.unpack(headers.get(name)) for name in (said.header, *said.aliases))
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def _by_name(headers: Headers) -> tuple[Headers, dict[str, bytes | None]]:
+    """Return the record's own headers, and the headers that say what became of it."""
+    own: list[Header] = []
+    said: dict[str, bytes | None] = {}
+    following = ""
+    for name, content in reversed(headers):
+        of_a_redrive = name == TRIES and following == ROUNDS  # it says what was before this letter: see `history`
+        if name in OF_RETRIES or (name in APPENDED and name not in said and not of_a_redrive):
+            said.setdefault(name, content)
+        else:
+            own.append((name, content))
+        following = name
+    return own[::-1], said

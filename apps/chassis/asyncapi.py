@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from apps.chassis.cluster import Topic
 from apps.chassis.health import VERSION
 from apps.chassis.settings import Settings
+from apps.chassis.topic_settings import Topic
 from apps.chassis.topics import dead_letter_topic, people_topic
 from contracts.dead_letter import INT64, SAID, SAID_OF_SENT_BACK, Said
 from contracts.person import Person
@@ -53,7 +53,6 @@ def asyncapi_document(
 
 
 def _channel(topic: Topic, description: str, message: str) -> dict[str, Any]:
-    configs = {name: int(value) for name, value in topic.configs.items()}
     return {
         "address": topic.name,
         "title": topic.name,
@@ -65,11 +64,24 @@ def _channel(topic: Topic, description: str, message: str) -> dict[str, Any]:
                 "topic": topic.name,
                 "partitions": topic.partitions,
                 "replicas": topic.replication,
-                "topicConfiguration": configs,
+                "topicConfiguration": _configuration(topic),
                 "bindingVersion": "0.5.0",
             }
         },
     }
+
+
+def _configuration(topic: Topic) -> dict[str, Any]:
+    """Return the configuration with the types of the AsyncAPI binding: a list of policies, numbers, booleans."""
+    configuration: dict[str, Any] = {}
+    for name, value in topic.configs.items():
+        if name == "cleanup.policy":
+            configuration[name] = value.split(",")
+        elif value in {"true", "false"}:
+            configuration[name] = value == "true"
+        else:
+            configuration[name] = int(value) if value.lstrip("-").isdigit() else value
+    return configuration
 
 
 def _operation(operation: Operation, client_id: str) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from apps.chassis.kafka import ClientOptions
 from apps.chassis.refusal import refusal
-from apps.chassis.rights import WORDS, AskForGroup, AskForTopics, Right, may
+from apps.chassis.rights import AskForGroup, AskForTopics, may
+from apps.chassis.topic_settings import DEFAULT_MAX_MESSAGE_BYTES, Difference, Found, Topic, differences
 
 log = logging.getLogger(__name__)
 
@@ -40,48 +41,10 @@ SETTLING = 0.5
 """Seconds until every broker knows the settings of a new topic."""
 FRESH = 1.0
 """Seconds for which what was seen of the cluster is not asked again."""
-DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 EVERY = 5.0
 """Seconds between two looks at the cluster when nobody asks."""
-
-
-class Topic(msgspec.Struct, frozen=True):
-    """A topic as a service wants it; `max_message_bytes` is the largest batch that it takes.
-
-    `right` is what the service must be allowed to do with it, beside seeing it; `kind` is what messages call it.
-
-    `kept_for_ever` has Kafka delete nothing of it, `compacted` all but the last record of each key; otherwise the
-    cluster's retention holds.
-    """
-
-    name: str
-    partitions: int
-    replication: int
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-    kept_for_ever: bool = False
-    compacted: bool = False
-    right: Right | None = None
-    kind: str = "topic"
-
-    @property
-    def denial(self) -> str:
-        """What to say when `right` is missing."""
-        return f"no right to {WORDS[self.right] if self.right else 'see'} {self.kind} {self.name}"
-
-    @property
-    def min_insync_replicas(self) -> int:
-        """How many replicas must have a record before it counts as written: all but one, and at least one."""
-        return max(1, self.replication - 1)
-
-    @property
-    def configs(self) -> dict[str, str]:
-        """The configuration that it is created with."""
-        return {
-            "min.insync.replicas": str(self.min_insync_replicas),
-            "max.message.bytes": str(self.max_message_bytes),
-            **({"retention.ms": "-1"} if self.kept_for_ever else {}),
-            **({"cleanup.policy": "compact"} if self.compacted else {}),
-        }
+SETTINGS_EVERY_S = 20.0
+"""Seconds between two looks at the settings of the topics, which an administrator may change at any time."""
 
 
 class Member(msgspec.Struct):
@@ -105,12 +68,16 @@ class Cluster:
     """Creates the topics of a service where they are missing, and tells whether they can be used.
 
     By topic: `partitions` is how many it has, `configs` its configuration, and `reports` says where it differs from
-    what the settings want; it is used as it is. `group` is the one that the service must be allowed to join.
+    what the settings want; it is used as it is. `risks` names which of these differences take a guarantee away.
+    `group` is the one that the service must be allowed to join.
     `unreadable_at` is when reading a topic, or with the group, was last seen not to be allowed (`time.monotonic`).
     """
 
     def __init__(self, options: ClientOptions, topics: Sequence[Topic], group: str | None = None) -> None:
         self.reports: dict[str, list[str]] = {}
+        self.risks: list[str] = []
+        self._risks: dict[str, list[str]] = {}
+        self._settings_seen = -math.inf
         self.configs: dict[str, dict[str, str]] = {}
         self.partitions: dict[str, int] = {}
         self.unreadable_at = -math.inf
@@ -159,6 +126,26 @@ class Cluster:
             raise KafkaConnectionError("Kafka was not reached yet")
         return self.partitions[topic]
 
+    def at_risk(self, well: str) -> str:
+        """Return what health says of a service that works: `well`, and which guarantees do not hold."""
+        return "; ".join([well, *self.risks])
+
+    async def deletions(self, topic: str) -> list[Difference]:
+        """Look at a topic again, and return the settings that make Kafka delete records of it that must be kept.
+
+        Raises `Unusable`, `KafkaError`, `OSError` or, after 2 s, `TimeoutError`.
+        """
+        async with asyncio.timeout(PATIENCE):
+            found = await self._ask(lambda admin: self._differences(admin, self._topics[topic]))
+        self._report(self._topics[topic], found)
+        return [difference for difference in found if difference.deletes]
+
+    async def _look_at_settings(self) -> None:
+        self._settings_seen = time.monotonic()
+        with suppress(KafkaError, OSError, TimeoutError, Unusable):  # the next look says what is wrong
+            for topic in self._topics:
+                await self.deletions(topic)
+
     async def committed(self, group: str, topic: str) -> dict[int, int | None]:
         """Return the offset that a group has committed in each partition, None where it has none.
 
@@ -205,6 +192,8 @@ class Cluster:
         while True:
             await asyncio.sleep(EVERY)
             found = await self.trouble()
+            if found is None and time.monotonic() - self._settings_seen >= SETTINGS_EVERY_S:
+                await self._look_at_settings()
             if found != known:
                 log.log(logging.WARNING if found else logging.INFO, "%s", found or "Kafka can be used again")
             known = found
@@ -311,24 +300,23 @@ class Cluster:
                 )
         log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
 
-    async def _differences(self, admin: AIOKafkaAdminClient, topic: Topic) -> list[str]:
+    async def _differences(self, admin: AIOKafkaAdminClient, topic: Topic) -> list[Difference]:
         """Return where the topic is not as the settings want it, and remember its configuration."""
         described = await _settled(admin, topic)
         self.configs[topic.name] = configs = await _config_of(admin, topic.name)
-        self.partitions[topic.name] = len(described["partitions"])
-        found = {
-            "partitions": (len(described["partitions"]), topic.partitions),
-            "replication": (len(described["partitions"][0]["replicas"]), topic.replication),
-            "min.insync.replicas": (int(configs.get("min.insync.replicas", "1")), topic.min_insync_replicas),
-            "max.message.bytes": (self.max_message_bytes(topic.name), topic.max_message_bytes),
-        }
-        return [f"{name} {have}, wanted {want}" for name, (have, want) in found.items() if have != want]
+        self.partitions[topic.name] = partitions = len(described["partitions"])
+        found = Found(partitions, len(described["partitions"][0]["replicas"]), configs)
+        return differences(topic, found, self.max_message_bytes(topic.largest_of) if topic.largest_of else 0)
 
-    def _report(self, topic: Topic, differences: list[str]) -> None:
-        if differences != self.reports.get(topic.name, []):
-            known = "; ".join(differences) or "none"
+    def _report(self, topic: Topic, found: Sequence[Difference]) -> None:
+        """Remember where a topic differs, and log it when that has changed."""
+        differing = [str(difference) for difference in found]
+        if differing != self.reports.get(topic.name, []):
+            known = "; ".join(differing) or "none"
             log.warning("topic %s is used as it is, with other settings than wanted: %s", topic.name, known)
-        self.reports[topic.name] = differences
+        self.reports[topic.name] = differing
+        self._risks[topic.name] = [f"topic {topic.name}: {difference}" for difference in found if difference.lost]
+        self.risks = [risk for risks in self._risks.values() for risk in risks]
 
     async def _connected(self) -> AIOKafkaAdminClient:
         async with self._connecting:

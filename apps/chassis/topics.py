@@ -1,8 +1,8 @@
 """The topics that both services know, as the settings want them."""
 
-from apps.chassis.cluster import Topic
 from apps.chassis.rights import Right
 from apps.chassis.settings import Settings
+from apps.chassis.topic_settings import Topic
 
 LARGEST_DEAD_LETTER = 16 * 1024 * 1024
 """Bytes: whatever the topic of people takes must fit, with the headers of a dead letter."""
@@ -23,4 +23,18 @@ def dead_letter_topic(settings: Settings) -> Topic:
         kept_for_ever=True,
         right="write",
         kind="dead-letter topic",
+        loss="dead letters are deleted",
+        largest_of=settings.people_topic,
+    )
+
+
+def marks_topic(settings: Settings, name: str) -> Topic:
+    """Return the topic that says which dead letters were sent back; the last word on each partition is kept."""
+    return Topic(
+        name,
+        1,
+        settings.people_replication,
+        kept_for_ever=True,
+        compacted=True,
+        loss="what was sent back is forgotten, and would be sent back again",
     )

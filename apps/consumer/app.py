@@ -14,7 +14,7 @@ from litestar import Litestar
 from apps.chassis.access import guarded
 from apps.chassis.asyncapi import Operation, asyncapi_document
 from apps.chassis.background import Background
-from apps.chassis.cluster import Cluster, Topic
+from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
 from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.edge import Edge
@@ -25,7 +25,7 @@ from apps.chassis.limits import Limit
 from apps.chassis.metrics import metrics_routes, new_registry
 from apps.chassis.problems import handlers, problem_plugin, problem_routes
 from apps.chassis.settings import Settings
-from apps.chassis.topics import dead_letter_topic, people_topic
+from apps.chassis.topics import dead_letter_topic, marks_topic, people_topic
 from apps.chassis.traces import Traces
 from apps.chassis.tracing import traces_of
 from apps.consumer.attempts import Handle
@@ -41,7 +41,7 @@ from apps.consumer.log_reader import LogReader
 from apps.consumer.message_routes import Log, message_routes, weight_of
 from apps.consumer.metrics import of_consumer, timed
 from apps.consumer.page.routes import page_routes
-from apps.consumer.redrive import Redriver, marks_topic
+from apps.consumer.redrive import Redriver, marks_topic_name
 from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
 from apps.consumer.subscriber import subscribe
@@ -76,7 +76,7 @@ def create_app(
     topic, group = settings.people_topic, settings.consumer_group_id
     options = client_options(settings, SERVICE)
     people, dead = people_topic(settings, "read"), dead_letter_topic(settings)
-    marks = Topic(marks_topic(dead.name), 1, settings.people_replication, kept_for_ever=True, compacted=True)
+    marks = marks_topic(settings, marks_topic_name(dead.name))
     cluster = Cluster(options, [people, dead, marks], group)
     background = Background()
     reader = LogReader(options, topic)

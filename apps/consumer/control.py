@@ -183,7 +183,7 @@ class Control:
         if self._consumption.halted:
             return False, kafka, f"halted: {self._consumption.halted_for}"
         if self.stopped:
-            return True, kafka, "stopped by an operator"
+            return True, kafka, self._cluster.at_risk("stopped by an operator")
         if unfit := unreachable or self.trouble() or self._consumption.unreadable or self._background.failure:
             return False, kafka, unfit
         attempts = self._consumption.attempts
@@ -193,7 +193,8 @@ class Control:
                 kafka,
                 f"a batch failed {attempts.failures} times: {attempts.kind} (see last_error of the status)",
             )
-        return True, kafka, "paused by an operator" if self._consumption.paused else "people are consumed"
+        well = "paused by an operator" if self._consumption.paused else "people are consumed"
+        return True, kafka, self._cluster.at_risk(well)
 
     def trouble(self) -> str | None:
         """Return why the consumption, which was started, consumes nothing, or None."""

@@ -13,6 +13,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
 
 from apps.chassis.body import body_of, documents_body, either, read_body
+from apps.chassis.deadline import within
 from apps.chassis.logs import one_line
 from apps.chassis.problems import (
     BAD_BODY,
@@ -29,44 +30,52 @@ from apps.chassis.problems import (
 )
 from apps.chassis.query import ANY_NUMBER
 from apps.consumer.log_reader import LogReader
+from apps.consumer.marks import Marks
 from apps.consumer.offsets import read_offsets, write_offsets
 from apps.consumer.redrive import (
-    Intervals,
     NoSuchLetter,
+    OfAnotherGroup,
     Redriven,
     Redriver,
     SentBefore,
     Taken,
     TooLarge,
-    holds,
+    Unsafe,
     letter_of,
+    owner_of,
 )
+from apps.consumer.search import Newest
 from apps.consumer.shown import Content, Header, content_of, headers_of
 from apps.consumer.window import Record
+from contracts.dead_letter import DeadLetter as Letter
 from contracts.dead_letter import history
 
 log = logging.getLogger(__name__)
 
 MOST = 1_000
 """Dead letters of one answer, and of one redrive."""
+LIST_S = 9.0
+"""Seconds that the list may take."""
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 Number = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Origin(msgspec.Struct):
-    """Where the record stood; `timestamp` in milliseconds since 1970 UTC."""
+    """Where the record stood; `timestamp` in milliseconds since 1970 UTC. Null is what the letter does not say."""
 
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
+    topic: str | None
+    partition: int | None
+    offset: int | None
+    timestamp: int | None
 
 
 class DeadLetter(msgspec.Struct):
     """A dead letter by its place among them, what the record was, why it could not be consumed and how often tried.
 
     `rounds` counts how often it was sent back before. `held`: that often, or larger then than its topic takes, so that
-    it is only when it is asked for by itself.
+    it is only when it is asked for by itself. `group` could not consume it, and sends it back: `redrivable` is whether
+    this consumer does, because the letter is of its topic, and of its group or of none. Null is what a letter does not
+    say, which another writer than this service wrote.
     """
 
     partition: int
@@ -76,13 +85,14 @@ class DeadLetter(msgspec.Struct):
     value: Content | None
     headers: list[Header]
     origin: Origin
-    group: str
-    error_type: str
-    error: str
-    tries: int
+    group: str | None
+    error_type: str | None
+    error: str | None
+    tries: int | None
     rounds: int
     held: bool
     redriven: bool
+    redrivable: bool
 
 
 class DeadLetters(msgspec.Struct):
@@ -135,19 +145,20 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
         before: Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")] = None,
     ) -> DeadLetters:
         def wanted(record: Record) -> bool:
-            letter = letter_of(record)
-            return letter is not None and (reason is None or reason in f"{letter.error_type}: {letter.error}")
+            return reason is None or reason in _reason_of(letter_of(record))
 
-        try:
+        async def look() -> tuple[Newest, Marks]:
             _, end = await reader.offsets(partitions.get(reader.topic, 0))
             start = end if before is None else _read_cursor(before, end)
             if partition is not None:
                 start = {number: offset for number, offset in start.items() if number == partition}
-            found = await reader.newest(start, wanted, limit)
-            marks = await redriver.marks()
+            return await reader.newest(start, wanted, limit), await redriver.marks()
+
+        try:
+            found, marks = await within(LIST_S, look())
         except (KafkaError, OSError, TimeoutError) as error:
             raise out_of_reach(error) from None
-        letters = [_show(record, marks.get(record.partition, []), redriver) for record in found.records]
+        letters = [_show(record, marks, redriver) for record in found.records]
         return DeadLetters(letters, write_offsets(found.before) if found.before else None)
 
     return dead_letters
@@ -189,7 +200,7 @@ def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
         except SentBefore as error:
             _tell_in_vain(error)
             raise problem(DONE_BEFORE, str(error)) from None
-        except Taken as error:
+        except (Taken, Unsafe, OfAnotherGroup) as error:
             _tell_in_vain(error)
             raise problem(NOT_NOW, str(error), headers={"Retry-After": RETRY_AFTER}) from None
         except TooLarge as error:
@@ -212,9 +223,13 @@ def _tell_in_vain(error: Exception) -> None:
     log.info("an operator asked for redrive, in vain: %s", one_line(error), extra={"action": "redrive"})
 
 
-def _show(record: Record, sent_before: Intervals, redriver: Redriver) -> DeadLetter:
+def _reason_of(letter: Letter) -> str:
+    """Return the text in which a reason is looked for."""
+    return f"{letter.error_type or ''}: {letter.error or ''}"
+
+
+def _show(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
     letter = letter_of(record)
-    assert letter is not None  # noqa: S101 - others are not wanted
     headers, _, rounds = history(letter.headers)
     return DeadLetter(
         partition=record.partition,
@@ -230,7 +245,8 @@ def _show(record: Record, sent_before: Intervals, redriver: Redriver) -> DeadLet
         tries=letter.tries,
         rounds=rounds,
         held=redriver.is_held(letter),
-        redriven=holds(sent_before, record.offset),
+        redriven=marks.holds(owner_of(letter), record.partition, record.offset),
+        redrivable=redriver.is_ours(letter),
     )
 
 

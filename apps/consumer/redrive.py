@@ -1,37 +1,55 @@
 """Sends dead letters back to the topic that they came from, each once.
 
 The records and the marks that say which dead letters they were are written in one transaction. The transactional id is
-the group's: a redrive that begins fences one that was begun by another copy of the service, or died in the middle
+the group's: a redrive that begins fences one that was begun by another instance, or died in the middle
 (https://cwiki.apache.org/confluence/display/KAFKA/KIP-98+-+Exactly+Once+Delivery+and+Transactional+Messaging).
+
+Groups may share a dead-letter topic: each sends back its own letters. A letter that names no group may be sent back by
+all of them; for those they share a transactional id and marks.
 """
 
 import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import accumulate
 from operator import itemgetter
 from typing import NamedTuple
+from uuid import UUID
 
 import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced
 
-from apps.chassis.cluster import Cluster
+from apps.chassis.cluster import Cluster, Unusable
+from apps.chassis.deadline import within
+from apps.chassis.internals.transactions import close_producer, transaction
 from apps.chassis.kafka import ClientOptions, size_of_batch
 from apps.chassis.logs import one_line
 from apps.consumer.log_reader import LogReader
+from apps.consumer.marks import TOPIC_ID, Intervals, Marks, holds, merged, rest_of, without
 from apps.consumer.search import size_of
 from apps.consumer.window import Record
 from contracts.dead_letter import DeadLetter, history, is_omitted, read, sent_back
+from contracts.topics import partitions_of
 
 log = logging.getLogger(__name__)
 
-DEADLINE = 10.0
-"""Seconds for a redrive, and for Kafka to end a transaction that nobody ends."""
-LONG_ENOUGH = 5.0
-"""Seconds after which a redrive begins no more transactions."""
+CALL_S = 9.0
+"""Seconds after which a call is answered, whatever still cleans up."""
+WORK_S = 6.5
+"""Seconds for a redrive, from its call on; then its transaction is aborted."""
+LONG_ENOUGH_S = 5.0
+"""Seconds after its call in which a redrive begins transactions, and looks for dead letters."""
+TURN_S = 4.0
+"""Seconds that a call waits for another redrive of this instance."""
+TRANSACTION_S = 10.0
+"""Seconds after which Kafka ends a transaction that nobody ends."""
+OTHERS_S = 2.0
+"""Seconds that a redrive waits for the open transactions of other groups."""
+SETTLING_S = 0.1
+"""Seconds between two looks whether the transactions of other groups have ended."""
 MOST_BYTES = 16 * 1024 * 1024
 """Bytes of keys and values that a transaction sends back, but for one record of each partition."""
 PIECE = 256 * 1024
@@ -39,17 +57,9 @@ PIECE = 256 * 1024
 MOST_ROUNDS = 3
 """How often a dead letter is sent back before it is held: then only when it is asked for by itself."""
 
-TOPIC_ID = "dead-letter-topic-id"
-"""The header of a mark that says which topic it is of: a name may be given again."""
-
-Intervals = list[tuple[int, int]]
-"""Offsets, as ascending ranges from one up to another (not with it)."""
-
-decode_intervals = msgspec.json.Decoder(Intervals).decode
-
 
 class Taken(Exception):
-    """Another redrive of the group began meanwhile; nothing was sent back by this one."""
+    """Another redrive is under way, or began meanwhile; nothing was sent back by this one."""
 
 
 class SentBefore(Exception):
@@ -57,11 +67,19 @@ class SentBefore(Exception):
 
 
 class TooLarge(Exception):
-    """The topic does not take what is to be sent back; the message tells the sizes. Nothing was sent back."""
+    """Kafka does not take what is to be written; the message tells the sizes. Nothing was sent back."""
 
 
 class NoSuchLetter(Exception):
-    """There is no such dead letter."""
+    """There is no such dead letter, or not of this service's topic."""
+
+
+class OfAnotherGroup(Exception):
+    """The dead letter asked for is of another group, whose consumers send it back."""
+
+
+class Unsafe(Exception):
+    """What was sent back may be forgotten, or is; nothing was sent back. The message tells what to do."""
 
 
 class Redriven(msgspec.Struct):
@@ -78,26 +96,11 @@ class Returned(NamedTuple):
     more: bool
 
 
-class Marks(NamedTuple):
-    """Which dead letters were sent back, by partition; `headers` tell of which topic, where Kafka tells its id."""
-
-    headers: Sequence[tuple[str, bytes]]
-    intervals: dict[int, Intervals]
-
-    def of(self, partition: int) -> Intervals:
-        """Return the offsets in a partition."""
-        return self.intervals.get(partition, [])
-
-    def add(self, record: Record) -> None:
-        """Mark one more."""
-        self.intervals[record.partition] = with_offset(self.of(record.partition), record.offset)
-
-
 class Redriver:
-    """Sends dead letters of one topic back. One call at a time, of all copies of the service.
+    """Sends the dead letters of one topic and one group back. One call at a time, of all instances of the service.
 
-    Which were sent back stands in a compacted topic beside that of the dead letters, a record a partition, with the id
-    of the dead letters' topic: one that is made anew begins with none sent back.
+    Which were sent back stands in a compacted topic next to the dead letters, with the id of the dead-letter topic: one
+    that is recreated begins with none sent back.
     """
 
     def __init__(self, options: ClientOptions, cluster: Cluster, dead: LogReader, topic: str, group: str) -> None:
@@ -105,54 +108,45 @@ class Redriver:
         self._cluster = cluster
         self._dead = dead
         self._topic = topic
-        self._marks = LogReader(options, marks_topic(dead.topic))
-        self._transactional_id = f"{group}-redrive"
+        self._group = group
+        self._marks = LogReader(options, marks_topic_name(dead.topic))
+        self._uncommitted = LogReader(options, marks_topic_name(dead.topic), committed_only=False)
         self._lock = asyncio.Lock()
+        self._passed: dict[tuple[str | None, int], Intervals] = {}
+        self._passed_of: UUID | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Close the connections at the end."""
-        async with self._marks.open():
+        async with self._marks.open(), self._uncommitted.open():
             yield
 
-    async def marks(self) -> dict[int, Intervals]:
-        """Return which dead letters were sent back, by partition; within 10 s. Raises as `LogReader` does.
+    async def marks(self) -> Marks:
+        """Return which dead letters were sent back. Raises as `LogReader` does.
 
         What was marked of a topic that had the name before counts no more.
         """
-        async with asyncio.timeout(DEADLINE):
-            return (await self._read_marks()).intervals
+        (first, end), topic_id = await asyncio.gather(self._marks.offsets(1), self._dead.topic_id())
+        return await self._read_marks(first[0], end[0], topic_id)
 
     async def redrive(self, limit: int) -> Returned:
-        """Send back the oldest `limit` dead letters that were not, and are not held; within 10 s.
+        """Send back the oldest `limit` dead letters that were not, and are not held; within 9 s.
 
         It is done some 16 MiB at a time, so that memory is bounded, and for 5 s: then, or when something fails, it ends
         with those that are back already, and `more` tells. Where there are none of those it raises `Taken`, `TooLarge`,
-        or `KafkaError`, `OSError` and `TimeoutError` when Kafka is out of reach: then no transaction is committed, and
-        nothing of it is ever read.
+        `Unsafe`, or `KafkaError`, `OSError` and `TimeoutError` when Kafka is out of reach: then no transaction is
+        committed, but for one whose commit Kafka did not confirm: its marks were committed with it.
+
+        The group's own letters come first, then those that name no group.
         """
-        done: list[Redriven] = []
-        more = True
-        late = asyncio.get_running_loop().time() + LONG_ENOUGH
-        try:
-            async with self._fenced() as (producer, marks):
-                while more and len(done) < limit and asyncio.get_running_loop().time() < late:
-                    chosen, more = await self._oldest(limit - len(done), marks)
-                    await self._send_back(producer, chosen, marks)
-                    done += map(_place_of, chosen)
-        except (KafkaError, OSError, TimeoutError, Taken, TooLarge) as error:
-            if not done:
-                raise
-            log.warning("a redrive ended after %d dead letters: %s", len(done), one_line(error))
-            more = True
-        return Returned(done, more)
+        return await within(CALL_S, self._redrive(limit))
 
     async def redrive_one(self, partition: int, offset: int) -> Returned:
-        """Send back one dead letter, also one that is held. Raises as `redrive`, and `SentBefore` or `NoSuchLetter`."""
-        async with self._fenced() as (producer, marks):
-            letter = await self._one(partition, offset, marks)
-            await self._send_back(producer, [letter], marks)
-        return Returned([_place_of(letter)], more=False)
+        """Send back one dead letter, also one that is held; within 9 s.
+
+        Raises as `redrive`, and `SentBefore`, `NoSuchLetter` or `OfAnotherGroup`.
+        """
+        return await within(CALL_S, self._redrive_one(partition, offset))
 
     def is_held(self, letter: DeadLetter) -> bool:
         """Tell whether a dead letter is not sent back by itself: it was so often, or the topic does not take it.
@@ -166,46 +160,144 @@ class Redriver:
             or size_sent_back(letter) > self._cluster.max_message_bytes(self._topic)
         )
 
-    @asynccontextmanager
-    async def _fenced(self) -> AsyncIterator[tuple[AIOKafkaProducer, Marks]]:
-        """Let no other redrive of the group go on; what was sent back is read then, for it changes no more."""
-        try:
-            async with self._lock, asyncio.timeout(DEADLINE), self._producer() as producer:
-                yield producer, await self._read_marks()
-        except ProducerFenced:
-            raise Taken("another redrive of this group began meanwhile") from None
+    def is_ours(self, letter: DeadLetter) -> bool:
+        """Tell whether this service may send a dead letter back: of its topic, and of its group or of none."""
+        return letter.topic == self._topic and owner_of(letter) in {self._group, None}
 
-    async def _read_marks(self) -> Marks:
-        (first, end), topic_id = await asyncio.gather(self._marks.offsets(1), self._dead.topic_id())
-        marks = Marks([(TOPIC_ID, str(topic_id).encode())] if topic_id else [], {})
-        async for records in self._marks.read({0: (first[0], end[0])}):
-            for record in records:
-                told = [header for header in record.headers if header[0] == TOPIC_ID]
-                if not told or told == marks.headers:
-                    marks.intervals[int(record.key or b"")] = decode_intervals(record.value or b"[]")
+    async def _redrive(self, limit: int) -> Returned:
+        late = asyncio.get_running_loop().time() + LONG_ENOUGH_S
+        done: list[Redriven] = []
+        try:
+            async with self._turn():
+                more = await self._redrive_of(self._group, limit, late, done)
+                if not more and len(done) < limit:
+                    waiting, more = await self._oldest(None, 1, await self.marks(), late)
+                    more = await self._redrive_of(None, limit, late, done) if waiting else more
+        except (KafkaError, OSError, TimeoutError, Taken, TooLarge, Unsafe) as error:
+            if not done:
+                raise
+            log.warning("a redrive ended after %d dead letters: %s", len(done), one_line(error))
+            more = True
+        return Returned(done, more)
+
+    async def _redrive_of(self, owner: str | None, limit: int, late: float, done: list[Redriven]) -> bool:
+        """Send back letters of one owner, add them to `done`, and return whether there may be more."""
+        more = True
+        async with self._fenced(owner) as (producer, marks):
+            while more and len(done) < limit and asyncio.get_running_loop().time() < late:
+                chosen, more = await self._oldest(owner, limit - len(done), marks, late)
+                await self._send_back(producer, owner, chosen, marks)
+                done += map(_place_of, chosen)
+        return more
+
+    async def _redrive_one(self, partition: int, offset: int) -> Returned:
+        async with self._turn():
+            record = await self._find(partition, offset)
+            owner = owner_of(letter_of(record))
+            if owner not in {self._group, None}:
+                raise OfAnotherGroup(f"dead letter {partition}/{offset} is of the group {owner}: ask its consumer")
+            async with self._fenced(owner) as (producer, marks):
+                if marks.holds(owner, partition, offset):
+                    raise SentBefore(f"dead letter {partition}/{offset} was sent back before")
+                await self._send_back(producer, owner, [record], marks)
+        return Returned([_place_of(record)], more=False)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for other redrives of this instance, 4 s at most; end what takes too long. Raises `Taken`, `Unsafe`."""
+        start = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise Taken("other redrives of this instance are under way: try again") from None
+        try:
+            async with asyncio.timeout_at(start + WORK_S):
+                await self._check_marks_topic()
+                yield
+        finally:
+            self._lock.release()
+
+    async def _check_marks_topic(self) -> None:
+        """Raise `Unsafe` when Kafka may delete marks: what was sent back before would be sent back again."""
+        try:
+            deletions = await self._cluster.deletions(self._marks.topic)
+        except Unusable as error:
+            raise Unsafe(f"whether {self._marks.topic} keeps what was sent back is not known: {error}") from None
+        if deletions:
+            raise Unsafe(
+                f"topic {self._marks.topic}: {'; '.join(map(str, deletions))}. Set cleanup.policy=compact on it, "
+                "without delete, and try again"
+            )
+
+    @asynccontextmanager
+    async def _fenced(self, owner: str | None) -> AsyncIterator[tuple[AIOKafkaProducer, Marks]]:
+        """Let no other redrive of the owner's letters go on; what was sent back is read then, for it changes no more.
+
+        Raises `Taken` or `Unsafe`.
+        """
+        try:
+            async with self._producer(owner) as producer:
+                yield producer, await self._settled_marks()
+        except ProducerFenced:
+            raise Taken("another redrive began meanwhile: try again") from None
+
+    async def _settled_marks(self) -> Marks:
+        """Return the marks once all are visible: what stands behind an open transaction of another group is not."""
+        (first, _), (_, written), topic_id = await asyncio.gather(
+            self._marks.offsets(1), self._uncommitted.offsets(1), self._dead.topic_id()
+        )
+        waited_until = asyncio.get_running_loop().time() + OTHERS_S
+        while (await self._marks.offsets(1))[1][0] < written[0]:
+            if asyncio.get_running_loop().time() >= waited_until:
+                raise Taken("a redrive of another group has not ended, and hides what was sent back: try again")
+            await asyncio.sleep(SETTLING_S)
+        if first[0]:
+            raise Unsafe(
+                f"topic {self._marks.topic}: what stood before offset {first[0]} was deleted, and with it which dead "
+                "letters were sent back. Delete the topic to begin with none sent back; it is created again"
+            )
+        marks = await self._read_marks(0, written[0], topic_id)
+        if marks.unreadable:
+            raise Unsafe(f"which dead letters were sent back is not known: {marks.unreadable}")
         return marks
 
-    async def _send_back(self, producer: AIOKafkaProducer, chosen: Sequence[Record], marks: Marks) -> None:
+    async def _read_marks(self, first: int, end: int, topic_id: UUID | None) -> Marks:
+        if topic_id is None or topic_id != self._passed_of:
+            self._passed.clear()
+        self._passed_of = topic_id
+        marks = Marks([(TOPIC_ID, str(topic_id).encode())] if topic_id else [])
+        async for records in self._marks.read({0: (first, end)}):
+            for record in records:
+                marks.read(record)
+        return marks
+
+    async def _send_back(
+        self, producer: AIOKafkaProducer, owner: str | None, chosen: Sequence[Record], marks: Marks
+    ) -> None:
         """Write records and marks, which are added to `marks`, in one transaction."""
         if not chosen:
             return
+        for partition in {record.partition for record in chosen}:
+            offsets = [(record.offset, record.offset + 1) for record in chosen if record.partition == partition]
+            marks.add(owner, partition, [*self._passed.get((owner, partition), []), *offsets])
+        written = {partition: marks.to_write(owner, partition) for partition in {r.partition for r in chosen}}
+        self._check_size(written, marks)
         sent: list[asyncio.Future[object]] = []
         try:
-            async with producer.transaction():
+            async with transaction(producer):
                 for record in chosen:
-                    letter = read(record.key, record.value, record.headers)
+                    letter = letter_of(record)
                     batch = producer.create_batch()  # `send` takes no record that has neither key nor value
                     batch.append(timestamp=None, key=letter.key, value=letter.value, headers=sent_back(letter))
-                    partition = letter.partition % self._cluster.partitions[self._topic]
+                    partition = self._partition_for(letter, record)
                     sent.append(await producer.send_batch(batch, self._topic, partition=partition))
-                    marks.add(record)
-                for partition in {record.partition for record in chosen}:
-                    key, value = b"%d" % partition, msgspec.json.encode(marks.of(partition))
+                for key, value in written.values():
                     mark = producer.send(self._marks.topic, value, key=key, partition=0, headers=marks.headers)
                     sent.append(await mark)
                 await asyncio.gather(*sent)
         except MessageSizeTooLargeError:
-            needed = max(size_sent_back(read(record.key, record.value, record.headers)) for record in chosen)
+            needed = max(size_sent_back(letter_of(record)) for record in chosen)
             allowed = self._cluster.max_message_bytes(self._topic)
             raise TooLarge(
                 f"with the headers that count its tries it has {needed} bytes; {self._topic} takes {allowed} "
@@ -214,47 +306,74 @@ class Redriver:
         finally:
             await asyncio.gather(*sent, return_exceptions=True)  # or each would complain that nobody looked
 
-    async def _oldest(self, limit: int, marks: Marks) -> tuple[list[Record], bool]:
+    def _check_size(self, written: dict[int, tuple[bytes, bytes]], marks: Marks) -> None:
+        """Raise `TooLarge` when the marks topic does not take a mark: letters that are held leave gaps in it."""
+        allowed = self._cluster.max_message_bytes(self._marks.topic)
+        for partition, (key, value) in written.items():
+            if (needed := size_of_batch(key, value, marks.headers)) > allowed:
+                raise TooLarge(
+                    f"what was sent back of partition {partition} is too scattered to be marked: that takes {needed} "
+                    f"bytes, and {self._marks.topic} takes {allowed} (max.message.bytes). Raise it, or send back the "
+                    "oldest letters that are held, one by one"
+                )
+
+    def _partition_for(self, letter: DeadLetter, record: Record) -> int:
+        """Return the partition to send a letter back to: its own, or when there is none such, that of its key."""
+        count = self._cluster.partition_count(self._topic)
+        if letter.partition is not None and letter.partition < count:
+            return letter.partition
+        if letter.key is not None:
+            return partitions_of([letter.key], count)[0]
+        return (record.partition if letter.partition is None else letter.partition) % count
+
+    async def _oldest(self, owner: str | None, limit: int, marks: Marks, late: float) -> tuple[list[Record], bool]:
         """Return the oldest that go back, so many and about so large at most, and whether there may be more."""
-        first, end = await self._dead.offsets(self._cluster.partitions[self._dead.topic])
+        first, end = await self._dead.offsets(self._cluster.partition_count(self._dead.topic))
         columns = []
         for partition, begin in first.items():
-            start = start_of_rest(marks.of(partition), begin)
-            columns.append(await self._column(partition, (start, end[partition]), limit, marks.of(partition)))
+            column = _Column(owner, partition, marks.of(owner, partition), limit, late)
+            columns.append(await self._read_column(column, (begin, end[partition])))
         return oldest(columns, limit)
 
-    async def _column(
-        self, partition: int, span: tuple[int, int], limit: int, sent_before: Intervals
-    ) -> tuple[list[Record], bool]:
+    async def _read_column(self, column: "_Column", span: tuple[int, int]) -> tuple[list[Record], bool]:
         """Return the first that go back of a partition, and whether there may be more: its share is limited too."""
         found: list[Record] = []
-        size, (start, stop) = 0, span
-        share = MOST_BYTES // self._cluster.partitions[self._dead.topic]
-        while start < stop:
-            records, reached = await self._dead.some({partition: (start, stop)}, PIECE)
-            for record in records:
-                if not holds(sent_before, record.offset) and self._goes_back(record):
-                    if len(found) == limit or (found and size + size_of(record) > share):
+        size, place = 0, (column.owner, column.partition)
+        share = MOST_BYTES // self._cluster.partition_count(self._dead.topic)
+        for start, stop in rest_of(merged([*column.marked, *self._passed.get(place, [])]), *span):
+            at = start
+            while at < stop:
+                if asyncio.get_running_loop().time() >= column.late:
+                    return found, True
+                records, reached = await self._dead.some({column.partition: (at, stop)}, PIECE)
+                own = [record for record in records if owner_of(letter_of(record)) == column.owner]
+                for record in own:
+                    if holds(column.marked, record.offset) or not self._goes_back(letter_of(record)):
+                        continue
+                    if len(found) == column.limit or (found and size + size_of(record) > share):
                         return found, True
                     found.append(record)
                     size += size_of(record)
-            start = reached[partition]
+                others = without(at, reached[column.partition], (record.offset for record in own))
+                self._passed[place] = merged([*self._passed.get(place, []), *others])
+                at = reached[column.partition]
         return found, False
 
-    def _goes_back(self, record: Record) -> bool:
-        letter = letter_of(record)
-        return letter is not None and letter.topic == self._topic and not self.is_held(letter)
+    def _goes_back(self, letter: DeadLetter) -> bool:
+        return letter.topic == self._topic and not self.is_held(letter)
 
-    async def _one(self, partition: int, offset: int, marks: Marks) -> Record:
-        if holds(marks.of(partition), offset):
-            raise SentBefore(f"dead letter {partition}/{offset} was sent back before")
-        first, end = await self._dead.offsets(self._cluster.partitions[self._dead.topic])
+    async def _find(self, partition: int, offset: int) -> Record:
+        first, end = await self._dead.offsets(self._cluster.partition_count(self._dead.topic))
         records: list[Record] = []
         if partition in end and first[partition] <= offset < end[partition]:
             records = [record async for some in self._dead.read({partition: (offset, offset + 1)}) for record in some]
-        letter = letter_of(records[0]) if records else None
-        if letter is None or letter.topic != self._topic:
-            raise NoSuchLetter(f"there is no dead letter {partition}/{offset} of {self._topic}")
+        if not records:
+            raise NoSuchLetter(f"there is no dead letter {partition}/{offset}")
+        letter = letter_of(records[0])
+        topic = letter.topic
+        if topic != self._topic:
+            known = "does not say which topic it came from" if topic is None else f"came from {topic}"
+            raise NoSuchLetter(f"dead letter {partition}/{offset} {known}: only those of {self._topic} are sent back")
         if is_omitted(letter):
             raise TooLarge(
                 f"its record was too large to be read, and is not in the dead letter: it stays on {letter.topic}, "
@@ -263,28 +382,41 @@ class Redriver:
         return records[0]
 
     @asynccontextmanager
-    async def _producer(self) -> AsyncIterator[AIOKafkaProducer]:
+    async def _producer(self, owner: str | None) -> AsyncIterator[AIOKafkaProducer]:
         producer = AIOKafkaProducer(
             **self._options,
-            transactional_id=self._transactional_id,
-            transaction_timeout_ms=int(DEADLINE * 1_000),
-            max_request_size=self._cluster.max_message_bytes(self._dead.topic),
+            transactional_id=f"{self._dead.topic if owner is None else owner}-redrive",
+            transaction_timeout_ms=int(TRANSACTION_S * 1_000),
+            max_request_size=max(map(self._cluster.max_message_bytes, (self._dead.topic, self._marks.topic))),
         )
         try:
             await producer.start()
             yield producer
         finally:
-            with suppress(KafkaError, OSError, TimeoutError):
-                async with asyncio.timeout(2):
-                    await producer.stop()
+            await close_producer(producer)
 
 
-def letter_of(record: Record) -> DeadLetter | None:
-    """Return the dead letter that a record is, or None."""
-    try:
-        return read(record.key, record.value, record.headers)
-    except ValueError:
-        return None
+class _Column(NamedTuple):
+    """What is looked for in a partition of the dead letters: an owner's letters that are not marked.
+
+    At most `limit` of them, until it is `late` (event loop time).
+    """
+
+    owner: str | None
+    partition: int
+    marked: Intervals
+    limit: int
+    late: float
+
+
+def letter_of(record: Record) -> DeadLetter:
+    """Return the dead letter that a record is."""
+    return read(record.key, record.value, record.headers)
+
+
+def owner_of(letter: DeadLetter) -> str | None:
+    """Return the group whose letter it is, None when it names none."""
+    return letter.group or None
 
 
 def size_sent_back(letter: DeadLetter) -> int:
@@ -302,7 +434,10 @@ def oldest(columns: Sequence[tuple[Sequence[Record], bool]], limit: int) -> tupl
         for records, _ in columns
         for time, record in zip(accumulate((record.timestamp for record in records), max), records, strict=True)
     ]
-    horizon = min((max(r.timestamp for r in records) for records, cut_short in columns if cut_short), default=math.inf)
+    horizon = min(
+        (max((r.timestamp for r in records), default=-math.inf) for records, cut_short in columns if cut_short),
+        default=math.inf,
+    )
     chosen = sorted((one for one in aged if one[0] <= horizon), key=itemgetter(0))[:limit]
     more = len(chosen) < len(aged) or any(cut_short for _, cut_short in columns)
     return [record for _, record in chosen], more
@@ -312,27 +447,6 @@ def _place_of(record: Record) -> Redriven:
     return Redriven(record.partition, record.offset)
 
 
-def marks_topic(dead_letter_topic: str) -> str:
+def marks_topic_name(dead_letter_topic: str) -> str:
     """Return the name of the topic that says which dead letters were sent back."""
     return f"{dead_letter_topic}-redriven"
-
-
-def holds(intervals: Intervals, offset: int) -> bool:
-    """Tell whether an offset is in the intervals."""
-    return any(start <= offset < stop for start, stop in intervals)
-
-
-def start_of_rest(intervals: Intervals, first: int) -> int:
-    """Return the first offset, from `first` on, that is not in the intervals."""
-    return next((stop for start, stop in intervals if start <= first < stop), first)
-
-
-def with_offset(intervals: Intervals, offset: int) -> Intervals:
-    """Return the intervals with one offset more."""
-    merged: Intervals = []
-    for start, stop in sorted([*intervals, (offset, offset + 1)]):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
-        else:
-            merged.append((start, stop))
-    return merged

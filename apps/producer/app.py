@@ -79,7 +79,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
         trouble = await cluster.trouble()
         if trouble or connection.state != "connected":
             return False, "connecting", trouble or connection.error or "not connected yet"
-        return background.failure is None, "connected", background.failure or "people can be sent"
+        return background.failure is None, "connected", background.failure or cluster.at_risk("people can be sent")
 
     async def look() -> Iterable[Metric]:
         healthy, _, _ = await examine()

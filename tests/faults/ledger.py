@@ -298,7 +298,7 @@ class Letters:
 
     def _note(self, raw: Raw, log: Log) -> None:
         letter = dead_letter.read(raw.key, raw.value, raw.headers)
-        place = (letter.partition, letter.offset)
+        place = (-1 if letter.partition is None else letter.partition, -1 if letter.offset is None else letter.offset)
         self.places[place] += 1
         bad = log.bad.get(place)
         name = f"dead letter of {letter.partition}/{letter.offset}"
@@ -308,7 +308,7 @@ class Letters:
             )
         elif (letter.timestamp, Raw(letter.value, letter.key, letter.headers)) != bad:
             self.wrong.append(f"{name} differs: {letter} was {bad}")
-        elif (letter.topic, letter.group) != (self._topic, self._group) or letter.tries < 1 or not letter.error_type:
+        elif (letter.topic, letter.group) != (self._topic, self._group) or not letter.tries or not letter.error_type:
             self.wrong.append(f"{name} tells wrong things: {letter}")
 
 

@@ -239,7 +239,7 @@ def test_whom_the_handler_refuses_is_dead_lettered_and_the_neighbours_are_not(ow
         assert {(letter.error_type, letter.error) for letter in letters} == {
             ("apps.consumer.attempts.Reject", "nobody is 150 years old")
         }
-        assert all(letter.tries > 1 for letter in letters)
+        assert all(letter.tries is not None and letter.tries > 1 for letter in letters)
 
 
 def test_a_topic_that_is_made_anew_while_the_consumer_is_cut_off_is_consumed_from_its_beginning(

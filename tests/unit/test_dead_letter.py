@@ -1,4 +1,5 @@
 import struct
+from collections.abc import Sequence
 from dataclasses import replace as dataclass_replace
 
 import msgspec
@@ -8,8 +9,10 @@ from hypothesis import strategies as st
 from samples import Stored
 
 from contracts.dead_letter import (
+    APPENDED,
     LONGEST_ERROR,
     NAMES,
+    OF_RETRIES,
     ROUNDS,
     TRIES,
     DeadLetter,
@@ -24,7 +27,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 SOME_BYTES = st.none() | st.binary()
 HEADERS = st.lists(st.tuples(TEXT | st.sampled_from(NAMES), SOME_BYTES), max_size=20).map(tuple)
 INT32 = st.integers(0, 2**31 - 1)
-INT64 = st.integers(-1, 2**63 - 1)
+INT64 = st.integers(0, 2**63 - 1)
 DEAD_LETTERS = st.builds(
     DeadLetter,
     key=SOME_BYTES,
@@ -33,7 +36,7 @@ DEAD_LETTERS = st.builds(
     topic=TEXT,
     partition=INT32,
     offset=INT64,
-    timestamp=INT64,
+    timestamp=INT64 | st.just(-1),
     group=TEXT,
     error_type=TEXT,
     error=TEXT,
@@ -93,29 +96,127 @@ def test_what_became_of_the_record_is_encoded_as_spring_kafka_does() -> None:
     assert headers["kafka_deliveryAttempt"] == struct.pack(">i", 1)
 
 
+INT = struct.Struct(">i").pack
+LONG = struct.Struct(">q").pack
+
+
+def spring_headers() -> list[Header]:
+    """Return the headers that Spring's DeadLetterPublishingRecoverer appends, in its order."""
+    return [
+        ("kafka_dlt-exception-fqcn", b"org.springframework.kafka.listener.ListenerExecutionFailedException"),
+        ("kafka_dlt-exception-cause-fqcn", b"java.lang.IllegalStateException"),
+        ("kafka_dlt-exception-message", b"Listener failed"),
+        ("kafka_dlt-exception-stacktrace", b"org.springframework... at ..."),
+        ("kafka_dlt-original-topic", b"people"),
+        ("kafka_dlt-original-partition", INT(3)),
+        ("kafka_dlt-original-offset", LONG(12)),
+        ("kafka_dlt-original-timestamp", LONG(1_700_000_000_123)),
+        ("kafka_dlt-original-timestamp-type", b"CreateTime"),
+        ("kafka_dlt-original-consumer-group", b"people-consumer"),
+    ]
+
+
+OWN: tuple[Header, ...] = (("trace", b"\x00\xff"), ("trace", None))
+
+
+@given(st.permutations(spring_headers()), st.integers(0, 10))
+def test_a_dead_letter_of_spring_is_read_by_the_names_of_its_headers_in_any_order(
+    headers: list[Header], place: int
+) -> None:
+    letter = read(b"key", b"value", [*headers[:place], *OWN, *headers[place:]])
+    assert letter == DeadLetter(
+        key=b"key",
+        value=b"value",
+        headers=OWN,
+        topic="people",
+        partition=3,
+        offset=12,
+        timestamp=1_700_000_000_123,
+        group="people-consumer",
+        error_type="org.springframework.kafka.listener.ListenerExecutionFailedException",
+        error="Listener failed",
+        tries=None,
+    )
+
+
+@pytest.mark.parametrize("missing", [name for name, _ in spring_headers()])
+def test_what_a_dead_letter_does_not_say_is_none_and_all_else_is_read(missing: str) -> None:
+    whole = read(b"key", b"value", [*OWN, *spring_headers()])
+    letter = read(b"key", b"value", [*OWN, *(one for one in spring_headers() if one[0] != missing)])
+    differing = [field for field in letter.__struct_fields__ if getattr(letter, field) != getattr(whole, field)]
+    assert len(differing) <= 1
+    if missing != "kafka_dlt-exception-fqcn":  # its cause says as much
+        assert [getattr(letter, field) for field in differing] in ([], [None])
+    assert letter.headers == OWN
+
+
+def test_a_record_that_says_nothing_of_itself_is_a_dead_letter_of_which_nothing_is_known() -> None:
+    assert read(None, b"value", OWN) == DeadLetter(None, b"value", OWN, None, None, None, None, None, None, None, None)
+
+
+def test_of_headers_that_are_repeated_the_last_counts_and_the_older_ones_stay_with_the_record() -> None:
+    older = [("kafka_dlt-original-topic", b"elsewhere"), ("kafka_dlt-original-partition", INT(9))]
+    letter = read(None, None, [*OWN, *older, *spring_headers()])
+    assert (letter.topic, letter.partition) == ("people", 3)
+    assert letter.headers == (*OWN, *older)
+
+
+def test_what_springs_retry_topics_add_on_the_way_is_not_taken_for_the_records_own() -> None:
+    letter = read(
+        b"key",
+        b"value",
+        [
+            *OWN,
+            ("kafka_original-topic", b"people"),
+            ("kafka_original-partition", INT(1)),
+            ("kafka_original-offset", LONG(2)),
+            ("kafka_original-timestamp", LONG(3)),
+            ("kafka_original-timestamp-type", b"CreateTime"),
+            ("kafka_original-consumer-group", b"group"),
+            ("retry_topic-attempts", INT(2)),
+            ("retry_topic-backoff-timestamp", b"\x01\x8c\x00\x00\x00\x00"),
+            ("kafka_exception-fqcn", b"java.lang.Error"),
+            ("retry_topic-attempts", INT(3)),
+            ("kafka_exception-message", b"wrong"),
+            ("springDeserializerExceptionValue", b"\xac\xed"),
+        ],
+    )
+    assert letter == DeadLetter(b"key", b"value", OWN, "people", 1, 2, 3, "group", "java.lang.Error", "wrong", 3)
+
+
+def test_a_letter_of_spring_of_a_record_that_was_sent_back_still_tells_how_often_that_was() -> None:
+    once = sent_back(msgspec.structs.replace(a_dead_letter(), headers=OWN, tries=4))
+    for attempt in ([], [(TRIES, INT(2))]):
+        letter = read(b"key", b"value", [*once, *attempt, ("traced-by", b"another"), *spring_headers()])
+        assert letter.tries == (4 + 2 if attempt else None)
+        own, tries, rounds = history(letter.headers)
+        assert (tuple(own), tries, rounds) == ((*OWN, ("traced-by", b"another")), 4, 1)
+        again = sent_back(letter)
+        assert [name for name, _ in again].count(ROUNDS) == 1
+        assert history(again)[1:] == (4 + 2 if attempt else 4 + 1, 2)
+
+
 @pytest.mark.parametrize(
-    "headers",
-    [
-        [],
-        [("trace", b"1")],
-        a_dead_letter().all_headers()[:-1],
-        a_dead_letter().all_headers()[3:],
-        [*a_dead_letter().all_headers(), ("trace", b"1")],
-        a_dead_letter().all_headers()[::-1],
-    ],
-    ids=["none", "others", "one is missing", "some are missing", "not at the end", "another order"],
+    "content",
+    [None, b"", b"3", b"\x00" * 9, b"\xff" * 4, b"\xff" * 8],
+    ids=["null", "empty", "as text", "long", "-1", "-1L"],
 )
-def test_a_record_without_the_headers_of_a_dead_letter_is_refused(headers: list[Header]) -> None:
-    with pytest.raises(ValueError, match="dead letter"):
-        read(b"key", b"value", headers)
+@pytest.mark.parametrize("name", ["partition", "offset"])
+@pytest.mark.parametrize("headers", [a_dead_letter().all_headers(), spring_headers()], ids=["ours", "Spring's"])
+def test_a_number_that_is_none_is_not_known_and_all_else_is_read(
+    headers: list[Header], name: str, content: bytes | None
+) -> None:
+    letter = read(b"key", b"value", with_content(headers, f"kafka_dlt-original-{name}", content))
+    assert getattr(letter, name) is None
+    assert letter.topic == "people"
+    assert letter.group == "people-consumer"
 
 
-@pytest.mark.parametrize("content", [None, b"", b"3", b"\x00" * 9], ids=["null", "empty", "as text", "too long"])
-@pytest.mark.parametrize("name", ["partition", "offset", "timestamp"])
-def test_a_dead_letter_of_another_make_is_refused_when_its_numbers_are_none(name: str, content: bytes | None) -> None:
-    headers = with_content(a_dead_letter().all_headers(), f"kafka_dlt-original-{name}", content)
-    with pytest.raises(ValueError):  # noqa: PT011 - which sentence it says does not matter
-        read(b"key", b"value", headers)
+def test_text_that_is_no_utf_8_is_escaped_and_what_is_huge_is_cut() -> None:
+    headers = with_content(spring_headers(), "kafka_dlt-original-topic", b"peo\xffple")
+    letter = read(None, None, with_content(headers, "kafka_dlt-exception-message", b"x" * 1_000_000))
+    assert letter.topic == "peo\\xffple"
+    assert letter.error == "x" * LONGEST_ERROR + "…"
 
 
 def test_an_error_that_cannot_be_encoded_is_written_all_the_same() -> None:
@@ -153,12 +254,13 @@ def test_whatever_headers_say_of_earlier_tries_the_record_can_be_dead_lettered_a
         assert history(sent_back(letter))[2] > 0
 
 
-@given(SOME_BYTES, SOME_BYTES, HEADERS)
-def test_a_record_is_a_dead_letter_or_refused_and_nothing_else(
-    key: bytes | None, value: bytes | None, headers: tuple[Header, ...]
+@given(
+    SOME_BYTES, SOME_BYTES, HEADERS | st.lists(st.tuples(st.sampled_from(sorted(APPENDED | OF_RETRIES)), SOME_BYTES))
+)
+def test_whatever_headers_a_record_has_it_can_be_listed_and_sent_back(
+    key: bytes | None, value: bytes | None, headers: Sequence[Header]
 ) -> None:
-    try:
-        letter = read(key, value, headers)
-    except ValueError:
-        return
-    assert letter.all_headers() == list(headers)
+    letter = read(key, value, headers)
+    assert (letter.key, letter.value) == (key, value)
+    assert all(header in headers for header in letter.headers)
+    assert history(sent_back(letter))[2] > 0

@@ -4,17 +4,19 @@ from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Any, cast
 
+import msgspec
 import pytest
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from samples import Stored
+from samples import LONG, Stored
 
 from apps.chassis.cluster import Cluster
 from apps.chassis.kafka import client_options
 from apps.chassis.settings import Settings
 from apps.consumer import redrive
 from apps.consumer.log_reader import LogReader
-from apps.consumer.redrive import Marks, Redriven, Redriver, oldest, size_sent_back
+from apps.consumer.marks import Marks
+from apps.consumer.redrive import Redriven, Redriver, Taken, TooLarge, oldest, size_sent_back
 from contracts.dead_letter import DeadLetter, sent_back
 
 pytestmark = pytest.mark.anyio
@@ -22,12 +24,16 @@ pytestmark = pytest.mark.anyio
 TOPIC, DEAD = "people", "people-dlt"
 
 
-def a_letter(value: bytes | None = b"bad", headers: tuple[tuple[str, bytes | None], ...] = ()) -> DeadLetter:
-    return DeadLetter(b"key", value, headers, TOPIC, 0, 7, 1_700_000_000_000, "group", "ValueError", "wrong", 3)
+def a_letter(
+    value: bytes | None = b"bad", headers: tuple[tuple[str, bytes | None], ...] = (), group: str = "group"
+) -> DeadLetter:
+    return DeadLetter(b"key", value, headers, TOPIC, 0, 7, 1_700_000_000_000, group, "ValueError", "wrong", 3)
 
 
-def stored_letter(offset: int, partition: int = 0, timestamp: int = 0, value: bytes = b"bad") -> Stored:
-    headers = a_letter(value).all_headers()
+def stored_letter(
+    offset: int, partition: int = 0, timestamp: int = 0, value: bytes = b"bad", group: str = "group"
+) -> Stored:
+    headers = a_letter(value, group=group).all_headers()
     return Stored(partition, offset, timestamp, b"key", value, headers, DEAD)
 
 
@@ -38,6 +44,9 @@ class FakeDeadLetters:
 
     def __init__(self, *partitions: Sequence[Stored]) -> None:
         self.partitions = partitions
+
+    async def topic_id(self) -> None:
+        return None
 
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
         return dict.fromkeys(range(partitions), 0), {n: len(self.partitions[n]) for n in range(partitions)}
@@ -59,19 +68,27 @@ class Bench:
         self.redriver = Redriver(options, self.cluster, dead, TOPIC, "group")
         self.transactions: list[list[tuple[int, int]]] = []
         self.fails_from = 1_000
+        monkeypatch.setattr(self.redriver, "_check_marks_topic", self._check_marks_topic)
         monkeypatch.setattr(self.redriver, "_fenced", self._fenced)
         monkeypatch.setattr(self.redriver, "_send_back", self._send_back)
+        monkeypatch.setattr(self.redriver, "marks", self._marks)
+
+    async def _check_marks_topic(self) -> None:
+        pass
+
+    async def _marks(self) -> Marks:
+        return Marks()
 
     @asynccontextmanager
-    async def _fenced(self) -> AsyncIterator[tuple[Any, Marks]]:
-        yield None, Marks([], {})
+    async def _fenced(self, _: str | None) -> AsyncIterator[tuple[Any, Marks]]:
+        yield None, await self._marks()
 
-    async def _send_back(self, _: object, chosen: Sequence[Stored], marks: Marks) -> None:
+    async def _send_back(self, _: object, owner: str | None, chosen: Sequence[Stored], marks: Marks) -> None:
         if len(self.transactions) >= self.fails_from:
             raise KafkaConnectionError("gone")
         self.transactions.append([(record.partition, record.offset) for record in chosen])
         for record in chosen:
-            marks.add(record)
+            marks.add(owner, record.partition, [(record.offset, record.offset + 1)])
 
 
 def places(columns: Sequence[tuple[Sequence[Stored], bool]], limit: int) -> tuple[list[tuple[int, int]], bool]:
@@ -152,14 +169,81 @@ async def test_a_redrive_that_fails_in_the_middle_tells_what_is_back(monkeypatch
         await bench.redriver.redrive(3)
 
 
-async def test_reading_the_marks_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redrive, "DEADLINE", 0.05)
-    bench = Bench([], monkeypatch=monkeypatch)
+async def test_letters_of_other_groups_are_read_once_and_passed_over_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [stored_letter(n, group="another") for n in range(5)]
+    bench = Bench([*others, stored_letter(5), stored_letter(6, group="")], monkeypatch=monkeypatch)
+    assert await bench.redriver.redrive(10) == ([Redriven(0, 5), Redriven(0, 6)], False)
+    assert bench.redriver._passed["group", 0] == [(0, 5), (6, 7)]
+    assert bench.redriver._passed[None, 0] == [(0, 6)]
 
-    async def for_ever() -> Marks:
-        await asyncio.Event().wait()
-        raise AssertionError
 
-    monkeypatch.setattr(bench.redriver, "_read_marks", for_ever)
+async def test_a_redrive_that_only_met_letters_of_others_until_it_was_late_says_that_there_may_be_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redrive, "LONG_ENOUGH_S", 0.0)
+    bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
+    assert await bench.redriver.redrive(10) == ([], True)
+
+
+async def test_a_redrive_waits_for_its_turn_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redrive, "TURN_S", 0.01)
+    bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
+    async with bench.redriver._lock:
+        with pytest.raises(Taken, match="under way"):
+            await bench.redriver.redrive(10)
+    assert (await bench.redriver.redrive(10)).letters == [Redriven(0, 0)]
+
+
+async def test_a_redrive_is_answered_in_time_even_when_what_it_began_does_not_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redrive, "CALL_S", 0.05)
+    monkeypatch.setattr(redrive, "WORK_S", 0.01)
+    bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
+    ended = asyncio.Event()
+
+    @asynccontextmanager
+    async def never_closing(_: str | None) -> AsyncIterator[tuple[Any, Marks]]:
+        try:
+            await asyncio.Event().wait()
+            yield None, Marks()
+        finally:
+            await ended.wait()
+
+    monkeypatch.setattr(bench.redriver, "_fenced", never_closing)
     with pytest.raises(TimeoutError):
-        await bench.redriver.marks()
+        await bench.redriver.redrive(10)
+    assert bench.redriver._lock.locked()  # no other one begins before this one has closed what is its own
+    ended.set()
+    async with asyncio.timeout(LONG), bench.redriver._lock:
+        pass
+
+
+async def test_marks_that_their_topic_would_not_take_are_refused_with_what_to_do() -> None:
+    options = client_options(Settings(), "consumer")
+    cluster = Cluster(options, [])
+    cluster.configs[f"{DEAD}-redriven"] = {"max.message.bytes": "1000"}
+    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), TOPIC, "group")
+    marks = Marks()
+    marks.add("group", 0, [(2 * n, 2 * n + 1) for n in range(200)])
+    with pytest.raises(TooLarge, match=r"too scattered .* takes 1000 \(max.message.bytes\)"):
+        await redriver._send_back(cast(Any, None), "group", [stored_letter(999)], marks)
+
+
+@pytest.mark.parametrize(
+    ("key", "origin", "expected"),
+    [(b"key", 5, 5), (b"key", 6, 1), (b"key", None, 1), (None, 7, 1), (None, None, 2)],
+)
+def test_a_letter_goes_back_to_its_partition_or_where_its_key_belongs(
+    key: bytes | None, origin: int | None, expected: int
+) -> None:
+    options = client_options(Settings(), "consumer")
+    cluster = Cluster(options, [])
+    cluster.partitions[TOPIC] = 6
+    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), TOPIC, "group")
+    letter = msgspec.structs.replace(a_letter(), key=key, partition=origin)
+    assert redriver._partition_for(letter, stored_letter(0, partition=8)) == expected
+
+
+def test_a_column_that_was_not_read_at_all_keeps_the_others_back() -> None:
+    assert places([([], True), (column(1, 20, 40), False)], 9) == ([], True)

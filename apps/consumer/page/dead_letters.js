@@ -6,6 +6,7 @@ import { arrange, byId, count, element, exactTime, inUse, onSubmit, plural, repo
 
 const SHOWN = 20;
 const NONE = "None.";
+const UNKNOWN = "unknown"; // what another writer of dead letters did not say
 const NEWER = "There may be newer ones.";
 
 export class DeadLetters {
@@ -110,9 +111,9 @@ function letterRow(letter, redrive) {
     "summary",
     {},
     cell("time", "time", timeElement(letter.timestamp)),
-    cell("reason", "reason", `${letter.error_type}: ${letter.error}`),
-    cell("from", "origin", `${origin.topic} ${origin.partition} · ${count(origin.offset)}`),
-    cell("tries", "tries", plural(letter.tries, "try", "tries"), letter.rounds > 0 ? `, back ${plural(letter.rounds, "time", "times")}` : ""),
+    cell("reason", "reason", `${letter.error_type ?? UNKNOWN}: ${letter.error ?? ""}`),
+    cell("from", "origin", `${origin.topic ?? UNKNOWN} ${origin.partition ?? ""} · ${origin.offset === null ? "" : count(origin.offset)}`),
+    cell("tries", "tries", letter.tries === null ? "" : plural(letter.tries, "try", "tries"), letter.rounds > 0 ? `, back ${plural(letter.rounds, "time", "times")}` : ""),
     cell("state", "letter-state", stateOf(letter)),
   );
   const button = element("button", { type: "button" }, "Send back");
@@ -122,11 +123,17 @@ function letterRow(letter, redrive) {
     await redrive({ partition: letter.partition, offset: letter.offset });
     button.disabled = false;
   });
-  return element("li", { class: "letter" }, element("details", {}, summary, more(letter)), !letter.redriven && button);
+  return element("li", { class: "letter" }, element("details", {}, summary, more(letter)), letter.redrivable && !letter.redriven && button);
 }
 
-function stateOf({ redriven, held }) {
+function placeInTopic({ topic, partition, offset, timestamp }) {
+  const time = timestamp === null ? UNKNOWN : exactTime(timestamp);
+  return `${topic ?? UNKNOWN}, partition ${partition ?? UNKNOWN}, offset ${offset ?? UNKNOWN}, ${time}`;
+}
+
+function stateOf({ redriven, held, redrivable, group }) {
   if (redriven) return "sent back";
+  if (!redrivable) return group === null ? "of another topic" : `of ${group}`;
   return held ? "held: only by itself" : "";
 }
 
@@ -137,8 +144,8 @@ function more(letter) {
     { class: "more" },
     facts([
       ["dead letter", `partition ${letter.partition}, offset ${letter.offset}, ${exactTime(letter.timestamp)}`],
-      ["came from", `${origin.topic}, partition ${origin.partition}, offset ${origin.offset}, ${exactTime(origin.timestamp)}`],
-      ["group", letter.group],
+      ["came from", placeInTopic(origin)],
+      ["group", letter.group ?? UNKNOWN],
       ["key", contentText(letter.key)],
     ]),
     element("h3", {}, "Value"),

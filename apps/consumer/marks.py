@@ -1,0 +1,122 @@
+"""Which dead letters were sent back: the records of the marks topic, and the offsets that they hold.
+
+The marks topic has one record for each group and partition of the dead letters, so that groups which share a
+dead-letter topic do not overwrite each other. Letters that name no group have records of their own, which all groups
+share. Earlier versions had one record for each partition, which all groups overwrote: such a record is still read, and
+what it marks was sent back whichever group a letter is of.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from apps.consumer.window import Record
+
+TOPIC_ID = "dead-letter-topic-id"
+"""The header of a mark that says which topic it is of: a name may be given again."""
+
+Intervals = list[tuple[int, int]]
+"""Offsets, as ascending ranges from one up to another, exclusive."""
+
+CLOSE_OFFSETS = 500
+"""Ranges that have no more offsets between them are read as one: skipping so few costs more than reading them."""
+
+
+class MarkKey(msgspec.Struct, frozen=True):
+    """The key of a mark, as JSON: a group, None for letters that name none, and a partition of the dead letters."""
+
+    group: str | None
+    partition: int
+
+
+decode_key = msgspec.json.Decoder(int | MarkKey).decode
+"""Reads the key of a mark; earlier versions wrote the partition alone."""
+decode_intervals = msgspec.json.Decoder(Intervals).decode
+
+
+class Marks:
+    """Which dead letters of one topic were sent back.
+
+    `headers` tell of which topic, where Kafka tells its id. `unreadable` names a mark that cannot be read: then it is
+    not known what was sent back.
+    """
+
+    def __init__(self, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+        self.headers = headers
+        self.unreadable: str | None = None
+        self._intervals: dict[MarkKey | int, Intervals] = {}
+
+    def read(self, record: Record) -> None:
+        """Take in a record of the marks topic; one of a topic that had the name before is passed over."""
+        told = [header for header in record.headers if header[0] == TOPIC_ID]
+        if told and told != list(self.headers):
+            return
+        try:
+            self._intervals[decode_key(record.key or b"")] = merged(decode_intervals(record.value or b"[]"))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self.unreadable = f"{record.topic}-{record.partition} offset {record.offset} is no mark"
+
+    def of(self, group: str | None, partition: int) -> Intervals:
+        """Return the offsets of a group's letters in a partition that are not to be sent back any more."""
+        return merged([*self._intervals.get(partition, []), *self._intervals.get(MarkKey(group, partition), [])])
+
+    def holds(self, group: str | None, partition: int, offset: int) -> bool:
+        """Tell whether a letter of a group was sent back."""
+        marked = self._intervals.get(MarkKey(group, partition), [])
+        return holds(marked, offset) or holds(self._intervals.get(partition, []), offset)
+
+    def add(self, group: str | None, partition: int, intervals: Intervals) -> None:
+        """Mark more of a group's letters."""
+        key = MarkKey(group, partition)
+        self._intervals[key] = merged([*self._intervals.get(key, []), *intervals])
+
+    def to_write(self, group: str | None, partition: int) -> tuple[bytes, bytes]:
+        """Return key and value of the record that marks a group's letters in a partition."""
+        key = MarkKey(group, partition)
+        return msgspec.json.encode(key), msgspec.json.encode(self._intervals.get(key, []))
+
+
+def holds(intervals: Intervals, offset: int) -> bool:
+    """Tell whether an offset is in the intervals."""
+    place = bisect_right(intervals, (offset, math.inf)) - 1
+    return place >= 0 and offset < intervals[place][1]
+
+
+def merged(intervals: Iterable[tuple[int, int]]) -> Intervals:
+    """Return the same offsets as ascending ranges with offsets between them."""
+    ranges: Intervals = []
+    for start, stop in sorted(intervals):
+        if start >= stop:
+            continue
+        if ranges and start <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(stop, ranges[-1][1]))
+        else:
+            ranges.append((start, stop))
+    return ranges
+
+
+def rest_of(intervals: Intervals, start: int, stop: int) -> Intervals:
+    """Return the offsets from `start` up to `stop`, exclusive, that are not in the intervals.
+
+    Ranges that are close together come as one, with the offsets between them.
+    """
+    left: Intervals = []
+    for marked_from, marked_to in [*intervals, (stop, stop)]:
+        if start < min(marked_from, stop):
+            if left and start - left[-1][1] <= CLOSE_OFFSETS:
+                left[-1] = (left[-1][0], min(marked_from, stop))
+            else:
+                left.append((start, min(marked_from, stop)))
+        start = max(start, marked_to)
+    return left
+
+
+def without(start: int, stop: int, offsets: Iterable[int]) -> Intervals:
+    """Return the offsets from `start` up to `stop`, exclusive, but for some of them."""
+    ranges: Intervals = []
+    for offset in sorted(offsets):
+        ranges.append((start, offset))
+        start = offset + 1
+    return merged([*ranges, (start, stop)])

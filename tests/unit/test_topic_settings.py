@@ -1,0 +1,103 @@
+import msgspec
+import pytest
+
+from apps.chassis.cluster import Cluster
+from apps.chassis.kafka import client_options
+from apps.chassis.settings import Settings
+from apps.chassis.topic_settings import Found, Topic, differences
+from apps.chassis.topics import dead_letter_topic, marks_topic, people_topic
+
+SETTINGS = Settings()
+PEOPLE, LETTERS, MARKS = people_topic(SETTINGS), dead_letter_topic(SETTINGS), marks_topic(SETTINGS, "marks")
+RETENTION_MS = "604800000"
+
+
+def found(topic: Topic, replication: int = 1, /, **settings: str) -> Found:
+    """Return a topic as it was created, but for some settings."""
+    changed = {name.replace("_", "."): value for name, value in settings.items()}
+    by_default = {"retention.ms": RETENTION_MS, "retention.bytes": "-1"}
+    return Found(topic.partitions, replication, by_default | topic.configs | changed)
+
+
+@pytest.mark.parametrize("topic", [PEOPLE, LETTERS, MARKS], ids=["people", "dead letters", "marks"])
+def test_a_topic_that_a_service_created_is_as_it_is_wanted(topic: Topic) -> None:
+    assert differences(topic, found(topic)) == []
+
+
+@pytest.mark.parametrize(
+    ("topic", "settings", "deletes"),
+    [
+        (PEOPLE, {"cleanup_policy": "compact"}, True),
+        (PEOPLE, {"cleanup_policy": "compact,delete"}, True),
+        (PEOPLE, {"cleanup_policy": ""}, False),
+        (PEOPLE, {"retention_ms": "60000"}, True),
+        (PEOPLE, {"retention_ms": "-1"}, False),
+        (PEOPLE, {"retention_bytes": "1000000"}, True),
+        (LETTERS, {"retention_ms": RETENTION_MS}, True),
+        (LETTERS, {"retention_bytes": "1000000"}, True),
+        (LETTERS, {"cleanup_policy": "compact"}, True),
+        (LETTERS, {"cleanup_policy": "delete, compact"}, True),
+        (LETTERS, {"cleanup_policy": "", "retention_ms": RETENTION_MS}, False),
+        (MARKS, {"cleanup_policy": "delete"}, False),
+        (MARKS, {"cleanup_policy": "delete", "retention_ms": RETENTION_MS}, True),
+        (MARKS, {"cleanup_policy": "compact,delete", "retention_ms": RETENTION_MS}, True),
+        (MARKS, {"cleanup_policy": "delete,compact", "retention_bytes": "1"}, True),
+        (MARKS, {"cleanup_policy": "compact,delete"}, False),
+        (MARKS, {"retention_ms": RETENTION_MS, "retention_bytes": "1"}, False),
+        (MARKS, {"cleanup_policy": ""}, False),
+    ],
+)
+def test_settings_that_have_kafka_delete_what_must_be_kept_are_found(
+    topic: Topic, settings: dict[str, str], *, deletes: bool
+) -> None:
+    differing = differences(topic, found(topic, **settings))
+    assert any(difference.deletes for difference in differing) == deletes
+    assert all(difference.lost for difference in differing if difference.deletes)
+
+
+def test_a_marks_topic_that_is_not_compacted_is_told_of_though_it_keeps_all() -> None:
+    assert [str(one) for one in differences(MARKS, found(MARKS, cleanup_policy="delete"))] == [
+        "cleanup.policy delete, wanted compact"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "replication", "lost"),
+    [
+        ({"min_insync_replicas": "1"}, 3, "too few brokers"),
+        ({"min_insync_replicas": "3"}, 3, None),
+        ({}, 2, "fewer brokers than wanted"),
+        ({"unclean_leader_election_enable": "true"}, 3, "lacks acknowledged records"),
+    ],
+)
+def test_settings_that_lose_acknowledged_records_with_a_broker_are_found(
+    settings: dict[str, str], replication: int, lost: str | None
+) -> None:
+    topic = msgspec.structs.replace(PEOPLE, replication=3)
+    (difference,) = differences(topic, found(topic, replication, **settings))
+    assert (difference.lost or "").count(lost or "") == 1 if lost else difference.lost is None
+    assert not difference.deletes
+
+
+def test_a_dead_letter_topic_that_does_not_take_the_largest_record_of_its_topic_is_found() -> None:
+    small = found(LETTERS, max_message_bytes="1048588")
+    (difference,) = differences(LETTERS, small, largest_bytes=1_048_588)
+    assert "block their partition" in str(difference)
+    (difference,) = differences(LETTERS, small, largest_bytes=1_000_000)
+    assert difference.lost is None
+    (difference,) = differences(LETTERS, found(LETTERS), largest_bytes=LETTERS.max_message_bytes)
+    assert "block their partition" in str(difference)
+
+
+def test_health_tells_which_guarantees_do_not_hold_and_forgets_what_was_mended() -> None:
+    cluster = Cluster(client_options(SETTINGS, "consumer"), [LETTERS])
+    cluster._report(LETTERS, differences(LETTERS, found(LETTERS, retention_ms=RETENTION_MS)))
+    assert cluster.at_risk("people are consumed") == (
+        "people are consumed; topic people-dlt: retention.ms 604800000, wanted -1: "
+        "after that time dead letters are deleted"
+    )
+    assert cluster.reports["people-dlt"] == [
+        "retention.ms 604800000, wanted -1: after that time dead letters are deleted"
+    ]
+    cluster._report(LETTERS, [])
+    assert cluster.at_risk("people are consumed") == "people are consumed"

@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry, Counter
 
 from apps.chassis.keys import HEADER, Keys
 from apps.chassis.logs import key_name
-from apps.chassis.origins import SAFE_METHODS
 from apps.chassis.problems import documented, problem
 
 log = logging.getLogger(__name__)
 
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 COMPONENTS = Components(
     security_schemes={"ApiKey": SecurityScheme(type="apiKey", name=HEADER, security_scheme_in="header")}
 )

@@ -10,10 +10,10 @@ from litestar.connection import Request
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
-from apps.chassis.access import security_headers_beside
+from apps.chassis.access import SAFE_METHODS, security_headers_beside
 from apps.chassis.limits import Limit
 from apps.chassis.metrics import HttpMetrics
-from apps.chassis.origins import SAFE_METHODS, OriginPolicy
+from apps.chassis.origins import OriginPolicy
 from apps.chassis.problems import BUSY, MEDIA_TYPE, RETRY_AFTER, Problem
 from apps.chassis.query import check_query
 from apps.chassis.request_id import HEADER, name_request

@@ -15,7 +15,6 @@ from litestar.types import Scope
 from apps.chassis.problems import FOREIGN_ORIGIN, UNKNOWN_HOST, problem, with_root_path
 from apps.chassis.settings import ANY_HOST, Settings, is_address
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 READ = frozenset({b"host", b"x-forwarded-host", b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
 """The headers that are looked at."""
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:\[\],/@]+?)\.?(:[0-9]*)?")
@@ -66,7 +65,7 @@ class OriginPolicy:
         origin, site = said.get(b"origin", b"").decode("latin-1").lower(), said.get(b"sec-fetch-site", b"")
         if site == b"same-origin" or origin in self._origins:  # the former holds also where a proxy changed `Host`
             return False
-        if method in SAFE_METHODS:  # what a page asks for, not what a user opens; nor does it read answers without CORS
+        if method in {"GET", "HEAD"}:  # a user may follow a link, a page load nothing; it cannot read without CORS
             return site in {b"same-site", b"cross-site"} and said.get(b"sec-fetch-mode") != b"navigate"
         if site not in {b"", b"none", b"same-site"}:
             return True

@@ -1,0 +1,119 @@
+"""What a page of somebody else can do, in a real browser, to both services of the same machine: nothing."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from services import Pipeline, Raw, Service, both, person, value_of
+
+from tools.local_page import with_local_page
+from tools.ports import free_ports
+
+ATTACK = (Path(__file__).with_name("attack.js")).read_text()
+PEOPLE = 20
+PATIENCE_MS = 20_000
+
+
+class Evil(BaseHTTPRequestHandler):
+    """A web server that serves an empty page."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><title>Kittens</title>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@dataclass
+class Site:
+    """Both services as a developer runs them, and a web server of somebody else on the same machine."""
+
+    pipeline: Pipeline
+    producer: Service
+    consumer: Service
+    evil_port: int
+
+    def state(self) -> object:
+        """Return what an operator, or a caller of the producer, would have changed."""
+        status = self.consumer.status()
+        kept = {name: status[name] for name in ("state", "member_id", "messages_consumed_count", "dead_lettered_count")}
+        with ThreadPoolExecutor(1) as thread:  # in this one there is Playwright's event loop
+            return kept, thread.submit(self.pipeline.end_offsets).result()
+
+
+@pytest.fixture(scope="module")
+def site(chromium: str, bootstrap_servers: str, logs: Path) -> Iterator[Site]:
+    assert chromium
+    ports = dict(zip(("PRODUCER_PORT", "CONSUMER_PORT"), map(str, free_ports(2)), strict=True))
+    of_this_machine = with_local_page(ports)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Evil)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    with Pipeline(bootstrap_servers, logs) as pipeline, both(pipeline, **of_this_machine) as (producer, consumer):
+        producer.post(f"/producers/basic_producer?number_of_people={PEOPLE}")
+        pipeline.write([Raw(value_of(person("seen-by-nobody")), b"seen-by-nobody"), Raw(b"not json", b"bad")])
+        consumer.until_consumed(PEOPLE + 2)
+        yield Site(pipeline, producer, consumer, server.server_address[1])
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    with browser.new_context() as context:
+        context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        yield context.new_page()
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost", "127.0.0.1"])
+def test_a_page_of_somebody_else_changes_nothing_and_reads_nothing(page: Page, site: Site, host: str) -> None:
+    before = site.state()
+    page.goto(f"http://{host}:{site.evil_port}/")
+    for name in ("localhost", "127.0.0.1"):
+        services = {"producer": site.producer.port, "consumer": site.consumer.port}
+        urls = {service: f"http://{name}:{port}" for service, port in services.items()}
+        tried = page.evaluate(ATTACK, {**urls, "person": person("of-somebody-else")})
+        assert tried["calls"] > 40
+        assert tried["read"] == []
+    assert site.state() == before
+    for service in (site.producer, site.consumer):
+        assert "an operator asked" not in service.log.read_text()
+
+
+def test_a_page_whose_name_is_led_to_this_machine_changes_nothing_and_reads_nothing(page: Page, site: Site) -> None:
+    before = site.state()
+    for service in (site.producer, site.consumer):
+        url = f"http://rebound.example:{service.port}"
+        answer = page.goto(url)
+        assert answer is not None
+        assert answer.status == 421
+        page.route(f"{url}/kittens", lambda route: route.fulfill(content_type="text/html", body="<!doctype html>"))
+        page.goto(f"{url}/kittens")  # it was served from elsewhere, before the name was led here
+        tried = page.evaluate(ATTACK, {"producer": url, "consumer": url, "person": person("of-somebody-else")})
+        assert {line.rpartition(" ")[2] for line in tried["read"]} == {"421"}  # it reads that it may not
+    assert site.state() == before
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_the_live_page_steers_the_consumer_and_creates_people_by_either_name(page: Page, site: Site, host: str) -> None:
+    page.goto(f"http://{host}:{site.consumer.port}/")
+    page.get_by_label("New people").fill("3")
+    page.get_by_role("button", name="Create").click()
+    expect(page.locator("#create output")).to_have_text("3 were created.")
+    for button, state in (("Pause", "paused"), ("Resume", "running")):
+        page.get_by_role("button", name=button).click()
+        expect(page.locator("#state")).to_have_text(state)
+
+
+def test_a_link_on_another_page_leads_to_the_live_page(page: Page, site: Site) -> None:
+    page.goto(f"http://evil.example:{site.evil_port}/")
+    page.evaluate("url => { location.href = url; }", f"http://localhost:{site.consumer.port}/")
+    expect(page.locator("#state")).to_have_text("running")

@@ -13,8 +13,8 @@ DEFAULT_NAME = "default"
 SHORTEST_KEY = 16
 """Characters of a key at least: 16 random ones cannot be guessed over HTTP."""
 NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
-KEY = re.compile(r"[!-+\--~]+")
-"""Printable ASCII without spaces, which a header keeps as it is, and without the comma between keys."""
+KEY = re.compile(r"(?!#)[!-+\--~]+")
+"""Printable ASCII without spaces, which a header keeps as it is, without the comma between keys and `#` of comments."""
 HOW_TO_MAKE_ONE = "make one with: openssl rand -hex 24"
 
 
@@ -69,16 +69,14 @@ class Keys:
 def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:
     """Return the keys of a file, one a line, by name; `given` are those of the environment.
 
-    Raises `OSError`, and `ValueError` as `read_keys` does, for a file without keys, and for one that repeats a name or
-    a key of `given`.
+    Lines that begin with `#` are skipped. Raises `OSError`, and `ValueError` as `read_keys` does, and for a file that
+    repeats a name or a key of `given`.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError("the file is not UTF-8 text") from None
-    keys = read_keys(lines)
-    if not keys:
-        raise ValueError("the file holds no key: nobody could change anything")
+    keys = read_keys("" if line.strip().startswith("#") else line for line in lines)
     if not given.keys().isdisjoint(keys):
         raise ValueError("a key has the same name as one in API_KEY; give each its own, as name:key")
     if not set(given.values()).isdisjoint(keys.values()):
@@ -89,12 +87,12 @@ def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:
 def read_keys(lines: Iterable[str]) -> dict[str, str]:
     """Return keys by name: each line is `name:key`, or a key alone without a colon, which is named `default`.
 
-    Empty lines and those that begin with `#` are skipped. Raises `ValueError` for a key that is weak, cannot be sent in
-    a header, or may be read in two ways. Its message quotes nothing: even a name may be a part of a secret.
+    Empty lines are skipped. Raises `ValueError` when there is no key, and for a key that is weak, cannot be sent in a
+    header, or may be read in two ways. Its message quotes nothing: even a name may be a part of a secret.
     """
     keys: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.strip().startswith("#"):
+        if not line.strip():
             continue
         name, colon, key = (part.strip() for part in line.partition(":"))
         if not colon:
@@ -102,6 +100,8 @@ def read_keys(lines: Iterable[str]) -> dict[str, str]:
         if wrong := _what_is_wrong(name, key, keys):
             raise ValueError(f"key {number} {wrong}")
         keys[name] = key
+    if not keys:
+        raise ValueError(f"no key is given; {HOW_TO_MAKE_ONE}")
     return keys
 
 
@@ -117,7 +117,7 @@ def _what_is_wrong(name: str, key: str, others: Mapping[str, str]) -> str | None
             f"{HOW_TO_MAKE_ONE}"
         )
     if not KEY.fullmatch(key):
-        return f"holds a space, a comma or a character that is not ASCII; {HOW_TO_MAKE_ONE}"
+        return f"begins with # or holds a space, a comma or a character that is not ASCII; {HOW_TO_MAKE_ONE}"
     if name in others:
         return "has the same name as one before; give each its own, as name:key"
     if key in others.values():

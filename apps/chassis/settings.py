@@ -123,7 +123,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     @property
     def api_keys(self) -> Keys:
         """The keys of `API_KEY`, which are separated by commas, and those of the file that `API_KEY_FILE` names."""
-        return Keys(read_keys((self.api_key or "").split(",")), Path(self.api_key_file) if self.api_key_file else None)
+        given = read_keys(self.api_key.split(",")) if self.api_key else {}
+        return Keys(given, Path(self.api_key_file) if self.api_key_file else None)
 
     @property
     def uses_sasl(self) -> bool:
@@ -169,7 +170,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 def _check_keys(settings: Settings) -> None:
     """Check the keys of the environment, then those of the file, which it reads as a reload does."""
     try:
-        given = read_keys((settings.api_key or "").split(","))
+        given = read_keys(settings.api_key.split(",")) if settings.api_key else {}
     except ValueError as error:
         raise WrongSetting(f"API_KEY: {error}") from None
     if settings.api_key_file:

@@ -73,7 +73,7 @@ def page(browser: Browser) -> Iterator[Page]:
         yield context.new_page()
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost", "127.0.0.1"])
+@pytest.mark.parametrize("host", ["evil.example", "localhost"])
 def test_a_page_of_somebody_else_changes_nothing_and_reads_nothing(page: Page, site: Site, host: str) -> None:
     before = site.state()
     page.goto(f"http://{host}:{site.evil_port}/")
@@ -88,17 +88,19 @@ def test_a_page_of_somebody_else_changes_nothing_and_reads_nothing(page: Page, s
         assert "an operator asked" not in service.log.read_text()
 
 
-def test_a_page_whose_name_is_led_to_this_machine_changes_nothing_and_reads_nothing(page: Page, site: Site) -> None:
+def test_a_page_whose_name_is_led_to_this_machine_changes_nothing_and_reads_nothing(
+    browser: Browser, site: Site
+) -> None:
     before = site.state()
-    for service in (site.producer, site.consumer):
-        url = f"http://rebound.example:{service.port}"
-        answer = page.goto(url)
-        assert answer is not None
-        assert answer.status == 421
-        page.route(f"{url}/kittens", lambda route: route.fulfill(content_type="text/html", body="<!doctype html>"))
-        page.goto(f"{url}/kittens")  # it was served from elsewhere, before the name was led here
-        tried = page.evaluate(ATTACK, {"producer": url, "consumer": url, "person": person("of-somebody-else")})
-        assert {line.rpartition(" ")[2] for line in tried["read"]} == {"421"}  # it reads that it may not
+    with browser.new_context(bypass_csp=True) as context:  # it was served from elsewhere, before its name led here
+        page = context.new_page()
+        for service in (site.producer, site.consumer):
+            url = f"http://rebound.example:{service.port}"
+            answer = page.goto(url)
+            assert answer is not None
+            assert answer.status == 421
+            tried = page.evaluate(ATTACK, {"producer": url, "consumer": url, "person": person("of-somebody-else")})
+            assert {line.rpartition(" ")[2] for line in tried["read"]} == {"421"}  # it reads that it may not
     assert site.state() == before
 
 

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from samples import fields_of_a_person, until
 
 from apps.chassis import access
-from apps.chassis.keys import Keys, read_keys
+from apps.chassis.keys import Keys, read_key_file
 from apps.chassis.logs import ConsoleFormatter, set_up_logging
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 from apps.consumer.app import create_app as create_consumer
@@ -110,8 +110,8 @@ DAMAGES = {
     "same name": f"ada:{NAMELESS}\nada:{OTHER}",
     "too weak": "ada:",
     "too weak: 6": "ada:s3cret",
-    "no key": "",
-    "no key:": "# revoked\n",
+    "no key is given": "",
+    "no key is given;": "# revoked\n",
     "name as one in API_KEY": f"fixed:{OTHER}",
     "in API_KEY too": f"ada:{GRACES}",
     "under another name": f"ada:{OTHER}\ngrace:{OTHER}",
@@ -186,12 +186,21 @@ def test_a_file_of_keys_that_is_missing_or_empty_stops_the_start(tmp_path: Path)
     empty.touch()
     with pytest.raises(WrongSetting, match=r"^API_KEY_FILE: .*No such file"):
         read_settings({"API_KEY_FILE": str(tmp_path / "missing")})
-    with pytest.raises(WrongSetting, match=r"^API_KEY_FILE: .*no key"):
+    with pytest.raises(WrongSetting, match=r"^API_KEY_FILE: no key is given"):
         read_settings({"API_KEY_FILE": str(empty)})
 
 
-def test_key_files_have_comments_and_empty_lines() -> None:
-    assert read_keys(["# a comment", "", f"a.b_c-1: {ADAS} ", NAMELESS]) == {"a.b_c-1": ADAS, "default": NAMELESS}
+@pytest.mark.parametrize("meant", [",", " , ,", f"#{NAMELESS}", f"ada:{ADAS},#{NAMELESS}", f"ada:#{NAMELESS}"])
+def test_what_looks_like_no_key_never_leaves_a_service_open(meant: str) -> None:
+    with pytest.raises(WrongSetting, match=r"^API_KEY: ") as raised:
+        read_settings({"API_KEY": meant})
+    assert not [secret for secret in (NAMELESS, ADAS) if secret in str(raised.value)]
+
+
+def test_key_files_have_comments_and_empty_lines(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# a comment\n\na.b_c-1: {ADAS} \n  # and another\n{NAMELESS}")
+    assert read_key_file(file, {}) == {"a.b_c-1": ADAS, "default": NAMELESS}
 
 
 def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(

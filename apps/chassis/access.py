@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from contextvars import Context
 from http import HTTPStatus
 from typing import Any
 
@@ -62,7 +63,8 @@ class RefusedKeys:
         if self._unlogged:
             log.warning("refused %d calls with a wrong API key", self._unlogged)
             self._unlogged = 0
-            asyncio.get_running_loop().call_later(LOGGED_EVERY_S, self._log)
+            later = Context()  # of no request, least of all of the one that happens to be answered now
+            asyncio.get_running_loop().call_later(LOGGED_EVERY_S, self._log, context=later)
 
 
 def guarded(

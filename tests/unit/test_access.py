@@ -17,7 +17,7 @@ from samples import fields_of_a_person, until
 
 from apps.chassis import access
 from apps.chassis.keys import Keys, read_key_file
-from apps.chassis.logs import ConsoleFormatter, set_up_logging
+from apps.chassis.logs import ConsoleFormatter, request_id, set_up_logging, with_request
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 from apps.consumer.app import create_app as create_consumer
 from apps.producer.app import create_app as create_producer
@@ -212,6 +212,7 @@ def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(
         return [record.getMessage() for record in caplog.records if record.name == access.__name__]
 
     async def guess() -> None:
+        request_id.set("the-first")
         refused = access.RefusedKeys(registry)
         for number in range(7_500):
             refused.note(f"guess {number}")
@@ -222,7 +223,11 @@ def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(
         refused.note("guess")
 
     registry = CollectorRegistry()
+    caplog.handler.addFilter(with_request)
     asyncio.run(guess())
+    caplog.handler.removeFilter(with_request)
+    lines = [record for record in caplog.records if record.name == access.__name__]
+    assert [vars(line)["request_id"] for line in lines] == ["the-first", None, "the-first"]
     assert logged() == [f"refused {count} calls with a wrong API key" for count in (1, 7_499, 1)]
     counts = [registry.get_sample_value("api_key_refusals_total", {"reason": each}) for each in ("wrong", "missing")]
     assert counts == [7_501, 1]

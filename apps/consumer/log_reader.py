@@ -1,6 +1,7 @@
 """Reads the topic without a group: any record, whoever consumed it; nothing is committed."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from uuid import UUID
@@ -121,15 +122,17 @@ class LogReader:
                 search.settle()
         return search.newest()
 
-    async def at_time(self, time: int, end: Mapping[int, int]) -> dict[int, int]:
+    async def at_time(self, time: int, end: Mapping[int, int], latest: float = math.inf) -> dict[int, int]:
         """Return the offset of the first record at or after a time (ms) in each partition, `end` where there is none.
 
-        Within 2 s.
+        Where that record is dated after `latest`, its timestamp says nothing, and `end` is returned too. Within 2 s.
         """
         async with self._connected() as consumer:
             wanted = {TopicPartition(self.topic, partition): max(0, time) for partition in end}
             found = await consumer.offsets_for_times(wanted)
-        return {tp.partition: at.offset if at else end[tp.partition] for tp, at in found.items()}
+        return {
+            tp.partition: at.offset if at and at.timestamp <= latest else end[tp.partition] for tp, at in found.items()
+        }
 
     async def record(self, partition: int, offset: int) -> Record | None:
         """Return the first record of a partition at or behind an offset that there is, None when there is none.

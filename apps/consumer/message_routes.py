@@ -39,7 +39,7 @@ from apps.consumer.offsets import read_offsets, write_offsets
 from apps.consumer.search import MOST_BYTES, Newest, Wanted
 from apps.consumer.shown import StoredMessage, show
 from apps.consumer.tail import Tail
-from apps.consumer.window import Cursor, Record, Window
+from apps.consumer.window import Cursor, Record, StaleCursor, Window, latest_date
 from contracts.person import Person, decode
 
 MOST_MESSAGES = 1_000
@@ -107,7 +107,7 @@ class Message(msgspec.Struct):
 
 
 class Messages(msgspec.Struct):
-    """Consumed records, oldest first; `next` given as `before` leads to those before them, null when there are none.
+    """Consumed records, the last consumed last; `next` given as `before` leads to those before, null without any.
 
     `total` counts what this service has consumed since it started.
     """
@@ -173,8 +173,11 @@ def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRou
     @get(
         NEWEST,
         summary="The newest people",
-        description="Those that this copy consumed last; with `scope=topic` the newest of the whole topic, straight "
-        "from it. A search there looks at some 100,000 records at a time, and `next` goes on.",
+        description="Those that this instance consumed last, in the order of their consumption, whatever their "
+        "timestamps say (after a restart first those that were committed before, merged by timestamp). With "
+        "`scope=topic` the newest of the whole topic, straight from it: merged by timestamp, each partition in the "
+        "order of its offsets; a record dated more than a minute ahead counts as old as the one before it. A search "
+        "looks at some 100,000 records at a time, and `next` goes on.",
         responses=documented(OUT_OF_REACH, UNREADABLE),
         operation_class=EitherKind,
     )
@@ -201,12 +204,13 @@ def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRou
         for name, value in {"q": q, "from": since, "to": until}.items():
             if value is not None:
                 raise _bad(name, "only together with scope=topic")
-        records, earlier = window.newest(
-            limit,
-            key=None if key is None else key.encode(),
-            partition=partition,
-            before=_read("before", before, Cursor.parse),
-        )
+        cursor = _read("before", before, Cursor.parse)
+        try:
+            records, earlier = window.newest(
+                limit, key=None if key is None else key.encode(), partition=partition, before=cursor
+            )
+        except StaleCursor as stale:
+            raise _bad("before", str(stale)) from None
         return Messages(total(), [_message(record) for record in records], None if earlier is None else str(earlier))
 
     return messages
@@ -271,7 +275,7 @@ async def _search(log: Log, span: Span, partition: int | None, wanted: Wanted | 
     first, end = await log.reader.offsets(log.partitions())
     before = end
     if span.until is not None:
-        before = await log.reader.at_time(span.until + LATE, end)  # what is older may stand behind it
+        before = await log.reader.at_time(span.until + LATE, end, latest_date())  # what is older may stand behind it
     if span.before is not None:
         before = {number: min(span.before.get(number, 0), offset) for number, offset in before.items()}
     since = first if span.since is None else await log.reader.at_time(span.since, end)

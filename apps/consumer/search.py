@@ -1,7 +1,8 @@
 """Going back through a topic for the newest records that are wanted: what to read next, and when it is enough.
 
 Partitions are merged by timestamp, each in the order of its offsets: within one search a record counts as no newer than
-those that were read of its partition before.
+those that were read of its partition before. A record dated more than a minute ahead of now does not say when it was
+written (its clock is wrong, or counts microseconds): it counts as old as the one before it in its partition.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from apps.consumer.window import Record
+from apps.consumer.window import Record, latest_date
 
 MOST_SCANNED = 100_000
 """Records that a search looks at, give or take a piece, before it returns what it has."""
@@ -41,7 +42,9 @@ class _Column:
     `found` holds the wanted records with the time they count as, the newest first.
     """
 
-    def __init__(self, bottom: int, end: int) -> None:
+    def __init__(self, bottom: int, end: int, latest: int) -> None:
+        self._latest = latest
+        self._undated: list[Record] = []
         self.bottom = bottom
         self.low = end
         self.time = math.inf
@@ -74,12 +77,44 @@ class _Column:
     def settle(self, wanted: Wanted) -> int:
         """End the piece; return how many records it had."""
         backwards = list(reversed(self._piece))
-        times = list(accumulate((record.timestamp for record in backwards), min, initial=self.time))
-        self.found += [(time, record) for time, record in zip(times[1:], backwards, strict=True) if wanted(record)]
-        self.time, self.low = times[-1], self._start
+        self.low = self._start
+        if self._undated or any(record.timestamp > self._latest for record in backwards):
+            self._settle_undated(backwards, wanted)
+        else:
+            times = list(accumulate((record.timestamp for record in backwards), min, initial=self.time))
+            self.found += [(time, record) for time, record in zip(times[1:], backwards, strict=True) if wanted(record)]
+            self.time = times[-1]
         self._piece.clear()
         self._bytes = 0
         return len(backwards)
+
+    def _settle_undated(self, backwards: Sequence[Record], wanted: Wanted) -> None:
+        """End a piece with records that are dated ahead: they wait for the first before them that is not."""
+        for record in backwards:
+            if record.timestamp <= self._latest:
+                self.time = min(self.time, record.timestamp)
+                self.date_rest()
+            if wanted(record):
+                self._undated.append(record)
+            if record.timestamp <= self._latest:
+                self.date_rest()
+        if not self.pending:
+            self.date_rest()
+
+    def date_rest(self) -> None:
+        """Count records that are dated ahead as old as what was read last.
+
+        Where nothing else was read they count as the oldest of all, or as the newest while there is more to read.
+        """
+        if self._undated and self.pending:
+            self.time = min(self.time, self._latest)
+        self.found += [(self.time if math.isfinite(self.time) else 0, record) for record in self._undated]
+        self._undated.clear()
+
+    @property
+    def held(self) -> int:
+        """The bytes of all records that are held."""
+        return sum(map(size_of, self._undated)) + sum(size_of(record) for _, record in self.found)
 
 
 class Search:
@@ -89,7 +124,8 @@ class Search:
     """
 
     def __init__(self, bottom: Mapping[int, int], before: Mapping[int, int], wanted: Wanted, limit: int) -> None:
-        self._columns = {partition: _Column(bottom[partition], offset) for partition, offset in before.items()}
+        latest = latest_date()
+        self._columns = {partition: _Column(bottom[partition], offset, latest) for partition, offset in before.items()}
         self._share = MOST_BYTES // (2 * max(1, len(before)))
         self._wanted = wanted
         self._limit = limit
@@ -123,6 +159,8 @@ class Search:
 
     def newest(self) -> Newest:
         """Return what was found."""
+        for column in self._columns.values():
+            column.date_rest()
         chosen = self._ready()[: self._limit]
         before = {partition: column.low for partition, column in self._columns.items()}
         left: list[float] = [-math.inf]
@@ -146,8 +184,9 @@ class Search:
         return sorted(ready, key=lambda one: (-one[0], one[1].partition, -one[1].offset))
 
     def _is_full(self) -> bool:
-        found = (record for column in self._columns.values() for _, record in column.found)
-        return sum(map(size_of, found)) >= MOST_BYTES // 2  # the other half is for the pieces being read
+        return (
+            sum(column.held for column in self._columns.values()) >= MOST_BYTES // 2
+        )  # the other half is for the pieces being read
 
 
 def size_of(record: Record) -> int:

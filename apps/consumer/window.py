@@ -1,10 +1,14 @@
-"""The newest records, in memory: a cache of the topic, bounded in records and in bytes."""
+"""The records that were consumed last, in memory: a cache of the topic, bounded in records and in bytes.
+
+They stand in the order in which they were consumed, whatever their timestamps say. Records that were consumed before
+this instance started are read again from the topic, and stand before those.
+"""
 
 import re
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import nlargest
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
@@ -29,28 +33,42 @@ class Record(Protocol):
 
 
 class Cursor(NamedTuple):
-    """A place among the records, which are in the order of their timestamp, partition and offset."""
+    """Where a page begins: records are numbered as they are consumed, and those from `before` on were shown.
 
-    timestamp: int
-    partition: int
-    offset: int
+    Those from `top` on were consumed after the first page was asked for. `window` says which instance numbered them.
+    """
+
+    window: int
+    top: int
+    before: int
 
     @classmethod
     def parse(cls, text: str) -> "Cursor":
         """Read what `str` made of a cursor. Raises `ValueError` for anything else."""
-        if not (found := re.fullmatch(r"(-?[0-9]{1,19})-([0-9]{1,10})-([0-9]{1,19})", text)):
+        if not (found := re.fullmatch(r"([0-9]{1,19})-([0-9]{1,18})-([0-9]{1,18})", text)):
             raise ValueError(f"not a cursor: {text[:60]!r}")
         return cls(*map(int, found.groups()))
 
     def __str__(self) -> str:
-        return f"{self.timestamp}-{self.partition}-{self.offset}"
+        return f"{self.window}-{self.top}-{self.before}"
 
 
-place_of = attrgetter(*Cursor._fields)
-"""Returns the place of a record: a plain tuple, in the order of `Cursor`."""
+class StaleCursor(ValueError):
+    """A cursor of another instance, or of this one before its restart."""
 
 
-time_of = attrgetter("timestamp")
+FIRST_NUMBER = 2**40
+"""The number of the first record that is consumed; those consumed before the start have lower ones."""
+AHEAD_MS = 60_000
+"""Milliseconds that a record may be dated ahead of now; one dated later does not say when it was written."""
+
+place_of = attrgetter("partition", "offset")
+"""Returns the partition of a record and its offset there."""
+
+
+def latest_date() -> int:
+    """Return the latest timestamp (ms) that a record can have been written at, by this machine's clock."""
+    return time.time_ns() // 1_000_000 + AHEAD_MS
 
 
 def fields_of(record: Record) -> dict[str, object]:
@@ -71,12 +89,15 @@ class Window:
         self._batches: deque[tuple[Sequence[Record], int]] = deque()
         self._records = 0
         self._bytes = 0
+        self._name = time.time_ns() // 1_000
+        self._end = FIRST_NUMBER
+        self._consumed = 0
 
     def __len__(self) -> int:
         return min(self._records, self.size)
 
     def __iter__(self) -> Iterator[Record]:
-        """Go through the records, the first added first."""
+        """Go through the records, the first consumed first."""
         records = chain.from_iterable(batch for batch, _ in self._batches)
         return islice(records, max(0, self._records - self.size), None)
 
@@ -85,7 +106,12 @@ class Window:
         return self._bytes * min(count, self._records) // max(self._records, 1)
 
     def extend(self, records: Sequence[Record]) -> None:
-        """Add records behind the others; the first added go when there are too many."""
+        """Add records that were consumed; those consumed first go when there are too many."""
+        self._end += len(records)
+        self._consumed += len(records)
+        self._append(records)
+
+    def _append(self, records: Sequence[Record]) -> None:
         if not records:
             return
         size = _size(records)
@@ -116,45 +142,85 @@ class Window:
         self._bytes += size
 
     def refill(self, records: Iterable[Record]) -> None:
-        """Merge in records read from the topic again; those that are here already are passed over."""
-        merged = _by_place((*records, *self))
-        newest = [merged[place] for place in sorted(merged)][-self.size :]
+        """Put in records read from the topic again, before all that were consumed since the start.
+
+        They are merged by timestamp, each partition in the order of its offsets. Those that are here already are passed
+        over.
+        """
+        present = list(self)
+        consumed = min(self._consumed, len(present))
+        begin = len(present) - consumed
+        refilled = {place_of(record): record for record in (*records, *present[:begin])}
+        for record in present[begin:]:
+            refilled.pop(place_of(record), None)
+        room = self.size - consumed
+        merged = [*(merged_by_time(refilled.values())[-room:] if room else ()), *present[begin:]]
         self._batches.clear()
         self._records = self._bytes = 0
-        for start in range(0, len(newest), PIECE):
-            self.extend(newest[start : start + PIECE])
+        for start in range(0, len(merged), PIECE):
+            self._append(merged[start : start + PIECE])
 
     def newest(
         self, limit: int, *, key: bytes | None = None, partition: int | None = None, before: Cursor | None = None
     ) -> tuple[list[Record], Cursor | None]:
-        """Return the newest `limit` records, oldest first, and the cursor for those before them (None: no more).
+        """Return the `limit` records that were consumed last, in the order of their consumption.
 
-        Only those with this `key`, of this `partition`, and before this place. A record that was consumed twice stands
-        there once.
+        With them comes the cursor for those before them, None when there are no more. Only records with this `key`, of
+        this `partition`, and before this cursor. A record that was consumed twice stands where it was consumed last.
+        Raises `StaleCursor`.
         """
-        wanted: Iterable[Record] = self
-        if key is not None:
-            wanted = [record for record in wanted if record.key == key]
-        if partition is not None:
-            wanted = [record for record in wanted if record.partition == partition]
-        if before is not None:
-            wanted = [record for record in wanted if place_of(record) < before]
-        records = list(wanted)
-        times = sorted(map(time_of, records))[-limit:]
-        late = [record for record in records if record.timestamp >= times[0]] if times else []
-        found = _by_place(late)  # of all of them it would take six times as long
-        if len(found) < limit:  # some of those were consumed twice
-            late, found = records, _by_place(records)
-        places = nlargest(limit, found)[::-1]
-        more = len(found) > limit or len(late) < len(records)
-        return [found[place] for place in places], Cursor(*places[0]) if more else None
+        name, top, below = before or (self._name, self._end, self._end)
+        if name != self._name:
+            raise StaleCursor("a cursor of another instance, or of before its restart: begin again without it")
+        found: list[tuple[int, Record]] = []
+        seen: set[tuple[int, int]] = set()
+        for number, record in self._backwards(top):
+            place = place_of(record)
+            if place in seen:
+                continue
+            seen.add(place)
+            if number >= below or (key is not None and record.key != key):
+                continue
+            if partition is not None and record.partition != partition:
+                continue
+            found.append((number, record))
+            if len(found) > limit:
+                break
+        shown = found[:limit]
+        cursor = Cursor(name, top, shown[-1][0]) if len(found) > limit else None
+        return [record for _, record in reversed(shown)], cursor
+
+    def _backwards(self, top: int) -> Iterator[tuple[int, Record]]:
+        """Go through the records below a number, the last consumed first, with their numbers."""
+        number, last = self._end, self._end - len(self)
+        for batch, _ in reversed(self._batches):
+            if number - len(batch) >= top:
+                number -= len(batch)
+                continue
+            for record in reversed(batch):
+                number -= 1
+                if number < last:
+                    return
+                if number < top:
+                    yield number, record
 
 
 def _size(records: Sequence[Record]) -> int:
     return sum([len(record.value or b"") for record in records])
 
 
-def _by_place(records: Iterable[Record]) -> dict[tuple[int, int, int], Record]:
-    """Return each record by its place, once; in C throughout, for there are thousands of them."""
-    records = list(records)
-    return dict(zip(map(place_of, records), records, strict=True))
+def merged_by_time(records: Iterable[Record]) -> list[Record]:
+    """Merge records of partitions by timestamp, each partition in the order of its offsets.
+
+    A record counts as no older than those before it in its partition; one that is dated too far ahead counts as old as
+    the one before it.
+    """
+    latest = latest_date()
+    timed: list[tuple[int, int, int, Record]] = []
+    for partition, of_one in groupby(sorted(records, key=place_of), key=attrgetter("partition")):
+        written = 0
+        for record in of_one:
+            if record.timestamp <= latest:
+                written = max(written, record.timestamp)
+            timed.append((written, partition, record.offset, record))
+    return [record for *_, record in sorted(timed, key=lambda one: one[:3])]

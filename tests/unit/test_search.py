@@ -8,7 +8,7 @@ from samples import Stored
 from apps.consumer import search
 from apps.consumer.offsets import read_offsets, write_offsets
 from apps.consumer.search import Newest, Search, Wanted
-from apps.consumer.window import Record
+from apps.consumer.window import Record, latest_date
 
 Topic = Mapping[int, Sequence[Stored]]
 topics = st.dictionaries(
@@ -127,6 +127,42 @@ def test_a_partition_that_hardly_gets_records_is_not_read_to_its_start() -> None
     found = run({0: busy, 1: quiet}, {0: 50_000, 1: 50_000}, everything, 1_000)
     assert places(found.records) == [(0, offset) for offset in range(49_999, 48_999, -1)]
     assert found.scanned <= 4_000
+
+
+def a_topic_dated(*partitions: Sequence[int]) -> Topic:
+    return {
+        number: [Stored(number, at, time) for at, time in enumerate(times)] for number, times in enumerate(partitions)
+    }
+
+
+def test_records_dated_ahead_hide_none_that_were_written_after_them() -> None:
+    now, ahead, microseconds = latest_date() - 100_000, latest_date() + 50 * 60 * 1_000, 1_790_000_000_000_000
+    later = [now + number for number in range(1, 31)]
+    topic = a_topic_dated([now - 10, *[ahead] * 12], [now - 5, microseconds], later, [microseconds])
+    newest = run(topic, end_of(topic), everything, 30)
+    assert places(newest.records) == [(2, offset) for offset in range(29, -1, -1)]
+    assert_complete([record for page in pages(topic, everything, 7) for record in page.records], topic, everything)
+    rest = run(topic, end_of(topic), everything, 100).records[30:]
+    assert places(rest) == [(1, 1), (1, 0), *((0, offset) for offset in range(12, -1, -1)), (3, 0)]
+
+
+def test_a_record_dated_ahead_stays_between_its_neighbours() -> None:
+    now = latest_date() - 100_000
+    topic = a_topic_dated([now, 2**60, now + 20], [now - 1, now + 10, now + 30])
+    assert places(run(topic, end_of(topic), everything, 9).records) == [(1, 2), (0, 2), (1, 1), (0, 1), (0, 0), (1, 0)]
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(1, 5), st.integers(1, 4))
+def test_wherever_records_are_dated_ahead_each_comes_once_and_a_search_comes_to_its_end(
+    ahead: list[bool], piece: int, limit: int
+) -> None:
+    topic = a_topic_dated([2**60 if one else 1_000 for one in ahead], [1_000, 2**60, 2_000])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "FEWEST", piece)
+        patch.setattr(search, "MOST", piece)
+        patch.setattr(search, "MOST_SCANNED", piece)
+        found = [record for page in pages(topic, everything, limit) for record in page.records]
+    assert_complete(found, topic, everything)
 
 
 @given(st.dictionaries(st.integers(0, 10**9 - 1), st.integers(0, 10**18 - 1)))

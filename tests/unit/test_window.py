@@ -3,9 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from apps.consumer.window import Cursor, Record, Window, place_of
+from apps.consumer.window import Cursor, Record, StaleCursor, Window, latest_date, place_of
 
 PLACES = st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9))
+MICROSECONDS = 1_790_000_000_000_000
 
 
 def at(timestamp: int, partition: int = 0, offset: int | None = None, **fields: bytes | None) -> Stored:
@@ -25,16 +26,20 @@ def newest(window: Window, limit: int = 100) -> list[int]:
     return [record.timestamp for record in window.newest(limit)[0]]
 
 
-def test_the_newest_records_come_oldest_first() -> None:
+def test_the_records_consumed_last_come_in_the_order_of_their_consumption() -> None:
     window = window_of(*map(at, [1, 2, 3, 4, 5]))
     assert newest(window, 3) == [3, 4, 5]
     assert newest(window, 100) == [1, 2, 3, 4, 5]
 
 
-def test_records_of_several_partitions_come_in_the_order_of_their_time() -> None:
-    window = window_of(at(10, 0), at(30, 0), at(20, 1), at(20, 0))
-    places = [(record.timestamp, record.partition) for record in window.newest(3)[0]]
-    assert places == [(20, 0), (20, 1), (30, 0)]
+def test_no_timestamp_hides_what_was_consumed_later() -> None:
+    ahead, yesterday = latest_date() + 50 * 60 * 1_000, latest_date() - 24 * 60 * 60 * 1_000
+    window = window_of(*(at(ahead, 0, offset) for offset in range(12)), at(MICROSECONDS, 1, 0))
+    window.extend([at(latest_date(), 2, offset) for offset in range(30)])
+    window.extend([at(yesterday, 3, offset) for offset in range(20)])
+    places = [place_of(record) for record in window.newest(25)[0]]
+    assert places == [*((2, offset) for offset in range(25, 30)), *((3, offset) for offset in range(20))]
+    assert len(window.newest(100)[0]) == 63
 
 
 def test_an_empty_window_has_no_records_and_nothing_before_them() -> None:
@@ -77,24 +82,32 @@ def test_a_limit_counts_what_the_filter_lets_through() -> None:
     window = window_of(*(at(i, i % 2) for i in range(10)))
     records, earlier = window.newest(2, partition=1)
     assert [record.timestamp for record in records] == [7, 9]
-    assert earlier == Cursor(7, 1, 7)
+    records, earlier = window.newest(2, partition=1, before=earlier)
+    assert [record.timestamp for record in records] == [3, 5]
+    assert earlier is not None
+    assert window.newest(2, partition=1, before=earlier) == ([at(1, 1)], None)
 
 
-@given(st.lists(PLACES, max_size=60), st.integers(1, 7))
-def test_paging_back_shows_every_record_exactly_once(places: list[tuple[int, int, int]], limit: int) -> None:
-    window = window_of(*(at(*place) for place in places))
+@given(st.lists(PLACES, max_size=60), st.lists(PLACES, max_size=3), st.integers(1, 7))
+def test_paging_back_shows_every_record_exactly_once(
+    places: list[tuple[int, int, int]], meanwhile: list[tuple[int, int, int]], limit: int
+) -> None:
+    """Also while others are consumed, and some of them not for the first time."""
+    window = window_of(*(at(*place) for place in places), size=1_000)
     pages: list[list[Record]] = []
     before: Cursor | None = None
     while True:
         page, before = window.newest(limit, before=before)
         pages.insert(0, page)
+        window.extend([at(*place) for place in meanwhile])
         assert len(pages) <= len(places) + 1
         assert before is None or len(page) == limit
         if before is None:
             break
         before = Cursor.parse(str(before))
     shown = [place_of(record) for page in pages for record in page]
-    assert shown == sorted(set(places))
+    last_consumed = {(partition, offset): number for number, (_, partition, offset) in enumerate(places)}
+    assert shown == sorted(last_consumed, key=lambda place: last_consumed[place])
 
 
 def test_paging_is_not_disturbed_by_records_that_come_meanwhile() -> None:
@@ -113,20 +126,56 @@ def test_a_record_that_was_consumed_twice_stands_there_once() -> None:
     window.extend([at(2), at(3), at(4)])
     assert newest(window) == [1, 2, 3, 4]
     assert newest(window, 3) == [2, 3, 4]
+    window.extend([at(1)])
+    assert newest(window) == [2, 3, 4, 1]
 
 
-def test_a_refill_puts_older_records_among_those_that_are_here() -> None:
+def test_a_cursor_of_another_instance_is_refused() -> None:
+    _, cursor = window_of(*map(at, range(6))).newest(2)
+    with pytest.raises(StaleCursor, match="begin again"):
+        Window(10).newest(2, before=cursor and cursor._replace(window=1))
+
+
+def test_a_refill_puts_records_before_all_that_were_consumed_since_the_start() -> None:
     window = window_of(at(5), at(6), at(5, 1))
     window.refill([at(1), at(4, 1), at(5), at(7, 1)])
+    window.refill([at(2), at(3, 1)])
     assert [(record.timestamp, record.partition) for record in window.newest(9)[0]] == [
         (1, 0),
+        (2, 0),
+        (3, 1),
         (4, 1),
-        (5, 0),
-        (5, 1),
-        (6, 0),
         (7, 1),
+        (5, 0),
+        (6, 0),
+        (5, 1),
     ]
-    assert len(window) == 6
+    assert len(window) == 8
+
+
+def test_a_refill_merges_partitions_by_timestamp_and_no_absurd_one_puts_a_record_out_of_its_place() -> None:
+    window = Window(100)
+    window.refill(
+        [
+            at(10, 0, 0),
+            at(MICROSECONDS, 0, 1),
+            at(30, 0, 2),
+            at(1, 0, 3),
+            *(at(20 + n, 1, n) for n in range(3)),
+            at(40, 1, 3),
+        ]
+    )
+    places = [place_of(record) for record in window.newest(100)[0]]
+    assert places == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (0, 2), (0, 3), (1, 3)]
+
+
+def test_paging_goes_on_over_a_refill_that_came_meanwhile() -> None:
+    window = window_of(*(at(n) for n in range(10, 14)))
+    page, before = window.newest(3)
+    window.refill(map(at, range(3)))
+    rest, none = window.newest(10, before=before)
+    assert [record.timestamp for record in (*rest, *page)] == [0, 1, 2, 10, 11, 12, 13]
+    assert none is None
 
 
 def test_a_refill_of_a_full_window_drops_the_oldest_records() -> None:
@@ -145,9 +194,9 @@ def test_a_refill_leaves_the_bound_in_bytes_as_it_was() -> None:
     assert 0 not in newest(window)
 
 
-@given(st.integers(-1, 2**63 - 1), st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1))
-def test_a_cursor_is_read_as_it_was_shown(timestamp: int, partition: int, offset: int) -> None:
-    assert Cursor.parse(str(Cursor(timestamp, partition, offset))) == Cursor(timestamp, partition, offset)
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**58), st.integers(0, 2**58))
+def test_a_cursor_is_read_as_it_was_shown(window: int, top: int, before: int) -> None:
+    assert Cursor.parse(str(Cursor(window, top, before))) == Cursor(window, top, before)
 
 
 @pytest.mark.parametrize(
@@ -171,4 +220,5 @@ def test_any_text_is_a_cursor_that_pages_or_is_refused(text: str) -> None:
     except ValueError:
         return
     assert Cursor.parse(str(cursor)) == cursor
-    assert window_of(at(1), at(2)).newest(10, before=cursor)[1] is None
+    window = window_of(at(1), at(2))
+    assert window.newest(10, before=cursor._replace(window=window._name))[1] is None

@@ -61,7 +61,7 @@ class RefusedKeys:
     def _log(self) -> None:
         self._waiting = self._unlogged > 0
         if self._unlogged:
-            log.warning("refused %d calls with a wrong API key", self._unlogged)
+            log.warning("calls refused because of a wrong API key: %d", self._unlogged)
             self._unlogged = 0
             later = Context()  # of no request, least of all of the one that happens to be answered now
             asyncio.get_running_loop().call_later(LOGGED_EVERY_S, self._log, context=later)

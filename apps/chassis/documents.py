@@ -26,6 +26,7 @@ from litestar.static_files import create_static_files_router
 from apps.chassis.access import COMPONENTS
 from apps.chassis.health import VERSION
 from apps.chassis.pages import page_policy, to_root
+from apps.chassis.problems import PATH as PROBLEMS
 
 OPENAPI_FILES, ASYNCAPI_FILES = "schema-ui", "asyncapi-ui"
 STYLE = "body { font-family: system-ui, sans-serif }"
@@ -72,6 +73,19 @@ class SwaggerPage(OpenAPIRenderPlugin):
         )
 
 
+class OpenApiDocument(JsonRenderPlugin):
+    """The document; the types of problems in its examples have the prefix that they have in answers."""
+
+    def __init__(self, root_path: str) -> None:
+        super().__init__()
+        self._root_path = root_path
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        """Return the document as JSON."""
+        document = super().render(request, openapi_schema)
+        return document.replace(f'"type":"{PROBLEMS}/'.encode(), f'"type":"{self._root_path}{PROBLEMS}/'.encode())
+
+
 def openapi_config(title: str, description: str, root_path: str) -> OpenAPIConfig:
     """Return the configuration of the page at `/schema` and the document at `/schema/openapi.json`.
 
@@ -90,7 +104,7 @@ def openapi_config(title: str, description: str, root_path: str) -> OpenAPIConfi
         openapi_router=router,
         components=COMPONENTS,
         servers=[Server(url=root_path or "../")],  # relative to the document
-        render_plugins=[SwaggerPage(path="/"), JsonRenderPlugin()],
+        render_plugins=[SwaggerPage(path="/"), OpenApiDocument(root_path)],
     )
 
 

@@ -7,6 +7,7 @@ answers no problem, knows no IPv6 address and guards no page of another origin.
 """
 
 import re
+from functools import lru_cache
 from ipaddress import ip_address
 
 from litestar.plugins.problem_details import ProblemDetailsException
@@ -21,6 +22,8 @@ HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:\[\],/@]+?)\.?(:[0-9]*)?")
 """A `Host` in small letters: a name or an address, and maybe a port."""
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 LONGEST_QUOTED = 80
+HOSTS_REMEMBERED = 64
+"""Values of `Host` whose answer is remembered: callers use a few, and to read an address takes longer than all else."""
 
 
 class OriginPolicy:
@@ -30,9 +33,10 @@ class OriginPolicy:
         self._names = frozenset(name for name in settings.host_names if not name.startswith("*"))
         self._suffixes = tuple(name[1:] for name in settings.host_names if name.startswith("*."))
         self._any_host = not settings.host_names or ANY_HOST in settings.host_names
-        self._any_address = not all(map(_is_loopback, settings.host_names))
+        self._loopback_alone = all(map(_is_loopback, settings.host_names))
         self._origins = frozenset(settings.allowed_origins)
         self._root_path = settings.root_path
+        self._answers_to = lru_cache(HOSTS_REMEMBERED)(self._is_allowed_host)
 
     def refusal(self, scope: Scope) -> ProblemDetailsException | None:
         """Return the problem to answer instead of the call, None for a call that may go on."""
@@ -49,17 +53,22 @@ class OriginPolicy:
             return with_root_path(self._root_path, problem(FOREIGN_ORIGIN, detail))
         return None
 
-    def _answers_to(self, host: str) -> bool:
-        found = HOST.fullmatch(host)
-        name = found["name"] if found else ""
-        return name in self._names or name.endswith(self._suffixes) or self._is_allowed_address(name)
+    def _is_allowed_host(self, host: str) -> bool:
+        """Tell whether a `Host` is allowed by its name, or because no web page can have it.
 
-    def _is_allowed_address(self, name: str) -> bool:
-        """Tell whether an address may stand in `Host`: probes call by it, and no name that leads here looks like one.
-
-        Where loopback names alone are allowed, loopback addresses alone are.
+        No page's name is an address, by which probes call, or has no dot: nginx calls a service by the name of its
+        `upstream`. Where loopback names alone are allowed, loopback addresses and names without a dot are; where others
+        are, all addresses.
         """
-        return _is_loopback(name) or (self._any_address and is_address(name.strip("[]")))
+        found = HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = found["name"]
+        if name in self._names or name.endswith(self._suffixes) or _is_loopback(name):
+            return True
+        if self._loopback_alone:
+            return not {".", ":"} & set(name)
+        return is_address(name.strip("[]"))
 
     def _is_foreign(self, method: str, host: str, said: dict[bytes, bytes]) -> bool:
         origin, site = said.get(b"origin", b"").decode("latin-1").lower(), said.get(b"sec-fetch-site", b"")

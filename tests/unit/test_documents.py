@@ -177,7 +177,9 @@ def test_behind_a_prefix_that_a_proxy_strips_no_address_in_an_answer_leads_out_o
             assert kind.startswith("/a/kafka/problems/")
             assert client.get(kind.removeprefix("/a/kafka")).json()["type"] == kind
         assert client.get("/nowhere").json()["type"] == "about:blank"
-        assert client.get("/schema/openapi.json").json()["servers"] == [{"url": "/a/kafka"}]
+        document = client.get("/schema/openapi.json")
+        assert document.json()["servers"] == [{"url": "/a/kafka"}]
+        assert set(re.findall(r'"type":"([^"]*)/problems/', document.text)) == {"/a/kafka"}
         pages = [client.get(path) for path in ("/", "/docs", "/docs/", "/schema", "/schema/", "/asyncapi")]
         for page in pages:
             assert not re.findall(r"(?:src|href|Url|content)\"?[=:]\s*\"/", page.text)

@@ -55,7 +55,7 @@ def small() -> Response[bytes]:
 
 
 def application(weigh: Callable[[Scope], int | None] = lambda _: 0) -> Litestar:
-    edge = Edge(CollectorRegistry(), Limit(weigh, ROOM), Settings())
+    edge = Edge(CollectorRegistry(), Limit(weigh, ROOM), Settings(root_path="/kafka"))
     app = Litestar([large, done, always, small], before_request=edge.admit, openapi_config=None)
     edge.surround(app)
     return app
@@ -99,7 +99,7 @@ async def test_answers_that_are_not_read_count_until_they_are_and_leave_room_for
         assert (status, headers["content-type"]) == (503, "application/problem+json")
         assert int(headers["retry-after"]) > 0
         problem = msgspec.json.decode(await refused.reader.readexactly(int(headers["content-length"])))
-        assert problem["type"] == "/problems/busy"
+        assert problem["type"] == "/kafka/problems/busy"
         assert (await refused.ask("/small"))[0] == 200
         for path in ("/livez", "/health-check", "/metrics"):
             assert (await (await caller(connect)).ask(path))[0] == 200

@@ -1,14 +1,16 @@
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from services import ROOT, Pipeline, Service, person, wait_until
+from services import PATIENCE, ROOT, Pipeline, Raw, Service, person, value_of, wait_until
 
 CALLERS = 60
 """At a time: some twenty times as many of the largest calls as are taken."""
@@ -73,6 +75,33 @@ def test_under_many_searches_a_consumer_stays_small_and_goes_on_consuming(pipeli
         assert calls.result() == {200, 503}
         assert peak < MOST_MEMORY
         consumer.until_consumed(150_000)
+
+
+def test_callers_that_do_not_read_the_newest_people_cost_a_consumer_no_more_than_it_may_take(
+    pipeline: Pipeline,
+) -> None:
+    large = value_of(person(address="a" * 30_000))
+    newest = b"GET /consumers/messages?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with pipeline.consumer() as consumer, ExitStack() as connections:
+        consumer.until_healthy()
+        pipeline.write([Raw(large)] * 1_000)
+        consumer.until_consumed(1_000)
+        statuses = []
+        for _ in range(CALLERS):
+            unread = connections.enter_context(socket.socket())
+            unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            unread.settimeout(PATIENCE)
+            unread.connect(("127.0.0.1", consumer.port))
+            unread.sendall(newest)
+            statuses.append(unread.recv(12)[-3:])
+            assert consumer.get("/livez") == {"status": "alive"}
+            assert memory_of(consumer) < MOST_MEMORY
+        assert set(statuses) == {b"200", b"503"}
+        assert statuses_of_many(consumer, "GET", "/consumers/messages?limit=1000", times=1) == {503}
+        for path in ("/health-check", "/metrics"):
+            assert consumer.answers(path, 200)
+        connections.close()
+        wait_until(lambda: consumer.answers("/consumers/messages?limit=1000", 200))
 
 
 def test_with_a_key_only_those_who_have_it_change_anything(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -35,13 +35,6 @@ ENDED_WITHIN = 9.5
 NOT_READING_MS = 30_000
 """Milliseconds after which the system cuts off a caller that does not read what it was sent (RFC 5482)."""
 
-KEEP_ALIVE_S = 75
-"""Seconds that a connection may be idle between two requests.
-
-Proxies keep idle connections to a service for 60 s (nginx, the load balancers of AWS). A proxy that sends a request
-while the service closes the connection has to answer 502, so the service has to keep it for longer.
-"""
-
 CreateApp = Callable[[Settings, asyncio.Event], Litestar]
 """Builds an application; the event is set when the process has been told to end, before connections are closed."""
 
@@ -85,10 +78,10 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
     _open_as_many_files_as_allowed()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again when it has ended
-    Server(server_config(app), ending).run(sockets=[listening])
+    Server(server_config(app, settings), ending).run(sockets=[listening])
 
 
-def server_config(app: ASGIApp) -> uvicorn.Config:
+def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return how uvicorn serves an application."""
     return uvicorn.Config(
         app,
@@ -98,7 +91,7 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # whose address it is and by which scheme he came is asked nowhere
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
 

@@ -85,6 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     cors_origins: str = ""
     allowed_hosts: str = ""
     root_path: str = ""
+    keep_alive_s: Annotated[int, Meta(ge=1, le=3_600)] = 75
     api_key: str | None = None
     api_key_file: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"

@@ -193,6 +193,14 @@ async def test_a_refused_caller_that_sends_its_body_unasked_keeps_its_connection
         assert b" 401 " in await reader.readuntil(b"\r\n\r\nno")
 
 
+async def test_a_refused_caller_without_a_body_keeps_its_connection() -> None:
+    async with serving(refusing) as connect:
+        reader, writer = await connect()
+        for _ in range(2):
+            writer.write(EXPECTING.replace(b"Content-Length: %d" % len(HIDDEN), b"Content-Length: 0"))
+            assert b"connection: close" not in await reader.readuntil(b"\r\n\r\nno")
+
+
 async def pieces(_: Any, __: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
     """Answer with a body whose length is not known beforehand."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
@@ -219,6 +227,14 @@ async def test_a_caller_with_http_1_0_gets_the_length_of_an_answer_that_has_one(
             said = await said_to(connect, [method + b" / HTTP/1.0\r\n\r\n"])
             assert said.endswith(b"\r\n\r\n" + body)
             assert b"content-length: 2\r\n" in said
+
+
+async def test_a_caller_with_http_1_0_is_not_told_to_go_on_for_it_would_take_that_for_its_answer() -> None:
+    app = Recorder()
+    async with serving(app) as connect:
+        said = await said_to(connect, [EXPECTING.replace(b"HTTP/1.1", b"HTTP/1.0") + HIDDEN])
+    assert said.startswith(b"HTTP/1.1 200 ")
+    assert app.ran == [("POST", "/people", HIDDEN)]
 
 
 async def test_a_caller_with_http_1_0_sees_that_a_streamed_answer_broke_off(monkeypatch: pytest.MonkeyPatch) -> None:

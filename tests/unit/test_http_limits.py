@@ -12,6 +12,7 @@ from samples import LONG, until
 from apps.chassis import http_limits
 from apps.chassis.http_limits import ALL_HERE, LARGEST_HEAD, MOST_IN_ADVANCE, LimitedProtocol
 from apps.chassis.serve import server_config
+from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +43,7 @@ async def serving(
 ) -> AsyncIterator[Connect]:
     """Serve an application within the limits; what is yielded opens connections to it, which are in `connections`."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, http=protocol, log_config=None, lifespan="off")
+        config = uvicorn.Config(app, http=protocol, log_config=None, lifespan="off", timeout_keep_alive=600)
         server = uvicorn.Server(config)
         server.server_state.connections = set() if connections is None else connections
         async with asyncio.timeout(LONG):
@@ -104,9 +105,10 @@ async def test_a_connection_that_was_answered_may_be_idle_until_it_begins_the_ne
 
 
 def test_idle_connections_live_longer_than_the_pools_of_proxies_keep_them() -> None:
-    config = server_config(hello)
+    config = server_config(hello, Settings())
     assert config.http is LimitedProtocol
     assert config.timeout_keep_alive > 60  # nginx and the load balancers of AWS keep them so long
+    assert server_config(hello, Settings(keep_alive_s=620)).timeout_keep_alive == 620
 
 
 async def test_who_sends_a_byte_now_and_then_gains_no_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,26 @@ PANELS = [
         "Calls of the handler a second",
         "short",
         rate_of("consumer_handler_attempts_total", "result")
-        | {"failures of the batch in hand {{instance}}": "consumer_batch_failures"},
+        | {"failures of the in-flight batch {{instance}}": "consumer_batch_failures"},
+    ),
+    Panel("Age of the in-flight batch", "s", {"{{instance}}": "consumer_batch_age_seconds"}),
+    Panel(
+        "Waiting for a transaction",
+        "short",
+        {"partition {{partition}}": "max by (partition) (consumer_lag_waiting_for_transaction_records)"},
+    ),
+    Panel(
+        "Records skipped and positions moved",
+        "short",
+        {
+            "skipped {{partition}} {{reason}}": "sum by (partition, reason) (consumer_records_skipped_total)",
+            "moves {{partition}} {{reason}}": "sum by (partition, reason) (consumer_position_moves_total)",
+        },
+    ),
+    Panel(
+        "Failed commits",
+        "short",
+        {"{{error}} {{instance}}": "increase(consumer_commit_failures_total[$__rate_interval])"},
     ),
     Panel("Dead letters a second", "short", rate_of("consumer_records_dead_lettered_total", "reason")),
     Panel(

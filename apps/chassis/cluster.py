@@ -23,7 +23,9 @@ from aiokafka.errors import (
     for_code,
 )
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import OffsetAndMetadata
 
+from apps.chassis.internals.group_description import GROUP_ID_NOT_FOUND, describe_group
 from apps.chassis.kafka import ClientOptions
 from apps.chassis.refusal import refusal
 from apps.chassis.rights import AskForGroup, AskForTopics, may
@@ -151,10 +153,18 @@ class Cluster:
 
         Raises `KafkaError`, `OSError` or, after 2 s, `TimeoutError`.
         """
+        commits = await self.commits(group, topic)
+        return {partition: commit.offset if commit else None for partition, commit in commits.items()}
+
+    async def commits(self, group: str, topic: str) -> dict[int, OffsetAndMetadata | None]:
+        """Return what a group has committed in each partition, with its metadata; None where it has nothing.
+
+        Raises `KafkaError`, `OSError` or, after 2 s, `TimeoutError`.
+        """
         wanted = [TopicPartition(topic, partition) for partition in range(self.partitions.get(topic, 0))]
         async with asyncio.timeout(PATIENCE):
             offsets = await self._ask(lambda admin: admin.list_consumer_group_offsets(group, partitions=wanted))
-        return {tp.partition: found.offset if found.offset >= 0 else None for tp, found in offsets.items()}
+        return {tp.partition: found if found.offset >= 0 else None for tp, found in offsets.items()}
 
     async def members(self, group: str, topic: str) -> tuple[str, list[Member]]:
         """Return the state of a group (`Stable`, `PreparingRebalance`, `Empty`, ...) and its members.
@@ -162,14 +172,7 @@ class Cluster:
         Raises `KafkaError`, `OSError` or, after 2 s, `TimeoutError`.
         """
         async with asyncio.timeout(PATIENCE):
-            (answer,) = await self._ask(lambda admin: admin.describe_consumer_groups([group]))
-        ((code, _, state, _, _, members, *_),) = answer.groups
-        if code:
-            raise for_code(code)(group)
-        return state, [
-            Member(member_id, client_id, host.removeprefix("/"), _partitions_in(assignment, topic))
-            for member_id, client_id, host, _, assignment in (member[:5] for member in members)
-        ]
+            return await self._ask(lambda admin: _members_of(admin, group, topic))
 
     async def trouble(self) -> str | None:
         """Return why the topics cannot be used now, or None when they can; asked at most once a second.
@@ -367,6 +370,22 @@ async def _config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
     if code:
         raise Unusable(f"topic {topic}: its configuration cannot be read: {for_code(code).__name__}")
     return {name: value for name, value, *_ in entries}
+
+
+async def _members_of(admin: AIOKafkaAdminClient, group: str, topic: str) -> tuple[str, list[Member]]:
+    coordinator = await admin.find_coordinator(group)
+    (answer,) = await admin.describe_consumer_groups([group], group_coordinator_id=coordinator)
+    ((code, _, state, _, _, members, *_),) = answer.groups
+    if code in {0, GROUP_ID_NOT_FOUND} and (not members or code):  # how Kafka answers for one of the newer protocol
+        newer = await describe_group(admin._client, coordinator, group)  # noqa: SLF001 - it knows no such request
+        if newer is not None:
+            return newer[0], [Member(m.member_id, m.client_id, m.host, m.partitions.get(topic, [])) for m in newer[1]]
+    if code not in {0, GROUP_ID_NOT_FOUND}:
+        raise for_code(code)(group)
+    return state or "Dead", [
+        Member(member_id, client_id, host.removeprefix("/"), _partitions_in(assignment, topic))
+        for member_id, client_id, host, _, assignment in (member[:5] for member in members)
+    ]
 
 
 def _partitions_in(assignment: bytes, topic: str) -> list[int]:

@@ -81,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     producer_port: Port = 8000
     consumer_port: Port = 8001
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    slow_batch_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 300
     producer_url: str | None = None
     cors_origins: str = ""
     allowed_hosts: str = ""

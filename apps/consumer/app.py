@@ -29,6 +29,7 @@ from apps.chassis.topics import dead_letter_topic, marks_topic, people_topic
 from apps.chassis.traces import Traces
 from apps.chassis.tracing import traces_of
 from apps.consumer.attempts import Handle
+from apps.consumer.commits import Commits
 from apps.consumer.consumption import Consumption
 from apps.consumer.control import Control
 from apps.consumer.dead_letter_routes import dead_letter_routes
@@ -36,7 +37,7 @@ from apps.consumer.dead_letters import DeadLetters
 from apps.consumer.fetched import read_fetched_fast
 from apps.consumer.group import Group, look_at_group
 from apps.consumer.handler import handle
-from apps.consumer.lag import LagMeter
+from apps.consumer.lag import GroupOffsets, LagMeter
 from apps.consumer.log_reader import LogReader
 from apps.consumer.message_routes import Log, message_routes, weight_of
 from apps.consumer.metrics import of_consumer, timed
@@ -87,8 +88,9 @@ def create_app(
     registry = new_registry(SERVICE)
     edge = Edge(registry, Limit(partial(weight_of, window=window), MOST_IN_MEMORY), settings)
     consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces)
-    committed = partial(cluster.committed, group, topic)
-    meter = LagMeter(reader, committed)
+    commits = Commits(partial(cluster.commits, group, topic))
+    offsets = GroupOffsets(reader, LogReader(options, topic, committed_only=False), commits.read)
+    meter = LagMeter(offsets)
     searched = Log(
         LogReader(options, topic),
         LogReader(options, topic, committed_only=False),
@@ -98,18 +100,18 @@ def create_app(
     end = ending or asyncio.Event()
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
 
-    refill = Refill(window, reader, committed, background)
+    refill = Refill(window, reader, commits.read, background)
 
     def on_assigned(assigned: set[TopicPartition]) -> None:
         refill.begin([tp.partition for tp in assigned])
 
     def make_broker() -> KafkaBroker:
         broker = new_broker(options, consumer_only=True, graceful_timeout=GRACE)
-        subscribe(broker, topic, group, consumption, on_assigned)
+        subscribe(broker, topic, group, consumption, commits, on_assigned)
         return broker
 
     connection = Connection(make_broker, cluster.ensure_topics)
-    control = Control(connection, cluster, consumption, background)
+    control = Control(connection, cluster, consumption, commits, background, settings.slow_batch_seconds)
     operations = [
         Operation("receive", "people", "Consumes people.", group),
         Operation("send", "deadLetters", "Keeps what cannot be consumed, byte for byte, with what became of it."),
@@ -130,12 +132,18 @@ def create_app(
             group_id=group,
             member_id=consumer._coordinator.member_id if consumer else None,  # noqa: SLF001 - aiokafka shows it nowhere else
             lag=lag.records,
+            waiting_for_transaction=lag.waiting_for_transaction,
             lag_seconds=lag.seconds,
             partitions=lag.partitions,
             paused_partitions=sorted(tp.partition for tp in consumer.paused()) if consumer else [],
             restarts=connection.replaced,
             failures=consumption.attempts.failures,
+            batch_age_seconds=round(consumption.batch_age, 3),
+            commit_failures=commits.failures.total(),
+            skipped_count=commits.skipped.total(),
+            moves=list(commits.moves),
             last_error=await cluster.trouble()
+            or commits.error
             or (consumption.attempts.error if consumption.attempts.failures else None)
             or consumption.last_error
             or connection.error,
@@ -144,7 +152,7 @@ def create_app(
         )
 
     async def group_now() -> Group:
-        return await look_at_group(group, partial(cluster.members, group, topic), committed, reader)
+        return await look_at_group(group, partial(cluster.members, group, topic), offsets)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -152,6 +160,7 @@ def create_app(
             traces.open(),
             cluster.open(),
             reader.open(),
+            offsets.every.open(),
             searched.reader.open(),
             searched.uncommitted.open(),
             dead_reader.open(),
@@ -162,7 +171,7 @@ def create_app(
             for work, name in {
                 control.watch(): "watch of the consume loop",
                 cluster.watch(): "watch of the cluster",
-                watch_topic(reader.topic_id, control): "watch of the topic",
+                watch_topic(reader.topic_id, control, commits): "watch of the topic",
                 control.start(): "first start",
                 control.stop_at(end): "last stop",
                 tail.end_at(end): "end of the live tail",
@@ -175,7 +184,7 @@ def create_app(
         *message_routes(window, searched, tail, lambda: consumption.consumed),
         *dead_letter_routes(dead_reader, redriver, cluster.partitions),
         *health_routes(SERVICE, control.health),
-        *metrics_routes(registry, partial(of_consumer, control, consumption, connection, meter)),
+        *metrics_routes(registry, partial(of_consumer, control, consumption, commits, connection, meter)),
         *problem_routes(settings.root_path),
         *document_routes(asyncapi),
         *page_routes(settings.producer_url),

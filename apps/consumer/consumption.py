@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 from apps.chassis.logs import one_line
 from apps.chassis.traces import Traces
@@ -35,6 +36,17 @@ class Tombstone(ValueError):
 
 REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", "Reject")
 """Types of errors that are counted from the start, as 0."""
+
+
+class Outcome(NamedTuple):
+    """What became of a batch: its records that were handled, and those that were dead-lettered.
+
+    `recovered` are partitions of which it has only good records, after a start that accepted bad ones.
+    """
+
+    good: Sequence[Record]
+    bad: Sequence[BadRecord]
+    recovered: set[int]
 
 
 class Consumption:
@@ -73,6 +85,11 @@ class Consumption:
         """How many records were dead-lettered."""
         return self.dead_letters.total()
 
+    @property
+    def batch_age(self) -> float:
+        """The seconds that the in-flight batch has taken so far, its commit included; 0 without one."""
+        return max(0.0, time.time() - self.busy_since) if self.busy_since else 0.0
+
     def note_unreadable(self, what: str) -> None:
         """Note that a batch cannot be read: its partition waits until it can be, or until somebody seeks past it."""
         if self.unreadable != what:
@@ -97,26 +114,35 @@ class Consumption:
         if accept:
             self.limit.forget()
 
-    async def consume(self, records: Sequence[Record]) -> None:
-        """Handle a batch and write its dead letters. When it raises, nothing of the batch may be committed."""
-        self.busy_since = time.time()
+    async def consume(self, records: Sequence[Record]) -> Outcome:
+        """Handle a batch and write its dead letters; return what to `settle` once it is committed.
+
+        When it raises, nothing of the batch may be committed.
+        """
         try:
             if not self.halted:
                 self.leaving.clear()
                 with self._traces.handling(records):
-                    await self._consume(records)
+                    return await self._consume(records)
         except Halted as reason:
             self.halted = self.last_error = str(reason)
             self.halted_for = reason.reason
             self.leaving.clear()
             log.critical("halted: %s", reason.reason)
-        finally:
-            self.idle_since, self.busy_since = time.time(), None
-        if self.halted:
-            await self.leaving.wait()  # whoever watches ends this connection
-            raise Halted(self.halted)
+        self.busy_since = None
+        await self.leaving.wait()  # the watch over the consume loop ends this connection
+        raise Halted(self.halted or "")
 
-    async def _consume(self, records: Sequence[Record]) -> None:
+    def settle(self, outcome: Outcome) -> None:
+        """Count a batch, and show its records: it is committed, and will not be redelivered."""
+        self.limit.count()
+        self._recovered |= outcome.recovered
+        self.consumed += len(outcome.good)
+        for letter in outcome.bad:
+            self.dead_letters[self._reason_of(letter)] += 1
+        self.window.extend(outcome.good)
+
+    async def _consume(self, records: Sequence[Record]) -> Outcome:
         good, people, bad = sort_out(records)
         accepted = {record.partition for record in records} - self._recovered if self._accept else set()
         if people:
@@ -131,12 +157,7 @@ class Consumption:
             await self.attempts.insist(partial(self._write_dead_letters, bad))
             _tell(bad)
             self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
-        self.limit.count()
-        self._recovered |= accepted - {one.record.partition for one in bad}
-        self.consumed += len(good)
-        for letter in bad:
-            self.dead_letters[self._reason_of(letter)] += 1
-        self.window.extend(good)
+        return Outcome(good, bad, accepted - {one.record.partition for one in bad})
 
     def _reason_of(self, letter: BadRecord) -> str:
         name = type(letter.error).__name__

@@ -13,6 +13,7 @@ from faststream.kafka.subscriber.usecase import BatchSubscriber
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
+from apps.consumer.commits import MARK, Commits, positions_of
 from apps.consumer.consumption import Consumption
 from apps.consumer.subscriber import ailment
 
@@ -39,12 +40,20 @@ class NotNow(Exception):
 class Control:
     """What an operator may do with the consumption of a service. All calls may come at any time, together and twice."""
 
-    def __init__(
-        self, connection: Connection, cluster: Cluster, consumption: Consumption, background: Background
+    def __init__(  # noqa: PLR0913, PLR0917 - what it steers and watches
+        self,
+        connection: Connection,
+        cluster: Cluster,
+        consumption: Consumption,
+        commits: Commits,
+        background: Background,
+        slow_batch_s: float,
     ) -> None:
         self._connection = connection
         self._cluster = cluster
         self._consumption = consumption
+        self._commits = commits
+        self._slow_batch_s = slow_batch_s
         self._background = background
         self._holding: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
@@ -122,6 +131,11 @@ class Control:
         if self._consumption.paused and consumer:
             consumer.pause(*consumer.assignment())
 
+    async def positions(self) -> dict[int, int]:
+        """Return the next offset to read of each partition that this instance reads."""
+        consumer = self.consumer
+        return {tp.partition: at for tp, at in (await positions_of(consumer)).items()} if consumer else {}
+
     async def seek(self, place: Place) -> dict[int, int]:
         """Consume from another place on; return the offset in each partition asked for that this copy holds.
 
@@ -143,7 +157,8 @@ class Control:
                 await self._wait_for_batch(subscriber)
                 for tp, offset in offsets.items():  # nothing can come between: no batch is in hand, and none is read
                     consumer.seek(tp, offset)
-                await consumer.commit(offsets)
+                await consumer.commit({tp: (offset, MARK) for tp, offset in offsets.items()})
+                self._commits.sought({tp.partition: offset for tp, offset in offsets.items()})
             except IllegalStateError as error:
                 raise NotNow(f"the partitions were given to another member meanwhile: {error}") from None
             finally:
@@ -184,17 +199,22 @@ class Control:
             return False, kafka, f"halted: {self._consumption.halted_for}"
         if self.stopped:
             return True, kafka, self._cluster.at_risk("stopped by an operator")
-        if unfit := unreachable or self.trouble() or self._consumption.unreadable or self._background.failure:
+        unfit = unreachable or self.trouble() or self._consumption.unreadable or self._background.failure
+        if unfit := unfit or self._struggle():
             return False, kafka, unfit
-        attempts = self._consumption.attempts
-        if attempts.failures >= FAILING:
-            return (
-                False,
-                kafka,
-                f"a batch failed {attempts.failures} times: {attempts.kind} (see last_error of the status)",
-            )
         well = "paused by an operator" if self._consumption.paused else "people are consumed"
         return True, kafka, self._cluster.at_risk(well)
+
+    def _struggle(self) -> str | None:
+        """Return what keeps batches from being committed, although they are fetched, or None."""
+        attempts, age = self._consumption.attempts, self._consumption.batch_age
+        if attempts.failures >= FAILING:
+            return f"a batch failed {attempts.failures} times: {attempts.kind} (see last_error of the status)"
+        if self._commits.error:
+            return f"the last commit failed, and its batch will be redelivered: {self._commits.error}"
+        if age > self._slow_batch_s:
+            return f"the in-flight batch has taken {age:.0f} s (SLOW_BATCH_SECONDS is {self._slow_batch_s:g})"
+        return None
 
     def trouble(self) -> str | None:
         """Return why the consumption, which was started, consumes nothing, or None."""
@@ -203,7 +223,7 @@ class Control:
             return self._connection.error or "not connected yet"
         if self._cluster.unreadable_at > self._connection.since:  # the client does not find back by itself
             return "what may not be read for a while may be read again"
-        return ailment(subscriber, self._consumption)
+        return ailment(subscriber, self._consumption, self._commits)
 
     async def watch(self) -> None:
         """Until cancelled, have a consume loop that died or wedged replaced, and one that halted stopped.

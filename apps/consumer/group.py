@@ -1,20 +1,21 @@
-"""The whole group, whichever copy of the service is asked: who holds what, and how far it is."""
+"""The whole group, whichever instance of the service is asked: who holds what, and how far it is."""
 
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from apps.chassis.cluster import Committed, Member
-from apps.consumer.log_reader import LogReader
+from apps.chassis.cluster import Member
+from apps.consumer.lag import GroupOffsets
 
 Members = Callable[[], Awaitable[tuple[str, list[Member]]]]
-"""Tells the state of the group and its members, as `Cluster.members` does."""
+"""Returns the state of the group and its members, as `Cluster.members` does."""
 
 
 class GroupPartition(msgspec.Struct):
-    """One partition: the offset committed (null: none yet), the one behind its last record, and the lag between them.
+    """One partition: the offset committed (null: none yet), the high watermark, and the lag between them.
 
-    `owner` is the `member_id` of the member that has it, null while nobody has.
+    `waiting_for_transaction` of it stand behind another client's open transaction. `owner` is the `member_id` of the
+    member that has it, null while nobody has.
     """
 
     partition: int
@@ -22,31 +23,32 @@ class GroupPartition(msgspec.Struct):
     end: int
     lag: int
     owner: str | None
+    waiting_for_transaction: int
 
 
 class Group(msgspec.Struct):
-    """A consumer group; `state` is Kafka's word: `Stable`, `PreparingRebalance`, `CompletingRebalance`, `Empty`."""
+    """A consumer group; `state` is Kafka's word: `Stable`, `PreparingRebalance`, `CompletingRebalance`, `Empty`.
+
+    With members of the newer protocol (KIP-848) it is `Assigning`, `Reconciling`, `Stable` or `Empty`. `lag` and
+    `waiting_for_transaction` are the sums over all partitions.
+    """
 
     group_id: str
     state: str
     members: list[Member]
     partitions: list[GroupPartition]
+    lag: int
+    waiting_for_transaction: int
 
 
-async def look_at_group(group: str, members: Members, committed: Committed, reader: LogReader) -> Group:
+async def look_at_group(group: str, members: Members, offsets: GroupOffsets) -> Group:
     """Return the group now; raises `KafkaError`, `OSError` or, after some seconds, `TimeoutError`."""
     state, present = await members()
     owners = {partition: member.member_id for member in present for partition in member.partitions}
-    done = await committed()
-    first, end = await reader.offsets(len(done))
     partitions = [
-        GroupPartition(
-            partition,
-            offset,
-            end[partition],
-            max(0, end[partition] - (first[partition] if offset is None else offset)),
-            owners.get(partition),
-        )
-        for partition, offset in sorted(done.items())
+        GroupPartition(partition, one.committed, one.end, one.lag, owners.get(partition), one.waiting)
+        for partition, one in (await offsets.read()).items()
     ]
-    return Group(group, state, present, partitions)
+    lag = sum(partition.lag for partition in partitions)
+    waiting = sum(partition.waiting_for_transaction for partition in partitions)
+    return Group(group, state, present, partitions, lag, waiting)

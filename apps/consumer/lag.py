@@ -1,28 +1,81 @@
-"""How far consumption is behind the topic, in records and in seconds."""
+"""Measure how far a group is behind a topic, in records and in seconds: one number, wherever it is shown."""
 
+import asyncio
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from apps.chassis.cluster import Committed
+from apps.consumer.commits import positions_of
 from apps.consumer.log_reader import LogReader
 
 NO_TIMESTAMP = -1
 """The timestamp of a record whose producer gave it none."""
-
-
-FRESH = 3.0
+FRESH_S = 3.0
 """Seconds for which the times of the oldest records of the same partitions are not read again."""
+LOOK_TIMEOUT_S = 4.0
+"""Seconds to ask for what is committed and where the partitions end."""
+
+
+class Offsets(NamedTuple):
+    """One partition in Kafka's words: what the group has committed (None: nothing), and where its records stand.
+
+    `first` is the first offset, `stable` the one at the first open transaction (behind the last record without one),
+    `end` the high watermark: the one behind the last record.
+    """
+
+    committed: int | None
+    first: int
+    stable: int
+    end: int
+
+    @property
+    def next(self) -> int:
+        """The first offset that is not consumed."""
+        return self.first if self.committed is None else self.committed
+
+    @property
+    def lag(self) -> int:
+        """The offsets up to the high watermark that are not committed."""
+        return max(0, self.end - self.next)
+
+    @property
+    def waiting(self) -> int:
+        """How much of the lag stands behind an open transaction."""
+        return min(self.lag, max(0, self.end - self.stable))
+
+
+class GroupOffsets:
+    """Reads the offsets of a group on a topic. `stable` reads committed records alone, `every` all of them."""
+
+    def __init__(self, stable: LogReader, every: LogReader, committed: Committed) -> None:
+        self.stable = stable
+        self.every = every
+        self._committed = committed
+
+    async def read(self) -> dict[int, Offsets]:
+        """Return the offsets of each partition; none while the topic was not seen yet.
+
+        Asked in this order no lag is negative, and what is written meanwhile does not seem to wait for a transaction.
+        Raises `KafkaError`, `OSError` or, after 4 s, `TimeoutError`.
+        """
+        async with asyncio.timeout(LOOK_TIMEOUT_S):
+            committed = await self._committed()
+            first, end = await self.every.offsets(len(committed))
+            _, stable = await self.stable.offsets(len(committed))
+        return {p: Offsets(committed[p], first[p], stable[p], end[p]) for p in sorted(committed)}
 
 
 class PartitionLag(msgspec.Struct):
-    """One partition: the next offset to read, the one committed, the one behind its last record, and the lag.
+    """One partition: the next offset to read, the one committed by the group, the high watermark, and the lag.
 
-    `lag` is end - position while running, and end - committed (of the group) while stopped. What Kafka did not tell is
-    null; `committed` is null as long as the group has committed nothing.
+    `lag` is end - committed, always; from the first record on while nothing is committed. `waiting_for_transaction` of
+    it stand behind another client's open transaction. What Kafka did not tell is null; `position` is null where this
+    instance does not read.
     """
 
     partition: int
@@ -30,19 +83,25 @@ class PartitionLag(msgspec.Struct):
     committed: int | None
     end: int | None
     lag: int | None
+    waiting_for_transaction: int | None = None
 
 
 class Lag(msgspec.Struct):
-    """The lag of this copy's partitions; of all partitions while it is stopped.
+    """The lag of this instance's partitions; of all partitions while it has no connection.
 
     `ages` are the seconds since the oldest record of each partition that is not consumed yet was written, 0 without
-    lag; a partition is missing where that record has no time, and all are when Kafka did not tell. `seconds` is the
+    one; a partition is missing where that record has no time, and all are when Kafka did not tell. `seconds` is the
     greatest of them.
     """
 
     partitions: list[PartitionLag]
     records: int | None
     ages: dict[int, float]
+
+    @property
+    def waiting_for_transaction(self) -> int | None:
+        """How many of the records stand behind another client's open transaction; None when that is not known."""
+        return None if self.records is None else sum(p.waiting_for_transaction or 0 for p in self.partitions)
 
     @property
     def seconds(self) -> float | None:
@@ -55,77 +114,69 @@ class Lag(msgspec.Struct):
 class LagMeter:
     """Measures the lag of a group on a topic."""
 
-    def __init__(self, reader: LogReader, committed: Committed) -> None:
-        self._reader = reader
-        self._committed = committed
+    def __init__(self, offsets: GroupOffsets) -> None:
+        self._offsets = offsets
         self._oldest: Mapping[int, int] = {}
-        self._read_at = -FRESH
+        self._read: frozenset[int] = frozenset()
+        self._read_at = -FRESH_S
 
     async def measure(self, consumer: AIOKafkaConsumer | None) -> Lag:
-        """Return the lag of what `consumer` holds, of all partitions without one; within 6 s.
+        """Return the lag of what `consumer` holds, of all partitions without one; within 8 s.
 
         Unknown (`records` is None) when Kafka does not tell, or the topic was not seen yet.
         """
         positions = await _positions(consumer)
         try:
-            committed = await self._committed()
-            first, end = await self._reader.offsets(len(committed))
-            partitions = [
-                self._of_partition(partition, positions, committed, first, end)
-                for partition in sorted(committed if consumer is None else positions)
-                if partition in end
-            ]
+            offsets = await self._offsets.read()
         except (KafkaError, OSError, TimeoutError):
             return Lag([PartitionLag(p, at, None, None, None) for p, at in sorted(positions.items())], None, {})
-        if not committed:
+        if not offsets:
             return Lag([], None, {})
-        return Lag(partitions, sum(p.lag or 0 for p in partitions), await self._ages(partitions, first))
+        held = sorted(offsets if consumer is None else positions)
+        partitions = [_of_partition(partition, positions.get(partition), offsets.get(partition)) for partition in held]
+        lags = [partition.lag for partition in partitions]
+        known = None if None in lags else sum(lag or 0 for lag in lags)
+        return Lag(partitions, known, await self._ages({p: offsets[p] for p in held if p in offsets}))
 
-    def _of_partition(
-        self,
-        partition: int,
-        positions: Mapping[int, int | None],
-        committed: Mapping[int, int | None],
-        first: Mapping[int, int],
-        end: Mapping[int, int],
-    ) -> PartitionLag:
-        position, done = positions.get(partition), committed.get(partition)
-        reached = next((offset for offset in (position, done) if offset is not None), first[partition])
-        return PartitionLag(partition, position, done, end[partition], max(0, end[partition] - reached))
-
-    async def _ages(self, partitions: list[PartitionLag], first: Mapping[int, int]) -> dict[int, float]:
-        behind = {
-            p.partition: max(first[p.partition], p.end - p.lag) for p in partitions if p.lag and p.end is not None
-        }
+    async def _ages(self, offsets: Mapping[int, Offsets]) -> dict[int, float]:
+        behind = {partition: one for partition, one in offsets.items() if one.lag}
         try:
             oldest = await self._timestamps(behind)
         except (KafkaError, OSError, TimeoutError):
             return {}
         now = time.time()
-        ages = {p.partition: 0.0 for p in partitions if p.partition not in behind}
+        ages = dict.fromkeys(offsets.keys() - oldest.keys(), 0.0)
         return ages | {
             partition: max(0.0, round(now - timestamp / 1_000, 3))
             for partition, timestamp in oldest.items()
             if timestamp != NO_TIMESTAMP
         }
 
-    async def _timestamps(self, behind: Mapping[int, int]) -> Mapping[int, int]:
-        """Return the timestamp at an offset of each partition; of the same partitions, what was read up to 3 s ago.
+    async def _timestamps(self, behind: Mapping[int, Offsets]) -> Mapping[int, int]:
+        """Return the timestamp of the first record of each partition that is not consumed; of the same, for 3 s.
 
-        A batch of each must be read for it, and pages that are open ask every second while there is most to do.
+        A batch of each must be read for it, and open pages ask every second while there is most to do. Where only
+        aborted transactions stand, no record waits, unless one stands behind an open transaction.
         """
-        if behind.keys() != self._oldest.keys() or time.monotonic() - self._read_at >= FRESH:
-            self._oldest = await self._reader.timestamps(behind) if behind else {}
-            self._read_at = time.monotonic()
+        if behind.keys() != self._read or time.monotonic() - self._read_at >= FRESH_S:
+            ranges = {p: (max(one.first, one.next), one.stable) for p, one in behind.items()}
+            found = await self._offsets.stable.timestamps(ranges) if behind else {}
+            waiting = {p: (one.stable, one.end) for p, one in behind.items() if p not in found and one.waiting}
+            if waiting:
+                found |= await self._offsets.every.timestamps(waiting)
+            self._oldest, self._read, self._read_at = found, frozenset(behind), time.monotonic()
         return self._oldest
+
+
+def _of_partition(partition: int, position: int | None, offsets: Offsets | None) -> PartitionLag:
+    if offsets is None:  # it was added just now
+        return PartitionLag(partition, position, None, None, None)
+    return PartitionLag(partition, position, offsets.committed, offsets.end, offsets.lag, offsets.waiting)
 
 
 async def _positions(consumer: AIOKafkaConsumer | None) -> dict[int, int | None]:
     """Return the next offset to read of each partition held, without asking Kafka; None where it is not known yet."""
-    positions: dict[int, int | None] = {}
     if consumer is None:
-        return positions
-    for tp in consumer.assignment():
-        known = consumer.last_poll_timestamp(tp) is not None
-        positions[tp.partition] = await consumer.position(tp) if known else None
-    return positions
+        return {}
+    known = {tp.partition: position for tp, position in (await positions_of(consumer)).items()}
+    return {tp.partition: known.get(tp.partition) for tp in consumer.assignment()}

@@ -67,17 +67,22 @@ class LogReader:
         async with self._connected() as consumer:
             return await topic_id(consumer._client, self.topic)  # noqa: SLF001 - it knows no such request
 
-    async def timestamps(self, offsets: Mapping[int, int]) -> dict[int, int]:
-        """Return the timestamp (ms) of the first record at or after an offset in each partition, within 2 s."""
+    async def timestamps(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+        """Return the timestamp (ms) of the first record in a range of each partition, within 2 s.
+
+        A range goes up to an offset, not with it. A partition that has no record there is missing.
+        """
         found: dict[int, int] = {}
+        wanted = {TopicPartition(self.topic, p): stop for p, (start, stop) in ranges.items() if start < stop}
         async with self._connected() as consumer:
-            wanted = {TopicPartition(self.topic, partition): offset for partition, offset in offsets.items()}
-            consumer.assign(list(wanted))
-            for tp, offset in wanted.items():
-                consumer.seek(tp, offset)
-            while len(found) < len(wanted):
-                for tp, records in (await consumer.getmany(*wanted, timeout_ms=100, max_records=len(wanted))).items():
-                    found.setdefault(tp.partition, records[0].timestamp)
+            self._assign(consumer, {tp.partition: ranges[tp.partition][0] for tp in wanted})
+            while wanted:
+                batches = await consumer.getmany(*wanted, timeout_ms=100, max_records=len(wanted))
+                for tp, records in batches.items():
+                    if records[0].offset < wanted[tp]:
+                        found[tp.partition] = records[0].timestamp
+                for tp in [tp for tp, stop in wanted.items() if tp in batches or await consumer.position(tp) >= stop]:
+                    del wanted[tp]
                     consumer.pause(tp)
         return found
 

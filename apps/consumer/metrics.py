@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, product
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from apps.chassis.connection import Connection
 from apps.chassis.metrics import SECONDS, counter, gauge, of_kafka
 from apps.consumer.attempts import Handle, Reject
+from apps.consumer.commits import REASONS, Commits
 from apps.consumer.consumption import Consumption
 from apps.consumer.control import Control, State
 from apps.consumer.lag import Lag, LagMeter
@@ -48,14 +49,15 @@ def timed(handle: Handle, registry: CollectorRegistry) -> Handle:
 
 
 async def of_consumer(
-    control: Control, consumption: Consumption, connection: Connection, meter: LagMeter
+    control: Control, consumption: Consumption, commits: Commits, connection: Connection, meter: LagMeter
 ) -> Iterable[Metric]:
-    """Return what is read of a consumer when Prometheus asks: within 6 s, also while Kafka is out of reach."""
-    consumer = control.consumer
+    """Return what is read of a consumer when Prometheus asks: within 8 s, also while Kafka is out of reach."""
+    consumer = None if consumption.halted else control.consumer
     (healthy, _, _), state, lag = await asyncio.gather(control.health(), control.state(), meter.measure(consumer))
     return chain(
         of_kafka(connection, healthy=healthy),
         of_consumption(consumption, connection, state),
+        of_commits(commits, [partition.partition for partition in lag.partitions]),
         of_lag(lag, len(consumer.assignment()) if consumer else 0),
     )
 
@@ -72,7 +74,12 @@ def of_consumption(consumption: Consumption, connection: Connection, state: Stat
         dead.add_metric([reason], number)
     yield dead
     failures = consumption.attempts.failures
-    yield gauge("consumer_batch_failures", "Failed attempts of the batch in hand; 0 when all is well.", failures)
+    yield gauge("consumer_batch_failures", "Failed attempts of the in-flight batch; 0 when all is well.", failures)
+    yield gauge(
+        "consumer_batch_age_seconds",
+        "Seconds that the in-flight batch has taken so far, its commit included; 0 without one.",
+        consumption.batch_age,
+    )
     yield counter(
         "consumer_rebalances", "Assignments of partitions by the group, the first of them too.", consumption.rebalances
     )
@@ -85,11 +92,47 @@ def of_consumption(consumption: Consumption, connection: Connection, state: Stat
     yield states
 
 
+def of_commits(commits: Commits, partitions: Iterable[int]) -> Iterator[Metric]:
+    """Return which commits failed, and which positions moved otherwise than by consuming or by an operator.
+
+    Every partition has its series from the start, as 0: of one that appears with a value, no rule sees the growth.
+    """
+    failures = CounterMetricFamily(
+        "consumer_commit_failures", "Commits that Kafka did not take, by type of error.", labels=["error"]
+    )
+    for error, number in commits.failures.items():
+        failures.add_metric([error], number)
+    yield failures
+    skipped = CounterMetricFamily(
+        "consumer_records_skipped",
+        "Records that were not consumed because their partition's position moved, by what moved it.",
+        labels=["partition", "reason"],
+    )
+    moved = CounterMetricFamily(
+        "consumer_position_moves",
+        "Moves of a partition's position, on or back, by what moved it; not by consuming or an operator.",
+        labels=["partition", "reason"],
+    )
+    for partition, reason in sorted({*product(partitions, REASONS), *commits.moved}):
+        labels = [str(partition), reason]
+        skipped.add_metric(labels, commits.skipped[partition, reason])
+        moved.add_metric(labels, commits.moved[partition, reason])
+    yield skipped
+    yield moved
+
+
 def of_lag(lag: Lag, held: int) -> Iterator[Metric]:
     """Return how far consumption is behind; nothing of a partition of which Kafka did not tell."""
-    yield gauge("consumer_partitions", "Partitions that this copy holds.", held)
+    yield gauge("consumer_partitions", "Partitions that this instance holds.", held)
     records = GaugeMetricFamily(
-        "consumer_lag_records", "Records that are not consumed yet; of the group while stopped.", labels=["partition"]
+        "consumer_lag_records",
+        "High watermark - committed, in records; of the whole group while stopped.",
+        labels=["partition"],
+    )
+    waiting = GaugeMetricFamily(
+        "consumer_lag_waiting_for_transaction_records",
+        "Records of the lag that stand behind another client's open transaction.",
+        labels=["partition"],
     )
     seconds = GaugeMetricFamily(
         "consumer_lag_seconds", "Age of the oldest record that is not consumed yet.", labels=["partition"]
@@ -97,7 +140,9 @@ def of_lag(lag: Lag, held: int) -> Iterator[Metric]:
     for partition in lag.partitions:
         if partition.lag is not None:
             records.add_metric([str(partition.partition)], partition.lag)
+            waiting.add_metric([str(partition.partition)], partition.waiting_for_transaction or 0)
     for number, age in lag.ages.items():
         seconds.add_metric([str(number)], age)
     yield records
+    yield waiting
     yield seconds

@@ -23,6 +23,7 @@ from apps.chassis.problems import (
     out_of_reach,
     problem,
 )
+from apps.consumer.commits import Move
 from apps.consumer.control import Control, NotNow, Place, State
 from apps.consumer.group import Group
 from apps.consumer.lag import PartitionLag
@@ -38,8 +39,11 @@ END_OR_TIME = {"anyOf": [{"enum": ["beginning", "end"]}, {"format": "date-time"}
 class Status(msgspec.Struct):
     """What the consumer is doing.
 
-    `failures` counts the attempts of the batch in hand that failed, `restarts` the connections that were replaced;
-    `notes` says where a topic differs from the settings: it is used as it is.
+    `lag` is high watermark - committed, in records; `waiting_for_transaction` of them stand behind an open transaction
+    of another client. `failures` counts the failed attempts of the in-flight batch, `restarts` the connections that
+    were replaced, `commit_failures` the commits that Kafka did not take. `skipped_count` records were not consumed
+    because a position moved otherwise than by consuming or by an operator; `moves` are the newest such moves. `notes`
+    says where a topic differs from the settings: it is used as it is.
     """
 
     running: bool
@@ -50,11 +54,16 @@ class Status(msgspec.Struct):
     group_id: str
     member_id: str | None
     lag: int | None
+    waiting_for_transaction: int | None
     lag_seconds: float | None
     partitions: list[PartitionLag]
     paused_partitions: list[int]
     restarts: int
     failures: int
+    batch_age_seconds: float
+    commit_failures: int
+    skipped_count: int
+    moves: list[Move]
     last_error: str | None
     started_at: str
     notes: list[str]

@@ -1,24 +1,33 @@
 """Batch in, commit out: what happens between a fetched batch and its commit.
 
 Every record is decoded apart. The good ones go to the handler, then the bad ones to the dead letters, then the batch is
-committed by returning: in this order a crash at any point loses nothing, and what comes again was not dead-lettered
-before its neighbours were handled. Raising commits nothing, and the batch comes again.
+committed, then it is counted: in this order a crash at any point loses nothing, no record is dead-lettered before its
+neighbours were handled, and nothing counts as consumed that will be redelivered. Raising commits nothing, and the batch
+is redelivered.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import (
+    CorruptRecordException,
+    IllegalStateError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import BatchSubscriber
+from faststream.message import AckStatus
 
 from apps.chassis.logs import one_line, without_values
-from apps.consumer.consumption import Consumption
+from apps.consumer.commits import CommitRefused, Commits, positions_of
+from apps.consumer.consumption import Consumption, Outcome
 from apps.consumer.window import Record
 
 MOST_RECORDS = 2_000
@@ -26,34 +35,77 @@ MOST_RECORDS = 2_000
 POLL_MS = 500
 """Milliseconds that an empty poll takes; one that finds records ends at once."""
 DRAIN = 10.0
-"""Seconds that a rebalance waits for the batch in hand, so that no other member handles it too."""
+"""Seconds that a rebalance waits for the in-flight batch, so that no other member handles it too."""
 REBALANCE_MS = 30_000
 """Milliseconds that a member has to give up its partitions: more than `DRAIN` and a heartbeat."""
 STALE = 20.0
-"""Seconds without a poll, and without a batch in hand, after which a consume loop counts as wedged."""
+"""Seconds without a poll, and without an in-flight batch, after which a consume loop counts as wedged."""
 LONGEST_BATCH_MS = 30 * 60 * 1000
 """Milliseconds that a batch may take, with all its attempts, before Kafka gives its partitions to another member."""
 
 
-class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
-    """Lets the batch in hand be committed before its partitions are given to another member."""
+class FetchedBatch(KafkaAckableMessage):
+    """A batch that counts as consumed once Kafka has taken its commit: FastStream logs a refused one, and goes on.
 
-    def __init__(self, consumption: Consumption, on_assigned: Callable[[set[TopicPartition]], None]) -> None:
+    `polled` is the position behind it in each of its partitions, `outcome` what became of it.
+    """
+
+    outcome: Outcome | None = None
+
+    def __init__(self, listener: "Drain", polled: Mapping[TopicPartition, int], **fields: Any) -> None:  # noqa: ANN401 - those of FastStream
+        super().__init__(**fields)
+        self._listener = listener
+        self._polled = polled
+
+    async def ack(self) -> None:
+        """Commit the batch and count it; one whose commit is refused will be redelivered, and is not counted."""
+        if self.committed is None:
+            consumption = self._listener.consumption
+            try:
+                await self._listener.commits.commit(self.consumer, self._polled, consumption.leaving)
+            except CommitRefused:
+                await self.nack()
+                return
+            self.committed = AckStatus.ACKED
+            if self.outcome is not None:
+                consumption.settle(self.outcome)
+        await super().ack()
+
+    async def nack(self) -> None:
+        """Go back to the batch's first records, unless its partitions were given away and begin elsewhere anyway."""
+        with suppress(IllegalStateError):
+            positions = await positions_of(self.consumer)
+            if all(positions.get(tp) == position for tp, position in self._polled.items()):
+                await super().nack()
+
+
+class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+    """Lets the in-flight batch be committed before its partitions are given to another member.
+
+    `polled` is the position behind the last batch in each of its partitions.
+    """
+
+    def __init__(
+        self, consumption: Consumption, commits: Commits, on_assigned: Callable[[set[TopicPartition]], None]
+    ) -> None:
         self.subscriber: BatchSubscriber | None = None
         self.consumption = consumption
+        self.commits = commits
+        self.polled: Mapping[TopicPartition, int] = {}
         self._on_assigned = on_assigned
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        """Wait for the batch in hand, 10 s at most."""
+        """Wait for the in-flight batch, 10 s at most."""
         if revoked and self.subscriber is not None:
             self.consumption.leaving.set()
             await self.subscriber.lock.wait_release(DRAIN)  # type: ignore[attr-defined]  # a MultiLock once started
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        """Go on, paused if that is wanted (no assignment is by itself), and tell which partitions there are now."""
+        """Go on, paused if that is wanted (no assignment is by itself), and report which partitions there are now."""
         self.consumption.leaving.clear()
         self.consumption.idle_since = time.time()  # what was given out just now could not be polled before
         self.consumption.rebalances += 1
+        self.commits.assigned()
         if self.consumption.paused and self.subscriber is not None and self.subscriber.consumer is not None:
             self.subscriber.consumer.pause(*assigned)
         self._on_assigned(assigned)
@@ -71,20 +123,44 @@ class PromptSubscriber(BatchSubscriber):
     _listener: Drain
 
     async def get_msg(self, consumer: AIOKafkaConsumer) -> tuple[Any, ...]:
-        """Return the records of a poll, none when there were none."""
+        """Return the records of a poll, none when there were none.
+
+        What else a poll may find (a position that cannot be used, or moved without a record) is committed under the
+        lock: a rebalance and a seek wait for it.
+        """
+        commits = self._listener.commits
+        await commits.begin(consumer)
         try:
             fetched = await consumer.getmany(timeout_ms=self.batch_timeout_ms, max_records=self.max_records)
         except CorruptRecordException as error:  # nothing was read with it: see `fetched`
             self._listener.consumption.note_unreadable(one_line(error))
             return ()
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+            with self.lock:
+                await commits.reset(consumer, error)
+            return ()
+        if not fetched:
+            with self.lock:
+                await commits.commit_idle(consumer)
+        self._listener.polled = {tp: await consumer.position(tp) for tp in fetched}
         return tuple(chain.from_iterable(fetched.values()))
 
+    async def process_message(self, msg: tuple[Any, ...]) -> Any:  # noqa: ANN401 - FastStream's `Response`
+        """Process a batch; it is in flight until it is committed, or given up."""
+        consumption = self._listener.consumption
+        consumption.busy_since = time.time()
+        try:
+            return await super().process_message(msg)
+        finally:
+            consumption.idle_since, consumption.busy_since = time.time(), None
 
-def subscribe(
+
+def subscribe(  # noqa: PLR0913, PLR0917 - what a subscriber is made of
     broker: KafkaBroker,
     topic: str,
     group: str,
     consumption: Consumption,
+    commits: Commits,
     on_assigned: Callable[[set[TopicPartition]], None] = lambda _: None,
 ) -> BatchSubscriber:
     """Register the subscriber on a broker that is not started yet.
@@ -92,11 +168,11 @@ def subscribe(
     FastStream's own parser raises for a null or binary header, and the batch is lost then
     (https://github.com/ag2ai/faststream/issues/2458): parser and decoder here never raise.
     """
-    drain = Drain(consumption, on_assigned)
+    drain = Drain(consumption, commits, on_assigned)
 
-    async def parse(records: Sequence[Record]) -> KafkaAckableMessage:
+    async def parse(records: Sequence[Record]) -> FetchedBatch:
         first = records[0]
-        return KafkaAckableMessage(
+        return FetchedBatch(
             body=b"",
             headers={},
             batch_headers=[],
@@ -106,16 +182,18 @@ def subscribe(
             raw_message=tuple(records),
             message_id=f"{first.topic}-{first.partition}-{first.offset}",
             consumer=subscriber.consumer or FAKE_CONSUMER,
+            listener=drain,
+            polled=drain.polled,
         )
 
-    async def take(message: KafkaAckableMessage) -> Any:  # noqa: ANN401 - whatever FastStream may pass on
-        return message.raw_message
+    async def take(message: FetchedBatch) -> FetchedBatch:
+        return message
 
     subscriber = broker.subscriber(
         topic,
         batch=True,
         group_id=group,
-        auto_offset_reset="earliest",
+        auto_offset_reset="none",  # the first record, but `Commits` must know of it
         ack_policy=AckPolicy.NACK_ON_ERROR,
         isolation_level="read_committed",
         max_records=MOST_RECORDS,
@@ -132,17 +210,17 @@ def subscribe(
     subscriber.__class__ = PromptSubscriber  # FastStream makes its own, whatever one asks for
 
     @subscriber
-    async def consume(records: Any) -> None:  # noqa: ANN401 - decoded already: any other annotation validates it again
-        await consumption.consume(records)
+    async def consume(batch: Any) -> None:  # noqa: ANN401 - decoded already: any other annotation validates it again
+        batch.outcome = await consumption.consume(batch.raw_message)
 
     drain.subscriber = subscriber
     return subscriber
 
 
-def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None:
+def ailment(subscriber: BatchSubscriber, consumption: Consumption, commits: Commits) -> str | None:
     """Return why a started consume loop consumes no more, or None.
 
-    It can end, or stop polling although no batch is in hand, while `running` is true and the broker answers a ping:
+    It can end, or stop polling although no batch is in flight, while `running` is true and the broker answers a ping:
     after a cancelled coordination task, or when the right to the group was taken away and given back.
     """
     consumer = subscriber.consumer
@@ -151,10 +229,12 @@ def ailment(subscriber: BatchSubscriber, consumption: Consumption) -> str | None
         return "the consume loop has ended" + (f": {without_values(error)}" if error else "")
     if consumer is None:
         return "the consume loop was not started"
-    if not subscriber.lock.empty:  # type: ignore[attr-defined]  # a MultiLock once started; a batch is in hand
+    if not subscriber.lock.empty:  # type: ignore[attr-defined]  # a MultiLock once started; a batch is in flight
+        if (since := commits.retrying_since) and time.time() - since > STALE:
+            return f"the commit of the in-flight batch has failed for {time.time() - since:.0f} s: {commits.error}"
         busy = time.time() - (consumption.busy_since or time.time())
         too_long = busy > LONGEST_BATCH_MS / 1_000
-        return f"the batch in hand takes {busy:.0f} s: Kafka gave its partitions away" if too_long else None
+        return f"the in-flight batch takes {busy:.0f} s: Kafka gave its partitions away" if too_long else None
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
     last = max([consumption.idle_since, *(poll / 1_000 for poll in polls if poll)])
     silent = time.time() - last

@@ -14,6 +14,7 @@ from services import Record as Written
 
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.settings import Settings
+from apps.consumer.commits import Commits
 from apps.consumer.consumption import Consumption, sort_out
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.fetched import FetchedRecord
@@ -86,7 +87,7 @@ def batches(records: Iterator[Raw], random: Random) -> Iterator[tuple[FetchedRec
 def test_no_mutated_record_is_lost_or_stops_the_parser_the_decoder_or_its_neighbours(fuzzing: Fuzzing) -> None:
     sorting = Sorting()
     broker = new_broker(client_options(Settings(), "consumer"))
-    subscriber = subscribe(broker, "people", "people-consumer", cast("Consumption", sorting))
+    subscriber = subscribe(broker, "people", "people-consumer", cast("Consumption", sorting), cast("Commits", None))
 
     async def take_all() -> None:
         async with TestKafkaBroker(broker):

@@ -1,11 +1,12 @@
 """People and records that tests start from, and how they wait for something to happen."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from aiokafka import TopicPartition
 
 from contracts.person import Person, encode
 
@@ -54,6 +55,36 @@ class Stored:
 def stored_person(offset: int, **fields: Any) -> Stored:  # noqa: ANN401 - of any field
     person = a_person(**{"id": f"person-{offset}", **fields})
     return Stored(offset=offset, key=person.id.encode(), value=encode(person))
+
+
+class Client:
+    """A group member whose positions and commits are dictionaries; `error` is raised by the next commit."""
+
+    def __init__(self, positions: Mapping[int, int] | None = None) -> None:
+        self.positions = dict(positions or {})
+        self.commits: dict[int, tuple[int, str]] = {}
+        self.first: dict[int, int] = {}
+        self.errors: list[Exception] = []
+
+    def assignment(self) -> set[TopicPartition]:
+        return {TopicPartition("people", partition) for partition in self.positions}
+
+    def last_poll_timestamp(self, _: TopicPartition) -> int:
+        return 1
+
+    async def position(self, tp: TopicPartition) -> int:
+        return self.positions[tp.partition]
+
+    async def beginning_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return {tp: self.first.get(tp.partition, 0) for tp in tps}
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self.positions[partition.partition] = offset
+
+    async def commit(self, offsets: Mapping[TopicPartition, tuple[int, str]]) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.commits |= {tp.partition: commit for tp, commit in offsets.items()}
 
 
 async def until(happened: Callable[[], object]) -> None:

@@ -269,8 +269,8 @@ def test_consumers_are_scaled_by_the_lag_of_the_very_group_and_topic_that_they_c
     assert named <= set(environment)  # KEDA reads them there: it does not know the defaults of the settings
     assert int(metadata.lag_threshold) > 0
     assert metadata.allow_idle_consumers == "false"
-    subscriber = (ROOT / "apps" / "consumer" / "subscriber.py").read_text()
-    assert f'auto_offset_reset="{metadata.offset_reset_policy}"' in subscriber
+    assert metadata.offset_reset_policy == "earliest"
+    assert "consumer.beginning_offsets(" in (ROOT / "apps" / "consumer" / "commits.py").read_text()
 
 
 def test_the_lag_of_a_group_that_was_stopped_or_paused_brings_no_consumers(scaling: Scaling) -> None:

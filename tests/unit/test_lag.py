@@ -1,46 +1,118 @@
 import time
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import pytest
+from samples import Client
 
-from apps.consumer.lag import Lag, LagMeter
+from apps.consumer.group import Group, look_at_group
+from apps.consumer.lag import GroupOffsets, Lag, LagMeter
 from apps.consumer.log_reader import LogReader
 
 pytestmark = pytest.mark.anyio
 
+END = 10
+"""The high watermark of each partition."""
+Times = dict[int, dict[int, int]]
+"""The timestamp (ms) of the records of each partition that can be read, by offset."""
 
-class Topic:
-    """Partitions with ten records each; `oldest` is the timestamp (ms) of the next one to consume in each."""
 
-    def __init__(self, oldest: dict[int, int]) -> None:
-        self.oldest = oldest
+class Reader:
+    """Partitions with ten offsets each, of which those in `times` hold a record that can be read."""
+
+    def __init__(self, times: Times, end: int = END) -> None:
+        self.times = times
+        self.end = end
 
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
-        return dict.fromkeys(range(partitions), 0), dict.fromkeys(range(partitions), 10)
+        return dict.fromkeys(range(partitions), 0), dict.fromkeys(range(partitions), self.end)
 
-    async def timestamps(self, offsets: dict[int, int]) -> dict[int, int]:
-        return {partition: self.oldest[partition] for partition in offsets}
+    async def timestamps(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+        found = {
+            partition: [
+                time for offset, time in sorted(self.times.get(partition, {}).items()) if start <= offset < stop
+            ]
+            for partition, (start, stop) in ranges.items()
+        }
+        return {partition: times[0] for partition, times in found.items() if times}
 
 
-async def lag(committed: dict[int, int | None], oldest: dict[int, int]) -> Lag:
-    async def told() -> dict[int, int | None]:
+def offsets_of(committed: dict[int, int | None], times: Times, *, stable: int = END) -> GroupOffsets:
+    async def read() -> dict[int, int | None]:
         return committed
 
-    return await LagMeter(cast(LogReader, Topic(oldest)), told).measure(None)
+    return GroupOffsets(cast("LogReader", Reader(times, stable)), cast("LogReader", Reader(times)), read)
+
+
+async def lag(
+    committed: dict[int, int | None], times: Times, *, stable: int = END, client: Client | None = None
+) -> Lag:
+    return await LagMeter(offsets_of(committed, times, stable=stable)).measure(cast("Any", client))
+
+
+def seconds_ago(seconds: int) -> int:
+    return int(time.time() - seconds) * 1_000
 
 
 async def test_the_lag_in_seconds_is_the_age_of_the_oldest_record_not_consumed_yet() -> None:
-    found = await lag({0: 10, 1: 4, 2: None}, {1: int(time.time() * 1_000) - 60_000, 2: int(time.time() * 1_000)})
+    found = await lag({0: 10, 1: 4, 2: None}, {1: {4: seconds_ago(60)}, 2: {0: seconds_ago(0)}})
     assert found.records == 6 + 10
     assert found.ages[0] == 0
     assert found.seconds == found.ages[1] >= 60
 
 
 async def test_a_record_without_a_time_leaves_the_lag_in_seconds_open() -> None:
-    found = await lag({0: 10, 1: 4}, {1: -1})
+    found = await lag({0: 10, 1: 4}, {1: {4: -1}})
     assert (found.records, found.seconds, found.ages) == (6, None, {0: 0.0})
 
 
 async def test_of_a_topic_that_was_not_seen_yet_there_is_no_lag_to_tell() -> None:
     found = await lag({}, {})
     assert (found.records, found.seconds) == (None, None)
+
+
+async def test_a_batch_that_was_fetched_and_not_committed_is_lag() -> None:
+    client = Client({0: END})
+    found = await lag({0: 3, 1: None}, {0: {3: seconds_ago(60)}}, client=client)
+    (partition,) = found.partitions
+    assert (partition.position, partition.committed, partition.end, partition.lag) == (END, 3, END, 7)
+    assert found.records == 7
+    assert (found.seconds or 0) >= 60
+
+
+async def test_behind_an_aborted_transaction_no_record_waits_though_its_offsets_are_lag() -> None:
+    found = await lag({0: 4}, {})
+    assert (found.records, found.waiting_for_transaction, found.seconds) == (6, 0, 0.0)
+
+
+async def test_what_stands_behind_an_open_transaction_is_lag_and_named_as_such() -> None:
+    times = {0: {6: seconds_ago(60)}}
+    found = await lag({0: 4, 1: 10}, times, stable=6)
+    assert [partition.lag for partition in found.partitions] == [6, 0]
+    assert [partition.waiting_for_transaction for partition in found.partitions] == [4, 0]
+    assert (found.records, found.waiting_for_transaction) == (6, 4)
+    assert (found.seconds or 0) >= 60
+
+
+async def test_the_lag_of_a_partition_that_was_added_just_now_is_not_known_rather_than_none() -> None:
+    found = await lag({0: 10}, {}, client=Client({0: 10, 1: 0}))
+    assert [partition.lag for partition in found.partitions] == [0, None]
+    assert (found.records, found.waiting_for_transaction, found.seconds) == (None, None, None)
+
+
+async def test_a_member_without_partitions_has_no_lag() -> None:
+    found = await lag({0: 4}, {}, client=Client())
+    assert (found.partitions, found.records, found.seconds) == ([], 0, 0.0)
+
+
+async def test_group_and_status_speak_of_the_same_lag() -> None:
+    async def members() -> tuple[str, list[Any]]:
+        return "Empty", []
+
+    committed = {0: 4, 1: None, 2: 10}
+    group: Group = await look_at_group("a group", members, offsets_of(committed, {}, stable=6))
+    found = await lag(committed, {}, stable=6)
+    assert [(p.partition, p.lag, p.waiting_for_transaction) for p in group.partitions] == [
+        (p.partition, p.lag, p.waiting_for_transaction) for p in found.partitions
+    ]
+    assert (group.lag, group.waiting_for_transaction) == (found.records, found.waiting_for_transaction) == (16, 8)

@@ -34,6 +34,8 @@ OWN = {
         "consumer_handler_seconds_bucket",
         "consumer_handler_attempts_total",
         "consumer_batch_failures",
+        "consumer_batch_age_seconds",
+        "consumer_commit_failures_total",
         "consumer_partitions",
         "consumer_rebalances_total",
         "consumer_restarts_total",

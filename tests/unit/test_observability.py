@@ -30,7 +30,7 @@ Labels = dict[str, set[str]]
 def shown() -> dict[str, Labels]:
     """Return each metric that the services show, with its labels and the values that they have."""
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
-    lag = Lag([PartitionLag(0, 5, 5, 9, 4)], 4, {0: 1.5})
+    lag = Lag([PartitionLag(0, 5, 5, 9, 4, 1)], 4, {0: 1.5})
 
     async def measure(*_: object) -> Lag:
         return lag

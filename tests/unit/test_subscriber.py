@@ -5,12 +5,14 @@ from typing import Any, cast
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, UnknownError
+from aiokafka.structs import OffsetAndMetadata
 from faststream._internal.endpoint.subscriber.utils import MultiLock
 from faststream.kafka import KafkaBroker, TestKafkaBroker
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import ADA, LONG, Stored, as_json, everything_else_has_run, stored_person, until
+from samples import ADA, LONG, Client, Stored, as_json, everything_else_has_run, stored_person, until
 
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.logs import JsonFormatter
@@ -18,9 +20,10 @@ from apps.chassis.settings import Settings
 from apps.consumer import attempts
 from apps.consumer import subscriber as module
 from apps.consumer.attempts import GivenUp, Halted, Reject
+from apps.consumer.commits import MARK, Commits
 from apps.consumer.consumption import MOST_REASONS, Consumption, sort_out
 from apps.consumer.dead_letters import BadRecord
-from apps.consumer.subscriber import Drain, ailment, subscribe
+from apps.consumer.subscriber import Drain, PromptSubscriber, ailment, subscribe
 from apps.consumer.window import Record, Window
 from contracts.person import Person, encode
 
@@ -55,6 +58,8 @@ class Consumer:
         self.writer_error: Exception | None = None
         self.window = Window(1_000)
         self.consumption = Consumption(self.window, self._handle, self._write)
+        self.client = Client()
+        self.commits = Commits(nothing_committed)
 
     async def _handle(self, people: Sequence[Person]) -> None:
         self.events.append("handler")
@@ -85,11 +90,16 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "LONGEST_PAUSE", 0.0001)
 
 
+async def nothing_committed() -> dict[int, OffsetAndMetadata | None]:
+    return {}
+
+
 @asynccontextmanager
 async def subscribed(consumer: Consumer) -> AsyncIterator[tuple[KafkaBroker, BatchSubscriber]]:
     broker = new_broker(client_options(Settings(), "consumer"))
-    subscriber = subscribe(broker, TOPIC, GROUP, consumer.consumption)
+    subscriber = subscribe(broker, TOPIC, GROUP, consumer.consumption, consumer.commits)
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
+        subscriber.consumer = cast("Any", consumer.client)
         yield broker, subscriber
 
 
@@ -316,21 +326,34 @@ async def test_what_is_accepted_of_a_partition_holds_until_that_one_had_only_goo
     assert consumer.counters == (1, 300)
 
 
-async def test_a_batch_in_hand_for_longer_than_kafka_waits_is_an_ailment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_an_ailment(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(_: Sequence[Person]) -> None:
         await asyncio.Event().wait()
 
-    consumption = Consumption(Window(10), never, Consumer()._write)
+    consumption, commits = Consumption(Window(10), never, Consumer()._write), Commits(nothing_committed)
     broker = new_broker(client_options(Settings(), "consumer"))
-    subscriber = subscribe(broker, TOPIC, GROUP, consumption)
+    subscriber = subscribe(broker, TOPIC, GROUP, consumption, commits)
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
         subscriber.consumer, subscriber.lock = cast("Any", object()), MultiLock()
         handling = asyncio.create_task(subscriber.process_message((stored_person(0),)))
         await until(lambda: consumption.busy_since)
-        assert ailment(subscriber, consumption) is None
+        assert ailment(subscriber, consumption, commits) is None
         monkeypatch.setattr(module, "LONGEST_BATCH_MS", 0)
-        assert "the batch in hand" in str(ailment(subscriber, consumption))
+        assert "the in-flight batch" in str(ailment(subscriber, consumption, commits))
         handling.cancel()
+
+
+async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STALE", 0.0)
+    consumer = Consumer()
+    consumer.client.positions, consumer.client.errors = {0: 1}, [UnknownError()]
+    async with subscribed(consumer) as (_, subscriber):
+        subscriber.lock = MultiLock()
+        consuming = asyncio.create_task(subscriber.process_message((stored_person(0),)))
+        await until(lambda: consumer.commits.retrying_since)
+        assert "UnknownError" in str(ailment(subscriber, consumer.consumption, consumer.commits))
+        await consuming
+        assert consumer.commits.retrying_since is None
 
 
 async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> None:
@@ -344,8 +367,8 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
 
     consumption = Consumption(consumer.window, slow, consumer._write)
     broker = new_broker(client_options(Settings(), "consumer"))
-    subscriber = subscribe(broker, TOPIC, GROUP, consumption)
-    drain = Drain(consumption, lambda _: None)
+    subscriber = subscribe(broker, TOPIC, GROUP, consumption, Commits(nothing_committed))
+    drain = Drain(consumption, Commits(nothing_committed), lambda _: None)
     drain.subscriber = subscriber
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
         subscriber.lock = MultiLock()  # what a started one has
@@ -388,9 +411,62 @@ async def test_a_handler_that_raises_ever_new_types_of_errors_makes_no_more_than
     assert consumer.consumption.dead_letters["other"] > MOST_REASONS
 
 
+async def test_a_batch_whose_commit_is_refused_counts_nowhere_and_is_redelivered() -> None:
+    consumer = Consumer()
+    consumer.client.positions = {0: 2}
+    consumer.client.errors = [CommitFailedError()]
+    batch = (stored_person(0), bad_record(1))
+    async with subscribed(consumer) as (_, subscriber):
+        assert isinstance(subscriber, PromptSubscriber)
+        subscriber._listener.polled = {TopicPartition(TOPIC, 0): 2}
+        await subscriber.process_message(batch)
+        assert [person.id for person in consumer.handled] == ["person-0"]
+        assert (consumer.counters, consumer.shown) == ((0, 0), [])
+        assert consumer.client.positions == {0: 0}, "it goes on at the first record of the batch"
+        consumer.client.positions = {0: 2}
+        await subscriber.process_message(batch)
+    assert consumer.client.commits == {0: (2, MARK)}
+    assert consumer.counters == (1, 1)
+    assert [record.offset for record in consumer.shown] == [0]
+
+
+async def test_a_batch_that_fails_after_its_partitions_were_given_away_moves_no_position() -> None:
+    consumer = Consumer()
+    consumer.client.positions = {0: 7}  # where another member had come to meanwhile
+    consumer.handler_error = RuntimeError("the database is down")
+    async with subscribed(consumer) as (_, subscriber):
+        assert isinstance(subscriber, PromptSubscriber)
+        subscriber._listener.polled = {TopicPartition(TOPIC, 0): 2}
+        consuming = asyncio.create_task(subscriber.process_message((stored_person(0),)))
+        await until(lambda: consumer.events)
+        consumer.consumption.leaving.set()
+        with pytest.raises(GivenUp):
+            await consuming
+    assert consumer.client.positions == {0: 7}
+
+
+async def test_an_in_flight_batch_has_an_age_until_it_is_committed() -> None:
+    consumer = Consumer()
+    may_end = asyncio.Event()
+
+    async def commit(_: object) -> None:
+        await may_end.wait()
+
+    consumer.client.positions = {0: 1}
+    consumer.client.commit = commit  # type: ignore[assignment, method-assign]  # Kafka does not answer yet
+    async with subscribed(consumer) as (_, subscriber):
+        consuming = asyncio.create_task(subscriber.process_message((stored_person(0),)))
+        await until(lambda: consumer.handled)
+        await everything_else_has_run()
+        assert consumer.consumption.batch_age > 0
+        may_end.set()
+        await consuming
+    assert consumer.consumption.batch_age == 0
+
+
 async def test_every_assignment_of_partitions_is_counted() -> None:
     consumption = Consumer().consumption
-    drain = Drain(consumption, lambda _: None)
+    drain = Drain(consumption, Commits(nothing_committed), lambda _: None)
     await drain.on_partitions_assigned({TopicPartition(TOPIC, 0)})
     await drain.on_partitions_assigned(set())
     assert consumption.rebalances == 2

@@ -181,7 +181,7 @@ async def test_a_record_that_is_fetched_and_consumed_costs_no_more_than_was_comm
         async def work() -> None:
             partition = TopicPartition("people", 0)
             records = PartitionRecords(partition, Fetched(fetched), (), 0, None, None, True, 1)  # noqa: FBT003 - as aiokafka calls it
-            await consumption.consume(list(records))
+            consumption.settle(await consumption.consume(list(records)))
             assert consumption.consumed == number
 
         return work

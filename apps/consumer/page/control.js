@@ -76,6 +76,8 @@ export function showStatus(status) {
     consumed: count(status.messages_consumed_count),
     "dead-lettered": count(status.dead_lettered_count),
     "lag of this copy": `${count(status.lag)} records, ${count(status.lag_seconds)} s`,
+    "waiting for a transaction": count(status.waiting_for_transaction),
+    skipped: skipped(status),
     since: time(Date.parse(status.started_at)),
   };
   const list = byId("facts");
@@ -84,6 +86,12 @@ export function showStatus(status) {
   }
   Object.values(facts).forEach((text, index) => say(list.children[index].lastElementChild, text));
   showErrors(status);
+}
+
+/** The records that were never consumed, and where the position moved last otherwise than by consuming or by a seek. */
+function skipped({ skipped_count: number, moves }) {
+  const last = moves.at(-1);
+  return count(number) + (last ? `; partition ${last.partition} moved from ${last.before} to ${last.after}: ${last.reason}` : "");
 }
 
 /** An error that is over is told calmly: the last bad record, say, while all the others are consumed. */

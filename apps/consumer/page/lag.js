@@ -8,8 +8,7 @@ const SHORTEST = 10; // records that a full bar means at least: a lag of 1 is no
 export function showGroup(group, ownMember) {
   const members = new Map(group.members.map((member) => [member.member_id, member]));
   const most = Math.max(SHORTEST, ...group.partitions.map((partition) => partition.lag ?? 0));
-  const known = group.partitions.filter((partition) => partition.lag !== null);
-  say(byId("lag-total"), count(known.reduce((sum, partition) => sum + partition.lag, 0)));
+  say(byId("lag-total"), count(group.lag));
   arrange(byId("lag-rows"), group.partitions, (one) => String(one.partition), newRow, (row, one) =>
     updateRow(row, one, most, owner(one.owner, members, ownMember)),
   );

@@ -1,0 +1,244 @@
+"""Commit positions, and report every move of a position that neither consuming nor an operator made.
+
+Kafka refuses commits (a member that was silent for too long), forgets them (an expired or deleted group), lets other
+clients alter them while no member is there, and deletes records before they are consumed. Each of these is logged,
+counted and kept for the status.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Literal, get_args
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
+from aiokafka.structs import OffsetAndMetadata
+
+from apps.chassis.logs import one_line
+
+log = logging.getLogger(__name__)
+
+MARK = "consumer"
+"""The metadata of every commit of this service: tools and other clients leave it empty."""
+COMMIT_TIMEOUT_S = 5.0
+"""Seconds for one attempt to commit; the client itself would try for ever."""
+RETRY_PAUSE_S = 0.5
+"""Seconds between two attempts to commit the same batch."""
+READ_TIMEOUT_S = 2.0
+"""Seconds to read what the group has committed."""
+GIVEN_AWAY = "the group gave the partitions away while the batch was in flight (CommitFailedError)"
+KEPT_MOVES = 20
+"""Moves that the status shows, the newest."""
+
+Reason = Literal["deleted", "out_of_range", "forgotten", "altered", "recreated"]
+"""Why a position moved.
+
+`deleted`: records were deleted before they were consumed. `out_of_range`: the position was behind the end of the
+partition, which was cut off or recreated. `forgotten`: nothing is committed any more. `altered`: another client
+committed. `recreated`: the topic was deleted and created again.
+"""
+REASONS: tuple[Reason, ...] = get_args(Reason)
+WORDS: dict[Reason, str] = {
+    "deleted": "its records were deleted before they were consumed",
+    "out_of_range": "it was not in the partition any more, which was cut off or recreated",
+    "forgotten": "the group has nothing committed there any more (expired, or deleted)",
+    "altered": "another client committed in the name of the group",
+    "recreated": "the topic was deleted and created again",
+}
+
+ReadCommits = Callable[[], Awaitable[Mapping[int, OffsetAndMetadata | None]]]
+"""Reads what the group has committed in each partition, as `Cluster.commits` does."""
+
+
+class Move(msgspec.Struct, frozen=True):
+    """A position that neither consuming nor an operator moved; `skipped` records of the partition were not consumed.
+
+    A move back skips none: its records are consumed again.
+    """
+
+    partition: int
+    reason: Reason
+    before: int
+    after: int
+    skipped: int
+    at: str
+
+
+class CommitRefused(Exception):
+    """Kafka did not take the commit of a batch: it will be redelivered, here or to another member."""
+
+
+class Commits:
+    """Commits the positions of a group's member, through however many connections.
+
+    `failures` counts commits that failed by the type of the error, `error` is the last one as long as none has
+    succeeded since; `retrying_since` is when the commit of the in-flight batch first failed. `skipped` counts records
+    by partition and reason, `moved` moves likewise; `moves` are the newest.
+    """
+
+    def __init__(self, read_commits: ReadCommits) -> None:
+        self.failures: Counter[str] = Counter({CommitFailedError.__name__: 0})
+        self.error: str | None = None
+        self.skipped: Counter[tuple[int, Reason]] = Counter()
+        self.moved: Counter[tuple[int, Reason]] = Counter()
+        self.moves: deque[Move] = deque(maxlen=KEPT_MOVES)
+        self.retrying_since: float | None = None
+        self._read_commits = read_commits
+        self._committed: dict[int, int] = {}
+        self._pending: dict[int, list[tuple[Reason, int, int]]] = {}
+        self._is_new = True
+
+    def assigned(self) -> None:
+        """Note that partitions were assigned: their positions are now what the group has committed."""
+        self._pending.clear()
+        self._is_new = True
+
+    async def read(self) -> dict[int, int | None]:
+        """Return what the group has committed in each partition; raises what `read_commits` raises.
+
+        What members of this service committed is remembered; what another client did is compared in `begin`.
+        """
+        commits = await self._read_commits()
+        for partition, commit in commits.items():
+            if commit is not None and commit.metadata == MARK:
+                self._committed[partition] = commit.offset
+        return {partition: commit.offset if commit else None for partition, commit in commits.items()}
+
+    async def begin(self, consumer: AIOKafkaConsumer) -> None:
+        """After an assignment, report what another client has committed since this service last knew."""
+        if not self._is_new:
+            return
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                commits = await self._read_commits()
+        except (KafkaError, OSError, TimeoutError):
+            return  # tried again before the next poll
+        self._is_new = False
+        for partition in sorted(tp.partition for tp in consumer.assignment()):
+            commit, known = commits.get(partition), self._committed.get(partition)
+            if commit is None:
+                continue  # the client reports it: see `reset`
+            if known not in {None, commit.offset} and commit.metadata != MARK:
+                self.report(partition, "altered", known or 0, commit.offset)
+            self._committed[partition] = commit.offset
+
+    async def reset(self, consumer: AIOKafkaConsumer, error: OffsetOutOfRangeError | NoOffsetForPartitionError) -> None:
+        """Go on at the first record of a partition whose position the client cannot use.
+
+        The move is reported once the new position is committed. Raises `KafkaError`.
+        """
+        (cause,) = error.args
+        lost: Mapping[TopicPartition, int | None] = cause if isinstance(error, OffsetOutOfRangeError) else {cause: None}
+        first = await consumer.beginning_offsets(list(lost))
+        for tp, position in lost.items():
+            if tp not in consumer.assignment():
+                continue  # given to another member meanwhile
+            consumer.seek(tp, first[tp])
+            known = self._committed.pop(tp.partition, None)  # without it, the new position is due to be committed
+            before = known if position is None else position
+            if before is not None and before != first[tp]:
+                reason: Reason = (
+                    "forgotten" if position is None else "deleted" if position < first[tp] else "out_of_range"
+                )
+                self._pending.setdefault(tp.partition, []).append((reason, before, first[tp]))
+
+    def sought(self, offsets: Mapping[int, int]) -> None:
+        """Note what an operator committed with a seek."""
+        self._committed |= offsets
+        for partition in offsets:
+            self._pending.pop(partition, None)
+
+    async def commit(
+        self, consumer: AIOKafkaConsumer, polled: Mapping[TopicPartition, int], leaving: asyncio.Event
+    ) -> None:
+        """Commit a batch, with all that stands before its end; try until Kafka takes it.
+
+        `polled` is the position behind the batch in each of its partitions. Raises `CommitRefused` when its partitions
+        were given away, or are to be given up (`leaving`).
+        """
+        try:
+            while not await self._is_taken(consumer, polled, leaving):
+                self.retrying_since = self.retrying_since or time.time()
+                await asyncio.sleep(RETRY_PAUSE_S)
+        finally:
+            self.retrying_since = None
+
+    async def _is_taken(
+        self, consumer: AIOKafkaConsumer, polled: Mapping[TopicPartition, int], leaving: asyncio.Event
+    ) -> bool:
+        try:
+            await self._commit(consumer, polled)
+        except (CommitFailedError, IllegalStateError) as error:
+            raise CommitRefused(self._failed(error)) from error
+        except (KafkaError, OSError, TimeoutError) as error:
+            reason = self._failed(error)
+            if leaving.is_set():
+                raise CommitRefused(reason) from error
+            return False
+        return True
+
+    async def commit_idle(self, consumer: AIOKafkaConsumer) -> None:
+        """Commit positions that moved without a record: behind aborted transactions, or after a reset."""
+        try:
+            await self._commit(consumer, {})
+        except (KafkaError, OSError, TimeoutError) as error:
+            self._failed(error)
+
+    async def _commit(self, consumer: AIOKafkaConsumer, polled: Mapping[TopicPartition, int]) -> None:
+        positions = await positions_of(consumer)
+        if any(positions.get(tp) != position for tp, position in polled.items()):
+            raise CommitFailedError
+        due = {tp: position for tp, position in positions.items() if self._committed.get(tp.partition) != position}
+        if due:
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                await consumer.commit({tp: (position, MARK) for tp, position in due.items()})
+        self.error = None
+        for tp, position in due.items():
+            self._committed[tp.partition] = position
+            for reason, before, after in self._pending.pop(tp.partition, ()):
+                self.report(tp.partition, reason, before, after)
+
+    def _failed(self, error: BaseException) -> str:
+        reason = one_line(error) if str(error) else f"no answer within {COMMIT_TIMEOUT_S:g} s"
+        if isinstance(error, CommitFailedError):  # its own message is a paragraph, with advice for another client
+            reason = GIVEN_AWAY
+        if self.error != reason:
+            log.error("a commit failed: %s", reason, extra={"error": type(error).__name__})
+        self.failures[type(error).__name__] += 1
+        self.error = reason
+        return reason
+
+    def report(self, partition: int, reason: Reason, before: int, after: int) -> None:
+        """Log, count and keep a move of a position."""
+        skipped = max(0, after - before)
+        self.skipped[partition, reason] += skipped
+        self.moved[partition, reason] += 1
+        self.moves.append(
+            Move(partition, reason, before, after, skipped, datetime.now(UTC).isoformat(timespec="milliseconds"))
+        )
+        log.warning(
+            "the position of partition %d moved from %d to %d, %s: %s",
+            partition,
+            before,
+            after,
+            f"{skipped} records were skipped" if after >= before else f"{before - after} offsets are consumed again",
+            WORDS[reason],
+            extra={"partition": partition, "offset": after, "records": skipped},
+        )
+
+
+async def positions_of(consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:
+    """Return the next offset to read of each partition that is assigned and was fetched from, without asking Kafka."""
+    return {
+        tp: await consumer.position(tp) for tp in consumer.assignment() if consumer.last_poll_timestamp(tp) is not None
+    }

@@ -1,0 +1,227 @@
+import asyncio
+from typing import Any, cast
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, NoOffsetForPartitionError, OffsetOutOfRangeError, UnknownError
+from aiokafka.structs import OffsetAndMetadata
+from samples import Client
+
+from apps.consumer import commits as module
+from apps.consumer.commits import GIVEN_AWAY, MARK, CommitRefused, Commits
+
+pytestmark = pytest.mark.anyio
+
+P0 = TopicPartition("people", 0)
+
+
+class Group:
+    """What a group has committed: `commits` of it, as one member reads and writes them through `client`."""
+
+    def __init__(self, **positions: int) -> None:
+        self.committed: dict[int, OffsetAndMetadata | None] = {}
+        self.client = Client({int(name[1:]): position for name, position in positions.items()})
+        self.commits = Commits(self.read)
+        self.leaving = asyncio.Event()
+
+    async def read(self) -> dict[int, OffsetAndMetadata | None]:
+        return self.committed
+
+    async def assign(self) -> None:
+        self.commits.assigned()
+        await self.commits.begin(cast("Any", self.client))
+
+    async def commit(self, position: int) -> None:
+        await self.commits.commit(cast("Any", self.client), {P0: position}, self.leaving)
+
+    async def idle(self) -> None:
+        await self.commits.commit_idle(cast("Any", self.client))
+
+    async def reset(self, error: OffsetOutOfRangeError | NoOffsetForPartitionError) -> None:
+        await self.commits.reset(cast("Any", self.client), error)
+
+    @property
+    def moves(self) -> list[tuple[str, int, int, int]]:
+        return [(move.reason, move.before, move.after, move.skipped) for move in self.commits.moves]
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_PAUSE_S", 0.0)
+
+
+async def test_a_commit_covers_what_stands_before_it_and_is_marked() -> None:
+    group = Group(p0=10, p1=7)
+    await group.commit(10)
+    assert group.client.commits == {0: (10, MARK), 1: (7, MARK)}
+
+
+async def test_what_is_committed_already_is_not_committed_again() -> None:
+    group = Group(p0=10)
+    await group.commit(10)
+    group.client.commits.clear()
+    await group.idle()
+    assert group.client.commits == {}
+
+
+async def test_a_position_that_moved_without_a_record_is_committed() -> None:
+    group = Group(p0=10)
+    await group.commit(10)
+    group.client.positions[0] = 211
+    await group.idle()
+    assert group.client.commits == {0: (211, MARK)}
+
+
+async def test_a_batch_whose_partition_was_given_away_is_not_committed() -> None:
+    group = Group(p0=0)  # where the new assignment begins
+    with pytest.raises(CommitRefused):
+        await group.commit(10)
+    assert group.client.commits == {}
+    assert group.commits.error == GIVEN_AWAY
+
+
+async def test_a_commit_that_the_group_refuses_is_logged_counted_and_shown_until_one_succeeds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    group = Group(p0=10)
+    group.client.errors = [CommitFailedError()]
+    with pytest.raises(CommitRefused):
+        await group.commit(10)
+    assert group.commits.failures == {"CommitFailedError": 1}
+    assert group.commits.error == GIVEN_AWAY
+    assert [line.getMessage() for line in caplog.records] == [f"a commit failed: {GIVEN_AWAY}"]
+    await group.commit(10)
+    assert group.commits.error is None
+
+
+async def test_a_commit_that_fails_for_another_reason_is_tried_until_it_is_taken() -> None:
+    group = Group(p0=10)
+    group.client.errors = [UnknownError(), TimeoutError()]
+    await group.commit(10)
+    assert group.client.commits == {0: (10, MARK)}
+    assert group.commits.failures == {"CommitFailedError": 0, "UnknownError": 1, "TimeoutError": 1}
+    assert group.commits.error is None
+
+
+async def test_a_commit_that_fails_is_given_up_with_the_partitions() -> None:
+    group = Group(p0=10)
+    group.client.errors = [UnknownError()]
+    group.leaving.set()
+    with pytest.raises(CommitRefused):
+        await group.commit(10)
+
+
+async def test_an_idle_member_whose_commit_fails_says_so_and_tries_again() -> None:
+    group = Group(p0=10)
+    group.client.errors = [UnknownError()]
+    await group.idle()
+    assert group.commits.error
+    await group.idle()
+    assert group.commits.error is None
+    assert group.client.commits == {0: (10, MARK)}
+
+
+async def test_records_that_were_deleted_before_they_were_consumed_count_as_skipped_once_that_is_committed() -> None:
+    group = Group(p0=1_000)
+    group.client.first = {0: 10_000}
+    await group.reset(OffsetOutOfRangeError({P0: 1_000}))
+    assert group.moves == []
+    await group.idle()
+    assert group.moves == [("deleted", 1_000, 10_000, 9_000)]
+    assert group.commits.skipped == {(0, "deleted"): 9_000}
+    assert group.client.commits == {0: (10_000, MARK)}
+
+
+async def test_a_move_that_was_not_committed_is_found_again_by_the_next_assignment_and_counts_once() -> None:
+    group = Group(p0=1_000)
+    group.client.first = {0: 10_000}
+    await group.reset(OffsetOutOfRangeError({P0: 1_000}))
+    await group.assign()
+    await group.reset(OffsetOutOfRangeError({P0: 1_000}))
+    await group.idle()
+    assert group.commits.skipped == {(0, "deleted"): 9_000}
+
+
+async def test_a_partition_that_was_cut_off_is_consumed_from_its_beginning_and_said_to_be() -> None:
+    group = Group(p0=500)
+    await group.reset(OffsetOutOfRangeError({P0: 500}))
+    await group.idle()
+    assert group.moves == [("out_of_range", 500, 0, 0)]
+    assert group.commits.moved == {(0, "out_of_range"): 1}
+
+
+async def test_a_position_that_the_group_has_forgotten_is_said_to_be() -> None:
+    group = Group(p0=300)
+    await group.commit(300)
+    await group.assign()
+    await group.reset(NoOffsetForPartitionError(P0))
+    await group.idle()
+    assert group.moves == [("forgotten", 300, 0, 0)]
+
+
+async def test_a_group_that_begins_moves_nothing() -> None:
+    group = Group(p0=0)
+    await group.assign()
+    await group.reset(NoOffsetForPartitionError(P0))
+    await group.idle()
+    assert group.moves == []
+    assert group.client.commits == {0: (0, MARK)}
+
+
+@pytest.mark.parametrize(("after", "skipped"), [(900, 600), (100, 0)])
+async def test_what_another_client_committed_in_the_name_of_the_group_is_told(after: int, skipped: int) -> None:
+    group = Group(p0=300)
+    await group.commit(300)
+    group.committed = {0: OffsetAndMetadata(after, "")}
+    await group.assign()
+    assert group.moves == [("altered", 300, after, skipped)]
+    await group.assign()
+    assert len(group.moves) == 1
+
+
+async def test_what_another_instance_of_the_service_committed_is_its_progress() -> None:
+    group = Group(p0=300)
+    await group.commit(300)
+    group.committed = {0: OffsetAndMetadata(900, MARK)}
+    await group.assign()
+    assert group.moves == []
+    group.committed = {0: OffsetAndMetadata(950, MARK)}
+    await group.commits.read()  # as every look at the status does
+    group.committed = {0: OffsetAndMetadata(960, "")}
+    await group.assign()
+    assert group.moves == [("altered", 950, 960, 10)]
+
+
+async def test_what_the_group_has_committed_is_read_again_when_kafka_did_not_answer() -> None:
+    group = Group(p0=300)
+    await group.commit(300)
+    answered = False
+
+    async def read() -> dict[int, OffsetAndMetadata | None]:
+        if not answered:
+            raise TimeoutError
+        return {0: OffsetAndMetadata(900, "")}
+
+    group.commits._read_commits = read
+    await group.assign()
+    answered = True
+    await group.commits.begin(cast("Any", group.client))
+    assert group.moves == [("altered", 300, 900, 600)]
+
+
+async def test_where_an_operator_sought_to_nothing_has_moved_by_itself() -> None:
+    group = Group(p0=300)
+    await group.commit(300)
+    group.client.first = {0: 200}
+    await group.reset(OffsetOutOfRangeError({P0: 100}))
+    group.client.positions[0] = 250
+    group.commits.sought({0: 250})
+    group.client.positions[0] = 260
+    await group.idle()
+    assert group.moves == []
+
+
+async def test_a_partition_that_was_given_away_meanwhile_is_not_sought() -> None:
+    group = Group()
+    await group.reset(OffsetOutOfRangeError({P0: 100}))
+    assert group.client.positions == {}

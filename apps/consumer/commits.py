@@ -36,6 +36,8 @@ RETRY_PAUSE_S = 0.5
 """Seconds between two attempts to commit the same batch."""
 READ_TIMEOUT_S = 2.0
 """Seconds to read what the group has committed."""
+READS = 3
+"""Attempts to read that after an assignment; each is waited for before the next poll."""
 GIVEN_AWAY = "the group gave the partitions away while the batch was in flight (CommitFailedError)"
 KEPT_MOVES = 20
 """Moves that the status shows, the newest."""
@@ -96,12 +98,12 @@ class Commits:
         self._read_commits = read_commits
         self._committed: dict[int, int] = {}
         self._pending: dict[int, list[tuple[Reason, int, int]]] = {}
-        self._is_new = True
+        self._reads_left = 0
 
     def assigned(self) -> None:
         """Note that partitions were assigned: their positions are now what the group has committed."""
         self._pending.clear()
-        self._is_new = True
+        self._reads_left = READS
 
     async def read(self) -> dict[int, int | None]:
         """Return what the group has committed in each partition; raises what `read_commits` raises.
@@ -116,14 +118,15 @@ class Commits:
 
     async def begin(self, consumer: AIOKafkaConsumer) -> None:
         """After an assignment, report what another client has committed since this service last knew."""
-        if not self._is_new:
+        if not self._reads_left:
             return
+        self._reads_left -= 1
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 commits = await self._read_commits()
         except (KafkaError, OSError, TimeoutError):
             return  # tried again before the next poll
-        self._is_new = False
+        self._reads_left = 0
         for partition in sorted(tp.partition for tp in consumer.assignment()):
             commit, known = commits.get(partition), self._committed.get(partition)
             if commit is None:

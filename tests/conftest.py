@@ -138,3 +138,10 @@ def pytest_runtest_makereport(
                 said = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
                 report.sections.append((f"log of {log.stem}", said))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Repeat, just above the closing line, that the packages were not audited."""
+    if told := os.environ.get("NOT_AUDITED"):
+        terminalreporter.section("NOT AUDITED", yellow=True)
+        terminalreporter.write(Path(told).read_text())

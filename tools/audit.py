@@ -1,4 +1,7 @@
-"""Asks the OSV database what is known against the packages of requirements.lock: `just audit`."""
+"""Asks the OSV database what is known against the packages of requirements.lock: `just audit`.
+
+What it found, or that nothing was audited, is printed and written to dist/audit.txt.
+"""
 
 import subprocess
 import sys
@@ -7,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
+RESULT = LOCK.parent / "dist" / "audit.txt"
 CLEAN, FOUND, NOT_RUN = 0, 1, 3
 """Exit statuses."""
 
@@ -65,8 +69,14 @@ def ask() -> Report | str:
 def main() -> None:
     """End with 0 when nothing is known, 1 when something is, 3 when not all could be asked about."""
     answer = ask()
-    status, lines = (NOT_RUN, [f"THE AUDIT WAS NOT RUN: {answer}"]) if isinstance(answer, str) else verdict(answer)
+    status, lines = (
+        (NOT_RUN, [f"THE AUDIT WAS NOT RUN, nothing was audited: {answer}"])
+        if isinstance(answer, str)
+        else verdict(answer)
+    )
     print(*lines, sep="\n")
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text("\n".join(lines) + "\n")
     sys.exit(status)
 
 

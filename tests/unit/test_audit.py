@@ -1,3 +1,11 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import audit
 from tools.audit import CLEAN, FOUND, NOT_RUN, Advisory, Package, Report, verdict
 
 GOOD = Package("msgspec", "0.22.0")
@@ -24,3 +32,28 @@ def test_a_package_that_could_not_be_asked_about_does_not_pass_for_a_clean_one()
     assert status == NOT_RUN
     assert lines == ["not audited: anyio", "THE AUDIT WAS NOT RUN IN FULL: 1 of 2 packages"]
     assert verdict(Report([]))[0] == NOT_RUN
+
+
+def test_where_no_database_is_reached_the_printed_lines_and_the_file_say_that_nothing_was_audited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(audit, "RESULT", tmp_path / "dist" / "audit.txt")
+    monkeypatch.setattr(audit, "ask", lambda: "no route to host")
+    with pytest.raises(SystemExit) as ended:
+        audit.main()
+    told = (tmp_path / "dist" / "audit.txt").read_text()
+    assert (ended.value.code, told) == (NOT_RUN, capsys.readouterr().out)
+    assert told == "THE AUDIT WAS NOT RUN, nothing was audited: no route to host\n"
+
+
+def test_a_run_of_tests_ends_with_what_was_not_audited_and_its_own_closing_line(tmp_path: Path) -> None:
+    told = tmp_path / "audit.txt"
+    told.write_text("THE AUDIT WAS NOT RUN\n")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:xdist", __file__, "-k", "known_fails"]
+    run = subprocess.run(
+        command, env=os.environ | {"NOT_AUDITED": str(told)}, capture_output=True, text=True, check=False
+    )
+    *_, section, line, closing = run.stdout.splitlines()
+    assert "NOT AUDITED" in section
+    assert line == "THE AUDIT WAS NOT RUN"
+    assert "collected" in closing

@@ -6,7 +6,6 @@ times, so that what disturbs one disturbs all. Nothing is asserted: the table se
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,8 +13,6 @@ from functools import partial
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from benchmarks.figures import Figures, bars_of, rows_of, ways_of
 from benchmarks.measures import (
@@ -39,7 +36,9 @@ from benchmarks.plot import draw
 from benchmarks.processes import BenchmarkFailed, Service, Took, asgi, service, told_by
 from benchmarks.report import load, machine, put_into, ratios, table
 from benchmarks.watching import create_topic, page_open, records_in, watch_drain
+from tools.attached import end_at_signals
 from tools.local_kafka import LocalKafka, LocalKafkaError
+from tools.starters import end_with_starters
 
 TOPIC, RAW, LINES, TUTORIAL, LONG = "people", "people-raw", "people-lines", "people-tutorial", "people-long"
 TURNS = 3
@@ -53,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the report, and write it to the documents where that is wanted."""
     options = _options(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_at_signals("SIGTERM", "SIGHUP")
+    end_with_starters()
     figures = Figures()
     try:
         before = load()
@@ -184,10 +184,6 @@ def _positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
-
-
-def _interrupt(_: int, __: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

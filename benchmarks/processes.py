@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from apps.chassis.settings import Settings
+from tools.attached import Attached
 from tools.ports import free_ports
 
 READY_WITHIN = 60.0
@@ -135,10 +135,10 @@ def asgi(
 @contextmanager
 def python(module: str, *arguments: str, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a module with this Python; of the project's settings it knows only those given. Ends with the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+    process = Attached(
+        module,
+        *arguments,
         env=plain_environment() | environment,
-        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C in a terminal is for the benchmark, which then ends it
     )

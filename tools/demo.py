@@ -1,13 +1,12 @@
 """The whole of it on this machine: Kafka, both services, ten people made and consumed. Until Ctrl-C.
 
-A Kafka that already answers at KAFKA_BOOTSTRAP_SERVERS is used as it is; otherwise a local one is started for the
-demo, and is gone with it.
+A Kafka that already answers at KAFKA_BOOTSTRAP_SERVERS is used as it is. Where that is not set and none answers at its
+default, a local one is started for the demo. Whatever the demo started ends with it, however it ends.
 """
 
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,18 +15,24 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
-from types import FrameType
 from typing import Any
 
+import psutil
+
 from apps.chassis.settings import Settings, WrongSetting, read_settings
+from tools.attached import Attached, end_at_signals
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
 from tools.local_page import with_local_page
+from tools.ports import holder_of, why_taken
+from tools.starters import end_with_starters
 
-Services = Sequence[subprocess.Popen[bytes]]
+Services = Sequence[Attached]
 
 PEOPLE = 10
 READY_WITHIN = 30.0
 """Seconds for a service to be healthy, and for people made to be consumed."""
+ENDED_WITHIN_S = 9.8
+"""Seconds for the services to end, which they do within 9.5."""
 
 
 class DemoFailed(Exception):
@@ -38,23 +43,31 @@ def main() -> None:
     """Run the demo; ends with status 1 and one line when something is in its way."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tools").setLevel(logging.INFO)  # how far a download is
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_at_signals("SIGTERM", "SIGHUP")
+    end_with_starters()
     try:
         settings = read_settings(os.environ)
-        with (
-            _kafka(settings) as bootstrap_servers,
-            _service("producer", bootstrap_servers) as producer,
-            _service("consumer", bootstrap_servers) as consumer,
-        ):
-            services = (producer, consumer)
+        _refuse_taken("PRODUCER_PORT", settings.producer_port)
+        _refuse_taken("CONSUMER_PORT", settings.consumer_port)
+        with _kafka(settings) as bootstrap_servers, _services(bootstrap_servers) as services:
             _show(settings, services)
             while True:
                 _refuse_ended(services)
                 time.sleep(0.2)
     except KeyboardInterrupt:
-        print("\nAll ended.")
+        with suppress(OSError):  # of a terminal that was closed
+            print("\nAll ended.")
     except (DemoFailed, LocalKafkaError, WrongSetting) as error:
         sys.exit(str(error))
+
+
+def _refuse_taken(variable: str, port: int) -> None:
+    if reason := why_taken(port):
+        by = holder_of(port)
+        raise DemoFailed(
+            f"{variable}: port {port} is taken{f' by {by}' if by else f' ({reason})'}; end what listens there, "
+            f"or set {variable} to another port"
+        )
 
 
 @contextmanager
@@ -62,6 +75,11 @@ def _kafka(settings: Settings) -> Iterator[str]:
     """Give the address of a Kafka: the one that answers already, or one that is started here."""
     given = settings.kafka_bootstrap_servers
     running = settings.kafka_security_protocol != "PLAINTEXT" or reachable(given)
+    if not running and os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        raise DemoFailed(
+            f"KAFKA_BOOTSTRAP_SERVERS: no Kafka answers at {given}; start it, or unset the variable to have the demo "
+            "start one"
+        )
     print(f"Using the Kafka at {given}." if running else "Starting Kafka ...", flush=True)
     with nullcontext() if running else LocalKafka() as started:
         servers = ",".join(started.bootstrap_servers) if started else given
@@ -70,23 +88,30 @@ def _kafka(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def _service(name: str, bootstrap_servers: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a service in a process and session of its own: Ctrl-C is for the demo, which then ends it."""
-    print(f"Starting the {name} ...", flush=True)
+def _services(bootstrap_servers: str) -> Iterator[Services]:
+    """Run both services, each in a session of its own: Ctrl-C is for the demo, which then ends them."""
     environment = with_local_page(os.environ) | {"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "LOG_LEVEL": "WARNING"}
-    process = subprocess.Popen([sys.executable, "-m", f"apps.{name}"], env=environment, start_new_session=True)
+    services: list[Attached] = []
     try:
-        yield process
+        for name in ("producer", "consumer"):
+            print(f"Starting the {name} ...", flush=True)
+            services.append(Attached(f"apps.{name}", env=environment, start_new_session=True))
+        yield services
     finally:
-        process.terminate()
-        process.wait()
+        for service in services:
+            service.terminate()
+        for service in services:
+            with suppress(subprocess.TimeoutExpired):
+                service.wait(ENDED_WITHIN_S)
+            service.kill()
+            service.wait()
 
 
 def _show(settings: Settings, services: Services) -> None:
     producer, consumer = settings.producer_port, settings.consumer_port
     host = "localhost" if settings.host == "127.0.0.1" else settings.host
-    for port in (producer, consumer):
-        _until(partial(_is_healthy, host, port), services)
+    for service, port in zip(services, (producer, consumer), strict=True):
+        _until(partial(_is_healthy, service, host, port), services)
     _, before = _call(host, consumer, "GET", "/consumers/status")
     status, made = _call(host, producer, "POST", f"/producers/basic_producer?number_of_people={PEOPLE}")
     if status != HTTPStatus.CREATED:
@@ -103,7 +128,14 @@ def _show(settings: Settings, services: Services) -> None:
     print("\nIn another terminal: uv run just create-people 100, uv run just consumer-messages. Ctrl-C ends all of it.")
 
 
-def _is_healthy(host: str, port: int) -> bool:
+def _is_healthy(service: Attached, host: str, port: int) -> bool:
+    """Tell whether it is this service that listens there, and no other demo's, and whether it can do its job."""
+    with suppress(psutil.Error):
+        listening = {
+            at.laddr.port for at in psutil.Process(service.pid).net_connections("tcp") if at.status == "LISTEN"
+        }
+        if port not in listening:
+            return False
     return _call(host, port, "GET", "/health-check")[0] == HTTPStatus.OK
 
 
@@ -131,10 +163,6 @@ def _call(host: str, port: int, method: str, target: str) -> tuple[int, Any]:
         return answer.status, json.loads(answer.read())
     finally:
         connection.close()
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import NoReturn, Self
 
 from tools.kafka_distribution import CLUSTER_ID, LocalKafkaError, distribution
 from tools.ports import free_ports, nodes_known_to, reachable, why_taken
+from tools.starters import end_with_starters
 
 __all__ = ["LocalKafka", "LocalKafkaError", "main", "reachable"]
 
@@ -323,8 +324,12 @@ def _end(process: subprocess.Popen[bytes], *, at_once: bool = False) -> None:
     process.wait()
 
 
+ENDING_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""SIGHUP comes when the terminal is closed."""
+
+
 class _Interrupted(BaseException):
-    """Ctrl-C or SIGTERM came."""
+    """One of the signals came that end this tool."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -332,7 +337,7 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    for each in (signal.SIGINT, signal.SIGTERM):  # once is enough: the clearing up that follows is bounded in time
+    for each in ENDING_SIGNALS:  # once is enough: the clearing up that follows is bounded in time
         signal.signal(each, signal.SIG_IGN)
     raise _Interrupted(number)
 
@@ -385,8 +390,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tools").setLevel(logging.INFO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, _interrupt)
+    end_with_starters()
     waiting = False
     try:
         with LocalKafka(options.brokers, options.port, options.data) as kafka:

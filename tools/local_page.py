@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from apps.chassis.settings import WrongSetting, read_settings
+from tools.starters import end_with_starters
 
 HERE = ("localhost", "127.0.0.1")
 """What people of this machine call it; to a browser each is an origin of its own."""
@@ -36,5 +37,6 @@ def with_local_page(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    end_with_starters()
     os.environ.update(with_local_page(os.environ))
     runpy.run_module(f"apps.{sys.argv[1]}", run_name="__main__", alter_sys=True)

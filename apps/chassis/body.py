@@ -1,42 +1,288 @@
-"""JSON bodies, read strictly and documented: what Litestar would convert is an error that names the JSON path."""
+"""Request bodies: what they mean, read strictly, within bounds, and never taken as whole when they are not.
+
+One reader for all calls of both services. A body has the media type that its call takes, is UTF-8, and may be
+compressed. Without a body no media type is needed.
+"""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import json
+from codecs import BOM_UTF8
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from email.message import Message
+from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from litestar.connection import Request
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody
+from litestar.plugins.problem_details import ProblemDetailsException
+from litestar.types import Scope
 
-from apps.chassis.problems import BAD_BODY, Fault, problem
+from apps.chassis.content_encoding import (
+    ACCEPTED_CODINGS,
+    WINDOW_BITS,
+    DamagedBody,
+    DecompressionBomb,
+    Decompressor,
+)
+from apps.chassis.http_limits import ALL_HERE
+from apps.chassis.json_names import RepeatedName, check_names
+from apps.chassis.limits import share_of
+from apps.chassis.problems import BAD_BODY, RETRY_AFTER, Fault, problem
 
 T = TypeVar("T")
 
+JSON, NDJSON = "application/json", "application/x-ndjson"
 SLOW_BODY = 60.0
-"""Seconds that a body of JSON may take to arrive."""
+"""Seconds that a body of JSON may take to arrive, and that a body of any length may pause."""
+LARGEST_REQUEST_BYTES = 64 * 1024
+"""Bytes of a body that asks for something, and carries no records."""
+BODY_ERRORS = (
+    BAD_BODY,
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+)
+"""What every call with a body may answer."""
+MARK_BYTES = 4
+"""Bytes at the beginning of a text that tell its encoding."""
 
 
-async def body_of(request: Request[Any, Any, Any]) -> bytes:
-    """Return the body. Raises 408 when it takes longer than 60 s, 413 when it is larger than Litestar takes."""
+class BrokenBody(Exception):
+    """A body did not arrive whole, or is not what it says it is."""
+
+    def __init__(self, status: HTTPStatus, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.headers = headers
+
+    def problem(self) -> ProblemDetailsException:
+        """Return the error to raise where nothing was answered yet."""
+        return problem(self.status, str(self), headers=self.headers)
+
+
+class BodyHead(NamedTuple):
+    """What the head of a request says of its body."""
+
+    media_type: str
+    charset: str
+    coding: str
+
+
+def head_of(scope: Scope) -> BodyHead:
+    """Return what a request says of its body. Raises 415 for a content coding or charset that is not supported."""
+    content_type = content_encoding = b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = content_type + b"," + value if content_type else value
+        elif name == b"content-encoding":
+            content_encoding = content_encoding + b"," + value if content_encoding else value
+    head = _parsed(content_type, content_encoding)
+    if head.coding and head.coding not in WINDOW_BITS:
+        detail = f"the content encoding {head.coding[:40]!r} is not supported: send {ACCEPTED_CODINGS} or none"
+        raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, headers={"Accept-Encoding": ACCEPTED_CODINGS})
+    if head.charset not in {"", "utf-8", "utf8"}:
+        detail = f"the charset {head.charset[:40]!r} is not supported: send UTF-8"
+        raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+    return head
+
+
+@lru_cache(maxsize=64)  # nearly all callers say the same
+def _parsed(content_type: bytes, content_encoding: bytes) -> BodyHead:
+    header = Message()
+    header["content-type"] = content_type.decode("latin-1")
+    (media_type, _), *parameters = header.get_params() or [("", "")]
+    charsets = [value for name, value in parameters if name.lower().rstrip("*") == "charset"]
+    differing = sorted({charset.strip().lower() for charset in charsets})
+    codings = [coding.strip() for coding in content_encoding.decode("latin-1").lower().split(",")]
+    return BodyHead(
+        media_type.strip().lower(),
+        ", ".join(differing),
+        ", ".join(coding for coding in codings if coding not in {"", "identity"}),
+    )
+
+
+def check_media_type(media_type: str, accepted: Collection[str]) -> None:
+    """Raise 415 when a call does not take bodies of a media type.
+
+    Pages of other sites may send plain text and forms to a service without asking it first, but neither of these types.
+    """
+    if media_type not in accepted:
+        given = media_type[:40] or "a body without a content type"
+        detail = f"send {' or '.join(accepted)}, not {given}"
+        raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, headers={"Accept": ", ".join(accepted)})
+
+
+async def read_whole(
+    request: Request[Any, Any, Any],
+    accepted: Collection[str],
+    largest: int,
+    *,
+    times_in_memory: int = 1,
+    hint: str = "",
+) -> bytes:
+    """Return a body, decoded and without a byte order mark.
+
+    Raises 415, 408 after 60 s, 413 as soon as it is larger than `largest` bytes (`hint` says what to do then), 400 when
+    it breaks off, and 503 where there is no room for `times_in_memory` of it.
+    """
+    head = head_of(request.scope)
     try:
-        async with asyncio.timeout(SLOW_BODY):
-            return await request.body()
+        if request.scope.get(ALL_HERE):
+            body = await _whole(request, head, accepted, largest, hint)
+        else:
+            async with asyncio.timeout(SLOW_BODY):
+                body = await _whole(request, head, accepted, largest, hint)
     except TimeoutError:
         raise problem(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {SLOW_BODY:g} s") from None
+    except BrokenBody as broken:
+        raise broken.problem() from None
+    share = share_of(request.scope)
+    share.hold(0)
+    if not share.take(times_in_memory * len(body)):
+        raise share.busy()
+    return body
 
 
-def read_body(body: bytes, kind: type[T]) -> T:
-    """Return what a body asks for; an empty one stands for `{}`. Raises 400 with the JSON path of what is wrong."""
+async def _whole(
+    request: Request[Any, Any, Any], head: BodyHead, accepted: Collection[str], largest: int, hint: str
+) -> bytes:
+    share = share_of(request.scope)
+    decoder = Decompressor(head.coding) if head.coding else None
+    body, more = bytearray(), True
+    while more:  # Litestar's own stream takes twice as long for a small body
+        piece, more = await _receive(request)
+        if not piece:
+            continue
+        check_media_type(head.media_type, accepted)
+        for decoded in _decoded(decoder, piece):
+            body += decoded
+            if len(body) > largest:
+                raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {largest} bytes{hint}")
+        if not share.hold(len(body)):
+            raise share.busy()
+    _check_end(decoder)
+    return _without_mark(body)
+
+
+async def read_pieces(
+    request: Request[Any, Any, Any], head: BodyHead, ending: asyncio.Event
+) -> AsyncGenerator[bytes, None]:
+    """Yield a body of any length as it arrives, decoded and without a byte order mark.
+
+    Raises `BrokenBody` when it does not arrive to its end: its caller goes, or pauses for 60 s, or the service ends.
+    """
+    decoder = Decompressor(head.coding) if head.coding else None
+    start = b""
+    begun = False
+    async with aclosing(_arriving(request, ending)) as pieces:
+        async for piece in pieces:
+            for decoded in _decoded(decoder, piece):
+                if begun:
+                    yield decoded
+                elif len(start := start + decoded) >= MARK_BYTES:
+                    yield _without_mark(start)
+                    begun = True
+                if decoder:
+                    await asyncio.sleep(0)  # a small piece may decode to very many
+    _check_end(decoder)
+    if not begun and start:
+        yield _without_mark(start)
+
+
+async def _arriving(request: Request[Any, Any, Any], ending: asyncio.Event) -> AsyncGenerator[bytes, None]:
+    end = asyncio.create_task(ending.wait())
+    more = True
     try:
-        return msgspec.json.decode(body or b"{}", type=kind)
+        while more:
+            arriving = asyncio.create_task(_receive(request))
+            await asyncio.wait([arriving, end], timeout=SLOW_BODY, return_when=asyncio.FIRST_COMPLETED)
+            if not arriving.done():
+                arriving.cancel()
+                if ending.is_set():
+                    reason = "the service is ending and reads no more of the body"
+                    raise BrokenBody(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": RETRY_AFTER})
+                reason = f"nothing more of the body arrived within {SLOW_BODY:g} s"
+                raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, reason)
+            piece, more = arriving.result()
+            if piece:
+                yield piece
+    finally:
+        end.cancel()
+
+
+async def _receive(request: Request[Any, Any, Any]) -> tuple[bytes, bool]:
+    """Return the next piece of a body, and whether there is more. Raises `BrokenBody` when its caller has gone."""
+    message: Any = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise BrokenBody(HTTPStatus.BAD_REQUEST, "the body broke off")
+    return message.get("body", b""), message.get("more_body", False)
+
+
+def _decoded(decoder: Decompressor | None, piece: bytes) -> Iterable[bytes]:
+    if decoder is None:
+        return (piece,)
+    return _decompressed(decoder, piece)
+
+
+def _decompressed(decoder: Decompressor, piece: bytes) -> Iterator[bytes]:
+    try:
+        yield from decoder.decode(piece)
+    except DamagedBody as error:
+        raise BrokenBody(HTTPStatus.BAD_REQUEST, str(error)) from None
+    except DecompressionBomb as error:
+        raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
+
+
+def _check_end(decoder: Decompressor | None) -> None:
+    if decoder is not None:
+        try:
+            decoder.check_end()
+        except DamagedBody as error:
+            raise BrokenBody(HTTPStatus.BAD_REQUEST, str(error)) from None
+
+
+def _without_mark(text: bytes | bytearray) -> bytes:
+    """Return text without a byte order mark. Raises `BrokenBody` when it is UTF-16 or UTF-32."""
+    encoding = json.detect_encoding(text[:MARK_BYTES]) if text else "utf-8"
+    if not encoding.startswith("utf-8"):
+        reason = f"the body is {encoding.upper()}: send UTF-8"
+        raise BrokenBody(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, reason)
+    return bytes(text).removeprefix(BOM_UTF8)
+
+
+async def read_json(request: Request[Any, Any, Any], kind: type[T]) -> T:
+    """Return what a body asks for; an empty one stands for `{}`.
+
+    Raises 400 with the JSON path of what is wrong, and what `read_whole` raises.
+    """
+    body = await read_whole(request, [JSON], LARGEST_REQUEST_BYTES) or b"{}"
+    try:
+        asked = msgspec.json.decode(body, type=kind)
+        check_names(body)
     except msgspec.MsgspecError as error:
         detail, _, path = str(error).partition(" - at ")
         fault = Fault(path=path.strip("`") or "$", detail=detail)
         raise problem(BAD_BODY, str(error), [fault]) from None
+    except RepeatedName as error:
+        fault = Fault(path=f"$.{error.name}", detail=str(error))
+        raise problem(BAD_BODY, f"{error} - at `{fault.path}`", [fault]) from None
+    except UnicodeDecodeError:
+        raise problem(BAD_BODY, "the body is not valid UTF-8", [Fault(path="$", detail="not valid UTF-8")]) from None
     except RecursionError:
         raise problem(BAD_BODY, "the body is nested too deeply") from None
+    return asked
+
+
+async def refuse_other_bodies(request: Request[Any, Any, Any]) -> None:
+    """Refuse a body that is no JSON where a call takes none: a page of another site could send it unasked.
+
+    JSON is passed over.
+    """
+    await read_whole(request, [JSON], LARGEST_REQUEST_BYTES)
 
 
 def documents_body(examples: Mapping[str, tuple[Mapping[str, Any], Any]], *, required: bool) -> type[Operation]:

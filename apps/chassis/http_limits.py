@@ -1,10 +1,14 @@
 """What a connection may ask for before a request is there: uvicorn itself sets no such limits with httptools."""
 
 import asyncio
+import socket
+import struct
 import time
+from functools import partial
 from typing import Any
 
 import httptools
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from apps.chassis.internals.http_framing import FramedProtocol
@@ -32,6 +36,11 @@ LEAST_READ_BYTES = 1024 * 1024
 """A caller that reads less than this between two checks, and not all that there is, is cut off."""
 JOINED_BYTES = 64 * 1024
 """A body larger than this is not copied to follow its head in one write."""
+
+BREAK_OFF = "break_off"
+"""Set in the scope of a request: closes its connection so that no caller takes its answer for whole."""
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+"""What `SO_LINGER` is set to for a connection that is reset when it is closed."""
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -150,6 +159,7 @@ class LimitedProtocol(FramedProtocol):
             raise httptools.HttpParserError("too many requests in advance")
         super().request_begun()
         self.cycle.transport = self._joined
+        self.cycle.scope[BREAK_OFF] = partial(self._break_off, self.scope)  # type: ignore[literal-required]  # a key of our own
         unanswered = [one for one in self._asked if not one.response_complete] if self.pipeline else []
         self._asked = [*unanswered, self.cycle]
 
@@ -189,6 +199,17 @@ class LimitedProtocol(FramedProtocol):
         else:
             self._answer_no_more()
             self.transport.close()
+
+    def _break_off(self, scope: HTTPScope) -> None:
+        """Close the connection in the middle of an answer, as a caller must notice that reads to the end.
+
+        An answer to HTTP/1.0 ends with its connection, so that it is reset.
+        """
+        if scope["http_version"] == "1.0":
+            connected = self.transport.get_extra_info("socket")
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        self._answer_no_more()
+        self._joined.close()
 
     def _answer_no_more(self) -> None:
         """Tell all calls under way that their caller has gone; uvicorn tells the last alone, and that later.

@@ -1,7 +1,9 @@
 """Admission control: how much a service does at a time. It refuses more at once, so that what it began gets done."""
 
+import sys
 from collections.abc import Callable
 
+from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import Scope
 
 from apps.chassis.problems import BUSY, RETRY_AFTER, problem
@@ -16,11 +18,12 @@ Weigh = Callable[[Scope], int | None]
 """Tells how many bytes a call may take of this process's memory, about; None for one that is never refused."""
 
 
-TAKEN = "room_taken"
-"""Tells in the scope of a call what it weighs, while it is under way."""
-
+SHARE = "share_of_memory"
+"""Set in the scope of a call that was let in: its `Share`."""
 UNSENT = "unsent_answers"
 """The key of `UnsentAnswers` in the ASGI state that all calls of a server share."""
+FREE_BYTES = 64 * 1024
+"""Bytes of a body that may arrive without being counted: the server reads as many by itself."""
 
 
 class UnsentAnswers:
@@ -34,59 +37,115 @@ class Limit:
     """Refuses calls that would be more than `most_calls`, or take more than `most_bytes`, with those under way.
 
     Answers that were not read yet count as well. A call that takes more than all of it is let in when it is alone.
+    Bodies that are still arriving may take half of it, so that those that have arrived always find room.
     """
 
     def __init__(self, weigh: Weigh, most_bytes: int, most_calls: int = MOST_CALLS) -> None:
         self._weigh = weigh
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._most_calls = most_calls
-        self._bytes = 0
         self._calls = 0
+        self.taken_bytes = 0
+        self.held_bytes = 0
 
     def let_in(self, scope: Scope) -> None:
         """Count a call as under way, until `let_out`. Raises 503 when there is no room for it."""
         weight = None if scope["path"] in ALWAYS else self._weigh(scope)
         if weight is None:
             return
-        if self._calls >= self._most_calls or not self._has_room(weight, self._bytes + _unsent_bytes(scope)):
-            raise problem(BUSY, self.describe(scope), headers={"Retry-After": RETRY_AFTER})
+        share = Share(self, _unsent_answers(scope))
+        if self._calls >= self._most_calls or not share.take(weight):
+            raise share.busy()
         self._calls += 1
-        self._bytes += weight
-        scope[TAKEN] = weight  # type: ignore[literal-required]  # a key of our own
+        scope[SHARE] = share  # type: ignore[literal-required]  # a key of our own
 
     def count_answer(self, scope: Scope, size: int, *, refusable: bool) -> bool:
-        """Count the bytes of an answer that is about to be sent, where they are more than its call weighs.
+        """Count the bytes of an answer that is about to be sent, where they are more than its call takes.
 
         Return False when there is no room for an answer that may be refused.
         """
-        weight = scope.get(TAKEN)
-        if not isinstance(weight, int) or size <= weight:  # calls that are never refused are not counted
+        share = scope.get(SHARE)
+        if not isinstance(share, Share):  # calls that are never refused are not counted
             return True
-        others = self._bytes - weight + _unsent_bytes(scope)
-        if refusable and not self._has_room(size, others):
-            return False
-        self._bytes += size - weight
-        scope[TAKEN] = size  # type: ignore[literal-required]
-        return True
+        more = max(size - share.taken_bytes, 0)
+        return share.take(more, refusable=refusable)
 
     def let_out(self, scope: Scope) -> None:
         """Note that a call has ended, if it was let in."""
-        weight = scope.pop(TAKEN, None)  # type: ignore[misc]
-        if weight is not None:
+        share: Share | None = scope.pop(SHARE, None)  # type: ignore[misc]
+        if share is not None:
             self._calls -= 1
-            self._bytes -= weight
+            share.release()
 
     def describe(self, scope: Scope) -> str:
         """Return how much is under way."""
-        unsent = _unsent_bytes(scope)
-        return (
-            f"{self._calls} calls are under way, which take {self._bytes} bytes; {unsent} bytes of answers are unread"
-        )
+        return self.described(_unsent_answers(scope))
 
-    def _has_room(self, size: int, others: int) -> bool:
-        return not others or others + size <= self._most_bytes
+    def described(self, unsent: UnsentAnswers) -> str:
+        """Return how much is under way, with the answers of a server."""
+        under_way = f"{self._calls} calls are under way, which take {self.taken_bytes} bytes"
+        return f"{under_way}; {unsent.bytes} bytes of answers are unread"
 
 
-def _unsent_bytes(scope: Scope) -> int:
+class Share:
+    """What one call takes of the memory of a service, about: bytes that it works with, and bytes that only wait."""
+
+    def __init__(self, limit: Limit, unsent: UnsentAnswers) -> None:
+        self._limit = limit
+        self._unsent = unsent
+        self.taken_bytes = 0
+        self.held_bytes = 0
+
+    def take(self, more: int, *, refusable: bool = True) -> bool:
+        """Take more bytes. Without room for them, a refusable call takes none and returns False."""
+        taken = self._limit.taken_bytes + self._unsent.bytes
+        alone = taken == self.taken_bytes
+        if refusable and more > 0 and not alone and taken + more > self._limit.most_bytes:
+            return False
+        self.taken_bytes += more
+        self._limit.taken_bytes += more
+        return True
+
+    def give_back(self, fewer: int) -> None:
+        """Give back bytes that were taken."""
+        self.taken_bytes -= fewer
+        self._limit.taken_bytes -= fewer
+
+    def hold(self, size: int) -> bool:
+        """Hold this many bytes of a body that is still arriving, or as many as before and return False."""
+        more = max(size - FREE_BYTES, 0) - self.held_bytes
+        held = self._limit.held_bytes + more
+        alone = self._limit.held_bytes == self.held_bytes
+        if more > 0 and not alone and held > self._limit.most_bytes // 2:
+            return False
+        if not self.take(more):
+            return False
+        self.held_bytes += more
+        self._limit.held_bytes += more
+        return True
+
+    def release(self) -> None:
+        """Give back everything."""
+        self._limit.held_bytes -= self.held_bytes
+        self.held_bytes = 0
+        self.give_back(self.taken_bytes)
+
+    def busy(self) -> ProblemDetailsException:
+        """Return the error to raise where there is no room."""
+        return problem(BUSY, self._limit.described(self._unsent), headers={"Retry-After": RETRY_AFTER})
+
+
+def share_of(scope: Scope) -> Share:
+    """Return the share of a call; one that is not counted has one without a bound."""
+    share = scope.get(SHARE)
+    return share if isinstance(share, Share) else unbounded()
+
+
+def unbounded() -> Share:
+    """Return a share that is never refused anything."""
+    return Share(Limit(lambda _: None, sys.maxsize), UnsentAnswers())
+
+
+def _unsent_answers(scope: Scope) -> UnsentAnswers:
     unsent = scope.get("state", {}).get(UNSENT)
-    return unsent.bytes if isinstance(unsent, UnsentAnswers) else 0
+    return unsent if isinstance(unsent, UnsentAnswers) else UnsentAnswers()

@@ -16,6 +16,10 @@ NOT_READING = 30.0
 """Seconds after which a caller that does not read what it is sent is cut off."""
 
 
+class BrokenOff(Exception):
+    """Raised by the pieces of an answer that must not end as if it were whole: no end is sent."""
+
+
 class Streamed(Response[Any]):
     """An answer whose pieces are sent as they come; the generator is closed when the caller has gone.
 
@@ -59,7 +63,7 @@ class _SendingInTime(ASGIStreamingResponse):
                 await send(message)
 
         assert isinstance(self.iterator, AsyncGenerator)  # noqa: S101 - it is that of `Streamed`
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, BrokenOff):
             async with aclosing(self.iterator):
                 await super()._stream(send_in_time)
 

@@ -12,7 +12,7 @@ from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
 
-from apps.chassis.body import body_of, documents_body, either, read_body
+from apps.chassis.body import BODY_ERRORS, JSON, documents_body, either, read_json
 from apps.chassis.deadline import within
 from apps.chassis.logs import one_line
 from apps.chassis.problems import (
@@ -170,22 +170,20 @@ def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
         summary="Send dead letters back to their topic, each once",
         status_code=HTTPStatus.OK,
         responses=documented(
-            BAD_BODY,
+            *BODY_ERRORS,
             HTTPStatus.NOT_FOUND,
             DONE_BEFORE,
             NOT_NOW,
-            HTTPStatus.REQUEST_TIMEOUT,
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             HTTPStatus.UNPROCESSABLE_ENTITY,
             OUT_OF_REACH,
             UNREADABLE,
         ),
         operation_class=documents_body(
-            {"application/json": (either(Redrive, ["limit"], ["partition", "offset"]), {"limit": 10})}, required=True
+            {JSON: (either(Redrive, ["limit"], ["partition", "offset"]), {"limit": 10})}, required=True
         ),
     )
     async def redrive(request: Request[Any, Any, Any]) -> Redrives:
-        order = read_body(await body_of(request), Redrive)
+        order = await read_json(request, Redrive)
         try:
             if order.limit is not None and order.partition is None and order.offset is None:
                 done = await redriver.redrive(order.limit)

@@ -12,7 +12,15 @@ from litestar import get, post
 from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
 
-from apps.chassis.body import body_of, documents_body, either, read_body, schema_of
+from apps.chassis.body import (
+    BODY_ERRORS,
+    JSON,
+    documents_body,
+    either,
+    read_json,
+    refuse_other_bodies,
+    schema_of,
+)
 from apps.chassis.logs import one_line
 from apps.chassis.problems import (
     BAD_BODY,
@@ -30,7 +38,6 @@ from apps.consumer.lag import PartitionLag
 
 log = logging.getLogger(__name__)
 
-JSON = "application/json"
 EPOCH = datetime.fromtimestamp(0, UTC)
 """No record is older: Kafka counts from here."""
 END_OR_TIME = {"anyOf": [{"enum": ["beginning", "end"]}, {"format": "date-time"}]}
@@ -114,49 +121,55 @@ def consumer_routes(
         log.info("an operator asked for %s: the consumer is %s", action, now.state, extra={"action": action})
         return now
 
-    @post("/consumers/stop", summary="Leave the group", responses=documented(), status_code=HTTPStatus.OK)
-    async def stop() -> Status:
+    @post("/consumers/stop", summary="Leave the group", responses=documented(*BODY_ERRORS), status_code=HTTPStatus.OK)
+    async def stop(request: Request[Any, Any, Any]) -> Status:
+        await refuse_other_bodies(request)
         await control.stop()
         return await done("stop")
 
     @post(
         "/consumers/pause",
         summary="Stop reading and keep the partitions",
-        responses=documented(),
+        responses=documented(*BODY_ERRORS),
         status_code=HTTPStatus.OK,
     )
-    async def pause() -> Status:
+    async def pause(request: Request[Any, Any, Any]) -> Status:
+        await refuse_other_bodies(request)
         await control.pause()
         return await done("pause")
 
-    @post("/consumers/resume", summary="Read on after a pause", responses=documented(), status_code=HTTPStatus.OK)
-    async def resume() -> Status:
+    @post(
+        "/consumers/resume",
+        summary="Read on after a pause",
+        responses=documented(*BODY_ERRORS),
+        status_code=HTTPStatus.OK,
+    )
+    async def resume(request: Request[Any, Any, Any]) -> Status:
+        await refuse_other_bodies(request)
         await control.resume()
         return await done("resume")
 
     @post(
         "/consumers/seek",
         summary="Consume from another place on",
-        responses=documented(
-            BAD_BODY, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, NOT_NOW, OUT_OF_REACH
-        ),
+        responses=documented(*BODY_ERRORS, NOT_NOW, OUT_OF_REACH),
         operation_class=documents_body(
             {JSON: (either(Seek, ["to"], ["partition", "offset"]), {"to": "beginning"})}, required=True
         ),
         status_code=HTTPStatus.OK,
     )
     async def seek(request: Request[Any, Any, Any]) -> Sought:
-        return Sought(await _seek(control, read_body(await body_of(request), Seek)))
+        return Sought(await _seek(control, await read_json(request, Seek)))
 
     @post(
         "/consumers/start",
         summary="Join the group and consume",
-        responses=documented(BAD_BODY, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+        responses=documented(*BODY_ERRORS),
         operation_class=documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False),
         status_code=HTTPStatus.OK,
     )
     async def start(request: Request[Any, Any, Any]) -> Status:
-        await control.start(accept=read_body(await body_of(request), Start).accept)
+        await control.start(accept=(await read_json(request, Start)).accept)
         return await done("start")
 
     return show_status, show_group, stop, start, pause, resume, seek

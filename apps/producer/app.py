@@ -94,7 +94,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
             yield
 
     routes = [
-        *producer_routes(publisher),
+        *producer_routes(publisher, settings.root_path),
         *health_routes(SERVICE, examine),
         *metrics_routes(registry, look),
         *problem_routes(settings.root_path),

@@ -1,14 +1,18 @@
 """From what a caller sent to records, and from what became of them to receipts. Knows neither HTTP nor Kafka."""
 
 import asyncio
+from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
+from apps.chassis.json_names import RepeatedName, check_names, count_quotes, fewest_quotes
+from apps.chassis.limits import Share
 from apps.producer.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt
-from contracts.person import Person, decode_all_strictly, decode_strictly, encode, key_of
+from contracts.person import Person, StrictPerson, decode_all_strictly, decode_strictly, encode, key_of
 
 if TYPE_CHECKING:
     from apps.producer.people import PersonFactory
@@ -21,6 +25,9 @@ TIMES_AS_LONG = 6
 """How much longer than its record a line may be: a letter that JSON spells out (`\\u0041`) has six bytes for one."""
 CHUNKS_ON_THE_WAY = 8
 """Chunks of one call that are made or read before the first of them must be acknowledged."""
+TIMES_IN_MEMORY = 6
+"""How many times its size a body takes while it is worked with, as measured."""
+FEWEST_QUOTES = fewest_quotes(StrictPerson)
 
 
 class BadPeople(ValueError):
@@ -55,6 +62,13 @@ class Made(msgspec.Struct):
 
 def read_people(body: bytes) -> list[Person]:
     """Return the people of a JSON body: one, or a list. Raises `BadPeople` for the first place that is wrong."""
+    people = _decode_people(body)
+    if count_quotes(body) != FEWEST_QUOTES * len(people):
+        _check_names(body)
+    return people
+
+
+def _decode_people(body: bytes) -> list[Person]:
     try:
         if is_list(body):
             return list(decode_all_strictly(body))
@@ -66,6 +80,17 @@ def read_people(body: bytes) -> list[Person]:
         raise BadPeople("$", "the body is not valid UTF-8") from None
     except RecursionError:
         raise BadPeople("$", "the body is nested too deeply") from None
+
+
+def _check_names(body: bytes) -> None:
+    """Raise `BadPeople` for the first field that is given twice, which no decoder reports."""
+    several = is_list(body)
+    texts = msgspec.json.decode(body, type=list[msgspec.Raw]) if several else [body]
+    for index, text in enumerate(texts):
+        try:
+            check_names(bytes(text))
+        except RepeatedName as error:
+            raise BadPeople(f"$[{index}].{error.name}" if several else f"$.{error.name}", str(error)) from None
 
 
 def is_list(body: bytes) -> bool:
@@ -94,7 +119,10 @@ def ids_of(keys: Sequence[bytes]) -> list[str]:
 
 async def send(publisher: Publisher, people: Sequence[Person], where: str = "$[{}]") -> Answer:
     """Send people, and return within 10 s what became of each. Raises `BadPeople`, `Busy`, `OutOfReach`: none sent."""
-    keys, values = to_records(people, publisher.largest_record, where)
+    return await _send_records(publisher, *to_records(people, publisher.largest_record, where))
+
+
+async def _send_records(publisher: Publisher, keys: list[bytes], values: list[bytes]) -> Answer:
     delivery = await publisher.publish(keys, values)
     return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
 
@@ -161,16 +189,28 @@ def _answer_of(chunks: Sequence[Delivery | Busy | OutOfReach], ids: Sequence[str
     return answer
 
 
-async def send_lines(publisher: Publisher, body: AsyncIterator[bytes]) -> AsyncIterator[list[Receipt | BadLine]]:
+@dataclass
+class Chunk:
+    """Lines that are sent together: their records, and in order what to answer; None where a record's receipt goes."""
+
+    keys: list[bytes] = field(default_factory=list)
+    values: list[bytes] = field(default_factory=list)
+    answers: list[BadLine | None] = field(default_factory=list)
+
+
+async def send_lines(
+    publisher: Publisher, body: AsyncIterator[bytes], share: Share
+) -> AsyncGenerator[list[Receipt | BadLine], None]:
     """Read people from lines of JSON, and yield what became of each line, in order, while reading on.
 
-    Lines that arrived together are sent together. Empty lines are passed over.
+    Lines that arrived together are sent together. Empty lines are passed over. Raises what `body` raises, once all
+    lines before that are answered; a line that did not end by then is not sent.
     """
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, list[Receipt | BadLine]]]:
         number = 0
-        async for lines in split_lines(body, TIMES_AS_LONG * publisher.largest_record):
-            yield _send_read(publisher, *_read_lines(lines, number + 1, publisher.largest_record))
+        async for lines in split_lines(body, TIMES_AS_LONG * publisher.largest_record, share):
+            yield _send_chunk(publisher, read_lines(lines, number + 1, publisher.largest_record), share)
             number += len(lines)
 
     async with aclosing(in_order(work())) as results:
@@ -178,47 +218,78 @@ async def send_lines(publisher: Publisher, body: AsyncIterator[bytes]) -> AsyncI
             yield answers
 
 
+def read_lines(lines: Sequence[bytes | None], first: int, largest: int) -> Chunk:
+    """Return the records of some lines, and what to answer to those that are none."""
+    chunk, taken = _read_lines(lines, first, largest)
+    if count_quotes(b"".join(taken)) != FEWEST_QUOTES * len(taken):
+        chunk, _ = _read_lines(lines, first, largest, look_twice=True)
+    return chunk
+
+
 def _read_lines(
-    lines: Sequence[bytes | None], first: int, largest: int
-) -> tuple[list[Receipt | BadLine], list[Person]]:
-    """Return what to answer to each line, as far as it is known, and the people to send for those that say so."""
-    answers: list[Receipt | BadLine] = []
-    people: list[Person] = []
+    lines: Sequence[bytes | None], first: int, largest: int, *, look_twice: bool = False
+) -> tuple[Chunk, list[bytes]]:
+    """Return a chunk and the lines that are records in it. Only with `look_twice` are repeated fields noticed."""
+    chunk = Chunk()
+    taken: list[bytes] = []
     for number, line in enumerate(lines, first):
         try:
             if line is None:
                 raise BadPeople("$", f"the line is far longer than a record, of which {largest} bytes are taken")  # noqa: TRY301
             if line.strip():
-                person = decode_line(line)
-                keys, _ = to_records([person], largest, "$")
-                people.append(person)
-                answers += map(Receipt, ids_of(keys))
+                (key,), (value,) = to_records([decode_line(line)], largest, "$")
+                if look_twice:
+                    _check_names(line.removeprefix(BOM_UTF8))
+                chunk.keys.append(key)
+                chunk.values.append(value)
+                chunk.answers.append(None)
+                taken.append(line)
         except BadPeople as error:
-            answers.append(BadLine(number, f"{error} - at `{error.path}`"))
-    return answers, people
+            chunk.answers.append(BadLine(number, f"{error} - at `{error.path}`"))
+    return chunk, taken
 
 
-async def _send_read(
-    publisher: Publisher, answers: Sequence[Receipt | BadLine], people: Sequence[Person]
-) -> list[Receipt | BadLine]:
+async def _send_chunk(publisher: Publisher, chunk: Chunk, share: Share) -> list[Receipt | BadLine]:
+    if not chunk.keys:
+        return _fill_in(chunk, [])
+    size = TIMES_IN_MEMORY * sum(map(len, chunk.values))
+    if not share.take(size):
+        return _fill_in(chunk, _refused(chunk, Busy("too many calls are under way")))
     try:
-        sent = (await send(publisher, people)).receipts if people else []
+        return _fill_in(chunk, (await _send_records(publisher, chunk.keys, chunk.values)).receipts)
     except (Busy, OutOfReach) as error:
-        ids = ids_of([key_of(person) for person in people])
-        sent = [Receipt(record_id, error=str(error), outcome="not_written") for record_id in ids]
-    receipts = iter(sent)
-    return [next(receipts) if isinstance(answer, Receipt) else answer for answer in answers]
+        return _fill_in(chunk, _refused(chunk, error))
+    finally:
+        share.give_back(size)
+
+
+def _refused(chunk: Chunk, error: Exception) -> list[Receipt]:
+    return [Receipt(record_id, error=str(error), outcome="not_written") for record_id in ids_of(chunk.keys)]
+
+
+def _fill_in(chunk: Chunk, receipts: Sequence[Receipt]) -> list[Receipt | BadLine]:
+    left = iter(receipts)
+    return [next(left) if answer is None else answer for answer in chunk.answers]
 
 
 def decode_line(line: bytes) -> Person:
-    """Return the person of one line. Raises `BadPeople`; a list is none."""
+    """Return the person of one line. Raises `BadPeople`; a list is none.
+
+    A byte order mark is passed over: files that are put together have them in the middle.
+    """
+    line = line.removeprefix(BOM_UTF8)
     if is_list(line):
         raise BadPeople("$", "Expected `object`, got `array`")
-    return read_people(line)[0]
+    return _decode_people(line)[0]
 
 
-async def split_lines(body: AsyncIterator[bytes], longest: int) -> AsyncIterator[list[bytes | None]]:
-    """Yield the lines that each piece of the body ends; None stands for a line longer than `longest` bytes."""
+async def split_lines(
+    body: AsyncIterator[bytes], longest: int, share: Share
+) -> AsyncGenerator[list[bytes | None], None]:
+    """Yield the lines that each piece of the body ends; None stands for a line longer than `longest` bytes.
+
+    Raises `Busy` when there is no room to keep a long line that has not ended.
+    """
     rest, too_long = bytearray(), False  # it grows in place: a long line may come in very many pieces
     async for piece in body:
         *ended, last = piece.split(b"\n")
@@ -231,6 +302,8 @@ async def split_lines(body: AsyncIterator[bytes], longest: int) -> AsyncIterator
             rest += last
         if len(rest) > longest:
             rest, too_long = bytearray(), True
+        if not share.hold(len(rest)):
+            raise Busy("too many long lines are under way")
     if rest or too_long:
         yield [None if too_long else bytes(rest)]
 

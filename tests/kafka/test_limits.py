@@ -31,7 +31,7 @@ def statuses_of_many(service: Service, method: str, path: str, content: bytes = 
 
     def call(_: int) -> int:
         with httpx.Client(base_url=service.http.base_url, timeout=120) as http:
-            answer = http.request(method, path, content=content)
+            answer = http.request(method, path, content=content, headers={"content-type": "application/json"})
             if answer.status_code == 503:
                 assert answer.json()["type"] == "/problems/busy", answer.text
                 assert int(answer.headers["retry-after"]) > 0

@@ -1,8 +1,11 @@
 import asyncio
+import gzip
 import json
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
-from services import Lines, Pipeline, Record, Service, in_time, person, value_of
+from services import Lines, Pipeline, Record, Service, in_time, person, value_of, wait_until
 
 PARTITIONS = list(range(6))
 JSON = {"content-type": "application/json"}
@@ -319,6 +322,67 @@ def test_a_caller_that_leaves_in_the_middle_of_its_lines_harms_nobody(producer: 
     one = person()
     assert_true(producer.post("/producers/people", json=one)["receipts"], [one], pipeline.records())
     assert producer.get("/health-check")["status"] == "ok"
+
+
+async def answer_to(producer: Service, headers: bytes, *pieces: bytes) -> bytes:
+    """Send pieces of a chunked body that never ends, and return all that is answered until the connection closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", producer.port)
+    head = b"POST /producers/people HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
+    writer.write(head + headers + b"Transfer-Encoding: chunked\r\n\r\n")
+    for piece in pieces:
+        writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+    answer = await reader.read(-1)
+    writer.close()
+    return answer
+
+
+def assert_cut_off(answer: bytes, lines: int) -> None:
+    """The answer has begun, its last line says how many lines were taken, and it has no end."""
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+    last = json.loads(answer.splitlines()[-2])  # behind it stands the end of its chunk
+    assert last["outcome"] == "broken_off"
+    assert last["lines"] == lines
+    assert f"{lines} lines before that were taken" in last["error"]
+    assert not answer.endswith(b"0\r\n\r\n")
+
+
+def test_an_answer_to_lines_that_break_off_does_not_end_as_if_it_were_whole(
+    producer: Service, pipeline: Pipeline
+) -> None:
+    before = sum(pipeline.end_offsets().values())
+    whole = gzip.compress(b"".join(json.dumps(person()).encode() + b"\n" for _ in range(100)))
+    cut = gzip.compress(json.dumps(person()).encode())  # a person, but neither a line break nor the end of the body
+    answer = in_time(answer_to(producer, b"Content-Encoding: gzip\r\n", whole, cut, b"no gzip"))
+    assert_cut_off(answer, 100)
+    assert answer.count(b'"offset"') == 100
+    assert sum(pipeline.end_offsets().values()) - before == 100
+    assert "error" not in producer.log.read_text().lower()
+
+
+def test_the_end_of_a_service_is_not_the_end_of_the_lines_that_it_reads(pipeline: Pipeline) -> None:
+    body = json.dumps(person("last")).encode() + b"\n{"
+    with pipeline.producer() as ending, ThreadPoolExecutor(1) as pool:
+        ending.until_healthy()
+        answering = pool.submit(in_time, answer_to(ending, b"", body))
+        wait_until(lambda: "last" in pipeline.records_by_key())
+        ending.terminate()
+        assert_cut_off(answering.result(), 1)
+        assert ending.exit_status(10) == 0
+
+
+def test_what_slow_callers_announce_keeps_nobody_else_out(producer: Service) -> None:
+    head = b"POST /producers/people HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/%s\r\n"
+    body = b"Content-Length: 16777216\r\n\r\n["
+    with ExitStack() as stack:
+        for kind in (b"json", b"x-ndjson") * 40:
+            slow = stack.enter_context(socket.create_connection(("127.0.0.1", producer.port)))
+            slow.sendall(head % kind + body)
+        assert producer.post("/producers/people", json=[person() for _ in range(1_000)])["delivered"] == 1_000
+        lines = json.dumps(person("among-slow")).encode()
+        answer = producer.http.post(
+            "/producers/people", content=lines, headers={"content-type": "application/x-ndjson"}
+        )
+        assert json.loads(answer.text)["id"] == "among-slow"
 
 
 def test_a_topic_of_small_batches_takes_many_small_people_and_refuses_a_large_one(small: Pipeline) -> None:

@@ -62,7 +62,8 @@ def test_without_the_key_nothing_can_be_changed(
 
 @EVERY_POST
 def test_with_the_key_a_call_is_taken(guarded: dict[str, TestClient[Litestar]], service: str, path: str) -> None:
-    assert guarded[service].post(path, headers={"X-API-Key": KEY}, content=b"{").status_code in {200, 400, 503}
+    headers = {"X-API-Key": KEY, "Content-Type": "application/json"}
+    assert guarded[service].post(path, headers=headers, content=b"{").status_code in {200, 400, 503}
 
 
 @pytest.mark.parametrize("service", APPS)

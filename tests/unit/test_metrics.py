@@ -120,7 +120,8 @@ def test_two_applications_of_one_process_count_apart(service: str, client: TestC
 def test_people_that_could_not_be_sent_are_counted_and_a_streamed_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "PATIENCE", 0.01)
     with TestClient(create_producer(OUT_OF_REACH)) as client:
-        client.post("/producers/people", content=b"[" + as_json(id="1") + b"," + as_json(id="2") + b"]")
+        people = b"[" + as_json(id="1") + b"," + as_json(id="2") + b"]"
+        client.post("/producers/people", content=people, headers={"content-type": "application/json"})
         lines = as_json(id="3") + b"\nnot json\n"
         client.post("/producers/people", content=lines, headers={"content-type": "application/x-ndjson"})
         series = scraped(client)

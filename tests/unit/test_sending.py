@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import ADA, LONG, a_person, as_json, everything_else_has_run, until
 
+from apps.chassis.limits import unbounded
 from apps.producer import sending
 from apps.producer.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt, Span
 from apps.producer.sending import (
@@ -73,7 +74,11 @@ async def pieces_of(*pieces: bytes) -> AsyncIterator[bytes]:
 
 async def answers_to(fake: FakePublisher, *pieces: bytes) -> list[Receipt | BadLine]:
     async with asyncio.timeout(LONG):
-        return [answer async for answers in send_lines(as_publisher(fake), pieces_of(*pieces)) for answer in answers]
+        return [
+            answer
+            async for answers in send_lines(as_publisher(fake), pieces_of(*pieces), unbounded())
+            for answer in answers
+        ]
 
 
 def line(person_id: str, **fields: Any) -> bytes:  # noqa: ANN401 - right or wrong ones
@@ -116,6 +121,28 @@ def test_what_holds_no_people_is_refused_at_the_place_that_is_wrong(body: bytes,
     assert refused.value.path == path
     assert detail in str(refused.value)
     assert " - at " not in str(refused.value)
+
+
+@pytest.mark.parametrize("again", [b'"age":7', b'"\\u0061ge" : 7', b'"age":36'])
+async def test_a_field_that_is_given_twice_is_refused_by_its_place(again: bytes) -> None:
+    twice = as_json(name='Ada "Countess" \\').removesuffix(b"}") + b"," + again + b"}"
+    with pytest.raises(BadPeople, match="'age' is given twice") as refused:
+        read_people(twice)
+    assert refused.value.path == "$.age"
+    with pytest.raises(BadPeople, match="'age' is given twice") as refused:
+        read_people(b"[" + as_json() + b", " + twice + b"]")
+    assert refused.value.path == "$[1].age"
+    fake = FakePublisher()
+    answers = await answers_to(fake, line("1") + twice + b"\n" + line("3"))
+    assert [answer.line if isinstance(answer, BadLine) else answer.id for answer in answers] == ["1", 2, "3"]
+    assert [decode(value).id for value in fake.published] == ["1", "3"]
+
+
+def test_text_that_looks_like_a_field_is_none() -> None:
+    for name in ('","age":7,"x":"', '\\","age":7,"', '"' * 50, "\\" * 51, '\\"' * 9):
+        people = [a_person(name=name), a_person()]
+        assert read_people(encode(people[0])) == people[:1]
+        assert read_people(msgspec.json.encode(people)) == people
 
 
 @given(st.binary())
@@ -227,7 +254,7 @@ async def test_when_not_even_the_first_could_be_sent_nothing_is(failure: Excepti
 async def split(body: bytes, cuts: Sequence[int], longest: int) -> list[bytes | None]:
     places = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
     pieces = [body[start:stop] for start, stop in pairwise(places)]
-    return [found async for lines in split_lines(pieces_of(*pieces), longest) for found in lines]
+    return [found async for lines in split_lines(pieces_of(*pieces), longest, unbounded()) for found in lines]
 
 
 @given(
@@ -243,7 +270,7 @@ async def test_wherever_a_body_is_cut_its_lines_are_the_same(body: bytes, cuts: 
 
 
 async def test_lines_come_as_soon_as_they_have_ended() -> None:
-    lines = split_lines(pieces_of(b"a\nb\nc", b"", b"d\n", b"e"), 10)
+    lines = split_lines(pieces_of(b"a\nb\nc", b"", b"d\n", b"e"), 10, unbounded())
     assert [found async for found in lines] == [[b"a", b"b"], [b"cd"], [b"e"]]
 
 
@@ -253,7 +280,7 @@ async def test_of_a_line_that_never_ends_no_more_is_kept_than_a_record_may_have(
             yield b"x" * 100
         yield b"\nshort\n"
 
-    assert [found async for found in split_lines(endless(), 250)] == [[None, b"short"]]
+    assert [found async for found in split_lines(endless(), 250, unbounded())] == [[None, b"short"]]
 
 
 async def test_every_line_is_answered_in_order() -> None:
@@ -349,7 +376,7 @@ async def test_a_slow_sender_is_answered_before_it_sends_more() -> None:
 
     ids: list[str] = []
     async with asyncio.timeout(LONG):
-        async for answers in send_lines(as_publisher(fake), slow()):
+        async for answers in send_lines(as_publisher(fake), slow(), unbounded()):
             ids += [answer.id for answer in answers if isinstance(answer, Receipt)]
             answered.set()
     assert ids == ["1", "2"]
@@ -366,7 +393,7 @@ async def test_no_more_is_read_than_can_be_on_the_way() -> None:
             read += 1
             yield line(str(i))
 
-    receiving = asyncio.create_task(_all_of(send_lines(as_publisher(fake), body())))
+    receiving = asyncio.create_task(_all_of(send_lines(as_publisher(fake), body(), unbounded())))
     await everything_else_has_run()
     assert CHUNKS_ON_THE_WAY <= read <= CHUNKS_ON_THE_WAY + 3
     fake.goes_on.set()
@@ -383,7 +410,7 @@ async def test_a_body_that_breaks_off_is_told_after_what_came_before_it() -> Non
     answers: list[Receipt | BadLine] = []
 
     async def receive() -> None:
-        async for some in send_lines(as_publisher(FakePublisher()), broken()):
+        async for some in send_lines(as_publisher(FakePublisher()), broken(), unbounded()):
             answers.extend(some)
 
     with pytest.raises(ConnectionError):

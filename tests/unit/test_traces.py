@@ -110,7 +110,7 @@ def test_a_call_that_cannot_be_served_is_an_error_in_its_trace(
 ) -> None:
     monkeypatch.setattr(publisher, "PATIENCE", 0.01)
     with TestClient(create_producer(OUT_OF_REACH, traces=followed.traces)) as client:
-        client.post("/producers/people", content=as_json())
+        client.post("/producers/people", content=as_json(), headers={"content-type": "application/json"})
     (span,) = followed.spans
     assert span.status.status_code is StatusCode.ERROR
     assert span.events == ()

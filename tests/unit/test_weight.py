@@ -1,14 +1,18 @@
 """What a call counts for among those under way."""
 
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
 from litestar.types import Scope
 from samples import Stored
 
+from apps.chassis.limits import FREE_BYTES, Limit, Share, share_of
 from apps.consumer.message_routes import SEARCH_IN_MEMORY, TIMES_IN_MEMORY, weight_of
 from apps.consumer.window import Window
 from apps.producer import routes as producer
+from apps.producer.publisher import Busy
+from apps.producer.sending import split_lines
 
 
 def weight(path: str, query: bytes = b"") -> int | None:
@@ -32,18 +36,62 @@ def test_a_search_counts_for_what_it_holds(query: bytes) -> None:
     assert weight("/consumers/dead-letters") == SEARCH_IN_MEMORY
 
 
-@pytest.mark.parametrize(
-    ("length", "bytes_of_it"),
-    [
-        (b"300", 300),
-        (b"0" * 4_400 + b"5", producer.LARGEST_BODY),  # as HTTP lets it in, and Python's `int` does not
-        (b"9" * 18, producer.LARGEST_BODY),
-        (None, producer.LARGEST_BODY),
-    ],
-)
-def test_a_body_counts_for_its_length_and_for_the_largest_where_that_is_not_told(
-    length: bytes | None, bytes_of_it: int
+@pytest.mark.parametrize("length", [b"300", b"0" * 4_400 + b"5", b"9" * 18, None])
+@pytest.mark.parametrize("content_type", [b"application/json", b"application/x-ndjson"])
+def test_whatever_length_a_body_announces_only_what_has_arrived_counts(
+    length: bytes | None, content_type: bytes
 ) -> None:
-    headers = [] if length is None else [(b"content-length", length)]
+    headers = [(b"content-type", content_type)]
+    headers += [] if length is None else [(b"content-length", length)]
     scope: Any = {"path": producer.SEND, "query_string": b"", "headers": headers}
-    assert producer.weight_of(scope) == producer.TIMES_IN_MEMORY * bytes_of_it
+    assert producer.weight_of(scope) == 0
+
+
+def shares(number: int, most_bytes: int) -> tuple[Limit, list[Share]]:
+    limit = Limit(lambda _: 0, most_bytes)
+    scopes: list[Any] = [{"path": "/", "state": {}} for _ in range(number)]
+    for scope in scopes:
+        limit.let_in(scope)
+    return limit, [share_of(scope) for scope in scopes]
+
+
+def test_bodies_that_arrive_slowly_leave_room_for_those_that_have_arrived() -> None:
+    limit, (one, other, third) = shares(3, 100 * FREE_BYTES)
+    assert one.hold(31 * FREE_BYTES)
+    assert other.hold(21 * FREE_BYTES)
+    assert not other.hold(22 * FREE_BYTES)
+    assert not third.hold(2 * FREE_BYTES)
+    assert third.hold(FREE_BYTES)  # as much as the server reads anyway
+    assert third.take(50 * FREE_BYTES)
+    assert not third.take(1)
+    one.release()
+    assert third.take(30 * FREE_BYTES)
+    assert other.hold(0)
+    other.release()
+    third.release()
+    assert (limit.taken_bytes, limit.held_bytes) == (0, 0)
+
+
+def test_a_call_that_takes_more_than_all_of_it_is_let_in_when_it_is_alone() -> None:
+    _, (one, other) = shares(2, 100 * FREE_BYTES)
+    assert one.take(200 * FREE_BYTES)
+    assert not other.take(1)
+    assert one.take(1)
+
+
+async def lines(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+@pytest.mark.anyio
+async def test_of_lines_only_what_is_on_its_way_counts_and_an_unfinished_long_one() -> None:
+    limit, (one, other) = shares(2, 20 * FREE_BYTES)
+    unfinished = b"x" * FREE_BYTES
+    split = split_lines(lines(b"a\n", *[unfinished] * 9, b"\n"), 100 * FREE_BYTES, one)
+    assert [len(found) async for found in split] == [1, 1]
+    assert limit.taken_bytes == 0
+    assert other.hold(8 * FREE_BYTES)
+    split = split_lines(lines(*[unfinished] * 9, b"\n"), 100 * FREE_BYTES, one)
+    with pytest.raises(Busy):
+        await anext(split)

@@ -21,6 +21,7 @@ from test_publisher import bench
 from test_sending import pieces_of
 
 from apps.chassis.kafka import send_batch
+from apps.chassis.limits import unbounded
 from apps.consumer.consumption import Consumption
 from apps.consumer.fetched import Fetched, PartitionRecords
 from apps.consumer.window import Window
@@ -143,7 +144,9 @@ async def test_people_in_lines_cost_no_more_than_was_committed() -> None:
         pieces = [body[start : start + PIECE] for start in range(0, len(body), PIECE)]
 
         async def work() -> None:
-            answers = [answer async for some in send_lines(publisher, pieces_of(*pieces)) for answer in some]
+            answers = [
+                answer async for some in send_lines(publisher, pieces_of(*pieces), unbounded()) for answer in some
+            ]
             assert len(answers) == number
 
         return work

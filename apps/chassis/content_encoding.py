@@ -1,0 +1,70 @@
+"""Decodes compressed request bodies (RFC 9110, section 8.4), piece by piece and within bounds."""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+"""By content coding, what zlib calls its format. Raw deflate is not among them: damage would go unnoticed."""
+ACCEPTED_CODINGS = "gzip, deflate"
+PIECE_BYTES = 64 * 1024
+"""Bytes of a decoded piece at most: nothing larger is allocated, whatever a body claims to hold."""
+MAX_RATIO = 200
+RATIO_FREE_BYTES = 64 * 1024 * 1024
+"""A body may decode to this many bytes, or to `MAX_RATIO` times its own. Text of records shrinks to a tenth."""
+
+
+class DamagedBody(ValueError):
+    """A compressed body is damaged, ends too early, or has something else behind its end."""
+
+
+class DecompressionBomb(ValueError):
+    """A body decodes to far more than text ever does."""
+
+
+class Decompressor:
+    """Decodes one compressed body, which may consist of several gzip members."""
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+        self._stream: Any = None  # zlib's own class has no public name
+        self._streams = 0
+        self._taken = 0
+        self._given = 0
+
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        """Yield what the next bytes of the body decode to. Raises `DamagedBody`, `DecompressionBomb`."""
+        self._taken += len(data)
+        while data or self._stream is not None:
+            if self._stream is None:
+                self._stream = self._next_stream()
+            try:
+                piece = self._stream.decompress(data, PIECE_BYTES)
+            except zlib.error as error:
+                raise DamagedBody(f"the body is not valid {self._coding}: {error}") from None
+            if piece:
+                self._given += len(piece)
+                self._check_ratio()
+                yield piece
+            if self._stream.eof:
+                data, self._stream = self._stream.unused_data, None
+                continue
+            data = self._stream.unconsumed_tail
+            if not data and len(piece) < PIECE_BYTES:
+                return
+
+    def check_end(self) -> None:
+        """Raise `DamagedBody` when the body may not end here."""
+        if self._stream is not None:
+            raise DamagedBody(f"the {self._coding} of the body ends too early")
+
+    def _next_stream(self) -> Any:  # noqa: ANN401 - see `_stream`
+        self._streams += 1
+        if self._coding == "deflate" and self._streams > 1:
+            raise DamagedBody("bytes follow the end of the deflate of the body")
+        return zlib.decompressobj(WINDOW_BITS[self._coding])
+
+    def _check_ratio(self) -> None:
+        if self._given > max(RATIO_FREE_BYTES, MAX_RATIO * self._taken):
+            detail = f"the body decodes to over {RATIO_FREE_BYTES} bytes and {MAX_RATIO} times its size"
+            raise DecompressionBomb(detail)

@@ -1,0 +1,52 @@
+"""Finds a name that one JSON object has twice: decoders keep the last value and do not report the others."""
+
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+
+QUOTE = ord('"')
+
+
+class RepeatedName(ValueError):
+    """A JSON object has a name twice."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the field {name[:40]!r} is given twice")
+        self.name = name
+
+
+def fewest_quotes(kind: type[msgspec.Struct]) -> int:
+    """Return how many quotation marks a Struct has at least as JSON.
+
+    Each repeated name adds two. JSON that has no more than this therefore repeats none.
+    """
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)  # noqa: S101 - it is one
+    return sum(4 if _is_text(field.type) else 2 for field in info.fields if field.required)
+
+
+def _is_text(kind: msgspec.inspect.Type) -> bool:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return _is_text(kind.type)
+    return isinstance(kind, msgspec.inspect.StrType)
+
+
+def count_quotes(text: bytes) -> int:
+    """Return how many quotation marks valid JSON has, apart from escaped ones."""
+    escaped = text.replace(rb"\\", b"").count(rb"\"") if b"\\" in text else 0
+    return int(np.count_nonzero(np.frombuffer(text, np.uint8) == QUOTE)) - escaped
+
+
+def check_names(text: bytes) -> None:
+    """Raise `RepeatedName` when an object in valid JSON has a name twice. Takes several times as long as decoding."""
+    json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    seen = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise RepeatedName(name)
+        seen.add(name)

@@ -1,0 +1,83 @@
+"""Keeps answers that cannot be sent yet: in memory while they are small, then in temporary files of bounded size."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncGenerator
+from typing import IO
+
+BUFFER_BYTES = 64 * 1024
+"""Bytes of a spool that stay in memory, and that are written or read at a time."""
+MAX_SPOOL_BYTES = 128 * 1024 * 1024
+MAX_SPOOLS_BYTES = 256 * 1024 * 1024
+"""Bytes after which one spool, and all of a process together, are full."""
+
+
+class Spools:
+    """Opens spools, and bounds what they take together."""
+
+    def __init__(self, max_bytes: int = MAX_SPOOLS_BYTES, max_bytes_each: int = MAX_SPOOL_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.max_bytes_each = max_bytes_each
+        self.used_bytes = 0
+
+    def open(self) -> "Spool":
+        """Return an empty spool, which must be closed."""
+        return Spool(self)
+
+
+class Spool:
+    """Bytes that are written in order, and then read from the beginning.
+
+    `full` asks its writer to stop. What is written all the same is kept, so that nothing of it is lost.
+    """
+
+    def __init__(self, spools: Spools) -> None:
+        self.size = 0
+        self._spools = spools
+        self._buffer = bytearray()
+        self._file: IO[bytes] | None = None
+        self._refused = False
+
+    @property
+    def full(self) -> bool:
+        """Whether it has reached its bound, or the file system takes no more."""
+        return (
+            self._refused
+            or self.size >= self._spools.max_bytes_each
+            or self._spools.used_bytes >= self._spools.max_bytes
+        )
+
+    async def write(self, data: bytes) -> None:
+        """Append some bytes."""
+        self.size += len(data)
+        self._spools.used_bytes += len(data)
+        self._buffer += data
+        if len(self._buffer) > BUFFER_BYTES and not self._refused:
+            await asyncio.to_thread(self._flush)
+
+    async def read(self) -> AsyncGenerator[bytes, None]:
+        """Yield all bytes from the beginning; nothing may be written after that."""
+        if self._file is not None:
+            await asyncio.to_thread(self._file.seek, 0)
+            while piece := await asyncio.to_thread(self._file.read, BUFFER_BYTES):
+                yield piece
+        if self._buffer:
+            yield bytes(self._buffer)
+
+    def close(self) -> None:
+        """Delete what it has."""
+        self._spools.used_bytes -= self.size
+        self.size = 0
+        self._buffer.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _flush(self) -> None:
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close` closes it
+            while self._buffer:
+                del self._buffer[: self._file.write(self._buffer)]
+        except OSError:
+            self._refused = True

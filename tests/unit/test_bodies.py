@@ -1,0 +1,410 @@
+"""What a request body means to both services, whichever call it is sent to."""
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from litestar import Litestar
+from litestar.testing import TestClient
+from samples import as_json, fields_of_a_person
+
+from apps.chassis import body
+from apps.chassis.settings import read_settings
+from apps.chassis.spool import Spools
+from apps.consumer import control
+from apps.consumer.app import create_app as create_consumer
+from apps.producer import publisher, routes
+from apps.producer.app import create_app as create_producer
+
+JSON, NDJSON = {"content-type": "application/json"}, {"content-type": "application/x-ndjson"}
+SEEK = "/consumers/seek"
+PEOPLE = "/producers/people"
+TO_NOWHERE = b'{"to": "nowhere"}'
+UTF_8_MARK = b"\xef\xbb\xbf"
+
+
+@pytest.fixture(scope="module")
+def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
+    """Both services, with no Kafka, for which they do not wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control, "JOINING", 0.01)
+        patch.setattr(publisher, "PATIENCE", 0.01)
+        settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+        with TestClient(create_producer(settings)) as producer, TestClient(create_consumer(settings)) as consumer:
+            yield {"producer": producer, "consumer": consumer}
+
+
+@pytest.fixture
+def producer(clients: dict[str, TestClient[Litestar]]) -> TestClient[Litestar]:
+    return clients["producer"]
+
+
+@pytest.fixture
+def consumer(clients: dict[str, TestClient[Litestar]]) -> TestClient[Litestar]:
+    return clients["consumer"]
+
+
+def posts_of(client: TestClient[Litestar]) -> list[str]:
+    """Return every path of a service that takes POST, those of calls that are added later too."""
+    return [str(route.path) for route in client.app.routes if "POST" in getattr(route, "methods", ())]
+
+
+def detail_of(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    return str(answer.json()["detail"])
+
+
+def path_of(answer: httpx.Response) -> str:
+    detail_of(answer, 400)
+    (error,) = answer.json()["errors"]
+    return str(error["path"])
+
+
+def lines_of(answer: httpx.Response) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    return [msgspec.json.decode(line) for line in answer.content.splitlines()]
+
+
+@pytest.mark.parametrize("service", ["producer", "consumer"])
+@pytest.mark.parametrize(
+    "content_type", [None, "", "text/plain", "text/plain; x=application/json", "multipart/form-data; boundary=x"]
+)
+def test_no_call_takes_a_body_of_a_type_that_a_page_of_another_site_may_send_unasked(
+    service: str, content_type: str | None, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    paths = posts_of(clients[service])
+    assert len(paths) >= 2
+    for path in paths:
+        answer = clients[service].post(path, content=b"{}", headers=headers)
+        assert "application/json" in detail_of(answer, 415), path
+        assert "application/json" in answer.headers["accept"]
+
+
+def test_two_content_types_are_not_the_one_that_is_taken(consumer: TestClient[Litestar]) -> None:
+    for both in (["application/json", "text/plain"], ["text/plain", "application/json"]):
+        headers = [("content-type", one) for one in both]
+        detail_of(consumer.post(SEEK, content=TO_NOWHERE, headers=headers), 415)
+
+
+def test_without_a_body_no_content_type_is_needed(consumer: TestClient[Litestar]) -> None:
+    for headers in ({}, {"content-type": "text/plain"}, {"content-encoding": "gzip"}):
+        assert consumer.post("/consumers/pause", headers=headers).status_code == 200
+        assert consumer.post("/consumers/resume", content=b"", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("parameter", ["utf-8", "UTF-8", '"utf-8"', "Utf8", ""])
+def test_utf_8_may_be_said_in_any_way(parameter: str, consumer: TestClient[Litestar]) -> None:
+    for headers in (f"application/json; charset={parameter}", f"Application/JSON;charset={parameter} ; x=y"):
+        answer = consumer.post(SEEK, content=TO_NOWHERE, headers={"content-type": headers})
+        assert "nowhere" in detail_of(answer, 400)
+
+
+@pytest.mark.parametrize("charset", ["latin-1", '"UTF-16"', "us-ascii", "utf-8; charset=latin-1", "utf-7"])
+@pytest.mark.parametrize("media_type", ["application/json", "application/x-ndjson"])
+def test_another_charset_is_refused_by_its_name(media_type: str, charset: str, producer: TestClient[Litestar]) -> None:
+    headers = {"content-type": f"{media_type}; charset={charset}"}
+    detail = detail_of(producer.post(PEOPLE, content=as_json(), headers=headers), 415)
+    assert charset.rpartition("=")[2].strip('"').lower() in detail
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_utf_16_and_32_are_refused_by_their_names(
+    encoding: str, producer: TestClient[Litestar], consumer: TestClient[Litestar]
+) -> None:
+    for answer in (
+        producer.post(PEOPLE, content=as_json().decode().encode(encoding), headers=JSON),
+        producer.post(PEOPLE, content=as_json().decode().encode(encoding), headers=NDJSON),
+        consumer.post(SEEK, content=TO_NOWHERE.decode().encode(encoding), headers=JSON),
+    ):
+        assert encoding.upper() in detail_of(answer, 415)
+
+
+def test_a_byte_order_mark_of_utf_8_is_passed_over(
+    producer: TestClient[Litestar], consumer: TestClient[Litestar]
+) -> None:
+    assert path_of(producer.post(PEOPLE, content=UTF_8_MARK + as_json(age="36"), headers=JSON)) == "$.age"
+    listed = UTF_8_MARK + b"[" + as_json(age="36") + b"]"
+    assert path_of(producer.post(PEOPLE, content=listed, headers=JSON)) == "$[0].age"
+    assert "nowhere" in detail_of(consumer.post(SEEK, content=UTF_8_MARK + TO_NOWHERE, headers=JSON), 400)
+    file = UTF_8_MARK + as_json(id="1") + b"\n"
+    answers = lines_of(producer.post(PEOPLE, content=file + file, headers=NDJSON))
+    assert [answer.get("id") for answer in answers] == ["1", "1"]
+    assert lines_of(producer.post(PEOPLE, content=UTF_8_MARK, headers=NDJSON)) == []
+
+
+def members(*texts: bytes) -> bytes:
+    return b"".join(map(gzip.compress, texts))
+
+
+@pytest.mark.parametrize(
+    ("coding", "compress"),
+    [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("GZIP", gzip.compress), ("deflate", zlib.compress)],
+)
+def test_a_compressed_body_means_what_it_holds(
+    coding: str, compress: Callable[[bytes], bytes], producer: TestClient[Litestar], consumer: TestClient[Litestar]
+) -> None:
+    encoded = {"content-encoding": coding}
+    people = b"[" + as_json(id="1") + b"," + as_json(age="36") + b"]"
+    assert path_of(producer.post(PEOPLE, content=compress(people), headers=JSON | encoded)) == "$[1].age"
+    assert "nowhere" in detail_of(consumer.post(SEEK, content=compress(TO_NOWHERE), headers=JSON | encoded), 400)
+    lines = b"".join(as_json(id=str(n)) + b"\n" for n in range(1_000))
+    answers = lines_of(producer.post(PEOPLE, content=compress(lines), headers=NDJSON | encoded))
+    assert [answer["id"] for answer in answers] == [str(n) for n in range(1_000)]
+
+
+def test_a_body_of_several_gzip_members_is_all_of_them(producer: TestClient[Litestar]) -> None:
+    encoded = NDJSON | {"content-encoding": "gzip"}
+    cut = as_json(id="2")
+    body = members(as_json(id="1") + b"\n", b"", cut[:40], cut[40:] + b"\n", as_json(id="3"))
+    assert [answer["id"] for answer in lines_of(producer.post(PEOPLE, content=body, headers=encoded))] == [
+        "1",
+        "2",
+        "3",
+    ]
+
+
+def damaged(body: bytes) -> bytes:
+    """Return a body whose last bytes before the check sum are not what they were."""
+    return body[:-12] + bytes(byte ^ 0x55 for byte in body[-12:-8]) + body[-8:]
+
+
+@pytest.mark.parametrize("headers", [JSON, NDJSON])
+@pytest.mark.parametrize(
+    "body",
+    [
+        gzip.compress(as_json())[:-1],
+        gzip.compress(as_json())[:5],
+        gzip.compress(as_json())[:-8],
+        gzip.compress(as_json()) + b"x",
+        gzip.compress(as_json()) + gzip.compress(as_json())[:12],
+        gzip.compress(as_json()) + bytes(20),
+        gzip.compress(as_json())[:-8] + bytes(8),
+        damaged(gzip.compress(as_json())),
+        zlib.compress(as_json()),
+        as_json(),
+    ],
+    ids=[
+        "without its last byte",
+        "no more than its head",
+        "without its check sum",
+        "with a byte behind it",
+        "with half a member behind it",
+        "with zeros behind it",
+        "with another check sum",
+        "with other bytes",
+        "zlib's format",
+        "not compressed",
+    ],
+)
+def test_a_damaged_gzip_is_refused_and_nothing_of_an_unfinished_line_is_taken(
+    headers: dict[str, str], body: bytes, producer: TestClient[Litestar]
+) -> None:
+    answer = producer.post(PEOPLE, content=body, headers=headers | {"content-encoding": "gzip"})
+    assert "gzip" in detail_of(answer, 400)
+    assert "receipts" not in answer.json()
+
+
+def test_lines_before_the_damage_are_answered_and_the_call_is_refused(producer: TestClient[Litestar]) -> None:
+    body = gzip.compress(as_json(id="1") + b"\nnot json\n") + b"damage"
+    answer = producer.post(PEOPLE, content=body, headers=NDJSON | {"content-encoding": "gzip"})
+    assert "2 lines before that were taken" in detail_of(answer, 400)
+    assert [receipt.get("id", receipt.get("line")) for receipt in answer.json()["receipts"]] == ["1", 2]
+    assert answer.json()["delivered"] == 0
+
+
+def test_bytes_behind_a_deflate_are_refused(producer: TestClient[Litestar]) -> None:
+    body = zlib.compress(as_json()) + zlib.compress(as_json())
+    assert "deflate" in detail_of(
+        producer.post(PEOPLE, content=body, headers=JSON | {"content-encoding": "deflate"}), 400
+    )
+
+
+@pytest.mark.parametrize("headers", [JSON, NDJSON])
+@pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, gzip", "gzip, br", "aes128gcm"])
+def test_another_content_encoding_is_refused_with_those_that_are_taken(
+    headers: dict[str, str], coding: str, producer: TestClient[Litestar]
+) -> None:
+    answer = producer.post(PEOPLE, content=as_json(), headers=headers | {"content-encoding": coding})
+    assert coding in detail_of(answer, 415)
+    assert answer.headers["accept-encoding"] == "gzip, deflate"
+
+
+def test_identity_is_no_encoding(producer: TestClient[Litestar]) -> None:
+    answer = producer.post(PEOPLE, content=as_json(age=-1), headers=JSON | {"content-encoding": "identity, gzip"})
+    detail_of(answer, 400)
+    answer = producer.post(PEOPLE, content=as_json(age=-1), headers=JSON | {"content-encoding": "Identity"})
+    assert path_of(answer) == "$.age"
+
+
+def bomb(megabytes: int) -> bytes:
+    compressor = zlib.compressobj(9, wbits=31)
+    blanks = b" " * 2**20
+    return b"".join([*(compressor.compress(blanks) for _ in range(megabytes)), compressor.flush()])
+
+
+def test_a_body_that_decodes_to_too_much_is_refused(
+    producer: TestClient[Litestar], consumer: TestClient[Litestar]
+) -> None:
+    encoded = {"content-encoding": "gzip"}
+    assert "larger than 16777216" in detail_of(producer.post(PEOPLE, content=bomb(17), headers=JSON | encoded), 413)
+    assert "200 times" in detail_of(producer.post(PEOPLE, content=bomb(70), headers=NDJSON | encoded), 413)
+    assert "larger than 65536" in detail_of(consumer.post(SEEK, content=bomb(1), headers=JSON | encoded), 413)
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (b'{"to": "end", "to": "beginning"}', "$.to"),
+        (b'{"partition": 0, "offset": 1, "\\u006fffset": 2}', "$.offset"),
+    ],
+)
+def test_a_field_of_an_operators_call_that_is_given_twice_is_refused(
+    body: bytes, path: str, consumer: TestClient[Litestar]
+) -> None:
+    assert path_of(consumer.post(SEEK, content=body, headers=JSON)) == path
+    assert (
+        path_of(consumer.post("/consumers/start", content=b'{"accept":true,"accept":false}', headers=JSON))
+        == "$.accept"
+    )
+
+
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "-Infinity", "1e999", "36e0", "9" * 5_000, "-0.5", "0x24", "036"]
+)
+def test_a_number_that_is_no_age_is_refused_by_its_place(number: str, producer: TestClient[Litestar]) -> None:
+    body = as_json().replace(b":36", b":" + number.encode())
+    for content in (body, b"[" + body + b"]"):
+        assert "$" in path_of(producer.post(PEOPLE, content=content, headers=JSON))
+    (answer,) = lines_of(producer.post(PEOPLE, content=body, headers=NDJSON))
+    assert answer["line"] == 1
+
+
+@pytest.mark.parametrize("text", [rb"\ud800", rb"\udc00\ud800", b"\xed\xa0\x80", b"\x00", b"\xff", rb"\x41"])
+def test_text_that_is_none_is_refused_by_its_place(
+    text: bytes, producer: TestClient[Litestar], consumer: TestClient[Litestar]
+) -> None:
+    body = as_json(name="NAME").replace(b"NAME", text)
+    assert path_of(producer.post(PEOPLE, content=body, headers=JSON)).startswith("$")
+    (answer,) = lines_of(producer.post(PEOPLE, content=body, headers=NDJSON))
+    assert answer["line"] == 1
+    assert path_of(consumer.post(SEEK, content=b'{"to":"' + text + b'"}', headers=JSON)).startswith("$")
+
+
+def test_a_name_with_a_quotation_mark_is_no_repeated_field(producer: TestClient[Litestar]) -> None:
+    for name in ('Ada "Countess" Lovelace', "back\\slash", '\\"', "\\", '"'):
+        answer = producer.post(PEOPLE, json=fields_of_a_person(name=name))
+        assert "out of reach" in detail_of(answer, 503)
+
+
+def test_the_status_of_lines_that_are_answered_at_the_end_says_what_became_of_them(
+    producer: TestClient[Litestar],
+) -> None:
+    at_end = PEOPLE + "?receipts=at-end"
+    assert lines_of(producer.post(at_end, content=b"\n \r\n", headers=NDJSON)) == []
+    answer = producer.post(at_end, content=b"not json\n[]", headers=NDJSON)
+    assert "none of 2 lines" in detail_of(answer, 400)
+    assert [receipt["line"] for receipt in answer.json()["receipts"]] == [1, 2]
+    answer = producer.post(at_end, content=as_json(id="1") + b"\nnot json\n", headers=NDJSON)
+    assert "none of 1 records was acknowledged" in detail_of(answer, 503)
+    assert int(answer.headers["retry-after"]) > 0
+    assert [receipt["outcome"] for receipt in answer.json()["receipts"]] == ["not_written"] * 2
+    detail_of(producer.post(PEOPLE + "?receipts=soon", content=b"", headers=NDJSON), 400)
+
+
+async def answered(
+    path: str, headers: dict[str, str], *arriving: bytes | None, silent: bool = False, version: str = "1.1"
+) -> list[Any]:
+    """Return what a service sends to a caller that sends some pieces, and then (None) goes, or stays silent."""
+    sent: list[Any] = []
+    pieces = list(arriving)
+
+    async def receive() -> Any:  # noqa: ANN401 - an ASGI event
+        if not pieces and silent:
+            await asyncio.Event().wait()
+        piece = pieces.pop(0)
+        if piece is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces) or silent}
+
+    async def send(message: Any) -> None:  # noqa: ANN401 - an ASGI event
+        sent.append(message)
+
+    named = [(name.encode(), value.encode()) for name, value in headers.items()]
+    path, _, query = path.partition("?")
+    scope: Any = {"type": "http", "method": "POST", "path": path, "headers": named, "state": {}}
+    scope |= {"query_string": query.encode(), "http_version": version}
+    await create_producer(read_settings({}))(scope, receive, send)
+    return sent
+
+
+BROKEN_LINES = [b"not json\nno\n" + as_json(), None]
+"""Two whole lines, and one that looks like one; then the caller is gone."""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("headers", "version"), [({}, "1.0"), ({"content-length": "1000"}, "1.1"), ({"content-length": "1000"}, "1.0")]
+)
+async def test_lines_whose_length_is_announced_are_answered_by_an_error_when_they_break_off(
+    headers: dict[str, str], version: str
+) -> None:
+    sent = await answered(PEOPLE, NDJSON | headers, *BROKEN_LINES, version=version)
+    assert sent[0]["status"] == 400
+    assert dict(sent[0]["headers"])[b"content-type"] == b"application/problem+json"
+    answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
+    assert "2 lines before that were taken" in answer["detail"]
+    assert [receipt["line"] for receipt in answer["receipts"]] == [1, 2]
+    assert sent[-1]["more_body"] is False
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("headers", [{}, {"content-length": "1000"}])
+async def test_lines_that_pause_for_too_long_are_never_answered_as_if_that_was_their_end(
+    headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body, "SLOW_BODY", 0.05)
+    sent = await answered(PEOPLE, NDJSON | headers, b"not json\n{", silent=True)
+    last = msgspec.json.decode(sent[-1]["body"] if not headers else b"".join(m["body"] for m in sent[1:]))
+    assert "within 0.05 s; 1 lines before that" in (last["detail"] if headers else last["error"])
+    assert sent[0]["status"] == (408 if headers else 200)
+    assert sent[-1]["more_body"] is not bool(headers)
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_has_outgrown_its_spool_is_sent_while_the_rest_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spools = Spools(max_bytes_each=200)
+    monkeypatch.setattr(routes, "Spools", lambda: spools)
+    pieces = [b"no\n" * 3] * 20
+    sent = await answered(PEOPLE, NDJSON | {"content-length": "180"}, *pieces)
+    assert sent[0]["status"] == 200
+    answers = [msgspec.json.decode(line) for line in b"".join(m["body"] for m in sent[1:]).splitlines()]
+    assert [answer["line"] for answer in answers] == list(range(1, 61))
+    assert sent[-1]["more_body"] is False
+    sent = await answered(PEOPLE, NDJSON | {"content-length": "1000"}, *pieces, None)
+    assert msgspec.json.decode(sent[-1]["body"].splitlines()[-1])["lines"] == 60
+    assert sent[-1]["more_body"] is True
+    assert spools.used_bytes == 0
+
+
+@pytest.mark.anyio
+async def test_more_lines_than_one_answer_at_the_end_can_have_are_refused_with_receipts_of_those_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spools = Spools(max_bytes_each=2_000)
+    monkeypatch.setattr(routes, "Spools", lambda: spools)
+    sent = await answered(PEOPLE + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100)
+    assert sent[0]["status"] == 413
+    answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
+    taken = len(answer["receipts"])
+    assert 20 < taken < 200
+    assert f"too many lines for one answer; {taken} lines before that" in answer["detail"]
+    assert spools.used_bytes == 0

@@ -44,6 +44,8 @@ from contracts.person import Person, decode
 
 MOST_MESSAGES = 1_000
 EVENTS = "text/event-stream"
+SENT_AS_THEY_COME = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""Headers of the live tail: nginx would otherwise hold back even the head of the answer until it has 1,460 bytes."""
 SCOPES = ("window", "topic")
 STREAM = "/consumers/messages/stream"
 NEWEST = "/consumers/messages"
@@ -258,7 +260,7 @@ def _stream_route(tail: Tail) -> BaseRouteHandler:
         with reaching_kafka():
             beginning = await tail.begin(start)
         events = tail.events(beginning, _wanted(key, partition, q))
-        return Streamed(events, EVENTS, HTTPStatus.OK, {"cache-control": "no-store"}, reads_body=False)
+        return Streamed(events, EVENTS, HTTPStatus.OK, SENT_AS_THEY_COME, reads_body=False)
 
     return stream
 

@@ -81,7 +81,8 @@ def test_the_live_page_shows_steers_and_creates_people_behind_a_prefix(page: Pag
         page.get_by_role("button", name=button).click()
         expect(page.locator("#state")).to_have_text(state)
     event = page.evaluate(
-        """() => new Promise((resolve) => {
+        """() => new Promise((resolve, reject) => {
+          setTimeout(() => reject(new Error("no event came")), 15_000);
           const events = new EventSource("consumers/messages/stream");
           events.onmessage = (event) => { events.close(); resolve(event.data); };
           events.onopen = () => fetch("../producer/producers/basic_producer?number_of_people=1", { method: "POST" });

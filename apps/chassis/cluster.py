@@ -27,7 +27,8 @@ from aiokafka.structs import OffsetAndMetadata
 
 from apps.chassis.internals.group_description import GROUP_ID_NOT_FOUND, describe_group
 from apps.chassis.kafka import ClientOptions
-from apps.chassis.refusal import refusal
+from apps.chassis.logs import one_line
+from apps.chassis.refusal import diagnosis
 from apps.chassis.rights import AskForGroup, AskForTopics, may
 from apps.chassis.topic_settings import DEFAULT_MAX_MESSAGE_BYTES, Difference, Found, Topic, differences
 
@@ -214,12 +215,12 @@ class Cluster:
         return denied or next(filter(None, (self._trouble_of(topic, answering) for topic in topics)), None)
 
     async def _out_of_reach(self, error: Exception) -> str:
-        """Close what failed and return why: a closer look tells a refused password from a broker that is gone."""
-        await self._disconnect()
-        refused = None if isinstance(error, TimeoutError) else await refusal(self._options)
-        return refused or (
-            f"Kafka at {', '.join(self._options['bootstrap_servers'])} is out of reach ({type(error).__name__})"
-        )
+        """Close what failed and return why: a probe tells a refused password from an address that nobody reaches."""
+        found, _ = await asyncio.gather(diagnosis(self._options), self._disconnect())
+        if found:
+            return found
+        said = self._options["client_id"].journal.last_failure(time.monotonic() - PATIENCE) or one_line(error)
+        return f"Kafka at {', '.join(self._options['bootstrap_servers'])} answers, but not what was asked: {said}"
 
     async def _denied(self, topics: Sequence[dict[str, Any]]) -> str | None:
         """Return which right is missing, or None."""
@@ -285,10 +286,14 @@ class Cluster:
         for partition in partitions:
             number, isr = partition["partition"], answering.intersection(partition["isr"])
             if partition["leader"] not in answering:
-                return f"topic {name}: partition {number} has no leader"
+                return f"topic {name}: partition {number} has {self._why_without_leader(partition['leader'])}"
             if len(isr) < needed:
                 return f"topic {name}: partition {number} has {len(isr)} of {needed} in-sync replicas"
         return None
+
+    def _why_without_leader(self, leader: int) -> str:
+        reason = self._options["client_id"].journal.reason_of(("connection", leader))
+        return f"no leader that answers: {reason}" if reason else "no leader"
 
     async def _create(self, admin: AIOKafkaAdminClient, topic: Topic) -> None:
         new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=topic.configs)

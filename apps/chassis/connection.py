@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, ProducerClosed
 from faststream.kafka import KafkaBroker
 
+from apps.chassis.client_journal import ClientJournal
 from apps.chassis.cluster import Unusable
 from apps.chassis.kafka import client_of
 from apps.chassis.logs import one_line
@@ -20,11 +21,15 @@ from apps.chassis.logs import one_line
 log = logging.getLogger(__name__)
 
 START_TIMEOUT = 45.0
-"""Seconds for one attempt to connect; joining a consumer group while another member drains takes some of them."""
+"""Seconds for one attempt to connect; a member that waits for the rebalance of its group may take longer."""
+REPORT_AFTER = 5.0
+"""Seconds of an attempt to connect after which the log says what it waits for."""
 STOP_TIMEOUT = 6.5
 """Seconds for a broker to finish its batch, leave its group and close, before it is dropped."""
 LAST_RESORT = 1.5
 """Seconds of them for what remains when its last batches cannot be written."""
+LOOK_EVERY = 5.0
+"""Seconds between two looks at a connected client."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 """Seconds between two attempts; each is twice the one before. What lasted longer is replaced without one."""
 
@@ -34,10 +39,17 @@ class Connection:
 
     `make` builds a broker that was never used before; `prepare` is awaited before each connects (it creates topics) and
     may raise to have it tried again. A broker that was replaced is closed in the background: an idempotent producer
-    that Kafka refused once, or a consume loop that died, is not repaired (see `replace`).
+    that Kafka refused once, or a consume loop that died, is not repaired (see `replace`). `journal` is the one that the
+    clients of these brokers keep.
     """
 
-    def __init__(self, make: Callable[[], KafkaBroker], prepare: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], KafkaBroker],
+        prepare: Callable[[], Awaitable[None]],
+        journal: ClientJournal | None = None,
+    ) -> None:
+        self.journal = journal or ClientJournal()
         self.state: Literal["closed", "connecting", "connected"] = "closed"
         self.error: str | None = None
         self.replaced = 0
@@ -45,6 +57,7 @@ class Connection:
         self.current: KafkaBroker | None = None
         self._make = make
         self._prepare = prepare
+        self._starting_since: float | None = None
         self._connected = asyncio.Event()
         self._broken = asyncio.Event()
 
@@ -62,6 +75,18 @@ class Connection:
         with suppress(TimeoutError):
             await self.broker(patience)
         return self.current is not None
+
+    def trouble(self, otherwise: str = "not connected yet") -> str | None:
+        """Return what keeps the broker from connecting, or a connected one from its work; None when nothing does.
+
+        `otherwise` describes a connection that is being opened and met nothing yet.
+        """
+        if self.current is not None:
+            return self.journal.awaited_rebalance() or self.journal.lasting_failure()
+        found = None
+        if self._starting_since is not None:
+            found = self.journal.awaited_rebalance() or self.journal.last_failure(self._starting_since)
+        return found or self.error or otherwise
 
     def replace(self, broker: KafkaBroker, reason: str) -> None:
         """Have a new broker take the place of `broker`; does nothing when that has been done already."""
@@ -84,7 +109,7 @@ class Connection:
                 broker = self._make()
                 if await self._connect(broker):
                     since = loop.time()
-                    await self._broken.wait()
+                    await self._until_broken()
                     pause = 0.0 if loop.time() - since > LONGEST_PAUSE else pause
                 closing = loop.create_task(close(broker), name="close a replaced broker")
                 retired.add(closing)
@@ -105,19 +130,63 @@ class Connection:
         try:
             async with asyncio.timeout(START_TIMEOUT):
                 await self._prepare()
-                await broker.start()
+            await self._start(broker)
         except Exception as error:  # noqa: BLE001 - whatever keeps it from connecting, it is tried again and reported
             servers = ", ".join(broker.specification.url)
             unreachable = isinstance(error, KafkaConnectionError)
             reason = str(error) if isinstance(error, Unusable) else one_line(error)
-            self._report(f"Kafka at {servers} is out of reach" if unreachable else reason)
+            found = self.journal.last_failure(self._starting_since or time.monotonic())
+            if unreachable:
+                reason = f"Kafka at {servers} is out of reach"
+            self._report(f"{reason}: {found}" if found and not isinstance(error, Unusable) else reason)
             return False
+        finally:
+            self._starting_since = None
         self._broken.clear()
         self.current, self.state, self.error = broker, "connected", None
         self.since = time.monotonic()
         self._connected.set()
         log.info("connected to Kafka at %s", ", ".join(broker.specification.url))
         return True
+
+    async def _until_broken(self) -> None:
+        """Wait until the broker is to be replaced; log when its client gets into trouble, and when that is over."""
+        known: str | None = None
+        while not self._broken.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._broken.wait()
+            found = self.trouble() if self.current is not None else None
+            if found and not known:
+                log.warning("the Kafka client cannot work: %s", found)
+            elif known and not found and self.current is not None:
+                log.info("the Kafka client works again")
+            known = found
+
+    async def _start(self, broker: KafkaBroker) -> None:
+        """Start a broker. Raises `TimeoutError` after 45 s, unless it waits for the rebalance of its group.
+
+        To leave then would only begin another rebalance, which waits for the same member.
+        """
+        loop = asyncio.get_running_loop()
+        self._starting_since = time.monotonic()
+        self.journal.joined()
+        starting = loop.create_task(broker.start(), name="start a broker")
+        began, reported = loop.time(), False
+        try:
+            while not starting.done():
+                await asyncio.wait([starting], timeout=1.0)
+                took = loop.time() - began
+                if took > START_TIMEOUT and self.journal.awaited_rebalance() is None:
+                    raise TimeoutError(f"no connection within {START_TIMEOUT:g} s")
+                if took > REPORT_AFTER and not reported and not starting.done():
+                    reported = True
+                    log.warning("still connecting to Kafka: %s", self.trouble())
+            starting.result()
+        finally:
+            if not starting.done():
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
 
     def _let_go(self) -> None:
         self.current = None

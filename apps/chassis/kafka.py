@@ -1,6 +1,7 @@
 """Clients of Kafka from the settings: FastStream's broker, and aiokafka's own for what it does not offer."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from fast_depends.msgspec import MsgSpecSerializer
 from faststream.kafka import KafkaBroker
 from faststream.security import BaseSecurity, SASLOAuthBearer, SASLPlaintext, SASLScram256, SASLScram512
 
+from apps.chassis.client_journal import ClientId
 from apps.chassis.security import Security, security_of
 from apps.chassis.settings import Settings
 
@@ -23,7 +25,7 @@ class ClientOptions(Security):
     """What every client needs to reach Kafka, as keyword arguments; not to be printed, for they hold the password."""
 
     bootstrap_servers: list[str]
-    client_id: str
+    client_id: ClientId
     request_timeout_ms: int
     retry_backoff_ms: int
 
@@ -36,17 +38,25 @@ def client_options(settings: Settings, service: str) -> ClientOptions:
     """
     return ClientOptions(
         bootstrap_servers=settings.bootstrap_servers,
-        client_id=service,
+        client_id=ClientId(service),
         request_timeout_ms=20_000,
         retry_backoff_ms=250,
         **security_of(settings),
     )
 
 
+def for_purpose(options: ClientOptions, purpose: str) -> ClientOptions:
+    """Return the same options under a client id of their own, like `consumer-reader`, with a journal of its own.
+
+    A quota on the clients of one purpose then holds up no others.
+    """
+    return ClientOptions(**{**options, "client_id": ClientId(f"{options['client_id']}-{purpose}")})
+
+
 def new_broker(options: ClientOptions, **tuning: Any) -> KafkaBroker:  # noqa: ANN401 - FastStream's own options
     """Return a broker that is not connected yet.
 
-    `tuning` goes to `KafkaBroker`. Structs are the only model of data, and FastStream logs nothing of its own.
+    `tuning` goes to `KafkaBroker`. Structs are the only model of data. What FastStream logs passes `ClientLines`.
     """
     return KafkaBroker(
         bootstrap_servers=options["bootstrap_servers"],
@@ -58,7 +68,7 @@ def new_broker(options: ClientOptions, **tuning: Any) -> KafkaBroker:  # noqa: A
         sasl_oauth_token_provider=options["sasl_oauth_token_provider"],
         **tuning,
         serializer=MsgSpecSerializer(use_fastdepends_errors=False),
-        logger=None,
+        logger=logging.getLogger("faststream_kafka"),  # FastStream gives `faststream` handlers of its own
         allow_auto_create_topics=False,
     )
 

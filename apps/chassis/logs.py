@@ -5,9 +5,11 @@ stumbled over, so that it is not logged unless it comes from Kafka's client: its
 """
 
 import logging
+import math
 import re
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
@@ -28,6 +30,14 @@ key_name: ContextVar[str | None] = ContextVar("key_name", default=None)
 
 FIELDS = ("request_id", "trace_id", "key_name", "action", "topic", "partition", "offset", "records", "error")
 """What a line may have besides, in JSON: given to the logger as `extra`."""
+CLIENT_LIBRARIES = ("aiokafka", "faststream_kafka")
+"""The loggers of the libraries that talk to Kafka."""
+NO_NEWS = ("Auto create topics is disabled",)
+"""How lines of them begin that say what we chose."""
+QUIET_S = 60.0
+"""Seconds for which the same line of them is not repeated."""
+MOST_CLIENT_LINES = 20
+"""Different lines of them within that time."""
 LONGEST_CHAIN = 10
 """Exceptions of which each led to the next, of which the stack is told."""
 MISSING_RIGHTS = {
@@ -124,6 +134,53 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
     return type(error).__name__ not in {"ProducerClosed", "ProducerFenced"} and "aiokafka" not in message
 
 
+class ClientLines(logging.Filter):
+    """Lets lines of Kafka's client libraries through: each once a minute, with a count, and 20 a minute at most.
+
+    A client whose broker is down logs a hundred lines a second. No line quotes what a foreign exception says.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._logged: dict[str, tuple[float, int]] = {}
+        self._held_back = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a line is written; its message gets the number of those that were held back."""
+        if not record.name.startswith(CLIENT_LIBRARIES):
+            return True
+        error = record.exc_info[1] if record.exc_info else None
+        if record.name.startswith("faststream") and error is not None and not isinstance(error, KafkaError):
+            return False  # what a handler raised: the consumer logs it itself, without its message
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(_without_quotes, record.args))
+        message = " ".join(record.getMessage().split())
+        if message.startswith(NO_NEWS):
+            return False
+        since, repeated = self._logged.get(message, (-math.inf, 0))
+        if self._now() - since < QUIET_S:
+            self._logged[message] = since, repeated + 1
+            return False
+        self._logged = {text: one for text, one in self._logged.items() if self._now() - one[0] < QUIET_S}
+        if len(self._logged) >= MOST_CLIENT_LINES:
+            self._held_back += 1
+            return False
+        self._logged[message] = self._now(), 0
+        also = [f"{repeated} times more since"] if repeated else []
+        also += [f"{self._held_back} other lines were held back"] if self._held_back else []
+        self._held_back = 0
+        record.msg, record.args = message + (f" ({', '.join(also)})" if also else ""), ()
+        return True
+
+
+def _without_quotes(argument: object) -> object:
+    """Return an argument of a line as it may be logged: of a foreign exception only its type."""
+    if isinstance(argument, BaseException) and not isinstance(argument, OSError):
+        return without_values(argument)
+    return argument
+
+
 def set_up_logging(settings: Settings) -> None:
     """Send all logs of the process to standard error, as `LOG_LEVEL` and `LOG_FORMAT` say."""
     handler = logging.StreamHandler()
@@ -131,7 +188,8 @@ def set_up_logging(settings: Settings) -> None:
     handler.addFilter(with_request)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     logging.getLogger("asyncio").addFilter(is_worth_a_line)
-    # A hundred lines a second while a broker is down; the change of state is logged by the connection instead.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    handler.addFilter(ClientLines())
+    for library in CLIENT_LIBRARIES:
+        logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)  # it quotes what a caller sent
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))

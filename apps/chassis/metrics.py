@@ -117,6 +117,8 @@ def of_kafka(connection: Connection, *, healthy: bool) -> Iterator[Metric]:
     yield gauge("service_healthy", "Whether the service can do its job, as /health-check says.", healthy)
     connected = connection.state == "connected"
     yield gauge("kafka_connected", "Whether there is a connection to Kafka.", connected)
+    throttled = connection.journal.throttled_seconds
+    yield counter("kafka_throttled_seconds", "Seconds for which quotas of Kafka made the main client wait.", throttled)
 
 
 class _Page(Collector):

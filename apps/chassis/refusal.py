@@ -1,11 +1,14 @@
-"""Why Kafka lets nobody in, in words. The client library only says that it could not connect."""
+"""Why Kafka cannot be used, in words: who refuses us, or which address cannot be reached, and who named it.
+
+The client library only says that it could not connect.
+"""
 
 import asyncio
 import binascii
 import ssl
 from base64 import urlsafe_b64decode
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from aiokafka.conn import collect_hosts, create_conn
@@ -18,6 +21,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
+from apps.chassis.client_journal import why_unreachable
 from apps.chassis.kafka import ClientOptions
 from apps.chassis.security import TlsContext, TokenFile, Unreadable
 
@@ -33,28 +37,66 @@ class Claims(msgspec.Struct):
     exp: float | None = None
 
 
+class Probe(NamedTuple):
+    """What came of a connection to one address: who refused it, what was in its way, or the brokers that it names."""
+
+    address: Address
+    refused: str | None = None
+    unreachable: str | None = None
+    named: frozenset[Address] = frozenset()
+
+    @property
+    def place(self) -> str:
+        """The address as `host:port`."""
+        return "{}:{}".format(*self.address)
+
+
 async def refusal(options: ClientOptions) -> str | None:
-    """Knock at the brokers, and at those that they name; return why one lets us not in, in one line, within 2 s.
+    """Probe the bootstrap servers and the brokers that they name; return the first refusal in one line, within 2 s.
 
-    None when all do, or are just not there.
+    Return None when all let us in, or cannot be reached.
     """
+    probes = await _probe_all(options)
+    return next((probe.refused for probe in probes if probe.refused), None)
+
+
+async def diagnosis(options: ClientOptions) -> str | None:
+    """Return in one line, within 2 s, who refuses us or which addresses cannot be reached; None when all let us in."""
+    probes = await _probe_all(options)
+    if refused := next((probe.refused for probe in probes if probe.refused), None):
+        return refused
+    servers = ", ".join(options["bootstrap_servers"])
+    unreachable = [probe for probe in probes if probe.unreachable]
+    for probe in unreachable:
+        if namer := next((other for other in probes if probe.address in other.named), None):
+            return (
+                f"Kafka at {namer.place} answers, but names a broker at {probe.place} (its advertised.listeners), "
+                f"which cannot be reached: {probe.unreachable}"
+            )
+    if not unreachable:
+        return None
+    reasons = "; ".join(f"{probe.place}: {probe.unreachable}" for probe in unreachable)
+    return f"Kafka at {servers} is out of reach ({reasons})"
+
+
+async def _probe_all(options: ClientOptions) -> list[Probe]:
     first = {(host, port) for host, port, _ in collect_hosts(options["bootstrap_servers"])}
-    found = await asyncio.gather(*(_knock(address, options) for address in first))
-    others = set().union(*(named for _, named in found)) - first
-    found += await asyncio.gather(*(_knock(address, options) for address in others))
-    return next((reason for reason, _ in found if reason), None)
+    found = await asyncio.gather(*(_probe(address, options) for address in first))
+    others: set[Address] = set().union(*(probe.named for probe in found)) - first
+    return found + await asyncio.gather(*(_probe(address, options) for address in others))
 
 
-async def _knock(address: Address, options: ClientOptions) -> tuple[str | None, set[Address]]:
-    """Return why a broker does not let us in, or None and the brokers that it names."""
+async def _probe(address: Address, options: ClientOptions) -> Probe:
     host, port = address
     try:
         async with asyncio.timeout(PATIENCE):
             metadata = await _ask(host, port, options)
     except (KafkaError, OSError, TimeoutError) as error:
         reason = _in_words(error.__cause__ or error, options) or _in_words(error, options)
-        return reason and f"{reason} (Kafka at {host}:{port})", set()
-    return None, {(broker[1], broker[2]) for broker in metadata.brokers}
+        if reason:
+            return Probe(address, refused=f"{reason} (Kafka at {host}:{port})")
+        return Probe(address, unreachable=why_unreachable(error))
+    return Probe(address, named=frozenset((broker[1], broker[2]) for broker in metadata.brokers))
 
 
 async def _ask(host: str, port: int, options: ClientOptions) -> Any:  # noqa: ANN401 - one of the answers of aiokafka, which ships no types

@@ -20,7 +20,8 @@ from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.edge import Edge
 from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
-from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.internals.kafka_client import watch_kafka_clients
+from apps.chassis.kafka import client_options, for_purpose, new_broker
 from apps.chassis.limits import Limit
 from apps.chassis.metrics import metrics_routes, new_registry
 from apps.chassis.problems import handlers, problem_plugin, problem_routes
@@ -76,15 +77,16 @@ def create_app(
     _prepare_process()
     topic, group = settings.people_topic, settings.consumer_group_id
     options = client_options(settings, SERVICE)
+    reading = for_purpose(options, "reader")
     people, dead = people_topic(settings, "read"), dead_letter_topic(settings)
     marks = marks_topic(settings, marks_topic_name(dead.name))
-    cluster = Cluster(options, [people, dead, marks], group)
+    cluster = Cluster(for_purpose(options, "admin"), [people, dead, marks], group)
     background = Background()
-    reader = LogReader(options, topic)
-    dead_reader = LogReader(options, dead.name)
-    redriver = Redriver(options, cluster, dead_reader, topic, group)
+    reader = LogReader(reading, topic)
+    dead_reader = LogReader(reading, dead.name)
+    redriver = Redriver(for_purpose(options, "redrive"), cluster, dead_reader, topic, group)
     window = Window(settings.window_size)
-    dead_letters = DeadLetters(options, settings.dead_letter_topic, cluster, group)
+    dead_letters = DeadLetters(for_purpose(options, "dead-letters"), settings.dead_letter_topic, cluster, group)
     registry = new_registry(SERVICE)
     edge = Edge(registry, Limit(partial(weight_of, window=window), MOST_IN_MEMORY), settings)
     consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces)
@@ -92,8 +94,8 @@ def create_app(
     offsets = GroupOffsets(reader, LogReader(options, topic, committed_only=False), commits.read)
     meter = LagMeter(offsets)
     searched = Log(
-        LogReader(options, topic),
-        LogReader(options, topic, committed_only=False),
+        LogReader(reading, topic),
+        LogReader(reading, topic, committed_only=False),
         partial(cluster.partition_count, topic),
     )
     tail = Tail(searched.reader, searched.partitions, background)
@@ -110,7 +112,7 @@ def create_app(
         subscribe(broker, topic, group, consumption, commits, on_assigned)
         return broker
 
-    connection = Connection(make_broker, cluster.ensure_topics)
+    connection = Connection(make_broker, cluster.ensure_topics, options["client_id"].journal)
     control = Control(connection, cluster, consumption, commits, background, settings.slow_batch_seconds)
     operations = [
         Operation("receive", "people", "Consumes people.", group),
@@ -145,8 +147,10 @@ def create_app(
             last_error=await cluster.trouble()
             or commits.error
             or (consumption.attempts.error if consumption.attempts.failures else None)
+            or (None if control.stopped or consumption.halted else control.obstacle())
             or consumption.last_error
             or connection.error,
+            throttled_seconds=round(connection.journal.throttled_for(), 1),
             started_at=started_at,
             notes=[f"{name}: {line}" for name, lines in cluster.reports.items() for line in lines],
         )
@@ -209,3 +213,4 @@ def _prepare_process() -> None:
     # FastStream would restart a loop that failed at once, thousands of times a second: `Control` does it, with pauses
     os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
     read_fetched_fast()
+    watch_kafka_clients()

@@ -187,7 +187,7 @@ class Control:
             return "stopped"
         if self._connection.current is None:
             return "reconnecting" if self._connection.replaced else "starting"
-        if self.trouble() or await self._cluster.trouble():
+        if self.obstacle() or await self._cluster.trouble():
             return "reconnecting"
         return "paused" if self._consumption.paused else "running"
 
@@ -199,11 +199,12 @@ class Control:
             return False, kafka, f"halted: {self._consumption.halted_for}"
         if self.stopped:
             return True, kafka, self._cluster.at_risk("stopped by an operator")
-        unfit = unreachable or self.trouble() or self._consumption.unreadable or self._background.failure
+        unfit = unreachable or self.obstacle() or self._consumption.unreadable or self._background.failure
         if unfit := unfit or self._struggle():
             return False, kafka, unfit
-        well = "paused by an operator" if self._consumption.paused else "people are consumed"
-        return True, kafka, self._cluster.at_risk(well)
+        if self._consumption.paused:
+            return True, kafka, self._cluster.at_risk("paused by an operator")
+        return True, kafka, self._cluster.at_risk(self._connection.journal.with_throttling("people are consumed"))
 
     def _struggle(self) -> str | None:
         """Return what keeps batches from being committed, although they are fetched, or None."""
@@ -217,13 +218,17 @@ class Control:
         return None
 
     def trouble(self) -> str | None:
-        """Return why the consumption, which was started, consumes nothing, or None."""
+        """Return why the consumption, which was started, consumes nothing until it is replaced, or None."""
         subscriber = self.subscriber
         if subscriber is None:
-            return self._connection.error or "not connected yet"
+            return self._connection.trouble()
         if self._cluster.unreadable_at > self._connection.since:  # the client does not find back by itself
             return "what may not be read for a while may be read again"
-        return ailment(subscriber, self._consumption, self._commits)
+        return ailment(subscriber, self._consumption, self._commits, self._connection.journal.since_throttling())
+
+    def obstacle(self) -> str | None:
+        """Return why nothing is consumed now, also where a new connection would not help, or None."""
+        return self.trouble() or self._connection.trouble()
 
     async def watch(self) -> None:
         """Until cancelled, have a consume loop that died or wedged replaced, and one that halted stopped.

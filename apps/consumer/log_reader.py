@@ -2,13 +2,15 @@
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from apps.chassis.client_journal import ClientJournal
 from apps.chassis.kafka import ClientOptions
 from apps.chassis.topic_ids import topic_id
 from apps.consumer.fetched import Unreadable
@@ -29,6 +31,10 @@ SHORT_POLL_MS, LONG_POLL_MS = 5, 500
 """Milliseconds that a broker waits for new records: hardly where they are known to be there."""
 LARGEST_FETCH = 256 * 1024
 """Bytes that are fetched of a partition at a time; a larger batch comes whole all the same."""
+LOOKED_WITHIN_S = 2.0
+"""Seconds within which every partition must have been answered for the end of the topic to count as read."""
+CUT_OFF_AFTER_S = 10.0
+"""Seconds without an answer, and without throttling, after which following ends: a new client takes over."""
 PORTION = 500
 """Records that are handed over at a time to who follows the topic."""
 
@@ -172,18 +178,23 @@ class LogReader:
         return found, {partition: stop for partition, (_, stop) in ranges.items()}
 
     async def follow(self, position: Mapping[int, int]) -> AsyncGenerator[list[Record], None]:
-        """Yield records from an offset in each partition on, for ever: at most 500 at a time, or none after 0.2 s.
+        """Yield records from an offset in each partition on, for ever: at most 500 at a time.
 
-        What is not there any more is passed over. While Kafka is out of reach it yields nothing more than that. Raises
-        `Unreadable`.
+        Yield none, several times a second, while every partition answers and has no more. What is not there any more is
+        passed over. Raises `Unreadable`, or `KafkaConnectionError` when a partition has not answered for 10 s.
         """
         consumer = self._new_consumer(LONG_POLL_MS)
         try:
             await _start(consumer)
             self._assign(consumer, position)
+            answers = Answers(consumer, self._options["client_id"].journal)
             while True:
                 batches = await consumer.getmany(timeout_ms=200, max_records=PORTION)
-                yield [record for records in batches.values() for record in records]
+                silent = answers.silent_for()
+                if batches or silent < LOOKED_WITHIN_S:
+                    yield [record for records in batches.values() for record in records]
+                elif silent > CUT_OFF_AFTER_S and not answers.throttled:
+                    raise KafkaConnectionError(answers.silence(silent))
         finally:
             await _stop(consumer)
 
@@ -236,6 +247,37 @@ class LogReader:
             fetch_max_wait_ms=poll_ms,
             max_partition_fetch_bytes=LARGEST_FETCH,
         )
+
+
+class Answers:
+    """Knows when each partition of a client was last answered, by a clock that nobody sets."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, journal: ClientJournal) -> None:
+        self._consumer = consumer
+        self._journal = journal
+        self._began = time.monotonic()
+        self._seen: dict[TopicPartition, tuple[int | None, float]] = {}
+
+    @property
+    def throttled(self) -> bool:
+        """Whether a quota explains the silence."""
+        return self._journal.throttling() is not None
+
+    def silent_for(self) -> float:
+        """Return the seconds since the partition that was answered longest ago was answered."""
+        now = time.monotonic()
+        for tp in self._consumer.assignment():
+            answered = self._consumer.last_poll_timestamp(tp)
+            before, _ = self._seen.get(tp, (None, self._began))
+            if answered != before:
+                self._seen[tp] = answered, now
+        return now - min(
+            (self._seen.get(tp, (None, self._began))[1] for tp in self._consumer.assignment()), default=now
+        )
+
+    def silence(self, seconds: float) -> str:
+        """Return in words that the client was not answered, and what it met last."""
+        return f"the topic was not read for {seconds:.0f} s: {self._journal.last_failure() or 'no answer'}"
 
 
 async def _next(fetched: AsyncIterator[list[Record]]) -> list[Record] | None:

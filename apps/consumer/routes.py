@@ -74,6 +74,7 @@ class Status(msgspec.Struct):
     last_error: str | None
     started_at: str
     notes: list[str]
+    throttled_seconds: float = 0.0
 
 
 class Start(msgspec.Struct, forbid_unknown_fields=True):

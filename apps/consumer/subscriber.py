@@ -6,6 +6,7 @@ neighbours were handled, and nothing counts as consumed that will be redelivered
 is redelivered.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -217,8 +218,12 @@ def subscribe(  # noqa: PLR0913, PLR0917 - what a subscriber is made of
     return subscriber
 
 
-def ailment(subscriber: BatchSubscriber, consumption: Consumption, commits: Commits) -> str | None:
+def ailment(
+    subscriber: BatchSubscriber, consumption: Consumption, commits: Commits, since_throttling: float = math.inf
+) -> str | None:
     """Return why a started consume loop consumes no more, or None.
+
+    A broker that throttles by a quota sends nothing: silence counts from the end of it, `since_throttling` seconds ago.
 
     It can end, or stop polling although no batch is in flight, while `running` is true and the broker answers a ping:
     after a cancelled coordination task, or when the right to the group was taken away and given back.
@@ -237,5 +242,5 @@ def ailment(subscriber: BatchSubscriber, consumption: Consumption, commits: Comm
         return f"the in-flight batch takes {busy:.0f} s: Kafka gave its partitions away" if too_long else None
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
     last = max([consumption.idle_since, *(poll / 1_000 for poll in polls if poll)])
-    silent = time.time() - last
+    silent = min(time.time() - last, since_throttling)
     return f"the consume loop has not polled for {silent:.0f} s" if polls and silent > STALE else None

@@ -7,6 +7,7 @@ go on where another ended.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -33,7 +34,9 @@ REST = 3.0
 NEAR = 1_000
 """Records that a caller may be behind for the live tail to be joined."""
 HEARTBEAT = 15.0
-"""Seconds without an event after which a caller is told that all is well, and where it stands."""
+"""Seconds without an event after which a caller hears that all is well, and where it stands, or that reading stalls."""
+STALE_AFTER_S = 5.0
+"""Seconds without a look at the topic after which a new caller does not rely on the place of the tail."""
 PAUSE = 1.0
 """Seconds before reading on when Kafka was out of reach."""
 PAUSE_PER_HOLE = 0.2
@@ -63,6 +66,8 @@ class Tail:
         self._background = background
         self._position: dict[int, int] = {}
         self._following: asyncio.Task[None] | None = None
+        self._looked_at = -math.inf
+        self._trouble = ""
         self._watching = 0
         self._callers: set[Caller] = set()
         self._ended = False
@@ -77,7 +82,7 @@ class Tail:
 
         Raises `KafkaError`, `OSError` or, after 2 s, `TimeoutError` when Kafka is out of reach.
         """
-        if start is None and self._following:
+        if start is None and self._following and self._silent_for() < STALE_AFTER_S:
             return Beginning(dict(self._position), dict(self._position), [])
         first, end = await self._reader.offsets(self._partitions())
         if start is None:
@@ -118,13 +123,23 @@ class Tail:
                 async with asyncio.timeout(HEARTBEAT):
                     await caller.news.wait()
             except TimeoutError:
-                yield b": all is well\n" + id_of(caller.position)
+                yield self._heartbeat(caller)
                 continue
             if caller.cut_off:
                 yield event("cut-off", {"reason": f"more than {MOST_WAITING} bytes waited to be read"})
                 return
             if events := caller.take():
                 yield events
+
+    def _heartbeat(self, caller: Caller) -> bytes:
+        """Say that all is well if the topic was really read since the last heartbeat; otherwise that reading stalls."""
+        silent = self._silent_for()
+        if silent < HEARTBEAT:
+            return b": all is well\n" + id_of(caller.position)
+        return event("stalled", {"seconds": round(silent), "reason": self._trouble or "Kafka does not answer"})
+
+    def _silent_for(self) -> float:
+        return time.monotonic() - self._looked_at
 
     def _behind(self, caller: Caller, target: Mapping[int, int] | None = None) -> int:
         """Return how many offsets the caller is behind the live tail, or behind what it was when it joined."""
@@ -160,7 +175,7 @@ class Tail:
     def _followed(self, end: dict[int, int]) -> Iterator[None]:
         """Read the end of the topic as long as anybody watches."""
         if self._following is None:
-            self._position = dict(end)
+            self._position, self._looked_at = dict(end), time.monotonic()  # `begin` has just read the end
             self._following = self._background.start(self._follow(), "live tail")
         self._watching += 1
         try:
@@ -172,15 +187,14 @@ class Tail:
                 self._following = None
 
     async def _follow(self) -> None:
-        told = ""
         while True:
             self._position = dict.fromkeys(range(self._partitions()), 0) | self._position
             try:
                 await self._read_on()
-                told = ""
             except (KafkaError, OSError, TimeoutError) as error:
-                if told != (told := one_line(error)):
-                    log.warning("the live tail is read anew until it works: %s", told)
+                if not self._trouble:
+                    log.warning("the live tail reads again and again until it works: %s", one_line(error))
+                self._trouble = one_line(error)
                 await asyncio.sleep(PAUSE)
 
     async def _read_on(self) -> None:
@@ -200,6 +214,7 @@ class Tail:
     async def _hand_out_until_grown(self, fetched: AsyncIterator[list[Record]]) -> None:
         """Hand out what is read, until the topic has more partitions than are read."""
         async for records in fetched:
+            self._looked_at, self._trouble = time.monotonic(), ""
             took = await self._hand_out(records) if records else 0.0
             if self._partitions() > len(self._position):
                 return

@@ -19,7 +19,8 @@ from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.edge import Edge
 from apps.chassis.head import answer_head
 from apps.chassis.health import health_routes
-from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.internals.kafka_client import watch_kafka_clients
+from apps.chassis.kafka import client_options, for_purpose, new_broker
 from apps.chassis.keys import HEADER
 from apps.chassis.limits import Limit
 from apps.chassis.metrics import metrics_routes, new_registry, of_kafka
@@ -44,8 +45,9 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
     `traces` follows its calls; by default as the settings say.
     """
     traces = traces or traces_of(settings, SERVICE)
+    watch_kafka_clients()
     options = client_options(settings, SERVICE)
-    cluster = Cluster(options, [people_topic(settings, "write")])
+    cluster = Cluster(for_purpose(options, "admin"), [people_topic(settings, "write")])
     background = Background()
 
     def make_broker() -> KafkaBroker:
@@ -58,7 +60,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
             id_generator=lambda: "",  # a correlation id would be a header of every record
         )
 
-    connection = Connection(make_broker, cluster.ensure_topics)
+    connection = Connection(make_broker, cluster.ensure_topics, options["client_id"].journal)
     backoff = options["retry_backoff_ms"] / 1_000
     registry = new_registry(SERVICE)
     edge = Edge(registry, Limit(weight_of, MOST_IN_MEMORY), settings)
@@ -76,10 +78,11 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
     asyncapi = asyncapi_document("Producer", DESCRIPTION, settings, SERVICE, operations)
 
     async def examine() -> tuple[bool, str, str]:
-        trouble = await cluster.trouble()
-        if trouble or connection.state != "connected":
-            return False, "connecting", trouble or connection.error or "not connected yet"
-        return background.failure is None, "connected", background.failure or cluster.at_risk("people can be sent")
+        if trouble := await cluster.trouble() or connection.trouble():
+            return False, "connecting", trouble
+        if unfit := background.failure or publisher.recent_failure():
+            return False, "connected", unfit
+        return True, "connected", cluster.at_risk(connection.journal.with_throttling("people can be sent"))
 
     async def look() -> Iterable[Metric]:
         healthy, _, _ = await examine()

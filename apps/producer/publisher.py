@@ -5,6 +5,7 @@ records are spread over the lanes by key and its `Delivery` is told what becomes
 """
 
 import asyncio
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from faststream.kafka import KafkaBroker
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
+from apps.chassis.internals.kafka_client import NEWER_ERRORS, Throttled
 from apps.chassis.kafka import Send, send_batch
 from apps.chassis.logs import one_line, without_values
 from apps.chassis.traces import TraceHeaders, Traces
@@ -67,11 +69,22 @@ LAST_CHANCE = 1.0
 OUT_OF_REACH = "Kafka is out of reach"
 ENDING = "the service is shutting down"
 
+LONGEST_THROTTLING_S = 2.0
+"""Seconds for which a quota may hold up records that are taken; with more to go they are refused."""
+REFUSED_RECENTLY_S = 30.0
+"""Seconds for which a refusal counts against the health of the service, unless records are taken again before."""
+INVALID_RECORD = NEWER_ERRORS[87][0]
+"""The name of the error that aiokafka does not know: a record that the topic's settings do not allow."""
+
 Outcome = Literal["not_written", "unknown"]
 
 
 class Busy(Exception):
-    """So many records wait for their acknowledgement that no more are taken now."""
+    """So many records wait for their acknowledgement that no more are taken now; try again after `retry_after` s."""
+
+    def __init__(self, message: str, retry_after: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class OutOfReach(Exception):
@@ -295,6 +308,8 @@ class Lane:
             await self._filled.wait()
             if self._small_behind_others():
                 self._filled.clear()  # the acknowledgement sets it again
+            elif self._publisher.throttled_for():
+                await self._wait_for_quota()
             elif broker := await self._connected():
                 batch = self._take(broker)
                 if batch.records:
@@ -304,13 +319,17 @@ class Lane:
         in_use = self._broker is self._publisher.connection.current
         return bool(self._on_the_way) and in_use and self._size_waiting < SMALL
 
+    async def _wait_for_quota(self) -> None:
+        """Keep records out of the client while a quota holds it up: what it was not given is known to be unwritten."""
+        await asyncio.sleep(min(self._publisher.throttled_for(), LONGEST_THROTTLING_S))
+
     async def _connected(self) -> KafkaBroker | None:
         """Return the broker to send to; without one, refuse all that waits."""
         connection = self._publisher.connection
         try:
             broker = await connection.broker(PATIENCE)
         except TimeoutError:
-            self._refuse(connection.error or OUT_OF_REACH)
+            self._refuse(connection.trouble(OUT_OF_REACH) or OUT_OF_REACH)
             return None
         if broker is not self._broker:
             if self._on_the_way:  # a new producer must not overtake what the old one still sends
@@ -344,16 +363,23 @@ class Lane:
         elif error := acknowledgement.exception():
             # aiokafka tries again no sooner than its backoff, so what fails before has been tried once
             first_attempt = time.monotonic() - batch.made_at < self._publisher.retry_backoff
-            refused = first_attempt and isinstance(error, REFUSALS)
-            batch.settle(error=one_line(error), outcome="not_written" if refused else "unknown")
+            refused = is_refusal(error)
+            why = one_line(error)
+            if said := self._publisher.connection.journal.take_message(self._publisher.topic, self._partition):
+                why = f"{why}: {said}"
+            unwritten = isinstance(error, Throttled) or (first_attempt and refused)
+            batch.settle(error=why, outcome="not_written" if unwritten else "unknown")
+            if refused:
+                self._publisher.note_refusal(self._partition, why)
             # its sequence numbers have a gap now: whatever follows to this partition would be refused
-            reason = f"{self._publisher.topic} did not take a batch: {without_values(error)}"
+            reason = f"{self._publisher.topic} did not take a batch: {why if said else without_values(error)}"
             self._publisher.connection.replace(batch.broker, reason)
         else:
             written = acknowledgement.result()
             if written.timestamp_type == 1 and written.timestamp:  # the topic keeps the broker's time, not ours
                 batch.timestamp = written.timestamp
             self._publisher.acknowledged_after(time.monotonic() - batch.made_at)
+            self._publisher.note_acknowledgement(self._partition)
             batch.settle(offset=written.offset if written.offset >= 0 else None)
 
     def _take(self, broker: KafkaBroker) -> Batch:
@@ -414,6 +440,11 @@ class Lane:
         return piece
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether a broker answered that it has not written a batch."""
+    return isinstance(error, REFUSALS) or type(error).__name__ == INVALID_RECORD
+
+
 def _size_of(headers: TraceHeaders | None) -> int:
     """Return the bytes that headers add to each record at most, with their lengths."""
     return sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in headers.items()) if headers else 0
@@ -454,6 +485,7 @@ class Publisher:
         self._lanes: dict[int, Lane] = {}
         self._in_turn = asyncio.Lock()
         self._callers_waiting = 0
+        self._refusals: dict[int | None, tuple[str, float]] = {}
 
     @property
     def largest_batch(self) -> int:
@@ -470,12 +502,35 @@ class Publisher:
         """Records that wait for their acknowledgement."""
         return sum(delivery.unsettled for delivery in self._open)
 
+    def throttled_for(self) -> float:
+        """Return the seconds for which a quota of Kafka still holds up records."""
+        return self.connection.journal.throttled_for()
+
+    def note_refusal(self, partition: int | None, why: str) -> None:
+        """Record that a batch of a partition (None: of any) was not taken, for `recent_failure`."""
+        self._refusals[partition] = why, time.monotonic()
+
+    def note_acknowledgement(self, partition: int) -> None:
+        """Record that a partition takes records."""
+        if self._refusals:
+            self._refusals.pop(partition, None)
+            self._refusals.pop(None, None)
+
+    def recent_failure(self) -> str | None:
+        """Return why Kafka did not take the last records of a partition, within 30 s; None when it took them."""
+        late = time.monotonic() - REFUSED_RECENTLY_S
+        self._refusals = {partition: one for partition, one in self._refusals.items() if one[1] > late}
+        if not self._refusals:
+            return None
+        why, _ = max(self._refusals.values(), key=lambda one: one[1])
+        return f"the last records were not taken by {self.topic}: {why}"
+
     async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
         """Write records, and return what became of each: within 10 s.
 
         `keys[i]` belongs to `values[i]`; each record must fit `largest_record`. Records of calls that are begun one
         after the other keep their order. With nothing sent, raises `Busy` when 48 MiB wait for their acknowledgement,
-        and `OutOfReach` when there is no connection within 1.5 s.
+        or when a quota holds up records for more than 2 s, and `OutOfReach` when there is no connection within 1.5 s.
         """
         try:
             return await self._publish(keys, values)
@@ -489,6 +544,8 @@ class Publisher:
         if self._ended:
             raise OutOfReach(ENDING)
         partitions = partitions_of(keys, self._cluster.partitions[self.topic])
+        if (seconds := self.throttled_for()) > LONGEST_THROTTLING_S:
+            raise Busy(f"a quota of Kafka holds up this producer for {seconds:.1f} s more", math.ceil(seconds))
         delivery = Delivery(keys, values, partitions, self._traces.headers())
         if self.in_flight + delivery.size > MOST_IN_FLIGHT:
             raise Busy(f"{self.in_flight} bytes are waiting for their acknowledgement")
@@ -515,7 +572,7 @@ class Publisher:
             async with asyncio.timeout(PATIENCE), self._in_turn:
                 await self.connection.broker(PATIENCE)
         except TimeoutError:
-            raise OutOfReach(self.connection.error or OUT_OF_REACH) from None
+            raise OutOfReach(self.connection.trouble(OUT_OF_REACH) or OUT_OF_REACH) from None
         finally:
             self._callers_waiting -= 1
 
@@ -524,7 +581,12 @@ class Publisher:
             self._lane(piece.partition).add(piece)
         if not await delivery.wait(DEADLINE):
             error = f"not acknowledged within {DEADLINE:g} s"
-            for broker in delivery.give_up(error):
+            if throttling := self.connection.journal.throttling():
+                error = f"{error}: {throttling}"
+            stuck = delivery.give_up(error)
+            if stuck and not throttling:
+                self.note_refusal(None, error)
+            for broker in stuck:
                 # an idempotent producer would try that batch for ever, and all that follows would wait behind it
                 self.connection.replace(broker, f"a batch to {self.topic} was {error}")
 

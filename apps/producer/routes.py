@@ -196,4 +196,5 @@ def _list_of(people: Sequence[bytes]) -> Response[Any]:
 
 def _unavailable(error: Exception) -> ProblemDetailsException:
     what = BUSY if isinstance(error, Busy) else OUT_OF_REACH
-    return problem(what, str(error), headers={"Retry-After": RETRY_AFTER})
+    retry_after = str(error.retry_after) if isinstance(error, Busy) else RETRY_AFTER
+    return problem(what, str(error), headers={"Retry-After": retry_after})

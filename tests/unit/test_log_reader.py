@@ -1,12 +1,15 @@
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from typing import cast
 from unittest.mock import Mock
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaConnectionError
 from samples import LONG, Stored, everything_else_has_run, stored_person
 
+from apps.chassis.client_journal import ClientJournal
 from apps.chassis.kafka import client_options
 from apps.chassis.settings import Settings
 from apps.consumer import log_reader
@@ -98,3 +101,43 @@ async def test_who_is_cancelled_while_it_connects_leaves_when_it_has() -> None:
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert client.connected
+
+
+class FollowedClient(FakeClient):
+    """Has no records, and was last answered when it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answered = 1
+
+    def assignment(self) -> set[TopicPartition]:
+        return {TopicPartition(TOPIC, 0)}
+
+    def last_poll_timestamp(self, _: TopicPartition) -> int:
+        return self.answered
+
+    async def getmany(self, *_: TopicPartition, **__: int) -> Mapping[TopicPartition, list[Stored]]:
+        await asyncio.sleep(0)
+        return {}
+
+
+async def test_following_ends_when_a_partition_is_not_answered_and_goes_on_while_a_quota_explains_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_reader, "LOOKED_WITHIN_S", A_WHILE)
+    monkeypatch.setattr(log_reader, "CUT_OFF_AFTER_S", 2 * A_WHILE)
+    client = FollowedClient()
+    options = client_options(Settings(), "consumer")
+    reader = LogReader(options, TOPIC)
+    reader._new_consumer = Mock(return_value=client)  # type: ignore[method-assign]  # which makes real ones
+    async with aclosing(reader.follow({0: 0})) as followed, asyncio.timeout(LONG):
+        assert await anext(followed) == []
+        client.answered += 1
+        assert await anext(followed) == []
+        options["client_id"].journal.throttled(1, LONG)
+        await asyncio.sleep(2 * A_WHILE)  # so that the last answer is old
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(followed), 4 * A_WHILE)  # nothing was read, and it is not given up
+    options["client_id"].journal = ClientJournal()
+    with pytest.raises(KafkaConnectionError, match="was not read for"):
+        await asyncio.wait_for(anext(some async for some in reader.follow({0: 0}) if some), LONG)

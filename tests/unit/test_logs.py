@@ -8,6 +8,7 @@ from samples import Stored
 
 from apps.chassis.background import Background
 from apps.chassis.logs import (
+    ClientLines,
     ConsoleFormatter,
     JsonFormatter,
     is_worth_a_line,
@@ -150,3 +151,60 @@ def test_an_error_is_told_in_one_line_and_its_kind_once() -> None:
     assert one_line(ValueError("a\n  b")) == "ValueError: a b"
     assert one_line(TimeoutError()) == "TimeoutError"
     assert one_line(ProducerClosed()) == "ProducerClosed"
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def of_library(message: str, *args: object, error: BaseException | None = None, name: str = "aiokafka.client") -> Any:  # noqa: ANN401 - a record
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    return logging.LogRecord(name, logging.ERROR, "", 0, message, args, exc_info)
+
+
+def test_a_line_of_a_client_library_is_written_once_a_minute_and_says_how_often_it_came() -> None:
+    clock = Clock()
+    lines = ClientLines(clock)
+    assert [lines.filter(of_library("Unable connect to %s", 1)) for _ in range(100)] == [True] + 99 * [False]
+    assert lines.filter(of_library("Unable connect to %s", 2))
+    clock.now = 61
+    again = of_library("Unable connect to %s", 1)
+    assert lines.filter(again)
+    assert again.getMessage() == "Unable connect to 1 (99 times more since)"
+
+
+def test_however_many_different_lines_a_client_library_has_only_some_are_written_and_the_rest_is_counted() -> None:
+    clock = Clock()
+    lines = ClientLines(clock)
+    assert sum(lines.filter(of_library("offset %d", number)) for number in range(1_000)) == 20
+    clock.now = 61
+    later = of_library("later")
+    assert lines.filter(later)
+    assert later.getMessage() == "later (980 other lines were held back)"
+
+
+def test_a_line_of_a_client_library_quotes_no_foreign_exception() -> None:
+    line_with = of_library("failed: %s", ValueError(ADA_HERSELF))
+    assert ClientLines().filter(line_with)
+    assert line_with.getMessage() == "failed: ValueError"
+    kafka = of_library("failed: %s", MessageSizeTooLargeError("5 bytes"))
+    assert ClientLines().filter(kafka)
+    assert "5 bytes" in kafka.getMessage()
+    refused = of_library("failed: %s", ConnectionRefusedError(111, "refused"))
+    assert ClientLines().filter(refused)
+    assert "refused" in refused.getMessage()
+
+
+def test_of_faststream_only_errors_of_kafka_are_written() -> None:
+    handlers = of_library(f"ValueError: {ADA_HERSELF}", error=ValueError(ADA_HERSELF), name="faststream_kafka")
+    assert not ClientLines().filter(handlers)
+    assert not ClientLines().filter(of_library("Auto create topics is disabled. Make sure", name="faststream_kafka"))
+    assert ClientLines().filter(of_library("Kafka error occurred", error=ProducerClosed(), name="faststream_kafka"))
+
+
+def test_lines_of_our_own_are_all_written() -> None:
+    lines = ClientLines()
+    assert all(lines.filter(of_library("the same", name="apps.chassis.connection")) for _ in range(100))

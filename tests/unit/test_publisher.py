@@ -16,6 +16,7 @@ from samples import LONG, everything_else_has_run, until
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
+from apps.chassis.internals.kafka_client import Throttled, watch_kafka_clients
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.settings import Settings
 from apps.chassis.traces import Traces
@@ -190,6 +191,13 @@ async def bench(partitions: int = 1, retry_backoff: float = LONG) -> AsyncIterat
     async with asyncio.timeout(3 * LONG), background.open():
         yield Bench(background, partitions, retry_backoff)
     assert background.failure is None
+
+
+def new_error(code: int) -> type[Exception]:
+    """Return the error of a code that aiokafka does not know by itself."""
+    watch_kafka_clients()
+    error: type[Exception] = errors.for_code(code)
+    return error
 
 
 def numbered(count: int) -> list[bytes]:
@@ -1013,3 +1021,83 @@ async def test_the_largest_record_leaves_room_for_the_headers_of_its_trace() -> 
         without = b.publisher.largest_record
         b.publisher._traces = Following()
         assert b.publisher.largest_record == without - Following.header_bytes
+
+
+async def test_records_are_refused_before_they_are_taken_while_a_quota_holds_up_the_producer() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        b.connection.journal.throttled(1, 12.2)
+        with pytest.raises(Busy, match="quota") as refused:
+            await b.publish(b"a")
+        assert refused.value.retry_after == 13
+        assert broker.batches == []
+        assert b.publisher.outcomes["not_written"] == 1
+
+
+async def test_records_that_are_taken_wait_outside_of_the_client_for_a_quota_that_lets_them_pass_soon() -> None:
+    async with bench() as b:
+        broker = b.connect()
+        b.connection.journal.throttled(1, A_WHILE)
+        publishing = b.publish(b"a")
+        await everything_else_has_run()
+        assert broker.batches == []
+        await until(lambda: broker.batches)
+        broker.batches[0].confirm(0)
+        assert offsets(await publishing) == [0]
+
+
+async def test_what_was_kept_out_of_a_throttled_client_is_known_to_be_unwritten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
+    async with bench() as b:
+        b.connect()
+        b.connection.journal.throttled(1, 1.9)
+        delivery = await b.publish(b"a")
+        assert outcomes(delivery) == ["not_written"]
+        assert "quota" in (receipts_of(delivery)[0].error or "")
+        assert b.publisher.recent_failure() is None
+
+
+async def test_records_that_the_client_held_back_for_a_quota_were_not_written_however_late_that_is_told() -> None:
+    async with bench(retry_backoff=0.0) as b:
+        broker, publishing = await b.first_on_its_way()
+        broker.batches[0].fail(Throttled("a quota lets no more records pass for 60.0 s"))
+        assert outcomes(await publishing) == ["not_written"]
+        assert b.publisher.recent_failure() is None
+
+
+@pytest.mark.parametrize("error", [errors.InvalidTimestampError, new_error(87)])
+async def test_a_refusal_is_told_in_the_brokers_words_and_counts_until_the_partition_takes_records(
+    error: type[Exception],
+) -> None:
+    async with bench() as b:
+        broker, publishing = await b.first_on_its_way()
+        b.connection.journal.refused(TOPIC, 0, "Timestamp 5 is out of range")
+        broker.batches[0].fail(error())
+        delivery = await publishing
+        assert outcomes(delivery) == ["not_written"]
+        assert "Timestamp 5 is out of range" in (receipts_of(delivery)[0].error or "")
+        assert "Timestamp 5 is out of range" in str(b.publisher.recent_failure())
+        broker, publishing = await b.first_on_its_way()
+        broker.batches[0].confirm(0)
+        await publishing
+        assert b.publisher.recent_failure() is None
+
+
+async def test_a_refusal_counts_no_longer_when_nothing_was_refused_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench() as b:
+        b.publisher.note_refusal(0, "Timestamp 5 is out of range")
+        assert b.publisher.recent_failure()
+        monkeypatch.setattr(publisher_module, "REFUSED_RECENTLY_S", 0.0)
+        assert b.publisher.recent_failure() is None
+
+
+async def test_records_that_are_not_acknowledged_count_until_some_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
+    async with bench() as b:
+        b.connect()
+        assert outcomes(await b.publish(b"a")) == ["unknown"]
+        assert "not acknowledged" in str(b.publisher.recent_failure())
+        b.publisher.note_acknowledgement(0)
+        assert b.publisher.recent_failure() is None

@@ -356,6 +356,30 @@ async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken(monk
         assert consumer.commits.retrying_since is None
 
 
+class Silent:
+    """A client that has a partition, and that was answered long ago."""
+
+    def assignment(self) -> set[TopicPartition]:
+        return {TopicPartition(TOPIC, 0)}
+
+    def paused(self) -> set[TopicPartition]:
+        return set()
+
+    def last_poll_timestamp(self, _: TopicPartition) -> int:
+        return 1
+
+
+async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None:
+    consumption = Consumption(Window(10), Consumer()._handle, Consumer()._write)
+    consumption.idle_since, commits = 0.0, Commits(nothing_committed)
+    subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
+    subscriber.consumer, subscriber.lock = cast("Any", Silent()), MultiLock()
+    assert "has not polled" in str(ailment(subscriber, consumption, commits))
+    assert ailment(subscriber, consumption, commits, since_throttling=-5.0) is None
+    assert ailment(subscriber, consumption, commits, since_throttling=module.STALE - 1) is None
+    assert "has not polled" in str(ailment(subscriber, consumption, commits, since_throttling=module.STALE + 1))
+
+
 async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> None:
     consumer = Consumer()
     may_end = asyncio.Event()

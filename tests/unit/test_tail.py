@@ -7,7 +7,8 @@ from random import Random
 from typing import Any, cast
 
 import pytest
-from samples import LONG, Stored, until
+from aiokafka.errors import KafkaConnectionError
+from samples import LONG, Stored, everything_else_has_run, until
 
 from apps.chassis.background import Background
 from apps.consumer import events
@@ -204,3 +205,58 @@ async def test_a_caller_that_reads_too_slowly_is_told_and_cut_off(
         await until(lambda: any(caller.cut_off for caller in copy.tail._callers))
         assert (await anext(pieces)).startswith(b"event: cut-off\n")
         assert await anext(pieces, None) is None
+
+
+class Stalling(Topic):
+    """A topic that is not answered any more once it is told to stall; `fails` has its reader say so."""
+
+    def __init__(self) -> None:
+        super().__init__(Random(1))
+        self.stalls = asyncio.Event()
+        self.fails = asyncio.Event()
+
+    async def follow(self, position: Mapping[int, int]) -> AsyncGenerator[list[Record], None]:
+        if self.fails.is_set():
+            raise KafkaConnectionError("broker 1 at gone:9092 cannot be reached")
+        async for some in super().follow(position):
+            if self.stalls.is_set():
+                await self.fails.wait()
+                raise KafkaConnectionError("broker 1 at gone:9092 cannot be reached")
+            yield some
+
+
+async def test_a_heartbeat_says_that_all_is_well_only_while_the_topic_is_really_read(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    topic = Stalling()
+    copy = Copy(topic, background)
+    async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces, asyncio.timeout(LONG):
+        await anext(pieces)
+        assert (await anext(pieces)).startswith(b": all is well\n")
+        topic.stalls.set()
+        await anext(pieces)  # it was read since the last one, or not
+        assert b"event: stalled\n" in await anext(pieces)
+        topic.fails.set()
+        await until(lambda: copy.tail._trouble)
+        assert b"cannot be reached" in await anext(pieces)
+        topic.stalls.clear()
+        topic.fails.clear()
+        await until(lambda: not copy.tail._trouble)
+        assert (await anext(pieces)).startswith(b": all is well\n")
+
+
+async def test_a_new_caller_does_not_rely_on_a_tail_that_is_cut_off(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = Stalling()
+    copy = Copy(topic, background)
+    async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces:
+        await anext(pieces)
+        topic.stalls.set()
+        await everything_else_has_run()
+        topic.write(5)
+        monkeypatch.setattr(module, "STALE_AFTER_S", 0.0)
+        beginning = await copy.tail.begin(None)
+        assert beginning.position == {number: len(records) for number, records in topic.records.items()}

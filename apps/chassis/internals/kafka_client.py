@@ -1,0 +1,275 @@
+"""aiokafka's client, watched: it keeps a journal, bootstraps again, and respects the throttling of quotas.
+
+Producers, consumers and admin clients of aiokafka create their `AIOKafkaClient` themselves and show little of it. Lost
+without this module: a client whose known brokers are all gone stays cut off for good (Java's clients bootstrap again,
+KIP-899 and KIP-1102); nobody knows which address or request failed; a throttled client looks wedged, and sends on a
+connection that the broker has muted (KIP-219); what a broker says about a refused batch, and error codes newer than 79,
+are dropped. It reaches for the name `AIOKafkaClient` in three modules, for the client's `_get_conn`, `_conns`,
+`_metadata_update` and options, for `create_conn` and the request timeout of a connection, for the group and the topics
+and versions of requests, and for the table `kafka_errors`.
+"""
+
+import asyncio
+import inspect
+import time
+from contextvars import ContextVar
+from typing import Any
+
+import aiokafka.admin.client
+import aiokafka.client
+import aiokafka.consumer.consumer
+import aiokafka.producer.producer
+from aiokafka import errors
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection, create_conn
+from aiokafka.errors import BrokerResponseError, KafkaError, NodeNotReadyError, for_code
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v7, ProduceRequest_v8
+
+from apps.chassis.client_journal import ClientId, ClientJournal, why_unreachable
+from apps.chassis.logs import one_line
+
+Untyped = Any
+"""A request, an answer or a number of a broker: aiokafka ships no types."""
+CONNECT_TIMEOUT_MS = 5_000
+"""Milliseconds for a broker to accept a connection; a client opens one after the other."""
+BOOTSTRAP_AGAIN_AFTER_S = 1.0
+"""Seconds between two attempts to bootstrap again."""
+LONGEST_HOLD_S = 5.0
+"""Seconds that records wait, unsent, until a quota lets them pass; those that would wait longer fail."""
+NOT_A_FAILURE = {0, 27, 79}
+"""Codes of answers that are part of an ordinary join: none, a rebalance in progress, a member id to come back with."""
+
+NEWER_ERRORS = {
+    73: ("TopicDeletionDisabledError", False),
+    74: ("FencedLeaderEpochError", True),
+    75: ("UnknownLeaderEpochError", True),
+    76: ("UnsupportedCompressionTypeError", False),
+    77: ("StaleBrokerEpochError", False),
+    78: ("OffsetNotAvailableError", True),
+    80: ("PreferredLeaderNotAvailableError", True),
+    81: ("GroupMaxSizeReachedError", False),
+    82: ("FencedInstanceIdError", False),
+    87: ("InvalidRecordError", False),
+    88: ("UnstableOffsetCommitError", True),
+    89: ("ThrottlingQuotaExceededError", True),
+    90: ("ProducerFencedError", False),
+}
+"""Kafka's error codes that aiokafka calls `UnknownError`, each with its name and whether Kafka says to retry."""
+
+
+class Throttled(KafkaError):  # type: ignore[misc]  # aiokafka ships no types
+    """A quota holds up records for longer than they may wait; they were not sent."""
+
+    retriable = False
+
+
+class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
+    """An `AIOKafkaClient` that records what it meets in the journal of its client id."""
+
+    def __init__(self, **options: Untyped) -> None:
+        super().__init__(**options)
+        client_id = options.get("client_id")
+        self.journal = client_id.journal if isinstance(client_id, ClientId) else ClientJournal()
+        self._bootstrapped_again = -BOOTSTRAP_AGAIN_AFTER_S
+        self._unanswered: set[tuple[str, int]] = set()
+
+    async def bootstrap(self) -> None:
+        """Ask the bootstrap servers for the brokers. Raises `KafkaConnectionError` when none answers."""
+        connecting = _connecting.set((self, None))
+        try:
+            await super().bootstrap()
+        finally:
+            _connecting.reset(connecting)
+
+    async def send(
+        self, node_id: Untyped, request: Untyped, *, group: Untyped = aiokafka.client.ConnectionGroup.DEFAULT
+    ) -> Untyped:
+        """Send a request to a broker, and record how it ended."""
+        kind = type(request).__name__.removesuffix("Request")
+        if kind in {"Produce", "Fetch"} and self.journal.throttled_for(node_id):
+            await self._hold(node_id, kind, request)
+        elif kind == "JoinGroup":
+            self.journal.joins(request._group)  # noqa: SLF001 - the request shows it nowhere else
+        try:
+            answer = await super().send(node_id, request, group=group)
+        except KafkaError as error:
+            if kind == "Produce" and not isinstance(error, NodeNotReadyError):
+                self._unanswered |= _partitions_of(request)
+            self._record_failure(node_id, kind, error)
+            raise
+        self._record_answer(node_id, kind, request, answer)
+        return answer
+
+    async def _hold(self, node_id: Untyped, kind: str, request: Untyped) -> None:
+        """Wait until a broker's quota lets a request pass. Raises `Throttled` for records that would wait too long.
+
+        Records of which an earlier request was not answered may have been written: they are never refused here.
+        """
+        seconds = self.journal.throttled_for(node_id)
+        if kind == "Produce" and seconds > LONGEST_HOLD_S and not self._unanswered & _partitions_of(request):
+            raise Throttled(f"a quota lets no more records pass for {seconds:.1f} s")
+        await asyncio.sleep(seconds)
+
+    def _record_failure(self, node_id: Untyped, kind: str, error: KafkaError) -> None:
+        why = self.journal.reason_of(("connection", node_id)) if isinstance(error, NodeNotReadyError) else None
+        self.journal.failed((kind, node_id), f"{kind} to {self._name_of(node_id)} failed: {why or one_line(error)}")
+
+    def _record_answer(self, node_id: Untyped, kind: str, request: Untyped, answer: Untyped) -> None:
+        if milliseconds := getattr(answer, "throttle_time_ms", 0):
+            self.journal.throttled(node_id, milliseconds / 1_000)
+        if kind == "Produce":
+            self._unanswered -= _partitions_of(request)
+            self._keep_messages(answer)
+        code = getattr(answer, "error_code", 0)
+        if kind in {"JoinGroup", "SyncGroup"} and (code not in NOT_A_FAILURE or (kind == "SyncGroup" and not code)):
+            self.journal.joined()
+        if code in NOT_A_FAILURE:
+            self.journal.succeeded((kind, node_id))
+            return
+        said = getattr(answer, "error_message", None) or for_code(code).__name__
+        self.journal.failed((kind, node_id), f"{kind} to {self._name_of(node_id)} failed: {said}")
+
+    def _keep_messages(self, answer: Untyped) -> None:
+        if answer.API_VERSION < ProduceRequest_v8.API_VERSION:
+            return
+        for topic, partitions in answer.topics:
+            for partition, code, *_, of_records, message in partitions:
+                if code:
+                    first = next((text for _, text in of_records if text), None)
+                    if said := " - ".join(dict.fromkeys(filter(None, (message, first)))):
+                        self.journal.refused(topic, partition, said)
+
+    async def coordinator_lookup(self, coordinator_type: Untyped, coordinator_key: str) -> Untyped:
+        """Return the coordinator of a group or a transaction; record under that name why there is none."""
+        what = ("coordinator", coordinator_key)
+        try:
+            found = await super().coordinator_lookup(coordinator_type, coordinator_key)
+        except KafkaError as error:
+            self.journal.failed(what, f"the coordinator of {coordinator_key} cannot be found: {one_line(error)}")
+            raise
+        self.journal.succeeded(what)
+        return found
+
+    async def _get_conn(self, node_id: Untyped, **options: Untyped) -> AIOKafkaConnection | None:
+        found = self._conns.get((node_id, options.get("group", aiokafka.client.ConnectionGroup.DEFAULT)))
+        if found is not None and found.connected():
+            return found
+        connecting = _connecting.set((self, node_id))
+        try:
+            return await super()._get_conn(node_id, **options)
+        finally:
+            _connecting.reset(connecting)
+
+    async def _metadata_update(self, cluster_metadata: Untyped, topics: Untyped) -> bool:
+        if await super()._metadata_update(cluster_metadata, topics):
+            return True
+        if time.monotonic() - self._bootstrapped_again < BOOTSTRAP_AGAIN_AFTER_S:
+            return False
+        self._bootstrapped_again = time.monotonic()
+        return await self._bootstrap_again(cluster_metadata, topics)
+
+    async def _bootstrap_again(self, cluster_metadata: Untyped, topics: Untyped) -> bool:
+        """Learn the brokers from the bootstrap servers: the known ones are gone, or have other addresses now."""
+        for host, port, _ in self.hosts:
+            connecting = _connecting.set((self, None))
+            try:
+                options = self._options_of_connection()
+                connection = await _connect(host, port, request_timeout_ms=CONNECT_TIMEOUT_MS, **options)
+            except (OSError, KafkaError):  # `_connect` has recorded it
+                continue
+            finally:
+                _connecting.reset(connecting)
+            try:
+                metadata = await connection.send(MetadataRequest(list(topics) if topics else None))
+            except (TimeoutError, KafkaError) as error:
+                said = f"Metadata from {host}:{port} failed: {one_line(error)}"
+                self.journal.failed(("bootstrap", host, port), said, is_request=False)
+                continue
+            finally:
+                connection.close()
+            self.journal.succeeded(("bootstrap", host, port))
+            if metadata.brokers:
+                cluster_metadata.update_metadata(metadata)
+                return True
+        return False
+
+    def _options_of_connection(self) -> dict[str, Any]:
+        names = ("client_id", "ssl_context", "security_protocol", *SASL_OPTIONS)
+        return {name: getattr(self, f"_{name}") for name in names}
+
+    def _name_of(self, node_id: Untyped) -> str:
+        broker = self.cluster.broker_metadata(node_id)
+        return f"broker {node_id} at {broker.host}:{broker.port}" if broker else f"broker {node_id}"
+
+
+SASL_OPTIONS = (
+    "sasl_mechanism",
+    "sasl_plain_username",
+    "sasl_plain_password",
+    "sasl_kerberos_service_name",
+    "sasl_kerberos_domain_name",
+    "sasl_oauth_token_provider",
+)
+
+_connecting: ContextVar[tuple[WatchedClient, Any] | None] = ContextVar("connecting", default=None)
+"""The client that opens a connection, and the broker's number: aiokafka drops the reason where it fails."""
+
+
+async def _connect(host: str, port: int, *, request_timeout_ms: int, **options: Untyped) -> AIOKafkaConnection:
+    """Open a connection within 5 s for each step, and record in the journal of its client whether that worked."""
+    client, node_id = _connecting.get() or (None, None)
+    what = ("bootstrap", host, port) if node_id is None else ("connection", node_id)
+    try:
+        timeout = min(CONNECT_TIMEOUT_MS, request_timeout_ms)
+        connection = await create_conn(host, port, request_timeout_ms=timeout, **options)
+    except (OSError, KafkaError) as error:
+        if client is not None:
+            broker = "" if node_id is None else f"broker {node_id} at "
+            reason = f"{broker}{host}:{port} cannot be reached: {why_unreachable(error)}"
+            client.journal.failed(what, reason, is_request=False)
+        raise
+    if client is not None:
+        client.journal.succeeded(what)
+    connection._request_timeout = request_timeout_ms / 1_000  # noqa: SLF001 - it has one timeout for both
+    return connection
+
+
+def _partitions_of(request: Untyped) -> set[tuple[str, int]]:
+    topics = request._topics  # noqa: SLF001 - it shows them nowhere else
+    return {(topic, partition) for topic, partitions in topics for partition, *_ in partitions}
+
+
+def watch_kafka_clients() -> None:
+    """Have aiokafka create watched clients from now on. Raises `RuntimeError` if it is not as it was."""
+    if aiokafka.client.create_conn is _connect:
+        return
+    _check()
+    for module in (aiokafka.admin.client, aiokafka.consumer.consumer, aiokafka.producer.producer):
+        module.AIOKafkaClient = WatchedClient
+    aiokafka.client.create_conn = _connect
+    ProduceRequest._CLASSES += (ProduceRequest_v8,)  # noqa: SLF001 - aiokafka reads its answers, and does not ask for them
+    for code, (name, retriable) in NEWER_ERRORS.items():
+        members = {"errno": code, "message": name, "description": "", "retriable": retriable}
+        errors.kafka_errors.setdefault(code, type(name, (BrokerResponseError,), members))
+
+
+def _check() -> None:
+    """Raise `RuntimeError` unless all that is reached for looks as it did when this was written."""
+    signatures = {
+        AIOKafkaClient._get_conn: ["self", "node_id", "group", "no_hint"],  # noqa: SLF001 - this checks just those
+        AIOKafkaClient._metadata_update: ["self", "cluster_metadata", "topics"],  # noqa: SLF001 - as above
+        AIOKafkaClient.send: ["self", "node_id", "request", "group"],
+        AIOKafkaClient.coordinator_lookup: ["self", "coordinator_type", "coordinator_key"],
+    }
+    modules = (aiokafka.admin.client, aiokafka.consumer.consumer, aiokafka.producer.producer)
+    fits = (
+        all(list(inspect.signature(method).parameters) == names for method, names in signatures.items())
+        and all(module.AIOKafkaClient is AIOKafkaClient for module in modules)
+        and aiokafka.client.create_conn is create_conn
+        and {"request_timeout_ms", "on_close", *SASL_OPTIONS} <= set(inspect.signature(create_conn).parameters)
+        and isinstance(errors.kafka_errors, dict)
+        and ProduceRequest._CLASSES[-1] is ProduceRequest_v7  # noqa: SLF001 - as above
+    )
+    if not fits:
+        raise RuntimeError("aiokafka is not the version that apps/chassis/internals/kafka_client.py was written for")

@@ -1,0 +1,234 @@
+"""What becomes of the long-lived Kafka clients when addresses, quotas, coordinators or the clock of Kafka change."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from moving import Moving
+from quotas import Quota, set_quota
+from services import Pipeline, Raw, Service, both, person, value_of, wait_until
+
+from tools.local_kafka import LocalKafka
+from tools.ports import free_ports
+
+PROMPT_S = 10.0
+"""Seconds within which an operator must be able to read what is wrong."""
+
+
+@dataclass
+class Doors:
+    """Where a Kafka without a group coordinator is found; two of its doors lead to addresses that nobody reaches."""
+
+    plain: str
+    unresolved: str
+    refusing: str
+    behind_refusing: str
+
+
+@pytest.fixture(scope="module")
+def doors(startable_kafka: None) -> Iterator[Doors]:
+    assert startable_kafka is None
+    plain, unresolved, refusing, nowhere = free_ports(4)
+    listeners = {"PLAINTEXT": f"127.0.0.1:{plain}", "UNRESOLVED": f"no.such.host.invalid:{unresolved}"}
+    advertised = listeners | {"REFUSING": f"127.0.0.1:{nowhere}"}
+    settings = {
+        "listeners": f"UNRESOLVED://127.0.0.1:{unresolved},REFUSING://127.0.0.1:{refusing}",
+        "advertised.listeners": ",".join(f"{name}://{place}" for name, place in advertised.items()),
+        "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in ("CONTROLLER", *advertised)),
+        "offsets.topic.replication.factor": "3",  # of one broker: the topic is never created
+    }
+    with LocalKafka(port=plain, settings=settings):
+        yield Doors(*(f"127.0.0.1:{port}" for port in (plain, unresolved, refusing, nowhere)))
+
+
+def until_named(service: Service, address: str, reason: str) -> None:
+    """Wait until health and log name an address that the broker advertises, and why nobody reaches it."""
+    service.until_answers("/livez", 200)
+
+    def detail() -> str:
+        return str(service.http.get("/health-check").json()["detail"])
+
+    wait_until(lambda: address in detail(), PROMPT_S, "for the address to be named")
+    assert "advertised.listeners" in detail()
+    assert reason in detail()
+    wait_until(lambda: address in service.log.read_text(), PROMPT_S)
+
+
+def test_an_advertised_address_that_nobody_reaches_is_named_with_the_reason(doors: Doors, logs: Path) -> None:
+    wrong = {
+        doors.unresolved: f"no.such.host.invalid:{doors.unresolved.rpartition(':')[2]}",
+        doors.refusing: doors.behind_refusing,
+    }
+    reasons = {doors.unresolved: "cannot be resolved", doors.refusing: "connection refused"}
+    for bootstrap, address in wrong.items():
+        pipeline = Pipeline(bootstrap, logs)
+        with pipeline.producer() as producer, pipeline.consumer() as consumer:
+            for service in (producer, consumer):
+                until_named(service, address, reasons[bootstrap])
+            assert address in consumer.status()["last_error"]
+            answer = producer.http.post("/producers/people", json=person())
+            assert address in answer.json()["detail"]
+
+
+def test_a_group_without_a_coordinator_is_named_as_what_is_missing(doors: Doors, logs: Path) -> None:
+    pipeline = Pipeline(doors.plain, logs)
+    with pipeline.consumer() as consumer:
+        consumer.until_answers("/livez", 200)
+
+        def named() -> bool:
+            said = consumer.http.get("/health-check").json()["detail"]
+            return f"the coordinator of {pipeline.group} cannot be found" in said
+
+        wait_until(named, PROMPT_S)
+        assert consumer.http.get("/health-check").status_code == 503
+        assert f"the coordinator of {pipeline.group}" in consumer.status()["last_error"]
+        wait_until(lambda: f"the coordinator of {pipeline.group}" in consumer.log.read_text(), PROMPT_S)
+
+
+@contextmanager
+def watched(consumer: Service) -> Iterator[list[dict[str, Any]]]:
+    """Follow the live tail from its end at this moment; what it shows is in the list."""
+    seen: list[dict[str, Any]] = []
+    greeted = threading.Event()
+
+    def follow() -> None:
+        try:
+            with httpx.stream("GET", f"http://127.0.0.1:{consumer.port}/consumers/messages/stream", timeout=60) as tail:
+                lines = tail.iter_lines()
+                assert next(lines).startswith("retry: ")
+                greeted.set()
+                data = (line for line in lines if line.startswith("data: {"))
+                seen.extend(json.loads(line.removeprefix("data: ")) for line in data)
+        except httpx.TransportError:
+            return  # the service has ended
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        assert greeted.wait(PROMPT_S)
+        yield seen
+    finally:
+        consumer.terminate()
+        thread.join()
+
+
+def keys_of(seen: list[dict[str, Any]]) -> set[str]:
+    return {one["key"]["text"] for one in seen}
+
+
+def test_all_clients_find_brokers_that_come_back_under_other_addresses(bootstrap_servers: str, logs: Path) -> None:
+    direct = Pipeline(bootstrap_servers, logs)
+    with direct, Moving(int(bootstrap_servers.rpartition(":")[2])) as broker:
+        services = Pipeline(broker.bootstrap_servers, logs, direct.name)
+        with both(services) as (producer, consumer), watched(consumer) as seen:
+            direct.write([Raw(b"bad before", b"bad before")])
+            producer.post("/producers/people", json=person("before"))
+            wait_until(lambda: "before" in keys_of(seen))
+            consumer.until_consumed(2)
+            consumer.get("/consumers/messages", scope="topic")
+            broker.vanish()
+            for service in (producer, consumer):
+                service.until_answers("/health-check", 503)
+            broker.come_back_elsewhere()
+            producer.until_healthy()
+            consumer.until_healthy()
+            restarts = consumer.status()["restarts"]
+            direct.write([Raw(b"bad after", b"bad after"), Raw(value_of(person("after")), b"after")])
+            wait_until(lambda: "after" in keys_of(seen), 15, "for the live tail")
+            consumer.until_consumed(4)
+            producer.post("/producers/people", json=person("at last"))
+            assert consumer.get("/consumers/messages", scope="topic")["messages"]
+            wait_until(lambda: consumer.status()["dead_lettered_count"] == 2)
+            assert consumer.status()["restarts"] == restarts == 0, "a client that finds back is not replaced"
+
+
+@contextmanager
+def quota(bootstrap_servers: str, client_id: str, name: Quota, bytes_per_second: float) -> Iterator[None]:
+    set_quota(bootstrap_servers, client_id, name, bytes_per_second)
+    try:
+        yield
+    finally:
+        set_quota(bootstrap_servers, client_id, name, None)
+
+
+@pytest.mark.alone  # a quota is of all clients of a name
+def test_a_fetch_quota_is_told_as_such_and_holds_up_no_client_of_another_purpose(
+    bootstrap_servers: str, logs: Path
+) -> None:
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        pipeline.create_topics(1)
+        pipeline.fill(4_000)
+        with quota(bootstrap_servers, "consumer", "consumer_byte_rate", 20_000), pipeline.consumer() as consumer:
+            consumer.until_healthy()
+            wait_until(lambda: consumer.status()["throttled_seconds"] > 1)
+            health = consumer.http.get("/health-check")
+            assert health.status_code == 200
+            assert "Kafka throttles this client by its quota" in health.json()["detail"]
+            assert consumer.status()["state"] == "running"
+            assert consumer.status()["partitions"][0]["end"] == 4_000, "readers are not held up"
+            assert len(consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]) == 1_000
+            metrics = consumer.http.get("/metrics").text
+            assert float(metrics.partition("\nkafka_throttled_seconds_total ")[2].partition("\n")[0]) > 1
+
+
+@pytest.mark.alone  # a quota is of all clients of a name
+def test_a_produce_quota_refuses_records_before_they_are_taken_and_says_when_to_come_back(
+    bootstrap_servers: str, logs: Path
+) -> None:
+    with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.producer() as producer:
+        producer.until_healthy()
+        told: dict[str, str] = {}
+
+        def post(number: int) -> httpx.Response:
+            people = [person(f"{number}-{index}") for index in range(1_000)]
+            answer = producer.http.post("/producers/people", json=people)
+            for receipt in answer.json().get("receipts", []):
+                told[receipt["id"]] = receipt.get("outcome", "delivered")
+            return answer
+
+        with quota(bootstrap_servers, "producer", "producer_byte_rate", 50_000):
+            answers = [post(number) for number in range(6)]
+            refused = next(answer for answer in answers if answer.status_code == 503)
+            assert refused.json()["type"] == "/problems/busy"
+            assert "quota" in refused.json()["detail"]
+            assert int(refused.headers["retry-after"]) > 2
+            health = producer.http.get("/health-check")
+            assert health.status_code == 200
+            assert "Kafka throttles this client by its quota" in health.json()["detail"]
+        assert "unknown" not in told.values()
+        assert "delivered" in told.values()
+        on_topic = {record.key.decode() for record in pipeline.records() if record.key}
+        assert on_topic == {person_id for person_id, outcome in told.items() if outcome == "delivered"}
+
+
+def test_refused_records_are_told_with_the_brokers_words_and_make_the_service_unhealthy_until_some_are_taken(
+    bootstrap_servers: str, logs: Path
+) -> None:
+    with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.producer() as producer:
+        producer.until_healthy()
+        pipeline.alter_topic(message_timestamp_before_max_ms="0")
+        one = person("always the same")  # and so always to the same partition
+
+        def refusal() -> httpx.Response | None:
+            answer = producer.http.post("/producers/people", json=one)
+            return answer if answer.status_code == 503 else None
+
+        answer = wait_until(refusal)
+        assert answer is not None
+        (receipt,) = answer.json()["receipts"]
+        assert receipt["outcome"] == "not_written"
+        assert "Timestamp" in receipt["error"]
+        assert "out of range" in receipt["error"]
+        health = producer.http.get("/health-check")
+        assert health.status_code == 503
+        assert "out of range" in health.json()["detail"]
+        assert "out of range" in producer.log.read_text()
+        pipeline.alter_topic(message_timestamp_before_max_ms=str(2**62))
+        wait_until(lambda: producer.http.post("/producers/people", json=one).status_code == 201)
+        assert producer.answers("/health-check", 200)

@@ -1,0 +1,109 @@
+"""What a Kafka client met is told as long as it describes the client, and no longer."""
+
+import socket
+import ssl
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+
+from apps.chassis.client_journal import ClientId, ClientJournal, why_unreachable
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def journal(clock: Clock) -> ClientJournal:
+    return ClientJournal(clock)
+
+
+def test_the_last_failure_is_told_until_it_succeeds_or_is_old(journal: ClientJournal, clock: Clock) -> None:
+    journal.failed(("Fetch", 1), "the first")
+    clock.now += 1
+    journal.failed(("Fetch", 2), "the second")
+    assert journal.last_failure() == "the second"
+    assert journal.last_failure(since=clock.now + 1) is None
+    journal.succeeded(("Fetch", 2))
+    assert journal.last_failure() == "the first"
+    clock.now += 31
+    assert journal.last_failure() is None
+
+
+def test_only_requests_that_fail_for_long_and_still_fail_count_as_lasting(journal: ClientJournal, clock: Clock) -> None:
+    for _ in range(7):
+        journal.failed(("Heartbeat", 1), "no heartbeat")
+        journal.failed(("connection", 2), "a broker that nobody needs", is_request=False)
+        clock.now += 1
+    assert journal.lasting_failure() == "no heartbeat"
+    clock.now += 5
+    assert journal.lasting_failure() is None
+    journal.failed(("Heartbeat", 1), "no heartbeat")
+    assert journal.lasting_failure() == "no heartbeat"
+    journal.succeeded(("Heartbeat", 1))
+    assert journal.lasting_failure() is None
+
+
+def test_throttling_is_told_by_broker_and_for_all_until_the_next_answer_may_come(
+    journal: ClientJournal, clock: Clock
+) -> None:
+    assert journal.throttled_for() == 0
+    assert journal.throttling() is None
+    journal.throttled(1, 5.0)
+    journal.throttled(2, 3.0)
+    journal.throttled(1, 1.0)  # a later answer shortens nothing
+    assert (journal.throttled_for(), journal.throttled_for(2), journal.throttled_for(3)) == (5.0, 3.0, 0.0)
+    assert journal.throttled_seconds == 9.0
+    clock.now += 6
+    assert journal.throttled_for() == 0
+    assert journal.throttling() is not None
+    clock.now += 2
+    assert journal.throttling() is None
+
+
+def test_a_wait_for_a_rebalance_goes_on_through_repeated_requests(journal: ClientJournal, clock: Clock) -> None:
+    journal.joins("group")
+    clock.now += 5
+    assert journal.awaited_rebalance() is None
+    journal.joins("group")
+    clock.now += 5
+    assert journal.awaited_rebalance() == "waiting for the rebalance of group group since 10 s"
+    journal.joined()
+    assert journal.awaited_rebalance() is None
+
+
+def test_the_brokers_words_about_a_batch_are_told_once(journal: ClientJournal) -> None:
+    journal.refused("people", 1, "no key")
+    assert journal.take_message("people", 0) is None
+    assert journal.take_message("people", 1) == "no key"
+    assert journal.take_message("people", 1) is None
+
+
+def test_clients_of_each_purpose_have_a_journal_of_their_own() -> None:
+    assert ClientId("consumer") == "consumer"
+    assert ClientId("consumer").journal is not ClientId("consumer").journal
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TimeoutError(), "no answer in time"),
+        (socket.gaierror(-2, "Name or service not known"), "cannot be resolved"),
+        (ConnectionRefusedError(111, "Connect call failed"), "connection refused"),
+        (OSError(113, "No route to host"), "No route to host"),
+        (OSError("Multiple exceptions"), "OSError: Multiple exceptions"),
+        (ssl.SSLError(1, "wrong version"), "wrong version"),
+        (KafkaConnectionError("closed"), "closed"),
+    ],
+)
+def test_why_an_address_cannot_be_reached_is_told_in_words(error: Exception, words: str) -> None:
+    assert words in why_unreachable(error)

@@ -1,0 +1,209 @@
+"""Every client of aiokafka is watched: against brokers that answer as the test says."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import aiokafka.client
+import aiokafka.consumer.consumer
+import pytest
+from aiokafka import errors
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, RequestTimedOutError
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.structs import BrokerMetadata
+from samples import LONG
+
+from apps.chassis.client_journal import ClientId
+from apps.chassis.internals import kafka_client
+from apps.chassis.internals.kafka_client import Throttled, WatchedClient, watch_kafka_clients
+from tools.ports import free_ports
+
+pytestmark = pytest.mark.anyio
+PRODUCE = ProduceRequest(None, -1, 1_000, [("people", [(0, b"")])])
+FETCH = FetchRequest(1, 1, 1, 0, [])
+NODE = 1
+Answer = Callable[[], Any]
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[WatchedClient]:
+    made = WatchedClient(bootstrap_servers=f"127.0.0.1:{free_ports(1)[0]}", client_id=ClientId("consumer"))
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What brokers answer to one request after the other: an answer, or an error that is raised."""
+    given: list[Any] = []
+
+    async def send(*_: Any, **__: Any) -> Any:  # noqa: ANN401 - of aiokafka
+        await asyncio.sleep(0)
+        answer = given.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(AIOKafkaClient, "send", send)
+    return given
+
+
+def produced(code: int = 0, message: str | None = None, of_record: str | None = None, throttle_ms: int = 0) -> Any:  # noqa: ANN401 - an answer
+    partition = (0, code, 0, 0, 0, [(0, of_record)] if of_record else [], message)
+    return SimpleNamespace(throttle_time_ms=throttle_ms, API_VERSION=8, topics=[("people", [partition])])
+
+
+def test_what_is_reached_for_looks_as_expected_and_all_clients_are_watched() -> None:
+    watch_kafka_clients()
+    watch_kafka_clients()
+    assert aiokafka.consumer.consumer.AIOKafkaClient is WatchedClient
+    assert errors.for_code(87).__name__ == "InvalidRecordError"
+    assert not errors.for_code(87).retriable
+
+
+def test_a_library_that_looks_otherwise_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aiokafka.client, "create_conn", None)
+    with pytest.raises(RuntimeError, match="aiokafka is not the version"):
+        watch_kafka_clients()
+
+
+async def test_a_request_that_failed_is_told_with_its_broker_until_one_succeeds(
+    client: WatchedClient, answers: list[Any]
+) -> None:
+    answers += [RequestTimedOutError(), SimpleNamespace(throttle_time_ms=0, error_code=0)]
+    with pytest.raises(RequestTimedOutError):
+        await client.send(NODE, FETCH)
+    assert str(client.journal.last_failure()).startswith("Fetch to broker 1 failed: ")
+    await client.send(NODE, FETCH)
+    assert client.journal.last_failure() is None
+
+
+async def test_a_broker_that_cannot_be_reached_is_told_with_its_address(client: WatchedClient) -> None:
+    (port,) = free_ports(1)
+    broker = BrokerMetadata(NODE, "127.0.0.1", port, None)
+    client.cluster._brokers = {NODE: broker}
+    watch_kafka_clients()
+    with pytest.raises(NodeNotReadyError):
+        await client.send(NODE, FETCH)
+    address = f"broker 1 at 127.0.0.1:{port}"
+    assert client.journal.reason_of(("connection", NODE)) == f"{address} cannot be reached: connection refused"
+    assert (
+        client.journal.last_failure() == f"Fetch to {address} failed: {address} cannot be reached: connection refused"
+    )
+
+
+async def test_an_answer_with_an_error_is_a_failure_of_its_request(client: WatchedClient, answers: list[Any]) -> None:
+    answers.append(SimpleNamespace(throttle_time_ms=0, error_code=15, error_message=None))
+    await client.send(NODE, FETCH)
+    assert client.journal.last_failure() == "Fetch to broker 1 failed: GroupCoordinatorNotAvailableError"
+
+
+async def test_a_member_waits_for_its_rebalance_until_it_is_given_its_partitions(
+    client: WatchedClient, answers: list[Any]
+) -> None:
+    join = JoinGroupRequest("group", 1, 1, "", None, "consumer", [])
+    sync = SyncGroupRequest("group", 1, "member", None, [])
+    for code, waits in ((79, True), (0, True)):
+        answers.append(SimpleNamespace(throttle_time_ms=0, error_code=code))
+        await client.send(NODE, join)
+        assert (client.journal.awaited_rebalance(patience=-1) is not None) == waits
+    for code, waits in ((27, True), (0, False)):
+        answers.append(SimpleNamespace(throttle_time_ms=0, error_code=code))
+        await client.send(NODE, sync)
+        assert (client.journal.awaited_rebalance(patience=-1) is not None) == waits
+
+
+async def test_the_brokers_words_about_a_refused_batch_are_kept(client: WatchedClient, answers: list[Any]) -> None:
+    answers.append(produced(32, "rejected", "Timestamp 5 is out of range"))
+    await client.send(NODE, PRODUCE)
+    assert client.journal.take_message("people", 0) == "rejected - Timestamp 5 is out of range"
+
+
+async def test_records_wait_for_a_quota_that_lets_them_pass_soon(client: WatchedClient, answers: list[Any]) -> None:
+    answers += [produced(throttle_ms=30), produced()]
+    await client.send(NODE, PRODUCE)
+    assert client.journal.throttled_for(NODE) > 0
+    await client.send(NODE, PRODUCE)
+    assert client.journal.throttled_for(NODE) == 0
+    assert answers == []
+
+
+async def test_records_that_would_wait_long_for_a_quota_are_not_sent(client: WatchedClient, answers: list[Any]) -> None:
+    answers += [produced(throttle_ms=60_000), produced()]
+    await client.send(NODE, PRODUCE)
+    with pytest.raises(Throttled, match="quota"):
+        await client.send(NODE, PRODUCE)
+    assert len(answers) == 1
+    assert not Throttled.retriable
+
+
+async def test_records_that_may_have_been_written_are_never_said_to_be_unsent(
+    client: WatchedClient, answers: list[Any]
+) -> None:
+    answers.append(RequestTimedOutError())
+    with pytest.raises(RequestTimedOutError):
+        await client.send(NODE, PRODUCE)
+    client.journal.throttled(NODE, 60.0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.send(NODE, PRODUCE), 0.05)  # it waits instead
+
+
+class FakeConnection:
+    """Answers with the metadata of a cluster."""
+
+    def __init__(self, brokers: list[tuple[int, str, int, str | None]]) -> None:
+        self.closed = False
+        self._brokers = brokers
+
+    async def send(self, _: object) -> Any:  # noqa: ANN401 - an answer
+        return SimpleNamespace(brokers=self._brokers, topics=[], API_VERSION=1, controller_id=NODE)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_a_client_whose_brokers_are_all_gone_asks_the_bootstrap_servers_again(
+    client: WatchedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(*_: object, **__: object) -> AIOKafkaConnection:
+        raise ConnectionRefusedError
+
+    elsewhere = FakeConnection([(NODE, "elsewhere", 9092, None)])
+
+    async def reached(*_: object, **__: object) -> FakeConnection:
+        return elsewhere
+
+    client.cluster._brokers = {NODE: BrokerMetadata(NODE, "gone", 9092, None)}
+    monkeypatch.setattr(kafka_client, "create_conn", gone)
+    assert await client._metadata_update(client.cluster, []) is False
+    assert client.cluster.broker_metadata(NODE).host == "gone"
+    monkeypatch.setattr(kafka_client, "create_conn", reached)
+    monkeypatch.setattr(client, "_bootstrapped_again", -LONG)
+    monkeypatch.setattr(AIOKafkaClient, "_get_conn", _no_connection)
+    assert await client._metadata_update(client.cluster, []) is True
+    assert client.cluster.broker_metadata(NODE).host == "elsewhere"
+    assert elsewhere.closed
+
+
+async def _no_connection(*_: object, **__: object) -> None:
+    return None
+
+
+async def test_bootstrapping_again_is_not_tried_all_the_time(
+    client: WatchedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    async def gone(host: str, *_: object, **__: object) -> AIOKafkaConnection:
+        tried.append(host)
+        raise KafkaConnectionError
+
+    monkeypatch.setattr(kafka_client, "create_conn", gone)
+    for _ in range(5):
+        await client._metadata_update(client.cluster, [])
+    assert tried == ["127.0.0.1"]

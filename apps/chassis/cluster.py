@@ -42,6 +42,8 @@ ATTEMPTS = 3
 """Attempts within that time: the client asks any broker, also one that just died."""
 SETTLING = 0.5
 """Seconds until every broker knows the settings of a new topic."""
+ANSWER_S = 3.0
+"""Seconds after which `trouble` answers, whatever still looks and cleans up."""
 FRESH = 1.0
 """Seconds for which what was seen of the cluster is not asked again."""
 EVERY = 5.0
@@ -89,7 +91,7 @@ class Cluster:
         self._group = group
         self._admin: AIOKafkaAdminClient | None = None
         self._connecting = asyncio.Lock()
-        self._looking = asyncio.Lock()
+        self._looking: asyncio.Task[str | None] | None = None
         self._seen: tuple[float, str | None] = (-FRESH, None)
 
     @asynccontextmanager
@@ -98,6 +100,9 @@ class Cluster:
         try:
             yield
         finally:
+            if self._looking is not None:
+                self._looking.cancel()
+                await asyncio.gather(self._looking, return_exceptions=True)
             await self._disconnect()
 
     async def ensure_topics(self) -> None:
@@ -176,16 +181,24 @@ class Cluster:
             return await self._ask(lambda admin: _members_of(admin, group, topic))
 
     async def trouble(self) -> str | None:
-        """Return why the topics cannot be used now, or None when they can; asked at most once a second.
+        """Return why the topics cannot be used now, or None when they can; asked at most once a second, within 3 s.
 
         A topic can be used when each partition has a leader and enough in-sync replicas for `acks=all`.
         """
-        async with self._looking:
-            at, found = self._seen
-            if time.monotonic() - at >= FRESH:
-                found = await self._look()
-                self._seen = (time.monotonic(), found)
+        at, found = self._seen
+        if time.monotonic() - at < FRESH:
             return found
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_and_remember())
+        looking = self._looking
+        await asyncio.wait([looking], timeout=ANSWER_S)
+        servers = ", ".join(self._options["bootstrap_servers"])
+        return looking.result() if looking.done() else f"Kafka at {servers} does not answer in time"
+
+    async def _look_and_remember(self) -> str | None:
+        found = await self._look()
+        self._seen = (time.monotonic(), found)
+        return found
 
     async def watch(self) -> None:
         """Look at the topics every 5 s, until cancelled; log a line whenever the answer changes.

@@ -6,6 +6,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+CALL_S = 9.0
+"""Seconds after which a call over HTTP is answered: callers are promised 10."""
+
 _ending: set[asyncio.Task[Any]] = set()
 """Work that was cancelled and still cleans up: the event loop alone would let it be collected."""
 

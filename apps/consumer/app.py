@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
 
@@ -16,6 +16,7 @@ from apps.chassis.asyncapi import Operation, asyncapi_document
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
+from apps.chassis.deadline import within
 from apps.chassis.documents import document_routes, openapi_config
 from apps.chassis.edge import Edge
 from apps.chassis.head import answer_head
@@ -38,7 +39,7 @@ from apps.consumer.dead_letters import DeadLetters
 from apps.consumer.fetched import read_fetched_fast
 from apps.consumer.group import Group, look_at_group
 from apps.consumer.handler import handle
-from apps.consumer.lag import GroupOffsets, LagMeter
+from apps.consumer.lag import GroupOffsets, Lag, LagMeter
 from apps.consumer.log_reader import LogReader
 from apps.consumer.message_routes import Log, message_routes, weight_of
 from apps.consumer.metrics import of_consumer, timed
@@ -57,6 +58,8 @@ LARGEST_BODY = 64 * 1024
 """Bytes of a request's body: orders are short."""
 MOST_IN_MEMORY = 256 * 1024 * 1024
 """Bytes that all calls under way may take, about."""
+LAG_S = 3.0
+"""Seconds after which the status is answered without the lag: a stop or start before it may have taken 6.5 s."""
 GRACE = 5.0
 """Seconds that a stop waits for the batch in hand."""
 
@@ -121,10 +124,15 @@ def create_app(
     ]
     asyncapi = asyncapi_document("Consumer", DESCRIPTION, settings, SERVICE, operations)
 
+    async def lag_of(consumer: AIOKafkaConsumer | None) -> Lag:
+        try:
+            return await within(LAG_S, meter.measure(None if consumption.halted else consumer))
+        except TimeoutError:
+            return Lag([], None, {})
+
     async def status() -> Status:
-        state = await control.state()
         consumer = control.consumer
-        lag = await meter.measure(None if consumption.halted else consumer)
+        state, lag, trouble = await asyncio.gather(control.state(), lag_of(consumer), cluster.trouble())
         return Status(
             running=state == "running",
             state=state,
@@ -144,7 +152,7 @@ def create_app(
             commit_failures=commits.failures.total(),
             skipped_count=commits.skipped.total(),
             moves=list(commits.moves),
-            last_error=await cluster.trouble()
+            last_error=trouble
             or commits.error
             or (consumption.attempts.error if consumption.attempts.failures else None)
             or (None if control.stopped or consumption.halted else control.obstacle())

@@ -21,8 +21,8 @@ State = Literal["starting", "running", "paused", "stopped", "reconnecting", "hal
 Place = Literal["beginning", "end"] | datetime | Mapping[int, int]
 """Where to seek to: an end of the topic, the first record at or after a time, or an offset in each partition."""
 
-JOINING = 8.0
-"""Seconds that `start` waits for the group to give out its partitions, before it answers `starting`."""
+JOINING = 6.0
+"""Seconds that `start` waits for its turn, and for the group to give out its partitions, before it returns."""
 BATCH_IN_HAND = 5.0
 """Seconds that `seek` waits for the batch in hand."""
 SEEKING = 9.0
@@ -80,17 +80,18 @@ class Control:
         return self._holding is None
 
     async def start(self, *, accept: bool = False) -> None:
-        """Join the group and consume; return once partitions are assigned, or after 8 s.
+        """Join the group and consume; return once partitions are assigned, or after 6 s.
 
         After a halt, `accept` lets the bad records through.
         """
+        late = time.monotonic() + JOINING
         async with self._changing:
             if self._consumption.halted:
                 await self._end()
             if self._holding is None or self._holding.done():
                 self._consumption.resume(accept=accept)
                 self._holding = self._background.start(self._connection.hold(), "consumption")
-        await self._connection.connected(JOINING)
+        await self._connection.connected(max(0.0, late - time.monotonic()))
 
     async def stop(self) -> None:
         """Commit the batch in hand, leave the group and return.

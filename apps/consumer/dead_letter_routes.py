@@ -13,7 +13,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
 
 from apps.chassis.body import BODY_ERRORS, JSON, documents_body, either, read_json
-from apps.chassis.deadline import within
+from apps.chassis.deadline import CALL_S, within
 from apps.chassis.logs import one_line
 from apps.chassis.problems import (
     BAD_BODY,
@@ -54,8 +54,6 @@ log = logging.getLogger(__name__)
 
 MOST = 1_000
 """Dead letters of one answer, and of one redrive."""
-LIST_S = 9.0
-"""Seconds that the list may take."""
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 Number = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -155,7 +153,7 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
             return await reader.newest(start, wanted, limit), await redriver.marks()
 
         try:
-            found, marks = await within(LIST_S, look())
+            found, marks = await within(CALL_S, look())
         except (KafkaError, OSError, TimeoutError) as error:
             raise out_of_reach(error) from None
         letters = [_show(record, marks, redriver) for record in found.records]

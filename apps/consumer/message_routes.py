@@ -21,6 +21,7 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
 from litestar.types import Scope
 
+from apps.chassis.deadline import CALL_S, within
 from apps.chassis.problems import (
     BAD_PARAMETER,
     BUSY,
@@ -199,7 +200,7 @@ def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRou
         if where == "topic":
             span = Span(_time("from", since), _time("to", until), _read("before", before, read_offsets))
             with reaching_kafka():
-                found = await _search(log, span, partition, _wanted(key, None, q), limit)
+                found = await within(CALL_S, _search(log, span, partition, _wanted(key, None, q), limit))
             shown = [show(record) for record in reversed(found.records)]
             following = None if found.before is None else write_offsets(found.before)
             return StoredMessages(total(), shown, following, found.scanned, found.reached)
@@ -234,7 +235,7 @@ def _one_route(log: Log) -> BaseRouteHandler:
         if not PLACE.search(request.scope["path"]):  # Litestar takes -1, +1, 1_0 and the digits of any script too
             raise problem(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.phrase)
         with reaching_kafka():
-            return show(await _record(log, partition, offset))
+            return show(await within(CALL_S, _record(log, partition, offset)))
 
     return one_message
 
@@ -258,7 +259,7 @@ def _stream_route(tail: Tail) -> BaseRouteHandler:
         if tail.is_full:
             raise problem(BUSY, "too many callers watch already", headers={"Retry-After": RETRY_AFTER})
         with reaching_kafka():
-            beginning = await tail.begin(start)
+            beginning = await within(CALL_S, tail.begin(start))
         events = tail.events(beginning, _wanted(key, partition, q))
         return Streamed(events, EVENTS, HTTPStatus.OK, SENT_AS_THEY_COME, reads_body=False)
 

@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced
 
 from apps.chassis.cluster import Cluster, Unusable
-from apps.chassis.deadline import within
+from apps.chassis.deadline import CALL_S, within
 from apps.chassis.internals.transactions import close_producer, transaction
 from apps.chassis.kafka import ClientOptions, size_of_batch
 from apps.chassis.logs import one_line
@@ -36,8 +36,6 @@ from contracts.topics import partitions_of
 
 log = logging.getLogger(__name__)
 
-CALL_S = 9.0
-"""Seconds after which a call is answered, whatever still cleans up."""
 WORK_S = 6.5
 """Seconds for a redrive, from its call on; then its transaction is aborted."""
 LONG_ENOUGH_S = 5.0

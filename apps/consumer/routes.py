@@ -1,7 +1,7 @@
 """The consumer's HTTP: what a call says becomes a call of what it steers, and the result an answer."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -21,6 +21,7 @@ from apps.chassis.body import (
     refuse_other_bodies,
     schema_of,
 )
+from apps.chassis.deadline import CALL_S, within
 from apps.chassis.logs import one_line
 from apps.chassis.problems import (
     BAD_BODY,
@@ -98,7 +99,7 @@ class Sought(msgspec.Struct):
 
 
 def consumer_routes(
-    control: Control, status: Callable[[], Awaitable[Status]], group: Callable[[], Awaitable[Group]]
+    control: Control, status: Callable[[], Awaitable[Status]], group: Callable[[], Coroutine[Any, Any, Group]]
 ) -> Sequence[BaseRouteHandler]:
     """Return the routes that show and steer the consumer."""
 
@@ -113,7 +114,7 @@ def consumer_routes(
     )
     async def show_group() -> Group:
         try:
-            return await group()
+            return await within(CALL_S, group())
         except (KafkaError, OSError, TimeoutError) as error:
             raise out_of_reach(error) from None
 

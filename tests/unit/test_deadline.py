@@ -1,0 +1,57 @@
+import asyncio
+
+import pytest
+from samples import LONG
+
+from apps.chassis.deadline import within
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_work_that_ends_in_time_returns_or_raises_as_by_itself() -> None:
+    async def returns() -> int:
+        return 7
+
+    async def raises() -> int:
+        raise ValueError("wrong")
+
+    assert await within(LONG, returns()) == 7
+    with pytest.raises(ValueError, match="wrong"):
+        await within(LONG, raises())
+
+
+async def test_a_caller_does_not_wait_for_work_that_cleans_up_after_its_time() -> None:
+    may_end, ended = asyncio.Event(), asyncio.Event()
+
+    async def cleans_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await may_end.wait()
+            ended.set()
+
+    with pytest.raises(TimeoutError):
+        await within(0.01, cleans_up())
+    assert not ended.is_set()
+    may_end.set()
+    async with asyncio.timeout(LONG):
+        await ended.wait()
+
+
+async def test_a_caller_that_is_cancelled_cancels_the_work() -> None:
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def works() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    calling = asyncio.create_task(within(LONG, works()))
+    await begun.wait()
+    calling.cancel()
+    async with asyncio.timeout(LONG):
+        await cancelled.wait()
+    with pytest.raises(asyncio.CancelledError):
+        await calling

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT = 45.0
 """Seconds for one attempt to connect; a member that waits for the rebalance of its group may take longer."""
-REPORT_AFTER = 5.0
-"""Seconds of an attempt to connect after which the log says what it waits for."""
+REPORT_AFTER = 8.0
+"""Seconds of an attempt to connect after which the log says what it waits for; a rebalance may take 7."""
 STOP_TIMEOUT = 6.5
 """Seconds for a broker to finish its batch, leave its group and close, before it is dropped."""
 LAST_RESORT = 1.5

@@ -1,5 +1,6 @@
 """What becomes of the long-lived Kafka clients when addresses, quotas, coordinators or the clock of Kafka change."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import GroupCoordinatorNotAvailableError
+from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest
 from moving import Moving
 from quotas import Quota, set_quota
 from services import Pipeline, Raw, Service, both, person, value_of, wait_until
@@ -89,6 +94,57 @@ def test_a_group_without_a_coordinator_is_named_as_what_is_missing(doors: Doors,
         assert consumer.http.get("/health-check").status_code == 503
         assert f"the coordinator of {pipeline.group}" in consumer.status()["last_error"]
         wait_until(lambda: f"the coordinator of {pipeline.group}" in consumer.log.read_text(), PROMPT_S)
+
+
+async def coordinator_of(client: AIOKafkaClient, group: str) -> int:
+    while True:
+        try:
+            return int(await client.coordinator_lookup(0, group))
+        except GroupCoordinatorNotAvailableError:  # a new Kafka creates its topic first
+            await asyncio.sleep(0.1)
+
+
+async def hold_up(pipeline: Pipeline, joined: threading.Event, enough: threading.Event) -> None:
+    """Join a group as a member that gives its partitions up for no rebalance, until it is enough."""
+    client = AIOKafkaClient(bootstrap_servers=pipeline.bootstrap_servers)
+    await client.bootstrap()
+    try:
+        coordinator = await coordinator_of(client, pipeline.group)
+        protocols = [("roundrobin", RoundRobinPartitionAssignor.metadata({pipeline.topic}).encode())]
+        member, code = "", -1
+        while code:  # the first answer gives it its member id; a new Kafka is not ready for groups
+            request = JoinGroupRequest(pipeline.group, 60_000, 60_000, member, None, "consumer", protocols)
+            answer = await client.send(coordinator, request)
+            member, code = answer.member_id, answer.error_code
+        joined.set()
+        await asyncio.to_thread(enough.wait)
+        await client.send(coordinator, LeaveGroupRequest(pipeline.group, member))
+    finally:
+        await client.close()
+
+
+def test_a_member_that_holds_up_the_rebalance_is_what_the_consumer_says_it_waits_for(
+    bootstrap_servers: str, logs: Path
+) -> None:
+    joined, enough = threading.Event(), threading.Event()
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        pipeline.create_topics(1)
+        member = threading.Thread(target=lambda: asyncio.run(hold_up(pipeline, joined, enough)))
+        member.start()
+        try:
+            assert joined.wait(PROMPT_S)
+            waits = f"waiting for the rebalance of group {pipeline.group} since "
+            with pipeline.consumer() as consumer:
+                consumer.until_answers("/livez", 200)
+                wait_until(lambda: waits in consumer.http.get("/health-check").json()["detail"], PROMPT_S + 2)
+                assert waits in consumer.status()["last_error"]
+                wait_until(lambda: waits in consumer.log.read_text(), PROMPT_S)
+                enough.set()
+                consumer.until_healthy()
+                assert "Traceback" not in consumer.log.read_text()
+        finally:
+            enough.set()
+            member.join()
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""End a command with the `uv` and `just` that run it: when those are killed, they end without their command."""
+"""End a command with its terminal, and with the `uv` and `just` that run it.
+
+When those are killed they end without their command, and of a terminal that is closed they tell it nothing.
+"""
 
 import os
 import signal
@@ -16,9 +19,10 @@ LOOK_AGAIN_S = 0.2
 
 
 def end_with_starters() -> None:
-    """Send SIGTERM to this process when a `uv` or `just` that started it has ended."""
-    if starters := starters_of(psutil.Process()):
-        threading.Thread(target=_watch, args=(starters,), daemon=True, name="starters").start()
+    """Send SIGTERM to this process when its terminal is closed, or a `uv` or `just` that started it has ended."""
+    starters, on_terminal = starters_of(psutil.Process()), os.isatty(0)
+    if starters or on_terminal:
+        threading.Thread(target=_watch, args=(starters, on_terminal), daemon=True, name="starters").start()
 
 
 def starters_of(process: psutil.Process) -> Sequence[psutil.Process]:
@@ -41,8 +45,8 @@ def _name_of(process: psutil.Process) -> str:
     return ""
 
 
-def _watch(starters: Sequence[psutil.Process]) -> None:
-    while all(map(_runs, starters)):
+def _watch(starters: Sequence[psutil.Process], on_terminal: bool) -> None:  # noqa: FBT001 - a thread is given it
+    while all(map(_runs, starters)) and os.isatty(0) >= on_terminal:
         time.sleep(LOOK_AGAIN_S)
     os.kill(os.getpid(), signal.SIGTERM)
 

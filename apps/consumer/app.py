@@ -38,12 +38,13 @@ from apps.consumer.dead_letter_routes import dead_letter_routes
 from apps.consumer.dead_letters import DeadLetters
 from apps.consumer.fetched import read_fetched_fast
 from apps.consumer.group import Group, look_at_group
-from apps.consumer.handler import handle
+from apps.consumer.handler import POLICY, handle
 from apps.consumer.lag import GroupOffsets, Lag, LagMeter
 from apps.consumer.log_reader import LogReader
 from apps.consumer.message_routes import Log, message_routes, weight_of
 from apps.consumer.metrics import of_consumer, timed
 from apps.consumer.page.routes import page_routes
+from apps.consumer.policy import Policy
 from apps.consumer.redrive import Redriver, marks_topic_name
 from apps.consumer.refill import Refill
 from apps.consumer.routes import Status, consumer_routes
@@ -69,12 +70,14 @@ def create_app(
     ending: asyncio.Event | None = None,
     handle: Handle = handle,
     *,
+    policy: Policy = POLICY,
     traces: Traces | None = None,
 ) -> Litestar:
     """Build the consumer; it joins its group when the application starts, and leaves it at its end.
 
     `ending` tells it beforehand that it is about to end, so that it leaves the group before the last answers are given.
-    `traces` follows its calls and what it handles; by default as the settings say.
+    `policy` says how batches are made, retried and limited. `traces` follows its calls and what it handles; by default
+    as the settings say.
     """
     traces = traces or traces_of(settings, SERVICE)
     _prepare_process()
@@ -92,7 +95,7 @@ def create_app(
     dead_letters = DeadLetters(for_purpose(options, "dead-letters"), settings.dead_letter_topic, cluster, group)
     registry = new_registry(SERVICE)
     edge = Edge(registry, Limit(partial(weight_of, window=window), MOST_IN_MEMORY), settings)
-    consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces)
+    consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces, policy)
     commits = Commits(partial(cluster.commits, group, topic))
     offsets = GroupOffsets(reader, LogReader(options, topic, committed_only=False), commits.read)
     meter = LagMeter(offsets)

@@ -1,44 +1,68 @@
-"""How often a batch is tried: the same again after growing pauses, then in halves until the culprits stand alone."""
+"""Have batches handled in spite of failures: retry, bisect, and tell poison records from an outage of the handler.
+
+A batch that fails is tried once more, then bisected without pauses. What fails alone is a suspect. It is poison only
+when another record succeeds after it failed; it is then tried a few times more and dead-lettered. Until then, and in
+an outage, nothing is dead-lettered: the suspects stay uncommitted and are retried with growing pauses, and newer
+records of other keys show whether the handler works.
+
+Each attempt gets freshly decoded values in a list of its own: what a handler does to them changes nothing here.
+"""
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from apps.chassis.logs import one_line, without_values
+from apps.consumer.containment import BrokenOff, HandlerCall
 from apps.consumer.dead_letters import BadRecord
+from apps.consumer.leaving import Leaving
+from apps.consumer.limit import is_redriven
+from apps.consumer.memory import MOST_RECORDS, Found, Memory
+from apps.consumer.outage import FailureWindow
+from apps.consumer.policy import DEFAULT, Policy
 from apps.consumer.window import Record, fields_of
-from contracts.person import Person
+from contracts.person import Person, decode
 
 log = logging.getLogger(__name__)
 
 Handle = Callable[[Sequence[Person]], Awaitable[None]]
+Newer = Callable[[], Awaitable[bool]]
+"""Tells whether records wait behind the in-flight batch."""
 
-MOST = 10
-"""Attempts of a batch before it is halved: with the pauses between them, some 25 s."""
-OUTAGE = 5
-"""Records that fail one after the other, each tried to the last, before it counts as the handler's and not theirs."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
-"""Seconds between two attempts; each pause is twice the one before, give or take a fifth."""
+FAILURES_IN_A_ROW = 20
+"""Failed calls without a success between them after which a batch is not bisected further, but pauses."""
+FAILING_S = 60.0
+"""Seconds of failed calls without a success, likewise."""
+STRUGGLING_S = 3.0
+"""Seconds of failed calls without a success after which it counts as retrying."""
+LONGEST_WRITE_PAUSE_S = 5.0
+"""Seconds of the longest pause before dead letters are written again."""
+LONGEST_S = 300.0
+"""Seconds after which a batch is redelivered, so that the consumer polls: far less than Kafka waits for a poll."""
+EARLIEST_S = 1.0
+"""Seconds of a pause that pass at least, before newer records end it."""
+LOOK_S = 0.1
+"""Seconds between two looks for newer records in a pause."""
+LONGEST_ERROR = 1_000
+"""Characters of the last error that are kept."""
 
 
 class Reject(Exception):
     """For a handler to raise: what it got must not be tried again as it is.
 
-    Of several people, the halves are tried at once, until those that are rejected stand alone; they are dead-lettered.
+    Of several records, the halves are tried at once, until those that are rejected stand alone; they are dead-lettered.
     """
 
 
-class GivenUp(Exception):
-    """The batch in hand was not done, and its partitions are to be given up: it comes again, here or elsewhere."""
-
-
 class Halted(Exception):
-    """So much is bad that it must be the code and not the data; the message says what.
+    """So many records were refused that the code must be at fault and not the data; the message says how many.
 
-    `reason` says it for the log, without the message of the `error` that was the last.
+    `reason` is the message without that of the last `error`, for the log.
     """
 
     def __init__(self, reason: str, error: BaseException | None = None) -> None:
@@ -46,165 +70,524 @@ class Halted(Exception):
         self.reason = reason if error is None else f"{reason}: {without_values(error)}"
 
 
-class Escaped(Exception):
-    """What a handler let out that is no `Exception`: `SystemExit`, or the cancellation of something of its own."""
+class Verdict(NamedTuple):
+    """What became of a batch: the records refused for good, those that failed as poison, and those not decided yet.
+
+    `unfinished` and `found` name records by their `id`, as a trial does: in memory all offsets are 0.
+    """
+
+    refused: Sequence[BadRecord] = ()
+    poison: Sequence[BadRecord] = ()
+    unfinished: Collection[int] = ()
+    found: Mapping[int, Found] = {}
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether anything of the batch is not done."""
+        return bool(self.refused or self.poison or self.unfinished)
 
 
-class _Failed(NamedTuple):
-    """How handling some records failed, and how often; `accepted` is whether any number may be refused."""
-
-    error: Exception
-    tries: int
-    accepted: bool
+async def nothing_newer() -> bool:
+    """Tell that nothing waits behind the batch."""
+    return False
 
 
 class Attempts:
-    """Gets work done in spite of errors. `failures` counts those of the batch in hand, `error` is the last, of `kind`.
+    """Has the batches of a stream handled, one at a time.
 
-    `in_a_row` records that the handler rejects one after the other are too many, and so are five that it fails for.
+    `failures` counts the failed calls since the last batch that was finished, `error` is the last, of `kind`. `waiting`
+    is whether records are retried with pauses, `outage` whether so many fail that it must be the handler.
     """
 
-    def __init__(self, leaving: asyncio.Event, in_a_row: int, most: int = MOST) -> None:
+    def __init__(self, handle: Handle, policy: Policy = DEFAULT) -> None:
         self.failures = 0
         self.error: str | None = None
         self.kind = ""
-        self._leaving = leaving
-        self._most = most
-        self._too_many = in_a_row
-        self._in_a_row = 0
-        self._worn_out = 0
-        self._told = False
+        self.waiting = False
+        self.outage = False
+        self.unwritten: str | None = None
+        self.call = HandlerCall()
+        self.leaving = Leaving(self.call.break_off)
+        self.policy = policy
+        self.memory = Memory()
+        self.successes = 0
+        self._handle = handle
+        self.failed = FailureWindow(policy.outage)
+        self._failed_at: Mapping[int, int] = {}
+        self._waits = 0
+        self._successes_at_wait = 0
+        self._wants_newer = False
+        self._redelivered = 0
+        self._is_woken = False
+        self._is_told = False
+        self._failing_since: float | None = None
+        self._is_due = asyncio.Event()
+
+    @property
+    def is_retrying(self) -> bool:
+        """Whether records are retried with pauses, or the handler has failed for some seconds without a success."""
+        since = self._failing_since
+        return self.waiting or (since is not None and time.monotonic() - since > STRUGGLING_S)
+
+    @property
+    def extra_records(self) -> int:
+        """How many records more than usual a poll must return, so that there are some behind the suspects."""
+        return self._redelivered if self._wants_newer else 0
+
+    def end_pause(self) -> None:
+        """Have the batch that waits redelivered now."""
+        self._is_due.set()
 
     async def handle(
-        self, handle: Handle, records: Sequence[Record], people: Sequence[Person], *, accept: bool = False
-    ) -> list[BadRecord]:
-        """Have people handled; return the records that the handler refuses for good.
+        self,
+        records: Sequence[Record],
+        people: Sequence[Person] | None,
+        *,
+        accept: bool = False,
+        newer: Newer = nothing_newer,
+    ) -> Verdict:
+        """Have a batch handled; `people` are its values, decoded for the first attempt.
 
-        Raises `GivenUp` when the partitions are to be given up before it is done, and `Halted` when it refuses too many
-        and that is not accepted.
+        With `accept` whatever fails counts as poison. Nothing is unfinished unless the batch was abandoned, or its
+        records cannot be told from an outage yet: these are to be redelivered.
         """
-        self._in_a_row = self._worn_out = 0
-        self._told = False
-        with self._counted():
-            return await self._until_handled(handle, records, people, accept=accept)
+        known = self.memory.recall(records)
+        trial = Trial(self, records, known, accept=accept)
+        if not self._waits or accept:
+            await trial.run(people)
+        elif not self._needs_pause(known) or await self._pause(newer):
+            await trial.run_carefully()
+        else:
+            trial.is_abandoned = True
+        return self._conclude(trial, accept=accept)
 
-    async def _until_handled(
-        self, handle: Handle, records: Sequence[Record], people: Sequence[Person], *, accept: bool
-    ) -> list[BadRecord]:
-        while True:
-            try:
-                await _call(handle, people)
-            except Exception as error:  # noqa: BLE001 - whatever the handler raises, no record may be lost by it
-                self._note(error)
-                self._tell(error, records, again=self.failures == self._most)
-                if self.failures >= self._most or isinstance(error, Reject):
-                    return await self._isolate(handle, records, people, _Failed(error, self.failures, accept))
-                await self._pause()
-            else:
-                return []
+    def keep(self, records: Sequence[Record], verdict: Verdict, redelivered: Collection[int]) -> None:
+        """Remember of a batch what was found out about the records that are to be `redelivered`."""
+        known = {place: verdict.found[place] for place in redelivered if place in verdict.found}
+        self.memory.keep(records, known)
+        self._redelivered = min(len(redelivered), MOST_RECORDS)
+        if not self.memory and not redelivered:
+            self.forget()
 
-    async def insist(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do `work`, as often as it takes. Raises `GivenUp` when the partitions are to be given up first."""
-        with self._counted():
+    def count(self, finished: int, poison: Sequence[BadRecord]) -> None:
+        """Count records that are committed, of which some were dead-lettered as poison, for the limit of an outage."""
+        places = (id(one.record) for one in poison)
+        self.failed.add(finished, [self._failed_at[place] for place in places if place in self._failed_at])
+
+    def retain(self, partitions: Collection[tuple[str, int]]) -> None:
+        """Forget what was found out about other partitions: they were given to other members."""
+        if self.memory:
+            self.memory.retain(partitions)
+            if not self.memory:
+                self.forget()
+
+    def forget(self) -> None:
+        """Forget what was found out about unfinished records, as before they are read again on purpose."""
+        self.memory.forget()
+        self.waiting = self.outage = self._wants_newer = False
+        self.failures = self._waits = 0
+        self._failing_since = None
+
+    async def attempt(self, records: Sequence[Record], people: Sequence[Person] | None = None) -> Exception | None:
+        """Call the handler with freshly decoded values; return what it raised. Raises `BrokenOff`."""
+
+        async def call() -> None:
+            await self._handle([decode(record.value or b"") for record in records] if people is None else people)
+
+        try:
+            await self.call.run(call)
+        except BrokenOff:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the handler raises, no record may be lost by it
+            self._note(error, records)
+            return error.with_traceback(None)  # it would hold the values, for as long as the error is remembered
+        self.successes += 1
+        self._failing_since = None
+        return None
+
+    async def insist(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Write dead letters, as often as it takes; return False when the batch is to be abandoned before."""
+        began, tries = time.monotonic(), 1
+        try:
             while True:
                 try:
-                    return await work()
+                    await work()
                 except Exception as error:  # noqa: BLE001 - whatever is wrong, the bad records must not be lost
-                    self._note(error)
-                    if self.failures in {1, self._most}:
-                        log.warning("dead letters could not be written, and are tried again: %s", without_values(error))
-                    await self._pause()
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Count failures of what is in hand; there are none when it is done, or given up."""
-        self.failures = 0
-        try:
-            yield
+                    self.unwritten, self.error = without_values(error), one_line(error)[:LONGEST_ERROR]
+                    self.failures, tries = self.failures + 1, tries + 1
+                    if tries in {2, 10}:
+                        log.warning("dead letters could not be written, and are tried again: %s", self.unwritten)
+                else:
+                    return True
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(self.policy.retry.pause_s(tries), LONGEST_WRITE_PAUSE_S)):
+                        await self.leaving.wait()
+                if self.leaving.is_set() or time.monotonic() - began > LONGEST_S:
+                    return False
         finally:
-            self.failures = 0
+            self.unwritten = None
 
-    async def _isolate(
-        self, handle: Handle, records: Sequence[Record], people: Sequence[Person], failed: _Failed
-    ) -> list[BadRecord]:
-        """Try the halves of what failed, the first before the second, so that keys keep their order."""
-        if len(records) == 1:
-            return await self._alone(handle, records[0], people[0], failed)
-        refused: list[BadRecord] = []
-        middle = len(records) // 2
-        for half in (slice(middle), slice(middle, None)):
-            if self._leaving.is_set():
-                raise GivenUp
-            self.failures = 0
-            try:
-                await _call(handle, people[half])
-            except Exception as error:  # noqa: BLE001 - as above
-                self._note(error)
-                self._tell(error, records[half])
-                again = _Failed(error, failed.tries + 1, failed.accepted)
-                refused += await self._isolate(handle, records[half], people[half], again)
-            else:
-                self._in_a_row = self._worn_out = 0
-        return refused
+    def _needs_pause(self, known: Collection[int]) -> bool:
+        """Return whether nothing succeeded since these records failed."""
+        return self.outage or (bool(known) and self.successes == self._successes_at_wait)
 
-    async def _alone(self, handle: Handle, record: Record, person: Person, failed: _Failed) -> list[BadRecord]:
-        """Try one record as often as a batch: what failed may have been the handler, and not the record."""
-        error, tries = failed.error, failed.tries
-        while self.failures < self._most and not isinstance(error, Reject):
-            await self._pause()
-            try:
-                await _call(handle, [person])
-            except Exception as again:  # noqa: BLE001 - as above
-                self._note(again)
-                self._tell(again, [record])
-                error, tries = again, tries + 1
-            else:
-                self._in_a_row = self._worn_out = self.failures = 0
-                return []
-        self._in_a_row += 1
-        self._worn_out += not isinstance(error, Reject)
-        if not failed.accepted and (self._in_a_row >= self._too_many or self._worn_out >= OUTAGE):
-            raise Halted(f"the handler refuses {self._in_a_row} records in a row", error)
-        self.failures = 0
-        return [BadRecord(record, error, tries)]
+    def _conclude(self, trial: "Trial", *, accept: bool) -> Verdict:
+        self._failed_at = trial.failed_at
+        if not trial.is_abandoned and not accept:
+            self.outage = trial.is_outage()
+            trial.doubt(everything=self.outage or trial.has_untried())
+        unfinished = trial.unfinished()
+        if unfinished and not trial.is_abandoned:
+            progress = trial.has_succeeded and not self.outage
+            self._waits = 1 if progress else self._waits + 1
+            self.waiting = self.waiting or self._waits > 1 or self.outage
+            self._wants_newer = not trial.has_untried()
+            self._successes_at_wait = self.successes
+        self._is_told = self._is_told and bool(unfinished)
+        found = dict(trial.found()) if unfinished or trial.refused or trial.poison else {}
+        poison = [BadRecord(one.record, one.error, one.tries) for one in trial.poison.values()]
+        return Verdict(list(trial.refused.values()), poison, unfinished, found)
 
-    def _tell(self, error: Exception, records: Sequence[Record], *, again: bool = False) -> None:
-        """Log what failed, once for each batch with the stack of the handler, or `again` without; no rejection."""
-        if isinstance(error, Reject) or (self._told and not again):
+    async def _pause(self, newer: Newer) -> bool:
+        """Wait before the next attempt; return False when the batch is to be redelivered: with newer records, or later.
+
+        Newer records end a pause, unless untried ones are at hand, or it is an outage.
+        """
+        if self._is_woken:
+            self._is_woken = False
+            return True
+        loop = asyncio.get_running_loop()
+        pause = self.policy.retry.pause_s(self._waits) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
+        began, earliest = loop.time(), min(pause, EARLIEST_S)
+        self._is_due.clear()
+        self.waiting = self.waiting or pause > 0
+        while (left := began + pause - loop.time()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, LOOK_S)):
+                    await self.leaving.wait()
+            if self.leaving.is_set() or self._is_due.is_set():
+                return False
+            if self._wants_newer and not self.outage and loop.time() - began >= earliest and await newer():
+                self._is_woken = True
+                return False
+        return not self.leaving.is_set()
+
+    def _note(self, error: Exception, records: Sequence[Record]) -> None:
+        """Count a failure, and log the first of a batch with the stack of the handler; no rejection."""
+        self.failures += 1
+        self._failing_since = self._failing_since or time.monotonic()
+        self.error, self.kind = one_line(error)[:LONGEST_ERROR], type(error).__name__
+        if self._is_told or isinstance(error, Reject):
             return
+        self._is_told = True
         log.warning(
-            "a batch of %d records failed %d times, and is tried again: %s",
+            "a batch of %d records failed, and is tried again: %s",
             len(records),
-            self.failures,
             without_values(error),
-            exc_info=None if self._told else error,
+            exc_info=error,
             extra=fields_of(records[0]) | {"records": len(records), "error": type(error).__name__},
         )
-        self._told = True
 
-    def _note(self, error: Exception) -> None:
-        self.failures += 1
-        self.error, self.kind = one_line(error), type(error).__name__
 
-    async def _pause(self) -> None:
-        """Wait before the next attempt, longer each time. Raises `GivenUp` when the partitions are to be given up."""
-        pause = min(FIRST_PAUSE * 2 ** min(self.failures - 1, 10), LONGEST_PAUSE)
+class Suspect:
+    """A record that failed alone; later records of its key are `held`, so that their order is kept.
+
+    `failed_at` is how many calls of the handler had succeeded when it failed last.
+    """
+
+    def __init__(self, record: Record, error: Exception, tries: int, failed_at: int) -> None:
+        self.record = record
+        self.error = error
+        self.tries = tries
+        self.failed_at = failed_at
+        self.held: list[Record] = []
+
+
+class Chunk(NamedTuple):
+    """Records that are tried together, and how often they were tried before."""
+
+    records: Sequence[Record]
+    tries: int = 0
+
+
+class Trial:
+    """One batch while it is tried: what is pending, and what was found out.
+
+    `failed_at` has the position in the stream of each failing record that counts for an outage.
+    """
+
+    def __init__(
+        self, attempts: Attempts, records: Sequence[Record], known: Mapping[int, Found], *, accept: bool
+    ) -> None:
+        self.refused: dict[int, BadRecord] = {}
+        self.poison: dict[int, Suspect] = {}
+        self.failed_at: dict[int, int] = {}
+        self.has_succeeded = False
+        self.is_abandoned = False
+        self._done: set[int] = set()
+        self._is_done = False
+        self._suspects: dict[int, Suspect] = {}
+        self._attempts = attempts
+        self._accept = accept
+        self._records = records
+        self._known = known
+        self._pending: deque[Chunk] = deque()
+        self._began = time.monotonic()
+        self._failing_since: float | None = None
+        self._failures_in_a_row = self._rejected_in_a_row = 0
+        self._retrying_s = 0.0
+        if known:
+            self._recall()
+
+    async def run(self, people: Sequence[Person] | None) -> None:
+        """Try the batch, once more at once, then bisect it; what is known already is not tried again with the rest."""
         try:
-            async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):  # noqa: S311 - spreads load, guards nothing
-                await self._leaving.wait()
-        except TimeoutError:
-            return
-        raise GivenUp
+            if self._known or not await self._is_all_done(people):
+                await self._decide()
+        except BrokenOff:
+            self.is_abandoned = True
+
+    async def run_carefully(self) -> None:
+        """Try few records alone, and the rest only when one of them succeeds."""
+        try:
+            if await self._probe():
+                if self._attempts.outage:
+                    self._acquit()
+                await self._decide()
+        except BrokenOff:
+            self.is_abandoned = True
+
+    def has_untried(self) -> bool:
+        """Return whether records are left that could show that the handler works."""
+        return any(self._without_held(chunk).records for chunk in self._pending)
+
+    def is_outage(self) -> bool:
+        """Return whether so many records fail that the handler must be at fault."""
+        window = self._attempts.failed
+        tried = len(self._done) + len(self.refused) + len(self.poison) + len(self._suspects)
+        return bool(self.failed_at) and window.exceeded(self.failed_at.values(), window.seen + tried)
+
+    def doubt(self, *, everything: bool) -> None:
+        """Suspect poison again where nothing succeeded after it and other records are undecided too, or all of it."""
+        if everything or self.unfinished():
+            successes = self._attempts.successes
+            doubtful = {place for place, one in self.poison.items() if everything or one.failed_at == successes}
+            self._suspects |= {place: self.poison.pop(place) for place in doubtful}
+
+    def unfinished(self) -> list[int]:
+        """Return the records that are to be redelivered."""
+        if self._is_done:
+            return []
+        decided = self._done | self.refused.keys() | self.poison.keys()
+        return [place for place in map(id, self._records) if place not in decided]
+
+    def found(self) -> Iterator[tuple[int, Found]]:
+        """Yield what was found out about each record."""
+        for place in self._done:
+            yield place, Found("done")
+        for place, bad in self.refused.items():
+            yield place, Found("refused", bad.error, bad.tries)
+        for place, one in self.poison.items():
+            yield place, Found("poison", one.error, one.tries, one.failed_at)
+        for place, one in self._suspects.items():
+            yield place, Found("suspect", one.error, one.tries, one.failed_at)
+
+    def _recall(self) -> None:
+        """Begin with what is known: only the rest is pending."""
+        rest = []
+        for record in self._records:
+            place = id(record)
+            found = self._known.get(place)
+            if found is None:
+                rest.append(record)
+            elif found.kind == "refused" and found.error is not None:
+                self.refused[place] = BadRecord(record, found.error, found.tries)
+            elif isinstance(found.error, Exception):
+                self._set_apart(Suspect(record, found.error, found.tries, found.failed_at))
+                if found.kind == "poison":
+                    self.poison[place] = self._suspects.pop(place)
+            else:
+                self._done.add(place)
+        self._pending.append(Chunk(rest))
+
+    async def _is_all_done(self, people: Sequence[Person] | None) -> bool:
+        """Try the batch as it is, twice unless it is rejected; leave it pending when that fails."""
+        tries = 1
+        error = await self._try(Chunk(self._records), people)
+        if error is not None and not isinstance(error, Reject) and not self._must_stop():
+            tries, error = 2, await self._try(Chunk(self._records))
+        if error is not None:
+            self._failed(Chunk(self._records, tries), error)
+        self._is_done = error is None
+        return self._is_done
+
+    async def _decide(self) -> None:
+        """Find out what can be found out now about the pending records and the suspects."""
+        await self._judge()
+        while self._pending and not self._must_stop():
+            await self._isolate()
+            await self._judge()  # with what is held behind a suspect to follow
+
+    async def _isolate(self) -> None:
+        """Bisect what is pending until all that fails stands alone, the first half before the second."""
+        while self._pending and not self._must_stop():
+            chunk = self._without_held(self._pending.popleft())
+            if not chunk.records:
+                continue
+            error = await self._try(chunk)
+            if error is None:
+                self._done.update(map(id, chunk.records))
+                await self._judge()
+            else:
+                self._failed(Chunk(chunk.records, chunk.tries + 1), error)
+
+    def _failed(self, chunk: Chunk, error: Exception) -> None:
+        """Divide what failed; what stands alone is refused when it was rejected, and suspect else."""
+        middle, first = len(chunk.records) // 2, id(chunk.records[0])
+        tries = chunk.tries + (self._known[first].tries if first in self._known else 0)
+        if middle:
+            halves = chunk.records[middle:], chunk.records[:middle]
+            self._pending.extendleft(Chunk(half, chunk.tries) for half in halves)
+        elif isinstance(error, Reject):
+            self._refuse(chunk.records[0], error, tries)
+        else:
+            self._set_apart(Suspect(chunk.records[0], error, tries, self._attempts.successes))
+
+    async def _judge(self) -> None:
+        """Try again what failed before the last success: what fails then is poison."""
+        for suspect in list(self._suspects.values()):
+            if self._must_stop():
+                return
+            if self._accept or suspect.failed_at < self._attempts.successes:
+                began = time.monotonic()
+                await self._try_again(suspect)
+                self._retrying_s += time.monotonic() - began
+
+    async def _try_again(self, suspect: Suspect) -> None:
+        retry = self._attempts.policy.retry
+        for _ in range(retry.attempts if self._retrying_s < retry.budget_s else 1):
+            error = await self._try_alone(suspect)
+            if not isinstance(error, Exception) or isinstance(error, Reject):
+                return
+            if self._attempts.leaving.is_set():
+                return
+        place = id(suspect.record)
+        self.poison[place] = self._suspects.pop(place)
+        self._release(suspect)
+
+    async def _try_alone(self, suspect: Suspect) -> Exception | None:
+        """Try a suspect; it is none any more when it succeeds or is rejected."""
+        place = id(suspect.record)
+        in_a_row = self._failures_in_a_row
+        error = await self._try(Chunk([suspect.record]))
+        suspect.tries += 1
+        if error is None or isinstance(error, Reject):
+            del self._suspects[place]
+            self.failed_at.pop(place, None)
+            self._release(suspect)
+        if error is None:
+            self._done.add(place)
+        elif isinstance(error, Reject):
+            self._refuse(suspect.record, error, suspect.tries)
+        else:
+            suspect.error, suspect.failed_at = error, self._attempts.successes
+            self._failures_in_a_row = in_a_row  # it was expected to fail
+        return error
+
+    async def _probe(self) -> bool:
+        """Try a suspect and a few untried records alone; return whether the handler decided about one of them."""
+        if self._suspects:
+            error = await self._try_alone(random.choice(list(self._suspects.values())))  # noqa: S311 - guards nothing
+            if error is None or isinstance(error, Reject):
+                return True
+        for record in self._pick():
+            if self._must_stop():
+                return False
+            error = await self._try(Chunk([record]))
+            if error is None:
+                self._done.add(id(record))
+                return True
+            self._failed(Chunk([record], 1), error)
+            if isinstance(error, Reject):
+                return True
+        return False
+
+    def _pick(self) -> Iterator[Record]:
+        """Take the newest and a random record out of what is pending, each the first of its key: that keeps order."""
+        pending = [record for chunk in self._pending for record in self._without_held(chunk).records]
+        first_of_key: dict[object, Record] = {}
+        for record in pending:
+            first_of_key.setdefault(_key_of(record) or id(record), record)
+        self._pending = deque([Chunk(pending)])
+        candidates = list(first_of_key.values())
+        newest = candidates[-1:]
+        others = candidates[:-1]
+        for picked in newest + random.sample(others, min(1, len(others))):
+            self._pending = deque([Chunk([record for record in self._pending[0].records if record is not picked])])
+            yield picked
+
+    def _acquit(self) -> None:
+        """Make all pending again that is not decided: the handler was out of order, and seems to work again."""
+        self._suspects.clear()
+        self.poison.clear()
+        self.failed_at.clear()
+        decided = self._done | self.refused.keys()
+        self._pending = deque([Chunk([record for record in self._records if id(record) not in decided])])
+
+    async def _try(self, chunk: Chunk, people: Sequence[Person] | None = None) -> Exception | None:
+        error = await self._attempts.attempt(chunk.records, people)
+        if error is None:
+            self.has_succeeded = True
+            self._failures_in_a_row = self._rejected_in_a_row = 0
+            self._failing_since = None
+        elif not isinstance(error, Reject):
+            self._failing_since = self._failing_since or time.monotonic()
+            self._failures_in_a_row += not all(map(is_redriven, chunk.records))  # these are expected to fail
+        return error
+
+    def _must_stop(self) -> bool:
+        """Return whether no more is to be tried now: the batch is abandoned, or the handler seems out of order."""
+        rejected = self._rejected_in_a_row >= self._attempts.policy.halt.consecutive
+        too_long = time.monotonic() - self._began > LONGEST_S
+        if self._attempts.leaving.is_set() or too_long or (rejected and not self._accept):
+            self.is_abandoned = True
+        if self.is_abandoned or self._accept:
+            return self.is_abandoned
+        since = self._failing_since
+        too_long = since is not None and time.monotonic() - since > FAILING_S
+        return too_long or self._failures_in_a_row >= FAILURES_IN_A_ROW or self.is_outage()
+
+    def _refuse(self, record: Record, error: Exception, tries: int) -> None:
+        self._rejected_in_a_row += 1
+        self.refused[id(record)] = BadRecord(record, error, tries)
+
+    def _set_apart(self, suspect: Suspect) -> None:
+        place = id(suspect.record)
+        self._suspects[place] = suspect
+        if not self._accept and not is_redriven(suspect.record):
+            tried = len(self._done) + len(self.refused) + len(self.poison) + len(self._suspects)
+            self.failed_at[place] = self._attempts.failed.seen + tried
+
+    def _release(self, suspect: Suspect) -> None:
+        """Make the records pending that were held behind a suspect."""
+        if suspect.held:
+            self._pending.appendleft(Chunk(suspect.held))
+            suspect.held = []
+
+    def _without_held(self, chunk: Chunk) -> Chunk:
+        """Hold those records back whose key waits for a suspect; return the others."""
+        if not self._suspects:
+            return chunk
+        waiting = {_key_of(one.record): one for one in self._suspects.values() if one.record.key is not None}
+        ready = []
+        for record in chunk.records:
+            suspect = waiting.get(_key_of(record))
+            if suspect is None:
+                ready.append(record)
+            else:
+                suspect.held.append(record)
+        return Chunk(ready, chunk.tries)
 
 
-async def _call(handle: Handle, people: Sequence[Person]) -> None:
-    """Call the handler; raises `Escaped` for whatever comes out of it that would end the consume loop."""
-    try:
-        await handle(people)
-    except (Exception, GeneratorExit):
-        raise
-    except BaseException as error:
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-            raise  # it is the loop itself that is cancelled
-        raise Escaped(one_line(error)) from error
+def _key_of(record: Record) -> tuple[int, bytes] | None:
+    return None if record.key is None else (record.partition, record.key)

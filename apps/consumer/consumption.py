@@ -1,20 +1,22 @@
 """Process a batch: the handler takes the good records, the dead letters take the bad ones, then all are counted."""
 
-import asyncio
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
 from apps.chassis.logs import one_line
 from apps.chassis.traces import Traces
-from apps.consumer.attempts import Attempts, Halted, Handle
+from apps.consumer.attempts import Attempts, Halted, Handle, Newer, Verdict, nothing_newer
+from apps.consumer.batch_size import BatchSize
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.fetched import OversizedRecord, TooLarge
 from apps.consumer.limit import Limit
+from apps.consumer.policy import DEFAULT, Policy
 from apps.consumer.window import Record, Window, fields_of
 from contracts.person import Person, decode
 
@@ -39,14 +41,17 @@ REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", 
 
 
 class Outcome(NamedTuple):
-    """What became of a batch: its records that were handled, and those that were dead-lettered.
+    """What became of a batch: its records that were handled, and those that were dead-lettered, `poison` among them.
 
-    `recovered` are partitions of which it has only good records, after a start that accepted bad ones.
+    `recovered` are partitions of which it has only good records, after a start that accepted bad ones. `redelivered`
+    has the first offset of each partition (of a topic) that is to be read again: only what stands before is finished.
     """
 
     good: Sequence[Record]
-    bad: Sequence[BadRecord]
-    recovered: set[int]
+    bad: Sequence[BadRecord] = ()
+    poison: Sequence[BadRecord] = ()
+    recovered: Collection[int] = ()
+    redelivered: Mapping[tuple[str, int], int] = {}
 
 
 class Consumption:
@@ -58,7 +63,12 @@ class Consumption:
     """
 
     def __init__(
-        self, window: Window, handle: Handle, write_dead_letters: WriteDeadLetters, traces: Traces | None = None
+        self,
+        window: Window,
+        handle: Handle,
+        write_dead_letters: WriteDeadLetters,
+        traces: Traces | None = None,
+        policy: Policy = DEFAULT,
     ) -> None:
         self.consumed = 0
         self.dead_letters = Counter(dict.fromkeys(REASONS, 0))
@@ -69,14 +79,14 @@ class Consumption:
         self.last_error: str | None = None
         self._unreadable: tuple[str, float] | None = None
         self.window = window
-        self.leaving = asyncio.Event()
         self.idle_since = time.time()
         self.busy_since: float | None = None
-        self.limit = Limit()
-        self.attempts = Attempts(self.leaving, self.limit.in_a_row)
+        self.limit = Limit(policy.halt)
+        self.attempts = Attempts(handle, policy)
+        self.leaving = self.attempts.leaving
+        self.size = BatchSize(policy.batching)
         self._accept = False
         self._recovered: set[int] = set()
-        self._handle = handle
         self._write_dead_letters = write_dead_letters
         self._traces = traces or Traces()
 
@@ -89,6 +99,22 @@ class Consumption:
     def batch_age(self) -> float:
         """The seconds that the in-flight batch has taken so far, its commit included; 0 without one."""
         return max(0.0, time.time() - self.busy_since) if self.busy_since else 0.0
+
+    @property
+    def most_records(self) -> int:
+        """How many records the next poll may return."""
+        return self.size.records + self.attempts.extra_records
+
+    @property
+    def retrying(self) -> str | None:
+        """Why records are retried, without what errors may quote; None when they are not."""
+        attempts = self.attempts
+        if attempts.unwritten is not None:
+            return f"retrying: dead letters cannot be written: {attempts.unwritten}"
+        if not attempts.is_retrying:
+            return None
+        why = "the handler fails for too many records" if attempts.outage else "records fail in the handler"
+        return f"retrying: {why}: {attempts.failures} attempts failed, the last with {attempts.kind}"
 
     def note_unreadable(self, what: str) -> None:
         """Note that a batch cannot be read: its partition waits until it can be, or until somebody seeks past it."""
@@ -104,26 +130,42 @@ class Consumption:
         return what if (self.busy_since or time.time()) - seen < FORGOTTEN else None
 
     def resume(self, *, accept: bool) -> None:
-        """Consume again after a halt.
+        """Consume again after a stop or a halt.
 
         With `accept`, the bad records of a partition are let through until a batch has only good ones of it.
         """
         self.halted = None
-        self._accept = accept
-        self._recovered.clear()
+        self.leaving.clear()
+        self.attempts.forget()
+        self._accept = False
         if accept:
-            self.limit.forget()
+            self.accept()
 
-    async def consume(self, records: Sequence[Record]) -> Outcome:
+    def accept(self) -> None:
+        """Let the bad records of a partition through until a batch has only good ones of it."""
+        self._accept = True
+        self._recovered.clear()
+        self.limit.forget()
+        self.attempts.end_pause()
+
+    def assigned(self, partitions: Collection[tuple[str, int]]) -> None:
+        """Note which partitions, of a topic each, are assigned now."""
+        self.leaving.clear()
+        self.idle_since = time.time()  # what was assigned just now could not be polled before
+        self.rebalances += 1
+        self.attempts.retain(partitions)
+
+    async def consume(self, records: Sequence[Record], newer: Newer = nothing_newer) -> Outcome:
         """Handle a batch and write its dead letters; return what to `settle` once it is committed.
 
-        When it raises, nothing of the batch may be committed.
+        When it raises, nothing of the batch may be committed. `newer` tells whether records wait behind the batch.
         """
         try:
             if not self.halted:
-                self.leaving.clear()
+                if self.leaving.is_set():
+                    return Outcome((), redelivered=_firsts(records))
                 with self._traces.handling(records):
-                    return await self._consume(records)
+                    return await self._consume(records, newer)
         except Halted as reason:
             self.halted = self.last_error = str(reason)
             self.halted_for = reason.reason
@@ -136,28 +178,73 @@ class Consumption:
     def settle(self, outcome: Outcome) -> None:
         """Count a batch, and show its records: it is committed, and will not be redelivered."""
         self.limit.count()
-        self._recovered |= outcome.recovered
+        self.attempts.count(len(outcome.good) + len(outcome.bad), outcome.poison)
+        self._recovered.update(outcome.recovered)
         self.consumed += len(outcome.good)
         for letter in outcome.bad:
             self.dead_letters[self._reason_of(letter)] += 1
         self.window.extend(outcome.good)
 
-    async def _consume(self, records: Sequence[Record]) -> Outcome:
+    async def _consume(self, records: Sequence[Record], newer: Newer) -> Outcome:
         good, people, bad = sort_out(records)
         accepted = {record.partition for record in records} - self._recovered if self._accept else set()
+        verdict = Verdict()
         if people:
-            refused = await self.attempts.handle(self._handle, good, people, accept=bool(accepted))
-            if refused:
-                places = {(one.record.partition, one.record.offset) for one in refused}
-                good = [record for record in good if (record.partition, record.offset) not in places]
-                bad = sorted([*bad, *refused], key=lambda one: (one.record.partition, one.record.offset))
-        if excess := self.limit.review(good, bad, accepted):
-            raise Halted(excess)
-        if bad:
-            await self.attempts.insist(partial(self._write_dead_letters, bad))
-            _tell(bad)
-            self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
-        return Outcome(good, bad, accepted - {one.record.partition for one in bad})
+            began = time.monotonic()
+            verdict = await self.attempts.handle(good, people, accept=bool(accepted), newer=newer)
+            if not verdict.is_bad:
+                self.size.adapt(len(good), time.monotonic() - began)
+        if not bad and not verdict.is_bad:
+            self.attempts.keep(records, verdict, ())
+            self.limit.review(records, ())
+            self.limit.passed()
+            return Outcome(good, recovered=accepted)
+        bad += [*verdict.refused, *verdict.poison]
+        outcome = self._finished(records, bad, verdict, accepted)
+        if outcome.bad and not await self._dead_letter(outcome.bad):
+            unwritten = [id(one.record) for one in outcome.bad]
+            outcome = self._finished(
+                records, bad, verdict._replace(unfinished=[*verdict.unfinished, *unwritten]), accepted
+            )
+        redelivered = [id(record) for record in records if record.offset >= _first(outcome.redelivered, record)]
+        self.attempts.keep(records, verdict, redelivered)
+        return outcome
+
+    def _finished(
+        self, records: Sequence[Record], bad: Sequence[BadRecord], verdict: Verdict, accepted: Collection[int]
+    ) -> Outcome:
+        """Return what is finished of a batch: in each partition what stands before its first unfinished record.
+
+        Raises `Halted` when too many of these were refused.
+        """
+        unfinished = set(verdict.unfinished)
+        firsts = _firsts([record for record in records if id(record) in unfinished])
+        finished = [record for record in records if record.offset < _first(firsts, record)]
+        bad_of = {id(one.record): one for one in bad}
+        of_handler = {id(one.record) for one in verdict.poison}
+        refused: list[BadRecord] = []
+        poison: list[BadRecord] = []
+        for one in map(bad_of.get, map(id, finished)):
+            if one is not None:
+                (poison if id(one.record) in of_handler else refused).append(one)
+        if excess := self.limit.review(finished, refused, poison, accepted):
+            self.limit.halt()
+            raise Halted(excess, refused[-1].error)
+        return Outcome(
+            [record for record in finished if id(record) not in bad_of],
+            sorted([*refused, *poison], key=lambda one: (one.record.partition, one.record.offset)),
+            poison,
+            set(accepted) - {one.record.partition for one in bad} - {partition for _, partition in firsts},
+            firsts,
+        )
+
+    async def _dead_letter(self, bad: Sequence[BadRecord]) -> bool:
+        """Write dead letters, as often as it takes; return False when the batch is to be abandoned before."""
+        if not await self.attempts.insist(partial(self._write_dead_letters, bad)):
+            return False
+        _tell(bad)
+        self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
+        return True
 
     def _reason_of(self, letter: BadRecord) -> str:
         name = type(letter.error).__name__
@@ -181,6 +268,20 @@ def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person],
             # its traceback would hold this list, which holds the error: for as long as garbage is not collected
             bad.append(BadRecord(record, error.with_traceback(None), tries=1))
     return good, people, bad
+
+
+def _firsts(records: Sequence[Record]) -> dict[tuple[str, int], int]:
+    """Return the first offset of each partition (of a topic) among some records."""
+    firsts: dict[tuple[str, int], int] = {}
+    for record in records:
+        partition = record.topic, record.partition
+        firsts[partition] = min(record.offset, firsts.get(partition, record.offset))
+    return firsts
+
+
+def _first(firsts: Mapping[tuple[str, int], int], record: Record) -> float:
+    """Return the first offset of a record's partition; infinity when there is none."""
+    return firsts.get((record.topic, record.partition), math.inf)
 
 
 def _tell(bad: Sequence[BadRecord]) -> None:

@@ -15,9 +15,10 @@ from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
 from apps.consumer.commits import MARK, Commits, positions_of
 from apps.consumer.consumption import Consumption
+from apps.consumer.containment import contain_child_tasks
 from apps.consumer.subscriber import ailment
 
-State = Literal["starting", "running", "paused", "stopped", "reconnecting", "halted"]
+State = Literal["starting", "running", "retrying", "paused", "stopped", "reconnecting", "halted"]
 Place = Literal["beginning", "end"] | datetime | Mapping[int, int]
 """Where to seek to: an end of the topic, the first record at or after a time, or an offset in each partition."""
 
@@ -25,12 +26,12 @@ JOINING = 6.0
 """Seconds that `start` waits for its turn, and for the group to give out its partitions, before it returns."""
 BATCH_IN_HAND = 5.0
 """Seconds that `seek` waits for the batch in hand."""
+BREAK_OFF_S = 4.0
+"""Seconds of them after which a handler that still runs is cancelled; also when the consumption stops."""
 SEEKING = 9.0
 """Seconds that a `seek` may take in all."""
 ROUND = 2.0
 """Seconds between two looks at the consume loop."""
-FAILING = 3
-"""Failures of the same batch after which the service counts as unable to do its job."""
 
 
 class NotNow(Exception):
@@ -82,12 +83,14 @@ class Control:
     async def start(self, *, accept: bool = False) -> None:
         """Join the group and consume; return once partitions are assigned, or after 6 s.
 
-        After a halt, `accept` lets the bad records through.
+        With `accept`, after a halt or while retrying, what is bad is dead-lettered until a batch has only good records.
         """
         late = time.monotonic() + JOINING
         async with self._changing:
             if self._consumption.halted:
                 await self._end()
+            elif accept and self._consumption.retrying:
+                self._consumption.accept()
             if self._holding is None or self._holding.done():
                 self._consumption.resume(accept=accept)
                 self._holding = self._background.start(self._connection.hold(), "consumption")
@@ -96,14 +99,15 @@ class Control:
     async def stop(self) -> None:
         """Commit the batch in hand, leave the group and return.
 
-        A batch whose handler fails, or takes more than 5 s, is given up uncommitted: it comes again, here or elsewhere.
+        A batch that fails is abandoned at once, and a call of the handler that takes more than 4 s is cancelled: what
+        stands in each partition before the first unfinished record is committed, the rest will be redelivered.
         """
         async with self._changing:
             await self._end()
 
     async def _end(self) -> None:
         if self._holding is not None:
-            self._consumption.leaving.set()
+            self._consumption.leaving.set(BREAK_OFF_S)
             self._holding.cancel()
             await asyncio.wait([self._holding])
             self._holding = None
@@ -158,6 +162,7 @@ class Control:
                 await self._wait_for_batch(subscriber)
                 for tp, offset in offsets.items():  # nothing can come between: no batch is in hand, and none is read
                     consumer.seek(tp, offset)
+                self._consumption.attempts.forget()
                 await consumer.commit({tp: (offset, MARK) for tp, offset in offsets.items()})
                 self._commits.sought({tp.partition: offset for tp, offset in offsets.items()})
             except IllegalStateError as error:
@@ -173,12 +178,16 @@ class Control:
         return "stopped" if self.stopped else "not connected yet"
 
     async def _wait_for_batch(self, subscriber: BatchSubscriber) -> None:
-        """Wait until no batch is in hand; a failing one gives up at once, and its records come again after the seek."""
-        self._consumption.leaving.set()
-        await subscriber.lock.wait_release(BATCH_IN_HAND)  # type: ignore[attr-defined]  # a MultiLock once started
-        self._consumption.leaving.clear()
+        """Wait until no batch is in flight; the handler is cancelled when it takes too long."""
+        self._consumption.leaving.set(BREAK_OFF_S)
+        try:
+            await subscriber.lock.wait_release(BATCH_IN_HAND)  # type: ignore[attr-defined]  # a MultiLock once started
+        finally:
+            self._consumption.leaving.clear()
         if not subscriber.lock.empty:  # type: ignore[attr-defined]
-            raise NotNow(f"the batch in hand takes more than {BATCH_IN_HAND:g} s")
+            raise NotNow(
+                f"the handler was cancelled after {BREAK_OFF_S:g} s and goes on: it holds up the in-flight batch"
+            )
 
     async def state(self) -> State:
         """Return what the consumption is doing, with a look at the cluster (4 s at most)."""
@@ -190,7 +199,9 @@ class Control:
             return "reconnecting" if self._connection.replaced else "starting"
         if self.obstacle() or await self._cluster.trouble():
             return "reconnecting"
-        return "paused" if self._consumption.paused else "running"
+        if self._consumption.paused:
+            return "paused"
+        return "retrying" if self._consumption.retrying else "running"
 
     async def health(self) -> tuple[bool, str, str]:
         """Return whether the consumer can do its job, the state of Kafka, and why not."""
@@ -209,9 +220,9 @@ class Control:
 
     def _struggle(self) -> str | None:
         """Return what keeps batches from being committed, although they are fetched, or None."""
-        attempts, age = self._consumption.attempts, self._consumption.batch_age
-        if attempts.failures >= FAILING:
-            return f"a batch failed {attempts.failures} times: {attempts.kind} (see last_error of the status)"
+        retrying, age = self._consumption.retrying, self._consumption.batch_age
+        if retrying and not self._consumption.paused:
+            return f"{retrying} (see last_error of the status)"
         if self._commits.error:
             return f"the last commit failed, and its batch will be redelivered: {self._commits.error}"
         if age > self._slow_batch_s:
@@ -236,6 +247,7 @@ class Control:
 
         While Kafka itself is out of reach nothing is replaced: the client connects by itself again.
         """
+        contain_child_tasks(asyncio.get_running_loop())  # of handlers: begun before the first start
         while True:
             await asyncio.sleep(ROUND)
             async with self._changing:

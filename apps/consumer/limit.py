@@ -1,60 +1,125 @@
-"""When nearly everything is bad it is not the data: the consumer halts, or all of the topic would be dead-lettered.
+"""Halt instead of dead-lettering everything: when nearly all records are refused, the data is not at fault.
 
-After the manner of Sentry's Arroyo (`DlqLimit`): a limit of bad records in a row, and one of their share, a partition.
+After the manner of Sentry's Arroyo (`DlqLimit`): a limit of consecutive refused records, and one of their ratio; both
+for each partition, and for all that this instance consumes of the stream, in the order in which it consumes it.
 """
 
 from collections import deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from apps.consumer.dead_letters import BadRecord
+from apps.consumer.policy import DEFAULT, HaltLimit
 from apps.consumer.window import Record
+from contracts.dead_letter import history
+
+STREAM = -1
+"""Stands for the whole stream among the numbers of partitions."""
+
+
+class Row(NamedTuple):
+    """How many records were seen, how many refused ones were the last, and at which positions refused ones stood."""
+
+    seen: int = 0
+    consecutive: int = 0
+    refused_at: tuple[int, ...] = ()
 
 
 class Limit:
-    """Judges batches. By default it refuses the 100th bad record in a row, and the 501st of the last 1,000."""
+    """Judges batches of a stream, in the order in which this instance consumes them.
 
-    def __init__(self, in_a_row: int = 100, share: float = 0.5, of_last: int = 1_000) -> None:
-        self.in_a_row = in_a_row
-        self._share = share
-        self._of_last = of_last
-        self._histories: dict[int, deque[bool]] = {}
-        self._reviewed: dict[int, deque[bool]] = {}
+    A good record ends a row of refused ones. A record that was redriven, or that failed in the handler, neither ends
+    a row nor counts.
+    """
 
-    def review(self, good: Iterable[Record], bad: Sequence[BadRecord], accepted: Container[int] = ()) -> str | None:
-        """Return why a batch has too many bad records, or None; `count` has it count from then on.
+    def __init__(self, policy: HaltLimit = DEFAULT.halt) -> None:
+        self._policy = policy
+        self._rows: dict[int, Row] = {}
+        self._reviewed: dict[int, Row] = {}
+        self._halted = False
 
-        The bad records of `accepted` partitions are none. A partition whose history holds no bad record costs nothing.
+    @property
+    def consecutive(self) -> int:
+        """The number of refused records in a row that halts."""
+        return self._policy.consecutive
+
+    def review(
+        self,
+        records: Sequence[Record],
+        refused: Sequence[BadRecord],
+        passed_over: Iterable[BadRecord] = (),
+        accepted: Container[int] = (),
+    ) -> str | None:
+        """Return why the refused among `records` must halt the stream, or None; `count` makes the batch count.
+
+        Those of `accepted` partitions, and those `passed_over`, do not count. After a halt each that counts halts.
         """
         self._reviewed = {}
-        if not bad and not self._histories:
+        counting = {
+            id(one.record) for one in refused if one.record.partition not in accepted and not is_redriven(one.record)
+        }
+        if not counting and not self._rows:
             return None
-        outcomes: dict[int, list[tuple[int, bool]]] = {}
-        for record in good:
-            outcomes.setdefault(record.partition, []).append((record.offset, False))
-        for record, *_ in bad:
-            if record.partition not in accepted:
-                outcomes.setdefault(record.partition, []).append((record.offset, True))
-        for partition, of_partition in outcomes.items():
-            history = self._histories.get(partition, deque(maxlen=self._of_last)).copy()
-            for offset, is_bad in sorted(of_partition):
-                history.append(is_bad)
-                if is_bad and (reason := self._excess(history)):
-                    return f"{reason} of partition {partition}, the last at offset {offset}"
-            self._reviewed[partition] = history
+        if counting and self._halted:
+            return "a record was refused again after a halt"
+        neutral = {id(one.record) for one in (*refused, *passed_over)} - counting
+        outcomes: dict[int, list[bool]] = {STREAM: []}
+        for record in records:
+            if id(record) not in neutral:
+                is_refused = id(record) in counting
+                outcomes[STREAM].append(is_refused)
+                outcomes.setdefault(record.partition, []).append(is_refused)
+        for number, of_row in outcomes.items():
+            row, excess = self._continue(self._rows.get(number, Row()), of_row)
+            if excess:
+                return excess + (" of the stream" if number == STREAM else f" of partition {number}")
+            self._reviewed[number] = row
         return None
 
     def count(self) -> None:
-        """Have the batch that was reviewed last count: it is done, and does not come again."""
-        self._histories |= self._reviewed
-        self._histories = {partition: history for partition, history in self._histories.items() if any(history)}
+        """Make the batch that was reviewed last count: it is done, and will not be redelivered."""
+        if self._reviewed:
+            self._rows = _with_refused({**self._rows, **self._reviewed})
+            self._reviewed = {}
+
+    def halt(self) -> None:
+        """Halt at each refused record from now on, until `forget`, or until a batch had none."""
+        self._halted = True
+
+    def passed(self) -> None:
+        """Note that a batch had no bad record: the halt is over."""
+        self._halted = False
 
     def forget(self) -> None:
-        """Begin anew, as after a start."""
-        self._histories.clear()
+        """Start with no history."""
+        self._rows.clear()
+        self._halted = False
 
-    def _excess(self, history: deque[bool]) -> str | None:
-        if sum(history) > self._share * self._of_last:
-            return f"more than {self._share:.0%} of the last {self._of_last:,} records are bad"
-        if len(history) >= self.in_a_row and all(history[-at] for at in range(1, self.in_a_row + 1)):
-            return f"{self.in_a_row} records in a row are bad"
-        return None
+    def _continue(self, row: Row, outcomes: Sequence[bool]) -> tuple[Row, str | None]:
+        seen, consecutive, refused_at = row.seen, row.consecutive, deque(row.refused_at)
+        if not any(outcomes):
+            seen, consecutive = seen + len(outcomes), 0 if outcomes else consecutive
+            outcomes = ()
+        for is_refused in outcomes:
+            seen += 1
+            consecutive = consecutive + 1 if is_refused else 0
+            if is_refused:
+                refused_at.append(seen)
+                while refused_at[0] <= seen - self._policy.window:
+                    refused_at.popleft()
+                if consecutive >= self._policy.consecutive:
+                    return row, f"{consecutive} consecutive records were refused"
+                if len(refused_at) > self._policy.ratio * self._policy.window:
+                    return row, f"more than {self._policy.ratio:.0%} of the last {self._policy.window:,} were refused"
+        recent = tuple(at for at in refused_at if at > seen - self._policy.window)
+        return Row(seen, consecutive, recent), None
+
+
+def is_redriven(record: Record) -> bool:
+    """Return whether a record was sent back from the dead letters."""
+    return history(record.headers)[2] > 0
+
+
+def _with_refused(rows: Mapping[int, Row]) -> dict[int, Row]:
+    """Return the rows that hold a refused record: the others cost nothing then."""
+    return {number: row for number, row in rows.items() if row.refused_at}

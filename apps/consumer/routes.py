@@ -79,7 +79,7 @@ class Status(msgspec.Struct):
 
 
 class Start(msgspec.Struct, forbid_unknown_fields=True):
-    """How to start; `accept` after a halt lets the bad records through, until a batch holds none."""
+    """How to start; `accept`, after a halt or while retrying, lets bad records through until a batch holds none."""
 
     accept: bool = False
 

@@ -31,12 +31,12 @@ from apps.consumer.commits import CommitRefused, Commits, positions_of
 from apps.consumer.consumption import Consumption, Outcome
 from apps.consumer.window import Record
 
-MOST_RECORDS = 2_000
-"""Records of a batch; one call of the handler and one commit for all of them."""
 POLL_MS = 500
 """Milliseconds that an empty poll takes; one that finds records ends at once."""
 DRAIN = 10.0
 """Seconds that a rebalance waits for the in-flight batch, so that no other member handles it too."""
+BREAK_OFF_S = DRAIN - 1
+"""Seconds of them after which a handler that still runs is cancelled: what was done before is committed then."""
 REBALANCE_MS = 30_000
 """Milliseconds that a member has to give up its partitions: more than `DRAIN` and a heartbeat."""
 STALE = 20.0
@@ -72,6 +72,18 @@ class FetchedBatch(KafkaAckableMessage):
                 consumption.settle(self.outcome)
         await super().ack()
 
+    async def go_back(self, firsts: Mapping[tuple[str, int], int]) -> None:
+        """Go back to the first unfinished record of each partition: what stands before it is committed.
+
+        Where the partitions were given away meanwhile nothing is moved, and the commit is refused.
+        """
+        positions = await positions_of(self.consumer)
+        if all(positions.get(tp) == position for tp, position in self._polled.items()):
+            unfinished = {TopicPartition(*partition): first for partition, first in firsts.items()}
+            for tp, first in unfinished.items():
+                self.consumer.seek(partition=tp, offset=first)
+            self._polled = {**self._polled, **unfinished}
+
     async def nack(self) -> None:
         """Go back to the batch's first records, unless its partitions were given away and begin elsewhere anyway."""
         with suppress(IllegalStateError):
@@ -98,14 +110,12 @@ class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Wait for the in-flight batch, 10 s at most."""
         if revoked and self.subscriber is not None:
-            self.consumption.leaving.set()
+            self.consumption.leaving.set(BREAK_OFF_S)
             await self.subscriber.lock.wait_release(DRAIN)  # type: ignore[attr-defined]  # a MultiLock once started
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Go on, paused if that is wanted (no assignment is by itself), and report which partitions there are now."""
-        self.consumption.leaving.clear()
-        self.consumption.idle_since = time.time()  # what was given out just now could not be polled before
-        self.consumption.rebalances += 1
+        self.consumption.assigned({(tp.topic, tp.partition) for tp in assigned})
         self.commits.assigned()
         if self.consumption.paused and self.subscriber is not None and self.subscriber.consumer is not None:
             self.subscriber.consumer.pause(*assigned)
@@ -132,7 +142,9 @@ class PromptSubscriber(BatchSubscriber):
         commits = self._listener.commits
         await commits.begin(consumer)
         try:
-            fetched = await consumer.getmany(timeout_ms=self.batch_timeout_ms, max_records=self.max_records)
+            fetched = await consumer.getmany(
+                timeout_ms=self.batch_timeout_ms, max_records=self._listener.consumption.most_records
+            )
         except CorruptRecordException as error:  # nothing was read with it: see `fetched`
             self._listener.consumption.note_unreadable(one_line(error))
             return ()
@@ -197,7 +209,8 @@ def subscribe(  # noqa: PLR0913, PLR0917 - what a subscriber is made of
         auto_offset_reset="none",  # the first record, but `Commits` must know of it
         ack_policy=AckPolicy.NACK_ON_ERROR,
         isolation_level="read_committed",
-        max_records=MOST_RECORDS,
+        max_records=consumption.size.records,
+        max_partition_fetch_bytes=consumption.attempts.policy.batching.partition_bytes,
         batch_timeout_ms=POLL_MS,
         max_poll_interval_ms=LONGEST_BATCH_MS,
         rebalance_timeout_ms=REBALANCE_MS,
@@ -212,10 +225,24 @@ def subscribe(  # noqa: PLR0913, PLR0917 - what a subscriber is made of
 
     @subscriber
     async def consume(batch: Any) -> None:  # noqa: ANN401 - decoded already: any other annotation validates it again
-        batch.outcome = await consumption.consume(batch.raw_message)
+        batch.outcome = outcome = await consumption.consume(batch.raw_message, newer)
+        if outcome.redelivered:
+            await batch.go_back(outcome.redelivered)
+
+    async def newer() -> bool:
+        return subscriber.consumer is not None and await has_newer(subscriber.consumer)
 
     drain.subscriber = subscriber
     return subscriber
+
+
+async def has_newer(consumer: AIOKafkaConsumer) -> bool:
+    """Return whether records wait behind what was polled, without asking Kafka."""
+    for tp in consumer.assignment() - consumer.paused():
+        end = consumer.last_stable_offset(tp)
+        if end is not None and end > await consumer.position(tp):
+            return True
+    return False
 
 
 def ailment(

@@ -18,6 +18,7 @@ from marks import BATCH, DONE, DONE_AND_FAILED, REFUSED, identity_of
 from apps.chassis.serve import serve
 from apps.consumer.app import create_app
 from apps.consumer.attempts import Handle, Reject
+from apps.consumer.policy import Policy, Retry
 from contracts.person import Person
 
 LONGEST = 0.03
@@ -54,4 +55,5 @@ if __name__ == "__main__":
         float(os.environ["FAILURES"]),
         random.Random(os.environ["LEDGER"]),
     )
-    serve(partial(create_app, handle=handle), lambda settings: settings.consumer_port, "CONSUMER_PORT")
+    policy = Policy(retry=Retry(longest_s=5))  # the faults are short, and so are the pauses after them
+    serve(partial(create_app, handle=handle, policy=policy), lambda settings: settings.consumer_port, "CONSUMER_PORT")

@@ -14,10 +14,14 @@ from services import Record as Written
 
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.settings import Settings
+from apps.consumer.attempts import Attempts
+from apps.consumer.batch_size import BatchSize
 from apps.consumer.commits import Commits
-from apps.consumer.consumption import Consumption, sort_out
+from apps.consumer.consumption import Consumption, Outcome, sort_out
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.fetched import FetchedRecord
+from apps.consumer.handler import handle
+from apps.consumer.policy import DEFAULT
 from apps.consumer.shown import show
 from apps.consumer.subscriber import subscribe
 from apps.consumer.window import Record
@@ -33,8 +37,10 @@ class Sorting:
 
     def __init__(self) -> None:
         self.good = self.bad = 0
+        self.size, self.attempts = BatchSize(DEFAULT.batching), Attempts(handle)
+        self.settle = str
 
-    async def consume(self, records: Sequence[Record]) -> None:
+    async def consume(self, records: Sequence[Record], _: object) -> Outcome:
         """Count the good and the bad; together they are all that came, each in its order and once."""
         good, people, bad = sort_out(records)
         wrong = iter(bad)
@@ -51,6 +57,7 @@ class Sorting:
         assert (list(right), list(wrong)) == ([], [])
         self.good += len(good)
         self.bad += len(bad)
+        return Outcome(good)
 
 
 def assert_kept(bad: BadRecord) -> None:

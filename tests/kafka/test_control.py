@@ -208,17 +208,20 @@ def test_seeking_is_refused_for_a_partition_that_this_copy_does_not_hold_and_whi
 def test_the_consumer_halts_before_it_dead_letters_everything_and_goes_on_when_told_to(own: Pipeline) -> None:
     with both(own) as (producer, consumer):
         consumer.post("/consumers/stop")
-        own.write([Raw(b"not json %d" % number) for number in range(120)], partition=2)
-        make(producer, 200)
+        own.write_to([(Raw(b"not json %d" % number), number % 6) for number in range(240)])
         consumer.post("/consumers/start")
         wait_until(lambda: consumer.status()["state"] == "halted")
-        assert "100 records in a row are bad of partition 2" in consumer.status()["last_error"]
+        assert "100 consecutive records were refused of the stream" in consumer.status()["last_error"]
         health = consumer.http.get("/health-check")
         assert (health.status_code, health.json()["status"]) == (503, "unavailable")
         assert own.records(own.dead_letter_topic) == []
+        consumer.post("/consumers/start")
+        wait_until(lambda: consumer.status()["state"] == "halted")
+        assert own.records(own.dead_letter_topic) == []
         consumer.post("/consumers/start", json={"accept": True})
-        consumer.until_consumed(320)
-        assert len(own.records(own.dead_letter_topic)) == 120
+        make(producer, 200)
+        consumer.until_consumed(440)
+        assert len(own.records(own.dead_letter_topic)) == 240
         consumer.until_healthy()
 
 

@@ -72,6 +72,12 @@ class Client:
     def last_poll_timestamp(self, _: TopicPartition) -> int:
         return 1
 
+    def paused(self) -> set[TopicPartition]:
+        return set()
+
+    def last_stable_offset(self, _: TopicPartition) -> int | None:
+        return None
+
     async def position(self, tp: TopicPartition) -> int:
         return self.positions[tp.partition]
 

@@ -1,218 +1,537 @@
 import asyncio
+import logging
+import random
 from collections.abc import Callable, Sequence
 
 import pytest
-from samples import Stored, stored_person, until
+from samples import LONG, Stored, stored_person, until
+from streams import AT_ONCE, Handler, Stream, numbered, policy
 
-from apps.consumer import attempts as module
-from apps.consumer.attempts import Attempts, GivenUp, Halted, Reject
-from contracts.person import Person, decode
+from apps.consumer.attempts import Reject
+from apps.consumer.memory import Found, Memory
+from apps.consumer.policy import Batching, OutageLimit, Policy, Retry
+from contracts.dead_letter import ROUNDS, TRIES
+from contracts.person import Person
 
 pytestmark = pytest.mark.anyio
 
+REDRIVEN = ((TRIES, b"\x00\x00\x00\x03"), (ROUNDS, b"\x00\x00\x00\x01"))
+"""The headers of a record that was sent back from the dead letters."""
+
 
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.0001)
-    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.001)
+def _no_stacks(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
 
 
-class Handler:
-    """Fails as often as it is told, or whenever someone unlucky is among the people; remembers every call."""
-
-    def __init__(
-        self, *, times: int = 0, unlucky: Callable[[str], bool] = lambda _: False, error: Exception | None = None
-    ) -> None:
-        self.calls: list[list[str]] = []
-        self.done: list[str] = []
-        self._times = times
-        self._unlucky = unlucky
-        self._error = error or ConnectionError("no database")
-
-    async def __call__(self, people: Sequence[Person]) -> None:
-        ids = [person.id for person in people]
-        self.calls.append(ids)
-        if len(self.calls) <= self._times or any(map(self._unlucky, ids)):
-            raise self._error
-        self.done += ids
+async def test_a_batch_that_fails_once_is_tried_again_at_once_as_it_was() -> None:
+    failures = iter([True])
+    handler = Handler(lambda _: next(failures, False))
+    stream = Stream(handler)
+    stream.add(*"abcd")
+    await stream.turn()
+    assert handler.calls == [list("abcd")] * 2
+    assert stream.is_consumed
+    assert stream.consumption.attempts.failures == 0
 
 
-def batch(size: int) -> tuple[list[Stored], list[Person]]:
-    records = [stored_person(offset) for offset in range(size)]
-    return records, [decode(record.value or b"") for record in records]
+async def test_poison_is_isolated_and_dead_lettered_and_all_others_are_handled_once_and_in_order() -> None:
+    handler = Handler({"3", "8"}.__contains__)
+    stream = Stream(handler)
+    stream.add(*map(str, range(10)))
+    await stream.turn()
+    assert stream.lettered == ["3", "8"]
+    assert handler.done == [str(number) for number in range(10) if number not in {3, 8}]
+    assert stream.is_consumed
+    assert stream.consumption.consumed == 8
+    assert all(
+        letter.tries == sum((letter.record.key or b"").decode() in call for call in handler.calls)
+        for letter in stream.letters
+    )
 
 
-def attempts(*, most: int = 3, in_a_row: int = 100) -> Attempts:
-    return Attempts(asyncio.Event(), in_a_row, most)
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.05])
+async def test_poison_in_every_batch_holds_up_nobody_and_goes_to_the_dead_letters_alone(rate: float) -> None:
+    chance = random.Random(7)
+    ids = numbered(range(6_000))
+    poison = {one for one in ids if chance.random() < rate}
+    handler = Handler(poison.__contains__)
+    stream = Stream(handler)
+    for number, one in enumerate(ids):
+        stream.add(one, partition=number % 6)
+    stream.add("last")
+    await stream.consume(turns=20)
+    assert set(stream.lettered) == poison
+    assert len(stream.letters) == len(poison)
+    assert sorted(handler.done) == sorted({*ids, "last"} - poison)
+    assert stream.is_consumed
 
 
-async def test_a_batch_that_fails_now_and_then_comes_again_as_it_was() -> None:
-    handler, trying = Handler(times=2), attempts(most=3)
-    assert await trying.handle(handler, *batch(4)) == []
-    assert handler.calls == [["person-0", "person-1", "person-2", "person-3"]] * 3
-    assert trying.failures == 0
+async def test_five_that_no_database_takes_among_thousands_cost_few_calls() -> None:
+    handler = Handler(lambda person_id: "\u0000" in person_id)
+    stream = Stream(handler)
+    stream.add(*numbered(range(3_000)), *[f"\u0000{number}" for number in range(5)], *numbered(range(3_000, 6_000)))
+    await stream.consume(turns=5)
+    assert len(stream.letters) == 5
+    assert len(handler.done) == 6_000
+    assert len(handler.calls) < 100
 
 
-async def test_failures_and_error_tell_of_a_batch_while_it_is_tried() -> None:
-    handler, trying = Handler(unlucky=lambda _: True), attempts(most=1_000_000)
-    task = asyncio.create_task(trying.handle(handler, *batch(2)))
-    await until(lambda: trying.failures >= 2)
-    assert trying.error == "ConnectionError: no database"
-    task.cancel()
+async def test_a_handler_that_is_dead_from_the_start_costs_no_dead_letter_and_goes_on_by_itself() -> None:
+    handler = Handler(lambda _: True)
+    stream = Stream(handler)
+    stream.add(*numbered(range(2_500)))
+    await stream.consume(turns=20)
+    assert stream.letters == []
+    assert stream.committed == {0: 0}
+    assert "retrying" in str(stream.consumption.retrying)
+    handler.fails = lambda _: False
+    await stream.consume(turns=20)
+    assert sorted(handler.done) == numbered(range(2_500)), "each of them once"
+    assert stream.letters == []
+    assert stream.consumption.retrying is None
+    assert stream.consumption.attempts.failures == 0
 
 
-async def test_those_that_cannot_be_handled_stand_alone_in_the_end_and_all_others_are_handled_in_order() -> None:
-    unlucky = {"person-3", "person-8"}
-    handler = Handler(unlucky=unlucky.__contains__)
-    refused = await attempts().handle(handler, *batch(10))
-    assert [(bad.record.offset, str(bad.error)) for bad in refused] == [(3, "no database"), (8, "no database")]
-    assert handler.done == [f"person-{at}" for at in range(10) if at not in {3, 8}]
+async def test_a_dead_handler_is_called_a_few_times_between_two_pauses() -> None:
+    handler = Handler(lambda _: True)
+    stream = Stream(handler)
+    stream.add(*numbered(range(2_000)))
+    await stream.turn()
+    assert len(handler.calls) <= 20
+    await stream.consume(turns=3)
+    before = len(handler.calls)
+    await stream.consume(turns=10)
+    assert len(handler.calls) - before <= 3 * 10
 
 
-async def test_the_tries_of_a_refused_record_are_the_calls_that_it_was_in() -> None:
-    handler = Handler(unlucky=lambda person_id: person_id == "person-5")
-    (refused,) = await attempts(most=3).handle(handler, *batch(8))
-    assert refused.tries == sum("person-5" in call for call in handler.calls) == 3 + 2 + 3
+async def test_a_handler_that_dies_in_the_middle_of_a_batch_with_poison_costs_the_poison_alone() -> None:
+    handler = Handler(lambda person_id: person_id == "00100" or len(handler.done) >= 500)
+    stream = Stream(handler)
+    stream.add(*numbered(range(2_000)))
+    await stream.consume(turns=10)
+    assert set(stream.lettered) <= {"00100"}
+    assert stream.consumption.retrying
+    handler.fails = lambda person_id: person_id == "00100"
+    await stream.consume(turns=20)
+    assert stream.lettered == ["00100"]
+    assert sorted(handler.done) == [one for one in numbered(range(2_000)) if one != "00100"], "each of them once"
+    assert stream.is_consumed
 
 
-async def test_one_person_alone_is_tried_as_often_as_a_batch() -> None:
-    (refused,) = await attempts(most=3).handle(Handler(unlucky=lambda _: True), *batch(1))
-    assert refused.tries == 3
+async def test_a_bad_record_alone_is_retried_until_a_record_of_another_key_succeeds() -> None:
+    handler = Handler(lambda person_id: person_id.startswith("bad"))
+    stream = Stream(handler)
+    stream.add("bad")
+    await stream.consume(turns=10)
+    assert (stream.letters, stream.committed) == ([], {0: 0})
+    assert stream.consumption.retrying
+    stream.add("of the same key", key=b"bad")
+    await stream.consume(turns=10)
+    assert (stream.letters, handler.done) == ([], []), "a later record of its key would overtake it"
+    stream.add("good")
+    await stream.consume(turns=10)
+    assert stream.lettered == ["bad"]
+    assert handler.done == ["good", "of the same key"]
+    assert stream.is_consumed
+    assert stream.consumption.retrying is None
+
+
+async def test_a_record_that_only_seemed_bad_is_handled_before_later_ones_of_its_key() -> None:
+    handler = Handler(lambda person_id: person_id == "first" and len(handler.calls) < 5)
+    stream = Stream(handler)
+    stream.add("first", "second", key=b"one")
+    stream.add("other")
+    await stream.consume(turns=10)
+    assert stream.letters == []
+    assert [one for one in handler.done if one != "other"] == ["first", "second"]
+
+
+async def test_records_without_a_key_have_no_order_to_wait_for() -> None:
+    handler = Handler("bad".__eq__)
+    stream = Stream(handler)
+    stream.add("bad", key=None)
+    await stream.consume(turns=3)
+    stream.add("good", key=None)
+    await stream.consume(turns=5)
+    assert [letter.record.offset for letter in stream.letters] == [0]
+
+
+async def test_a_lucky_success_in_an_outage_dead_letters_nothing() -> None:
+    chance = random.Random(3)
+    handler = Handler(lambda _: chance.random() < 0.98)
+    stream = Stream(handler)
+    stream.add(*numbered(range(2_000)))
+    await stream.consume(turns=60)
+    assert stream.letters == []
+    assert stream.consumption.attempts.outage
+    handler.fails = lambda _: False
+    await stream.consume(turns=20)
+    assert set(handler.done) == set(numbered(range(2_000)))
+    assert stream.letters == []
+    assert stream.consumption.retrying is None
+
+
+async def test_more_than_a_tenth_that_fail_are_an_outage_whatever_succeeds_in_between() -> None:
+    handler = Handler(lambda person_id: int(person_id) % 5 == 0)
+    stream = Stream(handler)
+    stream.add(*numbered(range(1_000)))
+    await stream.consume(turns=20)
+    assert stream.letters == []
+    assert stream.consumption.attempts.outage
+    assert "the handler fails for too many records" in str(stream.consumption.retrying)
+
+
+async def test_what_fails_is_dead_lettered_while_retrying_when_an_operator_accepts_that() -> None:
+    handler = Handler(lambda _: True)
+    stream = Stream(handler)
+    stream.add(*numbered(range(150)))
+    await stream.consume(turns=5)
+    stream.consumption.accept()
+    await stream.consume(turns=5)
+    assert len(stream.letters) == 150
+    assert stream.is_consumed
+    handler.fails = lambda _: False
+    stream.add("good")
+    await stream.consume(turns=5)
+    handler.fails = lambda _: True
+    stream.add("bad again")
+    await stream.consume(turns=5)
+    assert len(stream.letters) == 150, "a batch of good ones ended that"
+    assert not stream.consumption.attempts.outage, "what was accepted does not count"
+    stream.add("good again")
+    handler.fails = "bad again".__eq__
+    await stream.consume(turns=5)
+    assert len(stream.letters) == 151
+
+
+async def test_accepting_ends_a_pause() -> None:
+    handler = Handler(lambda _: True)
+    stream = Stream(handler, policy(retry=Retry(first_s=600, longest_s=600)))
+    stream.add("bad")
+    consuming = asyncio.create_task(stream.consume(turns=5))
+    await until(lambda: stream.consumption.attempts.waiting)
+    stream.consumption.accept()
+    async with asyncio.timeout(LONG):
+        await consuming
+    assert stream.lettered == ["bad"]
+
+
+async def test_a_newer_record_ends_a_long_pause() -> None:
+    handler = Handler("bad".__eq__)
+    stream = Stream(handler, policy(retry=Retry(first_s=600, longest_s=600)))
+    stream.add("bad")
+    consuming = asyncio.create_task(stream.consume(turns=5))
+    await until(lambda: stream.consumption.attempts.waiting)
+    stream.add("good")
+    async with asyncio.timeout(LONG):
+        await consuming
+    assert stream.lettered == ["bad"]
+
+
+async def test_a_redelivery_finds_newer_records_behind_the_bad_ones_however_small_the_batches_are() -> None:
+    handler = Handler(lambda person_id: int(person_id) < 60)
+    stream = Stream(handler, policy(records=1))
+    stream.add(*numbered(range(61)))
+    await stream.consume(turns=400)
+    assert stream.lettered == numbered(range(60))
+    assert stream.is_consumed
+
+
+async def test_what_is_rejected_among_failures_is_dead_lettered_whatever_becomes_of_the_others() -> None:
+    class Mixed(Handler):
+        async def __call__(self, people: Sequence[Person]) -> None:
+            if any(person.id == "reject" for person in people):
+                raise Reject("never")
+            await super().__call__(people)
+
+    handler = Mixed(lambda person_id: person_id == "bad")
+    stream = Stream(handler)
+    stream.add("a", "reject", "b", "bad", "c")
+    await stream.consume(turns=5)
+    assert [type(letter.error).__name__ for letter in stream.letters] == ["Reject", "ConnectionError"]
+    assert handler.done == ["a", "b", "c"]
 
 
 async def test_a_rejected_batch_is_not_tried_again_as_it_is() -> None:
-    handler = Handler(unlucky=lambda person_id: person_id == "person-0", error=Reject("never"))
-    (refused,) = await attempts(most=1_000).handle(handler, *batch(2))
-    assert (refused.record.offset, refused.tries) == (0, 2)
-    assert handler.calls == [["person-0", "person-1"], ["person-0"], ["person-1"]]
+    handler = Handler("0".__eq__, Reject("never"))
+    stream = Stream(handler)
+    stream.add("0", "1")
+    await stream.turn()
+    assert handler.calls == [["0", "1"], ["0"], ["1"]]
+    assert stream.letters[0].tries == 2
 
 
-async def test_a_handler_that_fails_while_a_neighbour_is_set_apart_costs_nobody_else() -> None:
-    calls: list[list[str]] = []
-
-    async def handle(people: Sequence[Person]) -> None:
-        ids = [person.id for person in people]
-        calls.append(ids)
-        if "person-0" in ids:
-            raise Reject("never")
-        if ids == ["person-1"] and calls.count(ids) < 3:
-            raise ConnectionError("fails now and then")
-
-    refused = await attempts(most=3).handle(handle, *batch(2))
-    assert [bad.record.offset for bad in refused] == [0]
-    assert calls[-1] == ["person-1"]
+async def test_a_handler_that_rejects_everything_is_not_asked_for_each_record() -> None:
+    handler = Handler(lambda _: True, Reject("never"))
+    stream = Stream(handler)
+    stream.add(*numbered(range(2_000)))
+    turn = asyncio.create_task(stream.turn())
+    await until(lambda: stream.consumption.halted)
+    assert stream.letters == []
+    assert len(handler.calls) < 300
+    turn.cancel()
 
 
-async def test_five_that_fail_one_after_the_other_though_each_was_tried_to_the_last_are_an_outage() -> None:
-    handler = Handler(unlucky=lambda person_id: int(person_id[7:]) < 5)
-    with pytest.raises(Halted, match="refuses 5 records in a row: ConnectionError"):
-        await attempts().handle(handler, *batch(64))
-    four = Handler(unlucky=lambda person_id: int(person_id[7:]) < 4)
-    assert len(await attempts().handle(four, *batch(64))) == 4
+async def test_records_that_were_redriven_are_expected_to_fail_and_make_no_outage() -> None:
+    handler = Handler(lambda person_id: person_id.startswith("bad"))
+    stream = Stream(handler)
+    for number in range(300):
+        record = stored_person(0, id=f"bad-{number}")
+        record.headers = REDRIVEN
+        stream.append(record, key=str(number).encode())
+    stream.add("good")
+    await stream.consume(turns=20)
+    assert len(stream.letters) == 300
+    assert stream.is_consumed
 
 
-async def test_a_handler_that_refuses_too_many_in_a_row_halts_the_consumer() -> None:
-    handler = Handler(unlucky=lambda _: True, error=Reject("never"))
-    with pytest.raises(Halted, match="refuses 7 records in a row: Reject: never"):
-        await attempts(in_a_row=7).handle(handler, *batch(64))
-
-
-async def test_a_success_between_refusals_ends_the_row() -> None:
-    handler = Handler(unlucky=lambda person_id: int(person_id[7:]) % 4 != 0)
-    assert len(await attempts(in_a_row=4).handle(handler, *batch(64))) == 48
-
-
-async def test_too_many_in_a_row_pass_when_they_are_accepted() -> None:
-    handler = Handler(unlucky=lambda _: True)
-    assert len(await attempts(in_a_row=4).handle(handler, *batch(64), accept=True)) == 64
-
-
-async def test_a_pause_ends_at_once_when_the_partitions_are_to_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE", 3600)
-    monkeypatch.setattr(module, "LONGEST_PAUSE", 3600)
-    leaving = asyncio.Event()
-    trying = Attempts(leaving, 100)
-    task = asyncio.create_task(trying.handle(Handler(unlucky=lambda _: True), *batch(2)))
-    await until(lambda: trying.failures == 1)
-    leaving.set()
-    with pytest.raises(GivenUp):
-        await task
-
-
-async def test_halving_ends_when_the_partitions_are_to_be_given_up() -> None:
-    leaving = asyncio.Event()
-
-    async def handle(_: Sequence[Person]) -> None:
-        leaving.set()
-        raise Reject
-
-    with pytest.raises(GivenUp):
-        await Attempts(leaving, 100).handle(handle, *batch(8))
-
-
-async def test_dead_letters_are_written_as_often_as_it_takes() -> None:
-    failures = iter([OSError("gone")] * 30)
-
-    async def write() -> None:
-        for failure in failures:
-            raise failure
-
-    await attempts(most=3).insist(write)
-    assert next(failures, None) is None
-
-
-async def test_a_failure_among_rejections_is_told_with_its_stack_once_and_no_rejection_is(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async def handle(people: Sequence[Person]) -> None:
-        if "person-0" in {person.id for person in people}:
-            raise Reject("never")
-        raise ConnectionError("no database")
-
-    refused = await attempts(most=3).handle(handle, *batch(4))
-    assert len(refused) == 4
-    (line,) = caplog.records
-    assert line.exc_info is not None
-    assert isinstance(line.exc_info[1], ConnectionError)
-
-
-async def test_what_was_given_up_is_not_counted_as_failing_any_more() -> None:
-    handler, leaving = Handler(unlucky=lambda _: True), asyncio.Event()
-    trying = Attempts(leaving, 100, most=1_000_000)
-    task = asyncio.create_task(trying.handle(handler, *batch(2)))
-    await until(lambda: trying.failures >= 4)
-    leaving.set()
-    with pytest.raises(GivenUp):
-        await task
-    assert trying.failures == 0
+Mischief = Callable[[list[Person]], object]
 
 
 @pytest.mark.parametrize(
-    "escaping", [SystemExit("exit"), KeyboardInterrupt(), asyncio.CancelledError(), BaseException("x")]
+    "mischief",
+    [
+        lambda people: people.sort(key=lambda person: person.id, reverse=True),
+        lambda people: people.reverse(),
+        lambda people: people.clear(),
+        lambda people: people.extend(people[:]),
+        lambda people: people.__setitem__(slice(None), [people[0]] * len(people)),
+    ],
 )
-async def test_whatever_comes_out_of_a_handler_is_a_failure_of_its_record_alone(escaping: BaseException) -> None:
-    done: list[str] = []
+async def test_nothing_that_a_handler_does_to_its_list_changes_what_is_handled_and_dead_lettered(
+    mischief: Mischief,
+) -> None:
+    handler = Handler("20".__eq__)
 
     async def handle(people: Sequence[Person]) -> None:
-        if any(person.id == "person-1" for person in people):
-            raise escaping
-        done.extend(person.id for person in people)
+        try:
+            await handler(people)
+        finally:
+            mischief(people)  # type: ignore[arg-type]  # it is a list
 
-    (refused,) = await attempts().handle(handle, *batch(3))
-    assert done == ["person-0", "person-2"]
-    assert refused.record.offset == 1
-    assert type(escaping).__name__ in str(refused.error)
+    stream = Stream(handle)
+    stream.add(*map(str, range(40)))
+    await stream.consume(turns=3)
+    assert stream.lettered == ["20"]
+    assert stream.letters[0].record is stream.records[0][20]
+    assert sorted(handler.done) == sorted(str(number) for number in range(40) if number != 20)
+    assert len(stream.consumption.window) == 39
 
 
-async def test_a_handler_that_is_cancelled_from_without_ends_with_the_loop() -> None:
-    begun = asyncio.Event()
+async def test_each_attempt_gets_values_of_its_own() -> None:
+    given: list[Sequence[Person]] = []
 
-    async def handle(_: Sequence[Person]) -> None:
-        begun.set()
-        await asyncio.Event().wait()
+    async def handle(people: Sequence[Person]) -> None:
+        given.append(people)
+        if len(given) == 1:
+            raise ConnectionError
 
-    task = asyncio.create_task(attempts().handle(handle, *batch(1)))
-    await begun.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    stream = Stream(handle)
+    stream.add("a")
+    await stream.turn()
+    first, second = given
+    assert first == second
+    assert first is not second
+    assert first[0] is not second[0]
+
+
+async def test_a_batch_that_is_abandoned_commits_what_stands_before_its_first_unfinished_record() -> None:
+    handler = Handler(lambda person_id: person_id in {"0-05", "1-70"})
+    stream = Stream(handler)
+    for partition in (0, 1):
+        stream.add(*[f"{partition}-{number:02}" for number in range(100)], partition=partition)
+    stop_at = "1-60"
+
+    async def handle(people: Sequence[Person]) -> None:
+        if people[-1].id >= stop_at and len(people) < 20:
+            stream.consumption.leaving.set()
+        await handler(people)
+
+    stream.consumption.attempts._handle = handle
+    await stream.turn()
+    assert stream.lettered == ["0-05"]
+    assert stream.committed[0] == 100
+    assert 0 < stream.committed[1] < 100
+    stream.consumption.leaving.clear()
+    stop_at = "~"
+    await stream.consume(turns=5)
+    assert stream.lettered == ["0-05", "1-70"]
+    assert sorted(handler.done) == sorted({f"{p}-{n:02}" for p in (0, 1) for n in range(100)} - {"0-05", "1-70"})
+
+
+async def test_a_call_that_takes_longer_than_there_is_time_is_cancelled_and_its_records_are_redelivered() -> None:
+    calls: list[list[str]] = []
+
+    async def handle(people: Sequence[Person]) -> None:
+        calls.append([person.id for person in people])
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+
+    stream = Stream(handle)
+    stream.add(*"abc")
+    turn = asyncio.create_task(stream.turn())
+    await until(lambda: calls)
+    stream.consumption.leaving.set(within_s=0)
+    await turn
+    assert stream.committed == {0: 0}
+    stream.consumption.leaving.clear()
+    await stream.turn()
+    assert calls == [list("abc")] * 2
+    assert stream.is_consumed
+
+
+async def test_what_was_found_out_is_kept_when_a_batch_is_abandoned_and_redelivered() -> None:
+    handler = Handler(lambda person_id: person_id == "00010")
+    stream = Stream(handler)
+
+    def abandon() -> None:
+        stream.consumption.leaving.set()
+        raise TimeoutError
+
+    stream.write_with(abandon)
+    stream.add(*numbered(range(100)))
+    await stream.turn()
+    assert (stream.letters, stream.committed) == ([], {0: 10})
+    calls = len(handler.calls)
+    stream.consumption.leaving.clear()
+    stream.write_with(lambda: None)
+    await stream.turn()
+    assert len(handler.calls) == calls, "nobody is handled twice, and nothing is isolated again"
+    assert stream.lettered == ["00010"]
+    assert stream.is_consumed
+
+
+async def test_dead_letters_are_written_as_often_as_it_takes_and_no_one_is_handled_twice() -> None:
+    failures = iter([OSError("gone")] * 12)
+
+    def write() -> None:
+        for failure in failures:
+            raise failure
+
+    handler = Handler("b".__eq__)
+    stream = Stream(handler)
+    stream.write_with(write)
+    stream.add(*"abc")
+    await stream.turn()
+    assert next(failures, None) is None
+    assert (stream.lettered, handler.done) == (["b"], ["a", "c"])
+    assert stream.consumption.retrying is None
+
+
+async def test_dead_letters_that_cannot_be_written_are_told() -> None:
+    def write() -> None:
+        raise OSError("gone")
+
+    stream = Stream(Handler())
+    stream.write_with(write)
+    stream.append(Stored(value=b"no person"))
+    turn = asyncio.create_task(stream.turn())
+    await until(lambda: stream.consumption.retrying)
+    assert "dead letters cannot be written: OSError" in str(stream.consumption.retrying)
+    stream.consumption.leaving.set()
+    await turn
+    assert stream.committed == {0: 0}
+
+
+async def test_what_is_sought_again_is_handled_again() -> None:
+    handler = Handler("b".__eq__)
+    stream = Stream(handler)
+    stream.add("b", "a", key=None)
+
+    def abandon() -> None:
+        stream.consumption.leaving.set()
+        raise TimeoutError
+
+    stream.write_with(abandon)
+    await stream.turn()
+    stream.consumption.leaving.clear()
+    stream.write_with(lambda: None)
+    stream.consumption.attempts.forget()
+    await stream.turn()
+    assert handler.done == ["a", "a"]
+
+
+async def test_partitions_that_went_to_other_members_are_not_retried_any_more() -> None:
+    stream = Stream(Handler(lambda _: True))
+    stream.add("bad")
+    await stream.consume(turns=4)
+    assert stream.consumption.retrying
+    stream.consumption.assigned([("people", 1)])
+    assert stream.consumption.retrying is None
+
+
+def test_of_a_recreated_topic_nothing_is_known() -> None:
+    memory, record = Memory(), stored_person(3)
+    memory.keep([record], {id(record): Found("done")})
+    assert memory.recall([record])
+    assert not memory.recall([stored_person(3, name="Another")])
+
+
+def test_memory_is_bounded() -> None:
+    memory, records = Memory(most=10), [stored_person(number) for number in range(50)]
+    memory.keep(records, {id(record): Found("done") for record in records})
+    assert len(memory) == 10
+    assert memory.recall([records[-1]])
+
+
+def test_pauses_grow_up_to_half_a_minute() -> None:
+    assert [Retry().pause_s(waits) for waits in (1, 2, 3, 4, 9, 10, 99)] == [0, 0.2, 0.4, 0.8, 25.6, 30, 30]
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: Retry(attempts=0), "attempts: expected at least 1, got 0"),
+        (lambda: Retry(first_s=60), "first_s: expected above 0 and up to 30.0, got 60"),
+        (lambda: Retry(longest_s=3_600), "longest_s: expected at most 600, got 3600"),
+        (lambda: Retry(budget_s=-1), "budget_s: expected at least 0, got -1"),
+        (lambda: Batching(records=0), "records: expected at least 1, got 0"),
+        (lambda: Batching(partition_bytes=0), "partition_bytes: expected at least 1, got 0"),
+        (lambda: Batching(seconds=0), "seconds: expected above 0, or None, got 0"),
+    ],
+)
+def test_a_policy_that_cannot_be_kept_is_refused(make: Callable[[], object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make()
+
+
+async def test_batches_become_smaller_when_the_handler_takes_longer_than_the_policy_allows() -> None:
+    sizes: list[int] = []
+
+    async def handle(people: Sequence[Person]) -> None:
+        sizes.append(len(people))
+        await asyncio.sleep(0.001 * len(people))
+
+    stream = Stream(handle, Policy(batching=Batching(records=100, seconds=0.02)))
+    stream.add(*numbered(range(400)))
+    await stream.consume()
+    assert sizes[0] == 100
+    assert max(sizes[1:]) <= 40
+
+
+async def test_once_the_budget_of_a_batch_is_spent_poison_is_tried_once_more() -> None:
+    handler = Handler("b".__eq__)
+    stream = Stream(handler, policy(retry=Retry(first_s=AT_ONCE.first_s, longest_s=1, budget_s=0)))
+    stream.add(*"bac")
+    await stream.turn()
+    assert stream.lettered == ["b"]
+    assert handler.calls.count(["b"]) == 2
+
+
+async def test_the_limits_of_an_outage_are_a_policy() -> None:
+    stream = Stream(Handler(lambda person_id: person_id < "00003"), policy(outage=OutageLimit(records=2)))
+    stream.add(*numbered(range(20)))
+    await stream.consume(turns=10)
+    assert stream.letters == []
+    assert stream.consumption.attempts.outage
+
+
+async def test_records_of_other_keys_are_found_behind_many_of_one_key() -> None:
+    handler = Handler("0".__eq__)
+    stream = Stream(handler, policy(records=10))
+    stream.add(*map(str, range(35)), key=b"one")
+    stream.add("other")
+    await stream.consume(turns=100)
+    assert [letter.record.offset for letter in stream.letters] == [0]
+    assert handler.done == ["other", *map(str, range(1, 35))]

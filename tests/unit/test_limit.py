@@ -4,85 +4,138 @@ from samples import Stored
 
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.limit import Limit
+from apps.consumer.policy import HaltLimit
+from contracts.dead_letter import ROUNDS, TRIES
 
 WRONG = ValueError("wrong")
+REDRIVEN = ((TRIES, b"\x00\x00\x00\x03"), (ROUNDS, b"\x00\x00\x00\x01"))
 
 
-def good(*offsets: int, partition: int = 0) -> list[Stored]:
-    return [Stored(partition=partition, offset=offset) for offset in offsets]
+class Stream:
+    """Counts offsets, and has batches judged: `g` is a good record, `b` a bad one, `r` a redriven bad one.
 
+    A digit says in which partition those behind it stand; `p` is poison.
+    """
 
-def bad(*offsets: int, partition: int = 0) -> list[BadRecord]:
-    return [BadRecord(Stored(partition=partition, offset=offset), WRONG, 1) for offset in offsets]
+    def __init__(self, **policy: float) -> None:
+        self.limit = Limit(HaltLimit(**policy))  # type: ignore[arg-type]  # its fields
+        self.offset = 0
 
+    def batch(self, kinds: str) -> tuple[list[Stored], list[BadRecord], list[BadRecord]]:
+        records, refused, poison, partition = [], [], [], 0
+        for kind in kinds:
+            if kind.isdigit():
+                partition = int(kind)
+                continue
+            record = Stored(partition, self.offset, headers=REDRIVEN if kind == "r" else ())
+            self.offset += 1
+            records.append(record)
+            if kind in "br":
+                refused.append(BadRecord(record, WRONG, 1))
+            if kind == "p":
+                poison.append(BadRecord(record, WRONG, 1))
+        return records, refused, poison
 
-def judge(limit: Limit, good: Sequence[Stored], bad: Sequence[BadRecord], accepted: Container[int] = ()) -> str | None:
-    """Judge a batch that is done when it passes."""
-    if (reason := limit.review(good, bad, accepted)) is None:
-        limit.count()
-    return reason
+    def judge(self, kinds: str, accepted: Container[int] = ()) -> str | None:
+        """Judge a batch that is committed when it passes."""
+        records, refused, poison = self.batch(kinds)
+        if (reason := self.limit.review(records, refused, poison, accepted)) is None:
+            self.limit.count()
+        return reason
+
+    def judge_all(self, batches: Sequence[str]) -> list[str | None]:
+        return [self.judge(kinds) for kinds in batches]
 
 
 def test_the_hundredth_bad_record_in_a_row_is_refused_and_the_ninety_ninth_is_not() -> None:
-    assert Limit().review([], bad(*range(99))) is None
-    assert "100 records in a row" in str(Limit().review([], bad(*range(100))))
+    assert Stream().judge("b" * 99) is None
+    assert "100 consecutive records were refused" in str(Stream().judge("b" * 100))
 
 
 def test_bad_records_in_a_row_are_counted_over_batches() -> None:
-    limit = Limit(in_a_row=3)
-    assert judge(limit, [], bad(0, 1)) is None
-    assert "of partition 0, the last at offset 2" in str(judge(limit, [], bad(2)))
+    stream = Stream(consecutive=3)
+    assert stream.judge("1bb") is None
+    assert "3 consecutive" in str(stream.judge("1b"))
 
 
 def test_a_good_record_between_bad_ones_ends_the_row_wherever_it_stands_in_the_batch() -> None:
-    limit = Limit(in_a_row=3)
-    assert judge(limit, good(2), bad(3, 1, 0)) is None
-    assert judge(limit, good(4), bad(6, 5)) is None
-    assert judge(limit, good(8), bad(7)) is not None
+    assert Stream(consecutive=3).judge_all(["bbgb", "bgbb", "g", "bb"]) == [None] * 4
+    assert Stream(consecutive=3).judge("gbbb") is not None
 
 
-def test_a_batch_that_was_refused_does_not_count() -> None:
-    limit = Limit(in_a_row=3)
-    assert judge(limit, [], bad(0, 1)) is None
-    assert judge(limit, [], bad(2)) is not None
-    assert judge(limit, good(2), []) is None
+def test_bad_records_spread_over_partitions_are_a_row_of_the_stream() -> None:
+    stream = Stream()
+    reasons = stream.judge_all([f"{partition}" + "b" * 20 for partition in range(6)])
+    assert reasons[:4] == [None] * 4
+    assert reasons[4] == "100 consecutive records were refused of the stream"
 
 
-def test_partitions_are_judged_apart() -> None:
-    limit = Limit(in_a_row=3)
-    assert judge(limit, [], [*bad(0, 1), *bad(0, 1, partition=1)]) is None
-    assert "of partition 1" in str(judge(limit, [], bad(2, partition=1)))
+def test_a_row_of_a_partition_is_counted_whatever_succeeds_in_others() -> None:
+    reasons = Stream(consecutive=3).judge_all(["1b2g", "1b2gg", "2g1b"])
+    assert reasons == [None, None, "3 consecutive records were refused of partition 1"]
 
 
 def test_more_than_half_of_the_last_records_is_too_much_though_never_in_a_row() -> None:
-    limit = Limit(in_a_row=100, share=0.5, of_last=10)
-    assert judge(limit, good(1, 3, 5, 7, 9), bad(0, 2, 4, 6, 8)) is None
-    assert "more than 50% of the last 10" in str(judge(limit, [], bad(10, 11)))
+    stream = Stream(window=10)
+    assert stream.judge("bgbgbgbgbg") is None
+    assert "more than 50% of the last 10 were refused" in str(stream.judge("bb"))
+
+
+def test_the_share_is_counted_by_partition_and_by_stream() -> None:
+    of_stream = Stream(window=10)
+    assert (
+        of_stream.judge_all(["1bgb", "2bgb", "3bgb"])[-1] == "more than 50% of the last 10 were refused of the stream"
+    )
+    of_partition = Stream(window=10)
+    batches = ["1bg2gggg"] * 5 + ["1b2gggg1b"]
+    assert of_partition.judge_all(batches)[-1] == "more than 50% of the last 10 were refused of partition 1"
 
 
 def test_old_records_do_not_count_against_the_share() -> None:
-    limit = Limit(in_a_row=100, share=0.5, of_last=10)
-    assert judge(limit, good(1, 3, 5, 7, 9), bad(0, 2, 4, 6, 8)) is None
-    assert judge(limit, good(*range(10, 20)), []) is None
-    assert judge(limit, [], bad(20, 21, 22, 23, 24)) is None
+    assert Stream(window=10).judge_all(["bgbgbgbgbg", "g" * 10, "bbbbb"]) == [None] * 3
 
 
 def test_what_is_accepted_passes_and_does_not_count_afterwards() -> None:
-    limit = Limit(in_a_row=3, share=0.5, of_last=10)
-    assert judge(limit, [], [*bad(*range(700)), *bad(0, 1, partition=1)], {0}) is None
-    assert judge(limit, [], bad(700, 701)) is None
-    assert "of partition 1" in str(judge(limit, [], bad(2, partition=1), {0}))
+    stream = Stream(consecutive=3, window=10)
+    assert stream.judge("b" * 700, accepted={0}) is None
+    assert stream.judge("bb") is None
+    assert stream.judge("bbb1bbb", accepted={0}) is not None
 
 
-def test_a_batch_that_comes_again_because_it_was_not_done_counts_once() -> None:
-    limit = Limit(in_a_row=100)
-    assert limit.review([], bad(*range(60))) is None  # and is given up before its dead letters are written
-    assert judge(limit, [], bad(*range(60))) is None
-    assert judge(limit, [], bad(*range(60, 100))) is not None
+def test_what_was_redriven_neither_counts_nor_ends_a_row() -> None:
+    stream = Stream(consecutive=3)
+    assert stream.judge("r" * 300) is None
+    assert stream.judge("bb" + "r" * 300) is None
+    assert stream.judge("b") is not None
 
 
-def test_forgetting_begins_the_row_anew() -> None:
-    limit = Limit(in_a_row=3)
-    assert judge(limit, [], bad(0, 1)) is None
-    limit.forget()
-    assert judge(limit, [], bad(2, 3)) is None
+def test_poison_neither_counts_nor_ends_a_row() -> None:
+    stream = Stream(consecutive=3)
+    assert stream.judge("bb" + "p" * 50) is None
+    assert stream.judge("b") is not None
+
+
+def test_after_a_halt_the_next_bad_record_halts_until_a_batch_had_none() -> None:
+    stream = Stream(consecutive=3)
+    assert stream.judge("bbb") is not None
+    stream.limit.halt()
+    assert stream.judge("gggbg") == "a record was refused again after a halt"
+    assert stream.judge("r") is None
+    assert stream.judge("ggg") is None
+    stream.limit.passed()
+    assert stream.judge("b") is None
+
+
+def test_a_batch_that_is_redelivered_because_it_was_not_done_counts_once() -> None:
+    stream = Stream()
+    assert stream.limit.review(*stream.batch("b" * 60)) is None  # abandoned before its dead letters are written
+    assert stream.judge("b" * 60) is None
+    assert stream.judge("b" * 40) is not None
+
+
+def test_what_was_forgotten_counts_no_more() -> None:
+    stream = Stream(consecutive=3)
+    assert stream.judge("bb") is None
+    stream.limit.halt()
+    stream.limit.forget()
+    assert stream.judge("bb") is None

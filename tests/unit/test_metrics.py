@@ -145,7 +145,7 @@ def test_a_consumer_is_in_one_state_and_tells_nothing_of_a_lag_that_it_does_not_
 
 def states(series: Series) -> set[str]:
     found = {dict(labels)["state"]: number for (name, labels), number in series.items() if name == "consumer_state"}
-    assert found.keys() == {"starting", "running", "paused", "stopped", "reconnecting", "halted"}
+    assert found.keys() == {"starting", "running", "retrying", "paused", "stopped", "reconnecting", "halted"}
     return {state for state, number in found.items() if number}
 
 

@@ -1,6 +1,7 @@
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
 import pytest
@@ -13,17 +14,17 @@ from faststream.kafka.subscriber.usecase import BatchSubscriber
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import ADA, LONG, Client, Stored, as_json, everything_else_has_run, stored_person, until
+from streams import policy
 
 from apps.chassis.kafka import client_options, new_broker
 from apps.chassis.logs import JsonFormatter
 from apps.chassis.settings import Settings
-from apps.consumer import attempts
 from apps.consumer import subscriber as module
-from apps.consumer.attempts import GivenUp, Halted, Reject
+from apps.consumer.attempts import Halted, Reject
 from apps.consumer.commits import MARK, Commits
 from apps.consumer.consumption import MOST_REASONS, Consumption, sort_out
 from apps.consumer.dead_letters import BadRecord
-from apps.consumer.subscriber import Drain, PromptSubscriber, ailment, subscribe
+from apps.consumer.subscriber import Drain, PromptSubscriber, ailment, has_newer, subscribe
 from apps.consumer.window import Record, Window
 from contracts.person import Person, encode
 
@@ -57,7 +58,7 @@ class Consumer:
         self.handler_error: Exception | None = None
         self.writer_error: Exception | None = None
         self.window = Window(1_000)
-        self.consumption = Consumption(self.window, self._handle, self._write)
+        self.consumption = Consumption(self.window, self._handle, self._write, policy=policy())
         self.client = Client()
         self.commits = Commits(nothing_committed)
 
@@ -84,10 +85,17 @@ class Consumer:
         return self.consumption.consumed, self.consumption.dead_lettered
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.0001)
-    monkeypatch.setattr(attempts, "LONGEST_PAUSE", 0.0001)
+@contextmanager
+def said_by(formatter: logging.Formatter) -> Iterator[list[str]]:
+    """Collect the lines of the log as a service writes them: at once."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(formatter.format(record))  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 async def nothing_committed() -> dict[int, OffsetAndMetadata | None]:
@@ -216,13 +224,13 @@ async def test_while_the_handler_fails_nothing_is_written_counted_or_shown() -> 
     consumer = Consumer()
     consumer.handler_error = RuntimeError("the database is down")
     async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1))))
-        await until(lambda: len(consumer.events) >= 3)
+        for _ in range(5):
+            await subscriber.process_message((stored_person(0), bad_record(1)))
         assert set(consumer.events) == {"handler"}
         assert consumer.counters == (0, 0)
         assert consumer.shown == []
         consumer.handler_error = None
-        await consuming
+        await subscriber.process_message((stored_person(0), bad_record(1)))
     assert [person.id for person in consumer.handled] == ["person-0"]
     assert [letter.record.offset for letter in consumer.letters] == [1]
     assert consumer.counters == (1, 1)
@@ -236,24 +244,22 @@ async def test_a_failing_batch_that_is_given_up_is_not_committed_and_leaves_noth
         consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1))))
         await until(lambda: consumer.events)
         consumer.consumption.leaving.set()
-        with pytest.raises(GivenUp):
-            await consuming
+        await consuming
     assert consumer.letters == []
     assert consumer.counters == (0, 0)
     assert consumer.shown == []
 
 
-async def test_a_batch_whose_dead_letters_cannot_be_written_is_given_up_uncounted_and_uncommitted() -> None:
+async def test_a_batch_whose_dead_letters_cannot_be_written_is_given_up_at_its_first_bad_record() -> None:
     consumer = Consumer()
     consumer.writer_error = TimeoutError()
     async with subscribed(consumer) as (_, subscriber):
         consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1))))
         await until(lambda: "dead letters" in consumer.events)
         consumer.consumption.leaving.set()
-        with pytest.raises(GivenUp):
-            await consuming
-    assert consumer.counters == (0, 0)
-    assert consumer.shown == []
+        await consuming
+    assert consumer.counters == (1, 0), "the record before it is done"
+    assert [record.offset for record in consumer.shown] == [0]
 
 
 async def test_dead_letters_that_were_not_written_are_written_again_without_handling_anyone_twice() -> None:
@@ -290,7 +296,7 @@ async def test_too_many_bad_records_in_a_row_halt_the_consumer_and_none_of_the_b
         await until(lambda: consumer.consumption.halted)
         assert not consuming.done()
         consumer.consumption.leaving.set()
-        with pytest.raises(Halted, match="100 records in a row"):
+        with pytest.raises(Halted, match="100 consecutive records were refused"):
             await consuming
         assert consumer.letters == []
         assert consumer.counters == (0, 0)
@@ -429,6 +435,7 @@ async def test_a_handler_that_raises_ever_new_types_of_errors_makes_no_more_than
             consumer.handler_error = kind()
             await subscriber.process_message((stored_person(number),))
             consumer.handler_error = None
+            consumer.consumption.limit.passed()
             await subscriber.process_message((stored_person(number),))
     assert consumer.consumption.dead_lettered == 2 * MOST_REASONS
     assert len(consumer.consumption.dead_letters) == MOST_REASONS + 1
@@ -464,9 +471,9 @@ async def test_a_batch_that_fails_after_its_partitions_were_given_away_moves_no_
         consuming = asyncio.create_task(subscriber.process_message((stored_person(0),)))
         await until(lambda: consumer.events)
         consumer.consumption.leaving.set()
-        with pytest.raises(GivenUp):
-            await consuming
+        await consuming
     assert consumer.client.positions == {0: 7}
+    assert consumer.client.commits == {}
 
 
 async def test_an_in_flight_batch_has_an_age_until_it_is_committed() -> None:
@@ -514,25 +521,49 @@ async def test_a_failing_batch_tells_once_where_the_handler_failed_and_never_wha
     consumer = Consumer()
     consumer.handler_error = RuntimeError("cannot greet Ada Lovelace")
     async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message((stored_person(3),)))
-        await until(lambda: consumer.consumption.halted or len(consumer.letters))
-        await consuming
-    lines = [record for record in caplog.records if record.name == "apps.consumer.attempts"]
-    assert [bool(line.exc_info) for line in lines] == [True, False]
-    assert {(vars(line)["offset"], vars(line)["error"]) for line in lines} == {(3, "RuntimeError")}
-    said = [JsonFormatter().format(record) for record in caplog.records]
+        with said_by(JsonFormatter()) as said:
+            await subscriber.process_message((stored_person(3),))
+            await subscriber.process_message((stored_person(3),))
+    (line,) = [record for record in caplog.records if record.name == "apps.consumer.attempts"]
+    assert (vars(line)["offset"], vars(line)["error"]) == (3, "RuntimeError")
     assert "in _handle" in said[0]
     assert not [line for line in said if "Ada" in line]
 
 
 async def test_a_halt_is_logged_without_what_the_handler_says_of_a_person(caplog: pytest.LogCaptureFixture) -> None:
     consumer = Consumer()
-    consumer.handler_error = RuntimeError("cannot greet Ada Lovelace")
+    consumer.handler_error = Reject("cannot greet Ada Lovelace")
     async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message(tuple(map(stored_person, range(6)))))
+        consuming = asyncio.create_task(subscriber.process_message(tuple(map(stored_person, range(100)))))
         await until(lambda: consumer.consumption.halted)
         consumer.consumption.leaving.set()
         with pytest.raises(Halted):
             await consuming
     assert "Ada Lovelace" in (consumer.consumption.halted or "")
-    assert caplog.records[-1].getMessage() == "halted: the handler refuses 5 records in a row: RuntimeError"
+    assert caplog.records[-1].getMessage() == "halted: 100 consecutive records were refused of the stream: Reject"
+
+
+async def test_what_is_unfinished_of_a_batch_is_read_again_and_what_stands_before_it_is_committed() -> None:
+    consumer = Consumer()
+    consumer.client.positions = {0: 3}
+    async with subscribed(consumer) as (_, subscriber):
+        assert isinstance(subscriber, PromptSubscriber)
+        subscriber._listener.polled = {TopicPartition(TOPIC, 0): 3}
+        consumer.writer_error = TimeoutError()
+        consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1), stored_person(2))))
+        await until(lambda: "dead letters" in consumer.events)
+        consumer.consumption.leaving.set()
+        await consuming
+    assert consumer.client.commits == {0: (1, MARK)}
+    assert consumer.client.positions == {0: 1}
+    assert consumer.counters == (1, 0)
+
+
+async def test_newer_records_are_those_behind_the_position_of_a_partition_that_is_read() -> None:
+    client = Client({0: 5, 1: 5})
+    assert not await has_newer(cast("Any", client))
+    ends = {0: 5, 1: 6}
+    client.last_stable_offset = lambda tp: ends[tp.partition]  # type: ignore[method-assign, assignment]  # what was fetched
+    assert await has_newer(cast("Any", client))
+    client.paused = lambda: {TopicPartition(TOPIC, 1)}  # type: ignore[method-assign]  # by an operator
+    assert not await has_newer(cast("Any", client))

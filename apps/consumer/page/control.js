@@ -6,10 +6,10 @@ import { byId, count, element, onSubmit, plural, report, rfc3339, say, time } fr
 /** Each command: when it makes sense, what it leads to, and which button is the next one for whoever has used it. */
 const COMMANDS = {
   start: { path: "consumers/start", done: "Started", leadsTo: "running", while: ["stopped", "halted"], next: "stop" },
-  stop: { path: "consumers/stop", done: "Stopped", leadsTo: "stopped", while: ["starting", "running", "paused", "reconnecting"], next: "start" },
-  pause: { path: "consumers/pause", done: "Paused", leadsTo: "paused", while: ["starting", "running", "reconnecting"], next: "resume" },
+  stop: { path: "consumers/stop", done: "Stopped", leadsTo: "stopped", while: ["starting", "running", "retrying", "paused", "reconnecting"], next: "start" },
+  pause: { path: "consumers/pause", done: "Paused", leadsTo: "paused", while: ["starting", "running", "retrying", "reconnecting"], next: "resume" },
   resume: { path: "consumers/resume", done: "Resumed", leadsTo: "running", while: ["paused"], next: "pause" },
-  accept: { path: "consumers/start", body: { accept: true }, done: "Started", leadsTo: "running", while: ["halted"], next: "stop" },
+  accept: { path: "consumers/start", body: { accept: true }, done: "Started", leadsTo: "running", while: ["halted", "retrying"], next: "stop" },
 };
 
 /** Wire the buttons, the seek and the field for the API key. */
@@ -70,7 +70,7 @@ function askForKey(said) {
 export function showStatus(status) {
   showState(status.state);
   for (const [name, command] of Object.entries(COMMANDS)) byId(name).disabled = !command.while.includes(status.state);
-  byId("accept").hidden = status.state !== "halted";
+  byId("accept").hidden = !COMMANDS.accept.while.includes(status.state);
   say(byId("what"), `reads ${status.topic} as ${status.group_id}`);
   const facts = {
     consumed: count(status.messages_consumed_count),

@@ -1,0 +1,79 @@
+"""Remember what was found out about an unfinished batch, so that its redelivery does not repeat the work.
+
+What is remembered is bound to a record by its place and its content: a recreated topic has other records at the same
+places.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from apps.consumer.window import Record
+
+Place = tuple[str, int, int]
+"""Topic, partition and offset of a record."""
+
+MOST_RECORDS = 10_000
+"""Records that are remembered at most; of more, the first ones are forgotten, and handled or isolated again."""
+
+
+class Found(NamedTuple):
+    """What was found out about a record; it is suspect when it failed alone, and nothing succeeded since.
+
+    `error` and `tries` tell of the last failure; `failed_at` is how many calls of the handler had succeeded by then.
+    """
+
+    kind: Literal["done", "refused", "poison", "suspect"]
+    error: BaseException | None = None
+    tries: int = 0
+    failed_at: int = 0
+
+
+class Memory:
+    """What was found out about batches that were not finished."""
+
+    def __init__(self, most: int = MOST_RECORDS) -> None:
+        self._most = most
+        self._found: dict[Place, tuple[int, Found]] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def recall(self, records: Iterable[Record]) -> dict[int, Found]:
+        """Return what is known about these records, each by its `id`."""
+        known: dict[int, Found] = {}
+        if self._found:
+            for record in records:
+                place = place_of(record)
+                content, found = self._found.get(place, (0, None))
+                if found is not None and content == _content_of(record):
+                    known[id(record)] = found
+        return known
+
+    def keep(self, records: Sequence[Record], found: Mapping[int, Found]) -> None:
+        """Replace what is known about the partitions of a batch by what was `found` out, by the `id` of records."""
+        if self._found:
+            partitions = {(record.topic, record.partition) for record in records}
+            self._found = {place: one for place, one in self._found.items() if place[:2] not in partitions}
+        if found:
+            for record in records:
+                if (one := found.get(id(record))) is not None:
+                    self._found[place_of(record)] = _content_of(record), one
+        while len(self._found) > self._most:
+            del self._found[next(iter(self._found))]
+
+    def retain(self, partitions: Collection[tuple[str, int]]) -> None:
+        """Keep what is known about these partitions, of a topic each."""
+        self._found = {place: one for place, one in self._found.items() if place[:2] in partitions}
+
+    def forget(self) -> None:
+        """Forget all, as before a seek: what is read again is to be handled again."""
+        self._found.clear()
+
+
+def place_of(record: Record) -> Place:
+    """Return where a record stands."""
+    return record.topic, record.partition, record.offset
+
+
+def _content_of(record: Record) -> int:
+    return hash((record.timestamp, record.key, record.value))

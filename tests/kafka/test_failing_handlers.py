@@ -1,0 +1,106 @@
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from services import Pipeline, Raw, Service, person, value_of, wait_until
+
+SCRIPT = str(Path(__file__).with_name("failing_consumer.py"))
+
+
+class Failing(NamedTuple):
+    """A topic of two partitions, its consumer, the file that puts its handler out of order, and its ledger."""
+
+    pipeline: Pipeline
+    consumer: Service
+    outage: Path
+    ledger: Path
+
+    def write(self, names: Sequence[str], start: int = 0, partition: int = 0) -> None:
+        """Write people of these names, each with its number as id and key."""
+        people = [person(f"{partition}-{start + number:05}", name=name) for number, name in enumerate(names)]
+        self.pipeline.write([Raw(value_of(one), one["id"].encode()) for one in people], partition)
+
+    def handled(self) -> list[str]:
+        return self.ledger.read_text().split() if self.ledger.exists() else []
+
+    def lettered(self) -> set[str]:
+        return {(record.key or b"").decode() for record in self.pipeline.records(self.pipeline.dead_letter_topic)}
+
+    def state(self) -> str:
+        return str(self.consumer.status()["state"])
+
+
+@contextmanager
+def failing(bootstrap_servers: str, logs: Path, folder: Path) -> Iterator[Failing]:
+    outage, ledger = folder / "outage", folder / "ledger"
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        pipeline.create_topic(2)
+        with pipeline.running("consumer", SCRIPT, OUTAGE=str(outage), LEDGER=str(ledger)) as consumer:
+            consumer.until_healthy()
+            yield Failing(pipeline, consumer, outage, ledger)
+
+
+@pytest.fixture
+def stage(bootstrap_servers: str, logs: Path, tmp_path: Path) -> Iterator[Failing]:
+    with failing(bootstrap_servers, logs, tmp_path) as stage:
+        yield stage
+
+
+def test_poison_is_dead_lettered_alone_whatever_the_handler_raises_and_an_outage_costs_nothing(stage: Failing) -> None:
+    names = ["good"] * 1_000
+    for number, name in {3: "poison", 400: "exit", 401: "poison", 777: "cancel"}.items():
+        names[number] = name
+    stage.write(names)
+    stage.consumer.until_consumed(1_000)
+    poison = {"0-00003", "0-00400", "0-00401", "0-00777"}
+    assert stage.lettered() == poison
+    assert set(stage.handled()) == {f"0-{number:05}" for number in range(1_000)} - poison
+    assert stage.consumer.process.poll() is None
+    assert stage.consumer.status()["restarts"] == 0
+
+    stage.outage.touch()
+    committed = stage.pipeline.committed()
+    stage.write(["good"] * 500, start=1_000)
+    stage.consumer.until_answers("/health-check", 503)
+    wait_until(lambda: stage.state() == "retrying")
+    assert "retrying" in stage.consumer.http.get("/health-check").json()["detail"]
+    assert 'consumer_state{state="retrying"} 1.0' in stage.consumer.http.get("/metrics").text
+    assert stage.pipeline.committed() == committed
+    stage.outage.unlink()
+    stage.consumer.until_consumed(1_500)
+    assert stage.lettered() == poison
+    assert len(stage.handled()) == len(set(stage.handled())) == 1_496
+    stage.consumer.until_healthy()
+
+    stage.write(["poison"], start=1_500)
+    wait_until(lambda: stage.state() == "retrying")
+    stage.write(["good"], partition=1)
+    stage.consumer.until_consumed(1_502)
+    assert stage.lettered() == poison | {"0-01500"}
+    stage.consumer.until_healthy()
+
+    stage.write(["poison"], start=1_501)
+    wait_until(lambda: stage.state() == "retrying")
+    stage.consumer.post("/consumers/start", json={"accept": True})
+    stage.consumer.until_consumed(1_503)
+    assert stage.lettered() == poison | {"0-01500", "0-01501"}
+
+
+def test_a_seek_a_stop_and_a_signal_break_off_a_long_call_and_what_was_done_before_is_committed(stage: Failing) -> None:
+    names = ["good"] * 200
+    names[50], names[150] = "poison", "slow"
+    stage.write(names)
+    wait_until(lambda: len(stage.handled()) >= 100, what="for the handler to be stuck")
+    answer = stage.consumer.http.post("/consumers/seek", json={"partition": 1, "offset": 0})
+    assert answer.status_code == 200
+    wait_until(lambda: stage.pipeline.committed() >= 100, what="for what was done to be committed")
+    wait_until(lambda: stage.consumer.status()["dead_lettered_count"] == 1)
+    began = time.monotonic()
+    stage.consumer.terminate()
+    assert stage.consumer.exit_status(15) == 0
+    assert time.monotonic() - began < 10
+    assert 100 <= stage.pipeline.committed() <= 150
+    assert stage.lettered() == {"0-00050"}

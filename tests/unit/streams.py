@@ -1,0 +1,111 @@
+"""A stream in memory: polls, commits and redelivers as the consume loop on a real Kafka does."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from samples import Stored, stored_person
+
+from apps.consumer.attempts import Handle
+from apps.consumer.consumption import Consumption
+from apps.consumer.dead_letters import BadRecord
+from apps.consumer.policy import Batching, Policy, Retry
+from apps.consumer.window import Window
+from contracts.person import Person
+
+AT_ONCE = Retry(first_s=0.0001, longest_s=0.001)
+"""Pauses that no test feels."""
+
+
+def policy(records: int = 2_000, **others: object) -> Policy:
+    return Policy(batching=Batching(records=records), **{"retry": AT_ONCE, **others})  # type: ignore[arg-type]  # policies
+
+
+class Stream:
+    """Records of some partitions, with the position and the committed offset in each, and what became of them."""
+
+    def __init__(self, handle: Handle, policy: Policy | None = None) -> None:
+        self.records: dict[int, list[Stored]] = {}
+        self.positions: dict[int, int] = {}
+        self.committed: dict[int, int] = {}
+        self.letters: list[BadRecord] = []
+        self.polls = 0
+        self.consumption = Consumption(Window(100_000), handle, self._write, policy=policy or globals()["policy"]())
+        self._writes: Callable[[], None] = lambda: None
+
+    async def _write(self, bad: Sequence[BadRecord]) -> None:
+        self._writes()
+        self.letters += bad
+
+    def write_with(self, writes: Callable[[], None]) -> None:
+        """Call this before dead letters are written; it may raise."""
+        self._writes = writes
+
+    def add(self, *ids: str, partition: int = 0, key: bytes | None = b"", **fields: object) -> None:
+        """Append people; each has its id as its key unless another is given."""
+        for person_id in ids:
+            self.append(stored_person(0, id=person_id, **fields), partition, person_id.encode() if key == b"" else key)
+
+    def append(self, record: Stored, partition: int = 0, key: bytes | None = b"key") -> None:
+        """Append a record."""
+        stood = self.records.setdefault(partition, [])
+        record.partition, record.offset, record.key = partition, len(stood), key
+        stood.append(record)
+
+    @property
+    def is_consumed(self) -> bool:
+        return all(self.committed.get(partition, 0) == len(stood) for partition, stood in self.records.items())
+
+    @property
+    def lettered(self) -> list[str]:
+        """The keys of the dead letters, in their order."""
+        return [(letter.record.key or b"").decode() for letter in self.letters]
+
+    async def newer(self) -> bool:
+        return any(self.positions.get(partition, 0) < len(stood) for partition, stood in self.records.items())
+
+    def poll(self) -> tuple[Stored, ...]:
+        """Return the records of the next batch, partition by partition."""
+        self.polls += 1
+        found: list[Stored] = []
+        for partition, stood in self.records.items():
+            position = self.positions.get(partition, 0)
+            found += stood[position : position + self.consumption.most_records - len(found)]
+            self.positions[partition] = position + len([one for one in found if one.partition == partition])
+        return tuple(found)
+
+    async def turn(self) -> bool:
+        """Poll, consume and commit once, as the consume loop does; return whether there was anything."""
+        batch = self.poll()
+        if batch:
+            outcome = await self.consumption.consume(batch, self.newer)
+            for (_, partition), offset in outcome.redelivered.items():
+                self.positions[partition] = offset
+            self.committed.update(self.positions)
+            self.consumption.settle(outcome)
+        return bool(batch)
+
+    async def consume(self, turns: int = 1_000) -> None:
+        """Consume until all is committed, or `turns` were taken."""
+        for _ in range(turns):
+            if not await self.turn() and self.is_consumed:
+                return
+
+
+class Handler:
+    """Does what a script says with each call, and remembers what was done; `fails` tells for whom a call fails."""
+
+    def __init__(self, fails: Callable[[str], bool] = lambda _: False, error: BaseException | None = None) -> None:
+        self.fails = fails
+        self.error = error or ConnectionError("no database")
+        self.calls: list[list[str]] = []
+        self.done: list[str] = []
+
+    async def __call__(self, people: Sequence[Person]) -> None:
+        ids = [person.id for person in people]
+        self.calls.append(ids)
+        if any(map(self.fails, ids)):
+            raise self.error
+        self.done += ids
+
+
+def numbered(numbers: Iterable[int]) -> list[str]:
+    return [f"{number:05}" for number in numbers]

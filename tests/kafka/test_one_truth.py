@@ -244,8 +244,9 @@ def test_of_a_paused_consumer_all_say_the_same(steered: Steered) -> None:
 def test_while_the_handler_fails_what_it_failed_for_is_lag(steered: Steered) -> None:
     steered.steer("fail")
     steered.write(40)
-    wait_until(lambda: steered.service.status()["failures"] >= 3)
+    wait_until(lambda: steered.service.status()["state"] == "retrying")
     kafka = truth(steered.pipeline)
+    assert steered.service.status()["failures"] >= 3
     assert kafka.lag == steered.service.status()["lag"] == group_lag(steered.service) == 40
     assert steered.service.answers("/health-check", 503)
 
@@ -408,6 +409,7 @@ def test_two_members_and_the_one_that_is_left_say_the_same(steered: Steered) -> 
             steered.write(100, partition)
         wait_until(lambda: truth(steered.pipeline).lag == 0)
         wait_until(lambda: not disagreement(steered, truth(steered.pipeline), steered.service, other))
+    wait_until(lambda: len(steered.service.status()["partitions"]) == PARTITIONS)
     steered.until_quiet()
 
 

@@ -1,11 +1,11 @@
-"""A dead letter: a record that could not be consumed, byte for byte, and what became of it.
+"""A dead letter: a record that could not be consumed, byte for byte, and the reason.
 
-Key, value and headers are those of the record. What became of it stands in headers behind the record's own, named and
-encoded as Spring Kafka's `DeadLetterPublishingRecoverer` does it (integers big-endian, text UTF-8), so that its tools
-read them too. Where the record came through the dead letters before, its older set stays among its own headers.
+Key, value and headers are those of the record. The reason and its origin follow in headers, named and encoded as Spring
+Kafka's `DeadLetterPublishingRecoverer` does it (integers big-endian, text UTF-8), so that its tools read them too. If
+the record was dead-lettered before, its older set stays among its own headers.
 
-Dead letters of other writers, Spring Kafka first of all, are read too: by the names of the headers, in any order. What
-such a letter does not say is None.
+Dead letters of other writers, like Spring Kafka, are read too: by the names of the headers, in any order. What such a
+letter does not name is None.
 """
 
 from collections.abc import Sequence
@@ -30,17 +30,17 @@ ROUNDS = "dead-letter-rounds"
 """Says, behind the record's own headers, how often a record was sent back; with `TRIES` so far before it."""
 
 OMITTED_BYTES = "dead-letter-omitted-bytes"
-"""The only own header of a record that was too large to be read: how many bytes it has, in decimal digits."""
+"""The only header of its own that a too large record keeps: its size in bytes, in decimal digits."""
 
 INT32 = Packing(">i")
 INT64 = Packing(">q")
 
 
 class Said(NamedTuple):
-    """A header that says what became of a record: its name, what it says, and how its number is packed.
+    """A header that describes a dead letter: its name, its meaning, and how its number is packed.
 
-    Without a packing it is text, in UTF-8. A number below `least` says nothing. `aliases` are the names that say the
-    same in letters of other writers, looked at in this order where `header` is missing.
+    Without a packing it is text, in UTF-8. A number below `least` is ignored. `aliases` are the names of the same
+    header in letters of other writers, in the order in which they replace a missing `header`.
     """
 
     header: str
@@ -56,7 +56,7 @@ class Said(NamedTuple):
         return self.header, packed
 
     def unpack(self, content: bytes | None) -> str | int | None:
-        """Return what the header says, None when it says nothing: null, or not a number of 4 or 8 bytes.
+        """Return the value of the header; None when it is null, or not a number of 4 or 8 bytes.
 
         Bytes of a text that are not UTF-8 are escaped.
         """
@@ -119,7 +119,7 @@ APPENDED = frozenset(
         "kafka_dlt-key-exception-stacktrace",
     }
 )
-"""Headers that a writer of dead letters appends each time: the last of each is of this letter, an older one is not."""
+"""Headers that a writer of dead letters appends each time: only the last of each is of this letter."""
 OF_RETRIES = frozenset(
     {
         *(f"kafka_original-{name}" for name in ("topic", "partition", "offset", "timestamp", "timestamp-type")),
@@ -131,7 +131,7 @@ OF_RETRIES = frozenset(
         "springDeserializerExceptionValue",
     }
 )
-"""Headers that Spring's retry topics and deserializers add on the way from the record's topic: none is the record's."""
+"""Headers that Spring's retry topics and deserializers add on the way; none is the record's own."""
 
 SAID_OF_SENT_BACK = (
     SAID_TRIES,
@@ -146,9 +146,9 @@ LONGEST_ERROR = 1_000
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A record that could not be consumed, where it came from and why; `SAID` tells what each of its fields is.
+    """A record that could not be consumed, its origin and the reason; `SAID` describes each field.
 
-    A field is None when a letter of another writer does not say it.
+    A field is None when a letter of another writer does not name it.
     """
 
     key: bytes | None
@@ -170,7 +170,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 def is_omitted(letter: DeadLetter) -> bool:
-    """Tell whether a dead letter lacks the value of its record, which was too large to be read."""
+    """Return whether a dead letter lacks the value of its record, which was too large to be read."""
     return letter.value is None and [name for name, _ in letter.headers] == [OMITTED_BYTES]
 
 
@@ -183,9 +183,9 @@ def sent_back(letter: DeadLetter) -> list[Header]:
 
 
 def history(headers: Headers) -> tuple[Headers, int, int]:
-    """Return a record's own headers, its tries before now, and how often it was sent back from the dead letters.
+    """Return a record's own headers, its earlier tries, and how often it was sent back from the dead letters.
 
-    The last pair of headers that a redrive writes counts, also where others were added behind it.
+    The last pair of headers that a redrive writes counts, even if others were added after it.
     """
     for place in range(len(headers) - 2, -1, -1):
         (name, tries), (following, rounds) = headers[place : place + 2]
@@ -214,10 +214,11 @@ def _shortened(message: str) -> str:
 
 
 def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter:
-    """Return the dead letter that a record of the dead-letter topic is, whoever wrote it.
+    """Return the dead letter in a record of the dead-letter topic, from any writer.
 
-    A letter whose last headers are ours, in their order, is read exactly as it was written. In any other the last
-    header of each name counts, and all headers that a writer of dead letters adds are taken from the record's own.
+    A letter whose last headers are ours, in their order, is read exactly as it was written. In any other letter the
+    last header of each name counts, and all headers that a writer of dead letters adds are removed from the record's
+    own.
     """
     ours = tuple(name for name, _ in headers[-len(NAMES) :]) == NAMES
     own, said = (headers[: -len(NAMES)], dict(headers[-len(NAMES) :])) if ours else _by_name(headers)
@@ -230,18 +231,18 @@ def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter
 
 
 def _told(said: Said, headers: dict[str, bytes | None]) -> str | int | None:
-    """Return what the first of a field's headers says that says anything."""
+    """Return the first meaningful value among a field's headers."""
     answers = (said.unpack(headers.get(name)) for name in (said.header, *said.aliases))
     return next((answer for answer in answers if answer is not None), None)
 
 
 def _by_name(headers: Headers) -> tuple[Headers, dict[str, bytes | None]]:
-    """Return the record's own headers, and the headers that say what became of it."""
+    """Return the record's own headers, and the headers of the dead letter."""
     own: list[Header] = []
     said: dict[str, bytes | None] = {}
     following = ""
     for name, content in reversed(headers):
-        of_a_redrive = name == TRIES and following == ROUNDS  # it says what was before this letter: see `history`
+        of_a_redrive = name == TRIES and following == ROUNDS  # older than this letter: see `history`
         if name in OF_RETRIES or (name in APPENDED and name not in said and not of_a_redrive):
             said.setdefault(name, content)
         else:

@@ -38,7 +38,7 @@ SECURITY_HEADERS = {
 
 
 class RefusedKeys:
-    """Counts the calls that had no key or a wrong one, and logs the wrong ones: at once, then one line a minute."""
+    """Count calls without a key or with a wrong one. Log wrong keys at once, then in one line a minute."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         counter = Counter(
@@ -63,7 +63,7 @@ class RefusedKeys:
         if self._unlogged:
             log.warning("calls refused because of a wrong API key: %d", self._unlogged)
             self._unlogged = 0
-            later = Context()  # of no request, least of all of the one that happens to be answered now
+            later = Context()  # the line belongs to no request, so it gets no request id
             asyncio.get_running_loop().call_later(LOGGED_EVERY_S, self._log, context=later)
 
 
@@ -83,7 +83,7 @@ def guarded(
                 f"this call needs a key in the header {HEADER}, and none that is accepted was given",
                 headers={"WWW-Authenticate": f'ApiKey header="{HEADER}"'},
             )
-        key_name.set(name)  # in the context of the request's own task: a guard that is not async has a thread's
+        key_name.set(name)  # needs the request's own task: a synchronous guard would run in a thread
 
     for route in routes if keys.needed else ():
         if isinstance(route, HTTPRouteHandler) and not route.http_methods <= SAFE_METHODS:

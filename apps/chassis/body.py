@@ -1,7 +1,7 @@
-"""Request bodies: what they mean, read strictly, within bounds, and never taken as whole when they are not.
+"""Read request bodies strictly and within bounds; never treat an incomplete body as complete.
 
-One reader for all calls of both services. A body has the media type that its call takes, is UTF-8, and may be
-compressed. Without a body no media type is needed.
+Both services use this reader for all calls. A body has the media type that its call accepts, is UTF-8, and may be
+compressed. A request without a body needs no media type.
 """
 
 import asyncio
@@ -37,22 +37,22 @@ T = TypeVar("T")
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
 SLOW_BODY = 60.0
-"""Seconds that a body of JSON may take to arrive, and that a body of any length may pause."""
+"""Seconds that a JSON body may take to arrive, and that a body of lines may pause."""
 LARGEST_REQUEST_BYTES = 64 * 1024
-"""Bytes of a body that asks for something, and carries no records."""
+"""Largest body, in bytes, of a call that carries no records."""
 BODY_ERRORS = (
     BAD_BODY,
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 )
-"""What every call with a body may answer."""
+"""Errors that every call with a body may answer."""
 MARK_BYTES = 4
-"""Bytes at the beginning of a text that tell its encoding."""
+"""Bytes at the beginning of a text that identify its encoding."""
 
 
 class BrokenBody(Exception):
-    """A body did not arrive whole, or is not what it says it is."""
+    """A body that is incomplete, damaged or not of its declared type."""
 
     def __init__(self, status: HTTPStatus, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
@@ -60,12 +60,12 @@ class BrokenBody(Exception):
         self.headers = headers
 
     def problem(self) -> ProblemDetailsException:
-        """Return the error to raise where nothing was answered yet."""
+        """Return the error to raise while no answer has begun."""
         return problem(self.status, str(self), headers=self.headers)
 
 
 class BodyHead(NamedTuple):
-    """What the head of a request says of its body."""
+    """The properties of a body that the request head declares."""
 
     media_type: str
     charset: str
@@ -73,7 +73,7 @@ class BodyHead(NamedTuple):
 
 
 def head_of(scope: Scope) -> BodyHead:
-    """Return what a request says of its body. Raises 415 for a content coding or charset that is not supported."""
+    """Return what a request head declares about its body. Raises 415 for an unsupported content coding or charset."""
     content_type = content_encoding = b""
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -90,7 +90,7 @@ def head_of(scope: Scope) -> BodyHead:
     return head
 
 
-@lru_cache(maxsize=64)  # nearly all callers say the same
+@lru_cache(maxsize=64)  # nearly all callers send the same headers
 def _parsed(content_type: bytes, content_encoding: bytes) -> BodyHead:
     header = Message()
     header["content-type"] = content_type.decode("latin-1")
@@ -106,9 +106,9 @@ def _parsed(content_type: bytes, content_encoding: bytes) -> BodyHead:
 
 
 def check_media_type(media_type: str, accepted: Collection[str]) -> None:
-    """Raise 415 when a call does not take bodies of a media type.
+    """Raise 415 when a call does not accept bodies of a media type.
 
-    Pages of other sites may send plain text and forms to a service without asking it first, but neither of these types.
+    Pages of other sites may send plain text and forms without asking first, but neither JSON nor NDJSON.
     """
     if media_type not in accepted:
         given = media_type[:40] or "a body without a content type"
@@ -126,8 +126,8 @@ async def read_whole(
 ) -> bytes:
     """Return a body, decoded and without a byte order mark.
 
-    Raises 415, 408 after 60 s, 413 as soon as it is larger than `largest` bytes (`hint` says what to do then), 400 when
-    it breaks off, and 503 where there is no room for `times_in_memory` of it.
+    Raises 415; 408 after 60 s; 413 when it is larger than `largest` bytes (`hint` is appended to the message); 400 when
+    it breaks off; 503 when there is no room for `times_in_memory` copies of it.
     """
     head = head_of(request.scope)
     try:
@@ -173,7 +173,7 @@ async def read_pieces(
 ) -> AsyncGenerator[bytes, None]:
     """Yield a body of any length as it arrives, decoded and without a byte order mark.
 
-    Raises `BrokenBody` when it does not arrive to its end: its caller goes, or pauses for 60 s, or the service ends.
+    Raises `BrokenBody` when the body is incomplete: its caller disconnects, pauses for 60 s, or the service stops.
     """
     decoder = Decompressor(head.coding) if head.coding else None
     start = b""
@@ -187,7 +187,7 @@ async def read_pieces(
                     yield _without_mark(start)
                     begun = True
                 if decoder:
-                    await asyncio.sleep(0)  # a small piece may decode to very many
+                    await asyncio.sleep(0)  # a small piece may decode to many pieces
     _check_end(decoder)
     if not begun and start:
         yield _without_mark(start)
@@ -215,7 +215,7 @@ async def _arriving(request: Request[Any, Any, Any], ending: asyncio.Event) -> A
 
 
 async def _receive(request: Request[Any, Any, Any]) -> tuple[bytes, bool]:
-    """Return the next piece of a body, and whether there is more. Raises `BrokenBody` when its caller has gone."""
+    """Return the next piece of a body, and whether more follow. Raises `BrokenBody` when the caller disconnected."""
     message: Any = await request.receive()
     if message["type"] == "http.disconnect":
         raise BrokenBody(HTTPStatus.BAD_REQUEST, "the body broke off")
@@ -255,9 +255,9 @@ def _without_mark(text: bytes | bytearray) -> bytes:
 
 
 async def read_json(request: Request[Any, Any, Any], kind: type[T]) -> T:
-    """Return what a body asks for; an empty one stands for `{}`.
+    """Return the decoded JSON of a body; an empty body means `{}`.
 
-    Raises 400 with the JSON path of what is wrong, and what `read_whole` raises.
+    Raises 400 with the JSON path of the error, and the errors of `read_whole`.
     """
     body = await read_whole(request, [JSON], LARGEST_REQUEST_BYTES) or b"{}"
     try:
@@ -278,9 +278,9 @@ async def read_json(request: Request[Any, Any, Any], kind: type[T]) -> T:
 
 
 async def refuse_other_bodies(request: Request[Any, Any, Any]) -> None:
-    """Refuse a body that is no JSON where a call takes none: a page of another site could send it unasked.
+    """Refuse a body that is not JSON where a call takes none: a page of another site could send it unasked.
 
-    JSON is passed over.
+    JSON is ignored.
     """
     await read_whole(request, [JSON], LARGEST_REQUEST_BYTES)
 

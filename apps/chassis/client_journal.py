@@ -1,6 +1,6 @@
-"""What the Kafka clients of one purpose last met: failures, throttling by a quota, and the wait for a rebalance.
+"""Records what the Kafka clients of one purpose met: failures, throttling, and the wait for a rebalance.
 
-The journal outlives each single client: a new client must respect the throttling that the old one caused.
+The journal outlives each client: a new client must respect the throttling that the old one caused.
 """
 
 import math
@@ -15,15 +15,15 @@ import msgspec
 from apps.chassis.logs import one_line
 
 FORGOTTEN_AFTER_S = 30.0
-"""Seconds after which a failure that did not happen again no longer describes the client."""
+"""Seconds after which a failure that was not repeated no longer counts."""
 RECENT_S = 5.0
-"""A failure that was last seen within so many seconds still happens."""
+"""A failure counts as ongoing within this many seconds of its last occurrence."""
 THROTTLED_LATELY_S = 2.0
-"""Seconds after the end of throttling in which the next answer may announce more of it."""
+"""Seconds after throttling ends in which the next answer may announce more."""
 LASTING_S = 5.0
-"""Seconds that a failure must last before a connected client counts as cut off: a new leader is found sooner."""
+"""Seconds that a failure must last before a connected client counts as cut off. A new leader is found sooner."""
 REBALANCE_PATIENCE_S = 7.0
-"""Seconds of waiting for a rebalance that are ordinary."""
+"""Seconds that a normal rebalance may take."""
 
 
 class Failure(msgspec.Struct):
@@ -72,9 +72,9 @@ class ClientJournal:
         return max(found, key=lambda one: one.last).reason if found else None
 
     def lasting_failure(self) -> str | None:
-        """Return the oldest failure of requests that has lasted for 5 s and still happens, or None.
+        """Return the oldest request failure that has lasted 5 s and is ongoing, or None.
 
-        A broker that cannot be reached, and of which nothing is asked, keeps nobody from its work.
+        An unreachable broker that receives no requests does not stop the service.
         """
         now = self._now()
         lasting = [one for one in self._failures.values() if one.is_request and one.last - one.first >= LASTING_S]
@@ -82,7 +82,7 @@ class ClientJournal:
         return min(found, key=lambda one: one.first).reason if found else None
 
     def throttled(self, broker: Hashable, seconds: float) -> None:
-        """Record that a broker answers the next request no sooner than after so many seconds."""
+        """Record that a broker will not answer the next request for this many seconds."""
         self.throttled_seconds += seconds
         self._throttle_end = max(self._throttle_end, self._now() + seconds)
         self._throttled_until[broker] = max(self._now() + seconds, self._throttled_until.get(broker, 0.0))
@@ -101,13 +101,13 @@ class ClientJournal:
         return self._now() - self._throttle_end
 
     def throttling(self) -> str | None:
-        """Return in words that a quota throttles the client, or None."""
+        """Return a sentence that a quota throttles the client, or None."""
         if self.since_throttling() > THROTTLED_LATELY_S:
             return None
         return f"Kafka throttles this client by its quota, for {self.throttled_for():.1f} s more"
 
     def with_throttling(self, detail: str) -> str:
-        """Return what a service says of itself, and that a quota throttles it, if one does."""
+        """Return a health detail, extended by the throttling if a quota throttles the client."""
         throttling = self.throttling()
         return f"{detail}; {throttling}" if throttling else detail
 
@@ -117,11 +117,11 @@ class ClientJournal:
             self._joining = (group, self._now())
 
     def joined(self) -> None:
-        """Record that the rebalance is over, or that nobody waits for it any longer."""
+        """Record that the rebalance is over, or that nothing waits for it any longer."""
         self._joining = None
 
     def awaited_rebalance(self, patience: float = REBALANCE_PATIENCE_S) -> str | None:
-        """Return in words for which rebalance a member has waited longer than `patience` seconds, or None."""
+        """Return a sentence about a rebalance that takes longer than `patience` seconds, or None."""
         if self._joining is None:
             return None
         group, since = self._joining
@@ -153,7 +153,7 @@ class ClientId(str):  # noqa: SLOT000 - it has an attribute
 
 
 def why_unreachable(error: BaseException) -> str:
-    """Return in words why a connection could not be opened."""
+    """Return why a connection could not be opened, as a phrase."""
     match error:
         case TimeoutError() if not error.strerror:
             return "no answer in time"

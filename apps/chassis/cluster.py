@@ -43,13 +43,13 @@ ATTEMPTS = 3
 SETTLING = 0.5
 """Seconds until every broker knows the settings of a new topic."""
 ANSWER_S = 3.0
-"""Seconds after which `trouble` answers, whatever still looks and cleans up."""
+"""Seconds after which `trouble` answers, even while its work is still running."""
 FRESH = 1.0
 """Seconds for which what was seen of the cluster is not asked again."""
 EVERY = 5.0
 """Seconds between two looks at the cluster when nobody asks."""
 SETTINGS_EVERY_S = 20.0
-"""Seconds between two looks at the settings of the topics, which an administrator may change at any time."""
+"""Seconds between two checks of the topic settings, which an administrator may change at any time."""
 
 
 class Member(msgspec.Struct):
@@ -135,11 +135,11 @@ class Cluster:
         return self.partitions[topic]
 
     def at_risk(self, well: str) -> str:
-        """Return what health says of a service that works: `well`, and which guarantees do not hold."""
+        """Return the health detail of a working service: `well`, and the guarantees that do not hold."""
         return "; ".join([well, *self.risks])
 
     async def deletions(self, topic: str) -> list[Difference]:
-        """Look at a topic again, and return the settings that make Kafka delete records of it that must be kept.
+        """Check a topic again; return the settings that make Kafka delete records that must be kept.
 
         Raises `Unusable`, `KafkaError`, `OSError` or, after 2 s, `TimeoutError`.
         """
@@ -150,7 +150,7 @@ class Cluster:
 
     async def _look_at_settings(self) -> None:
         self._settings_seen = time.monotonic()
-        with suppress(KafkaError, OSError, TimeoutError, Unusable):  # the next look says what is wrong
+        with suppress(KafkaError, OSError, TimeoutError, Unusable):  # the next check reports what is wrong
             for topic in self._topics:
                 await self.deletions(topic)
 
@@ -228,7 +228,7 @@ class Cluster:
         return denied or next(filter(None, (self._trouble_of(topic, answering) for topic in topics)), None)
 
     async def _out_of_reach(self, error: Exception) -> str:
-        """Close what failed and return why: a probe tells a refused password from an address that nobody reaches."""
+        """Close what failed and return why: a probe distinguishes a refused password from an unreachable address."""
         found, _ = await asyncio.gather(diagnosis(self._options), self._disconnect())
         if found:
             return found
@@ -330,7 +330,7 @@ class Cluster:
         return differences(topic, found, self.max_message_bytes(topic.largest_of) if topic.largest_of else 0)
 
     def _report(self, topic: Topic, found: Sequence[Difference]) -> None:
-        """Remember where a topic differs, and log it when that has changed."""
+        """Remember where a topic differs, and log a changed difference."""
         differing = [str(difference) for difference in found]
         if differing != self.reports.get(topic.name, []):
             known = "; ".join(differing) or "none"
@@ -394,8 +394,8 @@ async def _members_of(admin: AIOKafkaAdminClient, group: str, topic: str) -> tup
     coordinator = await admin.find_coordinator(group)
     (answer,) = await admin.describe_consumer_groups([group], group_coordinator_id=coordinator)
     ((code, _, state, _, _, members, *_),) = answer.groups
-    if code in {0, GROUP_ID_NOT_FOUND} and (not members or code):  # how Kafka answers for one of the newer protocol
-        newer = await describe_group(admin._client, coordinator, group)  # noqa: SLF001 - it knows no such request
+    if code in {0, GROUP_ID_NOT_FOUND} and (not members or code):  # Kafka answers so for a group of the newer protocol
+        newer = await describe_group(admin._client, coordinator, group)  # noqa: SLF001 - the client has no public method for this request
         if newer is not None:
             return newer[0], [Member(m.member_id, m.client_id, m.host, m.partitions.get(topic, [])) for m in newer[1]]
     if code not in {0, GROUP_ID_NOT_FOUND}:

@@ -21,15 +21,15 @@ from apps.chassis.logs import one_line
 log = logging.getLogger(__name__)
 
 START_TIMEOUT = 45.0
-"""Seconds for one attempt to connect; a member that waits for the rebalance of its group may take longer."""
+"""Seconds for one attempt to connect; a member that waits for a rebalance may take longer."""
 REPORT_AFTER = 8.0
-"""Seconds of an attempt to connect after which the log says what it waits for; a rebalance may take 7."""
+"""Seconds of an attempt to connect after which the log names the cause. A rebalance may take 7."""
 STOP_TIMEOUT = 6.5
 """Seconds for a broker to finish its batch, leave its group and close, before it is dropped."""
 LAST_RESORT = 1.5
 """Seconds of them for what remains when its last batches cannot be written."""
 LOOK_EVERY = 5.0
-"""Seconds between two looks at a connected client."""
+"""Seconds between two checks of a connected client."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 """Seconds between two attempts; each is twice the one before. What lasted longer is replaced without one."""
 
@@ -77,9 +77,9 @@ class Connection:
         return self.current is not None
 
     def trouble(self, otherwise: str = "not connected yet") -> str | None:
-        """Return what keeps the broker from connecting, or a connected one from its work; None when nothing does.
+        """Return what prevents the broker from connecting or working; None when nothing does.
 
-        `otherwise` describes a connection that is being opened and met nothing yet.
+        `otherwise` describes a new connection that has met no error yet.
         """
         if self.current is not None:
             return self.journal.awaited_rebalance() or self.journal.lasting_failure()
@@ -150,7 +150,7 @@ class Connection:
         return True
 
     async def _until_broken(self) -> None:
-        """Wait until the broker is to be replaced; log when its client gets into trouble, and when that is over."""
+        """Wait until the broker must be replaced; log when its client fails, and when it works again."""
         known: str | None = None
         while not self._broken.is_set():
             with suppress(TimeoutError):
@@ -164,9 +164,10 @@ class Connection:
             known = found
 
     async def _start(self, broker: KafkaBroker) -> None:
-        """Start a broker. Raises `TimeoutError` after 45 s, unless it waits for the rebalance of its group.
+        """Start a broker.
 
-        To leave then would only begin another rebalance, which waits for the same member.
+        Raises `TimeoutError` after 45 s, unless it waits for the rebalance of its group. Leaving then would only begin
+        another rebalance, which waits for the same member.
         """
         loop = asyncio.get_running_loop()
         self._starting_since = time.monotonic()

@@ -5,21 +5,21 @@ from collections.abc import Iterator
 from typing import Any
 
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-"""By content coding, what zlib calls its format. Raw deflate is not among them: damage would go unnoticed."""
+"""The zlib window bits of each content coding. Raw deflate is missing: its damage would go unnoticed."""
 ACCEPTED_CODINGS = "gzip, deflate"
 PIECE_BYTES = 64 * 1024
-"""Bytes of a decoded piece at most: nothing larger is allocated, whatever a body claims to hold."""
+"""Largest decoded piece in bytes: nothing larger is allocated, whatever size a body claims."""
 MAX_RATIO = 200
 RATIO_FREE_BYTES = 64 * 1024 * 1024
-"""A body may decode to this many bytes, or to `MAX_RATIO` times its own. Text of records shrinks to a tenth."""
+"""A body may decode to this many bytes, or to `MAX_RATIO` times its own size. Records shrink to about a tenth."""
 
 
 class DamagedBody(ValueError):
-    """A compressed body is damaged, ends too early, or has something else behind its end."""
+    """A compressed body that is damaged, ends too early, or is followed by other bytes."""
 
 
 class DecompressionBomb(ValueError):
-    """A body decodes to far more than text ever does."""
+    """A body that decodes to far more than text ever does."""
 
 
 class Decompressor:
@@ -33,7 +33,7 @@ class Decompressor:
         self._given = 0
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Yield what the next bytes of the body decode to. Raises `DamagedBody`, `DecompressionBomb`."""
+        """Yield the decoded bytes of the next piece of the body. Raises `DamagedBody`, `DecompressionBomb`."""
         self._taken += len(data)
         while data or self._stream is not None:
             if self._stream is None:
@@ -54,7 +54,7 @@ class Decompressor:
                 return
 
     def check_end(self) -> None:
-        """Raise `DamagedBody` when the body may not end here."""
+        """Raise `DamagedBody` when the body is incomplete."""
         if self._stream is not None:
             raise DamagedBody(f"the {self._coding} of the body ends too early")
 

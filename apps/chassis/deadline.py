@@ -1,4 +1,4 @@
-"""A bound on how long a caller waits, also for work that takes its time to clean up after it was cancelled."""
+"""Limits how long a caller waits, even for work that needs time to clean up after its cancellation."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CALL_S = 9.0
-"""Seconds after which a call over HTTP is answered: callers are promised 10."""
+"""Seconds after which a call over HTTP is answered; callers are promised 10."""
 
 _ending: set[asyncio.Task[Any]] = set()
-"""Work that was cancelled and still cleans up: the event loop alone would let it be collected."""
+"""Cancelled work that still cleans up. The event loop alone would let it be garbage-collected."""
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     """Return what `work` returns, or cancel it after `seconds` and raise `TimeoutError` at once.
 
-    `asyncio.timeout` would wait until the cancelled work has cleaned up; here it does so in the background.
+    `asyncio.timeout` would wait for the cancelled work to clean up. Here the cleanup runs in the background.
     """
     task = asyncio.create_task(work)
     _ending.add(task)
@@ -24,7 +24,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait([task], timeout=seconds)
     finally:
-        task.cancel()  # does nothing to one that is done
+        task.cancel()  # no effect on a finished task
     if not task.done():
         raise TimeoutError(f"not done within {seconds:g} s")
     return task.result()
@@ -33,4 +33,4 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
 def _ended(task: asyncio.Task[Any]) -> None:
     _ending.discard(task)
     if not task.cancelled():
-        task.exception()  # or asyncio would complain that nobody looked
+        task.exception()  # retrieves the exception, or asyncio logs a warning

@@ -20,7 +20,7 @@ from apps.chassis.request_id import HEADER, name_request
 from apps.chassis.settings import Settings
 
 SMALL_ANSWER_BYTES = 16 * 1024
-"""Answers up to this size are always sent."""
+"""Answers up to this size, in bytes, are always sent."""
 
 
 class Edge:
@@ -86,7 +86,7 @@ class Edge:
         app.asgi_handler = answer
 
     def _has_room_for(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> bool:
-        """Count a large answer. Return False when there is no room for it, and its call changed nothing."""
+        """Count a large answer. Return False when there is no room for it and its call changed nothing."""
         for name, value in headers:
             if name == b"content-length":
                 size = int(value)
@@ -97,7 +97,7 @@ class Edge:
 
 
 def _busy_answer(detail: str, root_path: str) -> tuple[Any, Any]:
-    """Return the ASGI events of an answer that refuses a call."""
+    """Return the ASGI events of the error that replaces a refused answer."""
     problem = Problem(type=root_path + BUSY.type, title=BUSY.title, status=BUSY.status, detail=detail)
     body = msgspec.json.encode(problem)
     headers = [
@@ -112,4 +112,4 @@ def _busy_answer(detail: str, root_path: str) -> tuple[Any, Any]:
 
 
 async def _drop(_: Message) -> None:
-    """Send nothing of an answer that was refused."""
+    """Drop the events of a refused answer."""

@@ -15,9 +15,9 @@ from apps.chassis.internals.http_framing import FramedProtocol
 from apps.chassis.limits import UNSENT, UnsentAnswers
 
 REQUEST_WITHIN = 30.0
-"""Seconds that a connection has to send the head of a request, from its beginning or from the first byte of the head.
+"""Seconds to send a request head, from the connection or from the head's first byte.
 
-Between two requests it may be idle for as long as uvicorn's `timeout_keep_alive` says.
+Between two requests a connection may be idle for uvicorn's `timeout_keep_alive`.
 """
 LARGEST_HEAD = 64 * 1024
 """Bytes of the head of a request, of what stands behind its body, and of what stands between two pieces of it."""
@@ -30,17 +30,17 @@ ALL_HERE = "request_is_all_here"
 """Set in the scope of a request that has arrived to its end: whoever reads its body need not watch the clock."""
 
 UNCOUNTED_BYTES = 16 * 1024
-"""Bytes of answers that each connection may leave unread without their being counted."""
+"""Bytes of answers that each connection may leave unread before they count."""
 READ_CHECK_S = 30.0
 LEAST_READ_BYTES = 1024 * 1024
-"""A caller that reads less than this between two checks, and not all that there is, is cut off."""
+"""A caller with unread bytes that reads fewer than this between two checks is disconnected."""
 JOINED_BYTES = 64 * 1024
-"""A body larger than this is not copied to follow its head in one write."""
+"""A larger body is not copied to be written together with its head."""
 
 BREAK_OFF = "break_off"
-"""Set in the scope of a request: closes its connection so that no caller takes its answer for whole."""
+"""Set in the scope of a request: closes its connection, so that its caller cannot take the answer for complete."""
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
-"""What `SO_LINGER` is set to for a connection that is reset when it is closed."""
+"""The value of `SO_LINGER` for a connection that is reset when it closes."""
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -86,10 +86,10 @@ class Joined:
 
 
 class LimitedProtocol(FramedProtocol):
-    """Closes connections that send no request in time, or one whose head never ends, before they cost others anything.
+    """Closes connections that send no request in time, and disconnects callers that do not read.
 
-    Of too many that wait, the one that has waited longest goes: whoever sends its request at once is never it.
-    Counts the answers that callers have not read yet, and cuts off callers that do not read.
+    When too many connections wait, the one that has waited longest is closed. A caller that sends its request at once
+    is never affected. Unread bytes of answers are counted.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
@@ -175,7 +175,7 @@ class LimitedProtocol(FramedProtocol):
         self.cycle.scope[ALL_HERE] = True  # type: ignore[literal-required]  # a key of our own
 
     def on_response_complete(self) -> None:
-        """Wait for the next request: it has its time from its first byte on, which may be here already."""
+        """Wait for the next request. Its time starts at its first byte, which may already be here."""
         super().on_response_complete()
         self.waiting_since = time.monotonic()
         self._idle = self._between_requests
@@ -183,12 +183,12 @@ class LimitedProtocol(FramedProtocol):
             self._expect_request()
 
     def pause_writing(self) -> None:
-        """Count what the caller has not read yet, until it has."""
+        """Count the bytes that the caller has not read yet, until it reads them."""
         super().pause_writing()
         self._count_unsent()
 
     def resume_writing(self) -> None:
-        """Count it no longer."""
+        """Stop counting the unread bytes."""
         self._forget_unsent()
         super().resume_writing()
 
@@ -201,9 +201,9 @@ class LimitedProtocol(FramedProtocol):
             self.transport.close()
 
     def _break_off(self, scope: HTTPScope) -> None:
-        """Close the connection in the middle of an answer, as a caller must notice that reads to the end.
+        """Close the connection in the middle of an answer, so that the caller notices that it is incomplete.
 
-        An answer to HTTP/1.0 ends with its connection, so that it is reset.
+        An answer to HTTP/1.0 ends with its connection, so the connection is reset.
         """
         if scope["http_version"] == "1.0":
             connected = self.transport.get_extra_info("socket")
@@ -227,9 +227,9 @@ class LimitedProtocol(FramedProtocol):
             self._giving_up = self.loop.call_later(REQUEST_WITHIN, self._give_up)
 
     def _give_up(self) -> None:
-        """Close what has taken too long. There is one timer for many requests, for most come at once."""
+        """Close connections that took too long. One timer serves many requests, because most arrive together."""
         self._giving_up = None
-        if self._idle or not self.waits or self.transport.is_closing():  # the next request begins the time anew
+        if self._idle or not self.waits or self.transport.is_closing():  # the next request restarts the time
             return
         left = self._begun + REQUEST_WITHIN - time.monotonic()
         if left > 0:

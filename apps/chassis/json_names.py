@@ -1,4 +1,4 @@
-"""Finds a name that one JSON object has twice: decoders keep the last value and do not report the others."""
+"""Finds a name that a JSON object repeats: decoders keep the last value and do not report the others."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ QUOTE = ord('"')
 
 
 class RepeatedName(ValueError):
-    """A JSON object has a name twice."""
+    """A JSON object repeats a name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"the field {name[:40]!r} is given twice")
@@ -18,7 +18,7 @@ class RepeatedName(ValueError):
 
 
 def fewest_quotes(kind: type[msgspec.Struct]) -> int:
-    """Return how many quotation marks a Struct has at least as JSON.
+    """Return the fewest quotation marks that a Struct has as JSON.
 
     Each repeated name adds two. JSON that has no more than this therefore repeats none.
     """
@@ -34,13 +34,13 @@ def _is_text(kind: msgspec.inspect.Type) -> bool:
 
 
 def count_quotes(text: bytes) -> int:
-    """Return how many quotation marks valid JSON has, apart from escaped ones."""
+    """Return the number of unescaped quotation marks in valid JSON."""
     escaped = text.replace(rb"\\", b"").count(rb"\"") if b"\\" in text else 0
     return int(np.count_nonzero(np.frombuffer(text, np.uint8) == QUOTE)) - escaped
 
 
 def check_names(text: bytes) -> None:
-    """Raise `RepeatedName` when an object in valid JSON has a name twice. Takes several times as long as decoding."""
+    """Raise `RepeatedName` when an object in valid JSON repeats a name. Takes several times as long as decoding."""
     json.loads(text, object_pairs_hook=_unique)
 
 

@@ -46,9 +46,9 @@ def client_options(settings: Settings, service: str) -> ClientOptions:
 
 
 def for_purpose(options: ClientOptions, purpose: str) -> ClientOptions:
-    """Return the same options under a client id of their own, like `consumer-reader`, with a journal of its own.
+    """Return the same options under their own client id, like `consumer-reader`, with its own journal.
 
-    A quota on the clients of one purpose then holds up no others.
+    A quota on the clients of one purpose then delays no others.
     """
     return ClientOptions(**{**options, "client_id": ClientId(f"{options['client_id']}-{purpose}")})
 

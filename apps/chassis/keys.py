@@ -1,4 +1,4 @@
-"""API keys: each has a name, which the log may tell; a file of them is read again when it changes."""
+"""API keys: each has a name, which may be logged; a file of keys is read again when it changes."""
 
 import hmac
 import logging
@@ -11,10 +11,10 @@ log = logging.getLogger(__name__)
 HEADER = "X-API-Key"
 DEFAULT_NAME = "default"
 SHORTEST_KEY = 16
-"""Characters of a key at least: 16 random ones cannot be guessed over HTTP."""
+"""Shortest key, in characters: 16 random ones cannot be guessed over HTTP."""
 NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 KEY = re.compile(r"(?!#)[!-+\--~]+")
-"""Printable ASCII without spaces, which a header keeps as it is, without the comma between keys and `#` of comments."""
+"""Printable ASCII that a header keeps unchanged: no spaces, no comma (between keys), no `#` (comments)."""
 HOW_TO_MAKE_ONE = "make one with: openssl rand -hex 24"
 
 
@@ -49,7 +49,7 @@ class Keys:
         return found
 
     def _look_at(self, file: Path) -> None:
-        """Read the file if it has changed; the keys stay as they are when a start with it would be refused."""
+        """Read the file if it has changed; keep the current keys if the file is invalid."""
         try:
             status = file.stat()
             seen: object = (status.st_mtime_ns, status.st_ino, status.st_size)
@@ -85,10 +85,10 @@ def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_keys(lines: Iterable[str]) -> dict[str, str]:
-    """Return keys by name: each line is `name:key`, or a key alone without a colon, which is named `default`.
+    """Return keys by name: each line is `name:key`, or a key without a colon, which is named `default`.
 
-    Empty lines are skipped. Raises `ValueError` when there is no key, and for a key that is weak, cannot be sent in a
-    header, or may be read in two ways. Its message quotes nothing: even a name may be a part of a secret.
+    Empty lines are skipped. Raises `ValueError` when there is no key, and for a key that is weak, ambiguous, or cannot
+    be sent in a header. The message quotes nothing: even a name may be a part of a secret.
     """
     keys: dict[str, str] = {}
     for number, line in enumerate(lines, 1):

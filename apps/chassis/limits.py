@@ -1,4 +1,4 @@
-"""Admission control: how much a service does at a time. It refuses more at once, so that what it began gets done."""
+"""Admission control: limit how much a service does at a time, so that accepted calls can finish."""
 
 import sys
 from collections.abc import Callable
@@ -19,25 +19,25 @@ Weigh = Callable[[Scope], int | None]
 
 
 SHARE = "share_of_memory"
-"""Set in the scope of a call that was let in: its `Share`."""
+"""Set in the scope of an admitted call: its `Share`."""
 UNSENT = "unsent_answers"
 """The key of `UnsentAnswers` in the ASGI state that all calls of a server share."""
 FREE_BYTES = 64 * 1024
-"""Bytes of a body that may arrive without being counted: the server reads as many by itself."""
+"""Bytes of a body that may arrive without being counted: the server reads that much by itself."""
 
 
 class UnsentAnswers:
-    """The bytes of answers that the connections of a server hold, because their callers have not read them yet."""
+    """The bytes of answers that the server's connections hold, because callers have not read them yet."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
 
 class Limit:
-    """Refuses calls that would be more than `most_calls`, or take more than `most_bytes`, with those under way.
+    """Refuses calls beyond `most_calls` or `most_bytes`, counting the calls under way.
 
-    Answers that were not read yet count as well. A call that takes more than all of it is let in when it is alone.
-    Bodies that are still arriving may take half of it, so that those that have arrived always find room.
+    Unread answers count as well. A call that needs more than all of it is admitted when it is alone. Bodies that are
+    still arriving may take half, so that complete bodies always find room.
     """
 
     def __init__(self, weigh: Weigh, most_bytes: int, most_calls: int = MOST_CALLS) -> None:
@@ -60,7 +60,7 @@ class Limit:
         scope[SHARE] = share  # type: ignore[literal-required]  # a key of our own
 
     def count_answer(self, scope: Scope, size: int, *, refusable: bool) -> bool:
-        """Count the bytes of an answer that is about to be sent, where they are more than its call takes.
+        """Count the bytes of an answer that is about to be sent, where they are more than its call holds.
 
         Return False when there is no room for an answer that may be refused.
         """
@@ -78,17 +78,17 @@ class Limit:
             share.release()
 
     def describe(self, scope: Scope) -> str:
-        """Return how much is under way."""
+        """Return a summary of the calls under way."""
         return self.described(_unsent_answers(scope))
 
     def described(self, unsent: UnsentAnswers) -> str:
-        """Return how much is under way, with the answers of a server."""
+        """Return a summary of the calls under way and of the server's unread answers."""
         under_way = f"{self._calls} calls are under way, which take {self.taken_bytes} bytes"
         return f"{under_way}; {unsent.bytes} bytes of answers are unread"
 
 
 class Share:
-    """What one call takes of the memory of a service, about: bytes that it works with, and bytes that only wait."""
+    """The approximate memory of one call: bytes in use, and bytes that only wait."""
 
     def __init__(self, limit: Limit, unsent: UnsentAnswers) -> None:
         self._limit = limit
@@ -97,7 +97,7 @@ class Share:
         self.held_bytes = 0
 
     def take(self, more: int, *, refusable: bool = True) -> bool:
-        """Take more bytes. Without room for them, a refusable call takes none and returns False."""
+        """Take more bytes. Without room for them, take none and return False if the call may be refused."""
         taken = self._limit.taken_bytes + self._unsent.bytes
         alone = taken == self.taken_bytes
         if refusable and more > 0 and not alone and taken + more > self._limit.most_bytes:
@@ -112,7 +112,7 @@ class Share:
         self._limit.taken_bytes -= fewer
 
     def hold(self, size: int) -> bool:
-        """Hold this many bytes of a body that is still arriving, or as many as before and return False."""
+        """Hold this many bytes of a body that is still arriving. Return False, and hold what it held, without room."""
         more = max(size - FREE_BYTES, 0) - self.held_bytes
         held = self._limit.held_bytes + more
         alone = self._limit.held_bytes == self.held_bytes
@@ -136,13 +136,13 @@ class Share:
 
 
 def share_of(scope: Scope) -> Share:
-    """Return the share of a call; one that is not counted has one without a bound."""
+    """Return the share of a call; a call that is not counted has an unbounded one."""
     share = scope.get(SHARE)
     return share if isinstance(share, Share) else unbounded()
 
 
 def unbounded() -> Share:
-    """Return a share that is never refused anything."""
+    """Return a share that is never refused."""
     return Share(Limit(lambda _: None, sys.maxsize), UnsentAnswers())
 
 

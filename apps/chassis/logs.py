@@ -33,11 +33,11 @@ FIELDS = ("request_id", "trace_id", "key_name", "action", "topic", "partition", 
 CLIENT_LIBRARIES = ("aiokafka", "faststream_kafka")
 """The loggers of the libraries that talk to Kafka."""
 NO_NEWS = ("Auto create topics is disabled",)
-"""How lines of them begin that say what we chose."""
+"""How lines begin that only report our own choice of settings."""
 QUIET_S = 60.0
-"""Seconds for which the same line of them is not repeated."""
+"""Seconds for which an identical line is not repeated."""
 MOST_CLIENT_LINES = 20
-"""Different lines of them within that time."""
+"""Most different lines within that time."""
 LONGEST_CHAIN = 10
 """Exceptions of which each led to the next, of which the stack is told."""
 MISSING_RIGHTS = {
@@ -117,7 +117,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def with_request(record: logging.LogRecord) -> bool:
-    """Note on a line of which request it is, of which trace, and the name of the key that the request was made with."""
+    """Add the request, the trace and the name of the API key to a log record."""
     record.request_id, record.trace_id, record.key_name = request_id.get(), trace_id.get(), key_name.get()
     return True
 
@@ -135,9 +135,9 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
 
 
 class ClientLines(logging.Filter):
-    """Lets lines of Kafka's client libraries through: each once a minute, with a count, and 20 a minute at most.
+    """Limits the log lines of Kafka's client libraries: each once a minute with a count, and 20 a minute at most.
 
-    A client whose broker is down logs a hundred lines a second. No line quotes what a foreign exception says.
+    A client whose broker is down logs a hundred lines a second. No line quotes the message of a foreign exception.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -147,7 +147,7 @@ class ClientLines(logging.Filter):
         self._held_back = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a line is written; its message gets the number of those that were held back."""
+        """Return whether a line is written; its message gets the number of suppressed lines."""
         if not record.name.startswith(CLIENT_LIBRARIES):
             return True
         error = record.exc_info[1] if record.exc_info else None
@@ -175,7 +175,7 @@ class ClientLines(logging.Filter):
 
 
 def _without_quotes(argument: object) -> object:
-    """Return an argument of a line as it may be logged: of a foreign exception only its type."""
+    """Return a log argument without values: for a foreign exception only its type."""
     if isinstance(argument, BaseException) and not isinstance(argument, OSError):
         return without_values(argument)
     return argument

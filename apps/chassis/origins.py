@@ -1,9 +1,9 @@
-"""Which hosts and which web pages may call a service: no page that a developer opens may steer or read it.
+"""Decides which hosts and web pages may call a service: no foreign page may control or read it.
 
-A browser sends any page's calls to services of this machine. It says whose calls they are in `Origin` and
-`Sec-Fetch-Site`, which no page can change; callers that are no browser send neither. A page whose own name leads here
-(DNS rebinding) is the same origin to the browser, and is known by the name in `Host`. Litestar's `allowed_hosts`
-answers no problem, knows no IPv6 address and guards no page of another origin.
+A browser sends any page's calls to services of this machine. It names the page's origin in `Origin` and
+`Sec-Fetch-Site`, which no page can change. Callers other than browsers send neither. With DNS rebinding, a foreign page
+has the same origin to the browser; its name in `Host` gives it away. Litestar's `allowed_hosts` answers no problem
+document, knows no IPv6 address and does not check origins.
 """
 
 import re
@@ -17,13 +17,13 @@ from apps.chassis.problems import FOREIGN_ORIGIN, UNKNOWN_HOST, problem, with_ro
 from apps.chassis.settings import ANY_HOST, Settings, is_address
 
 READ = frozenset({b"host", b"x-forwarded-host", b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
-"""The headers that are looked at."""
+"""The headers that the policy reads."""
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:\[\],/@]+?)\.?(:[0-9]*)?")
-"""A `Host` in small letters: a name or an address, and maybe a port."""
+"""A `Host` in lower case: a name or an address, and optionally a port."""
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 LONGEST_QUOTED = 80
 HOSTS_REMEMBERED = 64
-"""Values of `Host` whose answer is remembered: callers use a few, and to read an address takes longer than all else."""
+"""Size of the cache of checked `Host` values: callers use few, and parsing an address is the slowest step."""
 
 
 class OriginPolicy:
@@ -39,11 +39,11 @@ class OriginPolicy:
         self._answers_to = lru_cache(HOSTS_REMEMBERED)(self._is_allowed_host)
 
     def refusal(self, scope: Scope) -> ProblemDetailsException | None:
-        """Return the problem to answer instead of the call, None for a call that may go on."""
+        """Return the problem to answer instead of the call; None for an allowed call."""
         said: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             if name in READ:
-                said[name] = said[name] + b", " + value if name in said else value  # given twice, it matches nothing
+                said[name] = said[name] + b", " + value if name in said else value  # a repeated header matches nothing
         host = said.get(b"host", b"").decode("latin-1").lower()
         if not self._any_host and b"host" in said and not self._answers_to(host):
             detail = f"this service is not called {host[:LONGEST_QUOTED]!r}; if it is, name that in ALLOWED_HOSTS"
@@ -54,11 +54,11 @@ class OriginPolicy:
         return None
 
     def _is_allowed_host(self, host: str) -> bool:
-        """Tell whether a `Host` is allowed by its name, or because no web page can have it.
+        """Return whether a `Host` is allowed: by its name, or because no web page can have it.
 
-        No page's name is an address, by which probes call, or has no dot: nginx calls a service by the name of its
-        `upstream`. Where loopback names alone are allowed, loopback addresses and names without a dot are; where others
-        are, all addresses.
+        No page can have an address, by which probes call, or a name without a dot, like an `upstream` of nginx. With
+        loopback names only, loopback addresses and names without a dot are allowed. With other names, all addresses
+        are.
         """
         found = HOST.fullmatch(host)
         if found is None:
@@ -72,15 +72,15 @@ class OriginPolicy:
 
     def _is_foreign(self, method: str, host: str, said: dict[bytes, bytes]) -> bool:
         origin, site = said.get(b"origin", b"").decode("latin-1").lower(), said.get(b"sec-fetch-site", b"")
-        if site == b"same-origin" or origin in self._origins:  # the former holds also where a proxy changed `Host`
+        if site == b"same-origin" or origin in self._origins:  # `same-origin` stays true where a proxy changed `Host`
             return False
-        if method in {"GET", "HEAD"}:  # a user may follow a link, a page load nothing; it cannot read without CORS
+        if method in {"GET", "HEAD"}:  # links may be followed, but nothing loaded; reading needs CORS
             return site in {b"same-site", b"cross-site"} and said.get(b"sec-fetch-mode") != b"navigate"
         if site not in {b"", b"none", b"same-site"}:
             return True
         if not origin:
             return site == b"same-site"
-        forwarded = said.get(b"x-forwarded-host", b"").decode("latin-1").lower()  # pages cannot send it unasked
+        forwarded = said.get(b"x-forwarded-host", b"").decode("latin-1").lower()  # pages need a preflight to send it
         return not any(_is_origin_of(origin, name.strip()) for name in (host, *forwarded.split(",")))
 
 
@@ -90,6 +90,6 @@ def _is_origin_of(origin: str, host: str) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine whoever resolves it (RFC 6761): an address of it, or a name for that."""
+    """Return whether a host is always this machine (RFC 6761): a loopback address, or a name for one."""
     address = host.strip("[]")
     return ip_address(address).is_loopback if is_address(address) else f".{host}".endswith(".localhost")

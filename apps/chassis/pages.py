@@ -13,11 +13,11 @@ MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript
 
 
 FRESH = ResponseHeader(name="cache-control", value="no-cache")
-"""Of a page's files: a browser asks for each again, so that it never mixes those of two versions."""
+"""For a page's files: a browser checks each again, so that it never mixes those of two versions."""
 
 
 def to_root(request: Request[Any, Any, Any]) -> str:
-    """Return how relative addresses in an answer lead to the root of the service, whatever prefix a proxy stripped."""
+    """Return the relative path from an answer to the root of the service, whatever prefix a proxy stripped."""
     path: bytes = request.scope["raw_path"]
     return "../" * (path.count(b"/") - 1)
 

@@ -158,7 +158,7 @@ KINDS = (
     UNKNOWN_HOST,
 )
 EVERYWHERE = (BAD_PARAMETER, FOREIGN_ORIGIN, UNKNOWN_HOST, HTTPStatus.INTERNAL_SERVER_ERROR)
-"""What every route may answer."""
+"""Errors that every route may answer."""
 
 
 def problem(
@@ -234,7 +234,7 @@ class Meaning(msgspec.Struct):
 
 
 def problem_routes(root_path: str) -> Sequence[BaseRouteHandler]:
-    """Return the routes that the types of problems lead to; `root_path` is the prefix that a proxy strips."""
+    """Return the routes of the pages that explain problem types; `root_path` is the prefix that a proxy strips."""
 
     @get(
         PATH + "/{name:str}",
@@ -284,14 +284,14 @@ def _from_anything_else(request: Request[Any, Any, Any], error: Exception) -> Re
 
 
 def with_root_path(root_path: str, error: ProblemDetailsException) -> ProblemDetailsException:
-    """Return the error with a `type` that leads to its meaning through a proxy that strips `root_path`."""
+    """Return the error with a `type` that is reachable through a proxy that strips `root_path`."""
     if error.type_ is not None and error.type_.startswith(PATH):
         error.type_ = root_path + error.type_
     return error
 
 
 def problem_plugin(root_path: str) -> ProblemDetailsPlugin:
-    """Return what gives a Litestar application the answers above; `handlers` belong with it.
+    """Return the Litestar configuration for the answers above; it needs `handlers` too.
 
     `root_path` is the prefix that a proxy strips.
     """

@@ -1,6 +1,6 @@
-"""Why Kafka cannot be used, in words: who refuses us, or which address cannot be reached, and who named it.
+"""Explains why Kafka cannot be used: which refusal, or which unreachable address and the broker that named it.
 
-The client library only says that it could not connect.
+The client library only reports that it could not connect.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class Claims(msgspec.Struct):
 
 
 class Probe(NamedTuple):
-    """What came of a connection to one address: who refused it, what was in its way, or the brokers that it names."""
+    """The result of a connection to one address: a refusal, an obstacle, or the brokers that it names."""
 
     address: Address
     refused: str | None = None
@@ -52,16 +52,16 @@ class Probe(NamedTuple):
 
 
 async def refusal(options: ClientOptions) -> str | None:
-    """Probe the bootstrap servers and the brokers that they name; return the first refusal in one line, within 2 s.
+    """Probe the bootstrap servers and their brokers; return the first refusal in one line, within 2 s.
 
-    Return None when all let us in, or cannot be reached.
+    Return None when all accept us, or cannot be reached.
     """
     probes = await _probe_all(options)
     return next((probe.refused for probe in probes if probe.refused), None)
 
 
 async def diagnosis(options: ClientOptions) -> str | None:
-    """Return in one line, within 2 s, who refuses us or which addresses cannot be reached; None when all let us in."""
+    """Return in one line, within 2 s, the refusal or the unreachable addresses; None when all accept us."""
     probes = await _probe_all(options)
     if refused := next((probe.refused for probe in probes if probe.refused), None):
         return refused

@@ -77,12 +77,12 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
     _collect_garbage_less_often()
     _open_as_many_files_as_allowed()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again when it has ended
+        signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again after its shutdown
     Server(server_config(app, settings), ending).run(sockets=[listening])
 
 
 def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    """Return how uvicorn serves an application."""
+    """Return the uvicorn configuration of an application."""
     return uvicorn.Config(
         app,
         http=LimitedProtocol,
@@ -97,7 +97,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
 
 
 def allowed_hosts_at(settings: Settings, address: str) -> str:
-    """Return ALLOWED_HOSTS for a service that listens at an address: where only this machine reaches it, its names."""
+    """Return ALLOWED_HOSTS for a service that listens at an address: on loopback, the names of this machine."""
     if settings.allowed_hosts or not ip_address(address).is_loopback:
         return settings.allowed_hosts
     return ",".join(sorted({"localhost"} if is_address(settings.host) else {"localhost", settings.host}))

@@ -39,10 +39,10 @@ ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*/?")
 """A path prefix of plain segments."""
 SERVICE_URL = re.compile(rf"({ORIGIN.pattern})?{PATH.pattern}")
-"""Where a browser finds a service: an origin with or without a path prefix, or a path prefix on its own origin."""
+"""Where a browser finds a service: an origin with or without a path prefix, or only a path prefix."""
 ANY_HOST = "*"
 HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-"""A host name in small letters, all names below one, or any."""
+"""A host name in lower case, all names below one, or any name."""
 
 
 class WrongSetting(ValueError):
@@ -119,7 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     @property
     def host_names(self) -> list[str]:
-        """The names in `Host` that a service answers to, in small letters; none where it answers to all."""
+        """The allowed names in `Host`, in lower case; empty where all are allowed."""
         return [name.strip().lower() for name in self.allowed_hosts.split(",")] if self.allowed_hosts else []
 
     @property
@@ -170,7 +170,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def _check_keys(settings: Settings) -> None:
-    """Check the keys of the environment, then those of the file, which it reads as a reload does."""
+    """Check the keys of the environment, then those of the file, which is read as a reload does."""
     try:
         given = read_keys(settings.api_key.split(",")) if settings.api_key else {}
     except ValueError as error:
@@ -214,7 +214,7 @@ def _check_credentials(mechanism: str, given: Collection[str]) -> None:
 
 
 def _with_paths(settings: Settings) -> Settings:
-    """Return the settings with path prefixes that end in no slash, which they may be given with."""
+    """Return the settings with path prefixes without a trailing slash."""
     url, path = settings.producer_url, settings.root_path
     if url is not None and (url == "/" or not SERVICE_URL.fullmatch(url)):
         raise WrongSetting(
@@ -236,7 +236,7 @@ def _check_hosts(names: Sequence[str]) -> None:
 
 
 def is_address(host: str) -> bool:
-    """Tell whether a host is given as an IP address, without brackets."""
+    """Return whether a host is an IP address, without brackets."""
     try:
         ip_address(host)
     except ValueError:

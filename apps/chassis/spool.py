@@ -1,4 +1,4 @@
-"""Keeps answers that cannot be sent yet: in memory while they are small, then in temporary files of bounded size."""
+"""Keeps answers that cannot be sent yet: in memory while small, then in temporary files of bounded size."""
 
 import asyncio
 import tempfile
@@ -6,14 +6,14 @@ from collections.abc import AsyncGenerator
 from typing import IO
 
 BUFFER_BYTES = 64 * 1024
-"""Bytes of a spool that stay in memory, and that are written or read at a time."""
+"""Bytes of a spool that stay in memory, and the size of its reads and writes."""
 MAX_SPOOL_BYTES = 128 * 1024 * 1024
 MAX_SPOOLS_BYTES = 256 * 1024 * 1024
-"""Bytes after which one spool, and all of a process together, are full."""
+"""Limits in bytes: of one spool, and of all spools of a process together."""
 
 
 class Spools:
-    """Opens spools, and bounds what they take together."""
+    """Opens spools, and limits their total size."""
 
     def __init__(self, max_bytes: int = MAX_SPOOLS_BYTES, max_bytes_each: int = MAX_SPOOL_BYTES) -> None:
         self.max_bytes = max_bytes
@@ -28,7 +28,7 @@ class Spools:
 class Spool:
     """Bytes that are written in order, and then read from the beginning.
 
-    `full` asks its writer to stop. What is written all the same is kept, so that nothing of it is lost.
+    `full` asks the writer to stop. Bytes written after that are kept, so that nothing is lost.
     """
 
     def __init__(self, spools: Spools) -> None:
@@ -40,7 +40,7 @@ class Spool:
 
     @property
     def full(self) -> bool:
-        """Whether it has reached its bound, or the file system takes no more."""
+        """Whether the spool has reached its limit, or the file system is full."""
         return (
             self._refused
             or self.size >= self._spools.max_bytes_each
@@ -56,7 +56,7 @@ class Spool:
             await asyncio.to_thread(self._flush)
 
     async def read(self) -> AsyncGenerator[bytes, None]:
-        """Yield all bytes from the beginning; nothing may be written after that."""
+        """Yield all bytes from the beginning; no write may follow."""
         if self._file is not None:
             await asyncio.to_thread(self._file.seek, 0)
             while piece := await asyncio.to_thread(self._file.read, BUFFER_BYTES):
@@ -65,7 +65,7 @@ class Spool:
             yield bytes(self._buffer)
 
     def close(self) -> None:
-        """Delete what it has."""
+        """Delete the content."""
         self._spools.used_bytes -= self.size
         self.size = 0
         self._buffer.clear()

@@ -17,7 +17,7 @@ NOT_READING = 30.0
 
 
 class BrokenOff(Exception):
-    """Raised by the pieces of an answer that must not end as if it were whole: no end is sent."""
+    """Raised while an answer is streamed that must not look complete: its end is not sent."""
 
 
 class Streamed(Response[Any]):

@@ -1,4 +1,4 @@
-"""What the settings of a topic must be for the guarantees to hold, and what is lost where they are not."""
+"""Which topic settings the guarantees need, and what is lost without them."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -12,20 +12,20 @@ UNLIMITED = "-1"
 SHORT_RETENTION_MS = 24 * 60 * 60 * 1_000
 """Milliseconds of retention below which a consumer that is down over night loses records."""
 DEAD_LETTER_HEADERS_BYTES = 16 * 1024
-"""Bytes that a dead letter may have more than its record: its headers, at most."""
+"""Bytes that a dead letter may have more than its record, for its headers."""
 
 Settings = Mapping[str, str]
 """The configuration of a topic, as Kafka describes it."""
 
 
 class Topic(msgspec.Struct, frozen=True):
-    """A topic as a service wants it; `max_message_bytes` is the largest batch that it takes.
+    """A topic as a service wants it; `max_message_bytes` is its largest batch.
 
-    `right` is what the service must be allowed to do with it, beside seeing it; `kind` is what messages call it.
+    `right` is the right that the service needs besides Describe; `kind` is the word for it in messages.
 
-    `kept_for_ever` has Kafka delete nothing of it, `compacted` all but the last record of each key; otherwise the
-    cluster's retention holds. `loss` says what it means when Kafka deletes records of it. `largest_of` names the topic
-    whose largest record must fit into it, with the headers of a dead letter.
+    With `kept_for_ever` Kafka deletes nothing of it; with `compacted` it keeps the last record of each key; otherwise
+    the cluster's retention holds. `loss` is the consequence when Kafka deletes its records. `largest_of` names the
+    topic whose largest record must fit into it, with the headers of a dead letter.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Topic(msgspec.Struct, frozen=True):
 
     @property
     def denial(self) -> str:
-        """What to say when `right` is missing."""
+        """The message when `right` is missing."""
         return f"no right to {WORDS[self.right] if self.right else 'see'} {self.kind} {self.name}"
 
     @property
@@ -51,9 +51,10 @@ class Topic(msgspec.Struct, frozen=True):
 
     @property
     def configs(self) -> dict[str, str]:
-        """The configuration that it is created with: all that a guarantee rests on, whatever the brokers' defaults.
+        """The configuration of a new topic: everything that a guarantee needs, whatever the brokers' defaults.
 
-        The brokers stamp what is kept for ever: they would refuse the timestamps of a client whose clock is wrong.
+        Brokers set the timestamps of topics that are kept for ever: otherwise they would refuse those of a client whose
+        clock is wrong.
         """
         for_ever = {
             "retention.ms": UNLIMITED,
@@ -70,7 +71,7 @@ class Topic(msgspec.Struct, frozen=True):
 
 
 class Found(NamedTuple):
-    """A topic as it is: its partitions, the replicas of each, and its configuration."""
+    """An existing topic: its partitions, the replicas of each, and its configuration."""
 
     partitions: int
     replication: int
@@ -78,7 +79,7 @@ class Found(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Where a topic is not as it is wanted; `lost` says which guarantee does not hold then, None when all do.
+    """A difference between a topic and its wanted settings; `lost` is the guarantee that does not hold, or None.
 
     `deletes` is whether Kafka deletes records that must be kept.
     """
@@ -94,7 +95,7 @@ class Difference(NamedTuple):
 
 
 def differences(topic: Topic, found: Found, largest_bytes: int = 0) -> list[Difference]:
-    """Return where a topic differs from what is wanted; `largest_bytes` is the largest record that must fit."""
+    """Return the differences between a topic and its wanted settings; `largest_bytes` must fit into a record."""
     return [*_of_numbers(topic, found, largest_bytes), *_of_cleanup(topic, found.settings)]
 
 

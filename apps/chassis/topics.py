@@ -29,7 +29,7 @@ def dead_letter_topic(settings: Settings) -> Topic:
 
 
 def marks_topic(settings: Settings, name: str) -> Topic:
-    """Return the topic that says which dead letters were sent back; the last word on each partition is kept."""
+    """Return the topic that records which dead letters were sent back; the last record of each key is kept."""
     return Topic(
         name,
         1,

@@ -60,7 +60,7 @@ LARGEST_BODY = 64 * 1024
 MOST_IN_MEMORY = 256 * 1024 * 1024
 """Bytes that all calls under way may take, about."""
 LAG_S = 3.0
-"""Seconds after which the status is answered without the lag: a stop or start before it may have taken 6.5 s."""
+"""Seconds after which the status is answered without the lag: an earlier stop or start may have taken 6.5 s."""
 GRACE = 5.0
 """Seconds that a stop waits for the batch in hand."""
 
@@ -73,11 +73,11 @@ def create_app(
     policy: Policy = POLICY,
     traces: Traces | None = None,
 ) -> Litestar:
-    """Build the consumer; it joins its group when the application starts, and leaves it at its end.
+    """Build the consumer; it joins its group when the application starts, and leaves it at the end.
 
-    `ending` tells it beforehand that it is about to end, so that it leaves the group before the last answers are given.
-    `policy` says how batches are made, retried and limited. `traces` follows its calls and what it handles; by default
-    as the settings say.
+    `ending` announces the shutdown, so that the consumer leaves its group before the last answers are given. `policy`
+    defines how batches are made, retried and limited. `traces` traces its calls and its handler; by default as the
+    settings say.
     """
     traces = traces or traces_of(settings, SERVICE)
     _prepare_process()

@@ -1,11 +1,11 @@
-"""Have batches handled in spite of failures: retry, bisect, and tell poison records from an outage of the handler.
+"""Handle batches in spite of failures: retry, bisect, and tell poison records from an outage of the handler.
 
-A batch that fails is tried once more, then bisected without pauses. What fails alone is a suspect. It is poison only
-when another record succeeds after it failed; it is then tried a few times more and dead-lettered. Until then, and in
-an outage, nothing is dead-lettered: the suspects stay uncommitted and are retried with growing pauses, and newer
-records of other keys show whether the handler works.
+A failed batch is retried once, then bisected without pauses. A record that fails alone is a suspect. It is poison only
+when another record succeeds after it failed; it is then retried a few times and dead-lettered. Until then, and in an
+outage, nothing is dead-lettered. The suspects stay uncommitted and are retried with backoff, and newer records of other
+keys show whether the handler works.
 
-Each attempt gets freshly decoded values in a list of its own: what a handler does to them changes nothing here.
+Each attempt gets its own list and freshly decoded values, so that a handler cannot change what is recorded here.
 """
 
 import asyncio
@@ -32,37 +32,37 @@ log = logging.getLogger(__name__)
 
 Handle = Callable[[Sequence[Person]], Awaitable[None]]
 Newer = Callable[[], Awaitable[bool]]
-"""Tells whether records wait behind the in-flight batch."""
+"""Returns whether records wait behind the in-flight batch."""
 
 FAILURES_IN_A_ROW = 20
-"""Failed calls without a success between them after which a batch is not bisected further, but pauses."""
+"""Consecutive failed calls after which a batch is not bisected further until a pause."""
 FAILING_S = 60.0
-"""Seconds of failed calls without a success, likewise."""
+"""Seconds of consecutive failed calls, likewise."""
 STRUGGLING_S = 3.0
-"""Seconds of failed calls without a success after which it counts as retrying."""
+"""Seconds of consecutive failed calls after which the state is `retrying`."""
 LONGEST_WRITE_PAUSE_S = 5.0
-"""Seconds of the longest pause before dead letters are written again."""
+"""Seconds of the longest pause between attempts to write dead letters."""
 LONGEST_S = 300.0
-"""Seconds after which a batch is redelivered, so that the consumer polls: far less than Kafka waits for a poll."""
+"""Seconds after which a batch is redelivered, so that the consumer polls: far less than Kafka's poll timeout."""
 EARLIEST_S = 1.0
-"""Seconds of a pause that pass at least, before newer records end it."""
+"""Shortest pause, in seconds, before newer records may end it."""
 LOOK_S = 0.1
-"""Seconds between two looks for newer records in a pause."""
+"""Seconds between two checks for newer records during a pause."""
 LONGEST_ERROR = 1_000
 """Characters of the last error that are kept."""
 
 
 class Reject(Exception):
-    """For a handler to raise: what it got must not be tried again as it is.
+    """Raise this from a handler for records that must not be retried.
 
-    Of several records, the halves are tried at once, until those that are rejected stand alone; they are dead-lettered.
+    For several records, the halves are tried at once, until each rejected record is alone; it is dead-lettered.
     """
 
 
 class Halted(Exception):
-    """So many records were refused that the code must be at fault and not the data; the message says how many.
+    """So many records were refused that the code must be at fault, not the data; the message has their number.
 
-    `reason` is the message without that of the last `error`, for the log.
+    `reason` is the message without the last `error`, for the log.
     """
 
     def __init__(self, reason: str, error: BaseException | None = None) -> None:
@@ -71,7 +71,7 @@ class Halted(Exception):
 
 
 class Verdict(NamedTuple):
-    """What became of a batch: the records refused for good, those that failed as poison, and those not decided yet.
+    """The result of a batch: the rejected records, the poison records, and those that are not decided yet.
 
     `unfinished` and `found` name records by their `id`, as a trial does: in memory all offsets are 0.
     """
@@ -83,20 +83,21 @@ class Verdict(NamedTuple):
 
     @property
     def is_bad(self) -> bool:
-        """Whether anything of the batch is not done."""
+        """Whether a part of the batch is unfinished."""
         return bool(self.refused or self.poison or self.unfinished)
 
 
 async def nothing_newer() -> bool:
-    """Tell that nothing waits behind the batch."""
+    """Return that no record waits behind the batch."""
     return False
 
 
 class Attempts:
-    """Has the batches of a stream handled, one at a time.
+    """Handles the batches of a stream, one at a time.
 
-    `failures` counts the failed calls since the last batch that was finished, `error` is the last, of `kind`. `waiting`
-    is whether records are retried with pauses, `outage` whether so many fail that it must be the handler.
+    `failures` counts the failed calls since the last finished batch, `error` is the last one and `kind` its type.
+    `waiting` is whether records are retried with pauses. `outage` is whether so many records fail that the handler must
+    be at fault.
     """
 
     def __init__(self, handle: Handle, policy: Policy = DEFAULT) -> None:
@@ -131,11 +132,11 @@ class Attempts:
 
     @property
     def extra_records(self) -> int:
-        """How many records more than usual a poll must return, so that there are some behind the suspects."""
+        """How many extra records a poll must return, so that some follow the suspects."""
         return self._redelivered if self._wants_newer else 0
 
     def end_pause(self) -> None:
-        """Have the batch that waits redelivered now."""
+        """Redeliver the waiting batch now."""
         self._is_due.set()
 
     async def handle(
@@ -146,10 +147,10 @@ class Attempts:
         accept: bool = False,
         newer: Newer = nothing_newer,
     ) -> Verdict:
-        """Have a batch handled; `people` are its values, decoded for the first attempt.
+        """Handle a batch; `people` are its values, decoded for the first attempt.
 
-        With `accept` whatever fails counts as poison. Nothing is unfinished unless the batch was abandoned, or its
-        records cannot be told from an outage yet: these are to be redelivered.
+        With `accept` every failing record counts as poison. Records are unfinished only when the batch was abandoned,
+        or when they cannot be told from an outage yet. They are to be redelivered.
         """
         known = self.memory.recall(records)
         trial = Trial(self, records, known, accept=accept)
@@ -162,7 +163,7 @@ class Attempts:
         return self._conclude(trial, accept=accept)
 
     def keep(self, records: Sequence[Record], verdict: Verdict, redelivered: Collection[int]) -> None:
-        """Remember of a batch what was found out about the records that are to be `redelivered`."""
+        """Remember what was learned about the records that are to be `redelivered`."""
         known = {place: verdict.found[place] for place in redelivered if place in verdict.found}
         self.memory.keep(records, known)
         self._redelivered = min(len(redelivered), MOST_RECORDS)
@@ -170,26 +171,26 @@ class Attempts:
             self.forget()
 
     def count(self, finished: int, poison: Sequence[BadRecord]) -> None:
-        """Count records that are committed, of which some were dead-lettered as poison, for the limit of an outage."""
+        """Count committed records, and those dead-lettered as poison, towards the outage limit."""
         places = (id(one.record) for one in poison)
         self.failed.add(finished, [self._failed_at[place] for place in places if place in self._failed_at])
 
     def retain(self, partitions: Collection[tuple[str, int]]) -> None:
-        """Forget what was found out about other partitions: they were given to other members."""
+        """Forget what was learned about other partitions: they are assigned to other members."""
         if self.memory:
             self.memory.retain(partitions)
             if not self.memory:
                 self.forget()
 
     def forget(self) -> None:
-        """Forget what was found out about unfinished records, as before they are read again on purpose."""
+        """Forget what was learned about unfinished records, before an operator has them read again."""
         self.memory.forget()
         self.waiting = self.outage = self._wants_newer = False
         self.failures = self._waits = 0
         self._failing_since = None
 
     async def attempt(self, records: Sequence[Record], people: Sequence[Person] | None = None) -> Exception | None:
-        """Call the handler with freshly decoded values; return what it raised. Raises `BrokenOff`."""
+        """Call the handler with freshly decoded values; return its error, if any. Raises `BrokenOff`."""
 
         async def call() -> None:
             await self._handle([decode(record.value or b"") for record in records] if people is None else people)
@@ -198,15 +199,15 @@ class Attempts:
             await self.call.run(call)
         except BrokenOff:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the handler raises, no record may be lost by it
+        except Exception as error:  # noqa: BLE001 - no error of the handler may lose a record
             self._note(error, records)
-            return error.with_traceback(None)  # it would hold the values, for as long as the error is remembered
+            return error.with_traceback(None)  # the traceback would keep the values as long as the error
         self.successes += 1
         self._failing_since = None
         return None
 
     async def insist(self, work: Callable[[], Awaitable[None]]) -> bool:
-        """Write dead letters, as often as it takes; return False when the batch is to be abandoned before."""
+        """Write dead letters, retrying until it works; return False when the batch is to be abandoned first."""
         began, tries = time.monotonic(), 1
         try:
             while True:
@@ -216,7 +217,7 @@ class Attempts:
                     self.unwritten, self.error = without_values(error), one_line(error)[:LONGEST_ERROR]
                     self.failures, tries = self.failures + 1, tries + 1
                     if tries in {2, 10}:
-                        log.warning("dead letters could not be written, and are tried again: %s", self.unwritten)
+                        log.warning("dead letters could not be written, retrying: %s", self.unwritten)
                 else:
                     return True
                 with suppress(TimeoutError):
@@ -228,7 +229,7 @@ class Attempts:
             self.unwritten = None
 
     def _needs_pause(self, known: Collection[int]) -> bool:
-        """Return whether nothing succeeded since these records failed."""
+        """Return whether no call has succeeded since these records failed."""
         return self.outage or (bool(known) and self.successes == self._successes_at_wait)
 
     def _conclude(self, trial: "Trial", *, accept: bool) -> Verdict:
@@ -249,15 +250,15 @@ class Attempts:
         return Verdict(list(trial.refused.values()), poison, unfinished, found)
 
     async def _pause(self, newer: Newer) -> bool:
-        """Wait before the next attempt; return False when the batch is to be redelivered: with newer records, or later.
+        """Wait before the next attempt; return False when the batch is to be redelivered: now or later.
 
-        Newer records end a pause, unless untried ones are at hand, or it is an outage.
+        Newer records end a pause, unless untried ones are pending or there is an outage.
         """
         if self._is_woken:
             self._is_woken = False
             return True
         loop = asyncio.get_running_loop()
-        pause = self.policy.retry.pause_s(self._waits) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
+        pause = self.policy.retry.pause_s(self._waits) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, not a secret
         began, earliest = loop.time(), min(pause, EARLIEST_S)
         self._is_due.clear()
         self.waiting = self.waiting or pause > 0
@@ -273,7 +274,7 @@ class Attempts:
         return not self.leaving.is_set()
 
     def _note(self, error: Exception, records: Sequence[Record]) -> None:
-        """Count a failure, and log the first of a batch with the stack of the handler; no rejection."""
+        """Count a failure; log the first one of a batch with the handler's stack, unless it is a rejection."""
         self.failures += 1
         self._failing_since = self._failing_since or time.monotonic()
         self.error, self.kind = one_line(error)[:LONGEST_ERROR], type(error).__name__
@@ -292,7 +293,7 @@ class Attempts:
 class Suspect:
     """A record that failed alone; later records of its key are `held`, so that their order is kept.
 
-    `failed_at` is how many calls of the handler had succeeded when it failed last.
+    `failed_at` is the number of successful calls of the handler before its last failure.
     """
 
     def __init__(self, record: Record, error: Exception, tries: int, failed_at: int) -> None:
@@ -311,9 +312,9 @@ class Chunk(NamedTuple):
 
 
 class Trial:
-    """One batch while it is tried: what is pending, and what was found out.
+    """One batch while it is tried: its pending records, and what was learned about the others.
 
-    `failed_at` has the position in the stream of each failing record that counts for an outage.
+    `failed_at` has the stream position of each failing record that counts towards an outage.
     """
 
     def __init__(
@@ -340,7 +341,7 @@ class Trial:
             self._recall()
 
     async def run(self, people: Sequence[Person] | None) -> None:
-        """Try the batch, once more at once, then bisect it; what is known already is not tried again with the rest."""
+        """Try the batch, retry it once, then bisect it; records that are already decided are left out."""
         try:
             if self._known or not await self._is_all_done(people):
                 await self._decide()
@@ -358,7 +359,7 @@ class Trial:
             self.is_abandoned = True
 
     def has_untried(self) -> bool:
-        """Return whether records are left that could show that the handler works."""
+        """Return whether pending records could still show that the handler works."""
         return any(self._without_held(chunk).records for chunk in self._pending)
 
     def is_outage(self) -> bool:
@@ -368,7 +369,7 @@ class Trial:
         return bool(self.failed_at) and window.exceeded(self.failed_at.values(), window.seen + tried)
 
     def doubt(self, *, everything: bool) -> None:
-        """Suspect poison again where nothing succeeded after it and other records are undecided too, or all of it."""
+        """Suspect poison again if no success followed it and other records are undecided, or `everything`."""
         if everything or self.unfinished():
             successes = self._attempts.successes
             doubtful = {place for place, one in self.poison.items() if everything or one.failed_at == successes}
@@ -382,7 +383,7 @@ class Trial:
         return [place for place in map(id, self._records) if place not in decided]
 
     def found(self) -> Iterator[tuple[int, Found]]:
-        """Yield what was found out about each record."""
+        """Yield what was learned about each record."""
         for place in self._done:
             yield place, Found("done")
         for place, bad in self.refused.items():
@@ -393,7 +394,7 @@ class Trial:
             yield place, Found("suspect", one.error, one.tries, one.failed_at)
 
     def _recall(self) -> None:
-        """Begin with what is known: only the rest is pending."""
+        """Apply what is already known: only the other records are pending."""
         rest = []
         for record in self._records:
             place = id(record)
@@ -411,7 +412,7 @@ class Trial:
         self._pending.append(Chunk(rest))
 
     async def _is_all_done(self, people: Sequence[Person] | None) -> bool:
-        """Try the batch as it is, twice unless it is rejected; leave it pending when that fails."""
+        """Try the batch as a whole, twice unless it is rejected; leave it pending when it fails."""
         tries = 1
         error = await self._try(Chunk(self._records), people)
         if error is not None and not isinstance(error, Reject) and not self._must_stop():
@@ -422,14 +423,14 @@ class Trial:
         return self._is_done
 
     async def _decide(self) -> None:
-        """Find out what can be found out now about the pending records and the suspects."""
+        """Learn as much as possible now about the pending records and the suspects."""
         await self._judge()
         while self._pending and not self._must_stop():
             await self._isolate()
-            await self._judge()  # with what is held behind a suspect to follow
+            await self._judge()  # records held behind a suspect follow
 
     async def _isolate(self) -> None:
-        """Bisect what is pending until all that fails stands alone, the first half before the second."""
+        """Bisect the pending records until each failing record is alone, the first half before the second."""
         while self._pending and not self._must_stop():
             chunk = self._without_held(self._pending.popleft())
             if not chunk.records:
@@ -442,7 +443,7 @@ class Trial:
                 self._failed(Chunk(chunk.records, chunk.tries + 1), error)
 
     def _failed(self, chunk: Chunk, error: Exception) -> None:
-        """Divide what failed; what stands alone is refused when it was rejected, and suspect else."""
+        """Divide a failed part; a single record is refused when it was rejected, and otherwise suspect."""
         middle, first = len(chunk.records) // 2, id(chunk.records[0])
         tries = chunk.tries + (self._known[first].tries if first in self._known else 0)
         if middle:
@@ -454,7 +455,7 @@ class Trial:
             self._set_apart(Suspect(chunk.records[0], error, tries, self._attempts.successes))
 
     async def _judge(self) -> None:
-        """Try again what failed before the last success: what fails then is poison."""
+        """Retry suspects that failed before the last success: one that fails again is poison."""
         for suspect in list(self._suspects.values()):
             if self._must_stop():
                 return
@@ -476,7 +477,7 @@ class Trial:
         self._release(suspect)
 
     async def _try_alone(self, suspect: Suspect) -> Exception | None:
-        """Try a suspect; it is none any more when it succeeds or is rejected."""
+        """Try a suspect; it is cleared when it succeeds or is rejected."""
         place = id(suspect.record)
         in_a_row = self._failures_in_a_row
         error = await self._try(Chunk([suspect.record]))
@@ -491,13 +492,13 @@ class Trial:
             self._refuse(suspect.record, error, suspect.tries)
         else:
             suspect.error, suspect.failed_at = error, self._attempts.successes
-            self._failures_in_a_row = in_a_row  # it was expected to fail
+            self._failures_in_a_row = in_a_row  # this failure was expected
         return error
 
     async def _probe(self) -> bool:
         """Try a suspect and a few untried records alone; return whether the handler decided about one of them."""
         if self._suspects:
-            error = await self._try_alone(random.choice(list(self._suspects.values())))  # noqa: S311 - guards nothing
+            error = await self._try_alone(random.choice(list(self._suspects.values())))  # noqa: S311 - not a secret
             if error is None or isinstance(error, Reject):
                 return True
         for record in self._pick():
@@ -513,7 +514,7 @@ class Trial:
         return False
 
     def _pick(self) -> Iterator[Record]:
-        """Take the newest and a random record out of what is pending, each the first of its key: that keeps order."""
+        """Take the newest and a random pending record, each the first of its key: this keeps the order."""
         pending = [record for chunk in self._pending for record in self._without_held(chunk).records]
         first_of_key: dict[object, Record] = {}
         for record in pending:
@@ -527,7 +528,7 @@ class Trial:
             yield picked
 
     def _acquit(self) -> None:
-        """Make all pending again that is not decided: the handler was out of order, and seems to work again."""
+        """Make all undecided records pending again: the handler seems to work again after an outage."""
         self._suspects.clear()
         self.poison.clear()
         self.failed_at.clear()
@@ -542,11 +543,11 @@ class Trial:
             self._failing_since = None
         elif not isinstance(error, Reject):
             self._failing_since = self._failing_since or time.monotonic()
-            self._failures_in_a_row += not all(map(is_redriven, chunk.records))  # these are expected to fail
+            self._failures_in_a_row += not all(map(is_redriven, chunk.records))  # these failures are expected
         return error
 
     def _must_stop(self) -> bool:
-        """Return whether no more is to be tried now: the batch is abandoned, or the handler seems out of order."""
+        """Return whether to stop trying for now: the batch is abandoned, or the handler seems to be down."""
         rejected = self._rejected_in_a_row >= self._attempts.policy.halt.consecutive
         too_long = time.monotonic() - self._began > LONGEST_S
         if self._attempts.leaving.is_set() or too_long or (rejected and not self._accept):
@@ -575,7 +576,7 @@ class Trial:
             suspect.held = []
 
     def _without_held(self, chunk: Chunk) -> Chunk:
-        """Hold those records back whose key waits for a suspect; return the others."""
+        """Hold records whose key waits for a suspect; return the others."""
         if not self._suspects:
             return chunk
         waiting = {_key_of(one.record): one for one in self._suspects.values() if one.record.key is not None}

@@ -1,17 +1,17 @@
-"""How many records the next batch may have, by how long the handler took for the last ones."""
+"""Limits the next batch by how long the handler took for the last ones."""
 
 from apps.consumer.policy import Batching
 
 
 class BatchSize:
-    """Keeps a call of the handler within the seconds of a policy; `records` is what the next batch may have."""
+    """Keeps a handler call within the seconds of a policy; `records` is the size of the next batch."""
 
     def __init__(self, policy: Batching) -> None:
         self.records = policy.records
         self._policy = policy
 
     def adapt(self, records: int, seconds: float) -> None:
-        """Note how long the handler took for some records."""
+        """Record how long the handler took for a number of records."""
         if self._policy.seconds is None:
             return
         fitting = int(records * self._policy.seconds / max(seconds, 1e-9))

@@ -29,24 +29,24 @@ from apps.chassis.logs import one_line
 log = logging.getLogger(__name__)
 
 MARK = "consumer"
-"""The metadata of every commit of this service: tools and other clients leave it empty."""
+"""The metadata of every commit of this service. Tools and other clients leave it empty."""
 COMMIT_TIMEOUT_S = 5.0
-"""Seconds for one attempt to commit; the client itself would try for ever."""
+"""Seconds for one attempt to commit; the client itself would retry for ever."""
 RETRY_PAUSE_S = 0.5
 """Seconds between two attempts to commit the same batch."""
 READ_TIMEOUT_S = 2.0
-"""Seconds to read what the group has committed."""
+"""Seconds to read the group's committed offsets."""
 READS = 3
-"""Attempts to read that after an assignment; each is waited for before the next poll."""
+"""Attempts to read committed offsets after an assignment; each delays the next poll."""
 GIVEN_AWAY = "the group gave the partitions away while the batch was in flight (CommitFailedError)"
 KEPT_MOVES = 20
-"""Moves that the status shows, the newest."""
+"""How many of the newest moves the status shows."""
 
 Reason = Literal["deleted", "out_of_range", "forgotten", "altered", "recreated"]
 """Why a position moved.
 
-`deleted`: records were deleted before they were consumed. `out_of_range`: the position was behind the end of the
-partition, which was cut off or recreated. `forgotten`: nothing is committed any more. `altered`: another client
+`deleted`: records were deleted before they were consumed. `out_of_range`: the position was beyond the end of the
+partition, which was truncated or recreated. `forgotten`: nothing is committed any more. `altered`: another client
 committed. `recreated`: the topic was deleted and created again.
 """
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -59,11 +59,11 @@ WORDS: dict[Reason, str] = {
 }
 
 ReadCommits = Callable[[], Awaitable[Mapping[int, OffsetAndMetadata | None]]]
-"""Reads what the group has committed in each partition, as `Cluster.commits` does."""
+"""Reads the group's committed offset in each partition, as `Cluster.commits` does."""
 
 
 class Move(msgspec.Struct, frozen=True):
-    """A position that neither consuming nor an operator moved; `skipped` records of the partition were not consumed.
+    """A position that moved without consuming or an operator; `skipped` records were not consumed.
 
     A move back skips none: its records are consumed again.
     """
@@ -77,15 +77,15 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class CommitRefused(Exception):
-    """Kafka did not take the commit of a batch: it will be redelivered, here or to another member."""
+    """Kafka refused the commit of a batch: it will be redelivered, here or to another member."""
 
 
 class Commits:
-    """Commits the positions of a group's member, through however many connections.
+    """Commits the positions of a group's member, across its connections.
 
-    `failures` counts commits that failed by the type of the error, `error` is the last one as long as none has
-    succeeded since; `retrying_since` is when the commit of the in-flight batch first failed. `skipped` counts records
-    by partition and reason, `moved` moves likewise; `moves` are the newest.
+    `failures` counts failed commits by the type of the error. `error` is the last one, until a commit succeeds.
+    `retrying_since` is when the commit of the in-flight batch first failed. `skipped` counts records by partition and
+    reason, and `moved` counts moves likewise; `moves` are the newest.
     """
 
     def __init__(self, read_commits: ReadCommits) -> None:
@@ -101,14 +101,14 @@ class Commits:
         self._reads_left = 0
 
     def assigned(self) -> None:
-        """Note that partitions were assigned: their positions are now what the group has committed."""
+        """Note that partitions were assigned: their positions are now the group's committed offsets."""
         self._pending.clear()
         self._reads_left = READS
 
     async def read(self) -> dict[int, int | None]:
-        """Return what the group has committed in each partition; raises what `read_commits` raises.
+        """Return the group's committed offset in each partition; raises the errors of `read_commits`.
 
-        What members of this service committed is remembered; what another client did is compared in `begin`.
+        Commits of members of this service are remembered. Commits of other clients are compared in `begin`.
         """
         commits = await self._read_commits()
         for partition, commit in commits.items():
@@ -117,7 +117,7 @@ class Commits:
         return {partition: commit.offset if commit else None for partition, commit in commits.items()}
 
     async def begin(self, consumer: AIOKafkaConsumer) -> None:
-        """After an assignment, report what another client has committed since this service last knew."""
+        """After an assignment, report commits of other clients since this service last knew."""
         if not self._reads_left:
             return
         self._reads_left -= 1
@@ -125,18 +125,18 @@ class Commits:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 commits = await self._read_commits()
         except (KafkaError, OSError, TimeoutError):
-            return  # tried again before the next poll
+            return  # retried before the next poll
         self._reads_left = 0
         for partition in sorted(tp.partition for tp in consumer.assignment()):
             commit, known = commits.get(partition), self._committed.get(partition)
             if commit is None:
-                continue  # the client reports it: see `reset`
+                continue  # the client reports this: see `reset`
             if known not in {None, commit.offset} and commit.metadata != MARK:
                 self.report(partition, "altered", known or 0, commit.offset)
             self._committed[partition] = commit.offset
 
     async def reset(self, consumer: AIOKafkaConsumer, error: OffsetOutOfRangeError | NoOffsetForPartitionError) -> None:
-        """Go on at the first record of a partition whose position the client cannot use.
+        """Continue at the first record of a partition whose position the client cannot use.
 
         The move is reported once the new position is committed. Raises `KafkaError`.
         """
@@ -147,7 +147,7 @@ class Commits:
             if tp not in consumer.assignment():
                 continue  # given to another member meanwhile
             consumer.seek(tp, first[tp])
-            known = self._committed.pop(tp.partition, None)  # without it, the new position is due to be committed
+            known = self._committed.pop(tp.partition, None)  # without the commit, the new position is due
             before = known if position is None else position
             if before is not None and before != first[tp]:
                 reason: Reason = (
@@ -156,7 +156,7 @@ class Commits:
                 self._pending.setdefault(tp.partition, []).append((reason, before, first[tp]))
 
     def sought(self, offsets: Mapping[int, int]) -> None:
-        """Note what an operator committed with a seek."""
+        """Note the positions that an operator committed with a seek."""
         self._committed |= offsets
         for partition in offsets:
             self._pending.pop(partition, None)
@@ -164,10 +164,10 @@ class Commits:
     async def commit(
         self, consumer: AIOKafkaConsumer, polled: Mapping[TopicPartition, int], leaving: asyncio.Event
     ) -> None:
-        """Commit a batch, with all that stands before its end; try until Kafka takes it.
+        """Commit a batch and everything before its end; retry until Kafka accepts it.
 
-        `polled` is the position behind the batch in each of its partitions. Raises `CommitRefused` when its partitions
-        were given away, or are to be given up (`leaving`).
+        `polled` is the position after the batch in each of its partitions. Raises `CommitRefused` when its partitions
+        were revoked, or are about to be (`leaving`).
         """
         try:
             while not await self._is_taken(consumer, polled, leaving):
@@ -191,7 +191,7 @@ class Commits:
         return True
 
     async def commit_idle(self, consumer: AIOKafkaConsumer) -> None:
-        """Commit positions that moved without a record: behind aborted transactions, or after a reset."""
+        """Commit positions that moved without a record: after aborted transactions, or after a reset."""
         try:
             await self._commit(consumer, {})
         except (KafkaError, OSError, TimeoutError) as error:
@@ -241,7 +241,7 @@ class Commits:
 
 
 async def positions_of(consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:
-    """Return the next offset to read of each partition that is assigned and was fetched from, without asking Kafka."""
+    """Return the next offset of each assigned partition that was fetched from, without asking Kafka."""
     return {
         tp: await consumer.position(tp) for tp in consumer.assignment() if consumer.last_poll_timestamp(tp) is not None
     }

@@ -25,26 +25,26 @@ log = logging.getLogger(__name__)
 WriteDeadLetters = Callable[[Sequence[BadRecord]], Awaitable[None]]
 
 FORGOTTEN = 10.0
-"""Seconds after which what could not be read, and was not met again, counts as read or passed over."""
+"""Seconds after which an unreadable batch that was not met again counts as read or skipped."""
 
 MOST_REASONS = 30
-"""Types of errors that dead letters are counted by; a handler may raise as many as it likes, the rest counts as one."""
+"""Most types of errors that dead letters are counted by. A handler may raise any number; the rest share one label."""
 OTHER_REASON = "other"
 
 
 class Tombstone(ValueError):
-    """A record without a value, which is no person."""
+    """A record without a value, which cannot be a person."""
 
 
 REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", "Reject")
-"""Types of errors that are counted from the start, as 0."""
+"""Types of errors whose counters exist from the start, as 0."""
 
 
 class Outcome(NamedTuple):
-    """What became of a batch: its records that were handled, and those that were dead-lettered, `poison` among them.
+    """The result of a batch: its handled records, and its dead letters, `poison` among them.
 
-    `recovered` are partitions of which it has only good records, after a start that accepted bad ones. `redelivered`
-    has the first offset of each partition (of a topic) that is to be read again: only what stands before is finished.
+    `recovered` are partitions that had only good records after a start that accepted bad ones. `redelivered` has the
+    first offset to read again of each partition (of a topic): only what comes before is finished.
     """
 
     good: Sequence[Record]
@@ -55,11 +55,11 @@ class Outcome(NamedTuple):
 
 
 class Consumption:
-    """What a service has consumed since it started, through however many connections.
+    """What a service has consumed since it started, across its connections.
 
-    `halted` says why it consumes no more, until `resume`, and `halted_for` the same without what errors may quote.
+    `halted` is the reason why it does not consume, until `resume`; `halted_for` is the same without quotes of errors.
     `paused` is whether an operator wants its partitions paused. `dead_letters` counts them by the type of their error,
-    `rebalances` how often partitions were assigned.
+    `rebalances` counts assignments.
     """
 
     def __init__(
@@ -92,22 +92,22 @@ class Consumption:
 
     @property
     def dead_lettered(self) -> int:
-        """How many records were dead-lettered."""
+        """The number of dead-lettered records."""
         return self.dead_letters.total()
 
     @property
     def batch_age(self) -> float:
-        """The seconds that the in-flight batch has taken so far, its commit included; 0 without one."""
+        """The age of the in-flight batch in seconds, its commit included; 0 without a batch."""
         return max(0.0, time.time() - self.busy_since) if self.busy_since else 0.0
 
     @property
     def most_records(self) -> int:
-        """How many records the next poll may return."""
+        """The largest number of records for the next poll."""
         return self.size.records + self.attempts.extra_records
 
     @property
     def retrying(self) -> str | None:
-        """Why records are retried, without what errors may quote; None when they are not."""
+        """Why records are retried, without quotes of errors; None when they are not."""
         attempts = self.attempts
         if attempts.unwritten is not None:
             return f"retrying: dead letters cannot be written: {attempts.unwritten}"
@@ -117,7 +117,7 @@ class Consumption:
         return f"retrying: {why}: {attempts.failures} attempts failed, the last with {attempts.kind}"
 
     def note_unreadable(self, what: str) -> None:
-        """Note that a batch cannot be read: its partition waits until it can be, or until somebody seeks past it."""
+        """Note that a batch cannot be read: its partition waits until it can be read, or an operator seeks past it."""
         if self.unreadable != what:
             log.error(what)
         self._unreadable = what, time.time()
@@ -125,14 +125,14 @@ class Consumption:
 
     @property
     def unreadable(self) -> str | None:
-        """What could not be read, in the last 10 s or just before the batch in hand; None when all could be."""
+        """Unreadable batches, of the last 10 s or just before the in-flight batch; None when all could be read."""
         what, seen = self._unreadable or ("", 0.0)
         return what if (self.busy_since or time.time()) - seen < FORGOTTEN else None
 
     def resume(self, *, accept: bool) -> None:
         """Consume again after a stop or a halt.
 
-        With `accept`, the bad records of a partition are let through until a batch has only good ones of it.
+        With `accept`, bad records of a partition are dead-lettered until a batch has only good ones of it.
         """
         self.halted = None
         self.leaving.clear()
@@ -142,23 +142,23 @@ class Consumption:
             self.accept()
 
     def accept(self) -> None:
-        """Let the bad records of a partition through until a batch has only good ones of it."""
+        """Dead-letter the bad records of a partition until a batch has only good ones of it."""
         self._accept = True
         self._recovered.clear()
         self.limit.forget()
         self.attempts.end_pause()
 
     def assigned(self, partitions: Collection[tuple[str, int]]) -> None:
-        """Note which partitions, of a topic each, are assigned now."""
+        """Set the currently assigned partitions, of a topic each."""
         self.leaving.clear()
-        self.idle_since = time.time()  # what was assigned just now could not be polled before
+        self.idle_since = time.time()  # a newly assigned partition could not be polled before
         self.rebalances += 1
         self.attempts.retain(partitions)
 
     async def consume(self, records: Sequence[Record], newer: Newer = nothing_newer) -> Outcome:
-        """Handle a batch and write its dead letters; return what to `settle` once it is committed.
+        """Handle a batch and write its dead letters; return the outcome to `settle` after the commit.
 
-        When it raises, nothing of the batch may be committed. `newer` tells whether records wait behind the batch.
+        When it raises, nothing of the batch may be committed. `newer` returns whether records wait behind the batch.
         """
         try:
             if not self.halted:
@@ -176,7 +176,7 @@ class Consumption:
         raise Halted(self.halted or "")
 
     def settle(self, outcome: Outcome) -> None:
-        """Count a batch, and show its records: it is committed, and will not be redelivered."""
+        """Count a committed batch, and show its records."""
         self.limit.count()
         self.attempts.count(len(outcome.good) + len(outcome.bad), outcome.poison)
         self._recovered.update(outcome.recovered)
@@ -213,9 +213,9 @@ class Consumption:
     def _finished(
         self, records: Sequence[Record], bad: Sequence[BadRecord], verdict: Verdict, accepted: Collection[int]
     ) -> Outcome:
-        """Return what is finished of a batch: in each partition what stands before its first unfinished record.
+        """Return the finished part of a batch: in each partition the records before its first unfinished one.
 
-        Raises `Halted` when too many of these were refused.
+        Raises `Halted` when too many of them were refused.
         """
         unfinished = set(verdict.unfinished)
         firsts = _firsts([record for record in records if id(record) in unfinished])
@@ -239,7 +239,7 @@ class Consumption:
         )
 
     async def _dead_letter(self, bad: Sequence[BadRecord]) -> bool:
-        """Write dead letters, as often as it takes; return False when the batch is to be abandoned before."""
+        """Write dead letters, retrying until it works; return False when the batch is to be abandoned first."""
         if not await self.attempts.insist(partial(self._write_dead_letters, bad)):
             return False
         _tell(bad)
@@ -252,8 +252,8 @@ class Consumption:
 
 
 def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person], list[BadRecord]]:
-    """Return the good records, the people that they are, and the bad records; never raises."""
-    with suppress(Exception):  # one is bad: find it, below
+    """Return the good records, their decoded people, and the bad records; never raises."""
+    with suppress(Exception):  # a record is bad: find it, below
         return records, [decode(record.value) for record in records], []  # type: ignore[arg-type]  # a null raises  # a third faster than one by one
     good, people, bad = [], [], []
     for record in records:
@@ -264,8 +264,8 @@ def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person],
                 raise Tombstone("a record without a value (tombstone) is no person")  # noqa: TRY301
             people.append(decode(record.value))
             good.append(record)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it must not stop its neighbours
-            # its traceback would hold this list, which holds the error: for as long as garbage is not collected
+        except Exception as error:  # noqa: BLE001 - a bad record must not stop its neighbours
+            # its traceback and this list would form a reference cycle
             bad.append(BadRecord(record, error.with_traceback(None), tries=1))
     return good, people, bad
 
@@ -285,7 +285,7 @@ def _first(firsts: Mapping[tuple[str, int], int], record: Record) -> float:
 
 
 def _tell(bad: Sequence[BadRecord]) -> None:
-    """Log that records were dead-lettered: how many, where the first stood and of which kind its error was."""
+    """Log dead-lettered records: their number, and the place and the type of error of the first."""
     first, kind = bad[0].record, type(bad[0].error).__name__
     fields = fields_of(first) | {"records": len(bad), "error": kind}
     log.warning("%d records were dead-lettered, the first of them %s: %s", len(bad), _place(first), kind, extra=fields)

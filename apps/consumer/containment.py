@@ -1,4 +1,4 @@
-"""Contain a handler: whatever it raises or cancels is an exception of its call, and ends neither loop nor process."""
+"""Contain a handler: its errors and cancellations end neither the consume loop nor the process."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -12,24 +12,25 @@ _contained: ContextVar[bool] = ContextVar("contained", default=False)
 
 
 class Escaped(Exception):
-    """What a handler let out that is no `Exception` (like `SystemExit`), that cancelled it, or that has no message."""
+    """A handler's error that is no `Exception` (like `SystemExit`), cancels it, or has no readable message."""
 
 
 class BrokenOff(Exception):
-    """The call of the handler was cancelled from outside because its time was up; it says nothing about its records."""
+    """The handler call was cancelled because its time was up; this says nothing about its records."""
 
 
 class HandlerCall:
-    """Calls a function as a task of its own, one call at a time; `break_off` cancels the one that runs."""
+    """Calls a function in its own task, one call at a time; `break_off` cancels the running call."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[object] | None = None
         self._is_broken_off = False
 
     async def run(self, make: Callable[[], Awaitable[object]]) -> None:
-        """Await what `make` returns. Raises what it raises, but an `Escaped` for all that is no `Exception`.
+        """Await what `make` returns.
 
-        Raises `BrokenOff` after `break_off`, unless the call succeeds all the same.
+        Raises its `Exception`s as they are, and `Escaped` for everything else. Raises `BrokenOff` after `break_off`,
+        unless the call succeeds regardless.
         """
         self._is_broken_off = False
         task = self._task = asyncio.create_task(_contain(make, _contained.set), name="handler")
@@ -49,7 +50,7 @@ class HandlerCall:
             raise error
 
     def break_off(self) -> None:
-        """Cancel the call that runs, if one does."""
+        """Cancel the running call, if there is one."""
         if self._task is not None:
             self._is_broken_off = True
             self._task.cancel()
@@ -69,15 +70,15 @@ async def _contain(make: Callable[[], Awaitable[object]], mark: Callable[[bool],
 
 
 def _text_of(error: BaseException) -> str | None:
-    """Return an error as one line; None when its message cannot be read, which a dead letter has to quote."""
+    """Return an error as one line; None when its message, which a dead letter quotes, cannot be read."""
     try:
         return one_line(error)
-    except BaseException:  # noqa: BLE001 - `__str__` is code of the handler too
+    except BaseException:  # noqa: BLE001 - `__str__` may be the handler's code too
         return None
 
 
 def contain_child_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Contain also the tasks that handlers create: `SystemExit` in any task ends an event loop otherwise."""
+    """Contain tasks that handlers create: otherwise `SystemExit` in any task ends the event loop."""
     inner = loop.get_task_factory() or _new_task
 
     def new_task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any) -> Any:  # noqa: ANN401 - as asyncio calls it

@@ -23,11 +23,11 @@ Place = Literal["beginning", "end"] | datetime | Mapping[int, int]
 """Where to seek to: an end of the topic, the first record at or after a time, or an offset in each partition."""
 
 JOINING = 6.0
-"""Seconds that `start` waits for its turn, and for the group to give out its partitions, before it returns."""
+"""Seconds that `start` waits for its turn and for assigned partitions, before it returns."""
 BATCH_IN_HAND = 5.0
 """Seconds that `seek` waits for the batch in hand."""
 BREAK_OFF_S = 4.0
-"""Seconds of them after which a handler that still runs is cancelled; also when the consumption stops."""
+"""Seconds of these after which a running handler is cancelled; also when the consumption stops."""
 SEEKING = 9.0
 """Seconds that a `seek` may take in all."""
 ROUND = 2.0
@@ -83,7 +83,7 @@ class Control:
     async def start(self, *, accept: bool = False) -> None:
         """Join the group and consume; return once partitions are assigned, or after 6 s.
 
-        With `accept`, after a halt or while retrying, what is bad is dead-lettered until a batch has only good records.
+        With `accept`, after a halt or while retrying, bad records are dead-lettered until a batch has only good ones.
         """
         late = time.monotonic() + JOINING
         async with self._changing:
@@ -97,10 +97,10 @@ class Control:
         await self._connection.connected(max(0.0, late - time.monotonic()))
 
     async def stop(self) -> None:
-        """Commit the batch in hand, leave the group and return.
+        """Commit the in-flight batch, leave the group and return.
 
-        A batch that fails is abandoned at once, and a call of the handler that takes more than 4 s is cancelled: what
-        stands in each partition before the first unfinished record is committed, the rest will be redelivered.
+        A failing batch is abandoned at once, and a handler call of more than 4 s is cancelled. What comes before the
+        first unfinished record of each partition is committed; the rest will be redelivered.
         """
         async with self._changing:
             await self._end()
@@ -219,7 +219,7 @@ class Control:
         return True, kafka, self._cluster.at_risk(self._connection.journal.with_throttling("people are consumed"))
 
     def _struggle(self) -> str | None:
-        """Return what keeps batches from being committed, although they are fetched, or None."""
+        """Return why fetched batches are not committed, or None."""
         retrying, age = self._consumption.retrying, self._consumption.batch_age
         if retrying and not self._consumption.paused:
             return f"{retrying} (see last_error of the status)"
@@ -230,7 +230,7 @@ class Control:
         return None
 
     def trouble(self) -> str | None:
-        """Return why the consumption, which was started, consumes nothing until it is replaced, or None."""
+        """Return why a started consumption consumes nothing until it is replaced, or None."""
         subscriber = self.subscriber
         if subscriber is None:
             return self._connection.trouble()
@@ -239,7 +239,7 @@ class Control:
         return ailment(subscriber, self._consumption, self._commits, self._connection.journal.since_throttling())
 
     def obstacle(self) -> str | None:
-        """Return why nothing is consumed now, also where a new connection would not help, or None."""
+        """Return why nothing is consumed now, even where a new connection would not help, or None."""
         return self.trouble() or self._connection.trouble()
 
     async def watch(self) -> None:

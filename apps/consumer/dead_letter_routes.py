@@ -59,7 +59,7 @@ Number = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Origin(msgspec.Struct):
-    """Where the record stood; `timestamp` in milliseconds since 1970 UTC. Null is what the letter does not say."""
+    """The record's original place; `timestamp` in milliseconds since 1970 UTC. Null: the letter does not name it."""
 
     topic: str | None
     partition: int | None
@@ -68,12 +68,12 @@ class Origin(msgspec.Struct):
 
 
 class DeadLetter(msgspec.Struct):
-    """A dead letter by its place among them, what the record was, why it could not be consumed and how often tried.
+    """A dead letter by its place, its original record, why it could not be consumed and how often it was tried.
 
-    `rounds` counts how often it was sent back before. `held`: that often, or larger then than its topic takes, so that
-    it is only when it is asked for by itself. `group` could not consume it, and sends it back: `redrivable` is whether
-    this consumer does, because the letter is of its topic, and of its group or of none. Null is what a letter does not
-    say, which another writer than this service wrote.
+    `rounds` counts how often it was sent back before. `held`: it was sent back too often, or is larger than its topic
+    takes, so that it is sent back only when it is requested by itself. `group` could not consume it, and sends it back.
+    `redrivable` is whether this consumer does: the letter is of its topic, and of its group or of none. Null is what a
+    letter of another writer does not name.
     """
 
     partition: int
@@ -220,7 +220,7 @@ def _tell_in_vain(error: Exception) -> None:
 
 
 def _reason_of(letter: Letter) -> str:
-    """Return the text in which a reason is looked for."""
+    """Return the text that the `reason` filter searches."""
     return f"{letter.error_type or ''}: {letter.error or ''}"
 
 

@@ -45,9 +45,9 @@ from contracts.dead_letter import OMITTED_BYTES, Header
 PIECE = 500
 """Records that are made at a time: a batch that was compressed well has a great many."""
 POLL_BYTES = 8 * 1024 * 1024
-"""Bytes of records after which a poll returns what it has."""
+"""Bytes of records after which a poll returns."""
 RECORD_OVERHEAD_BYTES = 256
-"""Bytes of memory that a record takes, besides what it holds."""
+"""Bytes of memory that a record takes besides its content."""
 
 LENGTH = Struct(">8xi")
 """Where a batch says, in every format, how many bytes it has behind this."""
@@ -73,7 +73,7 @@ _budget: ContextVar[Budget | None] = ContextVar("budget of the current poll", de
 
 
 def _bounded(poll: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Return the poll of a client with one budget for the partitions that it looks at."""
+    """Return the client's poll with one budget for all its partitions."""
 
     @wraps(poll)
     async def bounded(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as aiokafka calls it
@@ -99,16 +99,16 @@ class FetchedRecord(msgspec.Struct, gc=False):
 
 
 class OversizedRecord(FetchedRecord):
-    """A record that is too large to be read; it has no value, and its only header says how many bytes it has.
+    """A record that is too large to be read; it has no value, and its only header is its size in bytes.
 
-    `detail` says what was left out. The record itself stays readable on its topic.
+    `detail` describes what was omitted. The record itself stays readable on its topic.
     """
 
     detail: str
 
 
 class TooLarge(ValueError):
-    """A record that is larger than what is read; the message says its size."""
+    """A record that is larger than the largest that is read; the message has its size."""
 
 
 class Unreadable(CorruptRecordException):  # type: ignore[misc]  # aiokafka ships no types
@@ -138,7 +138,7 @@ class Fetched(MemoryRecords):  # type: ignore[misc]  # aiokafka ships no types
 
 
 class Piece(NamedTuple):
-    """Records that were made together, or none, the offset behind them, and the bytes of memory that they take."""
+    """Records that were made together, the offset after them, and the bytes of memory that they take."""
 
     records: list[FetchedRecord]
     behind: int
@@ -158,7 +158,7 @@ class PartitionRecords:
         self._piece: list[FetchedRecord] = []
         self._behind = offset
         self.ended = False
-        """Whether all records were handed out."""
+        """Whether all records were returned."""
 
     def __iter__(self) -> Iterator[FetchedRecord]:
         return chain.from_iterable(self._in_turn())
@@ -173,7 +173,7 @@ class PartitionRecords:
         return self._piece[-left].offset if left else self._behind
 
     def take(self, most: int | None, budget: Budget) -> list[FetchedRecord]:
-        """Return the next records, at most so many, until the budget is spent."""
+        """Return at most this many of the next records, until the budget is spent."""
         found = list(islice(self._left, most))
         while budget.left > 0 and (most is None or len(found) < most):
             piece = next(self._pieces, None)
@@ -232,7 +232,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
                 raise Unreadable(self._tp, start, max(start + 1, reached), without_values(error)) from error
 
     def _from(self, behind: int, records: list[FetchedRecord] | Omitted, reached: int) -> list[FetchedRecord]:
-        """Return the records that were not handed out before: a batch is fetched as a whole, or read once more."""
+        """Return the records that were not returned before: a batch is fetched as a whole, or read once more."""
         if isinstance(records, Omitted):
             records = [self._oversized(records, behind, reached)]
         if records[0].offset < behind:
@@ -248,7 +248,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
         return bool(aborted or batch.is_control_batch)
 
     def _pieces_of(self, batch: Any, begin: int, end: int) -> Iterator[tuple[list[FetchedRecord] | Omitted, int]]:  # noqa: ANN401 - as above
-        """Yield records, or what is left out, each with the bytes of memory that it takes."""
+        """Yield records and omissions, each with the bytes of memory that it takes."""
         fetched = self._records.fetched
         if is_legacy(fetched, begin):
             yield from self._legacy(batch, begin, end)
@@ -328,7 +328,7 @@ class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka ships 
     def getall(self, max_records: int | None = None) -> list[FetchedRecord]:
         """Return records, and count them as consumed. Raises `CorruptRecordException`."""
         error, self._error = self._error, None
-        if not self.check_assignment(self._topic_partition):  # paused, or somebody has sought elsewhere
+        if not self.check_assignment(self._topic_partition):  # paused, or sought elsewhere
             return []
         if error is not None:
             raise error  # it is fetched again after the next poll

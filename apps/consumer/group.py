@@ -1,4 +1,4 @@
-"""The whole group, whichever instance of the service is asked: who holds what, and how far it is."""
+"""The whole group, whichever instance is called: the owner and the progress of each partition."""
 
 from collections.abc import Awaitable, Callable
 
@@ -12,10 +12,10 @@ Members = Callable[[], Awaitable[tuple[str, list[Member]]]]
 
 
 class GroupPartition(msgspec.Struct):
-    """One partition: the offset committed (null: none yet), the high watermark, and the lag between them.
+    """One partition: the committed offset (null: none yet), the high watermark, and the lag between them.
 
-    `waiting_for_transaction` of it stand behind another client's open transaction. `owner` is the `member_id` of the
-    member that has it, null while nobody has.
+    `waiting_for_transaction` is the part of the lag behind another client's open transaction. `owner` is the
+    `member_id` of its member, null while it has none.
     """
 
     partition: int
@@ -27,10 +27,11 @@ class GroupPartition(msgspec.Struct):
 
 
 class Group(msgspec.Struct):
-    """A consumer group; `state` is Kafka's word: `Stable`, `PreparingRebalance`, `CompletingRebalance`, `Empty`.
+    """A consumer group; `state` is Kafka's word.
 
-    With members of the newer protocol (KIP-848) it is `Assigning`, `Reconciling`, `Stable` or `Empty`. `lag` and
-    `waiting_for_transaction` are the sums over all partitions.
+    `Stable`, `PreparingRebalance`, `CompletingRebalance` or `Empty`; with members of the newer protocol (KIP-848)
+    `Assigning`, `Reconciling`, `Stable` or `Empty`. `lag` and `waiting_for_transaction` are the sums over all
+    partitions.
     """
 
     group_id: str

@@ -1,4 +1,4 @@
-"""Measure how far a group is behind a topic, in records and in seconds: one number, wherever it is shown."""
+"""Measure the lag of a group, in records and in seconds: one number everywhere."""
 
 import asyncio
 import time
@@ -16,16 +16,16 @@ from apps.consumer.log_reader import LogReader
 NO_TIMESTAMP = -1
 """The timestamp of a record whose producer gave it none."""
 FRESH_S = 3.0
-"""Seconds for which the times of the oldest records of the same partitions are not read again."""
+"""Seconds for which the timestamps of the oldest records are cached, while the partitions stay the same."""
 LOOK_TIMEOUT_S = 4.0
-"""Seconds to ask for what is committed and where the partitions end."""
+"""Seconds to read the committed offsets and the ends of the partitions."""
 
 
 class Offsets(NamedTuple):
-    """One partition in Kafka's words: what the group has committed (None: nothing), and where its records stand.
+    """One partition: what the group has committed (None: nothing), and where its records begin and end.
 
-    `first` is the first offset, `stable` the one at the first open transaction (behind the last record without one),
-    `end` the high watermark: the one behind the last record.
+    `first` is the first offset. `stable` is the offset of the first open transaction, or the end without one. `end` is
+    the high watermark: the offset after the last record.
     """
 
     committed: int | None
@@ -45,12 +45,12 @@ class Offsets(NamedTuple):
 
     @property
     def waiting(self) -> int:
-        """How much of the lag stands behind an open transaction."""
+        """The part of the lag behind an open transaction."""
         return min(self.lag, max(0, self.end - self.stable))
 
 
 class GroupOffsets:
-    """Reads the offsets of a group on a topic. `stable` reads committed records alone, `every` all of them."""
+    """Reads the offsets of a group on a topic. `stable` reads only committed records, `every` reads all."""
 
     def __init__(self, stable: LogReader, every: LogReader, committed: Committed) -> None:
         self.stable = stable
@@ -58,10 +58,10 @@ class GroupOffsets:
         self._committed = committed
 
     async def read(self) -> dict[int, Offsets]:
-        """Return the offsets of each partition; none while the topic was not seen yet.
+        """Return the offsets of each partition; empty before the topic was first seen.
 
-        Asked in this order no lag is negative, and what is written meanwhile does not seem to wait for a transaction.
-        Raises `KafkaError`, `OSError` or, after 4 s, `TimeoutError`.
+        The order of these requests keeps the lag from being negative, and keeps new records from looking like waiting
+        ones. Raises `KafkaError`, `OSError` or, after 4 s, `TimeoutError`.
         """
         async with asyncio.timeout(LOOK_TIMEOUT_S):
             committed = await self._committed()
@@ -71,11 +71,11 @@ class GroupOffsets:
 
 
 class PartitionLag(msgspec.Struct):
-    """One partition: the next offset to read, the one committed by the group, the high watermark, and the lag.
+    """One partition: the next offset to read, the group's committed offset, the high watermark, and the lag.
 
-    `lag` is end - committed, always; from the first record on while nothing is committed. `waiting_for_transaction` of
-    it stand behind another client's open transaction. What Kafka did not tell is null; `position` is null where this
-    instance does not read.
+    `lag` is always end - committed; while nothing is committed it counts from the first record.
+    `waiting_for_transaction` is the part of it behind another client's open transaction. Null is what Kafka did not
+    report; `position` is null where this instance does not read.
     """
 
     partition: int
@@ -89,9 +89,9 @@ class PartitionLag(msgspec.Struct):
 class Lag(msgspec.Struct):
     """The lag of this instance's partitions; of all partitions while it has no connection.
 
-    `ages` are the seconds since the oldest record of each partition that is not consumed yet was written, 0 without
-    one; a partition is missing where that record has no time, and all are when Kafka did not tell. `seconds` is the
-    greatest of them.
+    `ages` are the seconds since the oldest unconsumed record of each partition was written, 0 without one. A partition
+    is missing where that record has no timestamp; all are missing when Kafka did not answer. `seconds` is the greatest
+    age.
     """
 
     partitions: list[PartitionLag]
@@ -100,7 +100,7 @@ class Lag(msgspec.Struct):
 
     @property
     def waiting_for_transaction(self) -> int | None:
-        """How many of the records stand behind another client's open transaction; None when that is not known."""
+        """The part of the lag behind another client's open transaction; None when it is unknown."""
         return None if self.records is None else sum(p.waiting_for_transaction or 0 for p in self.partitions)
 
     @property
@@ -121,9 +121,9 @@ class LagMeter:
         self._read_at = -FRESH_S
 
     async def measure(self, consumer: AIOKafkaConsumer | None) -> Lag:
-        """Return the lag of what `consumer` holds, of all partitions without one; within 8 s.
+        """Return the lag of the partitions of `consumer`, of all partitions without one; within 8 s.
 
-        Unknown (`records` is None) when Kafka does not tell, or the topic was not seen yet.
+        It is unknown (`records` is None) when Kafka does not answer, or the topic was not seen yet.
         """
         positions = await _positions(consumer)
         try:
@@ -153,10 +153,10 @@ class LagMeter:
         }
 
     async def _timestamps(self, behind: Mapping[int, Offsets]) -> Mapping[int, int]:
-        """Return the timestamp of the first record of each partition that is not consumed; of the same, for 3 s.
+        """Return the timestamp of each partition's first unconsumed record; cached for 3 s for the same partitions.
 
-        A batch of each must be read for it, and open pages ask every second while there is most to do. Where only
-        aborted transactions stand, no record waits, unless one stands behind an open transaction.
+        Reading one fetches a batch, and open pages ask every second when the consumer is busiest. Where only aborted
+        transactions follow, no record waits, unless one follows an open transaction.
         """
         if behind.keys() != self._read or time.monotonic() - self._read_at >= FRESH_S:
             ranges = {p: (max(one.first, one.next), one.stable) for p, one in behind.items()}

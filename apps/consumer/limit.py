@@ -14,11 +14,11 @@ from apps.consumer.window import Record
 from contracts.dead_letter import history
 
 STREAM = -1
-"""Stands for the whole stream among the numbers of partitions."""
+"""The key of the whole stream among the partition numbers."""
 
 
 class Row(NamedTuple):
-    """How many records were seen, how many refused ones were the last, and at which positions refused ones stood."""
+    """How many records were seen, how many of the last were refused in a row, and the positions of refused ones."""
 
     seen: int = 0
     consecutive: int = 0
@@ -40,7 +40,7 @@ class Limit:
 
     @property
     def consecutive(self) -> int:
-        """The number of refused records in a row that halts."""
+        """The number of consecutive refused records that halts."""
         return self._policy.consecutive
 
     def review(
@@ -52,7 +52,8 @@ class Limit:
     ) -> str | None:
         """Return why the refused among `records` must halt the stream, or None; `count` makes the batch count.
 
-        Those of `accepted` partitions, and those `passed_over`, do not count. After a halt each that counts halts.
+        Those of `accepted` partitions, and those `passed_over`, do not count. After a halt every counted one halts
+        again.
         """
         self._reviewed = {}
         counting = {
@@ -77,7 +78,7 @@ class Limit:
         return None
 
     def count(self) -> None:
-        """Make the batch that was reviewed last count: it is done, and will not be redelivered."""
+        """Count the last reviewed batch: it is done, and will not be redelivered."""
         if self._reviewed:
             self._rows = _with_refused({**self._rows, **self._reviewed})
             self._reviewed = {}
@@ -91,7 +92,7 @@ class Limit:
         self._halted = False
 
     def forget(self) -> None:
-        """Start with no history."""
+        """Clear the history."""
         self._rows.clear()
         self._halted = False
 
@@ -121,5 +122,5 @@ def is_redriven(record: Record) -> bool:
 
 
 def _with_refused(rows: Mapping[int, Row]) -> dict[int, Row]:
-    """Return the rows that hold a refused record: the others cost nothing then."""
+    """Return the rows that hold a refused record: the others cost nothing."""
     return {number: row for number, row in rows.items() if row.refused_at}

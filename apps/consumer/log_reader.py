@@ -32,9 +32,9 @@ SHORT_POLL_MS, LONG_POLL_MS = 5, 500
 LARGEST_FETCH = 256 * 1024
 """Bytes that are fetched of a partition at a time; a larger batch comes whole all the same."""
 LOOKED_WITHIN_S = 2.0
-"""Seconds within which every partition must have been answered for the end of the topic to count as read."""
+"""Seconds within which every partition must have answered for the end of the topic to count as read."""
 CUT_OFF_AFTER_S = 10.0
-"""Seconds without an answer, and without throttling, after which following ends: a new client takes over."""
+"""Seconds without an answer, and without throttling, after which following ends; a new client takes over."""
 PORTION = 500
 """Records that are handed over at a time to who follows the topic."""
 
@@ -76,7 +76,7 @@ class LogReader:
     async def timestamps(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
         """Return the timestamp (ms) of the first record in a range of each partition, within 2 s.
 
-        A range goes up to an offset, not with it. A partition that has no record there is missing.
+        The end of a range is exclusive. A partition without a record in its range is missing.
         """
         found: dict[int, int] = {}
         wanted = {TopicPartition(self.topic, p): stop for p, (start, stop) in ranges.items() if start < stop}
@@ -134,9 +134,9 @@ class LogReader:
         return search.newest()
 
     async def at_time(self, time: int, end: Mapping[int, int], latest: float = math.inf) -> dict[int, int]:
-        """Return the offset of the first record at or after a time (ms) in each partition, `end` where there is none.
+        """Return the first offset at or after a time (ms) in each partition, `end` where there is none; within 2 s.
 
-        Where that record is dated after `latest`, its timestamp says nothing, and `end` is returned too. Within 2 s.
+        A record dated after `latest` has a meaningless timestamp; `end` is returned for it too.
         """
         async with self._connected() as consumer:
             wanted = {TopicPartition(self.topic, partition): max(0, time) for partition in end}
@@ -180,8 +180,8 @@ class LogReader:
     async def follow(self, position: Mapping[int, int]) -> AsyncGenerator[list[Record], None]:
         """Yield records from an offset in each partition on, for ever: at most 500 at a time.
 
-        Yield none, several times a second, while every partition answers and has no more. What is not there any more is
-        passed over. Raises `Unreadable`, or `KafkaConnectionError` when a partition has not answered for 10 s.
+        Yield none, several times a second, while every partition answers and has no more. Deleted records are skipped.
+        Raises `Unreadable`, or `KafkaConnectionError` when a partition has not answered for 10 s.
         """
         consumer = self._new_consumer(LONG_POLL_MS)
         try:
@@ -250,7 +250,7 @@ class LogReader:
 
 
 class Answers:
-    """Knows when each partition of a client was last answered, by a clock that nobody sets."""
+    """Knows when each partition of a client last answered, by a monotonic clock."""
 
     def __init__(self, consumer: AIOKafkaConsumer, journal: ClientJournal) -> None:
         self._consumer = consumer
@@ -264,7 +264,7 @@ class Answers:
         return self._journal.throttling() is not None
 
     def silent_for(self) -> float:
-        """Return the seconds since the partition that was answered longest ago was answered."""
+        """Return the seconds since the partition answered that has been silent longest."""
         now = time.monotonic()
         for tp in self._consumer.assignment():
             answered = self._consumer.last_poll_timestamp(tp)
@@ -276,7 +276,7 @@ class Answers:
         )
 
     def silence(self, seconds: float) -> str:
-        """Return in words that the client was not answered, and what it met last."""
+        """Return a sentence that the topic was not read, with the client's last failure."""
         return f"the topic was not read for {seconds:.0f} s: {self._journal.last_failure() or 'no answer'}"
 
 

@@ -1,9 +1,9 @@
 """Which dead letters were sent back: the records of the marks topic, and the offsets that they hold.
 
 The marks topic has one record for each group and partition of the dead letters, so that groups which share a
-dead-letter topic do not overwrite each other. Letters that name no group have records of their own, which all groups
-share. Earlier versions had one record for each partition, which all groups overwrote: such a record is still read, and
-what it marks was sent back whichever group a letter is of.
+dead-letter topic do not overwrite each other. Letters that name no group have their own records, which all groups
+share. Earlier versions had one record for each partition, which all groups overwrote. Such a record is still read, and
+its letters count as sent back for every group.
 """
 
 import math
@@ -15,32 +15,32 @@ import msgspec
 from apps.consumer.window import Record
 
 TOPIC_ID = "dead-letter-topic-id"
-"""The header of a mark that says which topic it is of: a name may be given again."""
+"""The header of a mark with the id of its topic: the name may be reused for a new topic."""
 
 Intervals = list[tuple[int, int]]
-"""Offsets, as ascending ranges from one up to another, exclusive."""
+"""Offsets, as ascending ranges of a first offset and an exclusive last one."""
 
 CLOSE_OFFSETS = 500
-"""Ranges that have no more offsets between them are read as one: skipping so few costs more than reading them."""
+"""Ranges with a smaller gap are read as one: skipping few offsets costs more than reading them."""
 
 
 class MarkKey(msgspec.Struct, frozen=True):
-    """The key of a mark, as JSON: a group, None for letters that name none, and a partition of the dead letters."""
+    """The key of a mark, as JSON: a group (None for letters that name none), and a partition of the dead letters."""
 
     group: str | None
     partition: int
 
 
 decode_key = msgspec.json.Decoder(int | MarkKey).decode
-"""Reads the key of a mark; earlier versions wrote the partition alone."""
+"""Reads the key of a mark; earlier versions wrote only the partition."""
 decode_intervals = msgspec.json.Decoder(Intervals).decode
 
 
 class Marks:
     """Which dead letters of one topic were sent back.
 
-    `headers` tell of which topic, where Kafka tells its id. `unreadable` names a mark that cannot be read: then it is
-    not known what was sent back.
+    `headers` identify the topic, where Kafka reports its id. `unreadable` names a mark that cannot be read: then it is
+    unknown what was sent back.
     """
 
     def __init__(self, headers: Sequence[tuple[str, bytes]] = ()) -> None:
@@ -49,7 +49,7 @@ class Marks:
         self._intervals: dict[MarkKey | int, Intervals] = {}
 
     def read(self, record: Record) -> None:
-        """Take in a record of the marks topic; one of a topic that had the name before is passed over."""
+        """Add a record of the marks topic; ignore a record of an older topic of the same name."""
         told = [header for header in record.headers if header[0] == TOPIC_ID]
         if told and told != list(self.headers):
             return
@@ -59,11 +59,11 @@ class Marks:
             self.unreadable = f"{record.topic}-{record.partition} offset {record.offset} is no mark"
 
     def of(self, group: str | None, partition: int) -> Intervals:
-        """Return the offsets of a group's letters in a partition that are not to be sent back any more."""
+        """Return the offsets of a group's letters in a partition that must not be sent back again."""
         return merged([*self._intervals.get(partition, []), *self._intervals.get(MarkKey(group, partition), [])])
 
     def holds(self, group: str | None, partition: int, offset: int) -> bool:
-        """Tell whether a letter of a group was sent back."""
+        """Return whether a letter of a group was sent back."""
         marked = self._intervals.get(MarkKey(group, partition), [])
         return holds(marked, offset) or holds(self._intervals.get(partition, []), offset)
 
@@ -79,13 +79,13 @@ class Marks:
 
 
 def holds(intervals: Intervals, offset: int) -> bool:
-    """Tell whether an offset is in the intervals."""
+    """Return whether an offset is in the intervals."""
     place = bisect_right(intervals, (offset, math.inf)) - 1
     return place >= 0 and offset < intervals[place][1]
 
 
 def merged(intervals: Iterable[tuple[int, int]]) -> Intervals:
-    """Return the same offsets as ascending ranges with offsets between them."""
+    """Return the same offsets as ascending ranges with gaps between them."""
     ranges: Intervals = []
     for start, stop in sorted(intervals):
         if start >= stop:
@@ -100,7 +100,7 @@ def merged(intervals: Iterable[tuple[int, int]]) -> Intervals:
 def rest_of(intervals: Intervals, start: int, stop: int) -> Intervals:
     """Return the offsets from `start` up to `stop`, exclusive, that are not in the intervals.
 
-    Ranges that are close together come as one, with the offsets between them.
+    Ranges that are close together are joined, with the offsets between them.
     """
     left: Intervals = []
     for marked_from, marked_to in [*intervals, (stop, stop)]:
@@ -114,7 +114,7 @@ def rest_of(intervals: Intervals, start: int, stop: int) -> Intervals:
 
 
 def without(start: int, stop: int, offsets: Iterable[int]) -> Intervals:
-    """Return the offsets from `start` up to `stop`, exclusive, but for some of them."""
+    """Return the offsets from `start` up to `stop`, exclusive, except some of them."""
     ranges: Intervals = []
     for offset in sorted(offsets):
         ranges.append((start, offset))

@@ -1,7 +1,6 @@
-"""Remember what was found out about an unfinished batch, so that its redelivery does not repeat the work.
+"""Remember what was learned about an unfinished batch, so that its redelivery does not repeat the work.
 
-What is remembered is bound to a record by its place and its content: a recreated topic has other records at the same
-places.
+A memory is bound to a record by its place and its content: a recreated topic has other records at the same places.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,13 +12,13 @@ Place = tuple[str, int, int]
 """Topic, partition and offset of a record."""
 
 MOST_RECORDS = 10_000
-"""Records that are remembered at most; of more, the first ones are forgotten, and handled or isolated again."""
+"""Most records that are remembered. Beyond that, the first ones are forgotten, and handled or isolated again."""
 
 
 class Found(NamedTuple):
-    """What was found out about a record; it is suspect when it failed alone, and nothing succeeded since.
+    """What was learned about a record; it is suspect when it failed alone, and nothing succeeded since.
 
-    `error` and `tries` tell of the last failure; `failed_at` is how many calls of the handler had succeeded by then.
+    `error` and `tries` describe the last failure; `failed_at` is the number of successful calls of the handler by then.
     """
 
     kind: Literal["done", "refused", "poison", "suspect"]
@@ -29,7 +28,7 @@ class Found(NamedTuple):
 
 
 class Memory:
-    """What was found out about batches that were not finished."""
+    """What was learned about batches that were not finished."""
 
     def __init__(self, most: int = MOST_RECORDS) -> None:
         self._most = most
@@ -50,7 +49,7 @@ class Memory:
         return known
 
     def keep(self, records: Sequence[Record], found: Mapping[int, Found]) -> None:
-        """Replace what is known about the partitions of a batch by what was `found` out, by the `id` of records."""
+        """Replace what is known about the partitions of a batch by `found`, by the `id` of records."""
         if self._found:
             partitions = {(record.topic, record.partition) for record in records}
             self._found = {place: one for place, one in self._found.items() if place[:2] not in partitions}
@@ -66,12 +65,12 @@ class Memory:
         self._found = {place: one for place, one in self._found.items() if place[:2] in partitions}
 
     def forget(self) -> None:
-        """Forget all, as before a seek: what is read again is to be handled again."""
+        """Forget everything, as before a seek: records that are read again are handled again."""
         self._found.clear()
 
 
 def place_of(record: Record) -> Place:
-    """Return where a record stands."""
+    """Return the place of a record."""
     return record.topic, record.partition, record.offset
 
 

@@ -46,7 +46,7 @@ from contracts.person import Person, decode
 MOST_MESSAGES = 1_000
 EVENTS = "text/event-stream"
 SENT_AS_THEY_COME = {"cache-control": "no-store", "x-accel-buffering": "no"}
-"""Headers of the live tail: nginx would otherwise hold back even the head of the answer until it has 1,460 bytes."""
+"""Headers of the live tail: by default nginx delays even the head of the answer until it has 1,460 bytes."""
 SCOPES = ("window", "topic")
 STREAM = "/consumers/messages/stream"
 NEWEST = "/consumers/messages"
@@ -54,7 +54,7 @@ SEARCHES = {NEWEST, "/consumers/dead-letters"}
 SEARCH_IN_MEMORY = 2 * MOST_BYTES
 """Bytes: what is found, and the answer that is made of it."""
 TIMES_IN_MEMORY = 3
-"""Times that a value of the window is held meanwhile: in the window, as a person, and in the answer."""
+"""How many times a value of the window is held during a call: in the window, as a person, and in the answer."""
 TIME = {"format": "date-time"}
 
 PLACE = re.compile(rf"/({PLAIN_INTEGER.pattern})/({PLAIN_INTEGER.pattern})/?\Z")
@@ -110,7 +110,7 @@ class Message(msgspec.Struct):
 
 
 class Messages(msgspec.Struct):
-    """Consumed records, the last consumed last; `next` given as `before` leads to those before, null without any.
+    """Consumed records, the last consumed last; pass `next` as `before` for earlier ones, null without any.
 
     `total` counts what this service has consumed since it started.
     """
@@ -278,7 +278,7 @@ async def _search(log: Log, span: Span, partition: int | None, wanted: Wanted | 
     first, end = await log.reader.offsets(log.partitions())
     before = end
     if span.until is not None:
-        before = await log.reader.at_time(span.until + LATE, end, latest_date())  # what is older may stand behind it
+        before = await log.reader.at_time(span.until + LATE, end, latest_date())  # older records may follow it
     if span.before is not None:
         before = {number: min(span.before.get(number, 0), offset) for number, offset in before.items()}
     since = first if span.since is None else await log.reader.at_time(span.since, end)

@@ -51,7 +51,7 @@ def timed(handle: Handle, registry: CollectorRegistry) -> Handle:
 async def of_consumer(
     control: Control, consumption: Consumption, commits: Commits, connection: Connection, meter: LagMeter
 ) -> Iterable[Metric]:
-    """Return what is read of a consumer when Prometheus asks: within 8 s, also while Kafka is out of reach."""
+    """Return the metrics of a consumer that are read at each scrape: within 8 s, also while Kafka is out of reach."""
     consumer = None if consumption.halted else control.consumer
     (healthy, _, _), state, lag = await asyncio.gather(control.health(), control.state(), meter.measure(consumer))
     return chain(
@@ -93,12 +93,13 @@ def of_consumption(consumption: Consumption, connection: Connection, state: Stat
 
 
 def of_commits(commits: Commits, partitions: Iterable[int]) -> Iterator[Metric]:
-    """Return which commits failed, and which positions moved otherwise than by consuming or by an operator.
+    """Return failed commits, and moves of positions that are neither consuming nor an operator action.
 
-    Every partition has its series from the start, as 0: of one that appears with a value, no rule sees the growth.
+    Every partition has its series from the start, as 0: alert rules see no growth in a series that appears with a
+    value.
     """
     failures = CounterMetricFamily(
-        "consumer_commit_failures", "Commits that Kafka did not take, by type of error.", labels=["error"]
+        "consumer_commit_failures", "Commits that Kafka refused, by type of error.", labels=["error"]
     )
     for error, number in commits.failures.items():
         failures.add_metric([error], number)
@@ -110,7 +111,7 @@ def of_commits(commits: Commits, partitions: Iterable[int]) -> Iterator[Metric]:
     )
     moved = CounterMetricFamily(
         "consumer_position_moves",
-        "Moves of a partition's position, on or back, by what moved it; not by consuming or an operator.",
+        "Moves of a partition's position, on or back, by cause; without consuming and operator actions.",
         labels=["partition", "reason"],
     )
     for partition, reason in sorted({*product(partitions, REASONS), *commits.moved}):

@@ -1,4 +1,4 @@
-"""Tell an outage of the handler from poison records: by how many of the last records failed."""
+"""Tell an outage of the handler from poison records, by how many of the last records failed."""
 
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -7,7 +7,7 @@ from apps.consumer.policy import OutageLimit
 
 
 class FailureWindow:
-    """Which of the last records of a stream failed in the handler and were dead-lettered, by their position."""
+    """Which of a stream's last records failed in the handler and were dead-lettered, by their position."""
 
     def __init__(self, limit: OutageLimit) -> None:
         self.seen = 0
@@ -20,7 +20,7 @@ class FailureWindow:
         self._failed.extend(sorted(failed))
 
     def exceeded(self, failing: Collection[int], now: int) -> bool:
-        """Return whether too many of the last records failed, those at the positions `failing` too."""
+        """Return whether too many of the last records failed, including those at the positions `failing`."""
         first = now - self._limit.window
         while self._failed and self._failed[0] <= first:
             self._failed.popleft()

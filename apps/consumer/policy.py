@@ -11,7 +11,7 @@ def _require(holds: bool, name: str, expected: str, got: object) -> None:  # noq
 class Batching(msgspec.Struct, frozen=True, kw_only=True):
     """How large a batch may be: at most `records`, and about `partition_bytes` of each partition.
 
-    With `seconds` the next batches are smaller after a call of the handler that took longer, and grow again after.
+    With `seconds`, batches shrink after a handler call that took longer, and grow again later.
     """
 
     records: int = 2_000
@@ -28,9 +28,9 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True):
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """How failures are retried.
 
-    A poison record is tried `attempts` times more, alone and without a pause, before it is dead-lettered; once a batch
-    has spent `budget_s` seconds on that, once. While nothing shows whether the records or the handler is at fault, the
-    pauses grow from `first_s` to `longest_s`.
+    A poison record is retried `attempts` times, alone and without a pause, before it is dead-lettered; only once after
+    a batch has spent `budget_s` seconds on this. While it is unknown whether the records or the handler are at fault,
+    the pauses grow from `first_s` to `longest_s`.
     """
 
     attempts: int = 3
@@ -39,22 +39,19 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     budget_s: float = 10.0
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for no attempt at all, or pauses that do not grow."""
+        """Raise `ValueError` for fewer than one attempt, or pauses that do not grow."""
         _require(self.attempts >= 1, "attempts", "at least 1", self.attempts)
         _require(0 < self.first_s <= self.longest_s, "first_s", f"above 0 and up to {self.longest_s}", self.first_s)
-        _require(self.longest_s <= 600, "longest_s", "at most 600", self.longest_s)  # noqa: PLR2004 - a third of what Kafka waits for a poll
+        _require(self.longest_s <= 600, "longest_s", "at most 600", self.longest_s)  # noqa: PLR2004 - a third of Kafka's poll timeout
         _require(self.budget_s >= 0, "budget_s", "at least 0", self.budget_s)
 
     def pause_s(self, waits: int) -> float:
-        """Return the pause before a retry that is the `waits`-th in a row; the first needs none."""
+        """Return the pause before the `waits`-th consecutive retry; the first needs none."""
         return 0.0 if waits <= 1 else min(self.first_s * 2 ** min(waits - 2, 30), self.longest_s)
 
 
 class OutageLimit(msgspec.Struct, frozen=True, kw_only=True):
-    """When failing records count as an outage of the handler: more than `records`, and more than `ratio` of the last.
-
-    The last are `window` records of the stream.
-    """
+    """When failing records count as an outage: more than `records`, and more than `ratio` of the last `window`."""
 
     records: int = 100
     ratio: float = 0.1

@@ -1,11 +1,11 @@
 """Sends dead letters back to the topic that they came from, each once.
 
-The records and the marks that say which dead letters they were are written in one transaction. The transactional id is
-the group's: a redrive that begins fences one that was begun by another instance, or died in the middle
+The records and the marks of the dead letters are written in one transaction. The transactional id is the group's: a
+redrive fences an older one of another instance, also one that died in the middle
 (https://cwiki.apache.org/confluence/display/KAFKA/KIP-98+-+Exactly+Once+Delivery+and+Transactional+Messaging).
 
 Groups may share a dead-letter topic: each sends back its own letters. A letter that names no group may be sent back by
-all of them; for those they share a transactional id and marks.
+all of them; for such letters they share a transactional id and marks.
 """
 
 import asyncio
@@ -37,17 +37,17 @@ from contracts.topics import partitions_of
 log = logging.getLogger(__name__)
 
 WORK_S = 6.5
-"""Seconds for a redrive, from its call on; then its transaction is aborted."""
+"""Seconds from the call on after which the transaction of a redrive is aborted."""
 LONG_ENOUGH_S = 5.0
-"""Seconds after its call in which a redrive begins transactions, and looks for dead letters."""
+"""Seconds from the call on in which a redrive begins transactions and looks for dead letters."""
 TURN_S = 4.0
 """Seconds that a call waits for another redrive of this instance."""
 TRANSACTION_S = 10.0
-"""Seconds after which Kafka ends a transaction that nobody ends."""
+"""Seconds after which Kafka aborts an abandoned transaction."""
 OTHERS_S = 2.0
 """Seconds that a redrive waits for the open transactions of other groups."""
 SETTLING_S = 0.1
-"""Seconds between two looks whether the transactions of other groups have ended."""
+"""Seconds between two checks whether the transactions of other groups have ended."""
 MOST_BYTES = 16 * 1024 * 1024
 """Bytes of keys and values that a transaction sends back, but for one record of each partition."""
 PIECE = 256 * 1024
@@ -57,7 +57,7 @@ MOST_ROUNDS = 3
 
 
 class Taken(Exception):
-    """Another redrive is under way, or began meanwhile; nothing was sent back by this one."""
+    """Another redrive is under way, or has started meanwhile; this one sent nothing back."""
 
 
 class SentBefore(Exception):
@@ -65,19 +65,19 @@ class SentBefore(Exception):
 
 
 class TooLarge(Exception):
-    """Kafka does not take what is to be written; the message tells the sizes. Nothing was sent back."""
+    """Kafka refuses the size of a record; the message has the sizes. Nothing was sent back."""
 
 
 class NoSuchLetter(Exception):
-    """There is no such dead letter, or not of this service's topic."""
+    """There is no such dead letter, or it is not of this service's topic."""
 
 
 class OfAnotherGroup(Exception):
-    """The dead letter asked for is of another group, whose consumers send it back."""
+    """The requested dead letter is of another group, whose consumers send it back."""
 
 
 class Unsafe(Exception):
-    """What was sent back may be forgotten, or is; nothing was sent back. The message tells what to do."""
+    """Kafka may forget what was sent back, or has forgotten it; nothing was sent back. The message names the remedy."""
 
 
 class Redriven(msgspec.Struct):
@@ -95,10 +95,10 @@ class Returned(NamedTuple):
 
 
 class Redriver:
-    """Sends the dead letters of one topic and one group back. One call at a time, of all instances of the service.
+    """Sends back the dead letters of one topic and one group, one call at a time across all instances.
 
-    Which were sent back stands in a compacted topic next to the dead letters, with the id of the dead-letter topic: one
-    that is recreated begins with none sent back.
+    A compacted topic next to the dead letters records which were sent back, with the id of the dead-letter topic: a
+    recreated topic begins with none sent back.
     """
 
     def __init__(self, options: ClientOptions, cluster: Cluster, dead: LogReader, topic: str, group: str) -> None:
@@ -120,36 +120,36 @@ class Redriver:
             yield
 
     async def marks(self) -> Marks:
-        """Return which dead letters were sent back. Raises as `LogReader` does.
+        """Return which dead letters were sent back. Raises the errors of `LogReader`.
 
-        What was marked of a topic that had the name before counts no more.
+        Marks of an older topic of the same name are ignored.
         """
         (first, end), topic_id = await asyncio.gather(self._marks.offsets(1), self._dead.topic_id())
         return await self._read_marks(first[0], end[0], topic_id)
 
     async def redrive(self, limit: int) -> Returned:
-        """Send back the oldest `limit` dead letters that were not, and are not held; within 9 s.
+        """Send back the oldest `limit` dead letters that were not yet sent back and are not held; within 9 s.
 
-        It is done some 16 MiB at a time, so that memory is bounded, and for 5 s: then, or when something fails, it ends
-        with those that are back already, and `more` tells. Where there are none of those it raises `Taken`, `TooLarge`,
-        `Unsafe`, or `KafkaError`, `OSError` and `TimeoutError` when Kafka is out of reach: then no transaction is
-        committed, but for one whose commit Kafka did not confirm: its marks were committed with it.
+        Memory is bounded, because some 16 MiB are sent at a time. After 5 s, or when something fails, it returns the
+        letters that were sent back, and `more`. Without any of those it raises `Taken`, `TooLarge`, `Unsafe`, or
+        `KafkaError`, `OSError` and `TimeoutError` when Kafka is out of reach. No transaction is committed then, except
+        one whose commit Kafka did not confirm: its marks were committed with it.
 
         The group's own letters come first, then those that name no group.
         """
         return await within(CALL_S, self._redrive(limit))
 
     async def redrive_one(self, partition: int, offset: int) -> Returned:
-        """Send back one dead letter, also one that is held; within 9 s.
+        """Send back one dead letter, even a held one; within 9 s.
 
-        Raises as `redrive`, and `SentBefore`, `NoSuchLetter` or `OfAnotherGroup`.
+        Raises the errors of `redrive`, and `SentBefore`, `NoSuchLetter` or `OfAnotherGroup`.
         """
         return await within(CALL_S, self._redrive_one(partition, offset))
 
     def is_held(self, letter: DeadLetter) -> bool:
-        """Tell whether a dead letter is not sent back by itself: it was so often, or the topic does not take it.
+        """Return whether a dead letter is held: it was sent back too often, or is too large for the topic.
 
-        One without the value that its record has never is.
+        A letter without its record's value is never sent back.
         """
         _, _, rounds = history(letter.headers)
         return (
@@ -159,7 +159,7 @@ class Redriver:
         )
 
     def is_ours(self, letter: DeadLetter) -> bool:
-        """Tell whether this service may send a dead letter back: of its topic, and of its group or of none."""
+        """Return whether this service may send a dead letter back: it is of its topic, and of its group or of none."""
         return letter.topic == self._topic and owner_of(letter) in {self._group, None}
 
     async def _redrive(self, limit: int) -> Returned:
@@ -202,7 +202,7 @@ class Redriver:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Wait for other redrives of this instance, 4 s at most; end what takes too long. Raises `Taken`, `Unsafe`."""
+        """Wait up to 4 s for this instance's other redrives; end one that takes too long. Raises `Taken`, `Unsafe`."""
         start = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(TURN_S):
@@ -217,7 +217,7 @@ class Redriver:
             self._lock.release()
 
     async def _check_marks_topic(self) -> None:
-        """Raise `Unsafe` when Kafka may delete marks: what was sent back before would be sent back again."""
+        """Raise `Unsafe` when Kafka may delete marks: their letters would be sent back again."""
         try:
             deletions = await self._cluster.deletions(self._marks.topic)
         except Unusable as error:
@@ -230,7 +230,7 @@ class Redriver:
 
     @asynccontextmanager
     async def _fenced(self, owner: str | None) -> AsyncIterator[tuple[AIOKafkaProducer, Marks]]:
-        """Let no other redrive of the owner's letters go on; what was sent back is read then, for it changes no more.
+        """Fence all other redrives of the owner's letters; what was sent back is read after that, when it is final.
 
         Raises `Taken` or `Unsafe`.
         """
@@ -241,7 +241,7 @@ class Redriver:
             raise Taken("another redrive began meanwhile: try again") from None
 
     async def _settled_marks(self) -> Marks:
-        """Return the marks once all are visible: what stands behind an open transaction of another group is not."""
+        """Return the marks once all are visible: an open transaction of another group hides those after it."""
         (first, _), (_, written), topic_id = await asyncio.gather(
             self._marks.offsets(1), self._uncommitted.offsets(1), self._dead.topic_id()
         )
@@ -305,7 +305,7 @@ class Redriver:
             await asyncio.gather(*sent, return_exceptions=True)  # or each would complain that nobody looked
 
     def _check_size(self, written: dict[int, tuple[bytes, bytes]], marks: Marks) -> None:
-        """Raise `TooLarge` when the marks topic does not take a mark: letters that are held leave gaps in it."""
+        """Raise `TooLarge` when the marks topic does not accept a mark: held letters leave gaps in it."""
         allowed = self._cluster.max_message_bytes(self._marks.topic)
         for partition, (key, value) in written.items():
             if (needed := size_of_batch(key, value, marks.headers)) > allowed:
@@ -316,7 +316,7 @@ class Redriver:
                 )
 
     def _partition_for(self, letter: DeadLetter, record: Record) -> int:
-        """Return the partition to send a letter back to: its own, or when there is none such, that of its key."""
+        """Return the partition to send a letter back to: its own, or that of its key if its own does not exist."""
         count = self._cluster.partition_count(self._topic)
         if letter.partition is not None and letter.partition < count:
             return letter.partition
@@ -395,7 +395,7 @@ class Redriver:
 
 
 class _Column(NamedTuple):
-    """What is looked for in a partition of the dead letters: an owner's letters that are not marked.
+    """What to look for in a partition of the dead letters: an owner's letters that are not marked.
 
     At most `limit` of them, until it is `late` (event loop time).
     """
@@ -408,12 +408,12 @@ class _Column(NamedTuple):
 
 
 def letter_of(record: Record) -> DeadLetter:
-    """Return the dead letter that a record is."""
+    """Return the dead letter in a record."""
     return read(record.key, record.value, record.headers)
 
 
 def owner_of(letter: DeadLetter) -> str | None:
-    """Return the group whose letter it is, None when it names none."""
+    """Return the group that owns a letter, None when it names none."""
     return letter.group or None
 
 

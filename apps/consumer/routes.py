@@ -47,11 +47,11 @@ END_OR_TIME = {"anyOf": [{"enum": ["beginning", "end"]}, {"format": "date-time"}
 class Status(msgspec.Struct):
     """What the consumer is doing.
 
-    `lag` is high watermark - committed, in records; `waiting_for_transaction` of them stand behind an open transaction
-    of another client. `failures` counts the failed attempts of the in-flight batch, `restarts` the connections that
-    were replaced, `commit_failures` the commits that Kafka did not take. `skipped_count` records were not consumed
-    because a position moved otherwise than by consuming or by an operator; `moves` are the newest such moves. `notes`
-    says where a topic differs from the settings: it is used as it is.
+    `lag` is high watermark - committed, in records; `waiting_for_transaction` is the part of it behind an open
+    transaction of another client. `failures` counts the failed attempts of the in-flight batch, `restarts` the
+    connections that were replaced, `commit_failures` the commits that Kafka refused. `skipped_count` records were not
+    consumed because a position moved; `moves` are the newest such moves, without consuming and operator actions.
+    `notes` are differences between a topic and the settings: the topic is used as it is.
     """
 
     running: bool
@@ -79,7 +79,7 @@ class Status(msgspec.Struct):
 
 
 class Start(msgspec.Struct, forbid_unknown_fields=True):
-    """How to start; `accept`, after a halt or while retrying, lets bad records through until a batch holds none."""
+    """How to start; `accept`, after a halt or while retrying, dead-letters bad records until a batch has none."""
 
     accept: bool = False
 

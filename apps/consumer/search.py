@@ -1,8 +1,8 @@
-"""Going back through a topic for the newest records that are wanted: what to read next, and when it is enough.
+"""Search backwards through a topic for the newest matching records: what to read next, and when to stop.
 
-Partitions are merged by timestamp, each in the order of its offsets: within one search a record counts as no newer than
-those that were read of its partition before. A record dated more than a minute ahead of now does not say when it was
-written (its clock is wrong, or counts microseconds): it counts as old as the one before it in its partition.
+Partitions are merged by timestamp, each in offset order: within one search a record counts as no newer than the records
+read of its partition before. A record dated more than a minute ahead has a wrong clock, or counts microseconds. It
+counts as old as the record before it in its partition.
 """
 
 import math
@@ -89,7 +89,7 @@ class _Column:
         return len(backwards)
 
     def _settle_undated(self, backwards: Sequence[Record], wanted: Wanted) -> None:
-        """End a piece with records that are dated ahead: they wait for the first before them that is not."""
+        """End a piece with the records that are dated ahead: they wait for the first earlier record that is not."""
         for record in backwards:
             if record.timestamp <= self._latest:
                 self.time = min(self.time, record.timestamp)
@@ -102,9 +102,9 @@ class _Column:
             self.date_rest()
 
     def date_rest(self) -> None:
-        """Count records that are dated ahead as old as what was read last.
+        """Count records that are dated ahead as old as the last record read.
 
-        Where nothing else was read they count as the oldest of all, or as the newest while there is more to read.
+        Without one, they count as the oldest of all, or as the newest while there is more to read.
         """
         if self._undated and self.pending:
             self.time = min(self.time, self._latest)

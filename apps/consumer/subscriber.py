@@ -1,7 +1,7 @@
 """Batch in, commit out: what happens between a fetched batch and its commit.
 
-Every record is decoded apart. The good ones go to the handler, then the bad ones to the dead letters, then the batch is
-committed, then it is counted: in this order a crash at any point loses nothing, no record is dead-lettered before its
+Each record is decoded by itself. Good records go to the handler and bad ones to the dead letters; then the batch is
+committed and counted. In this order a crash at any point loses nothing, no record is dead-lettered before its
 neighbours were handled, and nothing counts as consumed that will be redelivered. Raising commits nothing, and the batch
 is redelivered.
 """
@@ -36,7 +36,7 @@ POLL_MS = 500
 DRAIN = 10.0
 """Seconds that a rebalance waits for the in-flight batch, so that no other member handles it too."""
 BREAK_OFF_S = DRAIN - 1
-"""Seconds of them after which a handler that still runs is cancelled: what was done before is committed then."""
+"""Seconds of these after which a running handler is cancelled: finished records are then committed."""
 REBALANCE_MS = 30_000
 """Milliseconds that a member has to give up its partitions: more than `DRAIN` and a heartbeat."""
 STALE = 20.0
@@ -46,9 +46,9 @@ LONGEST_BATCH_MS = 30 * 60 * 1000
 
 
 class FetchedBatch(KafkaAckableMessage):
-    """A batch that counts as consumed once Kafka has taken its commit: FastStream logs a refused one, and goes on.
+    """A batch that counts as consumed once Kafka accepts its commit: FastStream logs a refused one, and goes on.
 
-    `polled` is the position behind it in each of its partitions, `outcome` what became of it.
+    `polled` is the position after it in each of its partitions, `outcome` its result.
     """
 
     outcome: Outcome | None = None
@@ -59,7 +59,7 @@ class FetchedBatch(KafkaAckableMessage):
         self._polled = polled
 
     async def ack(self) -> None:
-        """Commit the batch and count it; one whose commit is refused will be redelivered, and is not counted."""
+        """Commit the batch and count it; a batch whose commit is refused is not counted, and will be redelivered."""
         if self.committed is None:
             consumption = self._listener.consumption
             try:
@@ -73,9 +73,9 @@ class FetchedBatch(KafkaAckableMessage):
         await super().ack()
 
     async def go_back(self, firsts: Mapping[tuple[str, int], int]) -> None:
-        """Go back to the first unfinished record of each partition: what stands before it is committed.
+        """Go back to the first unfinished record of each partition; records before it are committed.
 
-        Where the partitions were given away meanwhile nothing is moved, and the commit is refused.
+        If the partitions were revoked meanwhile nothing is moved, and the commit is refused.
         """
         positions = await positions_of(self.consumer)
         if all(positions.get(tp) == position for tp, position in self._polled.items()):
@@ -85,7 +85,7 @@ class FetchedBatch(KafkaAckableMessage):
             self._polled = {**self._polled, **unfinished}
 
     async def nack(self) -> None:
-        """Go back to the batch's first records, unless its partitions were given away and begin elsewhere anyway."""
+        """Go back to the batch's first records, unless its partitions were revoked and are read elsewhere anyway."""
         with suppress(IllegalStateError):
             positions = await positions_of(self.consumer)
             if all(positions.get(tp) == position for tp, position in self._polled.items()):
@@ -93,9 +93,9 @@ class FetchedBatch(KafkaAckableMessage):
 
 
 class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
-    """Lets the in-flight batch be committed before its partitions are given to another member.
+    """Lets the in-flight batch be committed before its partitions are revoked.
 
-    `polled` is the position behind the last batch in each of its partitions.
+    `polled` is the position after the last batch in each of its partitions.
     """
 
     def __init__(
@@ -108,13 +108,16 @@ class Drain(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
         self._on_assigned = on_assigned
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        """Wait for the in-flight batch, 10 s at most."""
+        """Wait for the in-flight batch, at most 10 s."""
         if revoked and self.subscriber is not None:
             self.consumption.leaving.set(BREAK_OFF_S)
             await self.subscriber.lock.wait_release(DRAIN)  # type: ignore[attr-defined]  # a MultiLock once started
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        """Go on, paused if that is wanted (no assignment is by itself), and report which partitions there are now."""
+        """Resume after an assignment, paused if an operator wants that, and report the partitions.
+
+        An assignment does not pause by itself.
+        """
         self.consumption.assigned({(tp.topic, tp.partition) for tp in assigned})
         self.commits.assigned()
         if self.consumption.paused and self.subscriber is not None and self.subscriber.consumer is not None:
@@ -134,10 +137,10 @@ class PromptSubscriber(BatchSubscriber):
     _listener: Drain
 
     async def get_msg(self, consumer: AIOKafkaConsumer) -> tuple[Any, ...]:
-        """Return the records of a poll, none when there were none.
+        """Return the records of a poll, if there were any.
 
-        What else a poll may find (a position that cannot be used, or moved without a record) is committed under the
-        lock: a rebalance and a seek wait for it.
+        Other results of a poll (an unusable position, or one that moved without a record) are committed under the lock:
+        a rebalance and a seek wait for them.
         """
         commits = self._listener.commits
         await commits.begin(consumer)
@@ -159,7 +162,7 @@ class PromptSubscriber(BatchSubscriber):
         return tuple(chain.from_iterable(fetched.values()))
 
     async def process_message(self, msg: tuple[Any, ...]) -> Any:  # noqa: ANN401 - FastStream's `Response`
-        """Process a batch; it is in flight until it is committed, or given up."""
+        """Process a batch; it is in flight until it is committed or abandoned."""
         consumption = self._listener.consumption
         consumption.busy_since = time.time()
         try:
@@ -168,7 +171,7 @@ class PromptSubscriber(BatchSubscriber):
             consumption.idle_since, consumption.busy_since = time.time(), None
 
 
-def subscribe(  # noqa: PLR0913, PLR0917 - what a subscriber is made of
+def subscribe(  # noqa: PLR0913, PLR0917 - the parts of a subscriber
     broker: KafkaBroker,
     topic: str,
     group: str,
@@ -248,12 +251,11 @@ async def has_newer(consumer: AIOKafkaConsumer) -> bool:
 def ailment(
     subscriber: BatchSubscriber, consumption: Consumption, commits: Commits, since_throttling: float = math.inf
 ) -> str | None:
-    """Return why a started consume loop consumes no more, or None.
+    """Return why a started consume loop has stopped consuming, or None.
 
-    A broker that throttles by a quota sends nothing: silence counts from the end of it, `since_throttling` seconds ago.
-
-    It can end, or stop polling although no batch is in flight, while `running` is true and the broker answers a ping:
-    after a cancelled coordination task, or when the right to the group was taken away and given back.
+    A broker that throttles by a quota sends nothing: silence counts from the end of the throttling, `since_throttling`
+    seconds ago. A loop can end, or stop polling without a batch in flight, while `running` is true and the broker
+    answers a ping: after a cancelled coordination task, or when the right to the group was revoked and restored.
     """
     consumer = subscriber.consumer
     if ended := [task for task in subscriber.tasks if task.done()]:

@@ -34,9 +34,9 @@ REST = 3.0
 NEAR = 1_000
 """Records that a caller may be behind for the live tail to be joined."""
 HEARTBEAT = 15.0
-"""Seconds without an event after which a caller hears that all is well, and where it stands, or that reading stalls."""
+"""Seconds without an event after which a caller gets a heartbeat with its place, or learns that reading stalls."""
 STALE_AFTER_S = 5.0
-"""Seconds without a look at the topic after which a new caller does not rely on the place of the tail."""
+"""Seconds without a read of the topic after which the tail's place is too old for a new caller."""
 PAUSE = 1.0
 """Seconds before reading on when Kafka was out of reach."""
 PAUSE_PER_HOLE = 0.2
@@ -132,7 +132,7 @@ class Tail:
                 yield events
 
     def _heartbeat(self, caller: Caller) -> bytes:
-        """Say that all is well if the topic was really read since the last heartbeat; otherwise that reading stalls."""
+        """Send a heartbeat if the topic was really read since the last one; otherwise report that reading stalls."""
         silent = self._silent_for()
         if silent < HEARTBEAT:
             return b": all is well\n" + id_of(caller.position)
@@ -193,7 +193,7 @@ class Tail:
                 await self._read_on()
             except (KafkaError, OSError, TimeoutError) as error:
                 if not self._trouble:
-                    log.warning("the live tail reads again and again until it works: %s", one_line(error))
+                    log.warning("the live tail cannot read, retrying: %s", one_line(error))
                 self._trouble = one_line(error)
                 await asyncio.sleep(PAUSE)
 

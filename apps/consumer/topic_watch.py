@@ -1,7 +1,7 @@
-"""A recreated topic is consumed from its beginning: offsets of the old one mean nothing in it.
+"""Consume a recreated topic from its beginning: offsets of the old topic mean nothing in it.
 
-Kafka deletes what a group has committed in a topic together with it; but a consumer that is cut off at that moment goes
-on at its old position, and would pass over what the new topic has before it.
+Kafka deletes a group's commits together with the topic. But a consumer that is disconnected at that moment continues at
+its old position, and would skip the earlier records of the new topic.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ EVERY = 5.0
 
 
 async def watch_topic(topic_id: Callable[[], Awaitable[UUID | None]], control: Control, commits: Commits) -> None:
-    """Until cancelled, have a topic that has another id than it had consumed from its beginning, and report that.
+    """Until cancelled, detect topics with a new id, consume them from their beginning, and report that.
 
-    A topic that is recreated while consumption is stopped has nothing committed, and is consumed from there anyway.
+    A topic that is recreated while consumption is stopped has no commits, and is consumed from there anyway.
     """
     known: set[UUID] = set()  # brokers that do not know of the new one yet go on telling the old one
     is_new = False

@@ -1,7 +1,7 @@
-"""The records that were consumed last, in memory: a cache of the topic, bounded in records and in bytes.
+"""The last consumed records, in memory: a cache of the topic, bounded in records and in bytes.
 
-They stand in the order in which they were consumed, whatever their timestamps say. Records that were consumed before
-this instance started are read again from the topic, and stand before those.
+They keep the order of consumption, whatever their timestamps. Records that were consumed before this instance started
+are read again from the topic, and come before those.
 """
 
 import re
@@ -35,7 +35,8 @@ class Record(Protocol):
 class Cursor(NamedTuple):
     """Where a page begins: records are numbered as they are consumed, and those from `before` on were shown.
 
-    Those from `top` on were consumed after the first page was asked for. `window` says which instance numbered them.
+    Those from `top` on were consumed after the first page was requested. `window` identifies the instance that numbered
+    them.
     """
 
     window: int
@@ -54,20 +55,20 @@ class Cursor(NamedTuple):
 
 
 class StaleCursor(ValueError):
-    """A cursor of another instance, or of this one before its restart."""
+    """A cursor of another instance, or from before a restart of this one."""
 
 
 FIRST_NUMBER = 2**40
-"""The number of the first record that is consumed; those consumed before the start have lower ones."""
+"""The number of the first consumed record; records consumed before the start have lower ones."""
 AHEAD_MS = 60_000
-"""Milliseconds that a record may be dated ahead of now; one dated later does not say when it was written."""
+"""Milliseconds that a record may be dated ahead of now; beyond that its timestamp is wrong."""
 
 place_of = attrgetter("partition", "offset")
 """Returns the partition of a record and its offset there."""
 
 
 def latest_date() -> int:
-    """Return the latest timestamp (ms) that a record can have been written at, by this machine's clock."""
+    """Return the latest plausible timestamp (ms) of a record, by this machine's clock."""
     return time.time_ns() // 1_000_000 + AHEAD_MS
 
 
@@ -97,16 +98,16 @@ class Window:
         return min(self._records, self.size)
 
     def __iter__(self) -> Iterator[Record]:
-        """Go through the records, the first consumed first."""
+        """Iterate over the records, the first consumed first."""
         records = chain.from_iterable(batch for batch, _ in self._batches)
         return islice(records, max(0, self._records - self.size), None)
 
     def bytes_of(self, count: int) -> int:
-        """Return the bytes of the values of so many records, about: as many times the average of all."""
+        """Return the approximate bytes of the values of this many records: the average of all, times their number."""
         return self._bytes * min(count, self._records) // max(self._records, 1)
 
     def extend(self, records: Sequence[Record]) -> None:
-        """Add records that were consumed; those consumed first go when there are too many."""
+        """Add consumed records; the first consumed are dropped when there are too many."""
         self._end += len(records)
         self._consumed += len(records)
         self._append(records)
@@ -142,10 +143,9 @@ class Window:
         self._bytes += size
 
     def refill(self, records: Iterable[Record]) -> None:
-        """Put in records read from the topic again, before all that were consumed since the start.
+        """Add records that were read from the topic again, before all those consumed since the start.
 
-        They are merged by timestamp, each partition in the order of its offsets. Those that are here already are passed
-        over.
+        They are merged by timestamp, each partition in offset order. Records that are already here are skipped.
         """
         present = list(self)
         consumed = min(self._consumed, len(present))
@@ -163,11 +163,10 @@ class Window:
     def newest(
         self, limit: int, *, key: bytes | None = None, partition: int | None = None, before: Cursor | None = None
     ) -> tuple[list[Record], Cursor | None]:
-        """Return the `limit` records that were consumed last, in the order of their consumption.
+        """Return the `limit` last consumed records, in the order of consumption, and the cursor for earlier ones.
 
-        With them comes the cursor for those before them, None when there are no more. Only records with this `key`, of
-        this `partition`, and before this cursor. A record that was consumed twice stands where it was consumed last.
-        Raises `StaleCursor`.
+        The cursor is None when there are no more. Records match this `key` and this `partition`, and come before this
+        cursor. A record that was consumed twice is listed where it was consumed last. Raises `StaleCursor`.
         """
         name, top, below = before or (self._name, self._end, self._end)
         if name != self._name:
@@ -191,7 +190,7 @@ class Window:
         return [record for _, record in reversed(shown)], cursor
 
     def _backwards(self, top: int) -> Iterator[tuple[int, Record]]:
-        """Go through the records below a number, the last consumed first, with their numbers."""
+        """Iterate over the records below a number with their numbers, the last consumed first."""
         number, last = self._end, self._end - len(self)
         for batch, _ in reversed(self._batches):
             if number - len(batch) >= top:
@@ -210,7 +209,7 @@ def _size(records: Sequence[Record]) -> int:
 
 
 def merged_by_time(records: Iterable[Record]) -> list[Record]:
-    """Merge records of partitions by timestamp, each partition in the order of its offsets.
+    """Merge records of partitions by timestamp, each partition in offset order.
 
     A record counts as no older than those before it in its partition; one that is dated too far ahead counts as old as
     the one before it.

@@ -1,4 +1,4 @@
-"""Answers calls that send lines: while they are still being read, or once all of them have arrived."""
+"""Answers calls that send lines: while lines are still being read, or after all of them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -26,7 +26,7 @@ encode = msgspec.json.Encoder().encode
 
 
 class LinesCut(msgspec.Struct):
-    """The last line of an answer whose body did not arrive whole: what is wrong, and how many lines were answered."""
+    """The last line of an answer to an incomplete body: what is wrong, and how many lines were answered."""
 
     error: str
     lines: int
@@ -37,9 +37,9 @@ class LineAnswers:
     """Answers the lines of one call.
 
     An answer that is sent while the body is still read needs a caller that reads while it sends. Many do not, and a
-    proxy may stop sending the body once the answer has begun. So where the body's length is announced, or the caller
-    speaks HTTP/1.0, as proxies do that keep a body until they have all of it, the answer waits for the body's end. With
-    `at_end` it waits in any case, and its status says what became of the lines.
+    proxy may stop sending the body once the answer has begun. So the answer waits for the end of the body if its length
+    is announced. It also waits for HTTP/1.0, which proxies use that buffer whole bodies. With `at_end` it always waits,
+    and its status covers all lines.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class LineAnswers:
         return self._answer_all()
 
     def _answer_all(self) -> Response[Any]:
-        """Answer what has arrived to its end."""
+        """Answer the lines after the end of the body."""
         if not self._at_end or self._delivered == self._answered:
             return self._lines(HTTPStatus.OK)
         if self._delivered:
@@ -163,7 +163,7 @@ class LineAnswers:
 
 
 class _Spooled(Streamed):
-    """An answer from a spool, which is closed whether the answer could be sent or not."""
+    """An answer from a spool, which is closed whether or not the answer could be sent."""
 
     def __init__(
         self, pieces: AsyncGenerator[bytes, None], spool: Spool, status: HTTPStatus, *, reads_body: bool

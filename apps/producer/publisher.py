@@ -70,17 +70,17 @@ OUT_OF_REACH = "Kafka is out of reach"
 ENDING = "the service is shutting down"
 
 LONGEST_THROTTLING_S = 2.0
-"""Seconds for which a quota may hold up records that are taken; with more to go they are refused."""
+"""Seconds of a quota's delay up to which records are accepted; with a longer one they are refused."""
 REFUSED_RECENTLY_S = 30.0
-"""Seconds for which a refusal counts against the health of the service, unless records are taken again before."""
+"""Seconds for which a refusal affects health, unless records are accepted again before."""
 INVALID_RECORD = NEWER_ERRORS[87][0]
-"""The name of the error that aiokafka does not know: a record that the topic's settings do not allow."""
+"""The name of an error that aiokafka does not know: the topic's settings do not allow a record."""
 
 Outcome = Literal["not_written", "unknown"]
 
 
 class Busy(Exception):
-    """So many records wait for their acknowledgement that no more are taken now; try again after `retry_after` s."""
+    """Too many records wait for their acknowledgement; try again after `retry_after` s."""
 
     def __init__(self, message: str, retry_after: int = 2) -> None:
         super().__init__(message)
@@ -320,7 +320,7 @@ class Lane:
         return bool(self._on_the_way) and in_use and self._size_waiting < SMALL
 
     async def _wait_for_quota(self) -> None:
-        """Keep records out of the client while a quota holds it up: what it was not given is known to be unwritten."""
+        """Hold records back from the client while a quota delays it: what it never got is known to be unwritten."""
         await asyncio.sleep(min(self._publisher.throttled_for(), LONGEST_THROTTLING_S))
 
     async def _connected(self) -> KafkaBroker | None:
@@ -441,7 +441,7 @@ class Lane:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tell whether a broker answered that it has not written a batch."""
+    """Return whether a broker answered that it has not written a batch."""
     return isinstance(error, REFUSALS) or type(error).__name__ == INVALID_RECORD
 
 
@@ -503,21 +503,21 @@ class Publisher:
         return sum(delivery.unsettled for delivery in self._open)
 
     def throttled_for(self) -> float:
-        """Return the seconds for which a quota of Kafka still holds up records."""
+        """Return the seconds for which a quota of Kafka still delays records."""
         return self.connection.journal.throttled_for()
 
     def note_refusal(self, partition: int | None, why: str) -> None:
-        """Record that a batch of a partition (None: of any) was not taken, for `recent_failure`."""
+        """Record that a batch of a partition (None: of any) was refused, for `recent_failure`."""
         self._refusals[partition] = why, time.monotonic()
 
     def note_acknowledgement(self, partition: int) -> None:
-        """Record that a partition takes records."""
+        """Record that a partition accepts records."""
         if self._refusals:
             self._refusals.pop(partition, None)
             self._refusals.pop(None, None)
 
     def recent_failure(self) -> str | None:
-        """Return why Kafka did not take the last records of a partition, within 30 s; None when it took them."""
+        """Return why Kafka refused the last records of a partition, within 30 s; None when it accepted them."""
         late = time.monotonic() - REFUSED_RECENTLY_S
         self._refusals = {partition: one for partition, one in self._refusals.items() if one[1] > late}
         if not self._refusals:
@@ -526,11 +526,11 @@ class Publisher:
         return f"the last records were not taken by {self.topic}: {why}"
 
     async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
-        """Write records, and return what became of each: within 10 s.
+        """Write records, and return the result of each: within 10 s.
 
-        `keys[i]` belongs to `values[i]`; each record must fit `largest_record`. Records of calls that are begun one
-        after the other keep their order. With nothing sent, raises `Busy` when 48 MiB wait for their acknowledgement,
-        or when a quota holds up records for more than 2 s, and `OutOfReach` when there is no connection within 1.5 s.
+        `keys[i]` belongs to `values[i]`; each record must fit `largest_record`. Calls that are started one after the
+        other keep their order. With nothing sent, raises `Busy` when 48 MiB wait for their acknowledgement, or when a
+        quota delays records for more than 2 s, and `OutOfReach` when there is no connection within 1.5 s.
         """
         try:
             return await self._publish(keys, values)

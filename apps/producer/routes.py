@@ -53,7 +53,7 @@ MOST_IN_MEMORY = 256 * 1024 * 1024
 ACCEPTED = (JSON, NDJSON)
 SEND_LINES = f"; send more people as {NDJSON}"
 PERSON_IN_MEMORY = 1_200
-"""Bytes of a person that was made, as measured."""
+"""Bytes of a generated person, as measured."""
 
 encode_answer = msgspec.json.Encoder().encode
 
@@ -79,7 +79,7 @@ PEOPLE_BODY = documents_body(
 
 
 def weight_of(scope: Scope) -> int:
-    """Return the bytes of memory that a call takes from its beginning, about. Bodies count when they have arrived."""
+    """Return the approximate bytes of memory that a call takes at its start. Bodies count once they have arrived."""
     if scope["path"] != MAKE:
         return 0
     number = parse_qs(scope["query_string"].decode("latin-1")).get("number_of_people", ["10"])[-1]
@@ -87,7 +87,7 @@ def weight_of(scope: Scope) -> int:
 
 
 def producer_routes(publisher: Publisher, root_path: str) -> Sequence[BaseRouteHandler]:
-    """Return the routes that make people and take them; `root_path` is the prefix that a proxy strips."""
+    """Return the routes that generate and accept people; `root_path` is the prefix that a proxy strips."""
     spools = Spools()
 
     @post(

@@ -26,7 +26,7 @@ TIMES_AS_LONG = 6
 CHUNKS_ON_THE_WAY = 8
 """Chunks of one call that are made or read before the first of them must be acknowledged."""
 TIMES_IN_MEMORY = 6
-"""How many times its size a body takes while it is worked with, as measured."""
+"""Memory of a body while it is processed, as a multiple of its size, as measured."""
 FEWEST_QUOTES = fewest_quotes(StrictPerson)
 
 
@@ -83,7 +83,7 @@ def _decode_people(body: bytes) -> list[Person]:
 
 
 def _check_names(body: bytes) -> None:
-    """Raise `BadPeople` for the first field that is given twice, which no decoder reports."""
+    """Raise `BadPeople` for the first repeated field, which no decoder reports."""
     several = is_list(body)
     texts = msgspec.json.decode(body, type=list[msgspec.Raw]) if several else [body]
     for index, text in enumerate(texts):
@@ -191,7 +191,7 @@ def _answer_of(chunks: Sequence[Delivery | Busy | OutOfReach], ids: Sequence[str
 
 @dataclass
 class Chunk:
-    """Lines that are sent together: their records, and in order what to answer; None where a record's receipt goes."""
+    """Lines that are sent together: their records, and the answers in order; None where a record's receipt goes."""
 
     keys: list[bytes] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
@@ -201,10 +201,10 @@ class Chunk:
 async def send_lines(
     publisher: Publisher, body: AsyncIterator[bytes], share: Share
 ) -> AsyncGenerator[list[Receipt | BadLine], None]:
-    """Read people from lines of JSON, and yield what became of each line, in order, while reading on.
+    """Read people from lines of JSON, and yield the result of each line, in order, while reading on.
 
-    Lines that arrived together are sent together. Empty lines are passed over. Raises what `body` raises, once all
-    lines before that are answered; a line that did not end by then is not sent.
+    Lines that arrived together are sent together. Empty lines are skipped. Raises the errors of `body`, once all lines
+    before are answered; an unfinished line is not sent.
     """
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, list[Receipt | BadLine]]]:
@@ -219,7 +219,7 @@ async def send_lines(
 
 
 def read_lines(lines: Sequence[bytes | None], first: int, largest: int) -> Chunk:
-    """Return the records of some lines, and what to answer to those that are none."""
+    """Return the records of some lines, and the answers to the invalid lines."""
     chunk, taken = _read_lines(lines, first, largest)
     if count_quotes(b"".join(taken)) != FEWEST_QUOTES * len(taken):
         chunk, _ = _read_lines(lines, first, largest, look_twice=True)
@@ -229,7 +229,7 @@ def read_lines(lines: Sequence[bytes | None], first: int, largest: int) -> Chunk
 def _read_lines(
     lines: Sequence[bytes | None], first: int, largest: int, *, look_twice: bool = False
 ) -> tuple[Chunk, list[bytes]]:
-    """Return a chunk and the lines that are records in it. Only with `look_twice` are repeated fields noticed."""
+    """Return a chunk and its valid lines. Repeated fields are only noticed with `look_twice`."""
     chunk = Chunk()
     taken: list[bytes] = []
     for number, line in enumerate(lines, first):
@@ -273,9 +273,9 @@ def _fill_in(chunk: Chunk, receipts: Sequence[Receipt]) -> list[Receipt | BadLin
 
 
 def decode_line(line: bytes) -> Person:
-    """Return the person of one line. Raises `BadPeople`; a list is none.
+    """Return the person of one line. Raises `BadPeople`, also for a list.
 
-    A byte order mark is passed over: files that are put together have them in the middle.
+    A byte order mark is skipped: concatenated files have them in the middle.
     """
     line = line.removeprefix(BOM_UTF8)
     if is_list(line):
@@ -286,9 +286,9 @@ def decode_line(line: bytes) -> Person:
 async def split_lines(
     body: AsyncIterator[bytes], longest: int, share: Share
 ) -> AsyncGenerator[list[bytes | None], None]:
-    """Yield the lines that each piece of the body ends; None stands for a line longer than `longest` bytes.
+    """Yield the lines that each piece of the body completes; None is a line longer than `longest` bytes.
 
-    Raises `Busy` when there is no room to keep a long line that has not ended.
+    Raises `Busy` when there is no room to keep a long unfinished line.
     """
     rest, too_long = bytearray(), False  # it grows in place: a long line may come in very many pieces
     async for piece in body:

@@ -1,1 +1,1 @@
-"""Everything that reaches below a library's public API, one module for each purpose."""
+"""Everything that uses private parts of a library, one module for each purpose."""

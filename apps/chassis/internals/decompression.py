@@ -23,10 +23,10 @@ CHUNK_BYTES = 1024 * 1024
 WHOLE_BLOCK_BYTES = 16 * 1024 * 1024
 """Decompressed bytes of a block that is decompressed as a whole, where its codec allows no smaller pieces."""
 INPUT_BYTES = 64 * 1024
-"""Compressed bytes that a decompressor is given at a time."""
+"""Compressed bytes that are passed to a decompressor at a time."""
 
 Buffer = bytes | bytearray | cramjam.Buffer
-"""Some bytes, as a codec returns them: they can be measured and joined."""
+"""Bytes, in a type that a codec returns."""
 
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
 GZIP_FORMAT = 16 + zlib.MAX_WBITS
@@ -34,7 +34,7 @@ GZIP_FORMAT = 16 + zlib.MAX_WBITS
 XERIAL_MAGIC, XERIAL_HEADER_BYTES = b"\x82SNAPPY\x00", 16
 """How snappy-java frames its blocks."""
 SNAPPY_FRAGMENT_BYTES = 64 * 1024
-"""Decompressed bytes that every known snappy compressor compresses by themselves."""
+"""Decompressed bytes of a fragment: every known snappy compressor compresses each one separately."""
 BIG_ENDIAN_SIZE, LITTLE_ENDIAN_SIZE = Struct(">i"), Struct("<I")
 
 LZ4_MAGIC = 0x184D2204
@@ -44,7 +44,7 @@ LZ4_LARGEST_RATIO = 255
 
 
 class Indivisible(Exception):
-    """The content is too large to decompress as a whole, and was compressed so that pieces cannot be decompressed."""
+    """Content that is too large to decompress as a whole, and that cannot be decompressed in pieces."""
 
 
 def decompressed(codec: int, compressed: bytes) -> Iterator[Buffer]:
@@ -129,14 +129,14 @@ def _snappy_fragments(block: bytes, at: int, size: int) -> Iterator[tuple[int, i
 
 
 def _snappy_element(block: bytes, at: int) -> tuple[int, int]:
-    """Return how many bytes an element decompresses to, and where the next one begins."""
+    """Return an element's decompressed size, and where the next element begins."""
     tag = block[at]
     kind, length = tag & 3, (tag >> 2) + 1
     if kind == 1:
         return ((tag >> 2) & 7) + 4, at + 2
     if kind:
         return length, at + (3 if kind == 2 else 5)  # noqa: PLR2004 - a copy with an offset of two bytes, or of four
-    if (more := length - 60) > 0:  # the length stands behind the tag, in so many bytes
+    if (more := length - 60) > 0:  # the length follows the tag, in this many bytes
         length = int.from_bytes(block[at + 1 : at + 1 + more], "little") + 1
         at += more
     return length, at + 1 + length
@@ -166,9 +166,10 @@ def _lz4(compressed: bytes) -> Iterator[Buffer]:
 
 
 def _lz4_frame(compressed: bytes, at: int) -> tuple[bool, bool, bool, int, int]:
-    """Return whether blocks are independent, blocks have checksums, the frame has one, and the largest block.
+    """Return the properties of a frame.
 
-    Last comes where the first block begins.
+    In order: whether blocks are independent, whether blocks have checksums, whether the frame has one, the largest
+    block, and where the first block begins.
     """
     magic, flags, blocks = Struct("<IBB").unpack(_exactly(compressed, at, 6))
     largest = LZ4_BLOCK_BYTES.get(blocks >> 4 & 7)
@@ -187,7 +188,7 @@ def _lz4_block(block: bytes, largest: int, *, is_compressed: bool) -> Buffer:
 
 
 def _sized(data: bytes, at: int, packing: Struct) -> tuple[int, int]:
-    """Return where a block begins and ends whose size stands before it."""
+    """Return where the block begins and ends that follows its size."""
     (size,) = packing.unpack(_exactly(data, at, packing.size))
     at += packing.size
     if not 0 <= size <= len(data) - at:
@@ -203,7 +204,7 @@ def _exactly(data: bytes, at: int, size: int) -> bytes:
 
 
 def _little_endian_varint(data: bytes) -> tuple[int, int]:
-    """Return the number that stands first in a block of snappy, and how many bytes it takes."""
+    """Return the number at the start of a snappy block, and its length in bytes."""
     value = 0
     for at, byte in enumerate(data[:5]):
         value |= (byte & 0x7F) << 7 * at

@@ -13,7 +13,7 @@ INVALID_REQUEST = "Invalid HTTP request received."
 
 
 RESET_AFTER_S = 1.0
-"""Seconds that a caller has to read what was sent of an answer that broke off, before its connection is reset."""
+"""Seconds for a caller to read the sent part of a broken answer, before its connection is reset."""
 
 
 class ClosingTransport:
@@ -50,11 +50,11 @@ class ClosingTransport:
 
 
 class FramedProtocol(HttpToolsProtocol):
-    """Ignores offered upgrades, refuses what has no clear end, and answers HTTP/1.0 without chunks.
+    """Ignores offered upgrades, refuses requests without a clear end, and answers HTTP/1.0 without chunks.
 
-    The parser stops behind the head of an offered upgrade, because what follows might be another protocol. No upgrade
-    is ever taken here, so what follows is the body (RFC 9110, section 7.8). A new parser then reads the same head
-    without its `Upgrade` header, and finds the body and its end as in any other request.
+    The parser stops after the head of an offered upgrade, because another protocol might follow. No upgrade is ever
+    accepted here, so the body follows (RFC 9110, section 7.8). A new parser then reads the same head without its
+    `Upgrade` header, and finds the body and its end as in any other request.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
@@ -62,9 +62,9 @@ class FramedProtocol(HttpToolsProtocol):
         self._head_without_offer = b""
 
     def request_begun(self) -> None:
-        """Begin to answer the request whose head is here, or queue it behind the one that is being answered."""
+        """Begin to answer the received request, or queue it after the one that is being answered."""
         super().on_headers_complete()
-        self.headers = []  # trailers go here: they are no headers (RFC 9110, section 6.5.1)
+        self.headers = []  # trailers go here: they are not headers (RFC 9110, section 6.5.1)
         if self.cycle.scope["http_version"] != "1.1":
             self.cycle.waiting_for_100_continue = False
             self.cycle.send = partial(_send_without_chunks, self.transport, self.cycle)  # type: ignore[method-assign]
@@ -72,11 +72,11 @@ class FramedProtocol(HttpToolsProtocol):
             self.cycle.send = partial(_send_and_close_without_body, self.cycle)  # type: ignore[method-assign]
 
     def request_complete(self) -> None:
-        """Note that the request has arrived to its end."""
+        """Note that the request is complete."""
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; answer 400 and close where it is not HTTP."""
+        """Parse received bytes; answer 400 and close the connection if they are not HTTP."""
         self._unset_keepalive_if_required()
         try:
             self._parse(data)
@@ -107,12 +107,12 @@ class FramedProtocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as stop:
                 rest = memoryview(rest)[stop.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn: it is passed over
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # ignored, as uvicorn does
                 self.parser.feed_data(self._head_without_offer)
 
     def _write_head_without_offer(self) -> bytes:
         method = self.parser.get_method()
-        if method == b"CONNECT":  # no tunnel is ever opened, so nobody can tell where its body ends
+        if method == b"CONNECT":  # no tunnel is ever opened, so the end of its body is unclear
             raise httptools.HttpParserError("CONNECT")
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
@@ -136,9 +136,9 @@ async def _send_without_chunks(
 
 
 async def _send_and_close_without_body(cycle: RequestResponseCycle, message: Any) -> None:  # noqa: ANN401 - likewise
-    """Send an answer; close behind one that a caller gets in the place of `100 Continue`.
+    """Send an answer; close the connection after one that replaces `100 Continue`.
 
-    The caller may then leave the body out, and what it sends next would be taken for that body.
+    The caller may then omit the body, and its next request would be taken for that body.
     """
     if message["type"] == "http.response.start" and cycle.waiting_for_100_continue and not cycle.body:
         cycle.keep_alive = cycle.keep_alive and not cycle.more_body

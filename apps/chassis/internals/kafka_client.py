@@ -30,15 +30,15 @@ from apps.chassis.client_journal import ClientId, ClientJournal, why_unreachable
 from apps.chassis.logs import one_line
 
 Untyped = Any
-"""A request, an answer or a number of a broker: aiokafka ships no types."""
+"""A request, an answer or an error code of a broker: aiokafka has no types for them."""
 CONNECT_TIMEOUT_MS = 5_000
-"""Milliseconds for a broker to accept a connection; a client opens one after the other."""
+"""Milliseconds for a broker to accept a connection; a client opens its connections one by one."""
 BOOTSTRAP_AGAIN_AFTER_S = 1.0
 """Seconds between two attempts to bootstrap again."""
 LONGEST_HOLD_S = 5.0
-"""Seconds that records wait, unsent, until a quota lets them pass; those that would wait longer fail."""
+"""Seconds that unsent records wait for a quota; records that would wait longer fail."""
 NOT_A_FAILURE = {0, 27, 79}
-"""Codes of answers that are part of an ordinary join: none, a rebalance in progress, a member id to come back with."""
+"""Error codes of an ordinary join: none, a rebalance in progress, and a member id for the next request."""
 
 NEWER_ERRORS = {
     73: ("TopicDeletionDisabledError", False),
@@ -59,13 +59,13 @@ NEWER_ERRORS = {
 
 
 class Throttled(KafkaError):  # type: ignore[misc]  # aiokafka ships no types
-    """A quota holds up records for longer than they may wait; they were not sent."""
+    """A quota delays records for longer than they may wait; they were not sent."""
 
     retriable = False
 
 
 class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
-    """An `AIOKafkaClient` that records what it meets in the journal of its client id."""
+    """An `AIOKafkaClient` that records its failures and throttling in the journal of its client id."""
 
     def __init__(self, **options: Untyped) -> None:
         super().__init__(**options)
@@ -90,7 +90,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         if kind in {"Produce", "Fetch"} and self.journal.throttled_for(node_id):
             await self._hold(node_id, kind, request)
         elif kind == "JoinGroup":
-            self.journal.joins(request._group)  # noqa: SLF001 - the request shows it nowhere else
+            self.journal.joins(request._group)  # noqa: SLF001 - the request has no public name for it
         try:
             answer = await super().send(node_id, request, group=group)
         except KafkaError as error:
@@ -104,7 +104,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
     async def _hold(self, node_id: Untyped, kind: str, request: Untyped) -> None:
         """Wait until a broker's quota lets a request pass. Raises `Throttled` for records that would wait too long.
 
-        Records of which an earlier request was not answered may have been written: they are never refused here.
+        Records whose earlier request was not answered may have been written: they are never refused here.
         """
         seconds = self.journal.throttled_for(node_id)
         if kind == "Produce" and seconds > LONGEST_HOLD_S and not self._unanswered & _partitions_of(request):
@@ -141,7 +141,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
                         self.journal.refused(topic, partition, said)
 
     async def coordinator_lookup(self, coordinator_type: Untyped, coordinator_key: str) -> Untyped:
-        """Return the coordinator of a group or a transaction; record under that name why there is none."""
+        """Return the coordinator of a group or a transaction; record why none can be found."""
         what = ("coordinator", coordinator_key)
         try:
             found = await super().coordinator_lookup(coordinator_type, coordinator_key)
@@ -170,7 +170,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         return await self._bootstrap_again(cluster_metadata, topics)
 
     async def _bootstrap_again(self, cluster_metadata: Untyped, topics: Untyped) -> bool:
-        """Learn the brokers from the bootstrap servers: the known ones are gone, or have other addresses now."""
+        """Learn the brokers from the bootstrap servers: the known ones are gone, or have new addresses."""
         for host, port, _ in self.hosts:
             connecting = _connecting.set((self, None))
             try:
@@ -213,11 +213,11 @@ SASL_OPTIONS = (
 )
 
 _connecting: ContextVar[tuple[WatchedClient, Any] | None] = ContextVar("connecting", default=None)
-"""The client that opens a connection, and the broker's number: aiokafka drops the reason where it fails."""
+"""The client that opens a connection, and the broker's number. aiokafka drops the reason of a failure."""
 
 
 async def _connect(host: str, port: int, *, request_timeout_ms: int, **options: Untyped) -> AIOKafkaConnection:
-    """Open a connection within 5 s for each step, and record in the journal of its client whether that worked."""
+    """Open a connection within 5 s for each step; record in the client's journal whether that worked."""
     client, node_id = _connecting.get() or (None, None)
     what = ("bootstrap", host, port) if node_id is None else ("connection", node_id)
     try:
@@ -231,33 +231,33 @@ async def _connect(host: str, port: int, *, request_timeout_ms: int, **options: 
         raise
     if client is not None:
         client.journal.succeeded(what)
-    connection._request_timeout = request_timeout_ms / 1_000  # noqa: SLF001 - it has one timeout for both
+    connection._request_timeout = request_timeout_ms / 1_000  # noqa: SLF001 - one timeout serves both
     return connection
 
 
 def _partitions_of(request: Untyped) -> set[tuple[str, int]]:
-    topics = request._topics  # noqa: SLF001 - it shows them nowhere else
+    topics = request._topics  # noqa: SLF001 - they have no public name
     return {(topic, partition) for topic, partitions in topics for partition, *_ in partitions}
 
 
 def watch_kafka_clients() -> None:
-    """Have aiokafka create watched clients from now on. Raises `RuntimeError` if it is not as it was."""
+    """Make aiokafka create watched clients from now on. Raises `RuntimeError` for an unexpected version of aiokafka."""
     if aiokafka.client.create_conn is _connect:
         return
     _check()
     for module in (aiokafka.admin.client, aiokafka.consumer.consumer, aiokafka.producer.producer):
         module.AIOKafkaClient = WatchedClient
     aiokafka.client.create_conn = _connect
-    ProduceRequest._CLASSES += (ProduceRequest_v8,)  # noqa: SLF001 - aiokafka reads its answers, and does not ask for them
+    ProduceRequest._CLASSES += (ProduceRequest_v8,)  # noqa: SLF001 - aiokafka can read its answers, but does not request them
     for code, (name, retriable) in NEWER_ERRORS.items():
         members = {"errno": code, "message": name, "description": "", "retriable": retriable}
         errors.kafka_errors.setdefault(code, type(name, (BrokerResponseError,), members))
 
 
 def _check() -> None:
-    """Raise `RuntimeError` unless all that is reached for looks as it did when this was written."""
+    """Raise `RuntimeError` unless all private parts in use look as they did when this was written."""
     signatures = {
-        AIOKafkaClient._get_conn: ["self", "node_id", "group", "no_hint"],  # noqa: SLF001 - this checks just those
+        AIOKafkaClient._get_conn: ["self", "node_id", "group", "no_hint"],  # noqa: SLF001 - this checks just the private parts
         AIOKafkaClient._metadata_update: ["self", "cluster_metadata", "topics"],  # noqa: SLF001 - as above
         AIOKafkaClient.send: ["self", "node_id", "request", "group"],
         AIOKafkaClient.coordinator_lookup: ["self", "coordinator_type", "coordinator_key"],

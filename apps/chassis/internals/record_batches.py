@@ -1,7 +1,7 @@
-"""Divide fetched record batches into parts of a bounded size, which aiokafka's own reader can read one by one.
+"""Divide fetched record batches into parts of a bounded size, which aiokafka's own reader can read.
 
-A part is a batch of the same format that is not compressed: some of the records behind the header of their batch. A
-record that is too large is left out, and so is the rest of a batch that cannot be divided.
+A part is an uncompressed batch of the same format: the header of the original batch, and some of its records. A record
+that is too large is omitted, and so is the rest of a batch that cannot be divided.
 """
 
 import struct
@@ -15,16 +15,16 @@ from aiokafka.record.legacy_records import _LegacyRecordBatchPy
 from apps.chassis.internals.decompression import CHUNK_BYTES, Buffer, Indivisible, decompressed
 
 LARGEST_RECORD_BYTES = 16 * 1024 * 1024
-"""Bytes of a record (key, value and headers) that are read: what a dead letter may have."""
+"""Largest record (key, value and headers) that is read, in bytes: as much as a dead letter may have."""
 LARGEST_PART_BYTES = 8 * 1024 * 1024
-"""Decompressed bytes of a batch that is read as a whole; a larger one is divided."""
+"""Largest batch, in decompressed bytes, that is read as a whole; a larger one is divided."""
 LARGEST_GROUP_BYTES = 2 * 1024 * 1024
 LARGEST_GROUP = 500
-"""Bytes and records of a part of a batch that is divided."""
+"""Bytes and records of each part of a divided batch."""
 LARGEST_SKIP_BYTES = 256 * 1024 * 1024
-"""Decompressed bytes that are passed over for the records behind them; then the rest of the batch is left out."""
+"""Decompressed bytes that are skipped to reach later records; beyond that, the rest of the batch is omitted."""
 LARGEST_KEY_BYTES = 64 * 1024
-"""Bytes of a key that are kept of a record that is left out."""
+"""Bytes of the key that are kept of an omitted record."""
 
 HEADER_BYTES = 61
 ATTRIBUTES_AT, COUNT_AT, FIRST_TIMESTAMP_AT, MAX_TIMESTAMP_AT = 21, 57, 27, 35
@@ -35,10 +35,10 @@ VARINT_BYTES = 10
 
 
 class Omitted(NamedTuple):
-    """A record that is left out, or several from the offset on where `rest` is true; `size` is in bytes.
+    """An omitted record, or several from the offset on where `rest` is true; `size` is in bytes.
 
-    `offset` is None where it is not known: then it is the one behind the records before. `work` is how many bytes were
-    decompressed for it.
+    `offset` is None where it is unknown: then it follows the records before. `work` is the number of bytes decompressed
+    for it.
     """
 
     offset: int | None
@@ -50,7 +50,7 @@ class Omitted(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A batch that is not compressed, and how many records it says it has."""
+    """An uncompressed batch, and the number of records that its header declares."""
 
     batch: bytes
     records: int
@@ -75,7 +75,7 @@ class LegacyBatch(_LegacyRecordBatchPy):  # type: ignore[misc]  # final for type
 
 
 def _refuse_wrong_sizes(messages: bytearray) -> None:
-    """Raise where a message of an old format says that it ends before it begins: aiokafka would read it for ever."""
+    """Raise for an old-format message whose end is before its beginning: aiokafka would read it for ever."""
     at = 0
     while at < len(messages):
         (size,) = struct.unpack_from(">i", _at_least(messages, at, LEGACY_OVERHEAD_BYTES), at + 8)
@@ -93,25 +93,25 @@ def _at_least(data: bytearray, at: int, size: int) -> bytearray:
 
 
 def is_legacy(fetched: bytes, begin: int) -> bool:
-    """Tell whether the batch that begins there has a format before Kafka 0.11."""
+    """Return whether the batch at an offset has a format before Kafka 0.11."""
     return fetched[begin + MAGIC_AT] <= LEGACY_MAGIC
 
 
 def is_compressed(fetched: bytes, begin: int) -> bool:
-    """Tell whether the batch that begins there is compressed."""
+    """Return whether the batch at an offset is compressed."""
     if is_legacy(fetched, begin):
         return bool(fetched[begin + LEGACY_ATTRIBUTES_AT] & CODEC)
     return bool(fetched[begin + ATTRIBUTES_AT + 1] & CODEC)
 
 
 def count_of(fetched: bytes, begin: int) -> int:
-    """Return how many records the batch that begins there says it has; not for one of an old format."""
+    """Return the number of records that the header of a batch declares; not for an old format."""
     count: int = struct.unpack_from(">i", fetched, begin + COUNT_AT)[0]
     return count
 
 
 def parts_of(batch: bytes) -> Iterator[Part | Omitted]:
-    """Yield the parts of a batch, and what is left out. Raises `CorruptRecordException`."""
+    """Yield the parts of a batch, and the omitted records. Raises `CorruptRecordException`."""
     codec = batch[ATTRIBUTES_AT + 1] & CODEC
     header = batch[:HEADER_BYTES]
     pieces = decompressed(codec, batch[HEADER_BYTES:]) if codec else _slices(batch)
@@ -133,7 +133,7 @@ def parts_of(batch: bytes) -> Iterator[Part | Omitted]:
 
 
 class _Content:
-    """The decompressed records of a batch: `buffer` holds what comes next; `read` bytes were decompressed so far."""
+    """The decompressed records of a batch: `buffer` holds the next bytes; `read` counts the decompressed ones."""
 
     def __init__(self, pieces: Iterator[Buffer]) -> None:
         self.buffer = bytearray()
@@ -141,7 +141,7 @@ class _Content:
         self._pieces = pieces
 
     def holds(self, size: int) -> bool:
-        """Read until the buffer has so many bytes; return whether there are as many."""
+        """Read until the buffer has this many bytes; return whether it has."""
         while len(self.buffer) < size:
             piece = next(self._pieces, None)
             if piece is None:
@@ -151,7 +151,7 @@ class _Content:
         return True
 
     def skip(self, size: int) -> None:
-        """Pass over so many bytes, without holding them. Raises `CorruptRecordException` where there are fewer."""
+        """Skip bytes without keeping them. Raises `CorruptRecordException` where there are fewer."""
         while size > len(self.buffer):
             size -= len(self.buffer)
             self.buffer.clear()
@@ -186,13 +186,13 @@ class _Divided:
                     self._content.skip(size)
 
     def rest(self) -> Omitted:
-        """Return that everything that was not read yet is left out."""
+        """Return the omission of everything that was not read yet."""
         (timestamp,) = struct.unpack_from(">q", self._header, MAX_TIMESTAMP_AT)
         read = self._content.read
         return Omitted(None, timestamp, None, max(read, LARGEST_PART_BYTES), read, rest=True)
 
     def _group(self) -> tuple[int, int]:
-        """Return how many of the next records are a part, and their bytes; none where the next one is too large."""
+        """Return how many of the next records form a part, and their bytes; none where the next one is too large."""
         count = size = 0
         while count < min(self._left, LARGEST_GROUP) and size < LARGEST_GROUP_BYTES:
             self._content.holds(size + VARINT_BYTES)
@@ -208,11 +208,11 @@ class _Divided:
         return count, size
 
     def _omitted(self) -> tuple[Omitted, int]:
-        """Return the next record as far as it is kept, and its bytes."""
+        """Return the kept part of the next record, and its bytes."""
         content = self._content
         content.holds(6 * VARINT_BYTES)
         length, begin = _varint(content.buffer, 0)
-        later, at = _varint(content.buffer, begin + 1)  # behind its attributes
+        later, at = _varint(content.buffer, begin + 1)  # after its attributes
         offset_delta, at = _varint(content.buffer, at)
         key_size, at = _varint(content.buffer, at)
         key = None
@@ -225,13 +225,13 @@ class _Divided:
 
 
 def _slices(batch: bytes) -> Iterator[Buffer]:
-    """Yield the content of a batch that is not compressed."""
+    """Yield the content of an uncompressed batch."""
     for begin in range(HEADER_BYTES, len(batch), CHUNK_BYTES):
         yield batch[begin : begin + CHUNK_BYTES]
 
 
 def _drained(pieces: list[Buffer]) -> Iterator[Buffer]:
-    """Yield the pieces, and hold none that was yielded."""
+    """Yield the pieces, and keep none that was yielded."""
     while pieces:
         yield pieces.pop(0)
 
@@ -245,7 +245,7 @@ def _part(header: bytes, records: list[Buffer], size: int, count: int) -> Part:
 
 
 def _varint(data: Any, at: int) -> tuple[int, int]:  # noqa: ANN401 - bytes of any kind
-    """Return the zigzag-encoded number that stands there, and where the next one begins."""
+    """Return the zigzag-encoded number at an offset, and where the next one begins."""
     value = 0
     for shift in range(0, 7 * VARINT_BYTES, 7):
         if at >= len(data):

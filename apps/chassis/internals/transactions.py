@@ -1,9 +1,9 @@
 """Ends transactions and producers of aiokafka in bounded time.
 
-aiokafka's own `producer.transaction()` waits for Kafka to confirm the abort, which may be never; whether there is
-something left to abort is known to its transaction manager alone. `producer.stop()` waits until the last batches are
-written, which may be never either; cancelled, it leaves its sender and its connections behind, which never give up.
-Without this module a redrive that is cut off from Kafka would hold up every later one.
+aiokafka's own `producer.transaction()` waits for Kafka to confirm the abort, which may never happen. Only its
+transaction manager knows whether there is something left to abort. `producer.stop()` waits until the last batches are
+written, which may never happen either. When it is cancelled, its sender and its connections stay open and retry for
+ever. Without this module a redrive that is cut off from Kafka would block every later one.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 ABORT_S = 1.0
-"""Seconds to abort a transaction; then Kafka does it, when the next producer with the same id begins."""
+"""Seconds to abort a transaction; after that, Kafka aborts it when the next producer uses the same id."""
 CLOSE_S = 1.0
-"""Seconds that a producer has to write its last batches and close."""
+"""Seconds for a producer to write its last batches and close."""
 
 
 @asynccontextmanager
@@ -26,7 +26,7 @@ async def transaction(producer: AIOKafkaProducer) -> AsyncIterator[None]:
     try:
         yield
     except BaseException:
-        if not producer._txn_manager.is_fatal_error():  # noqa: SLF001 - see above: then Kafka has ended it
+        if not producer._txn_manager.is_fatal_error():  # noqa: SLF001 - see above: Kafka has already ended it
             with suppress(KafkaError, OSError, TimeoutError):
                 async with asyncio.timeout(ABORT_S):
                     await producer.abort_transaction()
@@ -35,7 +35,7 @@ async def transaction(producer: AIOKafkaProducer) -> AsyncIterator[None]:
 
 
 async def close_producer(producer: AIOKafkaProducer) -> None:
-    """Close a producer; after 1 s end its sender and drop its connections, whatever waits to be written."""
+    """Close a producer; after 1 s end its sender and drop its connections, even with unwritten records."""
     with suppress(KafkaError, OSError, TimeoutError):
         async with asyncio.timeout(CLOSE_S):
             await producer.stop()

@@ -27,7 +27,7 @@ def page_routes(producer_url: str | None) -> Sequence[BaseRouteHandler]:
 
 
 def _sources(producer_url: str) -> Sequence[str]:
-    """Return what a policy calls the producer's addresses: with a slash behind a path, which else is one file."""
+    """Return the producer's addresses for a content security policy: a path needs a slash, or it means one file."""
     if not producer_url or producer_url.startswith("/"):
         return []
     return [f"{producer_url}/" if urlsplit(producer_url).path else producer_url]

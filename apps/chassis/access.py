@@ -41,9 +41,7 @@ class RefusedKeys:
     """Count calls without a key or with a wrong one. Log wrong keys at once, then in one line a minute."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        counter = Counter(
-            "api_key_refusals", "Calls refused for want of an accepted API key.", ["reason"], registry=registry
-        )
+        counter = Counter("api_key_refusals", "Calls refused without a valid API key.", ["reason"], registry=registry)
         self._missing, self._wrong = counter.labels("missing"), counter.labels("wrong")
         self._unlogged = 0
         self._waiting = False

@@ -203,7 +203,7 @@ class Cluster:
     async def watch(self) -> None:
         """Look at the topics every 5 s, until cancelled; log a line whenever the answer changes.
 
-        A topic that was deleted is made anew.
+        A deleted topic is created again.
         """
         known: str | None = None
         while True:
@@ -233,7 +233,7 @@ class Cluster:
         if found:
             return found
         said = self._options["client_id"].journal.last_failure(time.monotonic() - PATIENCE) or one_line(error)
-        return f"Kafka at {', '.join(self._options['bootstrap_servers'])} answers, but not what was asked: {said}"
+        return f"Kafka at {', '.join(self._options['bootstrap_servers'])} answers with an error: {said}"
 
     async def _denied(self, topics: Sequence[dict[str, Any]]) -> str | None:
         """Return which right is missing, or None."""
@@ -315,7 +315,7 @@ class Cluster:
             error = for_code(code)
             if error is TopicAuthorizationFailedError:
                 raise Unusable(f"{topic.kind} {topic.name} does not exist, and there is no right to create it")
-            if code and error is not TopicAlreadyExistsError:  # another copy of the service was quicker
+            if code and error is not TopicAlreadyExistsError:  # another instance was quicker
                 raise Unusable(
                     f"topic {topic.name} cannot be created: {error.__name__} {message[0] if message else ''}"
                 )

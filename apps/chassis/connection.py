@@ -91,7 +91,7 @@ class Connection:
     def replace(self, broker: KafkaBroker, reason: str) -> None:
         """Have a new broker take the place of `broker`; does nothing when that has been done already."""
         if broker is self.current:
-            log.warning("connecting to Kafka anew: %s", reason)
+            log.warning("reconnecting to Kafka: %s", reason)
             self.error = reason
             self.replaced += 1
             self._let_go()

@@ -46,7 +46,9 @@ class OriginPolicy:
                 said[name] = said[name] + b", " + value if name in said else value  # a repeated header matches nothing
         host = said.get(b"host", b"").decode("latin-1").lower()
         if not self._any_host and b"host" in said and not self._answers_to(host):
-            detail = f"this service is not called {host[:LONGEST_QUOTED]!r}; if it is, name that in ALLOWED_HOSTS"
+            detail = (
+                f"the host {host[:LONGEST_QUOTED]!r} is not allowed; if it is this service, add it to ALLOWED_HOSTS"
+            )
             return with_root_path(self._root_path, problem(UNKNOWN_HOST, detail))
         if len(said) > 1 and self._is_foreign(str(scope.get("method")), host, said):
             detail = "the call comes from a web page of another origin; CORS_ORIGINS names those that may call"

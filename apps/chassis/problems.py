@@ -83,9 +83,9 @@ NOT_NOW = Kind(
     "not-now",
     HTTPStatus.CONFLICT,
     "Not in this state",
-    "The call is right, but not in the state in which this copy of the service is; nothing was done. Try again later, "
-    "or ask another copy.",
-    "this copy holds none of the partitions asked for",
+    "The call does not fit the current state of this instance; nothing was done. Try again later, "
+    "or call another instance.",
+    "this instance holds none of the requested partitions",
 )
 DONE_BEFORE = Kind(
     "done-before",
@@ -115,8 +115,8 @@ BUSY = Kind(
     "busy",
     HTTPStatus.SERVICE_UNAVAILABLE,
     "Too much is in flight",
-    "This copy of the service has as much under way as it takes at a time; nothing was done. Try again after "
-    "`Retry-After`, or ask another copy.",
+    "This instance has as many calls under way as it accepts at a time; nothing was done. Try again after "
+    "`Retry-After`, or call another instance.",
     "50331648 bytes are waiting for their acknowledgement",
 )
 NOT_ACKNOWLEDGED = Kind(
@@ -139,10 +139,10 @@ FOREIGN_ORIGIN = Kind(
 UNKNOWN_HOST = Kind(
     "unknown-host",
     HTTPStatus.MISDIRECTED_REQUEST,
-    "The service has another name",
-    "`Host` names a host that the service is not called, as when a web page's own name leads here (DNS rebinding); "
-    "nothing was done. `ALLOWED_HOSTS` names the hosts that it answers to.",
-    "this service is not called 'people.example'; if it is, name that in ALLOWED_HOSTS",
+    "The host name is not allowed",
+    "`Host` names a host that is not allowed, as with DNS rebinding; "
+    "nothing was done. `ALLOWED_HOSTS` lists the allowed hosts.",
+    "the host 'people.example' is not allowed; if it is this service, add it to ALLOWED_HOSTS",
 )
 
 KINDS = (

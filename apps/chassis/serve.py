@@ -144,7 +144,7 @@ def _open_as_many_files_as_allowed() -> None:
 
 
 def _break_off() -> None:
-    log.critical("something does not end, and is broken off: what it had in hand was not committed, and comes again")
+    log.critical("a task does not end, so the process exits; what it had not committed will be redelivered")
     os._exit(1)
 
 

@@ -197,7 +197,7 @@ def _check_security(settings: Settings, given: Collection[str]) -> None:
             "KAFKA_ALLOW_PLAINTEXT_PASSWORD=true"
         )
     if settings.kafka_ssl_keyfile and not settings.kafka_ssl_certfile:
-        raise WrongSetting("KAFKA_SSL_CERTFILE: is missing beside KAFKA_SSL_KEYFILE")
+        raise WrongSetting("KAFKA_SSL_CERTFILE: is missing, but KAFKA_SSL_KEYFILE is set")
     if settings.uses_sasl:
         _check_credentials(settings.kafka_sasl_mechanism, given)
 

@@ -1,4 +1,4 @@
-"""The id that Kafka gives a topic when it is made: a topic that is made anew under its name has another (KIP-516).
+"""The id that Kafka gives a new topic: a recreated topic of the same name has another one (KIP-516).
 
 The client library does not ask for it: the request is spelt out here as the protocol has it, from Kafka 2.8 on
 (https://kafka.apache.org/protocol.html).

@@ -108,7 +108,7 @@ def _of_numbers(topic: Topic, found: Found, largest_bytes: int) -> Iterator[Diff
         yield Difference("replication", found.replication, topic.replication, lost)
     in_sync = int(settings.get("min.insync.replicas", "1"))
     if in_sync != topic.min_insync_replicas:
-        lost = "a record is acknowledged that too few brokers have" if in_sync < topic.min_insync_replicas else None
+        lost = "records are acknowledged that too few brokers have" if in_sync < topic.min_insync_replicas else None
         yield Difference("min.insync.replicas", in_sync, topic.min_insync_replicas, lost)
     if settings.get("unclean.leader.election.enable") == "true" and found.replication > 1:
         lost = "a broker that lacks acknowledged records may become the leader"

@@ -62,7 +62,7 @@ MOST_IN_MEMORY = 256 * 1024 * 1024
 LAG_S = 3.0
 """Seconds after which the status is answered without the lag: an earlier stop or start may have taken 6.5 s."""
 GRACE = 5.0
-"""Seconds that a stop waits for the batch in hand."""
+"""Seconds that a stop waits for the in-flight batch."""
 
 
 def create_app(

@@ -282,7 +282,7 @@ class Attempts:
             return
         self._is_told = True
         log.warning(
-            "a batch of %d records failed, and is tried again: %s",
+            "a batch of %d records failed, retrying: %s",
             len(records),
             without_values(error),
             exc_info=error,

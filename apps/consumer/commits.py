@@ -38,7 +38,7 @@ READ_TIMEOUT_S = 2.0
 """Seconds to read the group's committed offsets."""
 READS = 3
 """Attempts to read committed offsets after an assignment; each delays the next poll."""
-GIVEN_AWAY = "the group gave the partitions away while the batch was in flight (CommitFailedError)"
+GIVEN_AWAY = "the group revoked the partitions while the batch was in flight (CommitFailedError)"
 KEPT_MOVES = 20
 """How many of the newest moves the status shows."""
 
@@ -52,9 +52,9 @@ committed. `recreated`: the topic was deleted and created again.
 REASONS: tuple[Reason, ...] = get_args(Reason)
 WORDS: dict[Reason, str] = {
     "deleted": "its records were deleted before they were consumed",
-    "out_of_range": "it was not in the partition any more, which was cut off or recreated",
+    "out_of_range": "it was beyond the end of the partition, which was truncated or recreated",
     "forgotten": "the group has nothing committed there any more (expired, or deleted)",
-    "altered": "another client committed in the name of the group",
+    "altered": "another client committed offsets of the group",
     "recreated": "the topic was deleted and created again",
 }
 

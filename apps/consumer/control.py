@@ -25,7 +25,7 @@ Place = Literal["beginning", "end"] | datetime | Mapping[int, int]
 JOINING = 6.0
 """Seconds that `start` waits for its turn and for assigned partitions, before it returns."""
 BATCH_IN_HAND = 5.0
-"""Seconds that `seek` waits for the batch in hand."""
+"""Seconds that `seek` waits for the in-flight batch."""
 BREAK_OFF_S = 4.0
 """Seconds of these after which a running handler is cancelled; also when the consumption stops."""
 SEEKING = 9.0
@@ -118,7 +118,7 @@ class Control:
         await self.stop()
 
     async def pause(self) -> None:
-        """Stop reading, but keep the partitions; the batch in hand is finished. Holds until `resume`."""
+        """Stop reading, but keep the partitions; the in-flight batch is finished. Holds until `resume`."""
         async with self._changing:
             self._consumption.paused = True
             self._hold_pause()
@@ -142,10 +142,10 @@ class Control:
         return {tp.partition: at for tp, at in (await positions_of(consumer)).items()} if consumer else {}
 
     async def seek(self, place: Place) -> dict[int, int]:
-        """Consume from another place on; return the offset in each partition asked for that this copy holds.
+        """Consume from another place on; return the offset in each requested partition that this instance holds.
 
         The offsets are committed, so that a restart does not undo it. Raises `NotNow` when no such partition is held,
-        or when a batch is in hand for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
+        or a batch is in flight for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
         or `OSError`, or after 9 s `TimeoutError`, when Kafka is out of reach.
         """
         async with asyncio.timeout(SEEKING), self._changing:
@@ -154,13 +154,13 @@ class Control:
                 raise NotNow(f"there is no consumption to be sought: it is {self._without_connection()}")
             wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
             if not wanted:
-                raise NotNow("this copy holds none of the partitions asked for")
+                raise NotNow("this instance holds none of the requested partitions")
             others = consumer.assignment() - consumer.paused()
-            consumer.pause(*consumer.assignment())  # of any, or the next batch would be in hand before it is done
+            consumer.pause(*consumer.assignment())  # or the next batch would be in flight before the seek is done
             try:
                 offsets = await _find(consumer, wanted, place)
                 await self._wait_for_batch(subscriber)
-                for tp, offset in offsets.items():  # nothing can come between: no batch is in hand, and none is read
+                for tp, offset in offsets.items():  # no batch is in flight or being read, so nothing can intervene
                     consumer.seek(tp, offset)
                 self._consumption.attempts.forget()
                 await consumer.commit({tp: (offset, MARK) for tp, offset in offsets.items()})
@@ -186,7 +186,7 @@ class Control:
             self._consumption.leaving.clear()
         if not subscriber.lock.empty:  # type: ignore[attr-defined]
             raise NotNow(
-                f"the handler was cancelled after {BREAK_OFF_S:g} s and goes on: it holds up the in-flight batch"
+                f"the handler was cancelled after {BREAK_OFF_S:g} s and still runs: it blocks the in-flight batch"
             )
 
     async def state(self) -> State:

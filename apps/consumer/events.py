@@ -91,7 +91,7 @@ class Caller:
 
     def _events_of(self, batch: Batch) -> bytes:
         if any(at > batch.start.get(partition, 0) for partition, at in self.position.items()):
-            return self.frame(batch.records)  # it comes from a copy that was further: its ids must not go back
+            return self.frame(batch.records)  # it comes from an instance that was ahead: its ids must not go back
         self.position = dict(batch.position)
         if self._wanted is None:
             return batch.whole

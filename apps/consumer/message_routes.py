@@ -75,7 +75,7 @@ Where = Annotated[
     QueryParameter(
         schema_extra={"enum": [*SCOPES]},
         name="scope",
-        description="Among those that this copy consumed last, or in the whole topic, whoever consumed it.",
+        description="The records that this instance consumed last, or the whole topic, consumed or not.",
     ),
 ]
 Since = Annotated[
@@ -176,8 +176,8 @@ def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRou
     @get(
         NEWEST,
         summary="The newest people",
-        description="Those that this instance consumed last, in the order of their consumption, whatever their "
-        "timestamps say (after a restart first those that were committed before, merged by timestamp). With "
+        description="The records that this instance consumed last, in the order of consumption, whatever their "
+        "timestamps (after a restart first the earlier committed ones, merged by timestamp). With "
         "`scope=topic` the newest of the whole topic, straight from it: merged by timestamp, each partition in the "
         "order of its offsets; a record dated more than a minute ahead counts as old as the one before it. A search "
         "looks at some 100,000 records at a time, and `next` goes on.",
@@ -245,8 +245,8 @@ def _stream_route(tail: Tail) -> BaseRouteHandler:
         STREAM,
         summary="The live tail of the topic",
         description="Server-sent events: one a record, and its id is the offset reached in each partition, so that "
-        "`Last-Event-ID` goes on without a gap, on any copy. `gap` tells of records that were deleted meanwhile or "
-        "cannot be read, `cut-off` of a caller that read too slowly.",
+        "`Last-Event-ID` continues without a gap, on any instance. `gap` reports records that were deleted meanwhile "
+        "or cannot be read, `cut-off` a caller that read too slowly.",
         responses={
             **documented(OUT_OF_REACH, BUSY),
             200: ResponseSpec(str, generate_examples=False, description="An event a record", media_type=EVENTS),

@@ -1,4 +1,4 @@
-"""Refills the window from the topic, after a restart or when partitions came from another copy."""
+"""Refills the window from the topic, after a restart or when partitions came from another instance."""
 
 import asyncio
 import logging
@@ -43,7 +43,7 @@ class Refill:
             try:
                 await self._refill(own)
             except (KafkaError, OSError, TimeoutError) as error:
-                log.warning("the window could not be refilled, and is tried again: %s", one_line(error))
+                log.warning("the window could not be refilled, retrying: %s", one_line(error))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
@@ -55,7 +55,7 @@ class Refill:
         share = -(-self._window.size // max(1, len(own)))
         ranges = {
             partition: (max(first[partition], min(offset, end[partition]) - share), min(offset, end[partition]))
-            for partition in own  # of a topic that was made anew, more may be committed than there is
+            for partition in own  # in a recreated topic, the committed offset may be beyond the end
             if (offset := committed.get(partition)) is not None
         }
         read: list[Record] = []

@@ -93,7 +93,7 @@ class Seek(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Sought(msgspec.Struct):
-    """The next offset of each partition that this copy holds and that was asked for."""
+    """The next offset of each requested partition that this instance holds."""
 
     partitions: dict[int, int]
 
@@ -109,7 +109,7 @@ def consumer_routes(
 
     @get(
         "/consumers/group",
-        summary="The whole group, whichever copy is asked",
+        summary="The whole group, from any instance",
         responses=documented(OUT_OF_REACH),
     )
     async def show_group() -> Group:

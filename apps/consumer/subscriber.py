@@ -268,7 +268,7 @@ def ailment(
             return f"the commit of the in-flight batch has failed for {time.time() - since:.0f} s: {commits.error}"
         busy = time.time() - (consumption.busy_since or time.time())
         too_long = busy > LONGEST_BATCH_MS / 1_000
-        return f"the in-flight batch takes {busy:.0f} s: Kafka gave its partitions away" if too_long else None
+        return f"the in-flight batch takes {busy:.0f} s: Kafka revoked its partitions" if too_long else None
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
     last = max([consumption.idle_since, *(poll / 1_000 for poll in polls if poll)])
     silent = min(time.time() - last, since_throttling)

@@ -30,7 +30,7 @@ from contracts.topics import partitions_of
 DEADLINE = 8.0
 """Seconds after which a record that is not acknowledged is given up."""
 HAND_OVER = 2.0
-"""Seconds that a batch waits for the one before it to leave, before its lane looks anew whom to give it to."""
+"""Seconds that a batch waits for the one before it to leave, before its lane chooses a broker again."""
 PATIENCE = 1.5
 """Seconds that records wait for a connection before they are refused."""
 LARGEST_BATCH = 512 * 1024
@@ -372,7 +372,7 @@ class Lane:
             if refused:
                 self._publisher.note_refusal(self._partition, why)
             # its sequence numbers have a gap now: whatever follows to this partition would be refused
-            reason = f"{self._publisher.topic} did not take a batch: {why if said else without_values(error)}"
+            reason = f"{self._publisher.topic} refused a batch: {why if said else without_values(error)}"
             self._publisher.connection.replace(batch.broker, reason)
         else:
             written = acknowledgement.result()
@@ -523,7 +523,7 @@ class Publisher:
         if not self._refusals:
             return None
         why, _ = max(self._refusals.values(), key=lambda one: one[1])
-        return f"the last records were not taken by {self.topic}: {why}"
+        return f"the last records were refused by {self.topic}: {why}"
 
     async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
         """Write records, and return the result of each: within 10 s.
@@ -545,7 +545,7 @@ class Publisher:
             raise OutOfReach(ENDING)
         partitions = partitions_of(keys, self._cluster.partitions[self.topic])
         if (seconds := self.throttled_for()) > LONGEST_THROTTLING_S:
-            raise Busy(f"a quota of Kafka holds up this producer for {seconds:.1f} s more", math.ceil(seconds))
+            raise Busy(f"a quota of Kafka delays this producer for {seconds:.1f} s more", math.ceil(seconds))
         delivery = Delivery(keys, values, partitions, self._traces.headers())
         if self.in_flight + delivery.size > MOST_IN_FLIGHT:
             raise Busy(f"{self.in_flight} bytes are waiting for their acknowledgement")

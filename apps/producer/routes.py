@@ -116,8 +116,8 @@ def producer_routes(publisher: Publisher, root_path: str) -> Sequence[BaseRouteH
         SEND,
         summary="Send people",
         description="One person or a list as JSON: all are checked before any is sent. Or any number of them, one a "
-        "line (`application/x-ndjson`): each is answered by a line with its receipt, in order, while the rest is read; "
-        "or after the rest, where the length of the body is announced, or `receipts` asks for it.",
+        "line (`application/x-ndjson`): each is answered by a line with its receipt, in order, while the rest is read. "
+        "With a `Content-Length`, or with `receipts=at-end`, the answer follows the whole body.",
         operation_class=PEOPLE_BODY,
         responses={
             **documented(*BODY_ERRORS, OUT_OF_REACH, BUSY, NOT_ACKNOWLEDGED),
@@ -130,7 +130,7 @@ def producer_routes(publisher: Publisher, root_path: str) -> Sequence[BaseRouteH
         request: Request[Any, Any, Any],
         receipts: Annotated[
             Literal["at-end"] | None,
-            Parameter(description="`at-end` answers lines only after the last, with a status that says it all."),
+            Parameter(description="`at-end` answers lines only after the last, with a status for all of them."),
         ] = None,
     ) -> Response[Answer]:
         if head_of(request.scope).media_type == NDJSON:

@@ -88,7 +88,7 @@ export function showStatus(status) {
   showErrors(status);
 }
 
-/** The records that were never consumed, and where the position moved last otherwise than by consuming or by a seek. */
+/** The records that were never consumed, and where the position moved last without consuming or a seek. */
 function skipped({ skipped_count: number, moves }) {
   const last = moves.at(-1);
   return count(number) + (last ? `; partition ${last.partition} moved from ${last.before} to ${last.after}: ${last.reason}` : "");

@@ -49,9 +49,11 @@ async def serving(
         async with asyncio.timeout(LONG):
             running = asyncio.create_task(server._serve([listening]))
             address = listening.getsockname()
-            yield lambda: asyncio.open_connection(*address)
-            server.should_exit = server.force_exit = True
-            await running
+            try:
+                yield lambda: asyncio.open_connection(*address)
+            finally:
+                server.should_exit = server.force_exit = True
+                await running
 
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI

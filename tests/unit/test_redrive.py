@@ -17,7 +17,7 @@ from apps.consumer import redrive
 from apps.consumer.log_reader import LogReader
 from apps.consumer.marks import Marks
 from apps.consumer.redrive import Redriven, Redriver, Taken, TooLarge, oldest, size_sent_back
-from contracts.dead_letter import DeadLetter, sent_back
+from contracts.dead_letter import OMITTED_BYTES, DeadLetter, sent_back
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +55,10 @@ class FakeDeadLetters:
         ((partition, (start, _)),) = ranges.items()
         assert most_bytes > 0
         return [self.partitions[partition][start]], {partition: start + 1}
+
+    async def read(self, ranges: dict[int, tuple[int, int]]) -> AsyncIterator[list[Stored]]:
+        for partition, (start, stop) in ranges.items():
+            yield list(self.partitions[partition][start:stop])
 
 
 class Bench:
@@ -140,6 +144,18 @@ async def test_what_the_topic_would_not_take_is_held(monkeypatch: pytest.MonkeyP
     bench.cluster.configs[TOPIC] = {"max.message.bytes": str(size - 1)}
     assert bench.redriver.is_held(a_letter(b"x" * 1_000))
     assert await bench.redriver.redrive(10) == ([Redriven(0, 1)], False)
+
+
+async def test_a_dead_letter_without_its_value_is_held_and_refused_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    omitted = a_letter(None, ((OMITTED_BYTES, b"20971520"),))
+    stored = Stored(0, 0, 0, b"key", None, omitted.all_headers(), DEAD)
+    bench = Bench([stored, stored_letter(1)], monkeypatch=monkeypatch)
+    assert await bench.redriver.redrive(10) == ([Redriven(0, 1)], False)
+    with pytest.raises(TooLarge, match="it stays on people, partition 0, offset 7"):
+        await bench.redriver.redrive_one(0, 0)
+    assert list(chain.from_iterable(bench.transactions)) == [(0, 1)]
 
 
 async def test_many_large_dead_letters_are_sent_back_in_several_transactions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,13 +33,17 @@ class Command:
             os.execvpe(command[0], command, os.environ | environment)  # noqa: S606 - it is on a terminal already
         os.set_blocking(self._terminal, False)
         self.said = ""
+        self.known: set[psutil.Process] = set()
+        """All its processes that were seen: what it leaves behind is no child of it any more."""
 
     def until_said(self, text: str) -> None:
         wait_until(lambda: text in self._read(), STARTED, f"for {text!r} in {self.said}")
 
     def processes(self) -> list[psutil.Process]:
         process = psutil.Process(self.pid)
-        return [process, *process.children(recursive=True)]
+        found = [process, *process.children(recursive=True)]
+        self.known.update(found)
+        return found
 
     def close_terminal(self) -> None:
         os.close(self._terminal)
@@ -54,7 +58,6 @@ class Command:
 def command() -> Iterator[Callable[..., Command]]:
     """Start a command; at the end of the test kill what a failed one left."""
     started: list[Command] = []
-    processes: list[psutil.Process] = []
 
     def start(*words: str, **environment: str) -> Command:
         if shutil.which("uv") is None:
@@ -65,8 +68,8 @@ def command() -> Iterator[Callable[..., Command]]:
     yield start
     for one in started:
         with suppress(psutil.Error):
-            processes += one.processes()
-        for process in processes:
+            one.processes()
+        for process in one.known:
             with suppress(psutil.Error):
                 process.kill()
         with suppress(ChildProcessError):

@@ -53,6 +53,8 @@ async def serving(
                 yield lambda: asyncio.open_connection(*address)
             finally:
                 server.should_exit = server.force_exit = True
+                for connection in list(server.server_state.connections):
+                    connection.transport.abort()  # or the end of the server waits for callers that do not read
                 await running
 
 

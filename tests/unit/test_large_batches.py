@@ -8,6 +8,7 @@ from typing import Any, cast
 import cramjam
 import pytest
 from aiokafka import codec
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from test_fetched import PARTITION, Assignment, placed, with_bytes
 
 from apps.chassis.internals import record_batches
+from apps.chassis.internals.decompression import decompressed
 from apps.consumer.consumption import sort_out
 from apps.consumer.fetched import (
     POLL_BYTES,
@@ -236,6 +238,10 @@ LIES: dict[str, tuple[int, bytes]] = {
     "snappy without a size": (2, b"\xff" * 9),
     "snappy with a block of a negative size": (2, b"\x82SNAPPY\x00" + struct.pack(">iii", 1, 1, -4) + b"a" * 50),
     "snappy with a block of 2 GB": (2, b"\x82SNAPPY\x00" + struct.pack(">iii", 1, 1, 2**31 - 1) + b"a" * 50),
+    "snappy with a block that is longer than the batch": (
+        2,
+        b"\x82SNAPPY\x00" + struct.pack(">iii", 1, 1, len(raw_snappy(GOOD)) + 1) + raw_snappy(GOOD),
+    ),
     "lz4 with a block of 2 GB": (3, struct.pack("<IBBBI", 0x184D2204, 0x60, 0x70, 0, 2**31 - 1) + b"a" * 50),
     "lz4 without blocks": (3, struct.pack("<IBBB", 0x184D2204, 0x60, 0x70, 0)),
     "no lz4": (3, b"no lz4 at all"),
@@ -264,6 +270,11 @@ def test_a_batch_that_lies_about_sizes_cannot_be_read_and_takes_no_memory(lie: s
         assert tracemalloc.get_traced_memory()[1] < MEMORY
     finally:
         tracemalloc.stop()
+
+
+def test_content_that_breaks_off_is_damaged_and_the_reason_says_what_is_missing() -> None:
+    with pytest.raises(CorruptRecordException, match="4 bytes are expected where 0 are left"):
+        list(decompressed(*LIES["lz4 without blocks"]))
 
 
 @pytest.mark.parametrize("count", [2, 2**31 - 1, 0, -1])

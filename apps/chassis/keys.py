@@ -80,7 +80,7 @@ def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:
     if not given.keys().isdisjoint(keys):
         raise ValueError("a key has the same name as one in API_KEY; give each its own, as name:key")
     if not set(given.values()).isdisjoint(keys.values()):
-        raise ValueError("a key is also in API_KEY, under another name; leave one out")
+        raise ValueError("a key is in API_KEY too, under another name; leave one out")
     return keys
 
 

@@ -50,8 +50,12 @@ MISSING_RIGHTS = {
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error as one line: its kind, and its message where it has one. For answers, and for errors of Kafka."""
-    kind, message = type(error).__name__, " ".join(str(error).split())
+    """Return an error as one line: its kind, and its message where it has one. For answers, and for errors of Kafka.
+
+    Lone surrogates, which stand for bytes that are no UTF-8, are escaped: no answer could have them.
+    """
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    kind, message = type(error).__name__, " ".join(text.split())
     if kind in MISSING_RIGHTS:
         return f"{MISSING_RIGHTS[kind]} ({message})"
     return message if message.startswith(kind) else f"{kind}: {message}".removesuffix(": ")

@@ -2,6 +2,7 @@ import json
 import logging
 from typing import Any, NoReturn
 
+import msgspec
 import pytest
 from aiokafka.errors import MessageSizeTooLargeError, ProducerClosed
 from samples import Stored
@@ -151,6 +152,13 @@ def test_an_error_is_told_in_one_line_and_its_kind_once() -> None:
     assert one_line(ValueError("a\n  b")) == "ValueError: a b"
     assert one_line(TimeoutError()) == "TimeoutError"
     assert one_line(ProducerClosed()) == "ProducerClosed"
+
+
+def test_an_error_that_quotes_bytes_that_are_no_utf_8_can_be_shown() -> None:
+    told = one_line(OSError(2, "no such file", b"caf\xe9".decode("utf-8", "surrogateescape")))
+    assert told == "FileNotFoundError: [Errno 2] no such file: 'caf\\udce9'"
+    assert one_line(ValueError(b"caf\xe9".decode("utf-8", "surrogateescape"))) == "ValueError: caf\\udce9"
+    assert msgspec.json.encode(one_line(ValueError("\ud83d"))) == b'"ValueError: \\\\ud83d"'
 
 
 class Clock:

@@ -6,11 +6,11 @@ compressed. A request without a body needs no media type.
 
 import asyncio
 import json
+import re
 from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from email.message import Message
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
@@ -47,6 +47,8 @@ BODY_ERRORS = (
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 )
 """Errors that every call with a body may answer."""
+PARAMETER = re.compile(r';\s*(?P<name>[^\s;=]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^;]*))')
+"""A parameter of a media type (RFC 9110, section 5.6.6)."""
 MARK_BYTES = 4
 """Bytes at the beginning of a text that identify its encoding."""
 
@@ -92,17 +94,25 @@ def head_of(scope: Scope) -> BodyHead:
 
 @lru_cache(maxsize=64)  # nearly all callers send the same headers
 def _parsed(content_type: bytes, content_encoding: bytes) -> BodyHead:
-    header = Message()
-    header["content-type"] = content_type.decode("latin-1")
-    (media_type, _), *parameters = header.get_params() or [("", "")]
-    charsets = [value for name, value in parameters if name.lower().rstrip("*") == "charset"]
-    differing = sorted({charset.strip().lower() for charset in charsets})
+    media_type, _, rest = content_type.decode("latin-1").partition(";")
+    parameters = PARAMETER.finditer(f";{rest}")
+    differing = sorted({_value_of(one).lower() for one in parameters if _is_charset(one["name"])})
     codings = [coding.strip() for coding in content_encoding.decode("latin-1").lower().split(",")]
     return BodyHead(
         media_type.strip().lower(),
         ", ".join(differing),
         ", ".join(coding for coding in codings if coding not in {"", "identity"}),
     )
+
+
+def _is_charset(name: str) -> bool:
+    """Tell whether a parameter names a charset, also as mail writes it (`charset*`, RFC 2231)."""
+    return name.lower().partition("*")[0] == "charset"
+
+
+def _value_of(parameter: re.Match[str]) -> str:
+    quoted = parameter["quoted"]
+    return parameter["plain"].strip() if quoted is None else re.sub(r"\\(.)", r"\1", quoted).strip()
 
 
 def check_media_type(media_type: str, accepted: Collection[str]) -> None:

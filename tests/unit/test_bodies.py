@@ -99,7 +99,9 @@ def test_without_a_body_no_content_type_is_needed(consumer: TestClient[Litestar]
         assert consumer.post("/consumers/resume", content=b"", headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("parameter", ["utf-8", "UTF-8", '"utf-8"', "Utf8", ""])
+@pytest.mark.parametrize(
+    "parameter", ["utf-8", "UTF-8", '"utf-8"', '"utf\\-8"', "Utf8", "", '"" ; a=";charset=latin-1"']
+)
 def test_utf_8_may_be_said_in_any_way(parameter: str, consumer: TestClient[Litestar]) -> None:
     for headers in (f"application/json; charset={parameter}", f"Application/JSON;charset={parameter} ; x=y"):
         answer = consumer.post(SEEK, content=TO_NOWHERE, headers={"content-type": headers})
@@ -112,6 +114,19 @@ def test_another_charset_is_refused_by_its_name(media_type: str, charset: str, p
     headers = {"content-type": f"{media_type}; charset={charset}"}
     detail = detail_of(producer.post(PEOPLE, content=as_json(), headers=headers), 415)
     assert charset.rpartition("=")[2].strip('"').lower() in detail
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    ["charset*=utf-8''utf-8", "charset*0=latin; charset*1=-1", "charset*0*=x''y", f"charset*{'9' * 5_000}=z"],
+    ids=["extended", "in parts", "extended, in parts", "with an endless number"],
+)
+def test_a_charset_that_is_written_as_in_mail_is_refused(
+    parameter: str, producer: TestClient[Litestar], consumer: TestClient[Litestar]
+) -> None:
+    headers = {"content-type": f"application/json; {parameter}"}
+    assert "charset" in detail_of(producer.post(PEOPLE, content=as_json(), headers=headers), 415)
+    assert "charset" in detail_of(consumer.post(SEEK, content=TO_NOWHERE, headers=headers), 415)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])

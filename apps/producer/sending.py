@@ -28,6 +28,10 @@ CHUNKS_ON_THE_WAY = 8
 TIMES_IN_MEMORY = 6
 """Memory of a body while it is processed, as a multiple of its size, as measured."""
 FEWEST_QUOTES = fewest_quotes(StrictPerson)
+MAX_LINES = 640
+"""Lines read at a time: as many as the shortest people fill 64 KiB with. Lines that are none may have a byte each."""
+BAD_LINE_BYTES = 400
+"""Bytes that the answer to a bad line takes of memory until it is sent, about."""
 
 
 class BadPeople(ValueError):
@@ -209,13 +213,25 @@ async def send_lines(
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, list[Receipt | BadLine]]]:
         number = 0
-        async for lines in split_lines(body, TIMES_AS_LONG * publisher.largest_record, share):
-            yield _send_chunk(publisher, read_lines(lines, number + 1, publisher.largest_record), share)
-            number += len(lines)
+        async for ended in split_lines(body, TIMES_AS_LONG * publisher.largest_record, share):
+            for start in range(0, len(ended), MAX_LINES):
+                if start:
+                    await asyncio.sleep(0)  # a compressed body may hold a million lines, and others run too
+                lines = ended[start : start + MAX_LINES]
+                chunk = read_lines(lines, number + 1, publisher.largest_record)
+                if not share.take(_bad_lines_weight(chunk.answers)):
+                    raise Busy("too many calls are under way")
+                yield _send_chunk(publisher, chunk, share)
+                number += len(lines)
 
     async with aclosing(in_order(work())) as results:
         async for answers in results:
             yield answers
+            share.give_back(_bad_lines_weight(answers))
+
+
+def _bad_lines_weight(answers: Sequence[Receipt | BadLine | None]) -> int:
+    return BAD_LINE_BYTES * sum(isinstance(answer, BadLine) for answer in answers)
 
 
 def read_lines(lines: Sequence[bytes | None], first: int, largest: int) -> Chunk:

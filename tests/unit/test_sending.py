@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import ADA, LONG, a_person, as_json, everything_else_has_run, fields_of_a_person, until
 
-from apps.chassis.limits import unbounded
+from apps.chassis.limits import Limit, Share, UnsentAnswers, unbounded
 from apps.producer import sending
 from apps.producer.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt, Span
 from apps.producer.sending import (
+    BAD_LINE_BYTES,
     CHUNKS_ON_THE_WAY,
+    MAX_LINES,
     BadLine,
     BadPeople,
     decode_line,
@@ -400,6 +402,44 @@ async def test_no_more_is_read_than_can_be_on_the_way() -> None:
     async with asyncio.timeout(LONG):
         answers = await receiving
     assert sum(map(len, answers)) == read == 1_000
+
+
+async def test_lines_that_are_no_records_are_counted_until_they_are_answered_and_few_are_read_before_that() -> None:
+    limit = Limit(lambda _: None, BAD_LINE_BYTES * MAX_LINES * 2 * CHUNKS_ON_THE_WAY)
+    share = Share(limit, UnsentAnswers())
+    lines = send_lines(as_publisher(FakePublisher()), pieces_of(b"x\n" * 100_000), share)
+    assert len(await anext(lines)) == MAX_LINES
+    await everything_else_has_run()
+    assert 0 < share.taken_bytes <= BAD_LINE_BYTES * MAX_LINES * (CHUNKS_ON_THE_WAY + 3)
+    assert sum(map(len, await _all_of(lines))) == 100_000 - MAX_LINES
+    assert share.taken_bytes == 0
+
+
+async def test_more_lines_that_are_no_records_than_there_is_room_for_end_the_call() -> None:
+    limit = Limit(lambda _: None, BAD_LINE_BYTES * MAX_LINES * 2)
+    others, share = Share(limit, UnsentAnswers()), Share(limit, UnsentAnswers())
+    assert others.take(BAD_LINE_BYTES * MAX_LINES)
+    lines = send_lines(as_publisher(FakePublisher()), pieces_of(b"x\n" * 2 * MAX_LINES), share)
+    assert len(await anext(lines)) == MAX_LINES
+    await everything_else_has_run()
+    with pytest.raises(Busy):
+        await anext(lines)
+
+
+async def test_others_have_their_turn_while_very_many_lines_that_came_together_are_read() -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    taking = asyncio.create_task(take_turns())
+    answers = await answers_to(FakePublisher(), b"x\n" * (40 * MAX_LINES))
+    taking.cancel()
+    assert [answer.line for answer in answers if isinstance(answer, BadLine)] == list(range(1, 40 * MAX_LINES + 1))
+    assert turns >= 40
 
 
 async def test_a_body_that_breaks_off_is_told_after_what_came_before_it() -> None:

@@ -90,9 +90,11 @@ def _check_names(body: bytes) -> None:
     """Raise `BadPeople` for the first repeated field, which no decoder reports."""
     several = is_list(body)
     texts = msgspec.json.decode(body, type=list[msgspec.Raw]) if several else [body]
-    for index, text in enumerate(texts):
+    for index, text in enumerate(map(bytes, texts)):
+        if count_quotes(text) == FEWEST_QUOTES:  # ten times as fast as the look for its names
+            continue
         try:
-            check_names(bytes(text))
+            check_names(text)
         except RepeatedName as error:
             raise BadPeople(f"$[{index}].{error.name}" if several else f"$.{error.name}", str(error)) from None
 

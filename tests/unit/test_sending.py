@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import ADA, LONG, a_person, as_json, everything_else_has_run, fields_of_a_person, until
 
+from apps.chassis.json_names import check_names
 from apps.chassis.limits import Limit, Share, UnsentAnswers, unbounded
 from apps.producer import sending
 from apps.producer.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt, Span
@@ -402,6 +403,21 @@ async def test_no_more_is_read_than_can_be_on_the_way() -> None:
     async with asyncio.timeout(LONG):
         answers = await receiving
     assert sum(map(len, answers)) == read == 1_000
+
+
+def test_only_the_people_that_repeat_a_field_are_searched_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[bytes] = []
+
+    def search(text: bytes) -> None:
+        searched.append(text)
+        check_names(text)
+
+    monkeypatch.setattr(sending, "check_names", search)
+    repeating = as_json(id="2")[:-1] + b',"age":1}'
+    with pytest.raises(BadPeople, match="given twice") as raised:
+        read_people(b"[" + b",".join([*[as_json()] * 100, repeating, repeating]) + b"]")
+    assert raised.value.path == "$[100].age"
+    assert searched == [repeating]
 
 
 async def test_lines_that_are_no_records_are_counted_until_they_are_answered_and_few_are_read_before_that() -> None:

@@ -64,7 +64,7 @@ async def _contain(make: Callable[[], Awaitable[object]], mark: Callable[[bool],
         raise
     except BaseException as error:
         text = _text_of(error)
-        if isinstance(error, Exception) and text is not None:
+        if isinstance(error, Exception) and not isinstance(error, BrokenOff) and text is not None:
             raise
         raise Escaped(text or f"{type(error).__name__}: its message cannot be read") from error
 

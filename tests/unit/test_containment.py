@@ -78,6 +78,7 @@ ESCAPES: dict[str, Callable[[], Awaitable[None]]] = {
     "StopIteration": raising(StopIteration()),
     "StopAsyncIteration": raising(StopAsyncIteration()),
     "an error without a message": raising(Unprintable()),
+    "what breaks a call off": raising(BrokenOff()),
     "the cancellation of its own task": cancel_own_task,
     "a late cancellation of its own task": cancel_own_task_and_return,
     "the cancellation of a child": cancel_a_child,

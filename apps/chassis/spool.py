@@ -39,13 +39,14 @@ class Spool:
         self._refused = False
 
     @property
+    def too_large(self) -> bool:
+        """Whether the spool alone has reached its limit: it would not fit at another time either."""
+        return self.size >= self._spools.max_bytes_each
+
+    @property
     def full(self) -> bool:
         """Whether the spool has reached its limit, or the file system is full."""
-        return (
-            self._refused
-            or self.size >= self._spools.max_bytes_each
-            or self._spools.used_bytes >= self._spools.max_bytes
-        )
+        return self._refused or self.too_large or self._spools.used_bytes >= self._spools.max_bytes
 
     async def write(self, data: bytes) -> None:
         """Append some bytes."""

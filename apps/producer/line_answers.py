@@ -78,6 +78,8 @@ class LineAnswers:
         async with aclosing(read_pieces(request, head, ending)) as pieces:
             async for piece in pieces:
                 if self._at_end and self._spool.full:
+                    if not self._spool.too_large:
+                        raise Busy("there is no room on the disk for more receipts")
                     raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "there are too many lines for one answer")
                 yield piece
 

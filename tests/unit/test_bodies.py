@@ -1,10 +1,11 @@
 """What a request body means to both services, whichever call it is sent to."""
 
 import asyncio
+import errno
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import msgspec
@@ -13,7 +14,7 @@ from litestar import Litestar
 from litestar.testing import TestClient
 from samples import as_json, fields_of_a_person
 
-from apps.chassis import body
+from apps.chassis import body, spool
 from apps.chassis.settings import read_settings
 from apps.chassis.spool import Spools
 from apps.consumer import control
@@ -423,3 +424,28 @@ async def test_more_lines_than_one_answer_at_the_end_can_have_are_refused_with_r
     assert 20 < taken < 200
     assert f"too many lines for one answer; {taken} lines before that" in answer["detail"]
     assert spools.used_bytes == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("reason", ["the answers of others", "a full disk"])
+async def test_lines_whose_answer_others_leave_no_room_for_may_be_sent_again(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spools = Spools(max_bytes=5_000)
+    monkeypatch.setattr(routes, "Spools", lambda: spools)
+    if reason == "a full disk":
+        spools = Spools()
+        monkeypatch.setattr(spool, "BUFFER_BYTES", 100)
+        monkeypatch.setattr("apps.chassis.spool.tempfile.TemporaryFile", full_disk)
+    else:
+        await spools.open().write(b"x" * 4_000)
+    sent = await answered(PEOPLE + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100)
+    assert sent[0]["status"] == 503
+    assert b"retry-after" in dict(sent[0]["headers"])
+    answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
+    assert 0 < len(answer["receipts"]) < 1_000
+    assert f"{len(answer['receipts'])} lines before that" in answer["detail"]
+
+
+def full_disk(**_: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, "No space left on device")

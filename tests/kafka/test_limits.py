@@ -56,7 +56,7 @@ def test_under_twenty_times_its_load_a_producer_refuses_in_time_and_stays_small(
             while not calls.done():
                 assert producer.get("/livez") == {"status": "alive"}
                 peak = max(peak, memory_of(producer))
-            assert calls.result() == {201, 503}
+            assert {201, 503} <= calls.result() <= {201, 207, 503}  # 207 where Kafka took a part in time
             assert peak < MOST_MEMORY
         assert producer.post("/producers/people", json=person())["delivered"] == 1
 

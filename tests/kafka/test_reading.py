@@ -329,7 +329,8 @@ def test_what_cannot_be_read_is_told_once_as_a_gap_and_the_tail_goes_on_behind_i
         records = [event for event in seen if event.kind == "message"]
         assert sorted(of_records(records)) == sorted(places(written[:count]))
         (gap,) = (event.data for event in seen if event.kind == "gap")
-        assert gap == {"partition": 1, "from": 10, "to": 11, "reason": "cannot be read: BadGzipFile"}
+        assert "the compressed records are damaged" in gap.pop("reason")
+        assert gap == {"partition": 1, "from": 10, "to": 11}
 
 
 def test_who_comes_from_a_topic_that_was_made_anew_is_told_so(consumer: Service, pipeline: Pipeline) -> None:
@@ -345,7 +346,7 @@ def test_who_does_not_read_is_cut_off_and_nobody_else_waits(consumer: Service, p
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
         silent.settimeout(LONG)
         silent.connect(("127.0.0.1", consumer.port))
-        silent.sendall(b"GET /consumers/messages/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        silent.sendall(b"GET /consumers/messages/stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert silent.recv(1)
         pipeline.fill(40_000, partition=0)
         assert len(list(islice(events, 40_000))) == 40_000

@@ -29,6 +29,9 @@ TRIES = "kafka_deliveryAttempt"
 ROUNDS = "dead-letter-rounds"
 """Says, behind the record's own headers, how often a record was sent back; with `TRIES` so far before it."""
 
+REDRIVEN_FOR = "dead-letter-redriven-for"
+"""Says, directly behind `ROUNDS`, for which group a record was sent back: a `Target` as JSON."""
+
 OMITTED_BYTES = "dead-letter-omitted-bytes"
 """The only header of its own that a too large record keeps: its size in bytes, in decimal digits."""
 
@@ -139,10 +142,27 @@ SAID_OF_SENT_BACK = (
 )
 """The headers behind the own ones of a record that was sent back: its tries so far, and how often it was sent back."""
 
+SAID_TARGET = Said(
+    REDRIVEN_FOR, "target", 'For which group it was sent back, and to which topic: `{"group", "topic"}` in JSON.'
+)
+"""The header behind those, where the dead letter named its group."""
+
 MOST_COUNTED = 2**30
 """Tries and rounds are counted no further: headers may say any number, and one more must fit into them too."""
+LONGEST_TARGET_BYTES = 64 * 1024
+"""Bytes of a header that names a group which are read: Kafka takes no longer names of groups."""
 LONGEST_ERROR = 1_000
 """Characters of an error's message that are kept: it may quote the whole value."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """The group that a record was sent back for, and the topic.
+
+    Applications copy headers to what they derive of a record: on another topic they say nothing.
+    """
+
+    group: str
+    topic: str
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -174,25 +194,53 @@ def is_omitted(letter: DeadLetter) -> bool:
     return letter.value is None and [name for name, _ in letter.headers] == [OMITTED_BYTES]
 
 
-def sent_back(letter: DeadLetter) -> list[Header]:
-    """Return the headers of the record that is sent back: its own, its tries so far and how often it was sent back."""
+def sent_back(letter: DeadLetter, *, for_all_groups: bool = False) -> list[Header]:
+    """Return the headers of the record that is sent back: its own, its tries so far and how often it was sent back.
+
+    Behind them stands the letter's group, if it names one, unless the record is `for_all_groups`.
+    """
     own, tries_before, rounds = history(letter.headers)
     tries = tries_before + 1 if letter.tries is None else letter.tries
     now = {"tries": min(tries, MOST_COUNTED), "rounds": min(rounds + 1, MOST_COUNTED)}
-    return [*own, *(said.pack(now[said.field]) for said in SAID_OF_SENT_BACK)]
+    headers = [*own, *(said.pack(now[said.field]) for said in SAID_OF_SENT_BACK)]
+    if letter.group and letter.topic and not for_all_groups:
+        headers.append((REDRIVEN_FOR, msgspec.json.encode(Target(letter.group, letter.topic))))
+    return headers
 
 
 def history(headers: Headers) -> tuple[Headers, int, int]:
     """Return a record's own headers, its earlier tries, and how often it was sent back from the dead letters.
 
-    The last pair of headers that a redrive writes counts, even if others were added after it.
+    What the last redrive wrote counts, even if others were added after it.
     """
+    place = _place_of_redrive(headers)
+    if place is None:
+        return headers, 0, 0
+    tries, rounds, *following = headers[place : place + 3]
+    length = 3 if following and following[0][0] == REDRIVEN_FOR else 2  # earlier versions named no group
+    return [*headers[:place], *headers[place + length :]], _counted(tries[1]), _counted(rounds[1])
+
+
+def redriven_for(headers: Headers) -> Target | None:
+    """Return the group that a record was sent back for, None when it was not or its last redrive named none."""
+    place = _place_of_redrive(headers)
+    name, content = ("", None) if place is None else next(iter(headers[place + 2 : place + 3]), ("", None))
+    if name != REDRIVEN_FOR or content is None or len(content) > LONGEST_TARGET_BYTES:
+        return None
+    try:
+        target = msgspec.json.decode(content, type=Target)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return target if target.group else None
+
+
+def _place_of_redrive(headers: Headers) -> int | None:
+    """Return where the headers begin that the last redrive wrote."""
     for place in range(len(headers) - 2, -1, -1):
         (name, tries), (following, rounds) = headers[place : place + 2]
         if (name, following) == (TRIES, ROUNDS) and _is_int32(tries) and _is_int32(rounds):
-            own = [*headers[:place], *headers[place + 2 :]]
-            return own, _counted(tries), _counted(rounds)
-    return headers, 0, 0
+            return place
+    return None
 
 
 def _is_int32(content: bytes | None) -> bool:

@@ -59,10 +59,11 @@ PANELS = [
         {"partition {{partition}}": "max by (partition) (consumer_lag_waiting_for_transaction_records)"},
     ),
     Panel(
-        "Records skipped and positions moved",
+        "Records skipped or for another group, and positions moved",
         "short",
         {
             "skipped {{partition}} {{reason}}": "sum by (partition, reason) (consumer_records_skipped_total)",
+            "passed over {{reason}}": "sum by (reason) (consumer_records_passed_over_total)",
             "moves {{partition}} {{reason}}": "sum by (partition, reason) (consumer_position_moves_total)",
         },
     ),

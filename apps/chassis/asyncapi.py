@@ -13,7 +13,7 @@ from apps.chassis.health import VERSION
 from apps.chassis.settings import Settings
 from apps.chassis.topic_settings import Topic
 from apps.chassis.topics import dead_letter_topic, people_topic
-from contracts.dead_letter import INT64, SAID, SAID_OF_SENT_BACK, Said
+from contracts.dead_letter import INT64, SAID, SAID_OF_SENT_BACK, SAID_TARGET, Said
 from contracts.person import Person
 
 Channel = Literal["people", "deadLetters"]
@@ -101,7 +101,7 @@ def _person() -> dict[str, Any]:
         "title": "A person",
         "contentType": "application/json",
         "payload": {"$ref": "#/components/schemas/Person"},
-        "headers": _headers(SAID_OF_SENT_BACK, []),
+        "headers": _headers((*SAID_OF_SENT_BACK, SAID_TARGET), []),
         "bindings": _key({"type": "string", "description": "The person's `id` in UTF-8."}),
     }
 

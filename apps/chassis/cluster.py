@@ -128,6 +128,10 @@ class Cluster:
         """Return the largest batch, in bytes, that the topic takes; Kafka's default as long as it was not seen."""
         return int(self.configs.get(topic, {}).get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
 
+    def may_be_compacted(self, topic: str) -> bool:
+        """Return whether a topic may keep the last record of a key alone; true as long as its settings are unknown."""
+        return "compact" in self.configs.get(topic, {}).get("cleanup.policy", "compact")
+
     def partition_count(self, topic: str) -> int:
         """Return how many partitions a topic has. Raises `KafkaConnectionError` as long as Kafka was not reached."""
         if topic not in self.partitions:

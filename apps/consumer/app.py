@@ -95,7 +95,7 @@ def create_app(
     dead_letters = DeadLetters(for_purpose(options, "dead-letters"), settings.dead_letter_topic, cluster, group)
     registry = new_registry(SERVICE)
     edge = Edge(registry, Limit(partial(weight_of, window=window), MOST_IN_MEMORY), settings)
-    consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces, policy)
+    consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces, policy, group=group)
     commits = Commits(partial(cluster.commits, group, topic))
     offsets = GroupOffsets(reader, LogReader(options, topic, committed_only=False), commits.read)
     meter = LagMeter(offsets)
@@ -108,7 +108,7 @@ def create_app(
     end = ending or asyncio.Event()
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
 
-    refill = Refill(window, reader, commits.read, background)
+    refill = Refill(window, reader, commits.read, background, group)
 
     def on_assigned(assigned: set[TopicPartition]) -> None:
         refill.begin([tp.partition for tp in assigned])
@@ -154,6 +154,7 @@ def create_app(
             batch_age_seconds=round(consumption.batch_age, 3),
             commit_failures=commits.failures.total(),
             skipped_count=commits.skipped.total(),
+            passed_over_count=consumption.passed_over,
             moves=list(commits.moves),
             last_error=trouble
             or commits.error

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from apps.chassis.logs import one_line
 from apps.chassis.traces import Traces
+from apps.consumer.addressing import divide
 from apps.consumer.attempts import Attempts, Halted, Handle, Newer, Verdict, nothing_newer
 from apps.consumer.batch_size import BatchSize
 from apps.consumer.dead_letters import BadRecord
@@ -44,7 +45,8 @@ class Outcome(NamedTuple):
     """The result of a batch: its handled records, and its dead letters, `poison` among them.
 
     `recovered` are partitions that had only good records after a start that accepted bad ones. `redelivered` has the
-    first offset to read again of each partition (of a topic): only what comes before is finished.
+    first offset to read again of each partition (of a topic): only what comes before is finished. `passed_over` counts
+    the finished records that were sent back for another group.
     """
 
     good: Sequence[Record]
@@ -52,6 +54,7 @@ class Outcome(NamedTuple):
     poison: Sequence[BadRecord] = ()
     recovered: Collection[int] = ()
     redelivered: Mapping[tuple[str, int], int] = {}
+    passed_over: int = 0
 
 
 class Consumption:
@@ -59,18 +62,21 @@ class Consumption:
 
     `halted` is the reason why it does not consume, until `resume`; `halted_for` is the same without quotes of errors.
     `paused` is whether an operator wants its partitions paused. `dead_letters` counts them by the type of their error,
-    `rebalances` counts assignments.
+    `rebalances` counts assignments, `passed_over` the records that were sent back for another group.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         window: Window,
         handle: Handle,
         write_dead_letters: WriteDeadLetters,
         traces: Traces | None = None,
         policy: Policy = DEFAULT,
+        *,
+        group: str | None = None,
     ) -> None:
         self.consumed = 0
+        self.passed_over = 0
         self.dead_letters = Counter(dict.fromkeys(REASONS, 0))
         self.rebalances = 0
         self.paused = False
@@ -87,6 +93,7 @@ class Consumption:
         self.size = BatchSize(policy.batching)
         self._accept = False
         self._recovered: set[int] = set()
+        self._group = group
         self._write_dead_letters = write_dead_letters
         self._traces = traces or Traces()
 
@@ -164,8 +171,11 @@ class Consumption:
             if not self.halted:
                 if self.leaving.is_set():
                     return Outcome((), redelivered=_firsts(records))
-                with self._traces.handling(records):
-                    return await self._consume(records, newer)
+                own, others = divide(records, self._group)
+                with self._traces.handling(own):
+                    outcome = await self._consume(own, newer)
+                passed_over = sum(one.offset < _first(outcome.redelivered, one) for one in others)
+                return outcome._replace(passed_over=passed_over) if others else outcome
         except Halted as reason:
             self.halted = self.last_error = str(reason)
             self.halted_for = reason.reason
@@ -181,11 +191,15 @@ class Consumption:
         self.attempts.count(len(outcome.good) + len(outcome.bad), outcome.poison)
         self._recovered.update(outcome.recovered)
         self.consumed += len(outcome.good)
+        self.passed_over += outcome.passed_over
         for letter in outcome.bad:
             self.dead_letters[self._reason_of(letter)] += 1
         self.window.extend(outcome.good)
 
     async def _consume(self, records: Sequence[Record], newer: Newer) -> Outcome:
+        if not records:  # all were for other groups: that ends no halt
+            self.limit.review((), ())
+            return Outcome(())
         good, people, bad = sort_out(records)
         accepted = {record.partition for record in records} - self._recovered if self._accept else set()
         verdict = Verdict()

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from apps.chassis.connection import Connection
 from apps.chassis.metrics import SECONDS, counter, gauge, of_kafka
+from apps.consumer.addressing import FOR_ANOTHER_GROUP
 from apps.consumer.attempts import Handle, Reject
 from apps.consumer.commits import REASONS, Commits
 from apps.consumer.consumption import Consumption
@@ -73,6 +74,11 @@ def of_consumption(consumption: Consumption, connection: Connection, state: Stat
     for reason, number in consumption.dead_letters.items():
         dead.add_metric([reason], number)
     yield dead
+    passed_over = CounterMetricFamily(
+        "consumer_records_passed_over", "Records that were committed and are not for this group.", labels=["reason"]
+    )
+    passed_over.add_metric([FOR_ANOTHER_GROUP], consumption.passed_over)
+    yield passed_over
     failures = consumption.attempts.failures
     yield gauge("consumer_batch_failures", "Failed attempts of the in-flight batch; 0 when all is well.", failures)
     yield gauge(

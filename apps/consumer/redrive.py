@@ -4,8 +4,10 @@ The records and the marks of the dead letters are written in one transaction. Th
 redrive fences an older one of another instance, also one that died in the middle
 (https://cwiki.apache.org/confluence/display/KAFKA/KIP-98+-+Exactly+Once+Delivery+and+Transactional+Messaging).
 
-Groups may share a dead-letter topic: each sends back its own letters. A letter that names no group may be sent back by
-all of them; for such letters they share a transactional id and marks.
+Groups may share a dead-letter topic: each sends back its own letters. A record that is sent back names the group, so
+that other groups pass over it (`addressing`). On a compacted topic it names none: there it replaces the original, which
+other groups may not have consumed yet. A letter that names no group may be sent back by all of them; for such letters
+they share a transactional id and marks.
 """
 
 import asyncio
@@ -31,7 +33,7 @@ from apps.consumer.log_reader import LogReader
 from apps.consumer.marks import TOPIC_ID, Intervals, Marks, holds, merged, rest_of, without
 from apps.consumer.search import size_of
 from apps.consumer.window import Record
-from contracts.dead_letter import DeadLetter, history, is_omitted, read, sent_back
+from contracts.dead_letter import DeadLetter, Header, history, is_omitted, read, sent_back
 from contracts.topics import partitions_of
 
 log = logging.getLogger(__name__)
@@ -287,7 +289,7 @@ class Redriver:
                 for record in chosen:
                     letter = letter_of(record)
                     batch = producer.create_batch()  # `send` takes no record that has neither key nor value
-                    batch.append(timestamp=None, key=letter.key, value=letter.value, headers=sent_back(letter))
+                    batch.append(timestamp=None, key=letter.key, value=letter.value, headers=self._headers_of(letter))
                     partition = self._partition_for(letter, record)
                     sent.append(await producer.send_batch(batch, self._topic, partition=partition))
                 for key, value in written.values():
@@ -314,6 +316,10 @@ class Redriver:
                     f"bytes, and {self._marks.topic} takes {allowed} (max.message.bytes). Raise it, or send back the "
                     "oldest letters that are held, one by one"
                 )
+
+    def _headers_of(self, letter: DeadLetter) -> list[Header]:
+        """Return the headers to send a letter back with; they name its group where the original stays for others."""
+        return sent_back(letter, for_all_groups=self._cluster.may_be_compacted(self._topic))
 
     def _partition_for(self, letter: DeadLetter, record: Record) -> int:
         """Return the partition to send a letter back to: its own, or that of its key if its own does not exist."""

@@ -9,6 +9,7 @@ from aiokafka.errors import KafkaError
 from apps.chassis.background import Background
 from apps.chassis.cluster import Committed
 from apps.chassis.logs import one_line
+from apps.consumer.addressing import divide
 from apps.consumer.consumption import sort_out
 from apps.consumer.log_reader import LogReader
 from apps.consumer.window import Record, Window
@@ -24,11 +25,14 @@ PIECE = 4 * 1024 * 1024
 class Refill:
     """Puts the newest records that the group has committed into the window, an even share for each partition held."""
 
-    def __init__(self, window: Window, reader: LogReader, committed: Committed, background: Background) -> None:
+    def __init__(
+        self, window: Window, reader: LogReader, committed: Committed, background: Background, group: str
+    ) -> None:
         self._window = window
         self._reader = reader
         self._committed = committed
         self._background = background
+        self._group = group
         self._running: asyncio.Task[None] | None = None
 
     def begin(self, own: Collection[int]) -> None:
@@ -61,7 +65,7 @@ class Refill:
         read: list[Record] = []
         try:
             async for records in self._reader.read(ranges):
-                read += sort_out(records)[0]
+                read += sort_out(divide(records, self._group)[0])[0]
                 if sum(len(record.value or b"") for record in read) > PIECE:
                     self._window.refill(read)
                     read = []

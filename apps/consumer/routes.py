@@ -51,7 +51,8 @@ class Status(msgspec.Struct):
     transaction of another client. `failures` counts the failed attempts of the in-flight batch, `restarts` the
     connections that were replaced, `commit_failures` the commits that Kafka refused. `skipped_count` records were not
     consumed because a position moved; `moves` are the newest such moves, without consuming and operator actions.
-    `notes` are differences between a topic and the settings: the topic is used as it is.
+    `notes` are differences between a topic and the settings: the topic is used as it is. `passed_over_count` records
+    were sent back from the dead letters for another group.
     """
 
     running: bool
@@ -76,6 +77,7 @@ class Status(msgspec.Struct):
     started_at: str
     notes: list[str]
     throttled_seconds: float = 0.0
+    passed_over_count: int = 0
 
 
 class Start(msgspec.Struct, forbid_unknown_fields=True):

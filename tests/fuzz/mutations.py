@@ -6,7 +6,7 @@ from random import Random
 
 from services import Raw, person
 
-from contracts.dead_letter import ROUNDS, TRIES
+from contracts.dead_letter import REDRIVEN_FOR, ROUNDS, TRIES
 
 DEEP = 100_000
 """Levels of nesting: more than any parser goes down."""
@@ -20,7 +20,7 @@ VALUES: Sequence[object] = (
     None, True, -1, 151, 0.5, 1e308, 2**63, -(2**63) - 1, 2**64, 10**400, "", "36", "x" * 65, "\u0000",
     [], {}, [[]], {"a": {}},
 )  # fmt: skip
-NAMES = ("", "trace", "content-type", "correlation_id", "reply_to", TRIES, ROUNDS, "größe", "\0")
+NAMES = ("", "trace", "content-type", "correlation_id", "reply_to", TRIES, ROUNDS, REDRIVEN_FOR, "größe", "\0")
 
 
 def mutated(seed: int, count: int) -> Iterator[Raw]:
@@ -123,7 +123,7 @@ WEIGHTS = [weight for _, weight in BY_WEIGHT]
 
 def _headers(random: Random) -> tuple[tuple[str, bytes | None], ...]:
     if not random.randrange(100):  # as if it had been sent back before
-        return (TRIES, _some_bytes(random)), (ROUNDS, _some_bytes(random))
+        return (TRIES, _some_bytes(random)), (ROUNDS, _some_bytes(random)), (REDRIVEN_FOR, _some_bytes(random))
     count = random.choice((0, 0, 0, 1, 2, 5))
     return tuple((random.choice(NAMES), _some_bytes(random)) for _ in range(count))
 

@@ -1,6 +1,7 @@
 import asyncio
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from services import Pipeline, Raw, Service, wait_until
+from services import Pipeline, Raw, Service, person, value_of, wait_until
 
 from contracts.dead_letter import DeadLetter
 from contracts.topics import partitions_of
@@ -218,3 +219,54 @@ def test_a_redrive_refuses_while_kafka_may_forget_what_was_sent_back_and_health_
     pipeline.alter_topic(marks, cleanup_policy="compact", retention_ms="-1")
     assert at_once(consumers) == 4
     assert "forgotten" not in consumers[0].get("/health-check")["detail"]
+
+
+class Refusing(Sharing):
+    """A pipeline of two groups whose handlers refuse people of 150 years while a file exists."""
+
+    def refusing(self, path: Path, group: str) -> Service:
+        files = {"REFUSING": str(path / "refusing"), "LEDGER": str(path / group)}
+        script = str(Path(__file__).with_name("mended_consumer.py"))
+        return self.running("consumer", script, CONSUMER_GROUP_ID=group, **files)
+
+    def until_lettered(self, consumers: Sequence[Service], count: int) -> list[dict[str, Any]]:
+        """Wait until each consumer has consumed its topic, so many dead letters among it; return their status."""
+        end = sum(self.end_offsets().values())
+        for consumer in consumers:
+            wait_until(lambda one=consumer: one.status()["dead_lettered_count"] >= count)  # type: ignore[misc]  # mypy cannot infer it
+            wait_until(lambda one=consumer: sum(p["committed"] or 0 for p in one.status()["partitions"]) >= end)  # type: ignore[misc]  # as above
+        return [consumer.status() for consumer in consumers]
+
+
+def test_copies_of_a_record_that_two_groups_refuse_grow_by_one_with_each_redrive_of_a_letter(
+    bootstrap_servers: str, logs: Path, tmp_path: Path
+) -> None:
+    refusing = tmp_path / "refusing"
+    refusing.touch()
+    with Refusing(bootstrap_servers, logs) as pipeline, ExitStack() as stack:
+        groups = pipeline.groups
+        consumers = [stack.enter_context(pipeline.refusing(tmp_path, group)) for group in groups]
+        for consumer in consumers:
+            consumer.until_healthy()
+        pipeline.write([Raw(b"not json", b"key"), Raw(value_of(person("old", age=150)), b"old")])
+        for redrives in range(3):
+            pipeline.until_lettered(consumers, 2 + 2 * redrives)
+            assert [redrive(consumer) for consumer in consumers] == [2, 2]
+            assert Counter(record.key for record in pipeline.records()) == dict.fromkeys(
+                [b"key", b"old"], 1 + 2 * (redrives + 1)
+            )
+        told = pipeline.until_lettered(consumers, 8)
+        assert [one["dead_lettered_count"] for one in told] == [8, 8]
+        assert [one["passed_over_count"] for one in told] == [6, 6]
+        held = {letter["group"]: letter for letter in newest(consumers[0], 16) if letter["key"] == {"text": "old"}}
+        refusing.unlink()
+        for consumer, group in zip(consumers, groups, strict=True):
+            place = {"partition": held[group]["partition"], "offset": held[group]["offset"]}
+            assert consumer.post(REDRIVE, json=place)["redriven"] == 1
+        told = pipeline.until_lettered(consumers, 8)
+        assert [(tmp_path / group).read_text().split() for group in groups] == [["old"], ["old"]]
+        assert [len(consumer.messages()) for consumer in consumers] == [1, 1]
+        assert [(one["messages_consumed_count"], one["passed_over_count"]) for one in told] == [(1, 7), (1, 7)]
+        passed_over = 'consumer_records_passed_over_total{reason="for_another_group"} 7.0'
+        assert all(passed_over in consumer.http.get("/metrics").text for consumer in consumers)
+        assert {len(record.headers) for record in pipeline.records()[2:]} == {3}

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from aiokafka import TopicPartition
 
+from contracts.dead_letter import DeadLetter, Header, sent_back
 from contracts.person import Person, encode
 
 LONG = 10.0
@@ -55,6 +56,11 @@ class Stored:
 def stored_person(offset: int, **fields: Any) -> Stored:  # noqa: ANN401 - of any field
     person = a_person(**{"id": f"person-{offset}", **fields})
     return Stored(offset=offset, key=person.id.encode(), value=encode(person))
+
+
+def redriven_headers(group: str | None, topic: str = "people") -> list[Header]:
+    """Return the headers of a record that was sent back for a group."""
+    return sent_back(DeadLetter(b"key", b"", (), topic, 0, 0, 0, group, None, None, 1))
 
 
 class Client:

@@ -13,13 +13,16 @@ from contracts.dead_letter import (
     LONGEST_ERROR,
     NAMES,
     OF_RETRIES,
+    REDRIVEN_FOR,
     ROUNDS,
     TRIES,
     DeadLetter,
     Header,
+    Target,
     describe,
     history,
     read,
+    redriven_for,
     sent_back,
 )
 
@@ -264,3 +267,22 @@ def test_whatever_headers_a_record_has_it_can_be_listed_and_sent_back(
     assert (letter.key, letter.value) == (key, value)
     assert all(header in headers for header in letter.headers)
     assert history(sent_back(letter))[2] > 0
+
+
+@given(DEAD_LETTERS)
+def test_a_record_that_is_sent_back_names_the_group_and_topic_of_its_letter(letter: DeadLetter) -> None:
+    named = letter.group and letter.topic
+    expected = Target(letter.group or "", letter.topic or "") if named else None
+    assert redriven_for(sent_back(letter)) == expected
+    assert redriven_for([*sent_back(letter), ("traced-by", b"another")]) == expected
+    assert redriven_for(sent_back(letter, for_all_groups=True)) is None
+
+
+@pytest.mark.parametrize("group", ["another", None])
+def test_the_group_that_a_record_is_sent_back_for_replaces_the_one_before(group: str | None) -> None:
+    letter = msgspec.structs.replace(a_dead_letter(), headers=tuple(sent_back(a_dead_letter())), group=group)
+    again = sent_back(letter)
+    assert [name for name, _ in again].count(REDRIVEN_FOR) == (1 if group else 0)
+    assert redriven_for(again) == (Target(group, "people") if group else None)
+    assert tuple(history(again)[0]) == a_dead_letter().headers
+    assert history(again)[2] == 2

@@ -31,6 +31,7 @@ OWN = {
     "consumer": {
         "consumer_records_consumed_total",
         "consumer_records_dead_lettered_total",
+        "consumer_records_passed_over_total",
         "consumer_handler_seconds_bucket",
         "consumer_handler_attempts_total",
         "consumer_batch_failures",

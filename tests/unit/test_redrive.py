@@ -17,7 +17,7 @@ from apps.consumer import redrive
 from apps.consumer.log_reader import LogReader
 from apps.consumer.marks import Marks
 from apps.consumer.redrive import Redriven, Redriver, Taken, TooLarge, oldest, size_sent_back
-from contracts.dead_letter import OMITTED_BYTES, DeadLetter, sent_back
+from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redriven_for, sent_back
 
 pytestmark = pytest.mark.anyio
 
@@ -259,6 +259,25 @@ def test_a_letter_goes_back_to_its_partition_or_where_its_key_belongs(
     redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), TOPIC, "group")
     letter = msgspec.structs.replace(a_letter(), key=key, partition=origin)
     assert redriver._partition_for(letter, stored_letter(0, partition=8)) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"cleanup.policy": "delete"}, Target("group", TOPIC)),
+        ({"cleanup.policy": "compact,delete"}, None),
+        ({}, None),
+    ],
+    ids=["deleted", "compacted", "unknown"],
+)
+def test_a_letter_names_its_group_only_where_the_original_is_kept_for_the_other_groups(
+    settings: dict[str, str], expected: Target | None
+) -> None:
+    options = client_options(Settings(), "consumer")
+    cluster = Cluster(options, [])
+    cluster.configs[TOPIC] = settings
+    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), TOPIC, "group")
+    assert redriven_for(redriver._headers_of(a_letter())) == expected
 
 
 def test_a_column_that_was_not_read_at_all_keeps_the_others_back() -> None:

@@ -3,12 +3,13 @@ from typing import cast
 
 import pytest
 from aiokafka.errors import CorruptRecordException
-from samples import Stored, stored_person, until
+from samples import Stored, redriven_headers, stored_person, until
 
 from apps.chassis.background import Background
 from apps.consumer.log_reader import LogReader
 from apps.consumer.refill import Refill
 from apps.consumer.window import Window
+from contracts.dead_letter import Header
 
 pytestmark = pytest.mark.anyio
 
@@ -18,6 +19,7 @@ class Topic:
 
     def __init__(self, *records: int) -> None:
         self.records = records
+        self.headers: dict[int, list[Header]] = {}
 
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
         return dict.fromkeys(range(partitions), 0), dict(enumerate(self.records[:partitions]))
@@ -28,6 +30,7 @@ class Topic:
             for offset in range(start, stop):
                 record = stored_person(offset)
                 record.partition = partition
+                record.headers = self.headers.get(offset, ())
                 yield [record]
 
 
@@ -47,7 +50,7 @@ async def refilled(topic: Topic, committed: dict[int, int | None], size: int) ->
 
     window, background = Window(size), Background()
     async with background.open():
-        refill = Refill(window, cast(LogReader, topic), told, background)
+        refill = Refill(window, cast(LogReader, topic), told, background, "people-consumer")
         refill.begin(list(committed))
         await until(lambda: refill._running is not None and refill._running.done())
     assert background.failure is None
@@ -57,6 +60,13 @@ async def refilled(topic: Topic, committed: dict[int, int | None], size: int) ->
 async def test_the_window_is_refilled_with_the_newest_that_were_committed() -> None:
     window = await refilled(Topic(9, 9), {0: 8, 1: None}, size=6)
     assert sorted((record.partition, record.offset) for record in window) == [(0, offset) for offset in range(5, 8)]
+
+
+async def test_what_was_sent_back_for_another_group_is_not_refilled() -> None:
+    topic = Topic(4)
+    topic.headers = {1: redriven_headers("people-consumer"), 2: redriven_headers("another")}
+    window = await refilled(topic, {0: 4}, size=6)
+    assert [record.offset for record in window] == [0, 1, 3]
 
 
 async def test_partitions_are_refilled_though_more_of_one_is_committed_than_there_is() -> None:
@@ -71,5 +81,5 @@ async def test_what_could_be_read_is_in_the_window_though_the_rest_cannot_be() -
 
     window, background = Window(6), Background()
     async with background.open():
-        Refill(window, cast(LogReader, Damaged(3, 3)), told, background).begin([0, 1])
+        Refill(window, cast(LogReader, Damaged(3, 3)), told, background, "people-consumer").begin([0, 1])
         await until(lambda: len(window) == 3)

@@ -1,0 +1,40 @@
+"""Which records are for this group: a redriven record names the group that it was sent back for.
+
+The other groups of the topic have consumed the original already. Without this, two groups that both refuse a record
+would each dead-letter the other's copy too, and the copies would double with each redrive.
+"""
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+from apps.consumer.window import Record
+from contracts.dead_letter import REDRIVEN_FOR, redriven_for
+
+FOR_ANOTHER_GROUP = "for_another_group"
+"""Why a record was passed over, as its metric says."""
+
+_headers_of = attrgetter("headers")
+
+
+def divide(records: Sequence[Record], group: str | None) -> tuple[Sequence[Record], Sequence[Record]]:
+    """Return the records that `group` consumes, and those that were sent back for another group.
+
+    A record that names no group, or another topic than the one it stands on, is for all groups. A group of None
+    consumes all.
+    """
+    if group is None or not any(map(_headers_of, records)):
+        return records, ()
+    others = {id(record) for record in records if record.headers and _is_for_another(record, group)}
+    if not others:
+        return records, ()
+    return (
+        [record for record in records if id(record) not in others],
+        [record for record in records if id(record) in others],
+    )
+
+
+def _is_for_another(record: Record, group: str) -> bool:
+    if REDRIVEN_FOR not in dict(record.headers):  # far cheaper than to look at each header, and nearly always so
+        return False
+    target = redriven_for(record.headers)
+    return target is not None and target.topic == record.topic and target.group != group

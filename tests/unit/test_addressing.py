@@ -1,0 +1,136 @@
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from samples import Stored, redriven_headers, stored_person, until
+from streams import policy
+
+from apps.consumer.addressing import divide
+from apps.consumer.attempts import Halted
+from apps.consumer.consumption import Consumption
+from apps.consumer.dead_letters import BadRecord
+from apps.consumer.window import Window
+from contracts.dead_letter import REDRIVEN_FOR, Header
+from contracts.person import Person
+
+pytestmark = pytest.mark.anyio
+
+GROUP = "people-consumer"
+MINE, ANOTHERS = redriven_headers(GROUP), redriven_headers("another")
+PAIR, NAMED = ANOTHERS[:2], ANOTHERS[2]
+
+
+class Consumer:
+    """A consumption of a group whose handler and dead letters are lists."""
+
+    def __init__(self) -> None:
+        self.handled: list[Person] = []
+        self.letters: list[BadRecord] = []
+        self.writer_error: Exception | None = None
+        self.consumption = Consumption(Window(100), self._handle, self._write, policy=policy(), group=GROUP)
+
+    async def _handle(self, people: Sequence[Person]) -> None:
+        self.handled += people
+
+    async def _write(self, bad: Sequence[BadRecord]) -> None:
+        if self.writer_error:
+            raise self.writer_error
+        self.letters += bad
+
+    async def consume(self, *records: Stored) -> None:
+        self.consumption.settle(await self.consumption.consume(records))
+
+    @property
+    def shown(self) -> list[int]:
+        return [record.offset for record in self.consumption.window]
+
+
+def redriven(offset: int, headers: Sequence[Header], value: bytes | None = None) -> Stored:
+    record = replace(stored_person(offset), headers=headers)
+    return record if value is None else replace(record, value=value)
+
+
+def test_records_without_headers_are_all_for_the_group_and_are_handed_on_as_they_are() -> None:
+    records = [stored_person(0), stored_person(1)]
+    own, others = divide(records, GROUP)
+    assert own is records
+    assert not others
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [ANOTHERS, [*ANOTHERS, ("added", b"behind")], [("own", None), *MINE, *ANOTHERS]],
+    ids=["alone", "with others behind", "behind an older one"],
+)
+def test_a_record_that_was_sent_back_for_another_group_is_passed_over(headers: Sequence[Header]) -> None:
+    own, others = divide([stored_person(0), redriven(1, headers), redriven(2, MINE)], GROUP)
+    assert [record.offset for record in own] == [0, 2]
+    assert [record.offset for record in others] == [1]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        MINE,
+        redriven_headers(None),
+        PAIR,
+        redriven_headers("another", topic="elsewhere"),
+        [NAMED],
+        [NAMED, *PAIR],
+        [*PAIR, ("between", b"1"), NAMED],
+        *([*PAIR, (REDRIVEN_FOR, content)] for content in (None, b"", b"another", b"[]", b"5", b"\xff")),
+        [*PAIR, (REDRIVEN_FOR, b'{"group": "another"}')],
+        [*PAIR, (REDRIVEN_FOR, b'{"group": "", "topic": "people"}')],
+        [*PAIR, (REDRIVEN_FOR, b'{"group": ["another"], "topic": "people"}')],
+        [*PAIR, (REDRIVEN_FOR, b'{"group": "another", "topic": "people", "unknown": ' + b"[" * 50_000)],
+        [*PAIR, (REDRIVEN_FOR, b'{"group": "' + b"x" * 100_000 + b'", "topic": "people"}')],
+        [(PAIR[0][0], b"no number"), PAIR[1], NAMED],
+    ],
+)
+def test_what_does_not_clearly_name_another_group_is_for_all_groups(headers: Sequence[Header]) -> None:
+    records = [redriven(0, headers)]
+    assert divide(records, GROUP) == (records, ())
+
+
+async def test_what_is_for_another_group_is_neither_handled_nor_dead_lettered_nor_shown_but_counted() -> None:
+    consumer = Consumer()
+    await consumer.consume(
+        stored_person(0), redriven(1, ANOTHERS), redriven(2, ANOTHERS, b"not json"), redriven(3, MINE, b"not json")
+    )
+    assert (len(consumer.handled), [letter.record.offset for letter in consumer.letters]) == (1, [3])
+    assert consumer.shown == [0]
+    counted = consumer.consumption
+    assert (counted.consumed, counted.dead_lettered, counted.passed_over) == (1, 1, 2)
+
+
+async def test_what_stands_behind_an_unfinished_record_is_passed_over_once_that_is_finished() -> None:
+    consumer = Consumer()
+    consumer.writer_error = TimeoutError()
+    records = redriven(0, ANOTHERS), redriven(1, (), b"not json"), redriven(2, ANOTHERS)
+    consuming = asyncio.create_task(consumer.consume(*records))
+    await until(lambda: consumer.consumption.attempts.unwritten is not None)
+    consumer.consumption.leaving.set()
+    await consuming
+    assert consumer.consumption.passed_over == 1
+    consumer.writer_error = None
+    consumer.consumption.resume(accept=False)
+    await consumer.consume(*records[1:])
+    assert consumer.consumption.passed_over == 2
+
+
+async def test_a_batch_of_nothing_but_records_for_another_group_ends_no_halt() -> None:
+    consumer = Consumer()
+    consuming = asyncio.create_task(consumer.consume(*(redriven(n, (), b"not json") for n in range(100))))
+    await until(lambda: consumer.consumption.halted)
+    consumer.consumption.leaving.set()
+    with pytest.raises(Halted):
+        await consuming
+    consumer.consumption.resume(accept=False)
+    await consumer.consume(redriven(100, ANOTHERS))
+    assert (consumer.consumption.passed_over, consumer.consumption.busy_since) == (1, None)
+    consuming = asyncio.create_task(consumer.consume(redriven(101, (), b"not json")))
+    await until(lambda: consumer.consumption.halted)
+    consumer.consumption.leaving.set()
+    with pytest.raises(Halted, match="refused again after a halt"):
+        await consuming

@@ -5,15 +5,12 @@ would each dead-letter the other's copy too, and the copies would double with ea
 """
 
 from collections.abc import Sequence
-from operator import attrgetter
 
 from apps.consumer.window import Record
 from contracts.dead_letter import REDRIVEN_FOR, redriven_for
 
 FOR_ANOTHER_GROUP = "for_another_group"
 """Why a record was passed over, as its metric says."""
-
-_headers_of = attrgetter("headers")
 
 
 def divide(records: Sequence[Record], group: str | None) -> tuple[Sequence[Record], Sequence[Record]]:
@@ -22,9 +19,10 @@ def divide(records: Sequence[Record], group: str | None) -> tuple[Sequence[Recor
     A record that names no group, or another topic than the one it stands on, is for all groups. A group of None
     consumes all.
     """
-    if group is None or not any(map(_headers_of, records)):
+    if group is None or not (with_headers := [record for record in records if record.headers]):
         return records, ()
-    others = {id(record) for record in records if record.headers and _is_for_another(record, group)}
+    naming_one = [record for record in with_headers if REDRIVEN_FOR in dict(record.headers)]  # nearly always none
+    others = {id(record) for record in naming_one if _is_for_another(record, group)}
     if not others:
         return records, ()
     return (
@@ -34,7 +32,5 @@ def divide(records: Sequence[Record], group: str | None) -> tuple[Sequence[Recor
 
 
 def _is_for_another(record: Record, group: str) -> bool:
-    if REDRIVEN_FOR not in dict(record.headers):  # far cheaper than to look at each header, and nearly always so
-        return False
     target = redriven_for(record.headers)
     return target is not None and target.topic == record.topic and target.group != group

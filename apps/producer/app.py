@@ -80,7 +80,7 @@ def create_app(settings: Settings, ending: asyncio.Event | None = None, *, trace
     async def examine() -> tuple[bool, str, str]:
         if trouble := await cluster.trouble() or connection.trouble():
             return False, "connecting", trouble
-        if unfit := background.failure or publisher.recent_failure():
+        if unfit := background.failure or publisher.recent_refusal():
             return False, "connected", unfit
         return True, "connected", cluster.at_risk(connection.journal.with_throttling("people can be sent"))
 

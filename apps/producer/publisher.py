@@ -485,7 +485,7 @@ class Publisher:
         self._lanes: dict[int, Lane] = {}
         self._in_turn = asyncio.Lock()
         self._callers_waiting = 0
-        self._refusals: dict[int | None, tuple[str, float]] = {}
+        self._refusals: dict[int, tuple[str, float]] = {}
 
     @property
     def largest_batch(self) -> int:
@@ -506,17 +506,15 @@ class Publisher:
         """Return the seconds for which a quota of Kafka still delays records."""
         return self.connection.journal.throttled_for()
 
-    def note_refusal(self, partition: int | None, why: str) -> None:
-        """Record that a batch of a partition (None: of any) was refused, for `recent_failure`."""
+    def note_refusal(self, partition: int, why: str) -> None:
+        """Record that a broker refused a batch of a partition, for `recent_refusal`."""
         self._refusals[partition] = why, time.monotonic()
 
     def note_acknowledgement(self, partition: int) -> None:
         """Record that a partition accepts records."""
-        if self._refusals:
-            self._refusals.pop(partition, None)
-            self._refusals.pop(None, None)
+        self._refusals.pop(partition, None)
 
-    def recent_failure(self) -> str | None:
+    def recent_refusal(self) -> str | None:
         """Return why Kafka refused the last records of a partition, within 30 s; None when it accepted them."""
         late = time.monotonic() - REFUSED_RECENTLY_S
         self._refusals = {partition: one for partition, one in self._refusals.items() if one[1] > late}
@@ -584,11 +582,9 @@ class Publisher:
             if throttling := self.connection.journal.throttling():
                 error = f"{error}: {throttling}"
             stuck = delivery.give_up(error)
-            if stuck and not throttling:
-                self.note_refusal(None, error)
             for broker in stuck:
                 # an idempotent producer would try that batch for ever, and all that follows would wait behind it
-                self.connection.replace(broker, f"a batch to {self.topic} was {error}")
+                self.connection.replace(broker, f"the last records to {self.topic} were {error}")
 
     async def give_up_at(self, ending: asyncio.Event) -> None:
         """When the service is ending, give what is on its way another second; then tell its callers what is known."""

@@ -1056,7 +1056,7 @@ async def test_what_was_kept_out_of_a_throttled_client_is_known_to_be_unwritten(
         delivery = await b.publish(b"a")
         assert outcomes(delivery) == ["not_written"]
         assert "quota" in (receipts_of(delivery)[0].error or "")
-        assert b.publisher.recent_failure() is None
+        assert b.publisher.recent_refusal() is None
 
 
 async def test_records_that_the_client_held_back_for_a_quota_were_not_written_however_late_that_is_told() -> None:
@@ -1064,7 +1064,7 @@ async def test_records_that_the_client_held_back_for_a_quota_were_not_written_ho
         broker, publishing = await b.first_on_its_way()
         broker.batches[0].fail(Throttled("a quota lets no more records pass for 60.0 s"))
         assert outcomes(await publishing) == ["not_written"]
-        assert b.publisher.recent_failure() is None
+        assert b.publisher.recent_refusal() is None
 
 
 @pytest.mark.parametrize("error", [errors.InvalidTimestampError, new_error(87)])
@@ -1078,26 +1078,29 @@ async def test_a_refusal_is_told_in_the_brokers_words_and_counts_until_the_parti
         delivery = await publishing
         assert outcomes(delivery) == ["not_written"]
         assert "Timestamp 5 is out of range" in (receipts_of(delivery)[0].error or "")
-        assert "Timestamp 5 is out of range" in str(b.publisher.recent_failure())
+        assert "Timestamp 5 is out of range" in str(b.publisher.recent_refusal())
         broker, publishing = await b.first_on_its_way()
         broker.batches[0].confirm(0)
         await publishing
-        assert b.publisher.recent_failure() is None
+        assert b.publisher.recent_refusal() is None
 
 
 async def test_a_refusal_counts_no_longer_when_nothing_was_refused_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench() as b:
         b.publisher.note_refusal(0, "Timestamp 5 is out of range")
-        assert b.publisher.recent_failure()
+        assert b.publisher.recent_refusal()
         monkeypatch.setattr(publisher_module, "REFUSED_RECENTLY_S", 0.0)
-        assert b.publisher.recent_failure() is None
+        assert b.publisher.recent_refusal() is None
 
 
-async def test_records_that_are_not_acknowledged_count_until_some_are(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_records_that_are_not_acknowledged_are_named_as_such_until_there_is_a_new_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
     async with bench() as b:
         b.connect()
         assert outcomes(await b.publish(b"a")) == ["unknown"]
-        assert "not acknowledged" in str(b.publisher.recent_failure())
-        b.publisher.note_acknowledgement(0)
-        assert b.publisher.recent_failure() is None
+        trouble = f"the last records to {TOPIC} were not acknowledged within {A_WHILE:g} s"
+        assert (b.connection.trouble(), b.publisher.recent_refusal()) == (trouble, None)
+        b.connect()
+        assert (b.connection.trouble(), b.publisher.recent_refusal()) == (None, None)

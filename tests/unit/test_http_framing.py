@@ -134,6 +134,9 @@ REFUSED = {
     "chunks within chunks": POST + "Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
     "chunks told in two headers": POST + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "a header on two lines": POST + "Content-Length: 0\r\nX: a\r\n b\r\n\r\n",
+    "HTTP/2.0": POST.replace("HTTP/1.1", "HTTP/2.0") + "Content-Length: 63\r\n\r\n",
+    "HTTP/0.9": POST.replace("HTTP/1.1", "HTTP/0.9") + "Content-Length: 63\r\n\r\n",
+    "HTTP/1.2": POST.replace("HTTP/1.1", "HTTP/1.2") + "Content-Length: 63\r\n\r\n",
 }
 
 
@@ -163,6 +166,27 @@ async def test_trailers_do_not_count_as_headers() -> None:
         writer.close()
     assert app.headers.keys() == {b"host", b"transfer-encoding", b"trailer"}
     assert app.headers[b"host"] == b"localhost"
+
+
+@pytest.mark.parametrize("offer", ["", H2C], ids=["without an offer", "with an offer"])
+async def test_a_connection_ends_with_the_answer_to_a_request_that_asks_for_it_behind_its_body(offer: str) -> None:
+    app = Recorder()
+    request = f"{POST}{offer}Transfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\nConnection: close\r\n\r\n".encode()
+    async with serving(app) as connect:
+        for segments in ([NEXT + request + HIDDEN], *cut(NEXT + request)):
+            app.ran.clear()
+            said = await said_to(connect, segments)
+            assert app.ran == [("GET", "/next", b""), ("POST", "/people", b"[]")]
+            assert said.endswith(b"\r\nconnection: close\r\n\r\nok")
+
+
+async def test_a_connection_whose_end_is_asked_for_behind_a_body_is_closed_when_the_answer_came_before() -> None:
+    async with serving(refusing) as connect:
+        reader, writer = await connect()
+        writer.write(f"{POST}Transfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n".encode())
+        assert b"connection: close" not in await reader.readuntil(b"\r\n\r\nno")
+        writer.write(b"0\r\nConnection: close\r\n\r\n" + HIDDEN)
+        assert await closed(reader) == b""
 
 
 async def refusing(_: Any, __: Any, send: Any) -> None:  # noqa: ANN401 - ASGI

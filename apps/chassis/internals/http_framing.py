@@ -72,8 +72,12 @@ class FramedProtocol(HttpToolsProtocol):
             self.cycle.send = partial(_send_and_close_without_body, self.cycle)  # type: ignore[method-assign]
 
     def request_complete(self) -> None:
-        """Note that the request is complete."""
+        """Note that the request is complete, and that its trailers ask to close the connection if they do."""
         super().on_message_complete()
+        if not self.parser.should_keep_alive():  # the parser ignores what follows
+            self.cycle.keep_alive = False
+            if self.cycle.response_complete:
+                self.cycle.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes; answer 400 and close the connection if they are not HTTP."""
@@ -86,6 +90,8 @@ class FramedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin the request, unless the parser is about to stop at an offered upgrade."""
+        if self.parser.get_http_version() not in {"1.0", "1.1"}:
+            raise httptools.HttpParserError("a version of HTTP other than 1.0 and 1.1")
         if self.parser.should_upgrade():
             self._head_without_offer = self._write_head_without_offer()
             return

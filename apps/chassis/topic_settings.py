@@ -25,7 +25,8 @@ class Topic(msgspec.Struct, frozen=True):
 
     With `kept_for_ever` Kafka deletes nothing of it; with `compacted` it keeps the last record of each key; otherwise
     the cluster's retention holds. `loss` is the consequence when Kafka deletes its records. `largest_of` names the
-    topic whose largest record must fit into it, with the headers of a dead letter.
+    topic whose largest record must fit into it, with the headers of a dead letter. With less than `least_bytes` as its
+    largest batch, it is of little use.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Topic(msgspec.Struct, frozen=True):
     kind: str = "topic"
     loss: str = "records are deleted, consumed or not"
     largest_of: str | None = None
+    least_bytes: int = 0
 
     @property
     def denial(self) -> str:
@@ -114,11 +116,16 @@ def _of_numbers(topic: Topic, found: Found, largest_bytes: int) -> Iterator[Diff
         lost = "a broker that lacks acknowledged records may become the leader"
         yield Difference("unclean.leader.election.enable", "true", "false", lost)
     largest = int(settings.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
-    needed = largest_bytes + DEAD_LETTER_HEADERS_BYTES if topic.largest_of else 0
+    needed = largest_bytes + DEAD_LETTER_HEADERS_BYTES if topic.largest_of else topic.least_bytes
     if largest != topic.max_message_bytes or largest < needed:
-        lost = f"the largest records of {topic.largest_of} may not fit, and block their partition"
+        lost = "its records may not fit"
+        if topic.largest_of:
+            lost = f"the largest records of {topic.largest_of} may not fit, and block their partition"
         wanted = max(topic.max_message_bytes, needed)
         yield Difference("max.message.bytes", largest, wanted, lost if largest < needed else None)
+    if topic.kept_for_ever and settings.get("message.timestamp.type") == "CreateTime":
+        lost = "records of an instance whose clock is wrong may be refused"
+        yield Difference("message.timestamp.type", "CreateTime", "LogAppendTime", lost)
 
 
 def _of_cleanup(topic: Topic, settings: Settings) -> Iterator[Difference]:

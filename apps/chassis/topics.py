@@ -6,6 +6,8 @@ from apps.chassis.topic_settings import Topic
 
 LARGEST_DEAD_LETTER = 16 * 1024 * 1024
 """Bytes: whatever the topic of people takes must fit, with the headers of a dead letter."""
+LEAST_MARKS_BYTES = 16 * 1024
+"""Bytes below which the marks of a few hundred scattered dead letters do not fit, and redrives are refused."""
 
 
 def people_topic(settings: Settings, right: Right | None = None) -> Topic:
@@ -36,5 +38,6 @@ def marks_topic(settings: Settings, name: str) -> Topic:
         settings.people_replication,
         kept_for_ever=True,
         compacted=True,
+        least_bytes=LEAST_MARKS_BYTES,
         loss="what was sent back is forgotten, and would be sent back again",
     )

@@ -89,6 +89,24 @@ def test_a_dead_letter_topic_that_does_not_take_the_largest_record_of_its_topic_
     assert "block their partition" in str(difference)
 
 
+def test_topics_that_keep_the_time_of_a_client_are_told_of_where_its_wrong_clock_would_have_them_refuse() -> None:
+    for topic in (LETTERS, MARKS):
+        (difference,) = differences(topic, found(topic, message_timestamp_type="CreateTime"))
+        assert str(difference) == (
+            "message.timestamp.type CreateTime, wanted LogAppendTime: "
+            "records of an instance whose clock is wrong may be refused"
+        )
+        assert not difference.deletes
+    assert differences(PEOPLE, found(PEOPLE, message_timestamp_type="CreateTime")) == []
+
+
+def test_a_marks_topic_that_is_too_small_for_its_marks_is_found() -> None:
+    (difference,) = differences(MARKS, found(MARKS, max_message_bytes="1000"))
+    assert str(difference) == "max.message.bytes 1000, wanted 1048588: its records may not fit"
+    (difference,) = differences(MARKS, found(MARKS, max_message_bytes="2000000"))
+    assert difference.lost is None
+
+
 def test_health_tells_which_guarantees_do_not_hold_and_forgets_what_was_mended() -> None:
     cluster = Cluster(client_options(SETTINGS, "consumer"), [LETTERS])
     cluster._report(LETTERS, differences(LETTERS, found(LETTERS, retention_ms=RETENTION_MS)))

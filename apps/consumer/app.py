@@ -88,7 +88,7 @@ def create_app(
     marks = marks_topic(settings, marks_topic_name(dead.name))
     cluster = Cluster(for_purpose(options, "admin"), [people, dead, marks], group)
     background = Background()
-    reader = LogReader(reading, topic)
+    reader, every = LogReader(reading, topic), LogReader(options, topic, committed_only=False)
     dead_reader = LogReader(reading, dead.name)
     redriver = Redriver(for_purpose(options, "redrive"), cluster, dead_reader, topic, group)
     window = Window(settings.window_size)
@@ -96,8 +96,8 @@ def create_app(
     registry = new_registry(SERVICE)
     edge = Edge(registry, Limit(partial(weight_of, window=window), MOST_IN_MEMORY), settings)
     consumption = Consumption(window, timed(handle, registry), dead_letters.write, traces, policy, group=group)
-    commits = Commits(partial(cluster.commits, group, topic))
-    offsets = GroupOffsets(reader, LogReader(options, topic, committed_only=False), commits.read)
+    commits = Commits(partial(cluster.commits, group, topic), every.offsets)
+    offsets = GroupOffsets(reader, every, commits.read)
     meter = LagMeter(offsets)
     searched = Log(
         LogReader(reading, topic),

@@ -60,12 +60,15 @@ WORDS: dict[Reason, str] = {
 
 ReadCommits = Callable[[], Awaitable[Mapping[int, OffsetAndMetadata | None]]]
 """Reads the group's committed offset in each partition, as `Cluster.commits` does."""
+ReadOffsets = Callable[[int], Awaitable[tuple[Mapping[int, int], Mapping[int, int]]]]
+"""Reads the first offset and the end of so many partitions, as `LogReader.offsets` does."""
 
 
 class Move(msgspec.Struct, frozen=True):
     """A position that moved without consuming or an operator; `skipped` records were not consumed.
 
-    A move back skips none: its records are consumed again.
+    A move back skips none: its records are consumed again. Neither do offsets that hold no record yet, or that the
+    group has committed before.
     """
 
     partition: int
@@ -88,7 +91,7 @@ class Commits:
     reason, and `moved` counts moves likewise; `moves` are the newest.
     """
 
-    def __init__(self, read_commits: ReadCommits) -> None:
+    def __init__(self, read_commits: ReadCommits, read_offsets: ReadOffsets) -> None:
         self.failures: Counter[str] = Counter({CommitFailedError.__name__: 0})
         self.error: str | None = None
         self.skipped: Counter[tuple[int, Reason]] = Counter()
@@ -96,8 +99,10 @@ class Commits:
         self.moves: deque[Move] = deque(maxlen=KEPT_MOVES)
         self.retrying_since: float | None = None
         self._read_commits = read_commits
+        self._read_offsets = read_offsets
         self._committed: dict[int, int] = {}
-        self._pending: dict[int, list[tuple[Reason, int, int]]] = {}
+        self._highest: dict[int, int] = {}  # known to be committed since the last move back by an operator or a reset
+        self._pending: dict[int, list[Move]] = {}
         self._reads_left = 0
 
     def assigned(self) -> None:
@@ -113,7 +118,7 @@ class Commits:
         commits = await self._read_commits()
         for partition, commit in commits.items():
             if commit is not None and commit.metadata == MARK:
-                self._committed[partition] = commit.offset
+                self._note(partition, commit)
         return {partition: commit.offset if commit else None for partition, commit in commits.items()}
 
     async def begin(self, consumer: AIOKafkaConsumer) -> None:
@@ -124,16 +129,36 @@ class Commits:
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 commits = await self._read_commits()
+                altered = [p for p, commit in commits.items() if commit and self._is_altered(p, commit)]
+                _, ends = await self._read_offsets(max(altered) + 1) if altered else ({}, {})
         except (KafkaError, OSError, TimeoutError):
             return  # retried before the next poll
         self._reads_left = 0
         for partition in sorted(tp.partition for tp in consumer.assignment()):
-            commit, known = commits.get(partition), self._committed.get(partition)
+            commit = commits.get(partition)
             if commit is None:
                 continue  # the client reports this: see `reset`
-            if known not in {None, commit.offset} and commit.metadata != MARK:
-                self.report(partition, "altered", known or 0, commit.offset)
-            self._committed[partition] = commit.offset
+            if self._is_altered(partition, commit):
+                skipped = self._skipped(
+                    partition, self._committed[partition], min(commit.offset, ends.get(partition, commit.offset))
+                )
+                self._keep(_move(partition, "altered", self._committed[partition], commit.offset, skipped))
+            self._note(partition, commit)
+
+    def _is_altered(self, partition: int, commit: OffsetAndMetadata) -> bool:
+        offset: int = commit.offset
+        return commit.metadata != MARK and self._committed.get(partition, offset) != offset
+
+    def _note(self, partition: int, commit: OffsetAndMetadata) -> None:
+        """Remember a commit. One of this service goes back only where records are to be consumed again."""
+        if commit.metadata == MARK and commit.offset < self._committed.get(partition, 0):
+            self._highest.pop(partition, None)
+        self._committed[partition] = commit.offset
+        self._highest[partition] = max(commit.offset, self._highest.get(partition, 0))
+
+    def _skipped(self, partition: int, before: int, after: int) -> int:
+        """Return how many records a move left out that the group has not committed before."""
+        return max(0, after - max(before, self._highest.get(partition, 0)))
 
     async def reset(self, consumer: AIOKafkaConsumer, error: OffsetOutOfRangeError | NoOffsetForPartitionError) -> None:
         """Continue at the first record of a partition whose position the client cannot use.
@@ -153,11 +178,17 @@ class Commits:
                 reason: Reason = (
                     "forgotten" if position is None else "deleted" if position < first[tp] else "out_of_range"
                 )
-                self._pending.setdefault(tp.partition, []).append((reason, before, first[tp]))
+                skipped = self._skipped(tp.partition, before, first[tp])
+                self._pending.setdefault(tp.partition, []).append(
+                    _move(tp.partition, reason, before, first[tp], skipped)
+                )
+            if position is None or position >= first[tp]:  # the offsets may be those of other records now
+                self._highest.pop(tp.partition, None)
 
     def sought(self, offsets: Mapping[int, int]) -> None:
         """Note the positions that an operator committed with a seek."""
         self._committed |= offsets
+        self._highest |= offsets
         for partition in offsets:
             self._pending.pop(partition, None)
 
@@ -207,9 +238,9 @@ class Commits:
                 await consumer.commit({tp: (position, MARK) for tp, position in due.items()})
         self.error = None
         for tp, position in due.items():
-            self._committed[tp.partition] = position
-            for reason, before, after in self._pending.pop(tp.partition, ()):
-                self.report(tp.partition, reason, before, after)
+            self._note(tp.partition, OffsetAndMetadata(position, ""))
+            for move in self._pending.pop(tp.partition, ()):
+                self._keep(move)
 
     def _failed(self, error: BaseException) -> str:
         reason = one_line(error) if str(error) else f"no answer within {COMMIT_TIMEOUT_S:g} s"
@@ -222,22 +253,27 @@ class Commits:
         return reason
 
     def report(self, partition: int, reason: Reason, before: int, after: int) -> None:
-        """Log, count and keep a move of a position."""
-        skipped = max(0, after - before)
-        self.skipped[partition, reason] += skipped
-        self.moved[partition, reason] += 1
-        self.moves.append(
-            Move(partition, reason, before, after, skipped, datetime.now(UTC).isoformat(timespec="milliseconds"))
-        )
+        """Log, count and keep a move of a position; the records between are skipped."""
+        self._keep(_move(partition, reason, before, after, max(0, after - before)))
+
+    def _keep(self, move: Move) -> None:
+        self.skipped[move.partition, move.reason] += move.skipped
+        self.moved[move.partition, move.reason] += 1
+        self.moves.append(move)
+        back = move.before - move.after
         log.warning(
             "the position of partition %d moved from %d to %d, %s: %s",
-            partition,
-            before,
-            after,
-            f"{skipped} records were skipped" if after >= before else f"{before - after} offsets are consumed again",
-            WORDS[reason],
-            extra={"partition": partition, "offset": after, "records": skipped},
+            move.partition,
+            move.before,
+            move.after,
+            f"{back} offsets are consumed again" if back > 0 else f"{move.skipped} records were skipped",
+            WORDS[move.reason],
+            extra={"partition": move.partition, "offset": move.after, "records": move.skipped},
         )
+
+
+def _move(partition: int, reason: Reason, before: int, after: int, skipped: int) -> Move:
+    return Move(partition, reason, before, after, skipped, datetime.now(UTC).isoformat(timespec="milliseconds"))
 
 
 async def positions_of(consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:

@@ -21,11 +21,15 @@ class Group:
     def __init__(self, **positions: int) -> None:
         self.committed: dict[int, OffsetAndMetadata | None] = {}
         self.client = Client({int(name[1:]): position for name, position in positions.items()})
-        self.commits = Commits(self.read)
+        self.ends: dict[int, int] = {0: 10_000, 1: 10_000}
+        self.commits = Commits(self.read, self.offsets)
         self.leaving = asyncio.Event()
 
     async def read(self) -> dict[int, OffsetAndMetadata | None]:
         return self.committed
+
+    async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
+        return self.client.first, {partition: self.ends[partition] for partition in range(partitions)}
 
     async def assign(self) -> None:
         self.commits.assigned()
@@ -177,6 +181,69 @@ async def test_what_another_client_committed_in_the_name_of_the_group_is_told(af
     assert group.moves == [("altered", 300, after, skipped)]
     await group.assign()
     assert len(group.moves) == 1
+
+
+async def test_offsets_that_hold_no_record_yet_are_not_skipped_by_a_commit_of_another_client() -> None:
+    group = Group(p0=300)
+    await group.commit(300)
+    group.ends = {0: 310}
+    group.committed = {0: OffsetAndMetadata(360, "")}
+    await group.assign()
+    assert group.moves == [("altered", 300, 360, 10)]
+    await group.reset(OffsetOutOfRangeError({P0: 360}))
+    await group.idle()
+    assert group.moves[1:] == [("out_of_range", 360, 0, 0)]
+
+
+async def test_deleted_records_that_were_consumed_before_another_client_committed_are_not_skipped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    group = Group(p0=1_155)
+    await group.commit(1_155)
+    group.committed = {0: OffsetAndMetadata(100, "")}
+    await group.assign()
+    group.client.first = {0: 500}
+    await group.reset(OffsetOutOfRangeError({P0: 100}))
+    await group.idle()
+    assert group.moves == [("altered", 1_155, 100, 0), ("deleted", 100, 500, 0)]
+    assert "moved from 100 to 500, 0 records were skipped" in caplog.text
+    group.committed = {0: OffsetAndMetadata(500, MARK)}
+    await group.commits.read()
+    group.client.first = {0: 1_200}
+    await group.reset(OffsetOutOfRangeError({P0: 500}))
+    await group.idle()
+    assert group.moves[-1] == ("deleted", 500, 1_200, 45)
+
+
+async def test_what_another_client_puts_back_and_forth_is_not_skipped_where_it_was_consumed() -> None:
+    group = Group(p0=1_000)
+    await group.commit(1_000)
+    for offset in (100, 1_010):
+        group.committed = {0: OffsetAndMetadata(offset, "")}
+        await group.assign()
+    assert group.moves == [("altered", 1_000, 100, 0), ("altered", 100, 1_010, 10)]
+
+
+@pytest.mark.parametrize("how", ["forgotten", "out_of_range", "sought", "sought by another instance"])
+async def test_records_that_are_to_be_consumed_again_are_skipped_when_they_are_deleted(how: str) -> None:
+    group = Group(p0=1_000)
+    await group.commit(1_000)
+    match how:
+        case "forgotten":
+            await group.reset(NoOffsetForPartitionError(P0))
+        case "out_of_range":
+            await group.reset(OffsetOutOfRangeError({P0: 1_000}))
+        case "sought":
+            group.commits.sought({0: 0})
+        case _:
+            group.committed = {0: OffsetAndMetadata(0, MARK)}
+            await group.commits.read()
+    group.client.positions[0] = 10
+    await group.commit(10)
+    group.client.first = {0: 500}
+    await group.reset(OffsetOutOfRangeError({P0: 10}))
+    await group.idle()
+    assert group.moves[-1] == ("deleted", 10, 500, 490)
 
 
 async def test_what_another_instance_of_the_service_committed_is_its_progress() -> None:

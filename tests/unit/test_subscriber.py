@@ -60,7 +60,7 @@ class Consumer:
         self.window = Window(1_000)
         self.consumption = Consumption(self.window, self._handle, self._write, policy=policy())
         self.client = Client()
-        self.commits = Commits(nothing_committed)
+        self.commits = Commits(nothing_committed, no_offsets)
 
     async def _handle(self, people: Sequence[Person]) -> None:
         self.events.append("handler")
@@ -100,6 +100,10 @@ def said_by(formatter: logging.Formatter) -> Iterator[list[str]]:
 
 async def nothing_committed() -> dict[int, OffsetAndMetadata | None]:
     return {}
+
+
+async def no_offsets(_: int) -> tuple[dict[int, int], dict[int, int]]:
+    return {}, {}
 
 
 @asynccontextmanager
@@ -336,7 +340,7 @@ async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_an_ailment(monke
     async def never(_: Sequence[Person]) -> None:
         await asyncio.Event().wait()
 
-    consumption, commits = Consumption(Window(10), never, Consumer()._write), Commits(nothing_committed)
+    consumption, commits = Consumption(Window(10), never, Consumer()._write), Commits(nothing_committed, no_offsets)
     broker = new_broker(client_options(Settings(), "consumer"))
     subscriber = subscribe(broker, TOPIC, GROUP, consumption, commits)
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
@@ -377,7 +381,7 @@ class Silent:
 
 async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None:
     consumption = Consumption(Window(10), Consumer()._handle, Consumer()._write)
-    consumption.idle_since, commits = 0.0, Commits(nothing_committed)
+    consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_offsets)
     subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
     subscriber.consumer, subscriber.lock = cast("Any", Silent()), MultiLock()
     assert "has not polled" in str(ailment(subscriber, consumption, commits))
@@ -397,8 +401,8 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
 
     consumption = Consumption(consumer.window, slow, consumer._write)
     broker = new_broker(client_options(Settings(), "consumer"))
-    subscriber = subscribe(broker, TOPIC, GROUP, consumption, Commits(nothing_committed))
-    drain = Drain(consumption, Commits(nothing_committed), lambda _: None)
+    subscriber = subscribe(broker, TOPIC, GROUP, consumption, Commits(nothing_committed, no_offsets))
+    drain = Drain(consumption, Commits(nothing_committed, no_offsets), lambda _: None)
     drain.subscriber = subscriber
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
         subscriber.lock = MultiLock()  # what a started one has
@@ -497,7 +501,7 @@ async def test_an_in_flight_batch_has_an_age_until_it_is_committed() -> None:
 
 async def test_every_assignment_of_partitions_is_counted() -> None:
     consumption = Consumer().consumption
-    drain = Drain(consumption, Commits(nothing_committed), lambda _: None)
+    drain = Drain(consumption, Commits(nothing_committed, no_offsets), lambda _: None)
     await drain.on_partitions_assigned({TopicPartition(TOPIC, 0)})
     await drain.on_partitions_assigned(set())
     assert consumption.rebalances == 2

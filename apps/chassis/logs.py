@@ -58,6 +58,9 @@ def one_line(error: BaseException) -> str:
     kind, message = type(error).__name__, " ".join(text.split())
     if kind in MISSING_RIGHTS:
         return f"{MISSING_RIGHTS[kind]} ({message})"
+    code, _, rest = message.partition("] ")
+    if code.startswith("[Error ") and rest.startswith(kind):  # a broker's error: its code says the same as its kind
+        return rest
     return message if message.startswith(kind) else f"{kind}: {message}".removesuffix(": ")
 
 

@@ -17,6 +17,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextlib import suppress
 from typing import NamedTuple
 
+from aiokafka.errors import KafkaError
+
 from apps.chassis.logs import one_line, without_values
 from apps.consumer.containment import BrokenOff, HandlerCall
 from apps.consumer.dead_letters import BadRecord
@@ -107,7 +109,7 @@ class Attempts:
         self.waiting = False
         self.outage = False
         self.unwritten: str | None = None
-        self.call = HandlerCall()
+        self.call = HandlerCall(Reject, KafkaError)
         self.leaving = Leaving(self.call.break_off)
         self.policy = policy
         self.memory = Memory()
@@ -201,7 +203,8 @@ class Attempts:
             raise
         except Exception as error:  # noqa: BLE001 - no error of the handler may lose a record
             self._note(error, records)
-            return error.with_traceback(None)  # the traceback would keep the values as long as the error
+            error.__cause__ = None  # its traceback, and this one's, would keep the values as long as the error
+            return error.with_traceback(None)
         self.successes += 1
         self._failing_since = None
         return None

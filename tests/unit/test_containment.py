@@ -1,18 +1,85 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Self
 
 import pytest
+from aiokafka.errors import KafkaError
 from samples import LONG, until
 from streams import Stream
 
-from apps.consumer.containment import BrokenOff, Escaped, HandlerCall, contain_child_tasks
+from apps.chassis.logs import stack_of
+from apps.consumer.attempts import Reject
+from apps.consumer.containment import BrokenOff, Escaped, HandlerCall, HandlerError, contain_child_tasks
+from contracts.dead_letter import describe
 from contracts.person import Person
 
 
 class Unprintable(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no message")
+
+
+class PrintableOnce(Exception):
+    printed = 0
+
+    def __str__(self) -> str:
+        self.printed += 1
+        if self.printed > 1:
+            raise RuntimeError("no second message")
+        return "once"
+
+
+class KeepsItsTraceback(Exception):
+    def with_traceback(self, _: object) -> Self:
+        raise RuntimeError("no other traceback")
+
+
+class NeitherTrueNorFalse(Exception):
+    def __bool__(self) -> bool:
+        raise RuntimeError("neither")
+
+
+class Unmeasurable(str):
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise RuntimeError("no length")
+
+    def encode(self, *_: object) -> bytes:
+        raise RuntimeError("no bytes")
+
+
+class WithUnmeasurableText(Exception):
+    def __str__(self) -> str:
+        return Unmeasurable("long")
+
+
+class WithoutClass(Exception):
+    @property  # type: ignore[misc]  # as a hostile class has it
+    def __class__(self) -> type:
+        raise RuntimeError("no class")
+
+
+class Nameless(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]  # likewise
+        raise RuntimeError("no name")
+
+
+class OfNamelessClass(Exception, metaclass=Nameless):
+    __module__ = 5  # type: ignore[assignment]  # as a hostile class has it
+
+
+class RejectPrintableOnce(PrintableOnce, Reject):
+    pass
+
+
+async def fail_because_of_one_that_cannot_be_told() -> None:
+    try:
+        await raising(OfNamelessClass())()
+    except OfNamelessClass:
+        raise ValueError from NeitherTrueNorFalse()
 
 
 def raising(error: BaseException) -> Callable[[], Awaitable[None]]:
@@ -78,6 +145,14 @@ ESCAPES: dict[str, Callable[[], Awaitable[None]]] = {
     "StopIteration": raising(StopIteration()),
     "StopAsyncIteration": raising(StopAsyncIteration()),
     "an error without a message": raising(Unprintable()),
+    "an error with one message": raising(PrintableOnce()),
+    "a rejection with one message": raising(RejectPrintableOnce()),
+    "an error that keeps its traceback": raising(KeepsItsTraceback()),
+    "an error that is neither true nor false": raising(NeitherTrueNorFalse()),
+    "an error whose text has no length": raising(WithUnmeasurableText()),
+    "an error that hides its class": raising(WithoutClass()),
+    "an error whose class hides its name": raising(OfNamelessClass()),
+    "an error because of such errors": fail_because_of_one_that_cannot_be_told,
     "what breaks a call off": raising(BrokenOff()),
     "the cancellation of its own task": cancel_own_task,
     "a late cancellation of its own task": cancel_own_task_and_return,
@@ -114,7 +189,7 @@ def test_whatever_a_handler_raises_or_cancels_is_a_failure_of_its_record_alone(
     stream = asyncio.run(consume())  # in a loop of its own, as a process has: it would end by some of these
     assert done == ["a", "b"]
     assert stream.lettered == ["bad"]
-    assert str(stream.letters[0].error) is not None
+    assert describe(stream.letters[0].error)[0]
     assert stream.is_consumed
 
 
@@ -195,5 +270,43 @@ async def test_a_handler_that_is_cancelled_from_without_ends_before_the_loop_doe
 async def test_what_is_no_exception_is_told_by_its_name() -> None:
     with pytest.raises(Escaped, match="SystemExit: 3"):
         await HandlerCall().run(raising(SystemExit(3)))
-    with pytest.raises(Escaped, match="Unprintable: its message cannot be read"):
-        await HandlerCall().run(raising(Unprintable()))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("error", "described"),
+    [
+        (ValueError("x"), ("builtins.ValueError", "x")),
+        (Unprintable(), (f"{__name__}.Unprintable", "its message cannot be read")),
+        (PrintableOnce(), (f"{__name__}.PrintableOnce", "once")),
+        (RejectPrintableOnce(), (f"{__name__}.RejectPrintableOnce", "once")),
+        (WithUnmeasurableText(), (f"{__name__}.WithUnmeasurableText", "long")),
+        (OfNamelessClass("x"), ("?.OfNamelessClass", "x")),
+    ],
+)
+async def test_the_copy_of_an_error_has_its_class_path_and_text_and_runs_none_of_its_code(
+    error: Exception, described: tuple[str, str]
+) -> None:
+    with pytest.raises(HandlerError) as raised:
+        await HandlerCall(Reject).run(raising(error))
+    for _ in range(2):
+        assert describe(raised.value) == described
+    assert isinstance(raised.value, Reject) == issubclass(type(error), Reject)
+    assert "await make()" in stack_of(raised.value)
+
+
+@pytest.mark.anyio
+async def test_the_stack_of_a_copy_has_the_errors_that_led_to_it_and_quotes_only_those_of_kafka() -> None:
+    async def fail() -> None:
+        try:
+            try:
+                raise ValueError("Ada")  # noqa: TRY301 - as a handler does
+            except ValueError as error:
+                raise KafkaError("no broker") from error
+        except KafkaError:
+            raise LookupError("Ada")  # noqa: B904 - as a handler does
+
+    with pytest.raises(HandlerError) as raised:
+        await HandlerCall(KafkaError).run(fail)
+    ends = [line for line in stack_of(raised.value).splitlines() if line[0] not in " T"]
+    assert ends == ["ValueError", "KafkaError: no broker", "LookupError"]

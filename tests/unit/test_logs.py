@@ -4,7 +4,7 @@ from typing import Any, NoReturn
 
 import msgspec
 import pytest
-from aiokafka.errors import MessageSizeTooLargeError, ProducerClosed
+from aiokafka.errors import CorruptRecordException, MessageSizeTooLargeError, ProducerClosed
 from samples import Stored
 
 from apps.chassis.background import Background
@@ -152,6 +152,8 @@ def test_an_error_is_told_in_one_line_and_its_kind_once() -> None:
     assert one_line(ValueError("a\n  b")) == "ValueError: a b"
     assert one_line(TimeoutError()) == "TimeoutError"
     assert one_line(ProducerClosed()) == "ProducerClosed"
+    assert one_line(CorruptRecordException("damaged")) == "CorruptRecordException: damaged"
+    assert one_line(ValueError("[Error 2] x")) == "ValueError: [Error 2] x"
 
 
 def test_an_error_that_quotes_bytes_that_are_no_utf_8_can_be_shown() -> None:

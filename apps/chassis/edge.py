@@ -52,24 +52,25 @@ class Edge:
             status = 500  # what the server answers for an application that does not
             refused = False
 
-            async def refuse() -> None:
-                nonlocal refused
-                start, body = _busy_answer(self._limit.describe(scope), self._root_path)
-                await see(start)
-                refused = True
+            # Neither function may refer to the other, or to itself: each call would be a reference cycle.
+            async def refuse(start: Message, body: Message) -> None:
+                await send(start)
                 await send(body)
 
             def see(message: Message) -> Awaitable[None]:
-                nonlocal status
+                nonlocal status, refused
                 if refused:
                     return _drop(message)
-                if message["type"] == "http.response.start":
-                    if not self._has_room_for(message["headers"], scope):
-                        return refuse()
-                    status = message["status"]
-                    headers = message["headers"]
-                    message["headers"] = [*headers, *security_headers_beside(headers), (HEADER, name)]
-                return send(message)
+                if message["type"] != "http.response.start":
+                    return send(message)
+                start: Any = message
+                body: Any = None
+                if not self._has_room_for(message["headers"], scope):
+                    refused = True
+                    start, body = _busy_answer(self._limit.describe(scope), self._root_path)
+                status, headers = start["status"], start["headers"]
+                start["headers"] = [*headers, *security_headers_beside(headers), (HEADER, name)]
+                return send(start) if body is None else refuse(start, body)
 
             start = time.perf_counter()
             try:

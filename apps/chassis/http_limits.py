@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import httptools
-from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from apps.chassis.internals.http_framing import FramedProtocol
@@ -159,7 +158,7 @@ class LimitedProtocol(FramedProtocol):
             raise httptools.HttpParserError("too many requests in advance")
         super().request_begun()
         self.cycle.transport = self._joined
-        self.cycle.scope[BREAK_OFF] = partial(self._break_off, self.scope)  # type: ignore[literal-required]  # a key of our own
+        self.cycle.scope[BREAK_OFF] = partial(self._break_off, self.scope["http_version"])  # type: ignore[literal-required]  # a key of our own
         unanswered = [one for one in self._asked if not one.response_complete] if self.pipeline else []
         self._asked = [*unanswered, self.cycle]
 
@@ -200,12 +199,12 @@ class LimitedProtocol(FramedProtocol):
             self._answer_no_more()
             self.transport.close()
 
-    def _break_off(self, scope: HTTPScope) -> None:
+    def _break_off(self, http_version: str) -> None:
         """Close the connection in the middle of an answer, so that the caller notices that it is incomplete.
 
         An answer to HTTP/1.0 ends with its connection, so the connection is reset.
         """
-        if scope["http_version"] == "1.0":
+        if http_version == "1.0":
             connected = self.transport.get_extra_info("socket")
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
         self._answer_no_more()

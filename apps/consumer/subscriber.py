@@ -228,6 +228,7 @@ def subscribe(  # noqa: PLR0913, PLR0917 - the parts of a subscriber
 
     @subscriber
     async def consume(batch: Any) -> None:  # noqa: ANN401 - decoded already: any other annotation validates it again
+        batch.clear_cache()  # it holds itself there: its records would stay until a garbage collection
         batch.outcome = outcome = await consumption.consume(batch.raw_message, newer)
         if outcome.redelivered:
             await batch.go_back(outcome.redelivered)

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -24,7 +25,7 @@ from apps.consumer.attempts import Halted, Reject
 from apps.consumer.commits import MARK, Commits
 from apps.consumer.consumption import MOST_REASONS, Consumption, sort_out
 from apps.consumer.dead_letters import BadRecord
-from apps.consumer.subscriber import Drain, PromptSubscriber, ailment, has_newer, subscribe
+from apps.consumer.subscriber import Drain, FetchedBatch, PromptSubscriber, ailment, has_newer, subscribe
 from apps.consumer.window import Record, Window
 from contracts.person import Person, encode
 
@@ -178,6 +179,17 @@ async def test_records_published_on_the_topic_arrive_at_the_handler() -> None:
         await broker.publish_batch(encode(ADA), topic="another topic")
     assert [person.id for person in consumer.handled] == [ADA.id, "2"]
     assert [letter.record.value for letter in consumer.letters] == [b"5", b"", as_json(age="36"), None]
+
+
+async def test_a_consumed_batch_does_not_hold_itself_until_a_garbage_collection() -> None:
+    consumer = Consumer()
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message((stored_person(0), stored_person(1)))
+        batches = [one for one in gc.get_objects() if isinstance(one, FetchedBatch)]  # the test broker keeps them
+        assert batches
+        for batch in batches:
+            caches = [kept for kept in vars(batch).values() if isinstance(kept, dict)]
+            assert batch not in [kept for cache in caches for kept in cache.values()]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Answers that callers do not read: they count as memory until they are sent."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from litestar.types import Scope
 from prometheus_client import CollectorRegistry
 from samples import until
 from test_http_limits import Connect, closed, serving
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from apps.chassis import http_limits
 from apps.chassis.edge import Edge
@@ -166,3 +168,18 @@ async def test_a_caller_that_reads_slowly_gets_all_of_its_answer(monkeypatch: py
             if connection._unsent:
                 connection._check_reading()
         assert (await slow.ask("/small"))[0] == 200
+
+
+async def test_a_call_is_freed_as_soon_as_it_is_answered() -> None:
+    async with serving(application()) as connect:
+        asking = await caller(connect)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                assert (await asking.ask("/small"))[0] == 200
+                await asking.reader.readexactly(1)
+            kept = [one for one in gc.get_objects() if isinstance(one, RequestResponseCycle)]
+            assert len(kept) <= 2  # the last one of the connection, and the one before it
+        finally:
+            gc.enable()

@@ -179,7 +179,7 @@ async def test_a_call_is_freed_as_soon_as_it_is_answered() -> None:
             for _ in range(20):
                 assert (await asking.ask("/small"))[0] == 200
                 await asking.reader.readexactly(1)
-            kept = [one for one in gc.get_objects() if isinstance(one, RequestResponseCycle)]
+            kept = [one for one in gc.get_objects() if type(one) is RequestResponseCycle]
             assert len(kept) <= 2  # the last one of the connection, and the one before it
         finally:
             gc.enable()

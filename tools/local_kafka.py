@@ -118,7 +118,10 @@ class LocalKafka:
 
     def suspend(self, node_id: int) -> None:
         """Freeze this broker (SIGSTOP; not on Windows): its connections stay open and nothing answers."""
-        self._brokers[node_id].send_signal(signal.SIGSTOP)
+        broker = self._brokers[node_id]
+        broker.send_signal(signal.SIGSTOP)
+        if broker.process:
+            os.waitid(os.P_PID, broker.process.pid, os.WSTOPPED)  # its last thread stops a moment later
 
     def resume(self, node_id: int) -> None:
         """Let a suspended broker go on (SIGCONT)."""

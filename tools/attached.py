@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Attached(subprocess.Popen[bytes]):
-    """A Python module in a process that is told to end (SIGTERM) when this process ends.
+    """A Python module in a child process that gets SIGTERM when this process ends.
 
     Its standard input is what it watches: the other end is open as long as this process lives.
     """

@@ -173,14 +173,12 @@ class Window:
             raise StaleCursor("a cursor of another instance, or of before its restart: begin again without it")
         found: list[tuple[int, Record]] = []
         seen: set[tuple[int, int]] = set()
-        for number, record in self._backwards(top):
+        for number, record in self._backwards(top, key, partition):
             place = place_of(record)
             if place in seen:
                 continue
             seen.add(place)
-            if number >= below or (key is not None and record.key != key):
-                continue
-            if partition is not None and record.partition != partition:
+            if number >= below:
                 continue
             found.append((number, record))
             if len(found) > limit:
@@ -189,19 +187,19 @@ class Window:
         cursor = Cursor(name, top, shown[-1][0]) if len(found) > limit else None
         return [record for _, record in reversed(shown)], cursor
 
-    def _backwards(self, top: int) -> Iterator[tuple[int, Record]]:
-        """Iterate over the records below a number with their numbers, the last consumed first."""
-        number, last = self._end, self._end - len(self)
+    def _backwards(self, top: int, key: bytes | None, partition: int | None) -> Iterator[tuple[int, Record]]:
+        """Iterate over matching records below a number with their numbers, the last consumed first."""
+        end, last = self._end, self._end - len(self)
         for batch, _ in reversed(self._batches):
-            if number - len(batch) >= top:
-                number -= len(batch)
-                continue
-            for record in reversed(batch):
-                number -= 1
-                if number < last:
-                    return
-                if number < top:
-                    yield number, record
+            begin = end - len(batch)
+            numbered: Iterable[tuple[int, Record]] = zip(range(end - 1, begin - 1, -1), reversed(batch), strict=True)
+            if begin < top:
+                if key is not None:  # a search for a key looks at every record: it is the hot loop
+                    numbered = [one for one in numbered if one[1].key == key]
+                for number, record in numbered:
+                    if last <= number < top and (partition is None or record.partition == partition):
+                        yield number, record
+            end = begin
 
 
 def _size(records: Sequence[Record]) -> int:

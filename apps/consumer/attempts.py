@@ -184,6 +184,12 @@ class Attempts:
             if not self.memory:
                 self.forget()
 
+    def drop(self, partitions: Collection[tuple[str, int]]) -> None:
+        """Forget what was learned about these partitions: Kafka has deleted records of them that were unfinished."""
+        self.memory.drop(partitions)
+        if not self.memory:
+            self.forget()
+
     def forget(self) -> None:
         """Forget what was learned about unfinished records, before an operator has them read again."""
         self.memory.forget()
@@ -352,9 +358,11 @@ class Trial:
             self.is_abandoned = True
 
     async def run_carefully(self) -> None:
-        """Try few records alone, and the rest only when one of them succeeds."""
+        """Try few records alone, and the rest only when one of them succeeds, or another has since they failed."""
+        if not self._known:  # those that failed before are not in this batch: other partitions', or deleted
+            self._pending.append(Chunk(self._records))
         try:
-            if await self._probe():
+            if self._has_news() or await self._probe():
                 if self._attempts.outage:
                     self._acquit()
                 await self._decide()
@@ -497,6 +505,11 @@ class Trial:
             suspect.error, suspect.failed_at = error, self._attempts.successes
             self._failures_in_a_row = in_a_row  # this failure was expected
         return error
+
+    def _has_news(self) -> bool:
+        """Return whether a record of another batch succeeded after a suspect of this one failed."""
+        successes = self._attempts.successes
+        return not self._attempts.outage and any(one.failed_at < successes for one in self._suspects.values())
 
     async def _probe(self) -> bool:
         """Try a suspect and a few untried records alone; return whether the handler decided about one of them."""

@@ -160,8 +160,10 @@ class Commits:
         """Return how many records a move left out that the group has not committed before."""
         return max(0, after - max(before, self._highest.get(partition, 0)))
 
-    async def reset(self, consumer: AIOKafkaConsumer, error: OffsetOutOfRangeError | NoOffsetForPartitionError) -> None:
-        """Continue at the first record of a partition whose position the client cannot use.
+    async def reset(
+        self, consumer: AIOKafkaConsumer, error: OffsetOutOfRangeError | NoOffsetForPartitionError
+    ) -> set[TopicPartition]:
+        """Continue at the first record of each partition whose position the client cannot use; return the partitions.
 
         The move is reported once the new position is committed. Raises `KafkaError`.
         """
@@ -184,6 +186,7 @@ class Commits:
                 )
             if position is None or position >= first[tp]:  # the offsets may be those of other records now
                 self._highest.pop(tp.partition, None)
+        return set(lost)
 
     def sought(self, offsets: Mapping[int, int]) -> None:
         """Note the positions that an operator committed with a seek."""

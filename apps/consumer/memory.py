@@ -51,8 +51,7 @@ class Memory:
     def keep(self, records: Sequence[Record], found: Mapping[int, Found]) -> None:
         """Replace what is known about the partitions of a batch by `found`, by the `id` of records."""
         if self._found:
-            partitions = {(record.topic, record.partition) for record in records}
-            self._found = {place: one for place, one in self._found.items() if place[:2] not in partitions}
+            self.drop({(record.topic, record.partition) for record in records})
         if found:
             for record in records:
                 if (one := found.get(id(record))) is not None:
@@ -63,6 +62,10 @@ class Memory:
     def retain(self, partitions: Collection[tuple[str, int]]) -> None:
         """Keep what is known about these partitions, of a topic each."""
         self._found = {place: one for place, one in self._found.items() if place[:2] in partitions}
+
+    def drop(self, partitions: Collection[tuple[str, int]]) -> None:
+        """Forget what is known about these partitions, of a topic each."""
+        self._found = {place: one for place, one in self._found.items() if place[:2] not in partitions}
 
     def forget(self) -> None:
         """Forget everything, as before a seek: records that are read again are handled again."""

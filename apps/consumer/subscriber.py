@@ -153,7 +153,8 @@ class PromptSubscriber(BatchSubscriber):
             return ()
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             with self.lock:
-                await commits.reset(consumer, error)
+                moved = await commits.reset(consumer, error)
+                self._listener.consumption.attempts.drop({(tp.topic, tp.partition) for tp in moved})
             return ()
         if not fetched:
             with self.lock:

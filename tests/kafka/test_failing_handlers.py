@@ -88,6 +88,17 @@ def test_poison_is_dead_lettered_alone_whatever_the_handler_raises_and_an_outage
     stage.consumer.until_consumed(1_503)
     assert stage.lettered() == poison | {"0-01500", "0-01501"}
 
+    stage.write(["good"], start=1_502)  # nothing is accepted any more
+    stage.consumer.until_consumed(1_504)
+    stage.write(["poison"], start=1_503)
+    wait_until(lambda: stage.state() == "retrying")
+    stage.pipeline.delete_before({0: 1_504})
+    stage.consumer.until_healthy()
+    assert stage.state() == "running"
+    stage.write(["good"], start=1_504)
+    stage.consumer.until_consumed(1_505)
+    assert stage.handled()[-1] == "0-01504"
+
 
 def test_a_seek_a_stop_and_a_signal_break_off_a_long_call_and_what_was_done_before_is_committed(stage: Failing) -> None:
     names = ["good"] * 200

@@ -229,6 +229,50 @@ async def test_a_newer_record_ends_a_long_pause() -> None:
     assert stream.lettered == ["bad"]
 
 
+async def test_while_a_failing_record_cannot_be_read_again_those_of_other_partitions_are_handled() -> None:
+    handler = Handler("bad".__eq__)
+    stream = Stream(handler)
+    stream.add("bad")
+    await stream.turn()
+    stream.positions[0] = 1  # its partition has no leader, and nothing is fetched of it
+    stream.add("good", "other", partition=1)
+    await stream.turn()
+    assert sorted(handler.done) == ["good", "other"]
+    assert stream.committed[1] == 2
+    stream.positions[0] = 0
+    await stream.turn()
+    assert stream.lettered == ["bad"], "others succeeded after it failed"
+    assert stream.is_consumed
+
+
+async def test_an_outage_ends_although_the_records_that_failed_in_it_cannot_be_read_again() -> None:
+    down = [True]
+    handler = Handler(lambda _: down[0])
+    stream = Stream(handler, policy(outage=OutageLimit(records=2)))
+    stream.add(*"abcdef")
+    await stream.consume(turns=20)
+    assert stream.consumption.attempts.outage
+    stream.positions[0] = 6  # its partition has no leader, and nothing is fetched of it
+    stream.add("good", "other", partition=1)
+    down[0] = False
+    await stream.turn()
+    assert sorted(handler.done) == ["good", "other"]
+    assert not stream.consumption.attempts.outage
+
+
+async def test_of_records_that_kafka_deleted_while_they_were_retried_nothing_stays() -> None:
+    handler = Handler("bad".__eq__)
+    stream = Stream(handler)
+    stream.add("bad")
+    await stream.consume(turns=5)
+    assert stream.consumption.retrying
+    stream.consumption.attempts.drop({("people", 1)})
+    assert stream.consumption.retrying, "that was another partition"
+    stream.consumption.attempts.drop({("people", 0)})
+    assert stream.consumption.retrying is None
+    assert stream.consumption.attempts.failures == 0
+
+
 async def test_a_redelivery_finds_newer_records_behind_the_bad_ones_however_small_the_batches_are() -> None:
     handler = Handler(lambda person_id: int(person_id) < 60)
     stream = Stream(handler, policy(records=1))

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from apps.chassis.cluster import Cluster
 from apps.chassis.kafka import ClientOptions, size_of_batch
@@ -43,6 +45,7 @@ class DeadLetters:
         self._group = group
         self._producer: AIOKafkaProducer | None = None
         self._compression: str | None = None
+        self._written: set[Hashable] = set()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -56,13 +59,15 @@ class DeadLetters:
         """Write dead letters; return when all in-sync replicas have them.
 
         Each goes to the partition of the number it came from, so that their order there is kept. Raises what Kafka
-        answers, or `TimeoutError` after 15 s: some may have been written then, and are written again with the batch.
+        answers, or `TimeoutError` after 15 s. Those that were acknowledged by then are left out of the next attempts,
+        until one succeeds: as long as a single letter cannot be written, each attempt would add a copy of the others.
         From the first that the topic finds too large on they are compressed; raises `MessageSizeTooLargeError`, which
         says how much is missing, when that was not enough.
         """
         try:
             async with asyncio.timeout(DEADLINE):
-                await self._write(bad)
+                await self._write([one for one in bad if _identity_of(one) not in self._written])
+            self._written.clear()
         except MessageSizeTooLargeError:
             await self._drop_producer()
             if self._compression is not None:
@@ -76,20 +81,30 @@ class DeadLetters:
 
     async def _write(self, bad: Sequence[BadRecord]) -> None:
         producer = await self._connected()
-        sent = []
+        sent: list[asyncio.Future[object]] = []
+
+        async def send(batch: BatchBuilder, partition: int, letters: Sequence[BadRecord]) -> None:
+            sending = await producer.send_batch(batch, self.topic, partition=partition)
+            sending.add_done_callback(partial(self._acknowledged, letters))
+            sent.append(sending)
+
         by_partition: dict[int, list[BadRecord]] = {}
         for one in bad:
             by_partition.setdefault(one.record.partition % self._cluster.partitions[self.topic], []).append(one)
         for partition, letters in by_partition.items():
-            batch = producer.create_batch()
-            for letter in letters:
+            batch, first = producer.create_batch(), 0
+            for number, letter in enumerate(letters):
                 key, value, headers = letter.record.key, letter.record.value, self._letter(letter).all_headers()
                 if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
-                    sent.append(await producer.send_batch(batch, self.topic, partition=partition))
-                    batch = producer.create_batch()
+                    await send(batch, partition, letters[first:number])
+                    batch, first = producer.create_batch(), number
                     batch.append(timestamp=None, key=key, value=value, headers=headers)
-            sent.append(await producer.send_batch(batch, self.topic, partition=partition))
+            await send(batch, partition, letters[first:])
         await asyncio.gather(*sent)
+
+    def _acknowledged(self, letters: Sequence[BadRecord], sending: asyncio.Future[object]) -> None:
+        if not sending.cancelled() and sending.exception() is None:
+            self._written.update(map(_identity_of, letters))
 
     def _too_large(self, bad: Sequence[BadRecord]) -> MessageSizeTooLargeError:
         sizes = {size_of_batch(one.record.key, one.record.value, self._letter(one).all_headers()): one for one in bad}
@@ -137,3 +152,9 @@ class DeadLetters:
             with suppress(KafkaError, OSError, TimeoutError):
                 async with asyncio.timeout(2):
                     await producer.stop()
+
+
+def _identity_of(bad: BadRecord) -> Hashable:
+    """Return the place and the content of a record: a recreated topic has other records at the same places."""
+    record = bad.record
+    return record.topic, record.partition, record.offset, record.timestamp, hash((record.key, record.value))

@@ -170,6 +170,7 @@ class Consumption:
         try:
             if not self.halted:
                 if self.leaving.is_set():
+                    self.limit.review((), ())  # the last reviewed batch may be uncommitted: it must not count with this
                     return Outcome((), redelivered=_firsts(records))
                 own, others = divide(records, self._group)
                 with self._traces.handling(own):

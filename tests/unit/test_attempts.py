@@ -446,6 +446,21 @@ async def test_what_was_found_out_is_kept_when_a_batch_is_abandoned_and_redelive
     assert stream.is_consumed
 
 
+async def test_a_batch_whose_commit_was_refused_does_not_count_with_one_that_is_abandoned_behind_it() -> None:
+    stream = Stream(Handler())
+    for _ in range(60):
+        stream.append(Stored(value=b"bad"))
+    batch = stream.poll()
+    await stream.consumption.consume(batch)  # its commit is refused during a rebalance: it is not settled
+    stream.consumption.leaving.set()
+    stream.consumption.settle(await stream.consumption.consume(batch))
+    stream.consumption.leaving.clear()
+    consuming = asyncio.create_task(stream.consumption.consume(batch))
+    await until(lambda: consuming.done() or stream.consumption.halted is not None)
+    assert stream.consumption.halted is None, "60 records were refused, and not 120"
+    assert len((await consuming).bad) == 60
+
+
 async def test_dead_letters_are_written_as_often_as_it_takes_and_no_one_is_handled_twice() -> None:
     failures = iter([OSError("gone")] * 12)
 

@@ -466,14 +466,25 @@ class Trial:
             self._set_apart(Suspect(chunk.records[0], error, tries, self._attempts.successes))
 
     async def _judge(self) -> None:
-        """Retry suspects that failed before the last success: one that fails again is poison."""
-        for suspect in list(self._suspects.values()):
+        """Retry suspects that failed before the last success, in the order of each key; one that fails again is poison.
+
+        A key has several suspects when poison was doubted after later records of its key were tried.
+        """
+        undecided: set[object] = set()
+        for suspect in self._in_order():
             if self._must_stop():
                 return
-            if self._accept or suspect.failed_at < self._attempts.successes:
+            key = _key_of(suspect.record) or id(suspect.record)
+            if key not in undecided and (self._accept or suspect.failed_at < self._attempts.successes):
                 began = time.monotonic()
                 await self._try_again(suspect)
                 self._retrying_s += time.monotonic() - began
+            if id(suspect.record) in self._suspects:
+                undecided.add(key)
+
+    def _in_order(self) -> list[Suspect]:
+        """Return the suspects by partition and offset."""
+        return sorted(self._suspects.values(), key=lambda one: (one.record.partition, one.record.offset))
 
     async def _try_again(self, suspect: Suspect) -> None:
         retry = self._attempts.policy.retry
@@ -514,7 +525,8 @@ class Trial:
     async def _probe(self) -> bool:
         """Try a suspect and a few untried records alone; return whether the handler decided about one of them."""
         if self._suspects:
-            error = await self._try_alone(random.choice(list(self._suspects.values())))  # noqa: S311 - not a secret
+            firsts = {_key_of(one.record) or id(one.record): one for one in reversed(self._in_order())}
+            error = await self._try_alone(random.choice(list(firsts.values())))  # noqa: S311 - not a secret
             if error is None or isinstance(error, Reject):
                 return True
         for record in self._pick():

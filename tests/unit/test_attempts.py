@@ -147,6 +147,22 @@ async def test_a_record_that_only_seemed_bad_is_handled_before_later_ones_of_its
     assert [one for one in handler.done if one != "other"] == ["first", "second"]
 
 
+@pytest.mark.parametrize("seed", range(8))
+async def test_records_of_one_key_that_failed_in_an_outage_are_handled_in_their_order(seed: int) -> None:
+    random.seed(seed)
+    down = [True]
+    handler = Handler(lambda person_id: down[0] and person_id != "other")
+    stream = Stream(handler)
+    stream.add("first", "second", "third", key=b"key")
+    stream.add("other")
+    await stream.consume(turns=3)
+    assert handler.done == ["other"]
+    down[0] = False
+    await stream.consume(turns=5)
+    assert handler.done == ["other", "first", "second", "third"]
+    assert stream.is_consumed
+
+
 async def test_records_without_a_key_have_no_order_to_wait_for() -> None:
     handler = Handler("bad".__eq__)
     stream = Stream(handler)

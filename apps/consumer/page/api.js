@@ -7,9 +7,12 @@ const KEY = "api-key";
 /** Tells of every POST that was refused for want of an API key, as an event `refused`. */
 export const refusals = new EventTarget();
 
-/** Why a call failed; `status` is 0 when there was no answer, `problem` is what the answer says (RFC 9457). */
+/**
+ * Why a call failed; `status` is 0 when there was no answer, `problem` is what the answer says (RFC 9457): undefined when
+ * it is not JSON, as of a proxy whose service is gone.
+ */
 export class Failure extends Error {
-  constructor(message, status = 0, problem = {}) {
+  constructor(message, status = 0, problem = undefined) {
     super(message);
     this.status = status;
     this.problem = problem;
@@ -44,6 +47,16 @@ export async function post(path, body) {
   }
 }
 
+/** Return what the health check answers: with 503 it is an answer too. */
+export async function getHealth() {
+  try {
+    return await get("health-check");
+  } catch (failure) {
+    if (failure.problem?.status === "unavailable") return failure.problem;
+    throw failure;
+  }
+}
+
 /** Keep an API key for this tab; an empty one is forgotten. */
 export function keepApiKey(key) {
   if (key) sessionStorage.setItem(KEY, key);
@@ -60,7 +73,7 @@ async function call(url, options, milliseconds) {
     throw new Failure(error.name === "TimeoutError" ? `no answer within ${milliseconds / 1000} s` : "no answer");
   }
   const content = parsed(text);
-  if (!answer.ok) throw new Failure(content?.detail ?? `it answers ${answer.status}`, answer.status, content ?? {});
+  if (!answer.ok) throw new Failure(content?.detail ?? `it answers ${answer.status}`, answer.status, content);
   if (content === undefined) throw new Failure("it answers what is not JSON", answer.status);
   return content;
 }

@@ -19,7 +19,7 @@ export class DeadLetters {
   #reason = "";
   #sentBack = new Set(); // Kafka may take a moment longer to show what the answer of a redrive has told
   #reads = 0;
-  #seen = null; // how many this copy had dead-lettered when they were read last
+  #seen = null; // how many this instance had dead-lettered when they were read last
 
   constructor(notices) {
     this.notices = notices;
@@ -32,7 +32,7 @@ export class DeadLetters {
     this.#older.addEventListener("click", () => this.#showOlder());
   }
 
-  /** Read them again when this copy has written some, unless somebody looks at one of them or at older ones. */
+  /** Read them again when this instance has written some, unless somebody looks at one of them or at older ones. */
   async refresh({ dead_lettered_count: written, started_at: startedAt }) {
     const seen = `${startedAt} ${written}`;
     if (seen === this.#seen) return;
@@ -58,7 +58,7 @@ export class DeadLetters {
       this.notices.succeeded("dead letters");
     } catch (failure) {
       this.#seen = null; // comes again with the next status
-      this.notices.failed("dead letters", failure.message);
+      this.notices.failed("dead letters", failure);
     }
   }
 
@@ -73,7 +73,7 @@ export class DeadLetters {
       this.#show(page.next);
       this.notices.succeeded("older dead letters");
     } catch (failure) {
-      this.notices.failed("older dead letters", failure.message);
+      this.notices.failed("older dead letters", failure);
     } finally {
       this.#older.disabled = false;
     }

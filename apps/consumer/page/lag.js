@@ -1,17 +1,34 @@
-/** The lag of each partition, and who reads it: this copy or another member of the group. */
+/** The lag, as the status tells it, and who reads each partition: this instance or another member of the group. */
 
 import { arrange, byId, count, drawn, element, plural, say } from "./dom.js";
 
 const SHORTEST = 10; // records that a full bar means at least: a lag of 1 is no alarm
 
-/** Show the group; `ownMember` is the member id of this copy, or null. */
-export function showGroup(group, ownMember) {
-  const members = new Map(group.members.map((member) => [member.member_id, member]));
-  const most = Math.max(SHORTEST, ...group.partitions.map((partition) => partition.lag ?? 0));
-  say(byId("lag-total"), count(group.lag));
-  arrange(byId("lag-rows"), group.partitions, (one) => String(one.partition), newRow, (row, one) =>
-    updateRow(row, one, most, owner(one.owner, members, ownMember)),
+/** Show the lag; `group` adds what the status does not know: the owners, and the partitions of others (null: not read yet). */
+export function showLag(status, group) {
+  say(byId("lag-total"), count(status.lag));
+  const age = status.lag_seconds === null ? "" : `, ${count(Math.round(status.lag_seconds))} s`;
+  say(byId("lag-age"), status.lag === null ? "not known" : `records${age}`);
+  const waiting = byId("lag-waiting");
+  waiting.hidden = !status.waiting_for_transaction;
+  say(waiting, `${count(status.waiting_for_transaction)} behind an open transaction`);
+  const partitions = merged(status, group);
+  const members = new Map(group?.members.map((member) => [member.member_id, member]));
+  const most = Math.max(SHORTEST, ...partitions.map((partition) => partition.lag ?? 0));
+  arrange(byId("lag-rows"), partitions, (one) => String(one.partition), newRow, (row, one) =>
+    updateRow(row, one, most, owner(one.owner, members, status.member_id)),
   );
+  if (group !== null) showMembers(group);
+}
+
+/** The partitions of the group; what the status tells of some of them is newer, and stands above as their sum. */
+function merged(status, group) {
+  const partitions = new Map(group?.partitions.map((one) => [one.partition, one]));
+  for (const one of status.partitions) partitions.set(one.partition, { owner: null, ...partitions.get(one.partition), ...one });
+  return [...partitions.values()].sort((one, other) => one.partition - other.partition);
+}
+
+function showMembers(group) {
   const idle = group.members.filter((member) => member.partitions.length === 0).length;
   const waiting = idle > 0 && group.state === "Stable" ? `, ${idle} of them without a partition` : "";
   say(byId("group"), `Group ${group.group_id}: ${group.state}, ${plural(group.members.length, "member", "members")}${waiting}.`);
@@ -19,7 +36,7 @@ export function showGroup(group, ownMember) {
 
 function owner(memberId, members, ownMember) {
   if (memberId === null) return { name: "nobody", title: "" };
-  if (memberId === ownMember) return { name: "this copy", title: memberId };
+  if (memberId === ownMember) return { name: "this instance", title: memberId };
   const member = members.get(memberId);
   return { name: member ? `${member.client_id} at ${member.host.replace(/^\//, "")}` : memberId, title: memberId };
 }

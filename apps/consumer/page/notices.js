@@ -1,4 +1,4 @@
-/** Says what cannot be read, why and since when, and when that is over. */
+/** Says what cannot be read, why and since when, and when that is over; what was read before is dimmed meanwhile. */
 
 import { arrange, element, say, time } from "./dom.js";
 
@@ -13,9 +13,10 @@ export class Notices {
     this.#list = list;
   }
 
-  failed(source, reason) {
-    const since = this.#failing.get(source)?.since ?? Date.now();
-    this.#failing.set(source, { reason, since });
+  /** Note that a source cannot be read, as a call found that began at `began`. */
+  failed(source, failure, began = Date.now()) {
+    const since = this.#failing.get(source)?.since ?? began;
+    this.#failing.set(source, { reason: failure.message, since, gone: failure.problem === undefined });
     this.#over.delete(source);
     this.#show();
   }
@@ -42,6 +43,7 @@ export class Notices {
   }
 
   #show() {
+    document.body.dataset.failing = [...this.#failing.keys()].join(" ");
     const lines = [...this.#lines()];
     const make = ({ kind }) => element("p", { class: kind });
     arrange(this.#list, lines, (line) => line.key, make, (item, line) => say(item, line.text));
@@ -49,6 +51,12 @@ export class Notices {
 
   /** One line a reason: when the whole service is gone, that is one thing and not four. */
   *#lines() {
+    const state = this.#failing.get("state");
+    if (state?.gone) {
+      const text = `Service gone since ${time(state.since)}: ${state.reason}. What is dimmed is from before. Trying again.`;
+      yield { key: "gone", kind: "trouble", text };
+      return;
+    }
     const reasons = Map.groupBy(this.#failing, ([, { reason }]) => reason);
     for (const [reason, sources] of reasons) {
       const names = sources.map(([source]) => source).join(", ");

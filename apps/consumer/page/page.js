@@ -1,13 +1,13 @@
 /** The live page: what is asked of the service, how often, and which part of the page shows it. */
 
-import { get } from "./api.js";
-import { control, showState, showStatus } from "./control.js";
+import { get, getHealth } from "./api.js";
+import { control, showNoState, showStatus } from "./control.js";
 import { DeadLetters } from "./dead_letters.js";
 import { byId } from "./dom.js";
-import { showGroup } from "./lag.js";
+import { showLag } from "./lag.js";
 import { Notices } from "./notices.js";
 import { people } from "./people.js";
-import { poll } from "./poll.js";
+import { look, poll } from "./poll.js";
 import { RateLine } from "./rate.js";
 import { Records } from "./records.js";
 
@@ -18,23 +18,37 @@ const notices = new Notices(byId("notices"));
 const rate = new RateLine(byId("rate-line"), byId("rate-now"), byId("rate-most"));
 const records = new Records();
 const deadLetters = new DeadLetters(notices);
-let member = null;
+let asked = 0; // looks at the state so far
+let shown = 0; // the newest of them that is shown
+let status = null;
+let group = null;
 
-async function readStatus() {
-  try {
-    return await get("consumers/status");
-  } catch (failure) {
-    if (failure.status === 0) showState("no answer");
-    rate.interrupt();
-    throw failure;
-  }
+/** Read status and health together: neither is shown without the other. */
+async function readState() {
+  asked += 1;
+  const number = asked;
+  const [status, health] = await Promise.all([get("consumers/status"), getHealth()]);
+  return { number, status, health };
 }
 
-function show(status) {
-  member = status.member_id;
-  showStatus(status);
+function showState(answer) {
+  if (answer.number < shown) return; // it was asked before a button was pressed
+  shown = answer.number;
+  status = answer.status;
+  showStatus(status, answer.health);
+  showLag(status, group);
   rate.add(status);
   deadLetters.refresh(status);
+}
+
+function loseState(failure) {
+  showNoState(failure);
+  rate.interrupt();
+}
+
+function showGroup(answer) {
+  group = answer;
+  if (status !== null) showLag(status, group);
 }
 
 async function readRecords() {
@@ -43,8 +57,14 @@ async function readRecords() {
   return null;
 }
 
-control();
+const lookAtState = () => look(notices, "state", readState, showState, loseState);
+const lookAtGroup = () => look(notices, "group", () => get("consumers/group"), showGroup);
+
+control(() => {
+  lookAtGroup(); // which may take longer, and nobody waits for it
+  return lookAtState();
+});
 people();
-poll(notices, "state", PAUSE, readStatus, show);
-poll(notices, "lag", GROUP_PAUSE, () => get("consumers/group"), (group) => showGroup(group, member));
-poll(notices, "newest records", PAUSE, readRecords, (answer) => answer && records.showNewest(answer));
+poll(PAUSE, lookAtState);
+poll(GROUP_PAUSE, lookAtGroup);
+poll(PAUSE, () => look(notices, "newest records", readRecords, (answer) => answer && records.showNewest(answer)));

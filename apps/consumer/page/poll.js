@@ -1,21 +1,42 @@
 /** Asks again and again, gently: one request of a kind at a time, and none while nobody looks. */
 
+import { Failure } from "./api.js";
+
+const LATE = 4_000; // ms after which what was read before is not current; with Kafka out of reach a status takes 3 s
+
 /**
- * Read, show and wait, for ever; what fails becomes a notice and is tried again.
- * @param {number} pause milliseconds between the end of a round and the next one
- * @param {() => Promise<any>} read
- * @param {(answer: any) => void} show
+ * Look and wait, for ever.
+ * @param {number} pause milliseconds between the end of a look and the next one
+ * @param {() => Promise<void>} look
  */
-export async function poll(notices, source, pause, read, show) {
+export async function poll(pause, look) {
   for (;;) {
     await visible();
-    try {
-      show(await read());
-      notices.succeeded(source);
-    } catch (failure) {
-      notices.failed(source, failure.message);
-    }
+    await look();
     await new Promise((resolve) => setTimeout(resolve, pause));
+  }
+}
+
+/**
+ * Read and show; what fails, or takes too long, becomes a notice.
+ * @param {() => Promise<any>} read
+ * @param {(answer: any) => void} show
+ * @param {(failure: Error) => void} lose shows that it cannot be read
+ */
+export async function look(notices, source, read, show, lose = () => {}) {
+  const began = Date.now();
+  const fail = (failure) => {
+    lose(failure);
+    notices.failed(source, failure, began);
+  };
+  const late = setTimeout(fail, LATE, new Failure(`no answer for ${LATE / 1000} s`));
+  try {
+    show(await read());
+    notices.succeeded(source);
+  } catch (failure) {
+    fail(failure);
+  } finally {
+    clearTimeout(late);
   }
 }
 

@@ -3,6 +3,7 @@
 import { count, drawn, say } from "./dom.js";
 
 const SPAN = 5 * 60_000; // ms that the line goes back
+const SHORTEST = 500; // ms between two counts: a rate over less is a guess
 const GAP = 5_000; // ms without a count after which the line is broken
 const WIDTH = 300;
 const HEIGHT = 100;
@@ -30,6 +31,7 @@ export class RateLine {
       of: status.started_at,
     };
     const last = this.#last;
+    if (last !== null && seen.at - last.at < SHORTEST) return;
     this.#last = seen;
     if (last === null || last.of !== seen.of || seen.records < last.records) return;
     const rate = ((seen.records - last.records) * 1000) / (seen.at - last.at);
@@ -41,6 +43,7 @@ export class RateLine {
   /** Say that the rate is not known now. */
   interrupt() {
     say(this.#now, "–");
+    this.#svg.setAttribute("aria-label", "not known now");
   }
 
   #draw(now, rate) {

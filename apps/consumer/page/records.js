@@ -1,4 +1,4 @@
-/** The newest records that this copy has consumed, and those that somebody looks for on the topic. */
+/** The newest records that this instance has consumed, and those that somebody looks for on the topic. */
 
 import { get } from "./api.js";
 import { block, cell, contentBlock, contentText, facts, headerList, timeElement } from "./content.js";
@@ -74,7 +74,7 @@ export class Records {
         this.#list.querySelector("details").open = true;
         return `Partition ${partition}, offset ${count(Number(offset))}:`;
       } catch (failure) {
-        const { next } = failure.problem;
+        const next = failure.problem?.next;
         if (next !== undefined && next !== null) this.#offerNext(partition, next);
         throw failure;
       }

@@ -1,0 +1,344 @@
+"""In every state of a real consumer, the live page shows what `/health-check` and `/consumers/status` answer."""
+
+import asyncio
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from playwright.sync_api import APIResponse, Browser, Page, Route, expect
+from quotas import set_quota
+from services import PATIENCE, Pipeline, Raw, Service, person, value_of
+
+from tools.local_kafka import LocalKafka
+from tools.ports import free_ports
+
+STEERED_CONSUMER = str(Path(__file__).parents[1] / "kafka" / "steered_consumer.py")
+SHOWN = Path(__file__).with_name("shown.js").read_text()
+PARTITIONS = 3
+PATIENCE_MS = 20_000
+CALM_COLOURS = {"running": "good", "stopped": "muted"}
+"""Colours of a state while the service is healthy; the others are amber."""
+
+
+@dataclass
+class Site:
+    """A consumer whose handler does what `steer` says, on a Kafka of its own."""
+
+    kafka: LocalKafka
+    pipeline: Pipeline
+    folder: Path
+    port: int = field(default_factory=lambda: free_ports(1)[0])
+    service: Service = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Start the consumer, on the port that the page calls."""
+        self.steer("work")
+        variables = {
+            "CONSUMER_PORT": str(self.port),
+            "STEER": str(self.folder / "steer"),
+            "SLOW_BATCH_SECONDS": "1",
+            "PEOPLE_PARTITIONS": str(PARTITIONS),
+        }
+        self.service = self.pipeline.running("consumer", STEERED_CONSUMER, **variables)
+        self.service.until_healthy()
+
+    def steer(self, action: str) -> None:
+        """Make the handler `work`, `fail` or `wait`, in one step."""
+        new = self.folder / "steer.new"
+        new.write_text(action)
+        new.rename(self.folder / "steer")
+
+    def write(self, count: int) -> None:
+        """Write people to the first partition."""
+        elsewhere(lambda: self.pipeline.fill(count))
+
+    def write_bad(self, count: int) -> None:
+        """Write records that are no people to the last partition."""
+        elsewhere(lambda: self.pipeline.write([Raw(b"not json")] * count, partition=PARTITIONS - 1))
+
+    @contextmanager
+    def open_transaction(self, count: int) -> Iterator[None]:
+        """Write people in a transaction that stays open in the block, and is then aborted."""
+        written, done = threading.Event(), threading.Event()
+
+        async def hold() -> None:
+            servers = self.pipeline.bootstrap_servers
+            async with AIOKafkaProducer(bootstrap_servers=servers, transactional_id=self.pipeline.name) as producer:
+                await producer.begin_transaction()
+                for _ in range(count):
+                    await producer.send(self.pipeline.topic, value_of(person()), partition=0)
+                await producer.flush()
+                written.set()
+                await asyncio.to_thread(done.wait, PATIENCE)
+                await producer.abort_transaction()
+
+        with ThreadPoolExecutor(1) as thread:
+            holding = thread.submit(asyncio.run, hold())
+            try:
+                assert written.wait(PATIENCE)
+                yield
+            finally:
+                done.set()
+                holding.result()
+
+
+def elsewhere(work: Callable[[], object]) -> None:
+    """Do what runs an event loop in another thread: in this one there is Playwright's."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(work).result()
+
+
+@pytest.fixture(scope="module")
+def site(chromium: str, startable_kafka: None, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    assert chromium
+    assert startable_kafka is None
+    with LocalKafka() as kafka:
+        site = Site(kafka, Pipeline(kafka.bootstrap_servers[0], logs), tmp_path_factory.mktemp("steered"))
+        yield site
+        site.service.__exit__()
+
+
+@pytest.fixture(scope="module")
+def open_page(browser: Browser, site: Site) -> Iterator[Page]:
+    """One page that stays open through all states, and met no error of its own."""
+    with browser.new_context(locale="en-GB") as context:
+        context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        page = context.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"http://localhost:{site.port}")
+        yield page
+        assert errors == []
+
+
+@pytest.fixture
+def page(open_page: Page, site: Site) -> Page:
+    """The page of a consumer that runs and has nothing left to do."""
+    site.steer("work")
+    site.service.post("/consumers/start", json={"accept": True})
+    site.service.post("/consumers/resume")
+    until(open_page, lambda: site.service.answers("/health-check", 200) and site.service.status()["lag"] == 0)
+    return open_page
+
+
+def count(number: int | None) -> str:
+    return "\N{EN DASH}" if number is None else f"{number:,}"
+
+
+def answered(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what status and health answer now."""
+    health: dict[str, Any] = service.http.get("/health-check").json()
+    return service.status(), health
+
+
+def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, object]:
+    """Return what the page has to show of these answers."""
+    fit, state = health["status"] == "ok", status["state"]
+    error = [f"Last error: {status['last_error']}"] if status["last_error"] else []
+    waiting = status["waiting_for_transaction"]
+    return {
+        "state": state,
+        "state colour": CALM_COLOURS.get(state, "warn") if fit else "bad",
+        "title": f"{state if fit else f'{state}, unavailable'} · Consumer of people",
+        "health": without_seconds(f"Health {health['status']}: {health['detail']}"),
+        "health colour": "muted" if fit else "bad",
+        "consumed": count(status["messages_consumed_count"]),
+        "dead-lettered": count(status["dead_lettered_count"]),
+        "skipped": count(status["skipped_count"]),
+        "member": status["member_id"] or "none",
+        "throttled": status["throttled_seconds"] > 0,
+        "lag": count(status["lag"]),
+        "waiting": f"{count(waiting)} behind an open transaction" if waiting else "",
+        "partitions": {
+            str(p["partition"]): [count(p["lag"]), count(p["committed"]), count(p["end"])] for p in status["partitions"]
+        },
+        "error": "; ".join([*error, *status["notes"]]),
+        "error colour": "muted" if fit else "bad",
+        "dimmed": [],
+        "banner": "",
+    }
+
+
+def disagreement(page: Page, status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+    """Return what the page shows otherwise than the service answers, and how."""
+    want, shown = wanted(status, health), page.evaluate(SHOWN)
+    shown["health"] = without_seconds(shown["health"])
+    shown["partitions"] = {
+        str(p["partition"]): shown["partitions"].get(str(p["partition"])) for p in status["partitions"]
+    }
+    if status["lag"] is None:  # then nobody can read the group, and what the page knows of it is dimmed
+        shown["dimmed"] = [name for name in shown["dimmed"] if name not in {"lag-rows", "group"}]
+        shown["banner"] = "" if shown["banner"].startswith("Cannot read group") else shown["banner"]
+    if not want["error"]:
+        shown["error colour"] = want["error colour"]
+    found = {name: (shown[name], value) for name, value in want.items() if shown[name] != value}
+    if shown["answer"] and not shown["answer"].endswith(f" {status['state']}."):
+        found["answer"] = shown["answer"], f"that it is {status['state']}"
+    return found
+
+
+def without_seconds(text: str) -> str:
+    """Leave out seconds: they differ from one answer to the next."""
+    return re.sub(r"[\d.]+ s\b", "some s", text)
+
+
+def agreed(
+    page: Page,
+    site: Site,
+    state: str,
+    *,
+    fit: bool,
+    when: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+) -> Mapping[str, Any]:
+    """Wait until the service is in a state and the page shows the same of it at that moment; return the status."""
+    deadline = time.monotonic() + PATIENCE_MS / 1_000
+    found: object = "nothing was compared"
+    while time.monotonic() < deadline:
+        status, health = answered(site.service)
+        if (status["state"], health["status"] == "ok") == (state, fit) and when(status):
+            found = disagreement(page, status, health)
+            if not found:
+                return status
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{found}; the service is {status['state']}: {health}")
+
+
+def until(page: Page, condition: Callable[[], bool]) -> None:
+    """Wait for a condition while the page goes on."""
+    deadline = time.monotonic() + PATIENCE_MS / 1_000
+    while not condition():
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(50)
+
+
+def test_a_running_consumer_is_shown_as_it_is(page: Page, site: Site) -> None:
+    before = site.service.status()["messages_consumed_count"]
+    site.write(1_234)
+    agreed(page, site, "running", fit=True, when=lambda status: status["messages_consumed_count"] == before + 1_234)
+
+
+@pytest.mark.parametrize(("button", "state"), [("Pause", "paused"), ("Stop", "stopped")])
+def test_a_consumer_that_an_operator_holds_up_is_shown_with_its_lag_and_is_healthy(
+    page: Page, site: Site, button: str, state: str
+) -> None:
+    page.get_by_role("button", name=button).click()
+    expect(page.locator("#control-said")).to_contain_text(f"the consumer is {state}.")
+    site.write(300)
+    agreed(page, site, state, fit=True, when=lambda status: status["lag"] == 300)
+
+
+def test_a_failing_handler_makes_the_page_red_and_tells_the_error(page: Page, site: Site) -> None:
+    site.steer("fail")
+    site.write(40)
+    status = agreed(page, site, "retrying", fit=False)
+    assert "the database is down" in status["last_error"]
+
+
+def test_a_batch_that_takes_too_long_is_not_shown_as_a_healthy_run(page: Page, site: Site) -> None:
+    site.steer("wait")
+    site.write(500)
+    agreed(page, site, "running", fit=False)
+
+
+def test_no_answer_of_a_start_stays_beside_a_consumer_that_halted_since(page: Page, site: Site) -> None:
+    page.get_by_role("button", name="Stop").click()
+    agreed(page, site, "stopped", fit=True)
+    site.write_bad(120)
+    page.get_by_role("button", name="Start", exact=True).click()
+    agreed(page, site, "halted", fit=False, when=lambda status: status["member_id"] is None)
+    page.get_by_role("button", name="Start, accepting").click()
+    agreed(page, site, "running", fit=True, when=lambda status: status["dead_lettered_count"] == 120)
+
+
+def test_what_waits_behind_an_open_transaction_is_shown_while_it_does(page: Page, site: Site) -> None:
+    with site.open_transaction(6):
+        agreed(page, site, "running", fit=True, when=lambda status: status["waiting_for_transaction"] == 6)
+
+
+def test_throttling_by_a_quota_is_shown_while_it_lasts(page: Page, site: Site) -> None:
+    elsewhere(lambda: set_quota(site.pipeline.bootstrap_servers, "consumer", "consumer_byte_rate", 20_000))
+    try:
+        site.write(1_000)
+        agreed(page, site, "running", fit=True, when=lambda status: status["throttled_seconds"] > 0)
+    finally:
+        elsewhere(lambda: set_quota(site.pipeline.bootstrap_servers, "consumer", "consumer_byte_rate", None))
+
+
+def test_an_answer_that_was_asked_for_before_a_button_was_pressed_does_not_undo_it(page: Page, site: Site) -> None:
+    held: list[tuple[Route, APIResponse]] = []
+
+    def hold_the_first(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append((route, route.fetch()))
+
+    page.route("**/consumers/status", hold_the_first)
+    until(page, lambda: bool(held))
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#state")).to_have_text("paused")
+    page.evaluate(
+        """() => {
+          window.states = [];
+          const note = ([{ target }]) => window.states.push(target.textContent);
+          new MutationObserver(note).observe(document.getElementById("state"), { childList: true });
+        }"""
+    )
+    ((route, response),) = held
+    with page.expect_response("**/consumers/status"):
+        route.fulfill(response=response)
+    agreed(page, site, "paused", fit=True)
+    page.unroute("**/consumers/status")
+    assert page.evaluate("window.states") == []
+
+
+@pytest.mark.parametrize("path", ["consumers/status", "health-check"])
+def test_behind_a_proxy_that_finds_no_service_nothing_is_shown_as_current(page: Page, site: Site, path: str) -> None:
+    page.route(f"**/{path}", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
+    expect(page.locator("#state")).to_have_text("unknown")
+    assert_gone(page.evaluate(SHOWN), "it answers 502")
+    page.unroute(f"**/{path}")
+    agreed(page, site, "running", fit=True)
+
+
+def test_while_kafka_is_gone_no_lag_is_shown(page: Page, site: Site) -> None:
+    site.kafka.kill(0)  # and stays so: that it is found again is no matter of the page
+    agreed(page, site, "reconnecting", fit=False, when=lambda status: status["lag"] is None)
+
+
+def test_once_the_service_hangs_or_is_gone_nothing_is_shown_as_current(open_page: Page, site: Site) -> None:
+    page = open_page
+    site.service.process.send_signal(signal.SIGSTOP)
+    expect(page.locator("#notices")).to_contain_text("Service gone since ")
+    since = (page.locator("#notices").text_content() or "").split()[3]
+    assert_gone(page.evaluate(SHOWN), "no answer for 4 s")
+    site.service.kill()
+    expect(page.locator("#health")).to_have_text("Health unknown: no answer")
+    shown = page.evaluate(SHOWN)
+    assert_gone(shown, "no answer")
+    assert (shown["state"], shown["banner"].split()[3]) == ("no answer", since)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(page.locator("#notices")).to_be_in_viewport()
+
+
+def assert_gone(shown: Mapping[str, Any], reason: str) -> None:
+    """Check that the page calls the service gone, and dims what was read before."""
+    assert shown["banner"].startswith("Service gone since ")
+    assert reason in shown["banner"]
+    assert shown["health"].startswith(f"Health unknown: {reason}")
+    assert (shown["state colour"], shown["health colour"]) == ("bad", "bad")
+    assert shown["title"] == f"{shown['state']} · Consumer of people"
+    assert {"facts", "rate-now", "rate-line", "lag-total", "lag-rows", "record-list"} <= set(shown["dimmed"])

@@ -1,7 +1,8 @@
 """Server-sent events of records, and what waits of them for one caller."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,6 +14,8 @@ from apps.consumer.window import Record
 
 MOST_WAITING = 4 * 1024 * 1024
 """Bytes of events that may wait for a caller that reads slowly, before it is cut off."""
+PIECE_BYTES = 64 * 1024
+"""Bytes that are handed to a connection at a time. The connection copies them; what waits is shared by all callers."""
 
 encode = msgspec.json.Encoder().encode
 
@@ -27,7 +30,10 @@ class Gap(msgspec.Struct, rename={"start": "from", "stop": "to"}):
 
 
 class Batch(NamedTuple):
-    """Records of the live tail, each with its event, and the offset in each partition before and behind them."""
+    """Records of the live tail, each with its event, and the offset in each partition before and behind them.
+
+    `whole` is all events joined. All callers share it.
+    """
 
     records: Sequence[Record]
     events: list[bytes]
@@ -48,7 +54,7 @@ class Caller:
         self.news = asyncio.Event()
         self._wanted = wanted
         self._kept: list[Batch] | None = []
-        self._events: list[bytes] = []
+        self._events: deque[bytes] = deque()
         self._size = 0
 
     def put(self, batch: Batch) -> None:
@@ -56,16 +62,15 @@ class Caller:
         if self.cut_off:
             return
         if self._kept is None:
-            self.tell(self._events_of(batch))
+            self._add(self._events_of(batch))
         else:
             self._kept.append(batch)
             self._grow(len(batch.whole))
 
     def tell(self, events: bytes) -> None:
         """Have events wait for it."""
-        if events and not self.cut_off:
-            self._events.append(events)
-            self._grow(len(events))
+        if not self.cut_off:
+            self._add([events])
 
     def follow(self) -> None:
         """Go on with what was kept: it has been brought up."""
@@ -73,11 +78,18 @@ class Caller:
         for batch in kept:
             self.put(batch)
 
-    def take(self) -> bytes:
-        """Return all that waits."""
-        events, self._events, self._size = self._events, [], 0
-        self.news.clear()
-        return events[0] if len(events) == 1 else b"".join(events)
+    def take(self) -> Iterator[bytes]:
+        """Yield the next waiting events in pieces. What was begun must be taken to its end."""
+        if not self._events:
+            self.news.clear()
+            return
+        taken = [self._events.popleft()]
+        size = len(taken[0])
+        while self._events and size + len(self._events[0]) <= PIECE_BYTES:
+            taken.append(self._events.popleft())
+            size += len(taken[-1])
+        self._size -= size
+        yield from pieces_of(taken[0] if len(taken) == 1 else b"".join(taken))
 
     def frame(self, records: Sequence[Record]) -> bytes:
         """Return the events of those records that it was not given yet and wants."""
@@ -89,20 +101,34 @@ class Caller:
                     events.append(event_of(record, self.position))
         return b"".join(events)
 
-    def _events_of(self, batch: Batch) -> bytes:
+    def _events_of(self, batch: Batch) -> Sequence[bytes]:
         if any(at > batch.start.get(partition, 0) for partition, at in self.position.items()):
-            return self.frame(batch.records)  # it comes from an instance that was ahead: its ids must not go back
+            return [self.frame(batch.records)]  # it comes from an instance that was ahead: its ids must not go back
         self.position = dict(batch.position)
         if self._wanted is None:
-            return batch.whole
-        return b"".join(e for record, e in zip(batch.records, batch.events, strict=True) if self._wanted(record))
+            return [batch.whole]
+        return [e for record, e in zip(batch.records, batch.events, strict=True) if self._wanted(record)]
+
+    def _add(self, events: Sequence[bytes]) -> None:
+        if size := sum(map(len, events)):
+            self._events.extend(events)
+            self._grow(size)
 
     def _grow(self, size: int) -> None:
         self._size += size
         if self._size > MOST_WAITING:
             self.cut_off = True
-            self._events, self._kept = [], None
+            self._events, self._kept = deque(), None
         self.news.set()
+
+
+def pieces_of(events: bytes) -> Iterator[bytes]:
+    """Yield events in pieces of at most `PIECE_BYTES`."""
+    if len(events) <= PIECE_BYTES:
+        yield events
+        return
+    for start in range(0, len(events), PIECE_BYTES):
+        yield events[start : start + PIECE_BYTES]
 
 
 def event_of(record: Record, position: Mapping[int, int]) -> bytes:

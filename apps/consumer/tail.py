@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 
 from apps.chassis.background import Background
 from apps.chassis.logs import one_line
-from apps.consumer.events import MOST_WAITING, Batch, Caller, Gap, event, event_of, id_of
+from apps.consumer.events import MOST_WAITING, Batch, Caller, Gap, event, event_of, id_of, pieces_of
 from apps.consumer.fetched import Unreadable
 from apps.consumer.log_reader import LogReader
 from apps.consumer.search import Wanted
@@ -29,6 +29,8 @@ MOST_READERS = 2_000
 """Callers that may watch at a time."""
 PIECE = 256 * 1024
 """Bytes of keys and values that are read at a time for a caller that is behind."""
+CATCH_UP_BYTES = 64 * 1024 * 1024
+"""Bytes that all callers together may hold while they are brought up: unlike live events, no two share them."""
 REST = 3.0
 """Seconds of rest for each second that framing events took: watching must not slow the consumption."""
 NEAR = 1_000
@@ -69,6 +71,7 @@ class Tail:
         self._looked_at = -math.inf
         self._trouble = ""
         self._watching = 0
+        self._catch_up_bytes = 0
         self._callers: set[Caller] = set()
         self._ended = False
 
@@ -97,12 +100,16 @@ class Tail:
         with self._followed(beginning.end):
             yield GREETING + id_of(caller.position) + b"".join(event("gap", gap) for gap in beginning.gaps)
             while not self._ended and self._behind(caller) > NEAR:
-                yield await self._bring_up(caller)
-            joined = dict(self._position)
+                async with aclosing(self._bring_up(caller)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            met = dict(self._position)
             self._callers.add(caller)
             try:
-                while not self._ended and self._behind(caller, joined):
-                    yield await self._bring_up(caller, joined)
+                while not self._ended and self._behind(caller, met):
+                    async with aclosing(self._bring_up(caller, met)) as pieces:
+                        async for piece in pieces:
+                            yield piece
                 caller.follow()
                 async with aclosing(self._live(caller)) as pieces:
                     async for piece in pieces:
@@ -128,8 +135,8 @@ class Tail:
             if caller.cut_off:
                 yield event("cut-off", {"reason": f"more than {MOST_WAITING} bytes waited to be read"})
                 return
-            if events := caller.take():
-                yield events
+            for piece in caller.take():
+                yield piece
 
     def _heartbeat(self, caller: Caller) -> bytes:
         """Send a heartbeat if the topic was really read since the last one; otherwise report that reading stalls."""
@@ -148,8 +155,25 @@ class Tail:
             for partition, offset in (target or self._position).items()
         )
 
-    async def _bring_up(self, caller: Caller, target: Mapping[int, int] | None = None) -> bytes:
-        """Read some of what a caller that is behind has missed; return its events."""
+    async def _bring_up(self, caller: Caller, target: Mapping[int, int] | None = None) -> AsyncGenerator[bytes, None]:
+        """Read some of what a caller that is behind has missed; yield its events once there is room for them."""
+        if self._catch_up_bytes + PIECE > CATCH_UP_BYTES:
+            await asyncio.sleep(PAUSE)
+            yield b": others are being brought up\n\n"
+            return
+        held = PIECE
+        self._catch_up_bytes += held
+        try:
+            events = await self._read_missed(caller, target)
+            self._catch_up_bytes += len(events) - held
+            held = len(events)
+            for piece in pieces_of(events):
+                yield piece
+        finally:
+            self._catch_up_bytes -= held
+
+    async def _read_missed(self, caller: Caller, target: Mapping[int, int] | None) -> bytes:
+        """Return events of some of the records between a caller's place and the live tail, or its target."""
         ranges = {
             partition: (caller.position.get(partition, 0), offset)
             for partition, offset in dict(target or self._position).items()

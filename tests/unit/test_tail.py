@@ -1,8 +1,9 @@
 import asyncio
 import json
 import re
+import tracemalloc
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from random import Random
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from apps.consumer.window import Record
 pytestmark = pytest.mark.anyio
 PARTITIONS = 3
 Place = tuple[int, int]
+Pieces = AsyncGenerator[bytes, None]
 EVENT = re.compile(r"id: (\S+)\ndata: (.*)\n\n")
 
 
@@ -34,11 +36,11 @@ class Topic:
         self.records: dict[int, list[Record]] = {number: [] for number in range(PARTITIONS)}
         self._chance = chance
 
-    def write(self, count: int) -> None:
+    def write(self, count: int, value: bytes = b"no person") -> None:
         for _ in range(count):
             partition = self._chance.randrange(PARTITIONS)
             key = self._chance.choice([b"wanted", b"other"])
-            self.records[partition].append(Stored(partition, len(self.records[partition]), key=key, value=b"no person"))
+            self.records[partition].append(Stored(partition, len(self.records[partition]), key=key, value=value))
 
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
         await asyncio.sleep(0)
@@ -260,3 +262,114 @@ async def test_a_new_caller_does_not_rely_on_a_tail_that_is_cut_off(
         monkeypatch.setattr(module, "STALE_AFTER_S", 0.0)
         beginning = await copy.tail.begin(None)
         assert beginning.position == {number: len(records) for number, records in topic.records.items()}
+
+
+async def watchers(copy: Copy, count: int, start: Mapping[int, int] | None, wanted: Wanted | None) -> list[Pieces]:
+    """Return callers that have been greeted and read nothing after that."""
+    callers = [copy.tail.events(await copy.tail.begin(start), wanted) for _ in range(count)]
+    for caller in callers:
+        await anext(caller)
+    return callers
+
+
+async def read_places(caller: Pieces, count: int, first: bytes = b"") -> tuple[list[Place], int]:
+    """Return the places of so many records, and the size of the largest piece."""
+    text, largest = first, len(first)
+    async with asyncio.timeout(LONG):
+        while len(found := EVENT.findall(text.decode())) < count:
+            piece = await anext(caller)
+            text, largest = text + piece, max(largest, len(piece))
+    return [(record["partition"], record["offset"]) for _, data in found for record in [json.loads(data)]], largest
+
+
+@pytest.mark.parametrize("wanted", [None, is_wanted])
+async def test_what_waits_for_callers_that_do_not_read_is_kept_once_and_given_in_small_pieces(
+    background: Background, wanted: Wanted | None
+) -> None:
+    topic = Topic(Random(1))
+    copy = Copy(topic, background)
+    async with AsyncExitStack() as stack:
+        callers = await watchers(copy, 30, None, wanted)
+        for caller in callers:
+            stack.push_async_callback(caller.aclose)
+        waiting = [asyncio.create_task(anext(caller)) for caller in callers]
+        await until(lambda: len(copy.tail._callers) == len(callers))
+        topic.write(30)
+        firsts = await asyncio.gather(*waiting)
+        tracemalloc.start()
+        topic.write(100, value=b"x" * 30_000)
+        await until(
+            lambda: not copy.tail._behind(next(iter(copy.tail._callers))) and sum(copy.tail._position.values()) == 130
+        )
+        pieces = [await anext(caller) for caller in callers]
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept < 20_000_000  # thirty times 3 MB wait
+        places, largest = await read_places(callers[0], len(all_of(topic, wanted)), firsts[0] + pieces[0])
+        assert sorted(places) == all_of(topic, wanted)
+        assert largest <= 2 * events.PIECE_BYTES
+
+
+async def test_an_event_that_is_larger_than_a_piece_arrives_whole_also_before_a_cut_off(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MOST_WAITING", 500_000)
+    topic = Topic(Random(1))
+    copy = Copy(topic, background)
+    (caller,) = await watchers(copy, 1, None, None)
+    async with aclosing(caller):
+        waiting = asyncio.create_task(anext(caller))
+        await until(lambda: copy.tail._callers)
+        topic.write(1, value=b"x" * 300_000)
+        text = await waiting
+        assert len(text) <= events.PIECE_BYTES
+        topic.write(2, value=b"x" * 300_000)
+        await until(lambda: any(one.cut_off for one in copy.tail._callers))
+        async for piece in caller:
+            assert len(piece) <= events.PIECE_BYTES
+            text += piece
+    assert [json.loads(data)["offset"] for _, data in EVENT.findall(text.decode())] == [0]
+    assert b"\n\nevent: cut-off\n" in text
+
+
+async def test_a_caller_that_reads_what_comes_is_never_cut_off(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MOST_WAITING", 300_000)
+    topic = Topic(Random(1))
+    copy = Copy(topic, background)
+    (caller,) = await watchers(copy, 1, None, None)
+    async with aclosing(caller):
+        text = b""
+        for count in range(1, 10):
+            waiting = asyncio.create_task(anext(caller))
+            await until(lambda: copy.tail._callers)
+            topic.write(1, value=b"x" * 100_000)
+            text += await waiting
+            while len(EVENT.findall(text.decode())) < count:
+                text += await anext(caller)
+
+
+async def test_callers_that_are_brought_up_and_do_not_read_hold_only_so_much_together(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NEAR", 0)
+    monkeypatch.setattr(module, "CATCH_UP_BYTES", 3 * module.PIECE)
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    topic = Topic(Random(1))
+    topic.write(20, value=b"x" * 100_000)
+    copy = Copy(topic, background)
+    async with AsyncExitStack() as stack:
+        callers = await watchers(copy, 8, dict.fromkeys(range(PARTITIONS), 0), None)
+        for caller in callers:
+            stack.push_async_callback(caller.aclose)
+        pieces = [await anext(caller) for caller in callers]
+        waits = [piece.startswith(b":") for piece in pieces]
+        assert any(waits)
+        assert not all(waits)
+        for caller, waited in zip(callers, waits, strict=True):
+            if not waited:
+                await caller.aclose()
+        left = next(caller for caller, waited in zip(callers, waits, strict=True) if waited)
+        places, _ = await read_places(left, len(all_of(topic)))
+        assert sorted(places) == all_of(topic)

@@ -3,6 +3,7 @@
 import hmac
 import logging
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,8 @@ SHORTEST_KEY = 16
 NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 KEY = re.compile(r"(?!#)[!-+\--~]+")
 """Printable ASCII that a header keeps unchanged: no spaces, no comma (between keys), no `#` (comments)."""
+SETTLED_AFTER_S = 1.0
+"""Seconds for which a file must stay unchanged before it is read again: until then it may be half written."""
 HOW_TO_MAKE_ONE = "make one with: openssl rand -hex 24"
 
 
@@ -26,6 +29,8 @@ class Keys:
         self._file = file
         self._of_file: Mapping[str, str] = {}
         self._seen: object = None
+        self._changed: object = None
+        self._changed_at = 0.0
 
     def __iter__(self) -> Iterator[str]:
         """Go through the keys."""
@@ -49,13 +54,15 @@ class Keys:
         return found
 
     def _look_at(self, file: Path) -> None:
-        """Read the file if it has changed; keep the current keys if the file is invalid."""
+        """Read the file if it has changed and settled; keep the current keys if the file is invalid."""
+        age_s = 0.0
         try:
             status = file.stat()
             seen: object = (status.st_mtime_ns, status.st_ino, status.st_size)
+            age_s = time.time() - status.st_mtime
         except OSError as error:
             seen = str(error)
-        if seen == self._seen:
+        if seen == self._seen or not (self._seen is None or self._has_settled(seen, age_s)):
             return
         self._seen = seen
         try:
@@ -65,13 +72,22 @@ class Keys:
         else:
             log.info("API keys in use: %s", ", ".join(sorted({**self._given, **self._of_file})))
 
+    def _has_settled(self, seen: object, age_s: float) -> bool:
+        """Return whether the file has this state for long enough, by its own time or since it was first seen so."""
+        now = time.monotonic()
+        if seen != self._changed:
+            self._changed, self._changed_at = seen, now
+        return max(age_s, now - self._changed_at) >= SETTLED_AFTER_S
+
 
 def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:
     """Return the keys of a file, one a line, by name; `given` are those of the environment.
 
     Lines that begin with `#` are skipped. Raises `OSError`, and `ValueError` as `read_keys` does, and for a file that
-    repeats a name or a key of `given`.
+    repeats a name or a key of `given`, and for a pipe or a directory: reading a pipe could block for ever.
     """
+    if file.exists() and not file.is_file():
+        raise ValueError("it is not a regular file")
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:

@@ -3,9 +3,11 @@ import io
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import msgspec
@@ -16,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from samples import fields_of_a_person, until
 
 from apps.chassis import access
+from apps.chassis import keys as module
 from apps.chassis.keys import Keys, read_key_file
 from apps.chassis.logs import ConsoleFormatter, request_id, set_up_logging, with_request
 from apps.chassis.settings import Settings, WrongSetting, read_settings
@@ -98,13 +101,47 @@ def test_each_of_several_keys_is_accepted_and_known_by_its_name() -> None:
     assert keys.name_of("k\udcffy") is None
 
 
-def test_keys_in_a_file_are_changed_without_a_restart(tmp_path: Path) -> None:
+def test_keys_in_a_file_are_changed_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTLED_AFTER_S", 0.0)
     file = tmp_path / "keys"
     file.write_text(f"# who may\n\n  # and since when\nada:{ADAS}\n", encoding="utf-8-sig")
     keys = Keys({"fixed": OTHER}, file)
     assert [keys.name_of(key) for key in (OTHER, ADAS, NAMELESS)] == ["fixed", "ada", None]
     replace(file, f"ada:{NAMELESS}\n")
     assert [keys.name_of(key) for key in (OTHER, ADAS, NAMELESS)] == ["fixed", None, "ada"]
+
+
+def test_a_file_of_keys_that_is_half_written_changes_nothing_and_counts_once_it_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETTLED_AFTER_S", 60.0)
+    file = tmp_path / "keys"
+    file.write_text(f"ada:{ADAS}\ngrace:{GRACES}\n")
+    keys = Keys({}, file)
+    assert [keys.name_of(key) for key in (ADAS, GRACES)] == ["ada", "grace"]
+    for half in (f"new:{NAMELESS}\n", f"new:{NAMELESS}\nada:{ADAS[:16]}"):
+        file.write_text(half)
+        assert [keys.name_of(key) for key in (ADAS, GRACES, ADAS[:16], NAMELESS)] == ["ada", "grace", None, None]
+    file.write_text(f"new:{NAMELESS}\nada:{ADAS}\n")
+    aged = time.time() - 61
+    os.utime(file, (aged, aged))
+    assert [keys.name_of(key) for key in (ADAS, GRACES, NAMELESS)] == ["ada", None, "new"]
+
+
+@pytest.mark.anyio
+async def test_a_file_of_keys_with_a_time_to_come_counts_once_it_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETTLED_AFTER_S", 0.05)
+    file = tmp_path / "keys"
+    file.write_text(f"ada:{ADAS}")
+    keys = Keys({}, file)
+    assert keys.name_of(ADAS) == "ada"
+    file.write_text(f"grace:{GRACES}")
+    ahead = time.time() + 3_600
+    os.utime(file, (ahead, ahead))
+    await until(lambda: keys.name_of(GRACES) == "grace")
+    assert keys.name_of(ADAS) is None
 
 
 DAMAGES = {
@@ -119,21 +156,29 @@ DAMAGES = {
     "comma": f"ada:{NAMELESS},grace:{OTHER}",
     "not UTF-8": "\udcff",
     "No such file": None,
+    "not a regular file": ...,
 }
 
 
 @pytest.mark.parametrize(("damage", "content"), DAMAGES.items())
 def test_a_file_of_keys_that_a_start_would_refuse_leaves_those_in_use_and_is_logged_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, content: str | None
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+    content: str | EllipsisType | None,
 ) -> None:
+    monkeypatch.setattr(module, "SETTLED_AFTER_S", 0.0)
     file = tmp_path / "keys"
     file.write_text(f"ada:{ADAS}")
     keys = Keys({"fixed": GRACES}, file)
     assert keys.name_of(ADAS) == "ada"
-    if content is None:
-        file.unlink()
-    else:
+    if isinstance(content, str):
         replace(file, content)
+    else:
+        file.unlink()
+        if content is ...:  # a pipe that nobody writes to
+            os.mkfifo(file)
     assert [keys.name_of(key) for key in (ADAS, GRACES, NAMELESS, OTHER, "")] == ["ada", "fixed", None, None, None]
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert damage in said

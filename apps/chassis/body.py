@@ -137,7 +137,7 @@ async def read_whole(
     """Return a body, decoded and without a byte order mark.
 
     Raises 415; 408 after 60 s; 413 when it is larger than `largest` bytes (`hint` is appended to the message); 400 when
-    it breaks off; 503 when there is no room for `times_in_memory` copies of it.
+    it breaks off; 503 when there is no room for `times_in_memory` copies of it, or when it stalls while others need it.
     """
     head = head_of(request.scope)
     try:
@@ -225,11 +225,27 @@ async def _arriving(request: Request[Any, Any, Any], ending: asyncio.Event) -> A
 
 
 async def _receive(request: Request[Any, Any, Any]) -> tuple[bytes, bool]:
-    """Return the next piece of a body, and whether more follow. Raises `BrokenBody` when the caller disconnected."""
-    message: Any = await request.receive()
+    """Return the next piece of a body, and whether more follow.
+
+    Raises `BrokenBody` when the caller disconnected, or when the body has stalled and other calls need the room.
+    """
+    message: Any = await (request.receive() if request.scope.get(ALL_HERE) else _wait_for_more(request))
     if message["type"] == "http.disconnect":
         raise BrokenBody(HTTPStatus.BAD_REQUEST, "the body broke off")
     return message.get("body", b""), message.get("more_body", False)
+
+
+async def _wait_for_more(request: Request[Any, Any, Any]) -> Any:  # noqa: ANN401 - an ASGI event
+    share = share_of(request.scope)
+    arriving = asyncio.ensure_future(request.receive())
+    with share.waiting(arriving.cancel):
+        try:
+            return await arriving
+        except asyncio.CancelledError:
+            if not share.dismissed:
+                raise
+    reason = "the body stalled while other calls needed the room"
+    raise BrokenBody(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": RETRY_AFTER})
 
 
 def _decoded(decoder: Decompressor | None, piece: bytes) -> Iterable[bytes]:

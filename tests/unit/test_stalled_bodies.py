@@ -1,0 +1,146 @@
+"""Bodies that are announced and do not arrive: their calls give way where others find no room."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from litestar import Litestar, get, post
+from litestar.connection import Request
+from litestar.response import Response
+from litestar.types import Scope
+from prometheus_client import CollectorRegistry
+from samples import until
+from test_http_limits import Connect, serving
+
+from apps.chassis import limits
+from apps.chassis.body import JSON, read_whole
+from apps.chassis.edge import Edge
+from apps.chassis.limits import Limit, UnsentAnswers, share_of
+from apps.chassis.problems import problem_plugin
+from apps.chassis.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+ROOM = 1_000_000
+MOST_CALLS = 3
+HEAD = b"POST /send HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run on the loop of the services."""
+    return "asyncio", {"use_uvloop": True}
+
+
+class Served:
+    """An application with a limit, and the calls that it has been asked for."""
+
+    def __init__(self, weigh: Callable[[Scope], int | None] = lambda _: 0) -> None:
+        self.limit = Limit(weigh, ROOM, MOST_CALLS)
+        self.begun = 0
+
+        @post(["/send", "/heavy"])
+        async def send(request: Request[Any, Any, Any]) -> Response[bytes]:
+            self.begun += 1
+            body = await read_whole(request, [JSON], ROOM)
+            return Response(body, media_type=JSON)
+
+        @get("/large")
+        async def large(request: Request[Any, Any, Any]) -> Response[bytes]:
+            share_of(request.scope).take(ROOM // 2)
+            return Response(b"a" * 100_000)
+
+        edge = Edge(CollectorRegistry(), self.limit, Settings())
+        self.app = Litestar([send, large], before_request=edge.admit, openapi_config=None, plugins=[problem_plugin("")])
+        edge.surround(self.app)
+
+
+async def begin(connect: Connect, sent: bytes) -> asyncio.StreamReader:
+    reader, writer = await connect()
+    writer.write(sent)
+    reader.writer = writer  # kept open as long as what is read from it
+    return reader  # type: ignore[no-any-return]  # asyncio's own
+
+
+async def status_of(reader: asyncio.StreamReader) -> int:
+    head = await reader.readuntil(b"\r\n\r\n")
+    return int(head.split()[1])
+
+
+async def test_calls_whose_bodies_have_stalled_give_way_to_others_the_longest_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served = Served()
+    async with serving(served.app) as connect:
+        stalled = []
+        for count in range(1, MOST_CALLS + 1):
+            stalled.append(await begin(connect, HEAD % 10 + b"["))
+            await until(lambda count=count: served.begun == count)  # type: ignore[misc]  # the default is the count
+        assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 503
+        monkeypatch.setattr(limits, "STALLED_AFTER_S", 0.0)
+        assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 201
+        assert await status_of(stalled[0]) == 503
+        stalled[1].writer.write(b"        ]")  # type: ignore[attr-defined]  # see `begin`
+        assert await status_of(stalled[1]) == 201
+        stalled[2].writer.write(b"        ]")  # type: ignore[attr-defined]
+        assert await status_of(stalled[2]) == 201
+        assert not served.limit.dismiss_stalled()  # nobody waits any longer
+    assert served.limit.described(UnsentAnswers()).startswith("0 calls are under way, which take 0 bytes")
+
+
+async def test_a_stalled_call_that_takes_bytes_gives_them_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(lambda scope: ROOM - 1 if scope["path"] == "/heavy" else 100)
+    async with serving(served.app) as connect:
+        stalled = await begin(connect, HEAD.replace(b"/send", b"/heavy") % 10 + b"[")
+        await until(lambda: served.begun == 1)
+        assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 503
+        monkeypatch.setattr(limits, "STALLED_AFTER_S", 0.0)
+        assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 201
+        assert await status_of(stalled) == 503
+    assert served.limit.taken_bytes == 0
+
+
+async def test_a_large_body_that_has_stalled_gives_way_to_one_that_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served()
+    part = b"[" + b" " * 450_000
+    async with serving(served.app) as connect:
+        stalled = await begin(connect, HEAD % 900_000 + part)
+        await until(lambda: served.limit.held_bytes > 300_000)
+        assert await status_of(await begin(connect, HEAD % 900_000 + part)) == 503
+        monkeypatch.setattr(limits, "STALLED_AFTER_S", 0.0)
+        arriving = await begin(connect, HEAD % (len(part) + 1) + part)
+        assert await status_of(stalled) == 503
+        arriving.writer.write(b"]")  # type: ignore[attr-defined]  # see `begin`
+        assert await status_of(arriving) == 201
+    assert served.limit.held_bytes == 0
+
+
+async def test_what_a_dismissed_call_still_gives_back_is_counted_once() -> None:
+    limit = Limit(lambda _: 0, ROOM, 1)
+    scope: Any = {"path": "/send", "state": {}}
+    limit.let_in(scope)
+    share = share_of(scope)
+    assert share.take(1_000)
+    with share.waiting(lambda: None):
+        share.dismiss()
+        assert limit.taken_bytes == 0
+    share.give_back(1_000)
+    limit.let_out(scope)
+    assert (limit.taken_bytes, limit.held_bytes) == (0, 0)
+
+
+async def test_an_answer_counts_for_its_own_size_once_its_call_is_done() -> None:
+    served = Served()
+    async with serving(served.app) as connect:
+        seen = []
+        count_answer = served.limit.count_answer
+
+        def count(scope: Scope, size: int, *, refusable: bool) -> bool:
+            counted = count_answer(scope, size, refusable=refusable)
+            seen.append(served.limit.taken_bytes)
+            return counted
+
+        served.limit.count_answer = count  # type: ignore[method-assign]
+        assert await status_of(await begin(connect, b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")) == 200
+        assert seen == [100_000]

@@ -59,15 +59,20 @@ health-consumer:
 create-people N="10":
     @{{python}} -m tools.call producer POST "/producers/basic_producer?number_of_people=$1"
 
+# Makes N records of a stream and sends them.
+[no-exit-message]
+create STREAM N="10":
+    @{{python}} -m tools.call producer POST "/producers/$1/generate?number=$2"
+
 # What the consumer is doing.
 [no-exit-message]
 consumer-status:
     @{{python}} -m tools.call consumer GET /consumers/status
 
-# The newest N people consumed.
+# The newest N records consumed, of the first stream: `consumer-messages 50`; of another one: `consumer-messages orders 50`.
 [no-exit-message]
-consumer-messages N="10":
-    @{{python}} -m tools.call consumer GET "/consumers/messages?limit=$1"
+consumer-messages STREAM_OR_N="10" N="10":
+    @{{python}} -m tools.call consumer GET "/consumers/messages?$(case "$1" in *[!0-9]*) echo "stream=$1&limit=$2" ;; *) echo "limit=$1" ;; esac)"
 
 # Has the consumer leave its group.
 [no-exit-message]
@@ -89,7 +94,7 @@ lint:
     uv run ruff check
     uv run mypy
 
-# Writes contracts/person.schema.json anew from Person; refused where versions could not live side by side.
+# Writes contracts/STREAM.schema.json of each stream; refused where versions could not live side by side.
 [no-exit-message]
 schema *arguments:
     @{{python}} -m tools.schema "$@"

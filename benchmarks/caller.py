@@ -28,7 +28,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from apps.producer.people import PersonFactory
 from benchmarks.processes import BenchmarkFailed
-from contracts.person import encode
+from contracts.stream import encode
 
 DISTINCT = 100_000
 """People that bodies are made of, at most; then the same come again."""

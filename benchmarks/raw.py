@@ -20,7 +20,8 @@ from aiokafka.partitioner import DefaultPartitioner
 from uvicorn.loops.auto import auto_loop_factory
 
 from apps.producer.people import PersonFactory
-from contracts.person import decode, encode, key_of
+from contracts.person import PEOPLE
+from contracts.stream import encode
 
 LARGEST_BATCH = 512 * 1024
 MOST_RECORDS = 2_000
@@ -37,7 +38,7 @@ async def produce(bootstrap_servers: str, topic: str, number: str, way: Send) ->
     acknowledgement), `cpu_seconds` and `value_bytes` (the mean) as JSON.
     """
     people = PersonFactory.batch(int(number))
-    records = [(key_of(person), encode(person)) for person in people]
+    records = [*zip(PEOPLE.keys_of(people), map(encode, people), strict=True)]
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap_servers,
         acks="all",
@@ -82,7 +83,7 @@ async def by_send_batch(producer: AIOKafkaProducer, topic: str, records: Records
 
 
 async def consume(bootstrap_servers: str, topic: str, group: str) -> None:
-    """Fetch, decode and commit batch after batch from the beginning of the topic, until the process is ended."""
+    """Fetch, PEOPLE.decode and commit batch after batch from the beginning of the topic, until the process is ended."""
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=bootstrap_servers,
@@ -95,7 +96,7 @@ async def consume(bootstrap_servers: str, topic: str, group: str) -> None:
         while True:
             batches = await consumer.getmany(timeout_ms=200, max_records=MOST_RECORDS)
             for records in batches.values():
-                people = [decode(record.value) for record in records]
+                people = [PEOPLE.decode(record.value) for record in records]
                 assert len(people) == len(records)  # noqa: S101 - nothing else is done with them
             if batches:
                 await consumer.commit()

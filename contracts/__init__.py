@@ -1,1 +1,6 @@
-"""What both services agree on: the record, its key and partition, and the dead letter. No I/O, no framework."""
+"""What the services carry: the messages, and how they stand on their topics. Data only, without input or output."""
+
+from contracts.person import PEOPLE
+
+STREAMS = (PEOPLE,)
+"""The streams of this pair."""

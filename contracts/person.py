@@ -1,9 +1,11 @@
-"""A person: the value of every record on the topic, as UTF-8 JSON."""
+"""The stream of people: each record is a person, as UTF-8 JSON."""
 
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+
+from contracts.stream import Stream
 
 Id = Annotated[
     str,
@@ -32,24 +34,18 @@ class Person(msgspec.Struct, frozen=True, gc=False):
     country: Annotated[str, Meta(examples=["United States"])]
 
 
-class StrictPerson(Person, frozen=True, gc=False, forbid_unknown_fields=True):
-    """A person as a producer accepts it: a field that `Person` does not have is refused."""
+def _id_of(person: Person) -> str:
+    return person.id
 
 
-def key_of(person: Person) -> bytes:
-    """Return the record's key: the person's id in UTF-8."""
-    return person.id.encode()
+def _summary_of(person: Person) -> str:
+    return f"{person.name}, {person.age}, {person.city}"
 
 
-encode = msgspec.json.Encoder().encode
-"""Encode a person (or a list of them) as UTF-8 JSON, fields in the order of the Struct."""
-
-decode = msgspec.json.Decoder(Person).decode
-"""Decode a record's value. Raises `msgspec.DecodeError` (`msgspec.ValidationError` names the JSON path) or, for strings
-that are not UTF-8, `UnicodeDecodeError`. Types are not converted: `"36"` is no age."""
-
-decode_strictly = msgspec.json.Decoder(StrictPerson).decode
-"""Decode one person of a producer's caller. Raises as `decode` does, and for unknown fields."""
-
-decode_all_strictly = msgspec.json.Decoder(list[StrictPerson]).decode
-"""Decode a list of people of a producer's caller. Raises as `decode_strictly` does, with the index in the path."""
+PEOPLE = Stream(
+    "people",
+    Person,
+    key=_id_of,
+    summary=_summary_of,
+    variables={"dead_letter_topic": "DEAD_LETTER_TOPIC", "group_id": "CONSUMER_GROUP_ID"},
+)

@@ -32,54 +32,62 @@ def rate_of(counter: str, *by: str) -> dict[str, str]:
     return {legend: f"sum by ({', '.join(by)}) (rate({counter}[$__rate_interval]))"}
 
 
+def sum_of(counter: str) -> str:
+    """Return the query of a counter by stream, partition and reason."""
+    return f"sum by (stream, partition, reason) ({counter})"
+
+
 PANELS = [
-    Panel("Can it do its job?", "bool_yes_no", {"{{job}} {{instance}}": "service_healthy"}, "stat"),
-    Panel("State of each consumer", "none", {"{{instance}} {{state}}": "consumer_state == 1"}, "stat"),
-    Panel("Records produced a second", "short", rate_of("producer_records_total", "outcome")),
-    Panel("Records consumed a second", "short", rate_of("consumer_records_consumed_total", "instance")),
-    Panel("Lag in records", "short", {"partition {{partition}}": "max by (partition) (consumer_lag_records)"}),
-    Panel("Lag in seconds", "s", {"partition {{partition}}": "max by (partition) (consumer_lag_seconds)"}),
-    Panel("Acknowledgement of a batch", "s", quantiles_of("producer_acknowledgement_seconds")),
+    Panel("Can it do its job?", "bool_yes_no", {"{{job}} {{instance}} {{stream}}": "service_healthy"}, "stat"),
+    Panel("State of each consumer", "none", {"{{stream}} {{instance}} {{state}}": "consumer_state == 1"}, "stat"),
+    Panel("Records produced a second", "short", rate_of("producer_records_total", "stream", "outcome")),
+    Panel("Records consumed a second", "short", rate_of("consumer_records_consumed_total", "stream", "instance")),
+    Panel("Lag in records", "short", {"{{stream}} {{partition}}": "max by (stream, partition) (consumer_lag_records)"}),
+    Panel("Lag in seconds", "s", {"{{stream}} {{partition}}": "max by (stream, partition) (consumer_lag_seconds)"}),
+    Panel("Acknowledgement of a batch", "s", quantiles_of("producer_acknowledgement_seconds", "stream")),
     Panel(
         "In flight",
         "short",
-        {"records {{instance}}": "producer_records_in_flight", "bytes {{instance}}": "producer_bytes_in_flight"},
+        {
+            "records {{stream}} {{instance}}": "producer_records_in_flight",
+            "bytes {{stream}} {{instance}}": "producer_bytes_in_flight",
+        },
     ),
-    Panel("Time of the handler", "s", quantiles_of("consumer_handler_seconds")),
+    Panel("Time of the handler", "s", quantiles_of("consumer_handler_seconds", "stream")),
     Panel(
         "Calls of the handler a second",
         "short",
-        rate_of("consumer_handler_attempts_total", "result")
-        | {"failures of the in-flight batch {{instance}}": "consumer_batch_failures"},
+        rate_of("consumer_handler_attempts_total", "stream", "result")
+        | {"failures of the in-flight batch {{stream}} {{instance}}": "consumer_batch_failures"},
     ),
-    Panel("Age of the in-flight batch", "s", {"{{instance}}": "consumer_batch_age_seconds"}),
+    Panel("Age of the in-flight batch", "s", {"{{stream}} {{instance}}": "consumer_batch_age_seconds"}),
     Panel(
         "Waiting for a transaction",
         "short",
-        {"partition {{partition}}": "max by (partition) (consumer_lag_waiting_for_transaction_records)"},
+        {"{{stream}} {{partition}}": "max by (stream, partition) (consumer_lag_waiting_for_transaction_records)"},
     ),
     Panel(
         "Records skipped or for another group, and positions moved",
         "short",
         {
-            "skipped {{partition}} {{reason}}": "sum by (partition, reason) (consumer_records_skipped_total)",
-            "passed over {{reason}}": "sum by (reason) (consumer_records_passed_over_total)",
-            "moves {{partition}} {{reason}}": "sum by (partition, reason) (consumer_position_moves_total)",
+            "skipped {{stream}} {{partition}} {{reason}}": sum_of("consumer_records_skipped_total"),
+            "passed over {{stream}} {{reason}}": "sum by (stream, reason) (consumer_records_passed_over_total)",
+            "moves {{stream}} {{partition}} {{reason}}": sum_of("consumer_position_moves_total"),
         },
     ),
     Panel(
         "Failed commits",
         "short",
-        {"{{error}} {{instance}}": "increase(consumer_commit_failures_total[$__rate_interval])"},
+        {"{{stream}} {{error}} {{instance}}": "increase(consumer_commit_failures_total[$__rate_interval])"},
     ),
-    Panel("Dead letters a second", "short", rate_of("consumer_records_dead_lettered_total", "reason")),
+    Panel("Dead letters a second", "short", rate_of("consumer_records_dead_lettered_total", "stream", "reason")),
     Panel(
         "Rebalances, restarts and new connections",
         "short",
         {
-            "rebalances {{instance}}": "increase(consumer_rebalances_total[$__rate_interval])",
-            "restarts {{instance}}": "increase(consumer_restarts_total[$__rate_interval])",
-            "connections {{instance}}": "increase(producer_connections_replaced_total[$__rate_interval])",
+            "rebalances {{stream}} {{instance}}": "increase(consumer_rebalances_total[$__rate_interval])",
+            "restarts {{stream}} {{instance}}": "increase(consumer_restarts_total[$__rate_interval])",
+            "connections {{stream}} {{instance}}": "increase(producer_connections_replaced_total[$__rate_interval])",
         },
     ),
     Panel("HTTP requests a second", "reqps", rate_of("http_requests_total", "job", "route", "status")),

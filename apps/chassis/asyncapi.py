@@ -5,60 +5,78 @@ takes a batch for one record, and tells the addresses of the brokers.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from apps.chassis.health import VERSION
 from apps.chassis.settings import Settings
 from apps.chassis.topic_settings import Topic
-from apps.chassis.topics import dead_letter_topic, people_topic
+from apps.chassis.topics import dead_letter_topic, record_topic
 from contracts.dead_letter import INT64, SAID, SAID_OF_SENT_BACK, SAID_TARGET, Said
-from contracts.person import Person
-
-Channel = Literal["people", "deadLetters"]
+from contracts.stream import Stream
 
 
 class Operation(msgspec.Struct):
-    """What a service does with a channel; `group` is the consumer group that it receives as a member of."""
+    """What a service does with a channel of a stream; `group` is the consumer group that it receives as a member of."""
 
     action: Literal["send", "receive"]
-    channel: Channel
+    stream: Stream[Any]
     summary: str
     group: str | None = None
+    dead_letters: bool = False
 
 
 def asyncapi_document(
     title: str, description: str, settings: Settings, client_id: str, operations: Sequence[Operation]
 ) -> dict[str, Any]:
-    """Return the document of a service, as what JSON knows. Both topics are in it; `operations` are the service's."""
-    _, schemas = msgspec.json.schema_components([Person], ref_template="#/components/schemas/{name}")
+    """Return the document of a service, as what JSON knows: all topics of the streams of its `operations`."""
+    streams = list(dict.fromkeys(one.stream for one in operations))
+    _, schemas = msgspec.json.schema_components(
+        [kind for stream in streams for kind in _types_of(stream)], ref_template="#/components/schemas/{name}"
+    )
     protocol = "kafka-secure" if settings.uses_tls else "kafka"
     return {
         "asyncapi": "3.0.0",
         "info": {"title": title, "version": VERSION, "description": description},
         "defaultContentType": "application/json",
         "servers": {"kafka": {"host": "kafka", "protocol": protocol, "description": "KAFKA_BOOTSTRAP_SERVERS"}},
-        "channels": {
-            "people": _channel(people_topic(settings), "People; a person's records stay in order.", "Person"),
-            "deadLetters": _channel(
-                dead_letter_topic(settings),
-                "Records that could not be consumed, and what became of them.",
-                "DeadLetter",
-            ),
+        "channels": {name: channel for stream in streams for name, channel in _channels(stream, settings).items()},
+        "operations": {f"{one.action}-{_channel_name(one)}": _operation(one, client_id) for one in operations},
+        "components": {
+            "schemas": schemas,
+            "messages": {
+                **{kind.__name__: _message(stream, kind) for stream in streams for kind in _types_of(stream)},
+                "DeadLetter": _dead_letter(),
+            },
         },
-        "operations": {f"{one.action}-{one.channel}": _operation(one, client_id) for one in operations},
-        "components": {"schemas": schemas, "messages": {"Person": _person(), "DeadLetter": _dead_letter()}},
     }
 
 
-def _channel(topic: Topic, description: str, message: str) -> dict[str, Any]:
+def _types_of(stream: Stream[Any]) -> Sequence[type]:
+    return get_args(stream.record_type) or (stream.record_type,)
+
+
+def _channels(stream: Stream[Any], settings: Settings) -> dict[str, Any]:
+    of_stream, kinds = settings.of(stream), [kind.__name__ for kind in _types_of(stream)]
+    dead = "Records that could not be consumed, and what became of them."
+    return {
+        stream.name: _channel(record_topic(of_stream), "Records of one key stay in order.", kinds),
+        f"{stream.name}-dead-letters": _channel(dead_letter_topic(of_stream), dead, ["DeadLetter"]),
+    }
+
+
+def _channel_name(operation: Operation) -> str:
+    return f"{operation.stream.name}-dead-letters" if operation.dead_letters else operation.stream.name
+
+
+def _channel(topic: Topic, description: str, messages: Sequence[str]) -> dict[str, Any]:
     return {
         "address": topic.name,
         "title": topic.name,
         "description": description,
         "servers": [{"$ref": "#/servers/kafka"}],
-        "messages": {message: {"$ref": f"#/components/messages/{message}"}},
+        "messages": {message: {"$ref": f"#/components/messages/{message}"} for message in messages},
         "bindings": {
             "kafka": {
                 "topic": topic.name,
@@ -89,20 +107,20 @@ def _operation(operation: Operation, client_id: str) -> dict[str, Any]:
     client = {"clientId": {"type": "string", "enum": [client_id]}}
     return {
         "action": operation.action,
-        "channel": {"$ref": f"#/channels/{operation.channel}"},
+        "channel": {"$ref": f"#/channels/{_channel_name(operation)}"},
         "summary": operation.summary,
         "bindings": {"kafka": {**group, **client, "bindingVersion": "0.5.0"}},
     }
 
 
-def _person() -> dict[str, Any]:
+def _message(stream: Stream[Any], kind: type) -> dict[str, Any]:
     return {
-        "name": "Person",
-        "title": "A person",
+        "name": kind.__name__,
+        "title": f"A record of {stream.name}",
         "contentType": "application/json",
-        "payload": {"$ref": "#/components/schemas/Person"},
+        "payload": {"$ref": f"#/components/schemas/{kind.__name__}"},
         "headers": _headers((*SAID_OF_SENT_BACK, SAID_TARGET), []),
-        "bindings": _key({"type": "string", "description": "The person's `id` in UTF-8."}),
+        "bindings": _key({"type": "string", "description": "The key in UTF-8."}),
     }
 
 

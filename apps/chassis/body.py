@@ -330,10 +330,18 @@ def documents_body(examples: Mapping[str, tuple[Mapping[str, Any], Any]], *, req
 
 
 def schema_of(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - any type that msgspec knows
-    """Return the JSON schema of a Struct without other Structs in it."""
-    (_,), components = msgspec.json.schema_components([kind])
-    (schema,) = components.values()
-    return dict(schema)
+    """Return the JSON schema of a type that does not refer to itself, with all of its parts in place."""
+    (schema,), parts = msgspec.json.schema_components([kind], ref_template="{name}")
+    return dict(_in_place(schema, parts))
+
+
+def _in_place(schema: Any, parts: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any part of a schema
+    if isinstance(schema, list):
+        return [_in_place(one, parts) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    others = {name: _in_place(one, parts) for name, one in schema.items() if name not in {"$ref", "mapping"}}
+    return {**_in_place(parts[schema["$ref"]], parts), **others} if "$ref" in schema else others
 
 
 def either(kind: Any, *ways: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401 - any Struct

@@ -114,11 +114,30 @@ def counter(name: str, documentation: str, value: float) -> Metric:
 
 def of_kafka(connection: Connection, *, healthy: bool) -> Iterator[Metric]:
     """Return what is read of any service."""
-    yield gauge("service_healthy", "Whether the service can do its job, as /health-check says.", healthy)
+    yield gauge(
+        "service_healthy", "Whether the service can do its job for a stream, as /health-check?stream= says.", healthy
+    )
     connected = connection.state == "connected"
     yield gauge("kafka_connected", "Whether there is a connection to Kafka.", connected)
     throttled = connection.journal.throttled_seconds
     yield counter("kafka_throttled_seconds", "Seconds for which quotas of Kafka made the main client wait.", throttled)
+
+
+def of_stream(name: str, metrics: Iterable[Metric]) -> Iterator[Metric]:
+    """Return metrics with the label `stream`."""
+    for metric in metrics:
+        metric.samples = [one._replace(labels={"stream": name, **one.labels}) for one in metric.samples]
+        yield metric
+
+
+def merged(metrics: Iterable[Metric]) -> Iterable[Metric]:
+    """Return metrics with the samples of all streams together: the format has each name once."""
+    by_name: dict[str, Metric] = {}
+    for metric in metrics:
+        known = by_name.setdefault(metric.name, metric)
+        if known is not metric:
+            known.samples += metric.samples
+    return by_name.values()
 
 
 class _Page(Collector):

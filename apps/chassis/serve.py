@@ -22,6 +22,7 @@ from litestar.types import ASGIApp
 from apps.chassis.http_limits import LimitedProtocol
 from apps.chassis.logs import set_up_logging
 from apps.chassis.settings import Settings, WrongSetting, is_address, read_settings
+from contracts.stream import BadStream
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
         address = str(listening.getsockname()[0])
         settings = msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
         app = create_app(settings, ending)
-    except WrongSetting as error:
+    except (WrongSetting, BadStream) as error:
         sys.exit(str(error))
     if not settings.api_keys.needed and not ip_address(address).is_loopback:
         log.warning("anybody who reaches %s may change things: no API_KEY is set", settings.host)

@@ -1,15 +1,19 @@
 """Settings: one Struct, read from the environment once, at the start of a process."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, inspect
 
 from apps.chassis.keys import Keys, read_key_file, read_keys
+from contracts import STREAMS
+from contracts.stream import FIELDS, Stream, check_streams
+
+T = TypeVar("T")
 
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 TopicName = Annotated[
@@ -32,6 +36,10 @@ Address = Annotated[
     str, Meta(pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$", description="an address like http://localhost:4318")
 ]
 
+BY_STREAM = "BY_STREAM"
+"""The field of `Settings` that no variable sets."""
+NAMES = ("topic", "dead_letter_topic", "group_id")
+"""Fields of `StreamSettings` that two streams must not share."""
 SECRETS = frozenset({"api_key", "kafka_sasl_password"})
 """Fields whose value is never shown."""
 ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
@@ -65,18 +73,39 @@ def expected(kind: inspect.Type) -> str:
     return "text"
 
 
+class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may set for a stream; each field is read from variables like `ORDERS_TOPIC`."""
+
+    topic: TopicName
+    partitions: Annotated[int, Meta(ge=1, le=10_000)] = 6
+    replication: Annotated[int, Meta(ge=1, le=100)] = 1
+    dead_letter_topic: TopicName
+    group_id: Annotated[str, Meta(min_length=1, max_length=255)]
+
+    @property
+    def marks_topic(self) -> str:
+        """The topic that keeps which dead letters were sent back."""
+        return f"{self.dead_letter_topic}-redriven"
+
+
+def defaults_of(stream: Stream[Any]) -> dict[str, str]:
+    """Return the settings of a stream that follow from its name."""
+    return {
+        "topic": stream.topic,
+        "dead_letter_topic": stream.dead_letter_topic,
+        "group_id": stream.group_id,
+    }
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     """What an operator may set; each field is read from the variable of its name in capitals.
 
-    The defaults suit a laptop with Kafka on localhost:9092.
+    The defaults suit a laptop with Kafka on localhost:9092. `by_stream` has the settings of each stream by its name.
     """
 
     kafka_bootstrap_servers: Servers = "localhost:9092"
-    people_topic: TopicName = "people"
-    people_partitions: Annotated[int, Meta(ge=1, le=10_000)] = 6
-    people_replication: Annotated[int, Meta(ge=1, le=100)] = 1
-    dead_letter_topic: TopicName = "people-dlt"
-    consumer_group_id: Annotated[str, Meta(min_length=1, max_length=255)] = "people-consumer"
+    streams: str = ""
+    by_stream: Mapping[str, StreamSettings] = {}
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     producer_port: Port = 8000
     consumer_port: Port = 8001
@@ -106,6 +135,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         values = {name: getattr(self, name) for name in self.__struct_fields__}
         shown = {name: "***" if name in SECRETS and value else value for name, value in values.items()}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def of(self, stream: Stream[Any]) -> StreamSettings:
+        """Return the settings of a stream."""
+        return self.by_stream.get(stream.name) or msgspec.convert(defaults_of(stream), StreamSettings)
+
+    def served(self, streams: Sequence[Stream[Any]]) -> list[Stream[Any]]:
+        """Return those of some streams that this instance serves, in their order."""
+        wanted = [name.strip() for name in self.streams.split(",")] if self.streams else [one.name for one in streams]
+        return [stream for stream in streams if stream.name in wanted]
 
     @property
     def bootstrap_servers(self) -> list[str]:
@@ -139,34 +177,76 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         return self.kafka_security_protocol.endswith("SSL")
 
 
-def read_settings(environment: Mapping[str, str]) -> Settings:
+def read_settings(environment: Mapping[str, str], streams: Sequence[Stream[Any]] = STREAMS) -> Settings:
     """Build the settings from environment variables; an unset or empty one takes its default.
 
-    Raises `WrongSetting` naming the first variable whose value is not allowed.
+    Raises `WrongSetting` naming the first variable whose value is not allowed, or `BadStream` for streams that cannot
+    live side by side.
     """
+    names = [name for name in Settings.__struct_encode_fields__ if name != BY_STREAM]
+    check_streams(streams, names)
     given = {
         name: environment[name].strip() if name != "KAFKA_SASL_PASSWORD" else environment[name]
-        for name in Settings.__struct_encode_fields__
+        for name in names
         if environment.get(name, "").strip()
     }
-    kinds = {field.encode_name: field.type for field in inspect.type_info(Settings).fields}  # type: ignore[attr-defined]  # of a Struct
-    for name, value in given.items():
-        try:
-            if isinstance(kinds[name], inspect.IntType) and not PLAIN_INTEGER.fullmatch(value):
-                raise msgspec.ValidationError  # noqa: TRY301 - else `1e4` would be 10,000
-            msgspec.convert({name: value}, Settings, strict=False)
-        except msgspec.ValidationError:
-            raise WrongSetting(f"{name}: expected {expected(kinds[name])}, not {value!r}") from None
-    settings = msgspec.convert(given, Settings, strict=False)
+    by_stream = {stream.name: _read_stream_settings(environment, stream) for stream in streams}
+    settings = _converted(Settings, {name: (name, value) for name, value in given.items()}, {BY_STREAM: by_stream})
     _check_ports("KAFKA_BOOTSTRAP_SERVERS", settings.bootstrap_servers)
     settings = _with_paths(settings)
     _check_origins("CORS_ORIGINS", settings.allowed_origins)
     _check_hosts(settings.host_names)
     _check_security(settings, given)
-    if settings.people_topic == settings.dead_letter_topic:
-        raise WrongSetting(f"DEAD_LETTER_TOPIC: must differ from PEOPLE_TOPIC, both are {settings.people_topic!r}")
+    _check_served(settings, streams)
+    _check_names(settings, streams)
     _check_keys(settings)
     return settings
+
+
+def _read_stream_settings(environment: Mapping[str, str], stream: Stream[Any]) -> StreamSettings:
+    given: dict[str, tuple[str, str]] = {}
+    for field in FIELDS:
+        for variable in stream.variables(field):
+            value = environment.get(variable, "").strip()
+            if value and given.setdefault(field, (variable, value))[1] != value:
+                raise WrongSetting(f"{variable}: means the same as {given[field][0]}, and differs from it: set one")
+    return _converted(StreamSettings, given, defaults_of(stream))
+
+
+def _converted(kind: type[T], given: Mapping[str, tuple[str, str]], others: Mapping[str, Any]) -> T:
+    """Return a Struct from texts by field, each with the name of its variable, and from what else is known."""
+    types = {field.encode_name: field.type for field in inspect.type_info(kind).fields}  # type: ignore[attr-defined]  # of a Struct
+    for name, (variable, value) in given.items():
+        try:
+            if isinstance(types[name], inspect.IntType) and not PLAIN_INTEGER.fullmatch(value):
+                raise msgspec.ValidationError  # noqa: TRY301 - else `1e4` would be 10,000
+            msgspec.convert({**others, name: value}, kind, strict=False)
+        except msgspec.ValidationError:
+            raise WrongSetting(f"{variable}: expected {expected(types[name])}, not {value!r}") from None
+    return msgspec.convert({**others, **{name: value for name, (_, value) in given.items()}}, kind, strict=False)
+
+
+def _check_served(settings: Settings, streams: Sequence[Stream[Any]]) -> None:
+    names = [stream.name for stream in streams]
+    for name in settings.streams.split(",") if settings.streams else ():
+        if name.strip() not in names:
+            raise WrongSetting(f"STREAMS: expected some of {', '.join(names)}, not {name.strip()!r}")
+
+
+def _check_names(settings: Settings, streams: Iterable[Stream[Any]]) -> None:
+    """Check that no two streams share a topic or a group."""
+    topics: dict[str, str] = {}
+    groups: dict[str, str] = {}
+    for stream in streams:
+        of, (topic, dead, group) = settings.of(stream), (stream.variables(f)[-1] for f in NAMES)
+        for variable, name, taken in (
+            (topic, of.topic, topics),
+            (dead, of.dead_letter_topic, topics),
+            (dead, of.marks_topic, topics),
+            (group, of.group_id, groups),
+        ):
+            if taken.setdefault(name, variable) != variable:
+                raise WrongSetting(f"{variable}: must differ from {taken[name]}, both are {name!r}")
 
 
 def _check_keys(settings: Settings) -> None:

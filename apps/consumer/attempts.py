@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiokafka.errors import KafkaError
 
@@ -28,11 +28,10 @@ from apps.consumer.memory import MOST_RECORDS, Found, Memory
 from apps.consumer.outage import FailureWindow
 from apps.consumer.policy import DEFAULT, Policy
 from apps.consumer.window import Record, fields_of
-from contracts.person import Person, decode
 
 log = logging.getLogger(__name__)
 
-Handle = Callable[[Sequence[Person]], Awaitable[None]]
+Handle = Callable[[Sequence[Any]], Awaitable[None]]
 Newer = Callable[[], Awaitable[bool]]
 """Returns whether records wait behind the in-flight batch."""
 
@@ -102,7 +101,7 @@ class Attempts:
     be at fault.
     """
 
-    def __init__(self, handle: Handle, policy: Policy = DEFAULT) -> None:
+    def __init__(self, decode: Callable[[bytes], object], handle: Handle, policy: Policy = DEFAULT) -> None:
         self.failures = 0
         self.error: str | None = None
         self.kind = ""
@@ -114,6 +113,7 @@ class Attempts:
         self.policy = policy
         self.memory = Memory()
         self.successes = 0
+        self._decode = decode
         self._handle = handle
         self.failed = FailureWindow(policy.outage)
         self._failed_at: Mapping[int, int] = {}
@@ -144,12 +144,12 @@ class Attempts:
     async def handle(
         self,
         records: Sequence[Record],
-        people: Sequence[Person] | None,
+        values: Sequence[Any] | None,
         *,
         accept: bool = False,
         newer: Newer = nothing_newer,
     ) -> Verdict:
-        """Handle a batch; `people` are its values, decoded for the first attempt.
+        """Handle a batch; `values` are decoded for the first attempt.
 
         With `accept` every failing record counts as poison. Records are unfinished only when the batch was abandoned,
         or when they cannot be told from an outage yet. They are to be redelivered.
@@ -157,7 +157,7 @@ class Attempts:
         known = self.memory.recall(records)
         trial = Trial(self, records, known, accept=accept)
         if not self._waits or accept:
-            await trial.run(people)
+            await trial.run(values)
         elif not self._needs_pause(known) or await self._pause(newer):
             await trial.run_carefully()
         else:
@@ -197,11 +197,14 @@ class Attempts:
         self.failures = self._waits = 0
         self._failing_since = None
 
-    async def attempt(self, records: Sequence[Record], people: Sequence[Person] | None = None) -> Exception | None:
+    async def attempt(self, records: Sequence[Record], values: Sequence[Any] | None = None) -> Exception | None:
         """Call the handler with freshly decoded values; return its error, if any. Raises `BrokenOff`."""
 
         async def call() -> None:
-            await self._handle([decode(record.value or b"") for record in records] if people is None else people)
+            if values is None:
+                await self._handle([self._decode(record.value or b"") for record in records])
+            else:
+                await self._handle(values)
 
         try:
             await self.call.run(call)
@@ -349,10 +352,10 @@ class Trial:
         if known:
             self._recall()
 
-    async def run(self, people: Sequence[Person] | None) -> None:
+    async def run(self, values: Sequence[Any] | None) -> None:
         """Try the batch, retry it once, then bisect it; records that are already decided are left out."""
         try:
-            if self._known or not await self._is_all_done(people):
+            if self._known or not await self._is_all_done(values):
                 await self._decide()
         except BrokenOff:
             self.is_abandoned = True
@@ -422,10 +425,10 @@ class Trial:
                 self._done.add(place)
         self._pending.append(Chunk(rest))
 
-    async def _is_all_done(self, people: Sequence[Person] | None) -> bool:
+    async def _is_all_done(self, values: Sequence[Any] | None) -> bool:
         """Try the batch as a whole, twice unless it is rejected; leave it pending when it fails."""
         tries = 1
-        error = await self._try(Chunk(self._records), people)
+        error = await self._try(Chunk(self._records), values)
         if error is not None and not isinstance(error, Reject) and not self._must_stop():
             tries, error = 2, await self._try(Chunk(self._records))
         if error is not None:
@@ -563,8 +566,8 @@ class Trial:
         decided = self._done | self.refused.keys()
         self._pending = deque([Chunk([record for record in self._records if id(record) not in decided])])
 
-    async def _try(self, chunk: Chunk, people: Sequence[Person] | None = None) -> Exception | None:
-        error = await self._attempts.attempt(chunk.records, people)
+    async def _try(self, chunk: Chunk, values: Sequence[Any] | None = None) -> Exception | None:
+        error = await self._attempts.attempt(chunk.records, values)
         if error is None:
             self.has_succeeded = True
             self._failures_in_a_row = self._rejected_in_a_row = 0

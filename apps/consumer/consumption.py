@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from apps.chassis.logs import one_line
 from apps.chassis.traces import Traces
@@ -19,10 +19,11 @@ from apps.consumer.fetched import OversizedRecord, TooLarge
 from apps.consumer.limit import Limit
 from apps.consumer.policy import DEFAULT, Policy
 from apps.consumer.window import Record, Window, fields_of
-from contracts.person import Person, decode
 
 log = logging.getLogger(__name__)
 
+Decode = Callable[[bytes], object]
+"""Decodes a record's value, as `Stream.decode` does; may raise anything."""
 WriteDeadLetters = Callable[[Sequence[BadRecord]], Awaitable[None]]
 
 FORGOTTEN = 10.0
@@ -34,7 +35,7 @@ OTHER_REASON = "other"
 
 
 class Tombstone(ValueError):
-    """A record without a value, which cannot be a person."""
+    """A record without a value, where the stream takes no deletions."""
 
 
 REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", "Reject")
@@ -65,8 +66,9 @@ class Consumption:
     `rebalances` counts assignments, `passed_over` the records that were sent back for another group.
     """
 
-    def __init__(  # noqa: PLR0913 - what it is made of
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
         self,
+        decode: Decode,
         window: Window,
         handle: Handle,
         write_dead_letters: WriteDeadLetters,
@@ -85,10 +87,11 @@ class Consumption:
         self.last_error: str | None = None
         self._unreadable: tuple[str, float] | None = None
         self.window = window
+        self._decode = decode
         self.idle_since = time.time()
         self.busy_since: float | None = None
         self.limit = Limit(policy.halt)
-        self.attempts = Attempts(handle, policy)
+        self.attempts = Attempts(decode, handle, policy)
         self.leaving = self.attempts.leaving
         self.size = BatchSize(policy.batching)
         self._accept = False
@@ -201,12 +204,12 @@ class Consumption:
         if not records:  # all were for other groups: that ends no halt
             self.limit.review((), ())
             return Outcome(())
-        good, people, bad = sort_out(records)
+        good, values, bad = sort_out(self._decode, records)
         accepted = {record.partition for record in records} - self._recovered if self._accept else set()
         verdict = Verdict()
-        if people:
+        if values:
             began = time.monotonic()
-            verdict = await self.attempts.handle(good, people, accept=bool(accepted), newer=newer)
+            verdict = await self.attempts.handle(good, values, accept=bool(accepted), newer=newer)
             if not verdict.is_bad:
                 self.size.adapt(len(good), time.monotonic() - began)
         if not bad and not verdict.is_bad:
@@ -266,23 +269,23 @@ class Consumption:
         return name if name in self.dead_letters or len(self.dead_letters) < MOST_REASONS else OTHER_REASON
 
 
-def sort_out(records: Sequence[Record]) -> tuple[Sequence[Record], list[Person], list[BadRecord]]:
-    """Return the good records, their decoded people, and the bad records; never raises."""
+def sort_out(decode: Decode, records: Sequence[Record]) -> tuple[Sequence[Record], list[Any], list[BadRecord]]:
+    """Return the good records, their decoded values, and the bad records; never raises."""
     with suppress(Exception):  # a record is bad: find it, below
         return records, [decode(record.value) for record in records], []  # type: ignore[arg-type]  # a null raises  # a third faster than one by one
-    good, people, bad = [], [], []
+    good, values, bad = [], [], []
     for record in records:
         try:
             if isinstance(record, OversizedRecord):
                 raise TooLarge(record.detail)  # noqa: TRY301
             if record.value is None:
-                raise Tombstone("a record without a value (tombstone) is no person")  # noqa: TRY301
-            people.append(decode(record.value))
+                raise Tombstone("a record without a value (tombstone)")  # noqa: TRY301
+            values.append(decode(record.value))
             good.append(record)
         except Exception as error:  # noqa: BLE001 - a bad record must not stop its neighbours
             # its traceback and this list would form a reference cycle
             bad.append(BadRecord(record, error.with_traceback(None), tries=1))
-    return good, people, bad
+    return good, values, bad
 
 
 def _firsts(records: Sequence[Record]) -> dict[tuple[str, int], int]:

@@ -49,6 +49,7 @@ class Control:
         commits: Commits,
         background: Background,
         slow_batch_s: float,
+        stream_name: str,
     ) -> None:
         self._connection = connection
         self._cluster = cluster
@@ -56,6 +57,7 @@ class Control:
         self._commits = commits
         self._slow_batch_s = slow_batch_s
         self._background = background
+        self._stream_name = stream_name
         self._holding: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
 
@@ -216,7 +218,11 @@ class Control:
             return False, kafka, unfit
         if self._consumption.paused:
             return True, kafka, self._cluster.at_risk("paused by an operator")
-        return True, kafka, self._cluster.at_risk(self._connection.journal.with_throttling("people are consumed"))
+        return (
+            True,
+            kafka,
+            self._cluster.at_risk(self._connection.journal.with_throttling(f"{self._stream_name} are consumed")),
+        )
 
     def _struggle(self) -> str | None:
         """Return why fetched batches are not committed, or None."""

@@ -1,5 +1,6 @@
 """The dead letters over HTTP: what they are, and sending them back."""
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -11,6 +12,7 @@ from litestar import get, post
 from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
 from litestar.params import Parameter
+from litestar.plugins.problem_details import ProblemDetailsException
 
 from apps.chassis.body import BODY_ERRORS, JSON, documents_body, either, read_json
 from apps.chassis.deadline import CALL_S, within
@@ -29,7 +31,7 @@ from apps.chassis.problems import (
     problem,
 )
 from apps.chassis.query import ANY_NUMBER
-from apps.consumer.log_reader import LogReader
+from apps.chassis.served import OneStream, Served, SomeStreams
 from apps.consumer.marks import Marks
 from apps.consumer.offsets import read_offsets, write_offsets
 from apps.consumer.redrive import (
@@ -37,6 +39,7 @@ from apps.consumer.redrive import (
     OfAnotherGroup,
     Redriven,
     Redriver,
+    Returned,
     SentBefore,
     Taken,
     TooLarge,
@@ -46,6 +49,7 @@ from apps.consumer.redrive import (
 )
 from apps.consumer.search import Newest
 from apps.consumer.shown import Content, Header, content_of, headers_of
+from apps.consumer.stream_consumer import StreamConsumer
 from apps.consumer.window import Record
 from contracts.dead_letter import DeadLetter as Letter
 from contracts.dead_letter import history
@@ -101,7 +105,7 @@ class DeadLetters(msgspec.Struct):
 
 
 class Redrive(msgspec.Struct, forbid_unknown_fields=True):
-    """What to send back: the oldest `limit` that were not, or one by its place among the dead letters."""
+    """What to send back: the oldest `limit` of a stream that were not, or one by its place among the dead letters."""
 
     limit: Limit | None = None
     partition: Number | None = None
@@ -119,14 +123,12 @@ class Redrives(msgspec.Struct):
     more: bool
 
 
-def dead_letter_routes(
-    reader: LogReader, redriver: Redriver, partitions: Mapping[str, int]
-) -> Sequence[BaseRouteHandler]:
-    """Return the routes; `partitions` tells how many partitions a topic has."""
-    return _list_route(reader, redriver, partitions), _redrive_route(redriver)
+def dead_letter_routes(served: Served[StreamConsumer]) -> Sequence[BaseRouteHandler]:
+    """Return the routes that show dead letters and send them back."""
+    return _list_route(served), _redrive_route(served)
 
 
-def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, int]) -> BaseRouteHandler:
+def _list_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
     @get(
         "/consumers/dead-letters",
         summary="The newest dead letters",
@@ -141,12 +143,16 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
             str | None, Parameter(description="Only those whose error, or its type, has this text.")
         ] = None,
         before: Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")] = None,
+        stream: OneStream = None,
     ) -> DeadLetters:
+        one = served.one(stream)
+        reader, redriver = one.dead_reader, one.redriver
+
         def wanted(record: Record) -> bool:
             return reason is None or reason in _reason_of(letter_of(record))
 
         async def look() -> tuple[Newest, Marks]:
-            _, end = await reader.offsets(partitions.get(reader.topic, 0))
+            _, end = await reader.offsets(one.cluster.partitions.get(reader.topic, 0))
             start = end if before is None else _read_cursor(before, end)
             if partition is not None:
                 start = {number: offset for number, offset in start.items() if number == partition}
@@ -162,7 +168,7 @@ def _list_route(reader: LogReader, redriver: Redriver, partitions: Mapping[str, 
     return dead_letters
 
 
-def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
+def _redrive_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
     @post(
         "/consumers/dead-letters/redrive",
         summary="Send dead letters back to their topic, each once",
@@ -180,39 +186,56 @@ def _redrive_route(redriver: Redriver) -> BaseRouteHandler:
             {JSON: (either(Redrive, ["limit"], ["partition", "offset"]), {"limit": 10})}, required=True
         ),
     )
-    async def redrive(request: Request[Any, Any, Any]) -> Redrives:
+    async def redrive(request: Request[Any, Any, Any], stream: SomeStreams = None) -> Redrives:
+        wanted = served.some(stream)
         order = await read_json(request, Redrive)
-        try:
-            if order.limit is not None and order.partition is None and order.offset is None:
-                done = await redriver.redrive(order.limit)
-            elif order.limit is None and order.partition is not None and order.offset is not None:
-                done = await redriver.redrive_one(order.partition, order.offset)
-            else:
-                fault = Fault(path="$", detail="give either `limit`, or `partition` and `offset`")
-                raise problem(BAD_BODY, fault.detail, [fault])
-        except NoSuchLetter as error:
-            _tell_in_vain(error)
-            raise problem(HTTPStatus.NOT_FOUND, str(error)) from None
-        except SentBefore as error:
-            _tell_in_vain(error)
-            raise problem(DONE_BEFORE, str(error)) from None
-        except (Taken, Unsafe, OfAnotherGroup) as error:
-            _tell_in_vain(error)
-            raise problem(NOT_NOW, str(error), headers={"Retry-After": RETRY_AFTER}) from None
-        except TooLarge as error:
-            _tell_in_vain(error)
-            raise problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
-        except (KafkaError, OSError, TimeoutError) as error:
-            _tell_in_vain(error)
-            raise out_of_reach(error) from None
-        log.info(
-            "an operator asked for redrive: %d dead letters were sent back",
-            len(done.letters),
-            extra={"action": "redrive"},
-        )
-        return Redrives(len(done.letters), done.letters, done.more)
+        if order.limit is None and len(wanted) > 1:
+            detail = "name the stream of the dead letter"
+            raise problem(BAD_PARAMETER, f"stream: {detail}", [Fault(parameter="stream", detail=detail)])
+        results = await asyncio.gather(*(_redrive(one, order) for one in wanted.values()), return_exceptions=True)
+        done = [letter for result in results if isinstance(result, Returned) for letter in result.letters]
+        for name, result in zip(wanted, results, strict=True):
+            if isinstance(result, ProblemDetailsException) and len(wanted) > 1:
+                result.detail = f"{name}: {result.detail}; of other streams {len(done)} dead letters were sent back"
+            if isinstance(result, BaseException):
+                raise result
+        return Redrives(len(done), done, any(result.more for result in results if isinstance(result, Returned)))
 
     return redrive
+
+
+async def _redrive(one: StreamConsumer, order: Redrive) -> Returned:
+    """Send dead letters of a stream back. Raises the problem to answer."""
+    try:
+        if order.limit is not None and order.partition is None and order.offset is None:
+            done = await one.redriver.redrive(order.limit)
+        elif order.limit is None and order.partition is not None and order.offset is not None:
+            done = await one.redriver.redrive_one(order.partition, order.offset)
+        else:
+            fault = Fault(path="$", detail="give either `limit`, or `partition` and `offset`")
+            raise problem(BAD_BODY, fault.detail, [fault])
+    except NoSuchLetter as error:
+        _tell_in_vain(error)
+        raise problem(HTTPStatus.NOT_FOUND, str(error)) from None
+    except SentBefore as error:
+        _tell_in_vain(error)
+        raise problem(DONE_BEFORE, str(error)) from None
+    except (Taken, Unsafe, OfAnotherGroup) as error:
+        _tell_in_vain(error)
+        raise problem(NOT_NOW, str(error), headers={"Retry-After": RETRY_AFTER}) from None
+    except TooLarge as error:
+        _tell_in_vain(error)
+        raise problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+    except (KafkaError, OSError, TimeoutError) as error:
+        _tell_in_vain(error)
+        raise out_of_reach(error) from None
+    log.info(
+        "an operator asked for redrive of %s: %d dead letters were sent back",
+        one.stream.name,
+        len(done.letters),
+        extra={"action": "redrive", "stream": one.stream.name},
+    )
+    return done._replace(letters=[msgspec.structs.replace(letter, stream=one.stream.name) for letter in done.letters])
 
 
 def _tell_in_vain(error: Exception) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from apps.consumer.consumption import Decode
 from apps.consumer.offsets import write_offsets
 from apps.consumer.search import Wanted
 from apps.consumer.shown import show
@@ -48,8 +49,9 @@ class Caller:
     What comes while it is still brought up is kept until it may `follow`.
     """
 
-    def __init__(self, wanted: Wanted | None, position: dict[int, int]) -> None:
+    def __init__(self, wanted: Wanted | None, position: dict[int, int], decode: Decode) -> None:
         self.position = position
+        self._decode = decode
         self.cut_off = False
         self.news = asyncio.Event()
         self._wanted = wanted
@@ -98,7 +100,7 @@ class Caller:
             if record.offset >= self.position.get(record.partition, 0):
                 self.position[record.partition] = record.offset + 1
                 if self._wanted is None or self._wanted(record):
-                    events.append(event_of(record, self.position))
+                    events.append(event_of(self._decode, record, self.position))
         return b"".join(events)
 
     def _events_of(self, batch: Batch) -> Sequence[bytes]:
@@ -131,9 +133,9 @@ def pieces_of(events: bytes) -> Iterator[bytes]:
         yield events[start : start + PIECE_BYTES]
 
 
-def event_of(record: Record, position: Mapping[int, int]) -> bytes:
+def event_of(decode: Decode, record: Record, position: Mapping[int, int]) -> bytes:
     """Return the event of a record; `position` is what is reached with it."""
-    return b"id: %b\ndata: %b\n\n" % (write_offsets(position).encode(), encode(show(record)))
+    return b"id: %b\ndata: %b\n\n" % (write_offsets(position).encode(), encode(show(decode, record)))
 
 
 def event(name: str, data: Any) -> bytes:  # noqa: ANN401 - anything that is JSON

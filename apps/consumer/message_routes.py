@@ -1,4 +1,4 @@
-"""People over HTTP: the newest consumed, any record of the topic, and the live tail."""
+"""Records over HTTP: the newest consumed, any record of the topic, and the live tail."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,14 +34,13 @@ from apps.chassis.problems import (
     problem,
 )
 from apps.chassis.query import ANY_NUMBER, PLAIN_INTEGER
+from apps.chassis.served import OneStream, Served
 from apps.chassis.streaming import Streamed
-from apps.consumer.log_reader import LogReader
 from apps.consumer.offsets import read_offsets, write_offsets
 from apps.consumer.search import MOST_BYTES, Newest, Wanted
 from apps.consumer.shown import StoredMessage, show
-from apps.consumer.tail import Tail
-from apps.consumer.window import Cursor, Record, StaleCursor, Window, latest_date
-from contracts.person import Person, decode
+from apps.consumer.stream_consumer import StreamConsumer
+from apps.consumer.window import Cursor, Record, StaleCursor, latest_date
 
 MOST_MESSAGES = 1_000
 EVENTS = "text/event-stream"
@@ -54,7 +53,7 @@ SEARCHES = {NEWEST, "/consumers/dead-letters"}
 SEARCH_IN_MEMORY = 2 * MOST_BYTES
 """Bytes: what is found, and the answer that is made of it."""
 TIMES_IN_MEMORY = 3
-"""How many times a value of the window is held during a call: in the window, as a person, and in the answer."""
+"""How many times a value of the window is held during a call: in the window, decoded, and in the answer."""
 TIME = {"format": "date-time"}
 
 PLACE = re.compile(rf"/({PLAIN_INTEGER.pattern})/({PLAIN_INTEGER.pattern})/?\Z")
@@ -64,9 +63,9 @@ LATE = 60 * 60 * 1_000
 T = TypeVar("T")
 AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
-Total = Annotated[int, msgspec.Meta(description="People that this service has consumed since it started.")]
+Total = Annotated[int, msgspec.Meta(description="Records that this service has consumed since it started.")]
 Limit = Annotated[int, Parameter(ge=1, le=MOST_MESSAGES, description="How many at most.")]
-Key = Annotated[str | None, Parameter(description="Only records with this key (a person's id).")]
+Key = Annotated[str | None, Parameter(description="Only records with this key.")]
 Number = Annotated[int | None, Parameter(ge=0, schema_extra=ANY_NUMBER, description="Only records of this partition.")]
 Text = Annotated[str | None, Parameter(min_length=1, description="Only records whose value has this text in it.")]
 Before = Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")]
@@ -106,7 +105,7 @@ class Message(msgspec.Struct):
     offset: int
     timestamp: int
     key: str | None
-    value: Person
+    value: Any
 
 
 class Messages(msgspec.Struct):
@@ -134,7 +133,7 @@ class StoredMessages(msgspec.Struct):
     reached: int | None
 
 
-def weight_of(scope: Scope, window: Window) -> int | None:
+def weight_of(scope: Scope, served: Served[StreamConsumer]) -> int | None:
     """Return the bytes of memory that a call may take, about; None for the live tail, which has a limit of its own."""
     if scope["path"] == STREAM:
         return None
@@ -143,7 +142,9 @@ def weight_of(scope: Scope, window: Window) -> int | None:
     query = parse_qs(scope["query_string"].decode("latin-1"))
     if scope["path"] == NEWEST and "topic" not in query.get("scope", []):
         limit = query.get("limit", ["10"])[-1]
-        return TIMES_IN_MEMORY * window.bytes_of(int(limit) if PLAIN_INTEGER.fullmatch(limit) else 0)
+        one = served.get(query["stream"][-1] if "stream" in query else None)
+        count = int(limit) if PLAIN_INTEGER.fullmatch(limit) else 0
+        return TIMES_IN_MEMORY * one.window.bytes_of(count) if one else 0
     return SEARCH_IN_MEMORY
 
 
@@ -156,26 +157,15 @@ class EitherKind(Operation):
         schema.any_of, schema.one_of = schema.one_of, None
 
 
-class Log(NamedTuple):
-    """The topic as this service reads it; `uncommitted` reads what transactions did not commit as well.
-
-    `partitions` tells how many it has, or raises `KafkaError` as long as that is not known.
-    """
-
-    reader: LogReader
-    uncommitted: LogReader
-    partitions: Callable[[], int]
+def message_routes(served: Served[StreamConsumer]) -> Sequence[BaseRouteHandler]:
+    """Return the routes that show records."""
+    return _newest_route(served), _one_route(served), _stream_route(served)
 
 
-def message_routes(window: Window, log: Log, tail: Tail, total: Callable[[], int]) -> Sequence[BaseRouteHandler]:
-    """Return the routes; `total` tells how many people this service has consumed."""
-    return _newest_route(window, log, total), _one_route(log), _stream_route(tail)
-
-
-def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRouteHandler:
+def _newest_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
     @get(
         NEWEST,
-        summary="The newest people",
+        summary="The newest records",
         description="The records that this instance consumed last, in the order of consumption, whatever their "
         "timestamps (after a restart first the earlier committed ones, merged by timestamp). With "
         "`scope=topic` the newest of the whole topic, straight from it: merged by timestamp, each partition in the "
@@ -194,32 +184,37 @@ def _newest_route(window: Window, log: Log, total: Callable[[], int]) -> BaseRou
         until: Until = None,
         before: Before = None,
         where: Where = "window",
+        stream: OneStream = None,
     ) -> Messages | StoredMessages:
+        one = served.one(stream)
+        total, decode = one.consumption.consumed, one.stream.decode
         if where not in SCOPES:
             raise _bad("scope", f"window or topic is expected, not {where[:40]!r}")
         if where == "topic":
             span = Span(_time("from", since), _time("to", until), _read("before", before, read_offsets))
             with reaching_kafka():
-                found = await within(CALL_S, _search(log, span, partition, _wanted(key, None, q), limit))
-            shown = [show(record) for record in reversed(found.records)]
+                found = await within(CALL_S, _search(one, span, partition, _wanted(key, None, q), limit))
+            shown = [show(decode, record) for record in reversed(found.records)]
             following = None if found.before is None else write_offsets(found.before)
-            return StoredMessages(total(), shown, following, found.scanned, found.reached)
+            return StoredMessages(total, shown, following, found.scanned, found.reached)
         for name, value in {"q": q, "from": since, "to": until}.items():
             if value is not None:
                 raise _bad(name, "only together with scope=topic")
         cursor = _read("before", before, Cursor.parse)
         try:
-            records, earlier = window.newest(
+            records, earlier = one.window.newest(
                 limit, key=None if key is None else key.encode(), partition=partition, before=cursor
             )
         except StaleCursor as stale:
             raise _bad("before", str(stale)) from None
-        return Messages(total(), [_message(record) for record in records], None if earlier is None else str(earlier))
+        return Messages(
+            total, [_message(decode, record) for record in records], None if earlier is None else str(earlier)
+        )
 
     return messages
 
 
-def _one_route(log: Log) -> BaseRouteHandler:
+def _one_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
     @get(
         "/consumers/messages/{partition:int}/{offset:int}",
         summary="One record, straight from the topic",
@@ -231,16 +226,18 @@ def _one_route(log: Log) -> BaseRouteHandler:
         request: Request[Any, Any, Any],
         partition: Annotated[int, PathParameter(description="The partition.", examples=[Example(value=0)])],
         offset: Annotated[int, PathParameter(description="The offset in it.", examples=[Example(value=0)])],
+        stream: OneStream = None,
     ) -> StoredMessage:
         if not PLACE.search(request.scope["path"]):  # Litestar takes -1, +1, 1_0 and the digits of any script too
             raise problem(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.phrase)
+        one = served.one(stream)
         with reaching_kafka():
-            return show(await within(CALL_S, _record(log, partition, offset)))
+            return show(one.stream.decode, await within(CALL_S, _record(one, partition, offset)))
 
     return one_message
 
 
-def _stream_route(tail: Tail) -> BaseRouteHandler:
+def _stream_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
     @get(
         STREAM,
         summary="The live tail of the topic",
@@ -252,9 +249,14 @@ def _stream_route(tail: Tail) -> BaseRouteHandler:
             200: ResponseSpec(str, generate_examples=False, description="An event a record", media_type=EVENTS),
         },
     )
-    async def stream(
-        key: Key = None, partition: Number = None, q: Text = None, last_event: LastEvent = None
+    async def live_tail(
+        key: Key = None,
+        partition: Number = None,
+        q: Text = None,
+        last_event: LastEvent = None,
+        stream: OneStream = None,
     ) -> Response[Any]:
+        tail = served.one(stream).tail
         start = _read("Last-Event-ID", last_event, read_offsets)
         if tail.is_full:
             raise problem(BUSY, "too many callers watch already", headers={"Retry-After": RETRY_AFTER})
@@ -263,7 +265,7 @@ def _stream_route(tail: Tail) -> BaseRouteHandler:
         events = tail.events(beginning, _wanted(key, partition, q))
         return Streamed(events, EVENTS, HTTPStatus.OK, SENT_AS_THEY_COME, reads_body=False)
 
-    return stream
+    return live_tail
 
 
 class Span(NamedTuple):
@@ -274,33 +276,34 @@ class Span(NamedTuple):
     before: Mapping[int, int] | None
 
 
-async def _search(log: Log, span: Span, partition: int | None, wanted: Wanted | None, limit: int) -> Newest:
-    first, end = await log.reader.offsets(log.partitions())
+async def _search(one: StreamConsumer, span: Span, partition: int | None, wanted: Wanted | None, limit: int) -> Newest:
+    log = one.log
+    first, end = await log.offsets(one.partition_count())
     before = end
     if span.until is not None:
-        before = await log.reader.at_time(span.until + LATE, end, latest_date())  # older records may follow it
+        before = await log.at_time(span.until + LATE, end, latest_date())  # older records may follow it
     if span.before is not None:
         before = {number: min(span.before.get(number, 0), offset) for number, offset in before.items()}
-    since = first if span.since is None else await log.reader.at_time(span.since, end)
+    since = first if span.since is None else await log.at_time(span.since, end)
     if partition is not None:
         before = {number: offset for number, offset in before.items() if number == partition}
-    return await log.reader.newest(before, _within(span, wanted), limit, since)
+    return await log.newest(before, _within(span, wanted), limit, since)
 
 
-async def _record(log: Log, partition: int, offset: int) -> Record:
+async def _record(one: StreamConsumer, partition: int, offset: int) -> Record:
     """Return a record; raises 404 that says why there is none."""
-    first, end = await log.reader.offsets(log.partitions())
+    first, end = await one.log.offsets(one.partition_count())
     if partition not in end:
-        raise _gone(f"{log.reader.topic} has no partition {partition}, but 0 to {len(end) - 1}", None)
+        raise _gone(f"{one.log.topic} has no partition {partition}, but 0 to {len(end) - 1}", None)
     if offset >= end[partition]:
         raise _gone(f"nothing was written there yet: the next record will have offset {end[partition]}", None)
-    found = await log.reader.record(partition, max(offset, first[partition]))
+    found = await one.log.record(partition, max(offset, first[partition]))
     following = None if found is None else found.offset
     if found is not None and following == offset:
         return found
     if offset < first[partition]:
         raise _gone(f"deleted: the records of partition {partition} begin at offset {first[partition]}", following)
-    aborted = await log.uncommitted.record(partition, offset)
+    aborted = await one.uncommitted.record(partition, offset)
     if aborted is not None and aborted.offset == offset:
         raise _gone("its transaction was aborted: it counts as never written", following)
     raise _gone("no record: it was compacted away, or is the mark of a transaction's end", following)
@@ -370,6 +373,6 @@ def _gone(detail: str, following: int | None) -> ProblemDetailsException:
     return problem(HTTPStatus.NOT_FOUND, detail, members={"next": following})
 
 
-def _message(record: Record) -> Message:
+def _message(decode: Callable[[bytes], object], record: Record) -> Message:
     key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
     return Message(record.topic, record.partition, record.offset, record.timestamp, key, decode(record.value or b""))

@@ -3,64 +3,64 @@
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, product
-from typing import get_args
+from itertools import product
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from apps.chassis.connection import Connection
-from apps.chassis.metrics import SECONDS, counter, gauge, of_kafka
+from apps.chassis.metrics import SECONDS, counter, gauge
 from apps.consumer.addressing import FOR_ANOTHER_GROUP
 from apps.consumer.attempts import Handle, Reject
 from apps.consumer.commits import REASONS, Commits
 from apps.consumer.consumption import Consumption
-from apps.consumer.control import Control, State
-from apps.consumer.lag import Lag, LagMeter
-from contracts.person import Person
+from apps.consumer.control import State
+from apps.consumer.lag import Lag
 
 
-def timed(handle: Handle, registry: CollectorRegistry) -> Handle:
-    """Return a handler that does the same, and whose calls are counted and timed, each with a batch or a part of it."""
-    seconds = Histogram(
-        "consumer_handler_seconds", "Seconds that a call of the handler took.", buckets=SECONDS, registry=registry
-    )
-    attempts = Counter(
-        "consumer_handler_attempts", "Calls of the handler by how they ended.", ["result"], registry=registry
-    )
-    ok, failed, rejected, broken_off = map(attempts.labels, ("ok", "failed", "rejected", "broken_off"))
+class HandlerMetrics:
+    """Counts and times the calls of handlers, each with a batch or a part of it."""
 
-    async def measured(people: Sequence[Person]) -> None:
-        start = time.perf_counter()
-        result = failed
-        try:
-            await handle(people)
-            result = ok
-        except Reject:
-            result = rejected
-            raise
-        except asyncio.CancelledError:
-            result = broken_off
-            raise
-        finally:
-            result.inc()
-            seconds.observe(time.perf_counter() - start)
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "consumer_handler_seconds",
+            "Seconds that a call of the handler took.",
+            ["stream"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._attempts = Counter(
+            "consumer_handler_attempts",
+            "Calls of the handler by how they ended.",
+            ["stream", "result"],
+            registry=registry,
+        )
 
-    return measured
+    def timed(self, stream: str, handle: Handle) -> Handle:
+        """Return a handler of a stream that does the same, and whose calls are counted and timed."""
+        seconds = self._seconds.labels(stream)
+        ok, failed, rejected, broken_off = (
+            self._attempts.labels(stream, result) for result in ("ok", "failed", "rejected", "broken_off")
+        )
 
+        async def measured(values: Sequence[Any]) -> None:
+            start = time.perf_counter()
+            result = failed
+            try:
+                await handle(values)
+                result = ok
+            except Reject:
+                result = rejected
+                raise
+            except asyncio.CancelledError:
+                result = broken_off
+                raise
+            finally:
+                result.inc()
+                seconds.observe(time.perf_counter() - start)
 
-async def of_consumer(
-    control: Control, consumption: Consumption, commits: Commits, connection: Connection, meter: LagMeter
-) -> Iterable[Metric]:
-    """Return the metrics of a consumer that are read at each scrape: within 8 s, also while Kafka is out of reach."""
-    consumer = None if consumption.halted else control.consumer
-    (healthy, _, _), state, lag = await asyncio.gather(control.health(), control.state(), meter.measure(consumer))
-    return chain(
-        of_kafka(connection, healthy=healthy),
-        of_consumption(consumption, connection, state),
-        of_commits(commits, [partition.partition for partition in lag.partitions]),
-        of_lag(lag, len(consumer.assignment()) if consumer else 0),
-    )
+        return measured
 
 
 def of_consumption(consumption: Consumption, connection: Connection, state: State) -> Iterator[Metric]:

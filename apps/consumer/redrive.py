@@ -83,10 +83,11 @@ class Unsafe(Exception):
 
 
 class Redriven(msgspec.Struct):
-    """A dead letter that was sent back, by its place among the dead letters."""
+    """A dead letter that was sent back, by its place among the dead letters of its stream."""
 
     partition: int
     offset: int
+    stream: str = ""
 
 
 class Returned(NamedTuple):
@@ -103,14 +104,16 @@ class Redriver:
     recreated topic begins with none sent back.
     """
 
-    def __init__(self, options: ClientOptions, cluster: Cluster, dead: LogReader, topic: str, group: str) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a redrive
+        self, options: ClientOptions, cluster: Cluster, dead: LogReader, marks_topic: str, topic: str, group: str
+    ) -> None:
         self._options = options
         self._cluster = cluster
         self._dead = dead
         self._topic = topic
         self._group = group
-        self._marks = LogReader(options, marks_topic_name(dead.topic))
-        self._uncommitted = LogReader(options, marks_topic_name(dead.topic), committed_only=False)
+        self._marks = LogReader(options, marks_topic)
+        self._uncommitted = LogReader(options, marks_topic, committed_only=False)
         self._lock = asyncio.Lock()
         self._passed: dict[tuple[str | None, int], Intervals] = {}
         self._passed_of: UUID | None = None
@@ -449,8 +452,3 @@ def oldest(columns: Sequence[tuple[Sequence[Record], bool]], limit: int) -> tupl
 
 def _place_of(record: Record) -> Redriven:
     return Redriven(record.partition, record.offset)
-
-
-def marks_topic_name(dead_letter_topic: str) -> str:
-    """Return the name of the topic that says which dead letters were sent back."""
-    return f"{dead_letter_topic}-redriven"

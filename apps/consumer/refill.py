@@ -10,7 +10,7 @@ from apps.chassis.background import Background
 from apps.chassis.cluster import Committed
 from apps.chassis.logs import one_line
 from apps.consumer.addressing import divide
-from apps.consumer.consumption import sort_out
+from apps.consumer.consumption import Decode, sort_out
 from apps.consumer.log_reader import LogReader
 from apps.consumer.window import Record, Window
 
@@ -25,13 +25,20 @@ PIECE = 4 * 1024 * 1024
 class Refill:
     """Puts the newest records that the group has committed into the window, an even share for each partition held."""
 
-    def __init__(
-        self, window: Window, reader: LogReader, committed: Committed, background: Background, group: str
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
+        self,
+        window: Window,
+        reader: LogReader,
+        committed: Committed,
+        background: Background,
+        decode: Decode,
+        group: str,
     ) -> None:
         self._window = window
         self._reader = reader
         self._committed = committed
         self._background = background
+        self._decode = decode
         self._group = group
         self._running: asyncio.Task[None] | None = None
 
@@ -65,7 +72,7 @@ class Refill:
         read: list[Record] = []
         try:
             async for records in self._reader.read(ranges):
-                read += sort_out(divide(records, self._group)[0])[0]
+                read += sort_out(self._decode, divide(records, self._group)[0])[0]
                 if sum(len(record.value or b"") for record in read) > PIECE:
                     self._window.refill(read)
                     read = []

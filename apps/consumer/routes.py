@@ -1,8 +1,10 @@
 """The consumer's HTTP: what a call says becomes a call of what it steers, and the result an answer."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -11,6 +13,7 @@ from aiokafka.errors import KafkaError
 from litestar import get, post
 from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
+from litestar.plugins.problem_details import ProblemDetailsException
 
 from apps.chassis.body import (
     BODY_ERRORS,
@@ -25,6 +28,7 @@ from apps.chassis.deadline import CALL_S, within
 from apps.chassis.logs import one_line
 from apps.chassis.problems import (
     BAD_BODY,
+    BAD_PARAMETER,
     NOT_NOW,
     OUT_OF_REACH,
     Fault,
@@ -32,52 +36,17 @@ from apps.chassis.problems import (
     out_of_reach,
     problem,
 )
-from apps.consumer.commits import Move
-from apps.consumer.control import Control, NotNow, Place, State
+from apps.chassis.served import OneStream, Served, SomeStreams
+from apps.consumer.control import Control, NotNow, Place
 from apps.consumer.group import Group
-from apps.consumer.lag import PartitionLag
+from apps.consumer.status import Status, status_of
+from apps.consumer.stream_consumer import StreamConsumer
 
 log = logging.getLogger(__name__)
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 """No record is older: Kafka counts from here."""
 END_OR_TIME = {"anyOf": [{"enum": ["beginning", "end"]}, {"format": "date-time"}]}
-
-
-class Status(msgspec.Struct):
-    """What the consumer is doing.
-
-    `lag` is high watermark - committed, in records; `waiting_for_transaction` is the part of it behind an open
-    transaction of another client. `failures` counts the failed attempts of the in-flight batch, `restarts` the
-    connections that were replaced, `commit_failures` the commits that Kafka refused. `skipped_count` records were not
-    consumed because a position moved; `moves` are the newest such moves, without consuming and operator actions.
-    `notes` are differences between a topic and the settings: the topic is used as it is. `passed_over_count` records
-    were sent back from the dead letters for another group.
-    """
-
-    running: bool
-    state: State
-    messages_consumed_count: int
-    dead_lettered_count: int
-    topic: str
-    group_id: str
-    member_id: str | None
-    lag: int | None
-    waiting_for_transaction: int | None
-    lag_seconds: float | None
-    partitions: list[PartitionLag]
-    paused_partitions: list[int]
-    restarts: int
-    failures: int
-    batch_age_seconds: float
-    commit_failures: int
-    skipped_count: int
-    moves: list[Move]
-    last_error: str | None
-    started_at: str
-    notes: list[str]
-    throttled_seconds: float = 0.0
-    passed_over_count: int = 0
 
 
 class Start(msgspec.Struct, forbid_unknown_fields=True):
@@ -95,64 +64,97 @@ class Seek(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Sought(msgspec.Struct):
-    """The next offset of each requested partition that this instance holds."""
+    """The next offset of each requested partition that this instance holds: of the first sought stream, and of each."""
 
     partitions: dict[int, int]
+    streams: dict[str, dict[int, int]]
 
 
-def consumer_routes(
-    control: Control, status: Callable[[], Awaitable[Status]], group: Callable[[], Coroutine[Any, Any, Group]]
-) -> Sequence[BaseRouteHandler]:
-    """Return the routes that show and steer the consumer."""
-
-    @get("/consumers/status", summary="What the consumer is doing", responses=documented())
-    async def show_status() -> Status:
-        return await status()
-
-    @get(
-        "/consumers/group",
-        summary="The whole group, from any instance",
-        responses=documented(OUT_OF_REACH),
+def consumer_routes(served: Served[StreamConsumer]) -> Sequence[BaseRouteHandler]:
+    """Return the routes that show and steer the consumption of each stream."""
+    return (
+        _status_route(served),
+        _group_route(served),
+        _start_route(served),
+        _seek_route(served),
+        *(_action_route(served, *action) for action in ACTIONS),
     )
-    async def show_group() -> Group:
+
+
+Act = Callable[[Control], Awaitable[None]]
+ACTIONS: tuple[tuple[str, str, Act], ...] = (
+    ("stop", "Leave the group", Control.stop),
+    ("pause", "Stop reading and keep the partitions", Control.pause),
+    ("resume", "Read on after a pause", Control.resume),
+)
+
+
+def _status_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
+    @get("/consumers/status", summary="What the consumer is doing", responses=documented())
+    async def show_status(stream: SomeStreams = None) -> Status:
+        return await _status(served.some(stream))
+
+    return show_status
+
+
+async def _status(wanted: Mapping[str, StreamConsumer]) -> Status:
+    found = await asyncio.gather(*(one.status() for one in wanted.values()))
+    return status_of(dict(zip(wanted, found, strict=True)))
+
+
+def _group_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
+    @get("/consumers/group", summary="The whole group, from any instance", responses=documented(OUT_OF_REACH))
+    async def show_group(stream: OneStream = None) -> Group:
         try:
-            return await within(CALL_S, group())
+            return await within(CALL_S, served.one(stream).group())
         except (KafkaError, OSError, TimeoutError) as error:
             raise out_of_reach(error) from None
 
-    async def done(action: str) -> Status:
-        now = await status()
-        log.info("an operator asked for %s: the consumer is %s", action, now.state, extra={"action": action})
-        return now
+    return show_group
 
-    @post("/consumers/stop", summary="Leave the group", responses=documented(*BODY_ERRORS), status_code=HTTPStatus.OK)
-    async def stop(request: Request[Any, Any, Any]) -> Status:
-        await refuse_other_bodies(request)
-        await control.stop()
-        return await done("stop")
 
+async def _act(wanted: Mapping[str, StreamConsumer], action: str, act: Act) -> Status:
+    """Do the same with some streams at once; return what they do then."""
+    await asyncio.gather(*(act(one.control) for one in wanted.values()))
+    status = await _status(wanted)
+    for name, one in status.streams.items():
+        details = {"action": action, "stream": name}
+        log.info("an operator asked for %s of %s: it is %s", action, name, one.state, extra=details)
+    return status
+
+
+def _action_route(served: Served[StreamConsumer], action: str, summary: str, act: Act) -> BaseRouteHandler:
     @post(
-        "/consumers/pause",
-        summary="Stop reading and keep the partitions",
+        f"/consumers/{action}",
+        summary=summary,
         responses=documented(*BODY_ERRORS),
         status_code=HTTPStatus.OK,
     )
-    async def pause(request: Request[Any, Any, Any]) -> Status:
+    async def take_action(request: Request[Any, Any, Any], stream: SomeStreams = None) -> Status:
+        wanted = served.some(stream)
         await refuse_other_bodies(request)
-        await control.pause()
-        return await done("pause")
+        return await _act(wanted, action, act)
 
+    return take_action
+
+
+def _start_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
     @post(
-        "/consumers/resume",
-        summary="Read on after a pause",
+        "/consumers/start",
+        summary="Join the group and consume",
         responses=documented(*BODY_ERRORS),
+        operation_class=documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False),
         status_code=HTTPStatus.OK,
     )
-    async def resume(request: Request[Any, Any, Any]) -> Status:
-        await refuse_other_bodies(request)
-        await control.resume()
-        return await done("resume")
+    async def start(request: Request[Any, Any, Any], stream: SomeStreams = None) -> Status:
+        wanted = served.some(stream)
+        order = await read_json(request, Start)
+        return await _act(wanted, "start", partial(Control.start, accept=order.accept))
 
+    return start
+
+
+def _seek_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
     @post(
         "/consumers/seek",
         summary="Consume from another place on",
@@ -162,35 +164,49 @@ def consumer_routes(
         ),
         status_code=HTTPStatus.OK,
     )
-    async def seek(request: Request[Any, Any, Any]) -> Sought:
-        return Sought(await _seek(control, await read_json(request, Seek)))
+    async def seek(request: Request[Any, Any, Any], stream: SomeStreams = None) -> Sought:
+        wanted = served.some(stream)
+        place = _place(await read_json(request, Seek))
+        if isinstance(place, Mapping) and len(wanted) > 1:
+            detail = "name the stream whose partition is sought"
+            raise problem(BAD_PARAMETER, f"stream: {detail}", [Fault(parameter="stream", detail=detail)])
+        sought: dict[str, dict[int, int]] = {}
+        for name, one in wanted.items():
+            try:
+                sought[name] = await _seek(one, place)
+            except ProblemDetailsException as error:
+                raise _named(error, name, sought) if len(wanted) > 1 else error from None
+        return Sought(next(iter(sought.values())), sought)
 
-    @post(
-        "/consumers/start",
-        summary="Join the group and consume",
-        responses=documented(*BODY_ERRORS),
-        operation_class=documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False),
-        status_code=HTTPStatus.OK,
-    )
-    async def start(request: Request[Any, Any, Any]) -> Status:
-        await control.start(accept=(await read_json(request, Start)).accept)
-        return await done("start")
-
-    return show_status, show_group, stop, start, pause, resume, seek
+    return seek
 
 
-async def _seek(control: Control, order: Seek) -> dict[int, int]:
+def _place(order: Seek) -> Place:
     try:
-        sought = await control.seek(place_of(order))
+        return place_of(order)
+    except ValueError as error:
+        raise problem(BAD_BODY, str(error), [Fault(path="$", detail=str(error))]) from None
+
+
+def _named(error: ProblemDetailsException, name: str, done: Collection[str]) -> ProblemDetailsException:
+    """Return an error that names the stream, and those that were sought before it."""
+    error.detail = f"{name}: {error.detail}" + (f" ({', '.join(done)} was sought before)" if done else "")
+    return error
+
+
+async def _seek(one: StreamConsumer, place: Place) -> dict[int, int]:
+    details = {"action": "seek", "stream": one.stream.name}
+    try:
+        sought = await one.control.seek(place)
     except ValueError as error:
         raise problem(BAD_BODY, str(error), [Fault(path="$", detail=str(error))]) from None
     except NotNow as error:
-        log.info("an operator asked for seek, in vain: %s", error, extra={"action": "seek"})
+        log.info("an operator asked for seek, in vain: %s", error, extra=details)
         raise problem(NOT_NOW, str(error)) from None
     except (KafkaError, OSError, TimeoutError) as error:
-        log.info("an operator asked for seek, in vain: %s", one_line(error), extra={"action": "seek"})
+        log.info("an operator asked for seek, in vain: %s", one_line(error), extra=details)
         raise out_of_reach(error) from None
-    log.info("an operator asked for seek: it consumes from %s", sought, extra={"action": "seek"})
+    log.info("an operator asked for seek of %s: it consumes from %s", one.stream.name, sought, extra=details)
     return sought
 
 

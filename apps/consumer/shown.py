@@ -1,14 +1,14 @@
-"""How a record of a topic is shown: as a person where it is one, and as it is where not."""
+"""How a record of a topic is shown: decoded where that is possible, and as it is where not."""
 
 from base64 import b64encode
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from apps.chassis.logs import one_line
-from apps.consumer.consumption import sort_out
+from apps.consumer.consumption import Decode, sort_out
 from apps.consumer.window import Record
-from contracts.person import Person
 
 
 class Content(msgspec.Struct, omit_defaults=True):
@@ -28,7 +28,7 @@ class Header(msgspec.Struct):
 class StoredMessage(msgspec.Struct, kw_only=True):
     """A record as it stands on the topic; `timestamp` in milliseconds since 1970 UTC.
 
-    What is no person has its bytes in `content` (null for a tombstone) and the reason in `error`.
+    What cannot be decoded has its bytes in `content` (null for a tombstone) and the reason in `error`.
     """
 
     topic: str
@@ -36,22 +36,22 @@ class StoredMessage(msgspec.Struct, kw_only=True):
     offset: int
     timestamp: int
     key: Content | None
-    value: Person | None
+    value: Any
     content: Content | None = None
     headers: list[Header]
     error: str | None = None
 
 
-def show(record: Record) -> StoredMessage:
+def show(decode: Decode, record: Record) -> StoredMessage:
     """Return how a record is shown."""
-    _, people, bad = sort_out([record])
+    _, values, bad = sort_out(decode, [record])
     return StoredMessage(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
         timestamp=record.timestamp,
         key=content_of(record.key),
-        value=people[0] if people else None,
+        value=values[0] if values else None,
         content=content_of(record.value) if bad else None,
         headers=headers_of(record.headers),
         error=one_line(bad[0].error) if bad else None,

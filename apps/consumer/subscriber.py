@@ -222,7 +222,7 @@ def subscribe(  # noqa: PLR0913, PLR0917 - the parts of a subscriber
         parser=parse,
         decoder=take,
         title=topic,
-        description="People; each record is one.",
+        description="Each record is one value.",
     )
 
     subscriber.__class__ = PromptSubscriber  # FastStream makes its own, whatever one asks for

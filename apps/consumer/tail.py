@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 
 from apps.chassis.background import Background
 from apps.chassis.logs import one_line
+from apps.consumer.consumption import Decode
 from apps.consumer.events import MOST_WAITING, Batch, Caller, Gap, event, event_of, id_of, pieces_of
 from apps.consumer.fetched import Unreadable
 from apps.consumer.log_reader import LogReader
@@ -62,10 +63,13 @@ class Beginning(NamedTuple):
 class Tail:
     """Reads the end of the topic as long as somebody watches; `partitions` tells how many it has."""
 
-    def __init__(self, reader: LogReader, partitions: Callable[[], int], background: Background) -> None:
+    def __init__(
+        self, reader: LogReader, partitions: Callable[[], int], background: Background, decode: Decode
+    ) -> None:
         self._reader = reader
         self._partitions = partitions
         self._background = background
+        self._decode = decode
         self._position: dict[int, int] = {}
         self._following: asyncio.Task[None] | None = None
         self._looked_at = -math.inf
@@ -96,7 +100,7 @@ class Tail:
 
     async def events(self, beginning: Beginning, wanted: Wanted | None) -> AsyncGenerator[bytes, None]:
         """Yield events, several at a time, until the service ends or the caller is cut off."""
-        caller = Caller(wanted, dict(beginning.position))
+        caller = Caller(wanted, dict(beginning.position), self._decode)
         with self._followed(beginning.end):
             yield GREETING + id_of(caller.position) + b"".join(event("gap", gap) for gap in beginning.gaps)
             while not self._ended and self._behind(caller) > NEAR:
@@ -251,7 +255,7 @@ class Tail:
         events, start = [], dict(self._position)
         for record in records:
             self._position[record.partition] = record.offset + 1
-            events.append(event_of(record, self._position))
+            events.append(event_of(self._decode, record, self._position))
         batch = Batch(records, events, b"".join(events), start, dict(self._position))
         took = time.perf_counter() - began
         callers = list(self._callers)  # who comes after this line has its place behind the batch

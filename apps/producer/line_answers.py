@@ -20,6 +20,7 @@ from apps.chassis.spool import Spool, Spools
 from apps.chassis.streaming import BrokenOff, Streamed
 from apps.producer.publisher import Busy, Publisher, Receipt
 from apps.producer.sending import BadLine, send_lines
+from contracts.stream import Stream
 
 Answers = Sequence[Receipt | BadLine]
 encode = msgspec.json.Encoder().encode
@@ -42,9 +43,10 @@ class LineAnswers:
     and its status covers all lines.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an answer depends on
         self,
         request: Request[Any, Any, Any],
+        stream: Stream[Any],
         publisher: Publisher,
         spools: Spools,
         *,
@@ -59,7 +61,7 @@ class LineAnswers:
         self._answered = 0
         self._tried = 0
         self._results = send_lines(
-            publisher, self._body(request, head_of(request.scope), publisher.ending), share_of(request.scope)
+            stream, publisher, self._body(request, head_of(request.scope), publisher.ending), share_of(request.scope)
         )
 
     async def respond(self) -> Response[Any]:

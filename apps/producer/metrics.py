@@ -15,6 +15,7 @@ def acknowledgement_seconds(registry: CollectorRegistry) -> Histogram:
     return Histogram(
         "producer_acknowledgement_seconds",
         "Seconds from the making of a batch of records to its acknowledgement by all in-sync replicas.",
+        ["stream"],
         buckets=SECONDS,
         registry=registry,
     )

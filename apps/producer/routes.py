@@ -1,6 +1,6 @@
 """The producer's HTTP: what a call says becomes a call of `sending`, and its result an answer."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs
@@ -11,6 +11,7 @@ from litestar.connection import Request
 from litestar.enums import MediaType
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Operation
 from litestar.params import Parameter
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
@@ -41,84 +42,117 @@ from apps.chassis.spool import Spools
 from apps.chassis.streaming import Streamed
 from apps.producer.line_answers import LineAnswers
 from apps.producer.publisher import Busy, OutOfReach, Publisher
-from apps.producer.sending import CHUNK, TIMES_IN_MEMORY, Answer, BadPeople, is_list, make, read_people, send
-from contracts.person import Person, StrictPerson
+from apps.producer.sending import CHUNK, TIMES_IN_MEMORY, Answer, BadRecords, is_list, make, read_values, send
+from contracts.stream import Stream
 
-MOST_PEOPLE = 100_000
+MOST_GENERATED = 100_000
 LARGEST_BODY = 16 * 1024 * 1024
 """Bytes of a JSON body; lines of JSON may go on for ever."""
-MAKE, SEND = "/producers/basic_producer", "/producers/people"
+SEED_PATH = "/producers/basic_producer"
+GENERATE = "/generate"
 MOST_IN_MEMORY = 256 * 1024 * 1024
 """Bytes that all calls under way may take, about."""
 ACCEPTED = (JSON, NDJSON)
-SEND_LINES = f"; send more people as {NDJSON}"
-PERSON_IN_MEMORY = 1_200
-"""Bytes of a generated person, as measured."""
+SEND_LINES = f"; send more records as {NDJSON}"
+GENERATED_RECORD_BYTES = 1_200
+"""Bytes of memory that a generated person takes, as measured."""
 
 encode_answer = msgspec.json.Encoder().encode
 
 
-def example_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the first example of each field that has some."""
-    properties = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
-    return {name: field["examples"][0] for name, field in properties.items() if "examples" in field}
-
-
-EXAMPLE = example_of(Person)
-PERSON = schema_of(StrictPerson)
-PEOPLE_BODY = documents_body(
-    {
-        JSON: (
-            {"oneOf": [PERSON, {"type": "array", "items": PERSON}]},
-            EXAMPLE,
-        ),
-        NDJSON: ({"type": "string"}, encode_answer(EXAMPLE).decode() + "\n"),
-    },
-    required=True,
-)
+def body_of(stream: Stream[Any]) -> type[Operation]:
+    """Return the operation that documents a body of one value, a list, or lines."""
+    schema = schema_of(stream.strict_type)
+    lines = None if stream.example is None else encode_answer(stream.example).decode() + "\n"
+    one_or_list = {"oneOf": [schema, {"type": "array", "items": schema}]}
+    return documents_body({JSON: (one_or_list, stream.example), NDJSON: ({"type": "string"}, lines)}, required=True)
 
 
 def weight_of(scope: Scope) -> int:
     """Return the approximate bytes of memory that a call takes at its start. Bodies count once they have arrived."""
-    if scope["path"] != MAKE:
+    if scope["path"] == SEED_PATH:
+        name = "number_of_people"
+    elif scope["path"].endswith(GENERATE):
+        name = "number"
+    else:
         return 0
-    number = parse_qs(scope["query_string"].decode("latin-1")).get("number_of_people", ["10"])[-1]
-    return PERSON_IN_MEMORY * min(int(number) if PLAIN_INTEGER.fullmatch(number) else 0, MOST_PEOPLE)
+    number = parse_qs(scope["query_string"].decode("latin-1")).get(name, ["10"])[-1]
+    return GENERATED_RECORD_BYTES * min(int(number) if PLAIN_INTEGER.fullmatch(number) else 0, MOST_GENERATED)
 
 
-def producer_routes(publisher: Publisher, root_path: str) -> Sequence[BaseRouteHandler]:
-    """Return the routes that generate and accept people; `root_path` is the prefix that a proxy strips."""
+def producer_routes(publishers: Mapping[Stream[Any], Publisher], root_path: str) -> Sequence[BaseRouteHandler]:
+    """Return the routes of all streams; `root_path` is the prefix that a proxy strips.
+
+    The first stream's records can also be generated with the project's first call, `basic_producer`.
+    """
     spools = Spools()
+    routes: list[BaseRouteHandler] = []
+    for stream, publisher in publishers.items():
+        if not routes:
+            routes.append(_basic_producer_route(stream, publisher))
+        routes += [_send_route(stream, publisher, spools, root_path), _generate_route(stream, publisher)]
+    return routes
 
+
+GENERATED = {
+    **documented(*BODY_ERRORS, OUT_OF_REACH, BUSY, NOT_ACKNOWLEDGED),
+    207: ResponseSpec(Answer, generate_examples=False, description="Some were delivered, others not"),
+}
+
+
+def _basic_producer_route(stream: Stream[Any], publisher: Publisher) -> BaseRouteHandler:
     @post(
-        MAKE,
-        summary="Make people and send them",
-        description="Answers after the last acknowledgement, with the people made.",
-        responses={
-            **documented(*BODY_ERRORS, OUT_OF_REACH, BUSY, NOT_ACKNOWLEDGED),
-            207: ResponseSpec(Answer, generate_examples=False, description="Some were delivered, others not"),
-        },
+        SEED_PATH,
+        summary=f"Make {stream.name} and send them",
+        description=f"Answers after the last acknowledgement, with the {stream.name} made.",
+        responses=GENERATED,
     )
     async def basic_producer(
         request: Request[Any, Any, Any],
-        number_of_people: Annotated[int, Parameter(ge=1, le=MOST_PEOPLE, description="How many people to make.")] = 10,
-    ) -> Response[list[Person]]:
-        await refuse_other_bodies(request)
-        try:
-            made = await make(publisher, number_of_people)
-        except (Busy, OutOfReach) as error:
-            raise _unavailable(error) from None
-        if made.answer:
-            return _answer(made.answer)
-        return _list_of(made.people)
+        number_of_people: Annotated[int, Parameter(ge=1, le=MOST_GENERATED, description="How many to make.")] = 10,
+    ) -> Response[Any]:
+        return await _generate(request, stream, publisher, number_of_people)
 
+    return basic_producer
+
+
+def _generate_route(stream: Stream[Any], publisher: Publisher) -> BaseRouteHandler:
     @post(
-        SEND,
-        summary="Send people",
-        description="One person or a list as JSON: all are checked before any is sent. Or any number of them, one a "
+        f"/producers/{stream.name}{GENERATE}",
+        summary=f"Make {stream.name} and send them",
+        description=f"Answers after the last acknowledgement, with the {stream.name} made.",
+        responses=GENERATED,
+    )
+    async def generate(
+        request: Request[Any, Any, Any],
+        number: Annotated[int, Parameter(ge=1, le=MOST_GENERATED, description="How many to make.")] = 10,
+    ) -> Response[Any]:
+        return await _generate(request, stream, publisher, number)
+
+    return generate
+
+
+async def _generate(
+    request: Request[Any, Any, Any], stream: Stream[Any], publisher: Publisher, number: int
+) -> Response[Any]:
+    await refuse_other_bodies(request)
+    try:
+        made = await make(stream, publisher, number)
+    except (Busy, OutOfReach) as error:
+        raise _unavailable(error) from None
+    if made.answer:
+        return _answer(made.answer)
+    return _list_of(made.values)
+
+
+def _send_route(stream: Stream[Any], publisher: Publisher, spools: Spools, root_path: str) -> BaseRouteHandler:
+    @post(
+        f"/producers/{stream.name}",
+        summary=f"Send {stream.name}",
+        description="One value or a list as JSON: all are checked before any is sent. Or any number of them, one a "
         "line (`application/x-ndjson`): each is answered by a line with its receipt, in order, while the rest is read. "
         "With a `Content-Length`, or with `receipts=at-end`, the answer follows the whole body.",
-        operation_class=PEOPLE_BODY,
+        operation_class=body_of(stream),
         responses={
             **documented(*BODY_ERRORS, OUT_OF_REACH, BUSY, NOT_ACKNOWLEDGED),
             200: ResponseSpec(str, generate_examples=False, description="A receipt a line", media_type=NDJSON),
@@ -126,7 +160,7 @@ def producer_routes(publisher: Publisher, root_path: str) -> Sequence[BaseRouteH
         },
         request_max_body_size=None,  # lines may go on for ever; JSON has its own limit
     )
-    async def people(
+    async def send_values(
         request: Request[Any, Any, Any],
         receipts: Annotated[
             Literal["at-end"] | None,
@@ -135,18 +169,18 @@ def producer_routes(publisher: Publisher, root_path: str) -> Sequence[BaseRouteH
     ) -> Response[Answer]:
         if head_of(request.scope).media_type == NDJSON:
             at_end = receipts is not None
-            answers = LineAnswers(request, publisher, spools, at_end=at_end, root_path=root_path)
+            answers = LineAnswers(request, stream, publisher, spools, at_end=at_end, root_path=root_path)
             return await answers.respond()
         try:
             body = await read_whole(request, ACCEPTED, LARGEST_BODY, times_in_memory=TIMES_IN_MEMORY, hint=SEND_LINES)
-            return _answer(await send(publisher, read_people(body), "$[{}]" if is_list(body) else "$"))
-        except BadPeople as error:
+            return _answer(await send(stream, publisher, read_values(stream, body), "$[{}]" if is_list(body) else "$"))
+        except BadRecords as error:
             fault = Fault(path=error.path, detail=str(error))
             raise problem(BAD_BODY, f"{error} - at `{error.path}`", [fault]) from None
         except (Busy, OutOfReach) as error:
             raise _unavailable(error) from None
 
-    return basic_producer, people
+    return send_values
 
 
 class Encoded(Response[Answer]):
@@ -181,14 +215,14 @@ def _answer(answer: Answer) -> Response[Any]:
     )
 
 
-def _list_of(people: Sequence[bytes]) -> Response[Any]:
-    """Answer 201 with a list of people that are encoded already: 25 MB of them, without a copy of it all."""
-    length = sum(map(len, people)) + max(len(people) - 1, 0) + len(b"[]")
+def _list_of(values: Sequence[bytes]) -> Response[Any]:
+    """Answer 201 with a list of values that are encoded already: 25 MB of them, without a copy of it all."""
+    length = sum(map(len, values)) + max(len(values) - 1, 0) + len(b"[]")
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield b"["
-        for start in range(0, len(people), CHUNK):
-            yield (b"," if start else b"") + b",".join(people[start : start + CHUNK])
+        for start in range(0, len(values), CHUNK):
+            yield (b"," if start else b"") + b",".join(values[start : start + CHUNK])
         yield b"]"
 
     return Streamed(pieces(), MediaType.JSON, HTTPStatus.CREATED, {"content-length": str(length)}, reads_body=False)

@@ -5,37 +5,34 @@ from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from apps.chassis.json_names import RepeatedName, check_names, count_quotes, fewest_quotes
 from apps.chassis.limits import Share
+from apps.producer.generators import generator_of
 from apps.producer.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt
-from contracts.person import Person, StrictPerson, decode_all_strictly, decode_strictly, encode, key_of
-
-if TYPE_CHECKING:
-    from apps.producer.people import PersonFactory
+from contracts.stream import Stream, encode
 
 T = TypeVar("T")
 
 CHUNK = 2_000
-"""People made, encoded and handed over at a time: some 10 ms in which nothing else runs."""
+"""Records made, encoded and handed over at a time: some 10 ms in which nothing else runs."""
 TIMES_AS_LONG = 6
 """How much longer than its record a line may be: a letter that JSON spells out (`\\u0041`) has six bytes for one."""
 CHUNKS_ON_THE_WAY = 8
 """Chunks of one call that are made or read before the first of them must be acknowledged."""
 TIMES_IN_MEMORY = 6
 """Memory of a body while it is processed, as a multiple of its size, as measured."""
-FEWEST_QUOTES = fewest_quotes(StrictPerson)
 MAX_LINES = 640
-"""Lines read at a time: as many as the shortest people fill 64 KiB with. Lines that are none may have a byte each."""
+"""Lines read at a time: as many as the shortest records fill 64 KiB with. Lines that are none may have a byte each."""
 BAD_LINE_BYTES = 400
 """Bytes that the answer to a bad line takes of memory until it is sent, about."""
 
 
-class BadPeople(ValueError):
-    """A body does not hold people; `path` is the place in it (`$` is all of it), the message says what is wrong."""
+class BadRecords(ValueError):
+    """A body does not hold records; `path` is the place in it (`$` is all of it), the message says what is wrong."""
 
     def __init__(self, path: str, detail: str) -> None:
         super().__init__(detail)
@@ -50,7 +47,7 @@ class Answer(msgspec.Struct):
 
 
 class BadLine(msgspec.Struct):
-    """A line that is no person: its number from 1, and what is wrong with it. Nothing of it was written."""
+    """A line that is no record: its number from 1, and what is wrong with it. Nothing of it was written."""
 
     line: int
     error: str
@@ -58,45 +55,45 @@ class BadLine(msgspec.Struct):
 
 
 class Made(msgspec.Struct):
-    """People that were made: each as JSON, in order; `answer` only where not all of them were delivered."""
+    """Values that were made: each as JSON, in order; `answer` only where not all of them were delivered."""
 
-    people: list[bytes]
+    values: list[bytes]
     answer: Answer | None
 
 
-def read_people(body: bytes) -> list[Person]:
-    """Return the people of a JSON body: one, or a list. Raises `BadPeople` for the first place that is wrong."""
-    people = _decode_people(body)
-    if count_quotes(body) != FEWEST_QUOTES * len(people):
-        _check_names(body)
-    return people
+def read_values(stream: Stream[T], body: bytes) -> list[T]:
+    """Return the values of a JSON body: one, or a list. Raises `BadRecords` for the first place that is wrong."""
+    values = _decode(stream, body)
+    if count_quotes(body) != fewest_quotes(stream.strict_type) * len(values):
+        _check_names(stream, body)
+    return values
 
 
-def _decode_people(body: bytes) -> list[Person]:
+def _decode(stream: Stream[T], body: bytes) -> list[T]:
     try:
         if is_list(body):
-            return list(decode_all_strictly(body))
-        return [decode_strictly(body)]
+            return stream.decode_all_strictly(body)
+        return [stream.decode_strictly(body)]
     except msgspec.MsgspecError as error:
         detail, _, path = str(error).partition(" - at ")
-        raise BadPeople(path.strip("`") or "$", detail) from None
+        raise BadRecords(path.strip("`") or "$", detail) from None
     except UnicodeDecodeError:
-        raise BadPeople("$", "the body is not valid UTF-8") from None
+        raise BadRecords("$", "the body is not valid UTF-8") from None
     except RecursionError:
-        raise BadPeople("$", "the body is nested too deeply") from None
+        raise BadRecords("$", "the body is nested too deeply") from None
 
 
-def _check_names(body: bytes) -> None:
-    """Raise `BadPeople` for the first repeated field, which no decoder reports."""
+def _check_names(stream: Stream[Any], body: bytes) -> None:
+    """Raise `BadRecords` for the first repeated field, which no decoder reports."""
     several = is_list(body)
     texts = msgspec.json.decode(body, type=list[msgspec.Raw]) if several else [body]
     for index, text in enumerate(map(bytes, texts)):
-        if count_quotes(text) == FEWEST_QUOTES:  # ten times as fast as the look for its names
+        if count_quotes(text) == fewest_quotes(stream.strict_type):  # ten times as fast as the look for its names
             continue
         try:
             check_names(text)
         except RepeatedName as error:
-            raise BadPeople(f"$[{index}].{error.name}" if several else f"$.{error.name}", str(error)) from None
+            raise BadRecords(f"$[{index}].{error.name}" if several else f"$.{error.name}", str(error)) from None
 
 
 def is_list(body: bytes) -> bool:
@@ -104,28 +101,29 @@ def is_list(body: bytes) -> bool:
     return body.lstrip(b" \t\r\n")[:1] == b"["
 
 
-def to_records(people: Sequence[Person], largest: int, where: str = "$[{}]") -> tuple[list[bytes], list[bytes]]:
-    """Return keys and values.
+def to_records(
+    stream: Stream[T], values: Sequence[T], largest: int, where: str = "$[{}]"
+) -> tuple[list[bytes], list[bytes]]:
+    """Return keys and encoded values.
 
-    Raises `BadPeople` for the first person whose record is larger than `largest` bytes; `where` makes the path of its
-    index.
+    Raises `BadRecords` for the first record that is larger than `largest` bytes; `where` makes the path of its index.
     """
-    keys, values = [key_of(person) for person in people], [encode(person) for person in people]
-    for index, (key, value) in enumerate(zip(keys, values, strict=True)):
+    keys, encoded = stream.keys_of(values), list(map(encode, values))
+    for index, (key, value) in enumerate(zip(keys, encoded, strict=True)):
         if len(key) + len(value) > largest:
             size = len(key) + len(value)
-            raise BadPeople(where.format(index), f"the record has {size} bytes; {largest} are taken")
-    return keys, values
+            raise BadRecords(where.format(index), f"the record has {size} bytes; {largest} are taken")
+    return keys, encoded
 
 
 def ids_of(keys: Sequence[bytes]) -> list[str]:
     """Return what receipts say of whose they are: the keys, as text."""
-    return [key.decode("utf-8", "backslashreplace") for key in keys]
+    return [key.decode() for key in keys]
 
 
-async def send(publisher: Publisher, people: Sequence[Person], where: str = "$[{}]") -> Answer:
-    """Send people, and return within 10 s what became of each. Raises `BadPeople`, `Busy`, `OutOfReach`: none sent."""
-    return await _send_records(publisher, *to_records(people, publisher.largest_record, where))
+async def send(stream: Stream[T], publisher: Publisher, values: Sequence[T], where: str = "$[{}]") -> Answer:
+    """Send values, and return within 10 s what became of each. Raises `BadRecords`, `Busy`, `OutOfReach`: none sent."""
+    return await _send_records(publisher, *to_records(stream, values, publisher.largest_record, where))
 
 
 async def _send_records(publisher: Publisher, keys: list[bytes], values: list[bytes]) -> Answer:
@@ -133,19 +131,8 @@ async def _send_records(publisher: Publisher, keys: list[bytes], values: list[by
     return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
 
 
-def person_factory() -> "type[PersonFactory]":
-    """Return what makes people, imported when some are first wanted.
-
-    polyfactory and Faker take a sixth of the time that all imports take, and 9 MB of memory (50 where no bytecode is
-    kept): a producer that only passes people on does without them.
-    """
-    from apps.producer.people import PersonFactory  # noqa: PLC0415 - see above
-
-    return PersonFactory
-
-
-async def make(publisher: Publisher, number: int) -> Made:
-    """Make people and send them; once a chunk of them fails, those after it are not sent.
+async def make(stream: Stream[T], publisher: Publisher, number: int) -> Made:
+    """Make values and send them; once a chunk of them fails, those after it are not sent.
 
     Raises `Busy` or `OutOfReach` when not even the first could be sent.
     """
@@ -153,7 +140,7 @@ async def make(publisher: Publisher, number: int) -> Made:
     keys: list[bytes] = []
     chunks: list[Delivery | Busy | OutOfReach] = []
     failure: Busy | OutOfReach | None = None
-    factory = await asyncio.to_thread(person_factory)
+    generate = await asyncio.to_thread(generator_of, stream)  # the first time it imports what it needs
 
     async def chunk(keys: list[bytes], values: list[bytes]) -> Delivery | Busy | OutOfReach:
         if failure:
@@ -165,11 +152,11 @@ async def make(publisher: Publisher, number: int) -> Made:
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, Delivery | Busy | OutOfReach]]:
         for start in range(0, number, CHUNK):
-            people = factory.batch(min(CHUNK, number - start))
-            of_chunk, values = list(map(key_of, people)), list(map(encode, people))
-            made.extend(values)
+            values = generate(min(CHUNK, number - start))
+            of_chunk, encoded = stream.keys_of(values), list(map(encode, values))
+            made.extend(encoded)
             keys.extend(of_chunk)
-            yield chunk(of_chunk, values)
+            yield chunk(of_chunk, encoded)
 
     async with aclosing(in_order(work())) as results:
         async for result in results:
@@ -205,9 +192,9 @@ class Chunk:
 
 
 async def send_lines(
-    publisher: Publisher, body: AsyncIterator[bytes], share: Share
+    stream: Stream[Any], publisher: Publisher, body: AsyncIterator[bytes], share: Share
 ) -> AsyncGenerator[list[Receipt | BadLine], None]:
-    """Read people from lines of JSON, and yield the result of each line, in order, while reading on.
+    """Read values from lines of JSON, and yield the result of each line, in order, while reading on.
 
     Lines that arrived together are sent together. Empty lines are skipped. Raises the errors of `body`, once all lines
     before are answered; an unfinished line is not sent.
@@ -220,7 +207,7 @@ async def send_lines(
                 if start:
                     await asyncio.sleep(0)  # a compressed body may hold a million lines, and others run too
                 lines = ended[start : start + MAX_LINES]
-                chunk = read_lines(lines, number + 1, publisher.largest_record)
+                chunk = read_lines(stream, lines, number + 1, publisher.largest_record)
                 if not share.take(_bad_lines_weight(chunk.answers)):
                     raise Busy("too many calls are under way")
                 yield _send_chunk(publisher, chunk, share)
@@ -236,16 +223,16 @@ def _bad_lines_weight(answers: Sequence[Receipt | BadLine | None]) -> int:
     return BAD_LINE_BYTES * sum(isinstance(answer, BadLine) for answer in answers)
 
 
-def read_lines(lines: Sequence[bytes | None], first: int, largest: int) -> Chunk:
+def read_lines(stream: Stream[Any], lines: Sequence[bytes | None], first: int, largest: int) -> Chunk:
     """Return the records of some lines, and the answers to the invalid lines."""
-    chunk, taken = _read_lines(lines, first, largest)
-    if count_quotes(b"".join(taken)) != FEWEST_QUOTES * len(taken):
-        chunk, _ = _read_lines(lines, first, largest, look_twice=True)
+    chunk, taken = _read_lines(stream, lines, first, largest)
+    if count_quotes(b"".join(taken)) != fewest_quotes(stream.strict_type) * len(taken):
+        chunk, _ = _read_lines(stream, lines, first, largest, look_twice=True)
     return chunk
 
 
 def _read_lines(
-    lines: Sequence[bytes | None], first: int, largest: int, *, look_twice: bool = False
+    stream: Stream[Any], lines: Sequence[bytes | None], first: int, largest: int, *, look_twice: bool = False
 ) -> tuple[Chunk, list[bytes]]:
     """Return a chunk and its valid lines. Repeated fields are only noticed with `look_twice`."""
     chunk = Chunk()
@@ -253,16 +240,16 @@ def _read_lines(
     for number, line in enumerate(lines, first):
         try:
             if line is None:
-                raise BadPeople("$", f"the line is far longer than a record, of which {largest} bytes are taken")  # noqa: TRY301
+                raise BadRecords("$", f"the line is far longer than a record, of which {largest} bytes are taken")  # noqa: TRY301
             if line.strip():
-                (key,), (value,) = to_records([decode_line(line)], largest, "$")
+                (key,), (value,) = to_records(stream, [decode_line(stream, line)], largest, "$")
                 if look_twice:
-                    _check_names(line.removeprefix(BOM_UTF8))
+                    _check_names(stream, line.removeprefix(BOM_UTF8))
                 chunk.keys.append(key)
                 chunk.values.append(value)
                 chunk.answers.append(None)
                 taken.append(line)
-        except BadPeople as error:
+        except BadRecords as error:
             chunk.answers.append(BadLine(number, f"{error} - at `{error.path}`"))
     return chunk, taken
 
@@ -290,15 +277,15 @@ def _fill_in(chunk: Chunk, receipts: Sequence[Receipt]) -> list[Receipt | BadLin
     return [next(left) if answer is None else answer for answer in chunk.answers]
 
 
-def decode_line(line: bytes) -> Person:
-    """Return the person of one line. Raises `BadPeople`, also for a list.
+def decode_line(stream: Stream[T], line: bytes) -> T:
+    """Return the value of one line. Raises `BadRecords`, also for a list.
 
     A byte order mark is skipped: concatenated files have them in the middle.
     """
     line = line.removeprefix(BOM_UTF8)
     if is_list(line):
-        raise BadPeople("$", "Expected `object`, got `array`")
-    return _decode_people(line)[0]
+        raise BadRecords("$", "Expected `object`, got `array`")
+    return _decode(stream, line)[0]
 
 
 async def split_lines(

@@ -8,7 +8,7 @@ from pathlib import Path
 from apps.chassis.serve import serve
 from apps.consumer.app import create_app
 from apps.consumer.attempts import Reject
-from contracts.person import Person
+from contracts.person import PEOPLE, Person
 
 
 async def handle(people: Sequence[Person]) -> None:
@@ -17,4 +17,4 @@ async def handle(people: Sequence[Person]) -> None:
 
 
 if __name__ == "__main__":
-    serve(partial(create_app, handle=handle), lambda settings: settings.consumer_port, "CONSUMER_PORT")
+    serve(partial(create_app, handlers={PEOPLE: handle}), lambda settings: settings.consumer_port, "CONSUMER_PORT")

@@ -19,7 +19,7 @@ from apps.chassis.serve import serve
 from apps.consumer.app import create_app
 from apps.consumer.attempts import Handle, Reject
 from apps.consumer.policy import Policy, Retry
-from contracts.person import Person
+from contracts.person import PEOPLE, Person
 
 LONGEST = 0.03
 """Seconds that a batch may take."""
@@ -56,4 +56,8 @@ if __name__ == "__main__":
         random.Random(os.environ["LEDGER"]),
     )
     policy = Policy(retry=Retry(longest_s=5))  # the faults are short, and so are the pauses after them
-    serve(partial(create_app, handle=handle, policy=policy), lambda settings: settings.consumer_port, "CONSUMER_PORT")
+    serve(
+        partial(create_app, handlers={PEOPLE: handle}, policies={PEOPLE: policy}),
+        lambda settings: settings.consumer_port,
+        "CONSUMER_PORT",
+    )

@@ -20,13 +20,14 @@ from apps.consumer.commits import Commits
 from apps.consumer.consumption import Consumption, Outcome, sort_out
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.fetched import FetchedRecord
-from apps.consumer.handler import handle
+from apps.consumer.handlers import handle_people
 from apps.consumer.policy import DEFAULT
 from apps.consumer.shown import show
 from apps.consumer.subscriber import subscribe
 from apps.consumer.window import Record
 from contracts.dead_letter import DeadLetter, describe, history, read, sent_back
-from contracts.person import decode, encode
+from contracts.person import PEOPLE
+from contracts.stream import encode
 
 MOST_REAL = 3_000
 """Mutated records that go over a real Kafka at most."""
@@ -37,19 +38,19 @@ class Sorting:
 
     def __init__(self) -> None:
         self.good = self.bad = 0
-        self.size, self.attempts = BatchSize(DEFAULT.batching), Attempts(handle)
+        self.size, self.attempts = BatchSize(DEFAULT.batching), Attempts(PEOPLE.decode, handle_people)
         self.settle = str
 
     async def consume(self, records: Sequence[Record], _: object) -> Outcome:
         """Count the good and the bad; together they are all that came, each in its order and once."""
-        good, people, bad = sort_out(records)
+        good, people, bad = sort_out(PEOPLE.decode, records)
         wrong = iter(bad)
         right = zip(good, people, strict=True)
         for record in records:
-            if show(record).error is None:
+            if show(PEOPLE.decode, record).error is None:
                 found, one = next(right)
                 assert found is record
-                assert decode(encode(one)) == one
+                assert PEOPLE.decode(encode(one)) == one
             else:
                 letter = next(wrong)
                 assert letter.record is record
@@ -79,7 +80,7 @@ def assert_kept(bad: BadRecord) -> None:
     )
     assert read(letter.key, letter.value, letter.all_headers()) == letter
     assert sent_back(letter)
-    assert msgspec.json.encode(show(record))
+    assert msgspec.json.encode(show(PEOPLE.decode, record))
 
 
 def batches(records: Iterator[Raw], random: Random) -> Iterator[tuple[FetchedRecord, ...]]:
@@ -122,7 +123,9 @@ def test_every_mutated_record_on_a_real_kafka_is_consumed_or_dead_lettered_byte_
         for offset, letter in dead.items():
             record = written[offset]
             assert (letter.key, letter.value, letter.headers) == (record.key, record.value, record.headers)
-        assert dead.keys() == {o for o, r in written.items() if show(cast("Any", _fetched(o, r))).error is not None}
+        assert dead.keys() == {
+            o for o, r in written.items() if show(PEOPLE.decode, cast("Any", _fetched(o, r))).error is not None
+        }
         assert consumer.answers("/health-check", 200)
         assert consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]
         assert consumer.get("/consumers/dead-letters", limit=1_000)["dead_letters"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from apps.chassis.serve import serve
 from apps.consumer.app import create_app
 from apps.consumer.policy import Batching, Policy
-from contracts.person import Person
+from contracts.person import PEOPLE, Person
 
 
 async def leave() -> None:
@@ -41,4 +41,8 @@ async def handle(people: Sequence[Person]) -> None:
 
 if __name__ == "__main__":
     policy = Policy(batching=Batching(records=200))
-    serve(partial(create_app, handle=handle, policy=policy), lambda settings: settings.consumer_port, "CONSUMER_PORT")
+    serve(
+        partial(create_app, handlers={PEOPLE: handle}, policies={PEOPLE: policy}),
+        lambda settings: settings.consumer_port,
+        "CONSUMER_PORT",
+    )

@@ -9,6 +9,7 @@ from recording_consumer import handle
 from apps.chassis.serve import serve
 from apps.consumer import fetched
 from apps.consumer.app import create_app
+from contracts.person import PEOPLE
 
 DAMAGED = 150
 batches = count(1)
@@ -37,4 +38,4 @@ class Misread(fetched.Fetched):
 
 if __name__ == "__main__":
     fetched.Fetched = Misread  # type: ignore[misc]
-    serve(partial(create_app, handle=handle), lambda settings: settings.consumer_port, "CONSUMER_PORT")
+    serve(partial(create_app, handlers={PEOPLE: handle}), lambda settings: settings.consumer_port, "CONSUMER_PORT")

@@ -24,7 +24,8 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.record.util import calc_crc32c
 from confidential import MARK
 
-from contracts.person import Person, encode
+from contracts.person import Person
+from contracts.stream import encode
 from tools.ports import free_ports
 
 T = TypeVar("T")
@@ -100,16 +101,18 @@ class Raw(NamedTuple):
 class Service:
     """A service in a process of its own, on a port of its own where none is given; `http` calls it."""
 
-    def __init__(self, name: str, command: Sequence[str], logs: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], logs: Path, environment: dict[str, str], root: Path = ROOT
+    ) -> None:
         given = environment.get(f"{name.upper()}_PORT")
         self.port = int(given) if given else free_ports(1)[0]
         self.log = logs / f"{next(numbers):03}-{name}.log"
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
         kept = {k: v for k, v in os.environ.items() if k not in OF_AN_OPERATOR}
-        variables = {"PYTHONPATH": str(ROOT), f"{name.upper()}_PORT": str(self.port), **environment}
+        variables = {"PYTHONPATH": str(root), f"{name.upper()}_PORT": str(self.port), **environment}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, env=kept | variables, stdout=log, stderr=subprocess.STDOUT
+                [sys.executable, *command], cwd=root, env=kept | variables, stdout=log, stderr=subprocess.STDOUT
             )
 
     def __enter__(self) -> Self:

@@ -6,7 +6,7 @@ from functools import partial
 from apps.chassis.serve import serve
 from apps.consumer.app import create_app
 from apps.consumer.attempts import Reject
-from contracts.person import Person
+from contracts.person import PEOPLE, Person
 
 
 class Refused(Reject):
@@ -26,4 +26,4 @@ async def handle(people: Sequence[Person]) -> None:
 
 
 if __name__ == "__main__":
-    serve(partial(create_app, handle=handle), lambda settings: settings.consumer_port, "CONSUMER_PORT")
+    serve(partial(create_app, handlers={PEOPLE: handle}), lambda settings: settings.consumer_port, "CONSUMER_PORT")

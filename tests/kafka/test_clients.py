@@ -230,7 +230,9 @@ def test_a_fetch_quota_is_told_as_such_and_holds_up_no_client_of_another_purpose
             assert consumer.status()["partitions"][0]["end"] == 4_000, "readers are not held up"
             assert len(consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]) == 1_000
             metrics = consumer.http.get("/metrics").text
-            assert float(metrics.partition("\nkafka_throttled_seconds_total ")[2].partition("\n")[0]) > 1
+            assert (
+                float(metrics.partition('\nkafka_throttled_seconds_total{stream="people"} ')[2].partition("\n")[0]) > 1
+            )
 
 
 @pytest.mark.alone  # a quota is of all clients of a name

@@ -10,7 +10,7 @@ import pytest
 from services import Pipeline, Raw, Record, Service, both, person, value_of, wait_until
 
 from contracts import dead_letter
-from contracts.person import encode
+from contracts.stream import encode
 
 LARGE = 1_400_000
 """Bytes: more than Kafka's clients and topics take by default."""

@@ -111,7 +111,7 @@ def test_seeking_to_the_beginning_consumes_all_again_and_is_not_undone_by_a_rest
     everything = sum(pipeline.end_offsets().values())
     consumer.post("/consumers/pause")
     sought = consumer.post("/consumers/seek", json={"to": "beginning"})
-    assert sought == {"partitions": {str(partition): 0 for partition in range(6)}}
+    assert sought["partitions"] == {str(partition): 0 for partition in range(6)}
     consumer.post("/consumers/stop")
     consumer.post("/consumers/start")
     assert consumer.status()["lag"] == everything
@@ -142,7 +142,7 @@ def test_seeking_to_an_offset_consumes_one_partition_from_there(services: tuple[
     consumer.until_consumed(before + 20)
     at = receipts[12]
     place = {"partition": at["partition"], "offset": at["offset"]}
-    assert consumer.post("/consumers/seek", json=place) == {"partitions": {str(at["partition"]): at["offset"]}}
+    assert consumer.post("/consumers/seek", json=place)["partitions"] == {str(at["partition"]): at["offset"]}
     consumer.until_consumed(before + 28)
     until_caught_up(consumer)
 

@@ -67,7 +67,7 @@ def test_poison_is_dead_lettered_alone_whatever_the_handler_raises_and_an_outage
     stage.consumer.until_answers("/health-check", 503)
     wait_until(lambda: stage.state() == "retrying")
     assert "retrying" in stage.consumer.http.get("/health-check").json()["detail"]
-    assert 'consumer_state{state="retrying"} 1.0' in stage.consumer.http.get("/metrics").text
+    assert 'consumer_state{state="retrying",stream="people"} 1.0' in stage.consumer.http.get("/metrics").text
     assert stage.pipeline.committed() == committed
     stage.outage.unlink()
     stage.consumer.until_consumed(1_500)

@@ -267,6 +267,6 @@ def test_copies_of_a_record_that_two_groups_refuse_grow_by_one_with_each_redrive
         assert [(tmp_path / group).read_text().split() for group in groups] == [["old"], ["old"]]
         assert [len(consumer.messages()) for consumer in consumers] == [1, 1]
         assert [(one["messages_consumed_count"], one["passed_over_count"]) for one in told] == [(1, 7), (1, 7)]
-        passed_over = 'consumer_records_passed_over_total{reason="for_another_group"} 7.0'
+        passed_over = 'consumer_records_passed_over_total{reason="for_another_group",stream="people"} 7.0'
         assert all(passed_over in consumer.http.get("/metrics").text for consumer in consumers)
         assert {len(record.headers) for record in pipeline.records()[2:]} == {3}

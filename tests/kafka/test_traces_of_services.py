@@ -10,10 +10,10 @@ from opentelemetry.trace import get_current_span
 from services import Pipeline, person, wait_until
 
 from apps.chassis.opentelemetry import OpenTelemetry
-from apps.chassis.settings import Settings
+from apps.chassis.settings import Settings, StreamSettings
 from apps.consumer.app import create_app as create_consumer
 from apps.producer.app import create_app as create_producer
-from contracts.person import Person
+from contracts.person import PEOPLE, Person
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -33,15 +33,15 @@ def test_one_trace_leads_from_the_call_over_the_record_to_the_handler_and_tells_
     async def handle(people: Sequence[Person]) -> None:
         handled_in.extend(f"{get_current_span().get_span_context().trace_id:032x}" for _ in people)
 
-    settings = Settings(
-        kafka_bootstrap_servers=pipeline.bootstrap_servers,
-        people_topic=pipeline.topic,
-        dead_letter_topic=pipeline.dead_letter_topic,
-        consumer_group_id=pipeline.group,
+    of_people = StreamSettings(
+        topic=pipeline.topic, dead_letter_topic=pipeline.dead_letter_topic, group_id=pipeline.group
     )
+    settings = Settings(kafka_bootstrap_servers=pipeline.bootstrap_servers, by_stream={"people": of_people})
     producer_app = create_producer(settings, traces=OpenTelemetry("producer", SimpleSpanProcessor(exporter)))
     consumer_app = create_consumer(
-        settings, None, handle, traces=OpenTelemetry("consumer", SimpleSpanProcessor(exporter))
+        settings,
+        handlers={PEOPLE: handle},
+        traces=OpenTelemetry("consumer", SimpleSpanProcessor(exporter)),
     )
     with TestClient(producer_app) as producer, TestClient(consumer_app) as consumer:
         wait_until(lambda: all(client.get("/health-check").is_success for client in (producer, consumer)))

@@ -22,7 +22,7 @@ NO_KAFKA = "127.0.0.1:1"
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of an environment with the wheel: the one that `just sbom` tells of."""
     folder = tmp_path_factory.mktemp("shipped")
-    subprocess.run(["just", "install-wheel", str(folder)], cwd=ROOT, check=True)  # noqa: S607 - of the dev dependencies
+    subprocess.run(["just", "install-wheel", str(folder)], cwd=ROOT, check=True)
     return folder / "environment"
 
 

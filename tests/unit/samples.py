@@ -9,7 +9,8 @@ import msgspec
 from aiokafka import TopicPartition
 
 from contracts.dead_letter import DeadLetter, Header, sent_back
-from contracts.person import Person, encode
+from contracts.person import Person
+from contracts.stream import encode
 
 LONG = 10.0
 """Seconds after which what a test waits for counts as never to come; no test waits so long when all is well."""

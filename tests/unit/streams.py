@@ -9,7 +9,7 @@ from apps.consumer.consumption import Consumption
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.policy import Batching, Policy, Retry
 from apps.consumer.window import Window
-from contracts.person import Person
+from contracts.person import PEOPLE, Person
 
 AT_ONCE = Retry(first_s=0.0001, longest_s=0.001)
 """Pauses that no test feels."""
@@ -28,7 +28,9 @@ class Stream:
         self.committed: dict[int, int] = {}
         self.letters: list[BadRecord] = []
         self.polls = 0
-        self.consumption = Consumption(Window(100_000), handle, self._write, policy=policy or globals()["policy"]())
+        self.consumption = Consumption(
+            PEOPLE.decode, Window(100_000), handle, self._write, policy=policy or globals()["policy"]()
+        )
         self._writes: Callable[[], None] = lambda: None
 
     async def _write(self, bad: Sequence[BadRecord]) -> None:

@@ -12,7 +12,7 @@ from apps.consumer.consumption import Consumption
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.window import Window
 from contracts.dead_letter import REDRIVEN_FOR, Header
-from contracts.person import Person
+from contracts.person import PEOPLE, Person
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,9 @@ class Consumer:
         self.handled: list[Person] = []
         self.letters: list[BadRecord] = []
         self.writer_error: Exception | None = None
-        self.consumption = Consumption(Window(100), self._handle, self._write, policy=policy(), group=GROUP)
+        self.consumption = Consumption(
+            PEOPLE.decode, Window(100), self._handle, self._write, policy=policy(), group=GROUP
+        )
 
     async def _handle(self, people: Sequence[Person]) -> None:
         self.handled += people

@@ -82,7 +82,7 @@ def test_the_document_follows_the_schema_of_asyncapi(
     ("path", "value"),
     [
         ("channels.people.bindings.kafka.partitions", 0),
-        ("channels.deadLetters.adress", "people-dlt"),
+        ("channels.people-dead-letters.adress", "people-dlt"),
         ("operations.send-people.action", "publish"),
         ("components.messages.Person.bindings.kafka.keys", {}),
         ("components.schemas.Person.properties.age.minimum", "zero"),
@@ -119,7 +119,7 @@ def test_both_topics_are_described_as_they_are_configured(service: str, document
         kafka = channel["bindings"]["kafka"]
         assert (kafka["topic"], kafka["partitions"], kafka["replicas"]) == (channel["address"], 12, 3)
         assert kafka["topicConfiguration"]["min.insync.replicas"] == 2
-    assert channels["deadLetters"]["bindings"]["kafka"]["topicConfiguration"]["retention.ms"] == -1
+    assert channels["people-dead-letters"]["bindings"]["kafka"]["topicConfiguration"]["retention.ms"] == -1
 
 
 def test_each_service_says_what_it_does(documents: dict[str, dict[str, Any]]) -> None:
@@ -129,7 +129,7 @@ def test_each_service_says_what_it_does(documents: dict[str, dict[str, Any]]) ->
     }
     assert done == {
         "producer": {("send", "people")},
-        "consumer": {("receive", "people"), ("send", "deadLetters"), ("send", "people")},
+        "consumer": {("receive", "people"), ("send", "people-dead-letters"), ("send", "people")},
     }
     kafka = documents["consumer"]["operations"]["receive-people"]["bindings"]["kafka"]
     assert (kafka["groupId"]["enum"], kafka["clientId"]["enum"]) == (["group-of-ours"], ["consumer"])

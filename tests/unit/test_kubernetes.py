@@ -10,6 +10,8 @@ from apps.chassis.connection import STOP_TIMEOUT
 from apps.chassis.health import VERSION
 from apps.chassis.serve import LAST_ANSWERS
 from apps.chassis.settings import Settings, read_settings
+from contracts.person import PEOPLE
+from contracts.stream import variables_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -144,7 +146,7 @@ def test_every_manifest_is_applied(kustomization: Resource) -> None:
 def test_every_variable_is_a_setting_with_a_value_that_it_may_have(
     environment: dict[str, str], container: Resource, kustomization: Resource, tmp_path: Path
 ) -> None:
-    assert set(environment) <= set(Settings.__struct_encode_fields__)
+    assert set(environment) <= {*Settings.__struct_encode_fields__, *variables_of(PEOPLE)}
     (generated,) = kustomization["configMapGenerator"]
     assert generated["envs"] == ["settings.env"]
     assert container["envFrom"] == [{"configMapRef": {"name": generated["name"]}}]
@@ -304,7 +306,7 @@ def test_on_a_kafka_with_passwords_each_service_has_the_settings_that_it_needs(
     of_secret = {each["name"]: each["valueFrom"]["secretKeyRef"]["key"] for each in variables}
     assert of_secret == {"KAFKA_SASL_USERNAME": f"{name}-username", "KAFKA_SASL_PASSWORD": f"{name}-password"}
     given = environment | dict(each.split("=", 1) for each in merged["literals"]) | of_secret
-    assert set(given) <= set(Settings.__struct_encode_fields__)
+    assert set(given) <= {*Settings.__struct_encode_fields__, *variables_of(PEOPLE)}
     settings = read_settings(given | {"API_KEY_FILE": str(keys)})
     assert (settings.uses_sasl, settings.uses_tls) == (True, True)
 

@@ -30,6 +30,7 @@ from apps.consumer.fetched import (
     _bounded,
 )
 from contracts.dead_letter import OMITTED_BYTES
+from contracts.person import PEOPLE
 
 Encode = Callable[[bytes], bytes]
 Given = tuple[bytes | None, bytes | None]
@@ -157,7 +158,7 @@ def test_a_record_that_is_too_large_is_left_out_and_its_neighbours_are_read(name
 
 def test_a_record_that_is_too_large_is_bad_and_the_reason_says_its_size_and_where_it_stays() -> None:
     (record,) = read(compressed(batch_of((b"key", bytes(20 * MB))), "zstd"))
-    good, _, (bad,) = sort_out([record])
+    good, _, (bad,) = sort_out(PEOPLE.decode, [record])
     assert not good
     assert isinstance(bad.error, TooLarge)
     assert "20,971," in str(bad.error)

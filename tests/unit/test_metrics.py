@@ -11,7 +11,7 @@ from samples import ADA, as_json
 from apps.chassis.settings import Settings
 from apps.consumer.app import create_app as create_consumer
 from apps.consumer.attempts import Reject
-from apps.consumer.metrics import timed
+from apps.consumer.metrics import HandlerMetrics
 from apps.producer import publisher
 from apps.producer.app import create_app as create_producer
 from contracts.person import Person
@@ -72,14 +72,18 @@ def value(series: Series, name: str, **labels: str) -> float | None:
     return series.get((name, frozenset(labels.items())))
 
 
+def of_people(series: Series, name: str, **labels: str) -> float | None:
+    return value(series, name, stream="people", **labels)
+
+
 def test_a_service_with_no_kafka_tells_all_that_it_measures(service: str, client: TestClient[Litestar]) -> None:
     series = scraped(client)
     names = {name for name, _ in series}
     assert OWN[service] <= names
     assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "python_info"} <= names
     assert not [name for name in names if name.endswith("_created")]
-    assert value(series, "service_healthy") == 0
-    assert value(series, "kafka_connected") == 0
+    assert of_people(series, "service_healthy") == 0
+    assert of_people(series, "kafka_connected") == 0
     (info,) = [dict(labels) for name, labels in series if name == "service_info"]
     assert info["service"] == service
 
@@ -126,9 +130,9 @@ def test_people_that_could_not_be_sent_are_counted_and_a_streamed_answer_too(mon
         lines = as_json(id="3") + b"\nnot json\n"
         client.post("/producers/people", content=lines, headers={"content-type": "application/x-ndjson"})
         series = scraped(client)
-    assert value(series, "producer_records_total", outcome="not_written") == 3
-    assert value(series, "producer_records_total", outcome="delivered") == 0
-    assert value(series, "producer_records_in_flight") == 0
+    assert of_people(series, "producer_records_total", outcome="not_written") == 3
+    assert of_people(series, "producer_records_total", outcome="delivered") == 0
+    assert of_people(series, "producer_records_in_flight") == 0
     for status in ("503", "200"):
         labels = {"method": "POST", "route": "/producers/people", "status": status}
         assert value(series, "http_requests_total", **labels) == 1
@@ -140,7 +144,7 @@ def test_a_consumer_is_in_one_state_and_tells_nothing_of_a_lag_that_it_does_not_
         client.post("/consumers/stop")
         series = scraped(client)
     assert states(series) == {"stopped"}
-    assert value(series, "service_healthy") == 1
+    assert of_people(series, "service_healthy") == 1
     assert not [name for name, _ in series if name.startswith("consumer_lag")]
 
 
@@ -172,14 +176,15 @@ async def test_a_call_of_the_handler_counts_by_how_it_ended_and_changes_nothing(
     registry = CollectorRegistry()
     raised: BaseException | None = None
     try:
-        await timed(handle, registry)([ADA])
+        await HandlerMetrics(registry).timed("people", handle)([ADA])
     except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001 - whatever the handler raises
         raised = caught
     assert raised is error
     assert handled == ([] if error else [ADA])
-    calls = {each: registry.get_sample_value("consumer_handler_attempts_total", {"result": each}) for each in RESULTS}
+    attempts = "consumer_handler_attempts_total"
+    calls = {one: registry.get_sample_value(attempts, {"stream": "people", "result": one}) for one in RESULTS}
     assert calls == {each: float(each == result) for each in RESULTS}
-    assert registry.get_sample_value("consumer_handler_seconds_count") == 1
+    assert registry.get_sample_value("consumer_handler_seconds_count", {"stream": "people"}) == 1
 
 
 RESULTS = ("ok", "failed", "rejected", "broken_off")

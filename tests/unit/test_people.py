@@ -5,7 +5,8 @@ from uuid import UUID
 import pytest
 
 from apps.producer.people import MAIL_DOMAINS, PersonFactory
-from contracts.person import Person, decode_strictly, encode
+from contracts.person import PEOPLE, Person
+from contracts.stream import encode
 
 EXAMPLE_DOMAINS = {"example.com", "example.net", "example.org"}
 
@@ -52,7 +53,7 @@ def test_no_mail_can_reach_anyone() -> None:
 
 def test_every_person_made_is_one_that_the_producer_accepts() -> None:
     for person in [*PersonFactory.batch(2_000), PersonFactory.build()]:
-        assert encode(decode_strictly(encode(person))) == encode(person)
+        assert encode(PEOPLE.decode_strictly(encode(person))) == encode(person)
         assert type(person) is Person
 
 

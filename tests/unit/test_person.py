@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import ADA, a_person, as_json, fields_of_a_person
 
-from contracts.person import Person, decode, decode_all_strictly, decode_strictly, encode, key_of
+from contracts.person import PEOPLE, Person
+from contracts.stream import encode
 
 FIELDS = ["id", "name", "age", "email", "phone", "address", "city", "state", "zip", "country"]
-DECODERS = pytest.mark.parametrize("decoder", [decode, decode_strictly], ids=["tolerant", "strict"])
+DECODERS = pytest.mark.parametrize("decoder", [PEOPLE.decode, PEOPLE.decode_strictly], ids=["tolerant", "strict"])
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]))
 
 
@@ -30,14 +31,14 @@ ANYTHING = st.text(st.characters(exclude_categories=["Cs"]))
     )
 )
 def test_whatever_a_producer_accepts_a_consumer_reads_unchanged(person: Person) -> None:
-    accepted = decode_strictly(encode(person))
-    assert decode(encode(accepted)) == person
+    accepted = PEOPLE.decode_strictly(encode(person))
+    assert PEOPLE.decode(encode(accepted)) == person
 
 
 def test_the_fields_stand_in_the_record_in_the_order_of_the_contract() -> None:
     assert [name for name, _ in json.loads(encode(ADA), object_pairs_hook=list)] == FIELDS
     shuffled = json.dumps(dict(reversed(fields_of_a_person().items()))).encode()
-    assert encode(decode_strictly(shuffled)) == encode(ADA)
+    assert encode(PEOPLE.decode_strictly(shuffled)) == encode(ADA)
 
 
 def test_the_record_is_utf_8_and_not_escaped() -> None:
@@ -45,14 +46,14 @@ def test_the_record_is_utf_8_and_not_escaped() -> None:
 
 
 def test_a_consumer_ignores_a_field_that_it_does_not_know() -> None:
-    assert decode(as_json(no_field_of_anyone="Countess")) == ADA
+    assert PEOPLE.decode(as_json(no_field_of_anyone="Countess")) == ADA
 
 
 def test_a_producer_refuses_an_unknown_field_and_names_it() -> None:
     with pytest.raises(msgspec.ValidationError, match="no_field_of_anyone"):
-        decode_strictly(as_json(no_field_of_anyone="Countess"))
+        PEOPLE.decode_strictly(as_json(no_field_of_anyone="Countess"))
     with pytest.raises(msgspec.ValidationError, match=r"no_field_of_anyone.*\$\[1\]"):
-        decode_all_strictly(b"[" + as_json() + b"," + as_json(no_field_of_anyone="Countess") + b"]")
+        PEOPLE.decode_all_strictly(b"[" + as_json() + b"," + as_json(no_field_of_anyone="Countess") + b"]")
 
 
 @DECODERS
@@ -107,12 +108,12 @@ def test_half_a_surrogate_pair_is_refused_as_it_could_not_be_written_again(decod
 
 def test_a_wrong_person_in_a_list_is_named_by_its_place() -> None:
     with pytest.raises(msgspec.ValidationError, match=r"\$\[2\]\.age"):
-        decode_all_strictly(b"[" + b",".join([as_json(), as_json(), as_json(age=151)]) + b"]")
+        PEOPLE.decode_all_strictly(b"[" + b",".join([as_json(), as_json(), as_json(age=151)]) + b"]")
 
 
 @pytest.mark.parametrize("person_id", ["x", "Ωμέγα", "🙂" * 64])
 def test_the_key_is_the_id_in_utf_8(person_id: str) -> None:
-    assert key_of(a_person(id=person_id)) == person_id.encode("utf-8")
+    assert PEOPLE.keys_of([a_person(id=person_id)]) == [person_id.encode("utf-8")]
 
 
 JSON = st.recursive(
@@ -127,16 +128,16 @@ NEARLY_PEOPLE = st.dictionaries(st.sampled_from(FIELDS) | ANYTHING, JSON).map(la
 def test_any_value_is_a_person_or_refused_and_what_a_producer_takes_a_consumer_takes(value: bytes) -> None:
     refused = (msgspec.DecodeError, UnicodeDecodeError)
     try:
-        strict: Person | None = decode_strictly(value)
+        strict: Person | None = PEOPLE.decode_strictly(value)
     except refused:
         strict = None
     try:
-        person = decode(value)
+        person = PEOPLE.decode(value)
     except refused:
         assert strict is None
         return
     assert strict is None or encode(strict) == encode(person)
-    assert decode(encode(person)) == person
-    assert encode(decode_strictly(encode(person))) == encode(person)
+    assert PEOPLE.decode(encode(person)) == person
+    assert encode(PEOPLE.decode_strictly(encode(person))) == encode(person)
     assert 1 <= len(person.id) <= 64
     assert 0 <= person.age <= 150

@@ -69,7 +69,7 @@ class Bench:
         self.cluster = Cluster(options, [])
         self.cluster.partitions |= {TOPIC: 1, DEAD: len(partitions)}
         dead = cast(LogReader, FakeDeadLetters(*partitions))
-        self.redriver = Redriver(options, self.cluster, dead, TOPIC, "group")
+        self.redriver = Redriver(options, self.cluster, dead, f"{DEAD}-redriven", TOPIC, "group")
         self.transactions: list[list[tuple[int, int]]] = []
         self.fails_from = 1_000
         monkeypatch.setattr(self.redriver, "_check_marks_topic", self._check_marks_topic)
@@ -239,7 +239,7 @@ async def test_marks_that_their_topic_would_not_take_are_refused_with_what_to_do
     options = client_options(Settings(), "consumer")
     cluster = Cluster(options, [])
     cluster.configs[f"{DEAD}-redriven"] = {"max.message.bytes": "1000"}
-    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), TOPIC, "group")
+    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), f"{DEAD}-redriven", TOPIC, "group")
     marks = Marks()
     marks.add("group", 0, [(2 * n, 2 * n + 1) for n in range(200)])
     with pytest.raises(TooLarge, match=r"too scattered .* takes 1000 \(max.message.bytes\)"):
@@ -256,7 +256,7 @@ def test_a_letter_goes_back_to_its_partition_or_where_its_key_belongs(
     options = client_options(Settings(), "consumer")
     cluster = Cluster(options, [])
     cluster.partitions[TOPIC] = 6
-    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), TOPIC, "group")
+    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), f"{DEAD}-redriven", TOPIC, "group")
     letter = msgspec.structs.replace(a_letter(), key=key, partition=origin)
     assert redriver._partition_for(letter, stored_letter(0, partition=8)) == expected
 
@@ -276,7 +276,7 @@ def test_a_letter_names_its_group_only_where_the_original_is_kept_for_the_other_
     options = client_options(Settings(), "consumer")
     cluster = Cluster(options, [])
     cluster.configs[TOPIC] = settings
-    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), TOPIC, "group")
+    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), f"{DEAD}-redriven", TOPIC, "group")
     assert redriven_for(redriver._headers_of(a_letter())) == expected
 
 

@@ -10,6 +10,7 @@ from apps.consumer.log_reader import LogReader
 from apps.consumer.refill import Refill
 from apps.consumer.window import Window
 from contracts.dead_letter import Header
+from contracts.person import PEOPLE
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +51,7 @@ async def refilled(topic: Topic, committed: dict[int, int | None], size: int) ->
 
     window, background = Window(size), Background()
     async with background.open():
-        refill = Refill(window, cast(LogReader, topic), told, background, "people-consumer")
+        refill = Refill(window, cast(LogReader, topic), told, background, PEOPLE.decode, "people-consumer")
         refill.begin(list(committed))
         await until(lambda: refill._running is not None and refill._running.done())
     assert background.failure is None
@@ -81,5 +82,5 @@ async def test_what_could_be_read_is_in_the_window_though_the_rest_cannot_be() -
 
     window, background = Window(6), Background()
     async with background.open():
-        Refill(window, cast(LogReader, Damaged(3, 3)), told, background, "people-consumer").begin([0, 1])
+        Refill(window, cast(LogReader, Damaged(3, 3)), told, background, PEOPLE.decode, "people-consumer").begin([0, 1])
         await until(lambda: len(window) == 3)

@@ -10,10 +10,12 @@ import pytest
 from msgspec import Meta, defstruct
 from polyfactory.factories.msgspec_factory import MsgspecFactory
 
+from contracts import STREAMS
 from contracts.person import Person
+from contracts.stream import Stream
 from tools import schema
 from tools.compatibility import incompatibilities, unreadable
-from tools.schema import FILE, schema_of
+from tools.schema import FOLDER, file_of, schema_of
 
 BACKWARD = "the new version cannot read what the old one wrote"
 FORWARD = "the old version cannot read what the new one writes"
@@ -44,12 +46,18 @@ def compared(new: type[msgspec.Struct], old: type[msgspec.Struct] | None = None)
     return [(why.split()[0].removeprefix("$."), direction) for why, _, direction in lines]
 
 
-def test_the_committed_schema_is_that_of_a_person() -> None:
-    assert json.loads(FILE.read_text()) == schema_of(Person), "run `uv run just schema`, and commit what it writes"
+EACH_STREAM = pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
 
 
-def test_a_person_can_live_beside_the_one_that_is_committed() -> None:
-    assert incompatibilities(json.loads(FILE.read_text()), schema_of(Person)) == []
+@EACH_STREAM
+def test_the_committed_schema_is_that_of_the_stream(stream: Stream[Any]) -> None:
+    committed = json.loads(file_of(stream).read_text())
+    assert committed == schema_of(stream.record_type), "run `uv run just schema`, and commit what it writes"
+
+
+@EACH_STREAM
+def test_a_record_can_live_beside_the_one_whose_schema_is_committed(stream: Stream[Any]) -> None:
+    assert incompatibilities(json.loads(file_of(stream).read_text()), schema_of(stream.record_type)) == []
 
 
 @pytest.mark.parametrize(
@@ -167,8 +175,9 @@ def test_what_is_said_to_be_readable_is_read_whatever_stands_in_it(writer: str, 
 def test_a_version_that_cannot_live_beside_the_old_one_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "person.schema.json"
-    monkeypatch.setattr(schema, "FILE", file)
+    monkeypatch.setattr(schema, "FOLDER", tmp_path)
+    monkeypatch.setattr(schema, "STREAMS", [Stream("people", Person, key=lambda person: person.id)])
+    file = tmp_path / "people.schema.json"
     old = json.dumps(schema_of(record(BEFORE)))
     file.write_text(old)
     monkeypatch.setattr(sys, "argv", ["schema"])
@@ -180,7 +189,7 @@ def test_a_version_that_cannot_live_beside_the_old_one_is_not_written(
     assert json.loads(file.read_text()) == schema_of(Person)
 
 
-def test_writing_the_schema_of_a_person_that_did_not_change_changes_nothing() -> None:
-    before = FILE.read_bytes()
-    subprocess.run([sys.executable, "-m", "tools.schema"], cwd=FILE.parents[1], check=True)
-    assert FILE.read_bytes() == before
+def test_writing_schemas_that_did_not_change_changes_nothing() -> None:
+    before = [file_of(stream).read_bytes() for stream in STREAMS]
+    subprocess.run([sys.executable, "-m", "tools.schema"], cwd=FOLDER.parent, check=True)
+    assert [file_of(stream).read_bytes() for stream in STREAMS] == before

@@ -27,7 +27,8 @@ from apps.consumer.consumption import MOST_REASONS, Consumption, sort_out
 from apps.consumer.dead_letters import BadRecord
 from apps.consumer.subscriber import Drain, FetchedBatch, PromptSubscriber, ailment, has_newer, subscribe
 from apps.consumer.window import Record, Window
-from contracts.person import Person, encode
+from contracts.person import PEOPLE, Person
+from contracts.stream import encode
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +60,7 @@ class Consumer:
         self.handler_error: Exception | None = None
         self.writer_error: Exception | None = None
         self.window = Window(1_000)
-        self.consumption = Consumption(self.window, self._handle, self._write, policy=policy())
+        self.consumption = Consumption(PEOPLE.decode, self.window, self._handle, self._write, policy=policy())
         self.client = Client()
         self.commits = Commits(nothing_committed, no_offsets)
 
@@ -123,7 +124,7 @@ def bad_record(offset: int, value: bytes | None = b"not json") -> Stored:
 @given(st.lists(st.builds(Stored, key=st.none() | st.binary(), value=st.none() | st.binary(), offset=st.integers())))
 def test_no_record_whatever_it_holds_stops_its_neighbours(records: list[Stored]) -> None:
     ada = Stored(value=encode(ADA))
-    good, people, bad = sort_out([*records, ada])
+    good, people, bad = sort_out(PEOPLE.decode, [*records, ada])
     assert list(good) == [ada]
     assert people == [ADA]
     assert [letter.record for letter in bad] == records
@@ -133,7 +134,7 @@ def test_no_record_whatever_it_holds_stops_its_neighbours(records: list[Stored])
 @given(st.lists(st.booleans(), max_size=40))
 def test_good_and_bad_records_are_each_kept_in_their_order(pattern: list[bool]) -> None:
     records = [stored_person(i) if is_good else bad_record(i) for i, is_good in enumerate(pattern)]
-    good, people, bad = sort_out(records)
+    good, people, bad = sort_out(PEOPLE.decode, records)
     assert [record.offset for record in good] == [i for i, is_good in enumerate(pattern) if is_good]
     assert [person.id for person in people] == [f"person-{record.offset}" for record in good]
     assert [letter.record.offset for letter in bad] == [i for i, is_good in enumerate(pattern) if not is_good]
@@ -142,7 +143,7 @@ def test_good_and_bad_records_are_each_kept_in_their_order(pattern: list[bool]) 
 @pytest.mark.parametrize("value", BAD_VALUES.values(), ids=BAD_VALUES.keys())
 def test_what_is_no_person_is_bad_and_says_why(value: bytes | None) -> None:
     record = bad_record(1, value)
-    good, people, bad = sort_out([stored_person(0), record, stored_person(2)])
+    good, people, bad = sort_out(PEOPLE.decode, [stored_person(0), record, stored_person(2)])
     assert [found.offset for found in good] == [0, 2]
     assert [person.id for person in people] == ["person-0", "person-2"]
     ((found, error, tries),) = bad
@@ -153,7 +154,7 @@ def test_what_is_no_person_is_bad_and_says_why(value: bytes | None) -> None:
 
 def test_a_person_with_a_null_key_or_more_fields_is_good() -> None:
     records = [Stored(key=None, value=as_json()), Stored(offset=1, value=as_json(no_field_of_anyone="Countess"))]
-    good, people, bad = sort_out(records)
+    good, people, bad = sort_out(PEOPLE.decode, records)
     assert (list(good), people, bad) == (records, [ADA, ADA], [])
 
 
@@ -352,7 +353,10 @@ async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_an_ailment(monke
     async def never(_: Sequence[Person]) -> None:
         await asyncio.Event().wait()
 
-    consumption, commits = Consumption(Window(10), never, Consumer()._write), Commits(nothing_committed, no_offsets)
+    consumption, commits = (
+        Consumption(PEOPLE.decode, Window(10), never, Consumer()._write),
+        Commits(nothing_committed, no_offsets),
+    )
     broker = new_broker(client_options(Settings(), "consumer"))
     subscriber = subscribe(broker, TOPIC, GROUP, consumption, commits)
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
@@ -392,7 +396,7 @@ class Silent:
 
 
 async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None:
-    consumption = Consumption(Window(10), Consumer()._handle, Consumer()._write)
+    consumption = Consumption(PEOPLE.decode, Window(10), Consumer()._handle, Consumer()._write)
     consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_offsets)
     subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
     subscriber.consumer, subscriber.lock = cast("Any", Silent()), MultiLock()
@@ -411,7 +415,7 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
         await may_end.wait()
         consumer.events.append("handler ends")
 
-    consumption = Consumption(consumer.window, slow, consumer._write)
+    consumption = Consumption(PEOPLE.decode, consumer.window, slow, consumer._write)
     broker = new_broker(client_options(Settings(), "consumer"))
     subscriber = subscribe(broker, TOPIC, GROUP, consumption, Commits(nothing_committed, no_offsets))
     drain = Drain(consumption, Commits(nothing_committed, no_offsets), lambda _: None)

@@ -19,6 +19,7 @@ from apps.consumer.offsets import read_offsets
 from apps.consumer.search import Wanted
 from apps.consumer.tail import Tail
 from apps.consumer.window import Record
+from contracts.person import PEOPLE
 
 pytestmark = pytest.mark.anyio
 PARTITIONS = 3
@@ -70,7 +71,7 @@ class Copy:
     """A copy of the service, with its live tail."""
 
     def __init__(self, topic: Topic, background: Background) -> None:
-        self.tail = Tail(cast("LogReader", topic), lambda: len(topic.records), background)
+        self.tail = Tail(cast("LogReader", topic), lambda: len(topic.records), background, PEOPLE.decode)
 
     async def watch(self, seen: "Seen", least: int, wanted: Wanted | None = None) -> None:
         """Follow from where it was left until there are so many records."""

@@ -3,12 +3,12 @@ import pytest
 
 from apps.chassis.cluster import Cluster
 from apps.chassis.kafka import client_options
-from apps.chassis.settings import Settings
+from apps.chassis.settings import Settings, StreamSettings
 from apps.chassis.topic_settings import Found, Topic, differences
-from apps.chassis.topics import dead_letter_topic, marks_topic, people_topic
+from apps.chassis.topics import dead_letter_topic, marks_topic, record_topic
 
-SETTINGS = Settings()
-PEOPLE, LETTERS, MARKS = people_topic(SETTINGS), dead_letter_topic(SETTINGS), marks_topic(SETTINGS, "marks")
+SETTINGS = StreamSettings(topic="events", dead_letter_topic="events-dlt", group_id="events-consumer")
+RECORDS, LETTERS, MARKS = record_topic(SETTINGS), dead_letter_topic(SETTINGS), marks_topic(SETTINGS)
 RETENTION_MS = "604800000"
 
 
@@ -19,7 +19,7 @@ def found(topic: Topic, replication: int = 1, /, **settings: str) -> Found:
     return Found(topic.partitions, replication, by_default | topic.configs | changed)
 
 
-@pytest.mark.parametrize("topic", [PEOPLE, LETTERS, MARKS], ids=["people", "dead letters", "marks"])
+@pytest.mark.parametrize("topic", [RECORDS, LETTERS, MARKS], ids=["people", "dead letters", "marks"])
 def test_a_topic_that_a_service_created_is_as_it_is_wanted(topic: Topic) -> None:
     assert differences(topic, found(topic)) == []
 
@@ -27,12 +27,12 @@ def test_a_topic_that_a_service_created_is_as_it_is_wanted(topic: Topic) -> None
 @pytest.mark.parametrize(
     ("topic", "settings", "deletes"),
     [
-        (PEOPLE, {"cleanup_policy": "compact"}, True),
-        (PEOPLE, {"cleanup_policy": "compact,delete"}, True),
-        (PEOPLE, {"cleanup_policy": ""}, False),
-        (PEOPLE, {"retention_ms": "60000"}, True),
-        (PEOPLE, {"retention_ms": "-1"}, False),
-        (PEOPLE, {"retention_bytes": "1000000"}, True),
+        (RECORDS, {"cleanup_policy": "compact"}, True),
+        (RECORDS, {"cleanup_policy": "compact,delete"}, True),
+        (RECORDS, {"cleanup_policy": ""}, False),
+        (RECORDS, {"retention_ms": "60000"}, True),
+        (RECORDS, {"retention_ms": "-1"}, False),
+        (RECORDS, {"retention_bytes": "1000000"}, True),
         (LETTERS, {"retention_ms": RETENTION_MS}, True),
         (LETTERS, {"retention_bytes": "1000000"}, True),
         (LETTERS, {"cleanup_policy": "compact"}, True),
@@ -73,7 +73,7 @@ def test_a_marks_topic_that_is_not_compacted_is_told_of_though_it_keeps_all() ->
 def test_settings_that_lose_acknowledged_records_with_a_broker_are_found(
     settings: dict[str, str], replication: int, lost: str | None
 ) -> None:
-    topic = msgspec.structs.replace(PEOPLE, replication=3)
+    topic = msgspec.structs.replace(RECORDS, replication=3)
     (difference,) = differences(topic, found(topic, replication, **settings))
     assert (difference.lost or "").count(lost or "") == 1 if lost else difference.lost is None
     assert not difference.deletes
@@ -97,7 +97,7 @@ def test_topics_that_keep_the_time_of_a_client_are_told_of_where_its_wrong_clock
             "records of an instance whose clock is wrong may be refused"
         )
         assert not difference.deletes
-    assert differences(PEOPLE, found(PEOPLE, message_timestamp_type="CreateTime")) == []
+    assert differences(RECORDS, found(RECORDS, message_timestamp_type="CreateTime")) == []
 
 
 def test_a_marks_topic_that_is_too_small_for_its_marks_is_found() -> None:
@@ -108,13 +108,13 @@ def test_a_marks_topic_that_is_too_small_for_its_marks_is_found() -> None:
 
 
 def test_health_tells_which_guarantees_do_not_hold_and_forgets_what_was_mended() -> None:
-    cluster = Cluster(client_options(SETTINGS, "consumer"), [LETTERS])
+    cluster = Cluster(client_options(Settings(), "consumer"), [LETTERS])
     cluster._report(LETTERS, differences(LETTERS, found(LETTERS, retention_ms=RETENTION_MS)))
     assert cluster.at_risk("people are consumed") == (
-        "people are consumed; topic people-dlt: retention.ms 604800000, wanted -1: "
+        "people are consumed; topic events-dlt: retention.ms 604800000, wanted -1: "
         "after that time dead letters are deleted"
     )
-    assert cluster.reports["people-dlt"] == [
+    assert cluster.reports["events-dlt"] == [
         "retention.ms 604800000, wanted -1: after that time dead letters are deleted"
     ]
     cluster._report(LETTERS, [])

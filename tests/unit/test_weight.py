@@ -1,6 +1,7 @@
 """What a call counts for among those under way."""
 
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -8,6 +9,7 @@ from litestar.types import Scope
 from samples import Stored
 
 from apps.chassis.limits import FREE_BYTES, Limit, Share, share_of
+from apps.chassis.served import Served
 from apps.consumer.message_routes import SEARCH_IN_MEMORY, TIMES_IN_MEMORY, weight_of
 from apps.consumer.window import Window
 from apps.producer import routes as producer
@@ -19,7 +21,8 @@ def weight(path: str, query: bytes = b"") -> int | None:
     scope: dict[str, Any] = {"path": path, "query_string": query}
     window = Window(100)
     window.extend([Stored(offset=offset, value=b"a" * 1_000) for offset in range(100)])
-    return weight_of(cast("Scope", scope), window)
+    served: Any = Served({"people": SimpleNamespace(window=window)})
+    return weight_of(cast("Scope", scope), served)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def test_whatever_length_a_body_announces_only_what_has_arrived_counts(
 ) -> None:
     headers = [(b"content-type", content_type)]
     headers += [] if length is None else [(b"content-length", length)]
-    scope: Any = {"path": producer.SEND, "query_string": b"", "headers": headers}
+    scope: Any = {"path": "/producers/people", "query_string": b"", "headers": headers}
     assert producer.weight_of(scope) == 0
 
 

@@ -25,9 +25,11 @@ from apps.chassis.limits import unbounded
 from apps.consumer.consumption import Consumption
 from apps.consumer.fetched import Fetched, PartitionRecords
 from apps.consumer.window import Window
+from apps.producer.people import PersonFactory
 from apps.producer.publisher import LARGEST_BATCH, Publisher
-from apps.producer.sending import make, person_factory, read_people, send, send_lines
-from contracts.person import Person, encode
+from apps.producer.sending import make, read_values, send, send_lines
+from contracts.person import PEOPLE, Person
+from contracts.stream import encode
 
 pytestmark = [
     pytest.mark.anyio,
@@ -121,8 +123,8 @@ def people(number: int) -> list[Person]:
 
 
 async def test_people_that_are_made_cost_no_more_than_was_committed() -> None:
-    person_factory().seed_random(1)
-    check(await work_of_producing(lambda publisher, number: lambda: make(publisher, number)), Work(115, 4))
+    PersonFactory.seed_random(1)
+    check(await work_of_producing(lambda publisher, number: lambda: make(PEOPLE, publisher, number)), Work(115, 4))
 
 
 async def test_a_list_of_people_costs_no_more_than_was_committed() -> None:
@@ -130,7 +132,7 @@ async def test_a_list_of_people_costs_no_more_than_was_committed() -> None:
         body = encode(people(number))
 
         async def work() -> None:
-            answer = await send(publisher, read_people(body))
+            answer = await send(PEOPLE, publisher, read_values(PEOPLE, body))
             assert answer.delivered == number
 
         return work
@@ -145,7 +147,9 @@ async def test_people_in_lines_cost_no_more_than_was_committed() -> None:
 
         async def work() -> None:
             answers = [
-                answer async for some in send_lines(publisher, pieces_of(*pieces), unbounded()) for answer in some
+                answer
+                async for some in send_lines(PEOPLE, publisher, pieces_of(*pieces), unbounded())
+                for answer in some
             ]
             assert len(answers) == number
 
@@ -160,7 +164,7 @@ async def test_a_person_alone_costs_no_more_than_was_committed() -> None:
 
         async def work() -> None:
             for body in bodies:
-                await send(publisher, read_people(body))
+                await send(PEOPLE, publisher, read_values(PEOPLE, body))
 
         return work
 
@@ -179,7 +183,7 @@ async def test_a_record_that_is_fetched_and_consumed_costs_no_more_than_was_comm
         for offset, person in enumerate(people(number)):
             batch.append(offset, 1_000, person.id.encode(), encode(person), [])
         fetched = bytes(batch.build())
-        consumption = Consumption(Window(10 * number), handle, write)
+        consumption = Consumption(PEOPLE.decode, Window(10 * number), handle, write)
 
         async def work() -> None:
             partition = TopicPartition("people", 0)

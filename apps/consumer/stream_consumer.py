@@ -1,0 +1,207 @@
+"""All that the consumer has of one stream: its group's member, its readers, its window and its dead letters."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from faststream.kafka import KafkaBroker
+from prometheus_client import Metric
+
+from apps.chassis.background import Background
+from apps.chassis.cluster import Cluster
+from apps.chassis.connection import Connection
+from apps.chassis.deadline import within
+from apps.chassis.health import Fitness
+from apps.chassis.kafka import ClientOptions, for_purpose, new_broker
+from apps.chassis.metrics import of_kafka, of_stream
+from apps.chassis.settings import Settings
+from apps.chassis.topics import dead_letter_topic, marks_topic, record_topic
+from apps.chassis.traces import Traces
+from apps.consumer.attempts import Handle
+from apps.consumer.commits import Commits
+from apps.consumer.consumption import Consumption
+from apps.consumer.control import Control
+from apps.consumer.dead_letters import DeadLetters
+from apps.consumer.group import Group, look_at_group
+from apps.consumer.lag import GroupOffsets, Lag, LagMeter
+from apps.consumer.log_reader import LogReader
+from apps.consumer.metrics import of_commits, of_consumption, of_lag
+from apps.consumer.policy import Policy
+from apps.consumer.redrive import Redriver
+from apps.consumer.refill import Refill
+from apps.consumer.status import StreamStatus
+from apps.consumer.subscriber import subscribe
+from apps.consumer.tail import Tail
+from apps.consumer.topic_watch import watch_topic
+from apps.consumer.window import Window
+from contracts.stream import Stream
+
+LAG_S = 3.0
+"""Seconds after which the status is answered without the lag: an earlier stop or start may have taken 6.5 s."""
+GRACE = 5.0
+"""Seconds that a stop waits for the in-flight batch."""
+
+
+class StreamConsumer:
+    """Consumes one stream, whatever becomes of others.
+
+    `log` reads the topic as consumers see it; `uncommitted` also reads what transactions did not commit.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
+        self,
+        stream: Stream[Any],
+        settings: Settings,
+        options: ClientOptions,
+        handle: Handle,
+        policy: Policy,
+        traces: Traces,
+    ) -> None:
+        self.stream = stream
+        self.settings = settings.of(stream)
+        topic, group = self.settings.topic, self.settings.group_id
+        reading = for_purpose(options, "reader")
+        self.cluster = Cluster(
+            for_purpose(options, "admin"),
+            [record_topic(self.settings, "read"), dead_letter_topic(self.settings), marks_topic(self.settings)],
+            group,
+        )
+        self._background = Background()
+        self._reader, self._every = LogReader(reading, topic), LogReader(options, topic, committed_only=False)
+        self.log, self.uncommitted = LogReader(reading, topic), LogReader(reading, topic, committed_only=False)
+        self.dead_reader = LogReader(reading, self.settings.dead_letter_topic)
+        self.redriver = Redriver(
+            for_purpose(options, "redrive"), self.cluster, self.dead_reader, self.settings.marks_topic, topic, group
+        )
+        self.window = Window(settings.window_size)
+        self._dead_letters = DeadLetters(
+            for_purpose(options, "dead-letters"), self.settings.dead_letter_topic, self.cluster, group
+        )
+        self.consumption = Consumption(
+            stream.decode, self.window, handle, self._dead_letters.write, traces, policy, group=group
+        )
+        self._commits = Commits(partial(self.cluster.commits, group, topic), self._every.offsets)
+        self._offsets = GroupOffsets(self._reader, self._every, self._commits.read)
+        self._meter = LagMeter(self._offsets)
+        self.tail = Tail(self.log, self.partition_count, self._background, stream.decode)
+        self._refill = Refill(self.window, self._reader, self._commits.read, self._background, stream.decode, group)
+        self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+
+        def make_broker() -> KafkaBroker:
+            broker = new_broker(options, consumer_only=True, graceful_timeout=GRACE)
+            subscribe(broker, topic, group, self.consumption, self._commits, self._on_assigned)
+            return broker
+
+        self._connection = Connection(make_broker, self.cluster.ensure_topics, options["client_id"].journal)
+        self.control = Control(
+            self._connection,
+            self.cluster,
+            self.consumption,
+            self._commits,
+            self._background,
+            settings.slow_batch_seconds,
+            stream.name,
+        )
+
+    def _on_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._refill.begin([tp.partition for tp in assigned])
+
+    @asynccontextmanager
+    async def open(self, ending: asyncio.Event) -> AsyncIterator[None]:
+        """Consume in the background; leave the group when `ending` announces the end, and close all connections."""
+        parts = (
+            self.cluster,
+            self._reader,
+            self._every,
+            self.log,
+            self.uncommitted,
+            self.dead_reader,
+            self.redriver,
+            self._dead_letters,
+            self._background,
+        )
+        async with AsyncExitStack() as opened:
+            for part in parts:
+                await opened.enter_async_context(part.open())
+            for work, name in {
+                self.control.watch(): "watch of the consume loop",
+                self.cluster.watch(): "watch of the cluster",
+                watch_topic(self._reader.topic_id, self.control, self._commits): "watch of the topic",
+                self.control.start(): "first start",
+                self.control.stop_at(ending): "last stop",
+                self.tail.end_at(ending): "end of the live tail",
+            }.items():
+                self._background.start(work, name)
+            yield
+
+    def partition_count(self) -> int:
+        """Return how many partitions the topic has. Raises `KafkaError` as long as Kafka was not reached."""
+        return self.cluster.partition_count(self.settings.topic)
+
+    async def health(self) -> Fitness:
+        """Return whether the stream can be consumed now."""
+        return Fitness(*await self.control.health())
+
+    async def group(self) -> Group:
+        """Return the whole group; raises `KafkaError`, `OSError` or, after some seconds, `TimeoutError`."""
+        group, topic = self.settings.group_id, self.settings.topic
+        return await look_at_group(group, partial(self.cluster.members, group, topic), self._offsets)
+
+    async def status(self) -> StreamStatus:
+        """Return what the consumption of the stream is doing, within 4 s."""
+        control, consumption, commits, connection = self.control, self.consumption, self._commits, self._connection
+        consumer = control.consumer
+        state, lag, trouble = await asyncio.gather(control.state(), self._lag(consumer), self.cluster.trouble())
+        return StreamStatus(
+            running=state == "running",
+            state=state,
+            messages_consumed_count=consumption.consumed,
+            dead_lettered_count=consumption.dead_lettered,
+            topic=self.settings.topic,
+            group_id=self.settings.group_id,
+            member_id=consumer._coordinator.member_id if consumer else None,  # noqa: SLF001 - aiokafka shows it nowhere else
+            lag=lag.records,
+            waiting_for_transaction=lag.waiting_for_transaction,
+            lag_seconds=lag.seconds,
+            partitions=lag.partitions,
+            paused_partitions=sorted(tp.partition for tp in consumer.paused()) if consumer else [],
+            restarts=connection.replaced,
+            failures=consumption.attempts.failures,
+            batch_age_seconds=round(consumption.batch_age, 3),
+            commit_failures=commits.failures.total(),
+            skipped_count=commits.skipped.total(),
+            passed_over_count=consumption.passed_over,
+            moves=list(commits.moves),
+            last_error=trouble
+            or commits.error
+            or (consumption.attempts.error if consumption.attempts.failures else None)
+            or (None if control.stopped or consumption.halted else control.obstacle())
+            or consumption.last_error
+            or connection.error,
+            throttled_seconds=round(connection.journal.throttled_for(), 1),
+            started_at=self._started_at,
+            notes=[f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines],
+        )
+
+    async def _lag(self, consumer: AIOKafkaConsumer | None) -> Lag:
+        try:
+            return await within(LAG_S, self._meter.measure(None if self.consumption.halted else consumer))
+        except TimeoutError:
+            return Lag([], None, {})
+
+    async def metrics(self) -> Iterator[Metric]:
+        """Return what is read at each scrape: within 8 s, also while Kafka is out of reach."""
+        consumer = None if self.consumption.halted else self.control.consumer
+        health, state, lag = await asyncio.gather(self.health(), self.control.state(), self._meter.measure(consumer))
+        metrics = chain(
+            of_kafka(self._connection, healthy=health.fit),
+            of_consumption(self.consumption, self._connection, state),
+            of_commits(self._commits, [partition.partition for partition in lag.partitions]),
+            of_lag(lag, len(consumer.assignment()) if consumer else 0),
+        )
+        return of_stream(self.stream.name, metrics)

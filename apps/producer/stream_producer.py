@@ -1,0 +1,84 @@
+"""All that the producer has of one stream: a connection, the topic, and the publisher."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from itertools import chain
+from typing import Any
+
+from faststream.kafka import KafkaBroker
+from prometheus_client import Metric
+
+from apps.chassis.background import Background
+from apps.chassis.cluster import Cluster
+from apps.chassis.connection import Connection
+from apps.chassis.health import Fitness
+from apps.chassis.kafka import ClientOptions, for_purpose, new_broker
+from apps.chassis.metrics import of_kafka, of_stream
+from apps.chassis.settings import Settings
+from apps.chassis.topics import record_topic
+from apps.chassis.traces import Traces
+from apps.producer.metrics import of_publisher
+from apps.producer.publisher import LARGEST_BATCH, Publisher
+from contracts.stream import Stream
+
+
+class StreamProducer:
+    """Publishes one stream, whatever becomes of others."""
+
+    def __init__(
+        self,
+        stream: Stream[Any],
+        settings: Settings,
+        options: ClientOptions,
+        traces: Traces,
+        acknowledged_after: Callable[[float], None],
+    ) -> None:
+        self.stream = stream
+        self._background = Background()
+        self._cluster = Cluster(for_purpose(options, "admin"), [record_topic(settings.of(stream), "write")])
+
+        def make_broker() -> KafkaBroker:
+            return new_broker(
+                options,
+                acks="all",
+                enable_idempotence=True,
+                max_batch_size=LARGEST_BATCH,
+                max_request_size=4 * LARGEST_BATCH,
+                id_generator=lambda: "",  # a correlation id would be a header of every record
+            )
+
+        self._connection = Connection(make_broker, self._cluster.ensure_topics, options["client_id"].journal)
+        self.publisher = Publisher(
+            settings.of(stream).topic,
+            self._connection,
+            self._cluster,
+            self._background,
+            options["retry_backoff_ms"] / 1_000,
+            acknowledged_after=acknowledged_after,
+            traces=traces,
+        )
+
+    @asynccontextmanager
+    async def open(self, ending: asyncio.Event) -> AsyncIterator[None]:
+        """Connect in the background, and close the connections at the end, which `ending` announces."""
+        async with self._cluster.open(), self._background.open():
+            self._background.start(self._connection.hold(), "connection")
+            self._background.start(self._cluster.watch(), "watch of the cluster")
+            self._background.start(self.publisher.give_up_at(ending), "last answers")
+            yield
+
+    async def health(self) -> Fitness:
+        """Return whether records of the stream can be sent now."""
+        if trouble := await self._cluster.trouble() or self._connection.trouble():
+            return Fitness(fit=False, kafka="connecting", detail=trouble)
+        if unfit := self._background.failure or self.publisher.recent_refusal():
+            return Fitness(fit=False, kafka="connected", detail=unfit)
+        well = self._connection.journal.with_throttling(f"{self.stream.name} can be sent")
+        return Fitness(fit=True, kafka="connected", detail=self._cluster.at_risk(well))
+
+    async def metrics(self) -> Iterator[Metric]:
+        """Return what became of the stream's records so far."""
+        healthy = (await self.health()).fit
+        metrics = chain(of_kafka(self._connection, healthy=healthy), of_publisher(self.publisher, self._connection))
+        return of_stream(self.stream.name, metrics)

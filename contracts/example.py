@@ -1,0 +1,45 @@
+"""Makes an example of a type from the `examples` of its fields."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+PLACEHOLDERS: Mapping[str, Any] = {
+    "string": "text",
+    "integer": 1,
+    "number": 1.0,
+    "boolean": True,
+    "array": [],
+    "object": {},
+    "null": None,
+    "date-time": "2026-01-31T12:00:00Z",
+    "date": "2026-01-31",
+    "time": "12:00:00",
+    "duration": "PT1H",
+    "uuid": "0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
+    "decimal": "9.99",
+    "byte": "AA==",
+}
+"""By the type or format of a field without examples."""
+
+
+def example_of(record_type: Any) -> Any:  # noqa: ANN401 - a type or a union of types; what JSON knows
+    """Return an example as JSON knows it: of each required field the first of its examples, or a plain value."""
+    (schema,), parts = msgspec.json.schema_components([record_type], ref_template="{name}")
+    return _example(schema, parts)
+
+
+def _example(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:  # noqa: ANN401 - what JSON knows
+    given = schema.get("examples") or schema.get("enum")
+    if given:
+        return given[0]
+    if "$ref" in schema:
+        return _example(parts[schema["$ref"]], parts)
+    if "anyOf" in schema:
+        return _example(schema["anyOf"][0], parts)
+    if "properties" not in schema:
+        return PLACEHOLDERS.get(schema.get("format", ""), PLACEHOLDERS.get(schema.get("type", "")))
+    fields = schema["properties"].items()
+    wanted = {name for name, one in fields if name in schema.get("required", ()) or "examples" in one}
+    return {name: _example(one, parts) for name, one in fields if name in wanted}

@@ -4,7 +4,9 @@ The client library does not ask for it: the request is spelt out here as the pro
 (https://kafka.apache.org/protocol.html).
 """
 
+from collections.abc import Collection
 from io import BytesIO
+from typing import NamedTuple
 from uuid import UUID
 
 from aiokafka.client import AIOKafkaClient
@@ -104,14 +106,29 @@ class AskForTopicId(Request[TopicIdQuestion]):  # type: ignore[misc]  # as above
         return kind([(NO_ID, self._topic, {})], False, False, False, {})  # noqa: FBT003 - fields of the protocol
 
 
+class TopicId(NamedTuple):
+    """What a broker knows of a topic: its id (None from a Kafka that gives none), and its partitions."""
+
+    id: UUID | None
+    partitions: Collection[int]
+
+
 async def topic_id(client: AIOKafkaClient, topic: str) -> UUID | None:
     """Return the id of a topic; None from a Kafka that gives none. Raises `KafkaError` or `OSError`."""
     try:
-        answer = await client.send(client.get_random_node(), AskForTopicId(topic))
+        return (await topic_of(client, client.get_random_node(), topic)).id
     except NotImplementedError:  # the broker knows no such version of the request
         return None
+
+
+async def topic_of(client: AIOKafkaClient, node: int, topic: str) -> TopicId:
+    """Return what a broker knows of a topic.
+
+    Raises `NotImplementedError` when it is older than topic ids, `KafkaError` or `OSError`.
+    """
+    answer = await client.send(node, AskForTopicId(topic))
     (described,) = answer.to_object()["topics"]
     if code := described["error_code"]:
         raise for_code(code)(topic)
     found: UUID = described["topic_id"]
-    return None if found == NO_ID else found
+    return TopicId(None if found == NO_ID else found, {one["partition"] for one in described["partitions"]})

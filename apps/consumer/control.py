@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Literal
+from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError
@@ -13,7 +14,7 @@ from faststream.kafka.subscriber.usecase import BatchSubscriber
 from apps.chassis.background import Background
 from apps.chassis.cluster import Cluster
 from apps.chassis.connection import Connection
-from apps.consumer.commits import MARK, Commits, positions_of
+from apps.consumer.commits import Commits, metadata_of, positions_of
 from apps.consumer.consumption import Consumption
 from apps.consumer.containment import contain_child_tasks
 from apps.consumer.subscriber import ailment
@@ -157,22 +158,53 @@ class Control:
             wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
             if not wanted:
                 raise NotNow("this instance holds none of the requested partitions")
-            others = consumer.assignment() - consumer.paused()
-            consumer.pause(*consumer.assignment())  # or the next batch would be in flight before the seek is done
-            try:
-                offsets = await _find(consumer, wanted, place)
-                await self._wait_for_batch(subscriber)
-                for tp, offset in offsets.items():  # no batch is in flight or being read, so nothing can intervene
-                    consumer.seek(tp, offset)
-                self._consumption.attempts.forget()
-                await consumer.commit({tp: (offset, MARK) for tp, offset in offsets.items()})
-                self._commits.sought({tp.partition: offset for tp, offset in offsets.items()})
-            except IllegalStateError as error:
-                raise NotNow(f"the partitions were given to another member meanwhile: {error}") from None
-            finally:
-                if not self._consumption.paused:
-                    consumer.resume(*(others & consumer.assignment()))
-            return {tp.partition: offset for tp, offset in sorted(offsets.items())}
+            return await self._seek(subscriber, consumer, wanted, place)
+
+    async def leave_deleted_topic(self) -> dict[int, tuple[int, int]]:
+        """Seek positions that belong to a deleted topic to the beginning of the one that was created since.
+
+        Return the positions before and after in each of these partitions. Raises the errors of `seek`.
+        """
+        async with asyncio.timeout(SEEKING), self._changing:
+            subscriber, consumer = self.subscriber, self.consumer
+            if subscriber is None or consumer is None:
+                return {}
+            recreated = await self._commits.recreated(consumer)
+            if not recreated:
+                return {}
+            before = await self.positions()
+            sought = await self._seek(subscriber, consumer, recreated, "beginning", self._commits.is_of_another)
+            return {
+                partition: (before[partition], sought[partition]) for partition in sorted(sought.keys() & before.keys())
+            }
+
+    async def _seek(
+        self,
+        subscriber: BatchSubscriber,
+        consumer: AIOKafkaConsumer,
+        wanted: Collection[TopicPartition],
+        place: Place,
+        is_due: Callable[[TopicPartition, UUID | None], bool] = lambda *_: True,
+    ) -> dict[int, int]:
+        """Seek partitions between two batches, where that is still due then, and commit the new positions."""
+        others = consumer.assignment() - consumer.paused()
+        consumer.pause(*consumer.assignment())  # or the next batch would be in flight before the seek is done
+        try:
+            topic_ids = await self._commits.ask_topic_ids(consumer, wanted)
+            found = await _find(consumer, wanted, place)
+            await self._wait_for_batch(subscriber)
+            offsets = {tp: offset for tp, offset in found.items() if is_due(tp, topic_ids[tp])}
+            for tp, offset in offsets.items():  # no batch is in flight or being read, so nothing can intervene
+                consumer.seek(tp, offset)
+            self._consumption.attempts.forget()
+            await consumer.commit({tp: (offset, metadata_of(topic_ids[tp])) for tp, offset in offsets.items()})
+            self._commits.sought(offsets, topic_ids)
+        except IllegalStateError as error:
+            raise NotNow(f"the partitions were given to another member meanwhile: {error}") from None
+        finally:
+            if not self._consumption.paused:
+                consumer.resume(*(others & consumer.assignment()))
+        return {tp.partition: offset for tp, offset in sorted(offsets.items())}
 
     def _without_connection(self) -> str:
         if self._consumption.halted:
@@ -265,7 +297,9 @@ class Control:
                 self._connection.replace(broker, reason)
 
 
-async def _find(consumer: AIOKafkaConsumer, wanted: list[TopicPartition], place: Place) -> dict[TopicPartition, int]:
+async def _find(
+    consumer: AIOKafkaConsumer, wanted: Collection[TopicPartition], place: Place
+) -> dict[TopicPartition, int]:
     """Return the offset in each partition that a place means; behind the last record when nothing is so new."""
     if isinstance(place, Mapping):
         first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))

@@ -131,7 +131,7 @@ class StreamConsumer:
             for work, name in {
                 self.control.watch(): "watch of the consume loop",
                 self.cluster.watch(): "watch of the cluster",
-                watch_topic(self._reader.topic_id, self.control, self._commits): "watch of the topic",
+                watch_topic(self.control, self._commits): "watch of the topic",
                 self.control.start(): "first start",
                 self.control.stop_at(ending): "last stop",
                 self.tail.end_at(ending): "end of the live tail",

@@ -1,18 +1,27 @@
 import asyncio
+from collections.abc import Collection
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import CommitFailedError, NoOffsetForPartitionError, OffsetOutOfRangeError, UnknownError
+from aiokafka.errors import (
+    CommitFailedError,
+    KafkaConnectionError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    UnknownError,
+)
 from aiokafka.structs import OffsetAndMetadata
 from samples import Client
 
 from apps.consumer import commits as module
-from apps.consumer.commits import GIVEN_AWAY, MARK, CommitRefused, Commits
+from apps.consumer.commits import GIVEN_AWAY, MARK, CommitRefused, Commits, metadata_of
 
 pytestmark = pytest.mark.anyio
 
 P0 = TopicPartition("people", 0)
+OLD, NEW, NEWEST = UUID(int=1), UUID(int=2), UUID(int=3)
 
 
 class Group:
@@ -22,7 +31,8 @@ class Group:
         self.committed: dict[int, OffsetAndMetadata | None] = {}
         self.client = Client({int(name[1:]): position for name, position in positions.items()})
         self.ends: dict[int, int] = {0: 10_000, 1: 10_000}
-        self.commits = Commits(self.read, self.offsets)
+        self.topic_id: UUID | None = None
+        self.commits = Commits(self.read, self.offsets, self.topic_ids)
         self.leaving = asyncio.Event()
 
     async def read(self) -> dict[int, OffsetAndMetadata | None]:
@@ -30,6 +40,12 @@ class Group:
 
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
         return self.client.first, {partition: self.ends[partition] for partition in range(partitions)}
+
+    async def topic_ids(self, _: object, partitions: Collection[TopicPartition]) -> dict[TopicPartition, UUID | None]:
+        return dict.fromkeys(partitions, self.topic_id)
+
+    async def recreated(self) -> list[TopicPartition]:
+        return await self.commits.recreated(cast("Any", self.client))
 
     async def assign(self) -> None:
         self.commits.assigned()
@@ -234,7 +250,7 @@ async def test_records_that_are_to_be_consumed_again_are_skipped_when_they_are_d
         case "out_of_range":
             await group.reset(OffsetOutOfRangeError({P0: 1_000}))
         case "sought":
-            group.commits.sought({0: 0})
+            group.commits.sought({P0: 0}, {P0: None})
         case _:
             group.committed = {0: OffsetAndMetadata(0, MARK)}
             await group.commits.read()
@@ -282,7 +298,7 @@ async def test_where_an_operator_sought_to_nothing_has_moved_by_itself() -> None
     group.client.first = {0: 200}
     await group.reset(OffsetOutOfRangeError({P0: 100}))
     group.client.positions[0] = 250
-    group.commits.sought({0: 250})
+    group.commits.sought({P0: 250}, {P0: None})
     group.client.positions[0] = 260
     await group.idle()
     assert group.moves == []
@@ -292,3 +308,110 @@ async def test_a_partition_that_was_given_away_meanwhile_is_not_sought() -> None
     group = Group()
     await group.reset(OffsetOutOfRangeError({P0: 100}))
     assert group.client.positions == {}
+
+
+async def consuming(position: int) -> Group:
+    """Return a group whose position belongs to the old topic, which is recreated now."""
+    group = Group(p0=position)
+    group.topic_id = OLD
+    group.committed = {0: OffsetAndMetadata(position, metadata_of(OLD))}
+    await group.assign()
+    assert await group.recreated() == []
+    group.topic_id = NEW
+    return group
+
+
+@pytest.mark.parametrize("error", [NoOffsetForPartitionError(P0), OffsetOutOfRangeError({P0: 40})])
+async def test_a_position_that_was_reset_in_a_recreated_topic_is_not_moved_again(error: Any) -> None:  # noqa: ANN401 - two types
+    group = await consuming(40)
+    await group.reset(error)
+    assert await group.recreated() == []
+    await group.idle()
+    assert group.client.commits == {0: (0, metadata_of(NEW))}
+    assert group.moves == [("recreated", 40, 0, 0)]
+
+
+async def test_records_of_a_recreated_topic_that_were_deleted_before_they_were_consumed_are_skipped() -> None:
+    group = await consuming(40)
+    group.client.first = {0: 60}
+    await group.reset(OffsetOutOfRangeError({P0: 40}))
+    await group.idle()
+    assert group.moves == [("recreated", 40, 60, 60)]
+
+
+async def test_a_position_of_a_deleted_topic_is_found_although_no_reset_was_due() -> None:
+    group = await consuming(40)
+    assert await group.recreated() == [P0]
+    assert group.commits.is_of_another(P0, NEW)
+    group.commits.sought({P0: 0}, {P0: NEW})
+    assert await group.recreated() == []
+    group.topic_id = NEWEST
+    assert await group.recreated() == [P0]
+
+
+async def test_a_commit_of_a_deleted_topic_is_found_by_an_instance_that_joined_after_the_recreation() -> None:
+    group = Group(p0=40)
+    group.topic_id = NEW
+    group.committed = {0: OffsetAndMetadata(40, metadata_of(OLD))}  # written late, by a batch that was in flight
+    await group.assign()
+    assert await group.recreated() == [P0]
+
+
+async def test_what_the_group_has_committed_in_the_new_topic_is_not_consumed_twice() -> None:
+    group = await consuming(40)
+    group.client.positions = {0: 7}
+    group.committed = {0: OffsetAndMetadata(7, metadata_of(NEW))}
+    await group.assign()
+    assert await group.recreated() == []
+    assert group.moves == []
+
+
+async def test_a_topic_that_is_recreated_before_its_commits_are_read_is_not_taken_for_theirs() -> None:
+    group = Group(p0=40)
+    group.topic_id = NEW
+    group.committed = {0: OffsetAndMetadata(40, metadata_of(OLD))}
+    group.commits.assigned()
+    assert await group.recreated() == []
+    await group.commits.begin(cast("Any", group.client))
+    assert await group.recreated() == [P0]
+
+
+async def test_a_position_without_a_topic_is_taken_for_one_of_the_present_topic() -> None:
+    group = Group(p0=40)
+    group.topic_id = OLD
+    group.committed = {0: OffsetAndMetadata(40, MARK)}
+    await group.assign()
+    assert await group.recreated() == []
+    group.topic_id = NEW
+    assert await group.recreated() == [P0]
+
+
+async def test_a_reset_whose_topic_is_not_known_is_tried_again() -> None:
+    group = await consuming(40)
+    group.commits._ask_topic_ids = unanswered
+    with pytest.raises(KafkaConnectionError):
+        await group.reset(OffsetOutOfRangeError({P0: 40}))
+    assert group.client.positions == {0: 40}
+
+
+async def unanswered(*_: object) -> dict[TopicPartition, UUID | None]:
+    return {}
+
+
+@pytest.mark.parametrize("metadata", ["", "consumer no-id", f"another {OLD}"])
+async def test_metadata_of_a_commit_that_names_no_topic_of_this_service_is_no_topic(metadata: str) -> None:
+    group = Group(p0=40)
+    group.topic_id = NEW
+    group.committed = {0: OffsetAndMetadata(40, metadata)}
+    await group.assign()
+    assert await group.recreated() == []
+
+
+async def test_a_move_in_a_recreated_topic_is_reported_although_a_rebalance_came_before_its_commit() -> None:
+    group = await consuming(40)
+    await group.reset(NoOffsetForPartitionError(P0))
+    group.committed = {}
+    await group.assign()
+    await group.reset(NoOffsetForPartitionError(P0))
+    await group.idle()
+    assert group.moves == [("recreated", 40, 0, 0)]

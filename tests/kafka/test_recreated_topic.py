@@ -1,0 +1,84 @@
+"""A topic that is deleted and created again while a consumer runs: each record of the new topic is consumed."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import NewTopic
+from services import Pipeline, Raw, Service, person, value_of, wait_until
+
+from apps.consumer.topic_watch import EVERY
+
+PARTITIONS = 3
+
+
+class Recreated:
+    """A topic and its consumers, which record in one file what they handle."""
+
+    def __init__(self, pipeline: Pipeline, ledger: Path) -> None:
+        self.pipeline = pipeline
+        self._ledger = ledger
+        self._ledger.touch()
+        self._topics = 0
+
+    def instance(self) -> Service:
+        """Start a consumer."""
+        return self.pipeline.recording_consumer(self._ledger, PEOPLE_PARTITIONS=str(PARTITIONS))
+
+    def write(self, count: int) -> set[str]:
+        """Write so many people to each partition; return their ids."""
+        self._topics += 1
+        ids = [f"{self._topics}-{partition}-{n}" for partition in range(PARTITIONS) for n in range(count)]
+        for partition in range(PARTITIONS):
+            mine = [one for one in ids if one.split("-")[1] == str(partition)]
+            self.pipeline.write([Raw(value_of(person(one))) for one in mine], partition=partition)
+        return set(ids)
+
+    def recreate(self) -> None:
+        """Delete the topic, and create it again at once."""
+
+        async def recreate() -> None:
+            async with self.pipeline._admin() as admin:
+                await admin.delete_topics([self.pipeline.topic])
+                new, code = NewTopic(self.pipeline.topic, PARTITIONS, 1), 36  # exists: until the deletion is known
+                while code:
+                    ((_, code, *_),) = (await admin.create_topics([new])).topic_errors
+
+        asyncio.run(recreate())
+
+    def handled(self) -> Counter[str]:
+        """Return how many times each person was handled."""
+        return Counter(line for line in self._ledger.read_text().splitlines() if line != "begin")
+
+    def until_handled(self, ids: set[str]) -> None:
+        """Wait until each of them was handled."""
+        wait_until(lambda: ids <= self.handled().keys(), what=f"for {len(ids)} people")
+
+
+@pytest.fixture
+def recreated(bootstrap_servers: str, logs: Path, tmp_path: Path) -> Iterator[Recreated]:
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        pipeline.create_topic(PARTITIONS)
+        yield Recreated(pipeline, tmp_path / "ledger")
+
+
+def test_a_topic_that_is_recreated_while_it_is_consumed_is_consumed_once_from_its_beginning(
+    recreated: Recreated,
+) -> None:
+    with recreated.instance().until_healthy() as service:
+        recreated.until_handled(recreated.write(40))
+        recreated.recreate()
+        new = recreated.write(20)
+        recreated.until_handled(new)
+        time.sleep(EVERY + 1)  # for one more look at the topic, which must do nothing and so shows nowhere
+        new |= (last := recreated.write(1))
+        recreated.until_handled(last)
+        handled = recreated.handled()
+        assert {one: handled[one] for one in new if handled[one] != 1} == {}
+        told = [move for move in service.status()["moves"] if move["reason"] == "recreated"]
+        assert {move["partition"] for move in told} >= set(range(PARTITIONS))
+        assert [(move["after"], move["skipped"]) for move in told] == [(0, 0)] * len(told)
+        assert service.status()["skipped_count"] == 0

@@ -30,7 +30,7 @@ from apps.chassis.content_encoding import (
 )
 from apps.chassis.http_limits import ALL_HERE
 from apps.chassis.json_names import RepeatedName, check_names
-from apps.chassis.limits import share_of
+from apps.chassis.limits import Share, share_of
 from apps.chassis.problems import BAD_BODY, RETRY_AFTER, Fault, problem
 
 T = TypeVar("T")
@@ -51,6 +51,7 @@ PARAMETER = re.compile(r';\s*(?P<name>[^\s;=]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\
 """A parameter of a media type (RFC 9110, section 5.6.6)."""
 MARK_BYTES = 4
 """Bytes at the beginning of a text that identify its encoding."""
+STARTS_OF_JSON = b"{["
 
 
 class BrokenBody(Exception):
@@ -139,28 +140,26 @@ async def read_whole(
     Raises 415; 408 after 60 s; 413 when it is larger than `largest` bytes (`hint` is appended to the message); 400 when
     it breaks off; 503 when there is no room for `times_in_memory` copies of it, or when it stalls while others need it.
     """
-    head = head_of(request.scope)
+    head, share = head_of(request.scope), share_of(request.scope)
     try:
         if request.scope.get(ALL_HERE):
-            body = await _whole(request, head, accepted, largest, hint)
+            body = await _whole(request, head, share, accepted, largest, hint)
         else:
             async with asyncio.timeout(SLOW_BODY):
-                body = await _whole(request, head, accepted, largest, hint)
+                body = await _whole(request, head, share, accepted, largest, hint)
     except TimeoutError:
         raise problem(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {SLOW_BODY:g} s") from None
     except BrokenBody as broken:
         raise broken.problem() from None
-    share = share_of(request.scope)
     share.hold(0)
     if not share.take(times_in_memory * len(body)):
         raise share.busy()
     return body
 
 
-async def _whole(
-    request: Request[Any, Any, Any], head: BodyHead, accepted: Collection[str], largest: int, hint: str
+async def _whole(  # noqa: PLR0913, PLR0917 - what `read_whole` was given
+    request: Request[Any, Any, Any], head: BodyHead, share: Share, accepted: Collection[str], largest: int, hint: str
 ) -> bytes:
-    share = share_of(request.scope)
     decoder = Decompressor(head.coding) if head.coding else None
     body, more = bytearray(), True
     while more:  # Litestar's own stream takes twice as long for a small body
@@ -273,6 +272,8 @@ def _check_end(decoder: Decompressor | None) -> None:
 
 def _without_mark(text: bytes | bytearray) -> bytes:
     """Return text without a byte order mark. Raises `BrokenBody` when it is UTF-16 or UTF-32."""
+    if len(text) > 1 and text[0] in STARTS_OF_JSON and text[1]:  # a second byte of 0 is one of UTF-16 or UTF-32
+        return bytes(text)
     encoding = json.detect_encoding(text[:MARK_BYTES]) if text else "utf-8"
     if not encoding.startswith("utf-8"):
         reason = f"the body is {encoding.upper()}: send UTF-8"

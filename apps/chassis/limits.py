@@ -172,6 +172,8 @@ class Share:
 
     def hold(self, size: int) -> bool:
         """Hold this many bytes of a body that is still arriving. Return False, and hold what it held, without room."""
+        if size <= FREE_BYTES and not self.held_bytes:
+            return True
         more = max(size - FREE_BYTES, 0) - self.held_bytes
         while more > 0 and not self._fits_with_held(more):
             if not self._limit.dismiss_stalled(with_bytes=True):

@@ -15,6 +15,7 @@ from litestar.testing import TestClient
 from samples import as_json, fields_of_a_person
 
 from apps.chassis import body, spool
+from apps.chassis.json_names import count_quotes
 from apps.chassis.settings import read_settings
 from apps.chassis.spool import Spools
 from apps.consumer import control
@@ -449,3 +450,9 @@ async def test_lines_whose_answer_others_leave_no_room_for_may_be_sent_again(
 
 def full_disk(**_: object) -> NoReturn:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("people", [1, 3, 1_000], ids=["one", "few", "many"])
+def test_quotation_marks_are_counted_alike_in_short_and_in_long_json(people: int) -> None:
+    text = b'{"name": "A\\"d\\\\a", "city": "\\\\\\""}' * people
+    assert count_quotes(text) == 8 * people

@@ -119,7 +119,8 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         if milliseconds := getattr(answer, "throttle_time_ms", 0):
             self.journal.throttled(node_id, milliseconds / 1_000)
         if kind == "Produce":
-            self._unanswered -= _partitions_of(request)
+            if self._unanswered:
+                self._unanswered -= _partitions_of(request)
             self._keep_messages(answer)
         code = getattr(answer, "error_code", 0)
         if kind in {"JoinGroup", "SyncGroup"} and (code not in NOT_A_FAILURE or (kind == "SyncGroup" and not code)):

@@ -1,7 +1,6 @@
 """A topic that is deleted and created again while a consumer runs: each record of the new topic is consumed."""
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,23 +9,24 @@ import pytest
 from aiokafka.admin import NewTopic
 from services import Pipeline, Raw, Service, person, value_of, wait_until
 
-from apps.consumer.topic_watch import EVERY
-
+WATCHING_CONSUMER = str(Path(__file__).with_name("watching_consumer.py"))
 PARTITIONS = 3
 
 
 class Recreated:
-    """A topic and its consumers, which record in one file what they handle."""
+    """A topic and its consumers, which record what they handle in one file, and in another each look at the topic."""
 
-    def __init__(self, pipeline: Pipeline, ledger: Path) -> None:
+    def __init__(self, pipeline: Pipeline, folder: Path) -> None:
         self.pipeline = pipeline
-        self._ledger = ledger
+        self._ledger, self._looks = folder / "ledger", folder / "looks"
         self._ledger.touch()
+        self._looks.touch()
         self._topics = 0
 
     def instance(self) -> Service:
         """Start a consumer."""
-        return self.pipeline.recording_consumer(self._ledger, PEOPLE_PARTITIONS=str(PARTITIONS))
+        files = {"LEDGER": str(self._ledger), "LOOKS": str(self._looks)}
+        return self.pipeline.running("consumer", WATCHING_CONSUMER, PEOPLE_PARTITIONS=str(PARTITIONS), **files)
 
     def write(self, count: int) -> set[str]:
         """Write so many people to each partition; return their ids."""
@@ -57,12 +57,17 @@ class Recreated:
         """Wait until each of them was handled."""
         wait_until(lambda: ids <= self.handled().keys(), what=f"for {len(ids)} people")
 
+    def until_looked_at(self) -> None:
+        """Wait for a look at the topic that begins from now on."""
+        seen = len(self._looks.read_text())
+        wait_until(lambda: "begin\nend\n" in self._looks.read_text()[seen:], what="for a look at the topic")
+
 
 @pytest.fixture
 def recreated(bootstrap_servers: str, logs: Path, tmp_path: Path) -> Iterator[Recreated]:
     with Pipeline(bootstrap_servers, logs) as pipeline:
         pipeline.create_topic(PARTITIONS)
-        yield Recreated(pipeline, tmp_path / "ledger")
+        yield Recreated(pipeline, tmp_path)
 
 
 def test_a_topic_that_is_recreated_while_it_is_consumed_is_consumed_once_from_its_beginning(
@@ -73,7 +78,7 @@ def test_a_topic_that_is_recreated_while_it_is_consumed_is_consumed_once_from_it
         recreated.recreate()
         new = recreated.write(20)
         recreated.until_handled(new)
-        time.sleep(EVERY + 1)  # for one more look at the topic, which must do nothing and so shows nowhere
+        recreated.until_looked_at()  # which must move nothing
         new |= (last := recreated.write(1))
         recreated.until_handled(last)
         handled = recreated.handled()

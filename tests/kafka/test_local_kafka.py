@@ -1,5 +1,6 @@
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from zipfile import ZipFile
 
 import psutil
 import pytest
@@ -161,11 +163,14 @@ def test_a_jar_that_is_not_the_pinned_one_is_not_run(tmp_path: Path, local_kafka
     real = Path(distribution().java[-1]).parent
     home = tmp_path / "people-over-kafka" / real.parent.name
     (home / "jars").mkdir(parents=True)
-    for jar in real.iterdir():
-        (home / "jars" / jar.name).symlink_to(jar)
+    (home / "formatted").symlink_to(distribution().formatted)
+    for each in real.iterdir():
+        (home / "jars" / each.name).symlink_to(each)
     changed = next((home / "jars").glob("kafka-clients-*"))
-    changed.unlink()
-    changed.write_bytes(b"of somebody else")
+    shutil.copy(changed.resolve(), copied := tmp_path / "copied.jar")
+    copied.replace(changed)
+    with ZipFile(changed, "a") as jar:  # Kafka would start with it
+        jar.comment = b"of somebody else"
     tool = local_kafka("--port", free_port(), XDG_CACHE_HOME=tmp_path)
     output, errors = tool.communicate(timeout=30)
     assert (tool.returncode, output, errors.count("\n")) == (1, "", 1)

@@ -3,11 +3,11 @@ import io
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
 import msgspec
@@ -156,7 +156,6 @@ DAMAGES = {
     "comma": f"ada:{NAMELESS},grace:{OTHER}",
     "not UTF-8": "\udcff",
     "No such file": None,
-    "not a regular file": ...,
 }
 
 
@@ -166,7 +165,7 @@ def test_a_file_of_keys_that_a_start_would_refuse_leaves_those_in_use_and_is_log
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     damage: str,
-    content: str | EllipsisType | None,
+    content: str | None,
 ) -> None:
     monkeypatch.setattr(module, "SETTLED_AFTER_S", 0.0)
     file = tmp_path / "keys"
@@ -177,12 +176,21 @@ def test_a_file_of_keys_that_a_start_would_refuse_leaves_those_in_use_and_is_log
         replace(file, content)
     else:
         file.unlink()
-        if content is ...:  # a pipe that nobody writes to
-            os.mkfifo(file)
     assert [keys.name_of(key) for key in (ADAS, GRACES, NAMELESS, OTHER, "")] == ["ada", "fixed", None, None, None]
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert damage in said
     assert not [secret for secret in (ADAS, GRACES, NAMELESS, OTHER, "s3cret") if secret in caplog.text]
+
+
+def test_a_pipe_in_place_of_a_file_of_keys_is_not_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "keys"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(f"ada:{ADAS}",), daemon=True)  # waits for a reader
+    writer.start()
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_key_file(pipe, {})
+    assert ADAS in pipe.read_text()
+    writer.join()
 
 
 def replace(file: Path, content: str) -> None:

@@ -47,6 +47,8 @@ def test_only_requests_that_fail_for_long_and_still_fail_count_as_lasting(journa
     assert journal.lasting_failure() == "no heartbeat"
     clock.now += 5
     assert journal.lasting_failure() is None
+    journal.failed(("connection", 2), "a broker that nobody needs", is_request=False)
+    assert journal.lasting_failure() is None
     journal.failed(("Heartbeat", 1), "no heartbeat")
     assert journal.lasting_failure() == "no heartbeat"
     journal.succeeded(("Heartbeat", 1))

@@ -34,16 +34,18 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 class Served:
-    """An application with a limit, and the calls that it has been asked for."""
+    """An application with a limit; `begun` calls, and the bytes held and taken when each body had been `read`."""
 
     def __init__(self, weigh: Callable[[Scope], int | None] = lambda _: 0) -> None:
         self.limit = Limit(weigh, ROOM, MOST_CALLS)
         self.begun = 0
+        self.read: list[tuple[int, int]] = []
 
         @post(["/send", "/heavy"])
         async def send(request: Request[Any, Any, Any]) -> Response[bytes]:
             self.begun += 1
             body = await read_whole(request, [JSON], ROOM)
+            self.read.append((self.limit.held_bytes, self.limit.taken_bytes))
             return Response(body, media_type=JSON)
 
         @get("/large")
@@ -114,6 +116,16 @@ async def test_a_large_body_that_has_stalled_gives_way_to_one_that_arrives(monke
         arriving.writer.write(b"]")  # type: ignore[attr-defined]  # see `begin`
         assert await status_of(arriving) == 201
     assert served.limit.held_bytes == 0
+
+
+async def test_a_body_that_has_arrived_counts_once_and_no_longer_as_one_that_arrives() -> None:
+    served = Served()
+    async with serving(served.app) as connect:
+        arriving = await begin(connect, HEAD % 400_000 + b"[" + b" " * 300_000)
+        await until(lambda: served.limit.held_bytes > 200_000)
+        arriving.writer.write(b" " * 99_998 + b"]")  # type: ignore[attr-defined]  # see `begin`
+        assert await status_of(arriving) == 201
+    assert served.read == [(0, 400_000)]
 
 
 async def test_what_a_dismissed_call_still_gives_back_is_counted_once() -> None:

@@ -82,6 +82,13 @@ def test_a_call_that_takes_more_than_all_of_it_is_let_in_when_it_is_alone() -> N
     assert one.take(1)
 
 
+def test_a_body_that_takes_more_than_half_of_it_is_let_in_when_it_is_alone() -> None:
+    _, (one, other) = shares(2, 100 * FREE_BYTES)
+    assert one.hold(60 * FREE_BYTES)
+    assert not other.hold(2 * FREE_BYTES)
+    assert one.hold(61 * FREE_BYTES)
+
+
 async def lines(*pieces: bytes) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece

@@ -26,7 +26,7 @@ from typing import Any, cast
 
 from uvicorn.loops.auto import auto_loop_factory
 
-from apps.producer.people import PersonFactory
+from apps.producer.generating.people import PersonFactory
 from benchmarks.processes import BenchmarkFailed
 from contracts.stream import encode
 

@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
 from uvicorn.loops.auto import auto_loop_factory
 
-from apps.producer.people import PersonFactory
+from apps.producer.generating.people import PersonFactory
 from contracts.person import PEOPLE
 from contracts.stream import encode
 

@@ -9,8 +9,8 @@ import os
 import sys
 from http.client import HTTPConnection, HTTPException
 
-from apps.chassis.keys import HEADER
-from apps.chassis.logs import one_line
+from apps.chassis.http.api_keys import HEADER
+from apps.chassis.observability.logs import one_line
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 
 TIMEOUT = 120.0

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
-from apps.chassis.keys import Keys, read_key_file, read_keys
+from apps.chassis.http.api_keys import Keys, read_key_file, read_keys
 from contracts import STREAMS
 from contracts.stream import FIELDS, Stream, check_streams
 

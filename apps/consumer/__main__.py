@@ -1,6 +1,6 @@
 """Run the consumer: `python -m apps.consumer`."""
 
-from apps.chassis.serve import serve
+from apps.chassis.service import serve
 from apps.consumer.app import create_app
 
 if __name__ == "__main__":

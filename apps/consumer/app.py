@@ -11,31 +11,31 @@ from typing import Any
 from litestar import Litestar
 from prometheus_client import Metric
 
-from apps.chassis.access import guarded
-from apps.chassis.asyncapi import Operation, asyncapi_document
-from apps.chassis.documents import document_routes, openapi_config
-from apps.chassis.edge import Edge
-from apps.chassis.head import answer_head
-from apps.chassis.health import health_routes
+from apps.chassis.http.admission import Limit
+from apps.chassis.http.asyncapi import Operation, asyncapi_document
+from apps.chassis.http.authorization import guarded
+from apps.chassis.http.documents import document_routes, openapi_config
+from apps.chassis.http.head_requests import answer_head
+from apps.chassis.http.health import health_routes
+from apps.chassis.http.problems import handlers as problem_handlers
+from apps.chassis.http.problems import problem_plugin, problem_routes
+from apps.chassis.http.request_middleware import Edge
+from apps.chassis.http.served_streams import Served
 from apps.chassis.internals.kafka_client import watch_kafka_clients
-from apps.chassis.kafka import client_options
-from apps.chassis.limits import Limit
-from apps.chassis.metrics import merged, metrics_routes, new_registry
-from apps.chassis.problems import handlers as problem_handlers
-from apps.chassis.problems import problem_plugin, problem_routes
-from apps.chassis.served import Served
+from apps.chassis.internals.record_fetching import read_fetched_fast
+from apps.chassis.kafka.clients import client_options
+from apps.chassis.observability.metrics import merged, metrics_routes, new_registry
+from apps.chassis.observability.traces import Traces
+from apps.chassis.observability.tracing import traces_of
 from apps.chassis.settings import Settings
-from apps.chassis.traces import Traces
-from apps.chassis.tracing import traces_of
-from apps.consumer.attempts import Handle
-from apps.consumer.dead_letter_routes import dead_letter_routes
-from apps.consumer.fetched import read_fetched_fast
+from apps.consumer.browsing.routes import message_routes, weight_of
+from apps.consumer.consuming.policy import DEFAULT, Policy
+from apps.consumer.consuming.retry import Handle
 from apps.consumer.handlers import HANDLERS, POLICIES, handle_nothing
-from apps.consumer.message_routes import message_routes, weight_of
-from apps.consumer.metrics import HandlerMetrics
+from apps.consumer.operating.metrics import HandlerMetrics
+from apps.consumer.operating.routes import consumer_routes
 from apps.consumer.page.routes import page_routes
-from apps.consumer.policy import DEFAULT, Policy
-from apps.consumer.routes import consumer_routes
+from apps.consumer.redriving.routes import dead_letter_routes
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts import STREAMS
 from contracts.stream import Stream

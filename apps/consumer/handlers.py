@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from apps.consumer.attempts import Handle
-from apps.consumer.policy import Policy
+from apps.consumer.consuming.policy import Policy
+from apps.consumer.consuming.retry import Handle
 from contracts.person import PEOPLE, Person
 from contracts.stream import Stream
 
@@ -17,8 +17,8 @@ async def handle_people(people: Sequence[Person]) -> None:
 
     When it raises, the same people are retried once, then bisected until each failing one is alone. It is retried and
     dead-lettered once another record succeeds. Until then, and while more than a tenth fails, it is retried with
-    backoff for as long as it takes. Raise `apps.consumer.attempts.Reject` for a record that must not be retried: a
-    hundred of those in a row halt the stream.
+    backoff for as long as it takes. Raise `Reject` of `apps.consumer.consuming.retry` for a record that must not be
+    retried: a hundred of those in a row halt the stream.
 
     Each attempt gets its own list and people. `SystemExit`, the cancellation of its own task and the like are failures
     like any other. A call that takes longer than 4 s at a stop or a seek, or 9 s at a rebalance, is cancelled.

@@ -13,32 +13,32 @@ from faststream.kafka import KafkaBroker
 from prometheus_client import Metric
 
 from apps.chassis.background import Background
-from apps.chassis.cluster import Cluster
-from apps.chassis.connection import Connection
 from apps.chassis.deadline import within
-from apps.chassis.health import Fitness
-from apps.chassis.kafka import ClientOptions, for_purpose, new_broker
-from apps.chassis.metrics import of_kafka, of_stream
+from apps.chassis.http.health import Fitness
+from apps.chassis.kafka.clients import ClientOptions, for_purpose, new_broker
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.connection import Connection
+from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.topics import dead_letter_topic, marks_topic, record_topic
+from apps.chassis.observability.metrics import of_kafka, of_stream
+from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
-from apps.chassis.topics import dead_letter_topic, marks_topic, record_topic
-from apps.chassis.traces import Traces
-from apps.consumer.attempts import Handle
-from apps.consumer.commits import Commits
-from apps.consumer.consumption import Consumption
-from apps.consumer.control import Control
-from apps.consumer.dead_letters import DeadLetters
-from apps.consumer.group import Group, look_at_group
-from apps.consumer.lag import GroupOffsets, Lag, LagMeter
-from apps.consumer.log_reader import LogReader
-from apps.consumer.metrics import of_commits, of_consumption, of_lag
-from apps.consumer.policy import Policy
-from apps.consumer.redrive import Redriver
-from apps.consumer.refill import Refill
-from apps.consumer.status import StreamStatus
-from apps.consumer.subscriber import subscribe
-from apps.consumer.tail import Tail
-from apps.consumer.topic_watch import watch_topic
-from apps.consumer.window import Window
+from apps.consumer.browsing.live_tail import Tail
+from apps.consumer.browsing.window import Window
+from apps.consumer.browsing.window_refill import Refill
+from apps.consumer.consuming.commits import Commits
+from apps.consumer.consuming.consumption import Consumption
+from apps.consumer.consuming.dead_letters import DeadLetters
+from apps.consumer.consuming.policy import Policy
+from apps.consumer.consuming.retry import Handle
+from apps.consumer.consuming.subscriber import subscribe
+from apps.consumer.operating.control import Control
+from apps.consumer.operating.group import Group, look_at_group
+from apps.consumer.operating.lag import GroupOffsets, Lag, LagMeter
+from apps.consumer.operating.metrics import of_commits, of_consumption, of_lag
+from apps.consumer.operating.recreated_topics import watch_topic
+from apps.consumer.operating.status import StreamStatus
+from apps.consumer.redriving.redrive import Redriver
 from contracts.stream import Stream
 
 LAG_S = 3.0
@@ -83,7 +83,7 @@ class StreamConsumer:
             for_purpose(options, "dead-letters"), self.settings.dead_letter_topic, self.cluster, group
         )
         self.consumption = Consumption(
-            stream.decode, self.window, handle, self._dead_letters.write, traces, policy, group=group
+            stream.decode, self.window.extend, handle, self._dead_letters.write, traces, policy, group=group
         )
         self._commits = Commits(partial(self.cluster.commits, group, topic), self._every.offsets)
         self._offsets = GroupOffsets(self._reader, self._every, self._commits.read)

@@ -1,6 +1,6 @@
 """Run the producer: `python -m apps.producer`."""
 
-from apps.chassis.serve import serve
+from apps.chassis.service import serve
 from apps.producer.app import create_app
 
 if __name__ == "__main__":

@@ -10,22 +10,22 @@ from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from prometheus_client import Metric
 
-from apps.chassis.access import guarded
-from apps.chassis.asyncapi import Operation, asyncapi_document
-from apps.chassis.documents import document_routes, openapi_config
-from apps.chassis.edge import Edge
-from apps.chassis.head import answer_head
-from apps.chassis.health import health_routes
+from apps.chassis.http.admission import Limit
+from apps.chassis.http.api_keys import HEADER
+from apps.chassis.http.asyncapi import Operation, asyncapi_document
+from apps.chassis.http.authorization import guarded
+from apps.chassis.http.documents import document_routes, openapi_config
+from apps.chassis.http.head_requests import answer_head
+from apps.chassis.http.health import health_routes
+from apps.chassis.http.problems import handlers, problem_plugin, problem_routes
+from apps.chassis.http.request_middleware import Edge
+from apps.chassis.http.served_streams import Served
 from apps.chassis.internals.kafka_client import watch_kafka_clients
-from apps.chassis.kafka import client_options
-from apps.chassis.keys import HEADER
-from apps.chassis.limits import Limit
-from apps.chassis.metrics import merged, metrics_routes, new_registry
-from apps.chassis.problems import handlers, problem_plugin, problem_routes
-from apps.chassis.served import Served
+from apps.chassis.kafka.clients import client_options
+from apps.chassis.observability.metrics import merged, metrics_routes, new_registry
+from apps.chassis.observability.traces import Traces
+from apps.chassis.observability.tracing import traces_of
 from apps.chassis.settings import Settings
-from apps.chassis.traces import Traces
-from apps.chassis.tracing import traces_of
 from apps.producer.home.routes import home_routes
 from apps.producer.metrics import acknowledgement_seconds
 from apps.producer.routes import MOST_IN_MEMORY, producer_routes, weight_of

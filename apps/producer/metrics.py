@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily
 
-from apps.chassis.connection import Connection
-from apps.chassis.metrics import SECONDS, counter, gauge
-from apps.producer.publisher import Publisher
+from apps.chassis.kafka.connection import Connection
+from apps.chassis.observability.metrics import SECONDS, counter, gauge
+from apps.producer.publishing.publisher import Publisher
 
 
 def acknowledgement_seconds(registry: CollectorRegistry) -> Histogram:

@@ -17,17 +17,7 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
 from litestar.types import Receive, Scope, Send
 
-from apps.chassis.body import (
-    BODY_ERRORS,
-    JSON,
-    NDJSON,
-    documents_body,
-    head_of,
-    read_whole,
-    refuse_other_bodies,
-    schema_of,
-)
-from apps.chassis.problems import (
+from apps.chassis.http.problems import (
     BAD_BODY,
     BUSY,
     NOT_ACKNOWLEDGED,
@@ -37,12 +27,22 @@ from apps.chassis.problems import (
     documented,
     problem,
 )
+from apps.chassis.http.request_body import (
+    BODY_ERRORS,
+    JSON,
+    NDJSON,
+    documents_body,
+    head_of,
+    read_whole,
+    refuse_other_bodies,
+    schema_of,
+)
+from apps.chassis.http.spool import Spools
+from apps.chassis.http.streaming import Streamed
 from apps.chassis.settings import PLAIN_INTEGER
-from apps.chassis.spool import Spools
-from apps.chassis.streaming import Streamed
-from apps.producer.line_answers import LineAnswers
-from apps.producer.publisher import Busy, OutOfReach, Publisher
-from apps.producer.sending import CHUNK, TIMES_IN_MEMORY, Answer, BadRecords, is_list, make, read_values, send
+from apps.producer.publishing.intake import CHUNK, TIMES_IN_MEMORY, Answer, BadRecords, is_list, make, read_values, send
+from apps.producer.publishing.line_answers import LineAnswers
+from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
 from contracts.stream import Stream
 
 MOST_GENERATED = 100_000

@@ -10,16 +10,16 @@ from faststream.kafka import KafkaBroker
 from prometheus_client import Metric
 
 from apps.chassis.background import Background
-from apps.chassis.cluster import Cluster
-from apps.chassis.connection import Connection
-from apps.chassis.health import Fitness
-from apps.chassis.kafka import ClientOptions, for_purpose, new_broker
-from apps.chassis.metrics import of_kafka, of_stream
+from apps.chassis.http.health import Fitness
+from apps.chassis.kafka.clients import ClientOptions, for_purpose, new_broker
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.connection import Connection
+from apps.chassis.kafka.topics import record_topic
+from apps.chassis.observability.metrics import of_kafka, of_stream
+from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
-from apps.chassis.topics import record_topic
-from apps.chassis.traces import Traces
 from apps.producer.metrics import of_publisher
-from apps.producer.publisher import LARGEST_BATCH, Publisher
+from apps.producer.publishing.publisher import LARGEST_BATCH, Publisher
 from contracts.stream import Stream
 
 

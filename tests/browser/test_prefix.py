@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from proxies import nginx
 from services import Pipeline, Service, person
 
-from apps.chassis.health import VERSION
+from apps.chassis.http.health import VERSION
 from tools.ports import free_ports
 
 PREFIXES = {"producer": "/a/kafka/producer", "consumer": "/a/kafka/consumer"}

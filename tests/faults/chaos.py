@@ -19,7 +19,7 @@ from ledger import Handled, Ledger
 from network import Cut, Network
 from services import Service, wait_until
 
-from contracts.topics import partitions_of
+from contracts.partitioning import partitions_of
 from tools.local_kafka import LocalKafka
 
 PARTITIONS = 6

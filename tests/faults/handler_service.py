@@ -15,10 +15,10 @@ from pathlib import Path
 
 from marks import BATCH, DONE, DONE_AND_FAILED, REFUSED, identity_of
 
-from apps.chassis.serve import serve
+from apps.chassis.service import serve
 from apps.consumer.app import create_app
-from apps.consumer.attempts import Handle, Reject
-from apps.consumer.policy import Policy, Retry
+from apps.consumer.consuming.policy import Policy, Retry
+from apps.consumer.consuming.retry import Handle, Reject
 from contracts.person import PEOPLE, Person
 
 LONGEST = 0.03

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
-from apps.chassis.serve import serve
+from apps.chassis.service import serve
 from apps.consumer.app import create_app
 from contracts.person import PEOPLE, Person
 

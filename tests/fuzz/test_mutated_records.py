@@ -12,21 +12,21 @@ from mutations import mutated
 from services import Pipeline, Raw, person, value_of
 from services import Record as Written
 
-from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.internals.record_fetching import FetchedRecord
+from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.settings import Settings
-from apps.consumer.attempts import Attempts
-from apps.consumer.batch_size import BatchSize
-from apps.consumer.commits import Commits
-from apps.consumer.consumption import Consumption, Outcome, sort_out
-from apps.consumer.dead_letters import BadRecord
-from apps.consumer.fetched import FetchedRecord
+from apps.consumer.browsing.record_view import show
+from apps.consumer.consuming.batch_size import BatchSize
+from apps.consumer.consuming.commits import Commits
+from apps.consumer.consuming.consumption import Consumption, Outcome, sort_out
+from apps.consumer.consuming.dead_letters import BadRecord
+from apps.consumer.consuming.policy import DEFAULT
+from apps.consumer.consuming.retry import Attempts
+from apps.consumer.consuming.subscriber import subscribe
 from apps.consumer.handlers import handle_people
-from apps.consumer.policy import DEFAULT
-from apps.consumer.shown import show
-from apps.consumer.subscriber import subscribe
-from apps.consumer.window import Record
 from contracts.dead_letter import DeadLetter, describe, history, read, sent_back
 from contracts.person import PEOPLE
+from contracts.record import Record
 from contracts.stream import encode
 
 MOST_REAL = 3_000

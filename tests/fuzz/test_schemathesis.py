@@ -8,7 +8,7 @@ import pytest
 from fuzzing import KEY, Fuzzing, Services, fuzzed
 from services import Service
 
-from apps.chassis.keys import HEADER
+from apps.chassis.http.api_keys import HEADER
 
 FOLDER = Path(__file__).parent
 MANY = 50

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from apps.chassis.serve import serve
+from apps.chassis.service import serve
 from apps.consumer.app import create_app
-from apps.consumer.policy import Batching, Policy
+from apps.consumer.consuming.policy import Batching, Policy
 from contracts.person import PEOPLE, Person
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from apps.chassis.serve import serve
+from apps.chassis.service import serve
 from apps.consumer.app import create_app
-from apps.consumer.attempts import Reject
+from apps.consumer.consuming.retry import Reject
 from contracts.person import PEOPLE, Person
 
 

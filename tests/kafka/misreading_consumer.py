@@ -6,8 +6,8 @@ from typing import Any
 
 from recording_consumer import handle
 
-from apps.chassis.serve import serve
-from apps.consumer import fetched
+from apps.chassis.internals import record_fetching as fetched
+from apps.chassis.service import serve
 from apps.consumer.app import create_app
 from contracts.person import PEOPLE
 

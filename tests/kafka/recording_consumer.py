@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from apps.chassis.serve import serve
+from apps.chassis.service import serve
 from apps.consumer.app import create_app
 from contracts.person import PEOPLE, Person
 

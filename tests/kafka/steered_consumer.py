@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from apps.chassis.serve import serve
+from apps.chassis.service import serve
 from apps.consumer.app import create_app
 from contracts.person import PEOPLE, Person
 

@@ -240,7 +240,7 @@ def test_whom_the_handler_refuses_is_dead_lettered_and_the_neighbours_are_not(ow
         refused = {one["id"] for one in people if one["age"] == 150}
         assert {(letter.key or b"").decode() for letter in letters} == refused
         assert {(letter.error_type, letter.error) for letter in letters} == {
-            ("apps.consumer.attempts.Reject", "nobody is 150 years old")
+            ("apps.consumer.consuming.retry.Reject", "nobody is 150 years old")
         }
         assert all(letter.tries is not None and letter.tries > 1 for letter in letters)
 

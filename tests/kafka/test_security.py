@@ -20,8 +20,8 @@ from secured import (
 )
 from services import Pipeline, Raw, Service, person, value_of, wait_until
 
-from apps.chassis.kafka import client_options, new_broker
-from apps.chassis.refusal import refusal
+from apps.chassis.kafka.clients import client_options, new_broker
+from apps.chassis.kafka.diagnosis import refusal
 from apps.chassis.settings import read_settings
 
 SAID_WITHIN = 10.0

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer
 from services import Pipeline, Raw, Service, person, value_of, wait_until
 
 from contracts.dead_letter import DeadLetter
-from contracts.topics import partitions_of
+from contracts.partitioning import partitions_of
 
 REDRIVE = "/consumers/dead-letters/redrive"
 

@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import get_current_span
 from services import Pipeline, person, wait_until
 
-from apps.chassis.opentelemetry import OpenTelemetry
+from apps.chassis.observability.opentelemetry import OpenTelemetry
 from apps.chassis.settings import Settings, StreamSettings
 from apps.consumer.app import create_app as create_consumer
 from apps.producer.app import create_app as create_producer

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from recording_consumer import handle, write
 
-from apps.chassis.serve import serve
+from apps.chassis.service import serve
 from apps.consumer.app import create_app
-from apps.consumer.control import Control
+from apps.consumer.operating.control import Control
 from contracts.person import PEOPLE
 
 look = Control.leave_deleted_topic

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from samples import Stored, stored_person
 
-from apps.consumer.attempts import Handle
-from apps.consumer.consumption import Consumption
-from apps.consumer.dead_letters import BadRecord
-from apps.consumer.policy import Batching, Policy, Retry
-from apps.consumer.window import Window
+from apps.consumer.browsing.window import Window
+from apps.consumer.consuming.consumption import Consumption
+from apps.consumer.consuming.dead_letters import BadRecord
+from apps.consumer.consuming.policy import Batching, Policy, Retry
+from apps.consumer.consuming.retry import Handle
 from contracts.person import PEOPLE, Person
 
 AT_ONCE = Retry(first_s=0.0001, longest_s=0.001)
@@ -28,8 +28,9 @@ class Stream:
         self.committed: dict[int, int] = {}
         self.letters: list[BadRecord] = []
         self.polls = 0
+        self.window = Window(100_000)
         self.consumption = Consumption(
-            PEOPLE.decode, Window(100_000), handle, self._write, policy=policy or globals()["policy"]()
+            PEOPLE.decode, self.window.extend, handle, self._write, policy=policy or globals()["policy"]()
         )
         self._writes: Callable[[], None] = lambda: None
 

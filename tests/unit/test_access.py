@@ -17,10 +17,10 @@ from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
 from samples import fields_of_a_person, until
 
-from apps.chassis import access
-from apps.chassis import keys as module
-from apps.chassis.keys import Keys, read_key_file
-from apps.chassis.logs import ConsoleFormatter, request_id, set_up_logging, with_request
+from apps.chassis.http import api_keys as module
+from apps.chassis.http import authorization as access
+from apps.chassis.http.api_keys import Keys, read_key_file
+from apps.chassis.observability.logs import ConsoleFormatter, request_id, set_up_logging, with_request
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 from apps.consumer.app import create_app as create_consumer
 from apps.producer.app import create_app as create_producer

@@ -6,11 +6,11 @@ import pytest
 from samples import Stored, redriven_headers, stored_person, until
 from streams import policy
 
-from apps.consumer.addressing import divide
-from apps.consumer.attempts import Halted
-from apps.consumer.consumption import Consumption
-from apps.consumer.dead_letters import BadRecord
-from apps.consumer.window import Window
+from apps.consumer.browsing.window import Window
+from apps.consumer.consuming.consumption import Consumption
+from apps.consumer.consuming.dead_letters import BadRecord
+from apps.consumer.consuming.redrive_addressing import divide
+from apps.consumer.consuming.retry import Halted
 from contracts.dead_letter import REDRIVEN_FOR, Header
 from contracts.person import PEOPLE, Person
 
@@ -28,8 +28,9 @@ class Consumer:
         self.handled: list[Person] = []
         self.letters: list[BadRecord] = []
         self.writer_error: Exception | None = None
+        self.window = Window(100)
         self.consumption = Consumption(
-            PEOPLE.decode, Window(100), self._handle, self._write, policy=policy(), group=GROUP
+            PEOPLE.decode, self.window.extend, self._handle, self._write, policy=policy(), group=GROUP
         )
 
     async def _handle(self, people: Sequence[Person]) -> None:
@@ -45,7 +46,7 @@ class Consumer:
 
     @property
     def shown(self) -> list[int]:
-        return [record.offset for record in self.consumption.window]
+        return [record.offset for record in self.window]
 
 
 def redriven(offset: int, headers: Sequence[Header], value: bytes | None = None) -> Stored:

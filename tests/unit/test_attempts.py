@@ -7,9 +7,9 @@ import pytest
 from samples import LONG, Stored, stored_person, until
 from streams import AT_ONCE, Handler, Stream, numbered, policy
 
-from apps.consumer.attempts import Reject
-from apps.consumer.memory import Found, Memory
-from apps.consumer.policy import Batching, OutageLimit, Policy, Retry
+from apps.consumer.consuming.findings import Found, Memory
+from apps.consumer.consuming.policy import Batching, OutageLimit, Policy, Retry
+from apps.consumer.consuming.retry import Reject
 from contracts.dead_letter import ROUNDS, TRIES
 from contracts.person import Person
 
@@ -376,7 +376,7 @@ async def test_nothing_that_a_handler_does_to_its_list_changes_what_is_handled_a
     assert stream.lettered == ["20"]
     assert stream.letters[0].record is stream.records[0][20]
     assert sorted(handler.done) == sorted(str(number) for number in range(40) if number != 20)
-    assert len(stream.consumption.window) == 39
+    assert len(stream.window) == 39
 
 
 async def test_each_attempt_gets_values_of_its_own() -> None:

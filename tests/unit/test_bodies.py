@@ -14,14 +14,16 @@ from litestar import Litestar
 from litestar.testing import TestClient
 from samples import as_json, fields_of_a_person
 
-from apps.chassis import body, spool
-from apps.chassis.json_names import count_quotes
+from apps.chassis.http import request_body as body
+from apps.chassis.http import spool
+from apps.chassis.http.repeated_names import count_quotes
+from apps.chassis.http.spool import Spools
 from apps.chassis.settings import read_settings
-from apps.chassis.spool import Spools
-from apps.consumer import control
 from apps.consumer.app import create_app as create_consumer
-from apps.producer import publisher, routes
+from apps.consumer.operating import control
+from apps.producer import routes
 from apps.producer.app import create_app as create_producer
+from apps.producer.publishing import publisher
 
 JSON, NDJSON = {"content-type": "application/json"}, {"content-type": "application/x-ndjson"}
 SEEK = "/consumers/seek"
@@ -437,7 +439,7 @@ async def test_lines_whose_answer_others_leave_no_room_for_may_be_sent_again(
     if reason == "a full disk":
         spools = Spools()
         monkeypatch.setattr(spool, "BUFFER_BYTES", 100)
-        monkeypatch.setattr("apps.chassis.spool.tempfile.TemporaryFile", full_disk)
+        monkeypatch.setattr("apps.chassis.http.spool.tempfile.TemporaryFile", full_disk)
     else:
         await spools.open().write(b"x" * 4_000)
     sent = await answered(PEOPLE + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100)

@@ -6,7 +6,7 @@ import ssl
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from apps.chassis.client_journal import ClientId, ClientJournal, why_unreachable
+from apps.chassis.kafka.client_journal import ClientId, ClientJournal, why_unreachable
 
 
 class Clock:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from aiokafka.errors import NodeNotReadyError
 
-from apps.chassis import cluster as module
-from apps.chassis.cluster import Cluster
-from apps.chassis.kafka import ClientOptions, client_options
+from apps.chassis.kafka import cluster as module
+from apps.chassis.kafka.clients import ClientOptions, client_options
+from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.settings import Settings
 
 

@@ -15,8 +15,8 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata
 from samples import Client
 
-from apps.consumer import commits as module
-from apps.consumer.commits import GIVEN_AWAY, MARK, CommitRefused, Commits, metadata_of
+from apps.consumer.consuming import commits as module
+from apps.consumer.consuming.commits import GIVEN_AWAY, MARK, CommitRefused, Commits, metadata_of
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from litestar.types import Scope
 
-from apps.chassis.origins import OriginPolicy
+from apps.chassis.http.origins import OriginPolicy
 from apps.chassis.settings import Settings
 from tools.kafka_distribution import KAFKA_VERSION
 

@@ -8,9 +8,9 @@ from aiokafka.errors import KafkaError
 from samples import LONG, until
 from streams import Stream
 
-from apps.chassis.logs import stack_of
-from apps.consumer.attempts import Reject
-from apps.consumer.containment import BrokenOff, Escaped, HandlerCall, HandlerError, contain_child_tasks
+from apps.chassis.observability.logs import stack_of
+from apps.consumer.consuming.handler_isolation import BrokenOff, Escaped, HandlerCall, HandlerError, contain_child_tasks
+from apps.consumer.consuming.retry import Reject
 from contracts.dead_letter import describe
 from contracts.person import Person
 

@@ -12,12 +12,12 @@ from jsonschema import Draft202012Validator
 from litestar import Litestar
 from litestar.testing import TestClient
 
-from apps.chassis.problems import KINDS, Kind
+from apps.chassis.http.problems import KINDS, Kind
 from apps.chassis.settings import Settings, read_settings
-from apps.consumer import control
 from apps.consumer.app import create_app as create_consumer
-from apps.producer import publisher
+from apps.consumer.operating import control
 from apps.producer.app import create_app as create_producer
+from apps.producer.publishing import publisher
 
 APPS = {"producer": create_producer, "consumer": create_consumer}
 BOTH = pytest.mark.parametrize("service", APPS)

@@ -19,7 +19,14 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 
-from apps.consumer.fetched import Batches, Fetched, FetchResult, PartitionRecords, Unreadable, read_fetched_fast
+from apps.chassis.internals.record_fetching import (
+    Batches,
+    Fetched,
+    FetchResult,
+    PartitionRecords,
+    Unreadable,
+    read_fetched_fast,
+)
 
 Header = tuple[str, bytes | None]
 Seen = tuple[str, int, int, int, bytes | None, bytes | None, list[Header]]

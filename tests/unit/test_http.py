@@ -18,15 +18,16 @@ from litestar.response import Stream
 from litestar.testing import TestClient
 from samples import ADA, as_json, fields_of_a_person
 
-from apps.chassis import body
-from apps.chassis.head import answer_head
-from apps.chassis.logs import request_id, with_request
-from apps.chassis.problems import KINDS, out_of_reach
+from apps.chassis.http import request_body as body
+from apps.chassis.http.head_requests import answer_head
+from apps.chassis.http.problems import KINDS, out_of_reach
+from apps.chassis.observability.logs import request_id, with_request
 from apps.chassis.settings import Settings, read_settings
 from apps.consumer.app import create_app as create_consumer
-from apps.consumer.routes import Seek, place_of
-from apps.producer import publisher, routes
+from apps.consumer.operating.routes import Seek, place_of
+from apps.producer import routes
 from apps.producer.app import create_app as create_producer
+from apps.producer.publishing import publisher
 from contracts.stream import encode
 
 FAR_TOO_LONG = 30
@@ -574,14 +575,14 @@ def test_a_request_without_a_sane_name_is_given_one_of_its_own(
 def test_what_is_logged_for_a_request_has_its_name(
     consumer: TestClient[Litestar], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "apps.consumer.routes")
+    caplog.set_level("INFO", "apps.consumer.operating.routes")
     caplog.handler.addFilter(with_request)
     consumer.post("/consumers/pause", headers={"X-Request-Id": "the-pause"})
     consumer.post("/consumers/resume", headers={"X-Request-Id": "the-resume"})
     told = [
         (record.getMessage(), vars(record)["request_id"])
         for record in caplog.records
-        if record.name == "apps.consumer.routes"
+        if record.name == "apps.consumer.operating.routes"
     ]
     assert told == [
         ("an operator asked for pause of people: it is starting", "the-pause"),

@@ -9,9 +9,9 @@ import pytest
 import uvicorn
 from samples import LONG, until
 
-from apps.chassis import http_limits
-from apps.chassis.http_limits import ALL_HERE, LARGEST_HEAD, MOST_IN_ADVANCE, LimitedProtocol
-from apps.chassis.serve import server_config
+from apps.chassis.http import connection_limits as http_limits
+from apps.chassis.http.connection_limits import ALL_HERE, LARGEST_HEAD, MOST_IN_ADVANCE, LimitedProtocol
+from apps.chassis.service import server_config
 from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -18,9 +18,9 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.structs import BrokerMetadata
 from samples import LONG
 
-from apps.chassis.client_journal import ClientId
 from apps.chassis.internals import kafka_client
 from apps.chassis.internals.kafka_client import Throttled, WatchedClient, watch_kafka_clients
+from apps.chassis.kafka.client_journal import ClientId
 from tools.ports import free_ports
 
 pytestmark = pytest.mark.anyio

@@ -6,9 +6,9 @@ import kubernetes_validate
 import msgspec
 import pytest
 
-from apps.chassis.connection import STOP_TIMEOUT
-from apps.chassis.health import VERSION
-from apps.chassis.serve import LAST_ANSWERS
+from apps.chassis.http.health import VERSION
+from apps.chassis.kafka.connection import STOP_TIMEOUT
+from apps.chassis.service import LAST_ANSWERS
 from apps.chassis.settings import Settings, read_settings
 from contracts.person import PEOPLE
 from contracts.stream import variables_of
@@ -272,7 +272,8 @@ def test_consumers_are_scaled_by_the_lag_of_the_very_group_and_topic_that_they_c
     assert int(metadata.lag_threshold) > 0
     assert metadata.allow_idle_consumers == "false"
     assert metadata.offset_reset_policy == "earliest"
-    assert "consumer.beginning_offsets(" in (ROOT / "apps" / "consumer" / "commits.py").read_text()
+    commits = ROOT / "apps" / "consumer" / "consuming" / "commits.py"
+    assert "consumer.beginning_offsets(" in commits.read_text()
 
 
 def test_the_lag_of_a_group_that_was_stopped_or_paused_brings_no_consumers(scaling: Scaling) -> None:

@@ -5,9 +5,9 @@ from typing import Any, cast
 import pytest
 from samples import Client
 
-from apps.consumer.group import Group, look_at_group
-from apps.consumer.lag import GroupOffsets, Lag, LagMeter
-from apps.consumer.log_reader import LogReader
+from apps.chassis.kafka.log_reader import LogReader
+from apps.consumer.operating.group import Group, look_at_group
+from apps.consumer.operating.lag import GroupOffsets, Lag, LagMeter
 
 pytestmark = pytest.mark.anyio
 

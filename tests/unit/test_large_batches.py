@@ -17,8 +17,7 @@ from test_fetched import PARTITION, Assignment, placed, with_bytes
 
 from apps.chassis.internals import record_batches
 from apps.chassis.internals.decompression import decompressed
-from apps.consumer.consumption import sort_out
-from apps.consumer.fetched import (
+from apps.chassis.internals.record_fetching import (
     POLL_BYTES,
     Fetched,
     FetchedRecord,
@@ -29,6 +28,7 @@ from apps.consumer.fetched import (
     Unreadable,
     _bounded,
 )
+from apps.consumer.consuming.consumption import sort_out
 from contracts.dead_letter import OMITTED_BYTES
 from contracts.person import PEOPLE
 

@@ -2,9 +2,9 @@ from collections.abc import Container, Sequence
 
 from samples import Stored
 
-from apps.consumer.dead_letters import BadRecord
-from apps.consumer.limit import Limit
-from apps.consumer.policy import HaltLimit
+from apps.consumer.consuming.dead_letters import BadRecord
+from apps.consumer.consuming.halt_limit import Limit
+from apps.consumer.consuming.policy import HaltLimit
 from contracts.dead_letter import ROUNDS, TRIES
 
 WRONG = ValueError("wrong")

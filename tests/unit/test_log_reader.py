@@ -9,11 +9,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from samples import LONG, Stored, everything_else_has_run, stored_person
 
-from apps.chassis.client_journal import ClientJournal
-from apps.chassis.kafka import client_options
+from apps.chassis.kafka import log_reader
+from apps.chassis.kafka.client_journal import ClientJournal
+from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.log_reader import LogReader, _start
 from apps.chassis.settings import Settings
-from apps.consumer import log_reader
-from apps.consumer.log_reader import LogReader, _start
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ from aiokafka.errors import CorruptRecordException, MessageSizeTooLargeError, Pr
 from samples import Stored
 
 from apps.chassis.background import Background
-from apps.chassis.logs import (
+from apps.chassis.observability.logs import (
     ClientLines,
     ConsoleFormatter,
     JsonFormatter,
@@ -18,7 +18,7 @@ from apps.chassis.logs import (
     stack_of,
     with_request,
 )
-from apps.consumer.window import fields_of
+from contracts.record import fields_of
 
 ADA_HERSELF = "Ada Lovelace"
 """Whom an exception quotes, and no log may."""
@@ -217,4 +217,4 @@ def test_of_faststream_only_errors_of_kafka_are_written() -> None:
 
 def test_lines_of_our_own_are_all_written() -> None:
     lines = ClientLines()
-    assert all(lines.filter(of_library("the same", name="apps.chassis.connection")) for _ in range(100))
+    assert all(lines.filter(of_library("the same", name="apps.chassis.kafka.connection")) for _ in range(100))

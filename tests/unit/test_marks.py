@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from apps.consumer.marks import CLOSE_OFFSETS, TOPIC_ID, Marks, holds, merged, rest_of, without
+from apps.consumer.redriving.marks import CLOSE_OFFSETS, TOPIC_ID, Marks, holds, merged, rest_of, without
 
 OFFSETS = st.sets(st.integers(0, 40))
 INTERVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)))

@@ -10,10 +10,10 @@ from samples import ADA, as_json
 
 from apps.chassis.settings import Settings
 from apps.consumer.app import create_app as create_consumer
-from apps.consumer.attempts import Reject
-from apps.consumer.metrics import HandlerMetrics
-from apps.producer import publisher
+from apps.consumer.consuming.retry import Reject
+from apps.consumer.operating.metrics import HandlerMetrics
 from apps.producer.app import create_app as create_producer
+from apps.producer.publishing import publisher
 from contracts.person import Person
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from apps.chassis.settings import Settings
 from apps.consumer.app import create_app as create_consumer
-from apps.consumer.lag import Lag, LagMeter, PartitionLag
+from apps.consumer.operating.lag import Lag, LagMeter, PartitionLag
 from apps.producer.app import create_app as create_producer
 from tools.dashboard import DASHBOARD, as_written
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.consumer.offsets import read_offsets, write_offsets
+from apps.consumer.browsing.cursors import read_offsets, write_offsets
 
 
 @given(st.dictionaries(st.integers(0, 999_999_999), st.integers(0, 10**18 - 1)))

@@ -7,8 +7,8 @@ import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 
-from apps.chassis.origins import OriginPolicy
-from apps.chassis.serve import allowed_hosts_at
+from apps.chassis.http.origins import OriginPolicy
+from apps.chassis.service import allowed_hosts_at
 from apps.chassis.settings import Settings
 from apps.consumer.app import create_app as create_consumer
 from apps.producer.app import create_app as create_producer

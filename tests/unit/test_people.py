@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from apps.producer.people import MAIL_DOMAINS, PersonFactory
+from apps.producer.generating.people import MAIL_DOMAINS, PersonFactory
 from contracts.person import PEOPLE, Person
 from contracts.stream import encode
 

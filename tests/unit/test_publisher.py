@@ -14,14 +14,14 @@ from faststream.kafka import KafkaBroker, KafkaPublishMessage, TestKafkaBroker
 from samples import LONG, everything_else_has_run, until
 
 from apps.chassis.background import Background
-from apps.chassis.cluster import Cluster
-from apps.chassis.connection import Connection
 from apps.chassis.internals.kafka_client import Throttled, watch_kafka_clients
-from apps.chassis.kafka import client_options, new_broker
+from apps.chassis.kafka.clients import client_options, new_broker
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.connection import Connection
+from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
-from apps.chassis.traces import Traces
-from apps.producer import publisher as publisher_module
-from apps.producer.publisher import (
+from apps.producer.publishing import publisher as publisher_module
+from apps.producer.publishing.publisher import (
     BATCH_OVERHEAD,
     LARGEST_BATCH,
     RECORD_OVERHEAD,
@@ -33,7 +33,7 @@ from apps.producer.publisher import (
     Receipt,
     _size_of,
 )
-from contracts.topics import partitions_of
+from contracts.partitioning import partitions_of
 
 pytestmark = pytest.mark.anyio
 

@@ -10,13 +10,13 @@ from aiokafka.errors import KafkaConnectionError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from samples import LONG, Stored
 
-from apps.chassis.cluster import Cluster
-from apps.chassis.kafka import client_options
+from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
-from apps.consumer import redrive
-from apps.consumer.log_reader import LogReader
-from apps.consumer.marks import Marks
-from apps.consumer.redrive import Redriven, Redriver, Taken, TooLarge, oldest, size_sent_back
+from apps.consumer.redriving import redrive
+from apps.consumer.redriving.marks import Marks
+from apps.consumer.redriving.redrive import Redriven, Redriver, Taken, TooLarge, oldest, size_sent_back
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redriven_for, sent_back
 
 pytestmark = pytest.mark.anyio

@@ -6,9 +6,9 @@ from aiokafka.errors import CorruptRecordException
 from samples import Stored, redriven_headers, stored_person, until
 
 from apps.chassis.background import Background
-from apps.consumer.log_reader import LogReader
-from apps.consumer.refill import Refill
-from apps.consumer.window import Window
+from apps.chassis.kafka.log_reader import LogReader
+from apps.consumer.browsing.window import Window
+from apps.consumer.browsing.window_refill import Refill
 from contracts.dead_letter import Header
 from contracts.person import PEOPLE
 

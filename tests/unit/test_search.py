@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from apps.consumer import search
-from apps.consumer.offsets import read_offsets, write_offsets
-from apps.consumer.search import Newest, Search, Wanted
-from apps.consumer.window import Record, latest_date
+from apps.chassis.kafka import search
+from apps.chassis.kafka.search import Newest, Search, Wanted
+from apps.consumer.browsing.cursors import read_offsets, write_offsets
+from contracts.record import Record, latest_date
 
 Topic = Mapping[int, Sequence[Stored]]
 topics = st.dictionaries(

@@ -10,11 +10,11 @@ from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFai
 from cryptography.hazmat.primitives import serialization
 from faststream.security import SASLScram512
 
-from apps.chassis.kafka import client_options, new_broker
-from apps.chassis.logs import one_line
-from apps.chassis.problems import out_of_reach
-from apps.chassis.refusal import expiry_of
-from apps.chassis.security import TlsContext, TokenFile, Unreadable
+from apps.chassis.http.problems import out_of_reach
+from apps.chassis.kafka.clients import client_options, new_broker
+from apps.chassis.kafka.diagnosis import expiry_of
+from apps.chassis.kafka.security import TlsContext, TokenFile, Unreadable
+from apps.chassis.observability.logs import one_line
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 
 PASSWORD = "a secret, with blanks "  # noqa: S105 - of no one

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import ADA, LONG, a_person, as_json, everything_else_has_run, fields_of_a_person, until
 
-from apps.chassis.json_names import check_names
-from apps.chassis.limits import Limit, Share, UnsentAnswers, unbounded
-from apps.producer import sending
-from apps.producer.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt, Span
-from apps.producer.sending import (
+from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
+from apps.chassis.http.repeated_names import check_names
+from apps.producer.publishing import intake as sending
+from apps.producer.publishing.intake import (
     BAD_LINE_BYTES,
     CHUNKS_ON_THE_WAY,
     MAX_LINES,
@@ -29,6 +28,7 @@ from apps.producer.sending import (
     split_lines,
     to_records,
 )
+from apps.producer.publishing.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt, Span
 from contracts.person import PEOPLE, Person
 from contracts.stream import Stream, encode
 

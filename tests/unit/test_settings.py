@@ -5,7 +5,7 @@ from aiokafka.conn import get_ip_port_afi
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.chassis.serve import listen
+from apps.chassis.service import listen
 from apps.chassis.settings import BY_STREAM, Settings, WrongSetting, read_settings
 from contracts.person import PEOPLE
 from contracts.stream import FIELDS, variables_of

@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry
 from samples import until
 from test_http_limits import Connect, serving
 
-from apps.chassis import limits
-from apps.chassis.body import JSON, read_whole
-from apps.chassis.edge import Edge
-from apps.chassis.limits import Limit, UnsentAnswers, share_of
-from apps.chassis.problems import problem_plugin
+from apps.chassis.http import admission as limits
+from apps.chassis.http.admission import Limit, UnsentAnswers, share_of
+from apps.chassis.http.problems import problem_plugin
+from apps.chassis.http.request_body import JSON, read_whole
+from apps.chassis.http.request_middleware import Edge
 from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -17,17 +17,18 @@ from hypothesis import strategies as st
 from samples import ADA, LONG, Client, Stored, as_json, everything_else_has_run, stored_person, until
 from streams import policy
 
-from apps.chassis.kafka import client_options, new_broker
-from apps.chassis.logs import JsonFormatter
+from apps.chassis.kafka.clients import client_options, new_broker
+from apps.chassis.observability.logs import JsonFormatter
 from apps.chassis.settings import Settings
-from apps.consumer import subscriber as module
-from apps.consumer.attempts import Halted, Reject
-from apps.consumer.commits import MARK, Commits
-from apps.consumer.consumption import MOST_REASONS, Consumption, sort_out
-from apps.consumer.dead_letters import BadRecord
-from apps.consumer.subscriber import Drain, FetchedBatch, PromptSubscriber, ailment, has_newer, subscribe
-from apps.consumer.window import Record, Window
+from apps.consumer.browsing.window import Window
+from apps.consumer.consuming import subscriber as module
+from apps.consumer.consuming.commits import MARK, Commits
+from apps.consumer.consuming.consumption import MOST_REASONS, Consumption, sort_out
+from apps.consumer.consuming.dead_letters import BadRecord
+from apps.consumer.consuming.retry import Halted, Reject
+from apps.consumer.consuming.subscriber import Drain, FetchedBatch, PromptSubscriber, ailment, has_newer, subscribe
 from contracts.person import PEOPLE, Person
+from contracts.record import Record
 from contracts.stream import encode
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +61,7 @@ class Consumer:
         self.handler_error: Exception | None = None
         self.writer_error: Exception | None = None
         self.window = Window(1_000)
-        self.consumption = Consumption(PEOPLE.decode, self.window, self._handle, self._write, policy=policy())
+        self.consumption = Consumption(PEOPLE.decode, self.window.extend, self._handle, self._write, policy=policy())
         self.client = Client()
         self.commits = Commits(nothing_committed, no_offsets)
 
@@ -354,7 +355,7 @@ async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_an_ailment(monke
         await asyncio.Event().wait()
 
     consumption, commits = (
-        Consumption(PEOPLE.decode, Window(10), never, Consumer()._write),
+        Consumption(PEOPLE.decode, Window(10).extend, never, Consumer()._write),
         Commits(nothing_committed, no_offsets),
     )
     broker = new_broker(client_options(Settings(), "consumer"))
@@ -396,7 +397,7 @@ class Silent:
 
 
 async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None:
-    consumption = Consumption(PEOPLE.decode, Window(10), Consumer()._handle, Consumer()._write)
+    consumption = Consumption(PEOPLE.decode, Window(10).extend, Consumer()._handle, Consumer()._write)
     consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_offsets)
     subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
     subscriber.consumer, subscriber.lock = cast("Any", Silent()), MultiLock()
@@ -415,7 +416,7 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
         await may_end.wait()
         consumer.events.append("handler ends")
 
-    consumption = Consumption(PEOPLE.decode, consumer.window, slow, consumer._write)
+    consumption = Consumption(PEOPLE.decode, consumer.window.extend, slow, consumer._write)
     broker = new_broker(client_options(Settings(), "consumer"))
     subscriber = subscribe(broker, TOPIC, GROUP, consumption, Commits(nothing_committed, no_offsets))
     drain = Drain(consumption, Commits(nothing_committed, no_offsets), lambda _: None)
@@ -544,7 +545,7 @@ async def test_a_failing_batch_tells_once_where_the_handler_failed_and_never_wha
         with said_by(JsonFormatter()) as said:
             await subscriber.process_message((stored_person(3),))
             await subscriber.process_message((stored_person(3),))
-    (line,) = [record for record in caplog.records if record.name == "apps.consumer.attempts"]
+    (line,) = [record for record in caplog.records if record.name == "apps.consumer.consuming.retry"]
     assert (vars(line)["offset"], vars(line)["error"]) == (3, "RuntimeError")
     assert "in _handle" in said[0]
     assert not [line for line in said if "Ada" in line]

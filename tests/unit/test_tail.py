@@ -12,14 +12,14 @@ from aiokafka.errors import KafkaConnectionError
 from samples import LONG, Stored, everything_else_has_run, until
 
 from apps.chassis.background import Background
-from apps.consumer import events
-from apps.consumer import tail as module
-from apps.consumer.log_reader import LogReader
-from apps.consumer.offsets import read_offsets
-from apps.consumer.search import Wanted
-from apps.consumer.tail import Tail
-from apps.consumer.window import Record
+from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.search import Wanted
+from apps.consumer.browsing import live_tail as module
+from apps.consumer.browsing import tail_events as events
+from apps.consumer.browsing.cursors import read_offsets
+from apps.consumer.browsing.live_tail import Tail
 from contracts.person import PEOPLE
+from contracts.record import Record
 
 pytestmark = pytest.mark.anyio
 PARTITIONS = 3

@@ -1,11 +1,11 @@
 import msgspec
 import pytest
 
-from apps.chassis.cluster import Cluster
-from apps.chassis.kafka import client_options
+from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.topic_settings import Found, Topic, differences
+from apps.chassis.kafka.topics import dead_letter_topic, marks_topic, record_topic
 from apps.chassis.settings import Settings, StreamSettings
-from apps.chassis.topic_settings import Found, Topic, differences
-from apps.chassis.topics import dead_letter_topic, marks_topic, record_topic
 
 SETTINGS = StreamSettings(topic="events", dead_letter_topic="events-dlt", group_id="events-consumer")
 RECORDS, LETTERS, MARKS = record_topic(SETTINGS), dead_letter_topic(SETTINGS), marks_topic(SETTINGS)

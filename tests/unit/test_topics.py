@@ -6,7 +6,7 @@ from aiokafka.partitioner import murmur2 as aiokafka_murmur2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.topics import FEW, murmur2, murmur2_of_all, partitions_of
+from contracts.partitioning import FEW, murmur2, murmur2_of_all, partitions_of
 
 
 def keys_of_length(length: int, count: int = 40) -> list[bytes]:

@@ -15,14 +15,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from samples import Stored, as_json
 
-from apps.chassis.logs import trace_id
-from apps.chassis.opentelemetry import LONGEST_STATE, MOST_TRACES, OpenTelemetry, sending_to
+from apps.chassis.observability.logs import trace_id
+from apps.chassis.observability.opentelemetry import LONGEST_STATE, MOST_TRACES, OpenTelemetry, sending_to
+from apps.chassis.observability.traces import Traces
+from apps.chassis.observability.tracing import traces_of
 from apps.chassis.settings import Settings, WrongSetting
-from apps.chassis.traces import Traces
-from apps.chassis.tracing import traces_of
 from apps.consumer.app import create_app as create_consumer
-from apps.producer import publisher
 from apps.producer.app import create_app as create_producer
+from apps.producer.publishing import publisher
 
 OUT_OF_REACH = Settings(kafka_bootstrap_servers="127.0.0.1:1")
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -71,7 +71,7 @@ def test_traces_are_off_unless_it_is_said_where_they_go() -> None:
 
 
 def test_traces_without_what_sends_them_are_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "apps.chassis.opentelemetry")
+    monkeypatch.delitem(sys.modules, "apps.chassis.observability.opentelemetry")
     monkeypatch.setitem(sys.modules, "opentelemetry.context", None)
     with pytest.raises(WrongSetting, match=r"OTEL_EXPORTER_OTLP_ENDPOINT: .*`tracing`"):
         traces_of(Settings(otel_exporter_otlp_endpoint="http://127.0.0.1:4318"), "producer")

@@ -17,10 +17,10 @@ from samples import until
 from test_http_limits import Connect, closed, serving
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from apps.chassis import http_limits
-from apps.chassis.edge import Edge
-from apps.chassis.http_limits import LimitedProtocol
-from apps.chassis.limits import UNSENT, Limit, UnsentAnswers
+from apps.chassis.http import connection_limits as http_limits
+from apps.chassis.http.admission import UNSENT, Limit, UnsentAnswers
+from apps.chassis.http.connection_limits import LimitedProtocol
+from apps.chassis.http.request_middleware import Edge
 from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio

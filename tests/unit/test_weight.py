@@ -8,13 +8,13 @@ import pytest
 from litestar.types import Scope
 from samples import Stored
 
-from apps.chassis.limits import FREE_BYTES, Limit, Share, share_of
-from apps.chassis.served import Served
-from apps.consumer.message_routes import SEARCH_IN_MEMORY, TIMES_IN_MEMORY, weight_of
-from apps.consumer.window import Window
+from apps.chassis.http.admission import FREE_BYTES, Limit, Share, share_of
+from apps.chassis.http.served_streams import Served
+from apps.consumer.browsing.routes import SEARCH_IN_MEMORY, TIMES_IN_MEMORY, weight_of
+from apps.consumer.browsing.window import Window
 from apps.producer import routes as producer
-from apps.producer.publisher import Busy
-from apps.producer.sending import split_lines
+from apps.producer.publishing.intake import split_lines
+from apps.producer.publishing.publisher import Busy
 
 
 def weight(path: str, query: bytes = b"") -> int | None:

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from apps.consumer.window import Cursor, Record, StaleCursor, Window, latest_date, place_of
+from apps.consumer.browsing.window import Cursor, StaleCursor, Window
+from contracts.record import Record, latest_date, place_of
 
 PLACES = st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9))
 MICROSECONDS = 1_790_000_000_000_000

@@ -20,14 +20,14 @@ from samples import a_person
 from test_publisher import bench
 from test_sending import pieces_of
 
-from apps.chassis.kafka import send_batch
-from apps.chassis.limits import unbounded
-from apps.consumer.consumption import Consumption
-from apps.consumer.fetched import Fetched, PartitionRecords
-from apps.consumer.window import Window
-from apps.producer.people import PersonFactory
-from apps.producer.publisher import LARGEST_BATCH, Publisher
-from apps.producer.sending import make, read_values, send, send_lines
+from apps.chassis.http.admission import unbounded
+from apps.chassis.internals.record_fetching import Fetched, PartitionRecords
+from apps.chassis.kafka.clients import send_batch
+from apps.consumer.browsing.window import Window
+from apps.consumer.consuming.consumption import Consumption
+from apps.producer.generating.people import PersonFactory
+from apps.producer.publishing.intake import make, read_values, send, send_lines
+from apps.producer.publishing.publisher import LARGEST_BATCH, Publisher
 from contracts.person import PEOPLE, Person
 from contracts.stream import encode
 
@@ -183,7 +183,7 @@ async def test_a_record_that_is_fetched_and_consumed_costs_no_more_than_was_comm
         for offset, person in enumerate(people(number)):
             batch.append(offset, 1_000, person.id.encode(), encode(person), [])
         fetched = bytes(batch.build())
-        consumption = Consumption(PEOPLE.decode, Window(10 * number), handle, write)
+        consumption = Consumption(PEOPLE.decode, Window(10 * number).extend, handle, write)
 
         async def work() -> None:
             partition = TopicPartition("people", 0)

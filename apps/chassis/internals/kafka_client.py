@@ -26,8 +26,8 @@ from aiokafka.errors import BrokerResponseError, KafkaError, NodeNotReadyError, 
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v7, ProduceRequest_v8
 
-from apps.chassis.client_journal import ClientId, ClientJournal, why_unreachable
-from apps.chassis.logs import one_line
+from apps.chassis.kafka.client_journal import ClientId, ClientJournal, why_unreachable
+from apps.chassis.observability.logs import one_line
 
 Untyped = Any
 """A request, an answer or an error code of a broker: aiokafka has no types for them."""

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from litestar.handlers import BaseRouteHandler
 
-from apps.chassis.pages import MEDIA_TYPES, page_file
+from apps.chassis.http.pages import MEDIA_TYPES, page_file
 
 FOLDER = Path(__file__).parent
 PRODUCER_URL = "{{ PRODUCER_URL }}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from litestar.handlers import BaseRouteHandler
 
-from apps.chassis.pages import page_file
+from apps.chassis.http.pages import page_file
 from apps.chassis.settings import Settings
 
 FOLDER = Path(__file__).parent

@@ -1,0 +1,211 @@
+"""Admission control: limit how much a service does at a time, so that accepted calls can finish."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from litestar.plugins.problem_details import ProblemDetailsException
+from litestar.types import Scope
+
+from apps.chassis.http.problems import BUSY, RETRY_AFTER, problem
+
+MOST_CALLS = 500
+"""Calls under way at a time."""
+
+ALWAYS = {"/livez", "/health-check", "/metrics"}
+"""Paths that are answered whatever is under way."""
+
+Weigh = Callable[[Scope], int | None]
+"""Tells how many bytes a call may take of this process's memory, about; None for one that is never refused."""
+
+
+SHARE = "share_of_memory"
+"""Set in the scope of an admitted call: its `Share`."""
+UNSENT = "unsent_answers"
+"""The key of `UnsentAnswers` in the ASGI state that all calls of a server share."""
+FREE_BYTES = 64 * 1024
+"""Bytes of a body that may arrive without being counted: the server reads that much by itself."""
+STALLED_AFTER_S = 10.0
+"""Seconds without a byte of its body after which a call gives way, where another call finds no room.
+
+Records that it sent before are acknowledged or given up by then.
+"""
+
+
+class UnsentAnswers:
+    """The bytes of answers that the server's connections hold, because callers have not read them yet."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+class Limit:
+    """Refuses calls beyond `most_calls` or `most_bytes`, counting the calls under way.
+
+    Unread answers count as well. A call that needs more than all of it is admitted when it is alone. Bodies that are
+    still arriving may take half, so that complete bodies always find room. Where there is no room, calls whose bodies
+    have stalled give way, the one that has stalled longest first.
+    """
+
+    def __init__(self, weigh: Weigh, most_bytes: int, most_calls: int = MOST_CALLS) -> None:
+        self._weigh = weigh
+        self.most_bytes = most_bytes
+        self._most_calls = most_calls
+        self._calls = 0
+        self.taken_bytes = 0
+        self.held_bytes = 0
+        self._waiting: dict[Share, float] = {}
+        """Calls that wait for more of their body, in the order in which they began to, and since when."""
+
+    def let_in(self, scope: Scope) -> None:
+        """Count a call as under way, until `let_out`. Raises 503 when there is no room for it."""
+        weight = None if scope["path"] in ALWAYS else self._weigh(scope)
+        if weight is None:
+            return
+        share = Share(self, _unsent_answers(scope))
+        if (self._calls >= self._most_calls and not self.dismiss_stalled()) or not share.take(weight):
+            raise share.busy()
+        self._calls += 1
+        scope[SHARE] = share  # type: ignore[literal-required]  # a key of our own
+
+    def count_answer(self, scope: Scope, size: int, *, refusable: bool) -> bool:
+        """Count the bytes of an answer that is about to be sent, in place of what its call took to make it.
+
+        Return False when there is no room for an answer that may be refused.
+        """
+        share = scope.get(SHARE)
+        if not isinstance(share, Share):  # calls that are never refused are not counted
+            return True
+        return share.take(size - share.taken_bytes, refusable=refusable)
+
+    def let_out(self, scope: Scope) -> None:
+        """Note that a call has ended, if it was let in."""
+        share: Share | None = scope.pop(SHARE, None)  # type: ignore[misc]
+        if share is not None and not share.dismissed:
+            self._calls -= 1
+            share.release()
+
+    def wait(self, share: "Share") -> None:
+        """Note that a call begins to wait for more of its body."""
+        self._waiting[share] = time.monotonic()
+
+    def wait_no_more(self, share: "Share") -> None:
+        """Note that a call has more of its body, or has ended."""
+        self._waiting.pop(share, None)
+
+    def dismiss_stalled(self, *, with_bytes: bool = False) -> bool:
+        """End the call that has stalled longest, or longest of those that take bytes. Return False if there is none."""
+        stalled = (one for one in self._waiting if one.taken_bytes or not with_bytes)
+        share = next(stalled, None)
+        if share is None or time.monotonic() - self._waiting[share] < STALLED_AFTER_S:
+            return False
+        del self._waiting[share]
+        self._calls -= 1
+        share.dismiss()
+        return True
+
+    def describe(self, scope: Scope) -> str:
+        """Return a summary of the calls under way."""
+        return self.described(_unsent_answers(scope))
+
+    def described(self, unsent: UnsentAnswers) -> str:
+        """Return a summary of the calls under way and of the server's unread answers."""
+        under_way = f"{self._calls} calls are under way, which take {self.taken_bytes} bytes"
+        return f"{under_way}; {unsent.bytes} bytes of answers are unread"
+
+
+class Share:
+    """The approximate memory of one call: bytes in use, and bytes that only wait."""
+
+    def __init__(self, limit: Limit, unsent: UnsentAnswers) -> None:
+        self._limit = limit
+        self._unsent = unsent
+        self._end_wait: Callable[[], object] | None = None
+        self.taken_bytes = 0
+        self.held_bytes = 0
+        self.dismissed = False
+
+    @contextmanager
+    def waiting(self, end_wait: Callable[[], object]) -> Iterator[None]:
+        """Wait for more of the body; `end_wait` is called when the call must give way, and is `dismissed` then."""
+        self._end_wait = end_wait
+        self._limit.wait(self)
+        try:
+            yield
+        finally:
+            self._limit.wait_no_more(self)
+            self._end_wait = None
+
+    def dismiss(self) -> None:
+        """Give back everything, and end the wait for more of the body."""
+        self.dismissed = True
+        counted, self._limit = self._limit, Limit(lambda _: None, sys.maxsize)  # what its work gives back counts here
+        counted.taken_bytes -= self.taken_bytes
+        counted.held_bytes -= self.held_bytes
+        if self._end_wait is not None:
+            self._end_wait()
+
+    def take(self, more: int, *, refusable: bool = True) -> bool:
+        """Take more bytes. Without room for them, take none and return False if the call may be refused."""
+        while refusable and more > 0 and not self._fits(more):
+            if not self._limit.dismiss_stalled(with_bytes=True):
+                return False
+        self.taken_bytes += more
+        self._limit.taken_bytes += more
+        return True
+
+    def _fits(self, more: int) -> bool:
+        taken = self._limit.taken_bytes + self._unsent.bytes
+        alone = taken == self.taken_bytes
+        return alone or taken + more <= self._limit.most_bytes
+
+    def _fits_with_held(self, more: int) -> bool:
+        held = self._limit.held_bytes
+        alone = held == self.held_bytes
+        return alone or held + more <= self._limit.most_bytes // 2
+
+    def give_back(self, fewer: int) -> None:
+        """Give back bytes that were taken."""
+        self.taken_bytes -= fewer
+        self._limit.taken_bytes -= fewer
+
+    def hold(self, size: int) -> bool:
+        """Hold this many bytes of a body that is still arriving. Return False, and hold what it held, without room."""
+        if size <= FREE_BYTES and not self.held_bytes:
+            return True
+        more = max(size - FREE_BYTES, 0) - self.held_bytes
+        while more > 0 and not self._fits_with_held(more):
+            if not self._limit.dismiss_stalled(with_bytes=True):
+                return False
+        if not self.take(more):
+            return False
+        self.held_bytes += more
+        self._limit.held_bytes += more
+        return True
+
+    def release(self) -> None:
+        """Give back everything."""
+        self._limit.held_bytes -= self.held_bytes
+        self.held_bytes = 0
+        self.give_back(self.taken_bytes)
+
+    def busy(self) -> ProblemDetailsException:
+        """Return the error to raise where there is no room."""
+        return problem(BUSY, self._limit.described(self._unsent), headers={"Retry-After": RETRY_AFTER})
+
+
+def share_of(scope: Scope) -> Share:
+    """Return the share of a call; a call that is not counted has an unbounded one."""
+    share = scope.get(SHARE)
+    return share if isinstance(share, Share) else unbounded()
+
+
+def unbounded() -> Share:
+    """Return a share that is never refused."""
+    return Share(Limit(lambda _: None, sys.maxsize), UnsentAnswers())
+
+
+def _unsent_answers(scope: Scope) -> UnsentAnswers:
+    unsent = scope.get("state", {}).get(UNSENT)
+    return unsent if isinstance(unsent, UnsentAnswers) else UnsentAnswers()

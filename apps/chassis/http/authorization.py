@@ -1,0 +1,100 @@
+"""Authorization over HTTP: every call that changes something needs an API key, where any is set."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from contextvars import Context
+from http import HTTPStatus
+from typing import Any
+
+from litestar import Router
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.openapi.spec import Components, SecurityScheme
+from prometheus_client import CollectorRegistry, Counter
+
+from apps.chassis.http.api_keys import HEADER, Keys
+from apps.chassis.http.problems import documented, problem
+from apps.chassis.observability.logs import key_name
+
+log = logging.getLogger(__name__)
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+COMPONENTS = Components(
+    security_schemes={"ApiKey": SecurityScheme(type="apiKey", name=HEADER, security_scheme_in="header")}
+)
+"""How the keys stand in an OpenAPI document."""
+LOGGED_EVERY_S = 60.0
+"""Seconds between two log lines about refused keys; those in between are counted."""
+
+SECURITY_HEADERS = {
+    b"cache-control": b"no-store",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
+}
+"""What every answer tells a browser, unless it says something else itself, as pages do."""
+
+
+class RefusedKeys:
+    """Count calls without a key or with a wrong one. Log wrong keys at once, then in one line a minute."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = Counter("api_key_refusals", "Calls refused without a valid API key.", ["reason"], registry=registry)
+        self._missing, self._wrong = counter.labels("missing"), counter.labels("wrong")
+        self._unlogged = 0
+        self._waiting = False
+
+    def note(self, offered: str) -> None:
+        """Count a refused call."""
+        if not offered:
+            self._missing.inc()
+            return
+        self._wrong.inc()
+        self._unlogged += 1
+        if not self._waiting:
+            self._log()
+
+    def _log(self) -> None:
+        self._waiting = self._unlogged > 0
+        if self._unlogged:
+            log.warning("calls refused because of a wrong API key: %d", self._unlogged)
+            self._unlogged = 0
+            later = Context()  # the line belongs to no request, so it gets no request id
+            asyncio.get_running_loop().call_later(LOGGED_EVERY_S, self._log, context=later)
+
+
+def guarded(
+    routes: Sequence[BaseRouteHandler | Router], keys: Keys, registry: CollectorRegistry
+) -> Sequence[BaseRouteHandler | Router]:
+    """Return the routes; those that change something ask for a key from now on, if any is needed."""
+    refused = RefusedKeys(registry)
+
+    async def check(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        offered = connection.headers.get(HEADER, "")
+        name = keys.name_of(offered)
+        if name is None:
+            refused.note(offered)
+            raise problem(
+                HTTPStatus.UNAUTHORIZED,
+                f"this call needs a key in the header {HEADER}, and none that is accepted was given",
+                headers={"WWW-Authenticate": f'ApiKey header="{HEADER}"'},
+            )
+        key_name.set(name)  # needs the request's own task: a synchronous guard would run in a thread
+
+    for route in routes if keys.needed else ():
+        if isinstance(route, HTTPRouteHandler) and not route.http_methods <= SAFE_METHODS:
+            route.guards = [check]
+            route.security = [{"ApiKey": []}]
+            unauthorized = HTTPStatus.UNAUTHORIZED
+            route.responses = {**(route.responses or {}), unauthorized: documented(unauthorized)[unauthorized]}
+    return routes
+
+
+def security_headers_beside(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    """Return those of `SECURITY_HEADERS` that an answer has not itself."""
+    said = dict(headers)
+    if SECURITY_HEADERS.keys().isdisjoint(said):
+        return SECURITY_HEADERS.items()
+    return [header for header in SECURITY_HEADERS.items() if header[0] not in said]

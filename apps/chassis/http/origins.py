@@ -1,0 +1,97 @@
+"""Decides which hosts and web pages may call a service: no foreign page may control or read it.
+
+A browser sends any page's calls to services of this machine. It names the page's origin in `Origin` and
+`Sec-Fetch-Site`, which no page can change. Callers other than browsers send neither. With DNS rebinding, a foreign page
+has the same origin to the browser; its name in `Host` gives it away. Litestar's `allowed_hosts` answers no problem
+document, knows no IPv6 address and does not check origins.
+"""
+
+import re
+from functools import lru_cache
+from ipaddress import ip_address
+
+from litestar.plugins.problem_details import ProblemDetailsException
+from litestar.types import Scope
+
+from apps.chassis.http.problems import FOREIGN_ORIGIN, UNKNOWN_HOST, problem, with_root_path
+from apps.chassis.settings import ANY_HOST, Settings, is_address
+
+READ = frozenset({b"host", b"x-forwarded-host", b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
+"""The headers that the policy reads."""
+HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:\[\],/@]+?)\.?(:[0-9]*)?")
+"""A `Host` in lower case: a name or an address, and optionally a port."""
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+LONGEST_QUOTED = 80
+HOSTS_REMEMBERED = 64
+"""Size of the cache of checked `Host` values: callers use few, and parsing an address is the slowest step."""
+
+
+class OriginPolicy:
+    """Refuses calls under a host name that is not allowed, and calls that pages of other origins make."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._names = frozenset(name for name in settings.host_names if not name.startswith("*"))
+        self._suffixes = tuple(name[1:] for name in settings.host_names if name.startswith("*."))
+        self._any_host = not settings.host_names or ANY_HOST in settings.host_names
+        self._loopback_alone = all(map(_is_loopback, settings.host_names))
+        self._origins = frozenset(settings.allowed_origins)
+        self._root_path = settings.root_path
+        self._answers_to = lru_cache(HOSTS_REMEMBERED)(self._is_allowed_host)
+
+    def refusal(self, scope: Scope) -> ProblemDetailsException | None:
+        """Return the problem to answer instead of the call; None for an allowed call."""
+        said: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in READ:
+                said[name] = said[name] + b", " + value if name in said else value  # a repeated header matches nothing
+        host = said.get(b"host", b"").decode("latin-1").lower()
+        if not self._any_host and b"host" in said and not self._answers_to(host):
+            detail = (
+                f"the host {host[:LONGEST_QUOTED]!r} is not allowed; if it is this service, add it to ALLOWED_HOSTS"
+            )
+            return with_root_path(self._root_path, problem(UNKNOWN_HOST, detail))
+        if len(said) > 1 and self._is_foreign(str(scope.get("method")), host, said):
+            detail = "the call comes from a web page of another origin; CORS_ORIGINS names those that may call"
+            return with_root_path(self._root_path, problem(FOREIGN_ORIGIN, detail))
+        return None
+
+    def _is_allowed_host(self, host: str) -> bool:
+        """Return whether a `Host` is allowed: by its name, or because no web page can have it.
+
+        No page can have an address, by which probes call, or a name without a dot, like an `upstream` of nginx. With
+        loopback names only, loopback addresses and names without a dot are allowed. With other names, all addresses
+        are.
+        """
+        found = HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = found["name"]
+        if name in self._names or name.endswith(self._suffixes) or _is_loopback(name):
+            return True
+        if self._loopback_alone:
+            return not {".", ":"} & set(name)
+        return is_address(name.strip("[]"))
+
+    def _is_foreign(self, method: str, host: str, said: dict[bytes, bytes]) -> bool:
+        origin, site = said.get(b"origin", b"").decode("latin-1").lower(), said.get(b"sec-fetch-site", b"")
+        if site == b"same-origin" or origin in self._origins:  # `same-origin` stays true where a proxy changed `Host`
+            return False
+        if method in {"GET", "HEAD"}:  # links may be followed, but nothing loaded; reading needs CORS
+            return site in {b"same-site", b"cross-site"} and said.get(b"sec-fetch-mode") != b"navigate"
+        if site not in {b"", b"none", b"same-site"}:
+            return True
+        if not origin:
+            return site == b"same-site"
+        forwarded = said.get(b"x-forwarded-host", b"").decode("latin-1").lower()  # pages need a preflight to send it
+        return not any(_is_origin_of(origin, name.strip()) for name in (host, *forwarded.split(",")))
+
+
+def _is_origin_of(origin: str, host: str) -> bool:
+    scheme, _, name = origin.partition("://")
+    return bool(host) and name == host.removesuffix(DEFAULT_PORTS.get(scheme, ""))
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether a host is always this machine (RFC 6761): a loopback address, or a name for one."""
+    address = host.strip("[]")
+    return ip_address(address).is_loopback if is_address(address) else f".{host}".endswith(".localhost")

@@ -1,0 +1,359 @@
+"""Read request bodies strictly and within bounds; never treat an incomplete body as complete.
+
+Both services use this reader for all calls. A body has the media type that its call accepts, is UTF-8, and may be
+compressed. A request without a body needs no media type.
+"""
+
+import asyncio
+import json
+import re
+from codecs import BOM_UTF8
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from litestar.connection import Request
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody
+from litestar.plugins.problem_details import ProblemDetailsException
+from litestar.types import Scope
+
+from apps.chassis.http.admission import Share, share_of
+from apps.chassis.http.connection_limits import ALL_HERE
+from apps.chassis.http.content_encoding import (
+    ACCEPTED_CODINGS,
+    WINDOW_BITS,
+    DamagedBody,
+    DecompressionBomb,
+    Decompressor,
+)
+from apps.chassis.http.problems import BAD_BODY, RETRY_AFTER, Fault, problem
+from apps.chassis.http.repeated_names import RepeatedName, check_names
+
+T = TypeVar("T")
+
+JSON, NDJSON = "application/json", "application/x-ndjson"
+SLOW_BODY = 60.0
+"""Seconds that a JSON body may take to arrive, and that a body of lines may pause."""
+LARGEST_REQUEST_BYTES = 64 * 1024
+"""Largest body, in bytes, of a call that carries no records."""
+BODY_ERRORS = (
+    BAD_BODY,
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+)
+"""Errors that every call with a body may answer."""
+PARAMETER = re.compile(r';\s*(?P<name>[^\s;=]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^;]*))')
+"""A parameter of a media type (RFC 9110, section 5.6.6)."""
+MARK_BYTES = 4
+"""Bytes at the beginning of a text that identify its encoding."""
+STARTS_OF_JSON = b"{["
+
+
+class BrokenBody(Exception):
+    """A body that is incomplete, damaged or not of its declared type."""
+
+    def __init__(self, status: HTTPStatus, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.headers = headers
+
+    def problem(self) -> ProblemDetailsException:
+        """Return the error to raise while no answer has begun."""
+        return problem(self.status, str(self), headers=self.headers)
+
+
+class BodyHead(NamedTuple):
+    """The properties of a body that the request head declares."""
+
+    media_type: str
+    charset: str
+    coding: str
+
+
+def head_of(scope: Scope) -> BodyHead:
+    """Return what a request head declares about its body. Raises 415 for an unsupported content coding or charset."""
+    content_type = content_encoding = b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = content_type + b"," + value if content_type else value
+        elif name == b"content-encoding":
+            content_encoding = content_encoding + b"," + value if content_encoding else value
+    head = _parsed(content_type, content_encoding)
+    if head.coding and head.coding not in WINDOW_BITS:
+        detail = f"the content encoding {head.coding[:40]!r} is not supported: send {ACCEPTED_CODINGS} or none"
+        raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, headers={"Accept-Encoding": ACCEPTED_CODINGS})
+    if head.charset not in {"", "utf-8", "utf8"}:
+        detail = f"the charset {head.charset[:40]!r} is not supported: send UTF-8"
+        raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+    return head
+
+
+@lru_cache(maxsize=64)  # nearly all callers send the same headers
+def _parsed(content_type: bytes, content_encoding: bytes) -> BodyHead:
+    media_type, _, rest = content_type.decode("latin-1").partition(";")
+    parameters = PARAMETER.finditer(f";{rest}")
+    differing = sorted({_value_of(one).lower() for one in parameters if _is_charset(one["name"])})
+    codings = [coding.strip() for coding in content_encoding.decode("latin-1").lower().split(",")]
+    return BodyHead(
+        media_type.strip().lower(),
+        ", ".join(differing),
+        ", ".join(coding for coding in codings if coding not in {"", "identity"}),
+    )
+
+
+def _is_charset(name: str) -> bool:
+    """Tell whether a parameter names a charset, also as mail writes it (`charset*`, RFC 2231)."""
+    return name.lower().partition("*")[0] == "charset"
+
+
+def _value_of(parameter: re.Match[str]) -> str:
+    quoted = parameter["quoted"]
+    return parameter["plain"].strip() if quoted is None else re.sub(r"\\(.)", r"\1", quoted).strip()
+
+
+def check_media_type(media_type: str, accepted: Collection[str]) -> None:
+    """Raise 415 when a call does not accept bodies of a media type.
+
+    Pages of other sites may send plain text and forms without asking first, but neither JSON nor NDJSON.
+    """
+    if media_type not in accepted:
+        given = media_type[:40] or "a body without a content type"
+        detail = f"send {' or '.join(accepted)}, not {given}"
+        raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, headers={"Accept": ", ".join(accepted)})
+
+
+async def read_whole(
+    request: Request[Any, Any, Any],
+    accepted: Collection[str],
+    largest: int,
+    *,
+    times_in_memory: int = 1,
+    hint: str = "",
+) -> bytes:
+    """Return a body, decoded and without a byte order mark.
+
+    Raises 415; 408 after 60 s; 413 when it is larger than `largest` bytes (`hint` is appended to the message); 400 when
+    it breaks off; 503 when there is no room for `times_in_memory` copies of it, or when it stalls while others need it.
+    """
+    head, share = head_of(request.scope), share_of(request.scope)
+    try:
+        if request.scope.get(ALL_HERE):
+            body = await _whole(request, head, share, accepted, largest, hint)
+        else:
+            async with asyncio.timeout(SLOW_BODY):
+                body = await _whole(request, head, share, accepted, largest, hint)
+    except TimeoutError:
+        raise problem(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {SLOW_BODY:g} s") from None
+    except BrokenBody as broken:
+        raise broken.problem() from None
+    share.hold(0)
+    if not share.take(times_in_memory * len(body)):
+        raise share.busy()
+    return body
+
+
+async def _whole(  # noqa: PLR0913, PLR0917 - what `read_whole` was given
+    request: Request[Any, Any, Any], head: BodyHead, share: Share, accepted: Collection[str], largest: int, hint: str
+) -> bytes:
+    decoder = Decompressor(head.coding) if head.coding else None
+    body, more = bytearray(), True
+    while more:  # Litestar's own stream takes twice as long for a small body
+        piece, more = await _receive(request)
+        if not piece:
+            continue
+        check_media_type(head.media_type, accepted)
+        for decoded in _decoded(decoder, piece):
+            body += decoded
+            if len(body) > largest:
+                raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {largest} bytes{hint}")
+        if not share.hold(len(body)):
+            raise share.busy()
+    _check_end(decoder)
+    return _without_mark(body)
+
+
+async def read_pieces(
+    request: Request[Any, Any, Any], head: BodyHead, ending: asyncio.Event
+) -> AsyncGenerator[bytes, None]:
+    """Yield a body of any length as it arrives, decoded and without a byte order mark.
+
+    Raises `BrokenBody` when the body is incomplete: its caller disconnects, pauses for 60 s, or the service stops.
+    """
+    decoder = Decompressor(head.coding) if head.coding else None
+    start = b""
+    begun = False
+    async with aclosing(_arriving(request, ending)) as pieces:
+        async for piece in pieces:
+            for decoded in _decoded(decoder, piece):
+                if begun:
+                    yield decoded
+                elif len(start := start + decoded) >= MARK_BYTES:
+                    yield _without_mark(start)
+                    begun = True
+                if decoder:
+                    await asyncio.sleep(0)  # a small piece may decode to many pieces
+    _check_end(decoder)
+    if not begun and start:
+        yield _without_mark(start)
+
+
+async def _arriving(request: Request[Any, Any, Any], ending: asyncio.Event) -> AsyncGenerator[bytes, None]:
+    end = asyncio.create_task(ending.wait())
+    more = True
+    try:
+        while more:
+            arriving = asyncio.create_task(_receive(request))
+            await asyncio.wait([arriving, end], timeout=SLOW_BODY, return_when=asyncio.FIRST_COMPLETED)
+            if not arriving.done():
+                arriving.cancel()
+                if ending.is_set():
+                    reason = "the service is ending and reads no more of the body"
+                    raise BrokenBody(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": RETRY_AFTER})
+                reason = f"nothing more of the body arrived within {SLOW_BODY:g} s"
+                raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, reason)
+            piece, more = arriving.result()
+            if piece:
+                yield piece
+    finally:
+        end.cancel()
+
+
+async def _receive(request: Request[Any, Any, Any]) -> tuple[bytes, bool]:
+    """Return the next piece of a body, and whether more follow.
+
+    Raises `BrokenBody` when the caller disconnected, or when the body has stalled and other calls need the room.
+    """
+    message: Any = await (request.receive() if request.scope.get(ALL_HERE) else _wait_for_more(request))
+    if message["type"] == "http.disconnect":
+        raise BrokenBody(HTTPStatus.BAD_REQUEST, "the body broke off")
+    return message.get("body", b""), message.get("more_body", False)
+
+
+async def _wait_for_more(request: Request[Any, Any, Any]) -> Any:  # noqa: ANN401 - an ASGI event
+    share = share_of(request.scope)
+    arriving = asyncio.ensure_future(request.receive())
+    with share.waiting(arriving.cancel):
+        try:
+            return await arriving
+        except asyncio.CancelledError:
+            if not share.dismissed:
+                raise
+    reason = "the body stalled while other calls needed the room"
+    raise BrokenBody(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": RETRY_AFTER})
+
+
+def _decoded(decoder: Decompressor | None, piece: bytes) -> Iterable[bytes]:
+    if decoder is None:
+        return (piece,)
+    return _decompressed(decoder, piece)
+
+
+def _decompressed(decoder: Decompressor, piece: bytes) -> Iterator[bytes]:
+    try:
+        yield from decoder.decode(piece)
+    except DamagedBody as error:
+        raise BrokenBody(HTTPStatus.BAD_REQUEST, str(error)) from None
+    except DecompressionBomb as error:
+        raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
+
+
+def _check_end(decoder: Decompressor | None) -> None:
+    if decoder is not None:
+        try:
+            decoder.check_end()
+        except DamagedBody as error:
+            raise BrokenBody(HTTPStatus.BAD_REQUEST, str(error)) from None
+
+
+def _without_mark(text: bytes | bytearray) -> bytes:
+    """Return text without a byte order mark. Raises `BrokenBody` when it is UTF-16 or UTF-32."""
+    if len(text) > 1 and text[0] in STARTS_OF_JSON and text[1]:  # a second byte of 0 is one of UTF-16 or UTF-32
+        return bytes(text)
+    encoding = json.detect_encoding(text[:MARK_BYTES]) if text else "utf-8"
+    if not encoding.startswith("utf-8"):
+        reason = f"the body is {encoding.upper()}: send UTF-8"
+        raise BrokenBody(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, reason)
+    return bytes(text).removeprefix(BOM_UTF8)
+
+
+async def read_json(request: Request[Any, Any, Any], kind: type[T]) -> T:
+    """Return the decoded JSON of a body; an empty body means `{}`.
+
+    Raises 400 with the JSON path of the error, and the errors of `read_whole`.
+    """
+    body = await read_whole(request, [JSON], LARGEST_REQUEST_BYTES) or b"{}"
+    try:
+        asked = msgspec.json.decode(body, type=kind)
+        check_names(body)
+    except msgspec.MsgspecError as error:
+        detail, _, path = str(error).partition(" - at ")
+        fault = Fault(path=path.strip("`") or "$", detail=detail)
+        raise problem(BAD_BODY, str(error), [fault]) from None
+    except RepeatedName as error:
+        fault = Fault(path=f"$.{error.name}", detail=str(error))
+        raise problem(BAD_BODY, f"{error} - at `{fault.path}`", [fault]) from None
+    except UnicodeDecodeError:
+        raise problem(BAD_BODY, "the body is not valid UTF-8", [Fault(path="$", detail="not valid UTF-8")]) from None
+    except RecursionError:
+        raise problem(BAD_BODY, "the body is nested too deeply") from None
+    return asked
+
+
+async def refuse_other_bodies(request: Request[Any, Any, Any]) -> None:
+    """Refuse a body that is not JSON where a call takes none: a page of another site could send it unasked.
+
+    JSON is ignored.
+    """
+    await read_whole(request, [JSON], LARGEST_REQUEST_BYTES)
+
+
+def documents_body(examples: Mapping[str, tuple[Mapping[str, Any], Any]], *, required: bool) -> type[Operation]:
+    """Return an operation for a route that reads the body itself: by media type its JSON schema and example."""
+    body = RequestBody(
+        required=required,
+        content={
+            media_type: OpenAPIMediaType(schema=dict(schema), example=example)  # type: ignore[arg-type]  # written as it is
+            for media_type, (schema, example) in examples.items()
+        },
+    )
+
+    @dataclass
+    class WithBody(Operation):
+        def __post_init__(self) -> None:
+            self.request_body = body  # takes the place of the one that Litestar did not find in the signature
+
+    return WithBody
+
+
+def schema_of(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - any type that msgspec knows
+    """Return the JSON schema of a type that does not refer to itself, with all of its parts in place."""
+    (schema,), parts = msgspec.json.schema_components([kind], ref_template="{name}")
+    return dict(_in_place(schema, parts))
+
+
+def _in_place(schema: Any, parts: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any part of a schema
+    if isinstance(schema, list):
+        return [_in_place(one, parts) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    others = {name: _in_place(one, parts) for name, one in schema.items() if name not in {"$ref", "mapping"}}
+    return {**_in_place(parts[schema["$ref"]], parts), **others} if "$ref" in schema else others
+
+
+def either(kind: Any, *ways: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401 - any Struct
+    """Return the JSON schema of a Struct whose fields are given in one of some ways: those of one, and no others."""
+    null = {"type": "null"}
+    schema = schema_of(kind)
+    alternatives = [
+        {
+            "required": list(way),
+            "properties": {name: {"not": null} if name in way else null for name in schema["properties"]},
+        }
+        for way in ways
+    ]
+    return {**schema, "oneOf": alternatives}

@@ -1,0 +1,44 @@
+"""The streams that an instance serves, and what a call means that names one of them, or none."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Generic, TypeVar
+
+from litestar.params import Parameter
+
+from apps.chassis.http.problems import BAD_PARAMETER, Fault, problem
+
+T_co = TypeVar("T_co", covariant=True)
+
+OneStream = Annotated[str | None, Parameter(description="The stream; by default the first one.")]
+"""The parameter `stream` of a call that reads."""
+SomeStreams = Annotated[str | None, Parameter(description="The stream; by default all of them.")]
+"""The parameter `stream` of a call that changes something, or concerns all of them."""
+
+
+class Served(Generic[T_co]):
+    """What a service has of each stream, by its name; at least of one."""
+
+    def __init__(self, by_name: Mapping[str, T_co]) -> None:
+        self._by_name = by_name
+
+    def __iter__(self) -> Iterator[T_co]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def get(self, name: str | None) -> T_co | None:
+        """Return what belongs to a stream, by default the first; None for an unknown name."""
+        return next(iter(self)) if name is None else self._by_name.get(name)
+
+    def one(self, name: str | None) -> T_co:
+        """Return what belongs to a stream, by default the first. Raises 400 for an unknown name."""
+        found = self.get(name)
+        if found is None:
+            detail = f"expected one of {', '.join(self._by_name)}, not {str(name)[:40]!r}"
+            raise problem(BAD_PARAMETER, f"stream: {detail}", [Fault(parameter="stream", detail=detail)])
+        return found
+
+    def some(self, name: str | None) -> Mapping[str, T_co]:
+        """Return what belongs to a stream, by default all of them. Raises 400 for an unknown name."""
+        return self._by_name if name is None else {name: self.one(name)}

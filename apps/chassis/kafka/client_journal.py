@@ -1,0 +1,169 @@
+"""Records what the Kafka clients of one purpose met: failures, throttling, and the wait for a rebalance.
+
+The journal outlives each client: a new client must respect the throttling that the old one caused.
+"""
+
+import math
+import socket
+import ssl
+import time
+from collections.abc import Callable, Hashable
+from typing import Self
+
+import msgspec
+
+from apps.chassis.observability.logs import one_line
+
+FORGOTTEN_AFTER_S = 30.0
+"""Seconds after which a failure that was not repeated no longer counts."""
+RECENT_S = 5.0
+"""A failure counts as ongoing within this many seconds of its last occurrence."""
+THROTTLED_LATELY_S = 2.0
+"""Seconds after throttling ends in which the next answer may announce more."""
+LASTING_S = 5.0
+"""Seconds that a failure must last before a connected client counts as cut off. A new leader is found sooner."""
+REBALANCE_PATIENCE_S = 7.0
+"""Seconds that a normal rebalance may take."""
+
+
+class Failure(msgspec.Struct):
+    """A request or a connection that fails: since when, and when it last failed."""
+
+    reason: str
+    first: float
+    last: float
+    is_request: bool
+
+
+class ClientJournal:
+    """Records what the clients of one purpose met. `throttled_seconds` is the total time that quotas imposed."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.throttled_seconds = 0.0
+        self._throttle_end = -math.inf
+        self._now = now
+        self._failures: dict[Hashable, Failure] = {}
+        self._throttled_until: dict[Hashable, float] = {}
+        self._joining: tuple[str, float] | None = None
+        self._messages: dict[tuple[str, int], str] = {}
+
+    def failed(self, what: Hashable, reason: str, *, is_request: bool = True) -> None:
+        """Record that a request (or a connection) failed; `what` identifies it until it succeeds."""
+        now = self._now()
+        before = self._failures.get(what)
+        first = before.first if before and now - before.last < FORGOTTEN_AFTER_S else now
+        self._failures[what] = Failure(reason, first, now, is_request)
+        self._failures = {key: one for key, one in self._failures.items() if now - one.last < FORGOTTEN_AFTER_S}
+
+    def succeeded(self, what: Hashable) -> None:
+        """Forget the failures of a request or a connection that works again."""
+        if self._failures:
+            self._failures.pop(what, None)
+
+    def reason_of(self, what: Hashable) -> str | None:
+        """Return why a request or a connection fails, or None."""
+        failure = self._failures.get(what)
+        return failure.reason if failure else None
+
+    def last_failure(self, since: float = -math.inf) -> str | None:
+        """Return the newest failure after a time (`time.monotonic`) that was not followed by a success, or None."""
+        now = self._now()
+        found = [one for one in self._failures.values() if one.last >= since and now - one.last < FORGOTTEN_AFTER_S]
+        return max(found, key=lambda one: one.last).reason if found else None
+
+    def lasting_failure(self) -> str | None:
+        """Return the oldest request failure that has lasted 5 s and is ongoing, or None.
+
+        An unreachable broker that receives no requests does not stop the service.
+        """
+        now = self._now()
+        lasting = [one for one in self._failures.values() if one.is_request and one.last - one.first >= LASTING_S]
+        found = [one for one in lasting if now - one.last < RECENT_S]
+        return min(found, key=lambda one: one.first).reason if found else None
+
+    def throttled(self, broker: Hashable, seconds: float) -> None:
+        """Record that a broker will not answer the next request for this many seconds."""
+        self.throttled_seconds += seconds
+        self._throttle_end = max(self._throttle_end, self._now() + seconds)
+        self._throttled_until[broker] = max(self._now() + seconds, self._throttled_until.get(broker, 0.0))
+
+    def throttled_for(self, broker: Hashable = None) -> float:
+        """Return the seconds for which a broker, by default any of them, still throttles; 0 when none does."""
+        if not self._throttled_until:
+            return 0.0
+        now = self._now()
+        self._throttled_until = {key: until for key, until in self._throttled_until.items() if until > now}
+        until = self._throttled_until.values() if broker is None else [self._throttled_until.get(broker, now)]
+        return max(until, default=now) - now
+
+    def since_throttling(self) -> float:
+        """Return the seconds since the last throttling ended: below 0 while it lasts, infinite when there was none."""
+        return self._now() - self._throttle_end
+
+    def throttling(self) -> str | None:
+        """Return a sentence that a quota throttles the client, or None."""
+        if self.since_throttling() > THROTTLED_LATELY_S:
+            return None
+        return f"Kafka throttles this client by its quota, for {self.throttled_for():.1f} s more"
+
+    def with_throttling(self, detail: str) -> str:
+        """Return a health detail, extended by the throttling if a quota throttles the client."""
+        throttling = self.throttling()
+        return f"{detail}; {throttling}" if throttling else detail
+
+    def joins(self, group: str) -> None:
+        """Record that a member waits for the rebalance of its group; a repeated request continues the same wait."""
+        if self._joining is None or self._joining[0] != group:
+            self._joining = (group, self._now())
+
+    def joined(self) -> None:
+        """Record that the rebalance is over, or that nothing waits for it any longer."""
+        self._joining = None
+
+    def awaited_rebalance(self, patience: float = REBALANCE_PATIENCE_S) -> str | None:
+        """Return a sentence about a rebalance that takes longer than `patience` seconds, or None."""
+        if self._joining is None:
+            return None
+        group, since = self._joining
+        seconds = self._now() - since
+        return f"waiting for the rebalance of group {group} since {seconds:.0f} s" if seconds > patience else None
+
+    def refused(self, topic: str, partition: int, message: str) -> None:
+        """Keep the broker's own words about a batch that it refused."""
+        self._messages[topic, partition] = message
+
+    def take_message(self, topic: str, partition: int) -> str | None:
+        """Return the broker's own words about the last refused batch of a partition, once."""
+        return self._messages.pop((topic, partition), None)
+
+
+class ClientId(str):  # noqa: SLOT000 - it has an attribute
+    """The name that the clients of one purpose give to Kafka; the client finds its journal here.
+
+    Brokers apply quotas by this name, so that each purpose has a name of its own.
+    """
+
+    journal: ClientJournal
+
+    def __new__(cls, name: str) -> Self:
+        """Return a name with a new journal."""
+        made = super().__new__(cls, name)
+        made.journal = ClientJournal()
+        return made
+
+
+def why_unreachable(error: BaseException) -> str:
+    """Return why a connection could not be opened, as a phrase."""
+    match error:
+        case TimeoutError() if not error.strerror:
+            return "no answer in time"
+        case socket.gaierror():
+            return f"the name cannot be resolved ({error.strerror})"
+        case ConnectionRefusedError():
+            return "connection refused"
+        case ssl.SSLError():
+            return one_line(error)
+        case OSError() if error.strerror:
+            return error.strerror
+        case _:
+            return one_line(error)

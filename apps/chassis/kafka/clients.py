@@ -1,0 +1,139 @@
+"""Clients of Kafka from the settings: FastStream's broker, and aiokafka's own for what it does not offer."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.structs import RecordMetadata
+from fast_depends.msgspec import MsgSpecSerializer
+from faststream.kafka import KafkaBroker
+from faststream.security import BaseSecurity, SASLOAuthBearer, SASLPlaintext, SASLScram256, SASLScram512
+
+from apps.chassis.kafka.client_journal import ClientId
+from apps.chassis.kafka.security import Security, security_of
+from apps.chassis.settings import Settings
+
+METADATA_MS = 10_000
+"""Milliseconds after which a client asks what partitions there are: until then new ones belong to nobody."""
+PASSWORD_MECHANISMS = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
+
+
+class ClientOptions(Security):
+    """What every client needs to reach Kafka, as keyword arguments; not to be printed, for they hold the password."""
+
+    bootstrap_servers: list[str]
+    client_id: ClientId
+    request_timeout_ms: int
+    retry_backoff_ms: int
+
+
+def client_options(settings: Settings, service: str) -> ClientOptions:
+    """Return the options of any aiokafka client of `service`.
+
+    A request that a broker does not answer is given up after 20 s, and tried again after 0.25 s. Raises `WrongSetting`
+    for a file that is missing, or is not what it should be.
+    """
+    return ClientOptions(
+        bootstrap_servers=settings.bootstrap_servers,
+        client_id=ClientId(service),
+        request_timeout_ms=20_000,
+        retry_backoff_ms=250,
+        **security_of(settings),
+    )
+
+
+def for_purpose(options: ClientOptions, purpose: str) -> ClientOptions:
+    """Return the same options under their own client id, like `consumer-reader`, with its own journal.
+
+    A quota on the clients of one purpose then delays no others.
+    """
+    return ClientOptions(**{**options, "client_id": ClientId(f"{options['client_id']}-{purpose}")})
+
+
+def new_broker(options: ClientOptions, **tuning: Any) -> KafkaBroker:  # noqa: ANN401 - FastStream's own options
+    """Return a broker that is not connected yet.
+
+    `tuning` goes to `KafkaBroker`. Structs are the only model of data. What FastStream logs passes `ClientLines`.
+    """
+    return KafkaBroker(
+        bootstrap_servers=options["bootstrap_servers"],
+        client_id=options["client_id"],
+        request_timeout_ms=options["request_timeout_ms"],
+        retry_backoff_ms=options["retry_backoff_ms"],
+        metadata_max_age_ms=METADATA_MS,
+        security=_for_faststream(options),
+        sasl_oauth_token_provider=options["sasl_oauth_token_provider"],
+        **tuning,
+        serializer=MsgSpecSerializer(use_fastdepends_errors=False),
+        logger=logging.getLogger("faststream_kafka"),  # FastStream gives `faststream` handlers of its own
+        allow_auto_create_topics=False,
+    )
+
+
+Send = Callable[
+    [KafkaBroker, str, int, int, Sequence[tuple[bytes, bytes]], Mapping[str, str] | None],
+    Awaitable["asyncio.Future[RecordMetadata]"],
+]
+"""Hands a batch to the client, as `send_batch` does."""
+
+
+async def send_batch(  # noqa: PLR0913, PLR0917 - what a batch is
+    broker: KafkaBroker,
+    topic: str,
+    partition: int,
+    timestamp_ms: int,
+    records: Sequence[tuple[bytes, bytes]],
+    headers: Mapping[str, str] | None,
+) -> "asyncio.Future[RecordMetadata]":
+    """Hand a batch of keys and values to a broker's client; return what will tell of its acknowledgement.
+
+    FastStream's `publish_batch` makes a message, a command's entry, a dict of headers and a coroutine of each record:
+    2.1 of the 2.5 µs that it takes. The client's own batch does without. Raises `ConnectionError` for a broker that is
+    closed, and `ValueError`, with nothing sent, when the records do not fit.
+    """
+    client = client_of(broker)
+    if client is None:
+        raise ConnectionError("the broker is closed")
+    batch, encoded = client.create_batch(), [(name, value.encode()) for name, value in (headers or {}).items()]
+    for key, value in records:
+        if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=encoded) is None:
+            raise ValueError(f"{len(records)} records do not fit into a batch")
+    acknowledgement: asyncio.Future[RecordMetadata] = await client.send_batch(batch, topic, partition=partition)
+    return acknowledgement
+
+
+def size_of_batch(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> int:
+    """Return the bytes of a batch of one record, which is what `max.message.bytes` of a topic counts."""
+    batch = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=0,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=0,
+    )
+    size: int = batch.size() + batch.size_in_bytes(0, 0, key, value, list(headers))
+    return size
+
+
+def client_of(broker: KafkaBroker) -> AIOKafkaProducer | None:
+    """Return aiokafka's producer of a broker, None when it has none or is not connected."""
+    state = getattr(broker.config.producer, "_producer", None)  # FastStream shows it nowhere else
+    return state.producer if state else None
+
+
+def _for_faststream(options: Security) -> BaseSecurity | None:
+    """Return the same as FastStream wants it."""
+    protocol, context = options["security_protocol"], options["ssl_context"]
+    if protocol == "PLAINTEXT":
+        return None
+    if protocol == "SSL":
+        return BaseSecurity(context)
+    if options["sasl_mechanism"] == "OAUTHBEARER":
+        return SASLOAuthBearer(context)
+    mechanism = PASSWORD_MECHANISMS[options["sasl_mechanism"]]
+    return mechanism(options["sasl_plain_username"] or "", options["sasl_plain_password"] or "", context)

@@ -1,0 +1,229 @@
+"""A broker that is kept connected: in the background, for ever, and replaced when it broke."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import chain
+from typing import Literal
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError, ProducerClosed
+from faststream.kafka import KafkaBroker
+
+from apps.chassis.kafka.client_journal import ClientJournal
+from apps.chassis.kafka.clients import client_of
+from apps.chassis.kafka.cluster import Unusable
+from apps.chassis.observability.logs import one_line
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT = 45.0
+"""Seconds for one attempt to connect; a member that waits for a rebalance may take longer."""
+REPORT_AFTER = 8.0
+"""Seconds of an attempt to connect after which the log names the cause. A rebalance may take 7."""
+STOP_TIMEOUT = 6.5
+"""Seconds for a broker to finish its batch, leave its group and close, before it is dropped."""
+LAST_RESORT = 1.5
+"""Seconds of them for what remains when its last batches cannot be written."""
+LOOK_EVERY = 5.0
+"""Seconds between two checks of a connected client."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+"""Seconds between two attempts; each is twice the one before. What lasted longer is replaced without one."""
+
+
+class Connection:
+    """Holds one connected broker after another; `since` is when the last one connected (`time.monotonic`).
+
+    `make` builds a broker that was never used before; `prepare` is awaited before each connects (it creates topics) and
+    may raise to have it tried again. A broker that was replaced is closed in the background: an idempotent producer
+    that Kafka refused once, or a consume loop that died, is not repaired (see `replace`). `journal` is the one that the
+    clients of these brokers keep.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], KafkaBroker],
+        prepare: Callable[[], Awaitable[None]],
+        journal: ClientJournal | None = None,
+    ) -> None:
+        self.journal = journal or ClientJournal()
+        self.state: Literal["closed", "connecting", "connected"] = "closed"
+        self.error: str | None = None
+        self.replaced = 0
+        self.since = -math.inf
+        self.current: KafkaBroker | None = None
+        self._make = make
+        self._prepare = prepare
+        self._starting_since: float | None = None
+        self._connected = asyncio.Event()
+        self._broken = asyncio.Event()
+
+    async def broker(self, patience: float) -> KafkaBroker:
+        """Return the connected broker, waiting up to `patience` seconds for it; then raise `TimeoutError`."""
+        if self.current is not None:
+            return self.current
+        async with asyncio.timeout(patience):
+            while self.current is None:
+                await self._connected.wait()
+        return self.current
+
+    async def connected(self, patience: float) -> bool:
+        """Wait up to `patience` seconds for a connection, and tell whether there is one."""
+        with suppress(TimeoutError):
+            await self.broker(patience)
+        return self.current is not None
+
+    def trouble(self, otherwise: str = "not connected yet") -> str | None:
+        """Return what prevents the broker from connecting or working; None when nothing does.
+
+        `otherwise` describes a new connection that has met no error yet.
+        """
+        if self.current is not None:
+            return self.journal.awaited_rebalance() or self.journal.lasting_failure()
+        found = None
+        if self._starting_since is not None:
+            found = self.journal.awaited_rebalance() or self.journal.last_failure(self._starting_since)
+        return found or self.error or otherwise
+
+    def replace(self, broker: KafkaBroker, reason: str) -> None:
+        """Have a new broker take the place of `broker`; does nothing when that has been done already."""
+        if broker is self.current:
+            log.warning("reconnecting to Kafka: %s", reason)
+            self.error = reason
+            self.replaced += 1
+            self._let_go()
+            self._broken.set()
+
+    async def hold(self) -> None:
+        """Stay connected until cancelled; then close, which takes 6.5 s at most."""
+        loop = asyncio.get_running_loop()
+        pause = FIRST_PAUSE
+        retired: set[asyncio.Task[None]] = set()
+        broker: KafkaBroker | None = None
+        try:
+            while True:
+                self.state = "connecting"
+                broker = self._make()
+                if await self._connect(broker):
+                    since = loop.time()
+                    await self._until_broken()
+                    pause = 0.0 if loop.time() - since > LONGEST_PAUSE else pause
+                closing = loop.create_task(close(broker), name="close a replaced broker")
+                retired.add(closing)
+                closing.add_done_callback(retired.discard)
+                broker = None
+                await asyncio.sleep(pause)
+                pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
+        finally:
+            self._let_go()
+            try:
+                if broker is not None:
+                    await close(broker)
+                await asyncio.gather(*retired)
+            finally:
+                self.state = "closed"
+
+    async def _connect(self, broker: KafkaBroker) -> bool:
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._prepare()
+            await self._start(broker)
+        except Exception as error:  # noqa: BLE001 - whatever keeps it from connecting, it is tried again and reported
+            servers = ", ".join(broker.specification.url)
+            unreachable = isinstance(error, KafkaConnectionError)
+            reason = str(error) if isinstance(error, Unusable) else one_line(error)
+            found = self.journal.last_failure(self._starting_since or time.monotonic())
+            if unreachable:
+                reason = f"Kafka at {servers} is out of reach"
+            self._report(f"{reason}: {found}" if found and not isinstance(error, Unusable) else reason)
+            return False
+        finally:
+            self._starting_since = None
+        self._broken.clear()
+        self.current, self.state, self.error = broker, "connected", None
+        self.since = time.monotonic()
+        self._connected.set()
+        log.info("connected to Kafka at %s", ", ".join(broker.specification.url))
+        return True
+
+    async def _until_broken(self) -> None:
+        """Wait until the broker must be replaced; log when its client fails, and when it works again."""
+        known: str | None = None
+        while not self._broken.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._broken.wait()
+            found = self.trouble() if self.current is not None else None
+            if found and not known:
+                log.warning("the Kafka client cannot work: %s", found)
+            elif known and not found and self.current is not None:
+                log.info("the Kafka client works again")
+            known = found
+
+    async def _start(self, broker: KafkaBroker) -> None:
+        """Start a broker.
+
+        Raises `TimeoutError` after 45 s, unless it waits for the rebalance of its group. Leaving then would only begin
+        another rebalance, which waits for the same member.
+        """
+        loop = asyncio.get_running_loop()
+        self._starting_since = time.monotonic()
+        self.journal.joined()
+        starting = loop.create_task(broker.start(), name="start a broker")
+        began, reported = loop.time(), False
+        try:
+            while not starting.done():
+                await asyncio.wait([starting], timeout=1.0)
+                took = loop.time() - began
+                if took > START_TIMEOUT and self.journal.awaited_rebalance() is None:
+                    raise TimeoutError(f"no connection within {START_TIMEOUT:g} s")
+                if took > REPORT_AFTER and not reported and not starting.done():
+                    reported = True
+                    log.warning("still connecting to Kafka: %s", self.trouble())
+            starting.result()
+        finally:
+            if not starting.done():
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+
+    def _let_go(self) -> None:
+        self.current = None
+        self._connected.clear()
+
+    def _report(self, error: str) -> None:
+        """Log a failed attempt, unless the one before failed for the same reason."""
+        if error != self.error:
+            log.warning("cannot connect to Kafka, trying until it works: %s", error)
+        self.error = error
+
+
+async def close(broker: KafkaBroker) -> None:
+    """Close a broker, connected or half connected, within 6.5 s.
+
+    An idempotent producer waits for its last batches for ever when their partitions have no leader: they are failed
+    after 5 s, or each such producer would stay behind with its connections.
+    """
+    closing = asyncio.create_task(broker.stop(), name="close a broker")
+    try:
+        await asyncio.wait([closing], timeout=STOP_TIMEOUT - LAST_RESORT)
+        producer = client_of(broker)
+        if not closing.done() and producer is not None:
+            await _break_off(producer)
+        await asyncio.wait([closing], timeout=LAST_RESORT / 2)
+    finally:
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+
+
+async def _break_off(producer: AIOKafkaProducer) -> None:
+    """Fail what a producer cannot write. Its sender goes first: it would trip over batches that are failed under it."""
+    sender, waiting = producer._sender, producer._message_accumulator  # noqa: SLF001 - aiokafka has no other way
+    if sender.sender_task is not None:
+        sender.sender_task.cancel()
+    await producer.client.close()  # what is on its way fails, and is queued again after the backoff
+    await asyncio.sleep(LAST_RESORT / 3)
+    waiting._pending_batches.update(chain.from_iterable(waiting._batches.values()))  # noqa: SLF001 - where it looks for them
+    waiting.fail_all(ProducerClosed())

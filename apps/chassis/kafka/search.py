@@ -1,0 +1,194 @@
+"""Search backwards through a topic for the newest matching records: what to read next, and when to stop.
+
+Partitions are merged by timestamp, each in offset order: within one search a record counts as no newer than the records
+read of its partition before. A record dated more than a minute ahead has a wrong clock, or counts microseconds. It
+counts as old as the record before it in its partition.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from contracts.record import Record, latest_date
+
+MOST_SCANNED = 100_000
+"""Records that a search looks at, give or take a piece, before it returns what it has."""
+MOST_BYTES = 16 * 1024 * 1024
+"""Bytes of keys and values that a search holds, but for one record of each partition."""
+FEWEST, MOST = 100, 5_000
+"""Records of a piece, which is what is read of a partition at a time: twice as many each time, as long as they fit."""
+
+Wanted = Callable[[Record], bool]
+
+
+class Newest(NamedTuple):
+    """Records, the newest first; `before` is where to go on for those before them, None when there are none.
+
+    `scanned` records were looked at; `reached` is the time (ms) to which the search has come back, None at the start of
+    the topic.
+    """
+
+    records: list[Record]
+    before: dict[int, int] | None
+    scanned: int
+    reached: int | None
+
+
+class _Column:
+    """One partition, read from its end down to `low`, where what was read has `time`; to go on down to `bottom`.
+
+    `found` holds the wanted records with the time they count as, the newest first.
+    """
+
+    def __init__(self, bottom: int, end: int, latest: int) -> None:
+        self._latest = latest
+        self._undated: list[Record] = []
+        self.bottom = bottom
+        self.low = end
+        self.time = math.inf
+        self.found: list[tuple[float, Record]] = []
+        self.cut_short = False
+        self._piece: deque[Record] = deque()
+        self._start = end
+        self._bytes = 0
+
+    @property
+    def pending(self) -> bool:
+        return self.low > self.bottom
+
+    def begin(self, size: int) -> tuple[int, int]:
+        """Begin the piece below what was read; return its first offset and the one behind its last."""
+        self._start = max(self.bottom, self.low - size)
+        self.cut_short = False
+        return self._start, self.low
+
+    def take(self, records: Iterable[Record], most_bytes: int) -> None:
+        """Take records of the piece, in order; where they are too large, the piece begins later."""
+        for record in records:
+            self._piece.append(record)
+            self._bytes += size_of(record)
+            while self._bytes > most_bytes and len(self._piece) > 1:
+                self._bytes -= size_of(self._piece.popleft())
+                self._start = self._piece[0].offset
+                self.cut_short = True
+
+    def settle(self, wanted: Wanted) -> int:
+        """End the piece; return how many records it had."""
+        backwards = list(reversed(self._piece))
+        self.low = self._start
+        if self._undated or any(record.timestamp > self._latest for record in backwards):
+            self._settle_undated(backwards, wanted)
+        else:
+            times = list(accumulate((record.timestamp for record in backwards), min, initial=self.time))
+            self.found += [(time, record) for time, record in zip(times[1:], backwards, strict=True) if wanted(record)]
+            self.time = times[-1]
+        self._piece.clear()
+        self._bytes = 0
+        return len(backwards)
+
+    def _settle_undated(self, backwards: Sequence[Record], wanted: Wanted) -> None:
+        """End a piece with the records that are dated ahead: they wait for the first earlier record that is not."""
+        for record in backwards:
+            if record.timestamp <= self._latest:
+                self.time = min(self.time, record.timestamp)
+                self.date_rest()
+            if wanted(record):
+                self._undated.append(record)
+            if record.timestamp <= self._latest:
+                self.date_rest()
+        if not self.pending:
+            self.date_rest()
+
+    def date_rest(self) -> None:
+        """Count records that are dated ahead as old as the last record read.
+
+        Without one, they count as the oldest of all, or as the newest while there is more to read.
+        """
+        if self._undated and self.pending:
+            self.time = min(self.time, self._latest)
+        self.found += [(self.time if math.isfinite(self.time) else 0, record) for record in self._undated]
+        self._undated.clear()
+
+    @property
+    def held(self) -> int:
+        """The bytes of all records that are held."""
+        return sum(map(size_of, self._undated)) + sum(size_of(record) for _, record in self.found)
+
+
+class Search:
+    """A search for the newest `limit` records that are wanted, from an offset in each partition (not with it) back.
+
+    `pieces`, reading those, `take` and `settle` take turns until `pieces` is empty.
+    """
+
+    def __init__(self, bottom: Mapping[int, int], before: Mapping[int, int], wanted: Wanted, limit: int) -> None:
+        latest = latest_date()
+        self._columns = {partition: _Column(bottom[partition], offset, latest) for partition, offset in before.items()}
+        self._share = MOST_BYTES // (2 * max(1, len(before)))
+        self._wanted = wanted
+        self._limit = limit
+        self._size = max(limit, FEWEST)
+        self._scanned = 0
+        self._reading: list[_Column] = []
+
+    def pieces(self) -> dict[int, tuple[int, int]]:
+        """Return what to read next: of some partitions the first offset and the one behind the last."""
+        pending = {partition: column for partition, column in self._columns.items() if column.pending}
+        if not pending or self._scanned >= MOST_SCANNED or self._is_full() or len(self._ready()) >= self._limit:
+            return {}
+        times = [column.time for column in pending.values()]
+        late = (min(times) + max(times)) / 2  # a partition that was read back further than the others waits for them
+        next_ones = {partition: column for partition, column in pending.items() if column.time >= late}
+        self._reading = list(next_ones.values())
+        size, self._size = self._size, min(2 * self._size, MOST)
+        return {partition: column.begin(size) for partition, column in next_ones.items()}
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Take records of one partition, in order."""
+        self._columns[records[0].partition].take(records, self._share)
+
+    def settle(self) -> None:
+        """End the pieces that were asked for last."""
+        for column in self._reading:
+            scanned = column.settle(self._wanted)
+            self._scanned += scanned
+            if column.cut_short:
+                self._size = min(self._size, scanned)
+
+    def newest(self) -> Newest:
+        """Return what was found."""
+        for column in self._columns.values():
+            column.date_rest()
+        chosen = self._ready()[: self._limit]
+        before = {partition: column.low for partition, column in self._columns.items()}
+        left: list[float] = [-math.inf]
+        for partition, column in self._columns.items():
+            taken = sum(record.partition == partition for _, record in chosen)
+            if rest := column.found[taken:]:
+                before[partition] = rest[0][1].offset + 1
+                left.append(rest[0][0])
+        horizon = max(self._horizon(), *left)
+        reached = int(horizon) if math.isfinite(horizon) else None
+        return Newest([record for _, record in chosen], before if horizon > -math.inf else None, self._scanned, reached)
+
+    def _horizon(self) -> float:
+        """Return the time down to which every partition was read."""
+        return max((column.time for column in self._columns.values() if column.pending), default=-math.inf)
+
+    def _ready(self) -> list[tuple[float, Record]]:
+        """Return what was found and is newer than all that was not read, the newest first."""
+        horizon = self._horizon()
+        ready = [one for column in self._columns.values() for one in column.found if one[0] >= horizon]
+        return sorted(ready, key=lambda one: (-one[0], one[1].partition, -one[1].offset))
+
+    def _is_full(self) -> bool:
+        return (
+            sum(column.held for column in self._columns.values()) >= MOST_BYTES // 2
+        )  # the other half is for the pieces being read
+
+
+def size_of(record: Record) -> int:
+    """Return the bytes of a record's key and value."""
+    return len(record.key or b"") + len(record.value or b"")

@@ -1,0 +1,154 @@
+"""Which topic settings the guarantees need, and what is lost without them."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from apps.chassis.kafka.authorization import WORDS, Right
+
+DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
+UNLIMITED = "-1"
+SHORT_RETENTION_MS = 24 * 60 * 60 * 1_000
+"""Milliseconds of retention below which a consumer that is down over night loses records."""
+DEAD_LETTER_HEADERS_BYTES = 16 * 1024
+"""Bytes that a dead letter may have more than its record, for its headers."""
+
+Settings = Mapping[str, str]
+"""The configuration of a topic, as Kafka describes it."""
+
+
+class Topic(msgspec.Struct, frozen=True):
+    """A topic as a service wants it; `max_message_bytes` is its largest batch.
+
+    `right` is the right that the service needs besides Describe; `kind` is the word for it in messages.
+
+    With `kept_for_ever` Kafka deletes nothing of it; with `compacted` it keeps the last record of each key; otherwise
+    the cluster's retention holds. `loss` is the consequence when Kafka deletes its records. `largest_of` names the
+    topic whose largest record must fit into it, with the headers of a dead letter. With less than `least_bytes` as its
+    largest batch, it is of little use.
+    """
+
+    name: str
+    partitions: int
+    replication: int
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    kept_for_ever: bool = False
+    compacted: bool = False
+    right: Right | None = None
+    kind: str = "topic"
+    loss: str = "records are deleted, consumed or not"
+    largest_of: str | None = None
+    least_bytes: int = 0
+
+    @property
+    def denial(self) -> str:
+        """The message when `right` is missing."""
+        return f"no right to {WORDS[self.right] if self.right else 'see'} {self.kind} {self.name}"
+
+    @property
+    def min_insync_replicas(self) -> int:
+        """How many replicas must have a record before it counts as written: all but one, and at least one."""
+        return max(1, self.replication - 1)
+
+    @property
+    def configs(self) -> dict[str, str]:
+        """The configuration of a new topic: everything that a guarantee needs, whatever the brokers' defaults.
+
+        Brokers set the timestamps of topics that are kept for ever: otherwise they would refuse those of a client whose
+        clock is wrong.
+        """
+        for_ever = {
+            "retention.ms": UNLIMITED,
+            "retention.bytes": UNLIMITED,
+            "message.timestamp.type": "LogAppendTime",
+        }
+        return {
+            "cleanup.policy": "compact" if self.compacted else "delete",
+            "min.insync.replicas": str(self.min_insync_replicas),
+            "max.message.bytes": str(self.max_message_bytes),
+            "unclean.leader.election.enable": "false",
+            **(for_ever if self.kept_for_ever else {}),
+        }
+
+
+class Found(NamedTuple):
+    """An existing topic: its partitions, the replicas of each, and its configuration."""
+
+    partitions: int
+    replication: int
+    settings: Settings
+
+
+class Difference(NamedTuple):
+    """A difference between a topic and its wanted settings; `lost` is the guarantee that does not hold, or None.
+
+    `deletes` is whether Kafka deletes records that must be kept.
+    """
+
+    setting: str
+    have: object
+    want: object
+    lost: str | None = None
+    deletes: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.have}, wanted {self.want}" + (f": {self.lost}" if self.lost else "")
+
+
+def differences(topic: Topic, found: Found, largest_bytes: int = 0) -> list[Difference]:
+    """Return the differences between a topic and its wanted settings; `largest_bytes` must fit into a record."""
+    return [*_of_numbers(topic, found, largest_bytes), *_of_cleanup(topic, found.settings)]
+
+
+def _of_numbers(topic: Topic, found: Found, largest_bytes: int) -> Iterator[Difference]:
+    settings = found.settings
+    if found.partitions != topic.partitions:
+        yield Difference("partitions", found.partitions, topic.partitions)
+    if found.replication != topic.replication:
+        lost = "fewer brokers than wanted keep each record" if found.replication < topic.replication else None
+        yield Difference("replication", found.replication, topic.replication, lost)
+    in_sync = int(settings.get("min.insync.replicas", "1"))
+    if in_sync != topic.min_insync_replicas:
+        lost = "records are acknowledged that too few brokers have" if in_sync < topic.min_insync_replicas else None
+        yield Difference("min.insync.replicas", in_sync, topic.min_insync_replicas, lost)
+    if settings.get("unclean.leader.election.enable") == "true" and found.replication > 1:
+        lost = "a broker that lacks acknowledged records may become the leader"
+        yield Difference("unclean.leader.election.enable", "true", "false", lost)
+    largest = int(settings.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
+    needed = largest_bytes + DEAD_LETTER_HEADERS_BYTES if topic.largest_of else topic.least_bytes
+    if largest != topic.max_message_bytes or largest < needed:
+        lost = "its records may not fit"
+        if topic.largest_of:
+            lost = f"the largest records of {topic.largest_of} may not fit, and block their partition"
+        wanted = max(topic.max_message_bytes, needed)
+        yield Difference("max.message.bytes", largest, wanted, lost if largest < needed else None)
+    if topic.kept_for_ever and settings.get("message.timestamp.type") == "CreateTime":
+        lost = "records of an instance whose clock is wrong may be refused"
+        yield Difference("message.timestamp.type", "CreateTime", "LogAppendTime", lost)
+
+
+def _of_cleanup(topic: Topic, settings: Settings) -> Iterator[Difference]:
+    policy = settings.get("cleanup.policy", "delete")
+    policies = {one.strip() for one in policy.split(",")} - {""}
+    wanted = "compact" if topic.compacted else "delete"
+    if "compact" in policies and not topic.compacted:
+        lost = "all but the last record of each key are deleted, and records without a key are refused"
+        yield Difference("cleanup.policy", policy, wanted, lost, deletes=True)
+    elif policies - {wanted} or (topic.compacted and not policies):
+        yield Difference("cleanup.policy", policy or "none", wanted)
+    if "delete" in policies:
+        yield from _of_retention(topic, settings)
+
+
+def _of_retention(topic: Topic, settings: Settings) -> Iterator[Difference]:
+    time, size = settings.get("retention.ms", UNLIMITED), settings.get("retention.bytes", UNLIMITED)
+    if topic.kept_for_ever:
+        if time != UNLIMITED:
+            yield Difference("retention.ms", time, UNLIMITED, f"after that time {topic.loss}", deletes=True)
+    elif time != UNLIMITED and int(time) < SHORT_RETENTION_MS:
+        wanted = f"at least {SHORT_RETENTION_MS}"
+        yield Difference("retention.ms", time, wanted, f"after that time {topic.loss}", deletes=True)
+    if size != UNLIMITED:
+        lost = f"beyond so many bytes a partition {topic.loss}"
+        yield Difference("retention.bytes", size, UNLIMITED, lost, deletes=True)

@@ -1,0 +1,155 @@
+"""Metrics at `/metrics`, as text for Prometheus: what any service measures, and the page itself.
+
+Every application has a registry of its own. What changes all the time is not counted twice: it is read from whoever
+counts it anyway, when Prometheus asks.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from litestar import get
+from litestar.handlers import BaseRouteHandler
+from litestar.openapi import ResponseSpec
+from litestar.response import Response
+from litestar.types import Scope
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    Info,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from apps.chassis.http.health import VERSION
+from apps.chassis.http.problems import documented
+from apps.chassis.kafka.connection import Connection
+
+Look = Callable[[], Awaitable[Iterable[Metric]]]
+"""Returns what is read only when Prometheus asks; it may take some seconds while Kafka is out of reach."""
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""Upper bounds of the buckets of every histogram: from an answer out of memory to a request that is given up."""
+TEXT = "text/plain; version=0.0.4"
+"""The format of the page; Litestar names the charset of whatever is text."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def new_registry(service: str) -> CollectorRegistry:
+    """Return a registry that tells the process (Linux), the interpreter and which service this is."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    info = Info("service", "Which service this is, in which version.", registry=registry)
+    info.info({"service": service, "version": VERSION})
+    return registry
+
+
+class HttpMetrics:
+    """Counts the answers by method, route and status, and times them, also those to no route.
+
+    A path that no route knows counts as `unmatched`, a method that HTTP does not know as `other`: callers cannot make
+    series. HEAD counts as the GET that it asks for.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "http_requests", "Requests that were answered.", ["method", "route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "http_request_duration_seconds",
+            "Seconds from a request to the last byte of its answer.",
+            ["method", "route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # `labels` takes longer than counting
+
+    def note(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        method = str(scope.get("method"))
+        method = method if method in METHODS else "other"
+        route = scope.get("path_template") or "unmatched"
+        if (of := (method, route, status)) not in self._series:
+            self._series[of] = self._requests.labels(*of), self._seconds.labels(method, route)
+        answered, took = self._series[of]
+        answered.inc()
+        took.observe(seconds)
+
+
+def metrics_routes(registry: CollectorRegistry, look: Look) -> Sequence[BaseRouteHandler]:
+    """Return the route of the page; `look` returns what is added to the registry's own."""
+
+    @get(
+        "/metrics",
+        summary="What Prometheus collects",
+        media_type=TEXT,
+        responses={
+            **documented(),
+            200: ResponseSpec(str, generate_examples=False, description="Metrics", media_type="text/plain"),
+        },
+    )
+    async def metrics() -> Response[Any]:
+        page = generate_latest(_Page(registry, await look()))
+        return Response(page, media_type=TEXT)
+
+    return (metrics,)
+
+
+def gauge(name: str, documentation: str, value: float) -> Metric:
+    """Return a gauge of one value."""
+    return GaugeMetricFamily(name, documentation, value=value)
+
+
+def counter(name: str, documentation: str, value: float) -> Metric:
+    """Return a counter of one value, which is named `name` with `_total` behind it."""
+    return CounterMetricFamily(name, documentation, value=value)
+
+
+def of_kafka(connection: Connection, *, healthy: bool) -> Iterator[Metric]:
+    """Return what is read of any service."""
+    yield gauge(
+        "service_healthy", "Whether the service can do its job for a stream, as /health-check?stream= says.", healthy
+    )
+    connected = connection.state == "connected"
+    yield gauge("kafka_connected", "Whether there is a connection to Kafka.", connected)
+    throttled = connection.journal.throttled_seconds
+    yield counter("kafka_throttled_seconds", "Seconds for which quotas of Kafka made the main client wait.", throttled)
+
+
+def of_stream(name: str, metrics: Iterable[Metric]) -> Iterator[Metric]:
+    """Return metrics with the label `stream`."""
+    for metric in metrics:
+        metric.samples = [one._replace(labels={"stream": name, **one.labels}) for one in metric.samples]
+        yield metric
+
+
+def merged(metrics: Iterable[Metric]) -> Iterable[Metric]:
+    """Return metrics with the samples of all streams together: the format has each name once."""
+    by_name: dict[str, Metric] = {}
+    for metric in metrics:
+        known = by_name.setdefault(metric.name, metric)
+        if known is not metric:
+            known.samples += metric.samples
+    return by_name.values()
+
+
+class _Page(Collector):
+    """All that stands on one page."""
+
+    def __init__(self, registry: CollectorRegistry, seen: Iterable[Metric]) -> None:
+        self._registry = registry
+        self._seen = seen
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield it, without the times at which series were made: they would be a third of the page."""
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
+        yield from self._seen

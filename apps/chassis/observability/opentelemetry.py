@@ -1,0 +1,183 @@
+"""Traces with OpenTelemetry, in W3C Trace Context. Imported only where traces are sent.
+
+Spans tell what was done, of how many records and where they stand: never a value, a key, a query or the message of an
+exception, which are of people.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from itertools import islice
+from threading import Thread
+
+from litestar import Litestar
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode, format_trace_id, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from apps.chassis.http.health import VERSION
+from apps.chassis.observability.logs import trace_id
+from apps.chassis.observability.traces import Followed, TraceHeaders, Traces
+
+LAST_SPANS = 1.0
+"""Seconds that the end of a service waits for its last spans to be sent."""
+ATTEMPT = 5.0
+"""Seconds in which a collector must have taken some spans; those that it did not take are lost."""
+LONGEST_STATE = 512
+"""Characters of a caller's `tracestate` that are passed on; a longer one is dropped, as the standard allows."""
+MOST_TRACES = 100
+"""Traces of one batch that get a span; there may be as many as records."""
+NOT_FOLLOWED = frozenset({"/livez", "/health-check", "/metrics"})
+"""Asked all the time, by no one who looks at traces."""
+PARENT, STATE = "traceparent", "tracestate"
+
+Attributes = Mapping[str, str | int]
+
+
+def sending_to(endpoint: str, service: str) -> "OpenTelemetry":
+    """Return traces that go to a collector (OTLP over HTTP); `endpoint` is its address without a path."""
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=ATTEMPT)
+    return OpenTelemetry(service, BatchSpanProcessor(exporter))
+
+
+class OpenTelemetry(Traces):
+    """Follows calls; `processor` gets the spans. Nothing of it is global, but the span that is current in a task."""
+
+    header_bytes = 2 * 16 + len(PARENT) + 55 + len(STATE) + LONGEST_STATE
+
+    def __init__(self, service: str, processor: SpanProcessor) -> None:
+        resource = Resource.create({"service.name": service, "service.version": VERSION})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(processor)
+        self._tracer = self._provider.get_tracer("people-over-kafka", VERSION)
+        self._propagator = TraceContextTextMapPropagator()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Send what was not sent yet at the end, for 1 s at most: then a collector that does not answer is left."""
+        try:
+            yield
+        finally:
+            loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+            def end() -> None:
+                self._provider.shutdown()
+                with suppress(RuntimeError):  # the loop has ended meanwhile
+                    loop.call_soon_threadsafe(done.set)
+
+            Thread(target=end, name="last spans", daemon=True).start()  # one of the loop's own would be waited for
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_SPANS):
+                    await done.wait()
+
+    def follow_http(self, app: Litestar) -> None:
+        """Have an application follow its requests, in the trace that a caller names in `traceparent`."""
+        handler: ASGIApp = app.asgi_handler
+
+        async def followed(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"] in NOT_FOLLOWED:
+                await handler(scope, receive, send)
+                return
+            method = str(scope.get("method"))
+            given = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            with self._span(method, SpanKind.SERVER, self._context(given), {"http.request.method": method}) as span:
+
+                async def see(message: Message) -> None:
+                    if message["type"] == "http.response.start":
+                        status = message["status"]
+                        span.set_attribute("http.response.status_code", status)
+                        if status >= 500:  # noqa: PLR2004 - HTTP's own range
+                            span.set_status(StatusCode.ERROR)
+                    await send(message)
+
+                try:
+                    await handler(scope, receive, see)
+                finally:
+                    if route := scope.get("path_template"):
+                        span.update_name(f"{method} {route}")
+                        span.set_attribute("http.route", route)
+
+        app.asgi_handler = followed
+
+    def headers(self) -> TraceHeaders | None:
+        """Return the headers for the records of the call that is being answered, None when it is not followed."""
+        carrier: TraceHeaders = {}
+        if get_current_span().get_span_context().is_valid:
+            self._propagator.inject(carrier)
+        if len(carrier.get(STATE, "")) > LONGEST_STATE:
+            del carrier[STATE]
+        return carrier or None
+
+    @contextmanager
+    def publishing(self, topic: str, records: int) -> Iterator[None]:
+        """Follow the sending of records, until they are acknowledged."""
+        with self._span(f"send {topic}", SpanKind.PRODUCER, None, _messaging("send", topic, records)):
+            yield
+
+    @contextmanager
+    def handling(self, records: Sequence[Followed]) -> Iterator[None]:
+        """Follow the handling of a batch, in the traces that its records came with.
+
+        Each of the first 100 traces has a span of its own, which takes as long as the batch does. What the handler does
+        belongs to that of the first record; the others are linked to it.
+        """
+        found = Counter(map(_trace_of, records))
+        found = Counter({trace: number for trace, number in found.items() if trace}) or found
+        (first, number), *others = islice(found.items(), MOST_TRACES)
+        topic = records[0].topic
+        place: dict[str, str | int] = {
+            "messaging.destination.partition.id": str(records[0].partition),
+            "messaging.kafka.offset": records[0].offset,
+        }
+        with ExitStack() as stack:
+            attributes = _messaging("process", topic, number) | place
+            name = f"process {topic}"
+            span = stack.enter_context(self._span(name, SpanKind.CONSUMER, self._context(first), attributes))
+            for other, number in others:
+                link, attributes = Link(span.get_span_context()), _messaging("process", topic, number)
+                beside = self._tracer.start_span(name, self._context(other), SpanKind.CONSUMER, attributes, [link])
+                stack.callback(beside.end)
+            yield
+
+    def _context(self, headers: Mapping[str, str] | tuple[tuple[str, str], ...]) -> Context:
+        return self._propagator.extract(dict(headers), Context())
+
+    @contextmanager
+    def _span(self, name: str, kind: SpanKind, parent: Context | None, attributes: Attributes) -> Iterator[Span]:
+        """Make a span the current one; of an exception it tells the type alone."""
+        with self._tracer.start_as_current_span(
+            name, parent, kind, attributes, record_exception=False, set_status_on_exception=False
+        ) as span:
+            token = trace_id.set(format_trace_id(span.get_span_context().trace_id))
+            try:
+                yield span
+            except Exception as error:
+                span.set_status(StatusCode.ERROR)
+                span.set_attribute("error.type", type(error).__qualname__)
+                raise
+            finally:
+                trace_id.reset(token)
+
+
+def _trace_of(record: Followed) -> tuple[tuple[str, str], ...]:
+    """Return the trace headers of a record; the first of each name counts."""
+    if not record.headers:
+        return ()
+    named = {name: value for name, value in reversed(record.headers) if name in {PARENT, STATE} and value}
+    return tuple((name, value.decode("latin-1")) for name, value in sorted(named.items())) if PARENT in named else ()
+
+
+def _messaging(operation: str, topic: str, records: int) -> dict[str, str | int]:
+    return {
+        "messaging.system": "kafka",
+        "messaging.operation.type": operation,
+        "messaging.operation.name": operation,
+        "messaging.destination.name": topic,
+        "messaging.batch.message_count": records,
+    }

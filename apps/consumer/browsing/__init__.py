@@ -1,0 +1,4 @@
+"""Reading without a group: the newest records, search, the live tail.
+
+Depends on `consuming`.
+"""

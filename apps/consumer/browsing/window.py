@@ -1,0 +1,198 @@
+"""The last consumed records, in memory: a cache of the topic, bounded in records and in bytes.
+
+They keep the order of consumption, whatever their timestamps. Records that were consumed before this instance started
+are read again from the topic, and come before those.
+"""
+
+import re
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby, islice
+from operator import attrgetter
+from typing import NamedTuple
+
+from contracts.record import Record, latest_date, place_of
+
+MOST_BYTES = 32 * 1024 * 1024
+"""Bytes of values that the window keeps at most, however many records it may have."""
+PIECE = 500
+"""Records that go together, where they did not come as a larger batch."""
+MOST_PIECES = 100
+"""Of which all bytes may consist: what is put together goes together when there are too many."""
+
+
+class Cursor(NamedTuple):
+    """Where a page begins: records are numbered as they are consumed, and those from `before` on were shown.
+
+    Those from `top` on were consumed after the first page was requested. `window` identifies the instance that numbered
+    them.
+    """
+
+    window: int
+    top: int
+    before: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Cursor":
+        """Read what `str` made of a cursor. Raises `ValueError` for anything else."""
+        if not (found := re.fullmatch(r"([0-9]{1,19})-([0-9]{1,18})-([0-9]{1,18})", text)):
+            raise ValueError(f"not a cursor: {text[:60]!r}")
+        return cls(*map(int, found.groups()))
+
+    def __str__(self) -> str:
+        return f"{self.window}-{self.top}-{self.before}"
+
+
+class StaleCursor(ValueError):
+    """A cursor of another instance, or from before a restart of this one."""
+
+
+FIRST_NUMBER = 2**40
+"""The number of the first consumed record; records consumed before the start have lower ones."""
+
+
+class Window:
+    """Keeps the last `size` records that were added, fewer where they are large.
+
+    Batches are kept as they came and go as a whole, so that a record costs next to nothing on its way through; small
+    ones are put together, so that thousands of them are gone through as fast.
+    """
+
+    def __init__(self, size: int, most_bytes: int = MOST_BYTES) -> None:
+        self.size = size
+        self._most_bytes = most_bytes
+        self._batches: deque[tuple[Sequence[Record], int]] = deque()
+        self._records = 0
+        self._bytes = 0
+        self._name = time.time_ns() // 1_000
+        self._end = FIRST_NUMBER
+        self._consumed = 0
+
+    def __len__(self) -> int:
+        return min(self._records, self.size)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Iterate over the records, the first consumed first."""
+        records = chain.from_iterable(batch for batch, _ in self._batches)
+        return islice(records, max(0, self._records - self.size), None)
+
+    def bytes_of(self, count: int) -> int:
+        """Return the approximate bytes of the values of this many records: the average of all, times their number."""
+        return self._bytes * min(count, self._records) // max(self._records, 1)
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Add consumed records; the first consumed are dropped when there are too many."""
+        self._end += len(records)
+        self._consumed += len(records)
+        self._append(records)
+
+    def _append(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        size = _size(records)
+        self._records += len(records)
+        self._bytes += size
+        last, size_of_last = self._batches[-1] if self._batches else ((), 0)
+        if last and len(last) + len(records) <= PIECE and size_of_last + size <= self._most_bytes // MOST_PIECES:
+            self._batches[-1] = ([*last, *records], size_of_last + size)
+        else:
+            self._batches.append((records, size))
+        while self._records - len(self._batches[0][0]) >= self.size:
+            self._drop_first()
+        while self._bytes > self._most_bytes and self._records > 1:
+            first = self._drop_first()
+            if len(first) > 1:
+                self._insert_first(first[len(first) // 2 :])
+
+    def _drop_first(self) -> Sequence[Record]:
+        first, size = self._batches.popleft()
+        self._records -= len(first)
+        self._bytes -= size
+        return first
+
+    def _insert_first(self, records: Sequence[Record]) -> None:
+        size = _size(records)
+        self._batches.appendleft((records, size))
+        self._records += len(records)
+        self._bytes += size
+
+    def refill(self, records: Iterable[Record]) -> None:
+        """Add records that were read from the topic again, before all those consumed since the start.
+
+        They are merged by timestamp, each partition in offset order. Records that are already here are skipped.
+        """
+        present = list(self)
+        consumed = min(self._consumed, len(present))
+        begin = len(present) - consumed
+        refilled = {place_of(record): record for record in (*records, *present[:begin])}
+        for record in present[begin:]:
+            refilled.pop(place_of(record), None)
+        room = self.size - consumed
+        merged = [*(merged_by_time(refilled.values())[-room:] if room else ()), *present[begin:]]
+        self._batches.clear()
+        self._records = self._bytes = 0
+        for start in range(0, len(merged), PIECE):
+            self._append(merged[start : start + PIECE])
+
+    def newest(
+        self, limit: int, *, key: bytes | None = None, partition: int | None = None, before: Cursor | None = None
+    ) -> tuple[list[Record], Cursor | None]:
+        """Return the `limit` last consumed records, in the order of consumption, and the cursor for earlier ones.
+
+        The cursor is None when there are no more. Records match this `key` and this `partition`, and come before this
+        cursor. A record that was consumed twice is listed where it was consumed last. Raises `StaleCursor`.
+        """
+        name, top, below = before or (self._name, self._end, self._end)
+        if name != self._name:
+            raise StaleCursor("a cursor of another instance, or of before its restart: begin again without it")
+        found: list[tuple[int, Record]] = []
+        seen: set[tuple[int, int]] = set()
+        for number, record in self._backwards(top, key, partition):
+            place = place_of(record)
+            if place in seen:
+                continue
+            seen.add(place)
+            if number >= below:
+                continue
+            found.append((number, record))
+            if len(found) > limit:
+                break
+        shown = found[:limit]
+        cursor = Cursor(name, top, shown[-1][0]) if len(found) > limit else None
+        return [record for _, record in reversed(shown)], cursor
+
+    def _backwards(self, top: int, key: bytes | None, partition: int | None) -> Iterator[tuple[int, Record]]:
+        """Iterate over matching records below a number with their numbers, the last consumed first."""
+        end, last = self._end, self._end - len(self)
+        for batch, _ in reversed(self._batches):
+            begin = end - len(batch)
+            numbered: Iterable[tuple[int, Record]] = zip(range(end - 1, begin - 1, -1), reversed(batch), strict=True)
+            if begin < top:
+                if key is not None:  # a search for a key looks at every record: it is the hot loop
+                    numbered = [one for one in numbered if one[1].key == key]
+                for number, record in numbered:
+                    if last <= number < top and (partition is None or record.partition == partition):
+                        yield number, record
+            end = begin
+
+
+def _size(records: Sequence[Record]) -> int:
+    return sum([len(record.value or b"") for record in records])
+
+
+def merged_by_time(records: Iterable[Record]) -> list[Record]:
+    """Merge records of partitions by timestamp, each partition in offset order.
+
+    A record counts as no older than those before it in its partition; one that is dated too far ahead counts as old as
+    the one before it.
+    """
+    latest = latest_date()
+    timed: list[tuple[int, int, int, Record]] = []
+    for partition, of_one in groupby(sorted(records, key=place_of), key=attrgetter("partition")):
+        written = 0
+        for record in of_one:
+            if record.timestamp <= latest:
+                written = max(written, record.timestamp)
+            timed.append((written, partition, record.offset, record))
+    return [record for *_, record in sorted(timed, key=lambda one: one[:3])]

@@ -1,0 +1,81 @@
+"""Refills the window from the topic, after a restart or when partitions came from another instance."""
+
+import asyncio
+import logging
+from collections.abc import Collection
+
+from aiokafka.errors import KafkaError
+
+from apps.chassis.background import Background
+from apps.chassis.kafka.cluster import Committed
+from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.observability.logs import one_line
+from apps.consumer.browsing.window import Window
+from apps.consumer.consuming.consumption import Decode, sort_out
+from apps.consumer.consuming.redrive_addressing import divide
+from contracts.record import Record
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds before a refill that failed is tried again; each pause is twice the one before."""
+PIECE = 4 * 1024 * 1024
+"""Bytes of values that are read before they are merged into the window, which is bounded."""
+
+
+class Refill:
+    """Puts the newest records that the group has committed into the window, an even share for each partition held."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
+        self,
+        window: Window,
+        reader: LogReader,
+        committed: Committed,
+        background: Background,
+        decode: Decode,
+        group: str,
+    ) -> None:
+        self._window = window
+        self._reader = reader
+        self._committed = committed
+        self._background = background
+        self._decode = decode
+        self._group = group
+        self._running: asyncio.Task[None] | None = None
+
+    def begin(self, own: Collection[int]) -> None:
+        """Refill for the partitions held now, in the background; takes the place of a refill that was begun before."""
+        if self._running is not None:
+            self._running.cancel()
+        self._running = self._background.start(self._until_done(own), "refill of the window")
+
+    async def _until_done(self, own: Collection[int]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._refill(own)
+            except (KafkaError, OSError, TimeoutError) as error:
+                log.warning("the window could not be refilled, retrying: %s", one_line(error))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                return
+
+    async def _refill(self, own: Collection[int]) -> None:
+        committed = await self._committed()
+        first, end = await self._reader.offsets(len(committed))
+        share = -(-self._window.size // max(1, len(own)))
+        ranges = {
+            partition: (max(first[partition], min(offset, end[partition]) - share), min(offset, end[partition]))
+            for partition in own  # in a recreated topic, the committed offset may be beyond the end
+            if (offset := committed.get(partition)) is not None
+        }
+        read: list[Record] = []
+        try:
+            async for records in self._reader.read(ranges):
+                read += sort_out(self._decode, divide(records, self._group)[0])[0]
+                if sum(len(record.value or b"") for record in read) > PIECE:
+                    self._window.refill(read)
+                    read = []
+        finally:  # a batch may be one that can never be read
+            self._window.refill(read)

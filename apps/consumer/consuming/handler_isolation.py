@@ -1,0 +1,155 @@
+"""Contain a handler: its errors and cancellations end neither the consume loop nor the process."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any
+
+from apps.chassis.observability.logs import LONGEST_CHAIN, one_line
+
+_contained: ContextVar[bool] = ContextVar("contained", default=False)
+"""Whether the current task belongs to a handler: child tasks inherit the context of the task that creates them."""
+
+
+LONGEST_TEXT = 10_000
+"""Characters of a handler's error that are kept."""
+CLASSES_KEPT = 256
+"""Classes of handlers' errors that are kept for the next error of their kind."""
+
+
+class HandlerError(Exception):
+    """A copy of a handler's error: its text, read once, in a class of the same name and module.
+
+    The copy runs no code of the handler, whose methods might raise when the error is logged or dead-lettered.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Escaped(Exception):
+    """A handler's error that is no `Exception` (like `SystemExit`), or that cancels the handler."""
+
+
+class BrokenOff(Exception):
+    """The handler call was cancelled because its time was up; this says nothing about its records."""
+
+
+class HandlerCall:
+    """Calls a function in its own task, one call at a time; `break_off` cancels the running call.
+
+    Copies of errors keep those of the `bases` that the error has: classes that the caller distinguishes.
+    """
+
+    def __init__(self, *bases: type[Exception]) -> None:
+        self._bases = bases
+        self._task: asyncio.Task[object] | None = None
+        self._is_broken_off = False
+
+    async def run(self, make: Callable[[], Awaitable[object]]) -> None:
+        """Await what `make` returns.
+
+        Raises copies (`HandlerError`) of its `Exception`s, and `Escaped` for everything else. Raises `BrokenOff` after
+        `break_off`, unless the call succeeds regardless.
+        """
+        self._is_broken_off = False
+        task = self._task = asyncio.create_task(_contain(make, _contained.set, self._bases), name="handler")
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:  # the consume loop itself ends
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        finally:
+            self._task = None
+        if task.cancelled():
+            raise BrokenOff if self._is_broken_off else Escaped("CancelledError: the handler cancelled its own task")
+        if (error := task.exception()) is not None:
+            if self._is_broken_off:
+                raise BrokenOff from error
+            raise error
+
+    def break_off(self) -> None:
+        """Cancel the running call, if there is one."""
+        if self._task is not None:
+            self._is_broken_off = True
+            self._task.cancel()
+
+
+async def _contain(
+    make: Callable[[], Awaitable[object]], mark: Callable[[bool], object], bases: tuple[type[Exception], ...]
+) -> object:
+    mark(True)  # noqa: FBT003 - of a task of its own, so that it needs no reset
+    try:
+        return await make()
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - of whatever kind, it is a failure of the handler alone
+        is_exception, copied = issubclass(type(error), Exception), copy_of(error, bases)
+    # raised here, so that the handler's own error is not the context of its copy
+    if is_exception:
+        raise copied
+    raise Escaped(one_line(copied)) from copied
+
+
+def copy_of(error: BaseException, bases: tuple[type[Exception], ...] = (), most: int = LONGEST_CHAIN) -> HandlerError:
+    """Return a copy of an error and of the errors that led to it, `most` in all, with their tracebacks."""
+    kind = type(error)
+    names = (_plain_name(kind, name) for name in ("__name__", "__module__", "__qualname__"))
+    copied = _class_named(*names, tuple(base for base in bases if issubclass(kind, base)))(_text_of(error))
+    copied.__traceback__ = _defined_by(BaseException, "__traceback__", error)
+    cause = _defined_by(BaseException, "__cause__", error)
+    if cause is None and not _defined_by(BaseException, "__suppress_context__", error):
+        cause = _defined_by(BaseException, "__context__", error)
+    if cause is not None and most > 1:
+        copied.__cause__ = copy_of(cause, bases, most - 1)
+    return copied
+
+
+@lru_cache(CLASSES_KEPT)
+def _class_named(name: str, module: str, qualname: str, bases: tuple[type[Exception], ...]) -> type[HandlerError]:
+    return type(name, (HandlerError, *bases), {"__module__": module, "__qualname__": qualname})
+
+
+def _plain_name(kind: type, attribute: str) -> str:
+    name = _defined_by(type, attribute, kind)
+    return str.__str__(name) if issubclass(type(name), str) else "?"
+
+
+def _defined_by(owner: type, attribute: str, thing: object) -> Any:  # noqa: ANN401 - of any attribute
+    """Return an attribute as `owner` defines it, though a subclass or a metaclass may redefine it."""
+    return vars(owner)[attribute].__get__(thing)
+
+
+def _text_of(error: BaseException) -> str:
+    """Return the message of an error, shortened, as a `str` and never as a subclass of it."""
+    try:
+        return str.__str__(str(error))[:LONGEST_TEXT]
+    except BaseException:  # noqa: BLE001 - `__str__` may be the handler's code too
+        return "its message cannot be read"
+
+
+def contain_child_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Contain tasks that handlers create: otherwise `SystemExit` in any task ends the event loop."""
+    inner = loop.get_task_factory() or _new_task
+
+    def new_task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any) -> Any:  # noqa: ANN401 - as asyncio calls it
+        return inner(loop, _contain_child(work) if _contained.get() else work, **options)
+
+    loop.set_task_factory(new_task)  # type: ignore[arg-type]  # the options differ between versions of Python
+
+
+def _new_task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:  # noqa: ANN401 - as asyncio calls it
+    return asyncio.Task(work, loop=loop, **options)
+
+
+async def _contain_child(work: Awaitable[Any]) -> Any:  # noqa: ANN401 - of any task
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise Escaped(one_line(copy_of(error))) from error

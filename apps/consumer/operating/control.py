@@ -1,0 +1,316 @@
+"""What an operator may do with the consumption, and the watch over it: a loop that died or wedged is replaced."""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import IllegalStateError
+from faststream.kafka.subscriber.usecase import BatchSubscriber
+
+from apps.chassis.background import Background
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.connection import Connection
+from apps.consumer.consuming.commits import Commits, metadata_of, positions_of
+from apps.consumer.consuming.consumption import Consumption
+from apps.consumer.consuming.handler_isolation import contain_child_tasks
+from apps.consumer.consuming.subscriber import ailment
+
+State = Literal["starting", "running", "retrying", "paused", "stopped", "reconnecting", "halted"]
+Place = Literal["beginning", "end"] | datetime | Mapping[int, int]
+"""Where to seek to: an end of the topic, the first record at or after a time, or an offset in each partition."""
+
+JOINING = 6.0
+"""Seconds that `start` waits for its turn and for assigned partitions, before it returns."""
+BATCH_IN_HAND = 5.0
+"""Seconds that `seek` waits for the in-flight batch."""
+BREAK_OFF_S = 4.0
+"""Seconds of these after which a running handler is cancelled; also when the consumption stops."""
+SEEKING = 9.0
+"""Seconds that a `seek` may take in all."""
+ROUND = 2.0
+"""Seconds between two looks at the consume loop."""
+
+
+class NotNow(Exception):
+    """What was asked for cannot be done in this state; the message says why."""
+
+
+class Control:
+    """What an operator may do with the consumption of a service. All calls may come at any time, together and twice."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what it steers and watches
+        self,
+        connection: Connection,
+        cluster: Cluster,
+        consumption: Consumption,
+        commits: Commits,
+        background: Background,
+        slow_batch_s: float,
+        stream_name: str,
+    ) -> None:
+        self._connection = connection
+        self._cluster = cluster
+        self._consumption = consumption
+        self._commits = commits
+        self._slow_batch_s = slow_batch_s
+        self._background = background
+        self._stream_name = stream_name
+        self._holding: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
+
+    @property
+    def subscriber(self) -> BatchSubscriber | None:
+        """The subscriber that consumes now; None while there is no connection."""
+        broker = self._connection.current
+        if broker is None:
+            return None
+        (subscriber,) = broker.subscribers
+        assert isinstance(subscriber, BatchSubscriber)  # noqa: S101 - the one registered by `subscribe`
+        return subscriber
+
+    @property
+    def consumer(self) -> AIOKafkaConsumer | None:
+        """The client that consumes now; None while there is no connection."""
+        subscriber = self.subscriber
+        return subscriber.consumer if subscriber else None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether an operator has stopped the consumption."""
+        return self._holding is None
+
+    async def start(self, *, accept: bool = False) -> None:
+        """Join the group and consume; return once partitions are assigned, or after 6 s.
+
+        With `accept`, after a halt or while retrying, bad records are dead-lettered until a batch has only good ones.
+        """
+        late = time.monotonic() + JOINING
+        async with self._changing:
+            if self._consumption.halted:
+                await self._end()
+            elif accept and self._consumption.retrying:
+                self._consumption.accept()
+            if self._holding is None or self._holding.done():
+                self._consumption.resume(accept=accept)
+                self._holding = self._background.start(self._connection.hold(), "consumption")
+        await self._connection.connected(max(0.0, late - time.monotonic()))
+
+    async def stop(self) -> None:
+        """Commit the in-flight batch, leave the group and return.
+
+        A failing batch is abandoned at once, and a handler call of more than 4 s is cancelled. What comes before the
+        first unfinished record of each partition is committed; the rest will be redelivered.
+        """
+        async with self._changing:
+            await self._end()
+
+    async def _end(self) -> None:
+        if self._holding is not None:
+            self._consumption.leaving.set(BREAK_OFF_S)
+            self._holding.cancel()
+            await asyncio.wait([self._holding])
+            self._holding = None
+
+    async def stop_at(self, ending: asyncio.Event) -> None:
+        """Stop when the service is about to end."""
+        await ending.wait()
+        await self.stop()
+
+    async def pause(self) -> None:
+        """Stop reading, but keep the partitions; the in-flight batch is finished. Holds until `resume`."""
+        async with self._changing:
+            self._consumption.paused = True
+            self._hold_pause()
+
+    async def resume(self) -> None:
+        """Read on from where `pause` stopped."""
+        async with self._changing:
+            self._consumption.paused = False
+            self._consumption.idle_since = time.time()  # what was paused has not been polled meanwhile
+            if consumer := self.consumer:
+                consumer.resume(*consumer.paused())
+
+    def _hold_pause(self) -> None:
+        consumer = self.consumer
+        if self._consumption.paused and consumer:
+            consumer.pause(*consumer.assignment())
+
+    async def positions(self) -> dict[int, int]:
+        """Return the next offset to read of each partition that this instance reads."""
+        consumer = self.consumer
+        return {tp.partition: at for tp, at in (await positions_of(consumer)).items()} if consumer else {}
+
+    async def seek(self, place: Place) -> dict[int, int]:
+        """Consume from another place on; return the offset in each requested partition that this instance holds.
+
+        The offsets are committed, so that a restart does not undo it. Raises `NotNow` when no such partition is held,
+        or a batch is in flight for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
+        or `OSError`, or after 9 s `TimeoutError`, when Kafka is out of reach.
+        """
+        async with asyncio.timeout(SEEKING), self._changing:
+            subscriber, consumer = self.subscriber, self.consumer
+            if subscriber is None or consumer is None:
+                raise NotNow(f"there is no consumption to be sought: it is {self._without_connection()}")
+            wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
+            if not wanted:
+                raise NotNow("this instance holds none of the requested partitions")
+            return await self._seek(subscriber, consumer, wanted, place)
+
+    async def leave_deleted_topic(self) -> dict[int, tuple[int, int]]:
+        """Seek positions that belong to a deleted topic to the beginning of the one that was created since.
+
+        Return the positions before and after in each of these partitions. Raises the errors of `seek`.
+        """
+        async with asyncio.timeout(SEEKING), self._changing:
+            subscriber, consumer = self.subscriber, self.consumer
+            if subscriber is None or consumer is None:
+                return {}
+            recreated = await self._commits.recreated(consumer)
+            if not recreated:
+                return {}
+            before = await self.positions()
+            sought = await self._seek(subscriber, consumer, recreated, "beginning", self._commits.is_of_another)
+            return {
+                partition: (before[partition], sought[partition]) for partition in sorted(sought.keys() & before.keys())
+            }
+
+    async def _seek(
+        self,
+        subscriber: BatchSubscriber,
+        consumer: AIOKafkaConsumer,
+        wanted: Collection[TopicPartition],
+        place: Place,
+        is_due: Callable[[TopicPartition, UUID | None], bool] = lambda *_: True,
+    ) -> dict[int, int]:
+        """Seek partitions between two batches, where that is still due then, and commit the new positions."""
+        others = consumer.assignment() - consumer.paused()
+        consumer.pause(*consumer.assignment())  # or the next batch would be in flight before the seek is done
+        try:
+            topic_ids = await self._commits.ask_topic_ids(consumer, wanted)
+            found = await _find(consumer, wanted, place)
+            await self._wait_for_batch(subscriber)
+            offsets = {tp: offset for tp, offset in found.items() if is_due(tp, topic_ids[tp])}
+            for tp, offset in offsets.items():  # no batch is in flight or being read, so nothing can intervene
+                consumer.seek(tp, offset)
+            self._consumption.attempts.forget()
+            await consumer.commit({tp: (offset, metadata_of(topic_ids[tp])) for tp, offset in offsets.items()})
+            self._commits.sought(offsets, topic_ids)
+        except IllegalStateError as error:
+            raise NotNow(f"the partitions were given to another member meanwhile: {error}") from None
+        finally:
+            if not self._consumption.paused:
+                consumer.resume(*(others & consumer.assignment()))
+        return {tp.partition: offset for tp, offset in sorted(offsets.items())}
+
+    def _without_connection(self) -> str:
+        if self._consumption.halted:
+            return "halted"
+        return "stopped" if self.stopped else "not connected yet"
+
+    async def _wait_for_batch(self, subscriber: BatchSubscriber) -> None:
+        """Wait until no batch is in flight; the handler is cancelled when it takes too long."""
+        self._consumption.leaving.set(BREAK_OFF_S)
+        try:
+            await subscriber.lock.wait_release(BATCH_IN_HAND)  # type: ignore[attr-defined]  # a MultiLock once started
+        finally:
+            self._consumption.leaving.clear()
+        if not subscriber.lock.empty:  # type: ignore[attr-defined]
+            raise NotNow(
+                f"the handler was cancelled after {BREAK_OFF_S:g} s and still runs: it blocks the in-flight batch"
+            )
+
+    async def state(self) -> State:
+        """Return what the consumption is doing, with a look at the cluster (4 s at most)."""
+        if self._consumption.halted:
+            return "halted"
+        if self._holding is None:
+            return "stopped"
+        if self._connection.current is None:
+            return "reconnecting" if self._connection.replaced else "starting"
+        if self.obstacle() or await self._cluster.trouble():
+            return "reconnecting"
+        if self._consumption.paused:
+            return "paused"
+        return "retrying" if self._consumption.retrying else "running"
+
+    async def health(self) -> tuple[bool, str, str]:
+        """Return whether the consumer can do its job, the state of Kafka, and why not."""
+        unreachable = await self._cluster.trouble()
+        kafka = "connecting" if unreachable else "connected"
+        if self._consumption.halted:
+            return False, kafka, f"halted: {self._consumption.halted_for}"
+        if self.stopped:
+            return True, kafka, self._cluster.at_risk("stopped by an operator")
+        unfit = unreachable or self.obstacle() or self._consumption.unreadable or self._background.failure
+        if unfit := unfit or self._struggle():
+            return False, kafka, unfit
+        if self._consumption.paused:
+            return True, kafka, self._cluster.at_risk("paused by an operator")
+        return (
+            True,
+            kafka,
+            self._cluster.at_risk(self._connection.journal.with_throttling(f"{self._stream_name} are consumed")),
+        )
+
+    def _struggle(self) -> str | None:
+        """Return why fetched batches are not committed, or None."""
+        retrying, age = self._consumption.retrying, self._consumption.batch_age
+        if retrying and not self._consumption.paused:
+            return f"{retrying} (see last_error of the status)"
+        if self._commits.error:
+            return f"the last commit failed, and its batch will be redelivered: {self._commits.error}"
+        if age > self._slow_batch_s:
+            return f"the in-flight batch has taken {age:.0f} s (SLOW_BATCH_SECONDS is {self._slow_batch_s:g})"
+        return None
+
+    def trouble(self) -> str | None:
+        """Return why a started consumption consumes nothing until it is replaced, or None."""
+        subscriber = self.subscriber
+        if subscriber is None:
+            return self._connection.trouble()
+        if self._cluster.unreadable_at > self._connection.since:  # the client does not find back by itself
+            return "what may not be read for a while may be read again"
+        return ailment(subscriber, self._consumption, self._commits, self._connection.journal.since_throttling())
+
+    def obstacle(self) -> str | None:
+        """Return why nothing is consumed now, even where a new connection would not help, or None."""
+        return self.trouble() or self._connection.trouble()
+
+    async def watch(self) -> None:
+        """Until cancelled, have a consume loop that died or wedged replaced, and one that halted stopped.
+
+        While Kafka itself is out of reach nothing is replaced: the client connects by itself again.
+        """
+        contain_child_tasks(asyncio.get_running_loop())  # of handlers: begun before the first start
+        while True:
+            await asyncio.sleep(ROUND)
+            async with self._changing:
+                if self._consumption.halted:
+                    await self._end()
+            self._hold_pause()  # a pause that was asked for while the connection was being made
+            broker = self._connection.current
+            if broker is not None and (reason := self.trouble()) and not await self._cluster.trouble():
+                self._connection.replace(broker, reason)
+
+
+async def _find(
+    consumer: AIOKafkaConsumer, wanted: Collection[TopicPartition], place: Place
+) -> dict[TopicPartition, int]:
+    """Return the offset in each partition that a place means; behind the last record when nothing is so new."""
+    if isinstance(place, Mapping):
+        first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
+        for tp in wanted:
+            if not first[tp] <= place[tp.partition] <= end[tp]:
+                raise ValueError(f"partition {tp.partition} has offsets {first[tp]} to {end[tp]}")
+        return {tp: place[tp.partition] for tp in wanted}
+    if place == "beginning":
+        return dict(await consumer.beginning_offsets(wanted))
+    end = await consumer.end_offsets(wanted)
+    if place == "end":
+        return dict(end)
+    found = await consumer.offsets_for_times({tp: int(place.timestamp() * 1_000) for tp in wanted})
+    return {tp: found[tp].offset if found[tp] else end[tp] for tp in wanted}

@@ -1,0 +1,155 @@
+"""What the consumer measures: read from who counts it when Prometheus asks, but for the calls of the handler."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from typing import Any, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from apps.chassis.kafka.connection import Connection
+from apps.chassis.observability.metrics import SECONDS, counter, gauge
+from apps.consumer.consuming.commits import REASONS, Commits
+from apps.consumer.consuming.consumption import Consumption
+from apps.consumer.consuming.redrive_addressing import FOR_ANOTHER_GROUP
+from apps.consumer.consuming.retry import Handle, Reject
+from apps.consumer.operating.control import State
+from apps.consumer.operating.lag import Lag
+
+
+class HandlerMetrics:
+    """Counts and times the calls of handlers, each with a batch or a part of it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "consumer_handler_seconds",
+            "Seconds that a call of the handler took.",
+            ["stream"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._attempts = Counter(
+            "consumer_handler_attempts",
+            "Calls of the handler by how they ended.",
+            ["stream", "result"],
+            registry=registry,
+        )
+
+    def timed(self, stream: str, handle: Handle) -> Handle:
+        """Return a handler of a stream that does the same, and whose calls are counted and timed."""
+        seconds = self._seconds.labels(stream)
+        ok, failed, rejected, broken_off = (
+            self._attempts.labels(stream, result) for result in ("ok", "failed", "rejected", "broken_off")
+        )
+
+        async def measured(values: Sequence[Any]) -> None:
+            start = time.perf_counter()
+            result = failed
+            try:
+                await handle(values)
+                result = ok
+            except Reject:
+                result = rejected
+                raise
+            except asyncio.CancelledError:
+                result = broken_off
+                raise
+            finally:
+                result.inc()
+                seconds.observe(time.perf_counter() - start)
+
+        return measured
+
+
+def of_consumption(consumption: Consumption, connection: Connection, state: State) -> Iterator[Metric]:
+    """Return what was consumed so far, and what the consumption is doing."""
+    yield counter(
+        "consumer_records_consumed", "Good records: handled, and committed with their batch.", consumption.consumed
+    )
+    dead = CounterMetricFamily(
+        "consumer_records_dead_lettered", "Records written to the dead letters, by type of error.", labels=["reason"]
+    )
+    for reason, number in consumption.dead_letters.items():
+        dead.add_metric([reason], number)
+    yield dead
+    passed_over = CounterMetricFamily(
+        "consumer_records_passed_over", "Records that were committed and are not for this group.", labels=["reason"]
+    )
+    passed_over.add_metric([FOR_ANOTHER_GROUP], consumption.passed_over)
+    yield passed_over
+    failures = consumption.attempts.failures
+    yield gauge("consumer_batch_failures", "Failed attempts of the in-flight batch; 0 when all is well.", failures)
+    yield gauge(
+        "consumer_batch_age_seconds",
+        "Seconds that the in-flight batch has taken so far, its commit included; 0 without one.",
+        consumption.batch_age,
+    )
+    yield counter(
+        "consumer_rebalances", "Assignments of partitions by the group, the first of them too.", consumption.rebalances
+    )
+    yield counter(
+        "consumer_restarts", "Consume loops that were replaced because they ended or hung.", connection.replaced
+    )
+    states = GaugeMetricFamily("consumer_state", "1 for the state that the consumer is in.", labels=["state"])
+    for each in get_args(State):
+        states.add_metric([each], each == state)
+    yield states
+
+
+def of_commits(commits: Commits, partitions: Iterable[int]) -> Iterator[Metric]:
+    """Return failed commits, and moves of positions that are neither consuming nor an operator action.
+
+    Every partition has its series from the start, as 0: alert rules see no growth in a series that appears with a
+    value.
+    """
+    failures = CounterMetricFamily(
+        "consumer_commit_failures", "Commits that Kafka refused, by type of error.", labels=["error"]
+    )
+    for error, number in commits.failures.items():
+        failures.add_metric([error], number)
+    yield failures
+    skipped = CounterMetricFamily(
+        "consumer_records_skipped",
+        "Records that were not consumed because their partition's position moved, by what moved it.",
+        labels=["partition", "reason"],
+    )
+    moved = CounterMetricFamily(
+        "consumer_position_moves",
+        "Moves of a partition's position, on or back, by cause; without consuming and operator actions.",
+        labels=["partition", "reason"],
+    )
+    for partition, reason in sorted({*product(partitions, REASONS), *commits.moved}):
+        labels = [str(partition), reason]
+        skipped.add_metric(labels, commits.skipped[partition, reason])
+        moved.add_metric(labels, commits.moved[partition, reason])
+    yield skipped
+    yield moved
+
+
+def of_lag(lag: Lag, held: int) -> Iterator[Metric]:
+    """Return how far consumption is behind; nothing of a partition of which Kafka did not tell."""
+    yield gauge("consumer_partitions", "Partitions that this instance holds.", held)
+    records = GaugeMetricFamily(
+        "consumer_lag_records",
+        "High watermark - committed, in records; of the whole group while stopped.",
+        labels=["partition"],
+    )
+    waiting = GaugeMetricFamily(
+        "consumer_lag_waiting_for_transaction_records",
+        "Records of the lag that stand behind another client's open transaction.",
+        labels=["partition"],
+    )
+    seconds = GaugeMetricFamily(
+        "consumer_lag_seconds", "Age of the oldest record that is not consumed yet.", labels=["partition"]
+    )
+    for partition in lag.partitions:
+        if partition.lag is not None:
+            records.add_metric([str(partition.partition)], partition.lag)
+            waiting.add_metric([str(partition.partition)], partition.waiting_for_transaction or 0)
+    for number, age in lag.ages.items():
+        seconds.add_metric([str(number)], age)
+    yield records
+    yield waiting
+    yield seconds

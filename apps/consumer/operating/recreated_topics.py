@@ -1,0 +1,25 @@
+"""Consume a recreated topic from its beginning: offsets of the old topic mean nothing in it.
+
+Kafka deletes a group's commits together with the topic. But a consumer that is disconnected at that moment continues at
+its old position, and would skip the earlier records of the new topic.
+"""
+
+import asyncio
+from contextlib import suppress
+
+from aiokafka.errors import KafkaError
+
+from apps.consumer.consuming.commits import Commits
+from apps.consumer.operating.control import Control, NotNow
+
+EVERY = 5.0
+"""Seconds between two looks at the topic's id."""
+
+
+async def watch_topic(control: Control, commits: Commits) -> None:
+    """Until cancelled, have each position that belongs to a deleted topic moved to the beginning of the new one."""
+    while True:
+        with suppress(KafkaError, OSError, TimeoutError, NotNow, ValueError):
+            for partition, (before, after) in (await control.leave_deleted_topic()).items():
+                commits.report_recreated(partition, before, after)
+        await asyncio.sleep(EVERY)

@@ -1,0 +1,71 @@
+"""What the consumption of each stream is doing."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from apps.consumer.consuming.commits import Move
+from apps.consumer.operating.control import State
+from apps.consumer.operating.lag import PartitionLag
+
+WORST_FIRST: tuple[State, ...] = ("halted", "reconnecting", "retrying", "starting", "stopped", "paused", "running")
+
+
+class StreamStatus(msgspec.Struct):
+    """What the consumption of a stream is doing.
+
+    `lag` is high watermark - committed, in records; `waiting_for_transaction` is the part of it behind an open
+    transaction of another client. `failures` counts the failed attempts of the in-flight batch, `restarts` the
+    connections that were replaced, `commit_failures` the commits that Kafka refused. `skipped_count` records were not
+    consumed because a position moved; `moves` are the newest such moves, without consuming and operator actions.
+    `notes` are differences between a topic and the settings: the topic is used as it is. `passed_over_count` records
+    were sent back from the dead letters for another group.
+    """
+
+    running: bool
+    state: State
+    messages_consumed_count: int
+    dead_lettered_count: int
+    topic: str
+    group_id: str
+    member_id: str | None
+    lag: int | None
+    waiting_for_transaction: int | None
+    lag_seconds: float | None
+    partitions: list[PartitionLag]
+    paused_partitions: list[int]
+    restarts: int
+    failures: int
+    batch_age_seconds: float
+    commit_failures: int
+    skipped_count: int
+    moves: list[Move]
+    last_error: str | None
+    started_at: str
+    notes: list[str]
+    throttled_seconds: float = 0.0
+    passed_over_count: int = 0
+
+
+class Status(StreamStatus, kw_only=True):
+    """What the consumption of each stream is doing, and that of the first one.
+
+    `state` is the worst of all streams, `running` is whether all of them run, and `messages_consumed_count` and
+    `dead_lettered_count` are their sums.
+    """
+
+    streams: dict[str, StreamStatus]
+
+
+def status_of(by_stream: Mapping[str, StreamStatus]) -> Status:
+    """Return the status of some streams, at least of one."""
+    ones = list(by_stream.values())
+    state = min((one.state for one in ones), key=WORST_FIRST.index)
+    first = {name: getattr(ones[0], name) for name in StreamStatus.__struct_fields__}
+    overall = {
+        "running": state == "running",
+        "state": state,
+        "messages_consumed_count": sum(one.messages_consumed_count for one in ones),
+        "dead_lettered_count": sum(one.dead_lettered_count for one in ones),
+    }
+    return Status(**{**first, **overall}, streams=dict(by_stream))

@@ -21,6 +21,8 @@ PIECE = 500
 MOST_PIECES = 100
 """Of which all bytes may consist: what is put together goes together when there are too many."""
 
+key_of = attrgetter("key")
+
 
 class Cursor(NamedTuple):
     """Where a page begins: records are numbered as they are consumed, and those from `before` on were shown.
@@ -167,12 +169,12 @@ class Window:
         end, last = self._end, self._end - len(self)
         for batch, _ in reversed(self._batches):
             begin = end - len(batch)
-            numbered: Iterable[tuple[int, Record]] = zip(range(end - 1, begin - 1, -1), reversed(batch), strict=True)
-            if begin < top:
-                if key is not None:  # a search for a key looks at every record: it is the hot loop
-                    numbered = [one for one in numbered if one[1].key == key]
-                for number, record in numbered:
-                    if last <= number < top and (partition is None or record.partition == partition):
+            if begin < top and (key is None or key in map(key_of, batch)):  # quicker than a look at each
+                for number, record in zip(range(end - 1, begin - 1, -1), reversed(batch), strict=True):
+                    matches = (key is None or record.key == key) and (
+                        partition is None or record.partition == partition
+                    )
+                    if matches and last <= number < top:
                         yield number, record
             end = begin
 

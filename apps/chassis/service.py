@@ -82,6 +82,24 @@ def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variab
     Server(server_config(app, settings), ending).run(sockets=[listening])
 
 
+def settings_from_environment() -> Settings:
+    """Return the settings for an application that another server runs, like `uvicorn --factory`.
+
+    A wrong setting ends the process with one line that names the variable. What that server lacks is logged.
+    """
+    try:
+        settings = read_settings(os.environ)
+    except (WrongSetting, BadStream) as error:
+        sys.exit(str(error))
+    set_up_logging(settings)
+    log.warning(
+        "this server does not limit slow, idle and unread connections, loses a body after an offered upgrade, and "
+        "stops without time for the last answers: run `python -m apps.producer` or `apps.consumer` in production"
+    )
+    address = settings.host if is_address(settings.host) else "127.0.0.1"
+    return msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
+
+
 def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return the uvicorn configuration of an application."""
     return uvicorn.Config(

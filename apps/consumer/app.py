@@ -27,6 +27,7 @@ from apps.chassis.kafka.clients import client_options
 from apps.chassis.observability.metrics import merged, metrics_routes, new_registry
 from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
+from apps.chassis.service import settings_from_environment
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.routes import message_routes, weight_of
 from apps.consumer.consuming.policy import DEFAULT, Policy
@@ -49,7 +50,7 @@ MOST_IN_MEMORY = 256 * 1024 * 1024
 
 
 def create_app(  # noqa: PLR0913 - what tests replace
-    settings: Settings,
+    settings: Settings | None = None,
     ending: asyncio.Event | None = None,
     *,
     streams: Sequence[Stream[Any]] = STREAMS,
@@ -59,10 +60,11 @@ def create_app(  # noqa: PLR0913 - what tests replace
 ) -> Litestar:
     """Build the consumer; it joins its groups when the application starts, and leaves them at the end.
 
-    `ending` announces the shutdown, so that the consumer leaves its groups before the last answers are given.
-    `policies` define how batches are made, retried and limited. `traces` traces its calls and its handlers; by default
-    as the settings say.
+    Without `settings` they are read from the environment, for `uvicorn --factory` and its like. `ending` announces the
+    shutdown, so that the consumer leaves its groups before the last answers are given. `policies` define how batches
+    are made, retried and limited. `traces` traces its calls and its handlers; by default as the settings say.
     """
+    settings = settings or settings_from_environment()
     traces, end = traces or traces_of(settings, SERVICE), ending or asyncio.Event()
     _prepare_process()
     registry = new_registry(SERVICE)

@@ -25,6 +25,7 @@ from apps.chassis.kafka.clients import client_options
 from apps.chassis.observability.metrics import merged, metrics_routes, new_registry
 from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
+from apps.chassis.service import settings_from_environment
 from apps.chassis.settings import Settings
 from apps.producer.home.routes import home_routes
 from apps.producer.metrics import acknowledgement_seconds
@@ -38,7 +39,7 @@ DESCRIPTION = "Writes records to Kafka topics, each with a receipt."
 
 
 def create_app(
-    settings: Settings,
+    settings: Settings | None = None,
     ending: asyncio.Event | None = None,
     *,
     streams: Sequence[Stream[Any]] = STREAMS,
@@ -46,9 +47,10 @@ def create_app(
 ) -> Litestar:
     """Build the producer; it connects to Kafka when the application starts, and closes what it opened at its end.
 
-    `ending` tells it beforehand that it is about to end, so that no caller is left without an answer.
-    `traces` follows its calls; by default as the settings say.
+    Without `settings` they are read from the environment, for `uvicorn --factory` and its like. `ending` announces the
+    shutdown, so that no caller is left without an answer. `traces` follows its calls; by default as the settings say.
     """
+    settings = settings or settings_from_environment()
     traces = traces or traces_of(settings, SERVICE)
     watch_kafka_clients()
     registry, end = new_registry(SERVICE), ending or asyncio.Event()

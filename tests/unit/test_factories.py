@@ -1,0 +1,69 @@
+"""Other servers run the applications by their factories; `python -m` is what production runs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from services import wait_until
+
+from tools.ports import free_ports
+
+ROOT = Path(__file__).parents[2]
+SERVERS = {
+    "uvicorn": ("uvicorn", "--factory", "apps.{service}.app:create_app", "--port", "{port}"),
+    "litestar": ("litestar", "--app", "apps.{service}.app:create_app", "run", "--port", "{port}"),
+}
+
+
+def command(server: str, service: str, port: int) -> list[str]:
+    return [sys.executable, "-m", *(part.format(service=service, port=port) for part in SERVERS[server])]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "PYTHONPATH": str(ROOT), **variables}
+
+
+def answers(address: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(address).is_success
+    return False
+
+
+@pytest.mark.parametrize("service", ["producer", "consumer"])
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_server_that_knows_factories_runs_a_service_and_says_what_it_lacks(
+    server: str, service: str, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    started: Sequence[str] = command(server, service, port)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(started, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/livez"), 30, "for an answer")
+        assert httpx.get(f"http://127.0.0.1:{port}/health-check").status_code == 503
+        assert httpx.get(f"http://127.0.0.1:{port}/livez", headers={"Host": "evil.example"}).status_code == 421
+        assert "run `python -m apps.producer` or `apps.consumer` in production" in (tmp_path / "log").read_text()
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def test_a_wrong_setting_stops_the_start_there_too_with_one_line_that_names_it(tmp_path: Path) -> None:
+    wrong = environment(PEOPLE_PARTITIONS="six")
+    done = subprocess.run(
+        command("uvicorn", "producer", 1),
+        cwd=tmp_path,
+        env=wrong,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "PEOPLE_PARTITIONS: expected a whole number" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,3 +4,6 @@ from contracts.person import PEOPLE
 
 STREAMS = (PEOPLE,)
 """The streams of this pair."""
+
+PROJECT = "people-over-kafka"
+"""The name under which the services are installed, as in `pyproject.toml`."""

@@ -310,7 +310,7 @@ def _check_hosts(names: Sequence[str]) -> None:
     for name in names:
         if not HOST_NAME.fullmatch(name) and not is_address(name.strip("[]")):
             raise WrongSetting(
-                f"ALLOWED_HOSTS: expected host names without scheme or port, like people.example or *.people.example, "
+                f"ALLOWED_HOSTS: expected host names without scheme or port, like kafka.example or *.kafka.example, "
                 f"not {name!r}"
             )
 

@@ -1,1 +1,1 @@
-"""The producer: people come in over HTTP and go out as records, each with a receipt."""
+"""The producer: values come in over HTTP and go out as records, each with a receipt."""

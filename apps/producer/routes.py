@@ -55,7 +55,7 @@ MOST_IN_MEMORY = 256 * 1024 * 1024
 ACCEPTED = (JSON, NDJSON)
 SEND_LINES = f"; send more records as {NDJSON}"
 GENERATED_RECORD_BYTES = 1_200
-"""Bytes of memory that a generated person takes, as measured."""
+"""Bytes of memory that a generated record of some 300 bytes takes, as measured."""
 
 encode_answer = msgspec.json.Encoder().encode
 

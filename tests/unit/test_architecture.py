@@ -60,3 +60,14 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         for module in free:
             del graph[module]
     assert sorted(graph) == []
+
+
+def test_what_any_service_needs_knows_no_stream() -> None:
+    names = [
+        f"{module}: {word}"
+        for module, file in MODULES.items()
+        if is_within(module, "apps.chassis")
+        for word in ("person", "people")
+        if word in file.read_text().lower()
+    ]
+    assert names == []

@@ -14,8 +14,9 @@ from litestar.response import Response
 
 from apps.chassis.http.problems import documented
 from apps.chassis.http.served_streams import Served, SomeStreams
+from contracts import PROJECT
 
-VERSION = version("people-over-kafka")
+VERSION = version(PROJECT)
 
 
 class Health(msgspec.Struct):

@@ -109,7 +109,7 @@ UNREADABLE = Kind(
     "Kafka answered with records that cannot be read: they are damaged, or compressed in a way that this service does "
     "not understand; `detail` tells where they stand. Nothing was done. Trying again is in vain: ask for other "
     "partitions, or for what stands behind them.",
-    "people-1 offset 10 cannot be read: BadGzipFile",
+    "orders-1 offset 10 cannot be read: BadGzipFile",
 )
 BUSY = Kind(
     "busy",
@@ -142,7 +142,7 @@ UNKNOWN_HOST = Kind(
     "The host name is not allowed",
     "`Host` names a host that is not allowed, as with DNS rebinding; "
     "nothing was done. `ALLOWED_HOSTS` lists the allowed hosts.",
-    "the host 'people.example' is not allowed; if it is this service, add it to ALLOWED_HOSTS",
+    "the host 'orders.example' is not allowed; if it is this service, add it to ALLOWED_HOSTS",
 )
 
 KINDS = (

@@ -1,6 +1,6 @@
-"""Logging of a service: one line an event on standard error, for people or as JSON.
+"""Logging of a service: one line an event on standard error, for the eye or as JSON.
 
-No line holds a value or key of a record, for they are of people, nor a secret. An exception's message may quote what it
+No line holds a secret, nor a value or key of a record, which may be private. An exception's message may quote what it
 stumbled over, so that it is not logged unless it comes from Kafka's client: its kind and its stack are.
 """
 
@@ -87,7 +87,7 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tupl
 
 
 class ConsoleFormatter(logging.Formatter):
-    """A line for people: when, how grave, who and what, and of which request."""
+    """A line for the eye: time, level, logger, message, and of which request."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-8s %(name)s: %(message)s")

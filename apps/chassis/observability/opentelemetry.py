@@ -1,7 +1,7 @@
 """Traces with OpenTelemetry, in W3C Trace Context. Imported only where traces are sent.
 
 Spans tell what was done, of how many records and where they stand: never a value, a key, a query or the message of an
-exception, which are of people.
+exception, which may be private.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from apps.chassis.http.health import VERSION
 from apps.chassis.observability.logs import trace_id
 from apps.chassis.observability.traces import Followed, TraceHeaders, Traces
+from contracts import PROJECT
 
 LAST_SPANS = 1.0
 """Seconds that the end of a service waits for its last spans to be sent."""
@@ -55,7 +56,7 @@ class OpenTelemetry(Traces):
         resource = Resource.create({"service.name": service, "service.version": VERSION})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
-        self._tracer = self._provider.get_tracer("people-over-kafka", VERSION)
+        self._tracer = self._provider.get_tracer(PROJECT, VERSION)
         self._propagator = TraceContextTextMapPropagator()
 
     @asynccontextmanager

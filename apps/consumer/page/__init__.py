@@ -1,1 +1,1 @@
-"""The live page: what the consumer does, as a person sees and steers it in a browser."""
+"""The live page: what the consumer does, as one sees and steers it in a browser."""

@@ -193,7 +193,7 @@ class Delivery:
         self.failed: dict[Outcome, int] = {"not_written": 0, "unknown": 0}
         self.unsettled = len(keys)
         self.given_up = False
-        if len(set(partitions)) == 1:  # as a person alone: half of what making this costs
+        if len(set(partitions)) == 1:  # as a record alone: half of what making this costs
             self.slices = [Slice(self, partitions[0], range(len(keys)), keys, values)]
         else:
             by_partition: defaultdict[int, list[int]] = defaultdict(list)

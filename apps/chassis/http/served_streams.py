@@ -6,12 +6,14 @@ from typing import Annotated, Generic, TypeVar
 from litestar.params import Parameter
 
 from apps.chassis.http.problems import BAD_PARAMETER, Fault, problem
+from contracts import STREAMS
 
 T_co = TypeVar("T_co", covariant=True)
 
-OneStream = Annotated[str | None, Parameter(description="The stream; by default the first one.")]
+NAMES = {"enum": [stream.name for stream in STREAMS]}
+OneStream = Annotated[str | None, Parameter(schema_extra=NAMES, description="The stream; by default the first one.")]
 """The parameter `stream` of a call that reads."""
-SomeStreams = Annotated[str | None, Parameter(description="The stream; by default all of them.")]
+SomeStreams = Annotated[str | None, Parameter(schema_extra=NAMES, description="The stream; by default all of them.")]
 """The parameter `stream` of a call that changes something, or concerns all of them."""
 
 

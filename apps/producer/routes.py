@@ -1,4 +1,4 @@
-"""The producer's HTTP: what a call says becomes a call of `sending`, and its result an answer."""
+"""The producer's HTTP: what a call says becomes a call of `intake`, and its result an answer."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from http import HTTPStatus

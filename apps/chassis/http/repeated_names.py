@@ -22,7 +22,7 @@ class RepeatedName(ValueError):
 
 @cache
 def fewest_quotes(kind: Any) -> int:  # noqa: ANN401 - any type that JSON can be decoded to
-    """Return the fewest quotation marks that a value has as JSON; 0 for what is no Struct.
+    """Return the fewest quotation marks that a value has as JSON; 0 for other types than a Struct.
 
     Each repeated name adds two. JSON that has no more than this therefore repeats none.
     """

@@ -148,7 +148,7 @@ class PromptSubscriber(BatchSubscriber):
             fetched = await consumer.getmany(
                 timeout_ms=self.batch_timeout_ms, max_records=self._listener.consumption.most_records
             )
-        except CorruptRecordException as error:  # nothing was read with it: see `fetched`
+        except CorruptRecordException as error:  # nothing was read with it: see `record_fetching`
             self._listener.consumption.note_unreadable(one_line(error))
             return ()
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:

@@ -5,9 +5,9 @@ redrive fences an older one of another instance, also one that died in the middl
 (https://cwiki.apache.org/confluence/display/KAFKA/KIP-98+-+Exactly+Once+Delivery+and+Transactional+Messaging).
 
 Groups may share a dead-letter topic: each sends back its own letters. A record that is sent back names the group, so
-that other groups pass over it (`addressing`). On a compacted topic it names none: there it replaces the original, which
-other groups may not have consumed yet. A letter that names no group may be sent back by all of them; for such letters
-they share a transactional id and marks.
+that other groups pass over it (`redrive_addressing`). On a compacted topic it names none: there it replaces the
+original, which other groups may not have consumed yet. A letter that names no group may be sent back by all of them;
+for such letters they share a transactional id and marks.
 """
 
 import asyncio

@@ -1,3 +1,4 @@
+import asyncio
 import datetime as dt
 import decimal
 import enum
@@ -9,6 +10,7 @@ import pytest
 from msgspec import Meta
 
 from apps.chassis.settings import Settings, WrongSetting, read_settings
+from apps.producer.generating.generators import generator_of
 from contracts.person import PEOPLE
 from contracts.stream import BadStream, Stream, check_streams, encode
 
@@ -164,3 +166,21 @@ def test_settings_of_streams_that_collide_stop_the_start_with_one_line(environme
 def test_an_instance_may_serve_some_of_the_streams() -> None:
     assert read_settings({"STREAMS": "events"}, [PEOPLE, EVENTS]).served([PEOPLE, EVENTS]) == [EVENTS]
     assert Settings().served([PEOPLE, EVENTS]) == [PEOPLE, EVENTS]
+
+
+@pytest.mark.anyio
+async def test_values_of_any_stream_are_made_up_and_the_event_loop_turns_meanwhile() -> None:
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    turning = asyncio.create_task(turn())
+    made = await generator_of(EVENTS)(200)
+    turning.cancel()
+    assert {type(event) for event in made} == {Placed, Cancelled}
+    assert all(EVENTS.decode_strictly(encode(event)) for event in made)
+    assert turns > 1

@@ -152,7 +152,7 @@ async def make(stream: Stream[T], publisher: Publisher, number: int) -> Made:
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, Delivery | Busy | OutOfReach]]:
         for start in range(0, number, CHUNK):
-            values = generate(min(CHUNK, number - start))
+            values = await generate(min(CHUNK, number - start))
             of_chunk, encoded = stream.keys_of(values), list(map(encode, values))
             made.extend(encoded)
             keys.extend(of_chunk)

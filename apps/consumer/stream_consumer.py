@@ -15,6 +15,7 @@ from prometheus_client import Metric
 from apps.chassis.background import Background
 from apps.chassis.deadline import within
 from apps.chassis.http.health import Fitness
+from apps.chassis.internals.client_parts import member_id_of
 from apps.chassis.kafka.clients import ClientOptions, for_purpose, new_broker
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
@@ -164,7 +165,7 @@ class StreamConsumer:
             dead_lettered_count=consumption.dead_lettered,
             topic=self.settings.topic,
             group_id=self.settings.group_id,
-            member_id=consumer._coordinator.member_id if consumer else None,  # noqa: SLF001 - aiokafka shows it nowhere else
+            member_id=member_id_of(consumer) if consumer else None,
             lag=lag.records,
             waiting_for_transaction=lag.waiting_for_transaction,
             lag_seconds=lag.seconds,

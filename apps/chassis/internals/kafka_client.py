@@ -90,7 +90,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         if kind in {"Produce", "Fetch"} and self.journal.throttled_for(node_id):
             await self._hold(node_id, kind, request)
         elif kind == "JoinGroup":
-            self.journal.joins(request._group)  # noqa: SLF001 - the request has no public name for it
+            self.journal.joins(request._group)
         try:
             answer = await super().send(node_id, request, group=group)
         except KafkaError as error:
@@ -232,12 +232,12 @@ async def _connect(host: str, port: int, *, request_timeout_ms: int, **options: 
         raise
     if client is not None:
         client.journal.succeeded(what)
-    connection._request_timeout = request_timeout_ms / 1_000  # noqa: SLF001 - one timeout serves both
+    connection._request_timeout = request_timeout_ms / 1_000
     return connection
 
 
 def _partitions_of(request: Untyped) -> set[tuple[str, int]]:
-    topics = request._topics  # noqa: SLF001 - they have no public name
+    topics = request._topics
     return {(topic, partition) for topic, partitions in topics for partition, *_ in partitions}
 
 
@@ -249,7 +249,7 @@ def watch_kafka_clients() -> None:
     for module in (aiokafka.admin.client, aiokafka.consumer.consumer, aiokafka.producer.producer):
         module.AIOKafkaClient = WatchedClient
     aiokafka.client.create_conn = _connect
-    ProduceRequest._CLASSES += (ProduceRequest_v8,)  # noqa: SLF001 - aiokafka can read its answers, but does not request them
+    ProduceRequest._CLASSES += (ProduceRequest_v8,)
     for code, (name, retriable) in NEWER_ERRORS.items():
         members = {"errno": code, "message": name, "description": "", "retriable": retriable}
         errors.kafka_errors.setdefault(code, type(name, (BrokerResponseError,), members))
@@ -258,8 +258,8 @@ def watch_kafka_clients() -> None:
 def _check() -> None:
     """Raise `RuntimeError` unless all private parts in use look as they did when this was written."""
     signatures = {
-        AIOKafkaClient._get_conn: ["self", "node_id", "group", "no_hint"],  # noqa: SLF001 - this checks just the private parts
-        AIOKafkaClient._metadata_update: ["self", "cluster_metadata", "topics"],  # noqa: SLF001 - as above
+        AIOKafkaClient._get_conn: ["self", "node_id", "group", "no_hint"],
+        AIOKafkaClient._metadata_update: ["self", "cluster_metadata", "topics"],
         AIOKafkaClient.send: ["self", "node_id", "request", "group"],
         AIOKafkaClient.coordinator_lookup: ["self", "coordinator_type", "coordinator_key"],
     }
@@ -270,7 +270,7 @@ def _check() -> None:
         and aiokafka.client.create_conn is create_conn
         and {"request_timeout_ms", "on_close", *SASL_OPTIONS} <= set(inspect.signature(create_conn).parameters)
         and isinstance(errors.kafka_errors, dict)
-        and ProduceRequest._CLASSES[-1] is ProduceRequest_v7  # noqa: SLF001 - as above
+        and ProduceRequest._CLASSES[-1] is ProduceRequest_v7
     )
     if not fits:
         raise RuntimeError("aiokafka is not the version that apps/chassis/internals/kafka_client.py was written for")

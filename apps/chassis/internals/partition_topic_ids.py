@@ -25,7 +25,7 @@ async def partition_topic_ids(
 
     Partitions are missing when their leader did not answer in time, or when their topic does not have them.
     """
-    client = consumer._client  # noqa: SLF001 - the consumer has no public method for this request
+    client = consumer._client
     asked: dict[tuple[int, str], list[TopicPartition]] = defaultdict(list)
     for tp in partitions:
         leader = client.cluster.leader_for_partition(tp)

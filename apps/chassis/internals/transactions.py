@@ -26,7 +26,7 @@ async def transaction(producer: AIOKafkaProducer) -> AsyncIterator[None]:
     try:
         yield
     except BaseException:
-        if not producer._txn_manager.is_fatal_error():  # noqa: SLF001 - see above: Kafka has already ended it
+        if not producer._txn_manager.is_fatal_error():
             with suppress(KafkaError, OSError, TimeoutError):
                 async with asyncio.timeout(ABORT_S):
                     await producer.abort_transaction()
@@ -40,7 +40,7 @@ async def close_producer(producer: AIOKafkaProducer) -> None:
         async with asyncio.timeout(CLOSE_S):
             await producer.stop()
             return
-    sender = producer._sender.sender_task if producer._sender else None  # noqa: SLF001 - see above
+    sender = producer._sender.sender_task if producer._sender else None
     if sender is not None:
         sender.cancel()
     with suppress(KafkaError, OSError, TimeoutError):

@@ -25,6 +25,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import OffsetAndMetadata
 
+from apps.chassis.internals.client_parts import ask_any_broker, client_of_admin
 from apps.chassis.internals.group_description import GROUP_ID_NOT_FOUND, describe_group
 from apps.chassis.kafka.authorization import AskForGroup, AskForTopics, may
 from apps.chassis.kafka.clients import ClientOptions
@@ -261,7 +262,7 @@ class Cluster:
         try:
             async with asyncio.timeout(PATIENCE / 2):
                 node = await admin.find_coordinator(group)
-                answer = await admin._client.send(node, AskForGroup(group))  # noqa: SLF001 - it knows no such request
+                answer = await client_of_admin(admin).send(node, AskForGroup(group))
         except GroupAuthorizationFailedError:
             return False
         except (KafkaError, OSError, TimeoutError):  # its coordinator is on the move, or being elected
@@ -277,7 +278,7 @@ class Cluster:
         async def answers(node: int) -> bool:
             try:
                 async with asyncio.timeout(PATIENCE / 2):
-                    await admin._client.send(node, MetadataRequest([]))  # noqa: SLF001 - the admin asks any broker
+                    await client_of_admin(admin).send(node, MetadataRequest([]))
             except (KafkaError, OSError, TimeoutError):
                 return False
             return True
@@ -365,7 +366,7 @@ class Cluster:
 
 async def _described(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> list[dict[str, Any]]:
     """Return what a broker says of topics, with the `operations` that are allowed on each."""
-    answer = await admin._send_request(AskForTopics(list(topics)))  # noqa: SLF001 - it asks for no operations
+    answer = await ask_any_broker(admin, AskForTopics(list(topics)))
     return list(answer.to_object()["topics"])
 
 
@@ -399,7 +400,7 @@ async def _members_of(admin: AIOKafkaAdminClient, group: str, topic: str) -> tup
     (answer,) = await admin.describe_consumer_groups([group], group_coordinator_id=coordinator)
     ((code, _, state, _, _, members, *_),) = answer.groups
     if code in {0, GROUP_ID_NOT_FOUND} and (not members or code):  # Kafka answers so for a group of the newer protocol
-        newer = await describe_group(admin._client, coordinator, group)  # noqa: SLF001 - the client has no public method for this request
+        newer = await describe_group(client_of_admin(admin), coordinator, group)
         if newer is not None:
             return newer[0], [Member(m.member_id, m.client_id, m.host, m.partitions.get(topic, [])) for m in newer[1]]
     if code not in {0, GROUP_ID_NOT_FOUND}:

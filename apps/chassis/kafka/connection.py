@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from itertools import chain
 from typing import Literal
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, ProducerClosed
+from aiokafka.errors import KafkaConnectionError
 from faststream.kafka import KafkaBroker
 
+from apps.chassis.internals.client_parts import fail_unwritten
 from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import client_of
 from apps.chassis.kafka.cluster import Unusable
@@ -211,19 +210,8 @@ async def close(broker: KafkaBroker) -> None:
         await asyncio.wait([closing], timeout=STOP_TIMEOUT - LAST_RESORT)
         producer = client_of(broker)
         if not closing.done() and producer is not None:
-            await _break_off(producer)
+            await fail_unwritten(producer, LAST_RESORT / 3)
         await asyncio.wait([closing], timeout=LAST_RESORT / 2)
     finally:
         closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)
-
-
-async def _break_off(producer: AIOKafkaProducer) -> None:
-    """Fail what a producer cannot write. Its sender goes first: it would trip over batches that are failed under it."""
-    sender, waiting = producer._sender, producer._message_accumulator  # noqa: SLF001 - aiokafka has no other way
-    if sender.sender_task is not None:
-        sender.sender_task.cancel()
-    await producer.client.close()  # what is on its way fails, and is queued again after the backoff
-    await asyncio.sleep(LAST_RESORT / 3)
-    waiting._pending_batches.update(chain.from_iterable(waiting._batches.values()))  # noqa: SLF001 - where it looks for them
-    waiting.fail_all(ProducerClosed())

@@ -2,29 +2,20 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from litestar import Litestar
-from prometheus_client import Metric
 
+from apps.chassis.application import MOST_IN_MEMORY, build_application
 from apps.chassis.http.admission import Limit
-from apps.chassis.http.asyncapi import Operation, asyncapi_document
-from apps.chassis.http.authorization import guarded
-from apps.chassis.http.documents import document_routes, openapi_config
-from apps.chassis.http.head_requests import answer_head
-from apps.chassis.http.health import health_routes
-from apps.chassis.http.problems import handlers as problem_handlers
-from apps.chassis.http.problems import problem_plugin, problem_routes
-from apps.chassis.http.request_middleware import Edge
+from apps.chassis.http.asyncapi import Operation
 from apps.chassis.http.served_streams import Served
 from apps.chassis.internals.kafka_client import watch_kafka_clients
 from apps.chassis.internals.record_fetching import read_fetched_fast
 from apps.chassis.kafka.clients import client_options
-from apps.chassis.observability.metrics import merged, metrics_routes, new_registry
+from apps.chassis.observability.metrics import new_registry
 from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
 from apps.chassis.service import settings_from_environment
@@ -43,10 +34,6 @@ from contracts.stream import Stream
 
 SERVICE = "consumer"
 DESCRIPTION = "Reads records from Kafka topics, hands them to handlers, and shows the newest."
-LARGEST_BODY = 64 * 1024
-"""Bytes of a request's body: orders are short."""
-MOST_IN_MEMORY = 256 * 1024 * 1024
-"""Bytes that all calls under way may take, about."""
 
 
 def create_app(  # noqa: PLR0913 - what tests replace
@@ -65,7 +52,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
     are made, retried and limited. `traces` traces its calls and its handlers; by default as the settings say.
     """
     settings = settings or settings_from_environment()
-    traces, end = traces or traces_of(settings, SERVICE), ending or asyncio.Event()
+    traces = traces or traces_of(settings, SERVICE)
     _prepare_process()
     registry = new_registry(SERVICE)
     measured = HandlerMetrics(registry)
@@ -81,42 +68,23 @@ def create_app(  # noqa: PLR0913 - what tests replace
         for stream in settings.served(streams)
     ]
     served = Served({one.stream.name: one for one in consumers})
-    edge = Edge(registry, Limit(partial(weight_of, served=served), MOST_IN_MEMORY), settings)
-    asyncapi = asyncapi_document("Consumer", DESCRIPTION, settings, SERVICE, [*_operations(served)])
-
-    async def look() -> Iterable[Metric]:
-        return merged(chain.from_iterable(await asyncio.gather(*(one.metrics() for one in served))))
-
-    @asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with traces.open(), AsyncExitStack() as opened:
-            for one in served:
-                await opened.enter_async_context(one.open(end))
-            yield
-
-    routes = [
-        *consumer_routes(served),
-        *message_routes(served),
-        *dead_letter_routes(served),
-        *health_routes(SERVICE, served),
-        *metrics_routes(registry, look),
-        *problem_routes(settings.root_path),
-        *document_routes(asyncapi),
-        *page_routes(settings.producer_url),
-    ]
-    app = Litestar(
-        guarded(routes, settings.api_keys, registry),
-        request_max_body_size=LARGEST_BODY,
-        lifespan=[lifespan],
-        before_request=edge.admit,
-        exception_handlers=problem_handlers,
-        plugins=[problem_plugin(settings.root_path)],
-        logging_config=None,
-        openapi_config=openapi_config("Consumer", DESCRIPTION, settings.root_path),
+    return build_application(
+        SERVICE,
+        DESCRIPTION,
+        settings,
+        {one.stream.name: one for one in consumers},
+        [
+            *consumer_routes(served),
+            *message_routes(served),
+            *dead_letter_routes(served),
+            *page_routes(settings.producer_url),
+        ],
+        operations=[*_operations(served)],
+        registry=registry,
+        traces=traces,
+        ending=ending,
+        limit=Limit(MOST_IN_MEMORY, weigh=partial(weight_of, served=served)),
     )
-    traces.follow_http(app)
-    edge.surround(app)
-    return answer_head(app)
 
 
 def _operations(served: Served[StreamConsumer]) -> Iterable[Operation]:

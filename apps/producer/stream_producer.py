@@ -11,6 +11,7 @@ from prometheus_client import Metric
 
 from apps.chassis.background import Background
 from apps.chassis.http.health import Fitness
+from apps.chassis.http.spool import Spools
 from apps.chassis.kafka.clients import ClientOptions, for_purpose, new_broker
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
@@ -35,6 +36,7 @@ class StreamProducer:
         acknowledged_after: Callable[[float], None],
     ) -> None:
         self.stream = stream
+        self.spools = Spools()
         self._background = Background()
         self._cluster = Cluster(for_purpose(options, "admin"), [record_topic(settings.of(stream), "write")])
 

@@ -21,7 +21,7 @@ from apps.chassis.http.spool import Spools
 from apps.chassis.settings import read_settings
 from apps.consumer.app import create_app as create_consumer
 from apps.consumer.operating import control
-from apps.producer import routes
+from apps.producer import stream_producer
 from apps.producer.app import create_app as create_producer
 from apps.producer.publishing import publisher
 
@@ -401,7 +401,7 @@ async def test_an_answer_that_has_outgrown_its_spool_is_sent_while_the_rest_is_r
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spools = Spools(max_bytes_each=200)
-    monkeypatch.setattr(routes, "Spools", lambda: spools)
+    monkeypatch.setattr(stream_producer, "Spools", lambda: spools)
     pieces = [b"no\n" * 3] * 20
     sent = await answered(PEOPLE, NDJSON | {"content-length": "180"}, *pieces)
     assert sent[0]["status"] == 200
@@ -419,7 +419,7 @@ async def test_more_lines_than_one_answer_at_the_end_can_have_are_refused_with_r
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spools = Spools(max_bytes_each=2_000)
-    monkeypatch.setattr(routes, "Spools", lambda: spools)
+    monkeypatch.setattr(stream_producer, "Spools", lambda: spools)
     sent = await answered(PEOPLE + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100)
     assert sent[0]["status"] == 413
     answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
@@ -435,7 +435,7 @@ async def test_lines_whose_answer_others_leave_no_room_for_may_be_sent_again(
     reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spools = Spools(max_bytes=5_000)
-    monkeypatch.setattr(routes, "Spools", lambda: spools)
+    monkeypatch.setattr(stream_producer, "Spools", lambda: spools)
     if reason == "a full disk":
         spools = Spools()
         monkeypatch.setattr(spool, "BUFFER_BYTES", 100)

@@ -16,11 +16,13 @@ from jsonschema import Draft202012Validator, FormatChecker
 from litestar import Litestar, get
 from litestar.response import Stream
 from litestar.testing import TestClient
+from prometheus_client import CollectorRegistry
 from samples import ADA, as_json, fields_of_a_person
 
 from apps.chassis.http import request_body as body
-from apps.chassis.http.head_requests import answer_head
+from apps.chassis.http.admission import Limit
 from apps.chassis.http.problems import KINDS, out_of_reach
+from apps.chassis.http.request_middleware import RequestMiddleware
 from apps.chassis.observability.logs import request_id, with_request
 from apps.chassis.settings import Settings, read_settings
 from apps.consumer.app import create_app as create_consumer
@@ -395,7 +397,7 @@ async def test_head_does_not_wait_for_an_answer_without_end() -> None:
 
         return Stream(pieces())
 
-    app = answer_head(Litestar([endless]))
+    app = RequestMiddleware(Litestar([endless]), CollectorRegistry(), Limit(1_000), Settings())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:  # type: ignore[arg-type]  # an ASGI application
         answer = await client.head("/endless")
     assert (answer.status_code, answer.content) == (200, b"")

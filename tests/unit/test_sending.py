@@ -423,7 +423,7 @@ def test_only_the_people_that_repeat_a_field_are_searched_for_it(monkeypatch: py
 
 
 async def test_lines_that_are_no_records_are_counted_until_they_are_answered_and_few_are_read_before_that() -> None:
-    limit = Limit(lambda _: None, BAD_LINE_BYTES * MAX_LINES * 2 * CHUNKS_ON_THE_WAY)
+    limit = Limit(BAD_LINE_BYTES * MAX_LINES * 2 * CHUNKS_ON_THE_WAY)
     share = Share(limit, UnsentAnswers())
     lines = send_lines(PEOPLE, as_publisher(FakePublisher()), pieces_of(b"x\n" * 100_000), share)
     assert len(await anext(lines)) == MAX_LINES
@@ -434,7 +434,7 @@ async def test_lines_that_are_no_records_are_counted_until_they_are_answered_and
 
 
 async def test_more_lines_that_are_no_records_than_there_is_room_for_end_the_call() -> None:
-    limit = Limit(lambda _: None, BAD_LINE_BYTES * MAX_LINES * 2)
+    limit = Limit(BAD_LINE_BYTES * MAX_LINES * 2)
     others, share = Share(limit, UnsentAnswers()), Share(limit, UnsentAnswers())
     assert others.take(BAD_LINE_BYTES * MAX_LINES)
     lines = send_lines(PEOPLE, as_publisher(FakePublisher()), pieces_of(b"x\n" * 2 * MAX_LINES), share)

@@ -1,7 +1,8 @@
 """Bodies that are announced and do not arrive: their calls give way where others find no room."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from test_http_limits import Connect, serving
 
 from apps.chassis.http import admission as limits
 from apps.chassis.http.admission import Limit, UnsentAnswers, share_of
-from apps.chassis.http.problems import problem_plugin
+from apps.chassis.http.problems import answer_error
 from apps.chassis.http.request_body import JSON, read_whole
-from apps.chassis.http.request_middleware import Edge
+from apps.chassis.http.request_middleware import RequestMiddleware, admit
 from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -36,13 +37,14 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 class Served:
     """An application with a limit; `begun` calls, and the bytes held and taken when each body had been `read`."""
 
-    def __init__(self, weigh: Callable[[Scope], int | None] = lambda _: 0) -> None:
-        self.limit = Limit(weigh, ROOM, MOST_CALLS)
+    def __init__(self, weights: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.limit = Limit(ROOM, MOST_CALLS)
         self.begun = 0
         self.read: list[tuple[int, int]] = []
 
         @post(["/send", "/heavy"])
         async def send(request: Request[Any, Any, Any]) -> Response[bytes]:
+            share_of(request.scope).require(weights.get(request.scope["path"], 0))
             self.begun += 1
             body = await read_whole(request, [JSON], ROOM)
             self.read.append((self.limit.held_bytes, self.limit.taken_bytes))
@@ -53,9 +55,13 @@ class Served:
             share_of(request.scope).take(ROOM // 2)
             return Response(b"a" * 100_000)
 
-        edge = Edge(CollectorRegistry(), self.limit, Settings())
-        self.app = Litestar([send, large], before_request=edge.admit, openapi_config=None, plugins=[problem_plugin("")])
-        edge.surround(self.app)
+        app = Litestar(
+            [send, large],
+            before_request=admit(self.limit),
+            openapi_config=None,
+            exception_handlers={Exception: answer_error},
+        )
+        self.app = RequestMiddleware(app, CollectorRegistry(), self.limit, Settings())
 
 
 async def begin(connect: Connect, sent: bytes) -> asyncio.StreamReader:
@@ -92,7 +98,7 @@ async def test_calls_whose_bodies_have_stalled_give_way_to_others_the_longest_fi
 
 
 async def test_a_stalled_call_that_takes_bytes_gives_them_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    served = Served(lambda scope: ROOM - 1 if scope["path"] == "/heavy" else 100)
+    served = Served({"/heavy": ROOM - 1, "/send": 100})
     async with serving(served.app) as connect:
         stalled = await begin(connect, HEAD.replace(b"/send", b"/heavy") % 10 + b"[")
         await until(lambda: served.begun == 1)
@@ -129,7 +135,7 @@ async def test_a_body_that_has_arrived_counts_once_and_no_longer_as_one_that_arr
 
 
 async def test_what_a_dismissed_call_still_gives_back_is_counted_once() -> None:
-    limit = Limit(lambda _: 0, ROOM, 1)
+    limit = Limit(ROOM, 1)
     scope: Any = {"path": "/send", "state": {}}
     limit.let_in(scope)
     share = share_of(scope)

@@ -3,24 +3,25 @@
 import asyncio
 import gc
 import socket
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 from litestar import Litestar, get, post
+from litestar.connection import Request
 from litestar.response import Response
-from litestar.types import Scope
+from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry
 from samples import until
 from test_http_limits import Connect, closed, serving
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from apps.chassis.http import connection_limits as http_limits
-from apps.chassis.http.admission import UNSENT, Limit, UnsentAnswers
+from apps.chassis.http.admission import UNSENT, Limit, UnsentAnswers, share_of
 from apps.chassis.http.connection_limits import LimitedProtocol
-from apps.chassis.http.request_middleware import Edge
+from apps.chassis.http.problems import answer_error
+from apps.chassis.http.request_middleware import RequestMiddleware, admit
 from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -46,21 +47,25 @@ def done() -> Response[bytes]:
     return Response(b"a" * LARGE)
 
 
-@get(["/livez", "/health-check", "/metrics"], sync_to_thread=False)
+@get(["/livez", "/health-check", "/metrics"], unlimited=True, sync_to_thread=False)
 def always() -> Response[bytes]:
     return Response(b"a" * LARGE)
 
 
-@get("/small", sync_to_thread=False)
-def small() -> Response[bytes]:
-    return Response(b"a")
+def application(small_bytes: int = 0) -> ASGIApp:
+    @get("/small")
+    async def small(request: Request[Any, Any, Any]) -> Response[bytes]:
+        share_of(request.scope).require(small_bytes)
+        return Response(b"a")
 
-
-def application(weigh: Callable[[Scope], int | None] = lambda _: 0) -> Litestar:
-    edge = Edge(CollectorRegistry(), Limit(weigh, ROOM), Settings(root_path="/kafka"))
-    app = Litestar([large, done, always, small], before_request=edge.admit, openapi_config=None)
-    edge.surround(app)
-    return app
+    limit = Limit(ROOM)
+    app = Litestar(
+        [large, done, always, small],
+        before_request=admit(limit),
+        openapi_config=None,
+        exception_handlers={Exception: answer_error},
+    )
+    return RequestMiddleware(app, CollectorRegistry(), limit, Settings(root_path="/kafka"))
 
 
 class Caller:
@@ -114,7 +119,7 @@ async def test_answers_that_are_not_read_count_until_they_are_and_leave_room_for
 
 
 async def test_a_call_that_weighs_something_is_refused_while_answers_of_others_are_unread() -> None:
-    async with serving(application(lambda scope: 2 * LARGE if scope["path"] == "/small" else 0)) as connect:
+    async with serving(application(2 * LARGE)) as connect:
         asking = await caller(connect)
         assert (await asking.ask("/small"))[0] == 200
         await asking.reader.readexactly(1)

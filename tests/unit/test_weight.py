@@ -12,7 +12,6 @@ from apps.chassis.http.admission import FREE_BYTES, Limit, Share, share_of
 from apps.chassis.http.served_streams import Served
 from apps.consumer.browsing.routes import SEARCH_IN_MEMORY, TIMES_IN_MEMORY, weight_of
 from apps.consumer.browsing.window import Window
-from apps.producer import routes as producer
 from apps.producer.publishing.intake import split_lines
 from apps.producer.publishing.publisher import Busy
 
@@ -39,19 +38,8 @@ def test_a_search_counts_for_what_it_holds(query: bytes) -> None:
     assert weight("/consumers/dead-letters") == SEARCH_IN_MEMORY
 
 
-@pytest.mark.parametrize("length", [b"300", b"0" * 4_400 + b"5", b"9" * 18, None])
-@pytest.mark.parametrize("content_type", [b"application/json", b"application/x-ndjson"])
-def test_whatever_length_a_body_announces_only_what_has_arrived_counts(
-    length: bytes | None, content_type: bytes
-) -> None:
-    headers = [(b"content-type", content_type)]
-    headers += [] if length is None else [(b"content-length", length)]
-    scope: Any = {"path": "/producers/people", "query_string": b"", "headers": headers}
-    assert producer.weight_of(scope) == 0
-
-
 def shares(number: int, most_bytes: int) -> tuple[Limit, list[Share]]:
-    limit = Limit(lambda _: 0, most_bytes)
+    limit = Limit(most_bytes)
     scopes: list[Any] = [{"path": "/", "state": {}} for _ in range(number)]
     for scope in scopes:
         limit.let_in(scope)

@@ -13,11 +13,8 @@ from apps.chassis.http.problems import BUSY, RETRY_AFTER, problem
 MOST_CALLS = 500
 """Calls under way at a time."""
 
-ALWAYS = {"/livez", "/health-check", "/metrics"}
-"""Paths that are answered whatever is under way."""
-
 Weigh = Callable[[Scope], int | None]
-"""Tells how many bytes a call may take of this process's memory, about; None for one that is never refused."""
+"""Returns the approximate bytes of memory that a call may take; None for one that is never refused."""
 
 
 SHARE = "share_of_memory"
@@ -48,7 +45,7 @@ class Limit:
     have stalled give way, the one that has stalled longest first.
     """
 
-    def __init__(self, weigh: Weigh, most_bytes: int, most_calls: int = MOST_CALLS) -> None:
+    def __init__(self, most_bytes: int, most_calls: int = MOST_CALLS, weigh: Weigh = lambda _: 0) -> None:
         self._weigh = weigh
         self.most_bytes = most_bytes
         self._most_calls = most_calls
@@ -60,7 +57,7 @@ class Limit:
 
     def let_in(self, scope: Scope) -> None:
         """Count a call as under way, until `let_out`. Raises 503 when there is no room for it."""
-        weight = None if scope["path"] in ALWAYS else self._weigh(scope)
+        weight = self._weigh(scope)
         if weight is None:
             return
         share = Share(self, _unsent_answers(scope))
@@ -140,7 +137,7 @@ class Share:
     def dismiss(self) -> None:
         """Give back everything, and end the wait for more of the body."""
         self.dismissed = True
-        counted, self._limit = self._limit, Limit(lambda _: None, sys.maxsize)  # what its work gives back counts here
+        counted, self._limit = self._limit, Limit(sys.maxsize)  # what its work gives back counts here
         counted.taken_bytes -= self.taken_bytes
         counted.held_bytes -= self.held_bytes
         if self._end_wait is not None:
@@ -164,6 +161,11 @@ class Share:
         held = self._limit.held_bytes
         alone = held == self.held_bytes
         return alone or held + more <= self._limit.most_bytes // 2
+
+    def require(self, more: int) -> None:
+        """Take more bytes. Raises 503 when there is no room for them."""
+        if not self.take(more):
+            raise self.busy()
 
     def give_back(self, fewer: int) -> None:
         """Give back bytes that were taken."""
@@ -203,7 +205,7 @@ def share_of(scope: Scope) -> Share:
 
 def unbounded() -> Share:
     """Return a share that is never refused."""
-    return Share(Limit(lambda _: None, sys.maxsize), UnsentAnswers())
+    return Share(Limit(sys.maxsize), UnsentAnswers())
 
 
 def _unsent_answers(scope: Scope) -> UnsentAnswers:

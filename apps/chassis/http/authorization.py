@@ -2,19 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextvars import Context
 from http import HTTPStatus
 from typing import Any
 
-from litestar import Router
+from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi.spec import Components, SecurityScheme
 from prometheus_client import CollectorRegistry, Counter
 
 from apps.chassis.http.api_keys import HEADER, Keys
-from apps.chassis.http.problems import documented, problem
+from apps.chassis.http.problems import problem
 from apps.chassis.observability.logs import key_name
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ COMPONENTS = Components(
     security_schemes={"ApiKey": SecurityScheme(type="apiKey", name=HEADER, security_scheme_in="header")}
 )
 """How the keys stand in an OpenAPI document."""
+KEY_NEEDED: list[dict[str, list[str]]] = [{"ApiKey": []}]
+"""The `security` of a route that changes something, for the document."""
 LOGGED_EVERY_S = 60.0
 """Seconds between two log lines about refused keys; those in between are counted."""
 
@@ -65,17 +67,21 @@ class RefusedKeys:
             asyncio.get_running_loop().call_later(LOGGED_EVERY_S, self._log, context=later)
 
 
-def guarded(
-    routes: Sequence[BaseRouteHandler | Router], keys: Keys, registry: CollectorRegistry
-) -> Sequence[BaseRouteHandler | Router]:
-    """Return the routes; those that change something ask for a key from now on, if any is needed."""
-    refused = RefusedKeys(registry)
+class ApiKeyGuard:
+    """A guard of a whole application: calls that change something need an accepted key."""
 
-    async def check(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    def __init__(self, keys: Keys, registry: CollectorRegistry) -> None:
+        self._keys = keys
+        self._refused = RefusedKeys(registry)
+
+    async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        """Let a call through, and log it with the name of its key. Raises 401."""
+        if connection.scope.get("method") in SAFE_METHODS:
+            return
         offered = connection.headers.get(HEADER, "")
-        name = keys.name_of(offered)
+        name = self._keys.name_of(offered)
         if name is None:
-            refused.note(offered)
+            self._refused.note(offered)
             raise problem(
                 HTTPStatus.UNAUTHORIZED,
                 f"this call needs a key in the header {HEADER}, and none that is accepted was given",
@@ -83,13 +89,12 @@ def guarded(
             )
         key_name.set(name)  # needs the request's own task: a synchronous guard would run in a thread
 
-    for route in routes if keys.needed else ():
-        if isinstance(route, HTTPRouteHandler) and not route.http_methods <= SAFE_METHODS:
-            route.guards = [check]
-            route.security = [{"ApiKey": []}]
-            unauthorized = HTTPStatus.UNAUTHORIZED
-            route.responses = {**(route.responses or {}), unauthorized: documented(unauthorized)[unauthorized]}
-    return routes
+
+def cors(origins: list[str]) -> CORSConfig | None:
+    """Let pages of these origins call the service, and no other."""
+    if not origins:
+        return None
+    return CORSConfig(allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["Content-Type", HEADER])
 
 
 def security_headers_beside(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:

@@ -8,6 +8,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from html import escape
+from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import msgspec
 from litestar import MediaType, Router, get
 from litestar.connection import Request
 from litestar.datastructures import CacheControlHeader
+from litestar.exceptions import NotFoundException
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Server
-from litestar.response import Redirect
+from litestar.response import Redirect, Response
 from litestar.static_files import create_static_files_router
 
 from apps.chassis.http.authorization import COMPONENTS
@@ -93,6 +95,7 @@ def openapi_config(title: str, description: str, root_path: str) -> OpenAPIConfi
     """
     router = Router(
         "/schema",
+        after_request=_raise_not_found,
         route_handlers=[],
         include_in_schema=False,
         response_headers=[page_policy(scripts=[_hash_of(START_SWAGGER)], styles=[_hash_of(STYLE)])],
@@ -106,6 +109,13 @@ def openapi_config(title: str, description: str, root_path: str) -> OpenAPIConfi
         servers=[Server(url=root_path or "../")],  # relative to the document
         render_plugins=[SwaggerPage(path="/"), OpenApiDocument(root_path)],
     )
+
+
+async def _raise_not_found(response: Response[Any]) -> Response[Any]:
+    """Answer an unknown path by a problem, as everywhere else: Litestar has an HTML page for it."""
+    if response.status_code == HTTPStatus.NOT_FOUND:
+        raise NotFoundException
+    return response
 
 
 def document_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | Router]:

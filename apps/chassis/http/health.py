@@ -1,22 +1,24 @@
 """Liveness and health over HTTP: `/livez` says that the process answers, `/health-check` that it can do its job."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
-from litestar import get
-from litestar.handlers import BaseRouteHandler
+from litestar import Controller, get
+from litestar.connection import Request
 from litestar.openapi import ResponseSpec
+from litestar.params import SkipValidation
 from litestar.response import Response
 
 from apps.chassis.http.problems import documented
-from apps.chassis.http.served_streams import Served, SomeStreams
 from contracts import PROJECT
 
 VERSION = version(PROJECT)
+SERVICE = "service"
+"""The key of an application's state that holds the name of the service."""
 
 
 class Health(msgspec.Struct):
@@ -53,14 +55,17 @@ class Examined(Protocol):
 def overall(by_stream: Mapping[str, Fitness]) -> Fitness:
     """Return the fitness of a service: only a service that can serve all of its streams is fit."""
     unfit = {name: one for name, one in by_stream.items() if not one.fit}
-    told = unfit or by_stream
-    details = [one.detail if len(by_stream) == 1 else f"{name}: {one.detail}" for name, one in told.items()]
+    details = [
+        one.detail if len(by_stream) == 1 else f"{name}: {one.detail}" for name, one in (unfit or by_stream).items()
+    ]
     kafka = next((one.kafka for one in by_stream.values() if one.kafka != "connected"), "connected")
     return Fitness(not unfit, kafka, "; ".join(details))
 
 
-def health_routes(service: str, served: Served[Examined]) -> Sequence[BaseRouteHandler]:
-    """Return the routes of a service that serves some streams."""
+class HealthController(Controller):
+    """The two calls of probes; they are answered whatever is under way."""
+
+    opt = {"unlimited": True}  # noqa: RUF012 - Litestar's own attribute
 
     @get(
         "/health-check",
@@ -70,15 +75,19 @@ def health_routes(service: str, served: Served[Examined]) -> Sequence[BaseRouteH
             503: ResponseSpec(Health, generate_examples=False, description="It cannot; `detail` says why"),
         },
     )
-    async def health_check(stream: SomeStreams = None) -> Response[Health]:
-        examined = served.some(stream)
-        found = await asyncio.gather(*(one.health() for one in examined.values()))
-        fit, kafka, detail = overall(dict(zip(examined, found, strict=True)))
+    async def health_check(
+        self,
+        request: Request[Any, Any, Any],
+        served_streams: SkipValidation[Mapping[str, Examined]],
+    ) -> Response[Health]:
+        """Return the health of the service, or of one stream."""
+        found = await asyncio.gather(*(one.health() for one in served_streams.values()))
+        fit, kafka, detail = overall(dict(zip(served_streams, found, strict=True)))
+        service = request.app.state[SERVICE]
         health = Health("ok" if fit else "unavailable", service, VERSION, kafka, detail)
         return Response(health, status_code=HTTPStatus.OK if fit else HTTPStatus.SERVICE_UNAVAILABLE)
 
     @get("/livez", summary="Does the process answer?", responses=documented(), sync_to_thread=False)
-    def livez() -> Alive:
+    def livez(self) -> Alive:
+        """Return that the process answers."""
         return Alive()
-
-    return health_check, livez

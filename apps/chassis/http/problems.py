@@ -6,16 +6,16 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
-from aiokafka.errors import CorruptRecordException, KafkaTimeoutError, RequestTimedOutError
-from litestar import get
+from aiokafka.errors import CorruptRecordException, KafkaError, KafkaTimeoutError, RequestTimedOutError
+from litestar import Controller, get
 from litestar.connection import Request
 from litestar.exceptions import HTTPException
-from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import Parameter
-from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
+from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
+from litestar.types import ExceptionHandler
 
 from apps.chassis.observability.logs import MISSING_RIGHTS, one_line
 
@@ -26,10 +26,12 @@ PATH = "/problems"
 ANY_ERROR = "an error of this service; its log says more"
 RETRY_AFTER = "2"
 """Seconds after which a caller may try again."""
+ROOT_PATH = "root_path"
+"""The key of an application's state that holds the path prefix that a proxy strips."""
 
 
 class Fault(msgspec.Struct, omit_defaults=True):
-    """One thing that is wrong with a request: the parameter or the JSON path in the body, and what it should be."""
+    """One error in a request: the parameter or the JSON path in the body, and what it should be."""
 
     detail: str
     parameter: str | None = None
@@ -37,10 +39,10 @@ class Fault(msgspec.Struct, omit_defaults=True):
 
 
 class Problem(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What every error answers (RFC 9457).
+    """The body of every error (RFC 9457).
 
-    `type` leads to what is to be known about such problems; `about:blank` where the status says it all. `detail` tells
-    what it was this time.
+    `type` links to an explanation of such problems; it is `about:blank` where the status says it all. `detail` explains
+    this occurrence.
     """
 
     type: str
@@ -51,18 +53,19 @@ class Problem(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """A type of problem: by its name, the status and the title of each, what it means, and a detail as an example."""
+    """A type of problem; `detail` is an example, and `retry` adds `Retry-After`."""
 
     name: str
     status: HTTPStatus
     title: str
     meaning: str
     detail: str
+    retry: bool = False
 
     @property
     def type(self) -> str:
         """The `type` of such a problem: a reference that this service answers itself."""
-        return f"{PATH}/{self.name}"
+        return f"{PATH}/{self.name}" if self.name else "about:blank"
 
 
 BAD_PARAMETER = Kind(
@@ -101,14 +104,15 @@ OUT_OF_REACH = Kind(
     "Kafka cannot be reached or did not answer in time; the service goes on trying. Nothing was written unless the "
     "answer's `receipts` say so. Try again after `Retry-After`.",
     "Kafka did not answer in time",
+    retry=True,
 )
 UNREADABLE = Kind(
     "unreadable",
     HTTPStatus.BAD_GATEWAY,
     "A record cannot be read",
     "Kafka answered with records that cannot be read: they are damaged, or compressed in a way that this service does "
-    "not understand; `detail` tells where they stand. Nothing was done. Trying again is in vain: ask for other "
-    "partitions, or for what stands behind them.",
+    "not support; `detail` names their place. Nothing was done. A retry will fail too: ask for other partitions, or "
+    "for later records.",
     "orders-1 offset 10 cannot be read: BadGzipFile",
 )
 BUSY = Kind(
@@ -118,6 +122,7 @@ BUSY = Kind(
     "This instance has as many calls under way as it accepts at a time; nothing was done. Try again after "
     "`Retry-After`, or call another instance.",
     "50331648 bytes are waiting for their acknowledgement",
+    retry=True,
 )
 NOT_ACKNOWLEDGED = Kind(
     "not-acknowledged",
@@ -126,8 +131,8 @@ NOT_ACKNOWLEDGED = Kind(
     "Records were tried, and none was acknowledged. `receipts` has one for each: an `outcome` of `not_written` is safe "
     "to send again, one that is `unknown` may have been written.",
     "none of 10 records was acknowledged: not acknowledged within 8 s",
+    retry=True,
 )
-
 FOREIGN_ORIGIN = Kind(
     "foreign-origin",
     HTTPStatus.FORBIDDEN,
@@ -144,7 +149,6 @@ UNKNOWN_HOST = Kind(
     "nothing was done. `ALLOWED_HOSTS` lists the allowed hosts.",
     "the host 'orders.example' is not allowed; if it is this service, add it to ALLOWED_HOSTS",
 )
-
 KINDS = (
     BAD_PARAMETER,
     BAD_BODY,
@@ -157,8 +161,16 @@ KINDS = (
     FOREIGN_ORIGIN,
     UNKNOWN_HOST,
 )
+KNOWN = ", ".join(kind.name for kind in KINDS)
 EVERYWHERE = (BAD_PARAMETER, FOREIGN_ORIGIN, UNKNOWN_HOST, HTTPStatus.INTERNAL_SERVER_ERROR)
 """Errors that every route may answer."""
+
+
+def _kind_of(what: Kind | HTTPStatus) -> Kind:
+    if isinstance(what, Kind):
+        return what
+    detail = ANY_ERROR if what == HTTPStatus.INTERNAL_SERVER_ERROR else what.description
+    return Kind("", what, what.phrase, "", detail)
 
 
 def problem(
@@ -173,95 +185,53 @@ def problem(
 
     `what` is a status where that says all: the type is `about:blank` then.
     """
-    extra = {**(members or {}), **({"errors": list(errors)} if errors else {})}
-    status = what.status if isinstance(what, Kind) else what
+    kind = _kind_of(what)
+    retry = {"Retry-After": RETRY_AFTER} if kind.retry else {}
     return ProblemDetailsException(
         detail=detail,
-        status_code=status.value,
-        headers=dict(headers) if headers else None,
-        extra=extra,
-        type_=what.type if isinstance(what, Kind) else "about:blank",
-        title=what.title if isinstance(what, Kind) else status.phrase,
+        status_code=kind.status.value,
+        headers={**retry, **(headers or {})} or None,
+        extra={**(members or {}), **({"errors": list(errors)} if errors else {})},
+        type_=kind.type,
+        title=kind.title,
     )
 
 
-def out_of_reach(error: BaseException) -> ProblemDetailsException:
-    """Return an error to raise when Kafka cannot be asked, or what it answers cannot be read."""
+def bad_parameter(name: str, detail: str) -> ProblemDetailsException:
+    """Return an error to raise for a query parameter."""
+    return problem(BAD_PARAMETER, f"{name}: {detail}", [Fault(parameter=name, detail=detail)])
+
+
+def bad_body(detail: str, path: str = "$") -> ProblemDetailsException:
+    """Return an error to raise for a place in a JSON body; `$` means the whole body."""
+    return problem(BAD_BODY, detail if path == "$" else f"{detail} - at `{path}`", [Fault(path=path, detail=detail)])
+
+
+def to_problem(error: Exception) -> ProblemDetailsException:
+    """Return the problem that answers an error. An error that nobody foresaw is a 500 without details."""
+    match error:
+        case ProblemDetailsException():
+            return error
+        case HTTPException():
+            return _from_http_exception(error)
+        case UnicodeDecodeError():
+            return problem(HTTPStatus.BAD_REQUEST, "the request is not valid UTF-8")
+        case KafkaError() | OSError():
+            return out_of_reach(error)
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, ANY_ERROR)
+
+
+def out_of_reach(error: KafkaError | OSError) -> ProblemDetailsException:
+    """Return the problem for a Kafka that does not answer, or whose answer cannot be read."""
     if isinstance(error, CorruptRecordException):
         return problem(UNREADABLE, str(error))
     if isinstance(error, TimeoutError | KafkaTimeoutError | RequestTimedOutError):
-        detail = "Kafka did not answer in time"
-    elif type(error).__name__ in MISSING_RIGHTS:
-        detail = one_line(error)
-    else:
-        detail = f"Kafka is out of reach: {one_line(error)}"
-    return problem(OUT_OF_REACH, detail, headers={"Retry-After": RETRY_AFTER})
-
-
-def documented(*what: Kind | HTTPStatus) -> dict[int, ResponseSpec]:
-    """Return how a route's errors stand in its OpenAPI document, with those that every route may answer."""
-    by_status: dict[HTTPStatus, list[Kind | HTTPStatus]] = {}
-    for one in dict.fromkeys((*EVERYWHERE, *what)):
-        by_status.setdefault(one.status if isinstance(one, Kind) else one, []).append(one)
-    return {
-        status.value: ResponseSpec(
-            Problem,
-            generate_examples=False,
-            description=". ".join(one.title if isinstance(one, Kind) else one.phrase for one in those),
-            media_type=MEDIA_TYPE,
-            examples=[_example(one) for one in those],
-        )
-        for status, those in by_status.items()
-    }
-
-
-def _example(what: Kind | HTTPStatus) -> Example:
-    if isinstance(what, Kind):
-        value = Problem(type=what.type, title=what.title, status=what.status.value, detail=what.detail)
-        return Example(summary=what.title, description=what.meaning, value=msgspec.to_builtins(value))
-    detail = ANY_ERROR if what == HTTPStatus.INTERNAL_SERVER_ERROR else what.description
-    value = Problem(type="about:blank", title=what.phrase, status=what.value, detail=detail)
-    return Example(summary=what.phrase, value=msgspec.to_builtins(value))
-
-
-class Meaning(msgspec.Struct):
-    """What is to be known about a type of problem."""
-
-    type: str
-    status: int
-    title: str
-    meaning: str
-
-
-def problem_routes(root_path: str) -> Sequence[BaseRouteHandler]:
-    """Return the routes of the pages that explain problem types; `root_path` is the prefix that a proxy strips."""
-
-    @get(
-        PATH + "/{name:str}",
-        summary="What a type of problem means",
-        responses=documented(HTTPStatus.NOT_FOUND),
-        sync_to_thread=False,
-    )
-    def meaning_of(
-        name: Annotated[
-            str,
-            Parameter(
-                description="The last part of a problem's `type`: " + ", ".join(kind.name for kind in KINDS) + ".",
-                examples=[Example(value=kind.name) for kind in KINDS],
-            ),
-        ],
-    ) -> Meaning:
-        for kind in KINDS:
-            if kind.name == name:
-                return Meaning(root_path + kind.type, kind.status.value, kind.title, kind.meaning)
-        known = ", ".join(kind.name for kind in KINDS)
-        raise problem(HTTPStatus.NOT_FOUND, f"there is no such type of problem; there are: {known}")
-
-    return (meaning_of,)
+        return problem(OUT_OF_REACH, "Kafka did not answer in time")
+    lacks_rights = type(error).__name__ in MISSING_RIGHTS
+    return problem(OUT_OF_REACH, one_line(error) if lacks_rights else f"Kafka is out of reach: {one_line(error)}")
 
 
 def _from_http_exception(error: HTTPException) -> ProblemDetailsException:
-    status = HTTPStatus(error.status_code)
     faults = [
         Fault(detail=str(entry["message"]), parameter=str(entry.get("key", "")) or None)
         for entry in (error.extra if isinstance(error.extra, list) else [])
@@ -270,17 +240,8 @@ def _from_http_exception(error: HTTPException) -> ProblemDetailsException:
     if faults:  # of parameters: bodies are read by the routes themselves
         detail = "; ".join(f"{f.parameter}: {f.detail}" for f in faults)
         return problem(BAD_PARAMETER, detail, faults, headers=error.headers)
+    status = HTTPStatus(error.status_code)
     return problem(status, error.detail or status.phrase, headers=error.headers)
-
-
-def _from_undecodable(_: UnicodeDecodeError) -> ProblemDetailsException:
-    return problem(HTTPStatus.BAD_REQUEST, "the request is not valid UTF-8")
-
-
-def _from_anything_else(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Answer 500 and tell the log alone what happened."""
-    log.error("%s %s failed", request.method, request.scope.get("path_template"), exc_info=error)
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, ANY_ERROR).to_response(request)
 
 
 def with_root_path(root_path: str, error: ProblemDetailsException) -> ProblemDetailsException:
@@ -290,25 +251,80 @@ def with_root_path(root_path: str, error: ProblemDetailsException) -> ProblemDet
     return error
 
 
-def problem_plugin(root_path: str) -> ProblemDetailsPlugin:
-    """Return the Litestar configuration for the answers above; it needs `handlers` too.
+def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """Answer an error by its problem: the exception handler of all routes. Log an error that nobody foresaw."""
+    answer = to_problem(error)
+    if answer.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("%s %s failed", request.method, request.scope.get("path_template"), exc_info=error)
+    return with_root_path(request.app.state.get(ROOT_PATH, ""), answer).to_response(request)
 
-    `root_path` is the prefix that a proxy strips.
-    """
 
-    def answer(request: Request[Any, Any, Any], error: ProblemDetailsException) -> Response[Any]:
-        return with_root_path(root_path, error).to_response(request)
+def answer_as(what: Kind | HTTPStatus) -> ExceptionHandler:  # type: ignore[type-arg]  # it is a text at run time
+    """Return an exception handler, for a controller, that answers an error of its domain as a kind of problem."""
 
-    return ProblemDetailsPlugin(
-        ProblemDetailsConfig(
-            exception_handler=answer,
-            exception_to_problem_detail_map={
-                HTTPException: lambda error: with_root_path(root_path, _from_http_exception(error)),
-                UnicodeDecodeError: _from_undecodable,
-            },
+    def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+        return answer_error(request, problem(what, str(error)))
+
+    return answer
+
+
+def documented(*what: Kind | HTTPStatus) -> dict[int, ResponseSpec]:
+    """Return how a route's errors stand in its OpenAPI document, with those that every route may answer."""
+    by_status: dict[HTTPStatus, list[Kind]] = {}
+    for one in dict.fromkeys((*EVERYWHERE, *what)):
+        kind = _kind_of(one)
+        by_status.setdefault(kind.status, []).append(kind)
+    return {
+        status.value: ResponseSpec(
+            Problem,
+            generate_examples=False,
+            description=". ".join(kind.title for kind in kinds),
+            media_type=MEDIA_TYPE,
+            examples=[_example(kind) for kind in kinds],
         )
+        for status, kinds in by_status.items()
+    }
+
+
+def _example(kind: Kind) -> Example:
+    value = Problem(type=kind.type, title=kind.title, status=kind.status.value, detail=kind.detail)
+    return Example(summary=kind.title, description=kind.meaning or None, value=msgspec.to_builtins(value))
+
+
+class Meaning(msgspec.Struct):
+    """The explanation of a type of problem."""
+
+    type: str
+    status: int
+    title: str
+    meaning: str
+
+
+class ProblemController(Controller):
+    """The pages to which the `type` of a problem links."""
+
+    path = PATH
+
+    @get(
+        "/{name:str}",
+        summary="What a type of problem means",
+        responses=documented(HTTPStatus.NOT_FOUND),
+        sync_to_thread=False,
     )
-
-
-handlers: dict[int | type[Exception], Any] = {Exception: _from_anything_else}
-"""The exception handlers for what nobody foresaw."""
+    def meaning_of(
+        self,
+        request: Request[Any, Any, Any],
+        name: Annotated[
+            str,
+            Parameter(
+                description=f"The last part of a problem's `type`: {KNOWN}.",
+                examples=[Example(value=kind.name) for kind in KINDS],
+            ),
+        ],
+    ) -> Meaning:
+        """Return the explanation of a type of problem."""
+        for kind in KINDS:
+            if kind.name == name:
+                root_path = request.app.state.get(ROOT_PATH, "")
+                return Meaning(root_path + kind.type, kind.status.value, kind.title, kind.meaning)
+        raise problem(HTTPStatus.NOT_FOUND, f"there is no such type of problem; there are: {KNOWN}")

@@ -1,10 +1,12 @@
-"""Query parameters, read strictly: what Litestar would convert, drop or overlook is an error here."""
+"""Query parameters, read strictly: what Litestar would convert, drop or ignore is an error here."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from litestar.connection import Request
+from litestar.handlers import BaseRouteHandler
 from litestar.params import HeaderParameter, ParameterKwarg, PathParameter
 from litestar.typing import FieldDefinition
 
@@ -14,37 +16,54 @@ PLAIN_INTEGER = re.compile(r"0|[1-9][0-9]*")
 MOST_DIGITS = 18
 """Digits of an integer: one that has more is larger than anything that may be asked for."""
 ANY_NUMBER = {"minimum": 0, "maximum": 10**MOST_DIGITS - 1}
-"""For the document: Litestar leaves the bounds of a parameter out of it where the parameter may also be null."""
+"""For the document: Litestar omits the bounds of a parameter that may also be null."""
 
 
 def check_query(request: Request[Any, Any, Any]) -> None:
     """Refuse a query with an unknown parameter, one given twice, or an integer that is not plain digits.
 
-    Raises 400 with every fault. Litestar itself takes `1e3` for 1000, the last
-    of two values, and ignores a parameter whose name is misspelt.
+    Raises 400 with every fault. Litestar itself takes `1e3` for 1000, the last of two values, and ignores a parameter
+    whose name is misspelt.
     """
     if not request.scope["query_string"]:
         return
-    expected = {
-        field.kwarg_definition.name or name: field
-        for name, field in request.route_handler.parsed_fn_signature.parameters.items()
-        if isinstance(field.kwarg_definition, ParameterKwarg)
-        and not isinstance(field.kwarg_definition, HeaderParameter | PathParameter)
-    }
+    expected = _parameters(request.route_handler)
     faults = []
     for name in request.query_params:
         if name not in expected:
             known = ", ".join(sorted(expected)) or "none"
             faults.append(Fault(parameter=name, detail=f"no such parameter; this call knows: {known}"))
-        elif wrong := _what_is_wrong(expected[name], request.query_params.getall(name)):
+        elif wrong := _find_fault(expected[name], request.query_params.getall(name)):
             faults.append(Fault(parameter=name, detail=wrong))
     if faults:
         detail = "; ".join(f"{fault.parameter}: {fault.detail}" for fault in faults)
         raise problem(BAD_PARAMETER, detail, faults)
 
 
-def _what_is_wrong(field: FieldDefinition, values: Sequence[str]) -> str | None:
-    """Return what is wrong with a parameter that there is, as far as Litestar would not see it."""
+@lru_cache(maxsize=256)
+def _parameters(handler: BaseRouteHandler) -> Mapping[str, FieldDefinition]:
+    """Return the query parameters of a route and of its dependencies, by their names in the query."""
+    return {
+        field.kwarg_definition.name or name: field
+        for name, field in _fields(handler)
+        if isinstance(field.kwarg_definition, ParameterKwarg)
+        and not isinstance(field.kwarg_definition, HeaderParameter | PathParameter)
+    }
+
+
+def _fields(handler: BaseRouteHandler) -> Iterator[tuple[str, FieldDefinition]]:
+    provided = handler.resolve_dependencies()
+    waiting, seen = [handler.parsed_fn_signature], set[str]()
+    while waiting:
+        parameters = waiting.pop().parameters
+        yield from parameters.items()
+        needed = (parameters.keys() & provided.keys()) - seen
+        seen |= needed
+        waiting += [provided[name].parsed_fn_signature for name in needed]
+
+
+def _find_fault(field: FieldDefinition, values: Sequence[str]) -> str | None:
+    """Return the error of a known parameter that Litestar would not see."""
     if len(values) > 1:
         return f"given {len(values)} times"
     if int not in (field.annotation, *getattr(field.annotation, "__args__", ())):

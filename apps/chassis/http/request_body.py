@@ -42,11 +42,12 @@ LARGEST_REQUEST_BYTES = 64 * 1024
 """Largest body, in bytes, of a call that carries no records."""
 BODY_ERRORS = (
     BAD_BODY,
+    HTTPStatus.UNAUTHORIZED,
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 )
-"""Errors that every call with a body may answer."""
+"""Errors that every call may answer that changes something: each may have a body."""
 PARAMETER = re.compile(r';\s*(?P<name>[^\s;=]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^;]*))')
 """A parameter of a media type (RFC 9110, section 5.6.6)."""
 MARK_BYTES = 4

@@ -1,90 +1,104 @@
-"""The outermost layer of a service: what every call meets, whoever answers it."""
+"""The outermost ASGI layer of a service: what applies to every call, also to those that no route answers."""
 
+import re
 import time
 from collections.abc import Awaitable, Iterable
+from random import Random
 from typing import Any
 
 import msgspec
-from litestar import Litestar
+from anyio import CancelScope
 from litestar.connection import Request
+from litestar.enums import HttpMethod
+from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.authorization import SAFE_METHODS, security_headers_beside
 from apps.chassis.http.origins import OriginPolicy
-from apps.chassis.http.problems import BUSY, MEDIA_TYPE, RETRY_AFTER, Problem
+from apps.chassis.http.problems import BUSY, MEDIA_TYPE, problem, with_root_path
 from apps.chassis.http.query import check_query
-from apps.chassis.http.request_id import HEADER, name_request
+from apps.chassis.observability.logs import request_id
 from apps.chassis.observability.metrics import HttpMetrics
 from apps.chassis.settings import Settings
 
 SMALL_ANSWER_BYTES = 16 * 1024
 """Answers up to this size, in bytes, are always sent."""
+REQUEST_ID = b"x-request-id"
+SAFE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+"""A caller's request id that is used: it cannot change the meaning of a log line."""
+UNLIMITED = "unlimited"
+"""The option of a route that is answered whatever is under way: `@get(..., unlimited=True)`."""
+made_up = Random()  # noqa: S311 - an id is no secret, and the system's randomness is a system call
 
 
-class Edge:
-    """Names, limits and measures the calls of an application, and has every answer say so, those of errors too.
+class RequestMiddleware:
+    """Gives each call an id, limits and measures it, and adds the headers that every answer has.
 
-    It is one layer for all of it, and not in Litestar's middleware: each layer is a fortieth of a call, and Litestar's
-    own does not see what no route answers.
+    It is one layer for all of it, because each layer takes a fortieth of a call's time. HEAD is answered as GET without
+    the body.
     """
 
-    def __init__(self, registry: CollectorRegistry, limit: Limit, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry, limit: Limit, settings: Settings) -> None:
+        self._app = app
         self._metrics = HttpMetrics(registry)
         self._limit = limit
         self._origins = OriginPolicy(settings)
         self._root_path = settings.root_path
 
-    async def admit(self, request: Request[Any, Any, Any]) -> None:
-        """Let a call through to its route, or refuse it: for an application's `before_request`."""
-        check_query(request)
-        self._limit.let_in(request.scope)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a call."""
+        if scope.get("method") == HttpMethod.HEAD:
+            await self._answer_head(scope, receive, send)
+            return
+        name = _identify(scope)
+        status = 500  # what the server answers for an application that does not
+        refused = False
 
-    def surround(self, app: Litestar) -> None:
-        """Put the layer around an application, which has `admit` as its `before_request`."""
-        handler: ASGIApp = app.asgi_handler
+        # Neither function may refer to the other, or to itself: each call would be a reference cycle.
+        async def refuse(start: Message, body: Message) -> None:
+            await send(start)
+            await send(body)
 
-        def answer(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-            return answer_as(name_request(scope), scope, receive, send)  # named in the task that the server made
+        def see(message: Message) -> Awaitable[None]:
+            nonlocal status, refused
+            if refused:
+                return _drop(message)
+            if message["type"] != "http.response.start":
+                return send(message)
+            start: Any = message
+            body: Any = None
+            if not self._has_room_for(message["headers"], scope):
+                refused = True
+                start, body = self._events_of(problem(BUSY, self._limit.describe(scope)))
+            status, headers = start["status"], start["headers"]
+            start["headers"] = [*headers, *security_headers_beside(headers), (REQUEST_ID, name)]
+            return send(start) if body is None else refuse(start, body)
 
-        async def answer_as(name: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-            status = 500  # what the server answers for an application that does not
-            refused = False
+        begun = time.perf_counter()
+        try:
+            if refusal := self._origins.refusal(scope):
+                for message in self._events_of(refusal):
+                    await see(message)
+            else:
+                await self._app(scope, receive, see)
+        finally:
+            self._limit.let_out(scope)
+            self._metrics.note(scope, status, time.perf_counter() - begun)
 
-            # Neither function may refer to the other, or to itself: each call would be a reference cycle.
-            async def refuse(start: Message, body: Message) -> None:
-                await send(start)
-                await send(body)
+    async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as GET, and break off once the head is sent: a body may have no end."""
+        as_get: Any = {**scope, "method": "GET"}
+        with CancelScope() as answering:
 
-            def see(message: Message) -> Awaitable[None]:
-                nonlocal status, refused
-                if refused:
-                    return _drop(message)
-                if message["type"] != "http.response.start":
-                    return send(message)
-                start: Any = message
-                body: Any = None
-                if not self._has_room_for(message["headers"], scope):
-                    refused = True
-                    start, body = _busy_answer(self._limit.describe(scope), self._root_path)
-                status, headers = start["status"], start["headers"]
-                start["headers"] = [*headers, *security_headers_beside(headers), (HEADER, name)]
-                return send(start) if body is None else refuse(start, body)
+            async def send_head(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    await send(message)
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    answering.cancel()
 
-            start = time.perf_counter()
-            try:
-                refusal = self._origins.refusal(scope)
-                if refusal is None:
-                    await handler(scope, receive, see)
-                else:
-                    request: Request[Any, Any, Any] = Request(scope, receive, send)
-                    await refusal.to_response(request).to_asgi_response(None, request)(scope, receive, see)
-            finally:
-                self._limit.let_out(scope)
-                self._metrics.note(scope, status, time.perf_counter() - start)
-
-        app.asgi_handler = answer
+            await self(as_get, receive, send_head)
 
     def _has_room_for(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> bool:
         """Count a large answer. Return False when there is no room for it and its call changed nothing."""
@@ -96,20 +110,40 @@ class Edge:
                 )
         return True
 
+    def _events_of(self, error: ProblemDetailsException) -> tuple[Any, Any]:
+        """Return the ASGI events that answer a problem."""
+        error = with_root_path(self._root_path, error)
+        body = msgspec.json.encode(
+            {"status": error.status_code, "type": error.type_, "title": error.title, "detail": error.detail}
+        )
+        headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **(error.headers or {})}
+        return (
+            {
+                "type": "http.response.start",
+                "status": error.status_code,
+                "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            },
+            {"type": "http.response.body", "body": body, "more_body": False},
+        )
 
-def _busy_answer(detail: str, root_path: str) -> tuple[Any, Any]:
-    """Return the ASGI events of the error that replaces a refused answer."""
-    problem = Problem(type=root_path + BUSY.type, title=BUSY.title, status=BUSY.status, detail=detail)
-    body = msgspec.json.encode(problem)
-    headers = [
-        (b"content-type", MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", RETRY_AFTER.encode()),
-    ]
-    return (
-        {"type": "http.response.start", "status": BUSY.status.value, "headers": headers},
-        {"type": "http.response.body", "body": body, "more_body": False},
-    )
+
+def admit(limit: Limit) -> Any:  # noqa: ANN401 - a hook of Litestar's
+    """Return a `before_request` hook that checks the query of a call, and that there is room for the call."""
+
+    async def check(request: Request[Any, Any, Any]) -> None:
+        check_query(request)
+        if not request.route_handler.opt.get(UNLIMITED):
+            limit.let_in(request.scope)
+
+    return check
+
+
+def _identify(scope: Scope) -> bytes:
+    """Return the `X-Request-Id` of a request, or a new one; all that the request starts is logged with it."""
+    given = dict(scope["headers"]).get(REQUEST_ID, b"")
+    name = given if SAFE_REQUEST_ID.fullmatch(given) else b"%016x" % made_up.getrandbits(64)
+    request_id.set(name.decode())
+    return name
 
 
 async def _drop(_: Message) -> None:

@@ -1,11 +1,12 @@
 """The streams that an instance serves, and what a call means that names one of them, or none."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from litestar.params import Parameter
+from litestar.di import Provide
+from litestar.params import Parameter, SkipValidation
 
-from apps.chassis.http.problems import BAD_PARAMETER, Fault, problem
+from apps.chassis.http.problems import bad_parameter
 from contracts import STREAMS
 
 T_co = TypeVar("T_co", covariant=True)
@@ -26,9 +27,6 @@ class Served(Generic[T_co]):
     def __iter__(self) -> Iterator[T_co]:
         return iter(self._by_name.values())
 
-    def __len__(self) -> int:
-        return len(self._by_name)
-
     def get(self, name: str | None) -> T_co | None:
         """Return what belongs to a stream, by default the first; None for an unknown name."""
         return next(iter(self)) if name is None else self._by_name.get(name)
@@ -37,10 +35,30 @@ class Served(Generic[T_co]):
         """Return what belongs to a stream, by default the first. Raises 400 for an unknown name."""
         found = self.get(name)
         if found is None:
-            detail = f"expected one of {', '.join(self._by_name)}, not {str(name)[:40]!r}"
-            raise problem(BAD_PARAMETER, f"stream: {detail}", [Fault(parameter="stream", detail=detail)])
+            raise bad_parameter("stream", f"expected one of {', '.join(self._by_name)}, not {str(name)[:40]!r}")
         return found
 
     def some(self, name: str | None) -> Mapping[str, T_co]:
         """Return what belongs to a stream, by default all of them. Raises 400 for an unknown name."""
         return self._by_name if name is None else {name: self.one(name)}
+
+
+async def _one(served: SkipValidation[Any], stream: OneStream = None) -> Any:  # noqa: ANN401 - a `Served` of any type
+    return served.one(stream)
+
+
+async def _some(served: SkipValidation[Any], stream: SomeStreams = None) -> Any:  # noqa: ANN401 - likewise
+    return served.some(stream)
+
+
+def stream_dependencies(served: Served[Any]) -> dict[str, Provide]:
+    """Return what routes may ask for by the name of an argument.
+
+    `served` is the `Served` of the service. `served_stream` is the item of the parameter `stream`, by default the
+    first; `served_streams` are the items by name, by default all. Annotate each as `SkipValidation[...]`.
+    """
+
+    async def provide_served() -> Served[Any]:
+        return served
+
+    return {"served": Provide(provide_served), "served_stream": Provide(_one), "served_streams": Provide(_some)}

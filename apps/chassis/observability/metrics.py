@@ -4,12 +4,15 @@ Every application has a registry of its own. What changes all the time is not co
 counts it anyway, when Prometheus asks.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, Protocol
 
-from litestar import get
-from litestar.handlers import BaseRouteHandler
+from litestar import Controller, get
+from litestar.connection import Request
 from litestar.openapi import ResponseSpec
+from litestar.params import SkipValidation
 from litestar.response import Response
 from litestar.types import Scope
 from prometheus_client import (
@@ -30,9 +33,8 @@ from apps.chassis.http.health import VERSION
 from apps.chassis.http.problems import documented
 from apps.chassis.kafka.connection import Connection
 
-Look = Callable[[], Awaitable[Iterable[Metric]]]
-"""Returns what is read only when Prometheus asks; it may take some seconds while Kafka is out of reach."""
-
+REGISTRY = "registry"
+"""The key of an application's state that holds its registry."""
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Upper bounds of the buckets of every histogram: from an answer out of memory to a request that is given up."""
 TEXT = "text/plain; version=0.0.4"
@@ -83,23 +85,33 @@ class HttpMetrics:
         took.observe(seconds)
 
 
-def metrics_routes(registry: CollectorRegistry, look: Look) -> Sequence[BaseRouteHandler]:
-    """Return the route of the page; `look` returns what is added to the registry's own."""
+class Measured(Protocol):
+    """The part of a service that serves one stream."""
+
+    async def metrics(self) -> Iterable[Metric]:
+        """Return what is read only when Prometheus asks; it may take seconds while Kafka is out of reach."""
+
+
+class MetricsController(Controller):
+    """The page for Prometheus; it is answered whatever is under way."""
 
     @get(
         "/metrics",
         summary="What Prometheus collects",
         media_type=TEXT,
+        unlimited=True,
         responses={
             **documented(),
             200: ResponseSpec(str, generate_examples=False, description="Metrics", media_type="text/plain"),
         },
     )
-    async def metrics() -> Response[Any]:
-        page = generate_latest(_Page(registry, await look()))
+    async def metrics(
+        self, request: Request[Any, Any, Any], served: SkipValidation[Iterable[Measured]]
+    ) -> Response[Any]:
+        """Return all metrics of the service."""
+        seen = await asyncio.gather(*(one.metrics() for one in served))
+        page = generate_latest(_Page(request.app.state[REGISTRY], merged(chain.from_iterable(seen))))
         return Response(page, media_type=TEXT)
-
-    return (metrics,)
 
 
 def gauge(name: str, documentation: str, value: float) -> Metric:

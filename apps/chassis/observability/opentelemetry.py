@@ -11,7 +11,6 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from itertools import islice
 from threading import Thread
 
-from litestar import Litestar
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -77,13 +76,12 @@ class OpenTelemetry(Traces):
                 async with asyncio.timeout(LAST_SPANS):
                     await done.wait()
 
-    def follow_http(self, app: Litestar) -> None:
-        """Have an application follow its requests, in the trace that a caller names in `traceparent`."""
-        handler: ASGIApp = app.asgi_handler
+    def follow_http(self, app: ASGIApp) -> ASGIApp:
+        """Return the application with its requests followed, in the trace that a caller names in `traceparent`."""
 
         async def followed(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["path"] in NOT_FOLLOWED:
-                await handler(scope, receive, send)
+                await app(scope, receive, send)
                 return
             method = str(scope.get("method"))
             given = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -98,13 +96,13 @@ class OpenTelemetry(Traces):
                     await send(message)
 
                 try:
-                    await handler(scope, receive, see)
+                    await app(scope, receive, see)
                 finally:
                     if route := scope.get("path_template"):
                         span.update_name(f"{method} {route}")
                         span.set_attribute("http.route", route)
 
-        app.asgi_handler = followed
+        return followed
 
     def headers(self) -> TraceHeaders | None:
         """Return the headers for the records of the call that is being answered, None when it is not followed."""

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Protocol
 
-from litestar import Litestar
+from litestar.types import ASGIApp
 
 TraceHeaders = dict[str, str]
 """The headers by which W3C Trace Context tells a call's trace."""
@@ -30,8 +30,9 @@ class Traces:
         """Send what was not sent yet at the end of the block."""
         yield
 
-    def follow_http(self, app: Litestar) -> None:
-        """Have an application follow its requests."""
+    def follow_http(self, app: ASGIApp) -> ASGIApp:
+        """Return the application with its requests followed."""
+        return app
 
     def headers(self) -> TraceHeaders | None:
         """Return the headers for the records of the call that is being answered, None when it is not followed."""

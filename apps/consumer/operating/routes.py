@@ -16,6 +16,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.plugins.problem_details import ProblemDetailsException
 
 from apps.chassis.deadline import CALL_S, within
+from apps.chassis.http.authorization import KEY_NEEDED
 from apps.chassis.http.problems import (
     BAD_BODY,
     BAD_PARAMETER,
@@ -129,6 +130,7 @@ def _action_route(served: Served[StreamConsumer], action: str, summary: str, act
         summary=summary,
         responses=documented(*BODY_ERRORS),
         status_code=HTTPStatus.OK,
+        security=KEY_NEEDED,
     )
     async def take_action(request: Request[Any, Any, Any], stream: SomeStreams = None) -> Status:
         wanted = served.some(stream)
@@ -145,6 +147,7 @@ def _start_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
         responses=documented(*BODY_ERRORS),
         operation_class=documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False),
         status_code=HTTPStatus.OK,
+        security=KEY_NEEDED,
     )
     async def start(request: Request[Any, Any, Any], stream: SomeStreams = None) -> Status:
         wanted = served.some(stream)
@@ -163,6 +166,7 @@ def _seek_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
             {JSON: (either(Seek, ["to"], ["partition", "offset"]), {"to": "beginning"})}, required=True
         ),
         status_code=HTTPStatus.OK,
+        security=KEY_NEEDED,
     )
     async def seek(request: Request[Any, Any, Any], stream: SomeStreams = None) -> Sought:
         wanted = served.some(stream)

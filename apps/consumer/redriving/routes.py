@@ -15,6 +15,7 @@ from litestar.params import Parameter
 from litestar.plugins.problem_details import ProblemDetailsException
 
 from apps.chassis.deadline import CALL_S, within
+from apps.chassis.http.authorization import KEY_NEEDED
 from apps.chassis.http.problems import (
     BAD_BODY,
     BAD_PARAMETER,
@@ -173,6 +174,7 @@ def _redrive_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
         "/consumers/dead-letters/redrive",
         summary="Send dead letters back to their topic, each once",
         status_code=HTTPStatus.OK,
+        security=KEY_NEEDED,
         responses=documented(
             *BODY_ERRORS,
             HTTPStatus.NOT_FOUND,

@@ -1,0 +1,100 @@
+"""Builds the Litestar application of a service: what both services have in common."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
+from prometheus_client import CollectorRegistry
+
+from apps.chassis.http.admission import Limit
+from apps.chassis.http.asyncapi import Operation, asyncapi_document
+from apps.chassis.http.authorization import ApiKeyGuard
+from apps.chassis.http.documents import document_routes, openapi_config
+from apps.chassis.http.health import SERVICE, Examined, HealthController
+from apps.chassis.http.problems import ROOT_PATH, ProblemController, answer_error
+from apps.chassis.http.request_middleware import RequestMiddleware, admit
+from apps.chassis.http.served_streams import Served, stream_dependencies
+from apps.chassis.observability.metrics import REGISTRY, Measured, MetricsController
+from apps.chassis.observability.traces import Traces
+from apps.chassis.settings import Settings
+
+MOST_IN_MEMORY = 256 * 1024 * 1024
+"""Approximate bytes that all calls under way may take."""
+
+
+class StreamPart(Examined, Measured, Protocol):
+    """What a service runs for one stream."""
+
+    def open(self, ending: asyncio.Event) -> AbstractAsyncContextManager[None]:
+        """Connect, and close at the end, which `ending` announces."""
+
+
+class Application(Litestar):
+    """A Litestar application behind ASGI middleware that sees every call: Litestar's own sees only routed ones."""
+
+    outermost: ASGIApp
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI's events of two kinds
+        """Answer a call, or open and close the application."""
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+        else:
+            await self.outermost(scope, receive, send)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a call without the middleware around it."""
+        await super().__call__(scope, receive, send)
+
+
+def build_application(  # noqa: PLR0913 - what one service has and the other not
+    name: str,
+    description: str,
+    settings: Settings,
+    parts: Mapping[str, StreamPart],
+    routes: Sequence[ControllerRouterHandler],
+    *,
+    operations: Sequence[Operation],
+    registry: CollectorRegistry,
+    traces: Traces,
+    ending: asyncio.Event | None,
+    limit: Limit | None = None,
+    **options: Any,  # noqa: ANN401 - as Litestar takes them
+) -> Litestar:
+    """Return the application of a service; `parts` has what it runs for each stream, by the stream's name.
+
+    It has the given routes and those of any service: health, metrics, problems, documents. The parts are open while
+    the application runs; `ending` announces its end.
+    """
+    title, limit, end = name.capitalize(), limit or Limit(MOST_IN_MEMORY), ending or asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with traces.open(), AsyncExitStack() as opened:
+            for part in parts.values():
+                await opened.enter_async_context(part.open(end))
+            yield
+
+    app = Application(
+        [
+            *routes,
+            HealthController,
+            MetricsController,
+            ProblemController,
+            *document_routes(asyncapi_document(title, description, settings, name, operations)),
+        ],
+        dependencies=stream_dependencies(Served(parts)),
+        state=State({ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry}),
+        guards=[ApiKeyGuard(settings.api_keys, registry)] if settings.api_keys.needed else [],
+        before_request=admit(limit),
+        exception_handlers={Exception: answer_error},
+        lifespan=[lifespan],
+        logging_config=None,
+        openapi_config=openapi_config(title, description, settings.root_path),
+        **options,
+    )
+    app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings)
+    return app

@@ -1,7 +1,7 @@
 """Settings: one Struct, read from the environment once, at the start of a process."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -9,48 +9,53 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
-from apps.chassis.http.api_keys import Keys, read_key_file, read_keys
+from apps.chassis.http.api_keys import Keys, read_keys
 from contracts import STREAMS
 from contracts.stream import FIELDS, Stream, check_streams
 
 T = TypeVar("T")
 
+PORT = r"(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
+SERVER = rf"(?:[^\s,:\[\]]+|\[[0-9a-fA-F:.]+\]):{PORT}"
+ORIGIN = rf"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::{PORT})?"
+"""An origin as a browser writes it: small letters, no path, not even a slash."""
+PATH = r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*/?"
+"""A path prefix of plain segments."""
+HOST_NAME = r"(?i:\*|(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[?[0-9a-f]*:[0-9a-f]*:[0-9a-f:.]*\]?)"
+"""A host name, all names below one, any name, or an IPv6 address."""
+
+
+def _one(pattern: str, description: str) -> Meta:
+    return Meta(pattern=f"^{pattern}$", description=description)
+
+
+def _several(pattern: str, description: str) -> Meta:
+    return _one(rf"\s*{pattern}\s*(?:,\s*{pattern}\s*)*", f"{description}, several with commas between them")
+
+
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 TopicName = Annotated[
     str,
-    Meta(
-        pattern=r"^(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}$",
-        description="a topic's name (1 to 249 of letters, digits, dots, underscores and hyphens)",
+    _one(
+        r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}",
+        "a topic's name (1 to 249 of letters, digits, dots, underscores and hyphens)",
     ),
 ]
-PLAIN_INTEGER = re.compile(r"[0-9]{1,18}")
-SERVER = r"\s*([^\s,:\[\]]+|\[[0-9a-fA-F:.]+\]):\d{1,5}\s*"
-Servers = Annotated[
-    str,
-    Meta(
-        pattern=f"^{SERVER}(,{SERVER})*$",
-        description="host:port, several with commas between them (an IPv6 address in brackets, like [::1]:9092)",
-    ),
-]
-Address = Annotated[
-    str, Meta(pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$", description="an address like http://localhost:4318")
+Servers = Annotated[str, _several(SERVER, "host:port (an IPv6 address in brackets, like [::1]:9092)")]
+Origins = Annotated[str, _several(ORIGIN, "an origin like http://localhost:8000")]
+Hosts = Annotated[str, _several(HOST_NAME, "a host name without scheme or port, like kafka.example or *.kafka.example")]
+Address = Annotated[str, _one(r"(?:https?://[^\s/?#]+(?:/[^\s?#]*)?)?", "an address like http://localhost:4318")]
+UrlPath = Annotated[str, _one(PATH, "a path like /kafka, of letters, digits and . _ ~ -")]
+ServiceUrl = Annotated[
+    str, _one(rf"(?!/$)(?:{ORIGIN})?{PATH}", "an address like http://localhost:8000 or https://example.com/producer")
 ]
 
+PLAIN_INTEGER = re.compile(r"[0-9]{1,18}")
 BY_STREAM = "BY_STREAM"
 """The field of `Settings` that no variable sets."""
-NAMES = ("topic", "dead_letter_topic", "group_id")
-"""Fields of `StreamSettings` that two streams must not share."""
 SECRETS = frozenset({"api_key", "kafka_sasl_password"})
 """Fields whose value is never shown."""
-ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
-"""An origin as a browser writes it: small letters, no path, not even a slash."""
-PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*/?")
-"""A path prefix of plain segments."""
-SERVICE_URL = re.compile(rf"({ORIGIN.pattern})?{PATH.pattern}")
-"""Where a browser finds a service: an origin with or without a path prefix, or only a path prefix."""
 ANY_HOST = "*"
-HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-"""A host name in lower case, all names below one, or any name."""
 
 
 class WrongSetting(ValueError):
@@ -111,10 +116,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     consumer_port: Port = 8001
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     slow_batch_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 300
-    producer_url: str | None = None
-    cors_origins: str = ""
-    allowed_hosts: str = ""
-    root_path: str = ""
+    producer_url: ServiceUrl | None = None
+    cors_origins: Origins = ""
+    allowed_hosts: Hosts = ""
+    root_path: UrlPath = ""
     keep_alive_s: Annotated[int, Meta(ge=1, le=3_600)] = 75
     api_key: str | None = None
     api_key_file: str | None = None
@@ -142,23 +147,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     def served(self, streams: Sequence[Stream[Any]]) -> list[Stream[Any]]:
         """Return those of some streams that this instance serves, in their order."""
-        wanted = [name.strip() for name in self.streams.split(",")] if self.streams else [one.name for one in streams]
-        return [stream for stream in streams if stream.name in wanted]
+        wanted = _listed(self.streams)
+        return [stream for stream in streams if stream.name in wanted or not wanted]
 
     @property
     def bootstrap_servers(self) -> list[str]:
         """The brokers to ask first, as `host:port`, in the order given."""
-        return [server.strip() for server in self.kafka_bootstrap_servers.split(",")]
+        return _listed(self.kafka_bootstrap_servers)
 
     @property
     def allowed_origins(self) -> list[str]:
         """The origins whose pages may call the producer, in the order given."""
-        return [origin.strip() for origin in self.cors_origins.split(",")] if self.cors_origins else []
+        return _listed(self.cors_origins)
 
     @property
     def host_names(self) -> list[str]:
         """The allowed names in `Host`, in lower case; empty where all are allowed."""
-        return [name.strip().lower() for name in self.allowed_hosts.split(",")] if self.allowed_hosts else []
+        return _listed(self.allowed_hosts.lower())
 
     @property
     def api_keys(self) -> Keys:
@@ -177,6 +182,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         return self.kafka_security_protocol.endswith("SSL")
 
 
+def _listed(text: str) -> list[str]:
+    """Return the items of a text, which are separated by commas."""
+    return [item.strip() for item in text.split(",")] if text else []
+
+
 def read_settings(environment: Mapping[str, str], streams: Sequence[Stream[Any]] = STREAMS) -> Settings:
     """Build the settings from environment variables; an unset or empty one takes its default.
 
@@ -192,15 +202,14 @@ def read_settings(environment: Mapping[str, str], streams: Sequence[Stream[Any]]
     }
     by_stream = {stream.name: _read_stream_settings(environment, stream) for stream in streams}
     settings = _converted(Settings, {name: (name, value) for name, value in given.items()}, {BY_STREAM: by_stream})
-    _check_ports("KAFKA_BOOTSTRAP_SERVERS", settings.bootstrap_servers)
-    settings = _with_paths(settings)
-    _check_origins("CORS_ORIGINS", settings.allowed_origins)
-    _check_hosts(settings.host_names)
     _check_security(settings, given)
-    _check_served(settings, streams)
-    _check_names(settings, streams)
+    _check_streams(settings, streams)
     _check_keys(settings)
-    return settings
+    return msgspec.structs.replace(
+        settings,
+        producer_url=settings.producer_url and settings.producer_url.rstrip("/"),
+        root_path=settings.root_path.rstrip("/"),
+    )
 
 
 def _read_stream_settings(environment: Mapping[str, str], stream: Stream[Any]) -> StreamSettings:
@@ -226,42 +235,38 @@ def _converted(kind: type[T], given: Mapping[str, tuple[str, str]], others: Mapp
     return msgspec.convert({**others, **{name: value for name, (_, value) in given.items()}}, kind, strict=False)
 
 
-def _check_served(settings: Settings, streams: Sequence[Stream[Any]]) -> None:
+def _check_streams(settings: Settings, streams: Sequence[Stream[Any]]) -> None:
+    """Check that the served streams exist, and that no two streams share a topic or a group."""
     names = [stream.name for stream in streams]
-    for name in settings.streams.split(",") if settings.streams else ():
-        if name.strip() not in names:
-            raise WrongSetting(f"STREAMS: expected some of {', '.join(names)}, not {name.strip()!r}")
-
-
-def _check_names(settings: Settings, streams: Iterable[Stream[Any]]) -> None:
-    """Check that no two streams share a topic or a group."""
+    for name in _listed(settings.streams):
+        if name not in names:
+            raise WrongSetting(f"STREAMS: expected some of {', '.join(names)}, not {name!r}")
     topics: dict[str, str] = {}
     groups: dict[str, str] = {}
     for stream in streams:
-        of, (topic, dead, group) = settings.of(stream), (stream.variables(f)[-1] for f in NAMES)
-        for variable, name, taken in (
-            (topic, of.topic, topics),
-            (dead, of.dead_letter_topic, topics),
-            (dead, of.marks_topic, topics),
-            (group, of.group_id, groups),
+        of = settings.of(stream)
+        for field, name, taken in (
+            ("topic", of.topic, topics),
+            ("dead_letter_topic", of.dead_letter_topic, topics),
+            ("dead_letter_topic", of.marks_topic, topics),
+            ("group_id", of.group_id, groups),
         ):
+            variable = stream.variables(field)[-1]
             if taken.setdefault(name, variable) != variable:
                 raise WrongSetting(f"{variable}: must differ from {taken[name]}, both are {name!r}")
 
 
 def _check_keys(settings: Settings) -> None:
     """Check the keys of the environment, then those of the file, which is read as a reload does."""
+    variable = "API_KEY"
     try:
-        given = read_keys(settings.api_key.split(",")) if settings.api_key else {}
+        keys = settings.api_keys
+        variable = "API_KEY_FILE"
+        keys.read_file()
     except ValueError as error:
-        raise WrongSetting(f"API_KEY: {error}") from None
-    if settings.api_key_file:
-        try:
-            read_key_file(Path(settings.api_key_file), given)
-        except OSError as error:
-            raise WrongSetting(f"API_KEY_FILE: cannot read {settings.api_key_file!r}: {error.strerror}") from None
-        except ValueError as error:
-            raise WrongSetting(f"API_KEY_FILE: {error}") from None
+        raise WrongSetting(f"{variable}: {error}") from None
+    except OSError as error:
+        raise WrongSetting(f"{variable}: cannot read {settings.api_key_file!r}: {error.strerror}") from None
 
 
 def _check_security(settings: Settings, given: Collection[str]) -> None:
@@ -293,28 +298,6 @@ def _check_credentials(mechanism: str, given: Collection[str]) -> None:
             raise WrongSetting(f"{name}: is of no use with {mechanism}")
 
 
-def _with_paths(settings: Settings) -> Settings:
-    """Return the settings with path prefixes without a trailing slash."""
-    url, path = settings.producer_url, settings.root_path
-    if url is not None and (url == "/" or not SERVICE_URL.fullmatch(url)):
-        raise WrongSetting(
-            f"PRODUCER_URL: expected an address like http://localhost:8000 or https://example.com/producer, not {url!r}"
-        )
-    if not PATH.fullmatch(path):
-        raise WrongSetting(f"ROOT_PATH: expected a path like /kafka, of letters, digits and . _ ~ -, not {path!r}")
-    _check_ports("PRODUCER_URL", [found[0]] if url and (found := ORIGIN.match(url)) else [])
-    return msgspec.structs.replace(settings, producer_url=url and url.rstrip("/"), root_path=path.rstrip("/"))
-
-
-def _check_hosts(names: Sequence[str]) -> None:
-    for name in names:
-        if not HOST_NAME.fullmatch(name) and not is_address(name.strip("[]")):
-            raise WrongSetting(
-                f"ALLOWED_HOSTS: expected host names without scheme or port, like kafka.example or *.kafka.example, "
-                f"not {name!r}"
-            )
-
-
 def is_address(host: str) -> bool:
     """Return whether a host is an IP address, without brackets."""
     try:
@@ -322,17 +305,3 @@ def is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _check_ports(variable: str, addresses: Sequence[str]) -> None:
-    for address in addresses:
-        port = re.search(r":(\d+)$", address)
-        if port and not 1 <= int(port[1]) <= 65_535:  # noqa: PLR2004 - TCP's own range
-            raise WrongSetting(f"{variable}: the port of {address!r} is not in 1 to 65535")
-
-
-def _check_origins(variable: str, origins: Sequence[str]) -> None:
-    for origin in origins:
-        if not ORIGIN.fullmatch(origin):
-            raise WrongSetting(f"{variable}: expected an origin like http://localhost:8000, not {origin!r}")
-    _check_ports(variable, origins)

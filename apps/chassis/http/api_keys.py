@@ -53,6 +53,10 @@ class Keys:
                 found = name
         return found
 
+    def read_file(self) -> dict[str, str]:
+        """Return the keys of the file, if there is one. Raises as `read_key_file` does."""
+        return read_key_file(self._file, self._given) if self._file else {}
+
     def _look_at(self, file: Path) -> None:
         """Read the file if it has changed and settled; keep the current keys if the file is invalid."""
         age_s = 0.0
@@ -66,7 +70,7 @@ class Keys:
             return
         self._seen = seen
         try:
-            self._of_file = read_key_file(file, self._given)
+            self._of_file = self.read_file()
         except (OSError, ValueError) as error:
             log.error("API_KEY_FILE: the keys read before stay in use: %s", error)  # noqa: TRY400 - one line says it
         else:

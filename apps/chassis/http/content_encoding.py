@@ -2,7 +2,10 @@
 
 import zlib
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
+
+from apps.chassis.http.problems import BrokenBody
 
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """The zlib window bits of each content coding. Raw deflate is missing: its damage would go unnoticed."""
@@ -14,16 +17,12 @@ RATIO_FREE_BYTES = 64 * 1024 * 1024
 """A body may decode to this many bytes, or to `MAX_RATIO` times its own size. Records shrink to about a tenth."""
 
 
-class DamagedBody(ValueError):
-    """A compressed body that is damaged, ends too early, or is followed by other bytes."""
-
-
-class DecompressionBomb(ValueError):
-    """A body that decodes to far more than text ever does."""
-
-
 class Decompressor:
-    """Decodes one compressed body, which may consist of several gzip members."""
+    """Decodes one compressed body, which may consist of several gzip members.
+
+    Raises `BrokenBody` for a body that is damaged, ends too early, is followed by other bytes, or decodes to far more
+    than text ever does.
+    """
 
     def __init__(self, coding: str) -> None:
         self._coding = coding
@@ -33,7 +32,7 @@ class Decompressor:
         self._given = 0
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Yield the decoded bytes of the next piece of the body. Raises `DamagedBody`, `DecompressionBomb`."""
+        """Yield the decoded bytes of the next piece of the body."""
         self._taken += len(data)
         while data or self._stream is not None:
             if self._stream is None:
@@ -41,7 +40,7 @@ class Decompressor:
             try:
                 piece = self._stream.decompress(data, PIECE_BYTES)
             except zlib.error as error:
-                raise DamagedBody(f"the body is not valid {self._coding}: {error}") from None
+                raise _damaged(f"the body is not valid {self._coding}: {error}") from None
             if piece:
                 self._given += len(piece)
                 self._check_ratio()
@@ -54,17 +53,21 @@ class Decompressor:
                 return
 
     def check_end(self) -> None:
-        """Raise `DamagedBody` when the body is incomplete."""
+        """Check that the body is complete."""
         if self._stream is not None:
-            raise DamagedBody(f"the {self._coding} of the body ends too early")
+            raise _damaged(f"the {self._coding} of the body ends too early")
 
     def _next_stream(self) -> Any:  # noqa: ANN401 - see `_stream`
         self._streams += 1
         if self._coding == "deflate" and self._streams > 1:
-            raise DamagedBody("bytes follow the end of the deflate of the body")
+            raise _damaged("bytes follow the end of the deflate of the body")
         return zlib.decompressobj(WINDOW_BITS[self._coding])
 
     def _check_ratio(self) -> None:
         if self._given > max(RATIO_FREE_BYTES, MAX_RATIO * self._taken):
             detail = f"the body decodes to over {RATIO_FREE_BYTES} bytes and {MAX_RATIO} times its size"
-            raise DecompressionBomb(detail)
+            raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+
+
+def _damaged(reason: str) -> BrokenBody:
+    return BrokenBody(HTTPStatus.BAD_REQUEST, reason)

@@ -197,6 +197,18 @@ def problem(
     )
 
 
+class BrokenBody(ProblemDetailsException):
+    """A body that is incomplete, damaged or not of its declared type."""
+
+    def __init__(self, status: HTTPStatus, reason: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(
+            detail=reason, status_code=status.value, headers=headers, type_="about:blank", title=status.phrase
+        )
+
+    def __str__(self) -> str:
+        return self.detail
+
+
 def bad_parameter(name: str, detail: str) -> ProblemDetailsException:
     """Return an error to raise for a query parameter."""
     return problem(BAD_PARAMETER, f"{name}: {detail}", [Fault(parameter=name, detail=detail)])

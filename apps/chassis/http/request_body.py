@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,19 +18,12 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from litestar.connection import Request
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody
-from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import Scope
 
-from apps.chassis.http.admission import Share, share_of
+from apps.chassis.http.admission import share_of
 from apps.chassis.http.connection_limits import ALL_HERE
-from apps.chassis.http.content_encoding import (
-    ACCEPTED_CODINGS,
-    WINDOW_BITS,
-    DamagedBody,
-    DecompressionBomb,
-    Decompressor,
-)
-from apps.chassis.http.problems import BAD_BODY, RETRY_AFTER, Fault, problem
+from apps.chassis.http.content_encoding import ACCEPTED_CODINGS, WINDOW_BITS, Decompressor
+from apps.chassis.http.problems import BAD_BODY, RETRY_AFTER, BrokenBody, bad_body, problem
 from apps.chassis.http.repeated_names import RepeatedName, check_names
 
 T = TypeVar("T")
@@ -53,19 +46,6 @@ PARAMETER = re.compile(r';\s*(?P<name>[^\s;=]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\
 MARK_BYTES = 4
 """Bytes at the beginning of a text that identify its encoding."""
 STARTS_OF_JSON = b"{["
-
-
-class BrokenBody(Exception):
-    """A body that is incomplete, damaged or not of its declared type."""
-
-    def __init__(self, status: HTTPStatus, reason: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.headers = headers
-
-    def problem(self) -> ProblemDetailsException:
-        """Return the error to raise while no answer has begun."""
-        return problem(self.status, str(self), headers=self.headers)
 
 
 class BodyHead(NamedTuple):
@@ -141,134 +121,84 @@ async def read_whole(
     Raises 415; 408 after 60 s; 413 when it is larger than `largest` bytes (`hint` is appended to the message); 400 when
     it breaks off; 503 when there is no room for `times_in_memory` copies of it, or when it stalls while others need it.
     """
-    head, share = head_of(request.scope), share_of(request.scope)
+    head, share, body = head_of(request.scope), share_of(request.scope), bytearray()
     try:
-        if request.scope.get(ALL_HERE):
-            body = await _whole(request, head, share, accepted, largest, hint)
-        else:
-            async with asyncio.timeout(SLOW_BODY):
-                body = await _whole(request, head, share, accepted, largest, hint)
+        async with (
+            asyncio.timeout(None if request.scope.get(ALL_HERE) else SLOW_BODY),
+            aclosing(read_pieces(request, head)) as pieces,
+        ):
+            async for piece in pieces:
+                check_media_type(head.media_type, accepted)
+                body += piece
+                if len(body) > largest:
+                    reason = f"the body is larger than {largest} bytes{hint}"
+                    raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
+                if not share.hold(len(body)):
+                    raise share.busy()
     except TimeoutError:
-        raise problem(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {SLOW_BODY:g} s") from None
-    except BrokenBody as broken:
-        raise broken.problem() from None
+        reason = f"the body did not arrive within {SLOW_BODY:g} s"
+        raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, reason) from None
     share.hold(0)
-    if not share.take(times_in_memory * len(body)):
-        raise share.busy()
-    return body
-
-
-async def _whole(  # noqa: PLR0913, PLR0917 - what `read_whole` was given
-    request: Request[Any, Any, Any], head: BodyHead, share: Share, accepted: Collection[str], largest: int, hint: str
-) -> bytes:
-    decoder = Decompressor(head.coding) if head.coding else None
-    body, more = bytearray(), True
-    while more:  # Litestar's own stream takes twice as long for a small body
-        piece, more = await _receive(request)
-        if not piece:
-            continue
-        check_media_type(head.media_type, accepted)
-        for decoded in _decoded(decoder, piece):
-            body += decoded
-            if len(body) > largest:
-                raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {largest} bytes{hint}")
-        if not share.hold(len(body)):
-            raise share.busy()
-    _check_end(decoder)
-    return _without_mark(body)
+    share.require(times_in_memory * len(body))
+    return bytes(body)
 
 
 async def read_pieces(
-    request: Request[Any, Any, Any], head: BodyHead, ending: asyncio.Event
+    request: Request[Any, Any, Any], head: BodyHead, ending: asyncio.Event | None = None
 ) -> AsyncGenerator[bytes, None]:
     """Yield a body of any length as it arrives, decoded and without a byte order mark.
 
     Raises `BrokenBody` when the body is incomplete: its caller disconnects, pauses for 60 s, or the service stops.
     """
     decoder = Decompressor(head.coding) if head.coding else None
-    start = b""
-    begun = False
-    async with aclosing(_arriving(request, ending)) as pieces:
-        async for piece in pieces:
-            for decoded in _decoded(decoder, piece):
-                if begun:
-                    yield decoded
-                elif len(start := start + decoded) >= MARK_BYTES:
-                    yield _without_mark(start)
-                    begun = True
-                if decoder:
-                    await asyncio.sleep(0)  # a small piece may decode to many pieces
-    _check_end(decoder)
+    start, begun, more = b"", False, True
+    while more:
+        piece, more = await _receive(request, ending)
+        for decoded in decoder.decode(piece) if decoder else (piece,):
+            if begun and decoded:
+                yield decoded
+            elif not begun and len(start := start + decoded) >= MARK_BYTES:
+                yield _without_mark(start)
+                begun = True
+            if decoder:
+                await asyncio.sleep(0)  # a small piece may decode to many pieces
+    if decoder:
+        decoder.check_end()
     if not begun and start:
         yield _without_mark(start)
 
 
-async def _arriving(request: Request[Any, Any, Any], ending: asyncio.Event) -> AsyncGenerator[bytes, None]:
-    end = asyncio.create_task(ending.wait())
-    more = True
-    try:
-        while more:
-            arriving = asyncio.create_task(_receive(request))
-            await asyncio.wait([arriving, end], timeout=SLOW_BODY, return_when=asyncio.FIRST_COMPLETED)
-            if not arriving.done():
-                arriving.cancel()
-                if ending.is_set():
-                    reason = "the service is ending and reads no more of the body"
-                    raise BrokenBody(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": RETRY_AFTER})
-                reason = f"nothing more of the body arrived within {SLOW_BODY:g} s"
-                raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, reason)
-            piece, more = arriving.result()
-            if piece:
-                yield piece
-    finally:
-        end.cancel()
-
-
-async def _receive(request: Request[Any, Any, Any]) -> tuple[bytes, bool]:
-    """Return the next piece of a body, and whether more follow.
-
-    Raises `BrokenBody` when the caller disconnected, or when the body has stalled and other calls need the room.
-    """
-    message: Any = await (request.receive() if request.scope.get(ALL_HERE) else _wait_for_more(request))
+async def _receive(request: Request[Any, Any, Any], ending: asyncio.Event | None) -> tuple[bytes, bool]:
+    """Return the next piece of a body, and whether more follow. Raises `BrokenBody`."""
+    all_here = request.scope.get(ALL_HERE)
+    message: Any = await (request.receive() if all_here else _wait_for_more(request, ending or asyncio.Event()))
     if message["type"] == "http.disconnect":
         raise BrokenBody(HTTPStatus.BAD_REQUEST, "the body broke off")
     return message.get("body", b""), message.get("more_body", False)
 
 
-async def _wait_for_more(request: Request[Any, Any, Any]) -> Any:  # noqa: ANN401 - an ASGI event
-    share = share_of(request.scope)
-    arriving = asyncio.ensure_future(request.receive())
-    with share.waiting(arriving.cancel):
-        try:
-            return await arriving
-        except asyncio.CancelledError:
-            if not share.dismissed:
-                raise
-    reason = "the body stalled while other calls needed the room"
-    raise BrokenBody(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": RETRY_AFTER})
-
-
-def _decoded(decoder: Decompressor | None, piece: bytes) -> Iterable[bytes]:
-    if decoder is None:
-        return (piece,)
-    return _decompressed(decoder, piece)
-
-
-def _decompressed(decoder: Decompressor, piece: bytes) -> Iterator[bytes]:
+async def _wait_for_more(request: Request[Any, Any, Any], ending: asyncio.Event) -> Any:  # noqa: ANN401 - an ASGI event
+    """Wait until more arrives, the service ends, other calls need the room, or it takes too long."""
+    share, arriving, end = (
+        share_of(request.scope),
+        asyncio.ensure_future(request.receive()),
+        asyncio.ensure_future(ending.wait()),
+    )
     try:
-        yield from decoder.decode(piece)
-    except DamagedBody as error:
-        raise BrokenBody(HTTPStatus.BAD_REQUEST, str(error)) from None
-    except DecompressionBomb as error:
-        raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
-
-
-def _check_end(decoder: Decompressor | None) -> None:
-    if decoder is not None:
-        try:
-            decoder.check_end()
-        except DamagedBody as error:
-            raise BrokenBody(HTTPStatus.BAD_REQUEST, str(error)) from None
+        with share.waiting(arriving.cancel):
+            await asyncio.wait([arriving, end], timeout=SLOW_BODY, return_when=asyncio.FIRST_COMPLETED)
+        if arriving.done() and not arriving.cancelled():
+            return arriving.result()
+    finally:
+        arriving.cancel()
+        end.cancel()
+    if share.dismissed:
+        reason = "the body stalled while other calls needed the room"
+    elif ending.is_set():
+        reason = "the service is ending and reads no more of the body"
+    else:
+        raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, f"nothing more of the body arrived within {SLOW_BODY:g} s")
+    raise BrokenBody(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": RETRY_AFTER})
 
 
 def _without_mark(text: bytes | bytearray) -> bytes:
@@ -293,15 +223,13 @@ async def read_json(request: Request[Any, Any, Any], kind: type[T]) -> T:
         check_names(body)
     except msgspec.MsgspecError as error:
         detail, _, path = str(error).partition(" - at ")
-        fault = Fault(path=path.strip("`") or "$", detail=detail)
-        raise problem(BAD_BODY, str(error), [fault]) from None
+        raise bad_body(detail, path.strip("`") or "$") from None
     except RepeatedName as error:
-        fault = Fault(path=f"$.{error.name}", detail=str(error))
-        raise problem(BAD_BODY, f"{error} - at `{fault.path}`", [fault]) from None
+        raise bad_body(str(error), f"$.{error.name}") from None
     except UnicodeDecodeError:
-        raise problem(BAD_BODY, "the body is not valid UTF-8", [Fault(path="$", detail="not valid UTF-8")]) from None
+        raise bad_body("the body is not valid UTF-8") from None
     except RecursionError:
-        raise problem(BAD_BODY, "the body is nested too deeply") from None
+        raise bad_body("the body is nested too deeply") from None
     return asked
 
 

@@ -20,10 +20,11 @@ from apps.chassis.http.problems import (
     MEDIA_TYPE,
     NOT_ACKNOWLEDGED,
     RETRY_AFTER,
+    BrokenBody,
     problem,
     with_root_path,
 )
-from apps.chassis.http.request_body import NDJSON, BodyHead, BrokenBody, head_of, read_pieces
+from apps.chassis.http.request_body import NDJSON, BodyHead, head_of, read_pieces
 from apps.chassis.http.spool import Spool, Spools
 from apps.chassis.http.streaming import BrokenOff, Streamed
 from apps.producer.publishing.intake import BadLine, send_lines
@@ -101,7 +102,7 @@ class LineAnswers:
                 if self._spool.full and not self._at_end:
                     return _Spooled(self._stream(), self._spool, HTTPStatus.OK, reads_body=True)
         except BrokenBody as broken:
-            return self._refuse(problem(broken.status, self._cut_off(broken), headers=broken.headers))
+            return self._refuse(problem(HTTPStatus(broken.status_code), self._cut_off(broken), headers=broken.headers))
         except Busy as busy:
             return self._refuse(problem(BUSY, self._cut_off(busy), headers={"Retry-After": RETRY_AFTER}))
         return self._answer_all()

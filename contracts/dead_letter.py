@@ -8,7 +8,7 @@ Dead letters of other writers, like Spring Kafka, are read too: by the names of 
 letter does not name is None.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from struct import Struct as Packing
 from typing import Any, NamedTuple
 
@@ -17,13 +17,6 @@ import msgspec
 Header = tuple[str, bytes | None]
 Headers = Sequence[Header]
 
-TOPIC = "kafka_dlt-original-topic"
-PARTITION = "kafka_dlt-original-partition"
-OFFSET = "kafka_dlt-original-offset"
-TIMESTAMP = "kafka_dlt-original-timestamp"
-GROUP = "kafka_dlt-original-consumer-group"
-ERROR_TYPE = "kafka_dlt-exception-fqcn"
-ERROR = "kafka_dlt-exception-message"
 TRIES = "kafka_deliveryAttempt"
 
 ROUNDS = "dead-letter-rounds"
@@ -39,8 +32,8 @@ INT32 = Packing(">i")
 INT64 = Packing(">q")
 
 
-class Said(NamedTuple):
-    """A header that describes a dead letter: its name, its meaning, and how its number is packed.
+class HeaderField(NamedTuple):
+    """A header of a dead letter: its name, the field of `DeadLetter` it holds, its meaning, and how it is packed.
 
     Without a packing it is text, in UTF-8. A number below `least` is ignored. `aliases` are the names of the same
     header in letters of other writers, in the order in which they replace a missing `header`.
@@ -50,8 +43,8 @@ class Said(NamedTuple):
     field: str
     meaning: str
     packing: Packing | None = None
-    least: int | None = None
     aliases: tuple[str, ...] = ()
+    least: int = 0
 
     def pack(self, value: str | int) -> Header:
         """Return the header."""
@@ -67,82 +60,61 @@ class Said(NamedTuple):
             return None
         if self.packing is None:
             return content.decode("utf-8", "backslashreplace")
-        if len(content) not in {INT32.size, INT64.size}:
-            return None
         number = int.from_bytes(content, "big", signed=True)
-        return number if self.least is None or number >= self.least else None
+        return number if len(content) in {INT32.size, INT64.size} and number >= self.least else None
+
+    def find(self, headers: Mapping[str, bytes | None]) -> str | int | None:
+        """Return the first meaningful value among the headers of the field."""
+        values = (self.unpack(headers.get(name)) for name in (self.header, *self.aliases))
+        return next((value for value in values if value is not None), None)
 
 
-SAID_TRIES = Said(
-    TRIES, "tries", "How often it was tried to consume it, from 1.", INT32, least=0, aliases=("retry_topic-attempts",)
+DLT, RETRY = "kafka_dlt-", "kafka_"
+"""Prefixes of Spring's headers: of its dead letters, and of its retry topics."""
+
+
+def _field(field: str, meaning: str, *names: str, packing: Packing | None = None, least: int = 0) -> HeaderField:
+    """Return a field by Spring's names for it, the best first, without their prefix."""
+    header, *aliases = [prefix + name for name in names for prefix in (DLT, RETRY)]
+    return HeaderField(header, field, meaning, packing, tuple(aliases), least)
+
+
+TRIES_FIELD = HeaderField(
+    TRIES, "tries", "How often it was tried to consume it, from 1.", INT32, ("retry_topic-attempts",)
 )
-SAID = (
-    Said(TOPIC, "topic", "The topic that the record stood in.", aliases=("kafka_original-topic",)),
-    Said(PARTITION, "partition", "The partition that it stood in.", INT32, 0, ("kafka_original-partition",)),
-    Said(OFFSET, "offset", "Its offset there.", INT64, 0, ("kafka_original-offset",)),
-    Said(
-        TIMESTAMP,
-        "timestamp",
-        "Its own timestamp, in milliseconds since 1970 UTC.",
-        INT64,
-        aliases=("kafka_original-timestamp",),
-    ),
-    Said(GROUP, "group", "The group that could not consume it.", aliases=("kafka_original-consumer-group",)),
-    Said(
-        ERROR_TYPE,
+LETTER_FIELDS = (
+    _field("topic", "The original topic of the record.", "original-topic"),
+    _field("partition", "Its original partition.", "original-partition", packing=INT32),
+    _field("offset", "Its offset there.", "original-offset", packing=INT64),
+    _field("timestamp", "In milliseconds since 1970 UTC.", "original-timestamp", packing=INT64, least=-1),
+    _field("group", "The group that could not consume it.", "original-consumer-group"),
+    _field(
         "error_type",
         "The Python class of the error, with its module.",
-        aliases=(
-            "kafka_exception-fqcn",
-            "kafka_dlt-key-exception-fqcn",
-            "kafka_key-exception-fqcn",
-            "kafka_dlt-exception-cause-fqcn",
-            "kafka_exception-cause-fqcn",
-        ),
+        "exception-fqcn",
+        "key-exception-fqcn",
+        "exception-cause-fqcn",
     ),
-    Said(
-        ERROR,
-        "error",
-        "The error's message.",
-        aliases=("kafka_exception-message", "kafka_dlt-key-exception-message", "kafka_key-exception-message"),
-    ),
-    SAID_TRIES,
+    _field("error", "The error's message.", "exception-message", "key-exception-message"),
+    TRIES_FIELD,
 )
-"""The headers behind the record's own, in their order, each with the field of `DeadLetter` that it holds."""
-NAMES = tuple(said.header for said in SAID)
+"""The headers behind the record's own, in their order."""
+NAMES = tuple(one.header for one in LETTER_FIELDS)
 
-APPENDED = frozenset(
-    {
-        *NAMES,
-        "kafka_dlt-original-timestamp-type",
-        "kafka_dlt-exception-cause-fqcn",
-        "kafka_dlt-exception-stacktrace",
-        "kafka_dlt-key-exception-fqcn",
-        "kafka_dlt-key-exception-message",
-        "kafka_dlt-key-exception-stacktrace",
-    }
+APPENDED = (DLT, TRIES)
+"""How headers begin that a writer of dead letters appends each time: only the last of each is of this letter."""
+OF_RETRIES = (
+    "kafka_original-",
+    "kafka_exception-",
+    "kafka_key-exception-",
+    "retry_topic-",
+    "springDeserializerException",
 )
-"""Headers that a writer of dead letters appends each time: only the last of each is of this letter."""
-OF_RETRIES = frozenset(
-    {
-        *(f"kafka_original-{name}" for name in ("topic", "partition", "offset", "timestamp", "timestamp-type")),
-        "kafka_original-consumer-group",
-        *(f"kafka_exception-{name}" for name in ("fqcn", "cause-fqcn", "message", "stacktrace")),
-        *(f"kafka_key-exception-{name}" for name in ("fqcn", "message", "stacktrace")),
-        *(f"retry_topic-{name}" for name in ("attempts", "original-timestamp", "backoff-timestamp")),
-        "springDeserializerExceptionKey",
-        "springDeserializerExceptionValue",
-    }
-)
-"""Headers that Spring's retry topics and deserializers add on the way; none is the record's own."""
+"""How headers begin that Spring's retry topics and deserializers add on the way; none is the record's own."""
 
-SAID_OF_SENT_BACK = (
-    SAID_TRIES,
-    Said(ROUNDS, "rounds", "How often it was sent back.", INT32),
-)
+REDRIVE_FIELDS = (TRIES_FIELD, HeaderField(ROUNDS, "rounds", "How often it was sent back.", INT32))
 """The headers behind the own ones of a record that was sent back: its tries so far, and how often it was sent back."""
-
-SAID_TARGET = Said(
+TARGET_FIELD = HeaderField(
     REDRIVEN_FOR, "target", 'For which group it was sent back, and to which topic: `{"group", "topic"}` in JSON.'
 )
 """The header behind those, where the dead letter named its group."""
@@ -166,7 +138,7 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A record that could not be consumed, its origin and the reason; `SAID` describes each field.
+    """A record that could not be consumed, its origin and the reason; `LETTER_FIELDS` describes each field.
 
     A field is None when a letter of another writer does not name it.
     """
@@ -184,9 +156,9 @@ class DeadLetter(msgspec.Struct, frozen=True):
     tries: int | None
 
     def all_headers(self) -> list[Header]:
-        """Return the record's own headers with those that say what became of it behind them."""
-        told = ((said, getattr(self, said.field)) for said in SAID)
-        return [*self.headers, *(said.pack(value) for said, value in told if value is not None)]
+        """Return the record's own headers, and those of the letter behind them."""
+        values = ((one, getattr(self, one.field)) for one in LETTER_FIELDS)
+        return [*self.headers, *(one.pack(value) for one, value in values if value is not None)]
 
 
 def is_omitted(letter: DeadLetter) -> bool:
@@ -202,7 +174,7 @@ def sent_back(letter: DeadLetter, *, for_all_groups: bool = False) -> list[Heade
     own, tries_before, rounds = history(letter.headers)
     tries = tries_before + 1 if letter.tries is None else letter.tries
     now = {"tries": min(tries, MOST_COUNTED), "rounds": min(rounds + 1, MOST_COUNTED)}
-    headers = [*own, *(said.pack(now[said.field]) for said in SAID_OF_SENT_BACK)]
+    headers = [*own, *(one.pack(now[one.field]) for one in REDRIVE_FIELDS)]
     if letter.group and letter.topic and not for_all_groups:
         headers.append((REDRIVEN_FOR, msgspec.json.encode(Target(letter.group, letter.topic))))
     return headers
@@ -269,31 +241,26 @@ def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter
     own.
     """
     ours = tuple(name for name, _ in headers[-len(NAMES) :]) == NAMES
-    own, said = (headers[: -len(NAMES)], dict(headers[-len(NAMES) :])) if ours else _by_name(headers)
-    told: dict[str, Any] = {one.field: _told(one, said) for one in SAID}
+    own, described = (headers[: -len(NAMES)], dict(headers[-len(NAMES) :])) if ours else _by_name(headers)
+    fields: dict[str, Any] = {one.field: one.find(described) for one in LETTER_FIELDS}
     if not ours:
         _, tries_before, _ = history(own)
-        told["tries"] = None if told["tries"] is None else min(told["tries"] + tries_before, MOST_COUNTED)
-        told |= {field: _shortened(told[field]) for field in ("error_type", "error") if told[field] is not None}
-    return DeadLetter(key=key, value=value, headers=tuple(own), **told)
-
-
-def _told(said: Said, headers: dict[str, bytes | None]) -> str | int | None:
-    """Return the first meaningful value among a field's headers."""
-    answers = (said.unpack(headers.get(name)) for name in (said.header, *said.aliases))
-    return next((answer for answer in answers if answer is not None), None)
+        fields["tries"] = None if fields["tries"] is None else min(fields["tries"] + tries_before, MOST_COUNTED)
+        fields |= {name: _shortened(fields[name]) for name in ("error_type", "error") if fields[name] is not None}
+    return DeadLetter(key=key, value=value, headers=tuple(own), **fields)
 
 
 def _by_name(headers: Headers) -> tuple[Headers, dict[str, bytes | None]]:
     """Return the record's own headers, and the headers of the dead letter."""
     own: list[Header] = []
-    said: dict[str, bytes | None] = {}
+    described: dict[str, bytes | None] = {}
     following = ""
     for name, content in reversed(headers):
         of_a_redrive = name == TRIES and following == ROUNDS  # older than this letter: see `history`
-        if name in OF_RETRIES or (name in APPENDED and name not in said and not of_a_redrive):
-            said.setdefault(name, content)
+        appended = name.startswith(APPENDED) and name not in described and not of_a_redrive
+        if appended or name.startswith(OF_RETRIES):
+            described.setdefault(name, content)
         else:
             own.append((name, content))
         following = name
-    return own[::-1], said
+    return own[::-1], described

@@ -16,11 +16,13 @@ from apps.chassis.http.authorization import ApiKeyGuard
 from apps.chassis.http.documents import document_routes, openapi_config
 from apps.chassis.http.health import SERVICE, Examined, HealthController
 from apps.chassis.http.problems import ROOT_PATH, ProblemController, answer_error
+from apps.chassis.http.record_value import RecordValueSchema
 from apps.chassis.http.request_middleware import RequestMiddleware, admit
 from apps.chassis.http.served_streams import Served, stream_dependencies
 from apps.chassis.observability.metrics import REGISTRY, Measured, MetricsController
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
+from contracts.stream import Stream
 
 MOST_IN_MEMORY = 256 * 1024 * 1024
 """Approximate bytes that all calls under way may take."""
@@ -28,6 +30,8 @@ MOST_IN_MEMORY = 256 * 1024 * 1024
 
 class StreamPart(Examined, Measured, Protocol):
     """What a service runs for one stream."""
+
+    stream: Stream[Any]
 
     def open(self, ending: asyncio.Event) -> AbstractAsyncContextManager[None]:
         """Connect, and close at the end, which `ending` announces."""
@@ -92,6 +96,7 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},
         lifespan=[lifespan],
+        plugins=[RecordValueSchema(part.stream for part in parts.values())],
         logging_config=None,
         openapi_config=openapi_config(title, description, settings.root_path),
         **options,

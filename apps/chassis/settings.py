@@ -29,8 +29,8 @@ def _one(pattern: str, description: str) -> Meta:
     return Meta(pattern=f"^{pattern}$", description=description)
 
 
-def _several(pattern: str, description: str) -> Meta:
-    return _one(rf"\s*{pattern}\s*(?:,\s*{pattern}\s*)*", f"{description}, several with commas between them")
+def _several(pattern: str, description: str, hint: str = "") -> Meta:
+    return _one(rf"\s*{pattern}\s*(?:,\s*{pattern}\s*)*", f"{description}, several with commas between them{hint}")
 
 
 Port = Annotated[int, Meta(ge=1, le=65_535)]
@@ -41,7 +41,7 @@ TopicName = Annotated[
         "a topic's name (1 to 249 of letters, digits, dots, underscores and hyphens)",
     ),
 ]
-Servers = Annotated[str, _several(SERVER, "host:port (an IPv6 address in brackets, like [::1]:9092)")]
+Servers = Annotated[str, _several(SERVER, "host:port", " (an IPv6 address in brackets, like [::1]:9092)")]
 Origins = Annotated[str, _several(ORIGIN, "an origin like http://localhost:8000")]
 Hosts = Annotated[str, _several(HOST_NAME, "a host name without scheme or port, like kafka.example or *.kafka.example")]
 Address = Annotated[str, _one(r"(?:https?://[^\s/?#]+(?:/[^\s?#]*)?)?", "an address like http://localhost:4318")]

@@ -17,7 +17,7 @@ from referencing.jsonschema import DRAFT7
 from apps.chassis.settings import Settings, read_settings
 from apps.consumer.app import create_app as create_consumer
 from apps.producer.app import create_app as create_producer
-from contracts.dead_letter import NAMES, SAID
+from contracts.dead_letter import LETTER_FIELDS, NAMES
 from contracts.person import Person
 
 APPS = {"producer": create_producer, "consumer": create_consumer}
@@ -152,7 +152,7 @@ def test_the_headers_of_a_dead_letter_are_those_that_are_written(
 ) -> None:
     headers = documents[service]["components"]["messages"]["DeadLetter"]["headers"]
     assert tuple(headers["required"]) == NAMES == tuple(headers["properties"])
-    for said in SAID:
+    for said in LETTER_FIELDS:
         described = headers["properties"][said.header]
         _, written = said.pack("text" if said.packing is None else 1)
         if described["type"] == "integer":

@@ -192,3 +192,18 @@ def test_without_a_known_prefix_the_document_finds_the_service_from_where_it_sta
 ) -> None:
     (server,) = clients[service].get("/schema/openapi.json").json()["servers"]
     assert urljoin("http://proxy.example/a/kafka/schema/openapi.json", server["url"]) == "http://proxy.example/a/kafka/"
+
+
+def test_the_value_of_a_record_is_documented_as_the_type_of_the_streams_served() -> None:
+    schemas = DOCUMENTS["consumer"]["components"]["schemas"]
+    assert schemas["Message"]["properties"]["value"] == {"$ref": "#/components/schemas/Person"}
+    assert {"$ref": "#/components/schemas/Person"} in schemas["StoredMessage"]["properties"]["value"]["oneOf"]
+
+
+@BOTH
+def test_an_unknown_path_among_the_documents_is_a_problem(
+    service: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    answer = clients[service].get("/schema/nowhere")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert answer.json()["type"] == "about:blank"

@@ -2,10 +2,10 @@
 
 from base64 import b64encode
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
+from apps.chassis.http.record_value import RecordValue
 from apps.chassis.observability.logs import one_line
 from apps.consumer.consuming.consumption import Decode, sort_out
 from contracts.record import Record
@@ -36,7 +36,7 @@ class StoredMessage(msgspec.Struct, kw_only=True):
     offset: int
     timestamp: int
     key: Content | None
-    value: Any
+    value: RecordValue | None
     content: Content | None = None
     headers: list[Header]
     error: str | None = None

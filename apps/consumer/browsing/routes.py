@@ -34,6 +34,7 @@ from apps.chassis.http.problems import (
     problem,
 )
 from apps.chassis.http.query import ANY_NUMBER, PLAIN_INTEGER
+from apps.chassis.http.record_value import RecordValue
 from apps.chassis.http.served_streams import OneStream, Served
 from apps.chassis.http.streaming import Streamed
 from apps.chassis.kafka.search import MOST_BYTES, Newest, Wanted
@@ -106,7 +107,7 @@ class Message(msgspec.Struct):
     offset: int
     timestamp: int
     key: str | None
-    value: Any
+    value: RecordValue
 
 
 class Messages(msgspec.Struct):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
-from confidential import people_in
+from confidential import content_in
 
 from tools.kafka_distribution import distribution
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
@@ -82,16 +82,16 @@ def startable_kafka() -> None:
 
 @pytest.fixture(scope="session")
 def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder that takes the logs of the services under test; whatever happened, none tells of a person."""
+    """The folder of the logs of the services under test; whatever happened, none tells what stands in a record."""
     folder = tmp_path_factory.mktemp("logs")
     request.config.stash[LOGS] = folder
     yield folder
     told = {
         log.name: found
         for log in sorted(folder.glob("*.log"))
-        if (found := people_in(log.read_text("utf-8", "replace")))
+        if (found := content_in(log.read_text("utf-8", "replace")))
     }
-    assert not told, "logs tell of people"
+    assert not told, "logs tell what stands in records"
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from types import FrameType
+from typing import Any
 
 import msgspec
 import uvicorn
@@ -22,7 +23,8 @@ from litestar.types import ASGIApp
 from apps.chassis.http.connection_limits import LimitedProtocol
 from apps.chassis.observability.logs import set_up_logging
 from apps.chassis.settings import Settings, WrongSetting, is_address, read_settings
-from contracts.stream import BadStream
+from contracts import STREAMS
+from contracts.stream import BadStream, Stream
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +59,21 @@ class Server(uvicorn.Server):
         self._ending.set()
 
 
-def serve(create_app: CreateApp, port_of: Callable[[Settings], int], port_variable: str) -> None:
+def serve(
+    create_app: CreateApp,
+    port_of: Callable[[Settings], int],
+    port_variable: str,
+    streams: Sequence[Stream[Any]] = STREAMS,
+) -> None:
     """Serve until SIGTERM or SIGINT, then end with status 0 within 10 s.
 
+    `streams` are those that the application carries: their settings are read from the environment.
     A wrong setting or a port that cannot be listened on ends the process at once with status 1 and one line that names
     the variable.
     """
     ending = asyncio.Event()
     try:
-        settings = read_settings(os.environ)
+        settings = read_settings(os.environ, streams)
         listening = listen(settings.host, port_of(settings), port_variable)
         set_up_logging(settings)
         address = str(listening.getsockname()[0])

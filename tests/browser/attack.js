@@ -1,8 +1,8 @@
 /** What a hostile page tries on both services, in all ways that a browser has; returns what it could read. */
-async ({ producer, consumer, person }) => {
+async ({ producer, consumer, event }) => {
   const read = [];
   let calls = 0;
-  const one = JSON.stringify(person);
+  const one = JSON.stringify(event);
   const posts = [
     [`${consumer}/consumers/stop`, ""],
     [`${consumer}/consumers/pause`, ""],
@@ -10,7 +10,7 @@ async ({ producer, consumer, person }) => {
     [`${consumer}/consumers/seek`, '{"to": "beginning"}'],
     [`${consumer}/consumers/dead-letters/redrive`, '{"limit": 10}'],
     [`${producer}/producers/basic_producer?number_of_people=5`, ""],
-    [`${producer}/producers/people`, one],
+    [`${producer}/producers/events`, one],
   ];
   const gets = [
     `${consumer}/consumers/status`,

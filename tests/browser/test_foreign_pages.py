@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from services import Pipeline, Raw, Service, both, person, value_of
+from services import Pipeline, Raw, Service, both, event, value_of
 
 from tools.local_page import with_local_page
 from tools.ports import free_ports
 
 ATTACK = (Path(__file__).with_name("attack.js")).read_text()
-PEOPLE = 20
+NUMBER = 20
 PATIENCE_MS = 20_000
 
 
@@ -57,9 +57,9 @@ def site(chromium: str, bootstrap_servers: str, logs: Path) -> Iterator[Site]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Evil)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
     with Pipeline(bootstrap_servers, logs) as pipeline, both(pipeline, **of_this_machine) as (producer, consumer):
-        producer.post(f"/producers/basic_producer?number_of_people={PEOPLE}")
-        pipeline.write([Raw(value_of(person("seen-by-nobody")), b"seen-by-nobody"), Raw(b"not json", b"bad")])
-        consumer.until_consumed(PEOPLE + 2)
+        producer.send(NUMBER)
+        pipeline.write([Raw(value_of(event("seen-by-nobody")), b"seen-by-nobody"), Raw(b"not json", b"bad")])
+        consumer.until_consumed(NUMBER + 2)
         yield Site(pipeline, producer, consumer, server.server_address[1])
     server.shutdown()
     server.server_close()
@@ -80,7 +80,7 @@ def test_a_page_of_somebody_else_changes_nothing_and_reads_nothing(page: Page, s
     for name in ("localhost", "127.0.0.1"):
         services = {"producer": site.producer.port, "consumer": site.consumer.port}
         urls = {service: f"http://{name}:{port}" for service, port in services.items()}
-        tried = page.evaluate(ATTACK, {**urls, "person": person("of-somebody-else")})
+        tried = page.evaluate(ATTACK, {**urls, "event": event("of-somebody-else")})
         assert tried["calls"] > 40
         assert tried["read"] == []
     assert site.state() == before
@@ -99,15 +99,15 @@ def test_a_page_whose_name_is_led_to_this_machine_changes_nothing_and_reads_noth
             answer = page.goto(url)
             assert answer is not None
             assert answer.status == 421
-            tried = page.evaluate(ATTACK, {"producer": url, "consumer": url, "person": person("of-somebody-else")})
+            tried = page.evaluate(ATTACK, {"producer": url, "consumer": url, "event": event("of-somebody-else")})
             assert {line.rpartition(" ")[2] for line in tried["read"]} == {"421"}  # it reads that it may not
     assert site.state() == before
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_the_live_page_steers_the_consumer_and_creates_people_by_either_name(page: Page, site: Site, host: str) -> None:
+def test_the_live_page_steers_the_consumer_and_creates_events_by_either_name(page: Page, site: Site, host: str) -> None:
     page.goto(f"http://{host}:{site.consumer.port}/")
-    page.get_by_label("New people").fill("3")
+    page.get_by_label("New records").fill("3")
     page.get_by_role("button", name="Create").click()
     expect(page.locator("#create output")).to_have_text("3 were created.")
     for button, state in (("Pause", "paused"), ("Resume", "running")):

@@ -12,13 +12,12 @@ from urllib.parse import urlsplit
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect
-from services import PATIENCE, Pipeline, Raw, Service, person, value_of
+from services import PATIENCE, Pipeline, Raw, Service, event, value_of
 
 from tools.ports import free_ports
 
 T = TypeVar("T")
 
-RELENTING_CONSUMER = str(Path(__file__).with_name("relenting_consumer.py"))
 PATIENCE_MS = 20_000
 PHONE = ViewportSize(width=375, height=812)
 IMAGE = "<img src=x onerror=\"window.ran = 'name'\">"
@@ -54,9 +53,9 @@ class Site:
         variables = {
             "CONSUMER_PORT": self.consumer_port,
             "PRODUCER_URL": f"http://localhost:{self.producer.port}",
-            "REFUSED_WHILE": str(self.refusing),
+            "REFUSING": str(self.refusing),
         }
-        self.consumer = self.pipeline.running("consumer", RELENTING_CONSUMER, **variables)
+        self.consumer = self.pipeline.consumer("refusing", **variables)
         return self.consumer
 
     def write(self, *records: Raw) -> None:
@@ -124,7 +123,7 @@ def rows(page: Page, text: str) -> Locator:
 
 
 def create(page: Page, number: int) -> None:
-    page.get_by_label("New people").fill(str(number))
+    page.get_by_label("New records").fill(str(number))
     page.get_by_role("button", name="Create").click()
     expect(page.locator("#create output")).to_have_text(f"{number} were created.")
 
@@ -137,14 +136,14 @@ def until(page: Page, condition: Callable[[], bool]) -> None:
         page.wait_for_timeout(50)
 
 
-def test_people_created_on_the_page_arrive_on_it(page: Page) -> None:
+def test_records_created_on_the_page_arrive_on_it(page: Page) -> None:
     create(page, 7)
     expect(page.locator("#record-list > li")).to_have_count(7)
     expect(page.locator("#facts dd").first).to_have_text("7")
     expect(page.locator("#lag-rows td:last-child")).to_have_text(["this instance"] * 6)
     page.locator("#record-list summary").first.click()
     shown = json.loads(page.locator("#record-list pre").first.text_content() or "")
-    assert shown.keys() == person().keys()
+    assert shown.keys() == event().keys()
 
 
 def test_while_it_is_stopped_the_lag_grows_and_after_a_start_it_falls(page: Page, site: Site) -> None:
@@ -182,14 +181,14 @@ def test_what_was_read_can_be_read_again_from_any_place(page: Page, site: Site) 
 
 
 def test_a_dead_letter_that_is_sent_back_arrives(page: Page, site: Site) -> None:
-    old = person("the-old-one", age=150, name="Methuselah")
+    old = event("the-old-one", number=150, text="Methuselah")
     site.write(Raw(value_of(old), b"the-old-one"), Raw(b"not json", b"bad"))
     letters = page.locator("#dead-list > li")
     expect(letters).to_have_count(2)
-    page.get_by_label("Reason").fill("150 years")
+    page.get_by_label("Reason").fill("150")
     page.get_by_role("button", name="Filter").click()
     expect(letters).to_have_count(1)
-    expect(letters.first).to_contain_text("nobody is 150 years old")
+    expect(letters.first).to_contain_text("the number 150 is not taken")
     expect(letters.first).to_contain_text(f"{site.pipeline.topic} 0 · ")
     site.refusing.unlink()
     letters.first.get_by_role("button").click()
@@ -206,7 +205,7 @@ def test_a_dead_letter_that_is_sent_back_arrives(page: Page, site: Site) -> None
 
 
 def test_a_hostile_record_is_text_and_nothing_of_it_runs(page: Page, site: Site) -> None:
-    hostile = person("hostile", name=IMAGE, city=SCRIPT)
+    hostile = event("hostile", text=IMAGE + SCRIPT)
     headers = ((IMAGE, SCRIPT.encode()), ("null", None), ("bytes", b"\xff"))
     site.write(Raw(value_of(hostile), SCRIPT.encode(), headers), Raw(SCRIPT.encode(), IMAGE.encode(), headers))
     row = rows(page, IMAGE)
@@ -223,7 +222,7 @@ def test_a_hostile_record_is_text_and_nothing_of_it_runs(page: Page, site: Site)
 
 
 def test_records_are_found_on_the_topic(page: Page, site: Site) -> None:
-    site.write(*(Raw(value_of(person(f"ada-{number}", name="Ada Sought")), b"sought") for number in range(40)))
+    site.write(*(Raw(value_of(event(f"ada-{number}", text="Ada Sought")), b"sought") for number in range(40)))
     page.get_by_text("Search the topic").click()
     page.locator("#search [name=q]").fill("Ada Sought")
     page.get_by_role("button", name="Search").click()
@@ -295,7 +294,7 @@ def test_one_call_that_fails_or_hangs_hides_nothing_else(page: Page, site: Site)
     expect(page.locator("#notices")).to_contain_text("Cannot read group: it answers 503")
     consumed = page.locator("#facts dd").first
     before = consumed.text_content()
-    elsewhere(lambda: site.producer.post("/producers/basic_producer?number_of_people=3"))
+    elsewhere(lambda: site.producer.post("/producers/events/generate?number=3"))
     expect(consumed).not_to_have_text(before or "")
     page.unroute("**/consumers/group")
     expect(page.locator("#notices")).to_contain_text("Can be read again: group")
@@ -303,7 +302,7 @@ def test_one_call_that_fails_or_hangs_hides_nothing_else(page: Page, site: Site)
     hanging[0].abort()
 
 
-def test_without_a_producer_that_answers_no_people_can_be_created(page: Page, site: Site) -> None:
+def test_without_a_producer_that_answers_no_records_can_be_created(page: Page, site: Site) -> None:
     page.route(f"http://localhost:{site.producer.port}/**", lambda route: route.abort())
     expect(page.locator("#create")).to_be_hidden()
     expect(page.locator("#no-producer")).to_be_visible()

@@ -16,12 +16,11 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from playwright.sync_api import APIResponse, Browser, Page, Route, expect
 from quotas import set_quota
-from services import PATIENCE, Pipeline, Raw, Service, person, value_of
+from services import PATIENCE, Pipeline, Raw, Service, event, value_of
 
 from tools.local_kafka import LocalKafka
 from tools.ports import free_ports
 
-STEERED_CONSUMER = str(Path(__file__).parents[1] / "kafka" / "steered_consumer.py")
 SHOWN = Path(__file__).with_name("shown.js").read_text()
 PARTITIONS = 3
 PATIENCE_MS = 20_000
@@ -49,9 +48,9 @@ class Site:
             "CONSUMER_PORT": str(self.port),
             "STEER": str(self.folder / "steer"),
             "SLOW_BATCH_SECONDS": "1",
-            "PEOPLE_PARTITIONS": str(PARTITIONS),
+            "EVENTS_PARTITIONS": str(PARTITIONS),
         }
-        self.service = self.pipeline.running("consumer", STEERED_CONSUMER, **variables)
+        self.service = self.pipeline.consumer("steered", **variables)
         self.service.until_healthy()
 
     def steer(self, action: str) -> None:
@@ -61,16 +60,16 @@ class Site:
         new.rename(self.folder / "steer")
 
     def write(self, count: int) -> None:
-        """Write people to the first partition."""
+        """Write events to the first partition."""
         elsewhere(lambda: self.pipeline.fill(count))
 
     def write_bad(self, count: int) -> None:
-        """Write records that are no people to the last partition."""
+        """Write records that are no events to the last partition."""
         elsewhere(lambda: self.pipeline.write([Raw(b"not json")] * count, partition=PARTITIONS - 1))
 
     @contextmanager
     def open_transaction(self, count: int) -> Iterator[None]:
-        """Write people in a transaction that stays open in the block, and is then aborted."""
+        """Write events in a transaction that stays open in the block, and is then aborted."""
         written, done = threading.Event(), threading.Event()
 
         async def hold() -> None:
@@ -78,7 +77,7 @@ class Site:
             async with AIOKafkaProducer(bootstrap_servers=servers, transactional_id=self.pipeline.name) as producer:
                 await producer.begin_transaction()
                 for _ in range(count):
-                    await producer.send(self.pipeline.topic, value_of(person()), partition=0)
+                    await producer.send(self.pipeline.topic, value_of(event()), partition=0)
                 await producer.flush()
                 written.set()
                 await asyncio.to_thread(done.wait, PATIENCE)
@@ -152,7 +151,7 @@ def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, ob
     return {
         "state": state,
         "state colour": CALM_COLOURS.get(state, "warn") if fit else "bad",
-        "title": f"{state if fit else f'{state}, unavailable'} · Consumer of people",
+        "title": f"{state if fit else f'{state}, unavailable'} · Consumer",
         "health": without_seconds(f"Health {health['status']}: {health['detail']}"),
         "health colour": "muted" if fit else "bad",
         "consumed": count(status["messages_consumed_count"]),
@@ -340,5 +339,5 @@ def assert_gone(shown: Mapping[str, Any], reason: str) -> None:
     assert reason in shown["banner"]
     assert shown["health"].startswith(f"Health unknown: {reason}")
     assert (shown["state colour"], shown["health colour"]) == ("bad", "bad")
-    assert shown["title"] == f"{shown['state']} · Consumer of people"
+    assert shown["title"] == f"{shown['state']} · Consumer"
     assert {"facts", "rate-now", "rate-line", "lag-total", "lag-rows", "record-list"} <= set(shown["dimmed"])

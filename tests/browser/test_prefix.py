@@ -9,7 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from proxies import nginx
-from services import Pipeline, Service, person
+from services import Pipeline, Service, event
 
 from apps.chassis.http.health import VERSION
 from tools.ports import free_ports
@@ -71,9 +71,9 @@ def page(browser: Browser, site: Site) -> Iterator[Page]:
         assert (outside, failed) == ([], [])
 
 
-def test_the_live_page_shows_steers_and_creates_people_behind_a_prefix(page: Page, site: Site) -> None:
+def test_the_live_page_shows_steers_and_creates_events_behind_a_prefix(page: Page, site: Site) -> None:
     page.goto(site.url("consumer"))
-    page.get_by_label("New people").fill("3")
+    page.get_by_label("New records").fill("3")
     page.get_by_role("button", name="Create").click()
     expect(page.locator("#create output")).to_have_text("3 were created.")
     expect(page.locator("#record-list > li")).to_have_count(3)
@@ -85,7 +85,7 @@ def test_the_live_page_shows_steers_and_creates_people_behind_a_prefix(page: Pag
           setTimeout(() => reject(new Error("no event came")), 15_000);
           const events = new EventSource("consumers/messages/stream");
           events.onmessage = (event) => { events.close(); resolve(event.data); };
-          events.onopen = () => fetch("../producer/producers/basic_producer?number_of_people=1", { method: "POST" });
+          events.onopen = () => fetch("../producer/producers/events/generate?number=1", { method: "POST" });
         })"""
     )
     assert '"partition"' in event
@@ -129,5 +129,5 @@ def test_the_type_of_a_problem_leads_to_its_meaning_behind_the_prefix(site: Site
         foreign = http.post(url, json={"to": "end"}, headers={"Origin": "https://evil.example"})
         assert foreign.status_code == 403
         assert http.get(urljoin(url, foreign.json()["type"])).status_code == 200
-        receipt = http.post(site.url("producer", "/producers/people"), json=person())
+        receipt = http.post(site.url("producer", "/producers/events"), json=event())
         assert receipt.status_code == 201

@@ -1,4 +1,4 @@
-"""Those who send people all the while: lists, lines and made ones through the producers, and poison past them."""
+"""Those who send events all the while: lists and lines through the producers, and poison past them."""
 
 import asyncio
 import itertools
@@ -18,29 +18,28 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from ledger import ALONE, DELIVERED, NOT_WRITTEN, RAW, UNKNOWN, Ledger, Receipt
 from marks import ACCEPTED
-from services import Lines, Raw, Service, person, value_of
+from services import Lines, Raw, Service, event, value_of
 
 LIMIT = 10.0
 """Seconds within which every request is answered, by the contract."""
 FEW = 20
 """Keys that callers share."""
 REFUSED_SHARE = 0.002
-"""Share of people whom the handler refuses."""
-LARGEST_LIST, MOST_MADE, LARGEST_PIECE = 400, 1_500, 60
-"""People of a list, that are made by one call, and that are sent as lines at once."""
+"""Share of events whom the handler refuses."""
+LARGEST_LIST, LARGEST_PIECE = 400, 60
+"""Events of a list, and events that are sent as lines at once."""
 PATIENCE = 90.0
 """Seconds after which a caller gives up: long past the limit, so that what hangs is measured."""
 
 
 class Answer(msgspec.Struct):
-    """What a producer answers, if it is not a list of people."""
+    """What a producer answers, if it is not a list of events."""
 
     delivered: int = 0
     receipts: list[Receipt] | None = None
 
 
 decode_answer = msgspec.json.Decoder(Answer).decode
-decode_people = msgspec.json.Decoder(list[Receipt]).decode
 
 
 class Member:
@@ -94,7 +93,7 @@ class Crowd:
     """Threads that send until the end of the block, at this rate together as long as they are answered."""
 
     def __init__(self, ledger: Ledger, producers: Sequence[Member], rate: float, seed: int) -> None:
-        kinds = (call_with_few_keys, call_with_many_keys, call_to_make, call_with_lines)
+        kinds = (call_with_few_keys, call_with_many_keys, call_with_lines)
         rate /= len(kinds) * len(producers)
         self._enough = threading.Event()
         self._ledger = ledger
@@ -138,7 +137,7 @@ class Caller:
     http: httpx.Client
 
     def claim(self, keys: Sequence[int]) -> range:
-        """Give numbers to people with these keys; the handler will refuse some of them."""
+        """Give numbers to events with these keys; the handler will refuse some of them."""
         return self.ledger.claim(self.number, keys, [self.chance.random() < REFUSED_SHARE for _ in keys])
 
     def post(self, path: str, content: bytes = b"") -> tuple[int, Answer, bytes] | None:
@@ -166,22 +165,22 @@ class Caller:
 
 
 def call_with_few_keys(caller: Caller) -> int:
-    """Send a list of people whose keys others have too."""
+    """Send a list of events whose keys others have too."""
     count = caller.chance.randint(1, LARGEST_LIST)
     return send_list(caller, caller.claim([caller.chance.randrange(FEW) for _ in range(count)]))[0]
 
 
 def call_with_many_keys(caller: Caller) -> int:
-    """Send a list of people, each with a key of its own."""
+    """Send a list of events, each with a key of its own."""
     return send_list(caller, caller.claim([ALONE] * caller.chance.randint(1, LARGEST_LIST)))[0]
 
 
 def send_list(caller: Caller, numbers: range) -> tuple[int, bool]:
-    """Send people and note what is told of each; return how many they were, and whether all were delivered."""
+    """Send events and note what is told of each; return how many they were, and whether all were delivered."""
     ledger = caller.ledger
-    body = b"[" + b",".join(map(ledger.person, numbers)) + b"]"
+    body = b"[" + b",".join(map(ledger.event, numbers)) + b"]"
     try:
-        answered = caller.post("/producers/people", body)
+        answered = caller.post("/producers/events", body)
     except httpx.TransportError:
         ledger.settle_all(numbers, NOT_WRITTEN)
         return len(numbers), False
@@ -194,7 +193,7 @@ def send_list(caller: Caller, numbers: range) -> tuple[int, bool]:
             ledger.complain(f"{status} without receipts: {text[:300]!r}")
         return len(numbers), False
     if len(answer.receipts) != len(numbers):
-        ledger.complain(f"{len(answer.receipts)} receipts for {len(numbers)} people: {text[:300]!r}")
+        ledger.complain(f"{len(answer.receipts)} receipts for {len(numbers)} events: {text[:300]!r}")
     for number, receipt in zip(numbers, answer.receipts, strict=False):
         ledger.settle(number, receipt)
     delivered = sum(receipt.fate == DELIVERED for receipt in answer.receipts)
@@ -206,31 +205,13 @@ def send_list(caller: Caller, numbers: range) -> tuple[int, bool]:
     return len(numbers), status == 201
 
 
-def call_to_make(caller: Caller) -> int:
-    """Have people made."""
-    count = caller.chance.randint(1, MOST_MADE)
-    try:
-        answered = caller.post(f"/producers/basic_producer?number_of_people={count}")
-    except httpx.TransportError:
-        return count
-    if answered is None:
-        caller.ledger.note_made_unanswered(count)
-        return count
-    status, answer, body = answered
-    receipts = decode_people(body) if status == 201 else answer.receipts or []
-    caller.ledger.note_made(receipts)
-    if len(receipts) != count and (receipts or status != 503):
-        caller.ledger.complain(f"{status} with {len(receipts)} of {count} people")
-    return count
-
-
 def call_with_lines(caller: Caller) -> int:
-    """Send people a line each, for some seconds, and read the receipts meanwhile."""
+    """Send events a line each, for some seconds, and read the receipts meanwhile."""
     return asyncio.run(Stream(caller).send(caller.chance.randint(1, 20)))
 
 
 class Stream:
-    """A call with a person a line."""
+    """A call with an event a line."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -266,7 +247,7 @@ class Stream:
             now = time.monotonic()
             self._waiting.extend((number, now) for number in numbers)
             self._sent += count
-            await lines.send(*map(caller.ledger.person, numbers))
+            await lines.send(*map(caller.ledger.event, numbers))
             await asyncio.sleep(count / caller.rate / 2)
         if not reading.done():
             await lines.end()
@@ -347,7 +328,7 @@ class Poisoner:
         (number,) = self._ledger.claim(POISONER, [RAW], [False])
         name = f"{ACCEPTED}{number}"
         value = self._chance.choice(
-            (value_of(person(name=name)), json.dumps(person(name=name, no_field_of_anyone="x")).encode())
+            (value_of(event(text=name)), json.dumps(event(text=name, no_field_of_anyone="x")).encode())
         )
         raw = self._ledger.raw[number] = Raw(value, self._chance.choice(KEYS), self._chance.choice(HEADERS))
         return number, raw
@@ -367,11 +348,11 @@ BAD: Sequence[bytes | None] = (
     b"[]",
     b"\x00\xff\xfe",
     b"[" * 20_000,
-    json.dumps(person(name="bad", age=999)).encode(),
-    json.dumps(person(name="bad", age="36")).encode(),
-    json.dumps(person(name="bad", id="")).encode(),
-    value_of(person("poison", name="bad")).replace(b"bad", b"\xff\xfe"),
-    value_of(person("poison", name="bad"))[:-1],
+    json.dumps(event(text="bad", number=999)).encode(),
+    json.dumps(event(text="bad", number="36")).encode(),
+    json.dumps(event(text="bad", id="")).encode(),
+    value_of(event("poison", text="bad")).replace(b"bad", b"\xff\xfe"),
+    value_of(event("poison", text="bad"))[:-1],
 )
 KEYS: Sequence[bytes | None] = (None, b"", b"k0", b"poison", b"\xff\x00")
 HEADERS: Sequence[tuple[tuple[str, bytes | None], ...]] = (

@@ -70,7 +70,7 @@ class Stage:
         return [*self.producers, *self.consumers]
 
     def until_it_works(self) -> float:
-        """Wait until new people reach the handler through every producer and partition; return how long it took.
+        """Wait until new events reach the handler through every producer and partition; return how long it took.
 
         Afterwards every service says that it is well.
         """

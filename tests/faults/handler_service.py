@@ -1,4 +1,4 @@
-"""The consumer with a handler that keeps a ledger, refuses some people, and fails now and then.
+"""The consumer with a handler that keeps a ledger, refuses some events, and fails now and then.
 
 It appends each batch to the file LEDGER, in one piece (see `ledger.Handled`). It fails in a share of FAILURES of the
 calls, half of them after the work was done, and always as long as the file OUTAGE exists.
@@ -10,16 +10,14 @@ import random
 import time
 from array import array
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from marks import BATCH, DONE, DONE_AND_FAILED, REFUSED, identity_of
 
-from apps.chassis.service import serve
-from apps.consumer.app import create_app
 from apps.consumer.consuming.policy import Policy, Retry
 from apps.consumer.consuming.retry import Handle, Reject
-from contracts.person import PEOPLE, Person
+from tests.event import Event
+from tests.event_services import run_consumer
 
 LONGEST = 0.03
 """Seconds that a batch may take."""
@@ -28,8 +26,8 @@ LONGEST = 0.03
 def recording(ledger: Path, outage: Path, failures: float, chance: random.Random) -> Handle:
     """Return the handler."""
 
-    async def handle(people: Sequence[Person]) -> None:
-        if any(person.name.startswith(REFUSED) for person in people):
+    async def handle(events: Sequence[Event]) -> None:
+        if any(event.text.startswith(REFUSED) for event in events):
             raise Reject("this one is refused")
         if os.path.exists(outage):  # noqa: ASYNC240, PTH110 - takes microseconds
             raise ConnectionError("what the handler needs is out of reach")
@@ -38,7 +36,7 @@ def recording(ledger: Path, outage: Path, failures: float, chance: random.Random
             raise TimeoutError("a failure before the work was done")
         await asyncio.sleep(chance.random() * LONGEST)
         failing = drawn < failures
-        identities = array("q", [identity_of(person.id, person.name) for person in people])
+        identities = array("q", [identity_of(event.text) for event in events])
         head = array("q", [BATCH, DONE_AND_FAILED if failing else DONE, time.monotonic_ns(), len(identities)])
         with ledger.open("ab", buffering=0) as file:
             file.write((head + identities).tobytes())
@@ -56,8 +54,4 @@ if __name__ == "__main__":
         random.Random(os.environ["LEDGER"]),
     )
     policy = Policy(retry=Retry(longest_s=5))  # the faults are short, and so are the pauses after them
-    serve(
-        partial(create_app, handlers={PEOPLE: handle}, policies={PEOPLE: policy}),
-        lambda settings: settings.consumer_port,
-        "CONSUMER_PORT",
-    )
+    run_consumer(handle, policy)

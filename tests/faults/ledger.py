@@ -15,18 +15,14 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from marks import ACCEPTED, BATCH, REFUSED, identity_of_uuid
+from marks import ACCEPTED, BATCH, REFUSED
 from numpy.typing import NDArray
 from services import Raw
 
 from contracts import dead_letter
 
-NAME = re.compile(rb'"name": ?"([#!])(\d+)"')
-UUID = re.compile(rb'\{"id":"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"')
-PERSON = (
-    b'{"id":"%s","name":"%s","age":36,"email":"ada.lovelace@example.com","phone":"+1-202-555-0143",'
-    b'"address":"12 St James Square","city":"London","state":"NY","zip":"10001","country":"United States"}'
-)
+TEXT = re.compile(rb'"text": ?"([#!])(\d+)"')
+EVENT = b'{"id":"%s","number":36,"text":"%s"}'
 
 UNANSWERED, DELIVERED, UNKNOWN, NOT_WRITTEN = range(4)
 OUTCOMES = {"unknown": UNKNOWN, "not_written": NOT_WRITTEN}
@@ -92,8 +88,6 @@ class Ledger:
 
     def __init__(self) -> None:
         self.sent = Table("caller", "key", "refused", "fate", "partition", "offset", "timestamp")
-        self.made = Table("identity", "fate", "partition", "offset", "timestamp")
-        self.made_unanswered = 0
         self.raw: dict[int, Raw] = {}
         self.bad: list[tuple[Raw, int, int]] = []
         self.complaints: list[str] = []
@@ -125,10 +119,10 @@ class Ledger:
             return self.raw[number].key
         return b"n%d" % number if key == ALONE else b"k%d" % key
 
-    def person(self, number: int) -> bytes:
-        """Return the person with this number, as JSON."""
+    def event(self, number: int) -> bytes:
+        """Return the event with this number, as JSON."""
         mark = REFUSED if self.sent.get(number, "refused") else ACCEPTED
-        return PERSON % (self.key_of(number) or b"null", b"%s%d" % (mark.encode(), number))
+        return EVENT % (self.key_of(number) or b"null", b"%s%d" % (mark.encode(), number))
 
     def settle(self, number: int, receipt: Receipt) -> None:
         """Note what a producer said of a record."""
@@ -148,24 +142,6 @@ class Ledger:
         for number in numbers:
             self.sent.set(number, fate=fate)
 
-    def note_made(self, receipts: Iterable[Receipt]) -> None:
-        """Note people that a producer made."""
-        with self._lock:
-            for one in receipts:
-                identity = identity_of_uuid(one.id)
-                self.made.add(
-                    identity=identity,
-                    fate=one.fate,
-                    partition=one.partition,
-                    offset=one.offset,
-                    timestamp=one.timestamp,
-                )
-
-    def note_made_unanswered(self, most: int) -> None:
-        """Note that nobody was told which people a call made, or whether they were written."""
-        with self._lock:
-            self.made_unanswered += most
-
     def note_request(self, seconds: float) -> None:
         """Note how long a request took."""
         with self._lock:
@@ -181,8 +157,8 @@ class Ledger:
         self.complaints.append(what)
 
     def written(self) -> int:
-        """Return how many records were claimed or made so far."""
-        return len(self.sent) + len(self.made)
+        """Return how many records were claimed so far."""
+        return len(self.sent)
 
 
 class Bad(NamedTuple):
@@ -193,7 +169,7 @@ class Bad(NamedTuple):
 
 
 class Log:
-    """What stands in the topic: records of people as rows, good and refused ones; all that is bad also whole."""
+    """What stands in the topic: records of events as rows, good and refused ones; all that is bad also whole."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.good = Table("identity", "partition", "offset", "timestamp")
@@ -209,17 +185,13 @@ class Log:
 
     def _note(self, partition: int, offset: int, timestamp: int, raw: Raw) -> None:
         value = raw.value or b""
-        if name := NAME.search(value):
-            identity = int(name[2])
+        if text := TEXT.search(value):
+            identity = int(text[2])
             self._check(identity, raw, f"{partition}/{offset}")
-            if name[1] == REFUSED.encode():
+            if text[1] == REFUSED.encode():
                 self.bad[partition, offset] = Bad(timestamp, raw)
                 self.refused.add(identity=identity, partition=partition, offset=offset, timestamp=timestamp)
                 return
-        elif uuid := UUID.match(value):
-            identity = identity_of_uuid(uuid[1].decode())
-            if raw.key != uuid[1]:
-                self.wrong.append(f"{partition}/{offset} has the key {raw.key!r}, not {uuid[1]!r}")
         else:
             self.bad[partition, offset] = Bad(timestamp, raw)
             return
@@ -232,7 +204,7 @@ class Log:
             return
         expected = self._ledger.raw.get(number)
         if expected is None:
-            expected = Raw(self._ledger.person(number), self._ledger.key_of(number))
+            expected = Raw(self._ledger.event(number), self._ledger.key_of(number))
         if raw != expected:
             self.wrong.append(f"{place} is {raw}, not {expected}")
 
@@ -360,11 +332,8 @@ def _compare_receipts(ledger: Ledger, log: Log, findings: Findings) -> None:
         name: np.concatenate([log.good.column(name), log.refused.column(name)])
         for name in ("identity", "partition", "offset", "timestamp")
     }
-    told = {
-        name: np.concatenate([ledger.made.column(name), ledger.sent.column(name)])
-        for name in ("fate", "partition", "offset", "timestamp")
-    }
-    told["identity"] = np.concatenate([ledger.made.column("identity"), np.arange(len(ledger.sent))])
+    told = {name: ledger.sent.column(name) for name in ("fate", "partition", "offset", "timestamp")}
+    told["identity"] = np.arange(len(ledger.sent))
 
     once, first, times = np.unique(in_log["identity"], return_index=True, return_counts=True)
     findings.refuse("records that stand in the log twice", once[times > 1])
@@ -378,25 +347,17 @@ def _compare_receipts(ledger: Ledger, log: Log, findings: Findings) -> None:
     for name in ("partition", "offset", "timestamp"):
         wrong |= placed & (told[name] != in_log[name][first[at]])
     findings.refuse("receipts that name another place or time", told["identity"][wrong])
-    strangers = np.setdiff1d(once, told["identity"])
-    if len(strangers) > ledger.made_unanswered:
-        findings.refuse("records that nobody sent", strangers)
+    findings.refuse("records that nobody sent", np.setdiff1d(once, told["identity"]))
     counts = Counter(told["fate"].tolist())
     findings.counts |= {
         "acknowledged": counts[DELIVERED],
-        "acknowledged without an offset": int((delivered & (told["offset"] < 0)).sum()) - _made_with_people(ledger),
+        "acknowledged without an offset": int((delivered & (told["offset"] < 0)).sum()),
         "unknown": counts[UNKNOWN],
         "of these in the log": int(((told["fate"] == UNKNOWN) & present).sum()),
         "unanswered": counts[UNANSWERED],
         "not written": counts[NOT_WRITTEN],
         "in the log": len(log.good) + len(log.bad),
-        "made, and in the log though unanswered": len(strangers),
     }
-
-
-def _made_with_people(ledger: Ledger) -> int:
-    """Return how many people were acknowledged by a list of people, which names no places."""
-    return int(((ledger.made.column("fate") == DELIVERED) & (ledger.made.column("offset") < 0)).sum())
 
 
 def _compare_order_sent(ledger: Ledger, findings: Findings) -> None:

@@ -1,4 +1,4 @@
-"""People flow for some minutes while everything breaks; then what was told is compared with what is.
+"""Events flow for some minutes while everything breaks; then what was told is compared with what is.
 
 A seed stands for a course of events: FAULTS_SEED. The run goes on until it has lasted FAULTS_SECONDS, has seen
 FAULTS_COUNT faults and has sent FAULTS_RECORDS records, FAULTS_RATE a second at most. A long one:
@@ -67,7 +67,7 @@ def everything(logs: Path, folder: Path, ledger: Ledger) -> Iterator[tuple[Pipel
         outage = folder / "outage"
 
         def reached_by(number: int) -> dict[str, str]:
-            return {"KAFKA_BOOTSTRAP_SERVERS": network.bootstrap_servers(number), "PEOPLE_REPLICATION": "3"}
+            return {"KAFKA_BOOTSTRAP_SERVERS": network.bootstrap_servers(number), "EVENTS_REPLICATION": "3"}
 
         def producer(number: int) -> Service:
             return pipeline.producer(**reached_by(number))
@@ -135,7 +135,7 @@ def test_nothing_is_lost_and_nothing_untrue_is_told_whatever_breaks(
 
 
 def run(seed: int, pipeline: Pipeline, stage: Stage, say: Callable[[str], None]) -> tuple[list[Step], Counter[str]]:
-    """Let people flow and things break, until it has been enough."""
+    """Let events flow and things break, until it has been enough."""
     steps: list[Step] = []
     memory: Counter[str] = Counter()
     rate = setting("RATE", 1_500)

@@ -8,34 +8,32 @@ from pathlib import Path
 import msgspec
 import pytest
 from ledger import ALONE, NOT_WRITTEN, RAW, Handled, Ledger, Letters, Log, Receipt, compare
-from marks import BATCH, DONE, identity_of_uuid
-from services import Raw, person, value_of
+from marks import BATCH, DONE
+from services import Raw, event, value_of
 
 from contracts.dead_letter import DeadLetter
 
-MADE = "0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11"
 BAD = Raw(b"bad", None, (("null", None),))
 
 
 class Course:
-    """What happened: 0 to 2 of one key, 3 alone, 4 refused, 5 not written, 6 past the services, and one made."""
+    """What happened: 0 to 2 of one key, 3 alone, 4 refused, 5 not written, 6 past the services."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ledger = Ledger()
         self.ledger.claim(1, [7, 7, 7, ALONE, ALONE, ALONE], [False] * 4 + [True, False])
         self.ledger.claim(2, [RAW], [False])
-        self.ledger.raw[6] = Raw(value_of(person(name="#6")), b"odd")
+        self.ledger.raw[6] = Raw(value_of(event(text="#6")), b"odd")
         self.receipts = {number: self.receipt(number, number) for number in range(5)}
-        self.made = [Receipt(id=MADE)]
         self.log = {number: self.raw(number) for number in (0, 1, 2, 3, 4, 6)}
-        self.log |= {10: Raw(value_of(person(MADE)), MADE.encode()), 11: BAD}
-        self.handled = [[0, 1, 2], [3, 6, identity_of_uuid(MADE)]]
+        self.log |= {11: BAD}
+        self.handled = [[0, 1, 2], [3, 6]]
         self.letters = {4: self.raw(4), 11: BAD}
         self.ledger.bad.append((BAD, 0, 11))
 
     def raw(self, number: int) -> Raw:
-        return self.ledger.raw.get(number) or Raw(self.ledger.person(number), self.ledger.key_of(number))
+        return self.ledger.raw.get(number) or Raw(self.ledger.event(number), self.ledger.key_of(number))
 
     def receipt(self, number: int, offset: int) -> Receipt:
         return Receipt((self.ledger.key_of(number) or b"").decode(), 0, offset, 1_000 + offset)
@@ -44,13 +42,12 @@ class Course:
         for number, receipt in self.receipts.items():
             self.ledger.settle(number, receipt)
         self.ledger.settle_all([5], NOT_WRITTEN)
-        self.ledger.note_made(self.made)
-        log, letters, handled = Log(self.ledger), Letters("people", "group"), Handled(self.folder)
+        log, letters, handled = Log(self.ledger), Letters("events", "group"), Handled(self.folder)
         for offset, raw in self.log.items():
             log._note(0, offset, 1_000 + offset, raw)
         for offset, raw in self.letters.items():
             headers = DeadLetter(
-                raw.key, raw.value, raw.headers, "people", 0, offset, 1_000 + offset, "group", "E", "e", 1
+                raw.key, raw.value, raw.headers, "events", 0, offset, 1_000 + offset, "group", "E", "e", 1
             ).all_headers()
             letters._note(Raw(raw.value, raw.key, tuple(headers)), log)
         with (self.folder / "one.ledger").open("wb") as file:
@@ -74,12 +71,10 @@ def swap(course: Course, one: int, other: int) -> None:
     ("spoil", "found"),
     [
         (lambda course: course.log.pop(3), "acknowledged records that are missing"),
-        (lambda course: course.log.pop(10), "acknowledged records that are missing"),
         (lambda course: course.log.update({20: course.raw(5)}), "written after all"),
         (lambda course: course.log.update({20: course.raw(3)}), "stand in the log twice"),
-        (lambda course: course.log.update({20: Raw(course.ledger.person(3), b"x")}), "not sent so"),
-        (lambda course: course.log.update({20: Raw(value_of(person()), b"x")}), "not sent so"),
-        (lambda course: course.log.update({20: Raw(value_of(p := person()), p["id"].encode())}), "nobody sent"),
+        (lambda course: course.log.update({20: Raw(course.ledger.event(3), b"x")}), "not sent so"),
+        (lambda course: course.log.update({20: Raw(value_of(event("x", text="#9")), b"x")}), "nobody sent"),
         (lambda course: course.receipts.update({3: course.receipt(3, 9)}), "name another place"),
         (lambda course: course.receipts.update({3: course.receipt(2, 3)}), "untrue answers"),
         (lambda course: swap(course, 0, 1), "overtook an earlier one"),

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from services import Pipeline, person, wait_until
+from services import Pipeline, event, wait_until
 
 from tools.local_kafka import LocalKafka
 
@@ -15,17 +15,16 @@ from tools.local_kafka import LocalKafka
 def test_a_consume_loop_that_died_or_wedged_is_replaced_and_nothing_is_lost(
     bootstrap_servers: str, logs: Path, broken: str
 ) -> None:
-    script = str(Path(__file__).with_name("wedged_consumer.py"))
     with (
         Pipeline(bootstrap_servers, logs) as pipeline,
         pipeline.producer() as producer,
-        pipeline.running("consumer", script) as consumer,
+        pipeline.consumer("cancelling") as consumer,
     ):
         producer.until_healthy()
         consumer.until_healthy()
-        producer.post("/producers/people", json=person(name=broken))
+        producer.post("/producers/events", json=event(text=broken))
         consumer.until_consumed(1)
-        made = producer.post("/producers/basic_producer?number_of_people=500")
+        made = producer.send(500)
         wait_until(lambda: consumer.status()["restarts"] >= 1 or consumer.status()["lag"] == 0, 45, broken)
         wait_until(
             lambda: {one["id"] for one in made} <= {m["key"] for m in consumer.messages(limit=1_000)}, 45, broken
@@ -44,7 +43,7 @@ def test_a_partition_without_a_leader_is_told_as_unknown_and_leaves_no_connectio
             kafka.kill(1)
             producer.until_answers("/health-check", 503)
             for _ in range(4):
-                answer = producer.http.post("/producers/basic_producer?number_of_people=50")
+                answer = producer.http.post("/producers/events", json=[event() for _ in range(50)])
                 outcomes = Counter(receipt.get("outcome") for receipt in answer.json()["receipts"])
                 assert answer.status_code == 207
                 assert outcomes[None] > 0
@@ -53,15 +52,15 @@ def test_a_partition_without_a_leader_is_told_as_unknown_and_leaves_no_connectio
             wait_until(lambda: len(process.net_connections()) <= connections + 6)
             kafka.start(1)
             producer.until_answers("/health-check", 200, timeout=10)
-            assert producer.http.post("/producers/basic_producer?number_of_people=50").status_code == 201
+            producer.send(50)
 
 
 def test_health_tells_the_truth_when_two_of_three_brokers_are_gone(logs: Path) -> None:
     with LocalKafka(brokers=3) as kafka:
         pipeline = Pipeline(",".join(kafka.bootstrap_servers), logs)
         with (
-            pipeline.producer(PEOPLE_REPLICATION="3") as producer,
-            pipeline.consumer(PEOPLE_REPLICATION="3") as consumer,
+            pipeline.producer(EVENTS_REPLICATION="3") as producer,
+            pipeline.consumer(EVENTS_REPLICATION="3") as consumer,
         ):
             for service in (producer, consumer):
                 service.until_healthy()

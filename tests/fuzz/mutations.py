@@ -1,10 +1,10 @@
-"""Records that nobody should write: people whose JSON was changed at random, and headers of every kind."""
+"""Records that nobody should write: events whose JSON was changed at random, and headers of every kind."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
-from services import Raw, person
+from services import Raw, event
 
 from contracts.dead_letter import REDRIVEN_FOR, ROUNDS, TRIES
 
@@ -26,9 +26,9 @@ NAMES = ("", "trace", "content-type", "correlation_id", "reply_to", TRIES, ROUND
 def mutated(seed: int, count: int) -> Iterator[Raw]:
     """Yield so many records; a seed repeats them."""
     random = Random(seed)
-    people = [_encode(person(f"person-{i}", name=name)) for i, name in enumerate(["Ada", "Žofie 日本 🙂", "x" * 300])]
+    events = [_encode(event(f"event-{i}", text=name)) for i, name in enumerate(["Ada", "Žofie 日本 🙂", "x" * 300])]
     for _ in range(count):
-        value: bytes | None = random.choice(people)
+        value: bytes | None = random.choice(events)
         for _ in range(random.choice((0, 1, 1, 1, 2, 5))):
             value = random.choices(MUTATIONS, WEIGHTS)[0](random, value or b"")
         yield Raw(value, _some_bytes(random), _headers(random))
@@ -89,7 +89,7 @@ def _replace_field(random: Random, value: bytes) -> bytes:
 
 def _repeat_key(random: Random, value: bytes) -> bytes:
     return value[:-1] + b',"%s":%s}' % (
-        random.choice((b"id", b"age", b"name", b"other")),
+        random.choice((b"id", b"number", b"text", b"other")),
         _encode(random.choice(VALUES)),
     )
 

@@ -9,7 +9,7 @@ import msgspec
 from faststream.kafka import TestKafkaBroker
 from fuzzing import Fuzzing
 from mutations import mutated
-from services import Pipeline, Raw, person, value_of
+from services import Pipeline, Raw, event, value_of
 from services import Record as Written
 
 from apps.chassis.internals.record_fetching import FetchedRecord
@@ -23,11 +23,11 @@ from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.policy import DEFAULT
 from apps.consumer.consuming.retry import Attempts
 from apps.consumer.consuming.subscriber import subscribe
-from apps.consumer.handlers import handle_people
+from apps.consumer.handlers import handle_nothing
 from contracts.dead_letter import DeadLetter, describe, history, read, sent_back
-from contracts.person import PEOPLE
 from contracts.record import Record
 from contracts.stream import encode
+from tests.event import EVENTS
 
 MOST_REAL = 3_000
 """Mutated records that go over a real Kafka at most."""
@@ -38,19 +38,19 @@ class Sorting:
 
     def __init__(self) -> None:
         self.good = self.bad = 0
-        self.size, self.attempts = BatchSize(DEFAULT.batching), Attempts(PEOPLE.decode, handle_people)
+        self.size, self.attempts = BatchSize(DEFAULT.batching), Attempts(EVENTS.decode, handle_nothing)
         self.settle = str
 
     async def consume(self, records: Sequence[Record], _: object) -> Outcome:
         """Count the good and the bad; together they are all that came, each in its order and once."""
-        good, people, bad = sort_out(PEOPLE.decode, records)
+        good, events, bad = sort_out(EVENTS.decode, records)
         wrong = iter(bad)
-        right = zip(good, people, strict=True)
+        right = zip(good, events, strict=True)
         for record in records:
-            if show(PEOPLE.decode, record).error is None:
+            if show(EVENTS.decode, record).error is None:
                 found, one = next(right)
                 assert found is record
-                assert PEOPLE.decode(encode(one)) == one
+                assert EVENTS.decode(encode(one)) == one
             else:
                 letter = next(wrong)
                 assert letter.record is record
@@ -80,7 +80,7 @@ def assert_kept(bad: BadRecord) -> None:
     )
     assert read(letter.key, letter.value, letter.all_headers()) == letter
     assert sent_back(letter)
-    assert msgspec.json.encode(show(PEOPLE.decode, record))
+    assert msgspec.json.encode(show(EVENTS.decode, record))
 
 
 def batches(records: Iterator[Raw], random: Random) -> Iterator[tuple[FetchedRecord, ...]]:
@@ -95,7 +95,7 @@ def batches(records: Iterator[Raw], random: Random) -> Iterator[tuple[FetchedRec
 def test_no_mutated_record_is_lost_or_stops_the_parser_the_decoder_or_its_neighbours(fuzzing: Fuzzing) -> None:
     sorting = Sorting()
     broker = new_broker(client_options(Settings(), "consumer"))
-    subscriber = subscribe(broker, "people", "people-consumer", cast("Consumption", sorting), cast("Commits", None))
+    subscriber = subscribe(broker, "events", "events-consumer", cast("Consumption", sorting), cast("Commits", None))
 
     async def take_all() -> None:
         async with TestKafkaBroker(broker):
@@ -110,7 +110,7 @@ def test_no_mutated_record_is_lost_or_stops_the_parser_the_decoder_or_its_neighb
 def test_every_mutated_record_on_a_real_kafka_is_consumed_or_dead_lettered_byte_for_byte(
     bootstrap_servers: str, logs: Path, fuzzing: Fuzzing
 ) -> None:
-    good = Raw(value_of(person("a good one")))  # one for each mutated, or the consumer would halt: that is its duty
+    good = Raw(value_of(event("a good one")))  # one for each mutated, or the consumer would halt: that is its duty
     raws = [raw for one in mutated(fuzzing.seed + 1, min(MOST_REAL, fuzzing.records // 100)) for raw in (one, good)]
     with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.consumer() as consumer:
         consumer.until_healthy()
@@ -124,7 +124,7 @@ def test_every_mutated_record_on_a_real_kafka_is_consumed_or_dead_lettered_byte_
             record = written[offset]
             assert (letter.key, letter.value, letter.headers) == (record.key, record.value, record.headers)
         assert dead.keys() == {
-            o for o, r in written.items() if show(PEOPLE.decode, cast("Any", _fetched(o, r))).error is not None
+            o for o, r in written.items() if show(EVENTS.decode, cast("Any", _fetched(o, r))).error is not None
         }
         assert consumer.answers("/health-check", 200)
         assert consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]
@@ -132,4 +132,4 @@ def test_every_mutated_record_on_a_real_kafka_is_consumed_or_dead_lettered_byte_
 
 
 def _fetched(offset: int, raw: Raw | Written) -> FetchedRecord:
-    return FetchedRecord("people", 0, offset, 0, raw.key, raw.value, raw.headers)
+    return FetchedRecord("events", 0, offset, 0, raw.key, raw.value, raw.headers)

@@ -21,7 +21,7 @@ ROOM = 64 * MEGABYTE
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 POST = (
-    b"POST /producers/people HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"POST /producers/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b"X-API-Key: " + KEY.encode() + b"\r\n"
 )
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -1,15 +1,11 @@
 """The recording consumer, to which the 150th batch that it reads comes damaged, once; started by a test."""
 
-from functools import partial
 from itertools import count
 from typing import Any
 
-from recording_consumer import handle
-
 from apps.chassis.internals import record_fetching as fetched
-from apps.chassis.service import serve
-from apps.consumer.app import create_app
-from contracts.person import PEOPLE
+from tests.event_services import run_consumer
+from tests.handlers import recording
 
 DAMAGED = 150
 batches = count(1)
@@ -38,4 +34,4 @@ class Misread(fetched.Fetched):
 
 if __name__ == "__main__":
     fetched.Fetched = Misread  # type: ignore[misc]
-    serve(partial(create_app, handlers={PEOPLE: handle}), lambda settings: settings.consumer_port, "CONSUMER_PORT")
+    run_consumer(recording)

@@ -24,14 +24,14 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.record.util import calc_crc32c
 from confidential import MARK
 
-from contracts.person import Person
 from contracts.stream import encode
+from tests.event import Event
 from tools.ports import free_ports
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
-RECORDING_CONSUMER = str(Path(__file__).with_name("recording_consumer.py"))
+EVENT_SERVICES = ("-m", "tests.event_services")
 PATIENCE = 60.0
 """Seconds that a condition may take: far more than it does, on a machine that does other things too."""
 OF_AN_OPERATOR = {
@@ -57,26 +57,14 @@ def wait_until(condition: Callable[[], T], timeout: float = PATIENCE, what: str 
     return found
 
 
-def person(person_id: str | None = None, **fields: object) -> dict[str, Any]:
-    """Return a valid person as a caller would write it."""
-    ada = {
-        "id": person_id or str(uuid4()),
-        "name": f"Ada {MARK}",
-        "age": 36,
-        "email": f"ada.{MARK}@example.com",
-        "phone": "+1-202-555-0143",
-        "address": f"12 {MARK} Square",
-        "city": f"{MARK} City",
-        "state": "NY",
-        "zip": "10001",
-        "country": "United States",
-    }
-    return ada | fields
+def event(event_id: str | None = None, **fields: object) -> dict[str, Any]:
+    """Return a valid event as a caller would write it."""
+    return {"id": event_id or str(uuid4()), "number": 36, "text": f"It rains on {MARK} Square."} | fields
 
 
 def value_of(one: dict[str, Any]) -> bytes:
-    """Return the record's value that the contract wants for a person."""
-    return encode(Person(**one))
+    """Return the record's value that the contract wants for an event."""
+    return encode(Event(**one))
 
 
 class Record(NamedTuple):
@@ -151,6 +139,12 @@ class Service:
         assert answer.is_success, answer.text
         return answer.json()
 
+    def send(self, number: int) -> list[dict[str, Any]]:
+        """Have a producer send so many events, and return them."""
+        events = [event() for _ in range(number)]
+        assert self.post("/producers/events", json=events)["delivered"] == number
+        return events
+
     def status(self) -> dict[str, Any]:
         """Return what a consumer says of itself."""
         status: dict[str, Any] = self.get("/consumers/status")
@@ -220,23 +214,26 @@ class Pipeline:
 
     def producer(self, **environment: str) -> Service:
         """Start a producer."""
-        return Service("producer", ["-m", "apps.producer"], self.logs, self._environment(environment))
+        return Service("producer", [*EVENT_SERVICES, "producer"], self.logs, self._environment(environment))
 
-    def consumer(self, **environment: str) -> Service:
-        """Start a consumer."""
-        return Service("consumer", ["-m", "apps.consumer"], self.logs, self._environment(environment))
+    def consumer(self, handler: str = "nothing", **environment: str) -> Service:
+        """Start a consumer with a handler of `tests.handlers`."""
+        return Service("consumer", [*EVENT_SERVICES, "consumer", handler], self.logs, self._environment(environment))
+
+    def shipped(self, name: str, stream: str, **environment: str) -> Service:
+        """Start a service as it ships, for the stream of its own that the variables name, like `PEOPLE`."""
+        return Service(name, ["-m", f"apps.{name}"], self.logs, self._environment(environment, stream))
 
     def running(self, name: str, script: str, **environment: str) -> Service:
         """Start a service from a script of the tests."""
         return Service(name, [script], self.logs, self._environment(environment))
 
     def recording_consumer(self, ledger: Path, **environment: str) -> Service:
-        """Start a consumer whose handler adds the ids of the people to a file."""
-        told = self._environment({"LEDGER": str(ledger), **environment})
-        return Service("consumer", [RECORDING_CONSUMER], self.logs, told)
+        """Start a consumer whose handler adds the ids of the events to a file."""
+        return self.consumer("recording", LEDGER=str(ledger), **environment)
 
     def create_topic(self, partitions: int, **configs: str) -> None:
-        """Create the topic of people before a service does."""
+        """Create the topic of events before a service does."""
         self._create(NewTopic(self.topic, partitions, 1, topic_configs=_dotted(configs)))
 
     def create_topics(self, partitions: int) -> None:
@@ -254,7 +251,7 @@ class Pipeline:
         asyncio.run(delete())
 
     def alter_topic(self, topic: str = "", **configs: str) -> None:
-        """Change the configuration of a topic (of people by default)."""
+        """Change the configuration of a topic (of events by default)."""
         changed = ConfigResource(ConfigResourceType.TOPIC, topic or self.topic, configs=_dotted(configs))
 
         async def alter() -> None:
@@ -324,8 +321,8 @@ class Pipeline:
         asyncio.run(write())
 
     def fill(self, count: int, partition: int = 0) -> None:
-        """Write so many people to a partition, quickly."""
-        value = value_of(person("one of many"))
+        """Write so many events to a partition, quickly."""
+        value = value_of(event("one of many"))
 
         async def fill() -> None:
             async with AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, max_batch_size=2**20) as producer:
@@ -350,7 +347,7 @@ class Pipeline:
         asyncio.run(delete())
 
     def records(self, topic: str = "") -> list[Record]:
-        """Return all records of a topic (of people by default), partition by partition, each in order."""
+        """Return all records of a topic (of events by default), partition by partition, each in order."""
         return asyncio.run(self._read(topic or self.topic))
 
     def records_by_key(self) -> dict[str, Record]:
@@ -358,7 +355,7 @@ class Pipeline:
         return {record.key.decode(): record for record in self.records() if record.key is not None}
 
     def end_offsets(self) -> dict[int, int]:
-        """Return the offset behind the last record of each partition of the topic of people."""
+        """Return the offset behind the last record of each partition of the topic of events."""
 
         async def ask() -> dict[int, int]:
             async with AIOKafkaConsumer(self.topic, bootstrap_servers=self.bootstrap_servers) as client:
@@ -387,12 +384,12 @@ class Pipeline:
 
         asyncio.run(create())
 
-    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+    def _environment(self, more: dict[str, str], stream: str = "EVENTS") -> dict[str, str]:
         own = {
             "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap_servers,
-            "PEOPLE_TOPIC": self.topic,
-            "DEAD_LETTER_TOPIC": self.dead_letter_topic,
-            "CONSUMER_GROUP_ID": self.group,
+            f"{stream}_TOPIC": self.topic,
+            f"{stream}_DEAD_LETTER_TOPIC": self.dead_letter_topic,
+            f"{stream}_GROUP_ID": self.group,
         }
         return own | more
 
@@ -423,7 +420,7 @@ class Pipeline:
 
 
 class Lines:
-    """A call of `POST /producers/people` with a person a line: receipts are read while lines are sent."""
+    """A call of `POST /producers/events` with an event a line: receipts are read while lines are sent."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -435,7 +432,7 @@ class Lines:
         """Begin the call; the end of the block closes the connection."""
         reader, writer = await asyncio.open_connection("127.0.0.1", producer.port)
         writer.write(
-            b"POST /producers/people HTTP/1.1\r\nHost: localhost\r\n"
+            b"POST /producers/events HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         try:

@@ -17,7 +17,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest
 from moving import Moving
 from quotas import Quota, set_quota
-from services import Pipeline, Raw, Service, both, person, value_of, wait_until
+from services import Pipeline, Raw, Service, both, event, value_of, wait_until
 
 from tools.local_kafka import LocalKafka
 from tools.ports import free_ports
@@ -77,7 +77,7 @@ def test_an_advertised_address_that_nobody_reaches_is_named_with_the_reason(door
             for service in (producer, consumer):
                 until_named(service, address, reasons[bootstrap])
             assert address in consumer.status()["last_error"]
-            answer = producer.http.post("/producers/people", json=person())
+            answer = producer.http.post("/producers/events", json=event())
             assert address in answer.json()["detail"]
 
 
@@ -184,7 +184,7 @@ def test_all_clients_find_brokers_that_come_back_under_other_addresses(bootstrap
         services = Pipeline(broker.bootstrap_servers, logs, direct.name)
         with both(services) as (producer, consumer), watched(consumer) as seen:
             direct.write([Raw(b"bad before", b"bad before")])
-            producer.post("/producers/people", json=person("before"))
+            producer.post("/producers/events", json=event("before"))
             wait_until(lambda: "before" in keys_of(seen))
             consumer.until_consumed(2)
             consumer.get("/consumers/messages", scope="topic")
@@ -195,10 +195,10 @@ def test_all_clients_find_brokers_that_come_back_under_other_addresses(bootstrap
             producer.until_healthy()
             consumer.until_healthy()
             restarts = consumer.status()["restarts"]
-            direct.write([Raw(b"bad after", b"bad after"), Raw(value_of(person("after")), b"after")])
+            direct.write([Raw(b"bad after", b"bad after"), Raw(value_of(event("after")), b"after")])
             wait_until(lambda: "after" in keys_of(seen), 15, "for the live tail")
             consumer.until_consumed(4)
-            producer.post("/producers/people", json=person("at last"))
+            producer.post("/producers/events", json=event("at last"))
             assert consumer.get("/consumers/messages", scope="topic")["messages"]
             wait_until(lambda: consumer.status()["dead_lettered_count"] == 2)
             assert consumer.status()["restarts"] == restarts == 0, "a client that finds back is not replaced"
@@ -231,7 +231,7 @@ def test_a_fetch_quota_is_told_as_such_and_holds_up_no_client_of_another_purpose
             assert len(consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]) == 1_000
             metrics = consumer.http.get("/metrics").text
             assert (
-                float(metrics.partition('\nkafka_throttled_seconds_total{stream="people"} ')[2].partition("\n")[0]) > 1
+                float(metrics.partition('\nkafka_throttled_seconds_total{stream="events"} ')[2].partition("\n")[0]) > 1
             )
 
 
@@ -244,8 +244,8 @@ def test_a_produce_quota_refuses_records_before_they_are_taken_and_says_when_to_
         told: dict[str, str] = {}
 
         def post(number: int) -> httpx.Response:
-            people = [person(f"{number}-{index}") for index in range(1_000)]
-            answer = producer.http.post("/producers/people", json=people)
+            events = [event(f"{number}-{index}") for index in range(1_000)]
+            answer = producer.http.post("/producers/events", json=events)
             for receipt in answer.json().get("receipts", []):
                 told[receipt["id"]] = receipt.get("outcome", "delivered")
             return answer
@@ -262,7 +262,7 @@ def test_a_produce_quota_refuses_records_before_they_are_taken_and_says_when_to_
         assert "unknown" not in told.values()
         assert "delivered" in told.values()
         on_topic = {record.key.decode() for record in pipeline.records() if record.key}
-        assert on_topic == {person_id for person_id, outcome in told.items() if outcome == "delivered"}
+        assert on_topic == {event_id for event_id, outcome in told.items() if outcome == "delivered"}
 
 
 def test_refused_records_are_told_with_the_brokers_words_and_make_the_service_unhealthy_until_some_are_taken(
@@ -271,10 +271,10 @@ def test_refused_records_are_told_with_the_brokers_words_and_make_the_service_un
     with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.producer() as producer:
         producer.until_healthy()
         pipeline.alter_topic(message_timestamp_before_max_ms="0")
-        one = person("always the same")  # and so always to the same partition
+        one = event("always the same")  # and so always to the same partition
 
         def refusal() -> httpx.Response | None:
-            answer = producer.http.post("/producers/people", json=one)
+            answer = producer.http.post("/producers/events", json=one)
             return answer if answer.status_code == 503 else None
 
         answer = wait_until(refusal)
@@ -288,5 +288,5 @@ def test_refused_records_are_told_with_the_brokers_words_and_make_the_service_un
         assert "out of range" in health.json()["detail"]
         assert "out of range" in producer.log.read_text()
         pipeline.alter_topic(message_timestamp_before_max_ms=str(2**62))
-        wait_until(lambda: producer.http.post("/producers/people", json=one).status_code == 201)
+        wait_until(lambda: producer.http.post("/producers/events", json=one).status_code == 201)
         assert producer.answers("/health-check", 200)

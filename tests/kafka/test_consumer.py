@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from services import Pipeline, Raw, Record, Service, both, person, value_of, wait_until
+from services import Pipeline, Raw, Record, Service, both, event, value_of, wait_until
 
 from contracts import dead_letter
 from contracts.stream import encode
@@ -54,17 +54,17 @@ def place(message: dict[str, Any]) -> tuple[int, int]:
     return message["partition"], message["offset"]
 
 
-def test_people_that_were_produced_are_consumed_and_shown_each_partition_in_its_order(
+def test_events_that_were_produced_are_consumed_and_shown_each_partition_in_its_order(
     producer: Service, consumer: Service, pipeline: Pipeline
 ) -> None:
     before = consumer.status()["messages_consumed_count"]
-    people = producer.post("/producers/basic_producer?number_of_people=500")
+    events = producer.send(500)
     consumer.until_consumed(before + 500)
     messages = consumer.messages(limit=500)
     for partition in range(6):
         offsets = [message["offset"] for message in messages if message["partition"] == partition]
         assert offsets == sorted(offsets)
-    assert {m["key"]: m["value"] for m in messages} == {one["id"]: one for one in people}
+    assert {m["key"]: m["value"] for m in messages} == {one["id"]: one for one in events}
     records = pipeline.records_by_key()
     for message in messages:
         record = records[message["key"]]
@@ -74,7 +74,7 @@ def test_people_that_were_produced_are_consumed_and_shown_each_partition_in_its_
 
 def test_the_newest_ten_are_shown_by_default_and_total_counts_all(producer: Service, consumer: Service) -> None:
     before = consumer.status()["messages_consumed_count"]
-    producer.post("/producers/basic_producer?number_of_people=30")
+    producer.send(30)
     consumer.until_consumed(before + 30)
     answer = consumer.get("/consumers/messages")
     assert answer["messages"] == consumer.messages(limit=1_000)[-10:]
@@ -82,7 +82,7 @@ def test_the_newest_ten_are_shown_by_default_and_total_counts_all(producer: Serv
 
 
 def test_the_status_tells_where_the_consumer_stands(producer: Service, consumer: Service, pipeline: Pipeline) -> None:
-    producer.post("/producers/basic_producer")
+    producer.send(10)
     wait_until(lambda: consumer.status()["lag"] == 0)
     wait_until(lambda: pipeline.committed() == sum(pipeline.end_offsets().values()))
     status = consumer.status()
@@ -119,10 +119,10 @@ def test_a_wrong_place_is_refused_by_its_name(consumer: Service, query: str) -> 
 
 def test_messages_are_found_by_key_and_by_partition(producer: Service, consumer: Service) -> None:
     before = consumer.status()["messages_consumed_count"]
-    producer.post("/producers/people", json=[person("wanted é", name=str(n)) for n in range(5)] + [person()])
+    producer.post("/producers/events", json=[event("wanted é", text=str(n)) for n in range(5)] + [event()])
     consumer.until_consumed(before + 6)
     found = consumer.messages(key="wanted é")
-    assert [message["value"]["name"] for message in found] == ["0", "1", "2", "3", "4"]
+    assert [message["value"]["text"] for message in found] == ["0", "1", "2", "3", "4"]
     partition = found[0]["partition"]
     assert {message["partition"] for message in consumer.messages(partition=partition, limit=100)} == {partition}
     assert consumer.messages(key="wanted é", partition=(partition + 1) % 6) == []
@@ -131,7 +131,7 @@ def test_messages_are_found_by_key_and_by_partition(producer: Service, consumer:
 
 def test_paging_back_shows_everything_once(producer: Service, consumer: Service) -> None:
     before = consumer.status()["messages_consumed_count"]
-    producer.post("/producers/basic_producer?number_of_people=100")
+    producer.send(100)
     consumer.until_consumed(before + 100)
     everything = consumer.messages(limit=1_000)
     answer = consumer.get("/consumers/messages", limit=37)
@@ -151,7 +151,7 @@ def test_what_is_produced_while_it_is_stopped_is_lag_and_is_consumed_after_the_s
     assert stopped["running"] is False
     assert consumer.answers("/health-check", 200), "a stop by an operator is no illness"
     before = stopped["messages_consumed_count"]
-    people = producer.post("/producers/basic_producer?number_of_people=300")
+    events = producer.send(300)
     status = wait_until(lambda: (s := consumer.status())["lag"] == 300 and s)
     assert status["lag_seconds"] > 0
     assert len(status["partitions"]) == 6
@@ -162,7 +162,7 @@ def test_what_is_produced_while_it_is_stopped_is_lag_and_is_consumed_after_the_s
     status = consumer.until_consumed(before + 300)
     wait_until(lambda: consumer.status()["lag"] == 0)
     assert status["messages_consumed_count"] == before + 300
-    assert {one["id"] for one in people} == {message["key"] for message in consumer.messages(limit=300)}
+    assert {one["id"] for one in events} == {message["key"] for message in consumer.messages(limit=300)}
 
 
 def test_stop_and_start_may_come_twice_and_together(producer: Service, consumer: Service) -> None:
@@ -172,7 +172,7 @@ def test_stop_and_start_may_come_twice_and_together(producer: Service, consumer:
         assert len(list(pool.map(consumer.post, ["/consumers/stop", "/consumers/start"] * 4))) == 8
     consumer.post("/consumers/start")
     before = consumer.status()["messages_consumed_count"]
-    producer.post("/producers/basic_producer?number_of_people=50")
+    producer.send(50)
     assert consumer.until_consumed(before + 50)["messages_consumed_count"] == before + 50
 
 
@@ -182,7 +182,7 @@ def records_of_every_kind() -> tuple[list[Raw], list[Raw]]:
     bad = [
         Raw(b"not json", b"k1"),
         Raw(b'{"id": 1}', b"k2"),
-        Raw(value_of(person(name="ADA")).replace(b"ADA", b"\xff\xfe"), b"k3"),
+        Raw(value_of(event(text="ADA")).replace(b"ADA", b"\xff\xfe"), b"k3"),
         Raw(b"", b"k4"),
         Raw(None, b"k5"),
         Raw(b"null", None),
@@ -191,16 +191,16 @@ def records_of_every_kind() -> tuple[list[Raw], list[Raw]]:
         Raw(b"neither json nor alone", b"", odd),
         Raw(None, b"k6", odd),
         Raw(b"\x00" * LARGE, b"k7"),
-        Raw(json.dumps(person(age=999)).encode(), b"k8", odd),
-        Raw(json.dumps(person(age="36")).encode(), b"k9"),
+        Raw(json.dumps(event(number=999)).encode(), b"k8", odd),
+        Raw(json.dumps(event(number="36")).encode(), b"k9"),
     ]
     good = [
-        *(Raw(value_of(one := person()), one["id"].encode()) for _ in range(10)),
-        Raw(value_of(person()), None),
-        Raw(value_of(person()), b"\xff\xfe"),
-        Raw(value_of(person()), b"headed", odd),
-        Raw(value_of(person(address="x" * LARGE)), b"large"),
-        Raw(json.dumps(person(no_field_of_anyone="a field of the future")).encode(), b"future"),
+        *(Raw(value_of(one := event()), one["id"].encode()) for _ in range(10)),
+        Raw(value_of(event()), None),
+        Raw(value_of(event()), b"\xff\xfe"),
+        Raw(value_of(event()), b"headed", odd),
+        Raw(value_of(event(text="x" * LARGE)), b"large"),
+        Raw(json.dumps(event(no_field_of_anyone="a field of the future")).encode(), b"future"),
     ]
     return good, bad
 
@@ -252,7 +252,7 @@ def test_a_restarted_consumer_still_shows_what_it_consumed(own: Pipeline) -> Non
     with own.producer() as producer, own.consumer() as consumer:
         producer.until_healthy()
         consumer.until_healthy()
-        producer.post("/producers/basic_producer?number_of_people=200")
+        producer.send(200)
         own.write([Raw(b"bad", b"k")])
         consumer.until_consumed(201)
         before = consumer.messages(limit=1_000)
@@ -279,7 +279,7 @@ def test_two_consumers_divide_the_partitions_and_consume_each_record_once(own: P
             service.until_healthy()
         wait_until(lambda: divided(c1, c2), what="for both to have partitions")
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda p: p.post("/producers/basic_producer?number_of_people=4000"), [p1, p2] * 2))
+            list(pool.map(lambda p: p.send(4_000), [p1, p2] * 2))
         wait_until(lambda: sum(c.status()["messages_consumed_count"] for c in (c1, c2)) >= 16_000)
         wait_until(lambda: all(c.status()["lag"] == 0 for c in (c1, c2)))
         counts = [c.status()["messages_consumed_count"] for c in (c1, c2)]
@@ -289,7 +289,7 @@ def test_two_consumers_divide_the_partitions_and_consume_each_record_once(own: P
 
         c1.post("/consumers/stop")
         wait_until(lambda: {p["partition"] for p in c2.status()["partitions"]} == set(range(6)))
-        p1.post("/producers/basic_producer?number_of_people=100")
+        p1.send(100)
         c2.until_consumed(counts[1] + 100)
 
 
@@ -307,7 +307,7 @@ def test_a_consumer_killed_in_the_middle_of_100000_records_loses_none(own: Pipel
     ):
         producer.until_healthy()
         wait_until(lambda: divided(killed, survivor), what="for both to have partitions")
-        making = pool.submit(producer.post, "/producers/basic_producer?number_of_people=100000")
+        making = pool.submit(producer.send, 100_000)
         wait_until(lambda: len(handled(ledgers[0])) > 3_000, what="for some records to be handled")
         killed.kill()
         ids = {one["id"] for one in making.result()}
@@ -321,8 +321,8 @@ def test_a_consumer_killed_in_the_middle_of_100000_records_loses_none(own: Pipel
 def test_a_failing_handler_loses_nothing_and_dead_letters_nobody(own: Pipeline, tmp_path: Path) -> None:
     own.create_topic(1)
     ledger = tmp_path / "missing" / "ledger"
-    people = [person() for _ in range(20)]
-    own.write([Raw(value_of(one), one["id"].encode()) for one in people] + [Raw(b"bad", b"k")])
+    events = [event() for _ in range(20)]
+    own.write([Raw(value_of(one), one["id"].encode()) for one in events] + [Raw(b"bad", b"k")])
     with own.recording_consumer(ledger) as consumer:
         wait_until(
             lambda: consumer.answers("/health-check", 503) and "failed" in consumer.http.get("/health-check").text
@@ -333,7 +333,7 @@ def test_a_failing_handler_loses_nothing_and_dead_letters_nobody(own: Pipeline, 
         ledger.parent.mkdir()
         consumer.until_consumed(21)
         assert consumer.answers("/health-check", 200)
-        assert sorted(handled(ledger)) == sorted(one["id"] for one in people), "each of them once"
+        assert sorted(handled(ledger)) == sorted(one["id"] for one in events), "each of them once"
     assert len(own.records(own.dead_letter_topic)) == 1
 
 
@@ -342,14 +342,14 @@ def test_a_batch_that_comes_damaged_is_read_again_and_nothing_that_was_read_with
 ) -> None:
     ledger = tmp_path / "ledger"
     own.create_topic(6)
-    people = [person() for _ in range(600)]
+    events = [event() for _ in range(600)]
     for partition in range(6):
-        own.write([Raw(value_of(one), one["id"].encode()) for one in people[partition::6]], partition=partition)
+        own.write([Raw(value_of(one), one["id"].encode()) for one in events[partition::6]], partition=partition)
     misreading = str(Path(__file__).with_name("misreading_consumer.py"))
     with own.running("consumer", misreading, LEDGER=str(ledger)) as consumer:
         consumer.until_healthy()
         wait_until(lambda: own.committed() == 600)
-        assert sorted(handled(ledger)) == sorted(one["id"] for one in people)
+        assert sorted(handled(ledger)) == sorted(one["id"] for one in events)
         assert consumer.status()["restarts"] == 0
 
 
@@ -358,12 +358,12 @@ def test_a_batch_that_cannot_be_read_holds_up_its_own_partition_alone_until_some
 ) -> None:
     ledger = tmp_path / "ledger"
     own.create_topic(3)
-    people = [person() for _ in range(60)]
+    events = [event() for _ in range(60)]
     for partition in range(3):
-        of_partition = [Raw(value_of(one), one["id"].encode()) for one in people[partition::3]]
+        of_partition = [Raw(value_of(one), one["id"].encode()) for one in events[partition::3]]
         own.write(of_partition[:10], partition=partition)
         if partition == 1:
-            own.write_what_only_java_decompresses(value_of(person()), partition)
+            own.write_what_only_java_decompresses(value_of(event()), partition)
         own.write(of_partition[10:], partition=partition)
     with own.recording_consumer(ledger) as consumer:
         wait_until(lambda: own.committed() == 50)
@@ -375,27 +375,27 @@ def test_a_batch_that_cannot_be_read_holds_up_its_own_partition_alone_until_some
         wait_until(lambda: consumer.http.post("/consumers/seek", json={"partition": 1, "offset": 11}).is_success)
         wait_until(lambda: own.committed() == 30_061)
         wait_until(lambda: consumer.answers("/health-check", 200))
-    assert sorted(set(handled(ledger)) - {"one of many"}) == sorted(one["id"] for one in people)
+    assert sorted(set(handled(ledger)) - {"one of many"}) == sorted(one["id"] for one in events)
 
 
 def test_a_topic_with_other_partitions_is_used_as_it_is_and_reported(own: Pipeline) -> None:
     own.create_topic(3)
     with both(own) as (producer, consumer):
-        people = producer.post("/producers/basic_producer?number_of_people=90")
+        events = producer.send(90)
         status = consumer.until_consumed(90)
         assert {p["partition"] for p in status["partitions"]} == {0, 1, 2}
         assert any("partitions 3, wanted 6" in note for note in status["notes"])
-        assert {message["key"] for message in consumer.messages(limit=90)} == {one["id"] for one in people}
+        assert {message["key"] for message in consumer.messages(limit=90)} == {one["id"] for one in events}
         assert {record.partition for record in own.records()} == {0, 1, 2}
         assert {m["value"]["id"]: encode(m["value"]) for m in consumer.messages(limit=90)} == {
-            one["id"]: encode(one) for one in people
+            one["id"]: encode(one) for one in events
         }
 
 
 def test_a_header_name_that_is_no_utf_8_stops_nobody(own: Pipeline) -> None:
     with own.consumer() as consumer:
         consumer.until_healthy()
-        for value in (value_of(person("before")), b"no person", value_of(person("after"))):
+        for value in (value_of(event("before")), b"no event", value_of(event("after"))):
             own.write_with_a_wrong_header_name(value)
         assert consumer.until_consumed(3)["messages_consumed_count"] == 2
         assert consumer.answers("/health-check", 200)
@@ -403,11 +403,11 @@ def test_a_header_name_that_is_no_utf_8_stops_nobody(own: Pipeline) -> None:
         (letter,) = consumer.get("/consumers/dead-letters")["dead_letters"]
         headers = [{"name": "right", "value": None}, {"name": "\\xffZ", "value": {"base64": "/w=="}}]
         assert letter["headers"] == headers
-        assert letter["value"] == {"text": "no person"}
+        assert letter["value"] == {"text": "no event"}
         assert consumer.get("/consumers/messages/0/1")["headers"] == headers
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
-def test_compressed_people_are_consumed(codec: str, consumer: Service, pipeline: Pipeline) -> None:
-    pipeline.write_compressed(value_of(person(codec)), codec)
+def test_compressed_events_are_consumed(codec: str, consumer: Service, pipeline: Pipeline) -> None:
+    pipeline.write_compressed(value_of(event(codec)), codec)
     wait_until(lambda: [message["value"]["id"] for message in consumer.messages(limit=1)] == [codec])

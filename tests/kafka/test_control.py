@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from services import Pipeline, Raw, Service, both, person, value_of, wait_until
+from services import Pipeline, Raw, Service, both, event, value_of, wait_until
 
 from contracts import dead_letter
 
@@ -44,8 +44,7 @@ def consumed(consumer: Service) -> int:
 
 
 def make(producer: Service, number: int) -> list[str]:
-    people = producer.post(f"/producers/basic_producer?number_of_people={number}")
-    return [one["id"] for one in people]
+    return [one["id"] for one in producer.send(number)]
 
 
 def until_caught_up(consumer: Service) -> None:
@@ -138,7 +137,7 @@ def test_seeking_to_the_end_passes_over_what_waits(services: tuple[Service, Serv
 def test_seeking_to_an_offset_consumes_one_partition_from_there(services: tuple[Service, Service]) -> None:
     producer, consumer = services
     before = consumed(consumer)
-    receipts = producer.post("/producers/people", json=[person("one key") for _ in range(20)])["receipts"]
+    receipts = producer.post("/producers/events", json=[event("one key") for _ in range(20)])["receipts"]
     consumer.until_consumed(before + 20)
     at = receipts[12]
     place = {"partition": at["partition"], "offset": at["offset"]}
@@ -226,21 +225,20 @@ def test_the_consumer_halts_before_it_dead_letters_everything_and_goes_on_when_t
 
 
 def test_whom_the_handler_refuses_is_dead_lettered_and_the_neighbours_are_not(own: Pipeline) -> None:
-    script = str(Path(__file__).with_name("refusing_consumer.py"))
-    with own.producer() as producer, own.running("consumer", script) as consumer:
+    with own.producer() as producer, own.consumer("refusing") as consumer:
         producer.until_healthy()
         consumer.until_healthy()
-        people = [person(age=150 if number % 50 == 7 else 50) for number in range(500)]
-        producer.post("/producers/people", json=people)
+        events = [event(number=150 if number % 50 == 7 else 50) for number in range(500)]
+        producer.post("/producers/events", json=events)
         consumer.until_consumed(500)
         assert consumer.status()["dead_lettered_count"] == 10
         letters = [
             dead_letter.read(record.key, record.value, record.headers) for record in own.records(own.dead_letter_topic)
         ]
-        refused = {one["id"] for one in people if one["age"] == 150}
+        refused = {one["id"] for one in events if one["number"] == 150}
         assert {(letter.key or b"").decode() for letter in letters} == refused
         assert {(letter.error_type, letter.error) for letter in letters} == {
-            ("apps.consumer.consuming.retry.Reject", "nobody is 150 years old")
+            ("apps.consumer.consuming.retry.Reject", "the number 150 is not taken")
         }
         assert all(letter.tries is not None and letter.tries > 1 for letter in letters)
 
@@ -255,11 +253,11 @@ def test_a_topic_that_is_made_anew_while_the_consumer_is_cut_off_is_consumed_fro
     own.create_topic(1)
     with own.recording_consumer(ledger) as consumer:
         consumer.until_healthy()
-        own.write([Raw(value_of(person(f"old{number}"))) for number in range(20)])
+        own.write([Raw(value_of(event(f"old{number}"))) for number in range(20)])
         consumer.until_consumed(20)
         consumer.process.send_signal(signal.SIGSTOP)
         own.delete_topic(own.topic)
         own.create_topic(1)
-        own.write([Raw(value_of(person(f"new{number}"))) for number in range(60)])
+        own.write([Raw(value_of(event(f"new{number}"))) for number in range(60)])
         consumer.process.send_signal(signal.SIGCONT)
         wait_until(lambda: {f"new{number}" for number in range(60)} <= handled(), what="for all of the new topic")

@@ -8,9 +8,9 @@ from services import Pipeline, Service, both, wait_until
 
 @pytest.fixture(scope="module")
 def services(bootstrap_servers: str, logs: Path) -> Iterator[dict[str, Service]]:
-    """Both services, with people in every partition."""
+    """Both services, with events in every partition."""
     with Pipeline(bootstrap_servers, logs) as pipeline, both(pipeline) as (producer, consumer):
-        producer.post("/producers/basic_producer", params={"number_of_people": 200})
+        producer.send(200)
         assert set(pipeline.end_offsets()) == {record.partition for record in pipeline.records()}
         consumer.until_consumed(200)
         yield {"producer": producer, "consumer": consumer}

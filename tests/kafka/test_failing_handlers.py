@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from services import Pipeline, Raw, Service, person, value_of, wait_until
-
-SCRIPT = str(Path(__file__).with_name("failing_consumer.py"))
+from services import Pipeline, Raw, Service, event, value_of, wait_until
 
 
 class Failing(NamedTuple):
@@ -19,9 +17,9 @@ class Failing(NamedTuple):
     ledger: Path
 
     def write(self, names: Sequence[str], start: int = 0, partition: int = 0) -> None:
-        """Write people of these names, each with its number as id and key."""
-        people = [person(f"{partition}-{start + number:05}", name=name) for number, name in enumerate(names)]
-        self.pipeline.write([Raw(value_of(one), one["id"].encode()) for one in people], partition)
+        """Write events of these names, each with its number as id and key."""
+        events = [event(f"{partition}-{start + number:05}", text=name) for number, name in enumerate(names)]
+        self.pipeline.write([Raw(value_of(one), one["id"].encode()) for one in events], partition)
 
     def handled(self) -> list[str]:
         return self.ledger.read_text().split() if self.ledger.exists() else []
@@ -38,7 +36,7 @@ def failing(bootstrap_servers: str, logs: Path, folder: Path) -> Iterator[Failin
     outage, ledger = folder / "outage", folder / "ledger"
     with Pipeline(bootstrap_servers, logs) as pipeline:
         pipeline.create_topic(2)
-        with pipeline.running("consumer", SCRIPT, OUTAGE=str(outage), LEDGER=str(ledger)) as consumer:
+        with pipeline.consumer("failing", OUTAGE=str(outage), LEDGER=str(ledger)) as consumer:
             consumer.until_healthy()
             yield Failing(pipeline, consumer, outage, ledger)
 
@@ -67,7 +65,7 @@ def test_poison_is_dead_lettered_alone_whatever_the_handler_raises_and_an_outage
     stage.consumer.until_answers("/health-check", 503)
     wait_until(lambda: stage.state() == "retrying")
     assert "retrying" in stage.consumer.http.get("/health-check").json()["detail"]
-    assert 'consumer_state{state="retrying",stream="people"} 1.0' in stage.consumer.http.get("/metrics").text
+    assert 'consumer_state{state="retrying",stream="events"} 1.0' in stage.consumer.http.get("/metrics").text
     assert stage.pipeline.committed() == committed
     stage.outage.unlink()
     stage.consumer.until_consumed(1_500)

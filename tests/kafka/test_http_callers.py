@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from proxies import nginx
-from services import PATIENCE, Pipeline, Service, both, person, value_of, wait_until
+from services import PATIENCE, Pipeline, Service, both, event, value_of, wait_until
 
 OFFERS = {
     "none": "",
@@ -23,7 +23,7 @@ OFFERS = {
     "YWJjZGVmZ2hpamtsbW5vcA==\r\nSec-WebSocket-Version: 13\r\n",
 }
 HIDDEN = (
-    b"POST /producers/basic_producer?number_of_people=7 HTTP/1.1\r\nHost: localhost\r\n"
+    b"POST /producers/events/generate?number=7 HTTP/1.1\r\nHost: localhost\r\n"
     b"Content-Type: application/json\r\nContent-Length: 0\r\n\r\n"
 )
 LAST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -91,7 +91,7 @@ def statuses_of(said: bytes) -> list[int]:
 
 def posts_of(service: Service) -> list[str]:
     paths = service.get("/schema/openapi.json")["paths"]
-    return [path.replace("{stream}", "people") for path, calls in paths.items() if "post" in calls]
+    return [path.replace("{stream}", "events") for path, calls in paths.items() if "post" in calls]
 
 
 def made_offsets(pipeline: Pipeline) -> int:
@@ -108,7 +108,7 @@ def test_every_post_takes_a_body_for_the_body_whatever_upgrade_is_offered_and_ru
     )
     for service in services:
         for path in posts_of(service):
-            if path.endswith(("/basic_producer", "/generate")):  # whose body counts for nothing, and which adds people
+            if path.endswith(("/basic_producer", "/generate")):  # whose body counts for nothing, and which adds events
                 continue
             seen = set()
             for offer in OFFERS.values():
@@ -126,14 +126,14 @@ def test_every_post_takes_a_body_for_the_body_whatever_upgrade_is_offered_and_ru
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/x-ndjson"])
 @pytest.mark.parametrize("options", [[], ["-H", "Transfer-Encoding: chunked"], ["-H", "Expect: 100-continue"]])
-def test_curl_that_offers_http_2_has_its_people_delivered(
+def test_curl_that_offers_http_2_has_its_events_delivered(
     services: tuple[Service, Service], curl: list[str], content_type: str, options: list[str]
 ) -> None:
     producer, _ = services
-    url = f"http://127.0.0.1:{producer.port}/producers/people"
+    url = f"http://127.0.0.1:{producer.port}/producers/events"
     answered = subprocess.run(
         [*curl, *options, "-H", f"Content-Type: {content_type}", "--write-out", "%{stderr}%{http_code}", url],
-        input=value_of(person()) + b"\n",
+        input=value_of(event()) + b"\n",
         capture_output=True,
         check=True,
     )
@@ -143,7 +143,7 @@ def test_curl_that_offers_http_2_has_its_people_delivered(
     assert answered.stderr == (b"201" if "receipts" in answer else b"200")
 
 
-def test_a_java_client_with_its_defaults_has_its_people_delivered(
+def test_a_java_client_with_its_defaults_has_its_events_delivered(
     services: tuple[Service, Service], tmp_path: Path
 ) -> None:
     java = shutil.which("java")
@@ -152,16 +152,16 @@ def test_a_java_client_with_its_defaults_has_its_people_delivered(
     producer, _ = services
     source = tmp_path / "Post.java"
     source.write_text(JAVA)
-    url = f"http://127.0.0.1:{producer.port}/producers/people"
-    command = [java, "-XX:TieredStopAtLevel=1", str(source), url, value_of(person()).decode()]
+    url = f"http://127.0.0.1:{producer.port}/producers/events"
+    command = [java, "-XX:TieredStopAtLevel=1", str(source), url, value_of(event()).decode()]
     answered = subprocess.run(command, capture_output=True, check=True, timeout=60)
     assert answered.stdout.split() == [b"201", b"201"]
 
 
 def test_a_caller_with_http_1_0_can_read_every_answer_that_is_streamed(services: tuple[Service, Service]) -> None:
     producer, consumer = services
-    lines = b"".join(value_of(person()) + b"\n" for _ in range(3))
-    head = f"POST /producers/people HTTP/1.0\r\nContent-Type: application/x-ndjson\r\nContent-Length: {len(lines)}\r\n"
+    lines = b"".join(value_of(event()) + b"\n" for _ in range(3))
+    head = f"POST /producers/events HTTP/1.0\r\nContent-Type: application/x-ndjson\r\nContent-Length: {len(lines)}\r\n"
     said, _, receipts = said_by(producer, head.encode() + b"\r\n" + lines).partition(b"\r\n\r\n")
     assert b"transfer-encoding" not in said.lower()
     assert [json.loads(line)["offset"] >= 0 for line in receipts.splitlines()] == [True] * 3
@@ -172,7 +172,7 @@ def test_a_caller_with_http_1_0_can_read_every_answer_that_is_streamed(services:
         said = b"".join(iter(stream.readline, b"\r\n"))
         assert said.startswith(b"HTTP/1.1 200 ")
         assert b"transfer-encoding" not in said.lower()
-        producer.post("/producers/people", json=person())
+        producer.post("/producers/events", json=event())
         names = {b"id", b"event", b"data", b"retry", b""}
         seen = [line for line, _ in zip(stream, range(3), strict=False)]
         assert {line.strip().partition(b":")[0] for line in seen} <= names
@@ -191,9 +191,9 @@ def test_a_proxy_keeps_its_connection_to_a_service_while_nothing_is_sent_and_pas
         }
     """
 
-    def post(port: int, path: str = "/producers/people") -> None:
+    def post(port: int, path: str = "/producers/events") -> None:
         command = [*curl, "-H", "Content-Type: application/json", f"http://127.0.0.1:{port}{path}"]
-        subprocess.run(command, input=value_of(person()), check=True, capture_output=True)
+        subprocess.run(command, input=value_of(event()), check=True, capture_output=True)
 
     def connections() -> set[int]:
         """Return the ports from which others are connected to the producer, but for this test's own client."""
@@ -204,7 +204,7 @@ def test_a_proxy_keeps_its_connection_to_a_service_while_nothing_is_sent_and_pas
         } - own
 
     with nginx(tmp_path, kept, http=pool) as port:
-        post(port, "/offering/producers/people")
+        post(port, "/offering/producers/events")
         post(port)
         pooled = wait_until(connections)
         time.sleep(IDLE_S)

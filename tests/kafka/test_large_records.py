@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 from aiokafka import AIOKafkaProducer
-from services import Pipeline, person, value_of
+from services import Pipeline, event, value_of
 
 MB = 1024 * 1024
 MEMORY_OF_THE_MANIFEST = 384 * MB
@@ -32,7 +32,7 @@ def test_enormous_records_are_dead_lettered_without_their_value_and_their_neighb
     blanks = b" " * LARGER
     with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.consumer() as consumer:
         consumer.until_healthy()
-        good = [(b"good", value_of(person(f"good-{number}"))) for number in range(4)]
+        good = [(b"good", value_of(event(f"good-{number}"))) for number in range(4)]
         write_in_one_batch(pipeline, [good[0], (b"large", blanks[:LARGE]), good[1]], "gzip", 0)
         write_in_one_batch(pipeline, [(b"larger", blanks)], "gzip", 1)
         write_in_one_batch(pipeline, [good[2], (b"largest", blanks), good[3]], "zstd", 2)

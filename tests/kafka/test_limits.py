@@ -8,14 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
-from services import PATIENCE, ROOT, Pipeline, Raw, Service, person, value_of, wait_until
-
-CALLERS = 60
-"""At a time: some twenty times as many of the largest calls as are taken."""
-MOST_MEMORY = 600e6
-"""Bytes that a service may take, whatever it is asked for."""
+from overload import CALLERS, MOST_MEMORY, memory_of, refuses_in_time_and_stays_small, statuses_of_many
+from services import PATIENCE, ROOT, Pipeline, Raw, Service, event, value_of, wait_until
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - it is this that is tested
 
@@ -26,39 +21,13 @@ def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
-def statuses_of_many(service: Service, method: str, path: str, content: bytes = b"", times: int = CALLERS) -> set[int]:
-    """Make many calls at once; a refusal must be one of too much, and say when to come again."""
-
-    def call(_: int) -> int:
-        with httpx.Client(base_url=service.http.base_url, timeout=120) as http:
-            answer = http.request(method, path, content=content, headers={"content-type": "application/json"})
-            if answer.status_code == 503:
-                assert answer.json()["type"] == "/problems/busy", answer.text
-                assert int(answer.headers["retry-after"]) > 0
-            return answer.status_code
-
-    with ThreadPoolExecutor(times) as pool:
-        return set(pool.map(call, range(times)))
-
-
-def memory_of(service: Service) -> int:
-    return int(psutil.Process(service.process.pid).memory_info().rss)
-
-
 @pytest.mark.alone
 def test_under_twenty_times_its_load_a_producer_refuses_in_time_and_stays_small(pipeline: Pipeline) -> None:
-    body = b"[" + b",".join([httpx.Request("POST", "/", json=person()).read()] * 40_000) + b"]"
-    with pipeline.producer() as producer, ThreadPoolExecutor(1) as pool:
+    body = b"[" + b",".join([httpx.Request("POST", "/", json=event(text="a" * 200)).read()] * 40_000) + b"]"
+    with pipeline.producer() as producer:
         producer.until_healthy()
-        for path, content in (("/producers/basic_producer?number_of_people=100000", b""), ("/producers/people", body)):
-            calls = pool.submit(statuses_of_many, producer, "POST", path, content)
-            peak = 0
-            while not calls.done():
-                assert producer.get("/livez") == {"status": "alive"}
-                peak = max(peak, memory_of(producer))
-            assert {201, 503} <= calls.result() <= {201, 207, 503}  # 207 where Kafka took a part in time
-            assert peak < MOST_MEMORY
-        assert producer.post("/producers/people", json=person())["delivered"] == 1
+        refuses_in_time_and_stays_small(producer, "/producers/events", body)
+        assert producer.post("/producers/events", json=event())["delivered"] == 1
 
 
 @pytest.mark.alone
@@ -77,10 +46,10 @@ def test_under_many_searches_a_consumer_stays_small_and_goes_on_consuming(pipeli
         consumer.until_consumed(150_000)
 
 
-def test_callers_that_do_not_read_the_newest_people_cost_a_consumer_no_more_than_it_may_take(
+def test_callers_that_do_not_read_the_newest_events_cost_a_consumer_no_more_than_it_may_take(
     pipeline: Pipeline,
 ) -> None:
-    large = value_of(person(address="a" * 30_000))
+    large = value_of(event(text="a" * 30_000))
     newest = b"GET /consumers/messages?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with pipeline.consumer() as consumer, ExitStack() as connections:
         consumer.until_healthy()
@@ -109,14 +78,14 @@ def test_with_a_key_only_those_who_have_it_change_anything(pipeline: Pipeline, t
     keys.write_text("ada:the-first-of-all-keys")
     with pipeline.producer(API_KEY_FILE=str(keys)) as producer:
         producer.until_healthy()
-        assert producer.http.post("/producers/people", json=person()).status_code == 401
-        producer.post("/producers/people", json=person(), headers={"X-API-Key": "the-first-of-all-keys"})
+        assert producer.http.post("/producers/events", json=event()).status_code == 401
+        producer.post("/producers/events", json=event(), headers={"X-API-Key": "the-first-of-all-keys"})
         keys.write_text("grace:the-second-of-all-keys")
         second = {"X-API-Key": "the-second-of-all-keys"}
-        wait_until(lambda: producer.http.post("/producers/people", json=person(), headers=second).is_success)
+        wait_until(lambda: producer.http.post("/producers/events", json=event(), headers=second).is_success)
         assert (
             producer.http.post(
-                "/producers/people", json=person(), headers={"X-API-Key": "the-first-of-all-keys"}
+                "/producers/events", json=event(), headers={"X-API-Key": "the-first-of-all-keys"}
             ).status_code
             == 401
         )
@@ -127,7 +96,7 @@ def test_with_a_key_only_those_who_have_it_change_anything(pipeline: Pipeline, t
             "tools.call",
             "producer",
             "POST",
-            "/producers/basic_producer?number_of_people=2",
+            "/producers/events/generate?number=2",
         ]
         subprocess.run(called, cwd=ROOT, env=told, check=True, capture_output=True)
         assert "of-all-keys" not in producer.log.read_text()

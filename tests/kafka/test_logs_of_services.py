@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confidential import MARK, people_in
-from services import Pipeline, Raw, person, wait_until
+from confidential import MARK, content_in
+from services import Pipeline, Raw, event, wait_until
 
 KEY = f"{MARK}-as-a-key"
-TELLING_CONSUMER = str(Path(__file__).with_name("telling_consumer.py"))
 
 
 @pytest.fixture
@@ -19,26 +18,26 @@ def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
 
 def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_whom(pipeline: Pipeline) -> None:
     bad = [
-        Raw(json.dumps(person(age=f"{MARK} years")).encode(), f"key of {MARK}".encode(), (("of", MARK.encode()),)),
+        Raw(json.dumps(event(number=f"number {MARK}")).encode(), f"key of {MARK}".encode(), (("of", MARK.encode()),)),
         Raw(f"not json: {MARK}".encode(), MARK.encode()),
-        Raw(json.dumps(person()).encode().replace(b"Ada", b"\xff"), MARK.encode()),
+        Raw(json.dumps(event()).encode().replace(b"It rains", b"\xff"), MARK.encode()),
     ]
     with (
         pipeline.producer(LOG_FORMAT="json", API_KEY=f"of-the-test:{KEY}") as producer,
-        pipeline.running("consumer", TELLING_CONSUMER, LOG_FORMAT="json", API_KEY=KEY) as consumer,
+        pipeline.consumer("quoting", LOG_FORMAT="json", API_KEY=KEY) as consumer,
     ):
         producer.until_healthy()
         consumer.until_healthy()
-        assert producer.http.post("/producers/people", headers={"X-API-Key": f"not {MARK}"}).status_code == 401
+        assert producer.http.post("/producers/events", headers={"X-API-Key": f"not {MARK}"}).status_code == 401
         for service in (producer, consumer):
             service.http.headers["X-API-Key"] = KEY
         written = pipeline.write(bad, partition=3)
         consumer.until_consumed(len(bad))
-        people = [person(f"{MARK}-{age}", age=age) for age in (10, 149, 150)]
-        producer.post("/producers/people", json=people)
-        producer.http.post("/producers/people", json=[person(age=MARK)])
-        producer.http.post("/producers/people", content=f"{MARK}\n", headers={"Content-Type": "application/x-ndjson"})
-        consumer.until_consumed(len(bad) + len(people))
+        events = [event(f"{MARK}-{number}", number=number) for number in (10, 149, 150)]
+        producer.post("/producers/events", json=events)
+        producer.http.post("/producers/events", json=[event(number=MARK)])
+        producer.http.post("/producers/events", content=f"{MARK}\n", headers={"Content-Type": "application/x-ndjson"})
+        consumer.until_consumed(len(bad) + len(events))
         for order in ("pause", "resume", "stop", "start"):
             consumer.post(f"/consumers/{order}", headers={"X-Request-Id": f"the-{order}"})
         consumer.until_healthy()
@@ -53,10 +52,10 @@ def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_who
     assert dead["error"] == "ValidationError"
     (failure,) = [line for line in lines if "exception" in line]
     assert failure["error"] == "LookupError"
-    assert "telling_consumer.py" in failure["exception"]
+    assert "handlers.py" in failure["exception"]
     assert {"topic", "partition", "offset", "records"} <= failure.keys()
     for service in (producer, consumer):
-        assert people_in(service.log.read_text()) == []
+        assert content_in(service.log.read_text()) == []
 
 
 @pytest.mark.parametrize(
@@ -66,11 +65,10 @@ def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_who
         f"bad address ada.{MARK.lower()}@example.com",
         "cannot deliver to amy.smith@example.org",
         "unknown key 0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
-        "call +1-202-555-0143",
         "ValidationError: {'email': ''}",
-        "Person(id='1')",
+        "Event(id='1')",
     ],
 )
-def test_what_tells_of_a_person_is_found_in_a_log(line: str) -> None:
-    assert people_in(f"all is well\n{line}\nconnected to Kafka at 127.0.0.1:9092") != []
-    assert people_in("2 records were dead-lettered, the first of them people-0 offset 6: ValidationError") == []
+def test_what_tells_of_a_record_is_found_in_a_log(line: str) -> None:
+    assert content_in(f"all is well\n{line}\nconnected to Kafka at 127.0.0.1:9092") != []
+    assert content_in("2 records were dead-lettered, the first of them events-0 offset 6: ValidationError") == []

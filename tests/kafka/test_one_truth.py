@@ -16,9 +16,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from prometheus_client.parser import text_string_to_metric_families
-from services import Pipeline, Raw, Service, person, value_of, wait_until
+from services import Pipeline, Raw, Service, event, value_of, wait_until
 
-STEERED_CONSUMER = str(Path(__file__).with_name("steered_consumer.py"))
 PARTITIONS = 3
 
 
@@ -33,8 +32,8 @@ class Steered:
 
     def another(self) -> Service:
         """Start one more instance."""
-        variables = {"STEER": str(self._file), "SLOW_BATCH_SECONDS": "1", "PEOPLE_PARTITIONS": str(PARTITIONS)}
-        return self.pipeline.running("consumer", STEERED_CONSUMER, **variables)
+        variables = {"STEER": str(self._file), "SLOW_BATCH_SECONDS": "1", "EVENTS_PARTITIONS": str(PARTITIONS)}
+        return self.pipeline.consumer("steered", **variables)
 
     def steer(self, order: str) -> None:
         """Have the handler `work`, `fail` or `wait`, in one piece."""
@@ -43,7 +42,7 @@ class Steered:
         new.rename(self._file)
 
     def write(self, number: int, partition: int = 0) -> None:
-        """Write so many people."""
+        """Write so many events."""
         self.pipeline.fill(number, partition)
 
     def until_quiet(self) -> None:
@@ -195,7 +194,7 @@ def steered(running: Steered) -> Steered:
 
 @asynccontextmanager
 async def transaction(pipeline: Pipeline, number: int, partition: int = 0) -> AsyncIterator[AIOKafkaProducer]:
-    """Write so many people in a transaction that is aborted at the end."""
+    """Write so many events in a transaction that is aborted at the end."""
     options = {
         "bootstrap_servers": pipeline.bootstrap_servers,
         "transactional_id": f"{pipeline.name}-{time.monotonic_ns()}",
@@ -203,7 +202,7 @@ async def transaction(pipeline: Pipeline, number: int, partition: int = 0) -> As
     async with AIOKafkaProducer(**options) as producer:
         await producer.begin_transaction()
         for _ in range(number):
-            await producer.send(pipeline.topic, value_of(person()), partition=partition)
+            await producer.send(pipeline.topic, value_of(event()), partition=partition)
         await producer.flush()
         yield producer
         await producer.abort_transaction()

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import httpx
 import pytest
-from services import Lines, Pipeline, Raw, Service, both, in_time, person, value_of, wait_until
+from services import Lines, Pipeline, Raw, Service, both, event, in_time, value_of, wait_until
 
 from tools.local_kafka import LocalKafka
 from tools.ports import free_ports
@@ -39,7 +39,7 @@ def nowhere(logs: Path) -> Pipeline:
 
 
 class Callers:
-    """Callers that send people, one request after the other, and note what they were told of each."""
+    """Callers that send events, one request after the other, and note what they were told of each."""
 
     def __init__(self, producer: Service, count: int = 3) -> None:
         self.told: dict[str, str] = {}
@@ -47,7 +47,7 @@ class Callers:
         self.statuses: set[int] = set()
         self.untrue: list[str] = []
         self.unanswered: list[str] = []
-        self._url = f"http://127.0.0.1:{producer.port}/producers/people"
+        self._url = f"http://127.0.0.1:{producer.port}/producers/events"
         self._numbers = itertools.count()
         self._enough = threading.Event()
         self._threads = [threading.Thread(target=self._call) for _ in range(count)]
@@ -63,23 +63,23 @@ class Callers:
             thread.join()
 
     def those(self, outcome: str) -> set[str]:
-        return {person_id for person_id, told in list(self.told.items()) if told == outcome}
+        return {event_id for event_id, told in list(self.told.items()) if told == outcome}
 
     def _call(self) -> None:
         with httpx.Client(timeout=60) as http:
             while not self._enough.is_set():
-                people = [person(f"caller-{next(self._numbers)}") for _ in range(20)]
+                events = [event(f"caller-{next(self._numbers)}") for _ in range(20)]
                 began = time.monotonic()
                 try:
-                    answer = http.post(self._url, json=people)
+                    answer = http.post(self._url, json=events)
                 except httpx.TransportError as error:
                     self.unanswered.append(repr(error))
                     continue
                 self.longest = max(self.longest, time.monotonic() - began)
-                self._note(people, answer)
+                self._note(events, answer)
                 self._enough.wait(0.05)  # some 20 calls a second
 
-    def _note(self, people: list[dict[str, Any]], answer: httpx.Response) -> None:
+    def _note(self, events: list[dict[str, Any]], answer: httpx.Response) -> None:
         self.statuses.add(answer.status_code)
         if not answer.headers.get("content-type", "").endswith("json"):
             self.untrue.append(f"{answer.status_code} {answer.headers} {answer.text[:200]}")
@@ -88,8 +88,8 @@ class Callers:
             self.untrue.append(f"503 without Retry-After: {answer.text[:200]}")
         receipts = answer.json().get("receipts")
         if receipts is None:  # nothing was tried
-            receipts = [{"id": one["id"], "outcome": "not_written"} for one in people]
-        if [receipt["id"] for receipt in receipts] != [one["id"] for one in people]:
+            receipts = [{"id": one["id"], "outcome": "not_written"} for one in events]
+        if [receipt["id"] for receipt in receipts] != [one["id"] for one in events]:
             self.untrue.append(f"receipts of others: {answer.text[:200]}")
         for receipt in receipts:
             self.told[receipt["id"]] = receipt.get("outcome", "delivered")
@@ -123,16 +123,16 @@ def test_both_services_start_without_kafka_say_so_and_work_once_it_is_there(nowh
             assert nowhere.bootstrap_servers in health.json()["detail"]
         assert consumer.status()["state"] in {"starting", "reconnecting"}
         assert consumer.messages() == []
-        for path in ("/producers/basic_producer", "/producers/people"):
+        for path in ("/producers/events/generate", "/producers/events"):
             began = time.monotonic()
-            answer = producer.http.post(path, json=person())
+            answer = producer.http.post(path, json=event())
             assert time.monotonic() - began < BOUND
             assert answer.status_code == 503
             assert answer.headers["retry-after"]
             assert answer.headers["content-type"].startswith("application/problem+json")
         lines = producer.http.post(
-            "/producers/people",
-            content=json.dumps(person()).encode() + b"\nbad\n",
+            "/producers/events",
+            content=json.dumps(event()).encode() + b"\nbad\n",
             headers={"content-type": "application/x-ndjson"},
         )
         assert [json.loads(line)["outcome"] for line in lines.text.splitlines()] == ["not_written", "not_written"]
@@ -140,9 +140,9 @@ def test_both_services_start_without_kafka_say_so_and_work_once_it_is_there(nowh
         with LocalKafka(port=port):
             producer.until_healthy()
             consumer.until_healthy()
-            people = producer.post("/producers/basic_producer")
+            events = producer.send(10)
             consumer.until_consumed(10)
-            assert {message["key"] for message in consumer.messages()} == {one["id"] for one in people}
+            assert {message["key"] for message in consumer.messages()} == {one["id"] for one in events}
             assert {record.partition for record in nowhere.records()} <= set(range(6))
             assert len(nowhere.end_offsets()) == 6
 
@@ -188,14 +188,14 @@ def test_lines_that_are_streamed_through_an_outage_are_each_answered_in_time(
         async with Lines.opened(producer) as lines:
             receipts = lines.receipts()
 
-            async def outcome_of(person_id: str) -> str:
+            async def outcome_of(event_id: str) -> str:
                 began = time.monotonic()
-                await lines.send(json.dumps(person(person_id)).encode())
+                await lines.send(json.dumps(event(event_id)).encode())
                 receipt = await anext(receipts)
-                assert receipt["id"] == person_id
+                assert receipt["id"] == event_id
                 assert time.monotonic() - began < BOUND + SLACK
-                told[person_id] = receipt.get("outcome", "delivered")
-                return told[person_id]
+                told[event_id] = receipt.get("outcome", "delivered")
+                return told[event_id]
 
             assert await outcome_of("before") == "delivered"
             kafka.suspend(0)
@@ -214,8 +214,8 @@ def test_lines_that_are_streamed_through_an_outage_are_each_answered_in_time(
         told = in_time(talk(producer))
         on_topic = pipeline.records_by_key()
         assert list(told.values())[-1] == "delivered"
-        for person_id, outcome in told.items():
-            assert outcome == "unknown" or (person_id in on_topic) == (outcome == "delivered")
+        for event_id, outcome in told.items():
+            assert outcome == "unknown" or (event_id in on_topic) == (outcome == "delivered")
 
 
 def assert_end_well(*services: Service) -> None:
@@ -228,7 +228,7 @@ def assert_end_well(*services: Service) -> None:
 
 
 def test_services_end_at_sigterm_with_status_0_idle_or_with_half_sent_requests(pipeline: Pipeline) -> None:
-    head = b"POST /producers/people HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: 1000\r\n\r\n{"
+    head = b"POST /producers/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: 1000\r\n\r\n{"
     with (
         both(pipeline) as (producer, consumer),
         socket.create_connection(("127.0.0.1", producer.port)) as one,
@@ -265,7 +265,7 @@ def test_a_handler_that_does_not_end_is_broken_off_and_its_batch_comes_again(
     ledger = tmp_path / "handled"
     with pipeline.recording_consumer(ledger, STUBBORN="1") as consumer:
         consumer.until_healthy()
-        pipeline.write([Raw(value_of(person("one")), b"one")])
+        pipeline.write([Raw(value_of(event("one")), b"one")])
         wait_until(lambda: ledger.exists() and "begin" in ledger.read_text())
         consumer.terminate()
         assert consumer.exit_status(11) == 1
@@ -278,7 +278,7 @@ def test_sigterm_in_the_middle_of_a_batch_commits_it(pipeline: Pipeline, tmp_pat
     with pipeline.producer() as producer, pipeline.recording_consumer(ledger, LEDGER_SECONDS="2") as consumer:
         producer.until_healthy()
         consumer.until_healthy()
-        producer.post("/producers/people", json=[person("one key") for _ in range(50)])
+        producer.post("/producers/events", json=[event("one key") for _ in range(50)])
         wait_until(lambda: ledger.exists() and "begin" in ledger.read_text())
         assert_end_well(consumer)
         handled = ledger.read_text().count("one key")

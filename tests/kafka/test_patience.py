@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from services import Pipeline, Raw, Service, both, person
+from services import Pipeline, Raw, Service, both, event
 
 from tools.local_kafka import LocalKafka
 
@@ -41,8 +41,8 @@ LOOKS = [
 SENDS = [
     Call("GET", "/health-check"),
     Call("GET", "/metrics"),
-    Call("POST", "/producers/people", [person()]),
-    Call("POST", "/producers/basic_producer?number_of_people=10"),
+    Call("POST", "/producers/events", [event()]),
+    Call("POST", "/producers/events/generate?number=10"),
 ]
 
 

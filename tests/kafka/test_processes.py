@@ -89,12 +89,12 @@ def until_all_ended(processes: list[psutil.Process]) -> None:
 
 def free_ports_of_services() -> dict[str, str]:
     producer, consumer = map(str, free_ports(2))
-    return {"PRODUCER_PORT": producer, "CONSUMER_PORT": consumer, "PEOPLE_TOPIC": f"demo-{producer}"}
+    return {"PRODUCER_PORT": producer, "CONSUMER_PORT": consumer, "EVENTS_TOPIC": f"demo-{producer}"}
 
 
 def kill_the_demo_itself(demo: Command) -> None:
     (python,) = [
-        one for one in demo.processes() if one.cmdline()[1:] == ["-m", "tools.demo"] and "python" in one.name()
+        one for one in demo.processes() if one.cmdline()[1:] == ["-m", "tools.demo"] and "python" in one.text()
     ]
     python.kill()
 
@@ -122,7 +122,7 @@ def test_a_kafka_that_just_started_ends_with_the_command(
     kafka = command("uv", "run", "just", "kafka", "--port", str(free_ports(1)[0]), TMPDIR=str(tmp_path))
     kafka.until_said("Kafka is ready")
     processes = kafka.processes()
-    assert any("java" in one.name() for one in processes)
+    assert any("java" in one.text() for one in processes)
     end(kafka)
     until_all_ended(processes)
     wait_until(lambda: not list(tmp_path.glob("local-kafka-*")), SOON)

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from proxies import nginx
-from services import Pipeline, Service, person
+from services import Pipeline, Service, event
 
 LINES = {"content-type": "application/x-ndjson"}
 
@@ -41,11 +41,11 @@ def test_sixty_thousand_lines_behind_nginx_are_all_answered(
     producer: Service, pipeline: Pipeline, tmp_path: Path, directives: str, query: str
 ) -> None:
     before = sum(pipeline.end_offsets().values())
-    body = b"".join(json.dumps(person(f"{len(directives)}-{n}")).encode() + b"\n" for n in range(60_000))
+    body = b"".join(json.dumps(event(f"{len(directives)}-{n}")).encode() + b"\n" for n in range(60_000))
     upstream = f"proxy_pass http://127.0.0.1:{producer.port}; {directives}"
     location = f"location / {{ {upstream} }}"
     with nginx(tmp_path, location, server="client_max_body_size 100m;") as port:
-        url = f"http://127.0.0.1:{port}/producers/people{query}"
+        url = f"http://127.0.0.1:{port}/producers/events{query}"
         content = chunks(body) if query else body  # of no announced length
         answer = httpx.post(url, content=content, headers=LINES, timeout=100)
     assert answer.status_code == 200

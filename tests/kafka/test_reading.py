@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from aiokafka import AIOKafkaProducer
-from services import Pipeline, Raw, Record, Service, person, value_of, wait_until
+from services import Pipeline, Raw, Record, Service, event, value_of, wait_until
 
 PARTITIONS = 3
 LONG = 60.0
@@ -41,9 +41,9 @@ def consumer(pipeline: Pipeline) -> Iterator[Service]:
         yield consumer.until_healthy()
 
 
-def write_people(pipeline: Pipeline, count: int, name: str = "Ada") -> list[Record]:
-    """Write people to the partitions in turn."""
-    raws = [Raw(value_of(one), one["id"].encode()) for one in (person(name=f"{name} {n}") for n in range(count))]
+def write_events(pipeline: Pipeline, count: int, name: str = "Ada") -> list[Record]:
+    """Write events to the partitions in turn."""
+    raws = [Raw(value_of(one), one["id"].encode()) for one in (event(text=f"{name} {n}") for n in range(count))]
     return pipeline.write_to([(raw, n % PARTITIONS) for n, raw in enumerate(raws)])
 
 
@@ -99,7 +99,7 @@ def of_records(events: list[Event]) -> list[tuple[int, int]]:
 
 
 def test_the_newest_of_the_whole_topic_are_the_same_whichever_copy_is_asked(pipeline: Pipeline) -> None:
-    written = write_people(pipeline, 30)
+    written = write_events(pipeline, 30)
     with pipeline.consumer() as one, pipeline.consumer() as other:
         for service in (one, other):
             service.until_healthy()
@@ -109,13 +109,13 @@ def test_the_newest_of_the_whole_topic_are_the_same_whichever_copy_is_asked(pipe
 
 def test_what_no_consumer_has_read_yet_is_shown_too(consumer: Service, pipeline: Pipeline) -> None:
     consumer.post("/consumers/stop")
-    written = write_people(pipeline, 7)
+    written = write_events(pipeline, 7)
     assert newest(consumer) == places(written)
     assert consumer.messages() == []
 
 
 def test_page_by_page_one_comes_to_the_first_record(consumer: Service, pipeline: Pipeline) -> None:
-    written = write_people(pipeline, 25)
+    written = write_events(pipeline, 25)
     found: list[tuple[int, int]] = []
     parameters: dict[str, str | int] = {"scope": "topic", "limit": 4}
     while True:
@@ -128,9 +128,9 @@ def test_page_by_page_one_comes_to_the_first_record(consumer: Service, pipeline:
 
 
 def test_records_are_found_by_key_text_partition_and_time(consumer: Service, pipeline: Pipeline) -> None:
-    written = write_people(pipeline, 12)
-    (marked,) = pipeline.write([Raw(value_of(person("k1", name="Grace Höpper")), b"k1")], partition=1)
-    later = write_people(pipeline, 6)
+    written = write_events(pipeline, 12)
+    (marked,) = pipeline.write([Raw(value_of(event("k1", text="Grace Höpper")), b"k1")], partition=1)
+    later = write_events(pipeline, 6)
     assert newest(consumer, key="k1") == [(1, marked.offset)]
     assert newest(consumer, q="Grace Höpper") == [(1, marked.offset)]
     assert newest(consumer, q="nobody has this name") == []
@@ -156,15 +156,15 @@ def test_a_time_divides_records_whose_times_do_not_grow_with_their_offsets(
 
 
 async def write_at(pipeline: Pipeline, times: Sequence[int]) -> None:
-    """Write a person at each time (ms) to partition 0; -1 stands for none."""
+    """Write an event at each time (ms) to partition 0; -1 stands for none."""
     async with AIOKafkaProducer(bootstrap_servers=pipeline.bootstrap_servers) as producer:
         for at in times:
             batch = producer.create_batch()
-            batch.append(timestamp=at, key=None, value=value_of(person()))
+            batch.append(timestamp=at, key=None, value=value_of(event()))
             await (await producer.send_batch(batch, pipeline.topic, partition=0))
 
 
-def test_what_is_no_person_is_shown_as_what_it_is(consumer: Service, pipeline: Pipeline) -> None:
+def test_what_is_no_event_is_shown_as_what_it_is(consumer: Service, pipeline: Pipeline) -> None:
     written = pipeline.write(BAD, partition=0)
     broken, tombstone, binary = consumer.get("/consumers/messages", scope="topic")["messages"]
     assert (broken["value"], broken["content"], broken["key"]) == (None, {"text": "not json"}, {"text": "bad"})
@@ -180,7 +180,7 @@ def test_one_record_is_found_by_its_offset_though_this_copy_never_consumed_it(
     consumer: Service, pipeline: Pipeline
 ) -> None:
     consumer.post("/consumers/stop")
-    one = person("one")
+    one = event("one")
     (written,) = pipeline.write([Raw(value_of(one), b"one", (("trace", b"1"),))], partition=2)
     assert consumer.get(f"/consumers/messages/2/{written.offset}") == {
         "topic": pipeline.topic,
@@ -229,13 +229,13 @@ async def write_in_transactions(pipeline: Pipeline) -> None:
 
 
 def test_the_live_tail_shows_each_record_once_as_it_comes(consumer: Service, pipeline: Pipeline) -> None:
-    write_people(pipeline, 3, "before")
+    write_events(pipeline, 3, "before")
     with watching(consumer) as events:
-        written = write_people(pipeline, 9)
+        written = write_events(pipeline, 9)
         bad = pipeline.write(BAD, partition=1)
         seen = list(islice(events, 12))
     assert sorted(of_records(seen)) == sorted(places(written + bad))
-    assert seen[0].data["value"]["name"].startswith("Ada")
+    assert seen[0].data["value"]["text"].startswith("Ada")
     assert seen[-1].id == "_".join(f"{partition}-{at}" for partition, at in sorted(pipeline.end_offsets().items()))
 
 
@@ -244,16 +244,16 @@ def test_the_live_tail_goes_on_behind_any_event_on_any_copy_and_after_a_restart(
         one.until_healthy()
         other.until_healthy()
         with watching(one) as events:
-            written = write_people(pipeline, 20)
+            written = write_events(pipeline, 20)
             seen = list(islice(events, 8))
-        written += write_people(pipeline, 20)
+        written += write_events(pipeline, 20)
         with watching(other, seen[-1].id) as events:
             seen += list(islice(events, 12))
         one.kill()
     with pipeline.consumer() as restarted:
         restarted.until_answers("/consumers/messages?scope=topic", 200)
         with watching(restarted, seen[-1].id) as events:
-            written += write_people(pipeline, 10)
+            written += write_events(pipeline, 10)
             seen += list(islice(events, 30))
     assert sorted(of_records(seen)) == sorted(places(written))
     for partition in range(PARTITIONS):
@@ -262,22 +262,22 @@ def test_the_live_tail_goes_on_behind_any_event_on_any_copy_and_after_a_restart(
 
 
 def test_whoever_was_away_for_long_is_brought_up_and_then_follows(consumer: Service, pipeline: Pipeline) -> None:
-    write_people(pipeline, 3)
+    write_events(pipeline, 3)
     with watching(consumer) as events:
-        write_people(pipeline, 1)
+        write_events(pipeline, 1)
         first = next(events)
     pipeline.fill(6_000, partition=0)
     with watching(consumer, first.id) as events:
         brought = list(islice(events, 6_000))
-        later = write_people(pipeline, 6)
+        later = write_events(pipeline, 6)
         live = list(islice(events, 6))
     assert [event.data["offset"] for event in brought] == sorted({event.data["offset"] for event in brought})
     assert sorted(of_records(live)) == sorted(places(later))
 
 
 def test_who_asks_for_what_cannot_be_read_is_told_so(consumer: Service, pipeline: Pipeline) -> None:
-    write_people(pipeline, 3)
-    pipeline.write_what_only_java_decompresses(value_of(person()), 1)
+    write_events(pipeline, 3)
+    pipeline.write_what_only_java_decompresses(value_of(event()), 1)
     for path in ("/consumers/messages/1/1", "/consumers/messages?scope=topic"):
         answer = consumer.http.get(path)
         assert answer.status_code == 502, answer.text
@@ -294,15 +294,15 @@ def test_the_live_tail_can_be_filtered(consumer: Service, pipeline: Pipeline) ->
         watching(consumer, partition=2) as second,
         watching(consumer, q="Grace") as named,
     ):
-        write_people(pipeline, 6)
-        (wanted,) = pipeline.write([Raw(value_of(person("mine", name="Grace")), b"mine")], partition=2)
+        write_events(pipeline, 6)
+        (wanted,) = pipeline.write([Raw(value_of(event("mine", text="Grace")), b"mine")], partition=2)
         assert of_records([next(mine)]) == of_records([next(named)]) == [(2, wanted.offset)]
         assert of_records(list(islice(second, 3)))[-1] == (2, wanted.offset)
 
 
 def test_records_that_were_deleted_meanwhile_are_told_as_a_gap(consumer: Service, pipeline: Pipeline) -> None:
     with watching(consumer) as events:
-        write_people(pipeline, 3)
+        write_events(pipeline, 3)
         last = list(islice(events, 3))[-1]
     pipeline.write([Raw(b"x")] * 5, partition=0)
     pipeline.delete_before({0: 4})
@@ -316,14 +316,14 @@ def test_what_cannot_be_read_is_told_once_as_a_gap_and_the_tail_goes_on_behind_i
     consumer: Service, pipeline: Pipeline
 ) -> None:
     with watching(consumer) as events:
-        written = write_people(pipeline, 30)
-        pipeline.write_what_only_java_decompresses(value_of(person()), 1)
+        written = write_events(pipeline, 30)
+        pipeline.write_what_only_java_decompresses(value_of(event()), 1)
         live = list(islice(events, 31))
-        written += write_people(pipeline, 30)
+        written += write_events(pipeline, 30)
         live += list(islice(events, 30))
     with watching(consumer, "0-0_1-0_2-0") as events:
         again = list(islice(events, 61))
-        written += write_people(pipeline, 6)
+        written += write_events(pipeline, 6)
         again += list(islice(events, 6))
     for seen, count in ((live, 60), (again, 66)):
         records = [event for event in seen if event.kind == "message"]
@@ -372,7 +372,7 @@ def test_the_group_shows_who_has_which_partition_and_how_far_it_is(pipeline: Pip
         one.until_healthy()
         other.until_healthy()
         wait_until(shared_out)
-        write_people(pipeline, 6)
+        write_events(pipeline, 6)
         wait_until(lambda: pipeline.committed() == 6)
         own = {service.status()["member_id"]: service for service in (one, other)}
         assert one.get("/consumers/group") == other.get("/consumers/group")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka.admin import NewTopic
-from services import Pipeline, Raw, Service, person, value_of, wait_until
+from services import Pipeline, Raw, Service, event, value_of, wait_until
 
 WATCHING_CONSUMER = str(Path(__file__).with_name("watching_consumer.py"))
 PARTITIONS = 3
@@ -26,15 +26,15 @@ class Recreated:
     def instance(self) -> Service:
         """Start a consumer."""
         files = {"LEDGER": str(self._ledger), "LOOKS": str(self._looks)}
-        return self.pipeline.running("consumer", WATCHING_CONSUMER, PEOPLE_PARTITIONS=str(PARTITIONS), **files)
+        return self.pipeline.running("consumer", WATCHING_CONSUMER, EVENTS_PARTITIONS=str(PARTITIONS), **files)
 
     def write(self, count: int) -> set[str]:
-        """Write so many people to each partition; return their ids."""
+        """Write so many events to each partition; return their ids."""
         self._topics += 1
         ids = [f"{self._topics}-{partition}-{n}" for partition in range(PARTITIONS) for n in range(count)]
         for partition in range(PARTITIONS):
             mine = [one for one in ids if one.split("-")[1] == str(partition)]
-            self.pipeline.write([Raw(value_of(person(one))) for one in mine], partition=partition)
+            self.pipeline.write([Raw(value_of(event(one))) for one in mine], partition=partition)
         return set(ids)
 
     def recreate(self) -> None:
@@ -50,12 +50,12 @@ class Recreated:
         asyncio.run(recreate())
 
     def handled(self) -> Counter[str]:
-        """Return how many times each person was handled."""
+        """Return how many times each event was handled."""
         return Counter(line for line in self._ledger.read_text().splitlines() if line != "begin")
 
     def until_handled(self, ids: set[str]) -> None:
         """Wait until each of them was handled."""
-        wait_until(lambda: ids <= self.handled().keys(), what=f"for {len(ids)} people")
+        wait_until(lambda: ids <= self.handled().keys(), what=f"for {len(ids)} events")
 
     def until_looked_at(self) -> None:
         """Wait for a look at the topic that begins from now on."""

@@ -18,7 +18,7 @@ from secured import (
     SecuredKafka,
     yesterday,
 )
-from services import Pipeline, Raw, Service, person, value_of, wait_until
+from services import Pipeline, Raw, Service, event, value_of, wait_until
 
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.kafka.diagnosis import refusal
@@ -42,24 +42,24 @@ def pipeline(kafka: SecuredKafka, logs: Path) -> Pipeline:
     """Topics and group that whoever administers Kafka has made, and the least rights that the two services need."""
     made = Pipeline(kafka.open_door, logs)
     made.create_topics(partitions=2)
-    kafka.allow("people-producer", TOPIC, made.topic, "write", "describe configs")
-    kafka.allow("people-consumer", TOPIC, made.topic, "read", "describe configs")
-    kafka.allow("people-consumer", TOPIC, made.dead_letter_topic, "write", "describe configs")
-    kafka.allow("people-consumer", TOPIC, f"{made.dead_letter_topic}-redriven", "describe", "describe configs")
-    kafka.allow("people-consumer", GROUP, made.group, "read")
+    kafka.allow("events-producer", TOPIC, made.topic, "write", "describe configs")
+    kafka.allow("events-consumer", TOPIC, made.topic, "read", "describe configs")
+    kafka.allow("events-consumer", TOPIC, made.dead_letter_topic, "write", "describe configs")
+    kafka.allow("events-consumer", TOPIC, f"{made.dead_letter_topic}-redriven", "describe", "describe configs")
+    kafka.allow("events-consumer", GROUP, made.group, "read")
     return made
 
 
 def allow_redrives(kafka: SecuredKafka, pipeline: Pipeline) -> None:
     """Give the rights that it takes beside the least, to show dead letters and to send them back."""
-    kafka.allow("people-consumer", TOPIC, pipeline.topic, "write")
-    kafka.allow("people-consumer", TOPIC, pipeline.dead_letter_topic, "read")
-    kafka.allow("people-consumer", TOPIC, f"{pipeline.dead_letter_topic}-redriven", "read", "write")
-    kafka.allow("people-consumer", TRANSACTIONAL_ID, f"{pipeline.group}-redrive", "write")
+    kafka.allow("events-consumer", TOPIC, pipeline.topic, "write")
+    kafka.allow("events-consumer", TOPIC, pipeline.dead_letter_topic, "read")
+    kafka.allow("events-consumer", TOPIC, f"{pipeline.dead_letter_topic}-redriven", "read", "write")
+    kafka.allow("events-consumer", TRANSACTIONAL_ID, f"{pipeline.group}-redrive", "write")
 
 
 def change_passwords(kafka: SecuredKafka, password: str) -> None:
-    for user in ("people-producer", "people-consumer"):
+    for user in ("events-producer", "events-consumer"):
         kafka.set_password(user, password)
 
 
@@ -105,7 +105,7 @@ def until_said(service: Service, words: str) -> None:
 
 
 def assert_not_written(producer: Service, words: str) -> None:
-    answer = producer.http.post("/producers/people", json=person())
+    answer = producer.http.post("/producers/events", json=event())
     assert answer.status_code == 503
     (receipt,) = answer.json()["receipts"]
     assert receipt["outcome"] == "not_written"
@@ -113,13 +113,13 @@ def assert_not_written(producer: Service, words: str) -> None:
 
 
 def test_every_way_to_show_who_one_is_works(kafka: SecuredKafka, pipeline: Pipeline) -> None:
-    kafka.set_password("people-producer", PASSWORD, "SCRAM-SHA-256")
+    kafka.set_password("events-producer", PASSWORD, "SCRAM-SHA-256")
     for user in ("plain", "holder", "certified"):
         kafka.allow(user, TOPIC, pipeline.topic, "write")
     own = {"KAFKA_SSL_CERTFILE": kafka.certificate("good", "certified")}
     ways = [
-        by_password(kafka, "people-producer"),
-        by_password(kafka, "people-producer", KAFKA_SASL_MECHANISM="SCRAM-SHA-256"),
+        by_password(kafka, "events-producer"),
+        by_password(kafka, "events-producer", KAFKA_SASL_MECHANISM="SCRAM-SHA-256"),
         by_password(kafka, "plain", "plain secret", KAFKA_SASL_MECHANISM="PLAIN"),
         by_token(kafka, kafka.token("good", "holder")),
         by_certificate(kafka, **own),
@@ -142,7 +142,7 @@ def cases(kafka: SecuredKafka) -> dict[str, dict[str, str]]:
     """What is said of ways not to be let in; the first of them can be mended without a change of the settings."""
     strangers = str(kafka.folder / "strangers")
     trustme.CA().cert_pem.write_to_path(strangers)
-    good = by_password(kafka, "people-producer")
+    good = by_password(kafka, "events-producer")
     token = kafka.token("expired", "holder", lifetime=-3_600)
     over = {"KAFKA_SSL_CERTFILE": kafka.certificate("expired", "certified", not_after=yesterday())}
     fine = {"KAFKA_SSL_CERTFILE": kafka.certificate("good", "certified"), "KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}
@@ -185,7 +185,7 @@ def test_who_is_not_let_in_says_why_and_is_let_in_once_that_is_mended(
         for words, service in services.items():
             service.until_answers("/livez", 200)
             until_said(service, words)
-            answer = service.http.post("/producers/people", json=person())
+            answer = service.http.post("/producers/events", json=event())
             assert answer.status_code == 503
             assert words in answer.json()["detail"]
 
@@ -196,14 +196,14 @@ def test_who_is_not_let_in_says_why_and_is_let_in_once_that_is_mended(
         kafka.restart()
         for service in services.values():
             service.until_healthy()
-            service.post("/producers/people", json=person())
+            service.post("/producers/events", json=event())
 
         refused, by_it = list(services.items())[1]
         kafka.token("expired", "holder", lifetime=-3_600)  # of a service that had been let in
         until_said(by_it, refused)
         kafka.token("expired", "holder")
         by_it.until_healthy()
-        by_it.post("/producers/people", json=person())
+        by_it.post("/producers/events", json=event())
 
 
 def test_the_least_rights_are_enough_and_without_one_it_is_named_and_nothing_is_lost_until_it_is_given_back(
@@ -211,18 +211,18 @@ def test_the_least_rights_are_enough_and_without_one_it_is_named_and_nothing_is_
 ) -> None:
     topic, dead, group = pipeline.topic, pipeline.dead_letter_topic, pipeline.group
     with (
-        pipeline.producer(**by_password(kafka, "people-producer")) as producer,
-        pipeline.consumer(**by_password(kafka, "people-consumer")) as consumer,
+        pipeline.producer(**by_password(kafka, "events-producer")) as producer,
+        pipeline.consumer(**by_password(kafka, "events-consumer")) as consumer,
     ):
         producer.until_healthy()
         consumer.until_healthy()
-        producer.post("/producers/people", json=person())
+        producer.post("/producers/events", json=event())
         consumer.until_consumed(1)
 
-        kafka.forbid("people-producer", TOPIC, topic, "write")
+        kafka.forbid("events-producer", TOPIC, topic, "write")
         assert_not_written(producer, "no right to the topic")
         until_said(producer, f"no right to write to topic {topic}")
-        kafka.allow("people-producer", TOPIC, topic, "write")
+        kafka.allow("events-producer", TOPIC, topic, "write")
         producer.until_healthy()
 
         for words, resource, name in (
@@ -230,22 +230,22 @@ def test_the_least_rights_are_enough_and_without_one_it_is_named_and_nothing_is_
             (f"no right to the group {group}", GROUP, group),
         ):
             consumed = len(pipeline.records())
-            kafka.forbid("people-consumer", resource, name, "read")
-            producer.post("/producers/people", json=person())
+            kafka.forbid("events-consumer", resource, name, "read")
+            producer.post("/producers/events", json=event())
             until_said(consumer, words)
             assert words in consumer.status()["last_error"]
-            kafka.allow("people-consumer", resource, name, "read")
+            kafka.allow("events-consumer", resource, name, "read")
             consumer.until_healthy()
             consumer.until_consumed(consumed + 1)
         assert "has not polled" not in consumer.log.read_text(), "health said that all was well, and it was not"
 
-        kafka.forbid("people-consumer", TOPIC, dead, "write")
-        pipeline.write([Raw(b"bad"), Raw(value_of(person()))])
+        kafka.forbid("events-consumer", TOPIC, dead, "write")
+        pipeline.write([Raw(b"bad"), Raw(value_of(event()))])
         until_said(consumer, f"no right to write to dead-letter topic {dead}")
         records = len(pipeline.records())
         assert pipeline.committed() == records - 2
         assert consumer.status()["dead_lettered_count"] == 0
-        kafka.allow("people-consumer", TOPIC, dead, "write")
+        kafka.allow("events-consumer", TOPIC, dead, "write")
         consumer.until_healthy()
         consumer.until_consumed(records)
         wait_until(lambda: pipeline.committed() == records)
@@ -268,7 +268,7 @@ def test_the_least_rights_are_enough_and_without_one_it_is_named_and_nothing_is_
         change_passwords(kafka, PASSWORD)
         producer.until_healthy()
         consumer.until_healthy()
-        producer.post("/producers/people", json=person())
+        producer.post("/producers/events", json=event())
         consumer.until_consumed(records + 2)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from services import Pipeline, Raw, Service, person, value_of, wait_until
+from services import Pipeline, Raw, Service, event, value_of, wait_until
 
 from contracts.dead_letter import DeadLetter
 from contracts.partitioning import partitions_of
@@ -50,7 +50,7 @@ def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Sharing]:
 @pytest.fixture(scope="module")
 def consumers(pipeline: Sharing) -> Iterator[tuple[Service, Service]]:
     with ExitStack() as stack:
-        one, other = (stack.enter_context(pipeline.consumer(CONSUMER_GROUP_ID=group)) for group in pipeline.groups)
+        one, other = (stack.enter_context(pipeline.consumer(EVENTS_GROUP_ID=group)) for group in pipeline.groups)
         for consumer in (one, other):
             consumer.until_healthy().post("/consumers/stop")
         yield one, other
@@ -134,8 +134,8 @@ def test_dead_letters_of_spring_are_listed_and_sent_back_once_by_whichever_group
     pipeline: Sharing, consumers: tuple[Service, Service]
 ) -> None:
     before = len(pipeline.records())
-    of_people = Raw(b"of Spring", b"key", of_spring(pipeline.topic))
-    letters = pipeline.listed(consumers[0], *[of_people] * 30, Raw(b"of nobody", b"key", (("own", b"1"),)))
+    of_events = Raw(b"of Spring", b"key", of_spring(pipeline.topic))
+    letters = pipeline.listed(consumers[0], *[of_events] * 30, Raw(b"of nobody", b"key", (("own", b"1"),)))
     *_, letter, unknown = letters
     assert letter["origin"] == {
         "topic": pipeline.topic,
@@ -222,12 +222,11 @@ def test_a_redrive_refuses_while_kafka_may_forget_what_was_sent_back_and_health_
 
 
 class Refusing(Sharing):
-    """A pipeline of two groups whose handlers refuse people of 150 years while a file exists."""
+    """A pipeline of two groups whose handlers refuse some events while a file exists."""
 
     def refusing(self, path: Path, group: str) -> Service:
         files = {"REFUSING": str(path / "refusing"), "LEDGER": str(path / group)}
-        script = str(Path(__file__).with_name("mended_consumer.py"))
-        return self.running("consumer", script, CONSUMER_GROUP_ID=group, **files)
+        return self.consumer("refusing", EVENTS_GROUP_ID=group, **files)
 
     def until_lettered(self, consumers: Sequence[Service], count: int) -> list[dict[str, Any]]:
         """Wait until each consumer has consumed its topic, so many dead letters among it; return their status."""
@@ -248,7 +247,7 @@ def test_copies_of_a_record_that_two_groups_refuse_grow_by_one_with_each_redrive
         consumers = [stack.enter_context(pipeline.refusing(tmp_path, group)) for group in groups]
         for consumer in consumers:
             consumer.until_healthy()
-        pipeline.write([Raw(b"not json", b"key"), Raw(value_of(person("old", age=150)), b"old")])
+        pipeline.write([Raw(b"not json", b"key"), Raw(value_of(event("old", number=150)), b"old")])
         for redrives in range(3):
             pipeline.until_lettered(consumers, 2 + 2 * redrives)
             assert [redrive(consumer) for consumer in consumers] == [2, 2]
@@ -267,6 +266,6 @@ def test_copies_of_a_record_that_two_groups_refuse_grow_by_one_with_each_redrive
         assert [(tmp_path / group).read_text().split() for group in groups] == [["old"], ["old"]]
         assert [len(consumer.messages()) for consumer in consumers] == [1, 1]
         assert [(one["messages_consumed_count"], one["passed_over_count"]) for one in told] == [(1, 7), (1, 7)]
-        passed_over = 'consumer_records_passed_over_total{reason="for_another_group",stream="people"} 7.0'
+        passed_over = 'consumer_records_passed_over_total{reason="for_another_group",stream="events"} 7.0'
         assert all(passed_over in consumer.http.get("/metrics").text for consumer in consumers)
         assert {len(record.headers) for record in pipeline.records()[2:]} == {3}

@@ -5,19 +5,19 @@ import time
 from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
-from services import Pipeline, person, value_of
+from services import Pipeline, event, value_of
 
 HOUR_MS = 60 * 60 * 1_000
 
 
 def write(pipeline: Pipeline, name: str, times: list[int], partition: int) -> list[str]:
-    """Write people with these timestamps; return their ids."""
+    """Write events with these timestamps; return their ids."""
     ids = [f"{name}-{number}" for number in range(len(times))]
 
     async def send() -> None:
         async with AIOKafkaProducer(bootstrap_servers=pipeline.bootstrap_servers) as producer:
             for one, timestamp in zip(ids, times, strict=True):
-                await producer.send(pipeline.topic, value_of(person(one)), timestamp_ms=timestamp, partition=partition)
+                await producer.send(pipeline.topic, value_of(event(one)), timestamp_ms=timestamp, partition=partition)
 
     asyncio.run(send())
     return ids

@@ -1,7 +1,7 @@
 /** The calls behind the page. What fails, fails with a sentence that can be shown. */
 
 const GET_TIMEOUT = 10_000; // ms: the slowest answer to a look, with Kafka out of reach, takes 8 s
-const POST_TIMEOUT = 120_000; // ms: for making 100,000 people on a slow machine
+const POST_TIMEOUT = 120_000; // ms: for making 100,000 records on a slow machine
 const KEY = "api-key";
 
 /** Tells of every POST that was refused for want of an API key, as an event `refused`. */

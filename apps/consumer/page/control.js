@@ -124,6 +124,6 @@ function showState(state, { status, detail }) {
   const line = byId("health");
   line.className = status === "ok" ? "muted" : "trouble";
   say(line, `Health ${status}: ${detail}`);
-  document.title = `${status === "unavailable" ? `${state}, unavailable` : state} · Consumer of people`;
+  document.title = `${status === "unavailable" ? `${state}, unavailable` : state} · Consumer`;
   clearOutdated(byId("control-said"));
 }

@@ -2,11 +2,11 @@
 
 import { get, getHealth } from "./api.js";
 import { control, showNoState, showStatus } from "./control.js";
+import { creation } from "./creation.js";
 import { DeadLetters } from "./dead_letters.js";
 import { byId } from "./dom.js";
 import { showLag } from "./lag.js";
 import { Notices } from "./notices.js";
-import { people } from "./people.js";
 import { look, poll } from "./poll.js";
 import { RateLine } from "./rate.js";
 import { Records } from "./records.js";
@@ -64,7 +64,7 @@ control(() => {
   lookAtGroup(); // which may take longer, and nobody waits for it
   return lookAtState();
 });
-people();
+creation();
 poll(PAUSE, lookAtState);
 poll(GROUP_PAUSE, lookAtGroup);
 poll(PAUSE, () => look(notices, "newest records", readRecords, (answer) => answer && records.showNewest(answer)));

@@ -14,7 +14,7 @@ PRODUCER_URL = "{{ PRODUCER_URL }}"
 
 
 def page_routes(producer_url: str | None) -> Sequence[BaseRouteHandler]:
-    """Return the page at `/` and its files under `/page`; without `producer_url` it creates no people.
+    """Return the page at `/` and its files under `/page`; without `producer_url` it creates no records.
 
     `producer_url` may have a path prefix, and be that alone where both services have one origin.
     """

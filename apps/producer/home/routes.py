@@ -19,7 +19,7 @@ def home_routes(settings: Settings) -> Sequence[BaseRouteHandler]:
     Behind a proxy with path prefixes an origin does not say where the live page is: then nothing leads to it.
     """
     live = settings.allowed_origins[0] if settings.allowed_origins and not settings.root_path else ""
-    lead = f'<li><a href="{escape(live)}/">The live page</a>: what becomes of people sent</li>' if live else ""
+    lead = f'<li><a href="{escape(live)}/">The live page</a>: what becomes of records sent</li>' if live else ""
     page = (FOLDER / "index.html").read_text("utf-8").replace(LIVE_PAGE, lead)
     return (
         page_file("/", "index.html", page.encode()),

@@ -1,4 +1,4 @@
-/** Creating people: a call of the producer, where one is known and answers. */
+/** Creating records: a call of the producer, where one is known and answers. */
 
 import { get, post } from "./api.js";
 import { byId, onSubmit, plural, report, say } from "./dom.js";
@@ -6,7 +6,7 @@ import { byId, onSubmit, plural, report, say } from "./dom.js";
 const PAUSE = 2_000; // ms between two looks whether the producer answers
 
 /** Wire the field, and look now and again whether it can be used. */
-export async function people() {
+export async function creation() {
   const producer = document.querySelector("meta[name=producer-url]").content;
   if (producer === "") return;
   const form = byId("create");
@@ -16,7 +16,7 @@ export async function people() {
       return outcome(made);
     }),
   );
-  say(byId("no-producer"), `No people can be created from here: ${producer} does not answer.`);
+  say(byId("no-producer"), `No records can be created from here: ${producer} does not answer.`);
   for (;;) {
     if (!document.hidden) {
       const there = await answers(producer);
@@ -27,7 +27,7 @@ export async function people() {
   }
 }
 
-/** The answer is the people, or receipts of which some tell an error (207). */
+/** The answer is the records, or receipts of which some tell an error (207). */
 function outcome(made) {
   if (Array.isArray(made)) return `${plural(made.length, "was", "were")} created.`;
   const failed = made.receipts.filter((receipt) => receipt.error);

@@ -1,0 +1,34 @@
+"""Runs a service that carries events alone: `python -m tests.event_services producer`, or `consumer HANDLER`."""
+
+import sys
+from functools import partial
+
+from apps.chassis.service import serve
+from apps.consumer import app as consumer
+from apps.consumer.consuming.policy import DEFAULT, Policy
+from apps.consumer.consuming.retry import Handle
+from apps.consumer.handlers import handle_nothing
+from apps.producer import app as producer
+from tests.event import EVENTS
+from tests.handlers import HANDLERS
+
+STREAMS = [EVENTS]
+
+
+def run_producer() -> None:
+    """Serve until SIGTERM, as `python -m apps.producer` does."""
+    create_app = partial(producer.create_app, streams=STREAMS)
+    serve(create_app, lambda settings: settings.producer_port, "PRODUCER_PORT", STREAMS)
+
+
+def run_consumer(handle: Handle = handle_nothing, policy: Policy = DEFAULT) -> None:
+    """Serve until SIGTERM, as `python -m apps.consumer` does."""
+    create_app = partial(consumer.create_app, streams=STREAMS, handlers={EVENTS: handle}, policies={EVENTS: policy})
+    serve(create_app, lambda settings: settings.consumer_port, "CONSUMER_PORT", STREAMS)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "producer":
+        run_producer()
+    else:
+        run_consumer(*HANDLERS[sys.argv[2]])

@@ -1,0 +1,115 @@
+"""Handlers of the consumers under test, which are steered by files that environment variables name."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from apps.consumer.consuming.policy import Batching, Policy
+from apps.consumer.consuming.retry import Handle, Reject
+from apps.consumer.handlers import handle_nothing
+from tests.event import Event
+
+REFUSED, FAILING_ONCE = 150, 149
+"""Numbers of events that handlers do not take, for good or at first."""
+
+
+def exists(variable: str) -> bool:
+    return Path(os.environ[variable]).exists()
+
+
+def append(variable: str, text: str) -> None:
+    """Append in one piece, so that a kill cuts no line and two processes may share the file."""
+    with Path(os.environ[variable]).open("ab", buffering=0) as file:
+        file.write(text.encode())
+
+
+def record_ids(events: Sequence[Event]) -> None:
+    append("LEDGER", "".join(f"{event.id}\n" for event in events))
+
+
+async def recording(events: Sequence[Event]) -> None:
+    """Add `begin`, then the ids of a batch to LEDGER, LEDGER_SECONDS later; with STUBBORN, ignore any cancellation."""
+    append("LEDGER", "begin\n")
+    while "STUBBORN" in os.environ:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3_600)
+    await asyncio.sleep(float(os.environ.get("LEDGER_SECONDS", "0")))
+    record_ids(events)
+
+
+async def refusing(events: Sequence[Event]) -> None:
+    """Refuse some, but for where REFUSING names a file that does not exist."""
+    refuses = "REFUSING" not in os.environ or exists("REFUSING")
+    if refuses and any(event.number == REFUSED for event in events):
+        raise Reject(f"the number {REFUSED} is not taken")
+    if "LEDGER" in os.environ:
+        record_ids(events)
+
+
+async def steered(_: Sequence[Event]) -> None:
+    """Do what the file STEER says: `work`, `fail`, or `wait` for another word."""
+    while (word := Path(os.environ["STEER"]).read_text()) == "wait":  # noqa: ASYNC110, ASYNC240 - no event tells of a file
+        await asyncio.sleep(0.02)
+    if word == "fail":
+        raise RuntimeError("the database is down")
+
+
+async def failing(events: Sequence[Event]) -> None:
+    """Fail by what is written in the events, and for all while the file OUTAGE exists."""
+    if exists("OUTAGE"):
+        raise ConnectionError("no database")
+    texts = {event.text for event in events}
+    if "poison" in texts:
+        raise RuntimeError("no database takes it")
+    if "exit" in texts:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(leave())
+    if "cancel" in texts and (task := asyncio.current_task()):
+        task.cancel()
+        await asyncio.sleep(0)
+    if "slow" in texts:
+        await asyncio.sleep(60)
+    record_ids(events)
+
+
+async def leave() -> None:
+    sys.exit(3)
+
+
+class Refused(Reject):
+    """Quotes the event that it was raised for."""
+
+
+failed: set[str] = set()
+
+
+async def quoting(events: Sequence[Event]) -> None:
+    """Raise errors that quote the events."""
+    for event in events:
+        if event.number == REFUSED:
+            raise Refused(f"{event} is refused")
+        if event.number == FAILING_ONCE and event.id not in failed:
+            failed.add(event.id)
+            raise LookupError(f"{event.text} with the key {event.id} is unknown for now")
+
+
+async def cancelling(events: Sequence[Event]) -> None:
+    """Cancel the tasks of the client that the texts of the events name."""
+    for event in events:
+        for task in asyncio.all_tasks():
+            if event.text == getattr(task.get_coro(), "__qualname__", ""):
+                task.cancel()
+
+
+HANDLERS: Mapping[str, tuple[Handle] | tuple[Handle, Policy]] = {
+    "nothing": (handle_nothing,),
+    "recording": (recording,),
+    "refusing": (refusing,),
+    "steered": (steered,),
+    "failing": (failing, Policy(batching=Batching(records=200))),
+    "quoting": (quoting,),
+    "cancelling": (cancelling,),
+}

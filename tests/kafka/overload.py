@@ -1,0 +1,43 @@
+"""Calls a service by far more callers at once than it takes, and looks at its memory meanwhile."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+from services import Service
+
+CALLERS = 60
+"""At a time: some twenty times as many of the largest calls as are taken."""
+MOST_MEMORY = 600e6
+"""Bytes that a service may take, whatever it is asked for."""
+
+
+def statuses_of_many(service: Service, method: str, path: str, content: bytes = b"", times: int = CALLERS) -> set[int]:
+    """Make many calls at once; a refusal must be one of too much, and say when to come again."""
+
+    def call(_: int) -> int:
+        with httpx.Client(base_url=service.http.base_url, timeout=120) as http:
+            answer = http.request(method, path, content=content, headers={"content-type": "application/json"})
+            if answer.status_code == 503:
+                assert answer.json()["type"] == "/problems/busy", answer.text
+                assert int(answer.headers["retry-after"]) > 0
+            return answer.status_code
+
+    with ThreadPoolExecutor(times) as pool:
+        return set(pool.map(call, range(times)))
+
+
+def memory_of(service: Service) -> int:
+    return int(psutil.Process(service.process.pid).memory_info().rss)
+
+
+def refuses_in_time_and_stays_small(producer: Service, path: str, content: bytes = b"") -> None:
+    """Have many post at once: some are served, others refused, and the producer is alive and small all the while."""
+    peak = 0
+    with ThreadPoolExecutor(1) as pool:
+        calls = pool.submit(statuses_of_many, producer, "POST", path, content)
+        while not calls.done():
+            assert producer.get("/livez") == {"status": "alive"}
+            peak = max(peak, memory_of(producer))
+        assert {201, 503} <= calls.result() <= {201, 207, 503}  # 207 where Kafka took a part in time
+    assert peak < MOST_MEMORY

@@ -1,0 +1,71 @@
+"""People as the producer makes them: many at once, each of them on the topic when the call is answered."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.partitioner import DefaultPartitioner
+from overload import refuses_in_time_and_stays_small
+from services import Pipeline, Record, Service
+
+from contracts.person import Person
+from contracts.stream import encode
+
+PARTITIONS = list(range(6))
+PERSONAL = ("@example.", "-555-", "Person(", '"email"', '"phone"', '"address"')
+
+
+@pytest.fixture(scope="module")
+def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def producer(pipeline: Pipeline) -> Iterator[Service]:
+    with pipeline.shipped("producer", "PEOPLE") as service:
+        yield service.until_healthy()
+        assert not any(told in service.log.read_text() for told in PERSONAL)
+
+
+def assert_written(people: list[dict[str, Any]], found: dict[str, Record]) -> None:
+    assert all(found[one["id"]].value == encode(Person(**one)) for one in people)
+
+
+def test_ten_people_are_made_and_stand_on_the_topic_in_order(producer: Service, pipeline: Pipeline) -> None:
+    answer = producer.http.post("/producers/basic_producer")
+    assert answer.status_code == 201
+    people = answer.json()
+    assert len(people) == 10
+    found = pipeline.records_by_key()
+    assert_written(people, found)
+    for partition in PARTITIONS:
+        mine = [
+            one["id"] for one in people if DefaultPartitioner()(one["id"].encode(), PARTITIONS, PARTITIONS) == partition
+        ]
+        assert {found[one].partition for one in mine} <= {partition}
+        offsets = [found[one].offset for one in mine]
+        assert offsets == sorted(offsets)
+
+
+def test_as_many_people_are_made_as_were_asked_for(producer: Service, pipeline: Pipeline) -> None:
+    people = producer.post("/producers/basic_producer?number_of_people=12345")
+    assert len({one["id"] for one in people}) == 12_345
+    assert_written(people, pipeline.records_by_key())
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "100001", "ten", "1e3", "", "%FF", "99999999999999999999"])
+def test_a_wrong_number_of_people_is_named_and_makes_nobody(producer: Service, pipeline: Pipeline, value: str) -> None:
+    before = pipeline.end_offsets()
+    answer = producer.http.post(f"/producers/basic_producer?number_of_people={value}")
+    assert answer.status_code == 400
+    assert [fault["parameter"] for fault in answer.json()["errors"]] == ["number_of_people"]
+    assert pipeline.end_offsets() == before
+
+
+@pytest.mark.alone
+def test_under_twenty_times_its_load_a_producer_that_makes_people_refuses_in_time_and_stays_small(
+    producer: Service,
+) -> None:
+    refuses_in_time_and_stays_small(producer, "/producers/basic_producer?number_of_people=100000")

@@ -97,8 +97,11 @@ async def quoting(events: Sequence[Event]) -> None:
 
 
 async def cancelling(events: Sequence[Event]) -> None:
-    """Cancel the tasks of the client that the texts of the events name."""
+    """Cancel the tasks of the client that the texts of the events name, once for each event."""
     for event in events:
+        if event.id in failed:
+            continue
+        failed.add(event.id)
         for task in asyncio.all_tasks():
             if event.text == getattr(task.get_coro(), "__qualname__", ""):
                 task.cancel()

@@ -4,9 +4,7 @@
 All addresses in them are relative: a proxy in front may have stripped a path prefix.
 """
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from html import escape
 from http import HTTPStatus
 from importlib.util import find_spec
@@ -30,49 +28,27 @@ from apps.chassis.http.health import VERSION
 from apps.chassis.http.pages import page_policy, to_root
 from apps.chassis.http.problems import PATH as PROBLEMS
 
-OPENAPI_FILES, ASYNCAPI_FILES = "schema-ui", "asyncapi-ui"
-STYLE = "body { font-family: system-ui, sans-serif }"
-START_SWAGGER = """
-SwaggerUIBundle({
-  url: location.pathname.replace(/\\/?$/, "/openapi.json"),
-  dom_id: "#swagger-ui",
-  presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
-  deepLinking: true,
-  showCommonExtensions: true,
-});
-"""
+PAGES = Path(__file__).parent / "document_pages"
 OTHER_ANSWERS = (
     "\n\nAnything that goes wrong is answered by a problem (RFC 9457) whose `type` leads to what it means; 404 for a "
     "path that is not listed here, 405 for another method, with `Allow`."
 )
 
 
-def _hash_of(content: str) -> str:
-    """Return how a policy names a script or a style that stands in the page itself."""
-    return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
-
-
-def _page(title: str, styles: Sequence[str], body: str) -> bytes:
-    links = "".join(f'<link rel="stylesheet" href="{escape(style)}">' for style in styles)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,">{links}<style>{STYLE}</style></head><body>{body}</body></html>'
-    ).encode()
+def _filled(page: str, request: Request[Any, Any, Any], title: str, **names: str) -> bytes:
+    """Return a page, in which all addresses begin with the way to the root of the service."""
+    text = (PAGES / page).read_text("utf-8")
+    for name, value in {"ROOT": to_root(request), "TITLE": escape(title), **names}.items():
+        text = text.replace("{{ " + name + " }}", value)
+    return text.encode()
 
 
 class SwaggerPage(OpenAPIRenderPlugin):
-    """Swagger UI; Litestar's own page has the document in a script within it, which no strict policy can allow."""
+    """Swagger UI: a page that fetches the document."""
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: Mapping[str, Any]) -> bytes:
-        """Return the page, which fetches the document."""
-        files = to_root(request) + OPENAPI_FILES
-        scripts = "".join(f'<script src="{files}/swagger_{name}.js"></script>' for name in ("bundle", "preset"))
-        return _page(
-            str(openapi_schema["info"]["title"]),
-            [f"{files}/swagger_style.css"],
-            f'<div id="swagger-ui"></div>{scripts}<script>{START_SWAGGER}</script>',
-        )
+        """Return the page."""
+        return _filled("openapi.html", request, str(openapi_schema["info"]["title"]))
 
 
 class OpenApiDocument(JsonRenderPlugin):
@@ -98,7 +74,7 @@ def openapi_config(title: str, description: str, root_path: str) -> OpenAPIConfi
         after_request=_raise_not_found,
         route_handlers=[],
         include_in_schema=False,
-        response_headers=[page_policy(scripts=[_hash_of(START_SWAGGER)], styles=[_hash_of(STYLE)])],
+        response_headers=[page_policy()],
     )
     return OpenAPIConfig(
         title=title,
@@ -120,7 +96,7 @@ async def _raise_not_found(response: Response[Any]) -> Response[Any]:
 
 def document_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | Router]:
     """Return the routes of both pages' files, of `/docs`, which leads to `/schema`, and of the AsyncAPI document."""
-    return docs, _files_of("offapi", OPENAPI_FILES), *_asyncapi_routes(asyncapi)
+    return docs, _files_of("schema-ui", _folder_of("offapi"), PAGES), *_asyncapi_routes(asyncapi)
 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)
@@ -132,7 +108,10 @@ def docs(request: Request[Any, Any, Any]) -> Redirect:
 def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | Router]:
     document = msgspec.json.encode(asyncapi)
     title = str(asyncapi["info"]["title"])
-    ui = _asyncapi_files()
+    files = _folder_of("litestar_asyncapi") / "assets"
+    manifest = msgspec.json.decode((files / "ui/manifest.json").read_bytes())
+    (react,) = (piece for piece in manifest.values() if piece.get("isEntry") and piece["name"] == "react")
+    (style,) = react["css"]
 
     @get("/asyncapi.json", media_type=MediaType.JSON, include_in_schema=False, sync_to_thread=False)
     def asyncapi_document() -> bytes:
@@ -144,49 +123,17 @@ def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler |
         include_in_schema=False,
         sync_to_thread=False,
         # AsyncAPI's parser, which the page draws from, compiles the JSON schemas that it checks the document with
-        response_headers=[page_policy(scripts=["'unsafe-eval'"], styles=[_hash_of(STYLE)])],
+        response_headers=[page_policy(scripts="'self' 'unsafe-eval'")],
     )
     def asyncapi_page(request: Request[Any, Any, Any]) -> bytes:
-        return _asyncapi_page(title, ui, to_root(request))
+        return _filled("asyncapi.html", request, title, STYLE=style, MODULE=react["file"])
 
-    return asyncapi_document, asyncapi_page, _files_of("litestar_asyncapi", ASYNCAPI_FILES, "assets")
-
-
-class AsyncApiFiles(msgspec.Struct):
-    """The files of AsyncAPI's own React component: the module to begin with, and its styles."""
-
-    file: str
-    css: list[str]
+    return asyncapi_document, asyncapi_page, _files_of("asyncapi-ui", files)
 
 
-def _asyncapi_files() -> AsyncApiFiles:
-    """Return what the component's package says in its manifest."""
-    manifest = msgspec.json.decode((_folder_of("litestar_asyncapi") / "assets/ui/manifest.json").read_bytes())
-    (entry,) = [piece for piece in manifest.values() if piece.get("isEntry") and piece["name"] == "react"]
-    return msgspec.convert(entry, AsyncApiFiles)
-
-
-def _asyncapi_page(title: str, ui: AsyncApiFiles, root: str) -> bytes:
-    started_with = {
-        "schemaUrl": f"{root}asyncapi.json",
-        "entryUrl": f"./ui/{ui.file}",  # relative to bootstrap.js, which imports it
-        "options": {"show": {"errors": True, "sidebar": True}},
-    }
-    return _page(
-        title,
-        [f"{root}{ASYNCAPI_FILES}/ui/{style}" for style in ui.css],
-        '<p id="asyncapi-status" role="status"></p><div id="asyncapi"></div>'
-        f'<script id="asyncapi-config" type="application/json">{msgspec.json.encode(started_with).decode()}</script>'
-        f'<script src="{root}{ASYNCAPI_FILES}/bootstrap.js" defer></script>',
-    )
-
-
-def _files_of(package: str, path: str, folder: str = "") -> Router:
+def _files_of(path: str, *folders: Path) -> Router:
     return create_static_files_router(
-        f"/{path}",
-        [_folder_of(package) / folder],
-        include_in_schema=False,
-        cache_control=CacheControlHeader(no_cache=True),
+        f"/{path}", [*folders], include_in_schema=False, cache_control=CacheControlHeader(no_cache=True)
     )
 
 

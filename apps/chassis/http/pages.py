@@ -9,6 +9,7 @@ from litestar.connection import Request
 from litestar.datastructures import ResponseHeader
 from litestar.handlers import BaseRouteHandler
 
+SELF = "'self'"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 
@@ -22,25 +23,15 @@ def to_root(request: Request[Any, Any, Any]) -> str:
     return "../" * (path.count(b"/") - 1)
 
 
-def page_policy(
-    *, scripts: Sequence[str] = (), styles: Sequence[str] = (), connects_to: Sequence[str] = ()
-) -> ResponseHeader:
-    """Return the header of a page in which nothing runs but files of this service, and that no other page may frame.
+def page_policy(*, scripts: str = SELF, connects_to: Sequence[str] = ()) -> ResponseHeader:
+    """Return the header of a page that runs only files of this service, and that no other page may frame.
 
-    `scripts` and `styles` are allowed besides, as a policy names them; the page calls this service and the origins
-    that it `connects_to`.
+    `scripts` is the policy of scripts. The page calls this service and the origins that it `connects_to`.
     """
-    policy = {
-        "default-src": ["'none'"],
-        "script-src": ["'self'", *scripts],
-        "style-src": ["'self'", *styles],
-        "connect-src": ["'self'", *connects_to],
-        "img-src": ["'self'", "data:"],
-        "base-uri": ["'none'"],
-        "form-action": ["'none'"],
-        "frame-ancestors": ["'none'"],
-    }
-    value = "; ".join(" ".join([name, *sources]) for name, sources in policy.items())
+    value = (
+        f"default-src 'none'; script-src {scripts}; style-src 'self'; connect-src {' '.join([SELF, *connects_to])}; "
+        f"img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
     return ResponseHeader(name="content-security-policy", value=value)
 
 

@@ -1,4 +1,4 @@
-"""Runs a service as a process: settings from the environment, a port, and an orderly end."""
+"""Runs a service as a process: settings from the environment, a port, and a graceful shutdown."""
 
 import asyncio
 import errno
@@ -29,33 +29,30 @@ from contracts.stream import BadStream, Stream
 log = logging.getLogger(__name__)
 
 LAST_ANSWERS = 2
-"""Seconds that open requests have to end after SIGTERM; what follows (Kafka) takes up to 8."""
-
-
-ENDED_WITHIN = 9.5
-"""Seconds after a signal within which everything has ended, or is broken off."""
-
+"""Seconds that open requests have to end after SIGTERM; closing Kafka's clients then takes up to 8."""
+ENDED_WITHIN_S = 9.5
+"""Seconds from a signal to the end of the process, whatever has not ended by then."""
 NOT_READING_MS = 30_000
-"""Milliseconds after which the system cuts off a caller that does not read what it was sent (RFC 5482)."""
+"""Milliseconds after which the system disconnects a caller that does not read its answer (RFC 5482)."""
 
 CreateApp = Callable[[Settings, asyncio.Event], Litestar]
 """Builds an application; the event is set when the process has been told to end, before connections are closed."""
 
 
 class Server(uvicorn.Server):
-    """Tells the application when it is about to end: uvicorn itself does so only after the last answer."""
+    """Announces the shutdown to the application at once: uvicorn itself does so only after the last answer."""
 
     def __init__(self, config: uvicorn.Config, ending: asyncio.Event) -> None:
         super().__init__(config)
         self._ending = ending
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end, at a signal; what has not ended then, like a handler that goes on for ever, is broken off."""
+        """Begin the shutdown at a signal, and bound its time: a handler may never end."""
         super().handle_exit(sig, frame)
         if not self._ending.is_set():
-            breaking_off = threading.Timer(ENDED_WITHIN, _break_off)
-            breaking_off.daemon = True
-            breaking_off.start()
+            deadline = threading.Timer(ENDED_WITHIN_S, _exit_now)
+            deadline.daemon = True
+            deadline.start()
         self._ending.set()
 
 
@@ -82,18 +79,18 @@ def serve(
     except (WrongSetting, BadStream) as error:
         sys.exit(str(error))
     if not settings.api_keys.needed and not ip_address(address).is_loopback:
-        log.warning("anybody who reaches %s may change things: no API_KEY is set", settings.host)
+        log.warning("listening on %s without API_KEY: anyone who can reach it can change state", settings.host)
     _collect_garbage_less_often()
-    _open_as_many_files_as_allowed()
+    _raise_open_file_limit()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, _end_quietly)  # uvicorn raises the signal again after its shutdown
+        signal.signal(signal_number, _ignore)  # uvicorn raises the signal again after its shutdown
     Server(server_config(app, settings), ending).run(sockets=[listening])
 
 
 def settings_from_environment() -> Settings:
     """Return the settings for an application that another server runs, like `uvicorn --factory`.
 
-    A wrong setting ends the process with one line that names the variable. What that server lacks is logged.
+    A wrong setting ends the process with one line that names the variable. A warning says what that server lacks.
     """
     try:
         settings = read_settings(os.environ)
@@ -117,7 +114,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # whose address it is and by which scheme he came is asked nowhere
+        proxy_headers=False,  # nothing depends on a caller's address or scheme
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
@@ -131,7 +128,7 @@ def allowed_hosts_at(settings: Settings, address: str) -> str:
 
 
 def listen(host: str, port: int, port_variable: str) -> socket.socket:
-    """Return a socket that listens. Raises `WrongSetting`, which names the variable that is to be changed."""
+    """Return a listening socket. Raises `WrongSetting`, which names the variable to change."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
@@ -152,17 +149,17 @@ def listen(host: str, port: int, port_variable: str) -> socket.socket:
 
 
 def _collect_garbage_less_often() -> None:
-    """Leave what the imports made out of every collection, and let a batch come and go between two of them.
+    """Exclude what the imports made from every collection, and collect rarely.
 
-    Records are many small objects that are freed by their reference count: looking through them for cycles takes a
+    Records are many small objects that are freed by their reference count. Looking through them for cycles takes a
     tenth to a quarter of the time that a record takes.
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
 
-def _open_as_many_files_as_allowed() -> None:
-    """Let more connections than the usual 1,024 be open, up to what the system allows this process to ask for."""
+def _raise_open_file_limit() -> None:
+    """Allow more connections than the usual 1,024, up to what the system lets this process ask for."""
     with suppress(ImportError, ValueError, OSError):  # Windows has no such limit
         import resource  # noqa: PLC0415 - likewise
 
@@ -170,10 +167,10 @@ def _open_as_many_files_as_allowed() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _break_off() -> None:
+def _exit_now() -> None:
     log.critical("a task does not end, so the process exits; what it had not committed will be redelivered")
     os._exit(1)
 
 
-def _end_quietly(_: int, __: FrameType | None) -> None:
-    """Let the process end with status 0 once all is closed."""
+def _ignore(_: int, __: FrameType | None) -> None:
+    """Let the process end with status 0 once everything is closed."""

@@ -103,7 +103,7 @@ async def test_a_connection_that_was_answered_may_be_idle_until_it_begins_the_ne
         for _ in range(2):
             writer.write(GET)
             assert b" 200 " in await answer_to(reader)
-            await until(lambda: all(one.waits and one._giving_up is None for one in connections))
+            await until(lambda: all(one.waits and one._timer is None for one in connections))
         writer.write(b"GET")
         assert await closed(reader) == b""
 

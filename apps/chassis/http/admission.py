@@ -52,8 +52,8 @@ class Limit:
         self._calls = 0
         self.taken_bytes = 0
         self.held_bytes = 0
-        self._waiting: dict[Share, float] = {}
-        """Calls that wait for more of their body, in the order in which they began to, and since when."""
+        self.waiting: dict[Share, float] = {}
+        """Calls that wait for more of their body, with the time since when, the longest first."""
 
     def let_in(self, scope: Scope) -> None:
         """Count a call as under way, until `let_out`. Raises 503 when there is no room for it."""
@@ -83,21 +83,13 @@ class Limit:
             self._calls -= 1
             share.release()
 
-    def wait(self, share: "Share") -> None:
-        """Note that a call begins to wait for more of its body."""
-        self._waiting[share] = time.monotonic()
-
-    def wait_no_more(self, share: "Share") -> None:
-        """Note that a call has more of its body, or has ended."""
-        self._waiting.pop(share, None)
-
     def dismiss_stalled(self, *, with_bytes: bool = False) -> bool:
         """End the call that has stalled longest, or longest of those that take bytes. Return False if there is none."""
-        stalled = (one for one in self._waiting if one.taken_bytes or not with_bytes)
+        stalled = (one for one in self.waiting if one.taken_bytes or not with_bytes)
         share = next(stalled, None)
-        if share is None or time.monotonic() - self._waiting[share] < STALLED_AFTER_S:
+        if share is None or time.monotonic() - self.waiting[share] < STALLED_AFTER_S:
             return False
-        del self._waiting[share]
+        del self.waiting[share]
         self._calls -= 1
         share.dismiss()
         return True
@@ -127,11 +119,11 @@ class Share:
     def waiting(self, end_wait: Callable[[], object]) -> Iterator[None]:
         """Wait for more of the body; `end_wait` is called when the call must give way, and is `dismissed` then."""
         self._end_wait = end_wait
-        self._limit.wait(self)
+        self._limit.waiting[self] = time.monotonic()
         try:
             yield
         finally:
-            self._limit.wait_no_more(self)
+            self._limit.waiting.pop(self, None)
             self._end_wait = None
 
     def dismiss(self) -> None:

@@ -23,7 +23,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 COMPONENTS = Components(
     security_schemes={"ApiKey": SecurityScheme(type="apiKey", name=HEADER, security_scheme_in="header")}
 )
-"""How the keys stand in an OpenAPI document."""
+"""How an OpenAPI document describes the keys."""
 KEY_NEEDED: list[dict[str, list[str]]] = [{"ApiKey": []}]
 """The `security` of a route that changes something, for the document."""
 LOGGED_EVERY_S = 60.0
@@ -36,7 +36,7 @@ SECURITY_HEADERS = {
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
     b"cross-origin-resource-policy": b"same-origin",
 }
-"""What every answer tells a browser, unless it says something else itself, as pages do."""
+"""The headers of every answer for browsers, unless it sets them itself, as pages do."""
 
 
 class RefusedKeys:
@@ -97,9 +97,9 @@ def cors(origins: list[str]) -> CORSConfig | None:
     return CORSConfig(allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["Content-Type", HEADER])
 
 
-def security_headers_beside(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
-    """Return those of `SECURITY_HEADERS` that an answer has not itself."""
-    said = dict(headers)
-    if SECURITY_HEADERS.keys().isdisjoint(said):
+def missing_security_headers(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    """Return the `SECURITY_HEADERS` that an answer does not set itself."""
+    own = dict(headers)
+    if SECURITY_HEADERS.keys().isdisjoint(own):
         return SECURITY_HEADERS.items()
-    return [header for header in SECURITY_HEADERS.items() if header[0] not in said]
+    return [header for header in SECURITY_HEADERS.items() if header[0] not in own]

@@ -1,4 +1,4 @@
-"""What a connection may ask for before a request is there: uvicorn itself sets no such limits with httptools."""
+"""Limits of connections, for requests and for unread answers: uvicorn sets none with httptools."""
 
 import asyncio
 import socket
@@ -19,14 +19,14 @@ REQUEST_WITHIN = 30.0
 Between two requests a connection may be idle for uvicorn's `timeout_keep_alive`.
 """
 LARGEST_HEAD = 64 * 1024
-"""Bytes of the head of a request, of what stands behind its body, and of what stands between two pieces of it."""
+"""Largest head of a request in bytes, and most bytes after its body or between two chunks of it."""
 MOST_WITHOUT_REQUEST = 2_000
-"""Connections that wait for a request at a time: a thousand callers may well come at once."""
+"""Most connections without a request: a thousand callers may connect at once."""
 MOST_IN_ADVANCE = 100
-"""Requests that a connection may send before the one in hand is answered."""
+"""Most requests that a connection may send before the first is answered."""
 
 ALL_HERE = "request_is_all_here"
-"""Set in the scope of a request that has arrived to its end: whoever reads its body need not watch the clock."""
+"""Set in the scope of a request that has arrived completely: reading its body needs no timeout."""
 
 UNCOUNTED_BYTES = 16 * 1024
 """Bytes of answers that each connection may leave unread before they count."""
@@ -37,7 +37,7 @@ JOINED_BYTES = 64 * 1024
 """A larger body is not copied to be written together with its head."""
 
 BREAK_OFF = "break_off"
-"""Set in the scope of a request: closes its connection, so that its caller cannot take the answer for complete."""
+"""Set in the scope of a request: a function that closes the connection in the middle of the answer."""
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 """The value of `SO_LINGER` for a connection that is reset when it closes."""
 
@@ -45,9 +45,9 @@ TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\
 
 
 class Joined:
-    """A transport that writes the head of an answer together with the first of its body, where that follows at once.
+    """A transport that writes the head of an answer together with the beginning of its body, if that follows at once.
 
-    Two writes are two system calls and two packets, which the caller reads one after the other.
+    Two writes would be two system calls and two packets, also with uvloop.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -56,7 +56,7 @@ class Joined:
         self._head = b""
 
     def write(self, data: bytes) -> None:
-        """Write, a head with what follows it."""
+        """Write; a head waits for what follows it."""
         if self._head and len(data) > JOINED_BYTES:
             self._write_head()
             self._transport.write(data)
@@ -70,11 +70,11 @@ class Joined:
             self._transport.write(data)
 
     def is_closing(self) -> bool:
-        """Tell whether nothing more will be written."""
+        """Return whether nothing more will be written."""
         return self._transport.is_closing()
 
     def close(self) -> None:
-        """Close when all is written."""
+        """Close after everything is written."""
         self._write_head()
         self._transport.close()
 
@@ -97,7 +97,7 @@ class LimitedProtocol(FramedProtocol):
         self._begun = 0.0
         self._idle = False
         self._between_requests = True
-        self._giving_up: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._answers: UnsentAnswers = self.app_state.setdefault(UNSENT, UnsentAnswers())
         self._unsent = 0
         self._read_check: asyncio.TimerHandle | None = None
@@ -122,19 +122,19 @@ class LimitedProtocol(FramedProtocol):
                 min(waiting, key=lambda one: one.waiting_since).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        if self._giving_up is not None:
-            self._giving_up.cancel()
+        """Stop all timers, and tell the calls under way."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._forget_unsent()
-        self._answer_no_more()
+        self._disconnect_calls()
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
-        """Take a caller that sends no more for one that has gone, as uvicorn does."""
-        self._answer_no_more()
+        """Treat a caller that closed its side as disconnected, as uvicorn does."""
+        self._disconnect_calls()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, unless it is too much of nothing that is of use yet."""
+        """Parse received bytes; close the connection after too many that belong to no body."""
         self._unused += len(data)
         if self._idle:
             self._idle = False
@@ -143,7 +143,7 @@ class LimitedProtocol(FramedProtocol):
         if self._unused > LARGEST_HEAD and not self.transport.is_closing():
             if self.waits:
                 self.transport.write(TOO_LARGE)
-            self._answer_no_more()
+            self._disconnect_calls()
             self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -163,12 +163,12 @@ class LimitedProtocol(FramedProtocol):
         self._asked = [*unanswered, self.cycle]
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of a body."""
+        """Add a piece to the body."""
         self._unused = 0
         super().on_body(body)
 
     def request_complete(self) -> None:
-        """Note that a request is all here."""
+        """Note that a request has arrived completely."""
         super().request_complete()
         self._between_requests = True
         self.cycle.scope[ALL_HERE] = True  # type: ignore[literal-required]  # a key of our own
@@ -192,11 +192,11 @@ class LimitedProtocol(FramedProtocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP; while a request is being answered that would be taken for its answer."""
+        """Answer 400 to what is no HTTP; during another answer just close, or it would be taken for that answer."""
         if self.waits:
             super().send_400_response(msg)
         else:
-            self._answer_no_more()
+            self._disconnect_calls()
             self.transport.close()
 
     def _break_off(self, http_version: str) -> None:
@@ -207,13 +207,13 @@ class LimitedProtocol(FramedProtocol):
         if http_version == "1.0":
             connected = self.transport.get_extra_info("socket")
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
-        self._answer_no_more()
+        self._disconnect_calls()
         self._joined.close()
 
-    def _answer_no_more(self) -> None:
-        """Tell all calls under way that their caller has gone; uvicorn tells the last alone, and that later.
+    def _disconnect_calls(self) -> None:
+        """Mark all calls under way as disconnected; uvicorn marks only the last, and later.
 
-        What they would send until then, or after, would be an error: uvloop raises at a transport that was closed.
+        Sending would be an error: uvloop raises for a closed transport.
         """
         for one in self._asked:
             if not one.response_complete:
@@ -222,17 +222,17 @@ class LimitedProtocol(FramedProtocol):
 
     def _expect_request(self) -> None:
         self._begun = time.monotonic()
-        if self._giving_up is None and not self.transport.is_closing():
-            self._giving_up = self.loop.call_later(REQUEST_WITHIN, self._give_up)
+        if self._timer is None and not self.transport.is_closing():
+            self._timer = self.loop.call_later(REQUEST_WITHIN, self._time_out)
 
-    def _give_up(self) -> None:
-        """Close connections that took too long. One timer serves many requests, because most arrive together."""
-        self._giving_up = None
+    def _time_out(self) -> None:
+        """Close a connection that took too long. One timer serves many requests, because most arrive quickly."""
+        self._timer = None
         if self._idle or not self.waits or self.transport.is_closing():  # the next request restarts the time
             return
         left = self._begun + REQUEST_WITHIN - time.monotonic()
         if left > 0:
-            self._giving_up = self.loop.call_later(left, self._give_up)
+            self._timer = self.loop.call_later(left, self._time_out)
         else:
             self.transport.close()
 
@@ -251,7 +251,7 @@ class LimitedProtocol(FramedProtocol):
 
     def _check_reading(self) -> None:
         if self._unsent - self.transport.get_write_buffer_size() < LEAST_READ_BYTES:
-            self._answer_no_more()
+            self._disconnect_calls()
             self.transport.abort()
         else:
             self._count_unsent()

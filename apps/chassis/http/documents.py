@@ -101,7 +101,7 @@ def document_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)
 def docs(request: Request[Any, Any, Any]) -> Redirect:
-    """Lead to the page under the name by which others know it."""
+    """Redirect from a usual name of the page."""
     return Redirect(to_root(request) + "schema")
 
 

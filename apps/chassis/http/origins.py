@@ -1,8 +1,8 @@
-"""Decides which hosts and web pages may call a service: no foreign page may control or read it.
+"""Decides which hosts and web pages may call a service: no page of another origin may control or read it.
 
 A browser sends any page's calls to services of this machine. It names the page's origin in `Origin` and
-`Sec-Fetch-Site`, which no page can change. Callers other than browsers send neither. With DNS rebinding, a foreign page
-has the same origin to the browser; its name in `Host` gives it away. Litestar's `allowed_hosts` answers no problem
+`Sec-Fetch-Site`, which no page can change. Callers other than browsers send neither. With DNS rebinding, a foreign
+page has the same origin for the browser, but its name stands in `Host`. Litestar's `allowed_hosts` answers no problem
 document, knows no IPv6 address and does not check origins.
 """
 
@@ -40,17 +40,19 @@ class OriginPolicy:
 
     def refusal(self, scope: Scope) -> ProblemDetailsException | None:
         """Return the problem to answer instead of the call; None for an allowed call."""
-        said: dict[bytes, bytes] = {}
+        given: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             if name in READ:
-                said[name] = said[name] + b", " + value if name in said else value  # a repeated header matches nothing
-        host = said.get(b"host", b"").decode("latin-1").lower()
-        if not self._any_host and b"host" in said and not self._answers_to(host):
+                given[name] = (
+                    given[name] + b", " + value if name in given else value
+                )  # a repeated header matches nothing
+        host = given.get(b"host", b"").decode("latin-1").lower()
+        if not self._any_host and b"host" in given and not self._answers_to(host):
             detail = (
                 f"the host {host[:LONGEST_QUOTED]!r} is not allowed; if it is this service, add it to ALLOWED_HOSTS"
             )
             return with_root_path(self._root_path, problem(UNKNOWN_HOST, detail))
-        if len(said) > 1 and self._is_foreign(str(scope.get("method")), host, said):
+        if len(given) > 1 and self._is_foreign(str(scope.get("method")), host, given):
             detail = "the call comes from a web page of another origin; CORS_ORIGINS names those that may call"
             return with_root_path(self._root_path, problem(FOREIGN_ORIGIN, detail))
         return None
@@ -72,17 +74,17 @@ class OriginPolicy:
             return not {".", ":"} & set(name)
         return is_address(name.strip("[]"))
 
-    def _is_foreign(self, method: str, host: str, said: dict[bytes, bytes]) -> bool:
-        origin, site = said.get(b"origin", b"").decode("latin-1").lower(), said.get(b"sec-fetch-site", b"")
+    def _is_foreign(self, method: str, host: str, given: dict[bytes, bytes]) -> bool:
+        origin, site = given.get(b"origin", b"").decode("latin-1").lower(), given.get(b"sec-fetch-site", b"")
         if site == b"same-origin" or origin in self._origins:  # `same-origin` stays true where a proxy changed `Host`
             return False
         if method in {"GET", "HEAD"}:  # links may be followed, but nothing loaded; reading needs CORS
-            return site in {b"same-site", b"cross-site"} and said.get(b"sec-fetch-mode") != b"navigate"
+            return site in {b"same-site", b"cross-site"} and given.get(b"sec-fetch-mode") != b"navigate"
         if site not in {b"", b"none", b"same-site"}:
             return True
         if not origin:
             return site == b"same-site"
-        forwarded = said.get(b"x-forwarded-host", b"").decode("latin-1").lower()  # pages need a preflight to send it
+        forwarded = given.get(b"x-forwarded-host", b"").decode("latin-1").lower()  # pages need a preflight to send it
         return not any(_is_origin_of(origin, name.strip()) for name in (host, *forwarded.split(",")))
 
 

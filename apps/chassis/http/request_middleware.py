@@ -15,7 +15,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
 from apps.chassis.http.admission import Limit
-from apps.chassis.http.authorization import SAFE_METHODS, security_headers_beside
+from apps.chassis.http.authorization import SAFE_METHODS, missing_security_headers
 from apps.chassis.http.origins import OriginPolicy
 from apps.chassis.http.problems import BUSY, MEDIA_TYPE, problem, with_root_path
 from apps.chassis.http.query import check_query
@@ -73,7 +73,7 @@ class RequestMiddleware:
                 refused = True
                 start, body = self._events_of(problem(BUSY, self._limit.describe(scope)))
             status, headers = start["status"], start["headers"]
-            start["headers"] = [*headers, *security_headers_beside(headers), (REQUEST_ID, name)]
+            start["headers"] = [*headers, *missing_security_headers(headers), (REQUEST_ID, name)]
             return send(start) if body is None else refuse(start, body)
 
         begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Keeps answers that cannot be sent yet: in memory while small, then in temporary files of bounded size."""
+"""Keeps answers that cannot be sent yet: small ones in memory, larger ones in temporary files of bounded size."""
 
 import asyncio
 import tempfile

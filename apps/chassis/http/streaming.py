@@ -1,4 +1,4 @@
-"""Answers that are sent piece by piece, to callers that read them."""
+"""Streamed answers, for callers that read them."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -13,18 +13,18 @@ from litestar.response.streaming import ASGIStreamingResponse
 from litestar.types import Receive, Send
 
 NOT_READING = 30.0
-"""Seconds after which a caller that does not read what it is sent is cut off."""
+"""Seconds after which a caller that does not read is disconnected."""
 
 
 class BrokenOff(Exception):
-    """Raised while an answer is streamed that must not look complete: its end is not sent."""
+    """An answer must not look complete: its end is not sent."""
 
 
 class Streamed(Response[Any]):
-    """An answer whose pieces are sent as they come; the generator is closed when the caller has gone.
+    """An answer whose pieces are sent as they come; the generator is closed when the caller disconnects.
 
-    With `reads_body` it may read the request's body meanwhile. It then does not listen for the caller's going, for to
-    listen is to read: the body must end it.
+    With `reads_body` the generator may read the request's body. The answer then does not listen for a disconnect,
+    because listening would consume the body.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class Streamed(Response[Any]):
         self._pieces = pieces
         self._kind = _SendingOnly if reads_body else _SendingInTime
 
-    def to_asgi_response(self, *_: Any, **__: Any) -> ASGIResponse:  # noqa: ANN401 - Litestar's signature, of no use here
-        """Return what sends it."""
+    def to_asgi_response(self, *_: Any, **__: Any) -> ASGIResponse:  # noqa: ANN401 - Litestar's signature
+        """Return the ASGI application that sends it."""
         return self._kind(
             iterator=self._pieces, media_type=self.media_type, status_code=self.status_code, headers=self.headers
         )
 
 
 class _SendingInTime(ASGIStreamingResponse):
-    """Ends the call when the caller has gone, or does not read for 30 s."""
+    """Ends the call when the caller disconnects, or does not read for 30 s."""
 
     async def send_body(self, send: Send, receive: Receive) -> None:
-        """Send the pieces. Litestar's own class would listen on after the last of a call that was broken off."""
+        """Send the pieces. Litestar's own class would go on listening after an answer that was broken off."""
         async with create_task_group() as together:
             together.start_soon(self._listen_for_disconnect, together.cancel_scope, receive)
             await self._stream(send)
@@ -69,7 +69,7 @@ class _SendingInTime(ASGIStreamingResponse):
 
 
 class _SendingOnly(_SendingInTime):
-    """Leaves the body alone: Litestar's own class listens for a disconnect by reading it, and so swallows it."""
+    """Never reads the body: Litestar's own class listens for a disconnect by reading, and loses the body."""
 
     async def send_body(self, send: Send, receive: Receive) -> None:  # noqa: ARG002 - Litestar's signature
         """Send the pieces."""

@@ -200,7 +200,7 @@ class StreamConsumer:
         consumer = None if self.consumption.halted else self.control.consumer
         health, state, lag = await asyncio.gather(self.health(), self.control.state(), self._meter.measure(consumer))
         metrics = chain(
-            of_kafka(self._connection, healthy=health.fit),
+            of_kafka(self._connection, healthy=health.fit, connected=health.kafka == "connected"),
             of_consumption(self.consumption, self._connection, state),
             of_commits(self._commits, [partition.partition for partition in lag.partitions]),
             of_lag(lag, len(consumer.assignment()) if consumer else 0),

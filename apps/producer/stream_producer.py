@@ -81,6 +81,6 @@ class StreamProducer:
 
     async def metrics(self) -> Iterator[Metric]:
         """Return what became of the stream's records so far."""
-        healthy = (await self.health()).fit
-        metrics = chain(of_kafka(self._connection, healthy=healthy), of_publisher(self.publisher, self._connection))
-        return of_stream(self.stream.name, metrics)
+        health = await self.health()
+        of_connection = of_kafka(self._connection, healthy=health.fit, connected=health.kafka == "connected")
+        return of_stream(self.stream.name, chain(of_connection, of_publisher(self.publisher, self._connection)))

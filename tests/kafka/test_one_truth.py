@@ -145,6 +145,7 @@ def claims(kafka: Truth, services: Sequence[Service]) -> Iterator[tuple[str, obj
         lags = {int(label): lag for (name, label), lag in measured.items() if name == "consumer_lag_records"}
         yield "lag of the metrics", lags, {p["partition"]: p["lag"] for p in status["partitions"]}
         yield "health of the metrics", measured["service_healthy", ""], health.status_code == 200
+        yield "Kafka of the metrics", measured["kafka_connected", ""], health.json()["kafka"] == "connected"
         yield "state of the metrics", measured["consumer_state", status["state"]], 1
         yield "consumed", measured["consumer_records_consumed_total", ""], status["messages_consumed_count"]
         for kind in ("skipped", "dead_lettered"):

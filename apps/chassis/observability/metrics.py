@@ -139,13 +139,12 @@ def counter(name: str, documentation: str, value: float) -> Metric:
     return CounterMetricFamily(name, documentation, value=value)
 
 
-def of_kafka(connection: Connection, *, healthy: bool) -> Iterator[Metric]:
+def of_kafka(connection: Connection, *, healthy: bool, connected: bool) -> Iterator[Metric]:
     """Return what is read of any service."""
     yield gauge(
         "service_healthy", "Whether the service can do its job for a stream, as /health-check?stream= says.", healthy
     )
-    connected = connection.state == "connected"
-    yield gauge("kafka_connected", "Whether there is a connection to Kafka.", connected)
+    yield gauge("kafka_connected", "Whether Kafka can be reached, as /health-check?stream= says.", connected)
     throttled = connection.journal.throttled_seconds
     yield counter("kafka_throttled_seconds", "Seconds for which quotas of Kafka made the main client wait.", throttled)
 

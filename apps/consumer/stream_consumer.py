@@ -180,7 +180,7 @@ class StreamConsumer:
             moves=list(commits.moves),
             last_error=trouble
             or commits.error
-            or (consumption.attempts.error if consumption.attempts.failures else None)
+            or (consumption.attempts.error if consumption.attempts.failures or consumption.retrying else None)
             or (None if control.stopped or consumption.halted else control.obstacle())
             or consumption.last_error
             or connection.error,

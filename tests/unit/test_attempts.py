@@ -2,6 +2,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 from samples import LONG, Stored, stored_person, until
@@ -507,6 +508,33 @@ async def test_dead_letters_that_cannot_be_written_are_told() -> None:
     stream.consumption.leaving.set()
     await turn
     assert stream.committed == {0: 0}
+
+
+async def test_while_dead_letters_cannot_be_written_other_partitions_go_on_and_it_is_still_told() -> None:
+    tries: list[int] = []
+
+    def write() -> None:
+        tries.append(1)
+        raise OSError("gone")
+
+    stream = Stream(Handler())
+    stream.write_with(write)
+    attempts = stream.consumption.attempts
+    attempts.insist = partial(attempts.insist, within_s=0)  # type: ignore[method-assign]  # give way at once
+    stream.append(Stored(value=b"no person"))
+    stream.add("good", partition=1)
+    await stream.turn()
+    assert stream.committed == {0: 0, 1: 1}
+    stream.add("another", partition=1)
+    await stream.turn()
+    assert stream.committed == {0: 0, 1: 2}
+    assert len(tries) == 2
+    assert "dead letters cannot be written: OSError" in str(stream.consumption.retrying)
+    stream.write_with(lambda: None)
+    await stream.turn()
+    assert stream.is_consumed
+    assert len(stream.letters) == 1
+    assert stream.consumption.retrying is None
 
 
 async def test_what_is_sought_again_is_handled_again() -> None:

@@ -43,6 +43,8 @@ STRUGGLING_S = 3.0
 """Seconds of consecutive failed calls after which the state is `retrying`."""
 LONGEST_WRITE_PAUSE_S = 5.0
 """Seconds of the longest pause between attempts to write dead letters."""
+GIVE_WAY_S = 2.0
+"""Seconds after which a batch whose dead letters cannot be written is redelivered, so that other partitions go on."""
 LONGEST_S = 300.0
 """Seconds after which a batch is redelivered, so that the consumer polls: far less than Kafka's poll timeout."""
 EARLIEST_S = 1.0
@@ -97,8 +99,8 @@ class Attempts:
     """Handles the batches of a stream, one at a time.
 
     `failures` counts the failed calls since the last finished batch, `error` is the last one and `kind` its type.
-    `waiting` is whether records are retried with pauses. `outage` is whether so many records fail that the handler must
-    be at fault.
+    `unwritten` is why dead letters cannot be written. `waiting` is whether records are retried with pauses. `outage` is
+    whether so many records fail that the handler must be at fault.
     """
 
     def __init__(self, decode: Callable[[bytes], object], handle: Handle, policy: Policy = DEFAULT) -> None:
@@ -170,7 +172,7 @@ class Attempts:
         self.memory.keep(records, known)
         self._redelivered = min(len(redelivered), MOST_RECORDS)
         if not self.memory and not redelivered:
-            self.forget()
+            self._forget()
 
     def count(self, finished: int, poison: Sequence[BadRecord]) -> None:
         """Count committed records, and those dead-lettered as poison, towards the outage limit."""
@@ -179,19 +181,25 @@ class Attempts:
 
     def retain(self, partitions: Collection[tuple[str, int]]) -> None:
         """Forget what was learned about other partitions: they are assigned to other members."""
+        self.unwritten = None
         if self.memory:
             self.memory.retain(partitions)
             if not self.memory:
-                self.forget()
+                self._forget()
 
     def drop(self, partitions: Collection[tuple[str, int]]) -> None:
         """Forget what was learned about these partitions: Kafka has deleted records of them that were unfinished."""
+        self.unwritten = None
         self.memory.drop(partitions)
         if not self.memory:
-            self.forget()
+            self._forget()
 
     def forget(self) -> None:
         """Forget what was learned about unfinished records, before an operator has them read again."""
+        self.unwritten = None
+        self._forget()
+
+    def _forget(self) -> None:
         self.memory.forget()
         self.waiting = self.outage = self._wants_newer = False
         self.failures = self._waits = 0
@@ -218,27 +226,29 @@ class Attempts:
         self._failing_since = None
         return None
 
-    async def insist(self, work: Callable[[], Awaitable[None]]) -> bool:
-        """Write dead letters, retrying until it works; return False when the batch is to be abandoned first."""
+    async def insist(self, work: Callable[[], Awaitable[None]], within_s: float = GIVE_WAY_S) -> bool:
+        """Write dead letters, retrying for some seconds; return False when their records are to be redelivered first.
+
+        Until it works, `unwritten` is why not. The records of other partitions must not wait for it.
+        """
         began, tries = time.monotonic(), 1
-        try:
-            while True:
-                try:
-                    await work()
-                except Exception as error:  # noqa: BLE001 - whatever is wrong, the bad records must not be lost
-                    self.unwritten, self.error = without_values(error), one_line(error)[:LONGEST_ERROR]
-                    self.failures, tries = self.failures + 1, tries + 1
-                    if tries in {2, 10}:
-                        log.warning("dead letters could not be written, retrying: %s", self.unwritten)
-                else:
-                    return True
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(self.policy.retry.pause_s(tries), LONGEST_WRITE_PAUSE_S)):
-                        await self.leaving.wait()
-                if self.leaving.is_set() or time.monotonic() - began > LONGEST_S:
-                    return False
-        finally:
-            self.unwritten = None
+        while True:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - whatever is wrong, the bad records must not be lost
+                reason, tries = without_values(error), tries + 1
+                if self.unwritten != reason:
+                    log.warning("dead letters could not be written, retrying: %s", reason)
+                self.unwritten, self.error = reason, one_line(error)[:LONGEST_ERROR]
+                self.failures += 1
+            else:
+                self.unwritten = None
+                return True
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(self.policy.retry.pause_s(tries), LONGEST_WRITE_PAUSE_S)):
+                    await self.leaving.wait()
+            if self.leaving.is_set() or time.monotonic() - began > within_s:
+                return False
 
     def _needs_pause(self, known: Collection[int]) -> bool:
         """Return whether no call has succeeded since these records failed."""

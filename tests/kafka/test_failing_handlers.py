@@ -98,6 +98,27 @@ def test_poison_is_dead_lettered_alone_whatever_the_handler_raises_and_an_outage
     assert stage.handled()[-1] == "0-01504"
 
 
+def test_what_was_accepted_ends_with_what_waited_and_a_later_outage_or_a_wrong_deploy_costs_nothing(
+    stage: Failing,
+) -> None:
+    stage.pipeline.write([Raw(b"not json", b"bad")] * 120)
+    wait_until(lambda: stage.state() == "halted")
+    stage.consumer.post("/consumers/start", json={"accept": True})
+    stage.consumer.until_consumed(120)
+    stage.consumer.until_healthy()
+    stage.outage.touch()
+    for partition in (0, 1):  # neither has had a good record since
+        stage.write(["good"] * 10, partition=partition)
+    wait_until(lambda: stage.state() == "retrying")
+    wait_until(lambda: stage.consumer.status()["failures"] > 4)
+    assert stage.lettered() == {"bad"}
+    stage.outage.unlink()
+    stage.consumer.until_consumed(140)
+    assert stage.lettered() == {"bad"}
+    stage.pipeline.write([Raw(b"not json", b"bad")] * 120, partition=1)
+    wait_until(lambda: stage.state() == "halted")
+
+
 def test_a_seek_a_stop_and_a_signal_break_off_a_long_call_and_what_was_done_before_is_committed(stage: Failing) -> None:
     names = ["good"] * 200
     names[50], names[150] = "poison", "slow"

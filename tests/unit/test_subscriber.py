@@ -26,7 +26,15 @@ from apps.consumer.consuming.commits import MARK, Commits
 from apps.consumer.consuming.consumption import MOST_REASONS, Consumption, sort_out
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.retry import Halted, Reject
-from apps.consumer.consuming.subscriber import Drain, FetchedBatch, PromptSubscriber, ailment, has_newer, subscribe
+from apps.consumer.consuming.subscriber import (
+    Drain,
+    FetchedBatch,
+    PromptSubscriber,
+    ailment,
+    at_their_end,
+    has_newer,
+    subscribe,
+)
 from contracts.person import PEOPLE, Person
 from contracts.record import Record
 from contracts.stream import encode
@@ -348,6 +356,31 @@ async def test_what_is_accepted_of_a_partition_holds_until_that_one_had_only_goo
         await subscriber.process_message((Stored(partition=1, value=encode(ADA)),))
         await subscriber.process_message(tuple(map(bad_record, range(150, 300))))
     assert consumer.counters == (1, 300)
+
+
+async def test_what_is_accepted_of_a_partition_ends_when_none_of_its_records_waits() -> None:
+    consumer = Consumer()
+    consumer.consumption.resume(accept=True)
+    async with subscribed(consumer) as (_, subscriber):
+        await subscriber.process_message(tuple(map(bad_record, range(150))))
+        consumer.consumption.caught_up({0}, {0, 1})
+        assert consumer.consumption.accepting, "partition 1 may have records that wait"
+        consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(150, 250)))))
+        await until(lambda: consumer.consumption.halted)
+        consumer.consumption.leaving.set()
+        with pytest.raises(Halted):
+            await consuming
+    assert consumer.counters == (0, 150)
+    consumer.consumption.caught_up({1}, {0, 1})
+    assert not consumer.consumption.accepting
+
+
+async def test_a_partition_is_at_its_end_once_a_fetch_told_that_nothing_is_behind_its_position() -> None:
+    client = Client({0: 5, 1: 5})
+    assert await at_their_end(cast("Any", client)) == set()
+    ends = {0: 5, 1: 6}
+    client.last_stable_offset = lambda tp: ends[tp.partition]  # type: ignore[method-assign, assignment]  # what was fetched
+    assert await at_their_end(cast("Any", client)) == {TopicPartition(TOPIC, 0)}
 
 
 async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_an_ailment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,8 +62,9 @@ class Consumption:
     """What a service has consumed since it started, across its connections.
 
     `halted` is the reason why it does not consume, until `resume`; `halted_for` is the same without quotes of errors.
-    `paused` is whether an operator wants its partitions paused. `dead_letters` counts them by the type of their error,
-    `rebalances` counts assignments, `passed_over` the records that were sent back for another group.
+    `paused` is whether an operator wants its partitions paused. `accepting` is whether bad records of some partitions
+    are dead-lettered without a limit. `dead_letters` counts them by the type of their error, `rebalances` counts
+    assignments, `passed_over` the records that were sent back for another group.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
@@ -94,7 +95,7 @@ class Consumption:
         self.attempts = Attempts(decode, handle, policy)
         self.leaving = self.attempts.leaving
         self.size = BatchSize(policy.batching)
-        self._accept = False
+        self.accepting = False
         self._recovered: set[int] = set()
         self._group = group
         self._write_dead_letters = write_dead_letters
@@ -142,21 +143,26 @@ class Consumption:
     def resume(self, *, accept: bool) -> None:
         """Consume again after a stop or a halt.
 
-        With `accept`, bad records of a partition are dead-lettered until a batch has only good ones of it.
+        With `accept`, bad records of a partition are dead-lettered as `accept` does.
         """
         self.halted = None
         self.leaving.clear()
         self.attempts.forget()
-        self._accept = False
+        self.accepting = False
         if accept:
             self.accept()
 
     def accept(self) -> None:
-        """Dead-letter the bad records of a partition until a batch has only good ones of it."""
-        self._accept = True
+        """Dead-letter the bad records of a partition until a batch has only good ones of it, or none wait there."""
+        self.accepting = True
         self._recovered.clear()
         self.limit.forget()
         self.attempts.end_pause()
+
+    def caught_up(self, partitions: Collection[int], assigned: Collection[int]) -> None:
+        """End what was accepted of partitions in which no record waits: later records were not meant by it."""
+        self._recovered.update(partitions)
+        self.accepting = not self._recovered.issuperset(assigned)
 
     def assigned(self, partitions: Collection[tuple[str, int]]) -> None:
         """Set the currently assigned partitions, of a topic each."""
@@ -205,7 +211,7 @@ class Consumption:
             self.limit.review((), ())
             return Outcome(())
         good, values, bad = sort_out(self._decode, records)
-        accepted = {record.partition for record in records} - self._recovered if self._accept else set()
+        accepted = {record.partition for record in records} - self._recovered if self.accepting else set()
         verdict = Verdict()
         if values:
             began = time.monotonic()

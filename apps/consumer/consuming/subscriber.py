@@ -144,6 +144,9 @@ class PromptSubscriber(BatchSubscriber):
         """
         commits = self._listener.commits
         await commits.begin(consumer)
+        if self._listener.consumption.accepting and (done := await at_their_end(consumer)):
+            assigned = {tp.partition for tp in consumer.assignment()}
+            self._listener.consumption.caught_up({tp.partition for tp in done}, assigned)
         try:
             fetched = await consumer.getmany(
                 timeout_ms=self.batch_timeout_ms, max_records=self._listener.consumption.most_records
@@ -248,6 +251,13 @@ async def has_newer(consumer: AIOKafkaConsumer) -> bool:
         if end is not None and end > await consumer.position(tp):
             return True
     return False
+
+
+async def at_their_end(consumer: AIOKafkaConsumer) -> set[TopicPartition]:
+    """Return the partitions behind whose position no record waits, as far as the last fetch told."""
+    read = consumer.assignment() - consumer.paused()
+    ends = {tp: consumer.last_stable_offset(tp) for tp in read}
+    return {tp for tp, end in ends.items() if end is not None and end <= await consumer.position(tp)}
 
 
 def ailment(

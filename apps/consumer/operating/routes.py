@@ -51,7 +51,7 @@ END_OR_TIME = {"anyOf": [{"enum": ["beginning", "end"]}, {"format": "date-time"}
 
 
 class Start(msgspec.Struct, forbid_unknown_fields=True):
-    """How to start; `accept`, after a halt or while retrying, dead-letters bad records until a batch has none."""
+    """How to start; `accept`, after a halt or while retrying, dead-letters the bad records that wait."""
 
     accept: bool = False
 

@@ -98,6 +98,16 @@ def test_poison_is_dead_lettered_alone_whatever_the_handler_raises_and_an_outage
     assert stage.handled()[-1] == "0-01504"
 
 
+def test_poison_is_told_by_a_newer_record_however_much_of_its_own_key_stands_between(stage: Failing) -> None:
+    hot = [event("hot", text="poison"), *(event("hot", text="x" * 50_000) for _ in range(80))]
+    stage.pipeline.write([Raw(value_of(one), b"hot") for one in hot])
+    stage.write(["good"])
+    stage.consumer.until_consumed(82)
+    assert stage.lettered() == {"hot"}
+    assert stage.handled().count("hot") == 80
+    stage.consumer.until_healthy()
+
+
 def test_what_was_accepted_ends_with_what_waited_and_a_later_outage_or_a_wrong_deploy_costs_nothing(
     stage: Failing,
 ) -> None:

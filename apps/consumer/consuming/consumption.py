@@ -117,6 +117,11 @@ class Consumption:
         return self.size.records + self.attempts.extra_records
 
     @property
+    def wants_newer(self) -> bool:
+        """Whether records behind the redelivered ones must tell whether the handler works."""
+        return self.attempts.extra_records > 0
+
+    @property
     def retrying(self) -> str | None:
         """Why records are retried, without quotes of errors; None when they are not."""
         attempts = self.attempts

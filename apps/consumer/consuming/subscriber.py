@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import (
     CorruptRecordException,
     IllegalStateError,
+    KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
@@ -39,6 +40,8 @@ BREAK_OFF_S = DRAIN - 1
 """Seconds of these after which a running handler is cancelled: finished records are then committed."""
 REBALANCE_MS = 30_000
 """Milliseconds that a member has to give up its partitions: more than `DRAIN` and a heartbeat."""
+MOST_BYTES = 8 * 1024 * 1024
+"""Bytes of values after which a poll reaches no further for newer records."""
 STALE = 20.0
 """Seconds without a poll, and without an in-flight batch, after which a consume loop counts as wedged."""
 LONGEST_BATCH_MS = 30 * 60 * 1000
@@ -159,11 +162,27 @@ class PromptSubscriber(BatchSubscriber):
                 moved = await commits.reset(consumer, error)
                 self._listener.consumption.attempts.drop({(tp.topic, tp.partition) for tp in moved})
             return ()
+        if fetched and self._listener.consumption.wants_newer:
+            await self._reach_newer(consumer, fetched)
         if not fetched:
             with self.lock:
                 await commits.commit_idle(consumer)
         self._listener.polled = {tp: await consumer.position(tp) for tp in fetched}
         return tuple(chain.from_iterable(fetched.values()))
+
+    async def _reach_newer(self, consumer: AIOKafkaConsumer, fetched: dict[TopicPartition, list[Record]]) -> None:
+        """Add further fetches to a poll: one holds 1 MiB of a partition, and all of it may wait for a suspect's key."""
+        most = self._listener.consumption.most_records
+        with self.lock, suppress(KafkaError):  # the next poll meets the error again; a rebalance and a seek wait
+            while await has_newer(consumer):
+                records = list(chain.from_iterable(fetched.values()))
+                if len(records) >= most or sum(len(one.value or b"") for one in records) >= MOST_BYTES:
+                    return
+                more = await consumer.getmany(timeout_ms=self.batch_timeout_ms, max_records=most - len(records))
+                if not more:
+                    return
+                for tp, further in more.items():
+                    fetched.setdefault(tp, []).extend(further)
 
     async def process_message(self, msg: tuple[Any, ...]) -> Any:  # noqa: ANN401 - FastStream's `Response`
         """Process a batch; it is in flight until it is committed or abandoned."""

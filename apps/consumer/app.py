@@ -77,7 +77,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
             *consumer_routes(served),
             *message_routes(served),
             *dead_letter_routes(served),
-            *page_routes(settings.producer_url),
+            *page_routes(settings.producer_url, [one.stream.name for one in consumers]),
         ],
         operations=[*_operations(served)],
         registry=registry,

@@ -9,6 +9,8 @@ from litestar.connection import Request
 from litestar.datastructures import ResponseHeader
 from litestar.handlers import BaseRouteHandler
 
+from apps.chassis.http.query import ANY_QUERY
+
 SELF = "'self'"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
@@ -43,6 +45,7 @@ def page_file(path: str, name: str, content: bytes, *, connects_to: Sequence[str
         media_type=MEDIA_TYPES[PurePath(name).suffix],
         response_headers=[page_policy(connects_to=connects_to), FRESH],
         include_in_schema=False,
+        opt={ANY_QUERY: True},  # its script reads it
         sync_to_thread=False,
     )
     def show() -> bytes:

@@ -12,6 +12,8 @@ from litestar.typing import FieldDefinition
 
 from apps.chassis.http.problems import BAD_PARAMETER, Fault, problem
 
+ANY_QUERY = "any_query"
+"""The option of a route that is called with any query: a page."""
 PLAIN_INTEGER = re.compile(r"0|[1-9][0-9]*")
 MOST_DIGITS = 18
 """Digits of an integer: one that has more is larger than anything that may be asked for."""
@@ -25,7 +27,7 @@ def check_query(request: Request[Any, Any, Any]) -> None:
     Raises 400 with every fault. Litestar itself takes `1e3` for 1000, the last of two values, and ignores a parameter
     whose name is misspelt.
     """
-    if not request.scope["query_string"]:
+    if not request.scope["query_string"] or request.route_handler.opt.get(ANY_QUERY):
         return
     expected = _parameters(request.route_handler)
     faults = []

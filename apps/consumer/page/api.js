@@ -1,4 +1,6 @@
-/** The calls behind the page. What fails, fails with a sentence that can be shown. */
+/** The calls behind the page, for the stream that it shows. What fails, fails with a sentence that can be shown. */
+
+import { stream } from "./streams.js";
 
 const GET_TIMEOUT = 10_000; // ms: the slowest answer to a look, with Kafka out of reach, takes 8 s
 const POST_TIMEOUT = 120_000; // ms: for making 100,000 records on a slow machine
@@ -20,14 +22,12 @@ export class Failure extends Error {
 }
 
 /**
- * Return what a GET answers. Parameters that are empty are left out.
- * @param {string} path relative to this page, or a whole address
+ * Return what a GET answers, of the stream that the page shows. Parameters that are empty are left out.
+ * @param {string} path relative to this page, or a whole address, which gets no stream
  * @throws {Failure}
  */
 export function get(path, parameters = {}) {
-  const given = Object.entries(parameters).filter(([, value]) => value !== "" && value != null);
-  const query = new URLSearchParams(given).toString();
-  return call(query ? `${path}?${query}` : path, {}, GET_TIMEOUT);
+  return call(ofStream(path, parameters), {}, GET_TIMEOUT);
 }
 
 /**
@@ -40,7 +40,7 @@ export async function post(path, body) {
   const key = sessionStorage.getItem(KEY);
   if (key) headers["X-API-Key"] = key;
   try {
-    return await call(path, { method: "POST", headers, body: JSON.stringify(body) }, POST_TIMEOUT);
+    return await call(ofStream(path), { method: "POST", headers, body: JSON.stringify(body) }, POST_TIMEOUT);
   } catch (failure) {
     if (failure.status === 401) refusals.dispatchEvent(new Event("refused"));
     throw failure;
@@ -61,6 +61,13 @@ export async function getHealth() {
 export function keepApiKey(key) {
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
+}
+
+/** An address of this page is relative; the producer's are whole, or begin with a slash. */
+function ofStream(path, parameters = {}) {
+  const all = /^(https?:|\/)/.test(path) ? parameters : { stream, ...parameters };
+  const query = new URLSearchParams(Object.entries(all).filter(([, value]) => value !== "" && value != null)).toString();
+  return query ? `${path}?${query}` : path;
 }
 
 async function call(url, options, milliseconds) {

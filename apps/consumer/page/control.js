@@ -2,6 +2,7 @@
 
 import { keepApiKey, post, refusals } from "./api.js";
 import { arrange, byId, count, element, onSubmit, plural, report, rfc3339, say, time } from "./dom.js";
+import { title } from "./streams.js";
 
 /** Each command: when it makes sense, what it leads to, and which button is the next one for whoever has used it. */
 const COMMANDS = {
@@ -124,6 +125,6 @@ function showState(state, { status, detail }) {
   const line = byId("health");
   line.className = status === "ok" ? "muted" : "trouble";
   say(line, `Health ${status}: ${detail}`);
-  document.title = `${status === "unavailable" ? `${state}, unavailable` : state} · Consumer`;
+  document.title = `${status === "unavailable" ? `${state}, unavailable` : state} · ${title}`;
   clearOutdated(byId("control-said"));
 }

@@ -2,6 +2,7 @@
 
 import { get, post } from "./api.js";
 import { byId, onSubmit, plural, report, say } from "./dom.js";
+import { stream } from "./streams.js";
 
 const PAUSE = 2_000; // ms between two looks whether the producer answers
 
@@ -12,7 +13,7 @@ export async function creation() {
   const form = byId("create");
   onSubmit(form, ({ number }) =>
     report(form.querySelector("output"), "Creating …", async () => {
-      const made = await post(`${producer}/producers/basic_producer?number_of_people=${number}`);
+      const made = await post(`${producer}/producers/${stream}/generate?number=${number}`);
       return outcome(made);
     }),
   );

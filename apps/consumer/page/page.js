@@ -10,6 +10,7 @@ import { Notices } from "./notices.js";
 import { look, poll } from "./poll.js";
 import { RateLine } from "./rate.js";
 import { Records } from "./records.js";
+import { refuseUnknownStream, showStreams, stream } from "./streams.js";
 
 const PAUSE = 1_000; // ms between two answers of a kind
 const GROUP_PAUSE = 1_500; // this one asks Kafka's coordinator each time
@@ -27,14 +28,17 @@ let group = null;
 async function readState() {
   asked += 1;
   const number = asked;
-  const [status, health] = await Promise.all([get("consumers/status"), getHealth()]);
-  return { number, status, health };
+  const [{ streams }, health] = await Promise.all([get("consumers/status", { stream: "" }), getHealth()]);
+  return { number, status: streams[stream], states: states(streams), health };
 }
+
+const states = (streams) => Object.fromEntries(Object.entries(streams).map(([name, { state }]) => [name, state]));
 
 function showState(answer) {
   if (answer.number < shown) return; // it was asked before a button was pressed
   shown = answer.number;
   status = answer.status;
+  showStreams(answer.states);
   showStatus(status, answer.health);
   showLag(status, group);
   rate.add(status);
@@ -42,6 +46,7 @@ function showState(answer) {
 }
 
 function loseState(failure) {
+  showStreams({});
   showNoState(failure);
   rate.interrupt();
 }
@@ -60,6 +65,7 @@ async function readRecords() {
 const lookAtState = () => look(notices, "state", readState, showState, loseState);
 const lookAtGroup = () => look(notices, "group", () => get("consumers/group"), showGroup);
 
+refuseUnknownStream();
 control(() => {
   lookAtGroup(); // which may take longer, and nobody waits for it
   return lookAtState();

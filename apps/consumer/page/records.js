@@ -5,6 +5,7 @@ import { block, cell, contentBlock, contentText, facts, headerList, timeElement 
 import { arrange, byId, count, element, exactTime, inUse, onSubmit, plural, report, rfc3339, say, time } from "./dom.js";
 
 const SHOWN = 30;
+const BRIEF = 300; // characters of a value in its row; it opens to the whole
 
 export class Records {
   #list = byId("record-list");
@@ -142,8 +143,7 @@ function recordRow(record) {
 const keyText = (key) => (typeof key === "string" ? key : contentText(key));
 
 function inBrief(record) {
-  if (record.value) return [record.value.name, record.value.city].filter(Boolean).join(", ");
-  return record.error ?? "";
+  return record.value ? JSON.stringify(record.value).slice(0, BRIEF) : (record.error ?? "");
 }
 
 /** Show a record; one of the window is read again from the topic, for its headers. */

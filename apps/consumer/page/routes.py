@@ -1,6 +1,6 @@
-"""Serves the files of the live page as they lie here; only the producer's address is written into it."""
+"""Serves the files of the live page; only the producer's address and the names of the streams are written into it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,14 +11,16 @@ from apps.chassis.http.pages import MEDIA_TYPES, page_file
 
 FOLDER = Path(__file__).parent
 PRODUCER_URL = "{{ PRODUCER_URL }}"
+STREAMS = "{{ STREAMS }}"
 
 
-def page_routes(producer_url: str | None) -> Sequence[BaseRouteHandler]:
-    """Return the page at `/` and its files under `/page`; without `producer_url` it creates no records.
+def page_routes(producer_url: str | None, streams: Iterable[str]) -> Sequence[BaseRouteHandler]:
+    """Return the page at `/` and its files under `/page`; without `producer_url` it makes no records.
 
     `producer_url` may have a path prefix, and be that alone where both services have one origin.
     """
-    page = (FOLDER / "index.html").read_text("utf-8").replace(PRODUCER_URL, escape(producer_url or ""))
+    page = (FOLDER / "index.html").read_text("utf-8")
+    page = page.replace(PRODUCER_URL, escape(producer_url or "")).replace(STREAMS, " ".join(streams))
     files = [file for file in sorted(FOLDER.iterdir()) if file.suffix in MEDIA_TYPES and file.suffix != ".html"]
     return (
         page_file("/", "index.html", page.encode(), connects_to=_sources(producer_url or "")),

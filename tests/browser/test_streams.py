@@ -1,0 +1,95 @@
+"""A consumer of two streams in a browser: the page shows the state of each, and acts on the chosen one alone."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from services import Pipeline, Raw, Service, event, value_of
+
+from tools.ports import free_ports
+
+TWO_STREAMS_CONSUMER = str(Path(__file__).with_name("two_streams_consumer.py"))
+PATIENCE_MS = 20_000
+
+
+@dataclass
+class Site:
+    """A consumer of two streams; orders fail while the file `failing` is there."""
+
+    consumer: Service
+    url: str
+    failing: Path
+
+
+@pytest.fixture(scope="module")
+def site(chromium: str, bootstrap_servers: str, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    assert chromium
+    failing = tmp_path_factory.mktemp("handler") / "failing"
+    failing.touch()
+    port = free_ports(1)[0]
+    with Pipeline(bootstrap_servers, logs) as events, Pipeline(bootstrap_servers, logs) as orders:
+        variables = {
+            "CONSUMER_PORT": str(port),
+            "FAILING": str(failing),
+            "ORDERS_TOPIC": orders.topic,
+            "ORDERS_DEAD_LETTER_TOPIC": orders.dead_letter_topic,
+            "ORDERS_GROUP_ID": f"{orders.name}-group",
+        }
+        with events.running("consumer", TWO_STREAMS_CONSUMER, **variables) as consumer:
+            consumer.until_healthy()
+            with ThreadPoolExecutor(1) as thread:  # in this one there is the event loop of Playwright
+                thread.submit(events.write, [Raw(value_of(event("ada")), key=b"ada")]).result()
+                thread.submit(orders.write, [Raw(b'{"order_id": "ord-1"}', key=b"ord-1")]).result()
+            yield Site(consumer, f"http://localhost:{port}", failing)
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    with browser.new_context(locale="en-GB") as context:
+        context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        errors: list[str] = []
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield page
+        assert errors == []
+
+
+def test_each_stream_is_shown_with_its_own_state_and_records_at_an_address_of_its_own(page: Page, site: Site) -> None:
+    page.goto(site.url)
+    links = page.get_by_role("navigation", name="Streams").get_by_role("link")
+    expect(links).to_have_text(["eventsrunning", "ordersretrying"])
+    expect(page).to_have_title("running · events · Consumer")
+    expect(page.locator("#state")).to_have_text("running")
+    expect(page.locator("#health")).to_have_text("Health ok: events are consumed")
+    expect(page.locator("#record-list .code")).to_have_text(["key ada"])
+    links.last.click()
+    expect(page).to_have_title("retrying, unavailable · orders · Consumer")
+    expect(page.locator("#state")).to_have_text("retrying")
+    expect(page.locator("#health")).to_contain_text("Health unavailable: ")
+    expect(page.locator("#last-error")).to_contain_text("no database")
+    expect(page.locator("#record-list > li")).to_have_count(0)
+    assert page.url == f"{site.url}/?stream=orders"
+    page.go_back()
+    expect(page).to_have_title("running · events · Consumer")
+
+
+def test_a_button_changes_the_stream_that_is_shown_and_no_other(page: Page, site: Site) -> None:
+    page.goto(f"{site.url}/?stream=orders")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator("#state")).to_have_text("stopped")
+    streams = site.consumer.status()["streams"]
+    assert {name: one["state"] for name, one in streams.items()} == {"events": "running", "orders": "stopped"}
+    site.failing.unlink()
+    page.get_by_role("button", name="Start", exact=True).click()
+    expect(page.locator("#record-list .code")).to_have_text(["key ord-1"])
+    expect(page.locator("#record-list .value")).to_have_text(['value {"order_id":"ord-1"}'])
+
+
+def test_a_stream_that_is_not_there_is_named(page: Page, site: Site) -> None:
+    page.goto(f"{site.url}/?stream=unknown")
+    expect(page.locator("#no-stream")).to_have_text('There is no stream "unknown" here: this is events.')
+    expect(page.locator("#state")).to_have_text("running")

@@ -1,0 +1,31 @@
+"""Run the consumer for events and for orders, whose handler fails while the file FAILING is there."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from apps.chassis.service import serve
+from apps.consumer.app import create_app
+from contracts.stream import Stream
+from tests.event import EVENTS
+
+
+class Order(msgspec.Struct):
+    order_id: str
+
+
+ORDERS = Stream("orders", Order, key=lambda order: order.order_id)
+STREAMS = (EVENTS, ORDERS)
+
+
+async def handle(_: Sequence[Order]) -> None:
+    if Path(os.environ["FAILING"]).exists():
+        raise ConnectionError("no database")
+
+
+if __name__ == "__main__":
+    two = partial(create_app, streams=STREAMS, handlers={ORDERS: handle})
+    serve(two, lambda settings: settings.consumer_port, "CONSUMER_PORT", STREAMS)

@@ -1,4 +1,4 @@
-"""The whole of it on this machine: Kafka, both services, ten people made and consumed. Until Ctrl-C.
+"""The whole of it on this machine: Kafka, both services, ten records of each stream made and consumed. Until Ctrl-C.
 
 A Kafka that already answers at KAFKA_BOOTSTRAP_SERVERS is used as it is. Where that is not set and none answers at its
 default, a local one is started for the demo. Whatever the demo started ends with it, however it ends.
@@ -17,9 +17,12 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
+import msgspec
 import psutil
 
 from apps.chassis.settings import Settings, WrongSetting, read_settings
+from contracts import STREAMS
+from contracts.stream import Stream
 from tools.attached import Attached, end_at_signals
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
 from tools.local_page import with_local_page
@@ -28,9 +31,13 @@ from tools.starters import end_with_starters
 
 Services = Sequence[Attached]
 
-PEOPLE = 10
+Call = Callable[[str, str], tuple[int, Any]]
+"""Sends a method and a target to a service; returns the status and the JSON of the answer."""
+
+RECORDS = 10
+"""Records of each stream that are made."""
 READY_WITHIN = 30.0
-"""Seconds for a service to be healthy, and for people made to be consumed."""
+"""Seconds for a service to be healthy, and for the records to be consumed."""
 ENDED_WITHIN_S = 9.8
 """Seconds for the services to end, which they do within 9.5."""
 
@@ -112,20 +119,32 @@ def _show(settings: Settings, services: Services) -> None:
     host = "localhost" if settings.host == "127.0.0.1" else settings.host
     for service, port in zip(services, (producer, consumer), strict=True):
         _until(partial(_is_healthy, service, host, port), services)
-    _, before = _call(host, consumer, "GET", "/consumers/status")
-    status, made = _call(host, producer, "POST", f"/producers/basic_producer?number_of_people={PEOPLE}")
-    if status != HTTPStatus.CREATED:
-        raise DemoFailed(f"the producer answered {status}: {made}")
-    wanted = before["messages_consumed_count"] + PEOPLE
-    _until(lambda: _call(host, consumer, "GET", "/consumers/status")[1]["messages_consumed_count"] >= wanted, services)
-    _, consumed = _call(host, consumer, "GET", f"/consumers/messages?limit={PEOPLE}")
-    print(f"\n{PEOPLE} people were made, sent through Kafka and consumed:\n")
-    for message in consumed["messages"]:
-        person = message["value"]
-        print(f"  partition {message['partition']} offset {message['offset']:>4}  {person['name']:24} {person['city']}")
+    for stream in settings.served(STREAMS):
+        _show_stream(stream, partial(_call, host, producer), partial(_call, host, consumer), services)
     print(f"\n  live page  http://{host}:{consumer}/")
     print(f"  producer   http://{host}:{producer}/schema\n  consumer   http://{host}:{consumer}/schema")
-    print("\nIn another terminal: uv run just create-people 100, uv run just consumer-messages. Ctrl-C ends all of it.")
+    first = settings.served(STREAMS)[0].name
+    print(
+        f"\nIn another terminal: uv run just create {first} 100, uv run just consumer-messages {first}. Ctrl-C ends all of it."
+    )
+
+
+def _show_stream(stream: Stream[Any], call_producer: Call, call_consumer: Call, services: Services) -> None:
+    """Make some records of a stream, wait until they are consumed, and print them."""
+
+    def status() -> Any:  # noqa: ANN401 - JSON
+        return call_consumer("GET", "/consumers/status")[1]["streams"][stream.name]
+
+    wanted = status()["messages_consumed_count"] + RECORDS
+    answered, made = call_producer("POST", f"/producers/{stream.name}/generate?number={RECORDS}")
+    if answered != HTTPStatus.CREATED:
+        raise DemoFailed(f"the producer answered {answered}: {made}")
+    _until(lambda: status()["messages_consumed_count"] >= wanted, services)
+    _, consumed = call_consumer("GET", f"/consumers/messages?stream={stream.name}&limit={RECORDS}")
+    print(f"\n{RECORDS} {stream.name} were made, sent through Kafka and consumed:\n")
+    for message in consumed["messages"]:
+        summary = stream.summary_of(msgspec.convert(message["value"], stream.record_type))
+        print(f"  partition {message['partition']} offset {message['offset']:>4}  {summary}")
 
 
 def _is_healthy(service: Attached, host: str, port: int) -> bool:

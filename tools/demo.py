@@ -124,9 +124,8 @@ def _show(settings: Settings, services: Services) -> None:
     print(f"\n  live page  http://{host}:{consumer}/")
     print(f"  producer   http://{host}:{producer}/schema\n  consumer   http://{host}:{consumer}/schema")
     first = settings.served(STREAMS)[0].name
-    print(
-        f"\nIn another terminal: uv run just create {first} 100, uv run just consumer-messages {first}. Ctrl-C ends all of it."
-    )
+    print(f"\nIn another terminal: uv run just create {first} 100, uv run just consumer-messages {first}.")
+    print("Ctrl-C ends all of it.")
 
 
 def _show_stream(stream: Stream[Any], call_producer: Call, call_consumer: Call, services: Services) -> None:

@@ -94,10 +94,11 @@ lint:
     uv run ruff check
     uv run mypy
 
-# Writes contracts/STREAM.schema.json of each stream; refused where versions could not live side by side.
+# Writes contracts/STREAM.schema.json of each stream, and how Kubernetes scales its consumers; refused where versions could not live side by side.
 [no-exit-message]
 schema *arguments:
     @{{python}} -m tools.schema "$@"
+    @{{python}} -m tools.scaling
 
 # Writes requirements.lock anew from pyproject.toml; with --upgrade in newer versions.
 lock *arguments:

@@ -1,4 +1,5 @@
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from apps.chassis.http.health import VERSION
 from apps.chassis.kafka.connection import STOP_TIMEOUT
 from apps.chassis.service import LAST_ANSWERS
 from apps.chassis.settings import Settings, read_settings
-from contracts.person import PEOPLE
+from contracts import STREAMS
 from contracts.stream import variables_of
+from tests.event import EVENTS
+from tools import scaling as scaler
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -146,7 +149,7 @@ def test_every_manifest_is_applied(kustomization: Resource) -> None:
 def test_every_variable_is_a_setting_with_a_value_that_it_may_have(
     environment: dict[str, str], container: Resource, kustomization: Resource, tmp_path: Path
 ) -> None:
-    assert set(environment) <= {*Settings.__struct_encode_fields__, *variables_of(PEOPLE)}
+    assert set(environment) <= {*Settings.__struct_encode_fields__, *chain.from_iterable(map(variables_of, STREAMS))}
     (generated,) = kustomization["configMapGenerator"]
     assert generated["envs"] == ["settings.env"]
     assert container["envFrom"] == [{"configMapRef": {"name": generated["name"]}}]
@@ -255,7 +258,8 @@ def test_what_scales_a_service_is_not_undone_by_the_next_apply(
 def test_there_are_at_most_as_many_consumers_as_partitions_and_never_a_single_one(
     environment: dict[str, str], scaling: Scaling
 ) -> None:
-    assert scaling.max_replica_count == int(environment["PEOPLE_PARTITIONS"])
+    partitions = [int(environment[stream.variables("partitions")[0]]) for stream in STREAMS]
+    assert scaling.max_replica_count == max(partitions)
     assert scaling.min_replica_count >= 2
 
 
@@ -263,23 +267,49 @@ def test_consumers_are_scaled_by_the_lag_of_the_very_group_and_topic_that_they_c
     resources: dict[tuple[str, str], Resource], scaling: Scaling, environment: dict[str, str]
 ) -> None:
     assert resources["ScaledObject", "consumer"]["apiVersion"] == "keda.sh/v1alpha1"
-    (trigger,) = scaling.triggers
-    metadata = trigger.metadata
-    assert trigger.type == "kafka"
-    named = {metadata.bootstrap_servers_from_env, metadata.topic_from_env, metadata.consumer_group_from_env}
-    assert named == {"KAFKA_BOOTSTRAP_SERVERS", "PEOPLE_TOPIC", "CONSUMER_GROUP_ID"}
-    assert named <= set(environment)  # KEDA reads them there: it does not know the defaults of the settings
-    assert int(metadata.lag_threshold) > 0
-    assert metadata.allow_idle_consumers == "false"
-    assert metadata.offset_reset_policy == "earliest"
+    for stream, trigger in zip(STREAMS, scaling.triggers, strict=True):
+        metadata = trigger.metadata
+        assert trigger.type == "kafka"
+        assert metadata.topic_from_env in stream.variables("topic")
+        assert metadata.consumer_group_from_env in stream.variables("group_id")
+        named = {metadata.bootstrap_servers_from_env, metadata.topic_from_env, metadata.consumer_group_from_env}
+        assert named <= set(environment)  # KEDA reads them there: it does not know the defaults of the settings
+        assert int(metadata.lag_threshold) > 0
+        assert metadata.allow_idle_consumers == "false"
+        assert metadata.offset_reset_policy == "earliest"
     commits = ROOT / "apps" / "consumer" / "consuming" / "commits.py"
     assert "consumer.beginning_offsets(" in commits.read_text()
 
 
 def test_the_lag_of_a_group_that_was_stopped_or_paused_brings_no_consumers(scaling: Scaling) -> None:
-    (trigger,) = scaling.triggers
-    assert trigger.metadata.exclude_persistent_lag == "true"
-    assert trigger.use_cached_metrics  # else the look before is that of another question, a moment ago
+    assert all(trigger.metadata.exclude_persistent_lag == "true" for trigger in scaling.triggers)
+    # else the look before is that of another question, a moment ago
+    assert all(trigger.use_cached_metrics for trigger in scaling.triggers)
+
+
+def test_the_manifests_scale_by_every_stream() -> None:
+    assert scaler.settings_with(STREAMS) == scaler.SETTINGS.read_text("utf-8")
+    given = scaler.set_variables()
+    assert scaler.scaled_object_of(STREAMS, given) == scaler.SCALED_OBJECT.read_text("utf-8")
+    assert scaler.with_passwords_for(STREAMS) == scaler.WITH_PASSWORDS.read_text("utf-8")
+
+
+def test_a_further_stream_gets_settings_and_a_trigger_that_logs_in() -> None:
+    streams = (*STREAMS, EVENTS)
+    added = scaler.settings_with(streams).removeprefix(scaler.SETTINGS.read_text("utf-8"))
+    assert added.split() == [
+        "EVENTS_TOPIC=events",
+        "EVENTS_PARTITIONS=6",
+        "EVENTS_REPLICATION=3",
+        "EVENTS_GROUP_ID=events-consumer",
+    ]
+    given = scaler.set_variables() | dict(line.split("=") for line in added.split()) | {"EVENTS_PARTITIONS": "24"}
+    scaling = msgspec.convert(msgspec.yaml.decode(scaler.scaled_object_of(streams, given))["spec"], Scaling)
+    assert scaling.max_replica_count == 24
+    assert [trigger.metadata.topic_from_env for trigger in scaling.triggers][-1] == "EVENTS_TOPIC"
+    overlay = msgspec.yaml.decode(scaler.with_passwords_for(streams))
+    paths = {path.split("/")[3] for path in added_to(overlay, "ScaledObject", "consumer")}
+    assert paths == {str(number) for number, _ in enumerate(streams)}
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +318,7 @@ def overlay() -> Resource:
     return decoded
 
 
-def added(overlay: Resource, kind: str, name: str) -> dict[str, Any]:
+def added_to(overlay: Resource, kind: str, name: str) -> dict[str, Any]:
     """Return what the overlay adds to a resource, by path."""
     (patch,) = [each["patch"] for each in overlay["patches"] if each["target"] == {"kind": kind, "name": name}]
     operations = msgspec.yaml.decode(patch)
@@ -303,11 +333,11 @@ def test_on_a_kafka_with_passwords_each_service_has_the_settings_that_it_needs(
     assert (merged["name"], merged["behavior"]) == (kustomization["configMapGenerator"][0]["name"], "merge")
     keys = tmp_path / "api-keys"
     keys.write_text("a-key-of-operators")
-    variables = added(overlay, "Deployment", name)["/spec/template/spec/containers/0/env"]
+    variables = added_to(overlay, "Deployment", name)["/spec/template/spec/containers/0/env"]
     of_secret = {each["name"]: each["valueFrom"]["secretKeyRef"]["key"] for each in variables}
     assert of_secret == {"KAFKA_SASL_USERNAME": f"{name}-username", "KAFKA_SASL_PASSWORD": f"{name}-password"}
     given = environment | dict(each.split("=", 1) for each in merged["literals"]) | of_secret
-    assert set(given) <= {*Settings.__struct_encode_fields__, *variables_of(PEOPLE)}
+    assert set(given) <= {*Settings.__struct_encode_fields__, *chain.from_iterable(map(variables_of, STREAMS))}
     settings = read_settings(given | {"API_KEY_FILE": str(keys)})
     assert (settings.uses_sasl, settings.uses_tls) == (True, True)
 
@@ -322,8 +352,11 @@ def test_keda_looks_at_the_lag_as_the_consumer_does(overlay: Resource) -> None:
     assert shown == {"username": "consumer-username", "password": "consumer-password", "ca": "ca.crt"}
     literals = dict(each.split("=", 1) for each in overlay["configMapGenerator"][0]["literals"])
     assert literals["KAFKA_SSL_CAFILE"].endswith(f"/{shown['ca']}")
-    assert added(overlay, "ScaledObject", "consumer") == {
-        "/spec/triggers/0/authenticationRef": {"name": authentication["metadata"]["name"]},
-        "/spec/triggers/0/metadata/sasl": {"SCRAM-SHA-512": "scram_sha512"}[literals["KAFKA_SASL_MECHANISM"]],
-        "/spec/triggers/0/metadata/tls": "enable",
+    login = {
+        "authenticationRef": {"name": authentication["metadata"]["name"]},
+        "metadata/sasl": {"SCRAM-SHA-512": "scram_sha512"}[literals["KAFKA_SASL_MECHANISM"]],
+        "metadata/tls": "enable",
+    }
+    assert added_to(overlay, "ScaledObject", "consumer") == {
+        f"/spec/triggers/{number}/{path}": value for number, _ in enumerate(STREAMS) for path, value in login.items()
     }

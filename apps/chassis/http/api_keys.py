@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,8 @@ class Keys:
 def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:
     """Return the keys of a file, one a line, by name; `given` are those of the environment.
 
-    Lines that begin with `#` are skipped. Raises `OSError`, and `ValueError` as `read_keys` does, and for a file that
-    repeats a name or a key of `given`, and for a pipe or a directory: reading a pipe could block for ever.
+    Lines that begin with `#` are skipped. Raises `OSError`, `ValueError` as `read_keys` does, and `ValueError` for a
+    pipe or a directory: reading a pipe could block for ever.
     """
     if file.exists() and not file.is_file():
         raise ValueError("it is not a regular file")
@@ -96,19 +97,14 @@ def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError("the file is not UTF-8 text") from None
-    keys = read_keys("" if line.strip().startswith("#") else line for line in lines)
-    if not given.keys().isdisjoint(keys):
-        raise ValueError("a key has the same name as one in API_KEY; give each its own, as name:key")
-    if not set(given.values()).isdisjoint(keys.values()):
-        raise ValueError("a key is in API_KEY too, under another name; leave one out")
-    return keys
+    return read_keys(("" if line.strip().startswith("#") else line for line in lines), given)
 
 
-def read_keys(lines: Iterable[str]) -> dict[str, str]:
+def read_keys(lines: Iterable[str], given: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Return keys by name: each line is `name:key`, or a key without a colon, which is named `default`.
 
-    Empty lines are skipped. Raises `ValueError` when there is no key, and for a key that is weak, ambiguous, or cannot
-    be sent in a header. The message quotes nothing: even a name may be a part of a secret.
+    Empty lines are skipped. Raises `ValueError` when there is no key, and for a key that is weak, ambiguous, cannot be
+    sent in a header, or is one of `given`. The message quotes nothing: even a name may be a part of a secret.
     """
     keys: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
@@ -117,29 +113,29 @@ def read_keys(lines: Iterable[str]) -> dict[str, str]:
         name, colon, key = (part.strip() for part in line.partition(":"))
         if not colon:
             name, key = DEFAULT_NAME, name
-        if wrong := _what_is_wrong(name, key, keys):
-            raise ValueError(f"key {number} {wrong}")
+        if fault := _find_fault(name, key, {**given, **keys}):
+            raise ValueError(f"key {number} {fault}")
         keys[name] = key
     if not keys:
         raise ValueError(f"no key is given; {HOW_TO_MAKE_ONE}")
     return keys
 
 
-def _what_is_wrong(name: str, key: str, others: Mapping[str, str]) -> str | None:
-    if not NAME.fullmatch(name):
-        return (
-            "has no proper name before its colon: write name:key, with a name of 1 to 32 letters, digits, dots, "
-            "underscores and hyphens, which is logged"
-        )
-    if len(key) < SHORTEST_KEY:
-        return (
-            f"is too weak: {len(key)} characters (after the name and colon, if any), expected at least {SHORTEST_KEY}; "
-            f"{HOW_TO_MAKE_ONE}"
-        )
-    if not KEY.fullmatch(key):
-        return f"begins with # or holds a space, a comma or a character that is not ASCII; {HOW_TO_MAKE_ONE}"
-    if name in others:
-        return "has the same name as one before; give each its own, as name:key"
-    if key in others.values():
-        return "is the same as one before, under another name; leave one out"
-    return None
+def _find_fault(name: str, key: str, others: Mapping[str, str]) -> str | None:
+    checks = (
+        (
+            not NAME.fullmatch(name),
+            "has no proper name before its colon: write name:key, the name of 1 to 32 letters, digits, . _ -",
+        ),
+        (
+            len(key) < SHORTEST_KEY,
+            f"is too weak: {len(key)} characters after any name:, at least {SHORTEST_KEY} expected; {HOW_TO_MAKE_ONE}",
+        ),
+        (
+            not KEY.fullmatch(key),
+            f"begins with # or holds a space, a comma or a character that is not ASCII; {HOW_TO_MAKE_ONE}",
+        ),
+        (name in others, "has the same name as one in API_KEY or one before; give each its own, as name:key"),
+        (key in others.values(), "is in API_KEY too, or the same as one before, under another name; leave one out"),
+    )
+    return next((fault for wrong, fault in checks if wrong), None)

@@ -77,24 +77,17 @@ def head_of(scope: Scope) -> BodyHead:
 @lru_cache(maxsize=64)  # nearly all callers send the same headers
 def _parsed(content_type: bytes, content_encoding: bytes) -> BodyHead:
     media_type, _, rest = content_type.decode("latin-1").partition(";")
-    parameters = PARAMETER.finditer(f";{rest}")
-    differing = sorted({_value_of(one).lower() for one in parameters if _is_charset(one["name"])})
+    charsets = {
+        re.sub(r"\\(.)", r"\1", one["quoted"] or one["plain"] or "").strip().lower()
+        for one in PARAMETER.finditer(f";{rest}")
+        if one["name"].lower().partition("*")[0] == "charset"  # mail writes `charset*` (RFC 2231)
+    }
     codings = [coding.strip() for coding in content_encoding.decode("latin-1").lower().split(",")]
     return BodyHead(
         media_type.strip().lower(),
-        ", ".join(differing),
+        ", ".join(sorted(charsets)),
         ", ".join(coding for coding in codings if coding not in {"", "identity"}),
     )
-
-
-def _is_charset(name: str) -> bool:
-    """Tell whether a parameter names a charset, also as mail writes it (`charset*`, RFC 2231)."""
-    return name.lower().partition("*")[0] == "charset"
-
-
-def _value_of(parameter: re.Match[str]) -> str:
-    quoted = parameter["quoted"]
-    return parameter["plain"].strip() if quoted is None else re.sub(r"\\(.)", r"\1", quoted).strip()
 
 
 def check_media_type(media_type: str, accepted: Collection[str]) -> None:

@@ -12,20 +12,12 @@ PLACEHOLDERS: Mapping[str, Any] = {
     "boolean": True,
     "array": [],
     "object": {},
-    "null": None,
-    "date-time": "2026-01-31T12:00:00Z",
-    "date": "2026-01-31",
-    "time": "12:00:00",
-    "duration": "PT1H",
-    "uuid": "0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
-    "decimal": "9.99",
-    "byte": "AA==",
 }
-"""By the type or format of a field without examples."""
+"""By the JSON type of a field without examples. Formats like `date-time` need examples of their own."""
 
 
 def example_of(record_type: Any) -> Any:  # noqa: ANN401 - a type or a union of types; what JSON knows
-    """Return an example as JSON knows it: of each required field the first of its examples, or a plain value."""
+    """Return an example as JSON knows it: each required field has the first of its examples, or a plain value."""
     (schema,), parts = msgspec.json.schema_components([record_type], ref_template="{name}")
     return _example(schema, parts)
 
@@ -39,7 +31,7 @@ def _example(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:  # noq
     if "anyOf" in schema:
         return _example(schema["anyOf"][0], parts)
     if "properties" not in schema:
-        return PLACEHOLDERS.get(schema.get("format", ""), PLACEHOLDERS.get(schema.get("type", "")))
+        return PLACEHOLDERS.get(schema.get("type", ""))
     fields = schema["properties"].items()
     wanted = {name for name, one in fields if name in schema.get("required", ()) or "examples" in one}
     return {name: _example(one, parts) for name, one in fields if name in wanted}

@@ -23,35 +23,26 @@ def _strict(kind: Any, made: dict[type, type], within: tuple[type, ...]) -> Any:
         return Annotated[(_strict(arguments[0], made, within), *arguments[1:])]
     if origin in {Union, UnionType}:
         return Union[tuple(_strict(argument, made, within) for argument in arguments)]  # noqa: UP007 - as many as there are
-    if origin is Literal or (isinstance(kind, type) and not _has_fields(kind)):
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        if kind in within:
+            raise TypeError(f"{kind.__name__} refers to itself: unknown fields could not be refused at every depth")
+        if kind not in made:
+            made[kind] = _strict_struct(kind, made, (*within, kind))
+        return made[kind]
+    if kind in {Any, None} or origin is Literal:
         return kind
-    if isinstance(origin, type) and not _has_fields(origin):
-        return origin[
-            tuple(  # type: ignore[index]  # a generic type
-                a if a is Ellipsis else _strict(a, made, within) for a in arguments
-            )
-        ]
-    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-        return _unchanged(kind)
-    if kind in within:
-        raise TypeError(f"{kind.__name__} refers to itself: unknown fields could not be refused at every depth")
-    if kind not in made:
-        made[kind] = _strict_struct(kind, made, (*within, kind))
-    return made[kind]
+    if not isinstance(origin or kind, type) or _has_fields(origin or kind):
+        name = getattr(kind, "__name__", kind)
+        raise TypeError(f"{name}: expected a plain msgspec.Struct, which can refuse unknown fields")
+    if not origin:
+        return kind
+    return origin[tuple(a if a is Ellipsis else _strict(a, made, within) for a in arguments)]
 
 
 def _has_fields(kind: type) -> bool:
     """Return whether a type is a record of some library, whose unknown fields must be refused."""
     others = ("__dataclass_fields__", "__attrs_attrs__", "_fields")
     return issubclass(kind, msgspec.Struct) or is_typeddict(kind) or any(hasattr(kind, name) for name in others)
-
-
-def _unchanged(kind: Any) -> Any:  # noqa: ANN401 - see `strict`
-    if kind is Any or kind is None:
-        return kind
-    raise TypeError(
-        f"{getattr(kind, '__name__', kind)}: expected a plain msgspec.Struct, which can refuse unknown fields"
-    )
 
 
 def _strict_struct(

@@ -9,7 +9,7 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -117,7 +117,7 @@ async def read_whole(
     head, share, body = head_of(request.scope), share_of(request.scope), bytearray()
     try:
         async with (
-            asyncio.timeout(None if request.scope.get(ALL_HERE) else SLOW_BODY),
+            nullcontext() if request.scope.get(ALL_HERE) else asyncio.timeout(SLOW_BODY),
             aclosing(read_pieces(request, head)) as pieces,
         ):
             async for piece in pieces:

@@ -1,7 +1,7 @@
 """Builds the Litestar application of a service: what both services have in common."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
@@ -70,18 +70,9 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
 ) -> Litestar:
     """Return the application of a service; `parts` has what it runs for each stream, by the stream's name.
 
-    It has the given routes and those of any service: health, metrics, problems, documents. The parts are open while
-    the application runs; `ending` announces its end.
+    It has the given routes and those of any service. The parts are open while it runs; `ending` announces its end.
     """
     title, limit, end = name.capitalize(), limit or Limit(MOST_IN_MEMORY), ending or asyncio.Event()
-
-    @asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with traces.open(), AsyncExitStack() as opened:
-            for part in parts.values():
-                await opened.enter_async_context(part.open(end))
-            yield
-
     app = Application(
         [
             *routes,
@@ -95,7 +86,7 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
         guards=[ApiKeyGuard(settings.api_keys, registry)] if settings.api_keys.needed else [],
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},
-        lifespan=[lifespan],
+        lifespan=[lambda _: _open(parts.values(), traces, end)],
         plugins=[RecordValueSchema(part.stream for part in parts.values())],
         logging_config=None,
         openapi_config=openapi_config(title, description, settings.root_path),
@@ -103,3 +94,11 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
     )
     app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings)
     return app
+
+
+@asynccontextmanager
+async def _open(parts: Iterable[StreamPart], traces: Traces, ending: asyncio.Event) -> AsyncIterator[None]:
+    async with traces.open(), AsyncExitStack() as opened:
+        for part in parts:
+            await opened.enter_async_context(part.open(ending))
+        yield

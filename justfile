@@ -86,7 +86,7 @@ consumer-start:
 
 # Formatting, rules, types and the fast tests: before every commit.
 check: lint
-    {{python}} -m pytest -q --numprocesses 2 tests/unit
+    {{python}} -m pytest -q --numprocesses 2 tests/in_memory tests/unit
 
 # Formatting, rules and types.
 lint:

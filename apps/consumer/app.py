@@ -15,6 +15,7 @@ from apps.chassis.http.served_streams import Served
 from apps.chassis.internals.kafka_client import watch_kafka_clients
 from apps.chassis.internals.record_fetching import read_fetched_fast
 from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.kafka import REAL, Kafka
 from apps.chassis.observability.metrics import new_registry
 from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
@@ -43,6 +44,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
     streams: Sequence[Stream[Any]] = STREAMS,
     handlers: Mapping[Stream[Any], Handle] = HANDLERS,
     policies: Mapping[Stream[Any], Policy] = POLICIES,
+    kafka: Kafka = REAL,
     traces: Traces | None = None,
 ) -> Litestar:
     """Build the consumer; it joins its groups when the application starts, and leaves them at the end.
@@ -64,6 +66,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
             measured.timed(stream.name, handlers.get(stream, handle_nothing)),
             policies.get(stream, DEFAULT),
             traces,
+            kafka,
         )
         for stream in settings.served(streams)
     ]

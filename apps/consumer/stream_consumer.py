@@ -17,9 +17,7 @@ from apps.chassis.deadline import within
 from apps.chassis.http.health import Fitness
 from apps.chassis.internals.client_parts import member_id_of
 from apps.chassis.kafka.clients import ClientOptions, for_purpose, new_broker
-from apps.chassis.kafka.cluster import Cluster
-from apps.chassis.kafka.connection import Connection
-from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.kafka import Kafka
 from apps.chassis.kafka.topics import dead_letter_topic, marks_topic, record_topic
 from apps.chassis.observability.metrics import of_kafka, of_stream
 from apps.chassis.observability.traces import Traces
@@ -62,31 +60,38 @@ class StreamConsumer:
         handle: Handle,
         policy: Policy,
         traces: Traces,
+        kafka: Kafka,
     ) -> None:
         self.stream = stream
         self.settings = settings.of(stream)
         topic, group = self.settings.topic, self.settings.group_id
         reading = for_purpose(options, "reader")
-        self.cluster = Cluster(
+        self.cluster = kafka.cluster(
             for_purpose(options, "admin"),
             [record_topic(self.settings, "read"), dead_letter_topic(self.settings), marks_topic(self.settings)],
             group,
         )
         self._background = Background()
-        self._reader, self._every = LogReader(reading, topic), LogReader(options, topic, committed_only=False)
-        self.log, self.uncommitted = LogReader(reading, topic), LogReader(reading, topic, committed_only=False)
-        self.dead_reader = LogReader(reading, self.settings.dead_letter_topic)
+        self._reader, self._every = kafka.reader(reading, topic), kafka.reader(options, topic, committed_only=False)
+        self.log, self.uncommitted = kafka.reader(reading, topic), kafka.reader(reading, topic, committed_only=False)
+        self.dead_reader = kafka.reader(reading, self.settings.dead_letter_topic)
         self.redriver = Redriver(
-            for_purpose(options, "redrive"), self.cluster, self.dead_reader, self.settings.marks_topic, topic, group
+            for_purpose(options, "redrive"),
+            self.cluster,
+            self.dead_reader,
+            self.settings.marks_topic,
+            topic,
+            group,
+            kafka.reader,
         )
         self.window = Window(settings.window_size)
         self._dead_letters = DeadLetters(
-            for_purpose(options, "dead-letters"), self.settings.dead_letter_topic, self.cluster, group
+            for_purpose(options, "dead-letters"), self.settings.dead_letter_topic, self.cluster, group, kafka.producer
         )
         self.consumption = Consumption(
             stream.decode, self.window.extend, handle, self._dead_letters.write, traces, policy, group=group
         )
-        self._commits = Commits(partial(self.cluster.commits, group, topic), self._every.offsets)
+        self._commits = Commits(partial(self.cluster.commits, group, topic), self._every.offsets, kafka.ask_topic_ids)
         self._offsets = GroupOffsets(self._reader, self._every, self._commits.read)
         self._meter = LagMeter(self._offsets)
         self.tail = Tail(self.log, self.partition_count, self._background, stream.decode)
@@ -98,7 +103,7 @@ class StreamConsumer:
             subscribe(broker, topic, group, self.consumption, self._commits, self._on_assigned)
             return broker
 
-        self._connection = Connection(make_broker, self.cluster.ensure_topics, options["client_id"].journal)
+        self._connection = kafka.connection(make_broker, self.cluster.ensure_topics, options["client_id"].journal)
         self.control = Control(
             self._connection,
             self.cluster,

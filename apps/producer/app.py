@@ -11,6 +11,7 @@ from apps.chassis.http.asyncapi import Operation
 from apps.chassis.http.authorization import cors
 from apps.chassis.internals.kafka_client import watch_kafka_clients
 from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.kafka import REAL, Kafka
 from apps.chassis.observability.metrics import new_registry
 from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
@@ -32,6 +33,7 @@ def create_app(
     ending: asyncio.Event | None = None,
     *,
     streams: Sequence[Stream[Any]] = STREAMS,
+    kafka: Kafka = REAL,
     traces: Traces | None = None,
 ) -> Litestar:
     """Build the producer; it connects to Kafka when the application starts, and closes what it opened at its end.
@@ -45,7 +47,7 @@ def create_app(
     seconds = acknowledgement_seconds(registry)
     producers = {
         stream.name: StreamProducer(
-            stream, settings, client_options(settings, SERVICE), traces, seconds.labels(stream.name).observe
+            stream, settings, client_options(settings, SERVICE), traces, seconds.labels(stream.name).observe, kafka
         )
         for stream in settings.served(streams)
     }

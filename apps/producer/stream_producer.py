@@ -13,8 +13,7 @@ from apps.chassis.background import Background
 from apps.chassis.http.health import Fitness
 from apps.chassis.http.spool import Spools
 from apps.chassis.kafka.clients import ClientOptions, for_purpose, new_broker
-from apps.chassis.kafka.cluster import Cluster
-from apps.chassis.kafka.connection import Connection
+from apps.chassis.kafka.kafka import Kafka
 from apps.chassis.kafka.topics import record_topic
 from apps.chassis.observability.metrics import of_kafka, of_stream
 from apps.chassis.observability.traces import Traces
@@ -27,21 +26,23 @@ from contracts.stream import Stream
 class StreamProducer:
     """Publishes one stream, whatever becomes of others."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
         self,
         stream: Stream[Any],
         settings: Settings,
         options: ClientOptions,
         traces: Traces,
         acknowledged_after: Callable[[float], None],
+        kafka: Kafka,
     ) -> None:
         self.stream = stream
         self.spools = Spools()
+        topic = settings.of(stream).topic
         self._background = Background()
-        self._cluster = Cluster(for_purpose(options, "admin"), [record_topic(settings.of(stream), "write")])
+        self._cluster = kafka.cluster(for_purpose(options, "admin"), [record_topic(settings.of(stream), "write")])
 
         def make_broker() -> KafkaBroker:
-            return new_broker(
+            broker = new_broker(
                 options,
                 acks="all",
                 enable_idempotence=True,
@@ -49,10 +50,12 @@ class StreamProducer:
                 max_request_size=4 * LARGEST_BATCH,
                 id_generator=lambda: "",  # a correlation id would be a header of every record
             )
+            broker.publisher(topic, batch=True, title=stream.name)
+            return broker
 
-        self._connection = Connection(make_broker, self._cluster.ensure_topics, options["client_id"].journal)
+        self._connection = kafka.connection(make_broker, self._cluster.ensure_topics, options["client_id"].journal)
         self.publisher = Publisher(
-            settings.of(stream).topic,
+            topic,
             self._connection,
             self._cluster,
             self._background,

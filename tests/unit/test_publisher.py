@@ -33,6 +33,7 @@ from apps.producer.publishing.publisher import (
     Receipt,
     _size_of,
 )
+from apps.producer.publishing.transport import Records, Send, publish, send_client_batch
 from contracts.partitioning import partitions_of
 
 pytestmark = pytest.mark.anyio
@@ -121,19 +122,14 @@ class FakeBroker:
         return [value for batch in self.batches for value in batch.values]
 
 
-async def _published(  # noqa: PLR0913, PLR0917 - as `Send` has them
-    broker: KafkaBroker,
-    topic: str,
-    partition: int,
-    timestamp_ms: int,
-    records: Sequence[tuple[bytes, bytes]],
-    headers: Mapping[str, str] | None,
+async def _published(
+    broker: KafkaBroker, partition: int, timestamp_ms: int, records: Records, headers: Mapping[str, str] | None
 ) -> "asyncio.Future[RecordMetadata]":
-    """Send as FastStream's own call does, which fakes can take the place of."""
+    """Send with FastStream's own call, which fakes can replace."""
     messages = [KafkaPublishMessage(value, key=key) for key, value in records]
     sent: asyncio.Future[RecordMetadata] = await broker.publish_batch(
         *messages,
-        topic=topic,
+        topic=TOPIC,
         partition=partition,
         timestamp_ms=timestamp_ms,
         headers=dict(headers) if headers else None,
@@ -882,36 +878,29 @@ async def test_records_follow_when_the_topic_gets_more_partitions() -> None:
         await publishing
 
 
-async def test_a_subscriber_of_faststream_gets_what_was_published_byte_for_byte() -> None:
+@pytest.mark.parametrize("send", [publish, send_client_batch])
+async def test_a_subscriber_in_memory_gets_what_was_published_byte_for_byte_and_receipts_have_no_offset(
+    send: Send,
+) -> None:
     keys = ["Ωμέγα".encode(), b"\x00\xff", b"c", b"d"]
     values = [b'{"id": "1"}', b"\x00\xff", b"5", b"{}"]
     received: list[tuple[bytes, bytes, int, int]] = []
     broker = new_broker(client_options(Settings(), "producer"))
+    broker.publisher(TOPIC, batch=True)
 
     @broker.subscriber(TOPIC, batch=True, decoder=_raw)
     async def take(records: Any) -> None:  # noqa: ANN401 - raw records
         received.extend((record.key, record.value, record.partition, record.timestamp) for record in records)
 
-    class Confirming:
-        """FastStream's test broker answers nothing when it is asked not to wait: confirms in its place."""
-
-        async def publish_batch(
-            self,
-            *messages: KafkaPublishMessage,
-            **options: Any,  # noqa: ANN401 - passed on
-        ) -> "asyncio.Future[RecordMetadata]":
-            await broker.publish_batch(*messages, **options)
-            sent = Sent(messages, options["partition"], options["timestamp_ms"], options["headers"])
-            sent.confirm(10)
-            return sent.answer
-
     async with TestKafkaBroker(broker), bench(partitions=2) as b:
-        b.connect(Confirming())
+        b.publisher.send = send
+        b.connect(broker)
         delivery = await b.publish(*values, keys=keys)
     receipts = receipts_of(delivery)
     assert delivery.complete
     for key, value, receipt in zip(keys, values, receipts, strict=True):
         assert (key, value, receipt.partition, receipt.timestamp) in received
+        assert receipt.offset is None
     assert len(received) == 4
 
 

@@ -17,17 +17,19 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import RecordMetadata, TopicPartition
 from samples import a_person
-from test_publisher import bench
+from test_publisher import TOPIC, bench
 from test_sending import pieces_of
 
 from apps.chassis.http.admission import unbounded
 from apps.chassis.internals.record_fetching import Fetched, PartitionRecords
-from apps.chassis.kafka.clients import send_batch
+from apps.chassis.kafka.clients import client_options, new_broker
+from apps.chassis.settings import Settings
 from apps.consumer.browsing.window import Window
 from apps.consumer.consuming.consumption import Consumption
 from apps.producer.generating.people import PersonFactory
 from apps.producer.publishing.intake import make, read_values, send, send_lines
 from apps.producer.publishing.publisher import LARGEST_BATCH, Publisher
+from apps.producer.publishing.transport import send_client_batch
 from contracts.person import PEOPLE, Person
 from contracts.stream import encode
 
@@ -112,9 +114,11 @@ class FakeClient:
 
 async def work_of_producing(what: Callable[[Publisher, int], Callable[[], Awaitable[object]]]) -> Work:
     state = SimpleNamespace(producer=FakeClient())
+    publisher = new_broker(client_options(Settings(), "producer")).publisher(TOPIC, batch=True)
+    config = SimpleNamespace(producer=SimpleNamespace(_producer=state))
     async with bench(PARTITIONS) as b:
-        b.publisher.send = send_batch
-        b.connect(SimpleNamespace(config=SimpleNamespace(producer=SimpleNamespace(_producer=state))))
+        b.publisher.send = send_client_batch
+        b.connect(SimpleNamespace(config=config, publishers=[publisher]))
         return await work_of_a_record(lambda number: what(b.publisher, number))
 
 

@@ -13,6 +13,13 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import ProducerClosed
+from faststream.kafka import KafkaBroker
+
+
+def producer_of(broker: KafkaBroker) -> AIOKafkaProducer | None:
+    """Return aiokafka's producer of a broker; None when it is not connected, or a `TestKafkaBroker`."""
+    state = getattr(broker.config.producer, "_producer", None)
+    return state.producer if state else None
 
 
 def client_of_admin(admin: AIOKafkaAdminClient) -> AIOKafkaClient:

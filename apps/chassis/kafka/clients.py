@@ -1,13 +1,10 @@
 """Clients of Kafka from the settings: FastStream's broker, and aiokafka's own for what it does not offer."""
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.structs import RecordMetadata
 from fast_depends.msgspec import MsgSpecSerializer
 from faststream.kafka import KafkaBroker
 from faststream.security import BaseSecurity, SASLOAuthBearer, SASLPlaintext, SASLScram256, SASLScram512
@@ -73,38 +70,6 @@ def new_broker(options: ClientOptions, **tuning: Any) -> KafkaBroker:  # noqa: A
     )
 
 
-Send = Callable[
-    [KafkaBroker, str, int, int, Sequence[tuple[bytes, bytes]], Mapping[str, str] | None],
-    Awaitable["asyncio.Future[RecordMetadata]"],
-]
-"""Hands a batch to the client, as `send_batch` does."""
-
-
-async def send_batch(  # noqa: PLR0913, PLR0917 - what a batch is
-    broker: KafkaBroker,
-    topic: str,
-    partition: int,
-    timestamp_ms: int,
-    records: Sequence[tuple[bytes, bytes]],
-    headers: Mapping[str, str] | None,
-) -> "asyncio.Future[RecordMetadata]":
-    """Hand a batch of keys and values to a broker's client; return what will tell of its acknowledgement.
-
-    FastStream's `publish_batch` makes a message, a command's entry, a dict of headers and a coroutine of each record:
-    2.1 of the 2.5 µs that it takes. The client's own batch does without. Raises `ConnectionError` for a broker that is
-    closed, and `ValueError`, with nothing sent, when the records do not fit.
-    """
-    client = client_of(broker)
-    if client is None:
-        raise ConnectionError("the broker is closed")
-    batch, encoded = client.create_batch(), [(name, value.encode()) for name, value in (headers or {}).items()]
-    for key, value in records:
-        if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=encoded) is None:
-            raise ValueError(f"{len(records)} records do not fit into a batch")
-    acknowledgement: asyncio.Future[RecordMetadata] = await client.send_batch(batch, topic, partition=partition)
-    return acknowledgement
-
-
 def size_of_batch(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> int:
     """Return the bytes of a batch of one record, which is what `max.message.bytes` of a topic counts."""
     batch = DefaultRecordBatchBuilder(
@@ -118,12 +83,6 @@ def size_of_batch(key: bytes | None, value: bytes | None, headers: Sequence[tupl
     )
     size: int = batch.size() + batch.size_in_bytes(0, 0, key, value, list(headers))
     return size
-
-
-def client_of(broker: KafkaBroker) -> AIOKafkaProducer | None:
-    """Return aiokafka's producer of a broker, None when it has none or is not connected."""
-    state = getattr(broker.config.producer, "_producer", None)  # FastStream shows it nowhere else
-    return state.producer if state else None
 
 
 def _for_faststream(options: Security) -> BaseSecurity | None:

@@ -11,9 +11,8 @@ from typing import Literal
 from aiokafka.errors import KafkaConnectionError
 from faststream.kafka import KafkaBroker
 
-from apps.chassis.internals.client_parts import fail_unwritten
+from apps.chassis.internals.client_parts import fail_unwritten, producer_of
 from apps.chassis.kafka.client_journal import ClientJournal
-from apps.chassis.kafka.clients import client_of
 from apps.chassis.kafka.cluster import Unusable
 from apps.chassis.observability.logs import one_line
 
@@ -208,7 +207,7 @@ async def close(broker: KafkaBroker) -> None:
     closing = asyncio.create_task(broker.stop(), name="close a broker")
     try:
         await asyncio.wait([closing], timeout=STOP_TIMEOUT - LAST_RESORT)
-        producer = client_of(broker)
+        producer = producer_of(broker)
         if not closing.done() and producer is not None:
             await fail_unwritten(producer, LAST_RESORT / 3)
         await asyncio.wait([closing], timeout=LAST_RESORT / 2)

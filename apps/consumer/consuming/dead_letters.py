@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import NamedTuple
@@ -38,7 +38,15 @@ class DeadLetters:
     FastStream's publishing cannot be used: it rewrites null and binary headers and drops those of batches.
     """
 
-    def __init__(self, options: ClientOptions, topic: str, cluster: Cluster, group: str) -> None:
+    def __init__(
+        self,
+        options: ClientOptions,
+        topic: str,
+        cluster: Cluster,
+        group: str,
+        new_producer: Callable[..., AIOKafkaProducer] = AIOKafkaProducer,
+    ) -> None:
+        self._new_producer = new_producer
         self.topic = topic
         self._options = options
         self._cluster = cluster
@@ -135,7 +143,7 @@ class DeadLetters:
 
     async def _connected(self) -> AIOKafkaProducer:
         if self._producer is None:
-            self._producer = AIOKafkaProducer(
+            self._producer = self._new_producer(
                 **self._options,
                 acks="all",
                 enable_idempotence=True,

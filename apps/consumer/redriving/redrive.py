@@ -13,7 +13,7 @@ for such letters they share a transactional id and marks.
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import accumulate
 from operator import itemgetter
@@ -105,15 +105,22 @@ class Redriver:
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts of a redrive
-        self, options: ClientOptions, cluster: Cluster, dead: LogReader, marks_topic: str, topic: str, group: str
+        self,
+        options: ClientOptions,
+        cluster: Cluster,
+        dead: LogReader,
+        marks_topic: str,
+        topic: str,
+        group: str,
+        reader: Callable[..., LogReader] = LogReader,
     ) -> None:
         self._options = options
         self._cluster = cluster
         self._dead = dead
         self._topic = topic
         self._group = group
-        self._marks = LogReader(options, marks_topic)
-        self._uncommitted = LogReader(options, marks_topic, committed_only=False)
+        self._marks = reader(options, marks_topic)
+        self._uncommitted = reader(options, marks_topic, committed_only=False)
         self._lock = asyncio.Lock()
         self._passed: dict[tuple[str | None, int], Intervals] = {}
         self._passed_of: UUID | None = None

@@ -15,16 +15,15 @@ from typing import Literal, NamedTuple
 
 import msgspec
 from aiokafka import errors
-from aiokafka.structs import RecordMetadata
 from faststream.kafka import KafkaBroker
 
 from apps.chassis.background import Background
 from apps.chassis.internals.kafka_client import NEWER_ERRORS, Throttled
-from apps.chassis.kafka.clients import Send, send_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
 from apps.chassis.observability.logs import one_line, without_values
 from apps.chassis.observability.traces import TraceHeaders, Traces
+from apps.producer.publishing.transport import Acknowledgement, Send, send_client_batch
 from contracts.partitioning import partitions_of
 
 DEADLINE = 8.0
@@ -95,7 +94,8 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     """What became of one record: where it stands in the topic, or why it is not known to.
 
     A record that was acknowledged has `partition`, `offset` and `timestamp` (milliseconds since 1970 UTC); `offset` is
-    missing in the rare case that the broker acknowledged a retry whose offset it had forgotten. Any other has `error`,
+    missing in memory (`TestKafkaBroker`), and in the rare case that the broker acknowledged a retry whose offset it had
+    forgotten. Any other has `error`,
     and its `outcome`: `not_written` (never handed to the client, or refused at its first attempt) or `unknown` (it may
     have been written, or may still be).
     """
@@ -293,7 +293,7 @@ class Lane:
         self._size_waiting = 0  # of the calls whose slices wait
         self._filled = asyncio.Event()
         self._broker: KafkaBroker | None = None
-        self._on_the_way: set[asyncio.Future[RecordMetadata]] = set()
+        self._on_the_way: set[Acknowledgement] = set()
 
     def add(self, piece: Slice) -> None:
         """Queue records behind those that wait already."""
@@ -343,7 +343,7 @@ class Lane:
         try:
             async with asyncio.timeout(HAND_OVER):
                 acknowledgement = await self._publisher.send(
-                    batch.broker, topic, self._partition, batch.timestamp, batch.records, batch.headers
+                    batch.broker, self._partition, batch.timestamp, batch.records, batch.headers
                 )
         except TimeoutError:
             self._put_back(batch)  # the batch before it is not on its way yet; there may be another broker by now
@@ -351,10 +351,13 @@ class Lane:
             self._put_back(batch)
             self._publisher.connection.replace(batch.broker, f"cannot send to {topic}: {one_line(error)}")
         else:
-            self._on_the_way.add(acknowledgement)
-            acknowledgement.add_done_callback(partial(self._acknowledged, batch))
+            if acknowledgement is None:  # in memory: its subscribers have the batch, at no offset
+                batch.settle()
+            else:
+                self._on_the_way.add(acknowledgement)
+                acknowledgement.add_done_callback(partial(self._acknowledged, batch))
 
-    def _acknowledged(self, batch: Batch, acknowledgement: "asyncio.Future[RecordMetadata]") -> None:
+    def _acknowledged(self, batch: Batch, acknowledgement: Acknowledgement) -> None:
         self._on_the_way.discard(acknowledgement)
         if self._waiting:
             self._filled.set()
@@ -467,7 +470,7 @@ class Publisher:
         *,
         acknowledged_after: Callable[[float], None] = lambda _: None,
         traces: Traces | None = None,
-        send: Send = send_batch,
+        send: Send = send_client_batch,
     ) -> None:
         self.topic = topic
         self.send = send

@@ -28,7 +28,7 @@ from contracts.stream import BadStream, Stream
 
 log = logging.getLogger(__name__)
 
-LAST_ANSWERS = 2
+LAST_ANSWERS_S = 2
 """Seconds that open requests have to end after SIGTERM; closing Kafka's clients then takes up to 8."""
 ENDED_WITHIN_S = 9.5
 """Seconds from a signal to the end of the process, whatever has not ended by then."""
@@ -116,7 +116,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # nothing depends on a caller's address or scheme
         timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=LAST_ANSWERS,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
 
 

@@ -45,7 +45,7 @@ from apps.producer.stream_producer import StreamProducer
 from contracts.stream import Stream
 
 MOST_GENERATED = 100_000
-LARGEST_BODY = 16 * 1024 * 1024
+LARGEST_BODY_BYTES = 16 * 1024 * 1024
 """Bytes of a JSON body; lines of JSON may go on for ever."""
 SEED_PATH = "/producers/basic_producer"
 GENERATE = "/generate"
@@ -168,7 +168,7 @@ async def send_values(
         at_end, root_path = receipts is not None, request.app.state[ROOT_PATH]
         answers = LineAnswers(request, stream, publisher, producer.spools, at_end=at_end, root_path=root_path)
         return await answers.respond()
-    body = await read_whole(request, ACCEPTED, LARGEST_BODY, times_in_memory=TIMES_IN_MEMORY, hint=SEND_LINES)
+    body = await read_whole(request, ACCEPTED, LARGEST_BODY_BYTES, times_in_memory=TIMES_IN_MEMORY, hint=SEND_LINES)
     return _answer(await send(stream, publisher, read_values(stream, body), "$[{}]" if is_list(body) else "$"))
 
 

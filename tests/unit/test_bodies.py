@@ -388,7 +388,7 @@ async def test_lines_whose_length_is_announced_are_answered_by_an_error_when_the
 async def test_lines_that_pause_for_too_long_are_never_answered_as_if_that_was_their_end(
     headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(body, "SLOW_BODY", 0.05)
+    monkeypatch.setattr(body, "SLOW_BODY_S", 0.05)
     sent = await answered(PEOPLE, NDJSON | headers, b"not json\n{", silent=True)
     last = msgspec.json.decode(sent[-1]["body"] if not headers else b"".join(m["body"] for m in sent[1:]))
     assert "within 0.05 s; 1 lines before that" in (last["detail"] if headers else last["error"])

@@ -252,7 +252,7 @@ def test_a_body_of_another_kind_is_refused_with_those_that_are_taken(
 
 
 def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "LARGEST_BODY", 1_000)
+    monkeypatch.setattr(routes, "LARGEST_BODY_BYTES", 1_000)
     answer = producer.post(
         "/producers/people", content=b" " * 1_001, headers={"content-type": "application/json; charset=utf-8"}
     )
@@ -605,7 +605,7 @@ def test_what_is_logged_for_a_request_has_its_name(
 async def test_a_body_that_never_ends_is_not_waited_for_for_ever(
     create_app: Callable[[Settings], Litestar], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(body, "SLOW_BODY", 0.01)
+    monkeypatch.setattr(body, "SLOW_BODY_S", 0.01)
     sent: list[Any] = []
 
     async def nothing_comes() -> Any:  # noqa: ANN401 - an ASGI event, if one came

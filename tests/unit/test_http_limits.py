@@ -10,7 +10,7 @@ import uvicorn
 from samples import LONG, until
 
 from apps.chassis.http import connection_limits as http_limits
-from apps.chassis.http.connection_limits import ALL_HERE, LARGEST_HEAD, MOST_IN_ADVANCE, LimitedProtocol
+from apps.chassis.http.connection_limits import ALL_HERE, LARGEST_HEAD_BYTES, MOST_IN_ADVANCE, LimitedProtocol
 from apps.chassis.service import server_config
 from apps.chassis.settings import Settings
 
@@ -86,7 +86,7 @@ async def closed(reader: asyncio.StreamReader) -> bytes:
 async def test_a_connection_that_sends_no_whole_request_in_time_is_closed(
     begun: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_limits, "REQUEST_WITHIN", 0.05)
+    monkeypatch.setattr(http_limits, "REQUEST_WITHIN_S", 0.05)
     async with serving(hello) as connect:
         reader, writer = await connect()
         writer.write(begun)
@@ -96,7 +96,7 @@ async def test_a_connection_that_sends_no_whole_request_in_time_is_closed(
 async def test_a_connection_that_was_answered_may_be_idle_until_it_begins_the_next_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_limits, "REQUEST_WITHIN", 0.05)
+    monkeypatch.setattr(http_limits, "REQUEST_WITHIN_S", 0.05)
     connections: set[Any] = set()
     async with serving(hello, connections) as connect:
         reader, writer = await connect()
@@ -116,7 +116,7 @@ def test_idle_connections_live_longer_than_the_pools_of_proxies_keep_them() -> N
 
 
 async def test_who_sends_a_byte_now_and_then_gains_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_limits, "REQUEST_WITHIN", 0.05)
+    monkeypatch.setattr(http_limits, "REQUEST_WITHIN_S", 0.05)
     async with serving(hello) as connect:
         reader, writer = await connect()
         end = asyncio.create_task(closed(reader))
@@ -126,7 +126,7 @@ async def test_who_sends_a_byte_now_and_then_gains_no_time(monkeypatch: pytest.M
 
 
 async def test_an_answer_may_take_longer_than_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_limits, "REQUEST_WITHIN", 0.01)
+    monkeypatch.setattr(http_limits, "REQUEST_WITHIN_S", 0.01)
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
@@ -228,7 +228,7 @@ async def test_requests_on_one_connection_are_answered_one_after_the_other() -> 
 async def test_a_head_that_is_large_but_ends_is_answered() -> None:
     async with serving(hello) as connect:
         reader, writer = await connect()
-        for piece in (GET[:-2], b"X: ", b"a" * (LARGEST_HEAD - 1_000), b"\r\n\r\n"):
+        for piece in (GET[:-2], b"X: ", b"a" * (LARGEST_HEAD_BYTES - 1_000), b"\r\n\r\n"):
             writer.write(piece)
             await writer.drain()
         assert b" 200 " in await answer_to(reader)
@@ -236,7 +236,7 @@ async def test_a_head_that_is_large_but_ends_is_answered() -> None:
 
 @pytest.mark.parametrize("request_", ENDLESS.values(), ids=ENDLESS.keys())
 async def test_what_never_ends_is_cut_off(request_: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_limits, "REQUEST_WITHIN", 10 * LONG)
+    monkeypatch.setattr(http_limits, "REQUEST_WITHIN_S", 10 * LONG)
     async with serving(hello) as connect:
         reader, writer = await connect()
         end = asyncio.create_task(closed(reader))

@@ -13,12 +13,12 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from apps.chassis.http.admission import UNSENT, UnsentAnswers
 from apps.chassis.internals.http_framing import FramedProtocol
 
-REQUEST_WITHIN = 30.0
+REQUEST_WITHIN_S = 30.0
 """Seconds to send a request head, from the connection or from the head's first byte.
 
 Between two requests a connection may be idle for uvicorn's `timeout_keep_alive`.
 """
-LARGEST_HEAD = 64 * 1024
+LARGEST_HEAD_BYTES = 64 * 1024
 """Largest head of a request in bytes, and most bytes after its body or between two chunks of it."""
 MOST_WITHOUT_REQUEST = 2_000
 """Most connections without a request: a thousand callers may connect at once."""
@@ -140,7 +140,7 @@ class LimitedProtocol(FramedProtocol):
             self._idle = False
             self._expect_request()
         super().data_received(data)
-        if self._unused > LARGEST_HEAD and not self.transport.is_closing():
+        if self._unused > LARGEST_HEAD_BYTES and not self.transport.is_closing():
             if self.waits:
                 self.transport.write(TOO_LARGE)
             self._disconnect_calls()
@@ -223,14 +223,14 @@ class LimitedProtocol(FramedProtocol):
     def _expect_request(self) -> None:
         self._begun = time.monotonic()
         if self._timer is None and not self.transport.is_closing():
-            self._timer = self.loop.call_later(REQUEST_WITHIN, self._time_out)
+            self._timer = self.loop.call_later(REQUEST_WITHIN_S, self._time_out)
 
     def _time_out(self) -> None:
         """Close a connection that took too long. One timer serves many requests, because most arrive quickly."""
         self._timer = None
         if self._idle or not self.waits or self.transport.is_closing():  # the next request restarts the time
             return
-        left = self._begun + REQUEST_WITHIN - time.monotonic()
+        left = self._begun + REQUEST_WITHIN_S - time.monotonic()
         if left > 0:
             self._timer = self.loop.call_later(left, self._time_out)
         else:

@@ -29,7 +29,7 @@ from apps.chassis.http.repeated_names import RepeatedName, check_names
 T = TypeVar("T")
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
-SLOW_BODY = 60.0
+SLOW_BODY_S = 60.0
 """Seconds that a JSON body may take to arrive, and that a body of lines may pause."""
 LARGEST_REQUEST_BYTES = 64 * 1024
 """Largest body, in bytes, of a call that carries no records."""
@@ -117,7 +117,7 @@ async def read_whole(
     head, share, body = head_of(request.scope), share_of(request.scope), bytearray()
     try:
         async with (
-            nullcontext() if request.scope.get(ALL_HERE) else asyncio.timeout(SLOW_BODY),
+            nullcontext() if request.scope.get(ALL_HERE) else asyncio.timeout(SLOW_BODY_S),
             aclosing(read_pieces(request, head)) as pieces,
         ):
             async for piece in pieces:
@@ -129,7 +129,7 @@ async def read_whole(
                 if not share.hold(len(body)):
                     raise share.busy()
     except TimeoutError:
-        reason = f"the body did not arrive within {SLOW_BODY:g} s"
+        reason = f"the body did not arrive within {SLOW_BODY_S:g} s"
         raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, reason) from None
     share.hold(0)
     share.require(times_in_memory * len(body))
@@ -179,7 +179,7 @@ async def _wait_for_more(request: Request[Any, Any, Any], ending: asyncio.Event)
     )
     try:
         with share.waiting(arriving.cancel):
-            await asyncio.wait([arriving, end], timeout=SLOW_BODY, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([arriving, end], timeout=SLOW_BODY_S, return_when=asyncio.FIRST_COMPLETED)
         if arriving.done() and not arriving.cancelled():
             return arriving.result()
     finally:
@@ -190,7 +190,7 @@ async def _wait_for_more(request: Request[Any, Any, Any], ending: asyncio.Event)
     elif ending.is_set():
         reason = "the service is ending and reads no more of the body"
     else:
-        raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, f"nothing more of the body arrived within {SLOW_BODY:g} s")
+        raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, f"nothing more of the body arrived within {SLOW_BODY_S:g} s")
     raise BrokenBody(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": RETRY_AFTER})
 
 

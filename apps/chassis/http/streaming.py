@@ -12,7 +12,7 @@ from litestar.response.base import ASGIResponse
 from litestar.response.streaming import ASGIStreamingResponse
 from litestar.types import Receive, Send
 
-NOT_READING = 30.0
+NOT_READING_S = 30.0
 """Seconds after which a caller that does not read is disconnected."""
 
 
@@ -59,7 +59,7 @@ class _SendingInTime(ASGIStreamingResponse):
 
     async def _stream(self, send: Send) -> None:
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - an ASGI event
-            async with asyncio.timeout(NOT_READING):
+            async with asyncio.timeout(NOT_READING_S):
                 await send(message)
 
         assert isinstance(self.iterator, AsyncGenerator)  # noqa: S101 - it is that of `Streamed`

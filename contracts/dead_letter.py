@@ -120,7 +120,7 @@ TARGET_FIELD = HeaderField(
 """The header behind those, where the dead letter named its group."""
 
 MOST_COUNTED = 2**30
-"""Tries and rounds are counted no further: headers may say any number, and one more must fit into them too."""
+"""Upper bound of tries and rounds: headers may hold any number, and one more must fit into 32 bits."""
 LONGEST_TARGET_BYTES = 64 * 1024
 """Bytes of a header that names a group which are read: Kafka takes no longer names of groups."""
 LONGEST_ERROR = 1_000
@@ -130,7 +130,7 @@ LONGEST_ERROR = 1_000
 class Target(msgspec.Struct, frozen=True):
     """The group that a record was sent back for, and the topic.
 
-    Applications copy headers to what they derive of a record: on another topic they say nothing.
+    Applications copy headers to derived records, so it counts only on its own topic.
     """
 
     group: str

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 LAST_ANSWERS_S = 2
 """Seconds that open requests have to end after SIGTERM; closing Kafka's clients then takes up to 8."""
 ENDED_WITHIN_S = 9.5
-"""Seconds from a signal to the end of the process, whatever has not ended by then."""
+"""Seconds from a signal to the end of the process, even if some tasks have not ended."""
 NOT_READING_MS = 30_000
 """Milliseconds after which the system disconnects a caller that does not read its answer (RFC 5482)."""
 

@@ -173,7 +173,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     @property
     def uses_sasl(self) -> bool:
-        """Whether a password or a token is shown to Kafka."""
+        """Whether the clients authenticate with a password or a token."""
         return self.kafka_security_protocol.startswith("SASL_")
 
     @property

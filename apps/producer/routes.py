@@ -173,7 +173,7 @@ async def send_values(
 
 
 class Encoded(Response[Answer]):
-    """An answer as JSON, and nothing that Litestar would look for beside it: a third of what an answer costs."""
+    """An answer that is encoded already: it skips steps of Litestar that are a third of an answer's cost."""
 
     def __init__(self, answer: Answer, status: HTTPStatus) -> None:
         self._body = encode_answer(answer)

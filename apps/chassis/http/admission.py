@@ -84,7 +84,7 @@ class Limit:
             share.release()
 
     def dismiss_stalled(self, *, with_bytes: bool = False) -> bool:
-        """End the call that has stalled longest, or longest of those that take bytes. Return False if there is none."""
+        """End the longest stalled call, if `with_bytes` of the calls that take bytes. Return False if there is none."""
         stalled = (one for one in self.waiting if one.taken_bytes or not with_bytes)
         share = next(stalled, None)
         if share is None or time.monotonic() - self.waiting[share] < STALLED_AFTER_S:

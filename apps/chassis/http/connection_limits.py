@@ -122,7 +122,7 @@ class LimitedProtocol(FramedProtocol):
                 min(waiting, key=lambda one: one.waiting_since).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all timers, and tell the calls under way."""
+        """Stop all timers, and disconnect the calls under way."""
         if self._timer is not None:
             self._timer.cancel()
         self._forget_unsent()

@@ -11,7 +11,7 @@ WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "defl
 """The zlib window bits of each content coding. Raw deflate is missing: its damage would go unnoticed."""
 ACCEPTED_CODINGS = "gzip, deflate"
 PIECE_BYTES = 64 * 1024
-"""Largest decoded piece in bytes: nothing larger is allocated, whatever size a body claims."""
+"""Largest decoded piece in bytes: nothing larger is allocated, even if a body claims it."""
 MAX_RATIO = 200
 RATIO_FREE_BYTES = 64 * 1024 * 1024
 """A body may decode to this many bytes, or to `MAX_RATIO` times its own size. Records shrink to about a tenth."""

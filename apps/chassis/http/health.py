@@ -63,7 +63,7 @@ def overall(by_stream: Mapping[str, Fitness]) -> Fitness:
 
 
 class HealthController(Controller):
-    """The two calls of probes; they are answered whatever is under way."""
+    """The two calls of probes; they are answered under any load."""
 
     opt = {"unlimited": True}  # noqa: RUF012 - Litestar's own attribute
 

@@ -1,4 +1,4 @@
-"""Pages of a service: their files, held by the browser to what such a page needs and no more."""
+"""Pages of a service: their files, with a policy that lets the browser do only what such a page needs."""
 
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -20,7 +20,7 @@ FRESH = ResponseHeader(name="cache-control", value="no-cache")
 
 
 def to_root(request: Request[Any, Any, Any]) -> str:
-    """Return the relative path from an answer to the root of the service, whatever prefix a proxy stripped."""
+    """Return the relative path from an answer to the root of the service, which works behind any prefix."""
     path: bytes = request.scope["raw_path"]
     return "../" * (path.count(b"/") - 1)
 
@@ -38,7 +38,7 @@ def page_policy(*, scripts: str = SELF, connects_to: Sequence[str] = ()) -> Resp
 
 
 def page_file(path: str, name: str, content: bytes, *, connects_to: Sequence[str] = ()) -> BaseRouteHandler:
-    """Return the route of a file of a page, whose kind its name tells."""
+    """Return the route of a file of a page; the suffix of its name determines the media type."""
 
     @get(
         path,

@@ -41,7 +41,7 @@ class Fault(msgspec.Struct, omit_defaults=True):
 class Problem(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The body of every error (RFC 9457).
 
-    `type` links to an explanation of such problems; it is `about:blank` where the status says it all. `detail` explains
+    `type` links to an explanation of such problems; it is `about:blank` where the status is enough. `detail` explains
     this occurrence.
     """
 
@@ -171,7 +171,7 @@ def problem(
 ) -> ProblemDetailsException:
     """Return an error to raise; `members` are added to the answer's object (RFC 9457, section 3.2).
 
-    `what` is a status where that says all: the type is `about:blank` then.
+    `what` is a status where that is enough: the type is `about:blank` then.
     """
     kind = _kind_of(what)
     retry = {"Retry-After": RETRY_AFTER} if kind.retry else {}
@@ -269,7 +269,7 @@ def answer_as(what: Kind | HTTPStatus) -> ExceptionHandler:  # type: ignore[type
 
 
 def documented(*what: Kind | HTTPStatus) -> dict[int, ResponseSpec]:
-    """Return how a route's errors stand in its OpenAPI document, with those that every route may answer."""
+    """Return the responses that document the errors of a route, and those of every route."""
     by_status: dict[HTTPStatus, list[Kind]] = {}
     for one in dict.fromkeys((*EVERYWHERE, *what)):
         kind = _kind_of(one)

@@ -1,4 +1,4 @@
-"""The outermost ASGI layer of a service: what applies to every call, also to those that no route answers."""
+"""The outermost ASGI layer of a service: what applies to every call, also to an unknown path."""
 
 import re
 import time
@@ -29,7 +29,7 @@ REQUEST_ID = b"x-request-id"
 SAFE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 """A caller's request id that is used: it cannot change the meaning of a log line."""
 UNLIMITED = "unlimited"
-"""The option of a route that is answered whatever is under way: `@get(..., unlimited=True)`."""
+"""The option of a route that is answered under any load: `@get(..., unlimited=True)`."""
 made_up = Random()  # noqa: S311 - an id is no secret, and the system's randomness is a system call
 
 

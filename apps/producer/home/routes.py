@@ -16,7 +16,7 @@ LIVE_PAGE = "{{ LIVE_PAGE }}"
 def home_routes(settings: Settings) -> Sequence[BaseRouteHandler]:
     """Return the page and its style; the live page is what may call this service first, if anything may.
 
-    Behind a proxy with path prefixes an origin does not say where the live page is: then nothing leads to it.
+    Behind a proxy with path prefixes an origin is not the address of the live page: then there is no link.
     """
     live = settings.allowed_origins[0] if settings.allowed_origins and not settings.root_path else ""
     lead = f'<li><a href="{escape(live)}/">The live page</a>: what becomes of records sent</li>' if live else ""

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import Scope
 
-from apps.chassis.http.problems import FOREIGN_ORIGIN, UNKNOWN_HOST, problem, with_root_path
+from apps.chassis.http.problems import FOREIGN_ORIGIN, UNKNOWN_HOST, problem
 from apps.chassis.settings import ANY_HOST, Settings, is_address
 
 READ = frozenset({b"host", b"x-forwarded-host", b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
@@ -35,26 +35,22 @@ class OriginPolicy:
         self._any_host = not settings.host_names or ANY_HOST in settings.host_names
         self._loopback_alone = all(map(_is_loopback, settings.host_names))
         self._origins = frozenset(settings.allowed_origins)
-        self._root_path = settings.root_path
         self._answers_to = lru_cache(HOSTS_REMEMBERED)(self._is_allowed_host)
 
     def refusal(self, scope: Scope) -> ProblemDetailsException | None:
         """Return the problem to answer instead of the call; None for an allowed call."""
         given: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
-            if name in READ:
-                given[name] = (
-                    given[name] + b", " + value if name in given else value
-                )  # a repeated header matches nothing
+            if name in READ:  # a repeated header is joined, and then matches nothing
+                given[name] = given[name] + b", " + value if name in given else value
         host = given.get(b"host", b"").decode("latin-1").lower()
         if not self._any_host and b"host" in given and not self._answers_to(host):
-            detail = (
-                f"the host {host[:LONGEST_QUOTED]!r} is not allowed; if it is this service, add it to ALLOWED_HOSTS"
-            )
-            return with_root_path(self._root_path, problem(UNKNOWN_HOST, detail))
+            quoted = host[:LONGEST_QUOTED]
+            detail = f"the host {quoted!r} is not allowed; if it is this service, add it to ALLOWED_HOSTS"
+            return problem(UNKNOWN_HOST, detail)
         if len(given) > 1 and self._is_foreign(str(scope.get("method")), host, given):
             detail = "the call comes from a web page of another origin; CORS_ORIGINS names those that may call"
-            return with_root_path(self._root_path, problem(FOREIGN_ORIGIN, detail))
+            return problem(FOREIGN_ORIGIN, detail)
         return None
 
     def _is_allowed_host(self, host: str) -> bool:

@@ -9,7 +9,7 @@ BUFFER_BYTES = 64 * 1024
 """Bytes of a spool that stay in memory, and the size of its reads and writes."""
 MAX_SPOOL_BYTES = 128 * 1024 * 1024
 MAX_SPOOLS_BYTES = 256 * 1024 * 1024
-"""Limits in bytes: of one spool, and of all spools of a process together."""
+"""Limits in bytes: of one spool, and of all spools of a stream."""
 
 
 class Spools:

@@ -21,7 +21,7 @@ from samples import ADA, as_json, fields_of_a_person
 
 from apps.chassis.http import request_body as body
 from apps.chassis.http.admission import Limit
-from apps.chassis.http.problems import KINDS, out_of_reach
+from apps.chassis.http.problems import KINDS, to_problem
 from apps.chassis.http.request_middleware import RequestMiddleware
 from apps.chassis.observability.logs import request_id, with_request
 from apps.chassis.settings import Settings, read_settings
@@ -334,8 +334,15 @@ def test_a_time_before_there_was_kafka_means_the_first_of_all_records(to: str) -
     ],
 )
 def test_a_caller_is_told_in_words_that_kafka_cannot_be_asked(error: Exception, detail: str) -> None:
-    problem = out_of_reach(error)
+    problem = to_problem(error)
     assert (problem.status_code, problem.type_, problem.detail) == (503, "/problems/out-of-reach", detail)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "page.html"), KeyError("x"), RuntimeError()])
+def test_an_error_of_the_service_itself_is_not_blamed_on_kafka_and_tells_no_details(error: Exception) -> None:
+    problem = to_problem(error)
+    assert (problem.status_code, problem.type_) == (500, "about:blank")
+    assert str(error) not in problem.detail or not str(error)
 
 
 @BOTH

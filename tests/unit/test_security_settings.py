@@ -10,7 +10,7 @@ from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFai
 from cryptography.hazmat.primitives import serialization
 from faststream.security import SASLScram512
 
-from apps.chassis.http.problems import out_of_reach
+from apps.chassis.http.problems import to_problem
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.kafka.diagnosis import expiry_of
 from apps.chassis.kafka.security import TlsContext, TokenFile, Unreadable
@@ -222,4 +222,4 @@ def test_the_expiry_of_a_token_is_read_where_it_says_one() -> None:
 def test_a_missing_right_that_only_kafka_knows_of_is_put_in_words() -> None:
     assert one_line(TopicAuthorizationFailedError("people")).startswith("no right to the topic (")
     assert "people" in one_line(TopicAuthorizationFailedError("people"))
-    assert out_of_reach(GroupAuthorizationFailedError("people-consumer")).detail.startswith("no right to the group (")
+    assert to_problem(GroupAuthorizationFailedError("people-consumer")).detail.startswith("no right to the group (")

@@ -216,7 +216,7 @@ def to_problem(error: Exception) -> ProblemDetailsException:
             return _from_http_exception(error)
         case UnicodeDecodeError():
             return problem(HTTPStatus.BAD_REQUEST, "the request is not valid UTF-8")
-        case KafkaError() | OSError():
+        case KafkaError() | OSError() if getattr(error, "filename", None) is None:  # else an error of a file
             return out_of_reach(error)
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, ANY_ERROR)
 

@@ -6,7 +6,7 @@ from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Any
 
-from anyio import create_task_group
+from anyio import CancelScope, create_task_group
 from litestar.response import Response
 from litestar.response.base import ASGIResponse
 from litestar.response.streaming import ASGIStreamingResponse
@@ -38,39 +38,54 @@ class Streamed(Response[Any]):
     ) -> None:
         super().__init__(b"", media_type=media_type, status_code=status, headers=headers)
         self._pieces = pieces
-        self._kind = _SendingOnly if reads_body else _SendingInTime
+        self._reads_body = reads_body
 
     def to_asgi_response(self, *_: Any, **__: Any) -> ASGIResponse:  # noqa: ANN401 - Litestar's signature
         """Return the ASGI application that sends it."""
-        return self._kind(
-            iterator=self._pieces, media_type=self.media_type, status_code=self.status_code, headers=self.headers
+        return _Streaming(
+            self._pieces,
+            reads_body=self._reads_body,
+            media_type=self.media_type,
+            status_code=self.status_code,
+            headers=self.headers,
         )
 
 
-class _SendingInTime(ASGIStreamingResponse):
-    """Ends the call when the caller disconnects, or does not read for 30 s."""
+class _Streaming(ASGIStreamingResponse):
+    """Sends pieces until they end, the caller disconnects, or the caller does not read for 30 s.
+
+    Litestar's own class listens on after an answer that was broken off, and always reads the body.
+    """
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None], *, reads_body: bool, **options: Any) -> None:  # noqa: ANN401 - Litestar's
+        super().__init__(iterator=pieces, **options)
+        self._pieces = pieces
+        self._reads_body = reads_body
 
     async def send_body(self, send: Send, receive: Receive) -> None:
-        """Send the pieces. Litestar's own class would go on listening after an answer that was broken off."""
-        async with create_task_group() as together:
-            together.start_soon(self._listen_for_disconnect, together.cancel_scope, receive)
-            await self._stream(send)
-            together.cancel_scope.cancel()
+        """Send the pieces, and listen for a disconnect meanwhile unless they read the body."""
+        if self._reads_body:
+            await self._send_pieces(send)
+            return
+        async with create_task_group() as tasks:
+            tasks.start_soon(_cancel_at_disconnect, tasks.cancel_scope, receive)
+            await self._send_pieces(send)
+            tasks.cancel_scope.cancel()
 
-    async def _stream(self, send: Send) -> None:
-        async def send_in_time(message: Any) -> None:  # noqa: ANN401 - an ASGI event
-            async with asyncio.timeout(NOT_READING_S):
-                await send(message)
-
-        assert isinstance(self.iterator, AsyncGenerator)  # noqa: S101 - it is that of `Streamed`
+    async def _send_pieces(self, send: Send) -> None:
         with suppress(TimeoutError, BrokenOff):
-            async with aclosing(self.iterator):
-                await super()._stream(send_in_time)
+            async with aclosing(self._pieces):
+                async for piece in self._pieces:
+                    await _send_in_time(send, piece, more_body=True)
+                await _send_in_time(send, b"", more_body=False)
 
 
-class _SendingOnly(_SendingInTime):
-    """Never reads the body: Litestar's own class listens for a disconnect by reading, and loses the body."""
+async def _send_in_time(send: Send, piece: bytes, *, more_body: bool) -> None:
+    async with asyncio.timeout(NOT_READING_S):
+        await send({"type": "http.response.body", "body": piece, "more_body": more_body})
 
-    async def send_body(self, send: Send, receive: Receive) -> None:  # noqa: ARG002 - Litestar's signature
-        """Send the pieces."""
-        await self._stream(send)
+
+async def _cancel_at_disconnect(answering: CancelScope, receive: Receive) -> None:
+    while not answering.cancel_called:
+        if (await receive())["type"] == "http.disconnect":
+            answering.cancel()

@@ -63,8 +63,8 @@ class FakeClient:
 
 @pytest.fixture
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_reader, "SILENCE", A_WHILE)
-    monkeypatch.setattr(log_reader, "PATIENCE", A_WHILE)
+    monkeypatch.setattr(log_reader, "SILENCE_S", A_WHILE)
+    monkeypatch.setattr(log_reader, "CALL_TIMEOUT_S", A_WHILE)
 
 
 async def read(client: FakeClient, stop: int) -> list[int]:

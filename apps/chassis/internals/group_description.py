@@ -11,7 +11,7 @@ from aiokafka.errors import IncompatibleBrokerVersion, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int8, Int16, Int32, Schema, TaggedFields
 
-from apps.chassis.kafka.topic_ids import Uuid
+from apps.chassis.kafka.topic_metadata import Uuid
 
 GROUP_ID_NOT_FOUND = 69
 TEXT = CompactString("utf-8")

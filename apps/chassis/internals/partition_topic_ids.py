@@ -12,7 +12,7 @@ from uuid import UUID
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from apps.chassis.kafka.topic_ids import topic_of
+from apps.chassis.kafka.topic_metadata import topic_of
 
 LEADER_TIMEOUT_S = 2.0
 """Seconds for the answer of one broker."""

@@ -8,7 +8,6 @@ counts as old as the record before it in its partition.
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 from contracts.record import Record, latest_date
@@ -76,30 +75,24 @@ class _Column:
 
     def settle(self, wanted: Wanted) -> int:
         """End the piece; return how many records it had."""
-        backwards = list(reversed(self._piece))
         self.low = self._start
-        if self._undated or any(record.timestamp > self._latest for record in backwards):
-            self._settle_undated(backwards, wanted)
-        else:
-            times = list(accumulate((record.timestamp for record in backwards), min, initial=self.time))
-            self.found += [(time, record) for time, record in zip(times[1:], backwards, strict=True) if wanted(record)]
-            self.time = times[-1]
-        self._piece.clear()
-        self._bytes = 0
-        return len(backwards)
-
-    def _settle_undated(self, backwards: Sequence[Record], wanted: Wanted) -> None:
-        """End a piece with the records that are dated ahead: they wait for the first earlier record that is not."""
-        for record in backwards:
-            if record.timestamp <= self._latest:
+        for record in reversed(self._piece):
+            is_dated = record.timestamp <= self._latest
+            if is_dated:
                 self.time = min(self.time, record.timestamp)
-                self.date_rest()
+                if self._undated:
+                    self.date_rest()
             if wanted(record):
-                self._undated.append(record)
-            if record.timestamp <= self._latest:
-                self.date_rest()
+                if is_dated:
+                    self.found.append((self.time, record))
+                else:
+                    self._undated.append(record)
         if not self.pending:
             self.date_rest()
+        scanned = len(self._piece)
+        self._piece.clear()
+        self._bytes = 0
+        return scanned
 
     def date_rest(self) -> None:
         """Count records that are dated ahead as old as the last record read.
@@ -184,9 +177,8 @@ class Search:
         return sorted(ready, key=lambda one: (-one[0], one[1].partition, -one[1].offset))
 
     def _is_full(self) -> bool:
-        return (
-            sum(column.held for column in self._columns.values()) >= MOST_BYTES // 2
-        )  # the other half is for the pieces being read
+        held = sum(column.held for column in self._columns.values())
+        return held >= MOST_BYTES // 2  # the other half is for the pieces being read
 
 
 def size_of(record: Record) -> int:

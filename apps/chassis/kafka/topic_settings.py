@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from apps.chassis.kafka.authorization import WORDS, Right
+from apps.chassis.kafka.topic_metadata import Right
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 UNLIMITED = "-1"
@@ -44,7 +44,8 @@ class Topic(msgspec.Struct, frozen=True):
     @property
     def denial(self) -> str:
         """The message when `right` is missing."""
-        return f"no right to {WORDS[self.right] if self.right else 'see'} {self.kind} {self.name}"
+        action = {"read": "read", "write": "write to", None: "see"}[self.right]
+        return f"no right to {action} {self.kind} {self.name}"
 
     @property
     def min_insync_replicas(self) -> int:

@@ -1,6 +1,6 @@
 """The topics of a stream, as its settings want them."""
 
-from apps.chassis.kafka.authorization import Right
+from apps.chassis.kafka.topic_metadata import Right
 from apps.chassis.kafka.topic_settings import Topic
 from apps.chassis.settings import StreamSettings
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from apps.chassis.kafka.cluster import Member
+from apps.chassis.kafka.consumer_groups import Member
 from apps.consumer.operating.lag import GroupOffsets
 
 Members = Callable[[], Awaitable[tuple[str, list[Member]]]]

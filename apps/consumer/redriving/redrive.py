@@ -136,7 +136,7 @@ class Redriver:
 
         Marks of an older topic of the same name are ignored.
         """
-        (first, end), topic_id = await asyncio.gather(self._marks.offsets(1), self._dead.topic_id())
+        (first, end), topic_id = await asyncio.gather(self._marks.offsets(1), self._cluster.topic_id(self._dead.topic))
         return await self._read_marks(first[0], end[0], topic_id)
 
     async def redrive(self, limit: int) -> Returned:
@@ -255,7 +255,7 @@ class Redriver:
     async def _settled_marks(self) -> Marks:
         """Return the marks once all are visible: an open transaction of another group hides those after it."""
         (first, _), (_, written), topic_id = await asyncio.gather(
-            self._marks.offsets(1), self._uncommitted.offsets(1), self._dead.topic_id()
+            self._marks.offsets(1), self._uncommitted.offsets(1), self._cluster.topic_id(self._dead.topic)
         )
         waited_until = asyncio.get_running_loop().time() + OTHERS_S
         while (await self._marks.offsets(1))[1][0] < written[0]:

@@ -1,0 +1,55 @@
+"""One admin client for all questions to the cluster, opened by the first and replaced after a failure."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from apps.chassis.kafka.clients import ClientOptions
+
+T = TypeVar("T")
+
+ATTEMPTS = 3
+"""Attempts to ask: the client asks any broker, also one that just died."""
+CLOSE_TIMEOUT_S = 2.0
+
+
+class Admin:
+    """Holds an admin client of aiokafka."""
+
+    def __init__(self, options: ClientOptions) -> None:
+        self._options = options
+        self._client: AIOKafkaAdminClient | None = None
+        self._connecting = asyncio.Lock()
+
+    async def client(self) -> AIOKafkaAdminClient:
+        """Return the connected client. Raises `KafkaError` or `OSError`."""
+        async with self._connecting:
+            if self._client is None:
+                client = AIOKafkaAdminClient(**self._options)
+                try:
+                    await client.start()
+                except BaseException:
+                    await client.close()
+                    raise
+                self._client = client
+            return self._client
+
+    async def ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
+        """Ask any broker; after a failure ask through a new connection, which may find another broker."""
+        for _ in range(ATTEMPTS - 1):
+            with suppress(KafkaError, OSError):
+                return await question(await self.client())
+            await self.close()
+        return await question(await self.client())
+
+    async def close(self) -> None:
+        """Close the client, within 2 s; the next question opens another."""
+        client, self._client = self._client, None
+        if client is not None:
+            with suppress(KafkaError, OSError, TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await client.close()

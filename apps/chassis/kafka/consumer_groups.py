@@ -1,0 +1,78 @@
+"""Ask the coordinator of a consumer group for its members, its committed offsets and the right to join it."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, for_code
+from aiokafka.structs import OffsetAndMetadata
+
+from apps.chassis.internals.client_parts import client_of_admin
+from apps.chassis.internals.group_description import GROUP_ID_NOT_FOUND, describe_group
+from apps.chassis.kafka.topic_metadata import may
+
+JOIN_RIGHT_TIMEOUT_S = 1.0
+
+
+class Member(msgspec.Struct):
+    """A member of a consumer group, and which partitions of a topic it has."""
+
+    member_id: str
+    client_id: str
+    host: str
+    partitions: list[int]
+
+
+async def may_join(admin: AIOKafkaAdminClient, group: str) -> bool:
+    """Return whether the client may read the group, as its members must; True while that is unknown."""
+    try:
+        async with asyncio.timeout(JOIN_RIGHT_TIMEOUT_S):
+            code, *_, operations = await _described(admin, group, await admin.find_coordinator(group))
+    except GroupAuthorizationFailedError:
+        return False
+    except (KafkaError, OSError, TimeoutError):  # its coordinator is moving, or being elected
+        return True
+    return may("read", operations) if not code else code != GroupAuthorizationFailedError.errno
+
+
+async def commits(
+    admin: AIOKafkaAdminClient, group: str, topic: str, partitions: int
+) -> dict[int, OffsetAndMetadata | None]:
+    """Return what a group has committed in each partition, with its metadata; None where it has nothing."""
+    wanted = [TopicPartition(topic, partition) for partition in range(partitions)]
+    offsets = await admin.list_consumer_group_offsets(group, partitions=wanted)
+    return {tp.partition: found if found.offset >= 0 else None for tp, found in offsets.items()}
+
+
+async def members(admin: AIOKafkaAdminClient, group: str, topic: str) -> tuple[str, list[Member]]:
+    """Return the state of a group (`Stable`, `PreparingRebalance`, `Empty`, ...) and its members."""
+    coordinator = await admin.find_coordinator(group)
+    code, _, state, _, _, described, _ = await _described(admin, group, coordinator)
+    if code in {0, GROUP_ID_NOT_FOUND} and (not described or code):  # also the answer for a group of the newer protocol
+        newer = await describe_group(client_of_admin(admin), coordinator, group)
+        if newer is not None:
+            return newer[0], [Member(m.member_id, m.client_id, m.host, m.partitions.get(topic, [])) for m in newer[1]]
+    if code not in {0, GROUP_ID_NOT_FOUND}:
+        raise for_code(code)(group)
+    return state or "Dead", [
+        Member(member_id, client_id, host.removeprefix("/"), _partitions_in(assignment, topic))
+        for member_id, client_id, host, _, assignment in described
+    ]
+
+
+async def _described(admin: AIOKafkaAdminClient, group: str, coordinator: int) -> tuple[Any, ...]:
+    """Return the fields of a group: error, name, state, protocol type, protocol, members, authorized operations."""
+    (answer,) = await admin.describe_consumer_groups([group], coordinator, include_authorized_operations=True)
+    (described,) = answer.groups
+    return tuple(described)
+
+
+def _partitions_in(assignment: bytes, topic: str) -> list[int]:
+    """Return which partitions of a topic a member was given; none while the group rebalances."""
+    if not assignment:
+        return []
+    given = ConsumerProtocolMemberAssignment.decode(assignment).partitions()
+    return sorted(tp.partition for tp in given if tp.topic == topic)

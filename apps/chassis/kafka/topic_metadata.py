@@ -1,0 +1,156 @@
+"""Ask a broker about topics: partitions, the client's rights (KIP-430), and the topic id (KIP-516, Kafka 2.8).
+
+A recreated topic of the same name has another id. aiokafka knows no version of the request that asks for rights or ids,
+so it is spelled out here as the protocol defines it (https://kafka.apache.org/protocol.html).
+"""
+
+from collections.abc import Collection, Sequence
+from io import BytesIO
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import for_code
+from aiokafka.protocol.abstract import AbstractType
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    Array,
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Schema,
+    String,
+    TaggedFields,
+)
+
+Right = Literal["read", "write"]
+
+OPERATION_BITS: dict[Right, int] = {"read": 1 << 3, "write": 1 << 4}
+NO_ID = UUID(int=0)
+
+
+class Uuid(AbstractType[UUID]):  # type: ignore[misc]  # aiokafka ships no types
+    """A UUID, as its sixteen bytes."""
+
+    @classmethod
+    def encode(cls, value: UUID) -> bytes:
+        """Return the bytes."""
+        return value.bytes
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> UUID:
+        """Read the bytes."""
+        return UUID(bytes=data.read(16))
+
+
+def _answer(array: type[Array], text: String, *, flexible: bool) -> Schema:
+    """Return the schema of the answer; the flexible version has tags everywhere, and topic ids."""
+    tags = (("tags", TaggedFields),) if flexible else ()
+    topic_id = (("topic_id", Uuid),) if flexible else ()
+    numbers = ("error_code", Int16), ("partition", Int32), ("leader", Int32), ("leader_epoch", Int32)
+    brokers = ("replicas", array(Int32)), ("isr", array(Int32)), ("offline_replicas", array(Int32))
+    partitions = array(*numbers, *brokers, *tags)
+    names = ("error_code", Int16), ("topic", text), *topic_id, ("is_internal", Boolean)
+    return Schema(
+        ("throttle_time_ms", Int32),
+        ("brokers", array(("node_id", Int32), ("host", text), ("port", Int32), ("rack", text), *tags)),
+        ("cluster_id", text),
+        ("controller_id", Int32),
+        ("topics", array(*names, ("partitions", partitions), ("operations", Int32), *tags)),
+        ("cluster_operations", Int32),
+        *tags,
+    )
+
+
+OPTIONS = (
+    ("allow_auto_topic_creation", Boolean),
+    ("include_cluster_authorized_operations", Boolean),
+    ("include_topic_authorized_operations", Boolean),
+)
+
+
+class MetadataAnswerV8(Response):  # type: ignore[misc]  # as above
+    """Metadata, version 8: with rights."""
+
+    API_KEY = 3
+    API_VERSION = 8
+    SCHEMA = _answer(Array, String("utf-8"), flexible=False)
+
+
+class MetadataAnswerV10(Response):  # type: ignore[misc]  # as above
+    """Metadata, version 10: with rights and topic ids."""
+
+    API_KEY = 3
+    API_VERSION = 10
+    SCHEMA = _answer(CompactArray, CompactString("utf-8"), flexible=True)
+
+
+class MetadataQuestionV8(RequestStruct):  # type: ignore[misc]  # as above
+    """Metadata, version 8."""
+
+    API_KEY = 3
+    API_VERSION = 8
+    RESPONSE_TYPE = MetadataAnswerV8
+    SCHEMA = Schema(("topics", Array(String("utf-8"))), *OPTIONS)
+
+
+class MetadataQuestionV10(RequestStruct):  # type: ignore[misc]  # as above
+    """Metadata, version 10."""
+
+    FLEXIBLE_VERSION = True
+    API_KEY = 3
+    API_VERSION = 10
+    RESPONSE_TYPE = MetadataAnswerV10
+    SCHEMA = Schema(
+        ("topics", CompactArray(("topic_id", Uuid), ("topic", CompactString("utf-8")), ("tags", TaggedFields))),
+        *OPTIONS,
+        ("tags", TaggedFields),
+    )
+
+
+class AskForTopics(Request[MetadataQuestionV8 | MetadataQuestionV10]):  # type: ignore[misc]  # as above
+    """Asks for the partitions and the id of topics and, in the bits of `operations`, for the client's rights."""
+
+    API_KEY = 3
+
+    def __init__(self, topics: Sequence[str]) -> None:
+        self._topics = topics
+
+    def build(self, kind: type[MetadataQuestionV8 | MetadataQuestionV10]) -> MetadataQuestionV8 | MetadataQuestionV10:
+        """Return the request as it is sent."""
+        options = (False, False, True)  # as in `OPTIONS`
+        if kind is MetadataQuestionV8:
+            return kind(list(self._topics), *options)
+        return kind([(NO_ID, topic, {}) for topic in self._topics], *options, {})
+
+
+def may(right: Right, operations: int) -> bool:
+    """Return whether a right is among the authorized operations that Kafka named."""
+    return bool(operations & OPERATION_BITS[right])
+
+
+class TopicId(NamedTuple):
+    """What a broker knows of a topic: its id (None from a Kafka that gives none), and its partitions."""
+
+    id: UUID | None
+    partitions: Collection[int]
+
+
+async def topic_of(client: AIOKafkaClient, node: int, topic: str) -> TopicId:
+    """Return what a broker knows of a topic.
+
+    Raises `NotImplementedError` when it is older than Kafka 2.3, `KafkaError` or `OSError`.
+    """
+    answer = await client.send(node, AskForTopics([topic]))
+    (described,) = answer.to_object()["topics"]
+    if code := described["error_code"]:
+        raise for_code(code)(topic)
+    return TopicId(id_in(described), {one["partition"] for one in described["partitions"]})
+
+
+def id_in(described: dict[str, UUID]) -> UUID | None:
+    """Return the id in a description of a topic, None from a Kafka that gives none."""
+    found = described.get("topic_id", NO_ID)
+    return None if found == NO_ID else found

@@ -15,8 +15,9 @@ from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
 from apps.consumer.redriving import redrive
+from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
-from apps.consumer.redriving.redrive import Redriven, Redriver, Taken, TooLarge, oldest, size_sent_back
+from apps.consumer.redriving.redrive import Redriven, RedriveNotNow, Redriver, TooLarge
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redriven_for, sent_back
 
 pytestmark = pytest.mark.anyio
@@ -44,9 +45,6 @@ class FakeDeadLetters:
 
     def __init__(self, *partitions: Sequence[Stored]) -> None:
         self.partitions = partitions
-
-    async def topic_id(self) -> None:
-        return None
 
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
         return dict.fromkeys(range(partitions), 0), {n: len(self.partitions[n]) for n in range(partitions)}
@@ -140,9 +138,9 @@ async def test_what_the_topic_would_not_take_is_held(monkeypatch: pytest.MonkeyP
     bench = Bench([stored_letter(0, value=b"x" * 1_000), stored_letter(1)], monkeypatch=monkeypatch)
     size = size_sent_back(a_letter(b"x" * 1_000))
     bench.cluster.configs[TOPIC] = {"max.message.bytes": str(size)}
-    assert not bench.redriver.is_held(a_letter(b"x" * 1_000))
+    assert not bench.redriver.letters.is_held(a_letter(b"x" * 1_000))
     bench.cluster.configs[TOPIC] = {"max.message.bytes": str(size - 1)}
-    assert bench.redriver.is_held(a_letter(b"x" * 1_000))
+    assert bench.redriver.letters.is_held(a_letter(b"x" * 1_000))
     assert await bench.redriver.redrive(10) == ([Redriven(0, 1)], False)
 
 
@@ -159,7 +157,7 @@ async def test_a_dead_letter_without_its_value_is_held_and_refused_when_it_is_as
 
 
 async def test_many_large_dead_letters_are_sent_back_in_several_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redrive, "MOST_BYTES", 2 * 2 * (100 + len(b"key")))
+    monkeypatch.setattr(redrive, "TRANSACTION_BYTES", 2 * 2 * (100 + len(b"key")))
     large = b"x" * 100
     bench = Bench(
         [stored_letter(n, 0, n, large) for n in range(5)],
@@ -175,7 +173,7 @@ async def test_many_large_dead_letters_are_sent_back_in_several_transactions(mon
 
 
 async def test_a_redrive_that_fails_in_the_middle_tells_what_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redrive, "MOST_BYTES", 1)
+    monkeypatch.setattr(redrive, "TRANSACTION_BYTES", 1)
     bench = Bench([stored_letter(n) for n in range(3)], monkeypatch=monkeypatch)
     bench.fails_from = 2
     assert await bench.redriver.redrive(3) == ([Redriven(0, 0), Redriven(0, 1)], True)
@@ -189,14 +187,14 @@ async def test_letters_of_other_groups_are_read_once_and_passed_over_then(monkey
     others = [stored_letter(n, group="another") for n in range(5)]
     bench = Bench([*others, stored_letter(5), stored_letter(6, group="")], monkeypatch=monkeypatch)
     assert await bench.redriver.redrive(10) == ([Redriven(0, 5), Redriven(0, 6)], False)
-    assert bench.redriver._passed["group", 0] == [(0, 5), (6, 7)]
-    assert bench.redriver._passed[None, 0] == [(0, 6)]
+    assert bench.redriver.letters.passed[None, "group", 0] == [(0, 5), (6, 7)]
+    assert bench.redriver.letters.passed[None, None, 0] == [(0, 6)]
 
 
 async def test_a_redrive_that_only_met_letters_of_others_until_it_was_late_says_that_there_may_be_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(redrive, "LONG_ENOUGH_S", 0.0)
+    monkeypatch.setattr(redrive, "BEGIN_WITHIN_S", 0.0)
     bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
     assert await bench.redriver.redrive(10) == ([], True)
 
@@ -205,7 +203,7 @@ async def test_a_redrive_waits_for_its_turn_in_bounded_time(monkeypatch: pytest.
     monkeypatch.setattr(redrive, "TURN_S", 0.01)
     bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
     async with bench.redriver._lock:
-        with pytest.raises(Taken, match="under way"):
+        with pytest.raises(RedriveNotNow, match="under way"):
             await bench.redriver.redrive(10)
     assert (await bench.redriver.redrive(10)).letters == [Redriven(0, 0)]
 

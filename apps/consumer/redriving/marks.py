@@ -9,6 +9,7 @@ its letters count as sent back for every group.
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from uuid import UUID
 
 import msgspec
 
@@ -19,9 +20,6 @@ TOPIC_ID = "dead-letter-topic-id"
 
 Intervals = list[tuple[int, int]]
 """Offsets, as ascending ranges of a first offset and an exclusive last one."""
-
-CLOSE_OFFSETS = 500
-"""Ranges with a smaller gap are read as one: skipping few offsets costs more than reading them."""
 
 
 class MarkKey(msgspec.Struct, frozen=True):
@@ -43,8 +41,9 @@ class Marks:
     unknown what was sent back.
     """
 
-    def __init__(self, headers: Sequence[tuple[str, bytes]] = ()) -> None:
-        self.headers = headers
+    def __init__(self, topic_id: UUID | None = None) -> None:
+        self.topic_id = topic_id
+        self.headers: Sequence[tuple[str, bytes]] = [(TOPIC_ID, str(topic_id).encode())] if topic_id else []
         self.unreadable: str | None = None
         self._intervals: dict[MarkKey | int, Intervals] = {}
 
@@ -64,59 +63,38 @@ class Marks:
 
     def holds(self, group: str | None, partition: int, offset: int) -> bool:
         """Return whether a letter of a group was sent back."""
-        marked = self._intervals.get(MarkKey(group, partition), [])
-        return holds(marked, offset) or holds(self._intervals.get(partition, []), offset)
+        return any(holds(self._intervals.get(key, []), offset) for key in (MarkKey(group, partition), partition))
 
-    def add(self, group: str | None, partition: int, intervals: Intervals) -> None:
-        """Mark more of a group's letters."""
+    def add(self, group: str | None, partition: int, intervals: Intervals) -> tuple[bytes, bytes]:
+        """Mark more of a group's letters; return key and value of the record to write."""
         key = MarkKey(group, partition)
         self._intervals[key] = merged([*self._intervals.get(key, []), *intervals])
-
-    def to_write(self, group: str | None, partition: int) -> tuple[bytes, bytes]:
-        """Return key and value of the record that marks a group's letters in a partition."""
-        key = MarkKey(group, partition)
-        return msgspec.json.encode(key), msgspec.json.encode(self._intervals.get(key, []))
+        return msgspec.json.encode(key), msgspec.json.encode(self._intervals[key])
 
 
 def holds(intervals: Intervals, offset: int) -> bool:
     """Return whether an offset is in the intervals."""
+    return next_outside(intervals, offset) != offset
+
+
+def next_outside(intervals: Intervals, offset: int) -> int:
+    """Return the first offset, from `offset` on, that is not in the intervals."""
     place = bisect_right(intervals, (offset, math.inf)) - 1
-    return place >= 0 and offset < intervals[place][1]
+    return max(offset, intervals[place][1]) if place >= 0 else offset
 
 
 def merged(intervals: Iterable[tuple[int, int]]) -> Intervals:
     """Return the same offsets as ascending ranges with gaps between them."""
     ranges: Intervals = []
     for start, stop in sorted(intervals):
-        if start >= stop:
-            continue
         if ranges and start <= ranges[-1][1]:
             ranges[-1] = (ranges[-1][0], max(stop, ranges[-1][1]))
-        else:
+        elif start < stop:
             ranges.append((start, stop))
     return ranges
 
 
-def rest_of(intervals: Intervals, start: int, stop: int) -> Intervals:
-    """Return the offsets from `start` up to `stop`, exclusive, that are not in the intervals.
-
-    Ranges that are close together are joined, with the offsets between them.
-    """
-    left: Intervals = []
-    for marked_from, marked_to in [*intervals, (stop, stop)]:
-        if start < min(marked_from, stop):
-            if left and start - left[-1][1] <= CLOSE_OFFSETS:
-                left[-1] = (left[-1][0], min(marked_from, stop))
-            else:
-                left.append((start, min(marked_from, stop)))
-        start = max(start, marked_to)
-    return left
-
-
 def without(start: int, stop: int, offsets: Iterable[int]) -> Intervals:
     """Return the offsets from `start` up to `stop`, exclusive, except some of them."""
-    ranges: Intervals = []
-    for offset in sorted(offsets):
-        ranges.append((start, offset))
-        start = offset + 1
-    return merged([*ranges, (start, stop)])
+    bounds = sorted(offsets)
+    return merged(zip([start, *(offset + 1 for offset in bounds)], [*bounds, stop], strict=True))

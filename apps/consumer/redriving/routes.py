@@ -36,19 +36,16 @@ from apps.chassis.kafka.search import Newest
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.record_view import Content, Header, content_of, headers_of
+from apps.consumer.redriving.letters import letter_of, owner_of
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import (
     NoSuchLetter,
-    OfAnotherGroup,
     Redriven,
+    RedriveNotNow,
     Redriver,
     Returned,
     SentBefore,
-    Taken,
     TooLarge,
-    Unsafe,
-    letter_of,
-    owner_of,
 )
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts.dead_letter import DeadLetter as Letter
@@ -222,7 +219,7 @@ async def _redrive(one: StreamConsumer, order: Redrive) -> Returned:
     except SentBefore as error:
         _tell_in_vain(error)
         raise problem(DONE_BEFORE, str(error)) from None
-    except (Taken, Unsafe, OfAnotherGroup) as error:
+    except RedriveNotNow as error:
         _tell_in_vain(error)
         raise problem(NOT_NOW, str(error), headers={"Retry-After": RETRY_AFTER}) from None
     except TooLarge as error:
@@ -265,7 +262,7 @@ def _show(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
         error=letter.error,
         tries=letter.tries,
         rounds=rounds,
-        held=redriver.is_held(letter),
+        held=redriver.letters.is_held(letter),
         redriven=marks.holds(owner_of(letter), record.partition, record.offset),
         redrivable=redriver.is_ours(letter),
     )

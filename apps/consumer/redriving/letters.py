@@ -1,0 +1,133 @@
+"""Finds the dead letters to send back, the oldest first."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import itemgetter
+from typing import NamedTuple
+from uuid import UUID
+
+from apps.chassis.kafka.clients import size_of_batch
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.search import size_of
+from apps.consumer.redriving.marks import Intervals, Marks, holds, merged, next_outside, without
+from contracts.dead_letter import DeadLetter, history, is_omitted, read, sent_back
+from contracts.record import Record
+
+READ_BYTES = 256 * 1024
+"""Bytes of keys and values that are read at a time."""
+MAX_ROUNDS = 3
+"""How often a dead letter is sent back before it is held: then only when it is requested by itself."""
+
+PartitionStart = tuple[Sequence[Record], bool]
+"""The first letters of a partition to send back, and whether there may be more behind them."""
+
+
+class Wanted(NamedTuple):
+    """Letters of an owner that are not marked: at most `limit`, and `most_bytes` but for one of each partition.
+
+    The search ends when it is `late` (event loop time).
+    """
+
+    owner: str | None
+    marks: Marks
+    limit: int
+    most_bytes: int
+    late: float
+
+
+class Letters:
+    """The dead letters of one topic. `passed` has the offsets that hold no letters of an owner, by topic id."""
+
+    def __init__(self, reader: LogReader, cluster: Cluster, topic: str) -> None:
+        self.passed: dict[tuple[UUID | None, str | None, int], Intervals] = {}
+        self._reader = reader
+        self._cluster = cluster
+        self._topic = topic
+
+    def is_held(self, letter: DeadLetter) -> bool:
+        """Return whether a dead letter is held: it was sent back too often, or is too large for the topic.
+
+        A letter without its record's value is never sent back.
+        """
+        _, _, rounds = history(letter.headers)
+        too_large = size_sent_back(letter) > self._cluster.max_message_bytes(self._topic)
+        return rounds >= MAX_ROUNDS or is_omitted(letter) or too_large
+
+    async def oldest(self, wanted: Wanted) -> tuple[list[Record], bool]:
+        """Return the oldest letters that are wanted, and whether there may be more."""
+        first, end = await self._offsets()
+        starts = [await self._start_of(wanted, partition, first[partition], end[partition]) for partition in first]
+        return oldest(starts, wanted.limit)
+
+    async def at(self, partition: int, offset: int) -> Record | None:
+        """Return the dead letter at a place, None when there is none."""
+        first, end = await self._offsets()
+        if partition in end and first[partition] <= offset < end[partition]:
+            async for records in self._reader.read({partition: (offset, offset + 1)}):
+                return records[0]
+        return None
+
+    async def _offsets(self) -> tuple[dict[int, int], dict[int, int]]:
+        return await self._reader.offsets(self._cluster.partition_count(self._reader.topic))
+
+    async def _start_of(self, wanted: Wanted, partition: int, first: int, end: int) -> PartitionStart:
+        """Return the first letters of a partition that are wanted; each partition has an equal share of the bytes."""
+        found: list[Record] = []
+        size, share = 0, wanted.most_bytes // self._cluster.partition_count(self._reader.topic)
+        marked = wanted.marks.of(wanted.owner, partition)
+        place = (wanted.marks.topic_id, wanted.owner, partition)
+        passed = self.passed.get(place, [])
+        at = next_outside(merged([*marked, *passed]), first)
+        while at < end:
+            if asyncio.get_running_loop().time() >= wanted.late:
+                return found, True
+            records, reached = await self._reader.some({partition: (at, end)}, READ_BYTES)
+            own = [(record, letter) for record in records if owner_of(letter := letter_of(record)) == wanted.owner]
+            for record, letter in own:
+                if holds(marked, record.offset) or letter.topic != self._topic or self.is_held(letter):
+                    continue
+                if len(found) == wanted.limit or (found and size + size_of(record) > share):
+                    return found, True
+                found.append(record)
+                size += size_of(record)
+            others = without(at, reached[partition], (record.offset for record, _ in own))
+            self.passed[place] = passed = merged([*passed, *others])
+            at = next_outside(merged([*marked, *passed]), reached[partition])
+        return found, False
+
+
+def letter_of(record: Record) -> DeadLetter:
+    """Return the dead letter in a record."""
+    return read(record.key, record.value, record.headers)
+
+
+def owner_of(letter: DeadLetter) -> str | None:
+    """Return the group that owns a letter, None when it names none."""
+    return letter.group or None
+
+
+def size_sent_back(letter: DeadLetter) -> int:
+    """Return the bytes of the batch in which a dead letter is sent back by itself."""
+    return size_of_batch(letter.key, letter.value, sent_back(letter))
+
+
+def oldest(starts: Sequence[PartitionStart], limit: int) -> tuple[list[Record], bool]:
+    """Merge the starts of partitions by age, each in offset order; return `limit` records, and whether there are more.
+
+    Where a partition may have more, those may be older than what the others have.
+    """
+    aged = [
+        (time, record)
+        for records, _ in starts
+        for time, record in zip(accumulate((record.timestamp for record in records), max), records, strict=True)
+    ]
+    horizon = min(
+        (max((record.timestamp for record in records), default=-math.inf) for records, has_more in starts if has_more),
+        default=math.inf,
+    )
+    chosen = sorted((one for one in aged if one[0] <= horizon), key=itemgetter(0))[:limit]
+    more = len(chosen) < len(aged) or any(has_more for _, has_more in starts)
+    return [record for _, record in chosen], more

@@ -17,7 +17,7 @@ from apps.chassis.kafka.search import Wanted
 from apps.consumer.browsing import live_tail as module
 from apps.consumer.browsing import tail_events as events
 from apps.consumer.browsing.cursors import read_offsets
-from apps.consumer.browsing.live_tail import Tail
+from apps.consumer.browsing.live_tail import Tail, TailLimits
 from contracts.person import PEOPLE
 from contracts.record import Record
 
@@ -70,8 +70,9 @@ class Topic:
 class Copy:
     """A copy of the service, with its live tail."""
 
-    def __init__(self, topic: Topic, background: Background) -> None:
-        self.tail = Tail(cast("LogReader", topic), lambda: len(topic.records), background, PEOPLE.decode)
+    def __init__(self, topic: Topic, background: Background, **limits: float) -> None:
+        reader = cast("LogReader", topic)
+        self.tail = Tail(reader, lambda: len(topic.records), background, PEOPLE.decode, TailLimits(**limits))  # type: ignore[arg-type]  # some are whole numbers
 
     async def watch(self, seen: "Seen", least: int, wanted: Wanted | None = None) -> None:
         """Follow from where it was left until there are so many records."""
@@ -130,11 +131,11 @@ async def test_whoever_goes_from_copy_to_copy_is_given_each_record_once_and_in_o
     background: Background, monkeypatch: pytest.MonkeyPatch, seed: int, wanted: Wanted | None
 ) -> None:
     chance = Random(seed)
-    monkeypatch.setattr(module, "NEAR", chance.choice([0, 10, 1_000]))
     monkeypatch.setattr(module, "REST", 0.0)
+    waiting_bytes = chance.choice([1_000, 10_000, 4_000_000])
     topic = Topic(chance)
     topic.write(chance.randrange(10))
-    copies = [Copy(topic, background) for _ in range(3)]
+    copies = [Copy(topic, background, waiting_bytes=waiting_bytes) for _ in range(3)]
     others = [asyncio.create_task(copy.watch(Seen(), 10**6)) for copy in copies]
     await until(lambda: all(copy.tail._callers for copy in copies))
     writing = asyncio.create_task(keep_writing(topic, 200))
@@ -163,12 +164,9 @@ async def test_partitions_that_the_topic_gains_are_followed_from_their_start(bac
     assert sorted(seen.places) == [(PARTITIONS, offset) for offset in range(4)]
 
 
-async def test_a_caller_that_hears_nothing_for_long_is_told_where_it_stands(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "HEARTBEAT", 0.01)
+async def test_a_caller_that_hears_nothing_for_long_is_told_where_it_stands(background: Background) -> None:
     topic = Topic(Random(1))
-    copy = Copy(topic, background)
+    copy = Copy(topic, background, heartbeat_s=0.01)
     async with aclosing(copy.tail.events(await copy.tail.begin(None), lambda _: False)) as pieces:
         await anext(pieces)
         topic.write(12)
@@ -192,12 +190,9 @@ def read(piece: bytes) -> list[Any]:
     return EVENT.findall(piece.decode())
 
 
-async def test_a_caller_that_reads_too_slowly_is_told_and_cut_off(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(events, "MOST_WAITING", 2_000)
+async def test_a_caller_that_reads_too_slowly_is_told_and_cut_off(background: Background) -> None:
     topic = Topic(Random(1))
-    copy = Copy(topic, background)
+    copy = Copy(topic, background, waiting_bytes=2_000)
     async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces:
         await anext(pieces)
         waiting = asyncio.create_task(anext(pieces))
@@ -205,7 +200,7 @@ async def test_a_caller_that_reads_too_slowly_is_told_and_cut_off(
         topic.write(1)
         assert len(read(await waiting)) == 1
         topic.write(100)
-        await until(lambda: any(caller.cut_off for caller in copy.tail._callers))
+        await until(lambda: sum(copy.tail._position.values()) == 101)
         assert (await anext(pieces)).startswith(b"event: cut-off\n")
         assert await anext(pieces, None) is None
 
@@ -228,13 +223,9 @@ class Stalling(Topic):
             yield some
 
 
-async def test_a_heartbeat_says_that_all_is_well_only_while_the_topic_is_really_read(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(module, "PAUSE", 0.01)
+async def test_a_heartbeat_says_that_all_is_well_only_while_the_topic_is_really_read(background: Background) -> None:
     topic = Stalling()
-    copy = Copy(topic, background)
+    copy = Copy(topic, background, heartbeat_s=0.05, retry_s=0.01)
     async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces, asyncio.timeout(LONG):
         await anext(pieces)
         assert (await anext(pieces)).startswith(b": all is well\n")
@@ -299,9 +290,7 @@ async def test_what_waits_for_callers_that_do_not_read_is_kept_once_and_given_in
         firsts = await asyncio.gather(*waiting)
         tracemalloc.start()
         topic.write(100, value=b"x" * 30_000)
-        await until(
-            lambda: not copy.tail._behind(next(iter(copy.tail._callers))) and sum(copy.tail._position.values()) == 130
-        )
+        await until(lambda: sum(copy.tail._position.values()) == 130)
         pieces = [await anext(caller) for caller in callers]
         kept, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -311,12 +300,9 @@ async def test_what_waits_for_callers_that_do_not_read_is_kept_once_and_given_in
         assert largest <= 2 * events.PIECE_BYTES
 
 
-async def test_an_event_that_is_larger_than_a_piece_arrives_whole_also_before_a_cut_off(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(events, "MOST_WAITING", 500_000)
+async def test_an_event_that_is_larger_than_a_piece_arrives_whole_also_before_a_cut_off(background: Background) -> None:
     topic = Topic(Random(1))
-    copy = Copy(topic, background)
+    copy = Copy(topic, background, waiting_bytes=500_000)
     (caller,) = await watchers(copy, 1, None, None)
     async with aclosing(caller):
         waiting = asyncio.create_task(anext(caller))
@@ -324,8 +310,9 @@ async def test_an_event_that_is_larger_than_a_piece_arrives_whole_also_before_a_
         topic.write(1, value=b"x" * 300_000)
         text = await waiting
         assert len(text) <= events.PIECE_BYTES
-        topic.write(2, value=b"x" * 300_000)
-        await until(lambda: any(one.cut_off for one in copy.tail._callers))
+        for reached in (2, 3):
+            topic.write(1, value=b"x" * 300_000)
+            await until(lambda: sum(copy.tail._position.values()) == reached)  # noqa: B023 - it is awaited at once
         async for piece in caller:
             assert len(piece) <= events.PIECE_BYTES
             text += piece
@@ -333,33 +320,25 @@ async def test_an_event_that_is_larger_than_a_piece_arrives_whole_also_before_a_
     assert b"\n\nevent: cut-off\n" in text
 
 
-async def test_a_caller_that_reads_what_comes_is_never_cut_off(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(events, "MOST_WAITING", 300_000)
+async def test_a_caller_that_reads_what_comes_is_never_cut_off(background: Background) -> None:
     topic = Topic(Random(1))
-    copy = Copy(topic, background)
+    copy = Copy(topic, background, waiting_bytes=150_000)
     (caller,) = await watchers(copy, 1, None, None)
     async with aclosing(caller):
         text = b""
         for count in range(1, 10):
             waiting = asyncio.create_task(anext(caller))
             await until(lambda: copy.tail._callers)
-            topic.write(1, value=b"x" * 100_000)
+            topic.write(1, value=b"x" * 200_000)
             text += await waiting
             while len(EVENT.findall(text.decode())) < count:
                 text += await anext(caller)
 
 
-async def test_callers_that_are_brought_up_and_do_not_read_hold_only_so_much_together(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "NEAR", 0)
-    monkeypatch.setattr(module, "CATCH_UP_BYTES", 3 * module.PIECE)
-    monkeypatch.setattr(module, "PAUSE", 0.01)
+async def test_callers_that_catch_up_and_do_not_read_hold_only_so_much_together(background: Background) -> None:
     topic = Topic(Random(1))
     topic.write(20, value=b"x" * 100_000)
-    copy = Copy(topic, background)
+    copy = Copy(topic, background, catch_up_bytes=3 * module.CATCH_UP_READ_BYTES, retry_s=0.01)
     async with AsyncExitStack() as stack:
         callers = await watchers(copy, 8, dict.fromkeys(range(PARTITIONS), 0), None)
         for caller in callers:

@@ -1,15 +1,16 @@
 """The live tail of the topic: one reader of its end for all callers that watch it, as server-sent events.
 
-Every record is framed once and handed to all of them. A caller that comes again, or was too far behind, is brought up
-from the topic first. The id of each event is the offset reached in every partition, so that any copy of the service can
-go on where another ended.
+Each record is framed once, and the newest batches are kept for all callers. A caller that comes back, or begins
+earlier, first reads from the topic what it missed. The id of each event is the offset reached in every partition, so
+that any instance of the service can continue where another ended.
 """
 
 import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import NamedTuple
 
@@ -20,36 +21,41 @@ from apps.chassis.internals.record_fetching import Unreadable
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import Wanted
 from apps.chassis.observability.logs import one_line
-from apps.consumer.browsing.tail_events import MOST_WAITING, Batch, Caller, Gap, event, event_of, id_of, pieces_of
+from apps.consumer.browsing.tail_events import Batch, Caller, Gap, event, event_of, id_of, pieces_of
 from apps.consumer.consuming.consumption import Decode
 from contracts.record import Record
 
 log = logging.getLogger(__name__)
 
-MOST_READERS = 2_000
-"""Callers that may watch at a time."""
-PIECE = 256 * 1024
+GREETING = b"retry: 2000\n"
+CATCH_UP_READ_BYTES = 256 * 1024
 """Bytes of keys and values that are read at a time for a caller that is behind."""
-CATCH_UP_BYTES = 64 * 1024 * 1024
-"""Bytes that all callers together may hold while they are brought up: unlike live events, no two share them."""
 REST = 3.0
 """Seconds of rest for each second that framing events took: watching must not slow the consumption."""
-NEAR = 1_000
-"""Records that a caller may be behind for the live tail to be joined."""
-HEARTBEAT = 15.0
-"""Seconds without an event after which a caller gets a heartbeat with its place, or learns that reading stalls."""
 STALE_AFTER_S = 5.0
 """Seconds without a read of the topic after which the tail's place is too old for a new caller."""
-PAUSE = 1.0
-"""Seconds before reading on when Kafka was out of reach."""
-PAUSE_PER_HOLE = 0.2
+HOLE_PAUSE_S = 0.2
 """Seconds before reading on behind what cannot be read: each costs a connection, and there may be many."""
-AT_A_TIME = 25
-"""Callers that are handed a batch before others get their turn."""
-PAUSE_PER_READER, LONGEST_PAUSE = 0.0002, 0.2
+CALLERS_AT_A_TIME = 25
+"""Callers that are handed a batch before other work gets its turn."""
+PAUSE_PER_CALLER_S, LONGEST_PAUSE_S = 0.0002, 0.2
 """Seconds that records are collected before they are handed out: more callers, fewer and larger pieces."""
 
-GREETING = b"retry: 2000\n"
+
+class TailLimits(NamedTuple):
+    """How much the live tail may hold, and how long it may wait.
+
+    `callers` may watch at a time. `waiting_bytes` of events are kept for callers that read slowly; a caller for which
+    more waits is cut off. `catch_up_bytes` may be held by all callers together that read what they missed: unlike live
+    events, no two share them. After `heartbeat_s` without an event a caller gets a heartbeat, or learns that reading
+    stalls. After `retry_s` reading is tried again when Kafka was out of reach.
+    """
+
+    callers: int = 2_000
+    waiting_bytes: int = 4 * 1024 * 1024
+    catch_up_bytes: int = 64 * 1024 * 1024
+    heartbeat_s: float = 15.0
+    retry_s: float = 1.0
 
 
 class Beginning(NamedTuple):
@@ -61,19 +67,29 @@ class Beginning(NamedTuple):
 
 
 class Tail:
-    """Reads the end of the topic as long as somebody watches; `partitions` tells how many it has."""
+    """Reads the end of the topic as long as somebody watches; `partitions` returns how many it has."""
 
     def __init__(
-        self, reader: LogReader, partitions: Callable[[], int], background: Background, decode: Decode
+        self,
+        reader: LogReader,
+        partitions: Callable[[], int],
+        background: Background,
+        decode: Decode,
+        limits: TailLimits | None = None,
     ) -> None:
         self._reader = reader
         self._partitions = partitions
         self._background = background
         self._decode = decode
+        self._limits = limits or TailLimits()
         self._position: dict[int, int] = {}
+        self._batches: deque[Batch] = deque()
+        self._first = 0  # the number of the first batch that is kept
+        self._kept_bytes = 0
         self._following: asyncio.Task[None] | None = None
         self._looked_at = -math.inf
         self._trouble = ""
+        self._framing_s = 0.0  # spent since the last rest
         self._watching = 0
         self._catch_up_bytes = 0
         self._callers: set[Caller] = set()
@@ -82,7 +98,7 @@ class Tail:
     @property
     def is_full(self) -> bool:
         """Whether no more callers may watch."""
-        return self._watching >= MOST_READERS
+        return self._watching >= self._limits.callers
 
     async def begin(self, start: Mapping[int, int] | None) -> Beginning:
         """Return where a caller begins: behind the last record, or where an id of an event leads.
@@ -103,18 +119,12 @@ class Tail:
         caller = Caller(wanted, dict(beginning.position), self._decode)
         with self._followed(beginning.end):
             yield GREETING + id_of(caller.position) + b"".join(event("gap", gap) for gap in beginning.gaps)
-            while not self._ended and self._behind(caller) > NEAR:
-                async with aclosing(self._bring_up(caller)) as pieces:
+            while not self._ended and not self._joins(caller):
+                async with aclosing(self._catch_up(caller)) as pieces:
                     async for piece in pieces:
                         yield piece
-            met = dict(self._position)
             self._callers.add(caller)
             try:
-                while not self._ended and self._behind(caller, met):
-                    async with aclosing(self._bring_up(caller, met)) as pieces:
-                        async for piece in pieces:
-                            yield piece
-                caller.follow()
                 async with aclosing(self._live(caller)) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -128,73 +138,83 @@ class Tail:
         for caller in self._callers:
             caller.news.set()
 
+    def _joins(self, caller: Caller) -> bool:
+        """Let a caller continue with the batches that are kept, if it has reached the first of them."""
+        behind = self._first + len(self._batches)
+        starts = [(behind, self._position), *((behind - 1 - n, b.start) for n, b in enumerate(reversed(self._batches)))]
+        caller.next = next((number for number, start in starts if caller.has_reached(start)), -1)
+        return caller.next >= 0
+
     async def _live(self, caller: Caller) -> AsyncGenerator[bytes, None]:
+        loop = asyncio.get_running_loop()
+        heartbeat_at = loop.time() + self._limits.heartbeat_s
         while not self._ended:
+            if caller.next < self._first:
+                yield event("cut-off", {"reason": f"more than {self._limits.waiting_bytes} bytes waited to be read"})
+                return
+            if caller.next < self._first + len(self._batches):
+                began = time.perf_counter()
+                events = caller.events_of(self._batches[caller.next - self._first])
+                self._framing_s += time.perf_counter() - began
+                caller.next += 1
+                for piece in pieces_of(events):
+                    yield piece
+                    heartbeat_at = loop.time() + self._limits.heartbeat_s
+                continue
+            caller.news.clear()
             try:
-                async with asyncio.timeout(HEARTBEAT):
+                async with asyncio.timeout_at(heartbeat_at):
                     await caller.news.wait()
             except TimeoutError:
                 yield self._heartbeat(caller)
-                continue
-            if caller.cut_off:
-                yield event("cut-off", {"reason": f"more than {MOST_WAITING} bytes waited to be read"})
-                return
-            for piece in caller.take():
-                yield piece
+                heartbeat_at = loop.time() + self._limits.heartbeat_s
 
     def _heartbeat(self, caller: Caller) -> bytes:
-        """Send a heartbeat if the topic was really read since the last one; otherwise report that reading stalls."""
+        """Return a heartbeat if the topic was really read since the last one, else an event that reading stalls."""
         silent = self._silent_for()
-        if silent < HEARTBEAT:
+        if silent < self._limits.heartbeat_s:
             return b": all is well\n" + id_of(caller.position)
         return event("stalled", {"seconds": round(silent), "reason": self._trouble or "Kafka does not answer"})
 
     def _silent_for(self) -> float:
         return time.monotonic() - self._looked_at
 
-    def _behind(self, caller: Caller, target: Mapping[int, int] | None = None) -> int:
-        """Return how many offsets the caller is behind the live tail, or behind what it was when it joined."""
-        return sum(
-            max(0, offset - caller.position.get(partition, 0))
-            for partition, offset in (target or self._position).items()
-        )
-
-    async def _bring_up(self, caller: Caller, target: Mapping[int, int] | None = None) -> AsyncGenerator[bytes, None]:
+    async def _catch_up(self, caller: Caller) -> AsyncGenerator[bytes, None]:
         """Read some of what a caller that is behind has missed; yield its events once there is room for them."""
-        if self._catch_up_bytes + PIECE > CATCH_UP_BYTES:
-            await asyncio.sleep(PAUSE)
-            yield b": others are being brought up\n\n"
+        if self._catch_up_bytes + CATCH_UP_READ_BYTES > self._limits.catch_up_bytes:
+            await asyncio.sleep(self._limits.retry_s)
+            yield b": others are catching up\n\n"
             return
-        held = PIECE
+        held = CATCH_UP_READ_BYTES
         self._catch_up_bytes += held
         try:
-            events = await self._read_missed(caller, target)
+            events = await self._missed_events(caller)
             self._catch_up_bytes += len(events) - held
             held = len(events)
-            for piece in pieces_of(events):
+            for piece in pieces_of([events]):
                 yield piece
         finally:
             self._catch_up_bytes -= held
 
-    async def _read_missed(self, caller: Caller, target: Mapping[int, int] | None) -> bytes:
-        """Return events of some of the records between a caller's place and the live tail, or its target."""
+    async def _missed_events(self, caller: Caller) -> bytes:
+        """Return events of some of the records between a caller's place and the live tail."""
         ranges = {
-            partition: (caller.position.get(partition, 0), offset)
-            for partition, offset in dict(target or self._position).items()
-            if caller.position.get(partition, 0) < offset
+            partition: (at, offset)
+            for partition, offset in self._position.items()
+            if (at := caller.position.get(partition, 0)) < offset
         }
         try:
-            records, reached = await self._reader.some(ranges, PIECE)
+            records, reached = await self._reader.some(ranges, CATCH_UP_READ_BYTES)
         except Unreadable as hole:
             gap = Gap(hole.partition, hole.start, min(hole.stop, ranges[hole.partition][1]), hole.reason)
             caller.position[gap.partition] = gap.stop
-            await asyncio.sleep(PAUSE_PER_HOLE)
+            await asyncio.sleep(HOLE_PAUSE_S)
             return event("gap", gap) + id_of(caller.position)
         except (KafkaError, OSError, TimeoutError):
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(self._limits.retry_s)
             return b": Kafka is out of reach\n\n"
         began = time.perf_counter()
-        events = caller.frame(records)
+        events = b"".join(caller.frame(records))
         caller.position |= reached
         await asyncio.sleep(REST * (time.perf_counter() - began))
         return events or id_of(caller.position)
@@ -213,6 +233,9 @@ class Tail:
             if not self._watching and self._following:
                 self._following.cancel()
                 self._following = None
+                self._first += len(self._batches)
+                self._batches.clear()
+                self._kept_bytes = 0
 
     async def _follow(self) -> None:
         while True:
@@ -223,51 +246,53 @@ class Tail:
                 if not self._trouble:
                     log.warning("the live tail cannot read, retrying: %s", one_line(error))
                 self._trouble = one_line(error)
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(self._limits.retry_s)
 
     async def _read_on(self) -> None:
-        """Hand out what is read, until the topic has more partitions or something was passed over."""
+        """Hand out what is read, until the topic has more partitions than are read, or has a hole."""
         try:
             async with aclosing(self._reader.follow(self._position)) as fetched:
-                await self._hand_out_until_grown(fetched)
+                async for records in fetched:
+                    self._looked_at, self._trouble = time.monotonic(), ""
+                    if records:
+                        await self._hand_out(records)
+                    if self._partitions() > len(self._position):
+                        return
+                    pause = min(PAUSE_PER_CALLER_S * len(self._callers), LONGEST_PAUSE_S)
+                    spent, self._framing_s = self._framing_s, 0.0
+                    await asyncio.sleep(max(REST * spent, pause))
         except Unreadable as hole:
             _, end = await self._reader.offsets(self._partitions())
-            gap = Gap(hole.partition, hole.start, min(hole.stop, end[hole.partition]), hole.reason)
-            log.warning("the live tail goes on behind what it cannot read: %s", hole)
-            self._position[gap.partition] = gap.stop
-            for caller in self._callers:
-                caller.tell(event("gap", gap))
-            await asyncio.sleep(PAUSE_PER_HOLE)
+            log.warning("the live tail continues behind what it cannot read: %s", hole)
+            await self._keep_gap(Gap(hole.partition, hole.start, min(hole.stop, end[hole.partition]), hole.reason))
+            await asyncio.sleep(HOLE_PAUSE_S)
 
-    async def _hand_out_until_grown(self, fetched: AsyncIterator[list[Record]]) -> None:
-        """Hand out what is read, until the topic has more partitions than are read."""
-        async for records in fetched:
-            self._looked_at, self._trouble = time.monotonic(), ""
-            took = await self._hand_out(records) if records else 0.0
-            if self._partitions() > len(self._position):
-                return
-            await asyncio.sleep(max(REST * took, min(PAUSE_PER_READER * len(self._callers), LONGEST_PAUSE)))
-
-    async def _hand_out(self, records: list[Record]) -> float:
-        """Give records to all callers; return the seconds that it took."""
-        await self._tell_gaps(records)
+    async def _hand_out(self, records: list[Record]) -> None:
+        """Give records to all callers."""
+        await self._keep_gaps(records)
         began = time.perf_counter()
         events, start = [], dict(self._position)
         for record in records:
             self._position[record.partition] = record.offset + 1
             events.append(event_of(self._decode, record, self._position))
         batch = Batch(records, events, b"".join(events), start, dict(self._position))
-        took = time.perf_counter() - began
-        callers = list(self._callers)  # who comes after this line has its place behind the batch
-        for first in range(0, len(callers), AT_A_TIME):
-            began = time.perf_counter()
-            for caller in callers[first : first + AT_A_TIME]:
-                caller.put(batch)
-            took += time.perf_counter() - began
-            await asyncio.sleep(0)  # what else there is to do must not wait for hundreds of callers
-        return took
+        self._framing_s += time.perf_counter() - began
+        await self._keep(batch)
 
-    async def _tell_gaps(self, records: list[Record]) -> None:
+    async def _keep(self, batch: Batch) -> None:
+        """Keep a batch for all callers; drop the oldest, but never the newest, beyond the limit of bytes."""
+        self._batches.append(batch)
+        self._kept_bytes += len(batch.whole)
+        while self._kept_bytes > self._limits.waiting_bytes and len(self._batches) > 1:
+            self._kept_bytes -= len(self._batches.popleft().whole)
+            self._first += 1
+        callers = list(self._callers)
+        for first in range(0, len(callers), CALLERS_AT_A_TIME):
+            for caller in callers[first : first + CALLERS_AT_A_TIME]:
+                caller.news.set()
+            await asyncio.sleep(0)  # other work must not wait for hundreds of callers
+
+    async def _keep_gaps(self, records: list[Record]) -> None:
         """Tell all callers when records were deleted before the tail had read them: compaction leaves holes too."""
         lowest: dict[int, int] = {}
         for record in records:
@@ -277,12 +302,16 @@ class Tail:
         first, end = await self._reader.offsets(self._partitions())
         for partition in lowest:
             if gap := _gap(partition, self._position[partition], first, end):
-                for caller in self._callers:
-                    caller.tell(event("gap", gap))
+                await self._keep_gap(gap)
+
+    async def _keep_gap(self, gap: Gap) -> None:
+        start, told = dict(self._position), event("gap", gap)
+        self._position[gap.partition] = gap.stop
+        await self._keep(Batch([], [told], told, start, dict(self._position)))
 
 
 def _gap(partition: int, at: int, first: Mapping[int, int], end: Mapping[int, int]) -> Gap | None:
-    """Return what a reader that stands at an offset has missed, or None."""
+    """Return what a reader at an offset has missed, or None."""
     if at < first[partition]:
         return Gap(partition, at, first[partition], "deleted")
     if at > end[partition]:

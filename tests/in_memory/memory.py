@@ -22,8 +22,9 @@ from faststream.kafka import KafkaBroker
 from apps.chassis.internals.record_fetching import FetchedRecord
 from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import ClientOptions
-from apps.chassis.kafka.cluster import Cluster, Member
+from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
+from apps.chassis.kafka.consumer_groups import Member
 from apps.chassis.kafka.kafka import Kafka
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.topic_settings import Topic
@@ -185,9 +186,6 @@ class MemoryReader(LogReader):
     def _new_consumer(self, _: int) -> AIOKafkaConsumer:
         return MemoryConsumer(self._memory)
 
-    async def topic_id(self) -> UUID | None:
-        return None
-
 
 class MemoryCluster(Cluster):
     """Topics that exist, and a group with one member."""
@@ -205,6 +203,9 @@ class MemoryCluster(Cluster):
         return None
 
     async def watch(self) -> None: ...
+
+    async def topic_id(self, topic: str) -> UUID | None:  # noqa: ARG002 - as of a Kafka that gives none
+        return None
 
     async def commits(self, group: str, topic: str) -> dict[int, OffsetAndMetadata | None]:  # noqa: ARG002 - one group a topic
         return {

@@ -89,7 +89,7 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
         lifespan=[lambda _: _open(parts.values(), traces, end)],
         plugins=[RecordValueSchema(part.stream for part in parts.values())],
         logging_config=None,
-        openapi_config=openapi_config(title, description, settings.root_path),
+        openapi_config=openapi_config(title, description, settings),
         **options,
     )
     app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings)

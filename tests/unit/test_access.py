@@ -89,6 +89,7 @@ def test_the_documents_say_which_calls_need_a_key(
 def test_without_a_key_in_the_settings_none_is_asked_for() -> None:
     with client("producer") as open_to_all:
         assert open_to_all.post("/producers/people", json=fields_of_a_person(age=-1)).status_code == 400
+        assert '"security"' not in open_to_all.get("/schema/openapi.json").text
 
 
 def test_each_of_several_keys_is_accepted_and_known_by_its_name() -> None:

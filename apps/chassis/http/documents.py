@@ -27,6 +27,7 @@ from apps.chassis.http.authorization import COMPONENTS
 from apps.chassis.http.health import VERSION
 from apps.chassis.http.pages import page_policy, to_root
 from apps.chassis.http.problems import PATH as PROBLEMS
+from apps.chassis.settings import Settings
 
 PAGES = Path(__file__).parent / "document_pages"
 OTHER_ANSWERS = (
@@ -52,23 +53,24 @@ class SwaggerPage(OpenAPIRenderPlugin):
 
 
 class OpenApiDocument(JsonRenderPlugin):
-    """The document; the types of problems in its examples have the prefix that they have in answers."""
+    """The document, as the settings need it: with the prefix of problem types, and without keys if there are none."""
 
-    def __init__(self, root_path: str) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self._root_path = root_path
+        self._root_path = settings.root_path
+        self._needs_key = settings.api_keys.needed
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         """Return the document as JSON."""
+        for calls in () if self._needs_key else openapi_schema["paths"].values():
+            for operation in calls.values():
+                operation.pop("security", None)
         document = super().render(request, openapi_schema)
         return document.replace(f'"type":"{PROBLEMS}/'.encode(), f'"type":"{self._root_path}{PROBLEMS}/'.encode())
 
 
-def openapi_config(title: str, description: str, root_path: str) -> OpenAPIConfig:
-    """Return the configuration of the page at `/schema` and the document at `/schema/openapi.json`.
-
-    `root_path` is the prefix that a proxy strips, as far as it is known.
-    """
+def openapi_config(title: str, description: str, settings: Settings) -> OpenAPIConfig:
+    """Return the configuration of the page at `/schema` and the document at `/schema/openapi.json`."""
     router = Router(
         "/schema",
         after_request=_raise_not_found,
@@ -82,8 +84,8 @@ def openapi_config(title: str, description: str, root_path: str) -> OpenAPIConfi
         description=description + OTHER_ANSWERS,
         openapi_router=router,
         components=COMPONENTS,
-        servers=[Server(url=root_path or "../")],  # relative to the document
-        render_plugins=[SwaggerPage(path="/"), OpenApiDocument(root_path)],
+        servers=[Server(url=settings.root_path or "../")],  # relative to the document
+        render_plugins=[SwaggerPage(path="/"), OpenApiDocument(settings)],
     )
 
 

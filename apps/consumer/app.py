@@ -3,13 +3,11 @@
 import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from litestar import Litestar
 
-from apps.chassis.application import MOST_IN_MEMORY, build_application
-from apps.chassis.http.admission import Limit
+from apps.chassis.application import build_application
 from apps.chassis.http.asyncapi import Operation
 from apps.chassis.http.served_streams import Served
 from apps.chassis.internals.kafka_client import watch_kafka_clients
@@ -21,14 +19,14 @@ from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
 from apps.chassis.service import settings_from_environment
 from apps.chassis.settings import Settings
-from apps.consumer.browsing.routes import message_routes, weight_of
+from apps.consumer.browsing.routes import MessageController
 from apps.consumer.consuming.policy import DEFAULT, Policy
 from apps.consumer.consuming.retry import Handle
 from apps.consumer.handlers import HANDLERS, POLICIES, handle_nothing
 from apps.consumer.operating.metrics import HandlerMetrics
-from apps.consumer.operating.routes import consumer_routes
+from apps.consumer.operating.routes import OperatingController
 from apps.consumer.page.routes import page_routes
-from apps.consumer.redriving.routes import dead_letter_routes
+from apps.consumer.redriving.routes import DeadLetterController
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts import STREAMS
 from contracts.stream import Stream
@@ -77,16 +75,15 @@ def create_app(  # noqa: PLR0913 - what tests replace
         settings,
         {one.stream.name: one for one in consumers},
         [
-            *consumer_routes(served),
-            *message_routes(served),
-            *dead_letter_routes(served),
+            OperatingController,
+            MessageController,
+            DeadLetterController,
             *page_routes(settings.producer_url, [one.stream.name for one in consumers]),
         ],
         operations=[*_operations(served)],
         registry=registry,
         traces=traces,
         ending=ending,
-        limit=Limit(MOST_IN_MEMORY, weigh=partial(weight_of, served=served)),
     )
 
 

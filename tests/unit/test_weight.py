@@ -1,41 +1,67 @@
 """What a call counts for among those under way."""
 
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
-from typing import Any, cast
+from http import HTTPStatus
+from typing import Any
 
 import pytest
-from litestar.types import Scope
+from litestar import Controller, Litestar
+from litestar.testing import TestClient
 from samples import Stored
 
 from apps.chassis.http.admission import FREE_BYTES, Limit, Share, share_of
-from apps.chassis.http.served_streams import Served
-from apps.consumer.browsing.routes import SEARCH_IN_MEMORY, TIMES_IN_MEMORY, weight_of
+from apps.chassis.http.problems import answer_error
+from apps.chassis.http.request_middleware import admit
+from apps.chassis.http.served_streams import Served, stream_dependencies
+from apps.consumer.browsing.routes import COPIES_IN_MEMORY, SEARCH_MEMORY_BYTES, MessageController
 from apps.consumer.browsing.window import Window
+from apps.consumer.redriving.routes import DeadLetterController
 from apps.producer.publishing.intake import split_lines
 from apps.producer.publishing.publisher import Busy
 
 
-def weight(path: str, query: bytes = b"") -> int | None:
-    scope: dict[str, Any] = {"path": path, "query_string": query}
-    window = Window(100)
-    window.extend([Stored(offset=offset, value=b"a" * 1_000) for offset in range(100)])
-    served: Any = Served({"people": SimpleNamespace(window=window)})
-    return weight_of(cast("Scope", scope), served)
+class Part:
+    """What the routes need of a stream: a window of a hundred records."""
+
+    def __init__(self) -> None:
+        self.window = Window(100)
+        self.window.extend([Stored(offset=offset, value=b"a" * 1_000) for offset in range(100)])
 
 
-@pytest.mark.parametrize(
-    ("query", "records"),
-    [(b"", 10), (b"limit=30", 30), (b"limit=1000&scope=window", 100), (b"key=scope%3Dtopic", 10), (b"limit=x", 0)],
-)
-def test_the_newest_of_the_window_count_for_the_records_that_are_asked_for(query: bytes, records: int) -> None:
-    assert weight("/consumers/messages", query) == TIMES_IN_MEMORY * records * 1_000
+def status_beside(taken_bytes: int, query: str, controller: type[Controller], path: str) -> int:
+    """Return how a call is answered while others take so many bytes of 100 MB."""
+    limit = Limit(100_000_000)
+    scope: Any = {"path": "/", "state": {}}
+    limit.let_in(scope)
+    assert share_of(scope).take(taken_bytes)
+    app = Litestar(
+        [controller],
+        dependencies=stream_dependencies(Served({"people": Part()})),
+        before_request=admit(limit),
+        exception_handlers={Exception: answer_error},
+    )
+    with TestClient(app) as client:
+        return client.get(f"{path}?{query}").status_code
 
 
-@pytest.mark.parametrize("query", [b"scope=topic", b"q=x&scope=%74opic", b"scope=window&scope=topic"])
-def test_a_search_counts_for_what_it_holds(query: bytes) -> None:
-    assert weight("/consumers/messages", query) == SEARCH_IN_MEMORY
-    assert weight("/consumers/dead-letters") == SEARCH_IN_MEMORY
+@pytest.mark.parametrize(("query", "records"), [("", 10), ("limit=30", 30), ("limit=1000&scope=window", 100)])
+def test_the_newest_of_the_window_count_for_the_records_that_are_asked_for(query: str, records: int) -> None:
+    needed = COPIES_IN_MEMORY * records * 1_000
+    full = 100_000_000 - needed + 1
+    assert status_beside(full, query, MessageController, "/consumers/messages") == HTTPStatus.SERVICE_UNAVAILABLE
+    answered = status_beside(full - 1, query, MessageController, "/consumers/messages")
+    assert answered == HTTPStatus.INTERNAL_SERVER_ERROR  # it is let in, and finds that there is only a window
+
+
+@pytest.mark.parametrize("query", ["scope=topic", "q=x&scope=%74opic"])
+def test_a_search_counts_for_what_it_holds(query: str) -> None:
+    full = 100_000_000 - SEARCH_MEMORY_BYTES + 1
+    for controller, path, wanted in (
+        (MessageController, "/consumers/messages", query),
+        (DeadLetterController, "/consumers/dead-letters", ""),
+    ):
+        assert status_beside(full, wanted, controller, path) == HTTPStatus.SERVICE_UNAVAILABLE
+        assert status_beside(0, wanted, controller, path) == HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def shares(number: int, most_bytes: int) -> tuple[Limit, list[Share]]:

@@ -1,32 +1,22 @@
-"""The consumer's HTTP: what a call says becomes a call of what it steers, and the result an answer."""
+"""Operate the consumption over HTTP: status, group, stop, start, pause, resume and seek."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 import msgspec
-from aiokafka.errors import KafkaError
-from litestar import get, post
+from litestar import Controller, get, post
 from litestar.connection import Request
-from litestar.handlers import BaseRouteHandler
-from litestar.plugins.problem_details import ProblemDetailsException
+from litestar.params import SkipValidation
 
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.http.authorization import KEY_NEEDED
-from apps.chassis.http.problems import (
-    BAD_BODY,
-    BAD_PARAMETER,
-    NOT_NOW,
-    OUT_OF_REACH,
-    Fault,
-    documented,
-    out_of_reach,
-    problem,
-)
+from apps.chassis.http.problems import NOT_NOW, OUT_OF_REACH, answer_as, bad_body, bad_parameter, documented
 from apps.chassis.http.request_body import (
     BODY_ERRORS,
     JSON,
@@ -36,7 +26,6 @@ from apps.chassis.http.request_body import (
     refuse_other_bodies,
     schema_of,
 )
-from apps.chassis.http.served_streams import OneStream, Served, SomeStreams
 from apps.chassis.observability.logs import one_line
 from apps.consumer.operating.control import Control, NotNow, Place
 from apps.consumer.operating.group import Group
@@ -71,31 +60,89 @@ class Sought(msgspec.Struct):
     streams: dict[str, dict[int, int]]
 
 
-def consumer_routes(served: Served[StreamConsumer]) -> Sequence[BaseRouteHandler]:
-    """Return the routes that show and steer the consumption of each stream."""
-    return (
-        _status_route(served),
-        _group_route(served),
-        _start_route(served),
-        _seek_route(served),
-        *(_action_route(served, *action) for action in ACTIONS),
+Streams = SkipValidation[Mapping[str, StreamConsumer]]
+action = partial(post, status_code=HTTPStatus.OK, security=KEY_NEEDED)
+"""Declares a route for an operator action."""
+ERRORS = documented(*BODY_ERRORS)
+START_BODY = documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False)
+SEEK_BODY = documents_body({JSON: (either(Seek, ["to"], ["partition", "offset"]), {"to": "beginning"})}, required=True)
+
+
+class OperatingController(Controller):
+    """Shows and steers the consumption of each stream."""
+
+    path = "/consumers"
+    exception_handlers: dict[int | type[Exception], Any] = {NotNow: answer_as(NOT_NOW)}  # noqa: RUF012 - Litestar's own
+
+    @get("/status", summary="What the consumer is doing", responses=documented())
+    async def status(self, served_streams: Streams) -> Status:
+        """Show what the consumption of each stream is doing."""
+        return await _status(served_streams)
+
+    @get("/group", summary="The whole group, from any instance", responses=documented(OUT_OF_REACH))
+    async def group(self, served_stream: SkipValidation[StreamConsumer]) -> Group:
+        """Show the whole group."""
+        return await within(CALL_S, served_stream.group())
+
+    @action("/start", summary="Join the group and consume", responses=ERRORS, operation_class=START_BODY)
+    async def start(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
+        """Start the consumption."""
+        wanted = await read_json(request, Start)
+        return await _act(served_streams, "start", partial(Control.start, accept=wanted.accept))
+
+    @action("/stop", summary="Leave the group", responses=ERRORS)
+    async def stop(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
+        """Stop the consumption."""
+        await refuse_other_bodies(request)
+        return await _act(served_streams, "stop", Control.stop)
+
+    @action("/pause", summary="Stop reading and keep the partitions", responses=ERRORS)
+    async def pause(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
+        """Pause the consumption."""
+        await refuse_other_bodies(request)
+        return await _act(served_streams, "pause", Control.pause)
+
+    @action("/resume", summary="Read on after a pause", responses=ERRORS)
+    async def resume(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
+        """Resume the consumption."""
+        await refuse_other_bodies(request)
+        return await _act(served_streams, "resume", Control.resume)
+
+    @action(
+        "/seek",
+        summary="Consume from another place on",
+        responses=documented(*BODY_ERRORS, NOT_NOW, OUT_OF_REACH),
+        operation_class=SEEK_BODY,
     )
+    async def seek(self, request: Request[Any, Any, Any], served_streams: Streams) -> Sought:
+        """Seek in each stream, one after the other."""
+        sought: dict[str, dict[int, int]] = {}
+        try:
+            place = place_of(await read_json(request, Seek))
+            if isinstance(place, Mapping) and len(served_streams) > 1:
+                raise bad_parameter("stream", "name the stream whose partition is sought")
+            for name, one in served_streams.items():
+                with operator_action("seek", name):
+                    sought[name] = await one.control.seek(place)
+        except ValueError as error:
+            raise bad_body(str(error)) from None
+        except NotNow as error:
+            raise NotNow(f"{error} ({', '.join(sought)} was sought before)" if sought else str(error)) from None
+        for name, offsets in sought.items():
+            details = {"action": "seek", "stream": name}
+            log.info("an operator asked for seek of %s: it consumes from %s", name, offsets, extra=details)
+        return Sought(next(iter(sought.values())), sought)
 
 
-Act = Callable[[Control], Awaitable[None]]
-ACTIONS: tuple[tuple[str, str, Act], ...] = (
-    ("stop", "Leave the group", Control.stop),
-    ("pause", "Stop reading and keep the partitions", Control.pause),
-    ("resume", "Read on after a pause", Control.resume),
-)
-
-
-def _status_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
-    @get("/consumers/status", summary="What the consumer is doing", responses=documented())
-    async def show_status(stream: SomeStreams = None) -> Status:
-        return await _status(served.some(stream))
-
-    return show_status
+@contextmanager
+def operator_action(action: str, stream: str) -> Iterator[None]:
+    """Log an operator action on a stream when it raises."""
+    try:
+        yield
+    except Exception as error:
+        details = {"action": action, "stream": stream}
+        log.info("an operator asked for %s of %s, in vain: %s", action, stream, one_line(error), extra=details)
+        raise
 
 
 async def _status(wanted: Mapping[str, StreamConsumer]) -> Status:
@@ -103,115 +150,14 @@ async def _status(wanted: Mapping[str, StreamConsumer]) -> Status:
     return status_of(dict(zip(wanted, found, strict=True)))
 
 
-def _group_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
-    @get("/consumers/group", summary="The whole group, from any instance", responses=documented(OUT_OF_REACH))
-    async def show_group(stream: OneStream = None) -> Group:
-        try:
-            return await within(CALL_S, served.one(stream).group())
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise out_of_reach(error) from None
-
-    return show_group
-
-
-async def _act(wanted: Mapping[str, StreamConsumer], action: str, act: Act) -> Status:
-    """Do the same with some streams at once; return what they do then."""
+async def _act(wanted: Mapping[str, StreamConsumer], action: str, act: Callable[[Control], Awaitable[None]]) -> Status:
+    """Take an operator action on some streams at once; return what they do then."""
     await asyncio.gather(*(act(one.control) for one in wanted.values()))
     status = await _status(wanted)
     for name, one in status.streams.items():
         details = {"action": action, "stream": name}
         log.info("an operator asked for %s of %s: it is %s", action, name, one.state, extra=details)
     return status
-
-
-def _action_route(served: Served[StreamConsumer], action: str, summary: str, act: Act) -> BaseRouteHandler:
-    @post(
-        f"/consumers/{action}",
-        summary=summary,
-        responses=documented(*BODY_ERRORS),
-        status_code=HTTPStatus.OK,
-        security=KEY_NEEDED,
-    )
-    async def take_action(request: Request[Any, Any, Any], stream: SomeStreams = None) -> Status:
-        wanted = served.some(stream)
-        await refuse_other_bodies(request)
-        return await _act(wanted, action, act)
-
-    return take_action
-
-
-def _start_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
-    @post(
-        "/consumers/start",
-        summary="Join the group and consume",
-        responses=documented(*BODY_ERRORS),
-        operation_class=documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False),
-        status_code=HTTPStatus.OK,
-        security=KEY_NEEDED,
-    )
-    async def start(request: Request[Any, Any, Any], stream: SomeStreams = None) -> Status:
-        wanted = served.some(stream)
-        order = await read_json(request, Start)
-        return await _act(wanted, "start", partial(Control.start, accept=order.accept))
-
-    return start
-
-
-def _seek_route(served: Served[StreamConsumer]) -> BaseRouteHandler:
-    @post(
-        "/consumers/seek",
-        summary="Consume from another place on",
-        responses=documented(*BODY_ERRORS, NOT_NOW, OUT_OF_REACH),
-        operation_class=documents_body(
-            {JSON: (either(Seek, ["to"], ["partition", "offset"]), {"to": "beginning"})}, required=True
-        ),
-        status_code=HTTPStatus.OK,
-        security=KEY_NEEDED,
-    )
-    async def seek(request: Request[Any, Any, Any], stream: SomeStreams = None) -> Sought:
-        wanted = served.some(stream)
-        place = _place(await read_json(request, Seek))
-        if isinstance(place, Mapping) and len(wanted) > 1:
-            detail = "name the stream whose partition is sought"
-            raise problem(BAD_PARAMETER, f"stream: {detail}", [Fault(parameter="stream", detail=detail)])
-        sought: dict[str, dict[int, int]] = {}
-        for name, one in wanted.items():
-            try:
-                sought[name] = await _seek(one, place)
-            except ProblemDetailsException as error:
-                raise _named(error, name, sought) if len(wanted) > 1 else error from None
-        return Sought(next(iter(sought.values())), sought)
-
-    return seek
-
-
-def _place(order: Seek) -> Place:
-    try:
-        return place_of(order)
-    except ValueError as error:
-        raise problem(BAD_BODY, str(error), [Fault(path="$", detail=str(error))]) from None
-
-
-def _named(error: ProblemDetailsException, name: str, done: Collection[str]) -> ProblemDetailsException:
-    """Return an error that names the stream, and those that were sought before it."""
-    error.detail = f"{name}: {error.detail}" + (f" ({', '.join(done)} was sought before)" if done else "")
-    return error
-
-
-async def _seek(one: StreamConsumer, place: Place) -> dict[int, int]:
-    details = {"action": "seek", "stream": one.stream.name}
-    try:
-        sought = await one.control.seek(place)
-    except ValueError as error:
-        raise problem(BAD_BODY, str(error), [Fault(path="$", detail=str(error))]) from None
-    except NotNow as error:
-        log.info("an operator asked for seek, in vain: %s", error, extra=details)
-        raise problem(NOT_NOW, str(error)) from None
-    except (KafkaError, OSError, TimeoutError) as error:
-        log.info("an operator asked for seek, in vain: %s", one_line(error), extra=details)
-        raise out_of_reach(error) from None
-    log.info("an operator asked for seek of %s: it consumes from %s", one.stream.name, sought, extra=details)
-    return sought
 
 
 def place_of(order: Seek) -> Place:

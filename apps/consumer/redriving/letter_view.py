@@ -1,0 +1,68 @@
+"""View of a dead letter over HTTP: its record, where that came from, and why it could not be consumed."""
+
+import msgspec
+
+from apps.consumer.browsing.record_view import Content, Header, content_of, headers_of
+from apps.consumer.redriving.letters import letter_of, owner_of
+from apps.consumer.redriving.marks import Marks
+from apps.consumer.redriving.redrive import Redriver
+from contracts.dead_letter import history
+from contracts.record import Record
+
+
+class Origin(msgspec.Struct):
+    """The record's original place; `timestamp` in milliseconds since 1970 UTC. Null: the letter does not name it."""
+
+    topic: str | None
+    partition: int | None
+    offset: int | None
+    timestamp: int | None
+
+
+class DeadLetter(msgspec.Struct):
+    """A dead letter by its place, its original record, why it could not be consumed and how often it was tried.
+
+    `rounds` counts how often it was sent back before. `held`: it was sent back too often, or is larger than its topic
+    takes, so that it is sent back only when it is requested by itself. `group` could not consume it, and sends it back.
+    `redrivable` is whether this consumer does: the letter is of its topic, and of its group or of none. Null is what a
+    letter of another writer does not name.
+    """
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: Content | None
+    value: Content | None
+    headers: list[Header]
+    origin: Origin
+    group: str | None
+    error_type: str | None
+    error: str | None
+    tries: int | None
+    rounds: int
+    held: bool
+    redriven: bool
+    redrivable: bool
+
+
+def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
+    """Return the view of the dead letter in a record."""
+    letter = letter_of(record)
+    headers, _, rounds = history(letter.headers)
+    return DeadLetter(
+        partition=record.partition,
+        offset=record.offset,
+        timestamp=record.timestamp,
+        key=content_of(letter.key),
+        value=content_of(letter.value),
+        headers=headers_of(headers),
+        origin=Origin(letter.topic, letter.partition, letter.offset, letter.timestamp),
+        group=letter.group,
+        error_type=letter.error_type,
+        error=letter.error,
+        tries=letter.tries,
+        rounds=rounds,
+        held=redriver.letters.is_held(letter),
+        redriven=marks.holds(owner_of(letter), record.partition, record.offset),
+        redrivable=redriver.is_ours(letter),
+    )

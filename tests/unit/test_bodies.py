@@ -36,7 +36,7 @@ UTF_8_MARK = b"\xef\xbb\xbf"
 def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
     """Both services, with no Kafka, for which they do not wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "JOINING", 0.01)
+        patch.setattr(control, "START_TIMEOUT_S", 0.01)
         patch.setattr(publisher, "PATIENCE", 0.01)
         settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
         with TestClient(create_producer(settings)) as producer, TestClient(create_consumer(settings)) as consumer:

@@ -41,7 +41,7 @@ CALLS = [
 def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
     """Both services, with no Kafka, for which they do not wait."""
     with socket.socket() as closed, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "JOINING", 0.01)
+        patch.setattr(control, "START_TIMEOUT_S", 0.01)
         patch.setattr(publisher, "PATIENCE", 0.01)
         closed.bind(("127.0.0.1", 0))
         settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{closed.getsockname()[1]}"})

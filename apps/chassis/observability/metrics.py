@@ -6,7 +6,7 @@ counts it anyway, when Prometheus asks.
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any, Protocol
 
@@ -129,14 +129,24 @@ class MetricsController(Controller):
         return Response(page, media_type=TEXT)
 
 
-def gauge(name: str, documentation: str, value: float) -> Metric:
-    """Return a gauge of one value."""
-    return GaugeMetricFamily(name, documentation, value=value)
+Values = float | Mapping[Any, float]
+"""The value of a metric, or its values by tuples of labels."""
 
 
-def counter(name: str, documentation: str, value: float) -> Metric:
-    """Return a counter of one value, which is named `name` with `_total` behind it."""
-    return CounterMetricFamily(name, documentation, value=value)
+def gauge(name: str, documentation: str, values: Values, labels: Sequence[str] = ()) -> Metric:
+    """Return a gauge."""
+    return _filled(GaugeMetricFamily(name, documentation, labels=labels), values)
+
+
+def counter(name: str, documentation: str, values: Values, labels: Sequence[str] = ()) -> Metric:
+    """Return a counter, which is named `name` with `_total` behind it."""
+    return _filled(CounterMetricFamily(name, documentation, labels=labels), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
+    for labels, value in (values if isinstance(values, Mapping) else {(): values}).items():
+        family.add_metric(labels, value)
+    return family
 
 
 def of_kafka(connection: Connection, *, healthy: bool, connected: bool) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""What an operator may do with the consumption, and the watch over it: a loop that died or wedged is replaced."""
+"""Start, stop, pause and seek the consumption, and replace a consume loop that died or hangs."""
 
 import asyncio
 import time
@@ -23,24 +23,24 @@ State = Literal["starting", "running", "retrying", "paused", "stopped", "reconne
 Place = Literal["beginning", "end"] | datetime | Mapping[int, int]
 """Where to seek to: an end of the topic, the first record at or after a time, or an offset in each partition."""
 
-JOINING = 6.0
+START_TIMEOUT_S = 6.0
 """Seconds that `start` waits for its turn and for assigned partitions, before it returns."""
-BATCH_IN_HAND = 5.0
+BATCH_TIMEOUT_S = 5.0
 """Seconds that `seek` waits for the in-flight batch."""
-BREAK_OFF_S = 4.0
-"""Seconds of these after which a running handler is cancelled; also when the consumption stops."""
-SEEKING = 9.0
+CANCEL_HANDLER_AFTER_S = 4.0
+"""Seconds after which a seek or a stop cancels a running handler."""
+SEEK_TIMEOUT_S = 9.0
 """Seconds that a `seek` may take in all."""
-ROUND = 2.0
+WATCH_EVERY_S = 2.0
 """Seconds between two looks at the consume loop."""
 
 
 class NotNow(Exception):
-    """What was asked for cannot be done in this state; the message says why."""
+    """An operator action does not fit the current state; the message says why."""
 
 
 class Control:
-    """What an operator may do with the consumption of a service. All calls may come at any time, together and twice."""
+    """Steers the consumption of a stream. All calls are safe at any time, at once and repeated."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it steers and watches
         self,
@@ -88,7 +88,7 @@ class Control:
 
         With `accept`, after a halt or while retrying, bad records are dead-lettered until a batch has only good ones.
         """
-        late = time.monotonic() + JOINING
+        late = time.monotonic() + START_TIMEOUT_S
         async with self._changing:
             if self._consumption.halted:
                 await self._end()
@@ -110,7 +110,7 @@ class Control:
 
     async def _end(self) -> None:
         if self._holding is not None:
-            self._consumption.leaving.set(BREAK_OFF_S)
+            self._consumption.leaving.set(CANCEL_HANDLER_AFTER_S)
             self._holding.cancel()
             await asyncio.wait([self._holding])
             self._holding = None
@@ -139,11 +139,6 @@ class Control:
         if self._consumption.paused and consumer:
             consumer.pause(*consumer.assignment())
 
-    async def positions(self) -> dict[int, int]:
-        """Return the next offset to read of each partition that this instance reads."""
-        consumer = self.consumer
-        return {tp.partition: at for tp, at in (await positions_of(consumer)).items()} if consumer else {}
-
     async def seek(self, place: Place) -> dict[int, int]:
         """Consume from another place on; return the offset in each requested partition that this instance holds.
 
@@ -151,10 +146,8 @@ class Control:
         or a batch is in flight for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
         or `OSError`, or after 9 s `TimeoutError`, when Kafka is out of reach.
         """
-        async with asyncio.timeout(SEEKING), self._changing:
-            subscriber, consumer = self.subscriber, self.consumer
-            if subscriber is None or consumer is None:
-                raise NotNow(f"there is no consumption to be sought: it is {self._without_connection()}")
+        async with asyncio.timeout(SEEK_TIMEOUT_S), self._changing:
+            subscriber, consumer = self._consuming()
             wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
             if not wanted:
                 raise NotNow("this instance holds none of the requested partitions")
@@ -165,18 +158,21 @@ class Control:
 
         Return the positions before and after in each of these partitions. Raises the errors of `seek`.
         """
-        async with asyncio.timeout(SEEKING), self._changing:
-            subscriber, consumer = self.subscriber, self.consumer
-            if subscriber is None or consumer is None:
-                return {}
+        async with asyncio.timeout(SEEK_TIMEOUT_S), self._changing:
+            subscriber, consumer = self._consuming()
             recreated = await self._commits.recreated(consumer)
             if not recreated:
                 return {}
-            before = await self.positions()
-            sought = await self._seek(subscriber, consumer, recreated, "beginning", self._commits.is_of_another)
-            return {
-                partition: (before[partition], sought[partition]) for partition in sorted(sought.keys() & before.keys())
-            }
+            before = {tp.partition: at for tp, at in (await positions_of(consumer)).items()}
+            after = await self._seek(subscriber, consumer, recreated, "beginning", self._commits.is_of_another)
+            return {number: (before[number], after[number]) for number in sorted(after.keys() & before.keys())}
+
+    def _consuming(self) -> tuple[BatchSubscriber, AIOKafkaConsumer]:
+        subscriber = self.subscriber
+        if subscriber is None or subscriber.consumer is None:
+            why = "halted" if self._consumption.halted else "stopped" if self.stopped else "not connected yet"
+            raise NotNow(f"there is no consumption to seek in: it is {why}")
+        return subscriber, subscriber.consumer
 
     async def _seek(
         self,
@@ -206,22 +202,16 @@ class Control:
                 consumer.resume(*(others & consumer.assignment()))
         return {tp.partition: offset for tp, offset in sorted(offsets.items())}
 
-    def _without_connection(self) -> str:
-        if self._consumption.halted:
-            return "halted"
-        return "stopped" if self.stopped else "not connected yet"
-
     async def _wait_for_batch(self, subscriber: BatchSubscriber) -> None:
         """Wait until no batch is in flight; the handler is cancelled when it takes too long."""
-        self._consumption.leaving.set(BREAK_OFF_S)
+        self._consumption.leaving.set(CANCEL_HANDLER_AFTER_S)
         try:
-            await subscriber.lock.wait_release(BATCH_IN_HAND)  # type: ignore[attr-defined]  # a MultiLock once started
+            await subscriber.lock.wait_release(BATCH_TIMEOUT_S)  # type: ignore[attr-defined]  # a MultiLock once started
         finally:
             self._consumption.leaving.clear()
         if not subscriber.lock.empty:  # type: ignore[attr-defined]
-            raise NotNow(
-                f"the handler was cancelled after {BREAK_OFF_S:g} s and still runs: it blocks the in-flight batch"
-            )
+            took = f"was cancelled after {CANCEL_HANDLER_AFTER_S:g} s and still runs"
+            raise NotNow(f"the handler {took}: it blocks the in-flight batch")
 
     async def state(self) -> State:
         """Return what the consumption is doing, with a look at the cluster (4 s at most)."""
@@ -248,13 +238,8 @@ class Control:
         unfit = unreachable or self.obstacle() or self._consumption.unreadable or self._background.failure
         if unfit := unfit or self._struggle():
             return False, kafka, unfit
-        if self._consumption.paused:
-            return True, kafka, self._cluster.at_risk("paused by an operator")
-        return (
-            True,
-            kafka,
-            self._cluster.at_risk(self._connection.journal.with_throttling(f"{self._stream_name} are consumed")),
-        )
+        consumed = self._connection.journal.with_throttling(f"{self._stream_name} are consumed")
+        return True, kafka, self._cluster.at_risk("paused by an operator" if self._consumption.paused else consumed)
 
     def _struggle(self) -> str | None:
         """Return why fetched batches are not committed, or None."""
@@ -287,7 +272,7 @@ class Control:
         """
         contain_child_tasks(asyncio.get_running_loop())  # of handlers: begun before the first start
         while True:
-            await asyncio.sleep(ROUND)
+            await asyncio.sleep(WATCH_EVERY_S)
             async with self._changing:
                 if self._consumption.halted:
                     await self._end()

@@ -2,12 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from apps.chassis.kafka.connection import Connection
 from apps.chassis.observability.metrics import SECONDS, counter, gauge
@@ -65,91 +64,69 @@ class HandlerMetrics:
 
 def of_consumption(consumption: Consumption, connection: Connection, state: State) -> Iterator[Metric]:
     """Return what was consumed so far, and what the consumption is doing."""
+    consumed = consumption.consumed
+    yield counter("consumer_records_consumed", "Good records: handled, and committed with their batch.", consumed)
     yield counter(
-        "consumer_records_consumed", "Good records: handled, and committed with their batch.", consumption.consumed
+        "consumer_records_dead_lettered",
+        "Records written to the dead letters, by type of error.",
+        {(reason,): number for reason, number in consumption.dead_letters.items()},
+        ["reason"],
     )
-    dead = CounterMetricFamily(
-        "consumer_records_dead_lettered", "Records written to the dead letters, by type of error.", labels=["reason"]
+    yield counter(
+        "consumer_records_passed_over",
+        "Records that were committed and are not for this group.",
+        {(FOR_ANOTHER_GROUP,): consumption.passed_over},
+        ["reason"],
     )
-    for reason, number in consumption.dead_letters.items():
-        dead.add_metric([reason], number)
-    yield dead
-    passed_over = CounterMetricFamily(
-        "consumer_records_passed_over", "Records that were committed and are not for this group.", labels=["reason"]
-    )
-    passed_over.add_metric([FOR_ANOTHER_GROUP], consumption.passed_over)
-    yield passed_over
     failures = consumption.attempts.failures
     yield gauge("consumer_batch_failures", "Failed attempts of the in-flight batch; 0 when all is well.", failures)
-    yield gauge(
-        "consumer_batch_age_seconds",
-        "Seconds that the in-flight batch has taken so far, its commit included; 0 without one.",
-        consumption.batch_age,
-    )
-    yield counter(
-        "consumer_rebalances", "Assignments of partitions by the group, the first of them too.", consumption.rebalances
-    )
-    yield counter(
-        "consumer_restarts", "Consume loops that were replaced because they ended or hung.", connection.replaced
-    )
-    states = GaugeMetricFamily("consumer_state", "1 for the state that the consumer is in.", labels=["state"])
-    for each in get_args(State):
-        states.add_metric([each], each == state)
-    yield states
+    taken = "Seconds that the in-flight batch has taken so far, its commit included; 0 without one."
+    yield gauge("consumer_batch_age_seconds", taken, consumption.batch_age)
+    assigned = consumption.rebalances
+    yield counter("consumer_rebalances", "Assignments of partitions by the group, the first of them too.", assigned)
+    restarts = connection.replaced
+    yield counter("consumer_restarts", "Consume loops that were replaced because they ended or hung.", restarts)
+    states = {(each,): float(each == state) for each in get_args(State)}
+    yield gauge("consumer_state", "1 for the state that the consumer is in.", states, ["state"])
 
 
-def of_commits(commits: Commits, partitions: Iterable[int]) -> Iterator[Metric]:
-    """Return failed commits, and moves of positions that are neither consuming nor an operator action.
+def of_commits(commits: Commits, partitions: Sequence[int]) -> Iterator[Metric]:
+    """Return what Kafka refused, and which positions moved.
 
-    Every partition has its series from the start, as 0: alert rules see no growth in a series that appears with a
-    value.
+    `partitions` have all series from the start: rates see no growth in a series that appears with a value.
     """
-    failures = CounterMetricFamily(
-        "consumer_commit_failures", "Commits that Kafka refused, by type of error.", labels=["error"]
-    )
-    for error, number in commits.failures.items():
-        failures.add_metric([error], number)
-    yield failures
-    skipped = CounterMetricFamily(
+    refused = {(error,): number for error, number in commits.failures.items()}
+    yield counter("consumer_commit_failures", "Commits that Kafka refused, by type of error.", refused, ["error"])
+    moves = sorted({*product(partitions, REASONS), *commits.moved})
+    yield counter(
         "consumer_records_skipped",
         "Records that were not consumed because their partition's position moved, by what moved it.",
-        labels=["partition", "reason"],
+        {(str(partition), reason): commits.skipped[partition, reason] for partition, reason in moves},
+        ["partition", "reason"],
     )
-    moved = CounterMetricFamily(
+    yield counter(
         "consumer_position_moves",
         "Moves of a partition's position, on or back, by cause; without consuming and operator actions.",
-        labels=["partition", "reason"],
+        {(str(partition), reason): commits.moved[partition, reason] for partition, reason in moves},
+        ["partition", "reason"],
     )
-    for partition, reason in sorted({*product(partitions, REASONS), *commits.moved}):
-        labels = [str(partition), reason]
-        skipped.add_metric(labels, commits.skipped[partition, reason])
-        moved.add_metric(labels, commits.moved[partition, reason])
-    yield skipped
-    yield moved
 
 
 def of_lag(lag: Lag, held: int) -> Iterator[Metric]:
-    """Return how far consumption is behind; nothing of a partition of which Kafka did not tell."""
+    """Return how far consumption is behind; nothing of a partition of which Kafka reported nothing."""
     yield gauge("consumer_partitions", "Partitions that this instance holds.", held)
-    records = GaugeMetricFamily(
+    known = {(str(one.partition),): one for one in lag.partitions if one.lag is not None}
+    yield gauge(
         "consumer_lag_records",
         "High watermark - committed, in records; of the whole group while stopped.",
-        labels=["partition"],
+        {partition: one.lag or 0 for partition, one in known.items()},
+        ["partition"],
     )
-    waiting = GaugeMetricFamily(
+    yield gauge(
         "consumer_lag_waiting_for_transaction_records",
         "Records of the lag that stand behind another client's open transaction.",
-        labels=["partition"],
+        {partition: one.waiting_for_transaction or 0 for partition, one in known.items()},
+        ["partition"],
     )
-    seconds = GaugeMetricFamily(
-        "consumer_lag_seconds", "Age of the oldest record that is not consumed yet.", labels=["partition"]
-    )
-    for partition in lag.partitions:
-        if partition.lag is not None:
-            records.add_metric([str(partition.partition)], partition.lag)
-            waiting.add_metric([str(partition.partition)], partition.waiting_for_transaction or 0)
-    for number, age in lag.ages.items():
-        seconds.add_metric([str(number)], age)
-    yield records
-    yield waiting
-    yield seconds
+    ages = {(str(partition),): age for partition, age in lag.ages.items()}
+    yield gauge("consumer_lag_seconds", "Age of the oldest record that is not consumed yet.", ages, ["partition"])

@@ -21,7 +21,7 @@ from secured import (
 from services import Pipeline, Raw, Service, event, value_of, wait_until
 
 from apps.chassis.kafka.clients import client_options, new_broker
-from apps.chassis.kafka.diagnosis import refusal
+from apps.chassis.kafka.diagnosis import diagnosis
 from apps.chassis.settings import read_settings
 
 SAID_WITHIN = 10.0
@@ -128,7 +128,7 @@ def test_every_way_to_show_who_one_is_works(kafka: SecuredKafka, pipeline: Pipel
     async def send() -> None:
         for way in ways:
             options = client_options(read_settings(way), "producer")
-            assert await refusal(options) is None
+            assert await diagnosis(options) is None
             async with new_broker(options) as broker:
                 await broker.start()
                 await broker.publish(b"of one who is known", pipeline.topic)
@@ -168,7 +168,7 @@ def cases(kafka: SecuredKafka) -> dict[str, dict[str, str]]:
 
 def test_why_nobody_is_let_in_is_told_in_words(cases: dict[str, dict[str, str]]) -> None:
     async def ask() -> list[str | None]:
-        return [await refusal(client_options(read_settings(case), "producer")) for case in cases.values()]
+        return [await diagnosis(client_options(read_settings(case), "producer")) for case in cases.values()]
 
     told = dict(zip(cases, asyncio.run(ask()), strict=True))
     assert {words: reason for words, reason in told.items() if words not in (reason or "")} == {}

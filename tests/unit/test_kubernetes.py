@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from apps.chassis.http.health import VERSION
-from apps.chassis.kafka.connection import STOP_TIMEOUT
+from apps.chassis.kafka.connection import STOP_TIMEOUT_S
 from apps.chassis.service import LAST_ANSWERS_S
 from apps.chassis.settings import Settings, read_settings
 from contracts import STREAMS
@@ -203,7 +203,7 @@ def test_an_operator_reaches_a_consumer_that_is_not_ready(resources: dict[tuple[
 
 def test_the_grace_is_longer_than_the_pause_and_the_end_of_the_service(pod: Resource, container: Resource) -> None:
     pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-    assert LAST_ANSWERS_S + STOP_TIMEOUT < ENDS_WITHIN
+    assert LAST_ANSWERS_S + STOP_TIMEOUT_S < ENDS_WITHIN
     assert pod["terminationGracePeriodSeconds"] >= pause + ENDS_WITHIN + 5
 
 

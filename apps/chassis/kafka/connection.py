@@ -1,4 +1,4 @@
-"""A broker that is kept connected: in the background, for ever, and replaced when it broke."""
+"""Keep a broker connected in the background for ever, and replace it when it broke."""
 
 import asyncio
 import logging
@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import count
 from typing import Literal
 
 from aiokafka.errors import KafkaConnectionError
@@ -18,27 +19,26 @@ from apps.chassis.observability.logs import one_line
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT = 45.0
+START_TIMEOUT_S = 45
 """Seconds for one attempt to connect; a member that waits for a rebalance may take longer."""
-REPORT_AFTER = 8.0
+REPORT_AFTER_S = 8
 """Seconds of an attempt to connect after which the log names the cause. A rebalance may take 7."""
-STOP_TIMEOUT = 6.5
+STOP_TIMEOUT_S = 6.5
 """Seconds for a broker to finish its batch, leave its group and close, before it is dropped."""
-LAST_RESORT = 1.5
-"""Seconds of them for what remains when its last batches cannot be written."""
-LOOK_EVERY = 5.0
+FAIL_UNWRITTEN_S = 1.5
+"""Seconds of those to fail the last batches, when they cannot be written."""
+CHECK_EVERY_S = 5.0
 """Seconds between two checks of a connected client."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
-"""Seconds between two attempts; each is twice the one before. What lasted longer is replaced without one."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+"""Seconds between two attempts; each doubles the one before. A connection that lasted longer is replaced at once."""
 
 
 class Connection:
     """Holds one connected broker after another; `since` is when the last one connected (`time.monotonic`).
 
-    `make` builds a broker that was never used before; `prepare` is awaited before each connects (it creates topics) and
-    may raise to have it tried again. A broker that was replaced is closed in the background: an idempotent producer
-    that Kafka refused once, or a consume loop that died, is not repaired (see `replace`). `journal` is the one that the
-    clients of these brokers keep.
+    `make` builds an unused broker; `prepare` is awaited before each connects (it creates topics) and may raise to have
+    it tried again. A replaced broker is closed in the background: an idempotent producer that Kafka refused once, or a
+    consume loop that died, cannot be repaired (see `replace`). The clients of these brokers keep `journal`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Connection:
         return self.current
 
     async def connected(self, patience: float) -> bool:
-        """Wait up to `patience` seconds for a connection, and tell whether there is one."""
+        """Wait up to `patience` seconds for a connection; return whether there is one."""
         with suppress(TimeoutError):
             await self.broker(patience)
         return self.current is not None
@@ -87,7 +87,7 @@ class Connection:
         return found or self.error or otherwise
 
     def replace(self, broker: KafkaBroker, reason: str) -> None:
-        """Have a new broker take the place of `broker`; does nothing when that has been done already."""
+        """Replace `broker` by a new one, unless that was done before."""
         if broker is self.current:
             log.warning("reconnecting to Kafka: %s", reason)
             self.error = reason
@@ -98,7 +98,7 @@ class Connection:
     async def hold(self) -> None:
         """Stay connected until cancelled; then close, which takes 6.5 s at most."""
         loop = asyncio.get_running_loop()
-        pause = FIRST_PAUSE
+        pause = FIRST_PAUSE_S
         retired: set[asyncio.Task[None]] = set()
         broker: KafkaBroker | None = None
         try:
@@ -106,15 +106,14 @@ class Connection:
                 self.state = "connecting"
                 broker = self._make()
                 if await self._connect(broker):
-                    since = loop.time()
                     await self._until_broken()
-                    pause = 0.0 if loop.time() - since > LONGEST_PAUSE else pause
+                    pause = 0.0 if time.monotonic() - self.since > LONGEST_PAUSE_S else pause
                 closing = loop.create_task(close(broker), name="close a replaced broker")
                 retired.add(closing)
                 closing.add_done_callback(retired.discard)
                 broker = None
                 await asyncio.sleep(pause)
-                pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
+                pause = min(max(2 * pause, FIRST_PAUSE_S), LONGEST_PAUSE_S)
         finally:
             self._let_go()
             try:
@@ -125,18 +124,13 @@ class Connection:
                 self.state = "closed"
 
     async def _connect(self, broker: KafkaBroker) -> bool:
+        servers = ", ".join(broker.specification.url)
         try:
-            async with asyncio.timeout(START_TIMEOUT):
+            async with asyncio.timeout(START_TIMEOUT_S):
                 await self._prepare()
             await self._start(broker)
-        except Exception as error:  # noqa: BLE001 - whatever keeps it from connecting, it is tried again and reported
-            servers = ", ".join(broker.specification.url)
-            unreachable = isinstance(error, KafkaConnectionError)
-            reason = str(error) if isinstance(error, Unusable) else one_line(error)
-            found = self.journal.last_failure(self._starting_since or time.monotonic())
-            if unreachable:
-                reason = f"Kafka at {servers} is out of reach"
-            self._report(f"{reason}: {found}" if found and not isinstance(error, Unusable) else reason)
+        except Exception as error:  # noqa: BLE001 - any error is reported, and the connection tried again
+            self._report(str(error) if isinstance(error, Unusable) else self._why_not_started(error, servers))
             return False
         finally:
             self._starting_since = None
@@ -144,15 +138,21 @@ class Connection:
         self.current, self.state, self.error = broker, "connected", None
         self.since = time.monotonic()
         self._connected.set()
-        log.info("connected to Kafka at %s", ", ".join(broker.specification.url))
+        log.info("connected to Kafka at %s", servers)
         return True
+
+    def _why_not_started(self, error: Exception, servers: str) -> str:
+        is_unreachable = isinstance(error, KafkaConnectionError)
+        reason = f"Kafka at {servers} is out of reach" if is_unreachable else one_line(error)
+        found = self.journal.last_failure(self._starting_since or time.monotonic())
+        return f"{reason}: {found}" if found else reason
 
     async def _until_broken(self) -> None:
         """Wait until the broker must be replaced; log when its client fails, and when it works again."""
         known: str | None = None
         while not self._broken.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY):
+                async with asyncio.timeout(CHECK_EVERY_S):
                     await self._broken.wait()
             found = self.trouble() if self.current is not None else None
             if found and not known:
@@ -167,21 +167,18 @@ class Connection:
         Raises `TimeoutError` after 45 s, unless it waits for the rebalance of its group. Leaving then would only begin
         another rebalance, which waits for the same member.
         """
-        loop = asyncio.get_running_loop()
         self._starting_since = time.monotonic()
         self.journal.joined()
-        starting = loop.create_task(broker.start(), name="start a broker")
-        began, reported = loop.time(), False
+        starting = asyncio.create_task(broker.start(), name="start a broker")
         try:
-            while not starting.done():
+            for second in count(1):
                 await asyncio.wait([starting], timeout=1.0)
-                took = loop.time() - began
-                if took > START_TIMEOUT and self.journal.awaited_rebalance() is None:
-                    raise TimeoutError(f"no connection within {START_TIMEOUT:g} s")
-                if took > REPORT_AFTER and not reported and not starting.done():
-                    reported = True
+                if starting.done():
+                    return starting.result()
+                if second == REPORT_AFTER_S:
                     log.warning("still connecting to Kafka: %s", self.trouble())
-            starting.result()
+                if second >= START_TIMEOUT_S and self.journal.awaited_rebalance() is None:
+                    raise TimeoutError(f"no connection within {START_TIMEOUT_S} s")
         finally:
             if not starting.done():
                 starting.cancel()
@@ -201,16 +198,16 @@ class Connection:
 async def close(broker: KafkaBroker) -> None:
     """Close a broker, connected or half connected, within 6.5 s.
 
-    An idempotent producer waits for its last batches for ever when their partitions have no leader: they are failed
-    after 5 s, or each such producer would stay behind with its connections.
+    An idempotent producer waits for its last batches for ever when their partitions have no leader. They are failed
+    after 5 s, so that no such producer stays behind with its connections.
     """
     closing = asyncio.create_task(broker.stop(), name="close a broker")
     try:
-        await asyncio.wait([closing], timeout=STOP_TIMEOUT - LAST_RESORT)
+        await asyncio.wait([closing], timeout=STOP_TIMEOUT_S - FAIL_UNWRITTEN_S)
         producer = producer_of(broker)
         if not closing.done() and producer is not None:
-            await fail_unwritten(producer, LAST_RESORT / 3)
-        await asyncio.wait([closing], timeout=LAST_RESORT / 2)
+            await fail_unwritten(producer, FAIL_UNWRITTEN_S / 3)
+        await asyncio.wait([closing], timeout=FAIL_UNWRITTEN_S / 2)
     finally:
         closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)

@@ -1,6 +1,6 @@
 """Traces with OpenTelemetry, in W3C Trace Context. Imported only where traces are sent.
 
-Spans tell what was done, of how many records and where they stand: never a value, a key, a query or the message of an
+Spans hold what was done, the number of records and their place: never a value, a key, a query or the message of an
 exception, which may be private.
 """
 
@@ -22,19 +22,20 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from apps.chassis.http.health import VERSION
 from apps.chassis.observability.logs import trace_id
-from apps.chassis.observability.traces import Followed, TraceHeaders, Traces
+from apps.chassis.observability.traces import TraceHeaders, Traces
 from contracts import PROJECT
+from contracts.record import Record
 
-LAST_SPANS = 1.0
+LAST_SPANS_S = 1.0
 """Seconds that the end of a service waits for its last spans to be sent."""
-ATTEMPT = 5.0
-"""Seconds in which a collector must have taken some spans; those that it did not take are lost."""
+EXPORT_TIMEOUT_S = 5.0
+"""Seconds for a collector to take spans; the others are lost."""
 LONGEST_STATE = 512
 """Characters of a caller's `tracestate` that are passed on; a longer one is dropped, as the standard allows."""
 MOST_TRACES = 100
 """Traces of one batch that get a span; there may be as many as records."""
-NOT_FOLLOWED = frozenset({"/livez", "/health-check", "/metrics"})
-"""Asked all the time, by no one who looks at traces."""
+NOT_TRACED = frozenset({"/livez", "/health-check", "/metrics"})
+"""Probes: called all the time, and of no interest in traces."""
 PARENT, STATE = "traceparent", "tracestate"
 
 Attributes = Mapping[str, str | int]
@@ -42,12 +43,12 @@ Attributes = Mapping[str, str | int]
 
 def sending_to(endpoint: str, service: str) -> "OpenTelemetry":
     """Return traces that go to a collector (OTLP over HTTP); `endpoint` is its address without a path."""
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=ATTEMPT)
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_TIMEOUT_S)
     return OpenTelemetry(service, BatchSpanProcessor(exporter))
 
 
 class OpenTelemetry(Traces):
-    """Follows calls; `processor` gets the spans. Nothing of it is global, but the span that is current in a task."""
+    """Traces calls; `processor` gets the spans. Only the current span of a task is global."""
 
     header_bytes = 2 * 16 + len(PARENT) + 55 + len(STATE) + LONGEST_STATE
 
@@ -60,7 +61,7 @@ class OpenTelemetry(Traces):
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Send what was not sent yet at the end, for 1 s at most: then a collector that does not answer is left."""
+        """Send the remaining spans at the end, for 1 s at most."""
         try:
             yield
         finally:
@@ -71,16 +72,16 @@ class OpenTelemetry(Traces):
                 with suppress(RuntimeError):  # the loop has ended meanwhile
                     loop.call_soon_threadsafe(done.set)
 
-            Thread(target=end, name="last spans", daemon=True).start()  # one of the loop's own would be waited for
+            Thread(target=end, name="last spans", daemon=True).start()  # the loop would wait for a thread of its own
             with suppress(TimeoutError):
-                async with asyncio.timeout(LAST_SPANS):
+                async with asyncio.timeout(LAST_SPANS_S):
                     await done.wait()
 
     def follow_http(self, app: ASGIApp) -> ASGIApp:
         """Return the application with its requests followed, in the trace that a caller names in `traceparent`."""
 
         async def followed(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["path"] in NOT_FOLLOWED:
+            if scope["path"] in NOT_TRACED:
                 await app(scope, receive, send)
                 return
             method = str(scope.get("method"))
@@ -105,7 +106,7 @@ class OpenTelemetry(Traces):
         return followed
 
     def headers(self) -> TraceHeaders | None:
-        """Return the headers for the records of the call that is being answered, None when it is not followed."""
+        """Return the headers for the records of the current call, None when it is not traced."""
         carrier: TraceHeaders = {}
         if get_current_span().get_span_context().is_valid:
             self._propagator.inject(carrier)
@@ -115,16 +116,16 @@ class OpenTelemetry(Traces):
 
     @contextmanager
     def publishing(self, topic: str, records: int) -> Iterator[None]:
-        """Follow the sending of records, until they are acknowledged."""
+        """Trace the sending of records, until they are acknowledged."""
         with self._span(f"send {topic}", SpanKind.PRODUCER, None, _messaging("send", topic, records)):
             yield
 
     @contextmanager
-    def handling(self, records: Sequence[Followed]) -> Iterator[None]:
-        """Follow the handling of a batch, in the traces that its records came with.
+    def handling(self, records: Sequence[Record]) -> Iterator[None]:
+        """Trace the handling of a batch, in the traces that its records came with.
 
-        Each of the first 100 traces has a span of its own, which takes as long as the batch does. What the handler does
-        belongs to that of the first record; the others are linked to it.
+        Each of the first 100 traces has a span of its own, as long as the batch. The handler runs in the span of the
+        first record; the others are linked to it.
         """
         found = Counter(map(_trace_of, records))
         found = Counter({trace: number for trace, number in found.items() if trace}) or found
@@ -149,7 +150,7 @@ class OpenTelemetry(Traces):
 
     @contextmanager
     def _span(self, name: str, kind: SpanKind, parent: Context | None, attributes: Attributes) -> Iterator[Span]:
-        """Make a span the current one; of an exception it tells the type alone."""
+        """Make a span the current one; it holds only the type of an exception."""
         with self._tracer.start_as_current_span(
             name, parent, kind, attributes, record_exception=False, set_status_on_exception=False
         ) as span:
@@ -164,7 +165,7 @@ class OpenTelemetry(Traces):
                 trace_id.reset(token)
 
 
-def _trace_of(record: Followed) -> tuple[tuple[str, str], ...]:
+def _trace_of(record: Record) -> tuple[tuple[str, str], ...]:
     """Return the trace headers of a record; the first of each name counts."""
     if not record.headers:
         return ()

@@ -1,4 +1,4 @@
-"""What runs in the background of a service: owned, ended with it, and seen when it dies."""
+"""Run tasks in the background of a service: they end with it, and their failures are reported."""
 
 import asyncio
 import contextvars
@@ -19,18 +19,18 @@ class Background:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Cancel all tasks at the end of the block, and wait until they have closed what is theirs."""
+        """Cancel all tasks at the end of the block, and wait until they have cleaned up."""
         try:
             yield
         finally:
             tasks = list(self._tasks)
             for task in tasks:
-                if not task.cancelling():  # else it is closing what is its own: it must not be disturbed
+                if not task.cancelling():  # else it is cleaning up already: a second cancellation would interrupt that
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run `work`, which is cancelled when the service ends. It belongs to no request, whoever begins it."""
+        """Run `work` until the service ends. It belongs to no request, even when a request starts it."""
         task = asyncio.create_task(work, name=name, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)

@@ -12,7 +12,7 @@ from apps.chassis.observability.logs import (
     ClientLines,
     ConsoleFormatter,
     JsonFormatter,
-    is_worth_a_line,
+    is_worth_logging,
     one_line,
     request_id,
     stack_of,
@@ -127,7 +127,7 @@ def test_of_a_task_or_callback_that_failed_asyncio_tells_no_result_and_no_argume
         ),
     ]:
         record = line(message, ValueError(ADA_HERSELF))
-        assert is_worth_a_line(record)
+        assert is_worth_logging(record)
         for formatter in (ConsoleFormatter(), JsonFormatter()):
             assert ADA_HERSELF not in formatter.format(record)
             assert kept in formatter.format(record)
@@ -145,7 +145,7 @@ def test_of_a_task_or_callback_that_failed_asyncio_tells_no_result_and_no_argume
 def test_only_what_a_closed_producer_leaves_behind_is_passed_over(
     message: str, error: Exception | None, *, worth: bool
 ) -> None:
-    assert is_worth_a_line(line(message, error)) is worth
+    assert is_worth_logging(line(message, error)) is worth
 
 
 def test_an_error_is_told_in_one_line_and_its_kind_once() -> None:

@@ -89,9 +89,9 @@ def test_however_little_is_read_at_a_time_nothing_is_passed_over_or_comes_twice(
     topic: Topic, piece: int, most_scanned: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "FEWEST", piece)
-        patch.setattr(search, "MOST", piece)
-        patch.setattr(search, "MOST_SCANNED", most_scanned)
+        patch.setattr(search, "MIN_PIECE_RECORDS", piece)
+        patch.setattr(search, "MAX_PIECE_RECORDS", piece)
+        patch.setattr(search, "SEARCH_RECORDS", most_scanned)
         found = [record for page in pages(topic, is_wanted, 1) for record in page.records]
     assert_complete(found, topic, is_wanted)
 
@@ -99,7 +99,7 @@ def test_however_little_is_read_at_a_time_nothing_is_passed_over_or_comes_twice(
 @given(topics, st.integers(2, 40))
 def test_however_large_records_are_nothing_is_passed_over_or_comes_twice(topic: Topic, most_bytes: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "MOST_BYTES", most_bytes)
+        patch.setattr(search, "SEARCH_BYTES", most_bytes)
         found = [record for page in pages(topic, everything, 5) for record in page.records]
     assert_complete(found, topic, everything)
 
@@ -116,7 +116,7 @@ def test_a_search_in_vain_stops_after_so_many_records_and_says_how_far_it_came()
 def test_what_is_held_of_large_records_is_bounded() -> None:
     topic = {number: [Stored(number, offset, value=bytes(2**20)) for offset in range(60)] for number in range(4)}
     found = run(topic, end_of(topic), everything, 1_000)
-    assert sum(map(search.size_of, found.records)) <= search.MOST_BYTES + 4 * 2**20
+    assert sum(map(search.size_of, found.records)) <= search.SEARCH_BYTES + 4 * 2**20
     assert found.records
     assert found.before is not None
 
@@ -158,9 +158,9 @@ def test_wherever_records_are_dated_ahead_each_comes_once_and_a_search_comes_to_
 ) -> None:
     topic = a_topic_dated([2**60 if one else 1_000 for one in ahead], [1_000, 2**60, 2_000])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "FEWEST", piece)
-        patch.setattr(search, "MOST", piece)
-        patch.setattr(search, "MOST_SCANNED", piece)
+        patch.setattr(search, "MIN_PIECE_RECORDS", piece)
+        patch.setattr(search, "MAX_PIECE_RECORDS", piece)
+        patch.setattr(search, "SEARCH_RECORDS", piece)
         found = [record for page in pages(topic, everything, limit) for record in page.records]
     assert_complete(found, topic, everything)
 

@@ -1,4 +1,4 @@
-"""Clients of Kafka from the settings: FastStream's broker, and aiokafka's own for what it does not offer."""
+"""Make Kafka clients from the settings: FastStream's broker, and options for aiokafka's own clients."""
 
 import logging
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from apps.chassis.kafka.security import Security, security_of
 from apps.chassis.settings import Settings
 
 METADATA_MS = 10_000
-"""Milliseconds after which a client asks what partitions there are: until then new ones belong to nobody."""
+"""Milliseconds after which a client looks for new partitions; until then they have no owner."""
 PASSWORD_MECHANISMS = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
 
 
 class ClientOptions(Security):
-    """What every client needs to reach Kafka, as keyword arguments; not to be printed, for they hold the password."""
+    """What every client needs to reach Kafka, as keyword arguments. They hold the password: never log them."""
 
     bootstrap_servers: list[str]
     client_id: ClientId
@@ -30,8 +30,8 @@ class ClientOptions(Security):
 def client_options(settings: Settings, service: str) -> ClientOptions:
     """Return the options of any aiokafka client of `service`.
 
-    A request that a broker does not answer is given up after 20 s, and tried again after 0.25 s. Raises `WrongSetting`
-    for a file that is missing, or is not what it should be.
+    A request without an answer fails after 20 s, and is retried after 0.25 s. Raises `WrongSetting` for a missing or
+    unusable file.
     """
     return ClientOptions(
         bootstrap_servers=settings.bootstrap_servers,
@@ -45,7 +45,7 @@ def client_options(settings: Settings, service: str) -> ClientOptions:
 def for_purpose(options: ClientOptions, purpose: str) -> ClientOptions:
     """Return the same options under their own client id, like `consumer-reader`, with its own journal.
 
-    A quota on the clients of one purpose then delays no others.
+    A quota on the clients of one purpose then delays no other client.
     """
     return ClientOptions(**{**options, "client_id": ClientId(f"{options['client_id']}-{purpose}")})
 
@@ -53,7 +53,7 @@ def for_purpose(options: ClientOptions, purpose: str) -> ClientOptions:
 def new_broker(options: ClientOptions, **tuning: Any) -> KafkaBroker:  # noqa: ANN401 - FastStream's own options
     """Return a broker that is not connected yet.
 
-    `tuning` goes to `KafkaBroker`. Structs are the only model of data. What FastStream logs passes `ClientLines`.
+    `tuning` goes to `KafkaBroker`. Data are msgspec Structs. Log lines of FastStream pass `ClientLines`.
     """
     return KafkaBroker(
         bootstrap_servers=options["bootstrap_servers"],
@@ -86,7 +86,7 @@ def size_of_batch(key: bytes | None, value: bytes | None, headers: Sequence[tupl
 
 
 def _for_faststream(options: Security) -> BaseSecurity | None:
-    """Return the same as FastStream wants it."""
+    """Return the authentication as FastStream takes it."""
     protocol, context = options["security_protocol"], options["ssl_context"]
     if protocol == "PLAINTEXT":
         return None

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from contracts.record import Record, latest_date
 
-MOST_SCANNED = 100_000
+SEARCH_RECORDS = 100_000
 """Records that a search looks at, give or take a piece, before it returns what it has."""
-MOST_BYTES = 16 * 1024 * 1024
+SEARCH_BYTES = 16 * 1024 * 1024
 """Bytes of keys and values that a search holds, but for one record of each partition."""
-FEWEST, MOST = 100, 5_000
+MIN_PIECE_RECORDS, MAX_PIECE_RECORDS = 100, 5_000
 """Records of a piece, which is what is read of a partition at a time: twice as many each time, as long as they fit."""
 
 Wanted = Callable[[Record], bool]
@@ -119,23 +119,23 @@ class Search:
     def __init__(self, bottom: Mapping[int, int], before: Mapping[int, int], wanted: Wanted, limit: int) -> None:
         latest = latest_date()
         self._columns = {partition: _Column(bottom[partition], offset, latest) for partition, offset in before.items()}
-        self._share = MOST_BYTES // (2 * max(1, len(before)))
+        self._share = SEARCH_BYTES // (2 * max(1, len(before)))
         self._wanted = wanted
         self._limit = limit
-        self._size = max(limit, FEWEST)
+        self._size = max(limit, MIN_PIECE_RECORDS)
         self._scanned = 0
         self._reading: list[_Column] = []
 
     def pieces(self) -> dict[int, tuple[int, int]]:
         """Return what to read next: of some partitions the first offset and the one behind the last."""
         pending = {partition: column for partition, column in self._columns.items() if column.pending}
-        if not pending or self._scanned >= MOST_SCANNED or self._is_full() or len(self._ready()) >= self._limit:
+        if not pending or self._scanned >= SEARCH_RECORDS or self._is_full() or len(self._ready()) >= self._limit:
             return {}
         times = [column.time for column in pending.values()]
         late = (min(times) + max(times)) / 2  # a partition that was read back further than the others waits for them
         next_ones = {partition: column for partition, column in pending.items() if column.time >= late}
         self._reading = list(next_ones.values())
-        size, self._size = self._size, min(2 * self._size, MOST)
+        size, self._size = self._size, min(2 * self._size, MAX_PIECE_RECORDS)
         return {partition: column.begin(size) for partition, column in next_ones.items()}
 
     def take(self, records: Sequence[Record]) -> None:
@@ -178,7 +178,7 @@ class Search:
 
     def _is_full(self) -> bool:
         held = sum(column.held for column in self._columns.values())
-        return held >= MOST_BYTES // 2  # the other half is for the pieces being read
+        return held >= SEARCH_BYTES // 2  # the other half is for the pieces being read
 
 
 def size_of(record: Record) -> int:

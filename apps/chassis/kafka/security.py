@@ -1,7 +1,6 @@
-"""How a service knows Kafka and is known to it: TLS, passwords and tokens, from the settings.
+"""Authenticate a service to Kafka and Kafka to it: TLS, passwords and tokens, from the settings.
 
-What is read from files is read anew for each connection, so that a certificate or a token that was renewed is used
-without a restart.
+Files are read again for each connection, so that a renewed certificate or token is used without a restart.
 """
 
 import ssl
@@ -16,7 +15,7 @@ from apps.chassis.settings import Settings, WrongSetting
 
 
 class Security(TypedDict):
-    """How to be let in, as keyword arguments of any aiokafka client."""
+    """The authentication of a client, as keyword arguments of any aiokafka client."""
 
     security_protocol: str
     ssl_context: ssl.SSLContext | None
@@ -29,15 +28,15 @@ class Security(TypedDict):
 class Unreadable(OSError):
     """A file is not what a variable promises; the message is one line that names the variable.
 
-    An `OSError`, because that is what the client takes for a connection that failed, and tries again.
+    It is an `OSError`, because the client takes that for a failed connection, and tries again.
     """
 
 
 class TlsContext(ssl.SSLContext):
-    """Verifies a broker's certificate and host name; has certificates and key read anew for each connection.
+    """Verifies a broker's certificate and host name; reads certificates and key again for each connection.
 
-    Without `cafile`, whom the system trusts is trusted; a client without `certfile` shows no certificate. `keyfile` is
-    needed when the key is not in `certfile`. Raises `Unreadable`.
+    Without `cafile` the authorities of the system are trusted. Without `certfile` the client has no certificate.
+    `keyfile` is needed when the key is not in `certfile`. Raises `Unreadable`.
     """
 
     def __new__(cls, *_: str) -> Self:
@@ -52,14 +51,14 @@ class TlsContext(ssl.SSLContext):
             self.load_default_certs()
         self._load()
 
-    def wrap_bio(self, *arguments: Any, **more: Any) -> ssl.SSLObject:  # noqa: ANN401 - as the library has them
+    def wrap_bio(self, *arguments: Any, **more: Any) -> ssl.SSLObject:  # noqa: ANN401 - the signature of the library
         """Begin a connection, as asyncio and uvloop do."""
         self._load()
         return super().wrap_bio(*arguments, **more)
 
     def expiry(self) -> datetime:
         """Return when the client's certificate expires, as the file has it now."""
-        from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 - 70 ms that few ever need
+        from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 - 70 ms that are needed for a refused certificate alone
 
         certificate = _read("KAFKA_SSL_CERTFILE", self.certfile)
         return load_pem_x509_certificates(certificate)[0].not_valid_after_utc
@@ -68,7 +67,7 @@ class TlsContext(ssl.SSLContext):
         if self._cafile:
             _load_trusted(self, "KAFKA_SSL_CAFILE", self._cafile)
         if self.certfile:
-            _load_trusted(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "KAFKA_SSL_CERTFILE", self.certfile)  # is it one?
+            _load_trusted(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "KAFKA_SSL_CERTFILE", self.certfile)
             self._load_own()
 
     def _load_own(self) -> None:
@@ -93,7 +92,7 @@ def _load_trusted(context: ssl.SSLContext, variable: str, path: str) -> None:
 
 
 class TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships no types
-    """Takes the token for each connection from a file, without the blanks around it. Raises `Unreadable`."""
+    """Reads the token from a file for each connection, without surrounding blanks. Raises `Unreadable`."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -111,7 +110,7 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships 
 
 
 def security_of(settings: Settings) -> Security:
-    """Return how to be let in. Raises `WrongSetting` for a file that is missing, or is not what it should be."""
+    """Return the authentication that the settings describe. Raises `WrongSetting` for a missing or unusable file."""
     protocol, sasl = settings.kafka_security_protocol, settings.uses_sasl
     by_token = sasl and settings.kafka_sasl_mechanism == "OAUTHBEARER"
     try:

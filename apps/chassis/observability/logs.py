@@ -1,7 +1,7 @@
-"""Logging of a service: one line an event on standard error, for the eye or as JSON.
+"""Log a service: one line an event on standard error, as text or as JSON.
 
-No line holds a secret, nor a value or key of a record, which may be private. An exception's message may quote what it
-stumbled over, so that it is not logged unless it comes from Kafka's client: its kind and its stack are.
+No line holds a secret, nor a value or key of a record, which may be private. An exception's message may quote such
+data, so that only messages of Kafka's client are logged; of other exceptions the type and the stack.
 """
 
 import logging
@@ -20,39 +20,39 @@ from aiokafka.errors import KafkaError
 from apps.chassis.settings import Settings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The name of the request that is being answered: a line of the log is written too deep inside to be passed it."""
+"""The id of the current request, for log lines that are written too deep inside to be passed it."""
 
 trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
-"""The trace that what is being done belongs to, in hex; likewise."""
+"""The id of the current trace, in hex."""
 
 key_name: ContextVar[str | None] = ContextVar("key_name", default=None)
-"""The name of the API key that the request was made with; likewise."""
+"""The name of the API key of the current request."""
 
 FIELDS = ("request_id", "trace_id", "key_name", "action", "topic", "partition", "offset", "records", "error")
-"""What a line may have besides, in JSON: given to the logger as `extra`."""
+"""The further fields of a JSON line: given to the logger as `extra`."""
 CLIENT_LIBRARIES = ("aiokafka", "faststream_kafka")
 """The loggers of the libraries that talk to Kafka."""
-NO_NEWS = ("Auto create topics is disabled",)
-"""How lines begin that only report our own choice of settings."""
+IGNORED_LINES = ("Auto create topics is disabled",)
+"""How lines begin that only report our own settings."""
 QUIET_S = 60.0
 """Seconds for which an identical line is not repeated."""
-MOST_CLIENT_LINES = 20
-"""Most different lines within that time."""
+MAX_CLIENT_LINES = 20
+"""Different lines within that time, at most."""
 LONGEST_CHAIN = 10
-"""Exceptions of which each led to the next, of which the stack is told."""
+"""Exceptions of a chain whose stacks are logged."""
 MISSING_RIGHTS = {
     "ClusterAuthorizationFailedError": "no right to the cluster",
     "GroupAuthorizationFailedError": "no right to the group",
     "TopicAuthorizationFailedError": "no right to the topic",
     "TransactionalIdAuthorizationFailed": "no right to the transactional id",
 }
-"""What the kinds of errors mean that Kafka answers when an ACL is missing."""
+"""What the errors mean that Kafka answers when an ACL is missing."""
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error as one line: its kind, and its message where it has one. For answers, and for errors of Kafka.
+    """Return the type and the message of an error in one line, for answers and for errors of Kafka.
 
-    Lone surrogates, which stand for bytes that are no UTF-8, are escaped: no answer could have them.
+    Lone surrogates, which stand for bytes that are no UTF-8, are escaped: they cannot be encoded.
     """
     text = str(error).encode("utf-8", "backslashreplace").decode()
     kind, message = type(error).__name__, " ".join(text.split())
@@ -65,12 +65,12 @@ def one_line(error: BaseException) -> str:
 
 
 def without_values(error: BaseException) -> str:
-    """Return an error as one line that may be logged wherever it comes from: with its message only if it is Kafka's."""
+    """Return an error in one line that is safe to log: with its message only if it is Kafka's."""
     return one_line(error) if isinstance(error, KafkaError) else type(error).__name__
 
 
 def stack_of(error: BaseException) -> str:
-    """Return where an error was raised, and those that led to it, without the messages that may quote values."""
+    """Return the stacks of an error and its causes, without the messages that may quote values."""
     return "\n".join(reversed(list(_stacks(error))))
 
 
@@ -87,7 +87,7 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tupl
 
 
 class ConsoleFormatter(logging.Formatter):
-    """A line for the eye: time, level, logger, message, and of which request."""
+    """Formats a line as text: time, level, logger, message and request."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-8s %(name)s: %(message)s")
@@ -104,9 +104,9 @@ class ConsoleFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time` (RFC 3339, UTC), `level`, `logger`, `message`, and those of `FIELDS` that it has.
+    """Formats a line as a JSON object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, and `FIELDS`.
 
-    After an error `exception` has its stack.
+    `exception` has the stack of an error.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -129,11 +129,11 @@ def with_request(record: logging.LogRecord) -> bool:
     return True
 
 
-def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Tell whether a line of asyncio tells anything; what remains of it quotes no future and no argument.
+def is_worth_logging(record: logging.LogRecord) -> bool:
+    """Return whether a line of asyncio is worth logging; remove the future and the arguments that it quotes.
 
-    A producer of aiokafka that is closed before its last batches are written, or is fenced, leaves errors in callbacks
-    and futures of its own that nobody waits for: those who wait for the batches were told.
+    A producer of aiokafka that is fenced, or closed before its last batches are written, leaves errors in callbacks
+    and futures that nothing awaits. The callers that await the batches have got the errors.
     """
     error = record.exc_info[1] if record.exc_info else None
     message = record.getMessage()
@@ -159,18 +159,18 @@ class ClientLines(logging.Filter):
             return True
         error = record.exc_info[1] if record.exc_info else None
         if record.name.startswith("faststream") and error is not None and not isinstance(error, KafkaError):
-            return False  # what a handler raised: the consumer logs it itself, without its message
+            return False  # the error of a handler: the consumer logs it without its message
         if isinstance(record.args, tuple):
             record.args = tuple(map(_without_quotes, record.args))
         message = " ".join(record.getMessage().split())
-        if message.startswith(NO_NEWS):
+        if message.startswith(IGNORED_LINES):
             return False
         since, repeated = self._logged.get(message, (-math.inf, 0))
         if self._now() - since < QUIET_S:
             self._logged[message] = since, repeated + 1
             return False
         self._logged = {text: one for text, one in self._logged.items() if self._now() - one[0] < QUIET_S}
-        if len(self._logged) >= MOST_CLIENT_LINES:
+        if len(self._logged) >= MAX_CLIENT_LINES:
             self._held_back += 1
             return False
         self._logged[message] = self._now(), 0
@@ -194,7 +194,7 @@ def set_up_logging(settings: Settings) -> None:
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
     handler.addFilter(with_request)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    logging.getLogger("asyncio").addFilter(is_worth_a_line)
+    logging.getLogger("asyncio").addFilter(is_worth_logging)
     handler.addFilter(ClientLines())
     for library in CLIENT_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)

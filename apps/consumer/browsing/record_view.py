@@ -1,4 +1,4 @@
-"""How a record of a topic is shown: decoded where that is possible, and as it is where not."""
+"""View of a record over HTTP: decoded where that is possible, otherwise its bytes."""
 
 from base64 import b64encode
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ from apps.chassis.http.problems import BUSY, OUT_OF_REACH, UNREADABLE, bad_param
 from apps.chassis.http.query import ANY_NUMBER, PLAIN_INTEGER
 from apps.chassis.http.record_value import RecordValue
 from apps.chassis.http.streaming import Streamed
-from apps.chassis.kafka.search import MOST_BYTES
+from apps.chassis.kafka.search import SEARCH_BYTES
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.record_view import StoredMessage, show
 from apps.consumer.browsing.topic_search import Filter, NoSuchRecord, newest, record_at
@@ -33,7 +33,7 @@ MAX_MESSAGES = 1_000
 EVENTS = "text/event-stream"
 UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """Headers of the live tail: by default nginx delays even the head of the answer until it has 1,460 bytes."""
-SEARCH_MEMORY_BYTES = 2 * MOST_BYTES
+SEARCH_MEMORY_BYTES = 2 * SEARCH_BYTES
 """What a search finds, and the answer that is made of it."""
 COPIES_IN_MEMORY = 3
 """How many times a value of the window is held during a call: in the window, decoded, and in the answer."""

@@ -1,4 +1,4 @@
-"""The last consumed records, in memory: a cache of the topic, bounded in records and in bytes.
+"""Keep the last consumed records in memory: a cache of the topic, bounded in records and in bytes.
 
 They keep the order of consumption, whatever their timestamps. Records that were consumed before this instance started
 are read again from the topic, and come before those.
@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from contracts.record import Record, latest_date, place_of
 
-MOST_BYTES = 32 * 1024 * 1024
+WINDOW_BYTES = 32 * 1024 * 1024
 """Bytes of values that the window keeps at most, however many records it may have."""
-PIECE = 500
-"""Records that go together, where they did not come as a larger batch."""
-MOST_PIECES = 100
-"""Of which all bytes may consist: what is put together goes together when there are too many."""
+PIECE_RECORDS = 500
+"""Records of one piece, where they did not arrive as a larger batch."""
+MAX_PIECES = 100
+"""Pieces that all bytes may consist of: a piece is dropped as a whole."""
 
 key_of = attrgetter("key")
 
@@ -57,11 +57,11 @@ FIRST_NUMBER = 2**40
 class Window:
     """Keeps the last `size` records that were added, fewer where they are large.
 
-    Batches are kept as they came and go as a whole, so that a record costs next to nothing on its way through; small
-    ones are put together, so that thousands of them are gone through as fast.
+    Batches are kept and dropped as a whole, so that a record costs next to nothing. Small ones are joined, so that
+    thousands of them are searched as fast.
     """
 
-    def __init__(self, size: int, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, size: int, most_bytes: int = WINDOW_BYTES) -> None:
         self.size = size
         self._most_bytes = most_bytes
         self._batches: deque[tuple[Sequence[Record], int]] = deque()
@@ -96,7 +96,7 @@ class Window:
         self._records += len(records)
         self._bytes += size
         last, size_of_last = self._batches[-1] if self._batches else ((), 0)
-        if last and len(last) + len(records) <= PIECE and size_of_last + size <= self._most_bytes // MOST_PIECES:
+        if last and len(last) + len(records) <= PIECE_RECORDS and size_of_last + size <= self._most_bytes // MAX_PIECES:
             self._batches[-1] = ([*last, *records], size_of_last + size)
         else:
             self._batches.append((records, size))
@@ -134,8 +134,8 @@ class Window:
         merged = [*(merged_by_time(refilled.values())[-room:] if room else ()), *present[begin:]]
         self._batches.clear()
         self._records = self._bytes = 0
-        for start in range(0, len(merged), PIECE):
-            self._append(merged[start : start + PIECE])
+        for start in range(0, len(merged), PIECE_RECORDS):
+            self._append(merged[start : start + PIECE_RECORDS])
 
     def newest(
         self, limit: int, *, key: bytes | None = None, partition: int | None = None, before: Cursor | None = None

@@ -17,9 +17,9 @@ from contracts.record import Record
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Seconds before a refill that failed is tried again; each pause is twice the one before."""
-PIECE = 4 * 1024 * 1024
+MERGE_BYTES = 4 * 1024 * 1024
 """Bytes of values that are read before they are merged into the window, which is bounded."""
 
 
@@ -50,14 +50,14 @@ class Refill:
         self._running = self._background.start(self._until_done(own), "refill of the window")
 
     async def _until_done(self, own: Collection[int]) -> None:
-        pause = FIRST_PAUSE
+        pause = FIRST_PAUSE_S
         while True:
             try:
                 await self._refill(own)
             except (KafkaError, OSError, TimeoutError) as error:
                 log.warning("the window could not be refilled, retrying: %s", one_line(error))
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
                 return
 
@@ -74,7 +74,7 @@ class Refill:
         try:
             async for records in self._reader.read(ranges):
                 read += sort_out(self._decode, divide(records, self._group)[0])[0]
-                if sum(len(record.value or b"") for record in read) > PIECE:
+                if sum(len(record.value or b"") for record in read) > MERGE_BYTES:
                     self._window.refill(read)
                     read = []
         finally:  # a batch may be one that can never be read

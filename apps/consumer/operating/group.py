@@ -1,4 +1,4 @@
-"""The whole group, whichever instance is called: the owner and the progress of each partition."""
+"""Show the whole group, from any instance: the owner and the progress of each partition."""
 
 from collections.abc import Awaitable, Callable
 

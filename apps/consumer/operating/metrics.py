@@ -1,4 +1,4 @@
-"""What the consumer measures: read from who counts it when Prometheus asks, but for the calls of the handler."""
+"""Measure the consumer: most figures are read when Prometheus asks; handler calls are counted as they happen."""
 
 import asyncio
 import time

@@ -14,10 +14,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import NamedTuple
 
-from aiokafka.errors import KafkaError
-
 from apps.chassis.background import Background
 from apps.chassis.internals.record_fetching import Unreadable
+from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import Wanted
 from apps.chassis.observability.logs import one_line
@@ -210,7 +209,7 @@ class Tail:
             caller.position[gap.partition] = gap.stop
             await asyncio.sleep(HOLE_PAUSE_S)
             return event("gap", gap) + id_of(caller.position)
-        except (KafkaError, OSError, TimeoutError):
+        except KAFKA_ERRORS:
             await asyncio.sleep(self._limits.retry_s)
             return b": Kafka is out of reach\n\n"
         began = time.perf_counter()
@@ -242,7 +241,7 @@ class Tail:
             self._position = dict.fromkeys(range(self._partitions()), 0) | self._position
             try:
                 await self._read_on()
-            except (KafkaError, OSError, TimeoutError) as error:
+            except KAFKA_ERRORS as error:
                 if not self._trouble:
                     log.warning("the live tail cannot read, retrying: %s", one_line(error))
                 self._trouble = one_line(error)

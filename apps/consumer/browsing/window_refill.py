@@ -4,10 +4,9 @@ import asyncio
 import logging
 from collections.abc import Collection
 
-from aiokafka.errors import KafkaError
-
 from apps.chassis.background import Background
 from apps.chassis.kafka.cluster import Committed
+from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.window import Window
@@ -54,7 +53,7 @@ class Refill:
         while True:
             try:
                 await self._refill(own)
-            except (KafkaError, OSError, TimeoutError) as error:
+            except KAFKA_ERRORS as error:
                 log.warning("the window could not be refilled, retrying: %s", one_line(error))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)

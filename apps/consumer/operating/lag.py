@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
 
 from apps.chassis.kafka.cluster import Committed
+from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.consumer.consuming.commits import positions_of
 
@@ -128,7 +128,7 @@ class LagMeter:
         positions = await _positions(consumer)
         try:
             offsets = await self._offsets.read()
-        except (KafkaError, OSError, TimeoutError):
+        except KAFKA_ERRORS:
             return Lag([PartitionLag(p, at, None, None, None) for p, at in sorted(positions.items())], None, {})
         if not offsets:
             return Lag([], None, {})
@@ -142,7 +142,7 @@ class LagMeter:
         behind = {partition: one for partition, one in offsets.items() if one.lag}
         try:
             oldest = await self._timestamps(behind)
-        except (KafkaError, OSError, TimeoutError):
+        except KAFKA_ERRORS:
             return {}
         now = time.time()
         ages = dict.fromkeys(offsets.keys() - oldest.keys(), 0.0)

@@ -7,8 +7,7 @@ its old position, and would skip the earlier records of the new topic.
 import asyncio
 from contextlib import suppress
 
-from aiokafka.errors import KafkaError
-
+from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.operating.control import Control, NotNow
 
@@ -19,7 +18,7 @@ EVERY = 5.0
 async def watch_topic(control: Control, commits: Commits) -> None:
     """Until cancelled, have each position that belongs to a deleted topic moved to the beginning of the new one."""
     while True:
-        with suppress(KafkaError, OSError, TimeoutError, NotNow, ValueError):
+        with suppress(*KAFKA_ERRORS, NotNow, ValueError):
             for partition, (before, after) in (await control.leave_deleted_topic()).items():
                 commits.report_recreated(partition, before, after)
         await asyncio.sleep(EVERY)

@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced
+from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
 
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.internals.transactions import close_producer, transaction
 from apps.chassis.kafka.clients import ClientOptions, size_of_batch
 from apps.chassis.kafka.cluster import Cluster, Unusable
+from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.observability.logs import one_line
 from apps.consumer.redriving.letters import Letters, Wanted, letter_of, owner_of, size_sent_back
@@ -157,7 +158,7 @@ class Redriver:
                     of_nobody = Wanted(None, await self.marks(), 1, TRANSACTION_BYTES, late)
                     waiting, more = await self.letters.oldest(of_nobody)
                     more = await self._redrive_of(None, limit, late, done) if waiting else more
-        except (KafkaError, OSError, TimeoutError, RedriveRefused) as error:
+        except (*KAFKA_ERRORS, RedriveRefused) as error:
             if not done:
                 raise
             log.warning("a redrive ended after %d dead letters: %s", len(done), one_line(error))

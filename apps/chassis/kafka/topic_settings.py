@@ -1,6 +1,6 @@
-"""Which topic settings the guarantees need, and what is lost without them."""
+"""Compare the settings of a topic with those that the guarantees need, and say what is lost without them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -10,7 +10,7 @@ from apps.chassis.kafka.topic_metadata import Right
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 UNLIMITED = "-1"
 SHORT_RETENTION_MS = 24 * 60 * 60 * 1_000
-"""Milliseconds of retention below which a consumer that is down over night loses records."""
+"""Milliseconds of retention below which a consumer that is stopped overnight loses records."""
 DEAD_LETTER_HEADERS_BYTES = 16 * 1024
 """Bytes that a dead letter may have more than its record, for its headers."""
 
@@ -102,31 +102,29 @@ def differences(topic: Topic, found: Found, largest_bytes: int = 0) -> list[Diff
     return [*_of_numbers(topic, found, largest_bytes), *_of_cleanup(topic, found.settings)]
 
 
-def _of_numbers(topic: Topic, found: Found, largest_bytes: int) -> Iterator[Difference]:
-    settings = found.settings
-    if found.partitions != topic.partitions:
-        yield Difference("partitions", found.partitions, topic.partitions)
-    if found.replication != topic.replication:
-        lost = "fewer brokers than wanted keep each record" if found.replication < topic.replication else None
-        yield Difference("replication", found.replication, topic.replication, lost)
+def _of_numbers(topic: Topic, found: Found, largest_bytes: int) -> Iterable[Difference]:
+    settings, replication, in_sync_wanted = found.settings, found.replication, topic.min_insync_replicas
     in_sync = int(settings.get("min.insync.replicas", "1"))
-    if in_sync != topic.min_insync_replicas:
-        lost = "records are acknowledged that too few brokers have" if in_sync < topic.min_insync_replicas else None
-        yield Difference("min.insync.replicas", in_sync, topic.min_insync_replicas, lost)
-    if settings.get("unclean.leader.election.enable") == "true" and found.replication > 1:
-        lost = "a broker that lacks acknowledged records may become the leader"
-        yield Difference("unclean.leader.election.enable", "true", "false", lost)
+    unclean = settings.get("unclean.leader.election.enable") == "true" and replication > 1
     largest = int(settings.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
     needed = largest_bytes + DEAD_LETTER_HEADERS_BYTES if topic.largest_of else topic.least_bytes
-    if largest != topic.max_message_bytes or largest < needed:
-        lost = "its records may not fit"
-        if topic.largest_of:
-            lost = f"the largest records of {topic.largest_of} may not fit, and block their partition"
-        wanted = max(topic.max_message_bytes, needed)
-        yield Difference("max.message.bytes", largest, wanted, lost if largest < needed else None)
-    if topic.kept_for_ever and settings.get("message.timestamp.type") == "CreateTime":
-        lost = "records of an instance whose clock is wrong may be refused"
-        yield Difference("message.timestamp.type", "CreateTime", "LogAppendTime", lost)
+    clock = settings.get("message.timestamp.type", "LogAppendTime") if topic.kept_for_ever else "LogAppendTime"
+    fewer = "fewer brokers than wanted keep each record" if replication < topic.replication else None
+    too_few = "records are acknowledged that too few brokers have" if in_sync < in_sync_wanted else None
+    lost_leader = "a broker that lacks acknowledged records may become the leader"
+    too_small = None if largest >= needed else "its records may not fit"
+    if too_small and topic.largest_of:
+        too_small = f"the largest records of {topic.largest_of} may not fit, and block their partition"
+    wrong_clock = "records of an instance whose clock is wrong may be refused"
+    compared = (
+        Difference("partitions", found.partitions, topic.partitions),
+        Difference("replication", replication, topic.replication, fewer),
+        Difference("min.insync.replicas", in_sync, in_sync_wanted, too_few),
+        Difference("unclean.leader.election.enable", "true" if unclean else "false", "false", lost_leader),
+        Difference("max.message.bytes", largest, max(topic.max_message_bytes, needed), too_small),
+        Difference("message.timestamp.type", clock, "LogAppendTime", wrong_clock),
+    )
+    return (one for one in compared if one.have != one.want)
 
 
 def _of_cleanup(topic: Topic, settings: Settings) -> Iterator[Difference]:
@@ -144,11 +142,9 @@ def _of_cleanup(topic: Topic, settings: Settings) -> Iterator[Difference]:
 
 def _of_retention(topic: Topic, settings: Settings) -> Iterator[Difference]:
     time, size = settings.get("retention.ms", UNLIMITED), settings.get("retention.bytes", UNLIMITED)
-    if topic.kept_for_ever:
-        if time != UNLIMITED:
-            yield Difference("retention.ms", time, UNLIMITED, f"after that time {topic.loss}", deletes=True)
-    elif time != UNLIMITED and int(time) < SHORT_RETENTION_MS:
-        wanted = f"at least {SHORT_RETENTION_MS}"
+    is_short = topic.kept_for_ever or int(time) < SHORT_RETENTION_MS
+    if time != UNLIMITED and is_short:
+        wanted = UNLIMITED if topic.kept_for_ever else f"at least {SHORT_RETENTION_MS}"
         yield Difference("retention.ms", time, wanted, f"after that time {topic.loss}", deletes=True)
     if size != UNLIMITED:
         lost = f"beyond so many bytes a partition {topic.loss}"

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextvars import Context
 from http import HTTPStatus
 from typing import Any
@@ -97,9 +97,8 @@ def cors(origins: list[str]) -> CORSConfig | None:
     return CORSConfig(allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["Content-Type", HEADER])
 
 
-def missing_security_headers(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+def missing_security_headers(own: Mapping[bytes, bytes]) -> Iterable[tuple[bytes, bytes]]:
     """Return the `SECURITY_HEADERS` that an answer does not set itself."""
-    own = dict(headers)
     if SECURITY_HEADERS.keys().isdisjoint(own):
         return SECURITY_HEADERS.items()
     return [header for header in SECURITY_HEADERS.items() if header[0] not in own]

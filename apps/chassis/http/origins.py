@@ -14,10 +14,9 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import Scope
 
 from apps.chassis.http.problems import FOREIGN_ORIGIN, UNKNOWN_HOST, problem
+from apps.chassis.http.request_headers import headers_of
 from apps.chassis.settings import ANY_HOST, Settings, is_address
 
-READ = frozenset({b"host", b"x-forwarded-host", b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
-"""The headers that the policy reads."""
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:\[\],/@]+?)\.?(:[0-9]*)?")
 """A `Host` in lower case: a name or an address, and optionally a port."""
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -39,16 +38,14 @@ class OriginPolicy:
 
     def refusal(self, scope: Scope) -> ProblemDetailsException | None:
         """Return the problem to answer instead of the call; None for an allowed call."""
-        given: dict[bytes, bytes] = {}
-        for name, value in scope["headers"]:
-            if name in READ:  # a repeated header is joined, and then matches nothing
-                given[name] = given[name] + b", " + value if name in given else value
+        given = headers_of(scope)  # a repeated header is joined, and then matches nothing
         host = given.get(b"host", b"").decode("latin-1").lower()
         if not self._any_host and b"host" in given and not self._answers_to(host):
             quoted = host[:LONGEST_QUOTED]
             detail = f"the host {quoted!r} is not allowed; if it is this service, add it to ALLOWED_HOSTS"
             return problem(UNKNOWN_HOST, detail)
-        if len(given) > 1 and self._is_foreign(str(scope.get("method")), host, given):
+        from_page = b"origin" in given or b"sec-fetch-site" in given
+        if from_page and self._is_foreign(str(scope.get("method")), host, given):
             detail = "the call comes from a web page of another origin; CORS_ORIGINS names those that may call"
             return problem(FOREIGN_ORIGIN, detail)
         return None

@@ -8,10 +8,10 @@ import asyncio
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import aclosing, nullcontext
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,11 +20,12 @@ from litestar.connection import Request
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody
 from litestar.types import Scope
 
-from apps.chassis.http.admission import share_of
+from apps.chassis.http.admission import Share, share_of
 from apps.chassis.http.connection_limits import ALL_HERE
 from apps.chassis.http.content_encoding import ACCEPTED_CODINGS, WINDOW_BITS, Decompressor
 from apps.chassis.http.problems import BAD_BODY, RETRY_AFTER, BrokenBody, bad_body, problem
 from apps.chassis.http.repeated_names import RepeatedName, check_names
+from apps.chassis.http.request_headers import headers_of
 
 T = TypeVar("T")
 
@@ -58,13 +59,8 @@ class BodyHead(NamedTuple):
 
 def head_of(scope: Scope) -> BodyHead:
     """Return what a request head declares about its body. Raises 415 for an unsupported content coding or charset."""
-    content_type = content_encoding = b""
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            content_type = content_type + b"," + value if content_type else value
-        elif name == b"content-encoding":
-            content_encoding = content_encoding + b"," + value if content_encoding else value
-    head = _parsed(content_type, content_encoding)
+    headers = headers_of(scope)
+    head = _parsed(headers.get(b"content-type", b""), headers.get(b"content-encoding", b""))
     if head.coding and head.coding not in WINDOW_BITS:
         detail = f"the content encoding {head.coding[:40]!r} is not supported: send {ACCEPTED_CODINGS} or none"
         raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, headers={"Accept-Encoding": ACCEPTED_CODINGS})
@@ -114,26 +110,42 @@ async def read_whole(
     Raises 415; 408 after 60 s; 413 when it is larger than `largest` bytes (`hint` is appended to the message); 400 when
     it breaks off; 503 when there is no room for `times_in_memory` copies of it, or when it stalls while others need it.
     """
-    head, share, body = head_of(request.scope), share_of(request.scope), bytearray()
+    head, share = head_of(request.scope), share_of(request.scope)
+    check = partial(_check_piece, head.media_type, accepted, largest, hint)
+    if request.scope.get(ALL_HERE) and not head.coding:  # the server has all of it: a small one costs a third
+        piece, _ = await _receive(request, None)
+        body = _without_mark(piece)
+        check(len(body))
+    else:
+        body = await _read_arriving(request, head, share, check)
+    share.require(times_in_memory * len(body))
+    return body
+
+
+async def _read_arriving(
+    request: Request[Any, Any, Any], head: BodyHead, share: Share, check: Callable[[int], None]
+) -> bytes:
+    body = bytearray()
     try:
-        async with (
-            nullcontext() if request.scope.get(ALL_HERE) else asyncio.timeout(SLOW_BODY_S),
-            aclosing(read_pieces(request, head)) as pieces,
-        ):
+        async with asyncio.timeout(SLOW_BODY_S), aclosing(read_pieces(request, head)) as pieces:
             async for piece in pieces:
-                check_media_type(head.media_type, accepted)
                 body += piece
-                if len(body) > largest:
-                    reason = f"the body is larger than {largest} bytes{hint}"
-                    raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
+                check(len(body))
                 if not share.hold(len(body)):
                     raise share.busy()
     except TimeoutError:
         reason = f"the body did not arrive within {SLOW_BODY_S:g} s"
         raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, reason) from None
     share.hold(0)
-    share.require(times_in_memory * len(body))
     return bytes(body)
+
+
+def _check_piece(media_type: str, accepted: Collection[str], largest: int, hint: str, size: int) -> None:
+    """Raise 415 or 413 for the first `size` bytes of a body; a call without a body needs no media type."""
+    if size:
+        check_media_type(media_type, accepted)
+    if size > largest:
+        raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {largest} bytes{hint}")
 
 
 async def read_pieces(

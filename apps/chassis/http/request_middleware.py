@@ -2,14 +2,13 @@
 
 import re
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable
 from random import Random
 from typing import Any
 
 import msgspec
 from anyio import CancelScope
 from litestar.connection import Request
-from litestar.enums import HttpMethod
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
@@ -19,6 +18,7 @@ from apps.chassis.http.authorization import SAFE_METHODS, missing_security_heade
 from apps.chassis.http.origins import OriginPolicy
 from apps.chassis.http.problems import BUSY, MEDIA_TYPE, problem, with_root_path
 from apps.chassis.http.query import check_query
+from apps.chassis.http.request_headers import headers_of
 from apps.chassis.observability.logs import request_id
 from apps.chassis.observability.metrics import HttpMetrics
 from apps.chassis.settings import Settings
@@ -49,19 +49,14 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a call."""
-        if scope.get("method") == HttpMethod.HEAD:
+        if scope.get("method") == "HEAD":
             await self._answer_head(scope, receive, send)
             return
         name = _identify(scope)
         status = 500  # what the server answers for an application that does not
         refused = False
 
-        # Neither function may refer to the other, or to itself: each call would be a reference cycle.
-        async def refuse(start: Message, body: Message) -> None:
-            await send(start)
-            await send(body)
-
-        def see(message: Message) -> Awaitable[None]:
+        def see(message: Message) -> Awaitable[None]:  # must not refer to itself: each call would be a reference cycle
             nonlocal status, refused
             if refused:
                 return _drop(message)
@@ -69,12 +64,15 @@ class RequestMiddleware:
                 return send(message)
             start: Any = message
             body: Any = None
-            if not self._has_room_for(message["headers"], scope):
+            own = dict(message["headers"])
+            size = int(own.get(b"content-length", 0))
+            if size > SMALL_ANSWER_BYTES and not self._has_room_for(size, scope):
                 refused = True
                 start, body = self._events_of(problem(BUSY, self._limit.describe(scope)))
-            status, headers = start["status"], start["headers"]
-            start["headers"] = [*headers, *missing_security_headers(headers), (REQUEST_ID, name)]
-            return send(start) if body is None else refuse(start, body)
+                own = dict(start["headers"])
+            status = start["status"]
+            start["headers"] = [*start["headers"], *missing_security_headers(own), (REQUEST_ID, name)]
+            return send(start) if body is None else _send_both(send, start, body)
 
         begun = time.perf_counter()
         try:
@@ -100,15 +98,9 @@ class RequestMiddleware:
 
             await self(as_get, receive, send_head)
 
-    def _has_room_for(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> bool:
+    def _has_room_for(self, size: int, scope: Scope) -> bool:
         """Count a large answer. Return False when there is no room for it and its call changed nothing."""
-        for name, value in headers:
-            if name == b"content-length":
-                size = int(value)
-                return size <= SMALL_ANSWER_BYTES or self._limit.count_answer(
-                    scope, size, refusable=scope.get("method") in SAFE_METHODS
-                )
-        return True
+        return self._limit.count_answer(scope, size, refusable=scope.get("method") in SAFE_METHODS)
 
     def _events_of(self, error: ProblemDetailsException) -> tuple[Any, Any]:
         """Return the ASGI events that answer a problem."""
@@ -140,10 +132,16 @@ def admit(limit: Limit) -> Any:  # noqa: ANN401 - a hook of Litestar's
 
 def _identify(scope: Scope) -> bytes:
     """Return the `X-Request-Id` of a request, or a new one; all that the request starts is logged with it."""
-    given = dict(scope["headers"]).get(REQUEST_ID, b"")
+    given = headers_of(scope).get(REQUEST_ID, b"")
     name = given if SAFE_REQUEST_ID.fullmatch(given) else b"%016x" % made_up.getrandbits(64)
     request_id.set(name.decode())
     return name
+
+
+async def _send_both(send: Send, start: Message, body: Message) -> None:
+    """Send a whole answer."""
+    await send(start)
+    await send(body)
 
 
 async def _drop(_: Message) -> None:

@@ -36,7 +36,7 @@ def murmur2(key: bytes) -> int:
     words = length // 4
     for word in unpack_from(f"<{words}I", key):
         k = word * MIX & WORD
-        h = h * MIX & WORD ^ (k ^ k >> 24) * MIX & WORD
+        h = (h * MIX ^ (k ^ k >> 24) * MIX) & WORD
     if tail := key[words * 4 :]:
         h = (h ^ int.from_bytes(tail, "little")) * MIX & WORD
     h = (h ^ h >> 13) * MIX & WORD

@@ -1,7 +1,7 @@
 """Builds the Litestar application of a service: what both services have in common."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
@@ -49,9 +49,9 @@ class Application(Litestar):
         else:
             await self.outermost(scope, receive, send)
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a call without the middleware around it."""
-        await super().__call__(scope, receive, send)
+        return super().__call__(scope, receive, send)
 
 
 def build_application(  # noqa: PLR0913 - what one service has and the other not

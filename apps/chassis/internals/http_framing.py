@@ -82,8 +82,14 @@ class FramedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse received bytes; answer 400 and close the connection if they are not HTTP."""
         self._unset_keepalive_if_required()
+        rest: Any = data
         try:
-            self._parse(data)
+            while True:
+                try:
+                    return self.parser.feed_data(rest)
+                except httptools.HttpParserUpgrade as stop:
+                    rest = memoryview(rest)[stop.args[0] :]
+                    self._parse_head_without_offer()
         except httptools.HttpParserError:
             self.logger.warning(INVALID_REQUEST)
             self.send_400_response(INVALID_REQUEST)
@@ -105,16 +111,10 @@ class FramedProtocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             self.request_complete()
 
-    def _parse(self, data: bytes) -> None:
-        rest: Any = data
-        while True:
-            try:
-                return self.parser.feed_data(rest)
-            except httptools.HttpParserUpgrade as stop:
-                rest = memoryview(rest)[stop.args[0] :]
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # ignored, as uvicorn does
-                self.parser.feed_data(self._head_without_offer)
+    def _parse_head_without_offer(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # ignored, as uvicorn does
+        self.parser.feed_data(self._head_without_offer)
 
     def _write_head_without_offer(self) -> bytes:
         method = self.parser.get_method()

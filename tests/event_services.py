@@ -14,16 +14,18 @@ from tests.handlers import HANDLERS
 
 STREAMS = [EVENTS]
 
+create_producer = partial(producer.create_app, streams=STREAMS)
+create_consumer = partial(consumer.create_app, streams=STREAMS, handlers={}, policies={})
+
 
 def run_producer() -> None:
     """Serve until SIGTERM, as `python -m apps.producer` does."""
-    create_app = partial(producer.create_app, streams=STREAMS)
-    serve(create_app, lambda settings: settings.producer_port, "PRODUCER_PORT", STREAMS)
+    serve(create_producer, lambda settings: settings.producer_port, "PRODUCER_PORT", STREAMS)
 
 
 def run_consumer(handle: Handle = handle_nothing, policy: Policy = DEFAULT) -> None:
     """Serve until SIGTERM, as `python -m apps.consumer` does."""
-    create_app = partial(consumer.create_app, streams=STREAMS, handlers={EVENTS: handle}, policies={EVENTS: policy})
+    create_app = partial(create_consumer, handlers={EVENTS: handle}, policies={EVENTS: policy})
     serve(create_app, lambda settings: settings.consumer_port, "CONSUMER_PORT", STREAMS)
 
 

@@ -1,16 +1,18 @@
 """Scales consumers on Kubernetes by the lag of each stream: `python -m tools.scaling`, after a change of `STREAMS`.
 
 It writes a trigger for each stream into KEDA's ScaledObject, its login on a Kafka with passwords, and the settings that
-the triggers read. Values that are set in `settings.env` stay.
+the triggers read. Values that are set in `settings.env` stay, but for those of streams that are gone.
 """
 
 import re
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from apps.chassis.settings import Settings
 from contracts import STREAMS
-from contracts.stream import Stream
+from contracts.stream import Stream, variables_of
 
 FOLDER = Path(__file__).parents[1] / "deploy"
 SCALED_OBJECT = FOLDER / "kubernetes" / "consumer-scaling.yaml"
@@ -51,8 +53,13 @@ def set_variables() -> dict[str, str]:
 
 
 def settings_with(streams: Iterable[Stream[Any]]) -> str:
-    """Return the file of settings, with those of the streams that were not set."""
-    given, text = set_variables(), SETTINGS.read_text("utf-8")
+    """Return the file of settings, with those of the streams that were not set, and none of another stream."""
+    streams = list(streams)
+    given = set_variables()
+    known = {*Settings.__struct_encode_fields__, *chain.from_iterable(map(variables_of, streams))}
+    others = tuple(f"{variable}=" for variable in given if variable not in known)
+    lines = SETTINGS.read_text("utf-8").splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith(others))
     for stream in streams:
         defaults = {
             "topic": stream.topic,

@@ -8,7 +8,7 @@ MARK = "Quillfeather"
 CONTENT = {
     "a mark": re.compile(MARK, re.IGNORECASE),
     "an id": re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"),
-    "a field of a record": re.compile(r"""["'](?:text|email|phone|address)["']\s*:|\b(?:Event|Person)\("""),
+    "a field of a record": re.compile(r"""["'](?:text|email|phone|address)["']\s*:|\b(?:Event|Person)\(id="""),
     "a mail address": re.compile(r"[\w.+-]+@example\.\w+"),
 }
 """Events have UUIDs as ids where a test does not name them; examples of people have mail addresses that nobody has."""

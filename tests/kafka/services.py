@@ -58,8 +58,8 @@ def wait_until(condition: Callable[[], T], timeout: float = PATIENCE, what: str 
 
 
 def event(event_id: str | None = None, **fields: object) -> dict[str, Any]:
-    """Return a valid event as a caller would write it."""
-    return {"id": event_id or str(uuid4()), "number": 36, "text": f"It rains on {MARK} Square."} | fields
+    """Return a valid event as a caller would write it, of some 270 bytes."""
+    return {"id": event_id or str(uuid4()), "number": 36, "text": f"It rains on {MARK} Square. " * 5} | fields
 
 
 def value_of(one: dict[str, Any]) -> bytes:

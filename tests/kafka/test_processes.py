@@ -15,6 +15,7 @@ import psutil
 import pytest
 from services import ROOT, wait_until
 
+from contracts import STREAMS
 from tools.ports import free_ports
 
 SOON = 20.0
@@ -89,12 +90,12 @@ def until_all_ended(processes: list[psutil.Process]) -> None:
 
 def free_ports_of_services() -> dict[str, str]:
     producer, consumer = map(str, free_ports(2))
-    return {"PRODUCER_PORT": producer, "CONSUMER_PORT": consumer, "EVENTS_TOPIC": f"demo-{producer}"}
+    return {"PRODUCER_PORT": producer, "CONSUMER_PORT": consumer, STREAMS[0].variables("topic")[0]: f"demo-{producer}"}
 
 
 def kill_the_demo_itself(demo: Command) -> None:
     (python,) = [
-        one for one in demo.processes() if one.cmdline()[1:] == ["-m", "tools.demo"] and "python" in one.text()
+        one for one in demo.processes() if one.cmdline()[1:] == ["-m", "tools.demo"] and "python" in one.name()
     ]
     python.kill()
 
@@ -122,7 +123,7 @@ def test_a_kafka_that_just_started_ends_with_the_command(
     kafka = command("uv", "run", "just", "kafka", "--port", str(free_ports(1)[0]), TMPDIR=str(tmp_path))
     kafka.until_said("Kafka is ready")
     processes = kafka.processes()
-    assert any("java" in one.text() for one in processes)
+    assert any("java" in one.name() for one in processes)
     end(kafka)
     until_all_ended(processes)
     wait_until(lambda: not list(tmp_path.glob("local-kafka-*")), SOON)
@@ -149,22 +150,6 @@ def test_a_module_that_a_process_started_ends_with_it() -> None:
         module = psutil.Process(int(starter.stdout.readline()))
         starter.kill()
         until_all_ended([module])
-
-
-def test_a_benchmark_that_is_ended_leaves_nothing_behind() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as benchmark:
-        process = psutil.Process(benchmark.pid)
-
-        def measures() -> bool:
-            return any("apps." in " ".join(one.cmdline()) for one in process.children(recursive=True))
-
-        wait_until(measures, STARTED)
-        children = process.children(recursive=True)
-        benchmark.terminate()
-        assert benchmark.wait(SOON) == 130
-        until_all_ended(children)
 
 
 def demo(**environment: str) -> tuple[int, str, str]:

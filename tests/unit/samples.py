@@ -1,4 +1,4 @@
-"""People and records that tests start from, and how they wait for something to happen."""
+"""Events and records that tests start from, and how they wait for something to happen."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -9,36 +9,25 @@ import msgspec
 from aiokafka import TopicPartition
 
 from contracts.dead_letter import DeadLetter, Header, sent_back
-from contracts.person import Person
 from contracts.stream import encode
+from tests.event import Event
 
 LONG = 10.0
 """Seconds after which what a test waits for counts as never to come; no test waits so long when all is well."""
 
-ADA = Person(
-    id="0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
-    name="Ada Lovelace",
-    age=36,
-    email="ada.lovelace@example.com",
-    phone="+1-202-555-0143",
-    address="12 St James Square",
-    city="London",
-    state="NY",
-    zip="10001",
-    country="United States",
-)
+EVENT = Event(id="0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11", number=36, text="Ada Lovelace")
 
 
-def a_person(**fields: Any) -> Person:  # noqa: ANN401 - of any field
-    return msgspec.structs.replace(ADA, **fields)
+def an_event(**fields: Any) -> Event:  # noqa: ANN401 - of any field
+    return msgspec.structs.replace(EVENT, **fields)
 
 
-def fields_of_a_person(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - right or wrong ones
-    return {**msgspec.to_builtins(ADA), **fields}
+def fields_of_an_event(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - right or wrong ones
+    return {**msgspec.to_builtins(EVENT), **fields}
 
 
 def as_json(**fields: Any) -> bytes:  # noqa: ANN401 - right or wrong ones
-    return msgspec.json.encode(fields_of_a_person(**fields))
+    return msgspec.json.encode(fields_of_an_event(**fields))
 
 
 @dataclass
@@ -51,15 +40,15 @@ class Stored:
     key: bytes | None = b"key"
     value: bytes | None = b""
     headers: Sequence[tuple[str, bytes | None]] = ()
-    topic: str = "people"
+    topic: str = "events"
 
 
-def stored_person(offset: int, **fields: Any) -> Stored:  # noqa: ANN401 - of any field
-    person = a_person(**{"id": f"person-{offset}", **fields})
-    return Stored(offset=offset, key=person.id.encode(), value=encode(person))
+def stored_event(offset: int, **fields: Any) -> Stored:  # noqa: ANN401 - of any field
+    event = an_event(**{"id": f"event-{offset}", **fields})
+    return Stored(offset=offset, key=event.id.encode(), value=encode(event))
 
 
-def redriven_headers(group: str | None, topic: str = "people") -> list[Header]:
+def redriven_headers(group: str | None, topic: str = "events") -> list[Header]:
     """Return the headers of a record that was sent back for a group."""
     return sent_back(DeadLetter(b"key", b"", (), topic, 0, 0, 0, group, None, None, 1))
 
@@ -74,7 +63,7 @@ class Client:
         self.errors: list[Exception] = []
 
     def assignment(self) -> set[TopicPartition]:
-        return {TopicPartition("people", partition) for partition in self.positions}
+        return {TopicPartition("events", partition) for partition in self.positions}
 
     def last_poll_timestamp(self, _: TopicPartition) -> int:
         return 1

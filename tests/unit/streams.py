@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from samples import Stored, stored_person
+from samples import Stored, stored_event
 
 from apps.consumer.browsing.window import Window
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.policy import Batching, Policy, Retry
 from apps.consumer.consuming.retry import Handle
-from contracts.person import PEOPLE, Person
+from tests.event import EVENTS, Event
 
 AT_ONCE = Retry(first_s=0.0001, longest_s=0.001)
 """Pauses that no test feels."""
@@ -30,7 +30,7 @@ class Stream:
         self.polls = 0
         self.window = Window(100_000)
         self.consumption = Consumption(
-            PEOPLE.decode, self.window.extend, handle, self._write, policy=policy or globals()["policy"]()
+            EVENTS.decode, self.window.extend, handle, self._write, policy=policy or globals()["policy"]()
         )
         self._writes: Callable[[], None] = lambda: None
 
@@ -43,9 +43,9 @@ class Stream:
         self._writes = writes
 
     def add(self, *ids: str, partition: int = 0, key: bytes | None = b"", **fields: object) -> None:
-        """Append people; each has its id as its key unless another is given."""
-        for person_id in ids:
-            self.append(stored_person(0, id=person_id, **fields), partition, person_id.encode() if key == b"" else key)
+        """Append events; each has its id as its key unless another is given."""
+        for event_id in ids:
+            self.append(stored_event(0, id=event_id, **fields), partition, event_id.encode() if key == b"" else key)
 
     def append(self, record: Stored, partition: int = 0, key: bytes | None = b"key") -> None:
         """Append a record."""
@@ -102,8 +102,8 @@ class Handler:
         self.calls: list[list[str]] = []
         self.done: list[str] = []
 
-    async def __call__(self, people: Sequence[Person]) -> None:
-        ids = [person.id for person in people]
+    async def __call__(self, events: Sequence[Event]) -> None:
+        ids = [event.id for event in events]
         self.calls.append(ids)
         if any(map(self.fails, ids)):
             raise self.error

@@ -15,22 +15,21 @@ import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
-from samples import fields_of_a_person, until
+from samples import fields_of_an_event, until
 
 from apps.chassis.http import api_keys as module
 from apps.chassis.http import authorization as access
 from apps.chassis.http.api_keys import Keys, read_key_file
 from apps.chassis.observability.logs import ConsoleFormatter, request_id, set_up_logging, with_request
 from apps.chassis.settings import Settings, WrongSetting, read_settings
-from apps.consumer.app import create_app as create_consumer
-from apps.producer.app import create_app as create_producer
+from tests.event_services import create_consumer, create_producer
 
 NOBODY_LISTENS = "127.0.0.1:9"
 KEY = "s3cret-of-operators"
 ADAS, GRACES, NAMELESS, OTHER = "the-key-of-adas-1", "the:key:of:grace-2", "a-key-without-name", "and-another-key-4"
 APPS = {"producer": create_producer, "consumer": create_consumer}
 POSTS = {
-    "producer": ["/producers/basic_producer", "/producers/people"],
+    "producer": ["/producers/basic_producer", "/producers/events"],
     "consumer": [
         *(f"/consumers/{order}" for order in ("stop", "start", "pause", "resume", "seek")),
         "/consumers/dead-letters/redrive",
@@ -88,7 +87,7 @@ def test_the_documents_say_which_calls_need_a_key(
 
 def test_without_a_key_in_the_settings_none_is_asked_for() -> None:
     with client("producer") as open_to_all:
-        assert open_to_all.post("/producers/people", json=fields_of_a_person(age=-1)).status_code == 400
+        assert open_to_all.post("/producers/events", json=fields_of_an_event(number=-1)).status_code == 400
         assert '"security"' not in open_to_all.get("/schema/openapi.json").text
 
 

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from samples import Stored, redriven_headers, stored_person, until
+from samples import Stored, redriven_headers, stored_event, until
 from streams import policy
 
 from apps.consumer.browsing.window import Window
@@ -12,11 +12,11 @@ from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.redrive_addressing import divide
 from apps.consumer.consuming.retry import Halted
 from contracts.dead_letter import REDRIVEN_FOR, Header
-from contracts.person import PEOPLE, Person
+from tests.event import EVENTS, Event
 
 pytestmark = pytest.mark.anyio
 
-GROUP = "people-consumer"
+GROUP = "events-consumer"
 MINE, ANOTHERS = redriven_headers(GROUP), redriven_headers("another")
 PAIR, NAMED = ANOTHERS[:2], ANOTHERS[2]
 
@@ -25,16 +25,16 @@ class Consumer:
     """A consumption of a group whose handler and dead letters are lists."""
 
     def __init__(self) -> None:
-        self.handled: list[Person] = []
+        self.handled: list[Event] = []
         self.letters: list[BadRecord] = []
         self.writer_error: Exception | None = None
         self.window = Window(100)
         self.consumption = Consumption(
-            PEOPLE.decode, self.window.extend, self._handle, self._write, policy=policy(), group=GROUP
+            EVENTS.decode, self.window.extend, self._handle, self._write, policy=policy(), group=GROUP
         )
 
-    async def _handle(self, people: Sequence[Person]) -> None:
-        self.handled += people
+    async def _handle(self, events: Sequence[Event]) -> None:
+        self.handled += events
 
     async def _write(self, bad: Sequence[BadRecord]) -> None:
         if self.writer_error:
@@ -50,12 +50,12 @@ class Consumer:
 
 
 def redriven(offset: int, headers: Sequence[Header], value: bytes | None = None) -> Stored:
-    record = replace(stored_person(offset), headers=headers)
+    record = replace(stored_event(offset), headers=headers)
     return record if value is None else replace(record, value=value)
 
 
 def test_records_without_headers_are_all_for_the_group_and_are_handed_on_as_they_are() -> None:
-    records = [stored_person(0), stored_person(1)]
+    records = [stored_event(0), stored_event(1)]
     own, others = divide(records, GROUP)
     assert own is records
     assert not others
@@ -67,7 +67,7 @@ def test_records_without_headers_are_all_for_the_group_and_are_handed_on_as_they
     ids=["alone", "with others behind", "behind an older one"],
 )
 def test_a_record_that_was_sent_back_for_another_group_is_passed_over(headers: Sequence[Header]) -> None:
-    own, others = divide([stored_person(0), redriven(1, headers), redriven(2, MINE)], GROUP)
+    own, others = divide([stored_event(0), redriven(1, headers), redriven(2, MINE)], GROUP)
     assert [record.offset for record in own] == [0, 2]
     assert [record.offset for record in others] == [1]
 
@@ -84,10 +84,10 @@ def test_a_record_that_was_sent_back_for_another_group_is_passed_over(headers: S
         [*PAIR, ("between", b"1"), NAMED],
         *([*PAIR, (REDRIVEN_FOR, content)] for content in (None, b"", b"another", b"[]", b"5", b"\xff")),
         [*PAIR, (REDRIVEN_FOR, b'{"group": "another"}')],
-        [*PAIR, (REDRIVEN_FOR, b'{"group": "", "topic": "people"}')],
-        [*PAIR, (REDRIVEN_FOR, b'{"group": ["another"], "topic": "people"}')],
-        [*PAIR, (REDRIVEN_FOR, b'{"group": "another", "topic": "people", "unknown": ' + b"[" * 50_000)],
-        [*PAIR, (REDRIVEN_FOR, b'{"group": "' + b"x" * 100_000 + b'", "topic": "people"}')],
+        [*PAIR, (REDRIVEN_FOR, b'{"group": "", "topic": "events"}')],
+        [*PAIR, (REDRIVEN_FOR, b'{"group": ["another"], "topic": "events"}')],
+        [*PAIR, (REDRIVEN_FOR, b'{"group": "another", "topic": "events", "unknown": ' + b"[" * 50_000)],
+        [*PAIR, (REDRIVEN_FOR, b'{"group": "' + b"x" * 100_000 + b'", "topic": "events"}')],
         [(PAIR[0][0], b"no number"), PAIR[1], NAMED],
     ],
 )
@@ -99,7 +99,7 @@ def test_what_does_not_clearly_name_another_group_is_for_all_groups(headers: Seq
 async def test_what_is_for_another_group_is_neither_handled_nor_dead_lettered_nor_shown_but_counted() -> None:
     consumer = Consumer()
     await consumer.consume(
-        stored_person(0), redriven(1, ANOTHERS), redriven(2, ANOTHERS, b"not json"), redriven(3, MINE, b"not json")
+        stored_event(0), redriven(1, ANOTHERS), redriven(2, ANOTHERS, b"not json"), redriven(3, MINE, b"not json")
     )
     assert (len(consumer.handled), [letter.record.offset for letter in consumer.letters]) == (1, [3])
     assert consumer.shown == [0]

@@ -15,21 +15,20 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
 from apps.chassis.settings import Settings, read_settings
-from apps.consumer.app import create_app as create_consumer
-from apps.producer.app import create_app as create_producer
 from contracts.dead_letter import LETTER_FIELDS, NAMES
-from contracts.person import Person
+from tests.event import EVENTS, Event
+from tests.event_services import create_consumer, create_producer
 
 APPS = {"producer": create_producer, "consumer": create_consumer}
 BOTH = pytest.mark.parametrize("service", APPS)
 ASYNCAPI = "http://asyncapi.com/definitions/3.0.0"
 SETTINGS = {
     "KAFKA_BOOTSTRAP_SERVERS": "secret.internal:9092",
-    "PEOPLE_TOPIC": "persons",
-    "PEOPLE_PARTITIONS": "12",
-    "PEOPLE_REPLICATION": "3",
-    "DEAD_LETTER_TOPIC": "persons-dead",
-    "CONSUMER_GROUP_ID": "group-of-ours",
+    "EVENTS_TOPIC": "events",
+    "EVENTS_PARTITIONS": "12",
+    "EVENTS_REPLICATION": "3",
+    "EVENTS_DEAD_LETTER_TOPIC": "events-dead",
+    "EVENTS_GROUP_ID": "group-of-ours",
 }
 
 
@@ -43,7 +42,7 @@ def document_of(app: Litestar) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def documents() -> dict[str, dict[str, Any]]:
-    settings = read_settings(SETTINGS)
+    settings = read_settings(SETTINGS, [EVENTS])
     return {name: document_of(create_app(settings)) for name, create_app in APPS.items()}
 
 
@@ -81,11 +80,11 @@ def test_the_document_follows_the_schema_of_asyncapi(
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("channels.people.bindings.kafka.partitions", 0),
-        ("channels.people-dead-letters.adress", "people-dlt"),
-        ("operations.send-people.action", "publish"),
-        ("components.messages.Person.bindings.kafka.keys", {}),
-        ("components.schemas.Person.properties.age.minimum", "zero"),
+        ("channels.events.bindings.kafka.partitions", 0),
+        ("channels.events-dead-letters.adress", "events-dlt"),
+        ("operations.send-events.action", "publish"),
+        ("components.messages.Event.bindings.kafka.keys", {}),
+        ("components.schemas.Event.properties.number.minimum", "zero"),
     ],
 )
 def test_what_the_schema_of_asyncapi_does_not_allow_is_found(
@@ -114,12 +113,12 @@ def test_all_that_the_document_refers_to_is_there(service: str, documents: dict[
 @BOTH
 def test_both_topics_are_described_as_they_are_configured(service: str, documents: dict[str, dict[str, Any]]) -> None:
     channels = documents[service]["channels"]
-    assert {channel["address"] for channel in channels.values()} == {"persons", "persons-dead"}
+    assert {channel["address"] for channel in channels.values()} == {"events", "events-dead"}
     for channel in channels.values():
         kafka = channel["bindings"]["kafka"]
         assert (kafka["topic"], kafka["partitions"], kafka["replicas"]) == (channel["address"], 12, 3)
         assert kafka["topicConfiguration"]["min.insync.replicas"] == 2
-    assert channels["people-dead-letters"]["bindings"]["kafka"]["topicConfiguration"]["retention.ms"] == -1
+    assert channels["events-dead-letters"]["bindings"]["kafka"]["topicConfiguration"]["retention.ms"] == -1
 
 
 def test_each_service_says_what_it_does(documents: dict[str, dict[str, Any]]) -> None:
@@ -128,21 +127,21 @@ def test_each_service_says_what_it_does(documents: dict[str, dict[str, Any]]) ->
         for service, document in documents.items()
     }
     assert done == {
-        "producer": {("send", "people")},
-        "consumer": {("receive", "people"), ("send", "people-dead-letters"), ("send", "people")},
+        "producer": {("send", "events")},
+        "consumer": {("receive", "events"), ("send", "events-dead-letters"), ("send", "events")},
     }
-    kafka = documents["consumer"]["operations"]["receive-people"]["bindings"]["kafka"]
+    kafka = documents["consumer"]["operations"]["receive-events"]["bindings"]["kafka"]
     assert (kafka["groupId"]["enum"], kafka["clientId"]["enum"]) == (["group-of-ours"], ["consumer"])
-    kafka = documents["producer"]["operations"]["send-people"]["bindings"]["kafka"]
+    kafka = documents["producer"]["operations"]["send-events"]["bindings"]["kafka"]
     assert (kafka["clientId"]["enum"], "groupId" in kafka) == (["producer"], False)
 
 
 @BOTH
-def test_a_person_is_described_by_the_struct_itself(service: str, documents: dict[str, dict[str, Any]]) -> None:
+def test_an_event_is_described_by_the_struct_itself(service: str, documents: dict[str, dict[str, Any]]) -> None:
     components = documents[service]["components"]
-    message = components["messages"]["Person"]
-    assert message["payload"] == {"$ref": "#/components/schemas/Person"}
-    assert components["schemas"]["Person"] == msgspec.json.schema(Person)["$defs"]["Person"]
+    message = components["messages"]["Event"]
+    assert message["payload"] == {"$ref": "#/components/schemas/Event"}
+    assert components["schemas"]["Event"] == msgspec.json.schema(Event)["$defs"]["Event"]
     assert message["bindings"]["kafka"]["key"]["type"] == "string"
 
 

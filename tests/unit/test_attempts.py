@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
-from samples import LONG, Stored, stored_person, until
+from samples import LONG, Stored, stored_event, until
 from streams import AT_ONCE, Handler, Stream, numbered, policy
 
 from apps.consumer.consuming.findings import Found, Memory
 from apps.consumer.consuming.policy import Batching, OutageLimit, Policy, Retry
 from apps.consumer.consuming.retry import Reject
 from contracts.dead_letter import ROUNDS, TRIES
-from contracts.person import Person
+from tests.event import Event
 
 pytestmark = pytest.mark.anyio
 
@@ -69,7 +69,7 @@ async def test_poison_in_every_batch_holds_up_nobody_and_goes_to_the_dead_letter
 
 
 async def test_five_that_no_database_takes_among_thousands_cost_few_calls() -> None:
-    handler = Handler(lambda person_id: "\u0000" in person_id)
+    handler = Handler(lambda event_id: "\u0000" in event_id)
     stream = Stream(handler)
     stream.add(*numbered(range(3_000)), *[f"\u0000{number}" for number in range(5)], *numbered(range(3_000, 6_000)))
     await stream.consume(turns=5)
@@ -107,13 +107,13 @@ async def test_a_dead_handler_is_called_a_few_times_between_two_pauses() -> None
 
 
 async def test_a_handler_that_dies_in_the_middle_of_a_batch_with_poison_costs_the_poison_alone() -> None:
-    handler = Handler(lambda person_id: person_id == "00100" or len(handler.done) >= 500)
+    handler = Handler(lambda event_id: event_id == "00100" or len(handler.done) >= 500)
     stream = Stream(handler)
     stream.add(*numbered(range(2_000)))
     await stream.consume(turns=10)
     assert set(stream.lettered) <= {"00100"}
     assert stream.consumption.retrying
-    handler.fails = lambda person_id: person_id == "00100"
+    handler.fails = lambda event_id: event_id == "00100"
     await stream.consume(turns=20)
     assert stream.lettered == ["00100"]
     assert sorted(handler.done) == [one for one in numbered(range(2_000)) if one != "00100"], "each of them once"
@@ -121,7 +121,7 @@ async def test_a_handler_that_dies_in_the_middle_of_a_batch_with_poison_costs_th
 
 
 async def test_a_bad_record_alone_is_retried_until_a_record_of_another_key_succeeds() -> None:
-    handler = Handler(lambda person_id: person_id.startswith("bad"))
+    handler = Handler(lambda event_id: event_id.startswith("bad"))
     stream = Stream(handler)
     stream.add("bad")
     await stream.consume(turns=10)
@@ -139,7 +139,7 @@ async def test_a_bad_record_alone_is_retried_until_a_record_of_another_key_succe
 
 
 async def test_a_record_that_only_seemed_bad_is_handled_before_later_ones_of_its_key() -> None:
-    handler = Handler(lambda person_id: person_id == "first" and len(handler.calls) < 5)
+    handler = Handler(lambda event_id: event_id == "first" and len(handler.calls) < 5)
     stream = Stream(handler)
     stream.add("first", "second", key=b"one")
     stream.add("other")
@@ -152,7 +152,7 @@ async def test_a_record_that_only_seemed_bad_is_handled_before_later_ones_of_its
 async def test_records_of_one_key_that_failed_in_an_outage_are_handled_in_their_order(seed: int) -> None:
     random.seed(seed)
     down = [True]
-    handler = Handler(lambda person_id: down[0] and person_id != "other")
+    handler = Handler(lambda event_id: down[0] and event_id != "other")
     stream = Stream(handler)
     stream.add("first", "second", "third", key=b"key")
     stream.add("other")
@@ -190,7 +190,7 @@ async def test_a_lucky_success_in_an_outage_dead_letters_nothing() -> None:
 
 
 async def test_more_than_a_tenth_that_fail_are_an_outage_whatever_succeeds_in_between() -> None:
-    handler = Handler(lambda person_id: int(person_id) % 5 == 0)
+    handler = Handler(lambda event_id: int(event_id) % 5 == 0)
     stream = Stream(handler)
     stream.add(*numbered(range(1_000)))
     await stream.consume(turns=20)
@@ -283,15 +283,15 @@ async def test_of_records_that_kafka_deleted_while_they_were_retried_nothing_sta
     stream.add("bad")
     await stream.consume(turns=5)
     assert stream.consumption.retrying
-    stream.consumption.attempts.drop({("people", 1)})
+    stream.consumption.attempts.drop({("events", 1)})
     assert stream.consumption.retrying, "that was another partition"
-    stream.consumption.attempts.drop({("people", 0)})
+    stream.consumption.attempts.drop({("events", 0)})
     assert stream.consumption.retrying is None
     assert stream.consumption.attempts.failures == 0
 
 
 async def test_a_redelivery_finds_newer_records_behind_the_bad_ones_however_small_the_batches_are() -> None:
-    handler = Handler(lambda person_id: int(person_id) < 60)
+    handler = Handler(lambda event_id: int(event_id) < 60)
     stream = Stream(handler, policy(records=1))
     stream.add(*numbered(range(61)))
     await stream.consume(turns=400)
@@ -301,12 +301,12 @@ async def test_a_redelivery_finds_newer_records_behind_the_bad_ones_however_smal
 
 async def test_what_is_rejected_among_failures_is_dead_lettered_whatever_becomes_of_the_others() -> None:
     class Mixed(Handler):
-        async def __call__(self, people: Sequence[Person]) -> None:
-            if any(person.id == "reject" for person in people):
+        async def __call__(self, events: Sequence[Event]) -> None:
+            if any(event.id == "reject" for event in events):
                 raise Reject("never")
-            await super().__call__(people)
+            await super().__call__(events)
 
-    handler = Mixed(lambda person_id: person_id == "bad")
+    handler = Mixed(lambda event_id: event_id == "bad")
     stream = Stream(handler)
     stream.add("a", "reject", "b", "bad", "c")
     await stream.consume(turns=5)
@@ -335,10 +335,10 @@ async def test_a_handler_that_rejects_everything_is_not_asked_for_each_record() 
 
 
 async def test_records_that_were_redriven_are_expected_to_fail_and_make_no_outage() -> None:
-    handler = Handler(lambda person_id: person_id.startswith("bad"))
+    handler = Handler(lambda event_id: event_id.startswith("bad"))
     stream = Stream(handler)
     for number in range(300):
-        record = stored_person(0, id=f"bad-{number}")
+        record = stored_event(0, id=f"bad-{number}")
         record.headers = REDRIVEN
         stream.append(record, key=str(number).encode())
     stream.add("good")
@@ -347,17 +347,17 @@ async def test_records_that_were_redriven_are_expected_to_fail_and_make_no_outag
     assert stream.is_consumed
 
 
-Mischief = Callable[[list[Person]], object]
+Mischief = Callable[[list[Event]], object]
 
 
 @pytest.mark.parametrize(
     "mischief",
     [
-        lambda people: people.sort(key=lambda person: person.id, reverse=True),
-        lambda people: people.reverse(),
-        lambda people: people.clear(),
-        lambda people: people.extend(people[:]),
-        lambda people: people.__setitem__(slice(None), [people[0]] * len(people)),
+        lambda events: events.sort(key=lambda event: event.id, reverse=True),
+        lambda events: events.reverse(),
+        lambda events: events.clear(),
+        lambda events: events.extend(events[:]),
+        lambda events: events.__setitem__(slice(None), [events[0]] * len(events)),
     ],
 )
 async def test_nothing_that_a_handler_does_to_its_list_changes_what_is_handled_and_dead_lettered(
@@ -365,11 +365,11 @@ async def test_nothing_that_a_handler_does_to_its_list_changes_what_is_handled_a
 ) -> None:
     handler = Handler("20".__eq__)
 
-    async def handle(people: Sequence[Person]) -> None:
+    async def handle(events: Sequence[Event]) -> None:
         try:
-            await handler(people)
+            await handler(events)
         finally:
-            mischief(people)  # type: ignore[arg-type]  # it is a list
+            mischief(events)  # type: ignore[arg-type]  # it is a list
 
     stream = Stream(handle)
     stream.add(*map(str, range(40)))
@@ -381,10 +381,10 @@ async def test_nothing_that_a_handler_does_to_its_list_changes_what_is_handled_a
 
 
 async def test_each_attempt_gets_values_of_its_own() -> None:
-    given: list[Sequence[Person]] = []
+    given: list[Sequence[Event]] = []
 
-    async def handle(people: Sequence[Person]) -> None:
-        given.append(people)
+    async def handle(events: Sequence[Event]) -> None:
+        given.append(events)
         if len(given) == 1:
             raise ConnectionError
 
@@ -398,16 +398,16 @@ async def test_each_attempt_gets_values_of_its_own() -> None:
 
 
 async def test_a_batch_that_is_abandoned_commits_what_stands_before_its_first_unfinished_record() -> None:
-    handler = Handler(lambda person_id: person_id in {"0-05", "1-70"})
+    handler = Handler(lambda event_id: event_id in {"0-05", "1-70"})
     stream = Stream(handler)
     for partition in (0, 1):
         stream.add(*[f"{partition}-{number:02}" for number in range(100)], partition=partition)
     stop_at = "1-60"
 
-    async def handle(people: Sequence[Person]) -> None:
-        if people[-1].id >= stop_at and len(people) < 20:
+    async def handle(events: Sequence[Event]) -> None:
+        if events[-1].id >= stop_at and len(events) < 20:
             stream.consumption.leaving.set()
-        await handler(people)
+        await handler(events)
 
     stream.consumption.attempts._handle = handle
     await stream.turn()
@@ -424,8 +424,8 @@ async def test_a_batch_that_is_abandoned_commits_what_stands_before_its_first_un
 async def test_a_call_that_takes_longer_than_there_is_time_is_cancelled_and_its_records_are_redelivered() -> None:
     calls: list[list[str]] = []
 
-    async def handle(people: Sequence[Person]) -> None:
-        calls.append([person.id for person in people])
+    async def handle(events: Sequence[Event]) -> None:
+        calls.append([event.id for event in events])
         if len(calls) == 1:
             await asyncio.Event().wait()
 
@@ -443,7 +443,7 @@ async def test_a_call_that_takes_longer_than_there_is_time_is_cancelled_and_its_
 
 
 async def test_what_was_found_out_is_kept_when_a_batch_is_abandoned_and_redelivered() -> None:
-    handler = Handler(lambda person_id: person_id == "00010")
+    handler = Handler(lambda event_id: event_id == "00010")
     stream = Stream(handler)
 
     def abandon() -> None:
@@ -501,7 +501,7 @@ async def test_dead_letters_that_cannot_be_written_are_told() -> None:
 
     stream = Stream(Handler())
     stream.write_with(write)
-    stream.append(Stored(value=b"no person"))
+    stream.append(Stored(value=b"no event"))
     turn = asyncio.create_task(stream.turn())
     await until(lambda: stream.consumption.retrying)
     assert "dead letters cannot be written: OSError" in str(stream.consumption.retrying)
@@ -560,19 +560,19 @@ async def test_partitions_that_went_to_other_members_are_not_retried_any_more() 
     stream.add("bad")
     await stream.consume(turns=4)
     assert stream.consumption.retrying
-    stream.consumption.assigned([("people", 1)])
+    stream.consumption.assigned([("events", 1)])
     assert stream.consumption.retrying is None
 
 
 def test_of_a_recreated_topic_nothing_is_known() -> None:
-    memory, record = Memory(), stored_person(3)
+    memory, record = Memory(), stored_event(3)
     memory.keep([record], {id(record): Found("done")})
     assert memory.recall([record])
-    assert not memory.recall([stored_person(3, name="Another")])
+    assert not memory.recall([stored_event(3, text="Another")])
 
 
 def test_memory_is_bounded() -> None:
-    memory, records = Memory(most=10), [stored_person(number) for number in range(50)]
+    memory, records = Memory(most=10), [stored_event(number) for number in range(50)]
     memory.keep(records, {id(record): Found("done") for record in records})
     assert len(memory) == 10
     assert memory.recall([records[-1]])
@@ -602,9 +602,9 @@ def test_a_policy_that_cannot_be_kept_is_refused(make: Callable[[], object], com
 async def test_batches_become_smaller_when_the_handler_takes_longer_than_the_policy_allows() -> None:
     sizes: list[int] = []
 
-    async def handle(people: Sequence[Person]) -> None:
-        sizes.append(len(people))
-        await asyncio.sleep(0.001 * len(people))
+    async def handle(events: Sequence[Event]) -> None:
+        sizes.append(len(events))
+        await asyncio.sleep(0.001 * len(events))
 
     stream = Stream(handle, Policy(batching=Batching(records=100, seconds=0.02)))
     stream.add(*numbered(range(400)))
@@ -623,7 +623,7 @@ async def test_once_the_budget_of_a_batch_is_spent_poison_is_tried_once_more() -
 
 
 async def test_the_limits_of_an_outage_are_a_policy() -> None:
-    stream = Stream(Handler(lambda person_id: person_id < "00003"), policy(outage=OutageLimit(records=2)))
+    stream = Stream(Handler(lambda event_id: event_id < "00003"), policy(outage=OutageLimit(records=2)))
     stream.add(*numbered(range(20)))
     await stream.consume(turns=10)
     assert stream.letters == []

@@ -12,22 +12,21 @@ import msgspec
 import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
-from samples import as_json, fields_of_a_person
+from samples import as_json, fields_of_an_event
 
 from apps.chassis.http import request_body as body
 from apps.chassis.http import spool
 from apps.chassis.http.repeated_names import count_quotes
 from apps.chassis.http.spool import Spools
 from apps.chassis.settings import read_settings
-from apps.consumer.app import create_app as create_consumer
 from apps.consumer.operating import control
 from apps.producer import stream_producer
-from apps.producer.app import create_app as create_producer
 from apps.producer.publishing import publisher
+from tests.event_services import create_consumer, create_producer
 
 JSON, NDJSON = {"content-type": "application/json"}, {"content-type": "application/x-ndjson"}
 SEEK = "/consumers/seek"
-PEOPLE = "/producers/people"
+EVENTS = "/producers/events"
 TO_NOWHERE = b'{"to": "nowhere"}'
 UTF_8_MARK = b"\xef\xbb\xbf"
 
@@ -116,7 +115,7 @@ def test_utf_8_may_be_said_in_any_way(parameter: str, consumer: TestClient[Lites
 @pytest.mark.parametrize("media_type", ["application/json", "application/x-ndjson"])
 def test_another_charset_is_refused_by_its_name(media_type: str, charset: str, producer: TestClient[Litestar]) -> None:
     headers = {"content-type": f"{media_type}; charset={charset}"}
-    detail = detail_of(producer.post(PEOPLE, content=as_json(), headers=headers), 415)
+    detail = detail_of(producer.post(EVENTS, content=as_json(), headers=headers), 415)
     assert charset.rpartition("=")[2].strip('"').lower() in detail
 
 
@@ -129,7 +128,7 @@ def test_a_charset_that_is_written_as_in_mail_is_refused(
     parameter: str, producer: TestClient[Litestar], consumer: TestClient[Litestar]
 ) -> None:
     headers = {"content-type": f"application/json; {parameter}"}
-    assert "charset" in detail_of(producer.post(PEOPLE, content=as_json(), headers=headers), 415)
+    assert "charset" in detail_of(producer.post(EVENTS, content=as_json(), headers=headers), 415)
     assert "charset" in detail_of(consumer.post(SEEK, content=TO_NOWHERE, headers=headers), 415)
 
 
@@ -138,8 +137,8 @@ def test_utf_16_and_32_are_refused_by_their_names(
     encoding: str, producer: TestClient[Litestar], consumer: TestClient[Litestar]
 ) -> None:
     for answer in (
-        producer.post(PEOPLE, content=as_json().decode().encode(encoding), headers=JSON),
-        producer.post(PEOPLE, content=as_json().decode().encode(encoding), headers=NDJSON),
+        producer.post(EVENTS, content=as_json().decode().encode(encoding), headers=JSON),
+        producer.post(EVENTS, content=as_json().decode().encode(encoding), headers=NDJSON),
         consumer.post(SEEK, content=TO_NOWHERE.decode().encode(encoding), headers=JSON),
     ):
         assert encoding.upper() in detail_of(answer, 415)
@@ -148,14 +147,14 @@ def test_utf_16_and_32_are_refused_by_their_names(
 def test_a_byte_order_mark_of_utf_8_is_passed_over(
     producer: TestClient[Litestar], consumer: TestClient[Litestar]
 ) -> None:
-    assert path_of(producer.post(PEOPLE, content=UTF_8_MARK + as_json(age="36"), headers=JSON)) == "$.age"
-    listed = UTF_8_MARK + b"[" + as_json(age="36") + b"]"
-    assert path_of(producer.post(PEOPLE, content=listed, headers=JSON)) == "$[0].age"
+    assert path_of(producer.post(EVENTS, content=UTF_8_MARK + as_json(number="36"), headers=JSON)) == "$.number"
+    listed = UTF_8_MARK + b"[" + as_json(number="36") + b"]"
+    assert path_of(producer.post(EVENTS, content=listed, headers=JSON)) == "$[0].number"
     assert "nowhere" in detail_of(consumer.post(SEEK, content=UTF_8_MARK + TO_NOWHERE, headers=JSON), 400)
     file = UTF_8_MARK + as_json(id="1") + b"\n"
-    answers = lines_of(producer.post(PEOPLE, content=file + file, headers=NDJSON))
+    answers = lines_of(producer.post(EVENTS, content=file + file, headers=NDJSON))
     assert [answer.get("id") for answer in answers] == ["1", "1"]
-    assert lines_of(producer.post(PEOPLE, content=UTF_8_MARK, headers=NDJSON)) == []
+    assert lines_of(producer.post(EVENTS, content=UTF_8_MARK, headers=NDJSON)) == []
 
 
 def members(*texts: bytes) -> bytes:
@@ -170,11 +169,11 @@ def test_a_compressed_body_means_what_it_holds(
     coding: str, compress: Callable[[bytes], bytes], producer: TestClient[Litestar], consumer: TestClient[Litestar]
 ) -> None:
     encoded = {"content-encoding": coding}
-    people = b"[" + as_json(id="1") + b"," + as_json(age="36") + b"]"
-    assert path_of(producer.post(PEOPLE, content=compress(people), headers=JSON | encoded)) == "$[1].age"
+    events = b"[" + as_json(id="1") + b"," + as_json(number="36") + b"]"
+    assert path_of(producer.post(EVENTS, content=compress(events), headers=JSON | encoded)) == "$[1].number"
     assert "nowhere" in detail_of(consumer.post(SEEK, content=compress(TO_NOWHERE), headers=JSON | encoded), 400)
     lines = b"".join(as_json(id=str(n)) + b"\n" for n in range(1_000))
-    answers = lines_of(producer.post(PEOPLE, content=compress(lines), headers=NDJSON | encoded))
+    answers = lines_of(producer.post(EVENTS, content=compress(lines), headers=NDJSON | encoded))
     assert [answer["id"] for answer in answers] == [str(n) for n in range(1_000)]
 
 
@@ -182,7 +181,7 @@ def test_a_body_of_several_gzip_members_is_all_of_them(producer: TestClient[Lite
     encoded = NDJSON | {"content-encoding": "gzip"}
     cut = as_json(id="2")
     body = members(as_json(id="1") + b"\n", b"", cut[:40], cut[40:] + b"\n", as_json(id="3"))
-    assert [answer["id"] for answer in lines_of(producer.post(PEOPLE, content=body, headers=encoded))] == [
+    assert [answer["id"] for answer in lines_of(producer.post(EVENTS, content=body, headers=encoded))] == [
         "1",
         "2",
         "3",
@@ -225,14 +224,14 @@ def damaged(body: bytes) -> bytes:
 def test_a_damaged_gzip_is_refused_and_nothing_of_an_unfinished_line_is_taken(
     headers: dict[str, str], body: bytes, producer: TestClient[Litestar]
 ) -> None:
-    answer = producer.post(PEOPLE, content=body, headers=headers | {"content-encoding": "gzip"})
+    answer = producer.post(EVENTS, content=body, headers=headers | {"content-encoding": "gzip"})
     assert "gzip" in detail_of(answer, 400)
     assert "receipts" not in answer.json()
 
 
 def test_lines_before_the_damage_are_answered_and_the_call_is_refused(producer: TestClient[Litestar]) -> None:
     body = gzip.compress(as_json(id="1") + b"\nnot json\n") + b"damage"
-    answer = producer.post(PEOPLE, content=body, headers=NDJSON | {"content-encoding": "gzip"})
+    answer = producer.post(EVENTS, content=body, headers=NDJSON | {"content-encoding": "gzip"})
     assert "2 lines before that were taken" in detail_of(answer, 400)
     assert [receipt.get("id", receipt.get("line")) for receipt in answer.json()["receipts"]] == ["1", 2]
     assert answer.json()["delivered"] == 0
@@ -241,7 +240,7 @@ def test_lines_before_the_damage_are_answered_and_the_call_is_refused(producer: 
 def test_bytes_behind_a_deflate_are_refused(producer: TestClient[Litestar]) -> None:
     body = zlib.compress(as_json()) + zlib.compress(as_json())
     assert "deflate" in detail_of(
-        producer.post(PEOPLE, content=body, headers=JSON | {"content-encoding": "deflate"}), 400
+        producer.post(EVENTS, content=body, headers=JSON | {"content-encoding": "deflate"}), 400
     )
 
 
@@ -250,16 +249,16 @@ def test_bytes_behind_a_deflate_are_refused(producer: TestClient[Litestar]) -> N
 def test_another_content_encoding_is_refused_with_those_that_are_taken(
     headers: dict[str, str], coding: str, producer: TestClient[Litestar]
 ) -> None:
-    answer = producer.post(PEOPLE, content=as_json(), headers=headers | {"content-encoding": coding})
+    answer = producer.post(EVENTS, content=as_json(), headers=headers | {"content-encoding": coding})
     assert coding in detail_of(answer, 415)
     assert answer.headers["accept-encoding"] == "gzip, deflate"
 
 
 def test_identity_is_no_encoding(producer: TestClient[Litestar]) -> None:
-    answer = producer.post(PEOPLE, content=as_json(age=-1), headers=JSON | {"content-encoding": "identity, gzip"})
+    answer = producer.post(EVENTS, content=as_json(number=-1), headers=JSON | {"content-encoding": "identity, gzip"})
     detail_of(answer, 400)
-    answer = producer.post(PEOPLE, content=as_json(age=-1), headers=JSON | {"content-encoding": "Identity"})
-    assert path_of(answer) == "$.age"
+    answer = producer.post(EVENTS, content=as_json(number=-1), headers=JSON | {"content-encoding": "Identity"})
+    assert path_of(answer) == "$.number"
 
 
 def bomb(megabytes: int) -> bytes:
@@ -272,8 +271,8 @@ def test_a_body_that_decodes_to_too_much_is_refused(
     producer: TestClient[Litestar], consumer: TestClient[Litestar]
 ) -> None:
     encoded = {"content-encoding": "gzip"}
-    assert "larger than 16777216" in detail_of(producer.post(PEOPLE, content=bomb(17), headers=JSON | encoded), 413)
-    assert "200 times" in detail_of(producer.post(PEOPLE, content=bomb(70), headers=NDJSON | encoded), 413)
+    assert "larger than 16777216" in detail_of(producer.post(EVENTS, content=bomb(17), headers=JSON | encoded), 413)
+    assert "200 times" in detail_of(producer.post(EVENTS, content=bomb(70), headers=NDJSON | encoded), 413)
     assert "larger than 65536" in detail_of(consumer.post(SEEK, content=bomb(1), headers=JSON | encoded), 413)
 
 
@@ -300,8 +299,8 @@ def test_a_field_of_an_operators_call_that_is_given_twice_is_refused(
 def test_a_number_that_is_no_age_is_refused_by_its_place(number: str, producer: TestClient[Litestar]) -> None:
     body = as_json().replace(b":36", b":" + number.encode())
     for content in (body, b"[" + body + b"]"):
-        assert "$" in path_of(producer.post(PEOPLE, content=content, headers=JSON))
-    (answer,) = lines_of(producer.post(PEOPLE, content=body, headers=NDJSON))
+        assert "$" in path_of(producer.post(EVENTS, content=content, headers=JSON))
+    (answer,) = lines_of(producer.post(EVENTS, content=body, headers=NDJSON))
     assert answer["line"] == 1
 
 
@@ -309,23 +308,23 @@ def test_a_number_that_is_no_age_is_refused_by_its_place(number: str, producer: 
 def test_text_that_is_none_is_refused_by_its_place(
     text: bytes, producer: TestClient[Litestar], consumer: TestClient[Litestar]
 ) -> None:
-    body = as_json(name="NAME").replace(b"NAME", text)
-    assert path_of(producer.post(PEOPLE, content=body, headers=JSON)).startswith("$")
-    (answer,) = lines_of(producer.post(PEOPLE, content=body, headers=NDJSON))
+    body = as_json(text="NAME").replace(b"NAME", text)
+    assert path_of(producer.post(EVENTS, content=body, headers=JSON)).startswith("$")
+    (answer,) = lines_of(producer.post(EVENTS, content=body, headers=NDJSON))
     assert answer["line"] == 1
     assert path_of(consumer.post(SEEK, content=b'{"to":"' + text + b'"}', headers=JSON)).startswith("$")
 
 
 def test_a_name_with_a_quotation_mark_is_no_repeated_field(producer: TestClient[Litestar]) -> None:
     for name in ('Ada "Countess" Lovelace', "back\\slash", '\\"', "\\", '"'):
-        answer = producer.post(PEOPLE, json=fields_of_a_person(name=name))
+        answer = producer.post(EVENTS, json=fields_of_an_event(text=name))
         assert "out of reach" in detail_of(answer, 503)
 
 
 def test_the_status_of_lines_that_are_answered_at_the_end_says_what_became_of_them(
     producer: TestClient[Litestar],
 ) -> None:
-    at_end = PEOPLE + "?receipts=at-end"
+    at_end = EVENTS + "?receipts=at-end"
     assert lines_of(producer.post(at_end, content=b"\n \r\n", headers=NDJSON)) == []
     answer = producer.post(at_end, content=b"not json\n[]", headers=NDJSON)
     assert "none of 2 lines" in detail_of(answer, 400)
@@ -334,7 +333,7 @@ def test_the_status_of_lines_that_are_answered_at_the_end_says_what_became_of_th
     assert "none of 1 records was acknowledged" in detail_of(answer, 503)
     assert int(answer.headers["retry-after"]) > 0
     assert [receipt["outcome"] for receipt in answer.json()["receipts"]] == ["not_written"] * 2
-    detail_of(producer.post(PEOPLE + "?receipts=soon", content=b"", headers=NDJSON), 400)
+    detail_of(producer.post(EVENTS + "?receipts=soon", content=b"", headers=NDJSON), 400)
 
 
 async def answered(
@@ -374,7 +373,7 @@ BROKEN_LINES = [b"not json\nno\n" + as_json(), None]
 async def test_lines_whose_length_is_announced_are_answered_by_an_error_when_they_break_off(
     headers: dict[str, str], version: str
 ) -> None:
-    sent = await answered(PEOPLE, NDJSON | headers, *BROKEN_LINES, version=version)
+    sent = await answered(EVENTS, NDJSON | headers, *BROKEN_LINES, version=version)
     assert sent[0]["status"] == 400
     assert dict(sent[0]["headers"])[b"content-type"] == b"application/problem+json"
     answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
@@ -389,7 +388,7 @@ async def test_lines_that_pause_for_too_long_are_never_answered_as_if_that_was_t
     headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body, "SLOW_BODY_S", 0.05)
-    sent = await answered(PEOPLE, NDJSON | headers, b"not json\n{", silent=True)
+    sent = await answered(EVENTS, NDJSON | headers, b"not json\n{", silent=True)
     last = msgspec.json.decode(sent[-1]["body"] if not headers else b"".join(m["body"] for m in sent[1:]))
     assert "within 0.05 s; 1 lines before that" in (last["detail"] if headers else last["error"])
     assert sent[0]["status"] == (408 if headers else 200)
@@ -403,12 +402,12 @@ async def test_an_answer_that_has_outgrown_its_spool_is_sent_while_the_rest_is_r
     spools = Spools(max_bytes_each=200)
     monkeypatch.setattr(stream_producer, "Spools", lambda: spools)
     pieces = [b"no\n" * 3] * 20
-    sent = await answered(PEOPLE, NDJSON | {"content-length": "180"}, *pieces)
+    sent = await answered(EVENTS, NDJSON | {"content-length": "180"}, *pieces)
     assert sent[0]["status"] == 200
     answers = [msgspec.json.decode(line) for line in b"".join(m["body"] for m in sent[1:]).splitlines()]
     assert [answer["line"] for answer in answers] == list(range(1, 61))
     assert sent[-1]["more_body"] is False
-    sent = await answered(PEOPLE, NDJSON | {"content-length": "1000"}, *pieces, None)
+    sent = await answered(EVENTS, NDJSON | {"content-length": "1000"}, *pieces, None)
     assert msgspec.json.decode(sent[-1]["body"].splitlines()[-1])["lines"] == 60
     assert sent[-1]["more_body"] is True
     assert spools.used_bytes == 0
@@ -420,7 +419,7 @@ async def test_more_lines_than_one_answer_at_the_end_can_have_are_refused_with_r
 ) -> None:
     spools = Spools(max_bytes_each=2_000)
     monkeypatch.setattr(stream_producer, "Spools", lambda: spools)
-    sent = await answered(PEOPLE + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100)
+    sent = await answered(EVENTS + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100)
     assert sent[0]["status"] == 413
     answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
     taken = len(answer["receipts"])
@@ -442,7 +441,7 @@ async def test_lines_whose_answer_others_leave_no_room_for_may_be_sent_again(
         monkeypatch.setattr("apps.chassis.http.spool.tempfile.TemporaryFile", full_disk)
     else:
         await spools.open().write(b"x" * 4_000)
-    sent = await answered(PEOPLE + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100)
+    sent = await answered(EVENTS + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100)
     assert sent[0]["status"] == 503
     assert b"retry-after" in dict(sent[0]["headers"])
     answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
@@ -454,7 +453,7 @@ def full_disk(**_: object) -> NoReturn:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("people", [1, 3, 1_000], ids=["one", "few", "many"])
-def test_quotation_marks_are_counted_alike_in_short_and_in_long_json(people: int) -> None:
-    text = b'{"name": "A\\"d\\\\a", "city": "\\\\\\""}' * people
-    assert count_quotes(text) == 8 * people
+@pytest.mark.parametrize("events", [1, 3, 1_000], ids=["one", "few", "many"])
+def test_quotation_marks_are_counted_alike_in_short_and_in_long_json(events: int) -> None:
+    text = b'{"name": "A\\"d\\\\a", "city": "\\\\\\""}' * events
+    assert count_quotes(text) == 8 * events

@@ -84,10 +84,10 @@ def test_a_wait_for_a_rebalance_goes_on_through_repeated_requests(journal: Clien
 
 
 def test_the_brokers_words_about_a_batch_are_told_once(journal: ClientJournal) -> None:
-    journal.refused("people", 1, "no key")
-    assert journal.take_message("people", 0) is None
-    assert journal.take_message("people", 1) == "no key"
-    assert journal.take_message("people", 1) is None
+    journal.refused("events", 1, "no key")
+    assert journal.take_message("events", 0) is None
+    assert journal.take_message("events", 1) == "no key"
+    assert journal.take_message("events", 1) is None
 
 
 def test_clients_of_each_purpose_have_a_journal_of_their_own() -> None:

@@ -20,7 +20,7 @@ from apps.consumer.consuming.commits import GIVEN_AWAY, MARK, CommitRefused, Com
 
 pytestmark = pytest.mark.anyio
 
-P0 = TopicPartition("people", 0)
+P0 = TopicPartition("events", 0)
 OLD, NEW, NEWEST = UUID(int=1), UUID(int=2), UUID(int=3)
 
 

@@ -12,7 +12,7 @@ from apps.chassis.observability.logs import stack_of
 from apps.consumer.consuming.handler_isolation import BrokenOff, Escaped, HandlerCall, HandlerError, contain_child_tasks
 from apps.consumer.consuming.retry import Reject
 from contracts.dead_letter import describe
-from contracts.person import Person
+from tests.event import Event
 
 
 class Unprintable(Exception):
@@ -172,11 +172,11 @@ def test_whatever_a_handler_raises_or_cancels_is_a_failure_of_its_record_alone(
 ) -> None:
     done: list[str] = []
 
-    async def handle(people: Sequence[Person]) -> None:
-        if any(person.id == "bad" for person in people):
+    async def handle(events: Sequence[Event]) -> None:
+        if any(event.id == "bad" for event in events):
             await escape()
         else:
-            done.extend(person.id for person in people)
+            done.extend(event.id for event in events)
 
     async def consume() -> Stream:
         contain_child_tasks(asyncio.get_running_loop())

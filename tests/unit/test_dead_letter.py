@@ -51,13 +51,13 @@ DEAD_LETTERS = st.builds(
 def a_dead_letter() -> DeadLetter:
     return DeadLetter(
         key=b"key",
-        value=b"not a person",
+        value=b"not an event",
         headers=(("trace", b"\x00\xff"), ("trace", None)),
-        topic="people",
+        topic="events",
         partition=3,
         offset=2**40 + 5,
         timestamp=1_700_000_000_123,
-        group="people-consumer",
+        group="events-consumer",
         error_type="msgspec.ValidationError",
         error="Expected `int`",
         tries=1,
@@ -90,11 +90,11 @@ def test_the_headers_of_the_record_stand_first_and_untouched() -> None:
 
 def test_what_became_of_the_record_is_encoded_as_spring_kafka_does() -> None:
     headers = dict(a_dead_letter().all_headers())
-    assert headers["kafka_dlt-original-topic"] == b"people"
+    assert headers["kafka_dlt-original-topic"] == b"events"
     assert headers["kafka_dlt-original-partition"] == b"\x00\x00\x00\x03"
     assert headers["kafka_dlt-original-offset"] == b"\x00\x00\x01\x00\x00\x00\x00\x05"
     assert headers["kafka_dlt-original-timestamp"] == (1_700_000_000_123).to_bytes(8, "big")
-    assert headers["kafka_dlt-original-consumer-group"] == b"people-consumer"
+    assert headers["kafka_dlt-original-consumer-group"] == b"events-consumer"
     assert headers["kafka_dlt-exception-fqcn"] == b"msgspec.ValidationError"
     assert headers["kafka_dlt-exception-message"] == b"Expected `int`"
     assert headers["kafka_deliveryAttempt"] == struct.pack(">i", 1)
@@ -111,12 +111,12 @@ def spring_headers() -> list[Header]:
         ("kafka_dlt-exception-cause-fqcn", b"java.lang.IllegalStateException"),
         ("kafka_dlt-exception-message", b"Listener failed"),
         ("kafka_dlt-exception-stacktrace", b"org.springframework... at ..."),
-        ("kafka_dlt-original-topic", b"people"),
+        ("kafka_dlt-original-topic", b"events"),
         ("kafka_dlt-original-partition", INT(3)),
         ("kafka_dlt-original-offset", LONG(12)),
         ("kafka_dlt-original-timestamp", LONG(1_700_000_000_123)),
         ("kafka_dlt-original-timestamp-type", b"CreateTime"),
-        ("kafka_dlt-original-consumer-group", b"people-consumer"),
+        ("kafka_dlt-original-consumer-group", b"events-consumer"),
     ]
 
 
@@ -132,11 +132,11 @@ def test_a_dead_letter_of_spring_is_read_by_the_names_of_its_headers_in_any_orde
         key=b"key",
         value=b"value",
         headers=OWN,
-        topic="people",
+        topic="events",
         partition=3,
         offset=12,
         timestamp=1_700_000_000_123,
-        group="people-consumer",
+        group="events-consumer",
         error_type="org.springframework.kafka.listener.ListenerExecutionFailedException",
         error="Listener failed",
         tries=None,
@@ -161,7 +161,7 @@ def test_a_record_that_says_nothing_of_itself_is_a_dead_letter_of_which_nothing_
 def test_of_headers_that_are_repeated_the_last_counts_and_the_older_ones_stay_with_the_record() -> None:
     older = [("kafka_dlt-original-topic", b"elsewhere"), ("kafka_dlt-original-partition", INT(9))]
     letter = read(None, None, [*OWN, *older, *spring_headers()])
-    assert (letter.topic, letter.partition) == ("people", 3)
+    assert (letter.topic, letter.partition) == ("events", 3)
     assert letter.headers == (*OWN, *older)
 
 
@@ -171,7 +171,7 @@ def test_what_springs_retry_topics_add_on_the_way_is_not_taken_for_the_records_o
         b"value",
         [
             *OWN,
-            ("kafka_original-topic", b"people"),
+            ("kafka_original-topic", b"events"),
             ("kafka_original-partition", INT(1)),
             ("kafka_original-offset", LONG(2)),
             ("kafka_original-timestamp", LONG(3)),
@@ -185,7 +185,7 @@ def test_what_springs_retry_topics_add_on_the_way_is_not_taken_for_the_records_o
             ("springDeserializerExceptionValue", b"\xac\xed"),
         ],
     )
-    assert letter == DeadLetter(b"key", b"value", OWN, "people", 1, 2, 3, "group", "java.lang.Error", "wrong", 3)
+    assert letter == DeadLetter(b"key", b"value", OWN, "events", 1, 2, 3, "group", "java.lang.Error", "wrong", 3)
 
 
 def test_a_letter_of_spring_of_a_record_that_was_sent_back_still_tells_how_often_that_was() -> None:
@@ -212,8 +212,8 @@ def test_a_number_that_is_none_is_not_known_and_all_else_is_read(
 ) -> None:
     letter = read(b"key", b"value", with_content(headers, f"kafka_dlt-original-{name}", content))
     assert getattr(letter, name) is None
-    assert letter.topic == "people"
-    assert letter.group == "people-consumer"
+    assert letter.topic == "events"
+    assert letter.group == "events-consumer"
 
 
 def test_text_that_is_no_utf_8_is_escaped_and_what_is_huge_is_cut() -> None:
@@ -282,6 +282,6 @@ def test_the_group_that_a_record_is_sent_back_for_replaces_the_one_before(group:
     letter = msgspec.structs.replace(a_dead_letter(), headers=tuple(sent_back(a_dead_letter())), group=group)
     again = sent_back(letter)
     assert [name for name, _ in again].count(REDRIVEN_FOR) == (1 if group else 0)
-    assert redriven_for(again) == (Target(group, "people") if group else None)
+    assert redriven_for(again) == (Target(group, "events") if group else None)
     assert tuple(history(again)[0]) == a_dead_letter().headers
     assert history(again)[2] == 2

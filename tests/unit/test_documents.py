@@ -14,10 +14,9 @@ from litestar.testing import TestClient
 
 from apps.chassis.http.problems import KINDS, Kind
 from apps.chassis.settings import Settings, read_settings
-from apps.consumer.app import create_app as create_consumer
 from apps.consumer.operating import control
-from apps.producer.app import create_app as create_producer
 from apps.producer.publishing import publisher
+from tests.event_services import create_consumer, create_producer
 
 APPS = {"producer": create_producer, "consumer": create_consumer}
 BOTH = pytest.mark.parametrize("service", APPS)
@@ -196,8 +195,8 @@ def test_without_a_known_prefix_the_document_finds_the_service_from_where_it_sta
 
 def test_the_value_of_a_record_is_documented_as_the_type_of_the_streams_served() -> None:
     schemas = DOCUMENTS["consumer"]["components"]["schemas"]
-    assert schemas["Message"]["properties"]["value"] == {"$ref": "#/components/schemas/Person"}
-    assert {"$ref": "#/components/schemas/Person"} in schemas["StoredMessage"]["properties"]["value"]["oneOf"]
+    assert schemas["Message"]["properties"]["value"] == {"$ref": "#/components/schemas/Event"}
+    assert {"$ref": "#/components/schemas/Event"} in schemas["StoredMessage"]["properties"]["value"]["oneOf"]
 
 
 @BOTH

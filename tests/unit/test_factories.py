@@ -11,9 +11,11 @@ import httpx
 import pytest
 from services import wait_until
 
+from contracts import STREAMS
 from tools.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
+PARTITIONS = STREAMS[0].variables("partitions")[0]
 SERVERS = {
     "uvicorn": ("uvicorn", "--factory", "apps.{service}.app:create_app", "--port", "{port}"),
     "litestar": ("litestar", "--app", "apps.{service}.app:create_app", "run", "--port", "{port}"),
@@ -54,7 +56,7 @@ def test_a_server_that_knows_factories_runs_a_service_and_says_what_it_lacks(
 
 
 def test_a_wrong_setting_stops_the_start_there_too_with_one_line_that_names_it(tmp_path: Path) -> None:
-    wrong = environment(PEOPLE_PARTITIONS="six")
+    wrong = environment(**{PARTITIONS: "six"})
     done = subprocess.run(
         command("uvicorn", "producer", 1),
         cwd=tmp_path,
@@ -65,5 +67,5 @@ def test_a_wrong_setting_stops_the_start_there_too_with_one_line_that_names_it(t
         check=False,
     )
     assert done.returncode == 1
-    assert "PEOPLE_PARTITIONS: expected a whole number" in done.stderr
+    assert f"{PARTITIONS}: expected a whole number" in done.stderr
     assert "Traceback" not in done.stderr

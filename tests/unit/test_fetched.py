@@ -31,7 +31,7 @@ from apps.chassis.internals.record_fetching import (
 Header = tuple[str, bytes | None]
 Seen = tuple[str, int, int, int, bytes | None, bytes | None, list[Header]]
 
-PARTITION = TopicPartition("people", 3)
+PARTITION = TopicPartition("events", 3)
 COMMITTED, UNCOMMITTED = 1, 0
 THEIRS: Any = Batches.__base__  # by its name every application of this process has put ours
 POLL = getattr(fetcher.Fetcher.fetched_records, "__wrapped__", fetcher.Fetcher.fetched_records)
@@ -151,9 +151,9 @@ def test_a_header_name_that_is_no_utf_8_is_escaped_and_nothing_else_is_changed()
     headers: list[list[Header]] = [[("a", b"\xff")], [("ZZ", b"ZZ"), ("b", None)], [("größe", b"")], []]
     straight = batch_of(*headers)
     wrong = with_bytes(straight, b"\x04ZZ", b"\x04\xffZ")
-    expected = [("people", 3, at, 1_000 + at, b"key", b"value %d" % at, one) for at, one in enumerate(headers)]
+    expected = [("events", 3, at, 1_000 + at, b"key", b"value %d" % at, one) for at, one in enumerate(headers)]
     assert Poll(straight).records() == expected
-    expected[1] = ("people", 3, 1, 1_001, b"key", b"value 1", [("\\xffZ", b"\xffZ"), ("b", None)])
+    expected[1] = ("events", 3, 1, 1_001, b"key", b"value 1", [("\\xffZ", b"\xffZ"), ("b", None)])
     behind = placed(straight, 4)
     assert Poll(wrong + behind).records()[:4] == expected
     assert [offset for _, _, offset, *_ in Poll(wrong + behind).records()] == list(range(8))
@@ -249,7 +249,7 @@ def test_records_of_the_format_before_headers_are_read() -> None:
     for offset in range(3):
         builder.append(offset, 1_000 + offset, b"key", b"value")
     found = Poll(bytes(builder.build())).records()
-    assert found == [("people", 3, offset, 1_000 + offset, b"key", b"value", []) for offset in range(3)]
+    assert found == [("events", 3, offset, 1_000 + offset, b"key", b"value", []) for offset in range(3)]
 
 
 def damaged(batch: bytes) -> bytes:
@@ -275,7 +275,7 @@ def test_what_stands_before_a_batch_that_cannot_be_read_is_handed_out_and_the_po
     assert poll.position == 2
     poll = Poll(unreadable + behind, 2)
     assert poll.records() == []
-    with pytest.raises(Unreadable, match="people-3 offset 2") as raised:
+    with pytest.raises(Unreadable, match="events-3 offset 2") as raised:
         poll.records()
     assert (raised.value.partition, raised.value.start, raised.value.stop) == (3, 2, 4)
     assert poll.records() == []

@@ -17,7 +17,7 @@ from litestar import Litestar, get
 from litestar.response import Stream
 from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
-from samples import ADA, as_json, fields_of_a_person
+from samples import EVENT, as_json, fields_of_an_event
 
 from apps.chassis.http import request_body as body
 from apps.chassis.http.admission import Limit
@@ -25,12 +25,11 @@ from apps.chassis.http.problems import KINDS, to_problem
 from apps.chassis.http.request_middleware import RequestMiddleware
 from apps.chassis.observability.logs import request_id, with_request
 from apps.chassis.settings import Settings, read_settings
-from apps.consumer.app import create_app as create_consumer
 from apps.consumer.operating.routes import Seek, place_of
 from apps.producer import routes
-from apps.producer.app import create_app as create_producer
 from apps.producer.publishing import publisher
 from contracts.stream import encode
+from tests.event_services import create_consumer, create_producer
 
 FAR_TOO_LONG = 30
 """Seconds after which a test is broken off: nothing may hang while Kafka is out of reach."""
@@ -38,7 +37,7 @@ APPS = {"producer": create_producer, "consumer": create_consumer}
 ENDPOINTS = {
     "producer": {
         ("POST", "/producers/basic_producer"),
-        ("POST", "/producers/people"),
+        ("POST", "/producers/events"),
         ("GET", "/health-check"),
         ("GET", "/livez"),
         ("GET", "/problems/{name}"),
@@ -223,7 +222,7 @@ def test_a_query_that_is_not_utf_8_is_bad(consumer: TestClient[Litestar]) -> Non
     [
         (b"", "$"),
         (b"{", "$"),
-        (as_json(age="36"), "$.age"),
+        (as_json(number="36"), "$.number"),
         (as_json(no_field_of_anyone="x"), "$"),
         (b"[" + as_json() + b"," + as_json(id="") + b"]", "$[1].id"),
         (as_json().replace(b"Ada", b"\xff"), "$"),
@@ -233,10 +232,10 @@ def test_a_query_that_is_not_utf_8_is_bad(consumer: TestClient[Litestar]) -> Non
         (b"7", "$"),
     ],
 )
-def test_a_body_that_holds_no_people_is_refused_at_the_place_that_is_wrong(
+def test_a_body_that_holds_no_events_is_refused_at_the_place_that_is_wrong(
     body: bytes, path: str, producer: TestClient[Litestar]
 ) -> None:
-    answer = producer.post("/producers/people", content=body, headers={"content-type": "application/json"})
+    answer = producer.post("/producers/events", content=body, headers={"content-type": "application/json"})
     problem = problem_of(answer, 400)
     assert [error["path"] for error in problem["errors"]] == [path]
 
@@ -245,7 +244,7 @@ def test_a_body_that_holds_no_people_is_refused_at_the_place_that_is_wrong(
 def test_a_body_of_another_kind_is_refused_with_those_that_are_taken(
     media_type: str, producer: TestClient[Litestar]
 ) -> None:
-    answer = producer.post("/producers/people", content=as_json(), headers={"content-type": media_type})
+    answer = producer.post("/producers/events", content=as_json(), headers={"content-type": media_type})
     detail = problem_of(answer, 415)["detail"]
     assert "application/json" in detail
     assert "application/x-ndjson" in detail
@@ -254,10 +253,10 @@ def test_a_body_of_another_kind_is_refused_with_those_that_are_taken(
 def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "LARGEST_BODY_BYTES", 1_000)
     answer = producer.post(
-        "/producers/people", content=b" " * 1_001, headers={"content-type": "application/json; charset=utf-8"}
+        "/producers/events", content=b" " * 1_001, headers={"content-type": "application/json; charset=utf-8"}
     )
     assert "1000 bytes" in problem_of(answer, 413)["detail"]
-    answer = producer.post("/producers/people", content=b" " * 1_000, headers={"content-type": "application/json"})
+    answer = producer.post("/producers/events", content=b" " * 1_000, headers={"content-type": "application/json"})
     problem_of(answer, 400)
 
 
@@ -266,9 +265,9 @@ def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar], mon
     ("path", "body"),
     [
         ("/producers/basic_producer", b""),
-        ("/producers/basic_producer?number_of_people=5000", b""),
-        ("/producers/people", as_json()),
-        ("/producers/people", b"[" + as_json(id="1") + b"," + as_json(id="2") + b"]"),
+        ("/producers/events/generate?number=5000", b""),
+        ("/producers/events", as_json()),
+        ("/producers/events", b"[" + as_json(id="1") + b"," + as_json(id="2") + b"]"),
     ],
 )
 def test_with_kafka_out_of_reach_a_caller_is_told_to_come_again(
@@ -282,7 +281,7 @@ def test_with_kafka_out_of_reach_a_caller_is_told_to_come_again(
 @pytest.mark.usefixtures("_no_patience")
 def test_with_kafka_out_of_reach_every_line_is_answered_by_what_became_of_it(producer: TestClient[Litestar]) -> None:
     body = as_json(id="1") + b"\nnot json\n" + as_json(id="3")
-    answer = producer.post("/producers/people", content=body, headers={"content-type": "application/x-ndjson"})
+    answer = producer.post("/producers/events", content=body, headers={"content-type": "application/x-ndjson"})
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("application/x-ndjson")
     answers = [msgspec.json.decode(line) for line in answer.content.splitlines()]
@@ -297,7 +296,7 @@ def test_with_kafka_out_of_reach_the_consumer_shows_what_it_has_and_what_it_does
     assert consumer.get("/consumers/messages").json() == {"total": 0, "messages": [], "next": None}
     status = consumer.get("/consumers/status").json()
     assert (status["running"], status["state"], status["messages_consumed_count"]) == (False, "starting", 0)
-    assert (status["topic"], status["group_id"]) == ("people", "people-consumer")
+    assert (status["topic"], status["group_id"]) == ("events", "events-consumer")
     assert "out of reach" in status["last_error"]
 
 
@@ -416,7 +415,7 @@ async def test_a_body_that_its_caller_breaks_off_is_no_fault_of_the_service(kind
     body = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
     sent: list[Any] = []
     headers = [(b"content-type", kind.encode())]
-    scope = {"type": "http", "method": "POST", "path": "/producers/people", "query_string": b"", "headers": headers}
+    scope = {"type": "http", "method": "POST", "path": "/producers/events", "query_string": b"", "headers": headers}
 
     async def receive() -> Any:  # noqa: ANN401 - an ASGI event
         return body.pop(0)
@@ -489,19 +488,19 @@ def body_schema(client: TestClient[Litestar], path: str) -> Any:  # noqa: ANN401
     return body["content"]["application/json"]["schema"]
 
 
-def test_the_document_says_what_people_are_to_be_sent_as(producer: TestClient[Litestar]) -> None:
-    one, several = body_schema(producer, "/producers/people")["oneOf"]
+def test_the_document_says_what_events_are_to_be_sent_as(producer: TestClient[Litestar]) -> None:
+    one, several = body_schema(producer, "/producers/events")["oneOf"]
     assert several == {"type": "array", "items": one}
-    assert set(one["required"]) == msgspec.to_builtins(ADA).keys() == one["properties"].keys()
-    assert (one["properties"]["age"]["minimum"], one["properties"]["age"]["maximum"]) == (0, 150)
+    assert set(one["required"]) == msgspec.to_builtins(EVENT).keys() == one["properties"].keys()
+    assert (one["properties"]["number"]["minimum"], one["properties"]["number"]["maximum"]) == (0, 150)
     assert (one["properties"]["id"]["minLength"], one["properties"]["id"]["maxLength"]) == (1, 64)
 
 
-def test_the_document_says_that_a_person_with_an_unknown_field_is_refused(producer: TestClient[Litestar]) -> None:
-    schema = body_schema(producer, "/producers/people")
-    assert validates(msgspec.to_builtins(ADA), schema)
-    assert not validates(fields_of_a_person(no_field_of_anyone="Countess"), schema)
-    assert not validates([fields_of_a_person(no_field_of_anyone="Countess")], schema)
+def test_the_document_says_that_an_event_with_an_unknown_field_is_refused(producer: TestClient[Litestar]) -> None:
+    schema = body_schema(producer, "/producers/events")
+    assert validates(msgspec.to_builtins(EVENT), schema)
+    assert not validates(fields_of_an_event(no_field_of_anyone="Countess"), schema)
+    assert not validates([fields_of_an_event(no_field_of_anyone="Countess")], schema)
 
 
 @pytest.mark.parametrize(
@@ -541,7 +540,7 @@ def test_the_document_says_what_the_total_counts(consumer: TestClient[Litestar])
 
 
 def test_the_document_names_the_errors_as_problems(producer: TestClient[Litestar]) -> None:
-    responses = producer.get("/schema/openapi.json").json()["paths"]["/producers/people"]["post"]["responses"]
+    responses = producer.get("/schema/openapi.json").json()["paths"]["/producers/events"]["post"]["responses"]
     for status in ("400", "413", "415", "503"):
         assert "application/problem+json" in responses[status]["content"]
     assert {"201", "200", "207"} <= responses.keys()
@@ -554,11 +553,11 @@ def test_a_service_starts_and_ends_with_kafka_out_of_reach(service: str) -> None
         assert client.get("/livez").status_code == 200
 
 
-def test_the_example_in_the_document_is_a_person_that_is_accepted(producer: TestClient[Litestar]) -> None:
+def test_the_example_in_the_document_is_an_event_that_is_accepted(producer: TestClient[Litestar]) -> None:
     document = producer.get("/schema/openapi.json").json()
-    content = document["paths"]["/producers/people"]["post"]["requestBody"]["content"]["application/json"]
+    content = document["paths"]["/producers/events"]["post"]["requestBody"]["content"]["application/json"]
     example = msgspec.json.encode(content.get("example") or next(iter(content["examples"].values()))["value"])
-    assert encode(msgspec.json.decode(example, type=type(ADA))) == example
+    assert encode(msgspec.json.decode(example, type=type(EVENT))) == example
 
 
 @BOTH
@@ -594,8 +593,8 @@ def test_what_is_logged_for_a_request_has_its_name(
         if record.name == "apps.consumer.operating.routes"
     ]
     assert told == [
-        ("an operator asked for pause of people: it is starting", "the-pause"),
-        ("an operator asked for resume of people: it is starting", "the-resume"),
+        ("an operator asked for pause of events: it is starting", "the-pause"),
+        ("an operator asked for resume of events: it is starting", "the-resume"),
     ]
 
 
@@ -603,7 +602,7 @@ def test_what_is_logged_for_a_request_has_its_name(
 @pytest.mark.parametrize(
     ("create_app", "path"),
     [
-        (create_producer, "/producers/people"),
+        (create_producer, "/producers/events"),
         (create_consumer, "/consumers/seek"),
         (create_consumer, "/consumers/start"),
         (create_consumer, "/consumers/dead-letters/redrive"),
@@ -631,7 +630,7 @@ async def test_a_body_that_never_ends_is_not_waited_for_for_ever(
 async def test_an_answer_to_lines_whose_caller_has_gone_says_so_and_does_not_end_as_if_it_were_whole() -> None:
     sent: list[Any] = []
     arriving: list[Any] = [
-        {"type": "http.request", "body": b"no person\n", "more_body": True},
+        {"type": "http.request", "body": b"no event\n", "more_body": True},
         {"type": "http.disconnect"},
     ]
 
@@ -642,7 +641,7 @@ async def test_an_answer_to_lines_whose_caller_has_gone_says_so_and_does_not_end
         sent.append(message)
 
     headers = [(b"content-type", b"application/x-ndjson")]
-    path = "/producers/people"
+    path = "/producers/events"
     scope: Any = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "state": {}}
     await create_producer(Settings())(scope, receive, send)
     assert sent[0]["status"] == 200

@@ -59,7 +59,7 @@ class Recorder:
 
 def framed(body: bytes, offer: str, version: str = "1.1") -> Iterable[tuple[bytes, bytes]]:
     """Yield a POST with its body in each way that tells where it ends, with the body that it has."""
-    head = f"POST /people HTTP/{version}\r\nHost: localhost\r\n{offer}".encode()
+    head = f"POST /events HTTP/{version}\r\nHost: localhost\r\n{offer}".encode()
     yield head + b"Content-Length: %d\r\n\r\n" % len(body) + body, body
     yield head + b"Content-Length: 0\r\n\r\n", b""
     yield head + b"\r\n", b""
@@ -97,7 +97,7 @@ async def test_an_offered_upgrade_is_ignored_and_a_body_is_the_body_however_it_i
                 app.ran.clear()
                 said = await said_to(connect, segments)
                 assert [one[1:] for one in app.ran] == [
-                    ("/people", body), ("/offering", b""), ("/next", b""), ("/last", b"")
+                    ("/events", body), ("/offering", b""), ("/next", b""), ("/last", b"")
                 ]  # fmt: skip
                 assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"200"] * 4
 
@@ -110,7 +110,7 @@ async def test_nothing_is_run_behind_the_last_request_of_a_connection(offer: str
             for request, body in framed(HIDDEN, offer + more, version):
                 app.ran.clear()
                 said = await said_to(connect, [request + NEXT])
-                assert app.ran == [("POST", "/people", body)]
+                assert app.ran == [("POST", "/events", body)]
                 assert said.count(b"HTTP/1.1") == 1
                 assert b"\r\nconnection: close\r\n" in said
 
@@ -120,13 +120,13 @@ async def test_many_offers_on_one_connection_are_all_ignored() -> None:
     request, _ = next(iter(framed(HIDDEN, H2C)))
     async with serving(app) as connect:
         await said_to(connect, [request * 50 + LAST])
-    assert app.ran == [("POST", "/people", HIDDEN)] * 50 + [("GET", "/last", b"")]
+    assert app.ran == [("POST", "/events", HIDDEN)] * 50 + [("GET", "/last", b"")]
 
 
-POST = "POST /people HTTP/1.1\r\nHost: localhost\r\n"
+POST = "POST /events HTTP/1.1\r\nHost: localhost\r\n"
 REFUSED = {
     "a tunnel": "CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 63\r\n\r\n",
-    "a tunnel to a path": "CONNECT /people HTTP/1.1\r\nHost: localhost\r\nContent-Length: 63\r\n\r\n",
+    "a tunnel to a path": "CONNECT /events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 63\r\n\r\n",
     "a length and chunks": POST + "Content-Length: 63\r\nTransfer-Encoding: chunked\r\n\r\n",
     "two lengths": POST + "Content-Length: 63\r\nContent-Length: 0\r\n\r\n",
     "an encoding instead of chunks": POST + "Transfer-Encoding: identity\r\n\r\n",
@@ -159,7 +159,7 @@ async def test_trailers_do_not_count_as_headers() -> None:
     async with serving(app) as connect:
         head = f"{POST}Transfer-Encoding: chunked\r\nTrailer: X-Api-Key\r\n\r\n2\r\n[]\r\n0\r\n"
         await said_to(connect, [f"{head}{trailers}\r\n".encode() + LAST])
-        assert [one.path for one in app.ran] == ["/people", "/last"]
+        assert [one.path for one in app.ran] == ["/events", "/last"]
         reader, writer = await connect()
         writer.write(f"{head}{trailers}\r\n".encode())
         await reader.readuntil(b"ok")
@@ -176,7 +176,7 @@ async def test_a_connection_ends_with_the_answer_to_a_request_that_asks_for_it_b
         for segments in ([NEXT + request + HIDDEN], *cut(NEXT + request)):
             app.ran.clear()
             said = await said_to(connect, segments)
-            assert app.ran == [("GET", "/next", b""), ("POST", "/people", b"[]")]
+            assert app.ran == [("GET", "/next", b""), ("POST", "/events", b"[]")]
             assert said.endswith(b"\r\nconnection: close\r\n\r\nok")
 
 
@@ -195,7 +195,7 @@ async def refusing(_: Any, __: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
     await send({"type": "http.response.body", "body": b"no"})
 
 
-EXPECTING = b"POST /people HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(
+EXPECTING = b"POST /events HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(
     HIDDEN
 )
 
@@ -258,7 +258,7 @@ async def test_a_caller_with_http_1_0_is_not_told_to_go_on_for_it_would_take_tha
     async with serving(app) as connect:
         said = await said_to(connect, [EXPECTING.replace(b"HTTP/1.1", b"HTTP/1.0") + HIDDEN])
     assert said.startswith(b"HTTP/1.1 200 ")
-    assert app.ran == [("POST", "/people", HIDDEN)]
+    assert app.ran == [("POST", "/events", HIDDEN)]
 
 
 async def test_a_caller_with_http_1_0_sees_that_a_streamed_answer_broke_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from apps.chassis.kafka.client_journal import ClientId
 from tools.ports import free_ports
 
 pytestmark = pytest.mark.anyio
-PRODUCE = ProduceRequest(None, -1, 1_000, [("people", [(0, b"")])])
+PRODUCE = ProduceRequest(None, -1, 1_000, [("events", [(0, b"")])])
 FETCH = FetchRequest(1, 1, 1, 0, [])
 NODE = 1
 Answer = Callable[[], Any]
@@ -55,7 +55,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def produced(code: int = 0, message: str | None = None, of_record: str | None = None, throttle_ms: int = 0) -> Any:  # noqa: ANN401 - an answer
     partition = (0, code, 0, 0, 0, [(0, of_record)] if of_record else [], message)
-    return SimpleNamespace(throttle_time_ms=throttle_ms, API_VERSION=8, topics=[("people", [partition])])
+    return SimpleNamespace(throttle_time_ms=throttle_ms, API_VERSION=8, topics=[("events", [partition])])
 
 
 def test_what_is_reached_for_looks_as_expected_and_all_clients_are_watched() -> None:
@@ -121,7 +121,7 @@ async def test_a_member_waits_for_its_rebalance_until_it_is_given_its_partitions
 async def test_the_brokers_words_about_a_refused_batch_are_kept(client: WatchedClient, answers: list[Any]) -> None:
     answers.append(produced(32, "rejected", "Timestamp 5 is out of range"))
     await client.send(NODE, PRODUCE)
-    assert client.journal.take_message("people", 0) == "rejected - Timestamp 5 is out of range"
+    assert client.journal.take_message("events", 0) == "rejected - Timestamp 5 is out of range"
 
 
 async def test_records_wait_for_a_quota_that_lets_them_pass_soon(client: WatchedClient, answers: list[Any]) -> None:

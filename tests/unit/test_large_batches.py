@@ -30,7 +30,7 @@ from apps.chassis.internals.record_fetching import (
 )
 from apps.consumer.consuming.consumption import sort_out
 from contracts.dead_letter import OMITTED_BYTES
-from contracts.person import PEOPLE
+from tests.event import EVENTS
 
 Encode = Callable[[bytes], bytes]
 Given = tuple[bytes | None, bytes | None]
@@ -158,11 +158,11 @@ def test_a_record_that_is_too_large_is_left_out_and_its_neighbours_are_read(name
 
 def test_a_record_that_is_too_large_is_bad_and_the_reason_says_its_size_and_where_it_stays() -> None:
     (record,) = read(compressed(batch_of((b"key", bytes(20 * MB))), "zstd"))
-    good, _, (bad,) = sort_out(PEOPLE.decode, [record])
+    good, _, (bad,) = sort_out(EVENTS.decode, [record])
     assert not good
     assert isinstance(bad.error, TooLarge)
     assert "20,971," in str(bad.error)
-    assert "stays on people, partition 3" in str(bad.error)
+    assert "stays on events, partition 3" in str(bad.error)
 
 
 def test_of_a_batch_whose_last_record_is_enormous_no_more_is_decompressed_than_its_beginning() -> None:

@@ -29,7 +29,7 @@ def test_they_do_over_ipv6_too(host: str) -> None:
     assert page_and_producer[1] == "http://localhost:8001,http://127.0.0.1:8001,http://[::1]:8001"
 
 
-@pytest.mark.parametrize("value", ["", "https://people.example"])
+@pytest.mark.parametrize("value", ["", "https://events.example"])
 @pytest.mark.parametrize("variable", ["PRODUCER_URL", "CORS_ORIGINS"])
 def test_what_somebody_has_set_stays_even_when_it_is_nothing(variable: str, value: str) -> None:
     told = with_local_page({variable: value, "OTHER": "kept"})

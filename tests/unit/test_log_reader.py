@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
-from samples import LONG, Stored, everything_else_has_run, stored_person
+from samples import LONG, Stored, everything_else_has_run, stored_event
 
 from apps.chassis.kafka import log_reader
 from apps.chassis.kafka.client_journal import ClientJournal
@@ -17,7 +17,7 @@ from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
-TOPIC = "people"
+TOPIC = "events"
 A_WHILE = 0.05
 """Seconds: a limit that is to pass."""
 
@@ -76,7 +76,7 @@ async def read(client: FakeClient, stop: int) -> list[int]:
 
 
 async def test_what_is_asked_for_is_read_and_no_more() -> None:
-    client = FakeClient([stored_person(offset) for offset in (0, 1, 2, 5, 6)])
+    client = FakeClient([stored_event(offset) for offset in (0, 1, 2, 5, 6)])
     assert await read(client, 6) == [0, 1, 2, 5]
     assert client.stopped
 
@@ -84,7 +84,7 @@ async def test_what_is_asked_for_is_read_and_no_more() -> None:
 @pytest.mark.usefixtures("_no_patience")
 @pytest.mark.parametrize("frozen", [True, False])
 async def test_reading_is_given_up_when_nothing_comes_any_more(*, frozen: bool) -> None:
-    client = FakeClient([stored_person(0)], frozen=frozen)
+    client = FakeClient([stored_event(0)], frozen=frozen)
     with pytest.raises(TimeoutError):
         await read(client, 2)
     assert client.stopped

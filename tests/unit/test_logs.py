@@ -53,10 +53,10 @@ def test_a_line_of_json_says_when_how_grave_who_and_what() -> None:
 
 def test_a_line_of_json_has_the_place_of_a_record_in_fields() -> None:
     said = json.loads(
-        JsonFormatter().format(line("bad", None, **fields_of(Stored(partition=0, offset=7)), person=ADA_HERSELF))
+        JsonFormatter().format(line("bad", None, **fields_of(Stored(partition=0, offset=7)), event=ADA_HERSELF))
     )
-    assert (said["topic"], said["partition"], said["offset"]) == ("people", 0, 7)
-    assert "person" not in said
+    assert (said["topic"], said["partition"], said["offset"]) == ("events", 0, 7)
+    assert "event" not in said
 
 
 def test_a_line_of_json_tells_the_stack_of_an_error_and_of_those_before_it_but_not_what_they_quote() -> None:
@@ -65,7 +65,7 @@ def test_a_line_of_json_tells_the_stack_of_an_error_and_of_those_before_it_but_n
     assert said.index("in look_up") < said.index("\nKeyError\n") < said.index("\nValueError")
 
 
-def test_a_line_for_people_tells_the_same_of_an_error() -> None:
+def test_a_line_for_events_tells_the_same_of_an_error() -> None:
     said = ConsoleFormatter().format(line("failed", failure()))
     assert ADA_HERSELF not in said
     assert "failed\nTraceback" in said

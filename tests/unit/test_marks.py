@@ -12,7 +12,7 @@ INTERVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)))
 
 
 def mark(key: bytes | None, value: bytes | None, *headers: tuple[str, bytes | None]) -> Stored:
-    return Stored(0, 0, 0, key, value, headers, "people-dlt-redriven")
+    return Stored(0, 0, 0, key, value, headers, "events-dlt-redriven")
 
 
 @given(INTERVALS, st.integers(0, 41))
@@ -66,4 +66,4 @@ def test_a_mark_that_was_deleted_marks_nothing_and_what_is_no_mark_is_named() ->
     for key, value in ((None, b"[]"), (b"\xff", b"[]"), (b"3", b"text"), (b'{"group":1}', b"[]")):
         strange = Marks()
         strange.read(mark(key, value))
-        assert strange.unreadable == "people-dlt-redriven-0 offset 0 is no mark"
+        assert strange.unreadable == "events-dlt-redriven-0 offset 0 is no mark"

@@ -6,15 +6,14 @@ from litestar import Litestar
 from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from samples import ADA, as_json
+from samples import EVENT, as_json
 
 from apps.chassis.settings import Settings
-from apps.consumer.app import create_app as create_consumer
 from apps.consumer.consuming.retry import Reject
 from apps.consumer.operating.metrics import HandlerMetrics
-from apps.producer.app import create_app as create_producer
 from apps.producer.publishing import publisher
-from contracts.person import Person
+from tests.event import Event
+from tests.event_services import create_consumer, create_producer
 
 pytestmark = pytest.mark.anyio
 
@@ -72,8 +71,8 @@ def value(series: Series, name: str, **labels: str) -> float | None:
     return series.get((name, frozenset(labels.items())))
 
 
-def of_people(series: Series, name: str, **labels: str) -> float | None:
-    return value(series, name, stream="people", **labels)
+def of_events(series: Series, name: str, **labels: str) -> float | None:
+    return value(series, name, stream="events", **labels)
 
 
 def test_a_service_with_no_kafka_tells_all_that_it_measures(service: str, client: TestClient[Litestar]) -> None:
@@ -82,8 +81,8 @@ def test_a_service_with_no_kafka_tells_all_that_it_measures(service: str, client
     assert OWN[service] <= names
     assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "python_info"} <= names
     assert not [name for name in names if name.endswith("_created")]
-    assert of_people(series, "service_healthy") == 0
-    assert of_people(series, "kafka_connected") == 0
+    assert of_events(series, "service_healthy") == 0
+    assert of_events(series, "kafka_connected") == 0
     (info,) = [dict(labels) for name, labels in series if name == "service_info"]
     assert info["service"] == service
 
@@ -122,19 +121,19 @@ def test_two_applications_of_one_process_count_apart(service: str, client: TestC
     assert value(scraped(client), "http_requests_total", **labels) == 1
 
 
-def test_people_that_could_not_be_sent_are_counted_and_a_streamed_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_that_could_not_be_sent_are_counted_and_a_streamed_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "PATIENCE", 0.01)
     with TestClient(create_producer(OUT_OF_REACH)) as client:
-        people = b"[" + as_json(id="1") + b"," + as_json(id="2") + b"]"
-        client.post("/producers/people", content=people, headers={"content-type": "application/json"})
+        events = b"[" + as_json(id="1") + b"," + as_json(id="2") + b"]"
+        client.post("/producers/events", content=events, headers={"content-type": "application/json"})
         lines = as_json(id="3") + b"\nnot json\n"
-        client.post("/producers/people", content=lines, headers={"content-type": "application/x-ndjson"})
+        client.post("/producers/events", content=lines, headers={"content-type": "application/x-ndjson"})
         series = scraped(client)
-    assert of_people(series, "producer_records_total", outcome="not_written") == 3
-    assert of_people(series, "producer_records_total", outcome="delivered") == 0
-    assert of_people(series, "producer_records_in_flight") == 0
+    assert of_events(series, "producer_records_total", outcome="not_written") == 3
+    assert of_events(series, "producer_records_total", outcome="delivered") == 0
+    assert of_events(series, "producer_records_in_flight") == 0
     for status in ("503", "200"):
-        labels = {"method": "POST", "route": "/producers/people", "status": status}
+        labels = {"method": "POST", "route": "/producers/events", "status": status}
         assert value(series, "http_requests_total", **labels) == 1
 
 
@@ -144,7 +143,7 @@ def test_a_consumer_is_in_one_state_and_tells_nothing_of_a_lag_that_it_does_not_
         client.post("/consumers/stop")
         series = scraped(client)
     assert states(series) == {"stopped"}
-    assert of_people(series, "service_healthy") == 1
+    assert of_events(series, "service_healthy") == 1
     assert not [name for name, _ in series if name.startswith("consumer_lag")]
 
 
@@ -166,25 +165,25 @@ def states(series: Series) -> set[str]:
 async def test_a_call_of_the_handler_counts_by_how_it_ended_and_changes_nothing(
     error: BaseException | None, result: str
 ) -> None:
-    handled: list[Person] = []
+    handled: list[Event] = []
 
-    async def handle(people: Sequence[Person]) -> None:
+    async def handle(events: Sequence[Event]) -> None:
         if error:
             raise error
-        handled.extend(people)
+        handled.extend(events)
 
     registry = CollectorRegistry()
     raised: BaseException | None = None
     try:
-        await HandlerMetrics(registry).timed("people", handle)([ADA])
+        await HandlerMetrics(registry).timed("events", handle)([EVENT])
     except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001 - whatever the handler raises
         raised = caught
     assert raised is error
-    assert handled == ([] if error else [ADA])
+    assert handled == ([] if error else [EVENT])
     attempts = "consumer_handler_attempts_total"
-    calls = {one: registry.get_sample_value(attempts, {"stream": "people", "result": one}) for one in RESULTS}
+    calls = {one: registry.get_sample_value(attempts, {"stream": "events", "result": one}) for one in RESULTS}
     assert calls == {each: float(each == result) for each in RESULTS}
-    assert registry.get_sample_value("consumer_handler_seconds_count", {"stream": "people"}) == 1
+    assert registry.get_sample_value("consumer_handler_seconds_count", {"stream": "events"}) == 1
 
 
 RESULTS = ("ok", "failed", "rejected", "broken_off")

@@ -12,9 +12,8 @@ from litestar.testing import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from apps.chassis.settings import Settings
-from apps.consumer.app import create_app as create_consumer
 from apps.consumer.operating.lag import Lag, LagMeter, PartitionLag
-from apps.producer.app import create_app as create_producer
+from tests.event_services import create_consumer, create_producer
 from tools.dashboard import DASHBOARD, as_written
 
 OBSERVABILITY = DASHBOARD.parent

@@ -10,14 +10,13 @@ from litestar.testing import TestClient
 from apps.chassis.http.origins import OriginPolicy
 from apps.chassis.service import allowed_hosts_at
 from apps.chassis.settings import Settings
-from apps.consumer.app import create_app as create_consumer
-from apps.producer.app import create_app as create_producer
+from tests.event_services import create_consumer, create_producer
 
 OWN = "127.0.0.1:8001"
 ALLOWED = "https://portal.example"
 POSTS = [
-    ("producer", "/producers/basic_producer?number_of_people=0"),
-    ("producer", "/producers/people"),
+    ("producer", "/producers/events/generate?number=0"),
+    ("producer", "/producers/events"),
     *(("consumer", f"/consumers/{action}") for action in ("stop", "start", "pause", "resume", "seek")),
     ("consumer", "/consumers/dead-letters/redrive"),
 ]
@@ -72,10 +71,10 @@ OWN_CALLS = {
     "its own page": {"Origin": f"http://{OWN}", "Sec-Fetch-Site": "same-origin"},
     "its own page, over plain HTTP from elsewhere": {"Origin": f"http://{OWN}"},
     "its own page, behind a proxy that gives the service another name": {
-        "Origin": "https://people.example",
+        "Origin": "https://events.example",
         "Sec-Fetch-Site": "same-origin",
     },
-    "likewise over plain HTTP": {"Origin": "http://people.example", "X-Forwarded-Host": "people.example"},
+    "likewise over plain HTTP": {"Origin": "http://events.example", "X-Forwarded-Host": "events.example"},
     "an allowed page": {"Origin": ALLOWED, "Sec-Fetch-Site": "cross-site"},
     "a tool that a user starts in a browser": {"Sec-Fetch-Site": "none"},
 }
@@ -113,7 +112,7 @@ def test_another_page_can_link_here_and_not_load_what_is_here(clients: Clients, 
 @BOTH
 def test_the_question_before_a_call_gives_another_page_no_permission(clients: Clients, service: str) -> None:
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
-    for path in ("/producers/people", "/consumers/seek", "/nowhere"):
+    for path in ("/producers/events", "/consumers/seek", "/nowhere"):
         answer = clients[service].options(path, headers=asked)
         assert (answer.status_code, answer.headers["content-type"]) == (403, "application/problem+json")
         assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -168,7 +167,7 @@ def test_of_a_header_that_is_given_twice_neither_is_believed(
 
 
 @BOTH
-@pytest.mark.parametrize("host", ["backend", "people_upstream:8001", "producer"])
+@pytest.mark.parametrize("host", ["backend", "events_upstream:8001", "producer"])
 def test_a_proxy_of_this_machine_may_call_a_service_by_the_name_of_its_upstream(
     clients: Clients, service: str, host: str
 ) -> None:
@@ -186,17 +185,17 @@ def test_this_machine_may_be_called_by_any_of_its_own_names(clients: Clients, se
 @pytest.mark.parametrize(
     ("allowed", "host", "status"),
     [
-        ("people.example,*.people.svc", "people.example:8001", 200),
-        ("people.example,*.people.svc", "PEOPLE.example", 200),
-        ("people.example,*.people.svc", "consumer.people.svc", 200),
-        ("people.example,*.people.svc", "people.svc", 421),
-        ("people.example,*.people.svc", "evil.example", 421),
-        ("people.example", "10.1.2.3:8001", 200),  # Kubernetes' probes call a pod by its address
-        ("people.example", "[fd00::1]:8001", 200),
-        ("people.example", "localhost:8001", 200),
-        ("people.example", "backend", 421),
+        ("events.example,*.events.svc", "events.example:8001", 200),
+        ("events.example,*.events.svc", "EVENTS.example", 200),
+        ("events.example,*.events.svc", "consumer.events.svc", 200),
+        ("events.example,*.events.svc", "events.svc", 421),
+        ("events.example,*.events.svc", "evil.example", 421),
+        ("events.example", "10.1.2.3:8001", 200),  # Kubernetes' probes call a pod by its address
+        ("events.example", "[fd00::1]:8001", 200),
+        ("events.example", "localhost:8001", 200),
+        ("events.example", "backend", 421),
         ("*", "evil.example", 200),
-        ("", "people.example", 200),
+        ("", "events.example", 200),
     ],
 )
 def test_the_names_that_an_operator_allows_are_answered(allowed: str, host: str, status: int) -> None:
@@ -210,7 +209,7 @@ def test_the_names_that_an_operator_allows_are_answered(allowed: str, host: str,
         ("127.0.0.1", "127.0.0.1", "", "localhost"),
         ("::1", "::1", "", "localhost"),
         ("box", "127.0.1.1", "", "box,localhost"),
-        ("127.0.0.1", "127.0.0.1", "people.example", "people.example"),
+        ("127.0.0.1", "127.0.0.1", "events.example", "events.example"),
         ("0.0.0.0", "0.0.0.0", "", ""),  # noqa: S104 - nothing is bound
     ],
 )

@@ -9,9 +9,8 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from apps.chassis.settings import Settings
-from apps.consumer.app import create_app as create_consumer
 from apps.consumer.page.routes import FOLDER
-from apps.producer.app import create_app as create_producer
+from tests.event_services import create_consumer, create_producer
 
 PRODUCER = "http://producer.example:8000"
 PAGE = "http://page.example"
@@ -87,7 +86,7 @@ def test_without_a_producer_the_page_calls_its_own_service_alone() -> None:
 @pytest.mark.parametrize(
     ("url", "source"),
     [
-        ("https://people.example/kafka/producer", " https://people.example/kafka/producer/"),  # all that is below it
+        ("https://events.example/kafka/producer", " https://events.example/kafka/producer/"),  # all that is below it
         ("/kafka/producer", ""),
     ],
 )
@@ -169,10 +168,10 @@ def test_a_page_that_is_allowed_may_call_the_producer_with_a_key(origin: str, pr
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "content-type,x-api-key",
     }
-    answer = producer.options("/producers/people", headers=asked)
+    answer = producer.options("/producers/events", headers=asked)
     assert answer.status_code == 204
     assert answer.headers["access-control-allow-origin"] == origin
-    refused = producer.post("/producers/basic_producer?number_of_people=0", headers={"Origin": origin})
+    refused = producer.post("/producers/events/generate?number=0", headers={"Origin": origin})
     assert refused.status_code == 400
     assert refused.headers["access-control-allow-origin"] == origin
 
@@ -180,10 +179,10 @@ def test_a_page_that_is_allowed_may_call_the_producer_with_a_key(origin: str, pr
 @pytest.mark.parametrize("origin", ["http://evil.example", f"{PAGE}.evil.example", "https://page.example", "null"])
 def test_no_other_page_may_read_what_the_producer_answers(origin: str, producer: TestClient[Litestar]) -> None:
     asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-    for answer in (producer.options("/producers/people", headers=asked), producer.get("/livez", headers=asked)):
+    for answer in (producer.options("/producers/events", headers=asked), producer.get("/livez", headers=asked)):
         assert "access-control-allow-origin" not in answer.headers
 
 
 def test_no_page_may_use_a_method_that_the_producer_has_no_call_for(producer: TestClient[Litestar]) -> None:
     asked = {"Origin": PAGE, "Access-Control-Request-Method": "DELETE"}
-    assert producer.options("/producers/people", headers=asked).status_code == 400
+    assert producer.options("/producers/events", headers=asked).status_code == 400

@@ -38,7 +38,7 @@ from contracts.partitioning import partitions_of
 
 pytestmark = pytest.mark.anyio
 
-TOPIC = "people"
+TOPIC = "events"
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +222,7 @@ def offsets(delivery: Delivery) -> list[int | None]:
 
 
 async def test_receipts_come_in_the_order_of_the_caller_whatever_partition_each_record_went_to() -> None:
-    keys = [f"person {i}".encode() for i in range(200)]
+    keys = [f"event {i}".encode() for i in range(200)]
     partitions = partitions_of(keys, 3)
     async with bench(partitions=3) as b:
         broker = b.connect()
@@ -242,7 +242,7 @@ async def test_receipts_come_in_the_order_of_the_caller_whatever_partition_each_
 
 
 async def test_a_record_travels_with_its_own_key_to_the_partition_of_that_key() -> None:
-    keys = [f"person {i}".encode() for i in range(50)]
+    keys = [f"event {i}".encode() for i in range(50)]
     async with bench(partitions=4) as b:
         broker = b.connect()
         publishing = b.publish(*[b"of " + key for key in keys], keys=keys)
@@ -257,7 +257,7 @@ async def test_a_record_travels_with_its_own_key_to_the_partition_of_that_key() 
 
 
 async def test_a_delivery_ends_only_with_its_last_acknowledgement() -> None:
-    keys = [f"person {i}".encode() for i in range(20)]
+    keys = [f"event {i}".encode() for i in range(20)]
     async with bench(partitions=3) as b:
         broker = b.connect()
         publishing = b.publish(*numbered(20), keys=keys)
@@ -866,7 +866,7 @@ async def test_when_the_service_ends_every_caller_is_told_what_is_known(monkeypa
 
 
 async def test_records_follow_when_the_topic_gets_more_partitions() -> None:
-    keys = [f"person {i}".encode() for i in range(40)]
+    keys = [f"event {i}".encode() for i in range(40)]
     async with bench(partitions=1) as b:
         broker = b.connect()
         b.cluster.partitions[TOPIC] = 5

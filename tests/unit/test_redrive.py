@@ -22,7 +22,7 @@ from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redriven_fo
 
 pytestmark = pytest.mark.anyio
 
-TOPIC, DEAD = "people", "people-dlt"
+TOPIC, DEAD = "events", "events-dlt"
 
 
 def a_letter(
@@ -151,7 +151,7 @@ async def test_a_dead_letter_without_its_value_is_held_and_refused_when_it_is_as
     stored = Stored(0, 0, 0, b"key", None, omitted.all_headers(), DEAD)
     bench = Bench([stored, stored_letter(1)], monkeypatch=monkeypatch)
     assert await bench.redriver.redrive(10) == ([Redriven(0, 1)], False)
-    with pytest.raises(TooLarge, match="it stays on people, partition 0, offset 7"):
+    with pytest.raises(TooLarge, match="it stays on events, partition 0, offset 7"):
         await bench.redriver.redrive_one(0, 0)
     assert list(chain.from_iterable(bench.transactions)) == [(0, 1)]
 

@@ -3,20 +3,20 @@ from typing import cast
 
 import pytest
 from aiokafka.errors import CorruptRecordException
-from samples import Stored, redriven_headers, stored_person, until
+from samples import Stored, redriven_headers, stored_event, until
 
 from apps.chassis.background import Background
 from apps.chassis.kafka.log_reader import LogReader
 from apps.consumer.browsing.window import Window
 from apps.consumer.browsing.window_refill import Refill
 from contracts.dead_letter import Header
-from contracts.person import PEOPLE
+from tests.event import EVENTS
 
 pytestmark = pytest.mark.anyio
 
 
 class Topic:
-    """Partitions of a topic that hold so many people each."""
+    """Partitions of a topic that hold so many events each."""
 
     def __init__(self, *records: int) -> None:
         self.records = records
@@ -29,7 +29,7 @@ class Topic:
         for partition, (start, stop) in ranges.items():
             assert stop <= self.records[partition], "nothing ever comes from behind the end of a partition"
             for offset in range(start, stop):
-                record = stored_person(offset)
+                record = stored_event(offset)
                 record.partition = partition
                 record.headers = self.headers.get(offset, ())
                 yield [record]
@@ -51,7 +51,7 @@ async def refilled(topic: Topic, committed: dict[int, int | None], size: int) ->
 
     window, background = Window(size), Background()
     async with background.open():
-        refill = Refill(window, cast(LogReader, topic), told, background, PEOPLE.decode, "people-consumer")
+        refill = Refill(window, cast(LogReader, topic), told, background, EVENTS.decode, "events-consumer")
         refill.begin(list(committed))
         await until(lambda: refill._running is not None and refill._running.done())
     assert background.failure is None
@@ -65,7 +65,7 @@ async def test_the_window_is_refilled_with_the_newest_that_were_committed() -> N
 
 async def test_what_was_sent_back_for_another_group_is_not_refilled() -> None:
     topic = Topic(4)
-    topic.headers = {1: redriven_headers("people-consumer"), 2: redriven_headers("another")}
+    topic.headers = {1: redriven_headers("events-consumer"), 2: redriven_headers("another")}
     window = await refilled(topic, {0: 4}, size=6)
     assert [record.offset for record in window] == [0, 1, 3]
 
@@ -82,5 +82,5 @@ async def test_what_could_be_read_is_in_the_window_though_the_rest_cannot_be() -
 
     window, background = Window(6), Background()
     async with background.open():
-        Refill(window, cast(LogReader, Damaged(3, 3)), told, background, PEOPLE.decode, "people-consumer").begin([0, 1])
+        Refill(window, cast(LogReader, Damaged(3, 3)), told, background, EVENTS.decode, "events-consumer").begin([0, 1])
         await until(lambda: len(window) == 3)

@@ -11,15 +11,15 @@ from msgspec import Meta, defstruct
 from polyfactory.factories.msgspec_factory import MsgspecFactory
 
 from contracts import STREAMS
-from contracts.person import Person
 from contracts.stream import Stream
+from tests.event import Event
 from tools import schema
 from tools.compatibility import incompatibilities, unreadable
 from tools.schema import FOLDER, file_of, schema_of
 
 BACKWARD = "the new version cannot read what the old one wrote"
 FORWARD = "the old version cannot read what the new one writes"
-BEFORE = {"id": Annotated[str, Meta(min_length=1, max_length=64)], "age": Annotated[int, Meta(ge=0, le=150)]}
+BEFORE = {"id": Annotated[str, Meta(min_length=1, max_length=64)], "number": Annotated[int, Meta(ge=0, le=150)]}
 """The fields of the old version, in the tests below."""
 
 
@@ -36,7 +36,7 @@ class OtherNode(msgspec.Struct):
 def record(fields: dict[str, Any], **defaults: Any) -> type[msgspec.Struct]:  # noqa: ANN401 - of any type
     """Return a version of a record, with a default for some of its fields."""
     required: list[Any] = [(name, kind) for name, kind in fields.items() if name not in defaults]
-    return defstruct("Person", required + [(name, fields[name], value) for name, value in defaults.items()])
+    return defstruct("Event", required + [(name, fields[name], value) for name, value in defaults.items()])
 
 
 def compared(new: type[msgspec.Struct], old: type[msgspec.Struct] | None = None) -> list[tuple[str, str]]:
@@ -66,28 +66,38 @@ def test_a_record_can_live_beside_the_one_whose_schema_is_committed(stream: Stre
         pytest.param(record(BEFORE), [], id="nothing changed"),
         pytest.param(record({**BEFORE, "nick": str}, nick=""), [], id="a field with a default added"),
         pytest.param(record({**BEFORE, "nick": str}), [("nick", BACKWARD)], id="a required field added"),
-        pytest.param(record({"id": BEFORE["id"]}), [("age", FORWARD)], id="a required field removed"),
-        pytest.param(record(BEFORE, age=0), [("age", FORWARD)], id="a required field given a default"),
+        pytest.param(record({"id": BEFORE["id"]}), [("number", FORWARD)], id="a required field removed"),
+        pytest.param(record(BEFORE, number=0), [("number", FORWARD)], id="a required field given a default"),
         pytest.param(
-            record({"id": BEFORE["id"], "years": BEFORE["age"]}),
-            [("years", BACKWARD), ("age", FORWARD)],
+            record({"id": BEFORE["id"], "years": BEFORE["number"]}),
+            [("years", BACKWARD), ("number", FORWARD)],
             id="a field renamed",
         ),
         pytest.param(
-            record({**BEFORE, "age": str}), [("age", BACKWARD), ("age", FORWARD)], id="the type of a field changed"
+            record({**BEFORE, "number": str}),
+            [("number", BACKWARD), ("number", FORWARD)],
+            id="the type of a field changed",
         ),
-        pytest.param(record({**BEFORE, "age": Annotated[int, Meta(ge=0, le=99)]}), [("age", BACKWARD)], id="narrowed"),
-        pytest.param(record({**BEFORE, "age": Annotated[int, Meta(ge=0, le=200)]}), [("age", FORWARD)], id="widened"),
-        pytest.param(record({**BEFORE, "age": Annotated[int, Meta(ge=0)]}), [("age", FORWARD)], id="a bound removed"),
         pytest.param(
-            record({**BEFORE, "age": Annotated[int, Meta(ge=1, le=200)]}),
-            [("age", BACKWARD), ("age", FORWARD)],
+            record({**BEFORE, "number": Annotated[int, Meta(ge=0, le=99)]}), [("number", BACKWARD)], id="narrowed"
+        ),
+        pytest.param(
+            record({**BEFORE, "number": Annotated[int, Meta(ge=0, le=200)]}), [("number", FORWARD)], id="widened"
+        ),
+        pytest.param(
+            record({**BEFORE, "number": Annotated[int, Meta(ge=0)]}), [("number", FORWARD)], id="a bound removed"
+        ),
+        pytest.param(
+            record({**BEFORE, "number": Annotated[int, Meta(ge=1, le=200)]}),
+            [("number", BACKWARD), ("number", FORWARD)],
             id="a range moved",
         ),
         pytest.param(
-            record({**BEFORE, "age": Annotated[float, Meta(ge=0, le=150)]}), [("age", FORWARD)], id="integer to number"
+            record({**BEFORE, "number": Annotated[float, Meta(ge=0, le=150)]}),
+            [("number", FORWARD)],
+            id="integer to number",
         ),
-        pytest.param(record({**BEFORE, "age": BEFORE["age"] | None}), [("age", FORWARD)], id="null allowed"),
+        pytest.param(record({**BEFORE, "number": BEFORE["number"] | None}), [("number", FORWARD)], id="null allowed"),
         pytest.param(
             record({**BEFORE, "id": Annotated[str, Meta(min_length=1, max_length=64, pattern="x")]}),
             [("id", BACKWARD)],
@@ -133,7 +143,7 @@ def test_types_within_types_are_compared_as_well(old: Any, new: Any, why: str) -
 
 
 def test_a_reader_that_refuses_unknown_fields_can_not_be_given_more() -> None:
-    strict = defstruct("Person", list(BEFORE.items()), forbid_unknown_fields=True)
+    strict = defstruct("Event", list(BEFORE.items()), forbid_unknown_fields=True)
     more = record({**BEFORE, "nick": str}, nick="")
     assert unreadable(schema_of(more), schema_of(strict)) == ["$.nick is written, and refused as unknown"]
 
@@ -147,11 +157,11 @@ def test_what_cannot_be_judged_is_not_taken_to_be_fine() -> None:
 VERSIONS = {
     "the same": record(BEFORE),
     "one more field": record({**BEFORE, "nick": str, "since": datetime | None}, nick="", since=None),
-    "age unbounded": record({**BEFORE, "age": int}),
-    "age narrowed": record({**BEFORE, "age": Annotated[int, Meta(ge=10, le=20)]}),
-    "age as text": record({**BEFORE, "age": str}),
-    "age as a number": record({**BEFORE, "age": Annotated[float, Meta(ge=0, le=150)]}),
-    "age or null": record({**BEFORE, "age": BEFORE["age"] | None}),
+    "age unbounded": record({**BEFORE, "number": int}),
+    "age narrowed": record({**BEFORE, "number": Annotated[int, Meta(ge=10, le=20)]}),
+    "age as text": record({**BEFORE, "number": str}),
+    "age as a number": record({**BEFORE, "number": Annotated[float, Meta(ge=0, le=150)]}),
+    "age or null": record({**BEFORE, "number": BEFORE["number"] | None}),
     "without age": record({"id": BEFORE["id"]}),
     "a choice of ids": record({**BEFORE, "id": Literal["a", "b"]}),
 }
@@ -176,17 +186,17 @@ def test_a_version_that_cannot_live_beside_the_old_one_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(schema, "FOLDER", tmp_path)
-    monkeypatch.setattr(schema, "STREAMS", [Stream("people", Person, key=lambda person: person.id)])
-    file = tmp_path / "people.schema.json"
+    monkeypatch.setattr(schema, "STREAMS", [Stream("events", Event, key=lambda event: event.id)])
+    file = tmp_path / "events.schema.json"
     old = json.dumps(schema_of(record(BEFORE)))
     file.write_text(old)
     monkeypatch.setattr(sys, "argv", ["schema"])
     assert schema.main() == 1
     assert file.read_text() == old
-    assert f"$.email is required, and not written: {BACKWARD}" in capsys.readouterr().err
+    assert f"$.text is required, and not written: {BACKWARD}" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["schema", "--break"])
     assert schema.main() == 0
-    assert json.loads(file.read_text()) == schema_of(Person)
+    assert json.loads(file.read_text()) == schema_of(Event)
 
 
 def test_writing_schemas_that_did_not_change_changes_nothing() -> None:

@@ -18,7 +18,7 @@ from apps.chassis.observability.logs import one_line
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 
 PASSWORD = "a secret, with blanks "  # noqa: S105 - of no one
-USER = {"KAFKA_SASL_USERNAME": "people", "KAFKA_SASL_PASSWORD": PASSWORD}
+USER = {"KAFKA_SASL_USERNAME": "events", "KAFKA_SASL_PASSWORD": PASSWORD}
 SASL_SSL = {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", **USER}
 BY_TOKEN = {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_SASL_MECHANISM": "OAUTHBEARER"}
 
@@ -31,7 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(folder / "ca"))
-    mine, other = ca.issue_cert("people@example.com"), ca.issue_cert("other@example.com")
+    mine, other = ca.issue_cert("events@example.com"), ca.issue_cert("other@example.com")
     mine.private_key_and_cert_chain_pem.write_to_path(str(folder / "both"))
     mine.cert_chain_pems[0].write_to_path(str(folder / "cert"))
     mine.private_key_pem.write_to_path(str(folder / "key"))
@@ -75,7 +75,7 @@ def test_tls_verifies_the_broker_and_its_host_name(protocol: str) -> None:
 def test_a_user_and_a_password_go_to_every_client_and_to_faststream_as_they_are() -> None:
     options = client_options(read_settings(SASL_SSL), "producer")
     assert options["sasl_mechanism"] == "SCRAM-SHA-512"
-    assert options["sasl_plain_username"] == "people"
+    assert options["sasl_plain_username"] == "events"
     assert options["sasl_plain_password"] == PASSWORD
     security = new_broker(options).specification.security
     assert isinstance(security, SASLScram512)
@@ -107,7 +107,7 @@ WRONG = [
     ("KAFKA_SASL_PASSWORD", {"KAFKA_SASL_PASSWORD": PASSWORD}),
     ("KAFKA_SASL_USERNAME", {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}),
     ("KAFKA_SASL_USERNAME", {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_SASL_PASSWORD": PASSWORD}),
-    ("KAFKA_SASL_PASSWORD", {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_SASL_USERNAME": "people"}),
+    ("KAFKA_SASL_PASSWORD", {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_SASL_USERNAME": "events"}),
     ("KAFKA_SASL_TOKEN_FILE", BY_TOKEN),
     ("KAFKA_SASL_USERNAME", {**BY_TOKEN, "KAFKA_SASL_TOKEN_FILE": "token", **USER}),
     ("KAFKA_SASL_TOKEN_FILE", {**SASL_SSL, "KAFKA_SASL_TOKEN_FILE": "token"}),
@@ -160,7 +160,7 @@ def test_neither_a_password_nor_a_key_is_ever_shown() -> None:
     for shown in (repr(settings), str(settings), f"{settings}", repr([settings])):
         assert PASSWORD.strip() not in shown
         assert "a-key-of-operators" not in shown
-        assert "kafka_sasl_username='people'" in shown
+        assert "kafka_sasl_username='events'" in shown
     assert "kafka_sasl_password=''" in repr(Settings())
 
 
@@ -214,12 +214,12 @@ def test_the_expiry_of_a_token_is_read_where_it_says_one() -> None:
     def token(claims: object) -> str:
         return ".".join(urlsafe_b64encode(json.dumps(p).encode()).decode().rstrip("=") for p in ({}, claims, {}))
 
-    assert expiry_of(token({"exp": 1_700_000_000, "sub": "people"})) == 1_700_000_000
+    assert expiry_of(token({"exp": 1_700_000_000, "sub": "events"})) == 1_700_000_000
     for unknown in (token({}), token([]), token({"exp": "soon"}), "opaque", "a.b.c", "ä.ö.ü"):
         assert expiry_of(unknown) is None
 
 
 def test_a_missing_right_that_only_kafka_knows_of_is_put_in_words() -> None:
-    assert one_line(TopicAuthorizationFailedError("people")).startswith("no right to the topic (")
-    assert "people" in one_line(TopicAuthorizationFailedError("people"))
-    assert to_problem(GroupAuthorizationFailedError("people-consumer")).detail.startswith("no right to the group (")
+    assert one_line(TopicAuthorizationFailedError("events")).startswith("no right to the topic (")
+    assert "events" in one_line(TopicAuthorizationFailedError("events"))
+    assert to_problem(GroupAuthorizationFailedError("events-consumer")).detail.startswith("no right to the group (")

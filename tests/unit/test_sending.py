@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import ADA, LONG, a_person, as_json, everything_else_has_run, fields_of_a_person, until
+from samples import EVENT, LONG, an_event, as_json, everything_else_has_run, fields_of_an_event, until
 
 from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
 from apps.chassis.http.repeated_names import check_names
@@ -29,8 +29,8 @@ from apps.producer.publishing.intake import (
     to_records,
 )
 from apps.producer.publishing.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt, Span
-from contracts.person import PEOPLE, Person
 from contracts.stream import Stream, encode
+from tests.event import EVENTS, Event
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +76,7 @@ async def pieces_of(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def answers_to(fake: FakePublisher, *pieces: bytes, stream: Stream[Any] = PEOPLE) -> list[Receipt | BadLine]:
+async def answers_to(fake: FakePublisher, *pieces: bytes, stream: Stream[Any] = EVENTS) -> list[Receipt | BadLine]:
     async with asyncio.timeout(LONG):
         return [
             answer
@@ -85,24 +85,24 @@ async def answers_to(fake: FakePublisher, *pieces: bytes, stream: Stream[Any] = 
         ]
 
 
-def line(person_id: str, **fields: Any) -> bytes:  # noqa: ANN401 - right or wrong ones
-    return as_json(id=person_id, **fields) + b"\n"
+def line(event_id: str, **fields: Any) -> bytes:  # noqa: ANN401 - right or wrong ones
+    return as_json(id=event_id, **fields) + b"\n"
 
 
-def test_one_person_and_a_list_of_people_are_read() -> None:
-    assert [encode(person) for person in read_values(PEOPLE, as_json())] == [encode(ADA)]
-    people = read_values(PEOPLE, b" \r\n\t[" + as_json(id="1") + b",\n" + as_json(id="2") + b"]\n")
-    assert [person.id for person in people] == ["1", "2"]
-    assert read_values(PEOPLE, b"[]") == []
+def test_one_event_and_a_list_of_events_are_read() -> None:
+    assert [encode(event) for event in read_values(EVENTS, as_json())] == [encode(EVENT)]
+    events = read_values(EVENTS, b" \r\n\t[" + as_json(id="1") + b",\n" + as_json(id="2") + b"]\n")
+    assert [event.id for event in events] == ["1", "2"]
+    assert read_values(EVENTS, b"[]") == []
 
 
 @pytest.mark.parametrize(
     ("body", "path", "detail"),
     [
-        (as_json(age="36"), "$.age", "Expected `int`, got `str`"),
-        (as_json(age=151), "$.age", "Expected `int` <= 150"),
+        (as_json(number="36"), "$.number", "Expected `int`, got `str`"),
+        (as_json(number=151), "$.number", "Expected `int` <= 150"),
         (as_json(no_field_of_anyone="x"), "$", "unknown field `no_field_of_anyone`"),
-        (as_json().replace(b'"age":36,', b""), "$", "missing required field `age`"),
+        (as_json().replace(b'"number":36,', b""), "$", "missing required field `number`"),
         (b"[" + as_json() + b"," + as_json(id="") + b"]", "$[1].id", "length >= 1"),
         (b"[" + as_json() + b"," + as_json(no_field_of_anyone="x") + b"]", "$[1]", "no_field_of_anyone"),
         (b"[" + as_json() + b",7]", "$[1]", "Expected `object`, got `int`"),
@@ -119,84 +119,84 @@ def test_one_person_and_a_list_of_people_are_read() -> None:
         (b'{"unknown":' + b"[" * 100_000, "$", ""),
     ],
 )
-def test_what_holds_no_people_is_refused_at_the_place_that_is_wrong(body: bytes, path: str, detail: str) -> None:
+def test_what_holds_no_events_is_refused_at_the_place_that_is_wrong(body: bytes, path: str, detail: str) -> None:
     with pytest.raises(BadRecords) as refused:
-        read_values(PEOPLE, body)
+        read_values(EVENTS, body)
     assert refused.value.path == path
     assert detail in str(refused.value)
     assert " - at " not in str(refused.value)
 
 
-@pytest.mark.parametrize("again", [b'"age":7', b'"\\u0061ge" : 7', b'"age":36'])
+@pytest.mark.parametrize("again", [b'"number":7', b'"\\u006eumber" : 7', b'"number":36'])
 async def test_a_field_that_is_given_twice_is_refused_by_its_place(again: bytes) -> None:
-    twice = as_json(name='Ada "Countess" \\').removesuffix(b"}") + b"," + again + b"}"
-    with pytest.raises(BadRecords, match="'age' is given twice") as refused:
-        read_values(PEOPLE, twice)
-    assert refused.value.path == "$.age"
-    with pytest.raises(BadRecords, match="'age' is given twice") as refused:
-        read_values(PEOPLE, b"[" + as_json() + b", " + twice + b"]")
-    assert refused.value.path == "$[1].age"
+    twice = as_json(text='Ada "Countess" \\').removesuffix(b"}") + b"," + again + b"}"
+    with pytest.raises(BadRecords, match="'number' is given twice") as refused:
+        read_values(EVENTS, twice)
+    assert refused.value.path == "$.number"
+    with pytest.raises(BadRecords, match="'number' is given twice") as refused:
+        read_values(EVENTS, b"[" + as_json() + b", " + twice + b"]")
+    assert refused.value.path == "$[1].number"
     fake = FakePublisher()
     answers = await answers_to(fake, line("1") + twice + b"\n" + line("3"))
     assert [answer.line if isinstance(answer, BadLine) else answer.id for answer in answers] == ["1", 2, "3"]
-    assert [PEOPLE.decode(value).id for value in fake.published] == ["1", "3"]
+    assert [EVENTS.decode(value).id for value in fake.published] == ["1", "3"]
 
 
 def test_text_that_looks_like_a_field_is_none() -> None:
-    for name in ('","age":7,"x":"', '\\","age":7,"', '"' * 50, "\\" * 51, '\\"' * 9):
-        people = [fields_of_a_person(name=name), fields_of_a_person()]
-        assert msgspec.to_builtins(read_values(PEOPLE, msgspec.json.encode(people[0]))) == people[:1]
-        assert msgspec.to_builtins(read_values(PEOPLE, msgspec.json.encode(people))) == people
+    for name in ('","number":7,"x":"', '\\","number":7,"', '"' * 50, "\\" * 51, '\\"' * 9):
+        events = [fields_of_an_event(text=name), fields_of_an_event()]
+        assert msgspec.to_builtins(read_values(EVENTS, msgspec.json.encode(events[0]))) == events[:1]
+        assert msgspec.to_builtins(read_values(EVENTS, msgspec.json.encode(events))) == events
 
 
 @given(st.binary())
-def test_no_body_is_read_otherwise_than_as_people_or_as_bad(body: bytes) -> None:
+def test_no_body_is_read_otherwise_than_as_events_or_as_bad(body: bytes) -> None:
     with suppress(BadRecords):
-        assert all(isinstance(person, Person) for person in read_values(PEOPLE, body))
+        assert all(isinstance(event, Event) for event in read_values(EVENTS, body))
 
 
 def test_a_record_larger_than_the_topic_takes_is_refused_at_its_place() -> None:
-    small, large = a_person(), a_person(name="x" * 2_000)
+    small, large = an_event(), an_event(text="x" * 2_000)
     size = len(large.id) + len(encode(large))
-    assert to_records(PEOPLE, [small, large], size) == (
+    assert to_records(EVENTS, [small, large], size) == (
         [small.id.encode(), large.id.encode()],
         [encode(small), encode(large)],
     )
     with pytest.raises(BadRecords, match=f"{size} bytes.*{size - 1}") as refused:
-        to_records(PEOPLE, [small, large], size - 1)
+        to_records(EVENTS, [small, large], size - 1)
     assert refused.value.path == "$[1]"
 
 
-async def test_people_are_sent_only_when_all_of_them_fit() -> None:
+async def test_events_are_sent_only_when_all_of_them_fit() -> None:
     fake = FakePublisher()
     with pytest.raises(BadRecords):
-        await send(PEOPLE, as_publisher(fake), [a_person(), a_person(name="x" * LONGEST)])
+        await send(EVENTS, as_publisher(fake), [an_event(), an_event(text="x" * LONGEST)])
     assert fake.calls == 0
 
 
-async def test_every_person_sent_gets_a_receipt_in_the_order_given() -> None:
+async def test_every_event_sent_gets_a_receipt_in_the_order_given() -> None:
     fake = FakePublisher()
-    people = [a_person(id=str(i)) for i in range(5)]
-    answer = await send(PEOPLE, as_publisher(fake), people)
+    events = [an_event(id=str(i)) for i in range(5)]
+    answer = await send(EVENTS, as_publisher(fake), events)
     assert answer.delivered == 5
     assert [(receipt.id, receipt.offset) for receipt in answer.receipts] == [(str(i), i) for i in range(5)]
-    assert fake.published == [encode(person) for person in people]
+    assert fake.published == [encode(event) for event in events]
 
 
-async def test_people_are_made_in_the_number_asked_for_and_told_in_the_order_sent(
+async def test_events_are_made_in_the_number_asked_for_and_told_in_the_order_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sending, "CHUNK", 3)
     fake = FakePublisher()
-    made = await make(PEOPLE, as_publisher(fake), 10)
+    made = await make(EVENTS, as_publisher(fake), 10)
     assert made.answer is None
     assert made.values == fake.published
-    assert len({PEOPLE.decode(person).id for person in made.values}) == 10
+    assert len({EVENTS.decode(event).id for event in made.values}) == 10
     assert fake.calls == 4
 
 
 @pytest.mark.parametrize("failure", [Busy("too much"), OutOfReach("no broker"), None])
-async def test_a_failure_in_the_middle_is_told_for_each_person_in_order(
+async def test_a_failure_in_the_middle_is_told_for_each_event_in_order(
     failure: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "CHUNK", 3)
@@ -205,10 +205,10 @@ async def test_a_failure_in_the_middle_is_told_for_each_person_in_order(
         fake.failing[2] = failure
     else:
         fake.unacknowledged.add(2)
-    made = await make(PEOPLE, as_publisher(fake), 10)
+    made = await make(EVENTS, as_publisher(fake), 10)
     assert made.answer is not None
     receipts = made.answer.receipts
-    assert [receipt.id for receipt in receipts] == [PEOPLE.decode(person).id for person in made.values]
+    assert [receipt.id for receipt in receipts] == [EVENTS.decode(event).id for event in made.values]
     assert [receipt.outcome for receipt in receipts[:3]] == [None] * 3
     if failure:
         assert [receipt.outcome for receipt in receipts[3:6]] == ["not_written"] * 3
@@ -232,12 +232,12 @@ async def test_what_was_not_begun_when_an_earlier_chunk_failed_is_not_sent(
         fake.failing[2] = failure
     else:
         fake.unacknowledged.add(2)
-    made = await make(PEOPLE, as_publisher(fake), 100)
+    made = await make(EVENTS, as_publisher(fake), 100)
     assert fake.calls <= 2 + CHUNKS_ON_THE_WAY + 1
     assert made.answer is not None
     receipts = made.answer.receipts
     assert len(made.values) == len(receipts) == 100
-    sent = {PEOPLE.decode(value).id for value in fake.published}
+    sent = {EVENTS.decode(value).id for value in fake.published}
     for receipt in receipts:
         if receipt.id in sent:
             assert receipt.outcome in {None, "unknown"}
@@ -251,7 +251,7 @@ async def test_when_not_even_the_first_could_be_sent_nothing_is(failure: Excepti
     fake = FakePublisher()
     fake.failing = dict.fromkeys(range(1, 100), failure)
     with pytest.raises(type(failure), match=str(failure)):
-        await make(PEOPLE, as_publisher(fake), 10)
+        await make(EVENTS, as_publisher(fake), 10)
     assert fake.published == []
 
 
@@ -293,38 +293,38 @@ async def test_every_line_is_answered_in_order() -> None:
     assert [msgspec.to_builtins(answer) for answer in answers] == [
         {"id": str(i), "partition": 0, "offset": i, "timestamp": 1} for i in range(7)
     ]
-    assert [PEOPLE.decode(value).id for value in fake.published] == [str(i) for i in range(7)]
+    assert [EVENTS.decode(value).id for value in fake.published] == [str(i) for i in range(7)]
 
 
 async def test_a_bad_line_is_named_by_its_number_and_its_neighbours_are_sent() -> None:
     fake = FakePublisher()
     answers = await answers_to(
         fake,
-        line("1") + line("2", age="36") + b"\n" + line("4"),
+        line("1") + line("2", number="36") + b"\n" + line("4"),
         b"[" + line("5").strip() + b"]\n",
-        b"not json\n" + line("7", name="x" * LONGEST),
+        b"not json\n" + line("7", text="x" * LONGEST),
         b"\xff\n\r\n  \n" + line("11").replace(b"\n", b"\r\n") + b'{"id":',
     )
     assert [answer.line if isinstance(answer, BadLine) else answer.id for answer in answers] == [
         "1", 2, "4", 5, 6, 7, 8, "11", 12,
     ]  # fmt: skip
     bad = {answer.line: answer for answer in answers if isinstance(answer, BadLine)}
-    assert "$.age" in bad[2].error
+    assert "$.number" in bad[2].error
     assert "array" in bad[5].error
     assert str(LONGEST) in bad[7].error
     assert {answer.outcome for answer in bad.values()} == {"not_written"}
-    assert [PEOPLE.decode(value).id for value in fake.published] == ["1", "4", "11"]
+    assert [EVENTS.decode(value).id for value in fake.published] == ["1", "4", "11"]
     assert all(answer.offset is not None for answer in answers if isinstance(answer, Receipt))
 
 
 async def test_a_receipt_names_the_key_of_its_record_whatever_that_is() -> None:
-    stream = Stream("people-by-name", Person, key=lambda person: person.name)
+    stream = Stream("events-by-name", Event, key=lambda event: event.text)
     publisher = as_publisher(fake := FakePublisher())
-    assert [receipt.id for receipt in (await send(stream, publisher, [a_person(name="Žofie")])).receipts] == ["Žofie"]
+    assert [receipt.id for receipt in (await send(stream, publisher, [an_event(text="Žofie")])).receipts] == ["Žofie"]
     expected = [Receipt("Žofie", partition=0, offset=1, timestamp=1)]
-    assert await answers_to(fake, as_json(name="Žofie"), stream=stream) == expected
+    assert await answers_to(fake, as_json(text="Žofie"), stream=stream) == expected
     fake.failing[3] = Busy("not now")
-    (refused,) = await answers_to(fake, as_json(name="Žofie"), stream=stream)
+    (refused,) = await answers_to(fake, as_json(text="Žofie"), stream=stream)
     assert isinstance(refused, Receipt)
     assert (refused.id, refused.error) == ("Žofie", "not now")
 
@@ -332,7 +332,7 @@ async def test_a_receipt_names_the_key_of_its_record_whatever_that_is() -> None:
 async def test_a_line_may_be_longer_than_its_record_whose_text_is_written_shorter() -> None:
     fake = FakePublisher()
     spelt_out = "".join(f"\\u{ord(letter):04x}" for letter in "x" * (LONGEST // 2))
-    line = as_json(id="1", name="").replace(b'"name":""', f'"name":     "{spelt_out}"'.encode())
+    line = as_json(id="1", text="").replace(b'"text":""', f'"text":     "{spelt_out}"'.encode())
     assert len(line) > 3 * LONGEST
     (answer,) = await answers_to(fake, line + b"\n")
     assert answer == Receipt("1", partition=0, offset=0, timestamp=1)
@@ -341,8 +341,8 @@ async def test_a_line_may_be_longer_than_its_record_whose_text_is_written_shorte
 async def test_a_record_that_the_topic_does_not_take_is_a_bad_line_though_the_line_was_short_enough() -> None:
     fake = FakePublisher()
     long_id = "i" * 60
-    padding = LONGEST - len(as_json(id=long_id, name=""))
-    just_too_large = as_json(id=long_id, name="x" * padding)
+    padding = LONGEST - len(as_json(id=long_id, text=""))
+    just_too_large = as_json(id=long_id, text="x" * padding)
     assert len(just_too_large) == LONGEST
     (answer,) = await answers_to(fake, just_too_large + b"\n")
     assert isinstance(answer, BadLine)
@@ -381,7 +381,7 @@ async def test_a_slow_sender_is_answered_before_it_sends_more() -> None:
 
     ids: list[str] = []
     async with asyncio.timeout(LONG):
-        async for answers in send_lines(PEOPLE, as_publisher(fake), slow(), unbounded()):
+        async for answers in send_lines(EVENTS, as_publisher(fake), slow(), unbounded()):
             ids += [answer.id for answer in answers if isinstance(answer, Receipt)]
             answered.set()
     assert ids == ["1", "2"]
@@ -398,7 +398,7 @@ async def test_no_more_is_read_than_can_be_on_the_way() -> None:
             read += 1
             yield line(str(i))
 
-    receiving = asyncio.create_task(_all_of(send_lines(PEOPLE, as_publisher(fake), body(), unbounded())))
+    receiving = asyncio.create_task(_all_of(send_lines(EVENTS, as_publisher(fake), body(), unbounded())))
     await everything_else_has_run()
     assert CHUNKS_ON_THE_WAY <= read <= CHUNKS_ON_THE_WAY + 3
     fake.goes_on.set()
@@ -407,7 +407,7 @@ async def test_no_more_is_read_than_can_be_on_the_way() -> None:
     assert sum(map(len, answers)) == read == 1_000
 
 
-def test_only_the_people_that_repeat_a_field_are_searched_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_events_that_repeat_a_field_are_searched_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[bytes] = []
 
     def search(text: bytes) -> None:
@@ -415,17 +415,17 @@ def test_only_the_people_that_repeat_a_field_are_searched_for_it(monkeypatch: py
         check_names(text)
 
     monkeypatch.setattr(sending, "check_names", search)
-    repeating = as_json(id="2")[:-1] + b',"age":1}'
+    repeating = as_json(id="2")[:-1] + b',"number":1}'
     with pytest.raises(BadRecords, match="given twice") as raised:
-        read_values(PEOPLE, b"[" + b",".join([*[as_json()] * 100, repeating, repeating]) + b"]")
-    assert raised.value.path == "$[100].age"
+        read_values(EVENTS, b"[" + b",".join([*[as_json()] * 100, repeating, repeating]) + b"]")
+    assert raised.value.path == "$[100].number"
     assert searched == [repeating]
 
 
 async def test_lines_that_are_no_records_are_counted_until_they_are_answered_and_few_are_read_before_that() -> None:
     limit = Limit(BAD_LINE_BYTES * MAX_LINES * 2 * CHUNKS_ON_THE_WAY)
     share = Share(limit, UnsentAnswers())
-    lines = send_lines(PEOPLE, as_publisher(FakePublisher()), pieces_of(b"x\n" * 100_000), share)
+    lines = send_lines(EVENTS, as_publisher(FakePublisher()), pieces_of(b"x\n" * 100_000), share)
     assert len(await anext(lines)) == MAX_LINES
     await everything_else_has_run()
     assert 0 < share.taken_bytes <= BAD_LINE_BYTES * MAX_LINES * (CHUNKS_ON_THE_WAY + 3)
@@ -437,7 +437,7 @@ async def test_more_lines_that_are_no_records_than_there_is_room_for_end_the_cal
     limit = Limit(BAD_LINE_BYTES * MAX_LINES * 2)
     others, share = Share(limit, UnsentAnswers()), Share(limit, UnsentAnswers())
     assert others.take(BAD_LINE_BYTES * MAX_LINES)
-    lines = send_lines(PEOPLE, as_publisher(FakePublisher()), pieces_of(b"x\n" * 2 * MAX_LINES), share)
+    lines = send_lines(EVENTS, as_publisher(FakePublisher()), pieces_of(b"x\n" * 2 * MAX_LINES), share)
     assert len(await anext(lines)) == MAX_LINES
     await everything_else_has_run()
     with pytest.raises(Busy):
@@ -468,7 +468,7 @@ async def test_a_body_that_breaks_off_is_told_after_what_came_before_it() -> Non
     answers: list[Receipt | BadLine] = []
 
     async def receive() -> None:
-        async for some in send_lines(PEOPLE, as_publisher(FakePublisher()), broken(), unbounded()):
+        async for some in send_lines(EVENTS, as_publisher(FakePublisher()), broken(), unbounded()):
             answers.extend(some)
 
     with pytest.raises(ConnectionError):
@@ -482,11 +482,11 @@ async def _all_of(lines: AsyncIterator[list[Receipt | BadLine]]) -> list[list[Re
 
 @pytest.mark.parametrize(
     ("text", "path"),
-    [(b" [" + as_json() + b"]", "$"), (b"[]", "$"), (as_json(age=-1), "$.age"), (b'"x"', "$"), (b"\xff", "$")],
+    [(b" [" + as_json() + b"]", "$"), (b"[]", "$"), (as_json(number=-1), "$.number"), (b'"x"', "$"), (b"\xff", "$")],
 )
-def test_a_line_that_is_no_person_is_refused(text: bytes, path: str) -> None:
+def test_a_line_that_is_no_event_is_refused(text: bytes, path: str) -> None:
     with pytest.raises(BadRecords) as refused:
-        decode_line(PEOPLE, text)
+        decode_line(EVENTS, text)
     assert refused.value.path == path
 
 

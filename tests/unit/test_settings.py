@@ -1,4 +1,5 @@
 import socket
+from functools import partial
 
 import pytest
 from aiokafka.conn import get_ip_port_afi
@@ -6,18 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.chassis.service import listen
-from apps.chassis.settings import BY_STREAM, Settings, WrongSetting, read_settings
-from contracts.person import PEOPLE
+from apps.chassis.settings import BY_STREAM, Settings, WrongSetting
+from apps.chassis.settings import read_settings as read_settings_of
 from contracts.stream import FIELDS, variables_of
+from tests.event import EVENTS
 
-NAMES = [*(name for name in Settings.__struct_encode_fields__ if name != BY_STREAM), *variables_of(PEOPLE)]
+read_settings = partial(read_settings_of, streams=[EVENTS])
+NAMES = [*(name for name in Settings.__struct_encode_fields__ if name != BY_STREAM), *variables_of(EVENTS)]
 DEFAULTS = {
     "KAFKA_BOOTSTRAP_SERVERS": "localhost:9092",
-    "PEOPLE_TOPIC": "people",
-    "PEOPLE_PARTITIONS": 6,
-    "PEOPLE_REPLICATION": 1,
-    "DEAD_LETTER_TOPIC": "people-dlt",
-    "CONSUMER_GROUP_ID": "people-consumer",
+    "EVENTS_TOPIC": "events",
+    "EVENTS_PARTITIONS": 6,
+    "EVENTS_REPLICATION": 1,
+    "EVENTS_DEAD_LETTER_TOPIC": "events-dlt",
+    "EVENTS_GROUP_ID": "events-consumer",
     "HOST": "127.0.0.1",
     "PRODUCER_PORT": 8000,
     "CONSUMER_PORT": 8001,
@@ -37,7 +40,7 @@ NO_ORIGINS = [
     "http://localhost:0",
     "http://localhost:65536",
     "http://localhost/",
-    "http://localhost/people",
+    "http://localhost/events",
     "http://user@localhost",
     "http://Localhost",
     "http://local host",
@@ -67,21 +70,21 @@ WRONG = [
     ("KAFKA_BOOTSTRAP_SERVERS", "[::1]"),
     ("KAFKA_BOOTSTRAP_SERVERS", "[::1:9092"),
     ("KAFKA_BOOTSTRAP_SERVERS", "[kafka]:9092"),
-    ("PEOPLE_TOPIC", "people and others"),
-    ("PEOPLE_TOPIC", "."),
-    ("PEOPLE_TOPIC", ".."),
-    ("PEOPLE_TOPIC", "x" * 250),
-    ("PEOPLE_TOPIC", "leute-größe"),
-    ("PEOPLE_PARTITIONS", "0"),
-    ("PEOPLE_PARTITIONS", "six"),
-    ("PEOPLE_PARTITIONS", "1.5"),
-    ("PEOPLE_PARTITIONS", "10001"),
-    ("PEOPLE_REPLICATION", "0"),
-    ("PEOPLE_REPLICATION", "-1"),
-    ("PEOPLE_REPLICATION", "101"),
-    ("DEAD_LETTER_TOPIC", "dead/letters"),
-    ("DEAD_LETTER_TOPIC", "people"),
-    ("CONSUMER_GROUP_ID", "g" * 256),
+    ("EVENTS_TOPIC", "events and others"),
+    ("EVENTS_TOPIC", "."),
+    ("EVENTS_TOPIC", ".."),
+    ("EVENTS_TOPIC", "x" * 250),
+    ("EVENTS_TOPIC", "leute-größe"),
+    ("EVENTS_PARTITIONS", "0"),
+    ("EVENTS_PARTITIONS", "six"),
+    ("EVENTS_PARTITIONS", "1.5"),
+    ("EVENTS_PARTITIONS", "10001"),
+    ("EVENTS_REPLICATION", "0"),
+    ("EVENTS_REPLICATION", "-1"),
+    ("EVENTS_REPLICATION", "101"),
+    ("EVENTS_DEAD_LETTER_TOPIC", "dead/letters"),
+    ("EVENTS_DEAD_LETTER_TOPIC", "events"),
+    ("EVENTS_GROUP_ID", "g" * 256),
     ("PRODUCER_PORT", "0"),
     ("PRODUCER_PORT", "65536"),
     ("PRODUCER_PORT", "http"),
@@ -98,11 +101,11 @@ WRONG = [
     *(
         ("PRODUCER_URL", origin)
         for origin in NO_ORIGINS
-        if origin not in {"http://localhost/", "http://localhost/people"}
+        if origin not in {"http://localhost/", "http://localhost/events"}
     ),
     ("PRODUCER_URL", "/"),
     ("PRODUCER_URL", "producer"),
-    ("PRODUCER_URL", "http://a/people?x"),
+    ("PRODUCER_URL", "http://a/events?x"),
     ("PRODUCER_URL", "http://a//b"),
     ("PRODUCER_URL", "http://a/../b"),
     ("PRODUCER_URL", "http://a:0/b"),
@@ -135,8 +138,8 @@ WRONG = [
 def setting(settings: Settings, variable: str) -> object:
     """Return what a variable sets."""
     for field in FIELDS:
-        if variable in PEOPLE.variables(field):
-            return getattr(settings.of(PEOPLE), field)
+        if variable in EVENTS.variables(field):
+            return getattr(settings.of(EVENTS), field)
     return getattr(settings, variable.lower())
 
 
@@ -158,18 +161,18 @@ def test_a_wrong_value_stops_the_start_with_one_line_that_names_its_variable(var
     line = str(stopped.value)
     assert line.startswith(f"{variable}: ")
     assert "\n" not in line
-    others = set(Settings.__struct_encode_fields__) - {"PEOPLE_TOPIC"}
+    others = set(Settings.__struct_encode_fields__) - {"EVENTS_TOPIC"}
     assert not [name for name in others if name in line and name not in variable]
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "expected"),
     [
-        ("PEOPLE_PARTITIONS", "x", "a whole number from 1 to 10000, not 'x'"),
+        ("EVENTS_PARTITIONS", "x", "a whole number from 1 to 10000, not 'x'"),
         ("WINDOW_SIZE", "1e4", "a whole number from 1 to 1000000, not '1e4'"),
         ("LOG_LEVEL", "LOUD", "one of CRITICAL, DEBUG, ERROR, INFO, WARNING, not 'LOUD'"),
-        ("CONSUMER_GROUP_ID", "g" * 256, "text of 1 to 255 characters, not "),
-        ("PEOPLE_TOPIC", "a b", "a topic's name "),
+        ("EVENTS_GROUP_ID", "g" * 256, "text of 1 to 255 characters, not "),
+        ("EVENTS_TOPIC", "a b", "a topic's name "),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "x", "an address like http://localhost:4318, not 'x'"),
         ("KAFKA_BOOTSTRAP_SERVERS", "::1:9092", "host:port, several with commas"),
     ],
@@ -187,17 +190,17 @@ def test_the_line_says_what_is_expected_in_plain_words(variable: str, value: str
         ("ROOT_PATH", "/a.b/c_d~e/f-1", "/a.b/c_d~e/f-1"),
         ("ROOT_PATH", "/", ""),
         ("PRODUCER_URL", "http://localhost/", "http://localhost"),
-        ("PRODUCER_URL", "https://people.example:8443/kafka/producer/", "https://people.example:8443/kafka/producer"),
+        ("PRODUCER_URL", "https://events.example:8443/kafka/producer/", "https://events.example:8443/kafka/producer"),
         ("PRODUCER_URL", "/kafka/producer", "/kafka/producer"),
         (
             "ALLOWED_HOSTS",
-            "People.example, *.svc,10.1.2.3,[::1],::1,a_b",
-            "People.example, *.svc,10.1.2.3,[::1],::1,a_b",
+            "Events.example, *.svc,10.1.2.3,[::1],::1,a_b",
+            "Events.example, *.svc,10.1.2.3,[::1],::1,a_b",
         ),
         ("ALLOWED_HOSTS", "*", "*"),
     ],
 )
-def test_hosts_and_paths_are_taken_as_people_write_them(variable: str, value: str, read: str) -> None:
+def test_hosts_and_paths_are_taken_as_operators_write_them(variable: str, value: str, read: str) -> None:
     assert getattr(read_settings({variable: value}), variable.lower()) == read
 
 
@@ -209,7 +212,7 @@ def test_a_broker_at_an_ipv6_address_is_asked_as_the_client_understands_it(serve
     assert (f"[{host}]:{port}", family) == (server, socket.AF_INET6)
 
 
-@pytest.mark.parametrize("variable", ["PEOPLE_TOPIC", "HOST", "CONSUMER_GROUP_ID"])
+@pytest.mark.parametrize("variable", ["EVENTS_TOPIC", "HOST", "EVENTS_GROUP_ID"])
 def test_no_text_takes_its_value_from_another_variable(variable: str) -> None:
     settings = read_settings({variable: "other"})
     assert {name for name in NAMES if setting(settings, name) == "other"} >= {variable}
@@ -221,11 +224,11 @@ def test_no_text_takes_its_value_from_another_variable(variable: str) -> None:
 def test_every_value_given_is_taken() -> None:
     given = {
         "KAFKA_BOOTSTRAP_SERVERS": "kafka:9093",
-        "PEOPLE_TOPIC": "persons",
-        "PEOPLE_PARTITIONS": "12",
-        "PEOPLE_REPLICATION": "3",
-        "DEAD_LETTER_TOPIC": "persons.dead_1",
-        "CONSUMER_GROUP_ID": "group of ours",
+        "EVENTS_TOPIC": "events",
+        "EVENTS_PARTITIONS": "12",
+        "EVENTS_REPLICATION": "3",
+        "EVENTS_DEAD_LETTER_TOPIC": "events.dead_1",
+        "EVENTS_GROUP_ID": "group of ours",
         "HOST": "::1",
         "PRODUCER_PORT": "1",
         "CONSUMER_PORT": "65535",
@@ -250,11 +253,11 @@ def test_the_origins_that_may_call_the_producer_are_a_list_in_the_order_given() 
     assert read_settings({}).allowed_origins == []
 
 
-def test_people_and_dead_letters_must_not_share_a_topic() -> None:
-    with pytest.raises(WrongSetting, match=r"DEAD_LETTER_TOPIC: .*PEOPLE_TOPIC.*'same'"):
-        read_settings({"PEOPLE_TOPIC": "same", "DEAD_LETTER_TOPIC": "same"})
-    with pytest.raises(WrongSetting, match="DEAD_LETTER_TOPIC"):
-        read_settings({"PEOPLE_TOPIC": "people-dlt"})
+def test_events_and_dead_letters_must_not_share_a_topic() -> None:
+    with pytest.raises(WrongSetting, match=r"EVENTS_DEAD_LETTER_TOPIC: .*EVENTS_TOPIC.*'same'"):
+        read_settings({"EVENTS_TOPIC": "same", "EVENTS_DEAD_LETTER_TOPIC": "same"})
+    with pytest.raises(WrongSetting, match="EVENTS_DEAD_LETTER_TOPIC"):
+        read_settings({"EVENTS_TOPIC": "events-dlt"})
 
 
 VARIABLES = st.sampled_from(NAMES)
@@ -266,7 +269,7 @@ def test_any_environment_gives_settings_or_one_line_that_names_a_variable(enviro
     found = settings_or_line(environment)
     if isinstance(found, Settings):
         assert all(":" in server for server in found.bootstrap_servers)
-        assert found.of(PEOPLE).topic != found.of(PEOPLE).dead_letter_topic
+        assert found.of(EVENTS).topic != found.of(EVENTS).dead_letter_topic
     else:
         variable, colon, _ = found.partition(": ")
         assert (colon, variable in NAMES) == (": ", True)

@@ -14,7 +14,7 @@ from faststream.kafka import KafkaBroker, TestKafkaBroker
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import ADA, LONG, Client, Stored, as_json, everything_else_has_run, stored_person, until
+from samples import EVENT, LONG, Client, Stored, as_json, everything_else_has_run, stored_event, until
 from streams import policy
 
 from apps.chassis.kafka.clients import client_options, new_broker
@@ -35,13 +35,13 @@ from apps.consumer.consuming.subscriber import (
     has_newer,
     subscribe,
 )
-from contracts.person import PEOPLE, Person
 from contracts.record import Record
 from contracts.stream import encode
+from tests.event import EVENTS, Event
 
 pytestmark = pytest.mark.anyio
 
-TOPIC, GROUP = "people", "people-consumer"
+TOPIC, GROUP = "events", "events-consumer"
 BAD_VALUES = {
     "tombstone": None,
     "empty": b"",
@@ -49,8 +49,8 @@ BAD_VALUES = {
     "a number": b"5",
     "a list": b"[" + as_json() + b"]",
     "a missing field": b'{"id": "1"}',
-    "a wrong type": as_json(age="36"),
-    "out of range": as_json(age=151),
+    "a wrong type": as_json(number="36"),
+    "out of range": as_json(number=151),
     "not UTF-8": as_json().replace(b"Ada", b"\xff"),
     "binary": bytes(range(256)),
     "nested deeply": b'{"id":' + b"[" * 100_000,
@@ -62,24 +62,24 @@ class Consumer:
     """A consumption whose handler and dead letters are lists; `events` has them in the order in which they came."""
 
     def __init__(self) -> None:
-        self.handled: list[Person] = []
+        self.handled: list[Event] = []
         self.letters: list[BadRecord] = []
         self.events: list[str] = []
         self.rejected: set[str] = set()
         self.handler_error: Exception | None = None
         self.writer_error: Exception | None = None
         self.window = Window(1_000)
-        self.consumption = Consumption(PEOPLE.decode, self.window.extend, self._handle, self._write, policy=policy())
+        self.consumption = Consumption(EVENTS.decode, self.window.extend, self._handle, self._write, policy=policy())
         self.client = Client()
         self.commits = Commits(nothing_committed, no_offsets)
 
-    async def _handle(self, people: Sequence[Person]) -> None:
+    async def _handle(self, events: Sequence[Event]) -> None:
         self.events.append("handler")
         if self.handler_error:
             raise self.handler_error
-        if self.rejected & {person.id for person in people}:
+        if self.rejected & {event.id for event in events}:
             raise Reject
-        self.handled.extend(people)
+        self.handled.extend(events)
 
     async def _write(self, bad: Sequence[BadRecord]) -> None:
         self.events.append("dead letters")
@@ -132,69 +132,69 @@ def bad_record(offset: int, value: bytes | None = b"not json") -> Stored:
 
 @given(st.lists(st.builds(Stored, key=st.none() | st.binary(), value=st.none() | st.binary(), offset=st.integers())))
 def test_no_record_whatever_it_holds_stops_its_neighbours(records: list[Stored]) -> None:
-    ada = Stored(value=encode(ADA))
-    good, people, bad = sort_out(PEOPLE.decode, [*records, ada])
+    ada = Stored(value=encode(EVENT))
+    good, events, bad = sort_out(EVENTS.decode, [*records, ada])
     assert list(good) == [ada]
-    assert people == [ADA]
+    assert events == [EVENT]
     assert [letter.record for letter in bad] == records
     assert all(letter.tries == 1 for letter in bad)
 
 
 @given(st.lists(st.booleans(), max_size=40))
 def test_good_and_bad_records_are_each_kept_in_their_order(pattern: list[bool]) -> None:
-    records = [stored_person(i) if is_good else bad_record(i) for i, is_good in enumerate(pattern)]
-    good, people, bad = sort_out(PEOPLE.decode, records)
+    records = [stored_event(i) if is_good else bad_record(i) for i, is_good in enumerate(pattern)]
+    good, events, bad = sort_out(EVENTS.decode, records)
     assert [record.offset for record in good] == [i for i, is_good in enumerate(pattern) if is_good]
-    assert [person.id for person in people] == [f"person-{record.offset}" for record in good]
+    assert [event.id for event in events] == [f"event-{record.offset}" for record in good]
     assert [letter.record.offset for letter in bad] == [i for i, is_good in enumerate(pattern) if not is_good]
 
 
 @pytest.mark.parametrize("value", BAD_VALUES.values(), ids=BAD_VALUES.keys())
-def test_what_is_no_person_is_bad_and_says_why(value: bytes | None) -> None:
+def test_what_is_no_event_is_bad_and_says_why(value: bytes | None) -> None:
     record = bad_record(1, value)
-    good, people, bad = sort_out(PEOPLE.decode, [stored_person(0), record, stored_person(2)])
+    good, events, bad = sort_out(EVENTS.decode, [stored_event(0), record, stored_event(2)])
     assert [found.offset for found in good] == [0, 2]
-    assert [person.id for person in people] == ["person-0", "person-2"]
+    assert [event.id for event in events] == ["event-0", "event-2"]
     ((found, error, tries),) = bad
     assert found is record
     assert str(error)
     assert tries == 1
 
 
-def test_a_person_with_a_null_key_or_more_fields_is_good() -> None:
+def test_an_event_with_a_null_key_or_more_fields_is_good() -> None:
     records = [Stored(key=None, value=as_json()), Stored(offset=1, value=as_json(no_field_of_anyone="Countess"))]
-    good, people, bad = sort_out(PEOPLE.decode, records)
-    assert (list(good), people, bad) == (records, [ADA, ADA], [])
+    good, events, bad = sort_out(EVENTS.decode, records)
+    assert (list(good), events, bad) == (records, [EVENT, EVENT], [])
 
 
 async def test_of_a_batch_the_handler_gets_the_good_and_the_dead_letters_the_bad() -> None:
     consumer = Consumer()
-    records = [stored_person(0), bad_record(1), stored_person(2), bad_record(3, None), stored_person(4)]
+    records = [stored_event(0), bad_record(1), stored_event(2), bad_record(3, None), stored_event(4)]
     async with subscribed(consumer) as (_, subscriber):
         await subscriber.process_message(tuple(records))
-    assert [person.id for person in consumer.handled] == ["person-0", "person-2", "person-4"]
+    assert [event.id for event in consumer.handled] == ["event-0", "event-2", "event-4"]
     assert [letter.record for letter in consumer.letters] == [records[1], records[3]]
     assert consumer.counters == (3, 2)
     assert [record.offset for record in consumer.shown] == [0, 2, 4]
     assert consumer.consumption.last_error is not None
-    assert "people-0 offset 3" in consumer.consumption.last_error
+    assert "events-0 offset 3" in consumer.consumption.last_error
 
 
 async def test_records_published_on_the_topic_arrive_at_the_handler() -> None:
     consumer = Consumer()
-    values = [encode(ADA), b"5", b"", as_json(age="36"), as_json(id="2")]
+    values = [encode(EVENT), b"5", b"", as_json(number="36"), as_json(id="2")]
     async with subscribed(consumer) as (broker, _):
         await broker.publish_batch(*values, topic=TOPIC)
         await broker.publish(None, TOPIC, key=b"deleted")
-        await broker.publish_batch(encode(ADA), topic="another topic")
-    assert [person.id for person in consumer.handled] == [ADA.id, "2"]
-    assert [letter.record.value for letter in consumer.letters] == [b"5", b"", as_json(age="36"), None]
+        await broker.publish_batch(encode(EVENT), topic="another topic")
+    assert [event.id for event in consumer.handled] == [EVENT.id, "2"]
+    assert [letter.record.value for letter in consumer.letters] == [b"5", b"", as_json(number="36"), None]
 
 
 async def test_a_consumed_batch_does_not_hold_itself_until_a_garbage_collection() -> None:
     consumer = Consumer()
     async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((stored_person(0), stored_person(1)))
+        await subscriber.process_message((stored_event(0), stored_event(1)))
         batches = [one for one in gc.get_objects() if type(one) is FetchedBatch]  # the test broker keeps them
         assert batches
         for batch in batches:
@@ -214,33 +214,33 @@ async def test_a_consumed_batch_does_not_hold_itself_until_a_garbage_collection(
 )
 async def test_a_null_or_binary_header_stops_nobody(headers: tuple[tuple[str, bytes | None], ...]) -> None:
     consumer = Consumer()
-    good, bad = stored_person(0), bad_record(1)
+    good, bad = stored_event(0), bad_record(1)
     good.headers = bad.headers = headers
     async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((good, bad, stored_person(2)))
-    assert [person.id for person in consumer.handled] == ["person-0", "person-2"]
+        await subscriber.process_message((good, bad, stored_event(2)))
+    assert [event.id for event in consumer.handled] == ["event-0", "event-2"]
     assert [letter.record.headers for letter in consumer.letters] == [headers]
 
 
 async def test_a_null_key_stops_nobody() -> None:
     consumer = Consumer()
     async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((Stored(key=None, value=encode(ADA)), Stored(key=None, value=None)))
-    assert consumer.handled == [ADA]
+        await subscriber.process_message((Stored(key=None, value=encode(EVENT)), Stored(key=None, value=None)))
+    assert consumer.handled == [EVENT]
     assert [letter.record.key for letter in consumer.letters] == [None]
 
 
 async def test_the_handler_comes_before_the_dead_letters() -> None:
     consumer = Consumer()
     async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((bad_record(0), stored_person(1)))
+        await subscriber.process_message((bad_record(0), stored_event(1)))
     assert consumer.events == ["handler", "dead letters"]
 
 
 async def test_neither_the_handler_nor_the_dead_letters_are_bothered_with_nothing() -> None:
     consumer = Consumer()
     async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((stored_person(0),))
+        await subscriber.process_message((stored_event(0),))
         await subscriber.process_message((bad_record(1),))
     assert consumer.events == ["handler", "dead letters"]
     assert consumer.counters == (1, 1)
@@ -251,13 +251,13 @@ async def test_while_the_handler_fails_nothing_is_written_counted_or_shown() -> 
     consumer.handler_error = RuntimeError("the database is down")
     async with subscribed(consumer) as (_, subscriber):
         for _ in range(5):
-            await subscriber.process_message((stored_person(0), bad_record(1)))
+            await subscriber.process_message((stored_event(0), bad_record(1)))
         assert set(consumer.events) == {"handler"}
         assert consumer.counters == (0, 0)
         assert consumer.shown == []
         consumer.handler_error = None
-        await subscriber.process_message((stored_person(0), bad_record(1)))
-    assert [person.id for person in consumer.handled] == ["person-0"]
+        await subscriber.process_message((stored_event(0), bad_record(1)))
+    assert [event.id for event in consumer.handled] == ["event-0"]
     assert [letter.record.offset for letter in consumer.letters] == [1]
     assert consumer.counters == (1, 1)
     assert [record.offset for record in consumer.shown] == [0]
@@ -267,7 +267,7 @@ async def test_a_failing_batch_that_is_given_up_is_not_committed_and_leaves_noth
     consumer = Consumer()
     consumer.handler_error = RuntimeError("the database is down")
     async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1))))
+        consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1))))
         await until(lambda: consumer.events)
         consumer.consumption.leaving.set()
         await consuming
@@ -280,7 +280,7 @@ async def test_a_batch_whose_dead_letters_cannot_be_written_is_given_up_at_its_f
     consumer = Consumer()
     consumer.writer_error = TimeoutError()
     async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1))))
+        consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1))))
         await until(lambda: "dead letters" in consumer.events)
         consumer.consumption.leaving.set()
         await consuming
@@ -292,22 +292,22 @@ async def test_dead_letters_that_were_not_written_are_written_again_without_hand
     consumer = Consumer()
     consumer.writer_error = TimeoutError()
     async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1))))
+        consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1))))
         await until(lambda: len(consumer.events) >= 3)
         consumer.writer_error = None
         await consuming
-    assert [person.id for person in consumer.handled] == ["person-0"]
+    assert [event.id for event in consumer.handled] == ["event-0"]
     assert [letter.record.offset for letter in consumer.letters] == [1]
     assert consumer.counters == (1, 1)
 
 
 async def test_who_is_rejected_by_the_handler_is_dead_lettered_among_the_bad_in_the_order_of_the_topic() -> None:
     consumer = Consumer()
-    consumer.rejected = {"person-2"}
-    records = [stored_person(0), bad_record(1), stored_person(2), bad_record(3), stored_person(4)]
+    consumer.rejected = {"event-2"}
+    records = [stored_event(0), bad_record(1), stored_event(2), bad_record(3), stored_event(4)]
     async with subscribed(consumer) as (_, subscriber):
         await subscriber.process_message(tuple(records))
-    assert [person.id for person in consumer.handled] == ["person-0", "person-4"]
+    assert [event.id for event in consumer.handled] == ["event-0", "event-4"]
     assert [letter.record for letter in consumer.letters] == records[1:4]
     assert isinstance(consumer.letters[1].error, Reject)
     assert consumer.letters[1].tries > 1
@@ -327,7 +327,7 @@ async def test_too_many_bad_records_in_a_row_halt_the_consumer_and_none_of_the_b
         assert consumer.letters == []
         assert consumer.counters == (0, 0)
         with pytest.raises(Halted):
-            await subscriber.process_message((stored_person(100),))
+            await subscriber.process_message((stored_event(100),))
         assert consumer.handled == []
         consumer.consumption.resume(accept=True)
         await subscriber.process_message(tuple(map(bad_record, range(100))))
@@ -339,7 +339,7 @@ async def test_once_bad_records_were_accepted_a_batch_without_any_ends_that() ->
     consumer.consumption.resume(accept=True)
     async with subscribed(consumer) as (_, subscriber):
         await subscriber.process_message(tuple(map(bad_record, range(150))))
-        await subscriber.process_message((stored_person(150),))
+        await subscriber.process_message((stored_event(150),))
         consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(151, 251)))))
         await until(lambda: consumer.consumption.halted)
         consumer.consumption.leaving.set()
@@ -353,7 +353,7 @@ async def test_what_is_accepted_of_a_partition_holds_until_that_one_had_only_goo
     consumer.consumption.resume(accept=True)
     async with subscribed(consumer) as (_, subscriber):
         await subscriber.process_message(tuple(map(bad_record, range(150))))
-        await subscriber.process_message((Stored(partition=1, value=encode(ADA)),))
+        await subscriber.process_message((Stored(partition=1, value=encode(EVENT)),))
         await subscriber.process_message(tuple(map(bad_record, range(150, 300))))
     assert consumer.counters == (1, 300)
 
@@ -384,18 +384,18 @@ async def test_a_partition_is_at_its_end_once_a_fetch_told_that_nothing_is_behin
 
 
 async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_an_ailment(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never(_: Sequence[Person]) -> None:
+    async def never(_: Sequence[Event]) -> None:
         await asyncio.Event().wait()
 
     consumption, commits = (
-        Consumption(PEOPLE.decode, Window(10).extend, never, Consumer()._write),
+        Consumption(EVENTS.decode, Window(10).extend, never, Consumer()._write),
         Commits(nothing_committed, no_offsets),
     )
     broker = new_broker(client_options(Settings(), "consumer"))
     subscriber = subscribe(broker, TOPIC, GROUP, consumption, commits)
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
         subscriber.consumer, subscriber.lock = cast("Any", object()), MultiLock()
-        handling = asyncio.create_task(subscriber.process_message((stored_person(0),)))
+        handling = asyncio.create_task(subscriber.process_message((stored_event(0),)))
         await until(lambda: consumption.busy_since)
         assert ailment(subscriber, consumption, commits) is None
         monkeypatch.setattr(module, "LONGEST_BATCH_MS", 0)
@@ -409,7 +409,7 @@ async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken(monk
     consumer.client.positions, consumer.client.errors = {0: 1}, [UnknownError()]
     async with subscribed(consumer) as (_, subscriber):
         subscriber.lock = MultiLock()
-        consuming = asyncio.create_task(subscriber.process_message((stored_person(0),)))
+        consuming = asyncio.create_task(subscriber.process_message((stored_event(0),)))
         await until(lambda: consumer.commits.retrying_since)
         assert "UnknownError" in str(ailment(subscriber, consumer.consumption, consumer.commits))
         await consuming
@@ -430,7 +430,7 @@ class Silent:
 
 
 async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None:
-    consumption = Consumption(PEOPLE.decode, Window(10).extend, Consumer()._handle, Consumer()._write)
+    consumption = Consumption(EVENTS.decode, Window(10).extend, Consumer()._handle, Consumer()._write)
     consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_offsets)
     subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
     subscriber.consumer, subscriber.lock = cast("Any", Silent()), MultiLock()
@@ -444,19 +444,19 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
     consumer = Consumer()
     may_end = asyncio.Event()
 
-    async def slow(_: Sequence[Person]) -> None:
+    async def slow(_: Sequence[Event]) -> None:
         consumer.events.append("handler begins")
         await may_end.wait()
         consumer.events.append("handler ends")
 
-    consumption = Consumption(PEOPLE.decode, consumer.window.extend, slow, consumer._write)
+    consumption = Consumption(EVENTS.decode, consumer.window.extend, slow, consumer._write)
     broker = new_broker(client_options(Settings(), "consumer"))
     subscriber = subscribe(broker, TOPIC, GROUP, consumption, Commits(nothing_committed, no_offsets))
     drain = Drain(consumption, Commits(nothing_committed, no_offsets), lambda _: None)
     drain.subscriber = subscriber
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
         subscriber.lock = MultiLock()  # what a started one has
-        consuming = asyncio.create_task(subscriber.process_message((stored_person(0),)))
+        consuming = asyncio.create_task(subscriber.process_message((stored_event(0),)))
         await until(lambda: consumer.events)
 
         async def give_up() -> None:
@@ -473,9 +473,9 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
 
 async def test_dead_letters_are_counted_by_the_type_of_their_error() -> None:
     consumer = Consumer()
-    consumer.rejected = {"person-4"}
+    consumer.rejected = {"event-4"}
     async with subscribed(consumer) as (_, subscriber):
-        bad = bad_record(0), bad_record(1, None), bad_record(2, b"7"), bad_record(3, b"8"), stored_person(4)
+        bad = bad_record(0), bad_record(1, None), bad_record(2, b"7"), bad_record(3, b"8"), stored_event(4)
         await subscriber.process_message(bad)
     counted = {reason: number for reason, number in consumer.consumption.dead_letters.items() if number}
     assert counted == {"DecodeError": 1, "Tombstone": 1, "ValidationError": 2, "Reject": 1}
@@ -487,10 +487,10 @@ async def test_a_handler_that_raises_ever_new_types_of_errors_makes_no_more_than
         for number in range(2 * MOST_REASONS):
             kind = type(f"Error{number}", (Reject,), {})
             consumer.handler_error = kind()
-            await subscriber.process_message((stored_person(number),))
+            await subscriber.process_message((stored_event(number),))
             consumer.handler_error = None
             consumer.consumption.limit.passed()
-            await subscriber.process_message((stored_person(number),))
+            await subscriber.process_message((stored_event(number),))
     assert consumer.consumption.dead_lettered == 2 * MOST_REASONS
     assert len(consumer.consumption.dead_letters) == MOST_REASONS + 1
     assert consumer.consumption.dead_letters["other"] > MOST_REASONS
@@ -500,12 +500,12 @@ async def test_a_batch_whose_commit_is_refused_counts_nowhere_and_is_redelivered
     consumer = Consumer()
     consumer.client.positions = {0: 2}
     consumer.client.errors = [CommitFailedError()]
-    batch = (stored_person(0), bad_record(1))
+    batch = (stored_event(0), bad_record(1))
     async with subscribed(consumer) as (_, subscriber):
         assert isinstance(subscriber, PromptSubscriber)
         subscriber._listener.polled = {TopicPartition(TOPIC, 0): 2}
         await subscriber.process_message(batch)
-        assert [person.id for person in consumer.handled] == ["person-0"]
+        assert [event.id for event in consumer.handled] == ["event-0"]
         assert (consumer.counters, consumer.shown) == ((0, 0), [])
         assert consumer.client.positions == {0: 0}, "it goes on at the first record of the batch"
         consumer.client.positions = {0: 2}
@@ -522,7 +522,7 @@ async def test_a_batch_that_fails_after_its_partitions_were_given_away_moves_no_
     async with subscribed(consumer) as (_, subscriber):
         assert isinstance(subscriber, PromptSubscriber)
         subscriber._listener.polled = {TopicPartition(TOPIC, 0): 2}
-        consuming = asyncio.create_task(subscriber.process_message((stored_person(0),)))
+        consuming = asyncio.create_task(subscriber.process_message((stored_event(0),)))
         await until(lambda: consumer.events)
         consumer.consumption.leaving.set()
         await consuming
@@ -540,7 +540,7 @@ async def test_an_in_flight_batch_has_an_age_until_it_is_committed() -> None:
     consumer.client.positions = {0: 1}
     consumer.client.commit = commit  # type: ignore[assignment, method-assign]  # Kafka does not answer yet
     async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message((stored_person(0),)))
+        consuming = asyncio.create_task(subscriber.process_message((stored_event(0),)))
         await until(lambda: consumer.handled)
         await everything_else_has_run()
         assert consumer.consumption.batch_age > 0
@@ -562,33 +562,33 @@ async def test_a_batch_of_dead_letters_is_one_line_that_says_how_many_and_where_
 ) -> None:
     consumer = Consumer()
     async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((stored_person(5), bad_record(6, as_json(age="36")), bad_record(7, b"Ada")))
+        await subscriber.process_message((stored_event(5), bad_record(6, as_json(number="36")), bad_record(7, b"Ada")))
     (line,) = caplog.records
-    assert line.getMessage() == "2 records were dead-lettered, the first of them people-0 offset 6: ValidationError"
+    assert line.getMessage() == "2 records were dead-lettered, the first of them events-0 offset 6: ValidationError"
     fields = {name: vars(line)[name] for name in ("topic", "partition", "offset", "records", "error")}
-    assert fields == {"topic": "people", "partition": 0, "offset": 6, "records": 2, "error": "ValidationError"}
+    assert fields == {"topic": "events", "partition": 0, "offset": 6, "records": 2, "error": "ValidationError"}
 
 
-async def test_a_failing_batch_tells_once_where_the_handler_failed_and_never_what_it_says_of_a_person(
+async def test_a_failing_batch_tells_once_where_the_handler_failed_and_never_what_it_says_of_an_event(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     consumer = Consumer()
     consumer.handler_error = RuntimeError("cannot greet Ada Lovelace")
     async with subscribed(consumer) as (_, subscriber):
         with said_by(JsonFormatter()) as said:
-            await subscriber.process_message((stored_person(3),))
-            await subscriber.process_message((stored_person(3),))
+            await subscriber.process_message((stored_event(3),))
+            await subscriber.process_message((stored_event(3),))
     (line,) = [record for record in caplog.records if record.name == "apps.consumer.consuming.retry"]
     assert (vars(line)["offset"], vars(line)["error"]) == (3, "RuntimeError")
     assert "in _handle" in said[0]
     assert not [line for line in said if "Ada" in line]
 
 
-async def test_a_halt_is_logged_without_what_the_handler_says_of_a_person(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_halt_is_logged_without_what_the_handler_says_of_an_event(caplog: pytest.LogCaptureFixture) -> None:
     consumer = Consumer()
     consumer.handler_error = Reject("cannot greet Ada Lovelace")
     async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message(tuple(map(stored_person, range(100)))))
+        consuming = asyncio.create_task(subscriber.process_message(tuple(map(stored_event, range(100)))))
         await until(lambda: consumer.consumption.halted)
         consumer.consumption.leaving.set()
         with pytest.raises(Halted):
@@ -604,7 +604,7 @@ async def test_what_is_unfinished_of_a_batch_is_read_again_and_what_stands_befor
         assert isinstance(subscriber, PromptSubscriber)
         subscriber._listener.polled = {TopicPartition(TOPIC, 0): 3}
         consumer.writer_error = TimeoutError()
-        consuming = asyncio.create_task(subscriber.process_message((stored_person(0), bad_record(1), stored_person(2))))
+        consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1), stored_event(2))))
         await until(lambda: "dead letters" in consumer.events)
         consumer.consumption.leaving.set()
         await consuming

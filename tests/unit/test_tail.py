@@ -18,8 +18,8 @@ from apps.consumer.browsing import live_tail as module
 from apps.consumer.browsing import tail_events as events
 from apps.consumer.browsing.cursors import read_offsets
 from apps.consumer.browsing.live_tail import Tail, TailLimits
-from contracts.person import PEOPLE
 from contracts.record import Record
+from tests.event import EVENTS
 
 pytestmark = pytest.mark.anyio
 PARTITIONS = 3
@@ -31,13 +31,13 @@ EVENT = re.compile(r"id: (\S+)\ndata: (.*)\n\n")
 class Topic:
     """A topic, and how a copy of the service reads it: some records at a time, and late."""
 
-    topic = "people"
+    topic = "events"
 
     def __init__(self, chance: Random) -> None:
         self.records: dict[int, list[Record]] = {number: [] for number in range(PARTITIONS)}
         self._chance = chance
 
-    def write(self, count: int, value: bytes = b"no person") -> None:
+    def write(self, count: int, value: bytes = b"no event") -> None:
         for _ in range(count):
             partition = self._chance.randrange(PARTITIONS)
             key = self._chance.choice([b"wanted", b"other"])
@@ -72,7 +72,7 @@ class Copy:
 
     def __init__(self, topic: Topic, background: Background, **limits: float) -> None:
         reader = cast("LogReader", topic)
-        self.tail = Tail(reader, lambda: len(topic.records), background, PEOPLE.decode, TailLimits(**limits))  # type: ignore[arg-type]  # some are whole numbers
+        self.tail = Tail(reader, lambda: len(topic.records), background, EVENTS.decode, TailLimits(**limits))  # type: ignore[arg-type]  # some are whole numbers
 
     async def watch(self, seen: "Seen", least: int, wanted: Wanted | None = None) -> None:
         """Follow from where it was left until there are so many records."""

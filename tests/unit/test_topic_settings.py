@@ -19,7 +19,7 @@ def found(topic: Topic, replication: int = 1, /, **settings: str) -> Found:
     return Found(topic.partitions, replication, by_default | topic.configs | changed)
 
 
-@pytest.mark.parametrize("topic", [RECORDS, LETTERS, MARKS], ids=["people", "dead letters", "marks"])
+@pytest.mark.parametrize("topic", [RECORDS, LETTERS, MARKS], ids=["events", "dead letters", "marks"])
 def test_a_topic_that_a_service_created_is_as_it_is_wanted(topic: Topic) -> None:
     assert differences(topic, found(topic)) == []
 
@@ -110,12 +110,12 @@ def test_a_marks_topic_that_is_too_small_for_its_marks_is_found() -> None:
 def test_health_tells_which_guarantees_do_not_hold_and_forgets_what_was_mended() -> None:
     cluster = Cluster(client_options(Settings(), "consumer"), [LETTERS])
     cluster._report(LETTERS, differences(LETTERS, found(LETTERS, retention_ms=RETENTION_MS)))
-    assert cluster.at_risk("people are consumed") == (
-        "people are consumed; topic events-dlt: retention.ms 604800000, wanted -1: "
+    assert cluster.at_risk("events are consumed") == (
+        "events are consumed; topic events-dlt: retention.ms 604800000, wanted -1: "
         "after that time dead letters are deleted"
     )
     assert cluster.reports["events-dlt"] == [
         "retention.ms 604800000, wanted -1: after that time dead letters are deleted"
     ]
     cluster._report(LETTERS, [])
-    assert cluster.at_risk("people are consumed") == "people are consumed"
+    assert cluster.at_risk("events are consumed") == "events are consumed"

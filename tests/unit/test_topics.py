@@ -26,9 +26,9 @@ def test_keys_of_mixed_lengths_hash_as_in_aiokafka() -> None:
     assert murmur2_of_all(keys).tolist() == [aiokafka_murmur2(key) for key in keys]
 
 
-def test_people_with_ids_in_any_script_go_to_the_partition_that_aiokafka_chooses() -> None:
+def test_events_with_ids_in_any_script_go_to_the_partition_that_aiokafka_chooses() -> None:
     ids = ["Ωμέγα", "日本語", "🙂" * 16, "é", "naïve", "a" * 64]
-    keys = [person_id.encode() for person_id in ids * 4]
+    keys = [event_id.encode() for event_id in ids * 4]
     choose = DefaultPartitioner()
     for count in range(1, 51):
         partitions = list(range(count))

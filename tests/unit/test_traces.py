@@ -20,9 +20,8 @@ from apps.chassis.observability.opentelemetry import LONGEST_STATE, MOST_TRACES,
 from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
 from apps.chassis.settings import Settings, WrongSetting
-from apps.consumer.app import create_app as create_consumer
-from apps.producer.app import create_app as create_producer
 from apps.producer.publishing import publisher
+from tests.event_services import create_consumer, create_producer
 
 OUT_OF_REACH = Settings(kafka_bootstrap_servers="127.0.0.1:1")
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -110,7 +109,7 @@ def test_a_call_that_cannot_be_served_is_an_error_in_its_trace(
 ) -> None:
     monkeypatch.setattr(publisher, "PATIENCE", 0.01)
     with TestClient(create_producer(OUT_OF_REACH, traces=followed.traces)) as client:
-        client.post("/producers/people", content=as_json(), headers={"content-type": "application/json"})
+        client.post("/producers/events", content=as_json(), headers={"content-type": "application/json"})
     (span,) = followed.spans
     assert span.status.status_code is StatusCode.ERROR
     assert span.events == ()
@@ -118,7 +117,7 @@ def test_a_call_that_cannot_be_served_is_an_error_in_its_trace(
 
 def test_records_of_a_followed_call_are_given_its_trace_and_others_none(followed: Followed) -> None:
     assert followed.traces.headers() is None
-    with followed.traces.publishing("people", 1):
+    with followed.traces.publishing("events", 1):
         headers = followed.traces.headers()
     assert headers is not None
     assert headers.keys() == {"traceparent"}
@@ -146,7 +145,7 @@ def test_a_batch_is_handled_in_the_trace_that_its_records_came_with(followed: Fo
     assert trace_id.get() is None
     (span,) = followed.spans
     assert span.context == current
-    assert (span.name, span.kind, trace_of(span)) == ("process people", SpanKind.CONSUMER, TRACE)
+    assert (span.name, span.kind, trace_of(span)) == ("process events", SpanKind.CONSUMER, TRACE)
     assert (span.attributes or {})["messaging.batch.message_count"] == 2
     assert (span.attributes or {})["messaging.kafka.offset"] == 4
 

@@ -36,7 +36,7 @@ def status_beside(taken_bytes: int, query: str, controller: type[Controller], pa
     assert share_of(scope).take(taken_bytes)
     app = Litestar(
         [controller],
-        dependencies=stream_dependencies(Served({"people": Part()})),
+        dependencies=stream_dependencies(Served({"events": Part()})),
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},
     )

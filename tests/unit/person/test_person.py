@@ -1,14 +1,41 @@
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import ADA, a_person, as_json, fields_of_a_person
 
 from contracts.person import PEOPLE, Person
 from contracts.stream import encode
+
+ADA = Person(
+    id="0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
+    name="Ada Lovelace",
+    age=36,
+    email="ada.lovelace@example.com",
+    phone="+1-202-555-0143",
+    address="12 St James Square",
+    city="London",
+    state="NY",
+    zip="10001",
+    country="United States",
+)
+
+
+def a_person(**fields: Any) -> Person:  # noqa: ANN401 - of any field
+    return msgspec.structs.replace(ADA, **fields)
+
+
+def fields_of_a_person(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - right or wrong ones
+    return {**msgspec.to_builtins(ADA), **fields}
+
+
+def as_json(**fields: Any) -> bytes:  # noqa: ANN401 - right or wrong ones
+    return msgspec.json.encode(fields_of_a_person(**fields))
+
 
 FIELDS = ["id", "name", "age", "email", "phone", "address", "city", "state", "zip", "country"]
 DECODERS = pytest.mark.parametrize("decoder", [PEOPLE.decode, PEOPLE.decode_strictly], ids=["tolerant", "strict"])
@@ -141,3 +168,9 @@ def test_any_value_is_a_person_or_refused_and_what_a_producer_takes_a_consumer_t
     assert encode(PEOPLE.decode_strictly(encode(person))) == encode(person)
     assert 1 <= len(person.id) <= 64
     assert 0 <= person.age <= 150
+
+
+def test_what_any_service_needs_does_not_speak_of_people() -> None:
+    files = [*(Path(__file__).parents[3] / "apps" / "chassis").rglob("*.py")]
+    assert files
+    assert [file.name for file in files if re.search("person|people", file.read_text(), re.IGNORECASE)] == []

@@ -1,0 +1,30 @@
+"""Where another message is put in the place of `Person`, as `docs/how-to/replace-the-message.md` says, all is green."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from copies import copy_with, size_of
+
+HOW_TO = "replace-the-message.md"
+MOST_FILES, MOST_LINES = 4, 120
+
+
+def test_it_takes_at_most_four_files_and_a_hundred_and_twenty_lines() -> None:
+    files, lines = size_of(HOW_TO)
+    assert files <= MOST_FILES
+    assert lines <= MOST_LINES
+
+
+@pytest.mark.alone
+def test_the_project_then_passes_its_own_checks(tmp_path: Path) -> None:
+    project = copy_with(HOW_TO, tmp_path)
+    given = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = given | {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1"}
+    for recipe in ("schema", "check"):
+        done = subprocess.run(
+            ["uv", "run", "just", recipe], cwd=project, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-8_000:] + done.stderr[-2_000:]

@@ -6,10 +6,11 @@ compressed. A request without a body needs no media type.
 
 import asyncio
 import json
+import math
 import re
+import time
 from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -113,7 +114,7 @@ async def read_whole(
     head, share = head_of(request.scope), share_of(request.scope)
     check = partial(_check_piece, head.media_type, accepted, largest, hint)
     if request.scope.get(ALL_HERE) and not head.coding:  # the server has all of it: a small one costs a third
-        piece, _ = await _receive(request, None)
+        piece, _ = await _receive(request, None, math.inf)
         body = _without_mark(piece)
         check(len(body))
     else:
@@ -126,16 +127,11 @@ async def _read_arriving(
     request: Request[Any, Any, Any], head: BodyHead, share: Share, check: Callable[[int], None]
 ) -> bytes:
     body = bytearray()
-    try:
-        async with asyncio.timeout(SLOW_BODY_S), aclosing(read_pieces(request, head)) as pieces:
-            async for piece in pieces:
-                body += piece
-                check(len(body))
-                if not share.hold(len(body)):
-                    raise share.busy()
-    except TimeoutError:
-        reason = f"the body did not arrive within {SLOW_BODY_S:g} s"
-        raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, reason) from None
+    async for piece in read_pieces(request, head, until=time.monotonic() + SLOW_BODY_S):
+        body += piece
+        check(len(body))
+        if not share.hold(len(body)):
+            raise share.busy()
     share.hold(0)
     return bytes(body)
 
@@ -149,16 +145,17 @@ def _check_piece(media_type: str, accepted: Collection[str], largest: int, hint:
 
 
 async def read_pieces(
-    request: Request[Any, Any, Any], head: BodyHead, ending: asyncio.Event | None = None
+    request: Request[Any, Any, Any], head: BodyHead, ending: asyncio.Event | None = None, until: float = math.inf
 ) -> AsyncGenerator[bytes, None]:
     """Yield a body of any length as it arrives, decoded and without a byte order mark.
 
-    Raises `BrokenBody` when the body is incomplete: its caller disconnects, pauses for 60 s, or the service stops.
+    Raises `BrokenBody` when the body is incomplete: its caller disconnects or pauses for 60 s, the service stops, or
+    the time `until` is reached, by the monotonic clock.
     """
     decoder = Decompressor(head.coding) if head.coding else None
     start, begun, more = b"", False, True
     while more:
-        piece, more = await _receive(request, ending)
+        piece, more = await _receive(request, ending, until)
         for decoded in decoder.decode(piece) if decoder else (piece,):
             if begun and decoded:
                 yield decoded
@@ -173,25 +170,23 @@ async def read_pieces(
         yield _without_mark(start)
 
 
-async def _receive(request: Request[Any, Any, Any], ending: asyncio.Event | None) -> tuple[bytes, bool]:
+async def _receive(request: Request[Any, Any, Any], ending: asyncio.Event | None, until: float) -> tuple[bytes, bool]:
     """Return the next piece of a body, and whether more follow. Raises `BrokenBody`."""
     all_here = request.scope.get(ALL_HERE)
-    message: Any = await (request.receive() if all_here else _wait_for_more(request, ending or asyncio.Event()))
+    message: Any = await (request.receive() if all_here else _wait_for_more(request, ending or asyncio.Event(), until))
     if message["type"] == "http.disconnect":
         raise BrokenBody(HTTPStatus.BAD_REQUEST, "the body broke off")
     return message.get("body", b""), message.get("more_body", False)
 
 
-async def _wait_for_more(request: Request[Any, Any, Any], ending: asyncio.Event) -> Any:  # noqa: ANN401 - an ASGI event
+async def _wait_for_more(request: Request[Any, Any, Any], ending: asyncio.Event, until: float) -> Any:  # noqa: ANN401 - an ASGI event
     """Wait until more arrives, the service ends, other calls need the room, or it takes too long."""
-    share, arriving, end = (
-        share_of(request.scope),
-        asyncio.ensure_future(request.receive()),
-        asyncio.ensure_future(ending.wait()),
-    )
+    share = share_of(request.scope)
+    arriving, end = asyncio.ensure_future(request.receive()), asyncio.ensure_future(ending.wait())
+    timeout_s = min(SLOW_BODY_S, until - time.monotonic())
     try:
         with share.waiting(arriving.cancel):
-            await asyncio.wait([arriving, end], timeout=SLOW_BODY_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([arriving, end], timeout=max(timeout_s, 0), return_when=asyncio.FIRST_COMPLETED)
         if arriving.done() and not arriving.cancelled():
             return arriving.result()
     finally:
@@ -202,7 +197,8 @@ async def _wait_for_more(request: Request[Any, Any, Any], ending: asyncio.Event)
     elif ending.is_set():
         reason = "the service is ending and reads no more of the body"
     else:
-        raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, f"nothing more of the body arrived within {SLOW_BODY_S:g} s")
+        late = "nothing more of the body arrived" if until == math.inf else "the body did not arrive"
+        raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, f"{late} within {SLOW_BODY_S:g} s")
     raise BrokenBody(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": RETRY_AFTER})
 
 

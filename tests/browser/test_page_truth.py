@@ -304,7 +304,7 @@ def test_an_answer_that_was_asked_for_before_a_button_was_pressed_does_not_undo_
     assert page.evaluate("window.states") == []
 
 
-@pytest.mark.parametrize("path", ["consumers/status", "health-check"])
+@pytest.mark.parametrize("path", ["consumers/status", "health-check?*"])
 def test_behind_a_proxy_that_finds_no_service_nothing_is_shown_as_current(page: Page, site: Site, path: str) -> None:
     page.route(f"**/{path}", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
     expect(page.locator("#state")).to_have_text("unknown")

@@ -22,7 +22,7 @@ export function refuseUnknownStream() {
 /** Show the state of each stream, as a link to it; with one stream there is nothing to choose. */
 export function showStreams(states) {
   const list = byId("streams");
-  list.hidden = names.length === 1;
+  list.parentElement.hidden = names.length === 1;
   arrange(list, names, (name) => name, newLink, (link, name) => showStreamState(link, states[name] ?? "unknown"));
 }
 

@@ -1,6 +1,6 @@
 """Whether two versions of a record can live side by side: compares their JSON schemas, as msgspec writes them.
 
-A reader ignores fields that it does not know, as `contracts.person.decode` does; a writer writes no others than its
+A reader ignores fields that it does not know, as the `decode` of a stream does; a writer writes no others than its
 own. What cannot be judged counts as unreadable.
 """
 

@@ -1,4 +1,4 @@
-"""The documents lead where they say, and the first page stays one that events read."""
+"""The documents lead where they say, and the first page stays one that people read."""
 
 import re
 from pathlib import Path

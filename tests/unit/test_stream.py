@@ -2,12 +2,16 @@ import asyncio
 import datetime as dt
 import decimal
 import enum
+import json
 import uuid
 from typing import Annotated, Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import Meta
+from samples import EVENT, an_event, as_json, fields_of_an_event
 
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 from apps.producer.generating.generators import generator_of
@@ -190,3 +194,69 @@ async def test_values_of_any_stream_are_made_up_and_the_event_loop_turns_meanwhi
     assert {type(event) for event in made} == {Placed, Cancelled}
     assert all(CHANGES.decode_strictly(encode(event)) for event in made)
     assert turns > 1
+
+
+FIELDS_OF_AN_EVENT = ["id", "number", "text"]
+DECODERS = pytest.mark.parametrize("decoder", [EVENTS.decode, EVENTS.decode_strictly], ids=["tolerant", "strict"])
+ANYTHING = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def test_the_record_is_utf_8_and_not_escaped() -> None:
+    assert '"text":"Žofie 日本 🙂"'.encode() in encode(an_event(text="Žofie 日本 🙂"))
+
+
+def test_a_consumer_ignores_a_field_that_it_does_not_know() -> None:
+    assert EVENTS.decode(as_json(no_field_of_anyone="Countess")) == EVENT
+
+
+def test_a_producer_refuses_an_unknown_field_and_names_it() -> None:
+    with pytest.raises(msgspec.ValidationError, match="no_field_of_anyone"):
+        EVENTS.decode_strictly(as_json(no_field_of_anyone="Countess"))
+    with pytest.raises(msgspec.ValidationError, match=r"no_field_of_anyone.*\$\[1\]"):
+        EVENTS.decode_all_strictly(b"[" + as_json() + b"," + as_json(no_field_of_anyone="Countess") + b"]")
+
+
+@DECODERS
+def test_text_that_is_not_utf_8_is_refused(decoder: Any) -> None:  # noqa: ANN401 - msgspec's method
+    with pytest.raises(UnicodeDecodeError):
+        decoder(as_json().replace(b"Ada", b"\xff\xfe"))
+
+
+@DECODERS
+def test_half_a_surrogate_pair_is_refused_as_it_could_not_be_written_again(decoder: Any) -> None:  # noqa: ANN401 - msgspec's method
+    with pytest.raises(msgspec.DecodeError):
+        decoder(as_json().replace(b"Ada", b"\\ud800"))
+
+
+def test_a_wrong_value_in_a_list_is_named_by_its_place() -> None:
+    with pytest.raises(msgspec.ValidationError, match=r"\$\[2\]\.number"):
+        EVENTS.decode_all_strictly(b"[" + b",".join([as_json(), as_json(), as_json(number=151)]) + b"]")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ANYTHING,
+    lambda inner: st.lists(inner) | st.dictionaries(ANYTHING, inner),
+    max_leaves=10,
+)
+NEARLY_EVENTS = st.dictionaries(st.sampled_from(FIELDS_OF_AN_EVENT) | ANYTHING, JSON).map(
+    lambda odd: fields_of_an_event(**odd)
+)
+
+
+@given(NEARLY_EVENTS.map(lambda fields: json.dumps(fields).encode()) | st.binary() | JSON.map(msgspec.json.encode))
+def test_any_value_is_an_event_or_refused_and_what_a_producer_takes_a_consumer_takes(value: bytes) -> None:
+    refused = (msgspec.DecodeError, UnicodeDecodeError)
+    try:
+        strict: Event | None = EVENTS.decode_strictly(value)
+    except refused:
+        strict = None
+    try:
+        event = EVENTS.decode(value)
+    except refused:
+        assert strict is None
+        return
+    assert strict is None or encode(strict) == encode(event)
+    assert EVENTS.decode(encode(event)) == event
+    assert encode(EVENTS.decode_strictly(encode(event))) == encode(event)
+    assert 1 <= len(event.id) <= 64
+    assert 0 <= event.number <= 150

@@ -21,6 +21,8 @@ from litestar import Litestar
 from litestar.types import ASGIApp
 
 from apps.chassis.http.connection_limits import LimitedProtocol
+from apps.chassis.internals.canary import UnexpectedLibrary
+from apps.chassis.internals.protections import protect
 from apps.chassis.observability.logs import set_up_logging
 from apps.chassis.settings import Settings, WrongSetting, is_address, read_settings
 from contracts import STREAMS
@@ -76,7 +78,7 @@ def serve(
         address = str(listening.getsockname()[0])
         settings = msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
         app = create_app(settings, ending)
-    except (WrongSetting, BadStream) as error:
+    except (WrongSetting, BadStream, UnexpectedLibrary) as error:
         sys.exit(str(error))
     if not settings.api_keys.needed and not ip_address(address).is_loopback:
         log.warning("listening on %s without API_KEY: anyone who can reach it can change state", settings.host)
@@ -94,7 +96,8 @@ def settings_from_environment() -> Settings:
     """
     try:
         settings = read_settings(os.environ)
-    except (WrongSetting, BadStream) as error:
+        protect()
+    except (WrongSetting, BadStream, UnexpectedLibrary) as error:
         sys.exit(str(error))
     set_up_logging(settings)
     log.warning(

@@ -10,8 +10,7 @@ from litestar import Litestar
 from apps.chassis.application import build_application
 from apps.chassis.http.asyncapi import Operation
 from apps.chassis.http.served_streams import Served
-from apps.chassis.internals.kafka_client import watch_kafka_clients
-from apps.chassis.internals.record_fetching import read_fetched_fast
+from apps.chassis.internals.protections import protect
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.kafka import REAL, Kafka
 from apps.chassis.observability.metrics import new_registry
@@ -99,5 +98,4 @@ def _prepare_process() -> None:
     """Set what can be set for a whole process alone."""
     # FastStream would restart a loop that failed at once, thousands of times a second: `Control` does it, with pauses
     os.environ.setdefault("FASTSTREAM_SUPERVISOR_DISABLED", "1")
-    read_fetched_fast()
-    watch_kafka_clients()
+    protect()

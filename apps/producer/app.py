@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from litestar import Litestar
@@ -9,7 +10,7 @@ from litestar import Litestar
 from apps.chassis.application import build_application
 from apps.chassis.http.asyncapi import Operation
 from apps.chassis.http.authorization import cors
-from apps.chassis.internals.kafka_client import watch_kafka_clients
+from apps.chassis.internals.protections import protect
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.kafka import REAL, Kafka
 from apps.chassis.observability.metrics import new_registry
@@ -19,6 +20,8 @@ from apps.chassis.service import settings_from_environment
 from apps.chassis.settings import Settings
 from apps.producer.home.routes import home_routes
 from apps.producer.metrics import acknowledgement_seconds
+from apps.producer.publishing.lanes import Limits, Route
+from apps.producer.publishing.transport import choose_transport
 from apps.producer.routes import SeedController, stream_router
 from apps.producer.stream_producer import StreamProducer
 from contracts import STREAMS
@@ -28,12 +31,13 @@ SERVICE = "producer"
 DESCRIPTION = "Writes records to Kafka topics, each with a receipt."
 
 
-def create_app(
+def create_app(  # noqa: PLR0913 - what tests replace
     settings: Settings | None = None,
     ending: asyncio.Event | None = None,
     *,
     streams: Sequence[Stream[Any]] = STREAMS,
     kafka: Kafka = REAL,
+    limits: Limits | None = None,
     traces: Traces | None = None,
 ) -> Litestar:
     """Build the producer; it connects to Kafka when the application starts, and closes what it opened at its end.
@@ -43,11 +47,12 @@ def create_app(
     """
     settings = settings or settings_from_environment()
     traces, registry = traces or traces_of(settings, SERVICE), new_registry(SERVICE)
-    watch_kafka_clients()
-    seconds = acknowledgement_seconds(registry)
+    protect()
+    seconds, send = acknowledgement_seconds(registry), choose_transport(settings.accelerators, registry)
+    new_route = partial(Route, send=send, limits=limits or Limits())
     producers = {
         stream.name: StreamProducer(
-            stream, settings, client_options(settings, SERVICE), traces, seconds.labels(stream.name).observe, kafka
+            stream, settings, client_options(settings, SERVICE), traces, kafka, seconds.labels(stream.name), new_route
         )
         for stream in settings.served(streams)
     }

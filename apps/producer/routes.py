@@ -1,4 +1,4 @@
-"""The producer's HTTP: a call becomes a call of `intake`, and its result an answer."""
+"""The producer's HTTP: a call becomes one of `publishing`, and its result an answer."""
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from http import HTTPStatus
@@ -38,9 +38,12 @@ from apps.chassis.http.request_body import (
 )
 from apps.chassis.http.request_middleware import WITHOUT_QUERY
 from apps.chassis.http.streaming import Streamed
-from apps.producer.publishing.intake import CHUNK, TIMES_IN_MEMORY, Answer, BadRecords, is_list, make, read_values, send
+from apps.producer.publishing.calls import CHUNK, make, send
 from apps.producer.publishing.line_answers import LineAnswers
+from apps.producer.publishing.lines import TIMES_IN_MEMORY
 from apps.producer.publishing.publisher import Busy, OutOfReach
+from apps.producer.publishing.receipts import Answer
+from apps.producer.publishing.values import BadRecords, is_list, read_values
 from apps.producer.stream_producer import StreamProducer
 from contracts.stream import Stream
 

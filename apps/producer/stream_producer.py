@@ -1,4 +1,4 @@
-"""All that the producer has of one stream: a connection, the topic, and the publisher."""
+"""What the producer has of one stream: its FastStream publisher, the connection and the topic."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from faststream.kafka import KafkaBroker
-from prometheus_client import Metric
+from prometheus_client import Histogram, Metric
 
 from apps.chassis.background import Background
 from apps.chassis.http.health import Fitness
@@ -19,12 +19,13 @@ from apps.chassis.observability.metrics import of_kafka, of_stream
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
 from apps.producer.metrics import of_publisher
-from apps.producer.publishing.publisher import LARGEST_BATCH, Publisher
+from apps.producer.publishing.lanes import LARGEST_BATCH_BYTES, Route
+from apps.producer.publishing.publisher import Publisher
 from contracts.stream import Stream
 
 
 class StreamProducer:
-    """Publishes one stream, whatever becomes of others."""
+    """Publishes one stream, independently of others."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
         self,
@@ -32,8 +33,9 @@ class StreamProducer:
         settings: Settings,
         options: ClientOptions,
         traces: Traces,
-        acknowledged_after: Callable[[float], None],
         kafka: Kafka,
+        seconds: Histogram,
+        new_route: Callable[..., Route],
     ) -> None:
         self.stream = stream
         self.spools = Spools()
@@ -46,23 +48,17 @@ class StreamProducer:
                 options,
                 acks="all",
                 enable_idempotence=True,
-                max_batch_size=LARGEST_BATCH,
-                max_request_size=4 * LARGEST_BATCH,
+                max_batch_size=LARGEST_BATCH_BYTES,
+                max_request_size=4 * LARGEST_BATCH_BYTES,
                 id_generator=lambda: "",  # a correlation id would be a header of every record
             )
             broker.publisher(topic, batch=True, title=stream.name)
             return broker
 
         self._connection = kafka.connection(make_broker, self._cluster.ensure_topics, options["client_id"].journal)
-        self.publisher = Publisher(
-            topic,
-            self._connection,
-            self._cluster,
-            self._background,
-            options["retry_backoff_ms"] / 1_000,
-            acknowledged_after=acknowledged_after,
-            traces=traces,
-        )
+        retry_backoff_s = options["retry_backoff_ms"] / 1_000
+        route = new_route(topic, self._connection, self._cluster, retry_backoff_s, seconds.observe)
+        self.publisher = Publisher(route, self._background, traces)
 
     @asynccontextmanager
     async def open(self, ending: asyncio.Event) -> AsyncIterator[None]:

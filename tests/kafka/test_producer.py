@@ -25,9 +25,10 @@ def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
-@pytest.fixture(scope="module")
-def producer(pipeline: Pipeline) -> Iterator[Service]:
-    with pipeline.producer() as service:
+@pytest.fixture(scope="module", params=["on", "off"])
+def producer(pipeline: Pipeline, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """A producer with its accelerators, and one that works by public means alone."""
+    with pipeline.producer(ACCELERATORS=request.param) as service:
         yield service.until_healthy()
 
 

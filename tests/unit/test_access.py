@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tests.event_services import create_consumer, create_producer
 NOBODY_LISTENS = "127.0.0.1:9"
 KEY = "s3cret-of-operators"
 ADAS, GRACES, NAMELESS, OTHER = "the-key-of-adas-1", "the:key:of:grace-2", "a-key-without-name", "and-another-key-4"
-APPS = {"producer": create_producer, "consumer": create_consumer}
+APPS: dict[str, Callable[..., Litestar]] = {"producer": create_producer, "consumer": create_consumer}
 POSTS = {
     "producer": ["/producers/basic_producer", "/producers/events"],
     "consumer": [

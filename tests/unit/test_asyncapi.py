@@ -1,6 +1,7 @@
 """The AsyncAPI document, checked with the JSON schema of AsyncAPI that stands in the script of the page."""
 
 import re
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from contracts.dead_letter import LETTER_FIELDS, NAMES
 from tests.event import EVENTS, Event
 from tests.event_services import create_consumer, create_producer
 
-APPS = {"producer": create_producer, "consumer": create_consumer}
+APPS: dict[str, Callable[..., Litestar]] = {"producer": create_producer, "consumer": create_consumer}
 BOTH = pytest.mark.parametrize("service", APPS)
 ASYNCAPI = "http://asyncapi.com/definitions/3.0.0"
 SETTINGS = {

@@ -21,7 +21,7 @@ from apps.chassis.http.spool import Spools
 from apps.chassis.settings import read_settings
 from apps.consumer.operating import control
 from apps.producer import stream_producer
-from apps.producer.publishing import publisher
+from apps.producer.publishing.lanes import Limits
 from tests.event_services import create_consumer, create_producer
 
 JSON, NDJSON = {"content-type": "application/json"}, {"content-type": "application/x-ndjson"}
@@ -36,9 +36,9 @@ def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
     """Both services, with no Kafka, for which they do not wait."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(control, "START_TIMEOUT_S", 0.01)
-        patch.setattr(publisher, "PATIENCE", 0.01)
         settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
-        with TestClient(create_producer(settings)) as producer, TestClient(create_consumer(settings)) as consumer:
+        app = create_producer(settings, limits=Limits(connect_s=0.01))
+        with TestClient(app) as producer, TestClient(create_consumer(settings)) as consumer:
             yield {"producer": producer, "consumer": consumer}
 
 

@@ -1,7 +1,7 @@
 import re
 import socket
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any
 from urllib.parse import urljoin
@@ -15,10 +15,10 @@ from litestar.testing import TestClient
 from apps.chassis.http.problems import KINDS, Kind
 from apps.chassis.settings import Settings, read_settings
 from apps.consumer.operating import control
-from apps.producer.publishing import publisher
+from apps.producer.publishing.lanes import Limits
 from tests.event_services import create_consumer, create_producer
 
-APPS = {"producer": create_producer, "consumer": create_consumer}
+APPS: dict[str, Callable[..., Litestar]] = {"producer": create_producer, "consumer": create_consumer}
 BOTH = pytest.mark.parametrize("service", APPS)
 DOCUMENTS: dict[str, dict[str, Any]] = {
     name: create_app(Settings()).openapi_schema.to_schema() for name, create_app in APPS.items()
@@ -41,10 +41,10 @@ def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
     """Both services, with no Kafka, for which they do not wait."""
     with socket.socket() as closed, pytest.MonkeyPatch.context() as patch:
         patch.setattr(control, "START_TIMEOUT_S", 0.01)
-        patch.setattr(publisher, "PATIENCE", 0.01)
         closed.bind(("127.0.0.1", 0))
         settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{closed.getsockname()[1]}"})
-        with TestClient(create_producer(settings)) as producer, TestClient(create_consumer(settings)) as consumer:
+        app = create_producer(settings, limits=Limits(connect_s=0.01))
+        with TestClient(app) as producer, TestClient(create_consumer(settings)) as consumer:
             yield {"producer": producer, "consumer": consumer}
 
 

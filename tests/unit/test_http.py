@@ -27,13 +27,13 @@ from apps.chassis.observability.logs import request_id, with_request
 from apps.chassis.settings import Settings, read_settings
 from apps.consumer.operating.routes import Seek, place_of
 from apps.producer import routes
-from apps.producer.publishing import publisher
+from apps.producer.publishing.lanes import Limits
 from contracts.stream import encode
 from tests.event_services import create_consumer, create_producer
 
 FAR_TOO_LONG = 30
 """Seconds after which a test is broken off: nothing may hang while Kafka is out of reach."""
-APPS = {"producer": create_producer, "consumer": create_consumer}
+APPS: dict[str, Callable[..., Litestar]] = {"producer": create_producer, "consumer": create_consumer}
 ENDPOINTS = {
     "producer": {
         ("POST", "/producers/basic_producer"),
@@ -87,7 +87,8 @@ def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{closed.getsockname()[1]}"})
-        with TestClient(create_producer(settings)) as producer, TestClient(create_consumer(settings)) as consumer:
+        app = create_producer(settings, limits=Limits(connect_s=0.01))
+        with TestClient(app) as producer, TestClient(create_consumer(settings)) as consumer:
             yield {"producer": producer, "consumer": consumer}
 
 
@@ -99,11 +100,6 @@ def producer(clients: dict[str, TestClient[Litestar]]) -> TestClient[Litestar]:
 @pytest.fixture
 def consumer(clients: dict[str, TestClient[Litestar]]) -> TestClient[Litestar]:
     return clients["consumer"]
-
-
-@pytest.fixture
-def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "PATIENCE", 0.01)
 
 
 def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
@@ -260,7 +256,6 @@ def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar], mon
     problem_of(answer, 400)
 
 
-@pytest.mark.usefixtures("_no_patience")
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -278,7 +273,6 @@ def test_with_kafka_out_of_reach_a_caller_is_told_to_come_again(
     assert int(answer.headers["retry-after"]) >= 1
 
 
-@pytest.mark.usefixtures("_no_patience")
 def test_with_kafka_out_of_reach_every_line_is_answered_by_what_became_of_it(producer: TestClient[Litestar]) -> None:
     body = as_json(id="1") + b"\nnot json\n" + as_json(id="3")
     answer = producer.post("/producers/events", content=body, headers={"content-type": "application/x-ndjson"})

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from litestar import Litestar
@@ -11,13 +11,13 @@ from samples import EVENT, as_json
 from apps.chassis.settings import Settings
 from apps.consumer.consuming.retry import Reject
 from apps.consumer.operating.metrics import HandlerMetrics
-from apps.producer.publishing import publisher
+from apps.producer.publishing.lanes import Limits
 from tests.event import Event
 from tests.event_services import create_consumer, create_producer
 
 pytestmark = pytest.mark.anyio
 
-APPS = {"producer": create_producer, "consumer": create_consumer}
+APPS: dict[str, Callable[..., Litestar]] = {"producer": create_producer, "consumer": create_consumer}
 OUT_OF_REACH = Settings(kafka_bootstrap_servers="127.0.0.1:1")
 OWN = {
     "producer": {
@@ -121,9 +121,8 @@ def test_two_applications_of_one_process_count_apart(service: str, client: TestC
     assert value(scraped(client), "http_requests_total", **labels) == 1
 
 
-def test_events_that_could_not_be_sent_are_counted_and_a_streamed_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "PATIENCE", 0.01)
-    with TestClient(create_producer(OUT_OF_REACH)) as client:
+def test_events_that_could_not_be_sent_are_counted_and_a_streamed_answer_too() -> None:
+    with TestClient(create_producer(OUT_OF_REACH, limits=Limits(connect_s=0.01))) as client:
         events = b"[" + as_json(id="1") + b"," + as_json(id="2") + b"]"
         client.post("/producers/events", content=events, headers={"content-type": "application/json"})
         lines = as_json(id="3") + b"\nnot json\n"

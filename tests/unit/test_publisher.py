@@ -14,43 +14,31 @@ from faststream.kafka import KafkaBroker, KafkaPublishMessage, TestKafkaBroker
 from samples import LONG, everything_else_has_run, until
 
 from apps.chassis.background import Background
+from apps.chassis.internals.client_batch import Records
 from apps.chassis.internals.kafka_client import Throttled, watch_kafka_clients
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
-from apps.producer.publishing import publisher as publisher_module
-from apps.producer.publishing.publisher import (
-    BATCH_OVERHEAD,
-    LARGEST_BATCH,
-    RECORD_OVERHEAD,
-    Busy,
-    Delivery,
+from apps.producer.publishing.deliveries import Delivery
+from apps.producer.publishing.lanes import (
+    BATCH_OVERHEAD_BYTES,
+    LARGEST_BATCH_BYTES,
+    RECORD_OVERHEAD_BYTES,
     Lane,
-    OutOfReach,
-    Publisher,
-    Receipt,
-    _size_of,
+    Limits,
+    Route,
+    size_of_headers,
 )
-from apps.producer.publishing.transport import Records, Send, publish, send_client_batch
+from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
+from apps.producer.publishing.receipts import Receipt
+from apps.producer.publishing.transport import Send, accelerated, publish
 from contracts.partitioning import partitions_of
 
 pytestmark = pytest.mark.anyio
 
 TOPIC = "events"
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every record sent at once, for the tests that do not say otherwise."""
-    monkeypatch.setattr(publisher_module, "SMALL", 0)
-
-
-@pytest.fixture
-def below_a_kilobyte_is_small(nothing_is_small: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - comes before
-    """Have records wait behind a batch until they have a kilobyte together."""
-    monkeypatch.setattr(publisher_module, "SMALL", 1_000)
 
 
 A_WHILE = 0.05
@@ -141,12 +129,14 @@ async def _published(
 class Bench:
     """A publisher with the brokers that the test gives it."""
 
-    def __init__(self, background: Background, partitions: int, retry_backoff: float) -> None:
+    def __init__(self, background: Background, partitions: int, retry_backoff: float, limits: Limits) -> None:
         options = client_options(Settings(), "producer")
         self.connection = Connection(_nothing_is_made, _nothing_to_prepare)
         self.cluster = Cluster(options, [])
         self.cluster.partitions[TOPIC] = partitions
-        self.publisher = Publisher(TOPIC, self.connection, self.cluster, background, retry_backoff, send=_published)
+        self.limits = limits
+        self.route = Route(TOPIC, self.connection, self.cluster, retry_backoff, send=_published, limits=self.limits)
+        self.publisher = Publisher(self.route, background, Traces())
 
     def connect(self, broker: object = None) -> FakeBroker:
         broker = broker or FakeBroker()
@@ -168,7 +158,7 @@ class Bench:
         return asyncio.create_task(self.publisher.publish(keys or [b"key"] * len(values), list(values)))
 
     def at_most_in_a_batch(self, records: int, value: bytes) -> None:
-        size = BATCH_OVERHEAD + records * (len(b"key") + len(value) + RECORD_OVERHEAD)
+        size = BATCH_OVERHEAD_BYTES + records * (len(b"key") + len(value) + RECORD_OVERHEAD_BYTES)
         self.cluster.configs[TOPIC] = {"max.message.bytes": str(size)}
 
 
@@ -181,11 +171,11 @@ async def _nothing_to_prepare() -> None:
 
 
 @asynccontextmanager
-async def bench(partitions: int = 1, retry_backoff: float = LONG) -> AsyncIterator[Bench]:
-    """By default whatever a broker refuses is refused at the first attempt."""
+async def bench(partitions: int = 1, retry_backoff: float = LONG, **limits: Any) -> AsyncIterator[Bench]:  # noqa: ANN401 - fields of `Limits`
+    """By default every record is sent at once, and what a broker refuses is refused at the first attempt."""
     background = Background()
     async with asyncio.timeout(3 * LONG), background.open():
-        yield Bench(background, partitions, retry_backoff)
+        yield Bench(background, partitions, retry_backoff, Limits(**{"small_bytes": 0, **limits}))
     assert background.failure is None
 
 
@@ -313,8 +303,8 @@ async def test_a_batch_in_the_format_of_kafka_is_never_larger_than_was_reckoned(
     for i in range(records):
         sent = [(name, value.encode()) for name, value in (headers or {}).items()]
         builder.append(i, 1_700_000_000_000, b"k" * key, b"v" * value, sent)
-    overhead = RECORD_OVERHEAD + _size_of(headers)
-    assert len(builder.build()) <= BATCH_OVERHEAD + records * (key + value + overhead)
+    overhead = RECORD_OVERHEAD_BYTES + size_of_headers(headers)
+    assert len(builder.build()) <= BATCH_OVERHEAD_BYTES + records * (key + value + overhead)
 
 
 async def test_the_largest_record_that_is_taken_fits_the_topic() -> None:
@@ -326,7 +316,7 @@ async def test_the_largest_record_that_is_taken_fits_the_topic() -> None:
         await until(lambda: len(broker.values) == 2)
         for batch in broker.batches:
             assert len(batch.values) == 1
-            assert BATCH_OVERHEAD + RECORD_OVERHEAD + len(b"key") + len(batch.values[0]) == 2_000
+            assert BATCH_OVERHEAD_BYTES + RECORD_OVERHEAD_BYTES + len(b"key") + len(batch.values[0]) == 2_000
             batch.confirm(0)
         await publishing
 
@@ -334,7 +324,7 @@ async def test_the_largest_record_that_is_taken_fits_the_topic() -> None:
 async def test_a_record_that_the_topic_has_ceased_to_take_travels_alone_for_the_broker_to_refuse() -> None:
     async with bench() as b:
         b.cluster.configs[TOPIC] = {"max.message.bytes": "1000"}
-        lane = Lane(b.publisher, 0)
+        lane = Lane(b.route, 0)
         lane.add(Delivery([b"key"] * 3, [bytes(2_000), b"a", b"b"], [0] * 3).slices[0])
         taken = [lane._take(cast(KafkaBroker, FakeBroker())) for _ in range(2)]
         assert [[value for _, value in batch.records] for batch in taken] == [[bytes(2_000)], [b"a", b"b"]]
@@ -342,9 +332,9 @@ async def test_a_record_that_the_topic_has_ceased_to_take_travels_alone_for_the_
 
 async def test_a_topic_that_takes_more_is_still_sent_batches_that_let_others_pass() -> None:
     async with bench() as b:
-        assert b.publisher.largest_batch == LARGEST_BATCH
+        assert b.route.largest_batch == LARGEST_BATCH_BYTES
         b.cluster.configs[TOPIC] = {"max.message.bytes": "100000000"}
-        assert b.publisher.largest_batch == LARGEST_BATCH
+        assert b.route.largest_batch == LARGEST_BATCH_BYTES
 
 
 async def test_what_waits_for_one_partition_travels_in_one_batch_and_each_call_gets_its_own_offsets() -> None:
@@ -392,9 +382,8 @@ async def test_an_answered_call_leaves_nothing_for_a_collection_of_garbage_in_wh
             gc.enable()
 
 
-@pytest.mark.usefixtures("below_a_kilobyte_is_small")
 async def test_small_records_wait_while_a_batch_is_on_its_way_and_then_travel_together() -> None:
-    async with bench() as b:
+    async with bench(small_bytes=1_000) as b:
         broker, first = await b.first_on_its_way()
         others = [b.publish(b"second"), b.publish(b"third")]
         await everything_else_has_run()
@@ -406,9 +395,8 @@ async def test_small_records_wait_while_a_batch_is_on_its_way_and_then_travel_to
         assert [offsets(await one) for one in (first, *others)] == [[0], [1], [2]]
 
 
-@pytest.mark.usefixtures("below_a_kilobyte_is_small")
 async def test_records_that_are_not_small_together_do_not_wait_for_the_batch_before() -> None:
-    async with bench() as b:
+    async with bench(small_bytes=1_000) as b:
         broker, _ = await b.first_on_its_way()
         b.publish(b"x" * 600)
         await everything_else_has_run()
@@ -420,9 +408,8 @@ async def test_records_that_are_not_small_together_do_not_wait_for_the_batch_bef
             batch.confirm(0)
 
 
-@pytest.mark.usefixtures("below_a_kilobyte_is_small")
 async def test_small_records_behind_a_batch_that_failed_are_sent_by_the_next_broker() -> None:
-    async with bench() as b:
+    async with bench(small_bytes=1_000) as b:
         broker, first = await b.first_on_its_way()
         second = b.publish(b"second")
         await everything_else_has_run()
@@ -578,11 +565,8 @@ async def test_another_partition_does_not_wait_for_what_the_old_broker_still_sen
         await asyncio.gather(first, second)
 
 
-async def test_a_batch_that_is_not_acknowledged_in_time_may_be_written_yet_and_the_producer_is_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
-    async with bench() as b:
+async def test_a_batch_that_is_not_acknowledged_in_time_may_be_written_yet_and_the_producer_is_replaced() -> None:
+    async with bench(ack_timeout_s=A_WHILE) as b:
         broker = b.connect()
         delivery = await b.publish(b"a", b"b")
         assert [batch.values for batch in broker.batches] == [[b"a", b"b"]]
@@ -596,13 +580,13 @@ async def test_a_batch_that_is_not_acknowledged_in_time_may_be_written_yet_and_t
         assert delivery.confirmed == 0
 
 
-async def test_what_was_acknowledged_before_the_deadline_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_acknowledged_before_the_deadline_stays_so() -> None:
     keys = [
         b"a",
         next(key for key in (b"b", b"c", b"d", b"e", b"f") if partitions_of([b"a"], 2) != partitions_of([key], 2)),
     ]
     async with bench(partitions=2) as b:
-        monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
+        b.limits.ack_timeout_s = A_WHILE
         broker = b.connect()
         broker.confirms = {1: 9}
         delivery = await b.publish(b"1", b"2", keys=keys)
@@ -612,11 +596,8 @@ async def test_what_was_acknowledged_before_the_deadline_stays_so(monkeypatch: p
         assert not delivery.complete
 
 
-async def test_what_still_waited_at_the_deadline_was_not_written_and_never_will_be(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
-    async with bench() as b:
+async def test_what_still_waited_at_the_deadline_was_not_written_and_never_will_be() -> None:
+    async with bench(ack_timeout_s=A_WHILE) as b:
         broker = b.connect()
         broker.takes.clear()
         first = b.publish(b"first")
@@ -625,7 +606,7 @@ async def test_what_still_waited_at_the_deadline_was_not_written_and_never_will_
         assert outcomes(delivery) == ["not_written"]
         await first
         broker.takes.set()
-        monkeypatch.setattr(publisher_module, "DEADLINE", LONG)
+        b.limits.ack_timeout_s = LONG
         new = b.connect()
         third = b.publish(b"third")
         await until(lambda: broker.batches)
@@ -636,11 +617,8 @@ async def test_what_still_waited_at_the_deadline_was_not_written_and_never_will_
         assert broker.values + new.values == [b"first", b"third"]
 
 
-async def test_what_was_given_up_while_the_client_was_not_taking_it_is_not_sent_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
-    async with bench() as b:
+async def test_what_was_given_up_while_the_client_was_not_taking_it_is_not_sent_again() -> None:
+    async with bench(ack_timeout_s=A_WHILE) as b:
         old = b.connect()
         old.takes.clear()
         old.error = RuntimeError("the producer is closed")
@@ -648,7 +626,7 @@ async def test_what_was_given_up_while_the_client_was_not_taking_it_is_not_sent_
         assert outcomes(delivery) == ["unknown"]
         old.takes.set()
         new = b.connect()
-        monkeypatch.setattr(publisher_module, "DEADLINE", LONG)
+        b.limits.ack_timeout_s = LONG
         later = b.publish(b"later")
         await until(lambda: new.batches)
         new.batches[0].confirm(0)
@@ -656,9 +634,8 @@ async def test_what_was_given_up_while_the_client_was_not_taking_it_is_not_sent_
         assert new.values == [b"later"]
 
 
-async def test_without_a_connection_nothing_is_taken_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher_module, "PATIENCE", A_WHILE)
-    async with bench() as b:
+async def test_without_a_connection_nothing_is_taken_and_the_reason_is_told() -> None:
+    async with bench(connect_s=A_WHILE) as b:
         with pytest.raises(OutOfReach, match="Kafka is out of reach"):
             await b.publish(b"a")
         b.connection.error = "no broker at localhost:9092"
@@ -688,22 +665,16 @@ async def test_who_waits_for_a_connection_is_not_overtaken_by_who_comes_when_it_
         assert broker.values == [*numbered(2), b"late"]
 
 
-async def test_who_waits_behind_others_for_a_connection_is_told_as_soon_as_they(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(publisher_module, "PATIENCE", A_WHILE)
-    async with bench() as b:
+async def test_who_waits_behind_others_for_a_connection_is_told_as_soon_as_they() -> None:
+    async with bench(connect_s=A_WHILE) as b:
         waiting = [b.publish(value) for value in numbered(2)]
         first, second = await asyncio.gather(*waiting, return_exceptions=True)
         assert isinstance(first, OutOfReach)
         assert isinstance(second, OutOfReach)
 
 
-async def test_records_whose_connection_is_lost_before_they_were_handed_over_are_refused_as_not_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(publisher_module, "PATIENCE", A_WHILE)
-    async with bench() as b:
+async def test_records_whose_connection_is_lost_before_they_were_handed_over_are_refused_as_not_written() -> None:
+    async with bench(connect_s=A_WHILE) as b:
         broker = b.connect()
         broker.error = RuntimeError("the producer is closed")
         delivery = await b.publish(b"a", b"b")
@@ -717,9 +688,8 @@ async def test_records_whose_connection_is_lost_before_they_were_handed_over_are
         await later
 
 
-async def test_too_much_on_the_way_is_refused_until_some_of_it_is_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher_module, "MOST_IN_FLIGHT", 2 * len(b"key" + b"12345"))
-    async with bench() as b:
+async def test_too_much_on_the_way_is_refused_until_some_of_it_is_acknowledged() -> None:
+    async with bench(in_flight_bytes=2 * len(b"key" + b"12345")) as b:
         broker = b.connect()
         first, second = b.publish(b"12345"), b.publish(b"12345")
         await until(lambda: len(broker.values) == 2)
@@ -736,9 +706,8 @@ async def test_too_much_on_the_way_is_refused_until_some_of_it_is_acknowledged(m
         assert (await third).complete
 
 
-async def test_what_is_refused_for_want_of_room_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher_module, "MOST_IN_FLIGHT", 10)
-    async with bench() as b:
+async def test_what_is_refused_for_want_of_room_is_not_sent() -> None:
+    async with bench(in_flight_bytes=10) as b:
         broker = b.connect()
         with pytest.raises(Busy):
             await b.publish(b"x" * 11)
@@ -748,9 +717,8 @@ async def test_what_is_refused_for_want_of_room_is_not_sent(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("end", ["failed", "given up", "cancelled"])
-async def test_records_give_their_room_back_however_they_end(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE if end == "given up" else LONG)
-    async with bench() as b:
+async def test_records_give_their_room_back_however_they_end(end: str) -> None:
+    async with bench(ack_timeout_s=A_WHILE if end == "given up" else LONG) as b:
         broker = b.connect()
         publishing = b.publish(b"12345")
         await until(lambda: broker.batches)
@@ -836,9 +804,8 @@ async def test_a_topic_that_keeps_the_time_of_the_broker_gives_that_in_the_recei
         assert [receipt.offset for receipt in receipts] == [5, 6]
 
 
-async def test_when_the_service_ends_every_caller_is_told_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher_module, "LAST_CHANCE", 0.0)
-    async with bench(partitions=2) as b:
+async def test_when_the_service_ends_every_caller_is_told_what_is_known() -> None:
+    async with bench(partitions=2, last_chance_s=0.0) as b:
         broker = b.connect()
         broker.confirms = {0: 5}
         ending = asyncio.Event()
@@ -878,7 +845,7 @@ async def test_records_follow_when_the_topic_gets_more_partitions() -> None:
         await publishing
 
 
-@pytest.mark.parametrize("send", [publish, send_client_batch])
+@pytest.mark.parametrize("send", [publish, accelerated])
 async def test_a_subscriber_in_memory_gets_what_was_published_byte_for_byte_and_receipts_have_no_offset(
     send: Send,
 ) -> None:
@@ -893,7 +860,7 @@ async def test_a_subscriber_in_memory_gets_what_was_published_byte_for_byte_and_
         received.extend((record.key, record.value, record.partition, record.timestamp) for record in records)
 
     async with TestKafkaBroker(broker), bench(partitions=2) as b:
-        b.publisher.send = send
+        b.route.send = send
         b.connect(broker)
         delivery = await b.publish(*values, keys=keys)
     receipts = receipts_of(delivery)
@@ -941,10 +908,8 @@ async def test_records_are_counted_by_what_became_of_them_once_their_call_is_don
     assert b.publisher.outcomes == {"delivered": 1, "not_written": 0, "unknown": 1}
 
 
-async def test_records_that_are_not_taken_count_as_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher_module, "PATIENCE", A_WHILE)
-    monkeypatch.setattr(publisher_module, "MOST_IN_FLIGHT", 10)
-    async with bench() as b:
+async def test_records_that_are_not_taken_count_as_not_written() -> None:
+    async with bench(connect_s=A_WHILE, in_flight_bytes=10) as b:
         with pytest.raises(OutOfReach):
             await b.publish(b"a")
         b.connect()
@@ -956,7 +921,7 @@ async def test_records_that_are_not_taken_count_as_not_written(monkeypatch: pyte
 async def test_the_time_of_each_acknowledged_batch_is_told_and_of_no_other() -> None:
     told: list[float] = []
     async with bench(partitions=2) as b:
-        b.publisher.acknowledged_after = told.append
+        b.route.acknowledged_after = told.append
         broker = b.connect()
         publishing = b.publish(b"a", b"b", keys=keys_of_two_partitions())
         await until(lambda: len(broker.batches) == 2)
@@ -1035,11 +1000,8 @@ async def test_records_that_are_taken_wait_outside_of_the_client_for_a_quota_tha
         assert offsets(await publishing) == [0]
 
 
-async def test_what_was_kept_out_of_a_throttled_client_is_known_to_be_unwritten(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
-    async with bench() as b:
+async def test_what_was_kept_out_of_a_throttled_client_is_known_to_be_unwritten() -> None:
+    async with bench(ack_timeout_s=A_WHILE) as b:
         b.connect()
         b.connection.journal.throttled(1, 1.9)
         delivery = await b.publish(b"a")
@@ -1074,19 +1036,16 @@ async def test_a_refusal_is_told_in_the_brokers_words_and_counts_until_the_parti
         assert b.publisher.recent_refusal() is None
 
 
-async def test_a_refusal_counts_no_longer_when_nothing_was_refused_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refusal_counts_no_longer_when_nothing_was_refused_for_a_while() -> None:
     async with bench() as b:
-        b.publisher.note_refusal(0, "Timestamp 5 is out of range")
+        b.route.refusals.add(0, "Timestamp 5 is out of range")
         assert b.publisher.recent_refusal()
-        monkeypatch.setattr(publisher_module, "REFUSED_RECENTLY_S", 0.0)
+        b.route.refusals.recent_s = 0.0
         assert b.publisher.recent_refusal() is None
 
 
-async def test_records_that_are_not_acknowledged_are_named_as_such_until_there_is_a_new_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(publisher_module, "DEADLINE", A_WHILE)
-    async with bench() as b:
+async def test_records_that_are_not_acknowledged_are_named_as_such_until_there_is_a_new_connection() -> None:
+    async with bench(ack_timeout_s=A_WHILE) as b:
         b.connect()
         assert outcomes(await b.publish(b"a")) == ["unknown"]
         trouble = f"the last records to {TOPIC} were not acknowledged within {A_WHILE:g} s"

@@ -12,23 +12,14 @@ from samples import EVENT, LONG, an_event, as_json, everything_else_has_run, fie
 
 from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
 from apps.chassis.http.repeated_names import check_names
-from apps.producer.publishing import intake as sending
-from apps.producer.publishing.intake import (
-    BAD_LINE_BYTES,
-    CHUNKS_ON_THE_WAY,
-    MAX_LINES,
-    BadLine,
-    BadRecords,
-    decode_line,
-    in_order,
-    make,
-    read_values,
-    send,
-    send_lines,
-    split_lines,
-    to_records,
-)
-from apps.producer.publishing.publisher import Busy, Delivery, OutOfReach, Publisher, Receipt, Span
+from apps.producer.publishing import calls, values
+from apps.producer.publishing.calls import make, send
+from apps.producer.publishing.deliveries import Delivery, Span
+from apps.producer.publishing.in_order import CHUNKS_ON_THE_WAY, in_order
+from apps.producer.publishing.lines import BAD_LINE_BYTES, MAX_LINES, send_lines, split_lines
+from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
+from apps.producer.publishing.receipts import BadLine, Receipt
+from apps.producer.publishing.values import BadRecords, read_line, read_values, to_records
 from contracts.stream import Stream, encode
 from tests.event import EVENTS, Event
 
@@ -186,7 +177,7 @@ async def test_every_event_sent_gets_a_receipt_in_the_order_given() -> None:
 async def test_events_are_made_in_the_number_asked_for_and_told_in_the_order_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sending, "CHUNK", 3)
+    monkeypatch.setattr(calls, "CHUNK", 3)
     fake = FakePublisher()
     made = await make(EVENTS, as_publisher(fake), 10)
     assert made.answer is None
@@ -199,7 +190,7 @@ async def test_events_are_made_in_the_number_asked_for_and_told_in_the_order_sen
 async def test_a_failure_in_the_middle_is_told_for_each_event_in_order(
     failure: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "CHUNK", 3)
+    monkeypatch.setattr(calls, "CHUNK", 3)
     fake = FakePublisher()
     if failure:
         fake.failing[2] = failure
@@ -226,7 +217,7 @@ async def test_a_failure_in_the_middle_is_told_for_each_event_in_order(
 async def test_what_was_not_begun_when_an_earlier_chunk_failed_is_not_sent(
     failure: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "CHUNK", 2)
+    monkeypatch.setattr(calls, "CHUNK", 2)
     fake = FakePublisher()
     if failure:
         fake.failing[2] = failure
@@ -414,7 +405,7 @@ def test_only_the_events_that_repeat_a_field_are_searched_for_it(monkeypatch: py
         searched.append(text)
         check_names(text)
 
-    monkeypatch.setattr(sending, "check_names", search)
+    monkeypatch.setattr(values, "check_names", search)
     repeating = as_json(id="2")[:-1] + b',"number":1}'
     with pytest.raises(BadRecords, match="given twice") as raised:
         read_values(EVENTS, b"[" + b",".join([*[as_json()] * 100, repeating, repeating]) + b"]")
@@ -486,7 +477,7 @@ async def _all_of(lines: AsyncIterator[list[Receipt | BadLine]]) -> list[list[Re
 )
 def test_a_line_that_is_no_event_is_refused(text: bytes, path: str) -> None:
     with pytest.raises(BadRecords) as refused:
-        decode_line(EVENTS, text)
+        read_line(EVENTS, text)
     assert refused.value.path == path
 
 

@@ -20,7 +20,7 @@ from apps.chassis.observability.opentelemetry import LONGEST_STATE, MOST_TRACES,
 from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
 from apps.chassis.settings import Settings, WrongSetting
-from apps.producer.publishing import publisher
+from apps.producer.publishing.lanes import Limits
 from tests.event_services import create_consumer, create_producer
 
 OUT_OF_REACH = Settings(kafka_bootstrap_servers="127.0.0.1:1")
@@ -105,10 +105,9 @@ def test_a_request_without_a_trace_or_with_a_wrong_one_begins_one_and_probes_are
 
 
 def test_a_call_that_cannot_be_served_is_an_error_in_its_trace(
-    followed: Followed, monkeypatch: pytest.MonkeyPatch
+    followed: Followed,
 ) -> None:
-    monkeypatch.setattr(publisher, "PATIENCE", 0.01)
-    with TestClient(create_producer(OUT_OF_REACH, traces=followed.traces)) as client:
+    with TestClient(create_producer(OUT_OF_REACH, limits=Limits(connect_s=0.01), traces=followed.traces)) as client:
         client.post("/producers/events", content=as_json(), headers={"content-type": "application/json"})
     (span,) = followed.spans
     assert span.status.status_code is StatusCode.ERROR

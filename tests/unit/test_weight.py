@@ -16,7 +16,7 @@ from apps.chassis.http.served_streams import Served, stream_dependencies
 from apps.consumer.browsing.routes import COPIES_IN_MEMORY, SEARCH_MEMORY_BYTES, MessageController
 from apps.consumer.browsing.window import Window
 from apps.consumer.redriving.routes import DeadLetterController
-from apps.producer.publishing.intake import split_lines
+from apps.producer.publishing.lines import split_lines
 from apps.producer.publishing.publisher import Busy
 
 

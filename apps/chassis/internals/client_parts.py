@@ -1,8 +1,10 @@
-"""Private parts of aiokafka's clients for which there is no public way.
+"""Private parts of Kafka's clients for which there is no public way: a PROTECTION.
 
-Requests to a chosen broker (the admin client asks any, and has no method for some), the member id of a consumer, and
-giving up what a producer cannot write. Without them: no diagnosis of rights and leaders, no member id in the status,
-and producers that stay behind with their connections.
+Reaches for: the client of an admin client and of a consumer, to send any request to a chosen broker (aiokafka's own
+methods ask a random one, also a dead one, and do not know some requests); a consumer's member id; FastStream's aiokafka
+producer; and what a producer has not written yet. An idempotent producer retries for ever and its `stop` waits for that
+(no `delivery.timeout.ms`, unlike Java's KIP-91). Lost without it: the diagnosis of rights and leaders, the member id in
+the status, dead letters and headers byte for byte, and connections of each producer that Kafka refused once.
 """
 
 import asyncio
@@ -15,6 +17,20 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import ProducerClosed
 from faststream.kafka import KafkaBroker
 
+REACHES = (
+    "aiokafka.admin.client:AIOKafkaAdminClient.__init__ uses _client",
+    "aiokafka.admin.client:AIOKafkaAdminClient._send_request(request)",
+    "aiokafka.client:AIOKafkaClient.send(node_id, request)",
+    "aiokafka.consumer.consumer:AIOKafkaConsumer.__init__ uses _client",
+    "aiokafka.consumer.consumer:AIOKafkaConsumer.start uses _coordinator",
+    "aiokafka.consumer.group_coordinator:GroupCoordinator.__init__ uses member_id",
+    "aiokafka.producer.producer:AIOKafkaProducer.__init__ uses _sender, _message_accumulator",
+    "aiokafka.producer.message_accumulator:MessageAccumulator.fail_all uses _batches, _pending_batches",
+    "aiokafka.producer.sender:Sender.sender_task",
+    "faststream.kafka.publisher.producer:AioKafkaFastProducerImpl._producer",
+    "faststream.kafka.publisher.state:RealProducer.producer",
+)
+
 
 def producer_of(broker: KafkaBroker) -> AIOKafkaProducer | None:
     """Return aiokafka's producer of a broker; None when it is not connected, or a `TestKafkaBroker`."""
@@ -25,6 +41,11 @@ def producer_of(broker: KafkaBroker) -> AIOKafkaProducer | None:
 def client_of_admin(admin: AIOKafkaAdminClient) -> AIOKafkaClient:
     """Return the client of an admin client, which can send any request to a chosen broker."""
     return admin._client
+
+
+def client_of_consumer(consumer: AIOKafkaConsumer) -> AIOKafkaClient:
+    """Return the client of a consumer, which can send any request to a chosen broker."""
+    return consumer._client
 
 
 async def ask_any_broker(admin: AIOKafkaAdminClient, request: Any) -> Any:  # noqa: ANN401 - aiokafka ships no types

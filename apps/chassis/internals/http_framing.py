@@ -1,4 +1,9 @@
-"""Reads requests and frames answers as RFC 9112 says, where uvicorn's httptools protocol does not."""
+"""Reads requests and frames answers as RFC 9112 says, where uvicorn's httptools protocol does not: a PROTECTION.
+
+Reaches for the protocol's steps (head, body, end, answer of 400) and for the parts of a request's cycle. Lost without
+it: the body behind an offered upgrade, which uvicorn would parse as the next request (changes that mend this were
+proposed to uvicorn and not taken), and with it the safety from smuggled requests; and the ends of answers to HTTP/1.0.
+"""
 
 import asyncio
 import socket
@@ -9,9 +14,19 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+REACHES = (
+    "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.data_received(data)",
+    "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.on_headers_complete uses cycle, expect_100_continue",
+    "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.on_message_complete(self)",
+    "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol._unset_keepalive_if_required(self)",
+    "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.send_400_response(msg)",
+    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.__init__ uses transport, keep_alive, body, more_body",
+    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.__init__ uses waiting_for_100_continue",
+    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.send uses chunked_encoding, response_complete",
+    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.send(message) uses expected_content_length",
+)
+
 INVALID_REQUEST = "Invalid HTTP request received."
-
-
 RESET_AFTER_S = 1.0
 """Seconds for a caller to read the sent part of a broken answer, before its connection is reset."""
 

@@ -1,4 +1,4 @@
-"""aiokafka's client, watched: it keeps a journal, bootstraps again, and respects the throttling of quotas.
+"""aiokafka's client, watched: it keeps a journal, bootstraps again, and respects quotas. A PROTECTION.
 
 Producers, consumers and admin clients of aiokafka create their `AIOKafkaClient` themselves and show little of it. Lost
 without this module: a client whose known brokers are all gone stays cut off for good (Java's clients bootstrap again,
@@ -10,7 +10,6 @@ and versions of requests, and for the table `kafka_errors`.
 """
 
 import asyncio
-import inspect
 import time
 from contextvars import ContextVar
 from typing import Any
@@ -24,10 +23,29 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.errors import BrokerResponseError, KafkaError, NodeNotReadyError, for_code
 from aiokafka.protocol.metadata import MetadataRequest
-from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v7, ProduceRequest_v8
+from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
 from apps.chassis.kafka.client_journal import ClientId, ClientJournal, why_unreachable
 from apps.chassis.observability.logs import one_line
+
+REACHES = (
+    "aiokafka.admin.client:AIOKafkaClient",
+    "aiokafka.consumer.consumer:AIOKafkaClient",
+    "aiokafka.producer.producer:AIOKafkaClient",
+    "aiokafka.client:create_conn",
+    "aiokafka.client:AIOKafkaClient.__init__ uses _conns, _ssl_context, _security_protocol, _sasl_mechanism",
+    "aiokafka.client:AIOKafkaClient._get_conn(node_id, group, no_hint)",
+    "aiokafka.client:AIOKafkaClient._metadata_update(cluster_metadata, topics)",
+    "aiokafka.client:AIOKafkaClient.send(node_id, request, group)",
+    "aiokafka.client:AIOKafkaClient.coordinator_lookup(coordinator_type, coordinator_key)",
+    "aiokafka.conn:create_conn(request_timeout_ms, on_close, sasl_mechanism, sasl_oauth_token_provider)",
+    "aiokafka.conn:AIOKafkaConnection.__init__ uses _request_timeout",
+    "aiokafka.errors:kafka_errors",
+    "aiokafka.protocol.group:JoinGroupRequest.__init__ uses _group",
+    "aiokafka.protocol.produce:ProduceRequest._CLASSES",
+    "aiokafka.protocol.produce:ProduceRequest.__init__ uses _topics",
+    "aiokafka.protocol.produce:ProduceRequest_v8",
+)
 
 Untyped = Any
 """A request, an answer or an error code of a broker: aiokafka has no types for them."""
@@ -242,35 +260,14 @@ def _partitions_of(request: Untyped) -> set[tuple[str, int]]:
 
 
 def watch_kafka_clients() -> None:
-    """Make aiokafka create watched clients from now on. Raises `RuntimeError` for an unexpected version of aiokafka."""
+    """Make aiokafka create watched clients from now on."""
     if aiokafka.client.create_conn is _connect:
         return
-    _check()
     for module in (aiokafka.admin.client, aiokafka.consumer.consumer, aiokafka.producer.producer):
         module.AIOKafkaClient = WatchedClient
     aiokafka.client.create_conn = _connect
-    ProduceRequest._CLASSES += (ProduceRequest_v8,)
+    if ProduceRequest_v8 not in ProduceRequest._CLASSES:
+        ProduceRequest._CLASSES += (ProduceRequest_v8,)
     for code, (name, retriable) in NEWER_ERRORS.items():
         members = {"errno": code, "message": name, "description": "", "retriable": retriable}
         errors.kafka_errors.setdefault(code, type(name, (BrokerResponseError,), members))
-
-
-def _check() -> None:
-    """Raise `RuntimeError` unless all private parts in use look as they did when this was written."""
-    signatures = {
-        AIOKafkaClient._get_conn: ["self", "node_id", "group", "no_hint"],
-        AIOKafkaClient._metadata_update: ["self", "cluster_metadata", "topics"],
-        AIOKafkaClient.send: ["self", "node_id", "request", "group"],
-        AIOKafkaClient.coordinator_lookup: ["self", "coordinator_type", "coordinator_key"],
-    }
-    modules = (aiokafka.admin.client, aiokafka.consumer.consumer, aiokafka.producer.producer)
-    fits = (
-        all(list(inspect.signature(method).parameters) == names for method, names in signatures.items())
-        and all(module.AIOKafkaClient is AIOKafkaClient for module in modules)
-        and aiokafka.client.create_conn is create_conn
-        and {"request_timeout_ms", "on_close", *SASL_OPTIONS} <= set(inspect.signature(create_conn).parameters)
-        and isinstance(errors.kafka_errors, dict)
-        and ProduceRequest._CLASSES[-1] is ProduceRequest_v7
-    )
-    if not fits:
-        raise RuntimeError("aiokafka is not the version that apps/chassis/internals/kafka_client.py was written for")

@@ -1,7 +1,9 @@
-"""The id of a topic, as the leader of each of its partitions knows it.
+"""The id of a topic, as the leader of each of its partitions knows it: a PROTECTION.
 
 A leader serves the records of the topic whose id it knows. Another broker may learn of a recreated topic earlier or
-later. aiokafka does not show which broker leads a partition, nor its connections: this reaches for `_client`.
+later. aiokafka has no topic ids (KIP-516) and does not show which broker leads a partition: this reaches for a
+consumer's client, its metadata and its choice of a random broker. Lost without it: the first records of a topic that
+was deleted and created again, which are skipped when the group continues at its old offsets.
 """
 
 import asyncio
@@ -12,7 +14,13 @@ from uuid import UUID
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from apps.chassis.internals.client_parts import client_of_consumer
 from apps.chassis.kafka.topic_metadata import topic_of
+
+REACHES = (
+    "aiokafka.cluster:ClusterMetadata.leader_for_partition(partition)",
+    "aiokafka.client:AIOKafkaClient.get_random_node(self)",
+)
 
 LEADER_TIMEOUT_S = 2.0
 """Seconds for the answer of one broker."""
@@ -25,7 +33,7 @@ async def partition_topic_ids(
 
     Partitions are missing when their leader did not answer in time, or when their topic does not have them.
     """
-    client = consumer._client
+    client = client_of_consumer(consumer)
     asked: dict[tuple[int, str], list[TopicPartition]] = defaultdict(list)
     for tp in partitions:
         leader = client.cluster.leader_for_partition(tp)

@@ -1,7 +1,10 @@
-"""Divide fetched record batches into parts of a bounded size, which aiokafka's own reader can read.
+"""Divide fetched record batches into parts of a bounded size, which aiokafka's own reader can read: a PROTECTION.
 
 A part is an uncompressed batch of the same format: the header of the original batch, and some of its records. A record
 that is too large is omitted, and so is the rest of a batch that cannot be divided.
+
+Reaches for aiokafka's Python reader of old formats. Lost without it: the bound on memory, which a batch of 1 MB can
+exceed by gigabytes when it is decompressed.
 """
 
 import struct
@@ -13,6 +16,8 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.legacy_records import _LegacyRecordBatchPy
 
 from apps.chassis.internals.decompression import CHUNK_BYTES, Buffer, Indivisible, decompressed
+
+REACHES = ("aiokafka.record.legacy_records:_LegacyRecordBatchPy._decompress(key_offset) uses _buffer",)
 
 LARGEST_RECORD_BYTES = 16 * 1024 * 1024
 """Largest record (key, value and headers) that is read, in bytes: as much as a dead letter may have."""

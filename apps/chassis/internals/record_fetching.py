@@ -1,4 +1,8 @@
-r"""Fetched bytes become records: by aiokafka's own reader, but hundreds at a time and with any header names.
+r"""Fetched bytes become records, in bounded memory and with any header names: a PROTECTION.
+
+Reaches for the classes that aiokafka's fetcher makes: `MemoryRecords`, `PartitionRecords` and `FetchResult`, and for
+`Fetcher.fetched_records`. Lost without it: every record behind a header name that is not UTF-8 or a damaged batch, and
+the bound on memory. It also saves time, but that cannot be given up by itself.
 
 aiokafka runs some twenty steps in Python for each record, and the garbage collector tracks the objects that they make.
 Here all records of a batch are made at once, of a type that it does not track. Consuming takes 2.0 µs of processor time
@@ -41,6 +45,22 @@ from apps.chassis.internals.record_batches import (
 )
 from apps.chassis.observability.logs import without_values
 from contracts.dead_letter import OMITTED_BYTES, Header
+
+REACHES = (
+    "aiokafka.consumer.fetcher:MemoryRecords",
+    "apps.chassis.internals.record_fetching:Batches.__base__.__init__(tp, records, aborted_transactions, fetch_offset)",
+    "apps.chassis.internals.record_fetching:Batches.__base__.__init__(check_crcs) uses _check_crcs, _aborted_producers",
+    "apps.chassis.internals.record_fetching:Batches.__base__.__init__(isolation_level) uses _isolation_level",
+    "apps.chassis.internals.record_fetching:Batches.__base__._unpack_records(self) uses _tp, next_fetch_offset",
+    "apps.chassis.internals.record_fetching:Batches.__base__._consume_aborted_up_to(batch_offset)",
+    "apps.chassis.internals.record_fetching:Batches.__base__._contains_abort_marker(next_batch)",
+    "apps.chassis.internals.record_fetching:FetchResult.__base__.__init__(tp, assignment, partition_records, backoff)",
+    "apps.chassis.internals.record_fetching:FetchResult.__base__.check_assignment(tp) uses _topic_partition",
+    "apps.chassis.internals.record_fetching:FetchResult.__base__.getall(max_records)",
+    "apps.chassis.internals.record_fetching:FetchResult.__base__._update_position uses _partition_records",
+    "aiokafka.consumer.fetcher:Fetcher.fetched_records(partitions)",
+    "aiokafka.record.default_records:_DefaultRecordBatchPy._maybe_uncompress(self) uses _buffer",
+)
 
 PIECE = 500
 """Records that are made at a time: a batch that was compressed well has a great many."""

@@ -1,17 +1,27 @@
-"""Ends transactions and producers of aiokafka in bounded time.
+"""Ends transactions and producers of aiokafka in bounded time: a PROTECTION.
 
 aiokafka's own `producer.transaction()` waits for Kafka to confirm the abort, which may never happen. Only its
 transaction manager knows whether there is something left to abort. `producer.stop()` waits until the last batches are
 written, which may never happen either. When it is cancelled, its sender and its connections stay open and retry for
-ever. Without this module a redrive that is cut off from Kafka would block every later one.
+ever. This reaches for a producer's transaction manager. Lost without it: redrives, which one that is cut off
+from Kafka would block for ever.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+
+from apps.chassis.internals.client_parts import fail_unwritten
+
+REACHES = (
+    "aiokafka.producer.producer:AIOKafkaProducer.__init__ uses _txn_manager",
+    "aiokafka.producer.transaction_manager:TransactionManager.is_fatal_error(self)",
+)
+
 
 ABORT_S = 1.0
 """Seconds to abort a transaction; after that, Kafka aborts it when the next producer uses the same id."""
@@ -35,14 +45,9 @@ async def transaction(producer: AIOKafkaProducer) -> AsyncIterator[None]:
 
 
 async def close_producer(producer: AIOKafkaProducer) -> None:
-    """Close a producer; after 1 s end its sender and drop its connections, even with unwritten records."""
-    with suppress(KafkaError, OSError, TimeoutError):
-        async with asyncio.timeout(CLOSE_S):
-            await producer.stop()
-            return
-    sender = producer._sender.sender_task if producer._sender else None
-    if sender is not None:
-        sender.cancel()
-    with suppress(KafkaError, OSError, TimeoutError):
-        async with asyncio.timeout(CLOSE_S):
-            await producer.client.close()
+    """Close a producer; after 1 s fail what it cannot write, and drop its connections."""
+    for way in (producer.stop, partial(fail_unwritten, producer, 0.0)):
+        with suppress(KafkaError, OSError, TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await way()
+                return

@@ -27,8 +27,9 @@ from apps.chassis.http.problems import (
 from apps.chassis.http.request_body import NDJSON, BodyHead, head_of, read_pieces
 from apps.chassis.http.spool import Spool, Spools
 from apps.chassis.http.streaming import BrokenOff, Streamed
-from apps.producer.publishing.intake import BadLine, send_lines
-from apps.producer.publishing.publisher import Busy, Publisher, Receipt
+from apps.producer.publishing.lines import send_lines
+from apps.producer.publishing.publisher import Busy, Publisher
+from apps.producer.publishing.receipts import BadLine, Receipt
 from contracts.stream import Stream
 
 Answers = Sequence[Receipt | BadLine]

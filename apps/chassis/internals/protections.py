@@ -1,0 +1,33 @@
+"""All protections: checked, and installed where they replace parts of a library."""
+
+from apps.chassis.internals import (
+    client_parts,
+    group_description,
+    http_framing,
+    kafka_client,
+    partition_topic_ids,
+    record_batches,
+    record_fetching,
+    transactions,
+)
+from apps.chassis.internals.canary import check
+from apps.chassis.internals.kafka_client import watch_kafka_clients
+from apps.chassis.internals.record_fetching import read_fetched_fast
+
+REACHES = (
+    *client_parts.REACHES,
+    *group_description.REACHES,
+    *http_framing.REACHES,
+    *kafka_client.REACHES,
+    *partition_topic_ids.REACHES,
+    *record_batches.REACHES,
+    *record_fetching.REACHES,
+    *transactions.REACHES,
+)
+
+
+def protect() -> None:
+    """Protect this process. Raises `UnexpectedLibrary`, with nothing installed, when a library is not as expected."""
+    check(REACHES)
+    watch_kafka_clients()
+    read_fetched_fast()

@@ -1,0 +1,138 @@
+"""A call that sends a line of JSON for each value: read, sent and answered in order, while more arrive."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from apps.chassis.http.admission import Share
+from apps.chassis.http.repeated_names import count_quotes, fewest_quotes
+from apps.producer.publishing.calls import send_records
+from apps.producer.publishing.in_order import in_order
+from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
+from apps.producer.publishing.receipts import BadLine, Receipt, unwritten
+from apps.producer.publishing.values import BadRecords, check_fields, read_line, to_records
+from contracts.stream import Stream
+
+TIMES_AS_LONG = 6
+"""How much longer than its record a line may be: a letter that JSON spells out (`\\u0041`) has six bytes for one."""
+TIMES_IN_MEMORY = 6
+"""Memory of a body while it is processed, as a multiple of its size, as measured."""
+MAX_LINES = 640
+"""Lines read at a time: as many as the shortest records fill 64 KiB with. Lines that are none may have a byte each."""
+BAD_LINE_BYTES = 400
+"""Bytes that the answer to a bad line takes of memory until it is sent, about."""
+
+
+@dataclass
+class Chunk:
+    """Lines that are sent together: their records, and the answers in order; None where a record's receipt goes."""
+
+    keys: list[bytes] = field(default_factory=list)
+    values: list[bytes] = field(default_factory=list)
+    answers: list[BadLine | None] = field(default_factory=list)
+
+
+async def send_lines(
+    stream: Stream[Any], publisher: Publisher, body: AsyncIterator[bytes], share: Share
+) -> AsyncGenerator[list[Receipt | BadLine], None]:
+    """Read values from lines of JSON, and yield the result of each line, in order, while reading on.
+
+    Lines that arrived together are sent together. Empty lines are skipped. Raises the errors of `body`, once all lines
+    before are answered; an unfinished line is not sent.
+    """
+
+    async def work() -> AsyncIterator[Coroutine[Any, Any, list[Receipt | BadLine]]]:
+        number = 0
+        async for ended in split_lines(body, TIMES_AS_LONG * publisher.largest_record, share):
+            for start in range(0, len(ended), MAX_LINES):
+                if start:
+                    await asyncio.sleep(0)  # a compressed body may hold a million lines, and others run too
+                lines = ended[start : start + MAX_LINES]
+                chunk = read_lines(stream, lines, number + 1, publisher.largest_record)
+                if not share.take(_bad_lines_weight(chunk.answers)):
+                    raise Busy("too many calls are under way")
+                yield _send_chunk(publisher, chunk, share)
+                number += len(lines)
+
+    async with aclosing(in_order(work())) as results:
+        async for answers in results:
+            yield answers
+            share.give_back(_bad_lines_weight(answers))
+
+
+def _bad_lines_weight(answers: Sequence[Receipt | BadLine | None]) -> int:
+    return BAD_LINE_BYTES * sum(isinstance(answer, BadLine) for answer in answers)
+
+
+def read_lines(stream: Stream[Any], lines: Sequence[bytes | None], first: int, largest: int) -> Chunk:
+    """Return the records of some lines, and the answers to the invalid lines."""
+    chunk, taken = _read_lines(stream, lines, first, largest)
+    if count_quotes(b"".join(taken)) != fewest_quotes(stream.strict_type) * len(taken):
+        chunk, _ = _read_lines(stream, lines, first, largest, look_twice=True)
+    return chunk
+
+
+def _read_lines(
+    stream: Stream[Any], lines: Sequence[bytes | None], first: int, largest: int, *, look_twice: bool = False
+) -> tuple[Chunk, list[bytes]]:
+    """Return a chunk and its valid lines. Repeated fields are only noticed with `look_twice`."""
+    chunk = Chunk()
+    taken: list[bytes] = []
+    for number, line in enumerate(lines, first):
+        try:
+            if line is None:
+                raise BadRecords("$", f"the line is far longer than a record, of which {largest} bytes are taken")  # noqa: TRY301
+            if line.strip():
+                (key,), (value,) = to_records(stream, [read_line(stream, line)], largest, "$")
+                if look_twice:
+                    check_fields(stream, line)
+                chunk.keys.append(key)
+                chunk.values.append(value)
+                chunk.answers.append(None)
+                taken.append(line)
+        except BadRecords as error:
+            chunk.answers.append(BadLine(number, f"{error} - at `{error.path}`"))
+    return chunk, taken
+
+
+async def _send_chunk(publisher: Publisher, chunk: Chunk, share: Share) -> list[Receipt | BadLine]:
+    size = TIMES_IN_MEMORY * sum(map(len, chunk.values))
+    receipts: list[Receipt] = []
+    if chunk.keys and not share.take(size):
+        receipts = unwritten(chunk.keys, Busy("too many calls are under way"))
+    elif chunk.keys:
+        try:
+            receipts = (await send_records(publisher, chunk.keys, chunk.values)).receipts
+        except (Busy, OutOfReach) as error:
+            receipts = unwritten(chunk.keys, error)
+        finally:
+            share.give_back(size)
+    left = iter(receipts)
+    return [next(left) if answer is None else answer for answer in chunk.answers]
+
+
+async def split_lines(
+    body: AsyncIterator[bytes], longest: int, share: Share
+) -> AsyncGenerator[list[bytes | None], None]:
+    """Yield the lines that each piece of the body completes; None is a line longer than `longest` bytes.
+
+    Raises `Busy` when there is no room to keep a long unfinished line.
+    """
+    rest, too_long = bytearray(), False  # it grows in place: a long line may come in very many pieces
+    async for piece in body:
+        *ended, last = piece.split(b"\n")
+        if ended:
+            ended[0] = bytes(rest + ended[0])
+            lines = [None if len(line) > longest else line for line in ended]
+            yield [None, *lines[1:]] if too_long else lines
+            rest, too_long = bytearray(), False
+        if not too_long:
+            rest += last
+        if len(rest) > longest:
+            rest, too_long = bytearray(), True
+        if not share.hold(len(rest)):
+            raise Busy("too many long lines are under way")
+    if rest or too_long:
+        yield [None if too_long else bytes(rest)]

@@ -1,0 +1,50 @@
+"""Batches that Kafka refused: which errors say so, and how long that counts."""
+
+import time
+
+from aiokafka import errors
+
+from apps.chassis.internals.kafka_client import NEWER_ERRORS
+
+REFUSALS = (
+    errors.ClusterAuthorizationFailedError,
+    errors.InvalidMessageError,
+    errors.InvalidTimestampError,
+    errors.InvalidTopicError,
+    errors.MessageSizeTooLargeError,
+    errors.OutOfOrderSequenceNumber,
+    errors.PolicyViolationError,
+    errors.RecordListTooLargeError,
+    errors.TopicAuthorizationFailedError,
+    errors.UnknownProducerId,
+    errors.UnsupportedForMessageFormatError,
+)
+"""Answers of a broker that has not written the batch."""
+INVALID_RECORD = NEWER_ERRORS[87][0]
+"""The name of an error that aiokafka does not know: the topic's settings do not allow a record."""
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether a broker answered that it has not written a batch."""
+    return isinstance(error, REFUSALS) or type(error).__name__ == INVALID_RECORD
+
+
+class Refusals:
+    """The last refusal of each partition, for `recent_s` seconds, unless records are accepted again before."""
+
+    def __init__(self, recent_s: float = 30.0) -> None:
+        self.recent_s = recent_s
+        self._by_partition: dict[int, tuple[float, str]] = {}
+
+    def add(self, partition: int, why: str) -> None:
+        """Note that a batch was refused."""
+        self._by_partition[partition] = time.monotonic(), why
+
+    def clear(self, partition: int) -> None:
+        """Note that a partition accepts records."""
+        self._by_partition.pop(partition, None)
+
+    def newest(self) -> str | None:
+        """Return why the newest refused batch was refused; None without a recent refusal."""
+        at, why = max(self._by_partition.values(), default=(0.0, ""))
+        return why if why and time.monotonic() - at < self.recent_s else None

@@ -1,0 +1,84 @@
+"""From the JSON of a caller to values, and from values to records. Knows neither HTTP nor Kafka."""
+
+from codecs import BOM_UTF8
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from apps.chassis.http.repeated_names import RepeatedName, check_names, count_quotes, fewest_quotes
+from contracts.stream import Stream, encode
+
+T = TypeVar("T")
+
+
+class BadRecords(ValueError):
+    """A body does not hold records; `path` is the place in it (`$` is all of it), the message says what is wrong."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(detail)
+        self.path = path
+
+
+def read_values(stream: Stream[T], body: bytes) -> list[T]:
+    """Return the values of a JSON body: one, or a list. Raises `BadRecords` for the first place that is wrong."""
+    values = _decode(stream, body)
+    if count_quotes(body) != fewest_quotes(stream.strict_type) * len(values):
+        check_fields(stream, body)
+    return values
+
+
+def read_line(stream: Stream[T], line: bytes) -> T:
+    """Return the value of one line. Raises `BadRecords`, also for a list.
+
+    A byte order mark is skipped: concatenated files have them in the middle.
+    """
+    line = line.removeprefix(BOM_UTF8)
+    if is_list(line):
+        raise BadRecords("$", "Expected `object`, got `array`")
+    return _decode(stream, line)[0]
+
+
+def _decode(stream: Stream[T], body: bytes) -> list[T]:
+    try:
+        return stream.decode_all_strictly(body) if is_list(body) else [stream.decode_strictly(body)]
+    except msgspec.MsgspecError as error:
+        detail, _, path = str(error).partition(" - at ")
+        raise BadRecords(path.strip("`") or "$", detail) from None
+    except UnicodeDecodeError:
+        raise BadRecords("$", "the body is not valid UTF-8") from None
+    except RecursionError:
+        raise BadRecords("$", "the body is nested too deeply") from None
+
+
+def check_fields(stream: Stream[Any], body: bytes) -> None:
+    """Raise `BadRecords` for the first repeated field, which no decoder reports."""
+    several = is_list(body)
+    texts = msgspec.json.decode(body, type=list[msgspec.Raw]) if several else [body.removeprefix(BOM_UTF8)]
+    for index, text in enumerate(map(bytes, texts)):
+        if count_quotes(text) == fewest_quotes(stream.strict_type):  # ten times as fast as the look for its names
+            continue
+        try:
+            check_names(text)
+        except RepeatedName as error:
+            raise BadRecords(f"$[{index}].{error.name}" if several else f"$.{error.name}", str(error)) from None
+
+
+def is_list(body: bytes) -> bool:
+    """Return whether a JSON body is a list, if it is anything."""
+    return body.lstrip(b" \t\r\n")[:1] == b"["
+
+
+def to_records(
+    stream: Stream[T], values: Sequence[T], largest: int, where: str = "$[{}]"
+) -> tuple[list[bytes], list[bytes]]:
+    """Return keys and encoded values.
+
+    Raises `BadRecords` for the first record that is larger than `largest` bytes; `where` makes the path of its index.
+    """
+    keys, encoded = stream.keys_of(values), list(map(encode, values))
+    for index, (key, value) in enumerate(zip(keys, encoded, strict=True)):
+        if len(key) + len(value) > largest:
+            size = len(key) + len(value)
+            raise BadRecords(where.format(index), f"the record has {size} bytes; {largest} are taken")
+    return keys, encoded

@@ -19,7 +19,6 @@ from apps.chassis.http.problems import (
     BUSY,
     MEDIA_TYPE,
     NOT_ACKNOWLEDGED,
-    RETRY_AFTER,
     BrokenBody,
     problem,
     with_root_path,
@@ -105,7 +104,7 @@ class LineAnswers:
         except BrokenBody as broken:
             return self._refuse(problem(HTTPStatus(broken.status_code), self._cut_off(broken), headers=broken.headers))
         except Busy as busy:
-            return self._refuse(problem(BUSY, self._cut_off(busy), headers={"Retry-After": RETRY_AFTER}))
+            return self._refuse(problem(BUSY, self._cut_off(busy)))
         return self._answer_all()
 
     def _answer_all(self) -> Response[Any]:
@@ -116,8 +115,7 @@ class LineAnswers:
             return self._lines(HTTPStatus.MULTI_STATUS)
         if not self._tried:
             return self._refuse(problem(BAD_BODY, f"none of {self._answered} lines is a record"))
-        detail = f"none of {self._tried} records was acknowledged"
-        return self._refuse(problem(NOT_ACKNOWLEDGED, detail, headers={"Retry-After": RETRY_AFTER}))
+        return self._refuse(problem(NOT_ACKNOWLEDGED, f"none of {self._tried} records was acknowledged"))
 
     async def _stream(self) -> AsyncGenerator[bytes, None]:
         """Yield what was answered so far, then more as it comes. Where the body breaks off, so does the answer."""

@@ -66,12 +66,6 @@ def test_what_is_reached_for_looks_as_expected_and_all_clients_are_watched() -> 
     assert not errors.for_code(87).retriable
 
 
-def test_a_library_that_looks_otherwise_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aiokafka.client, "create_conn", None)
-    with pytest.raises(RuntimeError, match="aiokafka is not the version"):
-        watch_kafka_clients()
-
-
 async def test_a_request_that_failed_is_told_with_its_broker_until_one_succeeds(
     client: WatchedClient, answers: list[Any]
 ) -> None:

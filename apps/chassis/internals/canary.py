@@ -44,8 +44,10 @@ def _is_as_expected(module: str, path: str, parameters: str | None, attributes: 
         part = part_of(module, path)
         wanted = set(filter(None, (parameters or "").split(", ")))
         used = set(filter(None, (attributes or "").split(", ")))
-        return (parameters is None or wanted <= inspect.signature(part).parameters.keys()) and (
-            attributes is None or used <= set(inspect.unwrap(part).__code__.co_names)
+        return (
+            part is not None
+            and (parameters is None or wanted <= inspect.signature(part).parameters.keys())
+            and (attributes is None or used <= set(inspect.unwrap(part).__code__.co_names))
         )
     except (AttributeError, ImportError, TypeError, ValueError):
         return False

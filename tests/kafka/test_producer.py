@@ -19,16 +19,21 @@ PARTITIONS = list(range(6))
 JSON = {"content-type": "application/json"}
 
 
+@pytest.fixture(scope="module", params=["on", "off"])
+def accelerators(request: pytest.FixtureRequest) -> str:
+    """All promises hold with the accelerators, and by public means alone."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+def pipeline(accelerators: str, bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:  # noqa: ARG001 - a topic for each
     with Pipeline(bootstrap_servers, logs) as pipeline:
         yield pipeline
 
 
-@pytest.fixture(scope="module", params=["on", "off"])
-def producer(pipeline: Pipeline, request: pytest.FixtureRequest) -> Iterator[Service]:
-    """A producer with its accelerators, and one that works by public means alone."""
-    with pipeline.producer(ACCELERATORS=request.param) as service:
+@pytest.fixture(scope="module")
+def producer(accelerators: str, pipeline: Pipeline) -> Iterator[Service]:
+    with pipeline.producer(ACCELERATORS=accelerators) as service:
         yield service.until_healthy()
 
 

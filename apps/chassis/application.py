@@ -18,13 +18,13 @@ from apps.chassis.http.health import SERVICE, Examined, HealthController
 from apps.chassis.http.problems import ROOT_PATH, ProblemController, answer_error
 from apps.chassis.http.record_value import RecordValueSchema
 from apps.chassis.http.request_middleware import RequestMiddleware, admit
-from apps.chassis.http.served_streams import Served, stream_dependencies
+from apps.chassis.http.served_streams import stream_dependencies
 from apps.chassis.observability.metrics import REGISTRY, Measured, MetricsController
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
 from contracts.stream import Stream
 
-MOST_IN_MEMORY = 256 * 1024 * 1024
+MOST_BYTES = 256 * 1024 * 1024
 """Approximate bytes that all calls under way may take."""
 
 
@@ -65,14 +65,13 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
     registry: CollectorRegistry,
     traces: Traces,
     ending: asyncio.Event | None,
-    limit: Limit | None = None,
     **options: Any,  # noqa: ANN401 - as Litestar takes them
 ) -> Litestar:
     """Return the application of a service; `parts` has what it runs for each stream, by the stream's name.
 
     It has the given routes and those of any service. The parts are open while it runs; `ending` announces its end.
     """
-    title, limit, end = name.capitalize(), limit or Limit(MOST_IN_MEMORY), ending or asyncio.Event()
+    title, limit, end = name.capitalize(), Limit(MOST_BYTES), ending or asyncio.Event()
     app = Application(
         [
             *routes,
@@ -81,7 +80,7 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
             ProblemController,
             *document_routes(asyncapi_document(title, description, settings, name, operations)),
         ],
-        dependencies=stream_dependencies(Served(parts)),
+        dependencies=stream_dependencies(parts),
         state=State({ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry}),
         guards=[ApiKeyGuard(settings.api_keys, registry)] if settings.api_keys.needed else [],
         before_request=admit(limit),

@@ -9,7 +9,6 @@ from litestar import Litestar
 
 from apps.chassis.application import build_application
 from apps.chassis.http.asyncapi import Operation
-from apps.chassis.http.served_streams import Served
 from apps.chassis.internals.protections import protect
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.kafka import REAL, Kafka
@@ -55,8 +54,8 @@ def create_app(  # noqa: PLR0913 - what tests replace
     _prepare_process()
     registry = new_registry(SERVICE)
     measured = HandlerMetrics(registry)
-    consumers = [
-        StreamConsumer(
+    consumers = {
+        stream.name: StreamConsumer(
             stream,
             settings,
             client_options(settings, SERVICE),
@@ -66,28 +65,27 @@ def create_app(  # noqa: PLR0913 - what tests replace
             kafka,
         )
         for stream in settings.served(streams)
-    ]
-    served = Served({one.stream.name: one for one in consumers})
+    }
     return build_application(
         SERVICE,
         DESCRIPTION,
         settings,
-        {one.stream.name: one for one in consumers},
+        consumers,
         [
             OperatingController,
             MessageController,
             DeadLetterController,
-            *page_routes(settings.producer_url, [one.stream.name for one in consumers]),
+            *page_routes(settings.producer_url, [*consumers]),
         ],
-        operations=[*_operations(served)],
+        operations=[*_operations(consumers.values())],
         registry=registry,
         traces=traces,
         ending=ending,
     )
 
 
-def _operations(served: Served[StreamConsumer]) -> Iterable[Operation]:
-    for one in served:
+def _operations(consumers: Iterable[StreamConsumer]) -> Iterable[Operation]:
+    for one in consumers:
         stream, kept = one.stream, "Keeps what cannot be consumed, byte for byte, with what became of it."
         yield Operation("receive", stream, f"Consumes {stream.name}.", one.settings.group_id)
         yield Operation("send", stream, kept, dead_letters=True)

@@ -1,6 +1,6 @@
 """The producer's HTTP: a call becomes one of `publishing`, and its result an answer."""
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -148,11 +148,11 @@ class SeedController(Controller):
     async def basic_producer(
         self,
         request: Request[Any, Any, Any],
-        served: SkipValidation[Iterable[StreamProducer]],
+        served: SkipValidation[Mapping[str, StreamProducer]],
         number_of_people: Number = 10,
     ) -> Response[Any]:
         """Make records and answer with them."""
-        return await generate(request, next(iter(served)), number_of_people)
+        return await generate(request, next(iter(served.values())), number_of_people)
 
 
 async def generate(request: Request[Any, Any, Any], producer: StreamProducer, number: int) -> Response[Any]:

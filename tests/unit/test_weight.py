@@ -12,7 +12,7 @@ from samples import Stored
 from apps.chassis.http.admission import FREE_BYTES, Limit, Share, share_of
 from apps.chassis.http.problems import answer_error
 from apps.chassis.http.request_middleware import admit
-from apps.chassis.http.served_streams import Served, stream_dependencies
+from apps.chassis.http.served_streams import stream_dependencies
 from apps.consumer.browsing.routes import COPIES_IN_MEMORY, SEARCH_MEMORY_BYTES, MessageController
 from apps.consumer.browsing.window import Window
 from apps.consumer.redriving.routes import DeadLetterController
@@ -36,7 +36,7 @@ def status_beside(taken_bytes: int, query: str, controller: type[Controller], pa
     assert share_of(scope).take(taken_bytes)
     app = Litestar(
         [controller],
-        dependencies=stream_dependencies(Served({"events": Part()})),
+        dependencies=stream_dependencies({"events": Part()}),
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},
     )

@@ -13,9 +13,6 @@ from apps.chassis.http.problems import BUSY, RETRY_AFTER, problem
 MOST_CALLS = 500
 """Calls under way at a time."""
 
-Weigh = Callable[[Scope], int | None]
-"""Returns the approximate bytes of memory that a call may take; None for one that is never refused."""
-
 
 SHARE = "share_of_memory"
 """Set in the scope of an admitted call: its `Share`."""
@@ -45,8 +42,7 @@ class Limit:
     have stalled give way, the one that has stalled longest first.
     """
 
-    def __init__(self, most_bytes: int, most_calls: int = MOST_CALLS, weigh: Weigh = lambda _: 0) -> None:
-        self._weigh = weigh
+    def __init__(self, most_bytes: int, most_calls: int = MOST_CALLS) -> None:
         self.most_bytes = most_bytes
         self._most_calls = most_calls
         self._calls = 0
@@ -57,11 +53,8 @@ class Limit:
 
     def let_in(self, scope: Scope) -> None:
         """Count a call as under way, until `let_out`. Raises 503 when there is no room for it."""
-        weight = self._weigh(scope)
-        if weight is None:
-            return
         share = Share(self, _unsent_answers(scope))
-        if (self._calls >= self._most_calls and not self.dismiss_stalled()) or not share.take(weight):
+        if self._calls >= self._most_calls and not self.dismiss_stalled():
             raise share.busy()
         self._calls += 1
         scope[SHARE] = share  # type: ignore[literal-required]  # a key of our own

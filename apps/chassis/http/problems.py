@@ -217,11 +217,11 @@ def to_problem(error: Exception) -> ProblemDetailsException:
         case UnicodeDecodeError():
             return problem(HTTPStatus.BAD_REQUEST, "the request is not valid UTF-8")
         case KafkaError() | OSError() if getattr(error, "filename", None) is None:  # else an error of a file
-            return out_of_reach(error)
+            return _kafka_problem(error)
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, ANY_ERROR)
 
 
-def out_of_reach(error: KafkaError | OSError) -> ProblemDetailsException:
+def _kafka_problem(error: KafkaError | OSError) -> ProblemDetailsException:
     """Return the problem for a Kafka that does not answer, or whose answer cannot be read."""
     if isinstance(error, CorruptRecordException):
         return problem(UNREADABLE, str(error))

@@ -1,7 +1,7 @@
-"""The streams that an instance serves, and what a call means that names one of them, or none."""
+"""The streams that an instance serves, as dependencies of routes: all of them, or those that a call names."""
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Generic, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from litestar.di import Provide
 from litestar.params import Parameter, SkipValidation
@@ -9,56 +9,40 @@ from litestar.params import Parameter, SkipValidation
 from apps.chassis.http.problems import bad_parameter
 from contracts import STREAMS
 
-T_co = TypeVar("T_co", covariant=True)
-
 NAMES = {"enum": [stream.name for stream in STREAMS]}
 OneStream = Annotated[str | None, Parameter(schema_extra=NAMES, description="The stream; by default the first one.")]
 """The parameter `stream` of a call that reads."""
 SomeStreams = Annotated[str | None, Parameter(schema_extra=NAMES, description="The stream; by default all of them.")]
 """The parameter `stream` of a call that changes something, or concerns all of them."""
+Served = SkipValidation[Mapping[str, Any]]
 
 
-class Served(Generic[T_co]):
-    """What a service has of each stream, by its name; at least of one."""
-
-    def __init__(self, by_name: Mapping[str, T_co]) -> None:
-        self._by_name = by_name
-
-    def __iter__(self) -> Iterator[T_co]:
-        return iter(self._by_name.values())
-
-    def get(self, name: str | None) -> T_co | None:
-        """Return what belongs to a stream, by default the first; None for an unknown name."""
-        return next(iter(self)) if name is None else self._by_name.get(name)
-
-    def one(self, name: str | None) -> T_co:
-        """Return what belongs to a stream, by default the first. Raises 400 for an unknown name."""
-        found = self.get(name)
-        if found is None:
-            raise bad_parameter("stream", f"expected one of {', '.join(self._by_name)}, not {str(name)[:40]!r}")
-        return found
-
-    def some(self, name: str | None) -> Mapping[str, T_co]:
-        """Return what belongs to a stream, by default all of them. Raises 400 for an unknown name."""
-        return self._by_name if name is None else {name: self.one(name)}
+async def _served_stream(served: Served, stream: OneStream = None) -> Any:  # noqa: ANN401 - what the service runs for it
+    return _part_of(served, next(iter(served)) if stream is None else stream)
 
 
-async def _one(served: SkipValidation[Any], stream: OneStream = None) -> Any:  # noqa: ANN401 - a `Served` of any type
-    return served.one(stream)
+async def _served_streams(served: Served, stream: SomeStreams = None) -> Mapping[str, Any]:
+    return served if stream is None else {stream: _part_of(served, stream)}
 
 
-async def _some(served: SkipValidation[Any], stream: SomeStreams = None) -> Any:  # noqa: ANN401 - likewise
-    return served.some(stream)
+def _part_of(served: Mapping[str, Any], stream: str) -> Any:  # noqa: ANN401 - likewise
+    if stream not in served:
+        raise bad_parameter("stream", f"expected one of {', '.join(served)}, not {stream[:40]!r}")
+    return served[stream]
 
 
-def stream_dependencies(served: Served[Any]) -> dict[str, Provide]:
-    """Return what routes may ask for by the name of an argument.
+def stream_dependencies(served: Mapping[str, Any]) -> dict[str, Provide]:
+    """Return what routes may ask for by the name of an argument, annotated as `SkipValidation[...]`.
 
-    `served` is the `Served` of the service. `served_stream` is the item of the parameter `stream`, by default the
-    first; `served_streams` are the items by name, by default all. Annotate each as `SkipValidation[...]`.
+    `served` is what the service runs for each stream, by name. `served_stream` is the part of the stream that the call
+    names, by default of the first. `served_streams` are the named part alone, or all, by name.
     """
 
-    async def provide_served() -> Served[Any]:
+    async def provide_served() -> Mapping[str, Any]:
         return served
 
-    return {"served": Provide(provide_served), "served_stream": Provide(_one), "served_streams": Provide(_some)}
+    return {
+        "served": Provide(provide_served),
+        "served_stream": Provide(_served_stream),
+        "served_streams": Provide(_served_streams),
+    }

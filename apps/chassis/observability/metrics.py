@@ -121,10 +121,10 @@ class MetricsController(Controller):
         },
     )
     async def metrics(
-        self, request: Request[Any, Any, Any], served: SkipValidation[Iterable[Measured]]
+        self, request: Request[Any, Any, Any], served: SkipValidation[Mapping[str, Measured]]
     ) -> Response[Any]:
         """Return all metrics of the service."""
-        seen = await asyncio.gather(*(one.metrics() for one in served))
+        seen = await asyncio.gather(*(one.metrics() for one in served.values()))
         page = generate_latest(_Page(request.app.state[REGISTRY], merged(chain.from_iterable(seen))))
         return Response(page, media_type=TEXT)
 

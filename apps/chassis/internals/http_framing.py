@@ -1,8 +1,9 @@
 """Reads requests and frames answers as RFC 9112 says, where uvicorn's httptools protocol does not: a PROTECTION.
 
 Reaches for the protocol's steps (head, body, end, answer of 400) and for the parts of a request's cycle. Lost without
-it: the body behind an offered upgrade, which uvicorn would parse as the next request (changes that mend this were
-proposed to uvicorn and not taken), and with it the safety from smuggled requests; and the ends of answers to HTTP/1.0.
+it: the body behind an offered upgrade, which uvicorn would parse as the next request
+(https://github.com/Kludex/uvicorn/issues/2722, of which several fixes were not taken), and with it the safety from
+smuggled requests; and the ends of answers to HTTP/1.0.
 """
 
 import asyncio

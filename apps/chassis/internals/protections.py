@@ -1,6 +1,7 @@
 """All protections: checked, and installed where they replace parts of a library."""
 
 from apps.chassis.internals import (
+    batch_subscriber,
     client_parts,
     group_description,
     http_framing,
@@ -15,6 +16,7 @@ from apps.chassis.internals.kafka_client import watch_kafka_clients
 from apps.chassis.internals.record_fetching import read_fetched_fast
 
 REACHES = (
+    *batch_subscriber.REACHES,
     *client_parts.REACHES,
     *group_description.REACHES,
     *http_framing.REACHES,

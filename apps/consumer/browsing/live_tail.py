@@ -292,7 +292,7 @@ class Tail:
             await asyncio.sleep(0)  # other work must not wait for hundreds of callers
 
     async def _keep_gaps(self, records: list[Record]) -> None:
-        """Tell all callers when records were deleted before the tail had read them: compaction leaves holes too."""
+        """Report records that were deleted before the tail had read them; compaction alone leaves holes too."""
         lowest: dict[int, int] = {}
         for record in records:
             lowest.setdefault(record.partition, record.offset)
@@ -304,9 +304,9 @@ class Tail:
                 await self._keep_gap(gap)
 
     async def _keep_gap(self, gap: Gap) -> None:
-        start, told = dict(self._position), event("gap", gap)
+        start, of_gap = dict(self._position), event("gap", gap)
         self._position[gap.partition] = gap.stop
-        await self._keep(Batch([], [told], told, start, dict(self._position)))
+        await self._keep(Batch([], [of_gap], of_gap, start, dict(self._position)))
 
 
 def _gap(partition: int, at: int, first: Mapping[int, int], end: Mapping[int, int]) -> Gap | None:
@@ -314,5 +314,5 @@ def _gap(partition: int, at: int, first: Mapping[int, int], end: Mapping[int, in
     if at < first[partition]:
         return Gap(partition, at, first[partition], "deleted")
     if at > end[partition]:
-        return Gap(partition, at, first[partition], "the topic was made anew")
+        return Gap(partition, at, first[partition], "the topic was recreated")
     return None

@@ -165,7 +165,8 @@ async def test_many_large_dead_letters_are_sent_back_in_several_transactions(mon
         monkeypatch=monkeypatch,
     )
     done, more = await bench.redriver.redrive(7)
-    assert [len(transaction) for transaction in bench.transactions] == [4, 3]
+    assert len(bench.transactions) == 2
+    assert all(len(transaction) <= 4 for transaction in bench.transactions)
     sent = list(chain.from_iterable(bench.transactions))
     assert [(one.partition, one.offset) for one in done] == sent
     assert len(set(sent)) == 7

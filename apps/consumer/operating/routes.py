@@ -126,7 +126,10 @@ class OperatingController(Controller):
         except ValueError as error:
             raise bad_body(str(error)) from None
         except NotNow as error:
-            raise NotNow(f"{error} ({', '.join(sought)} was sought before)" if sought else str(error)) from None
+            if len(served_streams) == 1:
+                raise
+            done = f" ({', '.join(sought)} was sought before)" if sought else ""
+            raise NotNow(f"{name}: {error}{done}") from None
         for name, offsets in sought.items():
             details = {"action": "seek", "stream": name}
             log.info("an operator asked for seek of %s: it consumes from %s", name, offsets, extra=details)

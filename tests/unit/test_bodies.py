@@ -276,6 +276,19 @@ def test_a_body_that_decodes_to_too_much_is_refused(
     assert "larger than 65536" in detail_of(consumer.post(SEEK, content=bomb(1), headers=JSON | encoded), 413)
 
 
+def test_a_body_of_very_many_gzip_members_without_content_is_refused_for_it_would_never_reach_a_limit(
+    producer: TestClient[Litestar], consumer: TestClient[Litestar]
+) -> None:
+    encoded, empty = {"content-encoding": "gzip"}, gzip.compress(b"")
+    for client, call, kind in ((producer, EVENTS, JSON), (producer, EVENTS, NDJSON), (consumer, SEEK, JSON)):
+        for content in (empty * 1_001, gzip.compress(b" ") + empty * 1_001):
+            answer = client.post(call, content=content, headers=kind | encoded)
+            assert "over 1000 gzip members" in detail_of(answer, 400)
+    of_many = b"".join(map(gzip.compress, (bytes([byte]) for byte in b" " * 1_001 + TO_NOWHERE)))
+    answer = consumer.post(SEEK, content=empty * 1_000 + of_many, headers=JSON | encoded)
+    assert "nowhere" in detail_of(answer, 400)
+
+
 @pytest.mark.parametrize(
     ("body", "path"),
     [

@@ -15,6 +15,8 @@ PIECE_BYTES = 64 * 1024
 MAX_RATIO = 200
 RATIO_FREE_BYTES = 64 * 1024 * 1024
 """A body may decode to this many bytes, or to `MAX_RATIO` times its own size. Records shrink to about a tenth."""
+MAX_EMPTY_MEMBERS = 1_000
+"""Gzip members without content that a body may have: they cost time, and no limit of decoded bytes ends them."""
 
 
 class Decompressor:
@@ -28,6 +30,8 @@ class Decompressor:
         self._coding = coding
         self._stream: Any = None  # zlib's own class has no public name
         self._streams = 0
+        self._empty_streams = 0
+        self._stream_begun_at = 0
         self._taken = 0
         self._given = 0
 
@@ -47,6 +51,7 @@ class Decompressor:
                 yield piece
             if self._stream.eof:
                 data, self._stream = self._stream.unused_data, None
+                self._check_empty_members()
                 continue
             data = self._stream.unconsumed_tail
             if not data and len(piece) < PIECE_BYTES:
@@ -62,6 +67,12 @@ class Decompressor:
         if self._coding == "deflate" and self._streams > 1:
             raise _damaged("bytes follow the end of the deflate of the body")
         return zlib.decompressobj(WINDOW_BITS[self._coding])
+
+    def _check_empty_members(self) -> None:
+        self._empty_streams += self._given == self._stream_begun_at
+        self._stream_begun_at = self._given
+        if self._empty_streams > MAX_EMPTY_MEMBERS:
+            raise _damaged(f"the body has over {MAX_EMPTY_MEMBERS} gzip members without content")
 
     def _check_ratio(self) -> None:
         if self._given > max(RATIO_FREE_BYTES, MAX_RATIO * self._taken):

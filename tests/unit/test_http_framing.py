@@ -1,11 +1,13 @@
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import pytest
 from test_http_limits import closed, serving
 
+from apps.chassis.http.streaming import Streamed
 from apps.chassis.internals import http_framing
 
 pytestmark = pytest.mark.anyio
@@ -215,6 +217,91 @@ async def test_a_refused_caller_that_sends_its_body_unasked_keeps_its_connection
         assert b"connection: close" not in await reader.readuntil(b"\r\n\r\nno")
         writer.write(HIDDEN[len(sent) :] + NEXT)
         assert b" 401 " in await reader.readuntil(b"\r\n\r\nno")
+
+
+async def echoing(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+    """Stream the body back while it is read, as lines are answered."""
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        more = True
+        while more:
+            message = await receive()
+            more = message.get("more_body", False)
+            yield message.get("body", b"")
+
+    answer: Any = Streamed(pieces(), "text/plain", HTTPStatus.OK, reads_body=True).to_asgi_response()
+    await answer(scope, receive, send)
+
+
+async def test_a_caller_is_told_to_send_its_body_before_an_answer_begins_that_is_sent_meanwhile() -> None:
+    async with serving(echoing) as connect:
+        reader, writer = await connect()
+        for _ in range(2):
+            writer.write(EXPECTING)
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(HIDDEN)
+            said = await reader.readuntil(b"\r\n0\r\n\r\n")
+            assert said.startswith(b"HTTP/1.1 200 ")
+            assert HIDDEN in said
+
+
+async def test_a_caller_with_http_1_0_is_not_told_to_go_on_before_an_answer_that_is_sent_meanwhile() -> None:
+    async with serving(echoing) as connect:
+        said = await said_to(connect, [EXPECTING.replace(b"HTTP/1.1", b"HTTP/1.0") + HIDDEN])
+    assert said.startswith(b"HTTP/1.1 200 ")
+    assert said.endswith(b"\r\n\r\n" + HIDDEN)
+
+
+async def test_white_space_around_the_value_of_a_header_is_no_part_of_it() -> None:
+    app = Recorder()
+    async with serving(app) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: \t localhost \t\r\nX-API-Key:a \tb \r\nX: \r\n\r\n")
+        await reader.readuntil(b"ok")
+    assert app.headers == {b"host": b"localhost", b"x-api-key": b"a \tb", b"x": b""}
+
+
+BROKEN_BODIES = {
+    "a size that is none": b"no size\r\n",
+    "a piece that is longer than its size": b"2\r\nabc\r\n",
+    "a size that overflows": b"FFFFFFFFFFFFFFFFF\r\n",
+    "a length among the trailers": b"1\r\na\r\n0\r\nContent-Length: 1\r\n\r\n",
+}
+CHUNKED = b"POST /people HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("body", BROKEN_BODIES.values(), ids=BROKEN_BODIES.keys())
+async def test_a_request_whose_chunks_are_no_http_is_answered_so(body: bytes) -> None:
+    app = Recorder()
+    async with serving(app) as connect:
+        for segments in ([CHUNKED + body], [CHUNKED, body], [NEXT, CHUNKED, body]):
+            said = await said_to(connect, segments)
+            assert said[said.rindex(b"HTTP/1.1") :].startswith(b"HTTP/1.1 400 ")
+            assert said.endswith(b"Invalid HTTP request received.")
+
+
+@pytest.mark.parametrize("before", [NEXT, CHUNKED + b"1\r\na\r\n0\r\n\r\n"], ids=["no body", "a body"])
+async def test_chunks_that_are_no_http_are_not_answered_in_place_of_a_request_before(before: bytes) -> None:
+    may_end = asyncio.Event()
+
+    async def waiting(_: Any, __: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        await may_end.wait()
+        await refusing(None, None, send)
+
+    async with serving(waiting) as connect:
+        reader, writer = await connect()
+        writer.write(before + CHUNKED + b"no size\r\n")
+        assert await closed(reader) == b""
+        may_end.set()
+
+
+async def test_chunks_that_are_no_http_break_an_answer_off_that_has_begun() -> None:
+    async with serving(echoing) as connect:
+        reader, writer = await connect()
+        writer.write(CHUNKED + b"1\r\na\r\n")
+        assert (await reader.readuntil(b"1\r\na\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.write(b"no size\r\n")
+        assert await closed(reader) == b""
 
 
 async def test_a_refused_caller_without_a_body_keeps_its_connection() -> None:

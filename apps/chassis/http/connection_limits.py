@@ -192,12 +192,17 @@ class LimitedProtocol(FramedProtocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer 400 to what is no HTTP; during another answer just close, or it would be taken for that answer."""
-        if self.waits:
+        """Answer 400 to what is no HTTP; just close where that would be taken for the answer to another request."""
+        answered = self.waits or self._has_only_an_incomplete_request()
+        self._disconnect_calls()
+        if answered:
             super().send_400_response(msg)
         else:
-            self._disconnect_calls()
             self.transport.close()
+
+    def _has_only_an_incomplete_request(self) -> bool:
+        """Return whether the request that is arriving is the only one under way, and its answer has not begun."""
+        return self.cycle.more_body and not self.cycle.response_started and not self.pipeline
 
     def _break_off(self, http_version: str) -> None:
         """Close the connection in the middle of an answer, so that the caller notices that it is incomplete.

@@ -10,7 +10,9 @@ from anyio import CancelScope, create_task_group
 from litestar.response import Response
 from litestar.response.base import ASGIResponse
 from litestar.response.streaming import ASGIStreamingResponse
-from litestar.types import Receive, Send
+from litestar.types import Receive, Scope, Send
+
+from apps.chassis.internals.http_framing import ASK_FOR_BODY
 
 NOT_READING_S = 30.0
 """Seconds after which a caller that does not read is disconnected."""
@@ -61,6 +63,13 @@ class _Streaming(ASGIStreamingResponse):
         super().__init__(iterator=pieces, **options)
         self._pieces = pieces
         self._reads_body = reads_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask for a body that the caller holds back and the pieces read, and send the answer."""
+        ask_for_body: Any = scope.get(ASK_FOR_BODY)
+        if self._reads_body and ask_for_body is not None:
+            ask_for_body()
+        await super().__call__(scope, receive, send)
 
     async def send_body(self, send: Send, receive: Receive) -> None:
         """Send the pieces, and listen for a disconnect meanwhile unless they read the body."""

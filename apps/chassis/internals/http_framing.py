@@ -17,17 +17,21 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 REACHES = (
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.data_received(data)",
+    "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.on_header(name, value)",
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.on_headers_complete uses cycle, expect_100_continue",
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.on_message_complete(self)",
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol._unset_keepalive_if_required(self)",
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.send_400_response(msg)",
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.__init__ uses transport, keep_alive, body, more_body",
-    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.__init__ uses waiting_for_100_continue",
+    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.__init__ uses waiting_for_100_continue, disconnected",
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.send uses chunked_encoding, response_complete",
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.send(message) uses expected_content_length",
 )
 
 INVALID_REQUEST = "Invalid HTTP request received."
+ASK_FOR_BODY = "ask_for_body"
+"""Set in the scope of a request whose caller waits for `100 Continue` before it sends the body: sends it once."""
+
 RESET_AFTER_S = 1.0
 """Seconds for a caller to read the sent part of a broken answer, before its connection is reset."""
 
@@ -86,6 +90,7 @@ class FramedProtocol(HttpToolsProtocol):
             self.cycle.send = partial(_send_without_chunks, self.transport, self.cycle)  # type: ignore[method-assign]
         elif self.expect_100_continue:
             self.cycle.send = partial(_send_and_close_without_body, self.cycle)  # type: ignore[method-assign]
+            self.cycle.scope[ASK_FOR_BODY] = partial(_ask_for_body, self.cycle)  # type: ignore[literal-required]  # a key of our own
 
     def request_complete(self) -> None:
         """Note that the request is complete, and that its trailers ask to close the connection if they do."""
@@ -109,6 +114,10 @@ class FramedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.logger.warning(INVALID_REQUEST)
             self.send_400_response(INVALID_REQUEST)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header without the white space behind its value, which is no part of it (RFC 9110, section 5.5)."""
+        super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         """Begin the request, unless the parser is about to stop at an offered upgrade."""
@@ -165,3 +174,13 @@ async def _send_and_close_without_body(cycle: RequestResponseCycle, message: Any
     if message["type"] == "http.response.start" and cycle.waiting_for_100_continue and not cycle.body:
         cycle.keep_alive = cycle.keep_alive and not cycle.more_body
     await RequestResponseCycle.send(cycle, message)
+
+
+def _ask_for_body(cycle: RequestResponseCycle) -> None:
+    """Send `100 Continue` before an answer begins that is sent while the body is read.
+
+    The caller would take that answer for the final one otherwise, and never send the body.
+    """
+    if cycle.waiting_for_100_continue and not cycle.disconnected:
+        cycle.waiting_for_100_continue = False
+        cycle.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

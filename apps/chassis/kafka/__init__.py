@@ -1,4 +1,4 @@
-"""Connect any service to Kafka: clients, security, topics, consumer groups, reading a log, diagnosis.
+"""Kafka for any service: client options, security, connection, topics, reading a log, diagnosis of what is refused.
 
 Depends on `chassis.settings`, `observability` and `internals`; both services depend on it.
 """

@@ -1,4 +1,4 @@
-"""Log, measure and trace any service.
+"""Logs, metrics and traces of any service.
 
-Depends on `chassis.settings`, `http` and `kafka`; everything else may depend on it.
+Depends on `chassis.settings`; everything else may depend on it.
 """

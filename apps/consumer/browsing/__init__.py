@@ -1,4 +1,4 @@
-"""Read a topic without a group: the newest records, search, one record, the live tail.
+"""Reading without a group: the newest records, search, the live tail.
 
-Depends on `consuming` and `chassis`; `redriving`, `stream_consumer` and `app` depend on it.
+Depends on `consuming`.
 """

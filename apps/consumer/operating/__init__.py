@@ -1,4 +1,4 @@
-"""Show and steer the consumption: status, group, lag, metrics, stop, start, pause, resume and seek.
+"""What an operator sees and does: status, stop, start, pause, resume, seek, group and lag.
 
-Depends on `consuming` and `chassis`; `stream_consumer` and `app` depend on it.
+Depends on `consuming`.
 """

@@ -266,7 +266,7 @@ class Control:
         return self.trouble() or self._connection.trouble()
 
     async def watch(self) -> None:
-        """Until cancelled, replace a consume loop that died or hangs, and stop one that halted.
+        """Until cancelled, have a consume loop that died or wedged replaced, and one that halted stopped.
 
         While Kafka itself is out of reach nothing is replaced: the client connects by itself again.
         """

@@ -11,14 +11,14 @@ from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.operating.control import Control, NotNow
 
-LOOK_EVERY_S = 5.0
+EVERY = 5.0
 """Seconds between two looks at the topic's id."""
 
 
 async def watch_topic(control: Control, commits: Commits) -> None:
-    """Until cancelled, move each position that belongs to a deleted topic to the beginning of the new one."""
+    """Until cancelled, have each position that belongs to a deleted topic moved to the beginning of the new one."""
     while True:
         with suppress(*KAFKA_ERRORS, NotNow, ValueError):
             for partition, (before, after) in (await control.leave_deleted_topic()).items():
                 commits.report_recreated(partition, before, after)
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(EVERY)

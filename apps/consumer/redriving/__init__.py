@@ -1,4 +1,4 @@
-"""Show dead letters and send them back to their topic, each once.
+"""Dead letters over HTTP, and sending them back, each once.
 
-Depends on `browsing` and `chassis`; `stream_consumer` and `app` depend on it.
+Depends on `consuming` and `browsing`.
 """

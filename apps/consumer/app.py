@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from litestar import Litestar
+from prometheus_client import CollectorRegistry
 
 from apps.chassis.application import build_application
 from apps.chassis.http.asyncapi import Operation
@@ -49,23 +50,11 @@ def create_app(  # noqa: PLR0913 - what tests replace
     shutdown, so that the consumer leaves its groups before the last answers are given. `policies` define how batches
     are made, retried and limited. `traces` traces its calls and its handlers; by default as the settings say.
     """
+    _prepare_process()
     settings = settings or settings_from_environment()
     traces = traces or traces_of(settings, SERVICE)
-    _prepare_process()
     registry = new_registry(SERVICE)
-    measured = HandlerMetrics(registry)
-    consumers = {
-        stream.name: StreamConsumer(
-            stream,
-            settings,
-            client_options(settings, SERVICE),
-            measured.timed(stream.name, handlers.get(stream, handle_nothing)),
-            policies.get(stream, DEFAULT),
-            traces,
-            kafka,
-        )
-        for stream in settings.served(streams)
-    }
+    consumers = _stream_consumers(settings, streams, handlers, policies, registry, traces, kafka)
     return build_application(
         SERVICE,
         DESCRIPTION,
@@ -82,6 +71,30 @@ def create_app(  # noqa: PLR0913 - what tests replace
         traces=traces,
         ending=ending,
     )
+
+
+def _stream_consumers(  # noqa: PLR0913, PLR0917 - what `create_app` is given
+    settings: Settings,
+    streams: Sequence[Stream[Any]],
+    handlers: Mapping[Stream[Any], Handle],
+    policies: Mapping[Stream[Any], Policy],
+    registry: CollectorRegistry,
+    traces: Traces,
+    kafka: Kafka,
+) -> dict[str, StreamConsumer]:
+    measured, options = HandlerMetrics(registry), client_options(settings, SERVICE)
+    return {
+        one.name: StreamConsumer(
+            one,
+            settings,
+            options,
+            measured.timed(one.name, handlers.get(one, handle_nothing)),
+            policies.get(one, DEFAULT),
+            traces,
+            kafka,
+        )
+        for one in settings.served(streams)
+    }
 
 
 def _operations(consumers: Iterable[StreamConsumer]) -> Iterable[Operation]:

@@ -42,7 +42,7 @@ from contracts.stream import Stream
 
 LAG_S = 3.0
 """Seconds after which the status is answered without the lag: an earlier stop or start may have taken 6.5 s."""
-GRACE = 5.0
+GRACE_S = 5.0
 """Seconds that a stop waits for the in-flight batch."""
 
 
@@ -63,56 +63,41 @@ class StreamConsumer:
         kafka: Kafka,
     ) -> None:
         self.stream = stream
-        self.settings = settings.of(stream)
-        topic, group = self.settings.topic, self.settings.group_id
-        reading = for_purpose(options, "reader")
-        self.cluster = kafka.cluster(
-            for_purpose(options, "admin"),
-            [record_topic(self.settings, "read"), dead_letter_topic(self.settings), marks_topic(self.settings)],
-            group,
-        )
-        self._background = Background()
-        self._reader, self._every = kafka.reader(reading, topic), kafka.reader(options, topic, committed_only=False)
-        self.log, self.uncommitted = kafka.reader(reading, topic), kafka.reader(reading, topic, committed_only=False)
-        self.dead_reader = kafka.reader(reading, self.settings.dead_letter_topic)
-        self.redriver = Redriver(
-            for_purpose(options, "redrive"),
-            self.cluster,
-            self.dead_reader,
-            self.settings.marks_topic,
-            topic,
-            group,
-            kafka.reader,
-        )
-        self.window = Window(settings.window_size)
-        self._dead_letters = DeadLetters(
-            for_purpose(options, "dead-letters"), self.settings.dead_letter_topic, self.cluster, group, kafka.producer
-        )
-        self.consumption = Consumption(
-            stream.decode, self.window.extend, handle, self._dead_letters.write, traces, policy, group=group
-        )
-        self._commits = Commits(partial(self.cluster.commits, group, topic), self._every.offsets, kafka.ask_topic_ids)
-        self._offsets = GroupOffsets(self._reader, self._every, self._commits.read)
-        self._meter = LagMeter(self._offsets)
-        self.tail = Tail(self.log, self.partition_count, self._background, stream.decode)
-        self._refill = Refill(self.window, self._reader, self._commits.read, self._background, stream.decode, group)
+        self.settings = own = settings.of(stream)
+        self._options, reading = options, for_purpose(options, "reader")
+        self._background = background = Background()
         self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-
-        def make_broker() -> KafkaBroker:
-            broker = new_broker(options, consumer_only=True, graceful_timeout=GRACE)
-            subscribe(broker, topic, group, self.consumption, self._commits, self._on_assigned)
-            return broker
-
-        self._connection = kafka.connection(make_broker, self.cluster.ensure_topics, options["client_id"].journal)
-        self.control = Control(
-            self._connection,
-            self.cluster,
-            self.consumption,
-            self._commits,
-            self._background,
-            settings.slow_batch_seconds,
-            stream.name,
+        topics = [record_topic(own, "read"), dead_letter_topic(own), marks_topic(own)]
+        self.cluster = cluster = kafka.cluster(for_purpose(options, "admin"), topics, own.group_id)
+        self._reader, self.log = kafka.reader(reading, own.topic), kafka.reader(reading, own.topic)
+        self._every = kafka.reader(options, own.topic, committed_only=False)
+        self.uncommitted = kafka.reader(reading, own.topic, committed_only=False)
+        self.dead_reader = kafka.reader(reading, own.dead_letter_topic)
+        dead_options, redrive_options = for_purpose(options, "dead-letters"), for_purpose(options, "redrive")
+        self._dead_letters = DeadLetters(dead_options, own.dead_letter_topic, cluster, own.group_id, kafka.producer)
+        self.redriver = Redriver(
+            redrive_options, cluster, self.dead_reader, own.marks_topic, own.topic, own.group_id, kafka.reader
         )
+        self.window, write = Window(settings.window_size), self._dead_letters.write
+        self.consumption = Consumption(
+            stream.decode, self.window.extend, handle, write, traces, policy, group=own.group_id
+        )
+        self._commits = commits = Commits(
+            partial(cluster.commits, own.group_id, own.topic), self._every.offsets, kafka.ask_topic_ids
+        )
+        self._offsets = GroupOffsets(self._reader, self._every, commits.read)
+        self._meter = LagMeter(self._offsets)
+        self.tail = Tail(self.log, self.partition_count, background, stream.decode)
+        self._refill = Refill(self.window, self._reader, commits.read, background, stream.decode, own.group_id)
+        self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
+        slow_s = settings.slow_batch_seconds
+        self.control = Control(self._connection, cluster, self.consumption, commits, background, slow_s, stream.name)
+
+    def _new_broker(self) -> KafkaBroker:
+        broker = new_broker(self._options, consumer_only=True, graceful_timeout=GRACE_S)
+        own = self.settings
+        subscribe(broker, own.topic, own.group_id, self.consumption, self._commits, self._on_assigned)
+        return broker
 
     def _on_assigned(self, assigned: set[TopicPartition]) -> None:
         self._refill.begin([tp.partition for tp in assigned])
@@ -180,9 +165,9 @@ class StreamConsumer:
             failures=consumption.attempts.failures,
             batch_age_seconds=round(consumption.batch_age, 3),
             commit_failures=commits.failures.total(),
-            skipped_count=commits.skipped.total(),
+            skipped_count=commits.moves.skipped.total(),
             passed_over_count=consumption.passed_over,
-            moves=list(commits.moves),
+            moves=list(commits.moves.newest),
             last_error=trouble
             or commits.error
             or (consumption.attempts.error if consumption.attempts.failures or consumption.retrying else None)

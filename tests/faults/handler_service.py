@@ -53,5 +53,5 @@ if __name__ == "__main__":
         float(os.environ["FAILURES"]),
         random.Random(os.environ["LEDGER"]),
     )
-    policy = Policy(retry=Retry(longest_s=5))  # the faults are short, and so are the pauses after them
+    policy = Policy(retry=Retry(longest_backoff_s=5))  # the faults are short, and so are the pauses after them
     run_consumer(handle, policy)

@@ -16,14 +16,13 @@ from apps.chassis.internals.record_fetching import FetchedRecord
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.record_view import show
-from apps.consumer.consuming.batch_size import BatchSize
 from apps.consumer.consuming.commits import Commits
-from apps.consumer.consuming.consumption import Consumption, Outcome, sort_out
+from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.dead_letters import BadRecord
+from apps.consumer.consuming.decode import sort_out
+from apps.consumer.consuming.outcome import Outcome
 from apps.consumer.consuming.policy import DEFAULT
-from apps.consumer.consuming.retry import Attempts
 from apps.consumer.consuming.subscriber import subscribe
-from apps.consumer.handlers import handle_nothing
 from contracts.dead_letter import DeadLetter, describe, history, read, sent_back
 from contracts.record import Record
 from contracts.stream import encode
@@ -38,7 +37,7 @@ class Sorting:
 
     def __init__(self) -> None:
         self.good = self.bad = 0
-        self.size, self.attempts = BatchSize(DEFAULT.batching), Attempts(EVENTS.decode, handle_nothing)
+        self.policy, self.batch_records = DEFAULT, DEFAULT.batching.records
         self.settle = str
 
     async def consume(self, records: Sequence[Record], _: object) -> Outcome:
@@ -58,7 +57,7 @@ class Sorting:
         assert (list(right), list(wrong)) == ([], [])
         self.good += len(good)
         self.bad += len(bad)
-        return Outcome(good)
+        return Outcome(good, good)
 
 
 def assert_kept(bad: BadRecord) -> None:

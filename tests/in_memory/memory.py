@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.structs import OffsetAndMetadata, RecordMetadata
 from faststream import Response
 from faststream.kafka import KafkaBroker
+from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 from apps.chassis.internals.record_fetching import FetchedRecord
 from apps.chassis.kafka.client_journal import ClientJournal
@@ -28,7 +29,6 @@ from apps.chassis.kafka.consumer_groups import Member
 from apps.chassis.kafka.kafka import Kafka
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.topic_settings import Topic
-from apps.consumer.consuming.subscriber import PromptSubscriber
 from contracts.dead_letter import Header
 
 PARTITIONS = 6
@@ -59,7 +59,7 @@ class Memory:
         records.append(FetchedRecord(topic, partition, len(records), timestamp, *content))
 
 
-class MemorySubscriber(PromptSubscriber):
+class MemorySubscriber(BatchSubscriber):
     """Keeps what `TestKafkaBroker` delivers, and processes what the consume loop polls."""
 
     __slots__ = ()
@@ -88,7 +88,8 @@ class MemoryConnection(Connection):
         super().__init__(lambda: self._broker, prepare, journal)
         memory.brokers.append(self._broker)
         for subscriber in self._broker.subscribers:  # what is published from now on is kept, until it is polled
-            subscriber.__class__ = type("Subscriber", (MemorySubscriber,), {"__slots__": (), "memory": memory})
+            bases = MemorySubscriber, type(subscriber)
+            subscriber.__class__ = type("Subscriber", bases, {"__slots__": (), "memory": memory})
 
     async def hold(self) -> None:
         self._broker.config.broker_config.builder = partial(MemoryConsumer, self._memory)

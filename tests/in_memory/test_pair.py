@@ -33,7 +33,7 @@ class Refund(msgspec.Struct):
 
 ORDERS: Stream[Order] = Stream("orders", Order, key=lambda order: order.order_id)
 REFUNDS: Stream[Refund] = Stream("refunds", Refund, key=lambda refund: refund.refund_id)
-IMPATIENT = Policy(retry=Retry(first_s=0.001, longest_s=0.01))
+IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, longest_backoff_s=0.01))
 
 
 class Handler(list[Any]):

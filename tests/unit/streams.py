@@ -1,6 +1,7 @@
 """A stream in memory: polls, commits and redelivers as the consume loop on a real Kafka does."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from samples import Stored, stored_event
 
@@ -11,7 +12,7 @@ from apps.consumer.consuming.policy import Batching, Policy, Retry
 from apps.consumer.consuming.retry import Handle
 from tests.event import EVENTS, Event
 
-AT_ONCE = Retry(first_s=0.0001, longest_s=0.001)
+AT_ONCE = Retry(first_backoff_s=0.0001, longest_backoff_s=0.001)
 """Pauses that no test feels."""
 
 
@@ -22,7 +23,7 @@ def policy(records: int = 2_000, **others: object) -> Policy:
 class Stream:
     """Records of some partitions, with the position and the committed offset in each, and what became of them."""
 
-    def __init__(self, handle: Handle, policy: Policy | None = None) -> None:
+    def __init__(self, handle: Handle, policy: Policy | None = None, **options: Any) -> None:  # noqa: ANN401 - those of `Consumption`
         self.records: dict[int, list[Stored]] = {}
         self.positions: dict[int, int] = {}
         self.committed: dict[int, int] = {}
@@ -30,7 +31,7 @@ class Stream:
         self.polls = 0
         self.window = Window(100_000)
         self.consumption = Consumption(
-            EVENTS.decode, self.window.extend, handle, self._write, policy=policy or globals()["policy"]()
+            EVENTS.decode, self.window.extend, handle, self._write, policy=policy or globals()["policy"](), **options
         )
         self._writes: Callable[[], None] = lambda: None
 

@@ -7,10 +7,9 @@ from samples import Stored, redriven_headers, stored_event, until
 from streams import policy
 
 from apps.consumer.browsing.window import Window
-from apps.consumer.consuming.consumption import Consumption
+from apps.consumer.consuming.consumption import Consumption, Halted
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.redrive_addressing import divide
-from apps.consumer.consuming.retry import Halted
 from contracts.dead_letter import REDRIVEN_FOR, Header
 from tests.event import EVENTS, Event
 
@@ -112,8 +111,8 @@ async def test_what_stands_behind_an_unfinished_record_is_passed_over_once_that_
     consumer.writer_error = TimeoutError()
     records = redriven(0, ANOTHERS), redriven(1, (), b"not json"), redriven(2, ANOTHERS)
     consuming = asyncio.create_task(consumer.consume(*records))
-    await until(lambda: consumer.consumption.attempts.unwritten is not None)
-    consumer.consumption.leaving.set()
+    await until(lambda: consumer.consumption.retrying)
+    consumer.consumption.abandonment.ask("stop")
     await consuming
     assert consumer.consumption.passed_over == 1
     consumer.writer_error = None
@@ -126,7 +125,7 @@ async def test_a_batch_of_nothing_but_records_for_another_group_ends_no_halt() -
     consumer = Consumer()
     consuming = asyncio.create_task(consumer.consume(*(redriven(n, (), b"not json") for n in range(100))))
     await until(lambda: consumer.consumption.halted)
-    consumer.consumption.leaving.set()
+    consumer.consumption.abandonment.ask("stop")
     with pytest.raises(Halted):
         await consuming
     consumer.consumption.resume(accept=False)
@@ -134,6 +133,6 @@ async def test_a_batch_of_nothing_but_records_for_another_group_ends_no_halt() -
     assert (consumer.consumption.passed_over, consumer.consumption.busy_since) == (1, None)
     consuming = asyncio.create_task(consumer.consume(redriven(101, (), b"not json")))
     await until(lambda: consumer.consumption.halted)
-    consumer.consumption.leaving.set()
+    consumer.consumption.abandonment.ask("stop")
     with pytest.raises(Halted, match="refused again after a halt"):
         await consuming

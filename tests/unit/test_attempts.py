@@ -2,13 +2,12 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import pytest
 from samples import LONG, Stored, stored_event, until
-from streams import AT_ONCE, Handler, Stream, numbered, policy
+from streams import Handler, Stream, numbered, policy
 
-from apps.consumer.consuming.findings import Found, Memory
+from apps.consumer.consuming.findings import Finding, Memory
 from apps.consumer.consuming.policy import Batching, OutageLimit, Policy, Retry
 from apps.consumer.consuming.retry import Reject
 from contracts.dead_letter import ROUNDS, TRIES
@@ -181,7 +180,7 @@ async def test_a_lucky_success_in_an_outage_dead_letters_nothing() -> None:
     stream.add(*numbered(range(2_000)))
     await stream.consume(turns=60)
     assert stream.letters == []
-    assert stream.consumption.attempts.outage
+    assert stream.consumption.redelivery.outage
     handler.fails = lambda _: False
     await stream.consume(turns=20)
     assert set(handler.done) == set(numbered(range(2_000)))
@@ -195,7 +194,7 @@ async def test_more_than_a_tenth_that_fail_are_an_outage_whatever_succeeds_in_be
     stream.add(*numbered(range(1_000)))
     await stream.consume(turns=20)
     assert stream.letters == []
-    assert stream.consumption.attempts.outage
+    assert stream.consumption.redelivery.outage
     assert "the handler fails for too many records" in str(stream.consumption.retrying)
 
 
@@ -215,7 +214,7 @@ async def test_what_fails_is_dead_lettered_while_retrying_when_an_operator_accep
     stream.add("bad again")
     await stream.consume(turns=5)
     assert len(stream.letters) == 150, "a batch of good ones ended that"
-    assert not stream.consumption.attempts.outage, "what was accepted does not count"
+    assert not stream.consumption.redelivery.outage, "what was accepted does not count"
     stream.add("good again")
     handler.fails = "bad again".__eq__
     await stream.consume(turns=5)
@@ -224,10 +223,10 @@ async def test_what_fails_is_dead_lettered_while_retrying_when_an_operator_accep
 
 async def test_accepting_ends_a_pause() -> None:
     handler = Handler(lambda _: True)
-    stream = Stream(handler, policy(retry=Retry(first_s=600, longest_s=600)))
+    stream = Stream(handler, policy(retry=Retry(first_backoff_s=600, longest_backoff_s=600)))
     stream.add("bad")
     consuming = asyncio.create_task(stream.consume(turns=5))
-    await until(lambda: stream.consumption.attempts.waiting)
+    await until(lambda: stream.consumption.redelivery.waiting)
     stream.consumption.accept()
     async with asyncio.timeout(LONG):
         await consuming
@@ -236,10 +235,10 @@ async def test_accepting_ends_a_pause() -> None:
 
 async def test_a_newer_record_ends_a_long_pause() -> None:
     handler = Handler("bad".__eq__)
-    stream = Stream(handler, policy(retry=Retry(first_s=600, longest_s=600)))
+    stream = Stream(handler, policy(retry=Retry(first_backoff_s=600, longest_backoff_s=600)))
     stream.add("bad")
     consuming = asyncio.create_task(stream.consume(turns=5))
-    await until(lambda: stream.consumption.attempts.waiting)
+    await until(lambda: stream.consumption.redelivery.waiting)
     stream.add("good")
     async with asyncio.timeout(LONG):
         await consuming
@@ -268,13 +267,13 @@ async def test_an_outage_ends_although_the_records_that_failed_in_it_cannot_be_r
     stream = Stream(handler, policy(outage=OutageLimit(records=2)))
     stream.add(*"abcdef")
     await stream.consume(turns=20)
-    assert stream.consumption.attempts.outage
+    assert stream.consumption.redelivery.outage
     stream.positions[0] = 6  # its partition has no leader, and nothing is fetched of it
     stream.add("good", "other", partition=1)
     down[0] = False
     await stream.turn()
     assert sorted(handler.done) == ["good", "other"]
-    assert not stream.consumption.attempts.outage
+    assert not stream.consumption.redelivery.outage
 
 
 async def test_of_records_that_kafka_deleted_while_they_were_retried_nothing_stays() -> None:
@@ -283,9 +282,9 @@ async def test_of_records_that_kafka_deleted_while_they_were_retried_nothing_sta
     stream.add("bad")
     await stream.consume(turns=5)
     assert stream.consumption.retrying
-    stream.consumption.attempts.drop({("events", 1)})
+    stream.consumption.redelivery.forget({("events", 1)}.__contains__)
     assert stream.consumption.retrying, "that was another partition"
-    stream.consumption.attempts.drop({("events", 0)})
+    stream.consumption.redelivery.forget({("events", 0)}.__contains__)
     assert stream.consumption.retrying is None
     assert stream.consumption.attempts.failures == 0
 
@@ -406,7 +405,7 @@ async def test_a_batch_that_is_abandoned_commits_what_stands_before_its_first_un
 
     async def handle(events: Sequence[Event]) -> None:
         if events[-1].id >= stop_at and len(events) < 20:
-            stream.consumption.leaving.set()
+            stream.consumption.abandonment.ask("rebalance")
         await handler(events)
 
     stream.consumption.attempts._handle = handle
@@ -414,7 +413,7 @@ async def test_a_batch_that_is_abandoned_commits_what_stands_before_its_first_un
     assert stream.lettered == ["0-05"]
     assert stream.committed[0] == 100
     assert 0 < stream.committed[1] < 100
-    stream.consumption.leaving.clear()
+    stream.consumption.abandonment.withdraw("rebalance")
     stop_at = "~"
     await stream.consume(turns=5)
     assert stream.lettered == ["0-05", "1-70"]
@@ -433,10 +432,10 @@ async def test_a_call_that_takes_longer_than_there_is_time_is_cancelled_and_its_
     stream.add(*"abc")
     turn = asyncio.create_task(stream.turn())
     await until(lambda: calls)
-    stream.consumption.leaving.set(within_s=0)
+    stream.consumption.abandonment.ask("rebalance", cancel_after_s=0)
     await turn
     assert stream.committed == {0: 0}
-    stream.consumption.leaving.clear()
+    stream.consumption.abandonment.withdraw("rebalance")
     await stream.turn()
     assert calls == [list("abc")] * 2
     assert stream.is_consumed
@@ -447,7 +446,7 @@ async def test_what_was_found_out_is_kept_when_a_batch_is_abandoned_and_redelive
     stream = Stream(handler)
 
     def abandon() -> None:
-        stream.consumption.leaving.set()
+        stream.consumption.abandonment.ask("rebalance")
         raise TimeoutError
 
     stream.write_with(abandon)
@@ -455,7 +454,7 @@ async def test_what_was_found_out_is_kept_when_a_batch_is_abandoned_and_redelive
     await stream.turn()
     assert (stream.letters, stream.committed) == ([], {0: 10})
     calls = len(handler.calls)
-    stream.consumption.leaving.clear()
+    stream.consumption.abandonment.withdraw("rebalance")
     stream.write_with(lambda: None)
     await stream.turn()
     assert len(handler.calls) == calls, "nobody is handled twice, and nothing is isolated again"
@@ -469,9 +468,9 @@ async def test_a_batch_whose_commit_was_refused_does_not_count_with_one_that_is_
         stream.append(Stored(value=b"bad"))
     batch = stream.poll()
     await stream.consumption.consume(batch)  # its commit is refused during a rebalance: it is not settled
-    stream.consumption.leaving.set()
+    stream.consumption.abandonment.ask("rebalance")
     stream.consumption.settle(await stream.consumption.consume(batch))
-    stream.consumption.leaving.clear()
+    stream.consumption.abandonment.withdraw("rebalance")
     consuming = asyncio.create_task(stream.consumption.consume(batch))
     await until(lambda: consuming.done() or stream.consumption.halted is not None)
     assert stream.consumption.halted is None, "60 records were refused, and not 120"
@@ -505,7 +504,7 @@ async def test_dead_letters_that_cannot_be_written_are_told() -> None:
     turn = asyncio.create_task(stream.turn())
     await until(lambda: stream.consumption.retrying)
     assert "dead letters cannot be written: OSError" in str(stream.consumption.retrying)
-    stream.consumption.leaving.set()
+    stream.consumption.abandonment.ask("rebalance")
     await turn
     assert stream.committed == {0: 0}
 
@@ -517,10 +516,8 @@ async def test_while_dead_letters_cannot_be_written_other_partitions_go_on_and_i
         tries.append(1)
         raise OSError("gone")
 
-    stream = Stream(Handler())
+    stream = Stream(Handler(), give_way_s=0)
     stream.write_with(write)
-    attempts = stream.consumption.attempts
-    attempts.insist = partial(attempts.insist, within_s=0)  # type: ignore[method-assign]  # give way at once
     stream.append(Stored(value=b"no person"))
     stream.add("good", partition=1)
     await stream.turn()
@@ -543,14 +540,14 @@ async def test_what_is_sought_again_is_handled_again() -> None:
     stream.add("b", "a", key=None)
 
     def abandon() -> None:
-        stream.consumption.leaving.set()
+        stream.consumption.abandonment.ask("rebalance")
         raise TimeoutError
 
     stream.write_with(abandon)
     await stream.turn()
-    stream.consumption.leaving.clear()
+    stream.consumption.abandonment.withdraw("rebalance")
     stream.write_with(lambda: None)
-    stream.consumption.attempts.forget()
+    stream.consumption.redelivery.forget()
     await stream.turn()
     assert handler.done == ["a", "a"]
 
@@ -566,29 +563,28 @@ async def test_partitions_that_went_to_other_members_are_not_retried_any_more() 
 
 def test_of_a_recreated_topic_nothing_is_known() -> None:
     memory, record = Memory(), stored_event(3)
-    memory.keep([record], {id(record): Found("done")})
+    memory.keep([record], [Finding(record, "done", tries=1)])
     assert memory.recall([record])
     assert not memory.recall([stored_event(3, text="Another")])
 
 
 def test_memory_is_bounded() -> None:
     memory, records = Memory(most=10), [stored_event(number) for number in range(50)]
-    memory.keep(records, {id(record): Found("done") for record in records})
+    memory.keep(records, [Finding(record, "done", tries=1) for record in records])
     assert len(memory) == 10
     assert memory.recall([records[-1]])
 
 
-def test_pauses_grow_up_to_half_a_minute() -> None:
-    assert [Retry().pause_s(waits) for waits in (1, 2, 3, 4, 9, 10, 99)] == [0, 0.2, 0.4, 0.8, 25.6, 30, 30]
+def test_backoff_grows_up_to_half_a_minute() -> None:
+    assert [Retry().backoff_s(waits) for waits in (1, 2, 3, 4, 9, 10, 99)] == [0, 0.2, 0.4, 0.8, 25.6, 30, 30]
 
 
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
         (lambda: Retry(attempts=0), "attempts: expected at least 1, got 0"),
-        (lambda: Retry(first_s=60), "first_s: expected above 0 and up to 30.0, got 60"),
-        (lambda: Retry(longest_s=3_600), "longest_s: expected at most 600, got 3600"),
-        (lambda: Retry(budget_s=-1), "budget_s: expected at least 0, got -1"),
+        (lambda: Retry(first_backoff_s=60), "first_backoff_s: expected above 0 and up to 30.0, got 60"),
+        (lambda: Retry(longest_backoff_s=3_600), "longest_backoff_s: expected at most 600, got 3600"),
         (lambda: Batching(records=0), "records: expected at least 1, got 0"),
         (lambda: Batching(partition_bytes=0), "partition_bytes: expected at least 1, got 0"),
         (lambda: Batching(seconds=0), "seconds: expected above 0, or None, got 0"),
@@ -613,21 +609,12 @@ async def test_batches_become_smaller_when_the_handler_takes_longer_than_the_pol
     assert max(sizes[1:]) <= 40
 
 
-async def test_once_the_budget_of_a_batch_is_spent_poison_is_tried_once_more() -> None:
-    handler = Handler("b".__eq__)
-    stream = Stream(handler, policy(retry=Retry(first_s=AT_ONCE.first_s, longest_s=1, budget_s=0)))
-    stream.add(*"bac")
-    await stream.turn()
-    assert stream.lettered == ["b"]
-    assert handler.calls.count(["b"]) == 2
-
-
 async def test_the_limits_of_an_outage_are_a_policy() -> None:
     stream = Stream(Handler(lambda event_id: event_id < "00003"), policy(outage=OutageLimit(records=2)))
     stream.add(*numbered(range(20)))
     await stream.consume(turns=10)
     assert stream.letters == []
-    assert stream.consumption.attempts.outage
+    assert stream.consumption.redelivery.outage
 
 
 async def test_records_of_other_keys_are_found_behind_many_of_one_key() -> None:

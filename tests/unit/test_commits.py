@@ -1,4 +1,3 @@
-import asyncio
 from collections.abc import Collection
 from typing import Any, cast
 from uuid import UUID
@@ -15,8 +14,8 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata
 from samples import Client
 
-from apps.consumer.consuming import commits as module
-from apps.consumer.consuming.commits import GIVEN_AWAY, MARK, CommitRefused, Commits, metadata_of
+from apps.consumer.consuming.commit_metadata import MARK, metadata_of
+from apps.consumer.consuming.commits import GIVEN_AWAY, CommitRefused, Commits
 
 pytestmark = pytest.mark.anyio
 
@@ -32,8 +31,8 @@ class Group:
         self.client = Client({int(name[1:]): position for name, position in positions.items()})
         self.ends: dict[int, int] = {0: 10_000, 1: 10_000}
         self.topic_id: UUID | None = None
-        self.commits = Commits(self.read, self.offsets, self.topic_ids)
-        self.leaving = asyncio.Event()
+        self.commits = Commits(self.read, self.offsets, self.topic_ids, retry_pause_s=0)
+        self.is_leaving = False
 
     async def read(self) -> dict[int, OffsetAndMetadata | None]:
         return self.committed
@@ -52,7 +51,7 @@ class Group:
         await self.commits.begin(cast("Any", self.client))
 
     async def commit(self, position: int) -> None:
-        await self.commits.commit(cast("Any", self.client), {P0: position}, self.leaving)
+        await self.commits.commit(cast("Any", self.client), {P0: position}, lambda: self.is_leaving)
 
     async def idle(self) -> None:
         await self.commits.commit_idle(cast("Any", self.client))
@@ -62,12 +61,7 @@ class Group:
 
     @property
     def moves(self) -> list[tuple[str, int, int, int]]:
-        return [(move.reason, move.before, move.after, move.skipped) for move in self.commits.moves]
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRY_PAUSE_S", 0.0)
+        return [(move.reason, move.before, move.after, move.skipped) for move in self.commits.moves.newest]
 
 
 async def test_a_commit_covers_what_stands_before_it_and_is_marked() -> None:
@@ -126,7 +120,7 @@ async def test_a_commit_that_fails_for_another_reason_is_tried_until_it_is_taken
 async def test_a_commit_that_fails_is_given_up_with_the_partitions() -> None:
     group = Group(p0=10)
     group.client.errors = [UnknownError()]
-    group.leaving.set()
+    group.is_leaving = True
     with pytest.raises(CommitRefused):
         await group.commit(10)
 
@@ -148,7 +142,7 @@ async def test_records_that_were_deleted_before_they_were_consumed_count_as_skip
     assert group.moves == []
     await group.idle()
     assert group.moves == [("deleted", 1_000, 10_000, 9_000)]
-    assert group.commits.skipped == {(0, "deleted"): 9_000}
+    assert group.commits.moves.skipped == {(0, "deleted"): 9_000}
     assert group.client.commits == {0: (10_000, MARK)}
 
 
@@ -159,7 +153,7 @@ async def test_a_move_that_was_not_committed_is_found_again_by_the_next_assignme
     await group.assign()
     await group.reset(OffsetOutOfRangeError({P0: 1_000}))
     await group.idle()
-    assert group.commits.skipped == {(0, "deleted"): 9_000}
+    assert group.commits.moves.skipped == {(0, "deleted"): 9_000}
 
 
 async def test_a_partition_that_was_cut_off_is_consumed_from_its_beginning_and_said_to_be() -> None:
@@ -167,7 +161,7 @@ async def test_a_partition_that_was_cut_off_is_consumed_from_its_beginning_and_s
     await group.reset(OffsetOutOfRangeError({P0: 500}))
     await group.idle()
     assert group.moves == [("out_of_range", 500, 0, 0)]
-    assert group.commits.moved == {(0, "out_of_range"): 1}
+    assert group.commits.moves.moved == {(0, "out_of_range"): 1}
 
 
 async def test_a_position_that_the_group_has_forgotten_is_said_to_be() -> None:

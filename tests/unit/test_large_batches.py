@@ -28,7 +28,7 @@ from apps.chassis.internals.record_fetching import (
     Unreadable,
     _bounded,
 )
-from apps.consumer.consuming.consumption import sort_out
+from apps.consumer.consuming.decode import sort_out
 from contracts.dead_letter import OMITTED_BYTES
 from tests.event import EVENTS
 

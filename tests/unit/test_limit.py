@@ -2,9 +2,9 @@ from collections.abc import Container, Sequence
 
 from samples import Stored
 
+from apps.consumer.consuming.dead_letter_limit import DeadLetterLimiter
 from apps.consumer.consuming.dead_letters import BadRecord
-from apps.consumer.consuming.halt_limit import Limit
-from apps.consumer.consuming.policy import HaltLimit
+from apps.consumer.consuming.policy import DeadLetterLimit
 from contracts.dead_letter import ROUNDS, TRIES
 
 WRONG = ValueError("wrong")
@@ -18,11 +18,11 @@ class Stream:
     """
 
     def __init__(self, **policy: float) -> None:
-        self.limit = Limit(HaltLimit(**policy))  # type: ignore[arg-type]  # its fields
+        self.limit = DeadLetterLimiter(DeadLetterLimit(**policy))  # type: ignore[arg-type]  # its fields
         self.offset = 0
 
-    def batch(self, kinds: str) -> tuple[list[Stored], list[BadRecord], list[BadRecord]]:
-        records, refused, poison, partition = [], [], [], 0
+    def batch(self, kinds: str) -> tuple[list[Stored], list[BadRecord]]:
+        records, bad, partition = [], [], 0
         for kind in kinds:
             if kind.isdigit():
                 partition = int(kind)
@@ -30,16 +30,13 @@ class Stream:
             record = Stored(partition, self.offset, headers=REDRIVEN if kind == "r" else ())
             self.offset += 1
             records.append(record)
-            if kind in "br":
-                refused.append(BadRecord(record, WRONG, 1))
-            if kind == "p":
-                poison.append(BadRecord(record, WRONG, 1))
-        return records, refused, poison
+            if kind in "brp":
+                bad.append(BadRecord(record, WRONG, 1, is_poison=kind == "p"))
+        return records, bad
 
     def judge(self, kinds: str, accepted: Container[int] = ()) -> str | None:
         """Judge a batch that is committed when it passes."""
-        records, refused, poison = self.batch(kinds)
-        if (reason := self.limit.review(records, refused, poison, accepted)) is None:
+        if (reason := self.limit.review(*self.batch(kinds), accepted)) is None:
             self.limit.count()
         return reason
 
@@ -118,11 +115,9 @@ def test_poison_neither_counts_nor_ends_a_row() -> None:
 def test_after_a_halt_the_next_bad_record_halts_until_a_batch_had_none() -> None:
     stream = Stream(consecutive=3)
     assert stream.judge("bbb") is not None
-    stream.limit.halt()
     assert stream.judge("gggbg") == "a record was refused again after a halt"
     assert stream.judge("r") is None
     assert stream.judge("ggg") is None
-    stream.limit.passed()
     assert stream.judge("b") is None
 
 
@@ -136,6 +131,5 @@ def test_a_batch_that_is_redelivered_because_it_was_not_done_counts_once() -> No
 def test_what_was_forgotten_counts_no_more() -> None:
     stream = Stream(consecutive=3)
     assert stream.judge("bb") is None
-    stream.limit.halt()
     stream.limit.forget()
     assert stream.judge("bb") is None

@@ -21,20 +21,14 @@ from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.observability.logs import JsonFormatter
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.window import Window
-from apps.consumer.consuming import subscriber as module
-from apps.consumer.consuming.commits import MARK, Commits
-from apps.consumer.consuming.consumption import MOST_REASONS, Consumption, sort_out
+from apps.consumer.consuming.commit_metadata import MARK
+from apps.consumer.consuming.commits import Commits
+from apps.consumer.consuming.consumption import MOST_REASONS, Consumption, Halted
 from apps.consumer.consuming.dead_letters import BadRecord
-from apps.consumer.consuming.retry import Halted, Reject
-from apps.consumer.consuming.subscriber import (
-    Drain,
-    FetchedBatch,
-    PromptSubscriber,
-    ailment,
-    at_their_end,
-    has_newer,
-    subscribe,
-)
+from apps.consumer.consuming.decode import sort_out
+from apps.consumer.consuming.retry import Reject
+from apps.consumer.consuming.stuck_loop import STALE_S, why_stuck
+from apps.consumer.consuming.subscriber import ConsumeLoop, FetchedBatch, records_waiting, subscribe
 from contracts.record import Record
 from contracts.stream import encode
 from tests.event import EVENTS, Event
@@ -126,6 +120,10 @@ async def subscribed(consumer: Consumer) -> AsyncIterator[tuple[KafkaBroker, Bat
         yield broker, subscriber
 
 
+def loop_of(subscriber: BatchSubscriber) -> ConsumeLoop:
+    return cast("ConsumeLoop", subscriber._listener)
+
+
 def bad_record(offset: int, value: bytes | None = b"not json") -> Stored:
     return Stored(offset=offset, value=value)
 
@@ -155,7 +153,7 @@ def test_what_is_no_event_is_bad_and_says_why(value: bytes | None) -> None:
     good, events, bad = sort_out(EVENTS.decode, [stored_event(0), record, stored_event(2)])
     assert [found.offset for found in good] == [0, 2]
     assert [event.id for event in events] == ["event-0", "event-2"]
-    ((found, error, tries),) = bad
+    ((found, error, tries, *_),) = bad
     assert found is record
     assert str(error)
     assert tries == 1
@@ -269,7 +267,7 @@ async def test_a_failing_batch_that_is_given_up_is_not_committed_and_leaves_noth
     async with subscribed(consumer) as (_, subscriber):
         consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1))))
         await until(lambda: consumer.events)
-        consumer.consumption.leaving.set()
+        consumer.consumption.abandonment.ask("stop")
         await consuming
     assert consumer.letters == []
     assert consumer.counters == (0, 0)
@@ -282,7 +280,7 @@ async def test_a_batch_whose_dead_letters_cannot_be_written_is_given_up_at_its_f
     async with subscribed(consumer) as (_, subscriber):
         consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1))))
         await until(lambda: "dead letters" in consumer.events)
-        consumer.consumption.leaving.set()
+        consumer.consumption.abandonment.ask("stop")
         await consuming
     assert consumer.counters == (1, 0), "the record before it is done"
     assert [record.offset for record in consumer.shown] == [0]
@@ -321,7 +319,7 @@ async def test_too_many_bad_records_in_a_row_halt_the_consumer_and_none_of_the_b
         consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(100)))))
         await until(lambda: consumer.consumption.halted)
         assert not consuming.done()
-        consumer.consumption.leaving.set()
+        consumer.consumption.abandonment.ask("stop")
         with pytest.raises(Halted, match="100 consecutive records were refused"):
             await consuming
         assert consumer.letters == []
@@ -342,7 +340,7 @@ async def test_once_bad_records_were_accepted_a_batch_without_any_ends_that() ->
         await subscriber.process_message((stored_event(150),))
         consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(151, 251)))))
         await until(lambda: consumer.consumption.halted)
-        consumer.consumption.leaving.set()
+        consumer.consumption.abandonment.ask("stop")
         with pytest.raises(Halted):
             await consuming
     assert consumer.counters == (1, 150)
@@ -367,7 +365,7 @@ async def test_what_is_accepted_of_a_partition_ends_when_none_of_its_records_wai
         assert consumer.consumption.accepting, "partition 1 may have records that wait"
         consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(150, 250)))))
         await until(lambda: consumer.consumption.halted)
-        consumer.consumption.leaving.set()
+        consumer.consumption.abandonment.ask("stop")
         with pytest.raises(Halted):
             await consuming
     assert consumer.counters == (0, 150)
@@ -375,15 +373,18 @@ async def test_what_is_accepted_of_a_partition_ends_when_none_of_its_records_wai
     assert not consumer.consumption.accepting
 
 
-async def test_a_partition_is_at_its_end_once_a_fetch_told_that_nothing_is_behind_its_position() -> None:
+async def test_records_wait_behind_the_position_of_a_partition_that_is_read() -> None:
     client = Client({0: 5, 1: 5})
-    assert await at_their_end(cast("Any", client)) == set()
+    assert await records_waiting(cast("Any", client)) == {}, "no fetch has told"
     ends = {0: 5, 1: 6}
     client.last_stable_offset = lambda tp: ends[tp.partition]  # type: ignore[method-assign, assignment]  # what was fetched
-    assert await at_their_end(cast("Any", client)) == {TopicPartition(TOPIC, 0)}
+    first, second = (TopicPartition(TOPIC, number) for number in (0, 1))
+    assert await records_waiting(cast("Any", client)) == {first: False, second: True}
+    client.paused = lambda: {second}  # type: ignore[method-assign]  # by an operator
+    assert await records_waiting(cast("Any", client)) == {first: False}
 
 
-async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_an_ailment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_stuck() -> None:
     async def never(_: Sequence[Event]) -> None:
         await asyncio.Event().wait()
 
@@ -397,21 +398,19 @@ async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_an_ailment(monke
         subscriber.consumer, subscriber.lock = cast("Any", object()), MultiLock()
         handling = asyncio.create_task(subscriber.process_message((stored_event(0),)))
         await until(lambda: consumption.busy_since)
-        assert ailment(subscriber, consumption, commits) is None
-        monkeypatch.setattr(module, "LONGEST_BATCH_MS", 0)
-        assert "the in-flight batch" in str(ailment(subscriber, consumption, commits))
+        assert why_stuck(subscriber, consumption, commits) is None
+        assert "the in-flight batch" in str(why_stuck(subscriber, consumption, commits, longest_batch_s=0))
         handling.cancel()
 
 
-async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STALE", 0.0)
+async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken() -> None:
     consumer = Consumer()
     consumer.client.positions, consumer.client.errors = {0: 1}, [UnknownError()]
     async with subscribed(consumer) as (_, subscriber):
         subscriber.lock = MultiLock()
         consuming = asyncio.create_task(subscriber.process_message((stored_event(0),)))
         await until(lambda: consumer.commits.retrying_since)
-        assert "UnknownError" in str(ailment(subscriber, consumer.consumption, consumer.commits))
+        assert "UnknownError" in str(why_stuck(subscriber, consumer.consumption, consumer.commits, stale_s=0))
         await consuming
         assert consumer.commits.retrying_since is None
 
@@ -434,10 +433,10 @@ async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None
     consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_offsets)
     subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
     subscriber.consumer, subscriber.lock = cast("Any", Silent()), MultiLock()
-    assert "has not polled" in str(ailment(subscriber, consumption, commits))
-    assert ailment(subscriber, consumption, commits, since_throttling=-5.0) is None
-    assert ailment(subscriber, consumption, commits, since_throttling=module.STALE - 1) is None
-    assert "has not polled" in str(ailment(subscriber, consumption, commits, since_throttling=module.STALE + 1))
+    assert "has not polled" in str(why_stuck(subscriber, consumption, commits))
+    assert why_stuck(subscriber, consumption, commits, since_throttling=-5.0) is None
+    assert why_stuck(subscriber, consumption, commits, since_throttling=STALE_S - 1) is None
+    assert "has not polled" in str(why_stuck(subscriber, consumption, commits, since_throttling=STALE_S + 1))
 
 
 async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> None:
@@ -452,15 +451,15 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
     consumption = Consumption(EVENTS.decode, consumer.window.extend, slow, consumer._write)
     broker = new_broker(client_options(Settings(), "consumer"))
     subscriber = subscribe(broker, TOPIC, GROUP, consumption, Commits(nothing_committed, no_offsets))
-    drain = Drain(consumption, Commits(nothing_committed, no_offsets), lambda _: None)
-    drain.subscriber = subscriber
+    loop = ConsumeLoop(consumption, Commits(nothing_committed, no_offsets))
+    loop.subscriber = subscriber
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
         subscriber.lock = MultiLock()  # what a started one has
         consuming = asyncio.create_task(subscriber.process_message((stored_event(0),)))
         await until(lambda: consumer.events)
 
         async def give_up() -> None:
-            await drain.on_partitions_revoked({TopicPartition(TOPIC, 0)})
+            await loop.on_partitions_revoked({TopicPartition(TOPIC, 0)})
             consumer.events.append("given up")
 
         giving_up = asyncio.create_task(give_up())
@@ -489,7 +488,7 @@ async def test_a_handler_that_raises_ever_new_types_of_errors_makes_no_more_than
             consumer.handler_error = kind()
             await subscriber.process_message((stored_event(number),))
             consumer.handler_error = None
-            consumer.consumption.limit.passed()
+            consumer.consumption.resume(accept=False)
             await subscriber.process_message((stored_event(number),))
     assert consumer.consumption.dead_lettered == 2 * MOST_REASONS
     assert len(consumer.consumption.dead_letters) == MOST_REASONS + 1
@@ -502,8 +501,7 @@ async def test_a_batch_whose_commit_is_refused_counts_nowhere_and_is_redelivered
     consumer.client.errors = [CommitFailedError()]
     batch = (stored_event(0), bad_record(1))
     async with subscribed(consumer) as (_, subscriber):
-        assert isinstance(subscriber, PromptSubscriber)
-        subscriber._listener.polled = {TopicPartition(TOPIC, 0): 2}
+        loop_of(subscriber).polled = {TopicPartition(TOPIC, 0): 2}
         await subscriber.process_message(batch)
         assert [event.id for event in consumer.handled] == ["event-0"]
         assert (consumer.counters, consumer.shown) == ((0, 0), [])
@@ -520,11 +518,10 @@ async def test_a_batch_that_fails_after_its_partitions_were_given_away_moves_no_
     consumer.client.positions = {0: 7}  # where another member had come to meanwhile
     consumer.handler_error = RuntimeError("the database is down")
     async with subscribed(consumer) as (_, subscriber):
-        assert isinstance(subscriber, PromptSubscriber)
-        subscriber._listener.polled = {TopicPartition(TOPIC, 0): 2}
+        loop_of(subscriber).polled = {TopicPartition(TOPIC, 0): 2}
         consuming = asyncio.create_task(subscriber.process_message((stored_event(0),)))
         await until(lambda: consumer.events)
-        consumer.consumption.leaving.set()
+        consumer.consumption.abandonment.ask("stop")
         await consuming
     assert consumer.client.positions == {0: 7}
     assert consumer.client.commits == {}
@@ -551,9 +548,9 @@ async def test_an_in_flight_batch_has_an_age_until_it_is_committed() -> None:
 
 async def test_every_assignment_of_partitions_is_counted() -> None:
     consumption = Consumer().consumption
-    drain = Drain(consumption, Commits(nothing_committed, no_offsets), lambda _: None)
-    await drain.on_partitions_assigned({TopicPartition(TOPIC, 0)})
-    await drain.on_partitions_assigned(set())
+    loop = ConsumeLoop(consumption, Commits(nothing_committed, no_offsets))
+    await loop.on_partitions_assigned({TopicPartition(TOPIC, 0)})
+    await loop.on_partitions_assigned(set())
     assert consumption.rebalances == 2
 
 
@@ -590,7 +587,7 @@ async def test_a_halt_is_logged_without_what_the_handler_says_of_an_event(caplog
     async with subscribed(consumer) as (_, subscriber):
         consuming = asyncio.create_task(subscriber.process_message(tuple(map(stored_event, range(100)))))
         await until(lambda: consumer.consumption.halted)
-        consumer.consumption.leaving.set()
+        consumer.consumption.abandonment.ask("stop")
         with pytest.raises(Halted):
             await consuming
     assert "Ada Lovelace" in (consumer.consumption.halted or "")
@@ -601,23 +598,12 @@ async def test_what_is_unfinished_of_a_batch_is_read_again_and_what_stands_befor
     consumer = Consumer()
     consumer.client.positions = {0: 3}
     async with subscribed(consumer) as (_, subscriber):
-        assert isinstance(subscriber, PromptSubscriber)
-        subscriber._listener.polled = {TopicPartition(TOPIC, 0): 3}
+        loop_of(subscriber).polled = {TopicPartition(TOPIC, 0): 3}
         consumer.writer_error = TimeoutError()
         consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1), stored_event(2))))
         await until(lambda: "dead letters" in consumer.events)
-        consumer.consumption.leaving.set()
+        consumer.consumption.abandonment.ask("stop")
         await consuming
     assert consumer.client.commits == {0: (1, MARK)}
     assert consumer.client.positions == {0: 1}
     assert consumer.counters == (1, 0)
-
-
-async def test_newer_records_are_those_behind_the_position_of_a_partition_that_is_read() -> None:
-    client = Client({0: 5, 1: 5})
-    assert not await has_newer(cast("Any", client))
-    ends = {0: 5, 1: 6}
-    client.last_stable_offset = lambda tp: ends[tp.partition]  # type: ignore[method-assign, assignment]  # what was fetched
-    assert await has_newer(cast("Any", client))
-    client.paused = lambda: {TopicPartition(TOPIC, 1)}  # type: ignore[method-assign]  # by an operator
-    assert not await has_newer(cast("Any", client))

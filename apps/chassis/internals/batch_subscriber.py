@@ -6,6 +6,13 @@ longer has and batches that cannot be read end the consume loop, a rebalance doe
 records wait after an empty poll as long as that took (no upstream issue is known).
 """
 
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+from faststream.kafka.subscriber.usecase import BatchSubscriber
+
 REACHES = (
     "faststream.kafka.subscriber.usecase:BatchSubscriber.get_msg(consumer)",
     "faststream.kafka.subscriber.usecase:BatchSubscriber.process_message(msg)",
@@ -16,3 +23,45 @@ REACHES = (
     "faststream._internal.endpoint.subscriber.utils:MultiLock.wait_release(timeout)",
     "faststream._internal.endpoint.subscriber.utils:MultiLock.empty",
 )
+
+Poll = Callable[[AIOKafkaConsumer], Awaitable[tuple[Any, ...]]]
+
+
+def poll_by(subscriber: BatchSubscriber, poll: Poll, in_flight: Callable[[], AbstractContextManager[None]]) -> None:
+    """Have a subscriber take its records from `poll`, and process a batch within `in_flight`, until its commit."""
+
+    class PollingSubscriber(BatchSubscriber):
+        __slots__ = ()
+
+        async def get_msg(self, consumer: AIOKafkaConsumer) -> tuple[Any, ...]:
+            return await poll(consumer)
+
+        async def process_message(self, msg: tuple[Any, ...]) -> Any:  # noqa: ANN401 - FastStream's `Response`
+            with in_flight():
+                return await super().process_message(msg)
+
+    subscriber.__class__ = PollingSubscriber
+
+
+def hold(subscriber: BatchSubscriber | None) -> AbstractContextManager[object]:
+    """Have `wait_for_batch` wait for the work within, too."""
+    return subscriber.lock if subscriber is not None else nullcontext()
+
+
+def is_in_flight(subscriber: BatchSubscriber) -> bool:
+    """Return whether a batch of a started subscriber is being processed or committed."""
+    return not subscriber.lock.empty  # type: ignore[attr-defined]  # a MultiLock once started
+
+
+async def wait_for_batch(subscriber: BatchSubscriber, seconds: float) -> bool:
+    """Wait until no batch is in flight; return False when one still is."""
+    await subscriber.lock.wait_release(seconds)  # type: ignore[attr-defined]  # likewise
+    return not is_in_flight(subscriber)
+
+
+def why_ended(subscriber: BatchSubscriber) -> BaseException | str | None:
+    """Return the error that ended the consume loop of a started subscriber, or None while it runs."""
+    for task in subscriber.tasks:
+        if task.done():
+            return "cancelled" if task.cancelled() else task.exception() or "returned"
+    return None

@@ -21,7 +21,7 @@ from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import Wanted
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.tail_events import Batch, Caller, Gap, event, event_of, id_of, pieces_of
-from apps.consumer.consuming.consumption import Decode
+from apps.consumer.consuming.decode import Decode
 from contracts.record import Record
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import msgspec
 
 from apps.chassis.http.record_value import RecordValue
 from apps.chassis.observability.logs import one_line
-from apps.consumer.consuming.consumption import Decode, sort_out
+from apps.consumer.consuming.decode import Decode, sort_out
 from contracts.record import Record
 
 

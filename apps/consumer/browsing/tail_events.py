@@ -9,7 +9,7 @@ import msgspec
 from apps.chassis.kafka.search import Wanted
 from apps.consumer.browsing.cursors import write_offsets
 from apps.consumer.browsing.record_view import show
-from apps.consumer.consuming.consumption import Decode
+from apps.consumer.consuming.decode import Decode
 from contracts.record import Record
 
 PIECE_BYTES = 64 * 1024

@@ -10,7 +10,7 @@ from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.window import Window
-from apps.consumer.consuming.consumption import Decode, sort_out
+from apps.consumer.consuming.decode import Decode, sort_out
 from apps.consumer.consuming.redrive_addressing import divide
 from contracts.record import Record
 

@@ -1,30 +1,49 @@
-"""Ask for the in-flight batch to be abandoned, and cancel a handler that takes too long."""
+"""Ask for the in-flight batch to be abandoned, and cancel a handler call that takes too long."""
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
+
+Reason = Literal["rebalance", "seek", "stop"]
 
 
-class Leaving(asyncio.Event):
-    """Set while the partitions are about to be revoked, or sought; `break_off` is called when the time is up."""
+class Abandonment:
+    """Asks for batches to be abandoned, as long as one of several reasons holds; `cancel` ends a handler call."""
 
-    def __init__(self, break_off: Callable[[], None]) -> None:
-        super().__init__()
-        self._break_off = break_off
-        self._timer: asyncio.TimerHandle | None = None
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self._cancel = cancel
+        self._reasons: dict[Reason, asyncio.TimerHandle | None] = {}
+        self._event = asyncio.Event()
 
-    def set(self, within_s: float | None = None) -> None:
-        """Ask for the batch to be abandoned; cancel a handler that still runs after `within_s` seconds."""
-        super().set()
-        self._stop_timer()
-        if within_s is not None:
-            self._timer = asyncio.get_running_loop().call_later(within_s, self._break_off)
+    @property
+    def is_asked(self) -> bool:
+        """Whether a reason holds."""
+        return bool(self._reasons)
 
-    def clear(self) -> None:
-        """Allow batches to be handled again."""
-        super().clear()
-        self._stop_timer()
+    def ask(self, reason: Reason, cancel_after_s: float | None = None) -> None:
+        """Ask for the batch until `withdraw`; cancel a handler call that still runs after some seconds."""
+        self.withdraw(reason)
+        loop = asyncio.get_running_loop()
+        self._reasons[reason] = None if cancel_after_s is None else loop.call_later(cancel_after_s, self._cancel)
+        self._event.set()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def withdraw(self, *reasons: Reason) -> None:
+        """Withdraw reasons; batches are handled again once none is left."""
+        for reason in reasons:
+            if timer := self._reasons.pop(reason, None):
+                timer.cancel()
+        if not self._reasons:
+            self._event.clear()
+
+    def end_backoff(self) -> None:
+        """Wake who waits in `wait`, without a reason to abandon batches."""
+        self._event.set()
+        self.withdraw()
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Wait for a reason or for `end_backoff`, at most some seconds; return whether one came."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._event.wait()
+        return False

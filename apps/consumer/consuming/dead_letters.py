@@ -25,11 +25,17 @@ LARGEST_BATCH = 1024 * 1024
 
 
 class BadRecord(NamedTuple):
-    """A record that cannot be consumed, why, and how often that was tried."""
+    """A record that cannot be consumed, why, and how often that was tried.
+
+    Poison failed in the handler; the others were refused, by the decoder or the handler. `position` is where poison
+    counts towards an outage, see `Finding`.
+    """
 
     record: Record
     error: BaseException
     tries: int
+    is_poison: bool = False
+    position: int | None = None
 
 
 class DeadLetters:

@@ -1,4 +1,4 @@
-"""Policies of a stream: how it is batched, retried and limited. Declare them next to the handler."""
+"""Policies of a stream: how it is batched, retried and limited. Declare them next to the handler, in `POLICIES`."""
 
 import msgspec
 
@@ -28,26 +28,25 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True):
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """How failures are retried.
 
-    A poison record is retried `attempts` times, alone and without a pause, before it is dead-lettered; only once after
-    a batch has spent `budget_s` seconds on this. While it is unknown whether the records or the handler are at fault,
-    the pauses grow from `first_s` to `longest_s`.
+    A poison record is retried `attempts` times, alone and without backoff, before it is dead-lettered. While it is
+    unknown whether the records or the handler are at fault, the backoff grows from `first_backoff_s` to
+    `longest_backoff_s`.
     """
 
     attempts: int = 3
-    first_s: float = 0.2
-    longest_s: float = 30.0
-    budget_s: float = 10.0
+    first_backoff_s: float = 0.2
+    longest_backoff_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for fewer than one attempt, or pauses that do not grow."""
+        """Raise `ValueError` for fewer than one attempt, or a backoff that does not grow."""
+        first, longest = self.first_backoff_s, self.longest_backoff_s
         _require(self.attempts >= 1, "attempts", "at least 1", self.attempts)
-        _require(0 < self.first_s <= self.longest_s, "first_s", f"above 0 and up to {self.longest_s}", self.first_s)
-        _require(self.longest_s <= 600, "longest_s", "at most 600", self.longest_s)  # noqa: PLR2004 - a third of Kafka's poll timeout
-        _require(self.budget_s >= 0, "budget_s", "at least 0", self.budget_s)
+        _require(0 < first <= longest, "first_backoff_s", f"above 0 and up to {longest}", first)
+        _require(longest <= 600, "longest_backoff_s", "at most 600", longest)  # noqa: PLR2004 - a third of Kafka's poll timeout
 
-    def pause_s(self, waits: int) -> float:
-        """Return the pause before the `waits`-th consecutive retry; the first needs none."""
-        return 0.0 if waits <= 1 else min(self.first_s * 2 ** min(waits - 2, 30), self.longest_s)
+    def backoff_s(self, retries: int) -> float:
+        """Return the backoff before the `retries`-th consecutive retry; the first needs none."""
+        return 0.0 if retries <= 1 else min(self.first_backoff_s * 2 ** min(retries - 2, 30), self.longest_backoff_s)
 
 
 class OutageLimit(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +57,7 @@ class OutageLimit(msgspec.Struct, frozen=True, kw_only=True):
     window: int = 1_000
 
 
-class HaltLimit(msgspec.Struct, frozen=True, kw_only=True):
+class DeadLetterLimit(msgspec.Struct, frozen=True, kw_only=True):
     """When refused records halt the stream: `consecutive` of them, or more than `ratio` of the last `window`."""
 
     consecutive: int = 100
@@ -72,7 +71,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     batching: Batching = Batching()
     retry: Retry = Retry()
     outage: OutageLimit = OutageLimit()
-    halt: HaltLimit = HaltLimit()
+    dead_letter_limit: DeadLetterLimit = DeadLetterLimit()
 
 
 DEFAULT = Policy()

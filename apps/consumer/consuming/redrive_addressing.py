@@ -6,7 +6,7 @@ would each dead-letter the other's copy too, and the copies would double with ea
 
 from collections.abc import Sequence
 
-from contracts.dead_letter import REDRIVEN_FOR, redriven_for
+from contracts.dead_letter import REDRIVEN_FOR, history, redriven_for
 from contracts.record import Record
 
 FOR_ANOTHER_GROUP = "for_another_group"
@@ -29,6 +29,11 @@ def divide(records: Sequence[Record], group: str | None) -> tuple[Sequence[Recor
         [record for record in records if id(record) not in others],
         [record for record in records if id(record) in others],
     )
+
+
+def is_redriven(record: Record) -> bool:
+    """Return whether a record was sent back from the dead letters."""
+    return history(record.headers)[2] > 0
 
 
 def _is_for_another(record: Record, group: str) -> bool:

@@ -12,12 +12,14 @@ from aiokafka.errors import IllegalStateError
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 from apps.chassis.background import Background
+from apps.chassis.internals.batch_subscriber import wait_for_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
-from apps.consumer.consuming.commits import Commits, metadata_of, positions_of
+from apps.consumer.consuming.commit_metadata import metadata_of
+from apps.consumer.consuming.commits import Commits, positions_of
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.handler_isolation import contain_child_tasks
-from apps.consumer.consuming.subscriber import ailment
+from apps.consumer.consuming.stuck_loop import why_stuck
 
 State = Literal["starting", "running", "retrying", "paused", "stopped", "reconnecting", "halted"]
 Place = Literal["beginning", "end"] | datetime | Mapping[int, int]
@@ -110,7 +112,7 @@ class Control:
 
     async def _end(self) -> None:
         if self._holding is not None:
-            self._consumption.leaving.set(CANCEL_HANDLER_AFTER_S)
+            self._consumption.abandonment.ask("stop", CANCEL_HANDLER_AFTER_S)
             self._holding.cancel()
             await asyncio.wait([self._holding])
             self._holding = None
@@ -192,7 +194,7 @@ class Control:
             offsets = {tp: offset for tp, offset in found.items() if is_due(tp, topic_ids[tp])}
             for tp, offset in offsets.items():  # no batch is in flight or being read, so nothing can intervene
                 consumer.seek(tp, offset)
-            self._consumption.attempts.forget()
+            self._consumption.redelivery.forget()
             await consumer.commit({tp: (offset, metadata_of(topic_ids[tp])) for tp, offset in offsets.items()})
             self._commits.sought(offsets, topic_ids)
         except IllegalStateError as error:
@@ -204,12 +206,12 @@ class Control:
 
     async def _wait_for_batch(self, subscriber: BatchSubscriber) -> None:
         """Wait until no batch is in flight; the handler is cancelled when it takes too long."""
-        self._consumption.leaving.set(CANCEL_HANDLER_AFTER_S)
+        self._consumption.abandonment.ask("seek", CANCEL_HANDLER_AFTER_S)
         try:
-            await subscriber.lock.wait_release(BATCH_TIMEOUT_S)  # type: ignore[attr-defined]  # a MultiLock once started
+            is_free = await wait_for_batch(subscriber, BATCH_TIMEOUT_S)
         finally:
-            self._consumption.leaving.clear()
-        if not subscriber.lock.empty:  # type: ignore[attr-defined]
+            self._consumption.abandonment.withdraw("seek")
+        if not is_free:
             took = f"was cancelled after {CANCEL_HANDLER_AFTER_S:g} s and still runs"
             raise NotNow(f"the handler {took}: it blocks the in-flight batch")
 
@@ -259,7 +261,7 @@ class Control:
             return self._connection.trouble()
         if self._cluster.unreadable_at > self._connection.since:  # the client does not find back by itself
             return "what may not be read for a while may be read again"
-        return ailment(subscriber, self._consumption, self._commits, self._connection.journal.since_throttling())
+        return why_stuck(subscriber, self._consumption, self._commits, self._connection.journal.since_throttling())
 
     def obstacle(self) -> str | None:
         """Return why nothing is consumed now, even where a new connection would not help, or None."""

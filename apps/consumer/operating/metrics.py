@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 
 from apps.chassis.kafka.connection import Connection
 from apps.chassis.observability.metrics import SECONDS, counter, gauge
-from apps.consumer.consuming.commits import REASONS, Commits
+from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import Consumption
+from apps.consumer.consuming.position_moves import REASONS
 from apps.consumer.consuming.redrive_addressing import FOR_ANOTHER_GROUP
 from apps.consumer.consuming.retry import Handle, Reject
 from apps.consumer.operating.control import State
@@ -97,17 +98,17 @@ def of_commits(commits: Commits, partitions: Sequence[int]) -> Iterator[Metric]:
     """
     refused = {(error,): number for error, number in commits.failures.items()}
     yield counter("consumer_commit_failures", "Commits that Kafka refused, by type of error.", refused, ["error"])
-    moves = sorted({*product(partitions, REASONS), *commits.moved})
+    moves = sorted({*product(partitions, REASONS), *commits.moves.moved})
     yield counter(
         "consumer_records_skipped",
         "Records that were not consumed because their partition's position moved, by what moved it.",
-        {(str(partition), reason): commits.skipped[partition, reason] for partition, reason in moves},
+        {(str(partition), reason): commits.moves.skipped[partition, reason] for partition, reason in moves},
         ["partition", "reason"],
     )
     yield counter(
         "consumer_position_moves",
         "Moves of a partition's position, on or back, by cause; without consuming and operator actions.",
-        {(str(partition), reason): commits.moved[partition, reason] for partition, reason in moves},
+        {(str(partition), reason): commits.moves.moved[partition, reason] for partition, reason in moves},
         ["partition", "reason"],
     )
 

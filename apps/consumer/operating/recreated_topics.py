@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.consumer.consuming.commits import Commits
+from apps.consumer.consuming.position_moves import Move
 from apps.consumer.operating.control import Control, NotNow
 
 EVERY = 5.0
@@ -20,5 +21,5 @@ async def watch_topic(control: Control, commits: Commits) -> None:
     while True:
         with suppress(*KAFKA_ERRORS, NotNow, ValueError):
             for partition, (before, after) in (await control.leave_deleted_topic()).items():
-                commits.report_recreated(partition, before, after)
+                commits.moves.report(Move(partition, "recreated", before, after, after))  # those before it were deleted
         await asyncio.sleep(EVERY)

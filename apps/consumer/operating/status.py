@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from apps.consumer.consuming.commits import Move
+from apps.consumer.consuming.position_moves import Move
 from apps.consumer.operating.control import State
 from apps.consumer.operating.lag import PartitionLag
 

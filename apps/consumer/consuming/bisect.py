@@ -1,0 +1,194 @@
+"""Isolate the failing records of one batch, and tell poison records from an outage of the handler.
+
+What fails is halved and what succeeds is doubled, until each failing record is alone: it is a suspect. Once another
+call succeeds, each suspect that failed before is retried a few times; if it fails again it is poison.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from apps.consumer.consuming.findings import FailureWindow, Finding
+from apps.consumer.consuming.handler_isolation import BrokenOff
+from apps.consumer.consuming.redrive_addressing import is_redriven
+from apps.consumer.consuming.retry import Attempts, Reject
+
+FAILURES_IN_A_ROW = 20
+"""Consecutive failed calls after which a batch is not bisected further until the next backoff."""
+REJECTIONS_IN_A_ROW = 100
+"""Consecutive rejected records, likewise: the dead-letter limit may halt the stream first."""
+LONGEST_BATCH_S = 300.0
+"""Seconds after which a batch is redelivered, so that the consumer polls: far less than Kafka's poll timeout."""
+
+
+class Trial:
+    """Tries one batch: decides about as many of its records as possible now.
+
+    With `accept`, records that fail again are poison whatever else fails, as an operator wants.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a decision depends on
+        self,
+        findings: Sequence[Finding],
+        attempts: Attempts,
+        window: FailureWindow,
+        is_asked_to_stop: Callable[[], bool],
+        *,
+        retries: int,
+        accept: bool = False,
+    ) -> None:
+        self.findings = findings
+        self.has_answered = False
+        self.is_abandoned = False
+        self._attempts = attempts
+        self._window = window
+        self._is_asked_to_stop = is_asked_to_stop
+        self._retries = retries
+        self._accept = accept
+        self._failures_in_a_row = self._rejections_in_a_row = 0
+        self._deadline = time.monotonic() + LONGEST_BATCH_S
+        if accept:
+            for one in findings:
+                one.position = None
+
+    async def bisect(self, error: Exception | None = None) -> None:
+        """Decide about pending records, in their order; `error` is that of a first call with all of them."""
+        size = len(self.findings)
+        if error is not None:
+            self._conclude(self.findings, error)
+            if not isinstance(error, Reject) and not self._must_stop():
+                error = await self._attempt(self.findings)  # many errors pass
+            size = max(1, size // 2)
+        await self._judge()
+        while not self._must_stop() and (ready := self.ready()):
+            chunk = ready[:size]
+            error = await self._attempt(chunk)
+            size = 2 * len(chunk) if error is None else max(1, len(chunk) // 2)
+            await self._judge()
+
+    async def resume(self, *, outage: bool) -> None:
+        """Probe few records alone; bisect once one of them succeeds, or another has since they failed."""
+        successes = self._attempts.successes
+        has_news = not outage and any(one.state == "suspect" and one.successes < successes for one in self.findings)
+        if not has_news and not await self._probe():
+            return
+        if outage:  # it seems to be over, and says nothing about the records that failed in it
+            for one in self.findings:
+                if one.state == "suspect":
+                    one.state, one.position = "pending", None
+        await self.bisect()
+
+    def ready(self) -> list[Finding]:
+        """Return the pending records, without those behind a suspect of their key."""
+        ready, waiting = [], set()
+        for one in self.findings:
+            if one.state == "suspect":
+                waiting.add(one.key)
+            elif one.state == "pending" and (not waiting or one.key not in waiting):
+                ready.append(one)
+        return ready
+
+    def is_outage(self) -> bool:
+        """Return whether so many records fail that the handler must be at fault."""
+        failing = [
+            one.position for one in self.findings if one.state in {"suspect", "poison"} and one.position is not None
+        ]
+        return bool(failing) and self._window.is_exceeded(failing, self._position())
+
+    def doubt(self, *, outage: bool) -> None:
+        """Suspect poison again when the handler may have failed since: no success followed while records are undecided.
+
+        In an outage, or with untried records left, all poison is suspected.
+        """
+        everything = outage or bool(self.ready())
+        if everything or any(one.is_undecided for one in self.findings):
+            for one in self.findings:
+                if one.state == "poison" and (everything or one.successes == self._attempts.successes):
+                    one.state = "suspect"
+
+    async def _judge(self) -> None:
+        """Retry suspects that failed before the last success, in the order of each key; failing again makes poison."""
+        undecided: set[object] = set()
+        for one in [one for one in self.findings if one.state == "suspect"]:
+            if one.key not in undecided and (self._accept or one.successes < self._attempts.successes):
+                if self._must_stop():
+                    return
+                await self._retry(one)
+            if one.state == "suspect":
+                undecided.add(one.key)
+
+    async def _retry(self, suspect: Finding) -> None:
+        for _ in range(self._retries):
+            await self._attempt([suspect])
+            if suspect.state != "suspect" or self.is_abandoned or self._is_asked_to_stop():
+                return
+        suspect.state = "poison"
+
+    async def _probe(self) -> bool:
+        """Try a suspect, the newest and another untried record alone, until the handler decides about one.
+
+        Each is the first undecided record of its key, so that the order is kept.
+        """
+        firsts: dict[object, Finding] = {}
+        for one in self.findings:
+            if one.is_undecided:
+                firsts.setdefault(one.key, one)
+        suspects = [one for one in firsts.values() if one.state == "suspect"]
+        untried = [one for one in firsts.values() if one.state == "pending"]
+        for one in [*_any_of(suspects), *untried[-1:], *_any_of(untried[:-1])]:
+            self.is_abandoned = self.is_abandoned or self._is_asked_to_stop()
+            if self.is_abandoned:
+                return False
+            await self._attempt([one])
+            if not one.is_undecided:
+                return True
+        return False
+
+    async def _attempt(self, chunk: Sequence[Finding]) -> Exception | None:
+        error = await self._attempts.call([one.record for one in chunk])
+        self._conclude(chunk, error)
+        return error
+
+    def _conclude(self, chunk: Sequence[Finding], error: Exception | None) -> None:
+        """Note what a call says about its records: a failed call decides only about a record that was alone."""
+        if isinstance(error, BrokenOff):
+            self.is_abandoned = True
+            return
+        for one in chunk:
+            one.tries += 1
+        first = chunk[0]
+        if error is None:
+            self.has_answered = True
+            self._failures_in_a_row = self._rejections_in_a_row = 0
+            for one in chunk:
+                one.state = "done"
+        elif not isinstance(error, Reject):
+            # a suspect or redriven record is expected to fail: that says nothing about the handler
+            self._failures_in_a_row += any(one.state == "pending" and not is_redriven(one.record) for one in chunk)
+            if len(chunk) == 1:
+                self._suspect(first, error)
+        elif len(chunk) == 1:
+            first.state, first.error = "rejected", error
+            self.has_answered = True
+            self._rejections_in_a_row += 1
+
+    def _suspect(self, one: Finding, error: Exception) -> None:
+        one.state, one.error, one.successes = "suspect", error, self._attempts.successes
+        if one.position is None and not self._accept and not is_redriven(one.record):
+            one.position = self._position()
+
+    def _position(self) -> int:
+        return self._window.seen + sum(one.state != "pending" for one in self.findings)
+
+    def _must_stop(self) -> bool:
+        """Return whether to stop for now: the batch is abandoned, or the handler seems to be down."""
+        if self._is_asked_to_stop() or time.monotonic() > self._deadline:
+            self.is_abandoned = True
+        if self.is_abandoned or self._accept:
+            return self.is_abandoned
+        failing = self._failures_in_a_row >= FAILURES_IN_A_ROW or self._rejections_in_a_row >= REJECTIONS_IN_A_ROW
+        return failing or self.is_outage()
+
+
+def _any_of(findings: Sequence[Finding]) -> list[Finding]:
+    return random.sample(findings, min(1, len(findings)))

@@ -1,0 +1,39 @@
+"""Decode each record by itself, so that a bad one does not stop its neighbours."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from apps.chassis.internals.record_fetching import OversizedRecord, TooLarge
+from apps.consumer.consuming.dead_letters import BadRecord
+from contracts.record import Record
+
+Decode = Callable[[bytes], object]
+"""Decodes a record's value, as `Stream.decode` does; may raise anything."""
+
+
+class Tombstone(ValueError):
+    """A record without a value, where the stream takes no deletions."""
+
+
+def sort_out(decode: Decode, records: Sequence[Record]) -> tuple[Sequence[Record], list[Any], list[BadRecord]]:
+    """Return the good records, their decoded values, and the bad records; never raises."""
+    with suppress(Exception):  # a record is bad: find it, below
+        return records, [decode(record.value) for record in records], []  # type: ignore[arg-type]  # a null raises  # a third faster than one by one
+    good, values, bad = [], [], []
+    for record in records:
+        try:
+            values.append(decode(_value_of(record)))
+            good.append(record)
+        except Exception as error:  # noqa: BLE001 - a bad record must not stop its neighbours
+            # its traceback and this list would form a reference cycle
+            bad.append(BadRecord(record, error.with_traceback(None), tries=1))
+    return good, values, bad
+
+
+def _value_of(record: Record) -> bytes:
+    if isinstance(record, OversizedRecord):
+        raise TooLarge(record.detail)
+    if record.value is None:
+        raise Tombstone("a record without a value (tombstone)")
+    return record.value

@@ -1,0 +1,157 @@
+"""Hand batches to the handler in spite of failures: what fails is bisected, and what is undecided is redelivered.
+
+Nothing is dead-lettered while it is unknown whether the records or the handler are at fault. The suspects stay
+uncommitted, and they are redelivered with backoff. Newer records of other keys show whether the handler works.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+from apps.consumer.consuming.abandonment import Abandonment
+from apps.consumer.consuming.bisect import Trial
+from apps.consumer.consuming.dead_letters import BadRecord
+from apps.consumer.consuming.findings import MOST_RECORDS, FailureWindow, Finding, Memory, Partition
+from apps.consumer.consuming.handler_isolation import BrokenOff
+from apps.consumer.consuming.policy import Policy
+from apps.consumer.consuming.retry import Attempts
+from contracts.record import Record
+
+Newer = Callable[[], Awaitable[bool]]
+"""Returns whether records wait behind the in-flight batch."""
+
+LOOK_S = 0.5
+"""Seconds between two checks for newer records during a backoff."""
+
+
+async def nothing_newer() -> bool:
+    """Return that no record waits behind the batch."""
+    return False
+
+
+class Verdict(NamedTuple):
+    """The result of a batch: its bad records, and those that are not decided yet, by their `id`.
+
+    It names records by `id`, not by their place: in memory all offsets are 0.
+    """
+
+    bad: Sequence[BadRecord] = ()
+    unfinished: Collection[int] = ()
+    findings: Sequence[Finding] = ()
+
+
+class Redelivery:
+    """Handles the batches of a stream, one at a time, each as often as it is redelivered.
+
+    `waiting` is whether records are retried with backoff. `outage` is whether so many records fail that the handler
+    must be at fault. `window` has which of the last records failed. `unwritten` is why dead letters cannot be written.
+    """
+
+    def __init__(self, attempts: Attempts, abandonment: Abandonment, policy: Policy) -> None:
+        self.waiting = self.outage = False
+        self.unwritten: str | None = None
+        self.window = FailureWindow(policy.outage)
+        self._attempts = attempts
+        self._abandonment = abandonment
+        self._retry = policy.retry
+        self._memory = Memory()
+        self._waits = self._successes_at_wait = self._redelivered = 0
+        self._wants_newer = self._is_woken = False
+
+    @property
+    def extra_records(self) -> int:
+        """How many extra records a poll must return, so that some follow the suspects."""
+        return self._redelivered if self._wants_newer else 0
+
+    async def handle(self, records: Sequence[Record], values: Sequence[Any], newer: Newer, *, accept: bool) -> Verdict:
+        """Handle a batch; `values` are decoded for the first attempt.
+
+        With `accept` every failing record counts as poison. Records are unfinished only when the batch was abandoned,
+        or when they cannot be told from an outage yet. They are to be redelivered.
+        """
+        findings = self._memory.recall(records)
+        is_new = not findings and (accept or not self._waits)
+        error = await self._attempts.call(records, values) if is_new else None
+        if is_new and error is None:
+            return Verdict()
+        trial = Trial(
+            findings or [Finding(record) for record in records],
+            self._attempts,
+            self.window,
+            lambda: self._abandonment.is_asked,
+            retries=self._retry.attempts,
+            accept=accept,
+        )
+        if isinstance(error, BrokenOff):
+            trial.is_abandoned = True
+        elif accept or not self._waits:
+            await trial.bisect(error)
+        elif self._knows_enough(findings) or await self._back_off(newer):
+            await trial.resume(outage=self.outage)
+        else:
+            trial.is_abandoned = True
+        if not trial.is_abandoned and not accept:
+            self._plan(trial)
+        return _verdict(trial.findings)
+
+    def keep(self, records: Sequence[Record], findings: Collection[Finding], redelivered: int) -> None:
+        """Remember what was learned about the records that are to be redelivered, and their number."""
+        self._memory.keep(records, [one for one in findings if one.tries])
+        self._redelivered = min(redelivered, MOST_RECORDS)
+        if not self._memory and not redelivered:
+            self._begin_again()
+
+    def forget(self, is_gone: Callable[[Partition], bool] = lambda _: True) -> None:
+        """Forget unfinished records of partitions, by default of all: they will not be redelivered as they were."""
+        self.unwritten = None
+        self._memory.forget(is_gone)
+        if not self._memory:
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        self.waiting = self.outage = self._wants_newer = False
+        self._waits = 0
+        self._attempts.reset()
+
+    def _knows_enough(self, findings: Sequence[Finding]) -> bool:
+        """Return whether no backoff is due: all records are new, or a call has succeeded since they failed."""
+        return not self.outage and (not findings or self._attempts.successes != self._successes_at_wait)
+
+    def _plan(self, trial: Trial) -> None:
+        """Plan the redelivery of what is undecided."""
+        self.outage = trial.is_outage() or (self.outage and bool(trial.ready()))
+        trial.doubt(outage=self.outage)
+        if any(one.is_undecided for one in trial.findings):
+            self._waits = 1 if trial.has_answered and not self.outage else self._waits + 1
+            self.waiting = self.waiting or self._waits > 1 or self.outage
+            self._wants_newer = not trial.ready()
+            self._successes_at_wait = self._attempts.successes
+
+    async def _back_off(self, newer: Newer) -> bool:
+        """Wait before the next attempt; return False when the batch is to be redelivered first.
+
+        Newer records end a backoff, unless untried ones are pending or there is an outage.
+        """
+        if self._is_woken:
+            self._is_woken = False
+            return True
+        backoff_s = self._retry.backoff_s(self._waits) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, not a secret
+        self.waiting = self.waiting or backoff_s > 0
+        end = asyncio.get_running_loop().time() + backoff_s
+        while (left := end - asyncio.get_running_loop().time()) > 0:
+            if await self._abandonment.wait(min(left, LOOK_S)):
+                return False
+            if self._wants_newer and not self.outage and await newer():
+                self._is_woken = True
+                return False
+        return not self._abandonment.is_asked
+
+
+def _verdict(findings: Sequence[Finding]) -> Verdict:
+    bad = [
+        BadRecord(one.record, one.error, one.tries, one.state == "poison", one.position)
+        for one in findings
+        if one.state in {"rejected", "poison"} and one.error is not None
+    ]
+    return Verdict(bad, [id(one.record) for one in findings if one.is_undecided], findings)

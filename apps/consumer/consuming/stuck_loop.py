@@ -1,0 +1,48 @@
+"""Tell why a consume loop has stopped consuming: then the watch replaces its connection."""
+
+import math
+import time
+
+from faststream.kafka.subscriber.usecase import BatchSubscriber
+
+from apps.chassis.internals.batch_subscriber import is_in_flight, why_ended
+from apps.chassis.observability.logs import without_values
+from apps.consumer.consuming.commits import Commits
+from apps.consumer.consuming.consumption import Consumption
+from apps.consumer.consuming.subscriber import LONGEST_BATCH_MS
+
+STALE_S = 20.0
+"""Seconds without a poll, and without an in-flight batch, after which a consume loop counts as wedged."""
+
+
+def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
+    subscriber: BatchSubscriber,
+    consumption: Consumption,
+    commits: Commits,
+    since_throttling: float = math.inf,
+    *,
+    stale_s: float = STALE_S,
+    longest_batch_s: float = LONGEST_BATCH_MS / 1_000,
+) -> str | None:
+    """Return why a started consume loop has stopped consuming, or None.
+
+    A broker that throttles by a quota sends nothing: silence counts from the end of the throttling, `since_throttling`
+    seconds ago. A loop can end, or stop polling without a batch in flight, while `running` is true and the broker
+    answers a ping: after a cancelled coordination task, or when the right to the group was revoked and restored.
+    """
+    now, consumer = time.time(), subscriber.consumer
+    if ended := why_ended(subscriber):
+        error = f": {without_values(ended)}" if isinstance(ended, BaseException) else ""
+        return f"the consume loop has ended{error}"
+    if consumer is None:
+        return "the consume loop was not started"
+    if is_in_flight(subscriber):
+        if (since := commits.retrying_since) and now - since > stale_s:
+            return f"the commit of the in-flight batch has failed for {now - since:.0f} s: {commits.error}"
+        busy = consumption.batch_age
+        too_long = busy > longest_batch_s
+        return f"the in-flight batch takes {busy:.0f} s: Kafka revoked its partitions" if too_long else None
+    polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
+    last = max([consumption.idle_since, *(poll / 1_000 for poll in polls if poll)])
+    silent = min(now - last, since_throttling)
+    return f"the consume loop has not polled for {silent:.0f} s" if polls and silent > stale_s else None

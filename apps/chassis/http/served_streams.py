@@ -4,31 +4,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from litestar.di import Provide
-from litestar.params import Parameter, SkipValidation
+from litestar.params import Parameter
 
 from apps.chassis.http.problems import bad_parameter
-from contracts import STREAMS
-
-NAMES = {"enum": [stream.name for stream in STREAMS]}
-OneStream = Annotated[str | None, Parameter(schema_extra=NAMES, description="The stream; by default the first one.")]
-"""The parameter `stream` of a call that reads."""
-SomeStreams = Annotated[str | None, Parameter(schema_extra=NAMES, description="The stream; by default all of them.")]
-"""The parameter `stream` of a call that changes something, or concerns all of them."""
-Served = SkipValidation[Mapping[str, Any]]
-
-
-async def _served_stream(served: Served, stream: OneStream = None) -> Any:  # noqa: ANN401 - what the service runs for it
-    return _part_of(served, next(iter(served)) if stream is None else stream)
-
-
-async def _served_streams(served: Served, stream: SomeStreams = None) -> Mapping[str, Any]:
-    return served if stream is None else {stream: _part_of(served, stream)}
-
-
-def _part_of(served: Mapping[str, Any], stream: str) -> Any:  # noqa: ANN401 - likewise
-    if stream not in served:
-        raise bad_parameter("stream", f"expected one of {', '.join(served)}, not {stream[:40]!r}")
-    return served[stream]
 
 
 def stream_dependencies(served: Mapping[str, Any]) -> dict[str, Provide]:
@@ -37,12 +15,33 @@ def stream_dependencies(served: Mapping[str, Any]) -> dict[str, Provide]:
     `served` is what the service runs for each stream, by name. `served_stream` is the part of the stream that the call
     names, by default of the first. `served_streams` are the named part alone, or all, by name.
     """
+    names = {"enum": [*served]}
 
     async def provide_served() -> Mapping[str, Any]:
         return served
 
+    async def served_stream(
+        stream: Annotated[
+            str | None, Parameter(schema_extra=names, description="The stream; by default the first one.")
+        ] = None,
+    ) -> Any:  # noqa: ANN401 - what the service runs for it
+        return _part_of(served, next(iter(served)) if stream is None else stream)
+
+    async def served_streams(
+        stream: Annotated[
+            str | None, Parameter(schema_extra=names, description="The stream; by default all of them.")
+        ] = None,
+    ) -> Mapping[str, Any]:
+        return served if stream is None else {stream: _part_of(served, stream)}
+
     return {
         "served": Provide(provide_served),
-        "served_stream": Provide(_served_stream),
-        "served_streams": Provide(_served_streams),
+        "served_stream": Provide(served_stream),
+        "served_streams": Provide(served_streams),
     }
+
+
+def _part_of(served: Mapping[str, Any], stream: str) -> Any:  # noqa: ANN401 - likewise
+    if stream not in served:
+        raise bad_parameter("stream", f"expected one of {', '.join(served)}, not {stream[:40]!r}")
+    return served[stream]

@@ -337,7 +337,7 @@ def test_who_comes_from_a_topic_that_was_made_anew_is_told_so(consumer: Service,
     pipeline.write([Raw(b"x")], partition=1)
     with watching(consumer, "0-0_1-500_2-0") as events:
         gap, record = islice(events, 2)
-    assert gap.data == {"partition": 1, "from": 500, "to": 0, "reason": "the topic was made anew"}
+    assert gap.data == {"partition": 1, "from": 500, "to": 0, "reason": "the topic was recreated"}
     assert of_records([record]) == [(1, 0)]
 
 

@@ -9,10 +9,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from samples import LONG, Stored, everything_else_has_run, stored_event
 
-from apps.chassis.kafka import log_reader
 from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import client_options
-from apps.chassis.kafka.log_reader import LogReader, _start
+from apps.chassis.kafka.log_reader import LogReader, ReadTimeouts
 from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -61,16 +60,15 @@ class FakeClient:
         return {partition: found}
 
 
-@pytest.fixture
-def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_reader, "SILENCE_S", A_WHILE)
-    monkeypatch.setattr(log_reader, "CALL_TIMEOUT_S", A_WHILE)
-
-
-async def read(client: FakeClient, stop: int) -> list[int]:
-    """Return the offsets from 0 up to `stop` that are read of partition 0."""
-    reader = LogReader(client_options(Settings(), "consumer"), TOPIC)
+def reader_of(client: FakeClient, **timeouts: float) -> LogReader:
+    reader = LogReader(client_options(Settings(), "consumer"), TOPIC, timeouts=ReadTimeouts(**timeouts))
     reader._new_consumer = Mock(return_value=client)  # type: ignore[method-assign]  # which makes real ones
+    return reader
+
+
+async def read(client: FakeClient, stop: int, **timeouts: float) -> list[int]:
+    """Return the offsets from 0 up to `stop` that are read of partition 0."""
+    reader = reader_of(client, **timeouts)
     async with asyncio.timeout(LONG):
         return [record.offset async for records in reader.read({0: (0, stop)}) for record in records]
 
@@ -81,18 +79,17 @@ async def test_what_is_asked_for_is_read_and_no_more() -> None:
     assert client.stopped
 
 
-@pytest.mark.usefixtures("_no_patience")
 @pytest.mark.parametrize("frozen", [True, False])
 async def test_reading_is_given_up_when_nothing_comes_any_more(*, frozen: bool) -> None:
     client = FakeClient([stored_event(0)], frozen=frozen)
     with pytest.raises(TimeoutError):
-        await read(client, 2)
+        await read(client, 2, silence_s=A_WHILE, call_s=A_WHILE)
     assert client.stopped
 
 
 async def test_who_is_cancelled_while_it_connects_leaves_when_it_has() -> None:
     client = FakeClient(frozen=True)
-    starting = asyncio.create_task(_start(cast(AIOKafkaConsumer, client)))
+    starting = asyncio.create_task(reader_of(client)._start(cast(AIOKafkaConsumer, client)))
     await everything_else_has_run()
     starting.cancel()
     await everything_else_has_run()
@@ -121,15 +118,10 @@ class FollowedClient(FakeClient):
         return {}
 
 
-async def test_following_ends_when_a_partition_is_not_answered_and_goes_on_while_a_quota_explains_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(log_reader, "LOOKED_WITHIN_S", A_WHILE)
-    monkeypatch.setattr(log_reader, "CUT_OFF_AFTER_S", 2 * A_WHILE)
+async def test_following_ends_when_a_partition_is_not_answered_and_goes_on_while_a_quota_explains_it() -> None:
     client = FollowedClient()
-    options = client_options(Settings(), "consumer")
-    reader = LogReader(options, TOPIC)
-    reader._new_consumer = Mock(return_value=client)  # type: ignore[method-assign]  # which makes real ones
+    reader = reader_of(client, answered_within_s=A_WHILE, cut_off_after_s=2 * A_WHILE)
+    options = reader._options
     async with aclosing(reader.follow({0: 0})) as followed, asyncio.timeout(LONG):
         assert await anext(followed) == []
         client.answered += 1

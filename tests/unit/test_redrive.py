@@ -14,15 +14,15 @@ from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
-from apps.consumer.redriving import redrive
 from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
-from apps.consumer.redriving.redrive import Redriven, RedriveNotNow, Redriver, TooLarge
+from apps.consumer.redriving.redrive import RedriveLimits, Redriven, RedriveNotNow, Redriver, TooLarge
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redriven_for, sent_back
 
 pytestmark = pytest.mark.anyio
 
 TOPIC, DEAD = "events", "events-dlt"
+NO_HURRY = RedriveLimits()
 
 
 def a_letter(
@@ -62,12 +62,14 @@ class FakeDeadLetters:
 class Bench:
     """A redriver of dead letters whose transactions only note what they send back."""
 
-    def __init__(self, *partitions: Sequence[Stored], monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, *partitions: Sequence[Stored], monkeypatch: pytest.MonkeyPatch, limits: RedriveLimits = NO_HURRY
+    ) -> None:
         options = client_options(Settings(), "consumer")
         self.cluster = Cluster(options, [])
         self.cluster.partitions |= {TOPIC: 1, DEAD: len(partitions)}
         dead = cast(LogReader, FakeDeadLetters(*partitions))
-        self.redriver = Redriver(options, self.cluster, dead, f"{DEAD}-redriven", TOPIC, "group")
+        self.redriver = Redriver(options, self.cluster, dead, f"{DEAD}-redriven", TOPIC, "group", limits=limits)
         self.transactions: list[list[tuple[int, int]]] = []
         self.fails_from = 1_000
         monkeypatch.setattr(self.redriver, "_check_marks_topic", self._check_marks_topic)
@@ -157,15 +159,16 @@ async def test_a_dead_letter_without_its_value_is_held_and_refused_when_it_is_as
 
 
 async def test_many_large_dead_letters_are_sent_back_in_several_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redrive, "TRANSACTION_BYTES", 2 * 2 * (100 + len(b"key")))
     large = b"x" * 100
     bench = Bench(
         [stored_letter(n, 0, n, large) for n in range(5)],
         [stored_letter(n, 1, n, large) for n in range(3)],
         monkeypatch=monkeypatch,
+        limits=RedriveLimits(transaction_bytes=2 * 2 * (100 + len(b"key"))),
     )
     done, more = await bench.redriver.redrive(7)
-    assert [len(transaction) for transaction in bench.transactions] == [4, 3]
+    assert len(bench.transactions) == 2
+    assert all(len(transaction) <= 4 for transaction in bench.transactions)
     sent = list(chain.from_iterable(bench.transactions))
     assert [(one.partition, one.offset) for one in done] == sent
     assert len(set(sent)) == 7
@@ -173,8 +176,9 @@ async def test_many_large_dead_letters_are_sent_back_in_several_transactions(mon
 
 
 async def test_a_redrive_that_fails_in_the_middle_tells_what_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redrive, "TRANSACTION_BYTES", 1)
-    bench = Bench([stored_letter(n) for n in range(3)], monkeypatch=monkeypatch)
+    bench = Bench(
+        [stored_letter(n) for n in range(3)], monkeypatch=monkeypatch, limits=RedriveLimits(transaction_bytes=1)
+    )
     bench.fails_from = 2
     assert await bench.redriver.redrive(3) == ([Redriven(0, 0), Redriven(0, 1)], True)
     bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
@@ -194,14 +198,12 @@ async def test_letters_of_other_groups_are_read_once_and_passed_over_then(monkey
 async def test_a_redrive_that_only_met_letters_of_others_until_it_was_late_says_that_there_may_be_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(redrive, "BEGIN_WITHIN_S", 0.0)
-    bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
+    bench = Bench([stored_letter(0)], monkeypatch=monkeypatch, limits=RedriveLimits(begin_within_s=0.0))
     assert await bench.redriver.redrive(10) == ([], True)
 
 
 async def test_a_redrive_waits_for_its_turn_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redrive, "TURN_S", 0.01)
-    bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
+    bench = Bench([stored_letter(0)], monkeypatch=monkeypatch, limits=RedriveLimits(turn_s=0.01))
     async with bench.redriver._lock:
         with pytest.raises(RedriveNotNow, match="under way"):
             await bench.redriver.redrive(10)
@@ -211,9 +213,7 @@ async def test_a_redrive_waits_for_its_turn_in_bounded_time(monkeypatch: pytest.
 async def test_a_redrive_is_answered_in_time_even_when_what_it_began_does_not_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(redrive, "CALL_S", 0.05)
-    monkeypatch.setattr(redrive, "WORK_S", 0.01)
-    bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
+    bench = Bench([stored_letter(0)], monkeypatch=monkeypatch, limits=RedriveLimits(call_s=0.05, work_s=0.01))
     ended = asyncio.Event()
 
     @asynccontextmanager

@@ -128,14 +128,13 @@ async def keep_writing(topic: Topic, times: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("wanted", [None, is_wanted])
 async def test_whoever_goes_from_copy_to_copy_is_given_each_record_once_and_in_order(
-    background: Background, monkeypatch: pytest.MonkeyPatch, seed: int, wanted: Wanted | None
+    background: Background, seed: int, wanted: Wanted | None
 ) -> None:
     chance = Random(seed)
-    monkeypatch.setattr(module, "REST", 0.0)
     waiting_bytes = chance.choice([1_000, 10_000, 4_000_000])
     topic = Topic(chance)
     topic.write(chance.randrange(10))
-    copies = [Copy(topic, background, waiting_bytes=waiting_bytes) for _ in range(3)]
+    copies = [Copy(topic, background, waiting_bytes=waiting_bytes, rest=0.0) for _ in range(3)]
     others = [asyncio.create_task(copy.watch(Seen(), 10**6)) for copy in copies]
     await until(lambda: all(copy.tail._callers for copy in copies))
     writing = asyncio.create_task(keep_writing(topic, 200))
@@ -241,17 +240,14 @@ async def test_a_heartbeat_says_that_all_is_well_only_while_the_topic_is_really_
         assert (await anext(pieces)).startswith(b": all is well\n")
 
 
-async def test_a_new_caller_does_not_rely_on_a_tail_that_is_cut_off(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_new_caller_does_not_rely_on_a_tail_that_is_cut_off(background: Background) -> None:
     topic = Stalling()
-    copy = Copy(topic, background)
+    copy = Copy(topic, background, stale_after_s=0.0)
     async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces:
         await anext(pieces)
         topic.stalls.set()
         await everything_else_has_run()
         topic.write(5)
-        monkeypatch.setattr(module, "STALE_AFTER_S", 0.0)
         beginning = await copy.tail.begin(None)
         assert beginning.position == {number: len(records) for number, records in topic.records.items()}
 

@@ -1,4 +1,4 @@
-"""Kafka for any service: client options, security, connection, topics, reading a log, diagnosis of what is refused.
+"""Connect any service to Kafka: clients, security, topics, consumer groups, reading a log, diagnosis.
 
 Depends on `chassis.settings`, `observability` and `internals`; both services depend on it.
 """

@@ -305,7 +305,7 @@ async def _create(admin: AIOKafkaAdminClient, topic: Topic) -> None:
 async def _settled(admin: AIOKafkaAdminClient, topic: Topic) -> dict[str, Any]:
     """Return what a broker says of a topic, which it may learn some time after the topic was created.
 
-    Raises `Unusable` when it does not within 5 s, or may not tell.
+    Raises `Unusable` when it does not within 5 s, or when the client may not see the topic.
     """
     late = time.monotonic() + NEW_TOPIC_TIMEOUT_S
     while True:

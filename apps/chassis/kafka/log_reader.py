@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
@@ -14,24 +15,30 @@ from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.search import Newest, Search, size_of
 from contracts.record import Record
 
-CALL_TIMEOUT_S = 2.0
-SEARCH_TIMEOUT_S = 10.0
-SEARCH_ENDS_AFTER_S = 3.0
-"""Seconds after which a search returns what it has found."""
-SILENCE_S = 5.0
-"""Seconds without a record after which `read` gives up."""
 CONNECTIONS = 4
 """Calls that have a connection at a time; others wait for their turn."""
 SHORT_POLL_MS, LONG_POLL_MS = 5, 500
 """Milliseconds that a broker waits for new records: hardly any where they are known to be there."""
 FETCH_BYTES = 256 * 1024
 """Bytes that are fetched of a partition at a time; a larger batch is fetched whole all the same."""
-LOOKED_WITHIN_S = 2.0
-"""Seconds within which every partition must have answered for the end of the topic to count as read."""
-CUT_OFF_AFTER_S = 10.0
-"""Seconds without an answer, and without throttling, after which following ends; a new client takes over."""
 FOLLOWED_RECORDS = 500
 """Records that `follow` yields at a time."""
+
+
+class ReadTimeouts(NamedTuple):
+    """How long reading may take, in seconds.
+
+    A call may take `call_s`, a search `search_s`; it returns what it has found after `search_ends_after_s`. `read`
+    gives up after `silence_s` without a record. The end of the topic counts as read while every partition has answered
+    within `answered_within_s`. `follow` ends after `cut_off_after_s` without an answer, unless a quota explains it.
+    """
+
+    call_s: float = 2.0
+    search_s: float = 10.0
+    search_ends_after_s: float = 3.0
+    silence_s: float = 5.0
+    answered_within_s: float = 2.0
+    cut_off_after_s: float = 10.0
 
 
 class LogReader:
@@ -40,8 +47,16 @@ class LogReader:
     With `committed_only`, records of open and aborted transactions are skipped.
     """
 
-    def __init__(self, options: ClientOptions, topic: str, *, committed_only: bool = True) -> None:
+    def __init__(
+        self,
+        options: ClientOptions,
+        topic: str,
+        *,
+        committed_only: bool = True,
+        timeouts: ReadTimeouts = ReadTimeouts(),  # noqa: B008 - it is immutable
+    ) -> None:
         self._options = options
+        self._timeouts = timeouts
         self._isolation = "read_committed" if committed_only else "read_uncommitted"
         self.topic = topic
         self._idle: list[AIOKafkaConsumer] = []
@@ -54,7 +69,7 @@ class LogReader:
             yield
         finally:
             while self._idle:
-                await _stop(self._idle.pop())
+                await self._stop(self._idle.pop())
 
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
         """Return the first offset of each partition and the one behind its last record, within 2 s."""
@@ -81,7 +96,7 @@ class LogReader:
         if all(start >= stop for start, stop in ranges.values()):
             return
         async with self._own_client(SHORT_POLL_MS) as consumer, aclosing(self._fetch(consumer, ranges)) as fetched:
-            while records := await _next(fetched):
+            while records := await self._next(fetched):
                 yield records
 
     async def newest(
@@ -96,8 +111,8 @@ class LogReader:
         `since` is the lowest offset to go back to in each partition. A search reads some 100,000 records, or for 3 s,
         and returns what it has found; `Newest.before` continues it. Raises `TimeoutError` after 10 s.
         """
-        late = asyncio.get_running_loop().time() + SEARCH_ENDS_AFTER_S
-        async with self._connected(SEARCH_TIMEOUT_S) as consumer:
+        late = asyncio.get_running_loop().time() + self._timeouts.search_ends_after_s
+        async with self._connected(self._timeouts.search_s) as consumer:
             first = _by_number(await consumer.beginning_offsets(self._partitions(before)))
             bottom = {partition: max(first[partition], (since or first).get(partition, 0)) for partition in before}
             search = Search(bottom, before, wanted, limit)
@@ -160,9 +175,9 @@ class LogReader:
             while True:
                 batches = await consumer.getmany(timeout_ms=200, max_records=FOLLOWED_RECORDS)
                 silent = answers.silent_for()
-                if batches or silent < LOOKED_WITHIN_S:
+                if batches or silent < self._timeouts.answered_within_s:
                     yield [record for records in batches.values() for record in records]
-                elif silent > CUT_OFF_AFTER_S and not journal.throttling():
+                elif silent > self._timeouts.cut_off_after_s and not journal.throttling():
                     why = journal.last_failure() or "no answer"
                     raise KafkaConnectionError(f"the topic was not read for {silent:.0f} s: {why}")
 
@@ -195,16 +210,16 @@ class LogReader:
         """Open a connection for one call that may take long, within 5 s."""
         consumer = self._new_consumer(poll_ms)
         try:
-            async with asyncio.timeout(SILENCE_S):
-                await _start(consumer)
+            async with asyncio.timeout(self._timeouts.silence_s):
+                await self._start(consumer)
             yield consumer
         finally:
-            await _stop(consumer)
+            await self._stop(consumer)
 
     @asynccontextmanager
     async def _connected(self, timeout_s: float | None = None) -> AsyncIterator[AIOKafkaConsumer]:
         """Lend a connection that no other call uses; one whose call fails is closed."""
-        async with asyncio.timeout(timeout_s or CALL_TIMEOUT_S), self._turns:
+        async with asyncio.timeout(timeout_s or self._timeouts.call_s), self._turns:
             consumer = self._idle.pop() if self._idle else None
             try:
                 if consumer is None:
@@ -214,7 +229,7 @@ class LogReader:
                 consumer.unsubscribe()
             except BaseException:
                 if consumer is not None:
-                    await _stop(consumer)
+                    await self._stop(consumer)
                 raise
             self._idle.append(consumer)
 
@@ -227,6 +242,27 @@ class LogReader:
             fetch_max_wait_ms=poll_ms,
             max_partition_fetch_bytes=FETCH_BYTES,
         )
+
+    async def _next(self, fetched: AsyncIterator[list[Record]]) -> list[Record] | None:
+        """Return what comes next, None at the end. Raises `TimeoutError` when nothing comes for 5 s."""
+        async with asyncio.timeout(self._timeouts.silence_s):
+            return await anext(fetched, None)
+
+    async def _start(self, consumer: AIOKafkaConsumer) -> None:
+        """Connect. When cancelled, wait for the connection for up to 2 s: the client would leave it open."""
+        starting = asyncio.create_task(consumer.start())
+        try:
+            await asyncio.shield(starting)
+        finally:
+            if not starting.done():
+                await asyncio.wait([starting], timeout=self._timeouts.call_s)
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+
+    async def _stop(self, consumer: AIOKafkaConsumer) -> None:
+        with suppress(KafkaError, OSError, TimeoutError):
+            async with asyncio.timeout(self._timeouts.call_s):
+                await consumer.stop()
 
 
 class Answers:
@@ -249,27 +285,3 @@ class Answers:
 
 def _by_number(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
     return {tp.partition: offset for tp, offset in offsets.items()}
-
-
-async def _next(fetched: AsyncIterator[list[Record]]) -> list[Record] | None:
-    """Return what comes next, None at the end. Raises `TimeoutError` when nothing comes for 5 s."""
-    async with asyncio.timeout(SILENCE_S):
-        return await anext(fetched, None)
-
-
-async def _start(consumer: AIOKafkaConsumer) -> None:
-    """Connect. When cancelled, wait for the connection for up to 2 s: the client would leave it open."""
-    starting = asyncio.create_task(consumer.start())
-    try:
-        await asyncio.shield(starting)
-    finally:
-        if not starting.done():
-            await asyncio.wait([starting], timeout=CALL_TIMEOUT_S)
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-
-
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    with suppress(KafkaError, OSError, TimeoutError):
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            await consumer.stop()

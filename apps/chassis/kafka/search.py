@@ -8,9 +8,11 @@ counts as old as the record before it in its partition.
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
-from contracts.record import Record, latest_date
+from contracts.record import Record, latest_date, place_of
 
 SEARCH_RECORDS = 100_000
 """Records that a search looks at, give or take a piece, before it returns what it has."""
@@ -184,3 +186,20 @@ class Search:
 def size_of(record: Record) -> int:
     """Return the bytes of a record's key and value."""
     return len(record.key or b"") + len(record.value or b"")
+
+
+def merged_by_time(records: Iterable[Record]) -> list[Record]:
+    """Merge records of partitions by timestamp, each partition in offset order.
+
+    A record counts as no older than those before it in its partition; one that is dated too far ahead counts as old as
+    the one before it.
+    """
+    latest = latest_date()
+    timed: list[tuple[int, int, int, Record]] = []
+    for partition, of_one in groupby(sorted(records, key=place_of), key=attrgetter("partition")):
+        written = 0
+        for record in of_one:
+            if record.timestamp <= latest:
+                written = max(written, record.timestamp)
+            timed.append((written, partition, record.offset, record))
+    return [record for *_, record in sorted(timed, key=lambda one: one[:3])]

@@ -54,7 +54,7 @@ class Topic(msgspec.Struct, frozen=True):
 
     @property
     def configs(self) -> dict[str, str]:
-        """The configuration of a new topic: everything that a guarantee needs, whatever the brokers' defaults.
+        """The configuration of a new topic: all that the guarantees need, so that no broker default matters.
 
         Brokers set the timestamps of topics that are kept for ever: otherwise they would refuse those of a client whose
         clock is wrong.

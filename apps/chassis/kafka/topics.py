@@ -4,8 +4,8 @@ from apps.chassis.kafka.topic_metadata import Right
 from apps.chassis.kafka.topic_settings import Topic
 from apps.chassis.settings import StreamSettings
 
-LARGEST_DEAD_LETTER = 16 * 1024 * 1024
-"""Bytes: whatever a stream's topic takes must fit, with the headers of a dead letter."""
+LARGEST_DEAD_LETTER_BYTES = 16 * 1024 * 1024
+"""Bytes: the largest record of a stream's topic must fit, with the headers of a dead letter."""
 LEAST_MARKS_BYTES = 16 * 1024
 """Bytes below which the marks of a few hundred scattered dead letters do not fit, and redrives are refused."""
 
@@ -21,7 +21,7 @@ def dead_letter_topic(settings: StreamSettings) -> Topic:
         settings.dead_letter_topic,
         settings.partitions,
         settings.replication,
-        max_message_bytes=LARGEST_DEAD_LETTER,
+        max_message_bytes=LARGEST_DEAD_LETTER_BYTES,
         kept_for_ever=True,
         right="write",
         kind="dead-letter topic",

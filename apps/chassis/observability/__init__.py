@@ -1,4 +1,4 @@
-"""Logs, metrics and traces of any service.
+"""Log, measure and trace any service.
 
-Depends on `chassis.settings`; everything else may depend on it.
+Depends on `chassis.settings`, `http` and `kafka`; everything else may depend on it.
 """

@@ -1,7 +1,7 @@
 """Metrics at `/metrics`, as text for Prometheus: what any service measures, and the page itself.
 
-Every application has a registry of its own. What changes all the time is not counted twice: it is read from whoever
-counts it anyway, when Prometheus asks.
+Every application has a registry of its own. Figures that the service keeps anyway are not counted twice: they are read
+when Prometheus asks.
 """
 
 import asyncio
@@ -37,12 +37,12 @@ REGISTRY = "registry"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Upper bounds of the buckets of every histogram: from an answer out of memory to a request that is given up."""
 TEXT = "text/plain; version=0.0.4"
-"""The format of the page; Litestar names the charset of whatever is text."""
+"""The format of the page; Litestar adds the charset."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 def new_registry(service: str) -> CollectorRegistry:
-    """Return a registry that tells the process (Linux), the interpreter and which service this is."""
+    """Return a registry with metrics of the process (Linux), the interpreter and the service's version."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -108,7 +108,7 @@ class Measured(Protocol):
 
 
 class MetricsController(Controller):
-    """The page for Prometheus; it is answered whatever is under way."""
+    """The page for Prometheus; it is answered however many calls are under way."""
 
     @get(
         "/metrics",

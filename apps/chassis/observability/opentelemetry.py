@@ -141,8 +141,8 @@ class OpenTelemetry(Traces):
             span = stack.enter_context(self._span(name, SpanKind.CONSUMER, self._context(first), attributes))
             for other, number in others:
                 link, attributes = Link(span.get_span_context()), _messaging("process", topic, number)
-                beside = self._tracer.start_span(name, self._context(other), SpanKind.CONSUMER, attributes, [link])
-                stack.callback(beside.end)
+                linked = self._tracer.start_span(name, self._context(other), SpanKind.CONSUMER, attributes, [link])
+                stack.callback(linked.end)
             yield
 
     def _context(self, headers: Mapping[str, str] | tuple[tuple[str, str], ...]) -> Context:

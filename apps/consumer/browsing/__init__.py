@@ -1,4 +1,4 @@
-"""Reading without a group: the newest records, search, the live tail.
+"""Read a topic without a group: the newest records, search, one record, the live tail.
 
-Depends on `consuming`.
+Depends on `consuming` and `chassis`; `redriving`, `stream_consumer` and `app` depend on it.
 """

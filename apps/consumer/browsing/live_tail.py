@@ -29,10 +29,6 @@ log = logging.getLogger(__name__)
 GREETING = b"retry: 2000\n"
 CATCH_UP_READ_BYTES = 256 * 1024
 """Bytes of keys and values that are read at a time for a caller that is behind."""
-REST = 3.0
-"""Seconds of rest for each second that framing events took: watching must not slow the consumption."""
-STALE_AFTER_S = 5.0
-"""Seconds without a read of the topic after which the tail's place is too old for a new caller."""
 HOLE_PAUSE_S = 0.2
 """Seconds before reading on behind what cannot be read: each costs a connection, and there may be many."""
 CALLERS_AT_A_TIME = 25
@@ -47,7 +43,9 @@ class TailLimits(NamedTuple):
     `callers` may watch at a time. `waiting_bytes` of events are kept for callers that read slowly; a caller for which
     more waits is cut off. `catch_up_bytes` may be held by all callers together that read what they missed: unlike live
     events, no two share them. After `heartbeat_s` without an event a caller gets a heartbeat, or learns that reading
-    stalls. After `retry_s` reading is tried again when Kafka was out of reach.
+    stalls. After `retry_s` reading is tried again when Kafka was out of reach. After `stale_after_s` without a read the
+    tail's place is too old for a new caller. For each second that framing events took, the tail rests `rest` seconds:
+    watching must not slow the consumption.
     """
 
     callers: int = 2_000
@@ -55,6 +53,8 @@ class TailLimits(NamedTuple):
     catch_up_bytes: int = 64 * 1024 * 1024
     heartbeat_s: float = 15.0
     retry_s: float = 1.0
+    stale_after_s: float = 5.0
+    rest: float = 3.0
 
 
 class Beginning(NamedTuple):
@@ -104,7 +104,7 @@ class Tail:
 
         Raises `KafkaError`, `OSError` or, after 2 s, `TimeoutError` when Kafka is out of reach.
         """
-        if start is None and self._following and self._silent_for() < STALE_AFTER_S:
+        if start is None and self._following and self._silent_for() < self._limits.stale_after_s:
             return Beginning(dict(self._position), dict(self._position), [])
         first, end = await self._reader.offsets(self._partitions())
         if start is None:
@@ -215,7 +215,7 @@ class Tail:
         began = time.perf_counter()
         events = b"".join(caller.frame(records))
         caller.position |= reached
-        await asyncio.sleep(REST * (time.perf_counter() - began))
+        await asyncio.sleep(self._limits.rest * (time.perf_counter() - began))
         return events or id_of(caller.position)
 
     @contextmanager
@@ -259,7 +259,7 @@ class Tail:
                         return
                     pause = min(PAUSE_PER_CALLER_S * len(self._callers), LONGEST_PAUSE_S)
                     spent, self._framing_s = self._framing_s, 0.0
-                    await asyncio.sleep(max(REST * spent, pause))
+                    await asyncio.sleep(max(self._limits.rest * spent, pause))
         except Unreadable as hole:
             _, end = await self._reader.offsets(self._partitions())
             log.warning("the live tail continues behind what it cannot read: %s", hole)
@@ -292,7 +292,7 @@ class Tail:
             await asyncio.sleep(0)  # other work must not wait for hundreds of callers
 
     async def _keep_gaps(self, records: list[Record]) -> None:
-        """Tell all callers when records were deleted before the tail had read them: compaction leaves holes too."""
+        """Report records that were deleted before the tail had read them; compaction alone leaves holes too."""
         lowest: dict[int, int] = {}
         for record in records:
             lowest.setdefault(record.partition, record.offset)
@@ -304,9 +304,9 @@ class Tail:
                 await self._keep_gap(gap)
 
     async def _keep_gap(self, gap: Gap) -> None:
-        start, told = dict(self._position), event("gap", gap)
+        start, of_gap = dict(self._position), event("gap", gap)
         self._position[gap.partition] = gap.stop
-        await self._keep(Batch([], [told], told, start, dict(self._position)))
+        await self._keep(Batch([], [of_gap], of_gap, start, dict(self._position)))
 
 
 def _gap(partition: int, at: int, first: Mapping[int, int], end: Mapping[int, int]) -> Gap | None:
@@ -314,5 +314,5 @@ def _gap(partition: int, at: int, first: Mapping[int, int], end: Mapping[int, in
     if at < first[partition]:
         return Gap(partition, at, first[partition], "deleted")
     if at > end[partition]:
-        return Gap(partition, at, first[partition], "the topic was made anew")
+        return Gap(partition, at, first[partition], "the topic was recreated")
     return None

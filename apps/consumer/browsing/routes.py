@@ -67,8 +67,8 @@ Until = Annotated[
     str | None,
     QueryParameter(
         name="to",
-        description="`scope=topic`: only those older than this time; such as stand in their partition behind one that "
-        "is more than an hour newer than it are passed over.",
+        description="`scope=topic`: only those older than this time; a record behind one in its partition that is more "
+        "than an hour newer than this time is skipped.",
         schema_extra=TIME,
     ),
 ]
@@ -169,8 +169,8 @@ class MessageController(Controller):
     @get(
         "/{partition:int}/{offset:int}",
         summary="One record, straight from the topic",
-        description="Whoever consumed it. Where there is none, `detail` says why, and `next` is the next offset that "
-        "there is in the partition, null when there is none.",
+        description="Consumed or not. Where there is none, `detail` says why, and `next` is the next offset in the "
+        "partition that has one, null without any.",
         responses=documented(HTTPStatus.NOT_FOUND, OUT_OF_REACH, UNREADABLE),
     )
     async def one(

@@ -8,11 +8,12 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from operator import attrgetter
 from typing import NamedTuple
 
-from contracts.record import Record, latest_date, place_of
+from apps.chassis.kafka.search import merged_by_time
+from contracts.record import Record, place_of
 
 WINDOW_BYTES = 32 * 1024 * 1024
 """Bytes of values that the window keeps at most, however many records it may have."""
@@ -181,20 +182,3 @@ class Window:
 
 def _size(records: Sequence[Record]) -> int:
     return sum([len(record.value or b"") for record in records])
-
-
-def merged_by_time(records: Iterable[Record]) -> list[Record]:
-    """Merge records of partitions by timestamp, each partition in offset order.
-
-    A record counts as no older than those before it in its partition; one that is dated too far ahead counts as old as
-    the one before it.
-    """
-    latest = latest_date()
-    timed: list[tuple[int, int, int, Record]] = []
-    for partition, of_one in groupby(sorted(records, key=place_of), key=attrgetter("partition")):
-        written = 0
-        for record in of_one:
-            if record.timestamp <= latest:
-                written = max(written, record.timestamp)
-            timed.append((written, partition, record.offset, record))
-    return [record for *_, record in sorted(timed, key=lambda one: one[:3])]

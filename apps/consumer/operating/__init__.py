@@ -1,4 +1,4 @@
-"""What an operator sees and does: status, stop, start, pause, resume, seek, group and lag.
+"""Show and steer the consumption: status, group, lag, metrics, stop, start, pause, resume and seek.
 
-Depends on `consuming`.
+Depends on `consuming` and `chassis`; `stream_consumer` and `app` depend on it.
 """

@@ -268,7 +268,7 @@ class Control:
         return self.trouble() or self._connection.trouble()
 
     async def watch(self) -> None:
-        """Until cancelled, have a consume loop that died or wedged replaced, and one that halted stopped.
+        """Until cancelled, replace a consume loop that died or hangs, and stop one that halted.
 
         While Kafka itself is out of reach nothing is replaced: the client connects by itself again.
         """

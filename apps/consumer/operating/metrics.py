@@ -114,7 +114,7 @@ def of_commits(commits: Commits, partitions: Sequence[int]) -> Iterator[Metric]:
 
 
 def of_lag(lag: Lag, held: int) -> Iterator[Metric]:
-    """Return how far consumption is behind; nothing of a partition of which Kafka reported nothing."""
+    """Return how far consumption is behind; partitions that Kafka did not report are missing."""
     yield gauge("consumer_partitions", "Partitions that this instance holds.", held)
     known = {(str(one.partition),): one for one in lag.partitions if one.lag is not None}
     yield gauge(

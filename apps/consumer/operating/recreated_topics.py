@@ -12,14 +12,14 @@ from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.position_moves import Move
 from apps.consumer.operating.control import Control, NotNow
 
-EVERY = 5.0
+LOOK_EVERY_S = 5.0
 """Seconds between two looks at the topic's id."""
 
 
 async def watch_topic(control: Control, commits: Commits) -> None:
-    """Until cancelled, have each position that belongs to a deleted topic moved to the beginning of the new one."""
+    """Until cancelled, move each position that belongs to a deleted topic to the beginning of the new one."""
     while True:
         with suppress(*KAFKA_ERRORS, NotNow, ValueError):
             for partition, (before, after) in (await control.leave_deleted_topic()).items():
                 commits.moves.report(Move(partition, "recreated", before, after, after))  # those before it were deleted
-        await asyncio.sleep(EVERY)
+        await asyncio.sleep(LOOK_EVERY_S)

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
@@ -26,7 +25,7 @@ from apps.chassis.http.request_body import (
     refuse_other_bodies,
     schema_of,
 )
-from apps.chassis.observability.logs import one_line
+from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.operating.control import Control, NotNow, Place
 from apps.consumer.operating.group import Group
 from apps.consumer.operating.status import Status, status_of
@@ -127,22 +126,14 @@ class OperatingController(Controller):
         except ValueError as error:
             raise bad_body(str(error)) from None
         except NotNow as error:
-            raise NotNow(f"{error} ({', '.join(sought)} was sought before)" if sought else str(error)) from None
+            if len(served_streams) == 1:
+                raise
+            done = f" ({', '.join(sought)} was sought before)" if sought else ""
+            raise NotNow(f"{name}: {error}{done}") from None
         for name, offsets in sought.items():
             details = {"action": "seek", "stream": name}
             log.info("an operator asked for seek of %s: it consumes from %s", name, offsets, extra=details)
         return Sought(next(iter(sought.values())), sought)
-
-
-@contextmanager
-def operator_action(action: str, stream: str) -> Iterator[None]:
-    """Log an operator action on a stream when it raises."""
-    try:
-        yield
-    except Exception as error:
-        details = {"action": action, "stream": stream}
-        log.info("an operator asked for %s of %s, in vain: %s", action, stream, one_line(error), extra=details)
-        raise
 
 
 async def _status(wanted: Mapping[str, StreamConsumer]) -> Status:
@@ -160,12 +151,12 @@ async def _act(wanted: Mapping[str, StreamConsumer], action: str, act: Callable[
     return status
 
 
-def place_of(order: Seek) -> Place:
+def place_of(wanted: Seek) -> Place:
     """Return the place that a body asks for. Raises `ValueError` when it is none."""
-    if order.to is not None and order.partition is None and order.offset is None:
-        return _end_or_time(order.to)
-    if order.to is None and order.partition is not None and order.offset is not None:
-        return {order.partition: order.offset}
+    if wanted.to is not None and wanted.partition is None and wanted.offset is None:
+        return _end_or_time(wanted.to)
+    if wanted.to is None and wanted.partition is not None and wanted.offset is not None:
+        return {wanted.partition: wanted.offset}
     raise ValueError("give either `to`, or `partition` and `offset`")
 
 

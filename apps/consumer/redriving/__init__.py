@@ -1,4 +1,4 @@
-"""Dead letters over HTTP, and sending them back, each once.
+"""Show dead letters and send them back to their topic, each once.
 
-Depends on `consuming` and `browsing`.
+Depends on `browsing` and `chassis`; `stream_consumer` and `app` depend on it.
 """

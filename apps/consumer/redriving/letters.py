@@ -1,20 +1,18 @@
 """Finds the dead letters to send back, the oldest first."""
 
 import asyncio
-import math
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import itemgetter
+from itertools import chain
 from typing import NamedTuple
 from uuid import UUID
 
 from apps.chassis.kafka.clients import size_of_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
-from apps.chassis.kafka.search import size_of
+from apps.chassis.kafka.search import merged_by_time, size_of
 from apps.consumer.redriving.marks import Intervals, Marks, holds, merged, next_outside, without
 from contracts.dead_letter import DeadLetter, history, is_omitted, read, sent_back
-from contracts.record import Record
+from contracts.record import Record, place_of
 
 READ_BYTES = 256 * 1024
 """Bytes of keys and values that are read at a time."""
@@ -117,17 +115,12 @@ def size_sent_back(letter: DeadLetter) -> int:
 def oldest(starts: Sequence[PartitionStart], limit: int) -> tuple[list[Record], bool]:
     """Merge the starts of partitions by age, each in offset order; return `limit` records, and whether there are more.
 
-    Where a partition may have more, those may be older than what the others have.
+    Nothing is taken beyond the end of a start that has more behind it: that may be older than what the others have.
     """
-    aged = [
-        (time, record)
-        for records, _ in starts
-        for time, record in zip(accumulate((record.timestamp for record in records), max), records, strict=True)
-    ]
-    horizon = min(
-        (max((record.timestamp for record in records), default=-math.inf) for records, has_more in starts if has_more),
-        default=math.inf,
-    )
-    chosen = sorted((one for one in aged if one[0] <= horizon), key=itemgetter(0))[:limit]
-    more = len(chosen) < len(aged) or any(has_more for _, has_more in starts)
-    return [record for _, record in chosen], more
+    by_age = merged_by_time(chain.from_iterable(records for records, _ in starts))
+    ends = {place_of(records[-1]) if records else None for records, has_more in starts if has_more}
+    if None in ends:
+        return [], True
+    safe = next((number for number, record in enumerate(by_age, 1) if place_of(record) in ends), len(by_age))
+    chosen = by_age[: min(limit, safe)]
+    return chosen, bool(ends) or len(chosen) < len(by_age)

@@ -49,8 +49,8 @@ class Marks:
 
     def read(self, record: Record) -> None:
         """Add a record of the marks topic; ignore a record of an older topic of the same name."""
-        told = [header for header in record.headers if header[0] == TOPIC_ID]
-        if told and told != list(self.headers):
+        topic_ids = [header for header in record.headers if header[0] == TOPIC_ID]
+        if topic_ids and topic_ids != list(self.headers):
             return
         try:
             self._intervals[decode_key(record.key or b"")] = merged(decode_intervals(record.value or b"[]"))

@@ -36,20 +36,27 @@ from contracts.record import Record
 
 log = logging.getLogger(__name__)
 
-WORK_S = 6.5
-"""Seconds from the call on after which the transaction of a redrive is aborted."""
-BEGIN_WITHIN_S = 5.0
-"""Seconds from the call on in which a redrive begins transactions and looks for dead letters."""
-TURN_S = 4.0
-"""Seconds that a call waits for another redrive of this instance."""
 TRANSACTION_S = 10.0
 """Seconds after which Kafka aborts an abandoned transaction."""
 OTHERS_S = 2.0
 """Seconds that a redrive waits for the open transactions of other groups."""
 SETTLING_S = 0.1
 """Seconds between two checks whether the transactions of other groups have ended."""
-TRANSACTION_BYTES = 16 * 1024 * 1024
-"""Bytes of keys and values that a transaction sends back, but for one record of each partition."""
+
+
+class RedriveLimits(NamedTuple):
+    """How long a redrive may take, in seconds from its call on, and how much a transaction sends back.
+
+    It is answered after `call_s`. It waits `turn_s` for another redrive of this instance, begins transactions and looks
+    for dead letters within `begin_within_s`, and aborts its transaction after `work_s`. A transaction has
+    `transaction_bytes` of keys and values, but for one record of each partition.
+    """
+
+    call_s: float = CALL_S
+    turn_s: float = 4.0
+    begin_within_s: float = 5.0
+    work_s: float = 6.5
+    transaction_bytes: int = 16 * 1024 * 1024
 
 
 class RedriveRefused(Exception):
@@ -103,7 +110,9 @@ class Redriver:
         topic: str,
         group: str,
         reader: Callable[..., LogReader] = LogReader,
+        limits: RedriveLimits = RedriveLimits(),  # noqa: B008 - it is immutable
     ) -> None:
+        self._limits = limits
         self.letters = Letters(dead, cluster, topic)
         self._options = options
         self._cluster = cluster
@@ -138,24 +147,24 @@ class Redriver:
 
         The group's own letters come first, then those that name no group.
         """
-        return await within(CALL_S, self._redrive(limit))
+        return await within(self._limits.call_s, self._redrive(limit))
 
     async def redrive_one(self, partition: int, offset: int) -> Returned:
         """Send back one dead letter, even a held one; within 9 s. Raises the errors of `redrive`."""
-        return await within(CALL_S, self._redrive_one(partition, offset))
+        return await within(self._limits.call_s, self._redrive_one(partition, offset))
 
     def is_ours(self, letter: DeadLetter) -> bool:
         """Return whether this service may send a dead letter back: it is of its topic, and of its group or of none."""
         return letter.topic == self._topic and owner_of(letter) in {self._group, None}
 
     async def _redrive(self, limit: int) -> Returned:
-        late = asyncio.get_running_loop().time() + BEGIN_WITHIN_S
+        late = asyncio.get_running_loop().time() + self._limits.begin_within_s
         done: list[Redriven] = []
         try:
             async with self._turn():
                 more = await self._redrive_of(self._group, limit, late, done)
                 if not more and len(done) < limit:
-                    of_nobody = Wanted(None, await self.marks(), 1, TRANSACTION_BYTES, late)
+                    of_nobody = Wanted(None, await self.marks(), 1, self._limits.transaction_bytes, late)
                     waiting, more = await self.letters.oldest(of_nobody)
                     more = await self._redrive_of(None, limit, late, done) if waiting else more
         except (*KAFKA_ERRORS, RedriveRefused) as error:
@@ -170,7 +179,7 @@ class Redriver:
         more = True
         async with self._fenced(owner) as (producer, marks):
             while more and len(done) < limit and asyncio.get_running_loop().time() < late:
-                wanted = Wanted(owner, marks, limit - len(done), TRANSACTION_BYTES, late)
+                wanted = Wanted(owner, marks, limit - len(done), self._limits.transaction_bytes, late)
                 chosen, more = await self.letters.oldest(wanted)
                 await self._send_back(producer, owner, chosen, marks)
                 done += [Redriven(record.partition, record.offset) for record in chosen]
@@ -208,12 +217,12 @@ class Redriver:
         """Wait up to 4 s for this instance's other redrives; end one that takes too long. Raises `RedriveNotNow`."""
         start = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(TURN_S):
+            async with asyncio.timeout(self._limits.turn_s):
                 await self._lock.acquire()
         except TimeoutError:
             raise RedriveNotNow("other redrives of this instance are under way: try again") from None
         try:
-            async with asyncio.timeout_at(start + WORK_S):
+            async with asyncio.timeout_at(start + self._limits.work_s):
                 await self._check_marks_topic()
                 yield
         finally:

@@ -29,9 +29,9 @@ from apps.chassis.http.problems import (
 )
 from apps.chassis.http.query import ANY_NUMBER
 from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, either, read_json
+from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES
-from apps.consumer.operating.routes import operator_action
 from apps.consumer.redriving.letter_view import DeadLetter, view
 from apps.consumer.redriving.letters import letter_of
 from apps.consumer.redriving.redrive import NoSuchLetter, Redriven, RedriveRefused, Returned, SentBefore, TooLarge

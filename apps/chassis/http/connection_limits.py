@@ -192,7 +192,7 @@ class LimitedProtocol(FramedProtocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer 400 to what is no HTTP; just close where that would be taken for the answer to another request."""
+        """Answer malformed HTTP with 400; only close when that would look like the answer to another request."""
         answered = self.waits or self._has_only_an_incomplete_request()
         self._disconnect_calls()
         if answered:

@@ -1,4 +1,4 @@
-"""What a caller is told of each record: where it stands on the topic, or why it is not known to stand there."""
+"""The receipt of each record: its place on the topic, or why it may not have been written."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -518,7 +518,7 @@ async def test_while_dead_letters_cannot_be_written_other_partitions_go_on_and_i
 
     stream = Stream(Handler(), give_way_s=0)
     stream.write_with(write)
-    stream.append(Stored(value=b"no person"))
+    stream.append(Stored(value=b"no event"))
     stream.add("good", partition=1)
     await stream.turn()
     assert stream.committed == {0: 0, 1: 1}

@@ -267,7 +267,7 @@ BROKEN_BODIES = {
     "a size that overflows": b"FFFFFFFFFFFFFFFFF\r\n",
     "a length among the trailers": b"1\r\na\r\n0\r\nContent-Length: 1\r\n\r\n",
 }
-CHUNKED = b"POST /people HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"POST /events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize("body", BROKEN_BODIES.values(), ids=BROKEN_BODIES.keys())

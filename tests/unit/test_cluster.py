@@ -1,5 +1,6 @@
 """What is told of a cluster that cannot be used names what is wrong with it."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from aiokafka.errors import NodeNotReadyError
 from apps.chassis.kafka import cluster as module
 from apps.chassis.kafka.clients import ClientOptions, client_options
 from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.topic_settings import Difference, Topic
 from apps.chassis.settings import Settings
 
 
@@ -40,3 +42,27 @@ async def test_where_every_broker_lets_us_in_the_request_that_failed_is_told(
     assert await cluster._out_of_reach(TimeoutError()) == f"{says}TimeoutError"
     options["client_id"].journal.failed(("Metadata", 1), "no answer to Metadata from broker:9092")
     assert await cluster._out_of_reach(NodeNotReadyError()) == f"{says}no answer to Metadata from broker:9092"
+
+
+@pytest.mark.anyio
+async def test_settings_are_checked_while_the_topics_cannot_be_used_because_they_may_be_the_cause(
+    options: ClientOptions,
+) -> None:
+    class Lacking(Cluster):
+        """Needs two replicas as long as its settings were not read again."""
+
+        async def trouble(self) -> str | None:
+            return None if self.configs else "topic events: partition 0 has 1 of 2 in-sync replicas"
+
+        async def deletions(self, topic: str) -> list[Difference]:
+            self.configs[topic] = {"min.insync.replicas": "1"}
+            checked.set()
+            return []
+
+    checked = asyncio.Event()
+    cluster = Lacking(options, [Topic("events", 1, 1)])
+    watching = asyncio.create_task(cluster.watch(every_s=0.001))
+    async with asyncio.timeout(10):
+        await checked.wait()
+    watching.cancel()
+    assert await cluster.trouble() is None

@@ -170,7 +170,7 @@ class Cluster:
         await asyncio.wait([looking], timeout=ANSWER_S)
         return looking.result() if looking.done() else f"Kafka at {self._servers} does not answer in time"
 
-    async def watch(self) -> None:
+    async def watch(self, every_s: float = LOOK_EVERY_S) -> None:
         """Look at the topics every 5 s, until cancelled; log a line whenever the answer changes.
 
         A deleted topic is created again.
@@ -178,19 +178,19 @@ class Cluster:
         known: str | None = None
         settings_checked_at = -math.inf
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(every_s)
             found = await self.trouble()
-            if found is None and time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:
-                settings_checked_at = time.monotonic()
-                with suppress(KafkaError, OSError, TimeoutError, Unusable):  # the next check reports what is wrong
-                    for topic in self._topics:
-                        await self.deletions(topic)
             if found != known:
                 log.log(logging.WARNING if found else logging.INFO, "%s", found or "Kafka can be used again")
             known = found
             if found and UnknownTopicOrPartitionError.__name__ in found:
                 with suppress(KafkaError, OSError, Unusable):  # the next look reports what is wrong
                     await self.ensure_topics()
+            elif time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:  # in trouble too: they may have caused it
+                settings_checked_at = time.monotonic()
+                with suppress(KafkaError, OSError, TimeoutError, Unusable):  # the next check reports what is wrong
+                    for topic in self._topics:
+                        await self.deletions(topic)
 
     @property
     def _servers(self) -> str:

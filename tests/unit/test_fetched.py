@@ -252,6 +252,13 @@ def test_records_of_the_format_before_headers_are_read() -> None:
     assert found == [("events", 3, offset, 1_000 + offset, b"key", b"value", []) for offset in range(3)]
 
 
+@pytest.mark.parametrize("codec", [0, 1])
+def test_a_record_of_the_format_before_timestamps_says_that_it_has_none(codec: int) -> None:
+    builder = LegacyRecordBatchBuilder(0, codec, 2**16)
+    builder.append(0, None, b"key", b"value")
+    assert Poll(bytes(builder.build())).records() == [("events", 3, 0, -1, b"key", b"value", [])]
+
+
 def damaged(batch: bytes) -> bytes:
     """Return the batch with a letter of a value changed, which only its checksum tells."""
     return batch.replace(b"value", b"velue", 1)

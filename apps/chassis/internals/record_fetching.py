@@ -69,6 +69,8 @@ POLL_BYTES = 8 * 1024 * 1024
 RECORD_OVERHEAD_BYTES = 256
 """Bytes of memory that a record takes besides its content."""
 
+NO_TIMESTAMP = -1
+"""The timestamp of a record that has none, as Kafka itself tells it."""
 LENGTH = Struct(">8xi")
 """Where a batch says, in every format, how many bytes it has behind this."""
 
@@ -288,6 +290,8 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
             batch = LegacyBatch(fetched[begin:end], fetched[begin + 16])
         try:
             for records in self._divided(batch):
+                for one in records:
+                    one.timestamp = NO_TIMESTAMP if one.timestamp is None else one.timestamp  # before Kafka 0.10
                 yield records, sum(len(one.value or b"") + RECORD_OVERHEAD_BYTES for one in records)
         except Indivisible:
             omitted = Omitted(None, 0, None, LARGEST_RECORD_BYTES, LARGEST_RECORD_BYTES, rest=True)

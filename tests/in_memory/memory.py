@@ -203,7 +203,7 @@ class MemoryCluster(Cluster):
     async def trouble(self) -> str | None:
         return None
 
-    async def watch(self) -> None: ...
+    async def watch(self, every_s: float = 0) -> None: ...
 
     async def topic_id(self, topic: str) -> UUID | None:  # noqa: ARG002 - as of a Kafka that gives none
         return None

@@ -19,9 +19,6 @@ def test_it_takes_at_most_four_files_and_a_hundred_and_twenty_lines() -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.skipif(
-    "CI" in os.environ, reason="runs all unit tests once more, for some minutes: run it before a release"
-)
 def test_the_project_then_passes_its_own_checks(tmp_path: Path) -> None:
     project = copy_with(HOW_TO, tmp_path)
     given = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

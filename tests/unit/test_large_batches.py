@@ -1,3 +1,4 @@
+import asyncio
 import gzip
 import struct
 import tracemalloc
@@ -350,10 +351,50 @@ async def test_the_partitions_of_a_poll_share_its_bound() -> None:
 
     results = [result() for _ in range(10)]
 
-    async def poll() -> int:
-        return sum(bytes_of(one.getall()) for one in results if one.has_more())
+    async def poll(*_: object) -> list[FetchedRecord]:
+        return [record for one in results if one.has_more() for record in one.getall()]
 
     bounded = cast("Any", _bounded(poll))
-    taken = [await bounded() for _ in range(12)]
+    taken = [bytes_of(await bounded(None, None)) for _ in range(12)]
     assert max(taken) <= 2 * POLL_BYTES
     assert sum(taken) == 10 * 7 * MB
+
+
+@pytest.mark.anyio
+async def test_while_a_poll_passes_over_what_stands_before_its_offset_other_tasks_go_on() -> None:
+    """A small batch can hold gigabytes of them: heartbeats and probes must not wait for all."""
+    batch = compressed(batch_of(*((b"key", bytes(4 * MB)) for _ in range(50))), "zstd")
+    records = PartitionRecords(PARTITION, Fetched(batch), (), 49, None, None, True, 1)  # noqa: FBT003 - as aiokafka calls it
+    result = FetchResult(PARTITION, assignment=Assignment(49), partition_records=records, backoff=0)
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def poll(*_: object) -> list[FetchedRecord]:
+        return result.getall()
+
+    counting = asyncio.create_task(count_turns())
+    bounded = cast("Any", _bounded(poll))
+    (found,) = await bounded(None, None, 60)
+    counting.cancel()
+    assert found.offset == 49
+    assert turns >= 49 * 4 * MB // POLL_BYTES // 2
+
+
+@pytest.mark.anyio
+async def test_a_poll_that_finds_nothing_to_return_in_its_time_goes_on_at_the_next_one() -> None:
+    batch = compressed(batch_of(*((b"key", bytes(4 * MB)) for _ in range(20))), "zstd")
+    records = PartitionRecords(PARTITION, Fetched(batch), (), 19, None, None, True, 1)  # noqa: FBT003 - as aiokafka calls it
+    result = FetchResult(PARTITION, assignment=Assignment(19), partition_records=records, backoff=0)
+
+    async def poll(*_: object) -> list[FetchedRecord]:
+        return result.getall() if result.has_more() else []
+
+    bounded = cast("Any", _bounded(poll))
+    polled = [await bounded(None, None, 0) for _ in range(20)]
+    assert polled[0] == []
+    assert [record.offset for found in polled for record in found] == [19]

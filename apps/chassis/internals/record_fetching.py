@@ -18,6 +18,8 @@ Memory is bounded for any batch: a large batch is read in parts, a record of mor
 value, and a poll ends when its records have 8 MiB.
 """
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import wraps
@@ -95,15 +97,29 @@ _budget: ContextVar[Budget | None] = ContextVar("budget of the current poll", de
 
 
 def _bounded(poll: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Return the client's poll with one budget for all its partitions."""
+    """Return the client's poll with one budget for all its partitions.
+
+    Records before the asked offset count too: a small compressed batch can hold gigabytes of them. When they spent the
+    budget, other tasks get a turn, and what is left is read with a new budget, within the time of the poll.
+    """
 
     @wraps(poll)
-    async def bounded(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as aiokafka calls it
-        token = _budget.set(Budget())
-        try:
-            return await poll(*arguments, **options)
-        finally:
-            _budget.reset(token)
+    async def bounded(fetch: Any, partitions: Any, timeout: float = 0, max_records: int | None = None) -> Any:  # noqa: ANN401, ASYNC109 - as aiokafka calls it
+        deadline = time.monotonic() + timeout
+        while True:
+            budget = Budget()
+            token = _budget.set(budget)
+            try:
+                found = await poll(fetch, partitions, 0, max_records)
+                left = deadline - time.monotonic()
+                if not found and budget.left > 0 and left > 0:  # nothing was fetched yet
+                    found = await poll(fetch, partitions, left, max_records)
+                    left = deadline - time.monotonic()
+            finally:
+                _budget.reset(token)
+            if found or budget.left > 0 or left <= 0:
+                return found
+            await asyncio.sleep(0)
 
     return bounded
 
@@ -243,9 +259,8 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
                 if not self._is_passed_over(batch):
                     for records, size in self._pieces_of(batch, begin, end):
                         made = self._from(behind, records, reached)
-                        if made:
-                            behind = made[-1].offset + 1
-                            yield Piece(made, behind, size)
+                        behind = made[-1].offset + 1 if made else behind
+                        yield Piece(made, behind, size)
                 if behind != batch.next_offset:  # it was passed over, or its last records were compacted away
                     behind = batch.next_offset
                     yield Piece([], behind, 0)

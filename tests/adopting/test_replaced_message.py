@@ -10,6 +10,8 @@ from copies import copy_with, size_of
 
 HOW_TO = "replace-the-message.md"
 MOST_FILES, MOST_LINES = 4, 120
+CHECK = "lint" if "CI" in os.environ else "check"
+"""In CI without the unit tests, which ran there for minutes already: its limit is 15 minutes."""
 
 
 def test_it_takes_at_most_four_files_and_a_hundred_and_twenty_lines() -> None:
@@ -21,9 +23,9 @@ def test_it_takes_at_most_four_files_and_a_hundred_and_twenty_lines() -> None:
 @pytest.mark.alone
 def test_the_project_then_passes_its_own_checks(tmp_path: Path) -> None:
     project = copy_with(HOW_TO, tmp_path)
-    given = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    given = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "NOT_AUDITED"))}
     environment = given | {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1"}
-    for recipe in ("schema", "check"):
+    for recipe in ("schema", CHECK):
         done = subprocess.run(
             ["uv", "run", "just", recipe], cwd=project, env=environment, capture_output=True, text=True, check=False
         )

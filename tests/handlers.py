@@ -12,8 +12,8 @@ from apps.consumer.consuming.retry import Handle, Reject
 from apps.consumer.handlers import handle_nothing
 from tests.event import Event
 
-REFUSED, FAILING_ONCE = 150, 149
-"""Numbers of events that handlers do not take, for good or at first."""
+REFUSED, FAILING_ONCE = "refused", "failing once"
+"""Texts of events that handlers do not take, for good or at first: no made-up event has them."""
 
 
 def exists(variable: str) -> bool:
@@ -43,8 +43,8 @@ async def recording(events: Sequence[Event]) -> None:
 async def refusing(events: Sequence[Event]) -> None:
     """Refuse some, but for where REFUSING names a file that does not exist."""
     refuses = "REFUSING" not in os.environ or exists("REFUSING")
-    if refuses and any(event.number == REFUSED for event in events):
-        raise Reject(f"the number {REFUSED} is not taken")
+    if refuses and any(event.text == REFUSED for event in events):
+        raise Reject(f"the text {REFUSED} is not taken")
     if "LEDGER" in os.environ:
         record_ids(events)
 
@@ -89,9 +89,9 @@ failed: set[str] = set()
 async def quoting(events: Sequence[Event]) -> None:
     """Raise errors that quote the events."""
     for event in events:
-        if event.number == REFUSED:
+        if event.text == REFUSED:
             raise Refused(f"{event} is refused")
-        if event.number == FAILING_ONCE and event.id not in failed:
+        if event.text == FAILING_ONCE and event.id not in failed:
             failed.add(event.id)
             raise LookupError(f"{event.text} with the key {event.id} is unknown for now")
 

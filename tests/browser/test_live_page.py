@@ -14,6 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect
 from services import PATIENCE, Pipeline, Raw, Service, event, value_of
 
+from tests.handlers import REFUSED
 from tools.ports import free_ports
 
 T = TypeVar("T")
@@ -181,21 +182,21 @@ def test_what_was_read_can_be_read_again_from_any_place(page: Page, site: Site) 
 
 
 def test_a_dead_letter_that_is_sent_back_arrives(page: Page, site: Site) -> None:
-    old = event("the-old-one", number=150, text="Methuselah")
+    old = event("the-old-one", text=REFUSED)
     site.write(Raw(value_of(old), b"the-old-one"), Raw(b"not json", b"bad"))
     letters = page.locator("#dead-list > li")
     expect(letters).to_have_count(2)
-    page.get_by_label("Reason").fill("150")
+    page.get_by_label("Reason").fill("the text")
     page.get_by_role("button", name="Filter").click()
     expect(letters).to_have_count(1)
-    expect(letters.first).to_contain_text("the number 150 is not taken")
+    expect(letters.first).to_contain_text("the text refused is not taken")
     expect(letters.first).to_contain_text(f"{site.pipeline.topic} 0 · ")
     site.refusing.unlink()
     letters.first.get_by_role("button").click()
     expect(page.locator("#dead-said")).to_have_text("1 was sent back.")
     expect(letters.first).to_contain_text("sent back")
     expect(letters.first.locator("summary")).to_be_focused()
-    expect(rows(page, "Methuselah")).to_have_count(1)
+    expect(rows(page, REFUSED)).to_have_count(1)
     page.locator("#redrive [name=limit]").fill("5")
     page.locator("#redrive button").click()
     expect(page.locator("#dead-said")).to_have_text("1 was sent back.")  # the other one, which comes again as bad

@@ -8,6 +8,7 @@ import pytest
 from services import Pipeline, Raw, Service, both, event, value_of, wait_until
 
 from contracts import dead_letter
+from tests.handlers import REFUSED
 
 
 @pytest.fixture(scope="module")
@@ -228,17 +229,17 @@ def test_whom_the_handler_refuses_is_dead_lettered_and_the_neighbours_are_not(ow
     with own.producer() as producer, own.consumer("refusing") as consumer:
         producer.until_healthy()
         consumer.until_healthy()
-        events = [event(number=150 if number % 50 == 7 else 50) for number in range(500)]
+        events = [event(text=REFUSED if number % 50 == 7 else "good") for number in range(500)]
         producer.post("/producers/events", json=events)
         consumer.until_consumed(500)
         assert consumer.status()["dead_lettered_count"] == 10
         letters = [
             dead_letter.read(record.key, record.value, record.headers) for record in own.records(own.dead_letter_topic)
         ]
-        refused = {one["id"] for one in events if one["number"] == 150}
+        refused = {one["id"] for one in events if one["text"] == REFUSED}
         assert {(letter.key or b"").decode() for letter in letters} == refused
         assert {(letter.error_type, letter.error) for letter in letters} == {
-            ("apps.consumer.consuming.retry.Reject", "the number 150 is not taken")
+            ("apps.consumer.consuming.retry.Reject", "the text refused is not taken")
         }
         assert all(letter.tries is not None and letter.tries > 1 for letter in letters)
 

@@ -7,6 +7,8 @@ import pytest
 from confidential import MARK, content_in
 from services import Pipeline, Raw, event, wait_until
 
+from tests.handlers import FAILING_ONCE, REFUSED
+
 KEY = f"{MARK}-as-a-key"
 
 
@@ -33,7 +35,7 @@ def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_who
             service.http.headers["X-API-Key"] = KEY
         written = pipeline.write(bad, partition=3)
         consumer.until_consumed(len(bad))
-        events = [event(f"{MARK}-{number}", number=number) for number in (10, 149, 150)]
+        events = [event(f"{MARK}-{text}", text=text) for text in ("good", FAILING_ONCE, REFUSED)]
         producer.post("/producers/events", json=events)
         producer.http.post("/producers/events", json=[event(number=MARK)])
         producer.http.post("/producers/events", content=f"{MARK}\n", headers={"Content-Type": "application/x-ndjson"})

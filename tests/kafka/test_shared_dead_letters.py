@@ -13,6 +13,7 @@ from services import Pipeline, Raw, Service, event, value_of, wait_until
 
 from contracts.dead_letter import DeadLetter
 from contracts.partitioning import partitions_of
+from tests.handlers import REFUSED
 
 REDRIVE = "/consumers/dead-letters/redrive"
 
@@ -247,7 +248,7 @@ def test_copies_of_a_record_that_two_groups_refuse_grow_by_one_with_each_redrive
         consumers = [stack.enter_context(pipeline.refusing(tmp_path, group)) for group in groups]
         for consumer in consumers:
             consumer.until_healthy()
-        pipeline.write([Raw(b"not json", b"key"), Raw(value_of(event("old", number=150)), b"old")])
+        pipeline.write([Raw(b"not json", b"key"), Raw(value_of(event("old", text=REFUSED)), b"old")])
         for redrives in range(3):
             pipeline.until_lettered(consumers, 2 + 2 * redrives)
             assert [redrive(consumer) for consumer in consumers] == [2, 2]

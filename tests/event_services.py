@@ -5,8 +5,8 @@ from functools import partial
 
 from apps.chassis.service import serve
 from apps.consumer import app as consumer
+from apps.consumer.consuming.batch import Handle
 from apps.consumer.consuming.policy import DEFAULT, Policy
-from apps.consumer.consuming.retry import Handle
 from apps.consumer.handlers import handle_nothing
 from apps.producer import app as producer
 from tests.event import EVENTS

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from apps.consumer.consuming.batch import Batch, Handle, Reject
 from apps.consumer.consuming.policy import Batching, Policy
-from apps.consumer.consuming.retry import Handle, Reject
 from apps.consumer.handlers import handle_nothing
 from tests.event import Event
 
@@ -30,26 +30,26 @@ def record_ids(events: Sequence[Event]) -> None:
     append("LEDGER", "".join(f"{event.id}\n" for event in events))
 
 
-async def recording(events: Sequence[Event]) -> None:
+async def recording(batch: Batch[Event]) -> None:
     """Add `begin`, then the ids of a batch to LEDGER, LEDGER_SECONDS later; with STUBBORN, ignore any cancellation."""
     append("LEDGER", "begin\n")
     while "STUBBORN" in os.environ:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(3_600)
     await asyncio.sleep(float(os.environ.get("LEDGER_SECONDS", "0")))
-    record_ids(events)
+    record_ids(batch.values)
 
 
-async def refusing(events: Sequence[Event]) -> None:
+async def refusing(batch: Batch[Event]) -> None:
     """Refuse some, but for where REFUSING names a file that does not exist."""
     refuses = "REFUSING" not in os.environ or exists("REFUSING")
-    if refuses and any(event.text == REFUSED for event in events):
+    if refuses and any(event.text == REFUSED for event in batch.values):
         raise Reject(f"the text {REFUSED} is not taken")
     if "LEDGER" in os.environ:
-        record_ids(events)
+        record_ids(batch.values)
 
 
-async def steered(_: Sequence[Event]) -> None:
+async def steered(_: Batch[Event]) -> None:
     """Do what the file STEER says: `work`, `fail`, or `wait` for another word."""
     while (word := Path(os.environ["STEER"]).read_text()) == "wait":  # noqa: ASYNC110, ASYNC240 - no event tells of a file
         await asyncio.sleep(0.02)
@@ -57,11 +57,11 @@ async def steered(_: Sequence[Event]) -> None:
         raise RuntimeError("the database is down")
 
 
-async def failing(events: Sequence[Event]) -> None:
+async def failing(batch: Batch[Event]) -> None:
     """Fail by what is written in the events, and for all while the file OUTAGE exists."""
     if exists("OUTAGE"):
         raise ConnectionError("no database")
-    texts = {event.text for event in events}
+    texts = {event.text for event in batch.values}
     if "poison" in texts:
         raise RuntimeError("no database takes it")
     if "exit" in texts:
@@ -72,7 +72,7 @@ async def failing(events: Sequence[Event]) -> None:
         await asyncio.sleep(0)
     if "slow" in texts:
         await asyncio.sleep(60)
-    record_ids(events)
+    record_ids(batch.values)
 
 
 async def leave() -> None:
@@ -86,9 +86,9 @@ class Refused(Reject):
 failed: set[str] = set()
 
 
-async def quoting(events: Sequence[Event]) -> None:
+async def quoting(batch: Batch[Event]) -> None:
     """Raise errors that quote the events."""
-    for event in events:
+    for event in batch.values:
         if event.text == REFUSED:
             raise Refused(f"{event} is refused")
         if event.text == FAILING_ONCE and event.id not in failed:
@@ -96,9 +96,9 @@ async def quoting(events: Sequence[Event]) -> None:
             raise LookupError(f"{event.text} with the key {event.id} is unknown for now")
 
 
-async def cancelling(events: Sequence[Event]) -> None:
+async def cancelling(batch: Batch[Event]) -> None:
     """Cancel the tasks of the client that the texts of the events name, once for each event."""
-    for event in events:
+    for event in batch.values:
         if event.id in failed:
             continue
         failed.add(event.id)

@@ -19,8 +19,9 @@ from apps.chassis.observability.tracing import traces_of
 from apps.chassis.service import settings_from_environment
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.routes import MessageController
+from apps.consumer.consuming.batch import Handler
+from apps.consumer.consuming.handler_thread import as_async
 from apps.consumer.consuming.policy import DEFAULT, Policy
-from apps.consumer.consuming.retry import Handle
 from apps.consumer.handlers import HANDLERS, POLICIES, handle_nothing
 from apps.consumer.operating.metrics import HandlerMetrics
 from apps.consumer.operating.routes import OperatingController
@@ -39,7 +40,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
     ending: asyncio.Event | None = None,
     *,
     streams: Sequence[Stream[Any]] = STREAMS,
-    handlers: Mapping[Stream[Any], Handle] = HANDLERS,
+    handlers: Mapping[Stream[Any], Handler[Any]] = HANDLERS,
     policies: Mapping[Stream[Any], Policy] = POLICIES,
     kafka: Kafka = REAL,
     traces: Traces | None = None,
@@ -76,7 +77,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
 def _stream_consumers(  # noqa: PLR0913, PLR0917 - what `create_app` is given
     settings: Settings,
     streams: Sequence[Stream[Any]],
-    handlers: Mapping[Stream[Any], Handle],
+    handlers: Mapping[Stream[Any], Handler[Any]],
     policies: Mapping[Stream[Any], Policy],
     registry: CollectorRegistry,
     traces: Traces,
@@ -88,7 +89,7 @@ def _stream_consumers(  # noqa: PLR0913, PLR0917 - what `create_app` is given
             one,
             settings,
             options,
-            measured.timed(one.name, handlers.get(one, handle_nothing)),
+            measured.timed(one.name, as_async(handlers.get(one, handle_nothing))),
             policies.get(one, DEFAULT),
             traces,
             kafka,

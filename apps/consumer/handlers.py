@@ -1,37 +1,34 @@
 """Your code: what to do with the records of each stream."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from apps.consumer.consuming.batch import Batch, Handler
 from apps.consumer.consuming.policy import Policy
-from apps.consumer.consuming.retry import Handle
 from contracts.person import PEOPLE, Person
 from contracts.stream import Stream
 
 
-async def handle_people(people: Sequence[Person]) -> None:
-    """Do your work with a batch of people, in the order of their partitions; return when it is done.
+async def handle_people(batch: Batch[Person]) -> None:
+    """Do your work with `batch.values`, in the order of their partitions; return when it is done.
 
     The batch is then committed. Delivery is at least once: after a crash, a rebalance or an error, people are
     redelivered, so handling them twice must do no harm.
 
-    When it raises, the same people are retried once, then bisected until each failing one is alone. It is retried and
-    dead-lettered once another record succeeds. Until then, and while more than a tenth fails, it is retried with
-    backoff for as long as it takes. Raise `Reject` of `apps.consumer.consuming.retry` for a record that must not be
-    retried: a hundred of those in a row halt the stream.
+    `for record in batch` gives key, headers, place and attempt too. `batch.fail(record, error)` names one that failed,
+    `batch.reject(record, reason)` one that must not be retried; all others are done. When the handler raises, the batch
+    is retried once, then bisected until each failing record is alone. docs/how-to/write-a-handler.md says what follows.
 
-    Each attempt gets its own list and people. `SystemExit`, the cancellation of its own task and the like are failures
-    like any other. A call that takes longer than 4 s at a stop or a seek, or 9 s at a rebalance, is cancelled.
-
-    The default does nothing: window, counters and dead letters do not depend on it.
+    A plain `def` runs in a worker thread, so it may block. The default does nothing: window, counters and dead letters
+    do not depend on it.
     """
 
 
-HANDLERS: Mapping[Stream[Any], Handle] = {PEOPLE: handle_people}
+HANDLERS: Mapping[Stream[Any], Handler[Any]] = {PEOPLE: handle_people}
 """The handler of each stream; a stream without one is consumed and shown only."""
 POLICIES: Mapping[Stream[Any], Policy] = {}
 """How many records a batch has, how failures are retried, and when a stream halts; where it is not the default."""
 
 
-async def handle_nothing(values: Sequence[Any]) -> None:
+async def handle_nothing(batch: Batch[Any]) -> None:
     """Do nothing: for a stream that is only shown."""

@@ -25,11 +25,11 @@ from apps.chassis.settings import Settings
 from apps.consumer.browsing.live_tail import Tail
 from apps.consumer.browsing.window import Window
 from apps.consumer.browsing.window_refill import Refill
+from apps.consumer.consuming.batch import Handle
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.dead_letters import DeadLetters
 from apps.consumer.consuming.policy import Policy
-from apps.consumer.consuming.retry import Handle
 from apps.consumer.consuming.subscriber import subscribe
 from apps.consumer.operating.control import Control
 from apps.consumer.operating.group import Group, look_at_group

@@ -1,7 +1,6 @@
 """Run the consumer for events and for orders, whose handler fails while the file FAILING is there."""
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import msgspec
 
 from apps.chassis.service import serve
 from apps.consumer.app import create_app
+from apps.consumer.consuming.batch import Batch
 from contracts.stream import Stream
 from tests.event import EVENTS
 
@@ -21,7 +21,7 @@ ORDERS = Stream("orders", Order, key=lambda order: order.order_id)
 STREAMS = (EVENTS, ORDERS)
 
 
-async def handle(_: Sequence[Order]) -> None:
+async def handle(_: Batch[Order]) -> None:
     if Path(os.environ["FAILING"]).exists():  # noqa: ASYNC240 - no file system that tests run on waits
         raise ConnectionError("no database")
 

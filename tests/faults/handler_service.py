@@ -9,13 +9,12 @@ import os
 import random
 import time
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
 
 from marks import BATCH, DONE, DONE_AND_FAILED, REFUSED, identity_of
 
+from apps.consumer.consuming.batch import Batch, Handle, Reject
 from apps.consumer.consuming.policy import Policy, Retry
-from apps.consumer.consuming.retry import Handle, Reject
 from tests.event import Event
 from tests.event_services import run_consumer
 
@@ -26,8 +25,8 @@ LONGEST = 0.03
 def recording(ledger: Path, outage: Path, failures: float, chance: random.Random) -> Handle:
     """Return the handler."""
 
-    async def handle(events: Sequence[Event]) -> None:
-        if any(event.text.startswith(REFUSED) for event in events):
+    async def handle(batch: Batch[Event]) -> None:
+        if any(event.text.startswith(REFUSED) for event in batch.values):
             raise Reject("this one is refused")
         if os.path.exists(outage):  # noqa: ASYNC240, PTH110 - takes microseconds
             raise ConnectionError("what the handler needs is out of reach")
@@ -36,7 +35,7 @@ def recording(ledger: Path, outage: Path, failures: float, chance: random.Random
             raise TimeoutError("a failure before the work was done")
         await asyncio.sleep(chance.random() * LONGEST)
         failing = drawn < failures
-        identities = array("q", [identity_of(event.text) for event in events])
+        identities = array("q", [identity_of(event.text) for event in batch.values])
         head = array("q", [BATCH, DONE_AND_FAILED if failing else DONE, time.monotonic_ns(), len(identities)])
         with ledger.open("ab", buffering=0) as file:
             file.write((head + identities).tobytes())

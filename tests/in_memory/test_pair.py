@@ -1,7 +1,7 @@
 """The pair in memory: POST at the producer, GET at the consumer, without a network. Read this test first."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
@@ -14,8 +14,8 @@ from memory import Memory
 
 from apps.chassis.settings import Settings
 from apps.consumer.app import create_app as create_consumer
+from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.consuming.policy import Policy, Retry
-from apps.consumer.consuming.retry import Reject
 from apps.producer.app import create_app as create_producer
 from contracts.stream import Stream
 
@@ -42,12 +42,12 @@ class Handler(list[Any]):
     error: Exception | None = None
     rejected: Any = None
 
-    async def __call__(self, values: Sequence[Any]) -> None:
+    async def __call__(self, batch: Batch[Any]) -> None:
         if self.error:
             raise self.error
-        if self.rejected in values:
+        if self.rejected in batch.values:
             raise Reject("not ours")
-        self.extend(values)
+        self.extend(batch.values)
 
 
 class Pair(NamedTuple):

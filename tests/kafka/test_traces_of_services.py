@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from services import Pipeline, event, wait_until
 from apps.chassis.observability.opentelemetry import OpenTelemetry
 from apps.chassis.settings import Settings, StreamSettings
 from apps.consumer.app import create_app as create_consumer
+from apps.consumer.consuming.batch import Batch
 from apps.producer.app import create_app as create_producer
 from tests.event import EVENTS, Event
 
@@ -30,8 +31,8 @@ def test_one_trace_leads_from_the_call_over_the_record_to_the_handler_and_tells_
     exporter = InMemorySpanExporter()
     handled_in: list[str] = []
 
-    async def handle(events: Sequence[Event]) -> None:
-        handled_in.extend(f"{get_current_span().get_span_context().trace_id:032x}" for _ in events)
+    async def handle(batch: Batch[Event]) -> None:
+        handled_in.extend(f"{get_current_span().get_span_context().trace_id:032x}" for _ in batch.values)
 
     of_events = StreamSettings(
         topic=pipeline.topic, dead_letter_topic=pipeline.dead_letter_topic, group_id=pipeline.group

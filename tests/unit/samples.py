@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -10,10 +9,13 @@ from aiokafka import TopicPartition
 
 from contracts.dead_letter import DeadLetter, Header, sent_back
 from contracts.stream import encode
+from tests import batches
 from tests.event import Event
 
 LONG = 10.0
 """Seconds after which what a test waits for counts as never to come; no test waits so long when all is well."""
+
+Stored = batches.Stored
 
 EVENT = Event(id="0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11", number=36, text="Ada Lovelace")
 
@@ -28,19 +30,6 @@ def fields_of_an_event(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - right
 
 def as_json(**fields: Any) -> bytes:  # noqa: ANN401 - right or wrong ones
     return msgspec.json.encode(fields_of_an_event(**fields))
-
-
-@dataclass
-class Stored:
-    """A record as a client reads it from a topic."""
-
-    partition: int = 0
-    offset: int = 0
-    timestamp: int = 1_700_000_000_000
-    key: bytes | None = b"key"
-    value: bytes | None = b""
-    headers: Sequence[tuple[str, bytes | None]] = ()
-    topic: str = "events"
 
 
 def stored_event(offset: int, **fields: Any) -> Stored:  # noqa: ANN401 - of any field

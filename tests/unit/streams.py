@@ -6,10 +6,10 @@ from typing import Any
 from samples import Stored, stored_event
 
 from apps.consumer.browsing.window import Window
+from apps.consumer.consuming.batch import Batch, Handle
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.policy import Batching, Policy, Retry
-from apps.consumer.consuming.retry import Handle
 from tests.event import EVENTS, Event
 
 AT_ONCE = Retry(first_backoff_s=0.0001, longest_backoff_s=0.001)
@@ -103,8 +103,8 @@ class Handler:
         self.calls: list[list[str]] = []
         self.done: list[str] = []
 
-    async def __call__(self, events: Sequence[Event]) -> None:
-        ids = [event.id for event in events]
+    async def __call__(self, batch: Batch[Event]) -> None:
+        ids = [event.id for event in batch.values]
         self.calls.append(ids)
         if any(map(self.fails, ids)):
             raise self.error

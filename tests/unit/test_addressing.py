@@ -7,6 +7,7 @@ from samples import Stored, redriven_headers, stored_event, until
 from streams import policy
 
 from apps.consumer.browsing.window import Window
+from apps.consumer.consuming.batch import Batch
 from apps.consumer.consuming.consumption import Consumption, Halted
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.redrive_addressing import divide
@@ -32,8 +33,8 @@ class Consumer:
             EVENTS.decode, self.window.extend, self._handle, self._write, policy=policy(), group=GROUP
         )
 
-    async def _handle(self, events: Sequence[Event]) -> None:
-        self.handled += events
+    async def _handle(self, batch: Batch[Event]) -> None:
+        self.handled += batch.values
 
     async def _write(self, bad: Sequence[BadRecord]) -> None:
         if self.writer_error:

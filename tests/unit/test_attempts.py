@@ -7,9 +7,9 @@ import pytest
 from samples import LONG, Stored, stored_event, until
 from streams import Handler, Stream, numbered, policy
 
+from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.consuming.findings import Finding, Memory
 from apps.consumer.consuming.policy import Batching, OutageLimit, Policy, Retry
-from apps.consumer.consuming.retry import Reject
 from contracts.dead_letter import ROUNDS, TRIES
 from tests.event import Event
 
@@ -300,10 +300,10 @@ async def test_a_redelivery_finds_newer_records_behind_the_bad_ones_however_smal
 
 async def test_what_is_rejected_among_failures_is_dead_lettered_whatever_becomes_of_the_others() -> None:
     class Mixed(Handler):
-        async def __call__(self, events: Sequence[Event]) -> None:
-            if any(event.id == "reject" for event in events):
+        async def __call__(self, batch: Batch[Event]) -> None:
+            if any(event.id == "reject" for event in batch.values):
                 raise Reject("never")
-            await super().__call__(events)
+            await super().__call__(batch)
 
     handler = Mixed(lambda event_id: event_id == "bad")
     stream = Stream(handler)
@@ -346,29 +346,27 @@ async def test_records_that_were_redriven_are_expected_to_fail_and_make_no_outag
     assert stream.is_consumed
 
 
-Mischief = Callable[[list[Event]], object]
+Mischief = Callable[[Batch[Event]], None]
 
 
 @pytest.mark.parametrize(
     "mischief",
     [
-        lambda events: events.sort(key=lambda event: event.id, reverse=True),
-        lambda events: events.reverse(),
-        lambda events: events.clear(),
-        lambda events: events.extend(events[:]),
-        lambda events: events.__setitem__(slice(None), [events[0]] * len(events)),
+        lambda batch: setattr(batch, "values", batch.values[::-1]),
+        lambda batch: setattr(batch, "values", ()),
+        lambda batch: setattr(batch, "values", batch.values[:1] * len(batch)),
     ],
 )
-async def test_nothing_that_a_handler_does_to_its_list_changes_what_is_handled_and_dead_lettered(
+async def test_nothing_that_a_handler_does_to_its_batch_changes_what_is_handled_and_dead_lettered(
     mischief: Mischief,
 ) -> None:
     handler = Handler("20".__eq__)
 
-    async def handle(events: Sequence[Event]) -> None:
+    async def handle(batch: Batch[Event]) -> None:
         try:
-            await handler(events)
+            await handler(batch)
         finally:
-            mischief(events)  # type: ignore[arg-type]  # it is a list
+            mischief(batch)
 
     stream = Stream(handle)
     stream.add(*map(str, range(40)))
@@ -382,8 +380,8 @@ async def test_nothing_that_a_handler_does_to_its_list_changes_what_is_handled_a
 async def test_each_attempt_gets_values_of_its_own() -> None:
     given: list[Sequence[Event]] = []
 
-    async def handle(events: Sequence[Event]) -> None:
-        given.append(events)
+    async def handle(batch: Batch[Event]) -> None:
+        given.append(batch.values)
         if len(given) == 1:
             raise ConnectionError
 
@@ -403,10 +401,10 @@ async def test_a_batch_that_is_abandoned_commits_what_stands_before_its_first_un
         stream.add(*[f"{partition}-{number:02}" for number in range(100)], partition=partition)
     stop_at = "1-60"
 
-    async def handle(events: Sequence[Event]) -> None:
-        if events[-1].id >= stop_at and len(events) < 20:
+    async def handle(batch: Batch[Event]) -> None:
+        if batch.values[-1].id >= stop_at and len(batch.values) < 20:
             stream.consumption.abandonment.ask("rebalance")
-        await handler(events)
+        await handler(batch)
 
     stream.consumption.attempts._handle = handle
     await stream.turn()
@@ -423,8 +421,8 @@ async def test_a_batch_that_is_abandoned_commits_what_stands_before_its_first_un
 async def test_a_call_that_takes_longer_than_there_is_time_is_cancelled_and_its_records_are_redelivered() -> None:
     calls: list[list[str]] = []
 
-    async def handle(events: Sequence[Event]) -> None:
-        calls.append([event.id for event in events])
+    async def handle(batch: Batch[Event]) -> None:
+        calls.append([event.id for event in batch.values])
         if len(calls) == 1:
             await asyncio.Event().wait()
 
@@ -598,9 +596,9 @@ def test_a_policy_that_cannot_be_kept_is_refused(make: Callable[[], object], com
 async def test_batches_become_smaller_when_the_handler_takes_longer_than_the_policy_allows() -> None:
     sizes: list[int] = []
 
-    async def handle(events: Sequence[Event]) -> None:
-        sizes.append(len(events))
-        await asyncio.sleep(0.001 * len(events))
+    async def handle(batch: Batch[Event]) -> None:
+        sizes.append(len(batch.values))
+        await asyncio.sleep(0.001 * len(batch.values))
 
     stream = Stream(handle, Policy(batching=Batching(records=100, seconds=0.02)))
     stream.add(*numbered(range(400)))

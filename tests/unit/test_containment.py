@@ -1,6 +1,6 @@
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 import pytest
@@ -9,8 +9,8 @@ from samples import LONG, until
 from streams import Stream
 
 from apps.chassis.observability.logs import stack_of
+from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.consuming.handler_isolation import BrokenOff, Escaped, HandlerCall, HandlerError, contain_child_tasks
-from apps.consumer.consuming.retry import Reject
 from contracts.dead_letter import describe
 from tests.event import Event
 
@@ -172,11 +172,11 @@ def test_whatever_a_handler_raises_or_cancels_is_a_failure_of_its_record_alone(
 ) -> None:
     done: list[str] = []
 
-    async def handle(events: Sequence[Event]) -> None:
-        if any(event.id == "bad" for event in events):
+    async def handle(batch: Batch[Event]) -> None:
+        if any(event.id == "bad" for event in batch.values):
             await escape()
         else:
-            done.extend(event.id for event in events)
+            done.extend(event.id for event in batch.values)
 
     async def consume() -> Stream:
         contain_child_tasks(asyncio.get_running_loop())

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
 from litestar import Litestar
@@ -9,10 +9,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from samples import EVENT, as_json
 
 from apps.chassis.settings import Settings
-from apps.consumer.consuming.retry import Reject
+from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.operating.metrics import HandlerMetrics
 from apps.producer.publishing.lanes import Limits
-from tests.event import Event
+from tests.batches import batch_of
+from tests.event import EVENTS, Event
 from tests.event_services import create_consumer, create_producer
 
 pytestmark = pytest.mark.anyio
@@ -166,15 +167,15 @@ async def test_a_call_of_the_handler_counts_by_how_it_ended_and_changes_nothing(
 ) -> None:
     handled: list[Event] = []
 
-    async def handle(events: Sequence[Event]) -> None:
+    async def handle(batch: Batch[Event]) -> None:
         if error:
             raise error
-        handled.extend(events)
+        handled.extend(batch.values)
 
     registry = CollectorRegistry()
     raised: BaseException | None = None
     try:
-        await HandlerMetrics(registry).timed("events", handle)([EVENT])
+        await HandlerMetrics(registry).timed("events", handle)(batch_of(EVENTS, EVENT))
     except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001 - whatever the handler raises
         raised = caught
     assert raised is error

@@ -21,12 +21,12 @@ from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.observability.logs import JsonFormatter
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.window import Window
+from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.consuming.commit_metadata import MARK
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import MOST_REASONS, Consumption, Halted
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.decode import sort_out
-from apps.consumer.consuming.retry import Reject
 from apps.consumer.consuming.stuck_loop import STALE_S, why_stuck
 from apps.consumer.consuming.subscriber import ConsumeLoop, FetchedBatch, records_waiting, subscribe
 from contracts.record import Record
@@ -67,13 +67,13 @@ class Consumer:
         self.client = Client()
         self.commits = Commits(nothing_committed, no_offsets)
 
-    async def _handle(self, events: Sequence[Event]) -> None:
+    async def _handle(self, batch: Batch[Event]) -> None:
         self.events.append("handler")
         if self.handler_error:
             raise self.handler_error
-        if self.rejected & {event.id for event in events}:
+        if self.rejected & {event.id for event in batch.values}:
             raise Reject
-        self.handled.extend(events)
+        self.handled.extend(batch.values)
 
     async def _write(self, bad: Sequence[BadRecord]) -> None:
         self.events.append("dead letters")
@@ -385,7 +385,7 @@ async def test_records_wait_behind_the_position_of_a_partition_that_is_read() ->
 
 
 async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_stuck() -> None:
-    async def never(_: Sequence[Event]) -> None:
+    async def never(_: Batch[Event]) -> None:
         await asyncio.Event().wait()
 
     consumption, commits = (
@@ -443,7 +443,7 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
     consumer = Consumer()
     may_end = asyncio.Event()
 
-    async def slow(_: Sequence[Event]) -> None:
+    async def slow(_: Batch[Event]) -> None:
         consumer.events.append("handler begins")
         await may_end.wait()
         consumer.events.append("handler ends")

@@ -6,12 +6,13 @@ call succeeds, each suspect that failed before is retried a few times; if it fai
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from apps.consumer.consuming.batch import NotTried, Reject
 from apps.consumer.consuming.findings import FailureWindow, Finding
 from apps.consumer.consuming.handler_isolation import BrokenOff
 from apps.consumer.consuming.redrive_addressing import is_redriven
-from apps.consumer.consuming.retry import Attempts, Reject
+from apps.consumer.consuming.retry import Attempts, CallResult
 
 FAILURES_IN_A_ROW = 20
 """Consecutive failed calls after which a batch is not bisected further until the next backoff."""
@@ -51,19 +52,19 @@ class Trial:
             for one in findings:
                 one.position = None
 
-    async def bisect(self, error: Exception | None = None) -> None:
-        """Decide about pending records, in their order; `error` is that of a first call with all of them."""
+    async def bisect(self, first: CallResult | None = None) -> None:
+        """Decide about pending records, in their order; `first` is the result of a first call with all of them."""
         size = len(self.findings)
-        if error is not None:
-            self._conclude(self.findings, error)
-            if not isinstance(error, Reject) and not self._must_stop():
-                error = await self._attempt(self.findings)  # many errors pass
+        if first is not None:
+            self._conclude(self.findings, first)
+            if not isinstance(first.error, Reject) and not self._must_stop() and (failed := self._failed(first)):
+                await self._attempt(failed)  # many errors pass
             size = max(1, size // 2)
         await self._judge()
         while not self._must_stop() and (ready := self.ready()):
             chunk = ready[:size]
-            error = await self._attempt(chunk)
-            size = 2 * len(chunk) if error is None else max(1, len(chunk) // 2)
+            result = await self._attempt(chunk)
+            size = 2 * len(chunk) if result.error is None else max(1, len(chunk) // 2)
             await self._judge()
 
     async def resume(self, *, outage: bool) -> None:
@@ -144,38 +145,67 @@ class Trial:
                 return True
         return False
 
-    async def _attempt(self, chunk: Sequence[Finding]) -> Exception | None:
-        error = await self._attempts.call([one.record for one in chunk])
-        self._conclude(chunk, error)
-        return error
+    def _failed(self, first: CallResult) -> list[Finding]:
+        """Return what to try once more after a first call: of the records that it named, the first of each key."""
+        undecided = [one for one in self.findings if one.is_undecided]
+        if first.error is not None:
+            return undecided
+        firsts: dict[object, Finding] = {}
+        for one in undecided:
+            firsts.setdefault(one.key, one)
+        return list(firsts.values())
 
-    def _conclude(self, chunk: Sequence[Finding], error: Exception | None) -> None:
-        """Note what a call says about its records: a failed call decides only about a record that was alone."""
+    async def _attempt(self, chunk: Sequence[Finding]) -> CallResult:
+        result = await self._attempts.call([one.record for one in chunk], tries=[one.tries for one in chunk])
+        self._conclude(chunk, result)
+        return result
+
+    def _conclude(self, chunk: Sequence[Finding], result: CallResult) -> None:
+        """Note what a call says about its records: an error decides only about a record that was alone with it."""
+        error = result.error
         if isinstance(error, BrokenOff):
             self.is_abandoned = True
             return
-        for one in chunk:
+        is_new = any(one.state == "pending" and not is_redriven(one.record) for one in chunk)
+        rest = self._conclude_named(chunk, result.named) if result.named else chunk
+        for one in rest:
             one.tries += 1
-        first = chunk[0]
         if error is None:
-            self.has_answered = True
-            self._failures_in_a_row = self._rejections_in_a_row = 0
-            for one in chunk:
+            for one in rest:
                 one.state = "done"
-        elif not isinstance(error, Reject):
+            if rest:
+                self.has_answered = True
+                self._failures_in_a_row = self._rejections_in_a_row = 0
+        elif len(rest) == 1:
+            self._conclude_alone(rest[0], error, self._position())
+        if not isinstance(error, Reject) and not (error is None and rest):
             # a suspect or redriven record is expected to fail: that says nothing about the handler
-            self._failures_in_a_row += any(one.state == "pending" and not is_redriven(one.record) for one in chunk)
-            if len(chunk) == 1:
-                self._suspect(first, error)
-        elif len(chunk) == 1:
-            first.state, first.error = "rejected", error
+            self._failures_in_a_row += is_new
+
+    def _conclude_named(self, chunk: Sequence[Finding], named: Mapping[int, Exception]) -> list[Finding]:
+        """Note what a call says of the records that it named; return the others."""
+        failing: set[object] = set()
+        before = self._position()
+        for index, error in named.items():
+            one = chunk[index]
+            if isinstance(error, NotTried) and one.key in failing:
+                continue
+            one.tries += 1
+            self._conclude_alone(one, error, before + index + 1)
+            if one.state == "suspect":
+                failing.add(one.key)
+        return [one for index, one in enumerate(chunk) if index not in named]
+
+    def _conclude_alone(self, one: Finding, error: Exception, position: int) -> None:
+        """Note an error that is of one record alone."""
+        if isinstance(error, Reject):
+            one.state, one.error = "rejected", error
             self.has_answered = True
             self._rejections_in_a_row += 1
-
-    def _suspect(self, one: Finding, error: Exception) -> None:
+            return
         one.state, one.error, one.successes = "suspect", error, self._attempts.successes
         if one.position is None and not self._accept and not is_redriven(one.record):
-            one.position = self._position()
+            one.position = position
 
     def _position(self) -> int:
         return self._window.seen + sum(one.state != "pending" for one in self.findings)

@@ -15,7 +15,7 @@ from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.findings import MOST_RECORDS, FailureWindow, Finding, Memory, Partition
 from apps.consumer.consuming.handler_isolation import BrokenOff
 from apps.consumer.consuming.policy import Policy
-from apps.consumer.consuming.retry import Attempts
+from apps.consumer.consuming.retry import SUCCESS, Attempts
 from contracts.record import Record
 
 Newer = Callable[[], Awaitable[bool]]
@@ -72,8 +72,8 @@ class Redelivery:
         """
         findings = self._memory.recall(records)
         is_new = not findings and (accept or not self._waits)
-        error = await self._attempts.call(records, values) if is_new else None
-        if is_new and error is None:
+        first = await self._attempts.call(records, values) if is_new else SUCCESS
+        if is_new and first.is_success:
             return Verdict()
         trial = Trial(
             findings or [Finding(record) for record in records],
@@ -83,10 +83,10 @@ class Redelivery:
             retries=self._retry.attempts,
             accept=accept,
         )
-        if isinstance(error, BrokenOff):
+        if isinstance(first.error, BrokenOff):
             trial.is_abandoned = True
         elif accept or not self._waits:
-            await trial.bisect(error)
+            await trial.bisect(first if is_new else None)
         elif self._knows_enough(findings) or await self._back_off(newer):
             await trial.resume(outage=self.outage)
         else:

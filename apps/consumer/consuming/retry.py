@@ -1,22 +1,20 @@
-"""Call the handler with records, and count what fails: one call is one step, whose result is its error, if any.
+"""Call the handler with records, and count what fails: one call is one step, whose result names what failed.
 
-Each call gets its own list and freshly decoded values, so that a handler cannot change what is recorded here.
+Each call gets its own batch and freshly decoded values, so that a handler cannot change what is recorded here.
 """
 
+import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
-
-from aiokafka.errors import KafkaError
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from apps.chassis.observability.logs import one_line, without_values
+from apps.consumer.consuming.batch import KEPT_BASES, Batch, Handle, Reject
 from apps.consumer.consuming.handler_isolation import BrokenOff, HandlerCall
 from contracts.record import Record, fields_of
 
 log = logging.getLogger(__name__)
-
-Handle = Callable[[Sequence[Any]], Awaitable[None]]
 
 STRUGGLING_S = 3.0
 """Seconds of consecutive failed calls after which the state is `retrying`."""
@@ -24,11 +22,26 @@ LONGEST_ERROR = 1_000
 """Characters of the last error that are kept."""
 
 
-class Reject(Exception):
-    """Raise this from a handler for records that must not be retried.
+class NotDone(TypeError):
+    """A handler returned something: it may have forgotten to await its work."""
 
-    For several records, the halves are tried at once, until each rejected record is alone; it is dead-lettered.
+
+class CallResult(NamedTuple):
+    """What a call of the handler says: the `error` that it raised, if any, and those of the records that it `named`.
+
+    The records are named by their place in the call.
     """
+
+    error: Exception | None = None
+    named: Mapping[int, Exception] = {}
+
+    @property
+    def is_success(self) -> bool:
+        """Whether all records are done."""
+        return self.error is None and not self.named
+
+
+SUCCESS = CallResult()
 
 
 class Attempts:
@@ -44,7 +57,7 @@ class Attempts:
         self.kind = ""
         self._decode = decode
         self._handle = handle
-        self._call = HandlerCall(Reject, KafkaError)
+        self._call = HandlerCall(*KEPT_BASES)
         self._is_logged = False
         self._failing_since: float | None = None
 
@@ -63,23 +76,44 @@ class Attempts:
         self._failing_since = None
         self._is_logged = False
 
-    async def call(self, records: Sequence[Record], values: Sequence[Any] | None = None) -> Exception | None:
-        """Call the handler with values, by default freshly decoded; return its error, or `BrokenOff`, or None."""
+    async def call(
+        self, records: Sequence[Record], values: Sequence[Any] | None = None, tries: Sequence[int] | None = None
+    ) -> CallResult:
+        """Call the handler with values, by default freshly decoded; `tries` counts the earlier calls of each record.
+
+        The error of the result is `BrokenOff` when the call was cancelled.
+        """
+        named: Mapping[int, Exception] = {}
 
         async def handle() -> None:
-            await self._handle([self._decode(one.value or b"") for one in records] if values is None else values)
+            nonlocal named
+            decoded = [self._decode(one.value or b"") for one in records] if values is None else values
+            batch = Batch[Any](records, decoded, tries and [number + 1 for number in tries])
+            try:
+                _require_none(await self._handle(batch))
+            finally:
+                named = batch.named()
 
         try:
             await self._call.run(handle)
         except BrokenOff as error:
-            return error.with_traceback(None)
+            return CallResult(error.with_traceback(None))
         except Exception as error:  # noqa: BLE001 - no error of the handler may lose a record
             self._note(error, records)
-            error.__cause__ = None  # its traceback, and this one's, would keep the values as long as the error
-            return error.with_traceback(None)
+            rejected = {index: _bare(one) for index, one in named.items() if isinstance(one, Reject)}
+            return CallResult(_bare(error), rejected)
+        if not named:
+            self._succeeded()
+            return SUCCESS
+        if len(named) < len(records):
+            self._succeeded()
+        first, failure = next(iter(named.items()))
+        self._note(failure, records[first:])
+        return CallResult(None, {index: _bare(one) for index, one in named.items()})
+
+    def _succeeded(self) -> None:
         self.successes += 1
         self._failing_since = None
-        return None
 
     def note_failure(self, error: Exception) -> None:
         """Count a failure, and keep its text."""
@@ -100,3 +134,16 @@ class Attempts:
             exc_info=error,
             extra=fields_of(records[0]) | {"records": len(records), "error": type(error).__name__},
         )
+
+
+def _bare(error: Exception) -> Exception:
+    """Return an error without what would keep the values of its batch in memory."""
+    error.__cause__ = None
+    return error.with_traceback(None)
+
+
+def _require_none(result: object) -> None:
+    if result is not None:
+        if inspect.iscoroutine(result):
+            result.close()  # otherwise Python warns of it a second time
+        raise NotDone(f"the handler returned {type(result).__name__}, not None: its work may not be done")

@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 
 from apps.chassis.kafka.connection import Connection
 from apps.chassis.observability.metrics import SECONDS, counter, gauge
+from apps.consumer.consuming.batch import Batch, Handle, Reject
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.position_moves import REASONS
 from apps.consumer.consuming.redrive_addressing import FOR_ANOTHER_GROUP
-from apps.consumer.consuming.retry import Handle, Reject
 from apps.consumer.operating.control import State
 from apps.consumer.operating.lag import Lag
 
@@ -44,12 +44,15 @@ class HandlerMetrics:
             self._attempts.labels(stream, result) for result in ("ok", "failed", "rejected", "broken_off")
         )
 
-        async def measured(values: Sequence[Any]) -> None:
+        async def measured(batch: Batch[Any]) -> object:
             start = time.perf_counter()
             result = failed
             try:
-                await handle(values)
-                result = ok
+                returned = await handle(batch)
+                named = batch.named().values()
+                if returned is None and all(isinstance(one, Reject) for one in named):
+                    result = rejected if named else ok
+                return returned  # noqa: TRY300 - `finally` counts it
             except Reject:
                 result = rejected
                 raise

@@ -1,0 +1,132 @@
+"""What a handler gets: a batch of records with their decoded values, of which it may name single ones as failed."""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from aiokafka.errors import KafkaError
+
+from apps.consumer.consuming.handler_isolation import copy_of
+from contracts.record import Record
+
+T = TypeVar("T")
+
+
+class Reject(Exception):
+    """Raise this from a handler for records that must not be retried.
+
+    For several records, the halves are tried at once, until each rejected record is alone; it is dead-lettered.
+    `Batch.reject` names single records instead.
+    """
+
+
+class NotTried(Exception):
+    """The failure of a record that was not handled because an earlier one of its key failed."""
+
+
+KEPT_BASES = (Reject, NotTried, KafkaError)
+"""Classes of errors that a copy of a handler's error keeps, because they are told apart later."""
+
+
+class Received(Generic[T]):
+    """A record and its decoded value.
+
+    `attempt` counts from 1 how often the handler is called with the record since it was read from Kafka.
+    """
+
+    __slots__ = ("_record", "attempt", "index", "value")
+
+    def __init__(self, record: Record, value: T, index: int, attempt: int) -> None:
+        self.value = value
+        self.attempt = attempt
+        self.index = index
+        self._record = record
+
+    @property
+    def key(self) -> bytes | None:
+        """The record's key."""
+        return self._record.key
+
+    @property
+    def headers(self) -> tuple[tuple[str, bytes | None], ...]:
+        """Its headers: a name may be there more than once, a value may be null."""
+        return tuple(self._record.headers)
+
+    @property
+    def topic(self) -> str:
+        """The topic that it stands on."""
+        return self._record.topic
+
+    @property
+    def partition(self) -> int:
+        """Its partition."""
+        return self._record.partition
+
+    @property
+    def offset(self) -> int:
+        """Its offset in the partition."""
+        return self._record.offset
+
+    @property
+    def timestamp(self) -> int:
+        """Its timestamp in milliseconds since 1970 UTC; -1 when it has none."""
+        return self._record.timestamp
+
+    def is_of(self, record: Record) -> bool:
+        """Return whether it is this record."""
+        return self._record is record
+
+    def __repr__(self) -> str:
+        """Return its place, and nothing of its content: it may be personal data."""
+        return f"<record of {self.topic}-{self.partition} offset {self.offset}>"
+
+
+class Batch(Generic[T]):
+    """Records of several partitions, those of one partition in the order of their offsets.
+
+    `values` are the decoded values, in the same order. Iterating gives a `Received` for each record. When the handler
+    returns, all records are done but those that it named by `fail` or `reject`. When it raises, only `reject` counts.
+    """
+
+    __slots__ = ("_attempts", "_named", "_records", "values")
+
+    def __init__(self, records: Sequence[Record], values: Sequence[T], attempts: Sequence[int] | None = None) -> None:
+        self.values = tuple(values)
+        self._records = records
+        self._attempts = attempts
+        self._named: dict[int, Exception] = {}
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Received[T]]:
+        """Return the records with their values, in their order."""
+        attempts = self._attempts
+        for index, (record, value) in enumerate(zip(self._records, self.values, strict=True)):
+            yield Received(record, value, index, attempts[index] if attempts else 1)
+
+    def fail(self, record: Received[T], error: BaseException | str) -> None:
+        """Name a record that failed and is to be retried; later records of its key may overtake it.
+
+        Raises `ValueError` for a record of another batch.
+        """
+        self._name(record, copy_of(RuntimeError(error) if isinstance(error, str) else error, KEPT_BASES))
+
+    def reject(self, record: Received[T], reason: str) -> None:
+        """Name a record that must not be retried: it is dead-lettered. Raises `ValueError` as `fail` does."""
+        self._name(record, Reject(reason))
+
+    def named(self) -> Mapping[int, Exception]:
+        """Return the errors of the records that were named, by their place in the batch; the last one of each."""
+        return dict(sorted(self._named.items()))
+
+    def _name(self, record: Received[T], error: Exception) -> None:
+        if not (record.index < len(self.values) and record.is_of(self._records[record.index])):
+            raise ValueError(f"{record} is not of this batch")
+        self._named[record.index] = error
+
+
+Handle = Callable[[Batch[Any]], Awaitable[object]]
+"""A handler as the consumer calls it."""
+Handler = Callable[[Batch[T]], Awaitable[None]] | Callable[[Batch[T]], None]
+"""A handler as it is written: asynchronous, or a plain function, which runs in a worker thread."""

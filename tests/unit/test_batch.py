@@ -1,0 +1,204 @@
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from samples import until
+from streams import Stream, numbered
+
+from apps.consumer.consuming.batch import Batch, Handler
+from apps.consumer.consuming.handler_thread import as_async
+from tests.batches import batch_of
+from tests.event import EVENTS, Event
+
+pytestmark = pytest.mark.anyio
+
+
+class Naming:
+    """A handler that names records by their ids, and finishes all others."""
+
+    def __init__(self, *failing: str, rejected: str = "") -> None:
+        self.failing, self.rejected = {*failing}, rejected
+        self.done: list[str] = []
+        self.attempts: dict[str, list[int]] = {}
+
+    async def __call__(self, batch: Batch[Event]) -> None:
+        for record in batch:
+            self.attempts.setdefault(record.value.id, []).append(record.attempt)
+            if record.value.id in self.failing:
+                batch.fail(record, ConnectionError(f"no database takes {record.value.id}"))
+            elif record.value.id == self.rejected:
+                batch.reject(record, "nobody wants it")
+            else:
+                self.done.append(record.value.id)
+
+
+async def test_a_record_says_all_that_is_known_of_it() -> None:
+    (record,) = batch_of(EVENTS, Event("event-1", 36, "It rains."), tries=2)
+    assert (record.value.text, record.key, record.headers, record.attempt) == ("It rains.", b"event-1", (), 3)
+    assert (record.topic, record.partition, record.offset, record.timestamp) == ("events", 0, 0, 1_700_000_000_000)
+    assert "rains" not in repr(record)
+
+
+async def test_records_that_are_named_cost_themselves_and_all_others_are_handled_once() -> None:
+    handler = Naming("00003", "00700", rejected="00500")
+    stream = Stream(handler)
+    stream.add(*numbered(range(1_000)))
+    await stream.consume(turns=3)
+    stream.add("later")
+    await stream.consume(turns=5)
+    assert sorted(stream.lettered) == ["00003", "00500", "00700"]
+    assert sorted(handler.done) == sorted({*numbered(range(1_000)), "later"} - {*stream.lettered})
+    assert stream.is_consumed
+    assert {str(letter.error) for letter in stream.letters} == {
+        "no database takes 00003",
+        "no database takes 00700",
+        "nobody wants it",
+    }
+    assert all(letter.tries == len(handler.attempts[(letter.record.key or b"").decode()]) for letter in stream.letters)
+    assert handler.attempts["00500"] == [1]
+    assert handler.attempts["00003"] == [*range(1, len(handler.attempts["00003"]) + 1)]
+
+
+async def test_a_record_that_was_named_and_is_handled_later_is_no_dead_letter() -> None:
+    handler = Naming("bad")
+    stream = Stream(handler)
+    stream.add("bad", "good")
+    await stream.turn()
+    assert stream.consumption.attempts.failures
+    handler.failing.clear()
+    await stream.consume(turns=5)
+    assert (stream.letters, sorted(handler.done)) == ([], ["bad", "good"])
+    assert stream.is_consumed
+
+
+async def test_a_handler_that_names_all_records_is_an_outage_and_no_record_is_dead_lettered() -> None:
+    handler = Naming(*numbered(range(2_000)))
+    stream = Stream(handler)
+    stream.add(*numbered(range(2_000)))
+    await stream.consume(turns=10)
+    assert stream.letters == []
+    assert stream.committed == {0: 0}
+    assert stream.consumption.retrying
+    handler.failing.clear()
+    await stream.consume(turns=20)
+    assert sorted(handler.done) == numbered(range(2_000)), "each of them once"
+
+
+async def test_a_handler_that_names_every_fifth_record_is_an_outage() -> None:
+    handler = Naming(*numbered(range(0, 2_000, 5)))
+    stream = Stream(handler)
+    stream.add(*numbered(range(2_000)))
+    await stream.consume(turns=10)
+    assert stream.letters == []
+    assert stream.consumption.redelivery.outage
+
+
+async def test_what_was_rejected_stays_rejected_though_the_handler_raises_then() -> None:
+    calls = []
+
+    async def handle(batch: Batch[Event]) -> None:
+        calls.append([record.value.id for record in batch])
+        for record in batch:
+            if record.value.id == "bad":
+                batch.reject(record, "nobody wants it")
+            if record.value.id == "named":
+                batch.fail(record, "this does not count")
+        if len(calls) == 1:
+            raise ConnectionError("no database")
+
+    stream = Stream(handle)
+    stream.add("bad", "named", "good")
+    await stream.turn()
+    assert calls[:2] == [["bad", "named", "good"], ["named", "good"]]
+    assert stream.lettered == ["bad"]
+
+
+async def test_a_record_of_another_batch_cannot_be_named() -> None:
+    (other,) = batch_of(EVENTS, Event("event-1", 36, "It rains."))
+    batch = batch_of(EVENTS, Event("event-1", 36, "It rains."))
+    with pytest.raises(ValueError, match=r"<record of events-0 offset 0> is not of this batch"):
+        batch.fail(other, "wrong")
+    assert batch.named() == {}
+
+
+async def test_the_values_cannot_be_changed_by_a_handler() -> None:
+    batch = batch_of(EVENTS, Event("a", 1, ""), Event("b", 2, ""))
+    with pytest.raises(AttributeError):
+        batch.values.sort()  # type: ignore[attr-defined]  # that is the test
+    assert [record.value.id for record in batch] == ["a", "b"]
+
+
+async def unawaited(batch: Batch[Event]) -> Coroutine[Any, Any, None]:
+    return asyncio.sleep(len(batch), None)
+
+
+async def counting(batch: Batch[Event]) -> int:
+    return len(batch)
+
+
+def forgotten(batch: Batch[Event]) -> Coroutine[Any, Any, int]:
+    return counting(batch)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("handler", "returned"), [(unawaited, "coroutine"), (counting, "int"), (forgotten, "coroutine")]
+)
+async def test_a_handler_that_returns_something_has_failed(handler: Handler[Event], returned: str) -> None:
+    stream = Stream(as_async(handler))
+    stream.add("a", "b")
+    await stream.consume(turns=2)
+    assert (stream.letters, stream.committed) == ([], {0: 0})
+    assert f"the handler returned {returned}, not None" in str(stream.consumption.attempts.error)
+
+
+async def test_a_plain_function_runs_in_a_thread_in_order_and_never_twice_at_once() -> None:
+    seen: list[str] = []
+    running = threading.Lock()
+
+    def handle(batch: Batch[Event]) -> None:
+        assert running.acquire(blocking=False)
+        assert threading.current_thread() is not threading.main_thread()
+        seen.extend(event.id for event in batch.values)
+        running.release()
+
+    stream = Stream(as_async(handle))
+    for first in range(0, 500, 100):
+        stream.add(*numbered(range(first, first + 100)))
+        await stream.turn()
+    assert seen == numbered(range(500))
+    assert stream.is_consumed
+
+
+async def test_what_a_plain_function_raises_is_a_failure_like_any_other() -> None:
+    def handle(batch: Batch[Event]) -> None:
+        if any(event.id == "bad" for event in batch.values):
+            raise SystemExit(3)
+
+    stream = Stream(as_async(handle))
+    stream.add("a", "bad", "b")
+    await stream.consume(turns=5)
+    assert stream.lettered == ["bad"]
+
+
+async def test_a_plain_function_that_is_cancelled_counts_as_in_flight_until_it_returns() -> None:
+    may_return = threading.Event()
+    calls: list[int] = []
+
+    def handle(batch: Batch[Event]) -> None:
+        calls.append(len(batch))
+        may_return.wait(10)
+
+    stream = Stream(as_async(handle))
+    stream.add("a")
+    turn = asyncio.create_task(stream.turn())
+    await until(lambda: bool(calls))
+    stream.consumption.abandonment.ask("rebalance", 0.001)
+    await asyncio.sleep(0.05)  # the time that a second call would need to begin
+    assert not turn.done()
+    assert calls == [1]
+    may_return.set()
+    await turn
+    assert stream.committed == {0: 0}, "an abandoned batch is redelivered"

@@ -12,7 +12,7 @@ from contracts.stream import Stream
 async def handle_people(batch: Batch[Person]) -> None:
     """Do your work with `batch.values`, in the order of their partitions; return when it is done.
 
-    The batch is then committed. Delivery is at least once: after a crash, a rebalance or an error, people are
+    The batch is then committed. Delivery is at least once: after a crash, a rebalance or an error, records are
     redelivered, so handling them twice must do no harm.
 
     `for record in batch` gives key, headers, place and attempt too. `batch.fail(record, error)` names one that failed,

@@ -239,7 +239,7 @@ def test_whom_the_handler_refuses_is_dead_lettered_and_the_neighbours_are_not(ow
         refused = {one["id"] for one in events if one["text"] == REFUSED}
         assert {(letter.key or b"").decode() for letter in letters} == refused
         assert {(letter.error_type, letter.error) for letter in letters} == {
-            ("apps.consumer.consuming.retry.Reject", "the text refused is not taken")
+            ("apps.consumer.consuming.batch.Reject", "the text refused is not taken")
         }
         assert all(letter.tries is not None and letter.tries > 1 for letter in letters)
 

@@ -65,13 +65,14 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
     registry: CollectorRegistry,
     traces: Traces,
     ending: asyncio.Event | None,
+    admission: Limit | None,
     **options: Any,  # noqa: ANN401 - as Litestar takes them
 ) -> Litestar:
     """Return the application of a service; `parts` has what it runs for each stream, by the stream's name.
 
     It has the given routes and those of any service. The parts are open while it runs; `ending` announces its end.
     """
-    title, limit, end = name.capitalize(), Limit(MOST_BYTES), ending or asyncio.Event()
+    title, limit, end = name.capitalize(), admission or Limit(MOST_BYTES), ending or asyncio.Event()
     app = Application(
         [
             *routes,

@@ -9,6 +9,7 @@ from litestar import Litestar
 from prometheus_client import CollectorRegistry
 
 from apps.chassis.application import build_application
+from apps.chassis.http.admission import Limit
 from apps.chassis.http.asyncapi import Operation
 from apps.chassis.internals.protections import protect
 from apps.chassis.kafka.clients import client_options
@@ -44,6 +45,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
     policies: Mapping[Stream[Any], Policy] = POLICIES,
     kafka: Kafka = REAL,
     traces: Traces | None = None,
+    admission: Limit | None = None,
 ) -> Litestar:
     """Build the consumer; it joins its groups when the application starts, and leaves them at the end.
 
@@ -71,6 +73,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         registry=registry,
         traces=traces,
         ending=ending,
+        admission=admission,
     )
 
 

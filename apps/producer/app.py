@@ -8,6 +8,7 @@ from typing import Any
 from litestar import Litestar
 
 from apps.chassis.application import build_application
+from apps.chassis.http.admission import Limit
 from apps.chassis.http.asyncapi import Operation
 from apps.chassis.http.authorization import cors
 from apps.chassis.internals.protections import protect
@@ -39,6 +40,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
     kafka: Kafka = REAL,
     limits: Limits | None = None,
     traces: Traces | None = None,
+    admission: Limit | None = None,
 ) -> Litestar:
     """Build the producer; it connects to Kafka when the application starts, and closes what it opened at its end.
 
@@ -69,5 +71,6 @@ def create_app(  # noqa: PLR0913 - what tests replace
         registry=registry,
         traces=traces,
         ending=ending,
+        admission=admission,
         cors_config=cors(settings.allowed_origins),
     )

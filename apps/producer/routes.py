@@ -38,7 +38,7 @@ from apps.chassis.http.request_body import (
 )
 from apps.chassis.http.request_middleware import WITHOUT_QUERY
 from apps.chassis.http.streaming import Streamed
-from apps.producer.publishing.calls import CHUNK, make, send
+from apps.producer.publishing.calls import CHUNK_RECORDS, make, send
 from apps.producer.publishing.line_answers import LineAnswers
 from apps.producer.publishing.lines import TIMES_IN_MEMORY
 from apps.producer.publishing.publisher import Busy, OutOfReach
@@ -215,8 +215,8 @@ def _list_of(values: Sequence[bytes]) -> Response[Any]:
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield b"["
-        for start in range(0, len(values), CHUNK):
-            yield (b"," if start else b"") + b",".join(values[start : start + CHUNK])
+        for start in range(0, len(values), CHUNK_RECORDS):
+            yield (b"," if start else b"") + b",".join(values[start : start + CHUNK_RECORDS])
         yield b"]"
 
     return Streamed(pieces(), MediaType.JSON, HTTPStatus.CREATED, {"content-length": str(length)}, reads_body=False)

@@ -101,23 +101,19 @@ def test_each_of_several_keys_is_accepted_and_known_by_its_name() -> None:
     assert keys.name_of("k\udcffy") is None
 
 
-def test_keys_in_a_file_are_changed_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SETTLED_AFTER_S", 0.0)
+def test_keys_in_a_file_are_changed_without_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# who may\n\n  # and since when\nada:{ADAS}\n", encoding="utf-8-sig")
-    keys = Keys({"fixed": OTHER}, file)
+    keys = Keys({"fixed": OTHER}, file, settled_after_s=0)
     assert [keys.name_of(key) for key in (OTHER, ADAS, NAMELESS)] == ["fixed", "ada", None]
     replace(file, f"ada:{NAMELESS}\n")
     assert [keys.name_of(key) for key in (OTHER, ADAS, NAMELESS)] == ["fixed", None, "ada"]
 
 
-def test_a_file_of_keys_that_is_half_written_changes_nothing_and_counts_once_it_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "SETTLED_AFTER_S", 60.0)
+def test_a_file_of_keys_that_is_half_written_changes_nothing_and_counts_once_it_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"ada:{ADAS}\ngrace:{GRACES}\n")
-    keys = Keys({}, file)
+    keys = Keys({}, file, settled_after_s=60)
     assert [keys.name_of(key) for key in (ADAS, GRACES)] == ["ada", "grace"]
     for half in (f"new:{NAMELESS}\n", f"new:{NAMELESS}\nada:{ADAS[:16]}"):
         file.write_text(half)
@@ -129,13 +125,10 @@ def test_a_file_of_keys_that_is_half_written_changes_nothing_and_counts_once_it_
 
 
 @pytest.mark.anyio
-async def test_a_file_of_keys_with_a_time_to_come_counts_once_it_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "SETTLED_AFTER_S", 0.05)
+async def test_a_file_of_keys_with_a_time_to_come_counts_once_it_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"ada:{ADAS}")
-    keys = Keys({}, file)
+    keys = Keys({}, file, settled_after_s=0.05)
     assert keys.name_of(ADAS) == "ada"
     file.write_text(f"grace:{GRACES}")
     ahead = time.time() + 3_600
@@ -163,14 +156,12 @@ DAMAGES = {
 def test_a_file_of_keys_that_a_start_would_refuse_leaves_those_in_use_and_is_logged_once(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
     damage: str,
     content: str | None,
 ) -> None:
-    monkeypatch.setattr(module, "SETTLED_AFTER_S", 0.0)
     file = tmp_path / "keys"
     file.write_text(f"ada:{ADAS}")
-    keys = Keys({"fixed": GRACES}, file)
+    keys = Keys({"fixed": GRACES}, file, settled_after_s=0)
     assert keys.name_of(ADAS) == "ada"
     if isinstance(content, str):
         replace(file, content)
@@ -258,16 +249,14 @@ def test_key_files_have_comments_and_empty_lines(tmp_path: Path) -> None:
 
 
 def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(access, "LOGGED_EVERY_S", 0.05)
-
     def logged() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == access.__name__]
 
     async def guess() -> None:
         request_id.set("the-first")
-        refused = access.RefusedKeys(registry)
+        refused = access.RefusedKeys(registry, logged_every_s=0.05)
         for number in range(7_500):
             refused.note(f"guess {number}")
         refused.note("")

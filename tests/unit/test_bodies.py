@@ -12,17 +12,16 @@ import msgspec
 import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
+from litestar.types import ASGIApp
 from samples import as_json, fields_of_an_event
 
-from apps.chassis.http import request_body as body
-from apps.chassis.http import spool
+from apps.chassis.http.admission import Limit
 from apps.chassis.http.repeated_names import count_quotes
 from apps.chassis.http.spool import Spools
 from apps.chassis.settings import read_settings
-from apps.consumer.operating import control
-from apps.producer import stream_producer
 from apps.producer.publishing.lanes import Limits
 from tests.event_services import create_consumer, create_producer
+from tests.fakes import NO_KAFKA
 
 JSON, NDJSON = {"content-type": "application/json"}, {"content-type": "application/x-ndjson"}
 SEEK = "/consumers/seek"
@@ -34,12 +33,10 @@ UTF_8_MARK = b"\xef\xbb\xbf"
 @pytest.fixture(scope="module")
 def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
     """Both services, with no Kafka, for which they do not wait."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "START_TIMEOUT_S", 0.01)
-        settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
-        app = create_producer(settings, limits=Limits(connect_s=0.01))
-        with TestClient(app) as producer, TestClient(create_consumer(settings)) as consumer:
-            yield {"producer": producer, "consumer": consumer}
+    settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+    app = create_producer(settings, limits=Limits(connect_s=0.01))
+    with TestClient(app) as producer, TestClient(create_consumer(settings, kafka=NO_KAFKA)) as consumer:
+        yield {"producer": producer, "consumer": consumer}
 
 
 @pytest.fixture
@@ -350,7 +347,12 @@ def test_the_status_of_lines_that_are_answered_at_the_end_says_what_became_of_th
 
 
 async def answered(
-    path: str, headers: dict[str, str], *arriving: bytes | None, silent: bool = False, version: str = "1.1"
+    path: str,
+    headers: dict[str, str],
+    *arriving: bytes | None,
+    silent: bool = False,
+    version: str = "1.1",
+    app: ASGIApp | None = None,
 ) -> list[Any]:
     """Return what a service sends to a caller that sends some pieces, and then (None) goes, or stays silent."""
     sent: list[Any] = []
@@ -371,8 +373,16 @@ async def answered(
     path, _, query = path.partition("?")
     scope: Any = {"type": "http", "method": "POST", "path": path, "headers": named, "state": {}}
     scope |= {"query_string": query.encode(), "http_version": version}
-    await create_producer(read_settings({}))(scope, receive, send)
+    app = app or create_producer(read_settings({}))
+    await app(scope, receive, send)
     return sent
+
+
+async def producer_with_spools() -> tuple[ASGIApp, Spools]:
+    """Return a producer, and where it keeps the answers to lines."""
+    app = create_producer(read_settings({}))
+    provided = app.dependencies["served"]
+    return app, (await provided())["events"].spools
 
 
 BROKEN_LINES = [b"not json\nno\n" + as_json(), None]
@@ -398,10 +408,10 @@ async def test_lines_whose_length_is_announced_are_answered_by_an_error_when_the
 @pytest.mark.anyio
 @pytest.mark.parametrize("headers", [{}, {"content-length": "1000"}])
 async def test_lines_that_pause_for_too_long_are_never_answered_as_if_that_was_their_end(
-    headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    headers: dict[str, str],
 ) -> None:
-    monkeypatch.setattr(body, "SLOW_BODY_S", 0.05)
-    sent = await answered(EVENTS, NDJSON | headers, b"not json\n{", silent=True)
+    app = create_producer(read_settings({}), admission=Limit(1_000_000, slow_body_s=0.05))
+    sent = await answered(EVENTS, NDJSON | headers, b"not json\n{", silent=True, app=app)
     last = msgspec.json.decode(sent[-1]["body"] if not headers else b"".join(m["body"] for m in sent[1:]))
     assert "within 0.05 s; 1 lines before that" in (last["detail"] if headers else last["error"])
     assert sent[0]["status"] == (408 if headers else 200)
@@ -409,30 +419,26 @@ async def test_lines_that_pause_for_too_long_are_never_answered_as_if_that_was_t
 
 
 @pytest.mark.anyio
-async def test_an_answer_that_has_outgrown_its_spool_is_sent_while_the_rest_is_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    spools = Spools(max_bytes_each=200)
-    monkeypatch.setattr(stream_producer, "Spools", lambda: spools)
+async def test_an_answer_that_has_outgrown_its_spool_is_sent_while_the_rest_is_read() -> None:
+    app, spools = await producer_with_spools()
+    spools.max_bytes_each = 200
     pieces = [b"no\n" * 3] * 20
-    sent = await answered(EVENTS, NDJSON | {"content-length": "180"}, *pieces)
+    sent = await answered(EVENTS, NDJSON | {"content-length": "180"}, *pieces, app=app)
     assert sent[0]["status"] == 200
     answers = [msgspec.json.decode(line) for line in b"".join(m["body"] for m in sent[1:]).splitlines()]
     assert [answer["line"] for answer in answers] == list(range(1, 61))
     assert sent[-1]["more_body"] is False
-    sent = await answered(EVENTS, NDJSON | {"content-length": "1000"}, *pieces, None)
+    sent = await answered(EVENTS, NDJSON | {"content-length": "1000"}, *pieces, None, app=app)
     assert msgspec.json.decode(sent[-1]["body"].splitlines()[-1])["lines"] == 60
     assert sent[-1]["more_body"] is True
     assert spools.used_bytes == 0
 
 
 @pytest.mark.anyio
-async def test_more_lines_than_one_answer_at_the_end_can_have_are_refused_with_receipts_of_those_taken(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    spools = Spools(max_bytes_each=2_000)
-    monkeypatch.setattr(stream_producer, "Spools", lambda: spools)
-    sent = await answered(EVENTS + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100)
+async def test_more_lines_than_one_answer_at_the_end_can_have_are_refused_with_receipts_of_those_taken() -> None:
+    app, spools = await producer_with_spools()
+    spools.max_bytes_each = 2_000
+    sent = await answered(EVENTS + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100, app=app)
     assert sent[0]["status"] == 413
     answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
     taken = len(answer["receipts"])
@@ -443,18 +449,15 @@ async def test_more_lines_than_one_answer_at_the_end_can_have_are_refused_with_r
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("reason", ["the answers of others", "a full disk"])
-async def test_lines_whose_answer_others_leave_no_room_for_may_be_sent_again(
-    reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spools = Spools(max_bytes=5_000)
-    monkeypatch.setattr(stream_producer, "Spools", lambda: spools)
+async def test_lines_whose_answer_others_leave_no_room_for_may_be_sent_again(reason: str) -> None:
+    app, spools = await producer_with_spools()
     if reason == "a full disk":
-        spools = Spools()
-        monkeypatch.setattr(spool, "BUFFER_BYTES", 100)
-        monkeypatch.setattr("apps.chassis.http.spool.tempfile.TemporaryFile", full_disk)
+        spools.buffer_bytes = 100
+        spools.open_file = full_disk
     else:
+        spools.max_bytes = 5_000
         await spools.open().write(b"x" * 4_000)
-    sent = await answered(EVENTS + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100)
+    sent = await answered(EVENTS + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100, app=app)
     assert sent[0]["status"] == 503
     assert b"retry-after" in dict(sent[0]["headers"])
     answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
@@ -462,7 +465,7 @@ async def test_lines_whose_answer_others_leave_no_room_for_may_be_sent_again(
     assert f"{len(answer['receipts'])} lines before that" in answer["detail"]
 
 
-def full_disk(**_: object) -> NoReturn:
+def full_disk() -> NoReturn:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

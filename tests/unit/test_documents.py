@@ -14,9 +14,9 @@ from litestar.testing import TestClient
 
 from apps.chassis.http.problems import KINDS, Kind
 from apps.chassis.settings import Settings, read_settings
-from apps.consumer.operating import control
 from apps.producer.publishing.lanes import Limits
 from tests.event_services import create_consumer, create_producer
+from tests.fakes import NO_KAFKA
 
 APPS: dict[str, Callable[..., Litestar]] = {"producer": create_producer, "consumer": create_consumer}
 BOTH = pytest.mark.parametrize("service", APPS)
@@ -39,12 +39,11 @@ CALLS = [
 @pytest.fixture(scope="module")
 def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
     """Both services, with no Kafka, for which they do not wait."""
-    with socket.socket() as closed, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "START_TIMEOUT_S", 0.01)
+    with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{closed.getsockname()[1]}"})
         app = create_producer(settings, limits=Limits(connect_s=0.01))
-        with TestClient(app) as producer, TestClient(create_consumer(settings)) as consumer:
+        with TestClient(app) as producer, TestClient(create_consumer(settings, kafka=NO_KAFKA)) as consumer:
             yield {"producer": producer, "consumer": consumer}
 
 

@@ -19,15 +19,14 @@ from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
 from samples import EVENT, as_json, fields_of_an_event
 
-from apps.chassis.http import request_body as body
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.problems import KINDS, to_problem
 from apps.chassis.http.request_middleware import RequestMiddleware
 from apps.chassis.observability.logs import request_id, with_request
 from apps.chassis.settings import Settings, read_settings
 from apps.consumer.operating.routes import Seek, place_of
-from apps.producer import routes
 from apps.producer.publishing.lanes import Limits
+from apps.producer.routes import LARGEST_BODY_BYTES
 from contracts.stream import encode
 from tests.event_services import create_consumer, create_producer
 
@@ -246,13 +245,13 @@ def test_a_body_of_another_kind_is_refused_with_those_that_are_taken(
     assert "application/x-ndjson" in detail
 
 
-def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "LARGEST_BODY_BYTES", 1_000)
+def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar]) -> None:
+    large = b" " * (LARGEST_BODY_BYTES + 1)
     answer = producer.post(
-        "/producers/events", content=b" " * 1_001, headers={"content-type": "application/json; charset=utf-8"}
+        "/producers/events", content=large, headers={"content-type": "application/json; charset=utf-8"}
     )
-    assert "1000 bytes" in problem_of(answer, 413)["detail"]
-    answer = producer.post("/producers/events", content=b" " * 1_000, headers={"content-type": "application/json"})
+    assert f"{LARGEST_BODY_BYTES} bytes" in problem_of(answer, 413)["detail"]
+    answer = producer.post("/producers/events", content=large[1:], headers={"content-type": "application/json"})
     problem_of(answer, 400)
 
 
@@ -603,9 +602,8 @@ def test_what_is_logged_for_a_request_has_its_name(
     ],
 )
 async def test_a_body_that_never_ends_is_not_waited_for_for_ever(
-    create_app: Callable[[Settings], Litestar], path: str, monkeypatch: pytest.MonkeyPatch
+    create_app: Callable[..., Litestar], path: str
 ) -> None:
-    monkeypatch.setattr(body, "SLOW_BODY_S", 0.01)
     sent: list[Any] = []
 
     async def nothing_comes() -> Any:  # noqa: ANN401 - an ASGI event, if one came
@@ -615,7 +613,7 @@ async def test_a_body_that_never_ends_is_not_waited_for_for_ever(
         sent.append(message)
 
     scope: Any = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "state": {}}
-    await create_app(Settings())(scope, nothing_comes, send)
+    await create_app(Settings(), admission=Limit(1_000_000, slow_body_s=0.01))(scope, nothing_comes, send)
     assert sent[0]["status"] == 408
     assert "within 0.01 s" in sent[1]["body"].decode()
 

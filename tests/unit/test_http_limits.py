@@ -3,14 +3,21 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import uvicorn
 from samples import LONG, until
 
-from apps.chassis.http import connection_limits as http_limits
-from apps.chassis.http.connection_limits import ALL_HERE, LARGEST_HEAD_BYTES, MOST_IN_ADVANCE, LimitedProtocol
+from apps.chassis.http.connection_limits import (
+    ALL_HERE,
+    LARGEST_HEAD_BYTES,
+    MOST_IN_ADVANCE,
+    TOO_LARGE,
+    ConnectionLimits,
+    LimitedProtocol,
+)
 from apps.chassis.service import server_config
 from apps.chassis.settings import Settings
 
@@ -40,10 +47,13 @@ async def serving(
     app: Any,  # noqa: ANN401 - ASGI
     connections: set[Any] | None = None,
     protocol: type[LimitedProtocol] = LimitedProtocol,
+    reset_after_s: float = 0.01,
+    **limits: float,
 ) -> AsyncIterator[Connect]:
     """Serve an application within the limits; what is yielded opens connections to it, which are in `connections`."""
+    limited: Any = partial(protocol, limits=ConnectionLimits(**limits), reset_after_s=reset_after_s)  # type: ignore[arg-type]  # one is a whole number
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, http=protocol, log_config=None, lifespan="off", timeout_keep_alive=600)
+        config = uvicorn.Config(app, http=limited, log_config=None, lifespan="off", timeout_keep_alive=600)
         server = uvicorn.Server(config)
         server.server_state.connections = set() if connections is None else connections
         async with asyncio.timeout(LONG):
@@ -83,22 +93,16 @@ async def closed(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HT", GET[:-2], GET + b"GET /"], ids=["nothing", "some", "half", "next"])
-async def test_a_connection_that_sends_no_whole_request_in_time_is_closed(
-    begun: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_limits, "REQUEST_WITHIN_S", 0.05)
-    async with serving(hello) as connect:
+async def test_a_connection_that_sends_no_whole_request_in_time_is_closed(begun: bytes) -> None:
+    async with serving(hello, request_within_s=0.05) as connect:
         reader, writer = await connect()
         writer.write(begun)
         assert (await closed(reader)).endswith(b"hello" if GET in begun else b"")
 
 
-async def test_a_connection_that_was_answered_may_be_idle_until_it_begins_the_next_request(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http_limits, "REQUEST_WITHIN_S", 0.05)
+async def test_a_connection_that_was_answered_may_be_idle_until_it_begins_the_next_request() -> None:
     connections: set[Any] = set()
-    async with serving(hello, connections) as connect:
+    async with serving(hello, connections, request_within_s=0.05) as connect:
         reader, writer = await connect()
         for _ in range(2):
             writer.write(GET)
@@ -115,9 +119,8 @@ def test_idle_connections_live_longer_than_the_pools_of_proxies_keep_them() -> N
     assert server_config(hello, Settings(keep_alive_s=620)).timeout_keep_alive == 620
 
 
-async def test_who_sends_a_byte_now_and_then_gains_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_limits, "REQUEST_WITHIN_S", 0.05)
-    async with serving(hello) as connect:
+async def test_who_sends_a_byte_now_and_then_gains_no_time() -> None:
+    async with serving(hello, request_within_s=0.05) as connect:
         reader, writer = await connect()
         end = asyncio.create_task(closed(reader))
         while not end.done():
@@ -125,8 +128,7 @@ async def test_who_sends_a_byte_now_and_then_gains_no_time(monkeypatch: pytest.M
             await asyncio.wait([end], timeout=0.005)
 
 
-async def test_an_answer_may_take_longer_than_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_limits, "REQUEST_WITHIN_S", 0.01)
+async def test_an_answer_may_take_longer_than_a_request() -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
@@ -134,7 +136,7 @@ async def test_an_answer_may_take_longer_than_a_request(monkeypatch: pytest.Monk
         await may_end.wait()
         await hello(scope, receive, send)
 
-    async with serving(slow) as connect:
+    async with serving(slow, request_within_s=0.01) as connect:
         reader, writer = await connect()
         writer.write(GET)
         await begun.wait()
@@ -235,13 +237,12 @@ async def test_a_head_that_is_large_but_ends_is_answered() -> None:
 
 
 @pytest.mark.parametrize("request_", ENDLESS.values(), ids=ENDLESS.keys())
-async def test_what_never_ends_is_cut_off(request_: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_limits, "REQUEST_WITHIN_S", 10 * LONG)
-    async with serving(hello) as connect:
+async def test_what_never_ends_is_cut_off(request_: bytes) -> None:
+    async with serving(hello, request_within_s=10 * LONG) as connect:
         reader, writer = await connect()
         end = asyncio.create_task(closed(reader))
         writer.write(request_)
-        assert await end in {b"", http_limits.TOO_LARGE}
+        assert await end in {b"", TOO_LARGE}
 
 
 async def test_a_large_body_is_taken_however_it_comes() -> None:
@@ -273,11 +274,8 @@ async def test_nobody_gets_the_answer_to_what_was_sent_behind_the_request() -> N
         may_end.set()
 
 
-async def test_of_too_many_that_wait_the_longest_waiting_goes_and_the_newest_is_answered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http_limits, "MOST_WITHOUT_REQUEST", 3)
-    async with serving(hello) as connect:
+async def test_of_too_many_that_wait_the_longest_waiting_goes_and_the_newest_is_answered() -> None:
+    async with serving(hello, most_without_request=3) as connect:
         connections = [await connect() for _ in range(3)]
         for longest_waiting in range(3):
             reader, writer = await connect()

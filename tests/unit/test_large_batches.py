@@ -18,6 +18,7 @@ from test_fetched import PARTITION, Assignment, placed, with_bytes
 
 from apps.chassis.internals import record_batches
 from apps.chassis.internals.decompression import decompressed
+from apps.chassis.internals.record_batches import Omitted, Part, parts_of
 from apps.chassis.internals.record_fetching import (
     POLL_BYTES,
     Fetched,
@@ -187,23 +188,12 @@ def test_of_a_batch_whose_last_record_is_enormous_no_more_is_decompressed_than_i
 
 
 @really_compressed_by
-def test_where_too_much_had_to_be_passed_over_the_rest_of_the_batch_is_left_out(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(record_batches, "LARGEST_SKIP_BYTES", 30 * MB)
+def test_where_too_much_had_to_be_passed_over_the_rest_of_the_batch_is_left_out(name: str) -> None:
     large, small = (b"large", bytes(17 * MB)), (b"small", b"value")
     batch = compressed(batch_of(small, large, small, large, small, small), name)
-    found = read(batch, placed(batch_of(small), 6))
-    assert [(one.offset, one.key) for one in found] == [
-        (0, b"small"),
-        (1, b"large"),
-        (2, b"small"),
-        (3, b"large"),
-        (4, None),
-        (6, b"small"),
-    ]
-    assert isinstance(found[4], OversizedRecord)
-    assert "records from offset 4 to 5" in found[4].detail
+    found = list(parts_of(batch, largest_skip_bytes=30 * MB))
+    assert [type(one) for one in found] == [Part, Omitted, Part, Omitted, Omitted]
+    assert [one.rest for one in found if isinstance(one, Omitted)] == [False, False, True]
 
 
 @pytest.mark.parametrize(

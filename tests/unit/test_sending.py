@@ -12,7 +12,7 @@ from samples import EVENT, LONG, an_event, as_json, everything_else_has_run, fie
 
 from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
 from apps.chassis.http.repeated_names import check_names
-from apps.producer.publishing import calls, values
+from apps.producer.publishing import values
 from apps.producer.publishing.calls import make, send
 from apps.producer.publishing.deliveries import Delivery, Span
 from apps.producer.publishing.in_order import CHUNKS_ON_THE_WAY, in_order
@@ -174,29 +174,23 @@ async def test_every_event_sent_gets_a_receipt_in_the_order_given() -> None:
     assert fake.published == [encode(event) for event in events]
 
 
-async def test_events_are_made_in_the_number_asked_for_and_told_in_the_order_sent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(calls, "CHUNK", 3)
+async def test_events_are_made_in_the_number_asked_for_and_told_in_the_order_sent() -> None:
     fake = FakePublisher()
-    made = await make(EVENTS, as_publisher(fake), 10)
+    made = await make(EVENTS, as_publisher(fake), 10, chunk_records=3)
     assert made.answer is None
     assert made.values == fake.published
-    assert len({EVENTS.decode(event).id for event in made.values}) == 10
+    assert len(set(made.values)) == 10
     assert fake.calls == 4
 
 
 @pytest.mark.parametrize("failure", [Busy("too much"), OutOfReach("no broker"), None])
-async def test_a_failure_in_the_middle_is_told_for_each_event_in_order(
-    failure: Exception | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(calls, "CHUNK", 3)
+async def test_a_failure_in_the_middle_is_told_for_each_event_in_order(failure: Exception | None) -> None:
     fake = FakePublisher()
     if failure:
         fake.failing[2] = failure
     else:
         fake.unacknowledged.add(2)
-    made = await make(EVENTS, as_publisher(fake), 10)
+    made = await make(EVENTS, as_publisher(fake), 10, chunk_records=3)
     assert made.answer is not None
     receipts = made.answer.receipts
     assert [receipt.id for receipt in receipts] == [EVENTS.decode(event).id for event in made.values]
@@ -214,23 +208,20 @@ async def test_a_failure_in_the_middle_is_told_for_each_event_in_order(
 
 
 @pytest.mark.parametrize("failure", [OutOfReach("no broker"), None])
-async def test_what_was_not_begun_when_an_earlier_chunk_failed_is_not_sent(
-    failure: Exception | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(calls, "CHUNK", 2)
+async def test_what_was_not_begun_when_an_earlier_chunk_failed_is_not_sent(failure: Exception | None) -> None:
     fake = FakePublisher()
     if failure:
         fake.failing[2] = failure
     else:
         fake.unacknowledged.add(2)
-    made = await make(EVENTS, as_publisher(fake), 100)
+    made = await make(EVENTS, as_publisher(fake), 100, chunk_records=2)
     assert fake.calls <= 2 + CHUNKS_ON_THE_WAY + 1
     assert made.answer is not None
     receipts = made.answer.receipts
     assert len(made.values) == len(receipts) == 100
-    sent = {EVENTS.decode(value).id for value in fake.published}
-    for receipt in receipts:
-        if receipt.id in sent:
+    sent = set(fake.published)
+    for value, receipt in zip(made.values, receipts, strict=True):
+        if value in sent:
             assert receipt.outcome in {None, "unknown"}
         else:
             assert receipt.outcome == "not_written"

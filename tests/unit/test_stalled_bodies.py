@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry
 from samples import until
 from test_http_limits import Connect, serving
 
-from apps.chassis.http import admission as limits
 from apps.chassis.http.admission import Limit, UnsentAnswers, share_of
 from apps.chassis.http.problems import answer_error
 from apps.chassis.http.request_body import JSON, read_whole
@@ -76,9 +75,7 @@ async def status_of(reader: asyncio.StreamReader) -> int:
     return int(head.split()[1])
 
 
-async def test_calls_whose_bodies_have_stalled_give_way_to_others_the_longest_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_calls_whose_bodies_have_stalled_give_way_to_others_the_longest_first() -> None:
     served = Served()
     async with serving(served.app) as connect:
         stalled = []
@@ -86,7 +83,7 @@ async def test_calls_whose_bodies_have_stalled_give_way_to_others_the_longest_fi
             stalled.append(await begin(connect, HEAD % 10 + b"["))
             await until(lambda count=count: served.begun == count)  # type: ignore[misc]  # the default is the count
         assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 503
-        monkeypatch.setattr(limits, "STALLED_AFTER_S", 0.0)
+        served.limit.stalled_after_s = 0.0
         assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 201
         assert await status_of(stalled[0]) == 503
         stalled[1].writer.write(b"        ]")  # type: ignore[attr-defined]  # see `begin`
@@ -97,26 +94,26 @@ async def test_calls_whose_bodies_have_stalled_give_way_to_others_the_longest_fi
     assert served.limit.described(UnsentAnswers()).startswith("0 calls are under way, which take 0 bytes")
 
 
-async def test_a_stalled_call_that_takes_bytes_gives_them_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stalled_call_that_takes_bytes_gives_them_to_others() -> None:
     served = Served({"/heavy": ROOM - 1, "/send": 100})
     async with serving(served.app) as connect:
         stalled = await begin(connect, HEAD.replace(b"/send", b"/heavy") % 10 + b"[")
         await until(lambda: served.begun == 1)
         assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 503
-        monkeypatch.setattr(limits, "STALLED_AFTER_S", 0.0)
+        served.limit.stalled_after_s = 0.0
         assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 201
         assert await status_of(stalled) == 503
     assert served.limit.taken_bytes == 0
 
 
-async def test_a_large_body_that_has_stalled_gives_way_to_one_that_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_body_that_has_stalled_gives_way_to_one_that_arrives() -> None:
     served = Served()
     part = b"[" + b" " * 450_000
     async with serving(served.app) as connect:
         stalled = await begin(connect, HEAD % 900_000 + part)
         await until(lambda: served.limit.held_bytes > 300_000)
         assert await status_of(await begin(connect, HEAD % 900_000 + part)) == 503
-        monkeypatch.setattr(limits, "STALLED_AFTER_S", 0.0)
+        served.limit.stalled_after_s = 0.0
         arriving = await begin(connect, HEAD % (len(part) + 1) + part)
         assert await status_of(stalled) == 503
         arriving.writer.write(b"]")  # type: ignore[attr-defined]  # see `begin`

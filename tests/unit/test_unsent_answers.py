@@ -17,7 +17,6 @@ from samples import until
 from test_http_limits import Connect, closed, serving
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from apps.chassis.http import connection_limits as http_limits
 from apps.chassis.http.admission import UNSENT, Limit, UnsentAnswers, share_of
 from apps.chassis.http.connection_limits import LimitedProtocol
 from apps.chassis.http.problems import answer_error
@@ -133,10 +132,7 @@ async def test_a_call_that_weighs_something_is_refused_while_answers_of_others_a
     ("path", "more"),
     [("/large", ""), ("/large", "Connection: close\r\n"), ("/metrics", ""), ("/large", "Connection: keep-alive\r\n")],
 )
-async def test_a_caller_that_does_not_read_is_cut_off_and_its_memory_returned(
-    path: str, more: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_limits, "READ_CHECK_S", 0.05)
+async def test_a_caller_that_does_not_read_is_cut_off_and_its_memory_returned(path: str, more: str) -> None:
     connections: set[Any] = set()
     state: dict[str, Any] = {}
     app = application()
@@ -145,7 +141,7 @@ async def test_a_caller_that_does_not_read_is_cut_off_and_its_memory_returned(
         state.update(scope["state"])
         await app(scope, receive, send)
 
-    async with serving(seen, connections) as connect:
+    async with serving(seen, connections, read_check_s=0.05) as connect:
         unread = await caller(connect)
         unread.writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode() * 5)
         await until(lambda: UNSENT in state and state[UNSENT].bytes > LARGE // 2)
@@ -159,10 +155,9 @@ def went_on(connection: LimitedProtocol, held: int) -> bool:
     return connection.transport.get_write_buffer_size() < held or not held
 
 
-async def test_a_caller_that_reads_slowly_gets_all_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_limits, "LEAST_READ_BYTES", 1)
+async def test_a_caller_that_reads_slowly_gets_all_of_its_answer() -> None:
     connections: set[Any] = set()
-    async with serving(application(), connections) as connect:
+    async with serving(application(), connections, least_read_bytes=1) as connect:
         slow = await caller(connect)
         await slow.ask("/large")
         (connection,) = connections

@@ -25,6 +25,8 @@ STALLED_AFTER_S = 10.0
 
 Records that it sent before are acknowledged or given up by then.
 """
+SLOW_BODY_S = 60.0
+"""Seconds that a JSON body may take to arrive, and that a body of lines may pause."""
 
 
 class UnsentAnswers:
@@ -42,9 +44,18 @@ class Limit:
     have stalled give way, the one that has stalled longest first.
     """
 
-    def __init__(self, most_bytes: int, most_calls: int = MOST_CALLS) -> None:
+    def __init__(
+        self,
+        most_bytes: int,
+        most_calls: int = MOST_CALLS,
+        *,
+        stalled_after_s: float = STALLED_AFTER_S,
+        slow_body_s: float = SLOW_BODY_S,
+    ) -> None:
         self.most_bytes = most_bytes
         self._most_calls = most_calls
+        self.stalled_after_s = stalled_after_s
+        self.slow_body_s = slow_body_s
         self._calls = 0
         self.taken_bytes = 0
         self.held_bytes = 0
@@ -80,7 +91,7 @@ class Limit:
         """End the longest stalled call, if `with_bytes` of the calls that take bytes. Return False if there is none."""
         stalled = (one for one in self.waiting if one.taken_bytes or not with_bytes)
         share = next(stalled, None)
-        if share is None or time.monotonic() - self.waiting[share] < STALLED_AFTER_S:
+        if share is None or time.monotonic() - self.waiting[share] < self.stalled_after_s:
             return False
         del self.waiting[share]
         self._calls -= 1
@@ -104,6 +115,7 @@ class Share:
         self._limit = limit
         self._unsent = unsent
         self._end_wait: Callable[[], object] | None = None
+        self.slow_body_s = limit.slow_body_s
         self.taken_bytes = 0
         self.held_bytes = 0
         self.dismissed = False

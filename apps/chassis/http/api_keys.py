@@ -25,7 +25,8 @@ HOW_TO_MAKE_ONE = "make one with: openssl rand -hex 24"
 class Keys:
     """The keys that are accepted: those given, and those of a file, which may change while the service runs."""
 
-    def __init__(self, given: Mapping[str, str], file: Path | None) -> None:
+    def __init__(self, given: Mapping[str, str], file: Path | None, settled_after_s: float = SETTLED_AFTER_S) -> None:
+        self._settled_after_s = settled_after_s
         self._given = given
         self._file = file
         self._of_file: Mapping[str, str] = {}
@@ -82,7 +83,7 @@ class Keys:
         now = time.monotonic()
         if seen != self._changed:
             self._changed, self._changed_at = seen, now
-        return max(age_s, now - self._changed_at) >= SETTLED_AFTER_S
+        return max(age_s, now - self._changed_at) >= self._settled_after_s
 
 
 def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:

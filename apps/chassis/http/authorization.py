@@ -42,7 +42,8 @@ SECURITY_HEADERS = {
 class RefusedKeys:
     """Count calls without a key or with a wrong one. Log wrong keys at once, then in one line a minute."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, logged_every_s: float = LOGGED_EVERY_S) -> None:
+        self._logged_every_s = logged_every_s
         counter = Counter("api_key_refusals", "Calls refused without a valid API key.", ["reason"], registry=registry)
         self._missing, self._wrong = counter.labels("missing"), counter.labels("wrong")
         self._unlogged = 0
@@ -64,7 +65,7 @@ class RefusedKeys:
             log.warning("calls refused because of a wrong API key: %d", self._unlogged)
             self._unlogged = 0
             later = Context()  # the line belongs to no request, so it gets no request id
-            asyncio.get_running_loop().call_later(LOGGED_EVERY_S, self._log, context=later)
+            asyncio.get_running_loop().call_later(self._logged_every_s, self._log, context=later)
 
 
 class ApiKeyGuard:

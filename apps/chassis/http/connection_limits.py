@@ -5,7 +5,7 @@ import socket
 import struct
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -13,15 +13,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from apps.chassis.http.admission import UNSENT, UnsentAnswers
 from apps.chassis.internals.http_framing import FramedProtocol
 
-REQUEST_WITHIN_S = 30.0
-"""Seconds to send a request head, from the connection or from the head's first byte.
-
-Between two requests a connection may be idle for uvicorn's `timeout_keep_alive`.
-"""
 LARGEST_HEAD_BYTES = 64 * 1024
 """Largest head of a request in bytes, and most bytes after its body or between two chunks of it."""
-MOST_WITHOUT_REQUEST = 2_000
-"""Most connections without a request: a thousand callers may connect at once."""
 MOST_IN_ADVANCE = 100
 """Most requests that a connection may send before the first is answered."""
 
@@ -30,9 +23,6 @@ ALL_HERE = "request_is_all_here"
 
 UNCOUNTED_BYTES = 16 * 1024
 """Bytes of answers that each connection may leave unread before they count."""
-READ_CHECK_S = 30.0
-LEAST_READ_BYTES = 1024 * 1024
-"""A caller with unread bytes that reads fewer than this between two checks is disconnected."""
 JOINED_BYTES = 64 * 1024
 """A larger body is not copied to be written together with its head."""
 
@@ -42,6 +32,24 @@ RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 """The value of `SO_LINGER` for a connection that is reset when it closes."""
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class ConnectionLimits(NamedTuple):
+    """How long a connection may do nothing, and how many may."""
+
+    request_within_s: float = 30.0
+    """Seconds to send a request head, from the connection or from the head's first byte.
+
+    Between two requests a connection may be idle for uvicorn's `timeout_keep_alive`.
+    """
+    most_without_request: int = 2_000
+    """Most connections without a request: a thousand callers may connect at once."""
+    read_check_s: float = 30.0
+    least_read_bytes: int = 1024 * 1024
+    """A caller with unread bytes that reads fewer than this between two checks is disconnected."""
+
+
+DEFAULT_LIMITS = ConnectionLimits()
 
 
 class Joined:
@@ -91,8 +99,9 @@ class LimitedProtocol(FramedProtocol):
     is never affected. Unread bytes of answers are counted.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
+    def __init__(self, *args: Any, limits: ConnectionLimits = DEFAULT_LIMITS, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
         super().__init__(*args, **options)
+        self._limits = limits
         self.waiting_since = 0.0
         self._begun = 0.0
         self._idle = False
@@ -116,9 +125,9 @@ class LimitedProtocol(FramedProtocol):
         self._joined: Any = Joined(transport, self.loop)
         self.waiting_since = time.monotonic()  # uvloop's own clock stands still for milliseconds
         self._expect_request()
-        if len(self.connections) > MOST_WITHOUT_REQUEST:
+        if len(self.connections) > self._limits.most_without_request:
             waiting = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.waits]
-            if len(waiting) > MOST_WITHOUT_REQUEST:
+            if len(waiting) > self._limits.most_without_request:
                 min(waiting, key=lambda one: one.waiting_since).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -228,14 +237,14 @@ class LimitedProtocol(FramedProtocol):
     def _expect_request(self) -> None:
         self._begun = time.monotonic()
         if self._timer is None and not self.transport.is_closing():
-            self._timer = self.loop.call_later(REQUEST_WITHIN_S, self._time_out)
+            self._timer = self.loop.call_later(self._limits.request_within_s, self._time_out)
 
     def _time_out(self) -> None:
         """Close a connection that took too long. One timer serves many requests, because most arrive quickly."""
         self._timer = None
         if self._idle or not self.waits or self.transport.is_closing():  # the next request restarts the time
             return
-        left = self._begun + REQUEST_WITHIN_S - time.monotonic()
+        left = self._begun + self._limits.request_within_s - time.monotonic()
         if left > 0:
             self._timer = self.loop.call_later(left, self._time_out)
         else:
@@ -245,7 +254,7 @@ class LimitedProtocol(FramedProtocol):
         unsent = self.transport.get_write_buffer_size()
         self._answers.bytes += unsent - self._unsent
         self._unsent = unsent
-        self._read_check = self.loop.call_later(READ_CHECK_S, self._check_reading)
+        self._read_check = self.loop.call_later(self._limits.read_check_s, self._check_reading)
 
     def _forget_unsent(self) -> None:
         if self._read_check is not None:
@@ -255,7 +264,7 @@ class LimitedProtocol(FramedProtocol):
         self._unsent = 0
 
     def _check_reading(self) -> None:
-        if self._unsent - self.transport.get_write_buffer_size() < LEAST_READ_BYTES:
+        if self._unsent - self.transport.get_write_buffer_size() < self._limits.least_read_bytes:
             self._disconnect_calls()
             self.transport.abort()
         else:

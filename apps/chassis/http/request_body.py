@@ -31,8 +31,6 @@ from apps.chassis.http.request_headers import headers_of
 T = TypeVar("T")
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
-SLOW_BODY_S = 60.0
-"""Seconds that a JSON body may take to arrive, and that a body of lines may pause."""
 LARGEST_REQUEST_BYTES = 64 * 1024
 """Largest body, in bytes, of a call that carries no records."""
 BODY_ERRORS = (
@@ -127,7 +125,7 @@ async def _read_arriving(
     request: Request[Any, Any, Any], head: BodyHead, share: Share, check: Callable[[int], None]
 ) -> bytes:
     body = bytearray()
-    async for piece in read_pieces(request, head, until=time.monotonic() + SLOW_BODY_S):
+    async for piece in read_pieces(request, head, until=time.monotonic() + share.slow_body_s):
         body += piece
         check(len(body))
         if not share.hold(len(body)):
@@ -183,7 +181,7 @@ async def _wait_for_more(request: Request[Any, Any, Any], ending: asyncio.Event,
     """Wait until more arrives, the service ends, other calls need the room, or it takes too long."""
     share = share_of(request.scope)
     arriving, end = asyncio.ensure_future(request.receive()), asyncio.ensure_future(ending.wait())
-    timeout_s = min(SLOW_BODY_S, until - time.monotonic())
+    timeout_s = min(share.slow_body_s, until - time.monotonic())
     try:
         with share.waiting(arriving.cancel):
             await asyncio.wait([arriving, end], timeout=max(timeout_s, 0), return_when=asyncio.FIRST_COMPLETED)
@@ -198,7 +196,7 @@ async def _wait_for_more(request: Request[Any, Any, Any], ending: asyncio.Event,
         reason = "the service is ending and reads no more of the body"
     else:
         late = "nothing more of the body arrived" if until == math.inf else "the body did not arrive"
-        raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, f"{late} within {SLOW_BODY_S:g} s")
+        raise BrokenBody(HTTPStatus.REQUEST_TIMEOUT, f"{late} within {share.slow_body_s:g} s")
     raise BrokenBody(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"Retry-After": RETRY_AFTER})
 
 

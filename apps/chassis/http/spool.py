@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import IO
 
 BUFFER_BYTES = 64 * 1024
@@ -12,12 +12,26 @@ MAX_SPOOLS_BYTES = 256 * 1024 * 1024
 """Limits in bytes: of one spool, and of all spools of a stream."""
 
 
+def new_file() -> IO[bytes]:
+    """Open an empty file that is deleted when it is closed."""
+    return tempfile.TemporaryFile(buffering=0)
+
+
 class Spools:
     """Opens spools, and limits their total size."""
 
-    def __init__(self, max_bytes: int = MAX_SPOOLS_BYTES, max_bytes_each: int = MAX_SPOOL_BYTES) -> None:
+    def __init__(
+        self,
+        max_bytes: int = MAX_SPOOLS_BYTES,
+        max_bytes_each: int = MAX_SPOOL_BYTES,
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
+        open_file: Callable[[], IO[bytes]] = new_file,
+    ) -> None:
         self.max_bytes = max_bytes
         self.max_bytes_each = max_bytes_each
+        self.buffer_bytes = buffer_bytes
+        self.open_file = open_file
         self.used_bytes = 0
 
     def open(self) -> "Spool":
@@ -53,7 +67,7 @@ class Spool:
         self.size += len(data)
         self._spools.used_bytes += len(data)
         self._buffer += data
-        if len(self._buffer) > BUFFER_BYTES and not self._refused:
+        if len(self._buffer) > self._spools.buffer_bytes and not self._refused:
             await asyncio.to_thread(self._flush)
 
     async def read(self) -> AsyncGenerator[bytes, None]:
@@ -77,7 +91,7 @@ class Spool:
     def _flush(self) -> None:
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close` closes it
+                self._file = self._spools.open_file()
             while self._buffer:
                 del self._buffer[: self._file.write(self._buffer)]
         except OSError:

@@ -42,7 +42,14 @@ class ClosingTransport:
     The caller could not tell it from a complete answer otherwise.
     """
 
-    def __init__(self, transport: Any, connection: asyncio.Transport, cycle: RequestResponseCycle) -> None:  # noqa: ANN401 - a transport, or its wrapper
+    def __init__(
+        self,
+        transport: Any,  # noqa: ANN401 - a transport, or its wrapper
+        connection: asyncio.Transport,
+        cycle: RequestResponseCycle,
+        reset_after_s: float,
+    ) -> None:
+        self._reset_after_s = reset_after_s
         self._transport = transport
         self._connection = connection
         self._cycle = cycle
@@ -60,7 +67,7 @@ class ClosingTransport:
         if self._cycle.response_complete:
             self._transport.close()
         else:
-            asyncio.get_running_loop().call_later(RESET_AFTER_S, self._reset)
+            asyncio.get_running_loop().call_later(self._reset_after_s, self._reset)
 
     def _reset(self) -> None:
         if not self._connection.is_closing():
@@ -77,8 +84,9 @@ class FramedProtocol(HttpToolsProtocol):
     `Upgrade` header, and finds the body and its end as in any other request.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
+    def __init__(self, *args: Any, reset_after_s: float = RESET_AFTER_S, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
         super().__init__(*args, **options)
+        self._reset_after_s = reset_after_s
         self._head_without_offer = b""
 
     def request_begun(self) -> None:
@@ -87,7 +95,7 @@ class FramedProtocol(HttpToolsProtocol):
         self.headers = []  # trailers go here: they are not headers (RFC 9110, section 6.5.1)
         if self.cycle.scope["http_version"] != "1.1":
             self.cycle.waiting_for_100_continue = False
-            self.cycle.send = partial(_send_without_chunks, self.transport, self.cycle)  # type: ignore[method-assign]
+            self.cycle.send = partial(_send_without_chunks, self.transport, self.cycle, self._reset_after_s)  # type: ignore[method-assign]
         elif self.expect_100_continue:
             self.cycle.send = partial(_send_and_close_without_body, self.cycle)  # type: ignore[method-assign]
             self.cycle.scope[ASK_FOR_BODY] = partial(_ask_for_body, self.cycle)  # type: ignore[literal-required]  # a key of our own
@@ -154,13 +162,14 @@ class FramedProtocol(HttpToolsProtocol):
 async def _send_without_chunks(
     connection: asyncio.Transport,
     cycle: RequestResponseCycle,
+    reset_after_s: float,
     message: Any,  # noqa: ANN401 - an ASGI event
 ) -> None:
     """Send an answer that HTTP/1.0 can read: one without a length ends when the connection closes."""
     if message["type"] == "http.response.start":
         if not any(name.lower() == b"content-length" for name, _ in message["headers"]):
             cycle.chunked_encoding = False
-            cycle.transport = ClosingTransport(cycle.transport, connection, cycle)  # type: ignore[assignment]
+            cycle.transport = ClosingTransport(cycle.transport, connection, cycle, reset_after_s)  # type: ignore[assignment]
     elif isinstance(cycle.transport, ClosingTransport):
         cycle.expected_content_length = len(message.get("body", b""))
     await RequestResponseCycle.send(cycle, message)

@@ -115,13 +115,13 @@ def count_of(fetched: bytes, begin: int) -> int:
     return count
 
 
-def parts_of(batch: bytes) -> Iterator[Part | Omitted]:
+def parts_of(batch: bytes, largest_skip_bytes: int = LARGEST_SKIP_BYTES) -> Iterator[Part | Omitted]:
     """Yield the parts of a batch, and the omitted records. Raises `CorruptRecordException`."""
     codec = batch[ATTRIBUTES_AT + 1] & CODEC
     header = batch[:HEADER_BYTES]
     pieces = decompressed(codec, batch[HEADER_BYTES:]) if codec else _slices(batch)
     first: list[Buffer] = []
-    divided = _Divided(header, first, pieces)
+    divided = _Divided(header, first, pieces, largest_skip_bytes)
     size = 0
     try:
         for piece in pieces:
@@ -166,8 +166,9 @@ class _Content:
 
 
 class _Divided:
-    def __init__(self, header: bytes, first: list[Buffer], pieces: Iterator[Buffer]) -> None:
+    def __init__(self, header: bytes, first: list[Buffer], pieces: Iterator[Buffer], largest_skip_bytes: int) -> None:
         self._header = header
+        self._largest_skip_bytes = largest_skip_bytes
         self._content = _Content(chain(_drained(first), pieces))
         self._left = count_of(header, 0)
         self._attributes = header[ATTRIBUTES_AT + 1]
@@ -186,7 +187,7 @@ class _Divided:
                 self._left -= 1
                 self._skipped += size
                 if self._left > 0:
-                    if self._skipped > LARGEST_SKIP_BYTES:
+                    if self._skipped > self._largest_skip_bytes:
                         raise Indivisible("too much to pass over")
                     self._content.skip(size)
 

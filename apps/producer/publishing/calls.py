@@ -17,7 +17,7 @@ from contracts.stream import Stream, encode
 
 T = TypeVar("T")
 
-CHUNK = 2_000
+CHUNK_RECORDS = 2_000
 """Records made, encoded and handed over at a time: some 10 ms in which nothing else runs."""
 
 
@@ -43,7 +43,7 @@ async def send_records(publisher: Publisher, keys: Sequence[bytes], values: Sequ
     return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
 
 
-async def make(stream: Stream[T], publisher: Publisher, number: int) -> Made:
+async def make(stream: Stream[T], publisher: Publisher, number: int, chunk_records: int = CHUNK_RECORDS) -> Made:
     """Make values and send them; once a chunk of them fails, those after it are not sent.
 
     Raises `Busy` or `OutOfReach` when not even the first could be sent.
@@ -62,8 +62,8 @@ async def make(stream: Stream[T], publisher: Publisher, number: int) -> Made:
             return keys, error
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, tuple[list[bytes], Sent]]]:
-        for start in range(0, number, CHUNK):
-            values = await generate(min(CHUNK, number - start))
+        for start in range(0, number, chunk_records):
+            values = await generate(min(chunk_records, number - start))
             encoded = list(map(encode, values))
             made.extend(encoded)
             yield chunk(stream.keys_of(values), encoded)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -75,6 +76,13 @@ async def failing(batch: Batch[Event]) -> None:
     record_ids(batch.values)
 
 
+async def blocking(events: Sequence[Event]) -> None:
+    """Block the event loop for as many seconds as the events say, and record their ids."""
+    for event in events:
+        time.sleep(event.number)  # noqa: ASYNC251 - as a handler does that calls a blocking library
+    record_ids(events)
+
+
 async def leave() -> None:
     sys.exit(3)
 
@@ -109,10 +117,11 @@ async def cancelling(batch: Batch[Event]) -> None:
 
 HANDLERS: Mapping[str, tuple[Handle] | tuple[Handle, Policy]] = {
     "nothing": (handle_nothing,),
-    "recording": (recording,),
+    "recording": (recording, Policy(session_timeout_s=10)),  # some tests kill it and wait for another to take over
     "refusing": (refusing,),
     "steered": (steered,),
     "failing": (failing, Policy(batching=Batching(records=200))),
+    "blocking": (blocking,),
     "quoting": (quoting,),
     "cancelling": (cancelling,),
 }

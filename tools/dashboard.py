@@ -92,6 +92,14 @@ PANELS = [
     ),
     Panel("HTTP requests a second", "reqps", rate_of("http_requests_total", "job", "route", "status")),
     Panel("Time of an HTTP request", "s", quantiles_of("http_request_duration_seconds", "route")),
+    Panel(
+        "Blocks of the event loop",
+        "s",
+        {
+            "seconds {{job}} {{instance}}": "increase(event_loop_blocked_seconds_total[$__rate_interval])",
+            "blocks {{job}} {{instance}}": "increase(event_loop_blocks_total[$__rate_interval])",
+        },
+    ),
     Panel("CPU", "percentunit", {"{{job}} {{instance}}": "rate(process_cpu_seconds_total[$__rate_interval])"}),
     Panel("Memory", "bytes", {"{{job}} {{instance}}": "process_resident_memory_bytes"}),
 ]

@@ -19,6 +19,7 @@ from apps.chassis.http.problems import ROOT_PATH, ProblemController, answer_erro
 from apps.chassis.http.record_value import RecordValueSchema
 from apps.chassis.http.request_middleware import RequestMiddleware, admit
 from apps.chassis.http.served_streams import stream_dependencies
+from apps.chassis.loop_watch import LOOP_WATCH, LoopWatch
 from apps.chassis.observability.metrics import REGISTRY, Measured, MetricsController
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
@@ -73,6 +74,7 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
     It has the given routes and those of any service. The parts are open while it runs; `ending` announces its end.
     """
     title, limit, end = name.capitalize(), admission or Limit(MOST_BYTES), ending or asyncio.Event()
+    registry.register(watch := LoopWatch())
     app = Application(
         [
             *routes,
@@ -82,11 +84,11 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
             *document_routes(asyncapi_document(title, description, settings, name, operations)),
         ],
         dependencies=stream_dependencies(parts),
-        state=State({ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry}),
+        state=State({ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch}),
         guards=[ApiKeyGuard(settings.api_keys, registry)] if settings.api_keys.needed else [],
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},
-        lifespan=[lambda _: _open(parts.values(), traces, end)],
+        lifespan=[lambda _: _open(parts.values(), traces, end, watch)],
         plugins=[RecordValueSchema(part.stream for part in parts.values())],
         logging_config=None,
         openapi_config=openapi_config(title, description, settings),
@@ -97,8 +99,11 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
 
 
 @asynccontextmanager
-async def _open(parts: Iterable[StreamPart], traces: Traces, ending: asyncio.Event) -> AsyncIterator[None]:
+async def _open(
+    parts: Iterable[StreamPart], traces: Traces, ending: asyncio.Event, watch: LoopWatch
+) -> AsyncIterator[None]:
     async with traces.open(), AsyncExitStack() as opened:
+        opened.enter_context(watch.open())
         for part in parts:
             await opened.enter_async_context(part.open(ending))
         yield

@@ -23,6 +23,8 @@ from litestar.types import ASGIApp
 from apps.chassis.http.connection_limits import LimitedProtocol
 from apps.chassis.internals.canary import UnexpectedLibrary
 from apps.chassis.internals.protections import protect
+from apps.chassis.liveness import LivenessServer
+from apps.chassis.loop_watch import LOOP_WATCH
 from apps.chassis.observability.logs import set_up_logging
 from apps.chassis.settings import Settings, WrongSetting, is_address, read_settings
 from contracts import STREAMS
@@ -74,6 +76,7 @@ def serve(
     try:
         settings = read_settings(os.environ, streams)
         listening = listen(settings.host, port_of(settings), port_variable)
+        liveness = listen(settings.host, settings.liveness_port, "LIVENESS_PORT") if settings.liveness_port else None
         set_up_logging(settings)
         address = str(listening.getsockname()[0])
         settings = msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
@@ -82,6 +85,8 @@ def serve(
         sys.exit(str(error))
     if not settings.api_keys.needed and not ip_address(address).is_loopback:
         log.warning("listening on %s without API_KEY: anyone who can reach it can change state", settings.host)
+    if liveness:
+        LivenessServer(liveness, app.state[LOOP_WATCH]).start()
     _collect_garbage_less_often()
     _raise_open_file_limit()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -101,8 +106,9 @@ def settings_from_environment() -> Settings:
         sys.exit(str(error))
     set_up_logging(settings)
     log.warning(
-        "this server does not limit slow, idle and unread connections, loses a body after an offered upgrade, and "
-        "stops without time for the last answers: run `python -m apps.producer` or `apps.consumer` in production"
+        "this server does not limit slow, idle and unread connections, loses a body after an offered upgrade, does not "
+        "serve LIVENESS_PORT, and stops without time for the last answers: run `python -m apps.producer` or "
+        "`apps.consumer` in production"
     )
     address = settings.host if is_address(settings.host) else "127.0.0.1"
     return msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))

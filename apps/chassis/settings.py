@@ -114,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     producer_port: Port = 8000
     consumer_port: Port = 8001
+    liveness_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     slow_batch_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 300
     producer_url: ServiceUrl | None = None

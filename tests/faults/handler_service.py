@@ -52,5 +52,6 @@ if __name__ == "__main__":
         float(os.environ["FAILURES"]),
         random.Random(os.environ["LEDGER"]),
     )
-    policy = Policy(retry=Retry(longest_backoff_s=5))  # the faults are short, and so are the pauses after them
+    # the faults are short, and so are the pauses after them, and the wait for a member that was killed
+    policy = Policy(retry=Retry(longest_backoff_s=5), session_timeout_s=10)
     run_consumer(handle, policy)

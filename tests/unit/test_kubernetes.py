@@ -176,7 +176,8 @@ def test_the_port_is_the_one_that_the_service_listens_on_and_others_reach_it_by_
     settings = read_settings({key: value for key, value in environment.items() if key != "API_KEY_FILE"})
     port = {"producer": settings.producer_port, "consumer": settings.consumer_port}[name]
     assert settings.host == "0.0.0.0"  # noqa: S104 - a pod is to be reached
-    assert container["ports"] == [{"name": "http", "containerPort": port}]
+    liveness = {"name": "liveness", "containerPort": settings.liveness_port}
+    assert container["ports"] == [{"name": "http", "containerPort": port}, liveness]
     service = resources["Service", name]["spec"]
     assert service["ports"] == [{"name": "http", "port": port, "targetPort": "http"}]
     (rule,) = resources["NetworkPolicy", "people-over-kafka"]["spec"]["ingress"]
@@ -191,7 +192,7 @@ def test_each_probe_asks_a_route_that_answers_it(container: Resource) -> None:
     asked = {probe: container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "liveness", "readiness")}
     assert asked == {
         "startup": {"path": "/livez", "port": "http"},
-        "liveness": {"path": "/livez", "port": "http"},
+        "liveness": {"path": "/livez", "port": "liveness"},
         "readiness": {"path": "/health-check", "port": "http"},
     }
 

@@ -113,7 +113,11 @@ def test_every_rate_is_of_a_counter_and_of_nothing_else() -> None:
 
 
 def test_every_metric_of_the_services_own_is_on_the_dashboard(shown: dict[str, Labels]) -> None:
-    own = {re.sub(r"_(bucket|count|sum)$", "", name) for name in shown if re.match(r"(producer|consumer|http)_", name)}
+    own = {
+        re.sub(r"_(bucket|count|sum)$", "", name)
+        for name in shown
+        if re.match(r"(producer|consumer|http|event_loop)_", name)
+    }
     used = {str(selector.name) for expression, _ in expressions() for selector in selectors(expression)}
     on_the_dashboard = {name.removesuffix("_bucket") for name in used}
     assert own - on_the_dashboard == set()

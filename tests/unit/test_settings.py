@@ -89,6 +89,8 @@ WRONG = [
     ("PRODUCER_PORT", "65536"),
     ("PRODUCER_PORT", "http"),
     ("CONSUMER_PORT", "0"),
+    ("LIVENESS_PORT", "65536"),
+    ("LIVENESS_PORT", "on"),
     ("CONSUMER_PORT", "8001.5"),
     ("WINDOW_SIZE", "0"),
     ("SLOW_BATCH_SECONDS", "0"),

@@ -14,6 +14,7 @@ from litestar.params import SkipValidation
 from litestar.response import Response
 
 from apps.chassis.http.problems import documented
+from apps.chassis.loop_watch import LOOP_WATCH
 from contracts import PROJECT
 
 VERSION = version(PROJECT)
@@ -83,7 +84,8 @@ class HealthController(Controller):
         """Return the health of the service, or of one stream."""
         found = await asyncio.gather(*(one.health() for one in served_streams.values()))
         fit, kafka, detail = overall(dict(zip(served_streams, found, strict=True)))
-        service = request.app.state[SERVICE]
+        service, blocked = request.app.state[SERVICE], request.app.state[LOOP_WATCH].recent_block()
+        detail = f"{detail}; {blocked}" if blocked else detail
         health = Health("ok" if fit else "unavailable", service, VERSION, kafka, detail)
         return Response(health, status_code=HTTPStatus.OK if fit else HTTPStatus.SERVICE_UNAVAILABLE)
 

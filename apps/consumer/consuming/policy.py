@@ -66,12 +66,23 @@ class DeadLetterLimit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """All policies of a stream."""
+    """All policies of a stream.
+
+    After `session_timeout_s` without a heartbeat Kafka gives the partitions to another member. Heartbeats run in the
+    event loop: a handler that blocks it for less causes no rebalance. The partitions of an instance that crashed wait
+    for as long. 45 s is the default of Java's client (KIP-735).
+    """
 
     batching: Batching = Batching()
     retry: Retry = Retry()
     outage: OutageLimit = OutageLimit()
     dead_letter_limit: DeadLetterLimit = DeadLetterLimit()
+    session_timeout_s: float = 45.0
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a session that Kafka does not allow by default."""
+        session = self.session_timeout_s
+        _require(6 <= session <= 1_800, "session_timeout_s", "6 to 1800", session)  # noqa: PLR2004 - Kafka's own limits
 
 
 DEFAULT = Policy()

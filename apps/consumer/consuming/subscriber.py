@@ -71,6 +71,7 @@ def subscribe(  # noqa: PLR0913, PLR0917 - the parts of a subscriber
         max_partition_fetch_bytes=batching.partition_bytes,
         batch_timeout_ms=POLL_MS,
         max_poll_interval_ms=LONGEST_BATCH_MS,
+        session_timeout_ms=int(consumption.policy.session_timeout_s * 1_000),
         rebalance_timeout_ms=REBALANCE_MS,
         listener=loop,
         parser=loop.parse,

@@ -15,6 +15,7 @@ from apps.chassis.background import Background
 from apps.chassis.internals.batch_subscriber import wait_for_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
+from apps.chassis.loop_watch import BLOCKED_AFTER_S
 from apps.consumer.consuming.commit_metadata import metadata_of
 from apps.consumer.consuming.commits import Commits, positions_of
 from apps.consumer.consuming.consumption import Consumption
@@ -267,20 +268,28 @@ class Control:
         """Return why nothing is consumed now, even where a new connection would not help, or None."""
         return self.trouble() or self._connection.trouble()
 
-    async def watch(self) -> None:
+    async def watch(self, every_s: float = WATCH_EVERY_S) -> None:
         """Until cancelled, replace a consume loop that died or hangs, and stop one that halted.
 
-        While Kafka itself is out of reach nothing is replaced: the client connects by itself again.
+        While Kafka itself is out of reach nothing is replaced: the client connects by itself again. After a block of
+        the event loop the next look decides: nothing could poll meanwhile.
         """
         contain_child_tasks(asyncio.get_running_loop())  # of handlers: begun before the first start
         while True:
-            await asyncio.sleep(WATCH_EVERY_S)
+            began = time.monotonic()
+            await asyncio.sleep(every_s)
+            was_blocked = time.monotonic() - began > every_s + BLOCKED_AFTER_S
             async with self._changing:
                 if self._consumption.halted:
                     await self._end()
             self._hold_pause()  # a pause that was asked for while the connection was being made
             broker = self._connection.current
-            if broker is not None and (reason := self.trouble()) and not await self._cluster.trouble():
+            if (
+                broker is not None
+                and not was_blocked
+                and (reason := self.trouble())
+                and not await self._cluster.trouble()
+            ):
                 self._connection.replace(broker, reason)
 
 

@@ -1,0 +1,59 @@
+"""Answers `GET /livez` on a port of its own, from a thread: probes are answered while the event loop is blocked.
+
+A restart ends a loop that is blocked for good. A block of some seconds needs none, but on the port of the loop it looks
+the same to a probe.
+"""
+
+import socket
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from apps.chassis.loop_watch import LoopWatch
+
+DEAD_AFTER_S = 30.0
+"""Seconds without a turn of the event loop after which the process counts as dead."""
+CALLER_S = 5.0
+"""Seconds that a caller may take to send a request, or to read its answer."""
+
+
+class LivenessServer(ThreadingHTTPServer):
+    """Answers 200 while the event loop turned within the last 30 s, else 503."""
+
+    def __init__(self, listening: socket.socket, watch: LoopWatch, dead_after_s: float = DEAD_AFTER_S) -> None:
+        super().__init__(listening.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self._watch = watch
+        self._dead_after_s = dead_after_s
+
+    def start(self) -> None:
+        """Serve until the process ends."""
+        threading.Thread(target=self.serve_forever, name="liveness", daemon=True).start()
+
+    def answer(self) -> tuple[HTTPStatus, bytes]:
+        """Return the status and the body of an answer."""
+        silent_s = self._watch.without_turn_s
+        if silent_s > self._dead_after_s:
+            return HTTPStatus.SERVICE_UNAVAILABLE, b'{"status":"blocked","seconds":%d}' % silent_s
+        return HTTPStatus.OK, b'{"status":"alive"}'
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = CALLER_S
+    server: LivenessServer
+
+    def do_GET(self) -> None:
+        known = self.path.partition("?")[0] == "/livez"
+        status, body = self.server.answer() if known else (HTTPStatus.NOT_FOUND, b'{"status":"unknown path"}')
+        self.send_response_only(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 - the library's name
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+        """Log nothing: probes ask every few seconds."""

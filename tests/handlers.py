@@ -76,11 +76,11 @@ async def failing(batch: Batch[Event]) -> None:
     record_ids(batch.values)
 
 
-async def blocking(events: Sequence[Event]) -> None:
+async def blocking(batch: Batch[Event]) -> None:
     """Block the event loop for as many seconds as the events say, and record their ids."""
-    for event in events:
+    for event in batch.values:
         time.sleep(event.number)  # noqa: ASYNC251 - as a handler does that calls a blocking library
-    record_ids(events)
+    record_ids(batch.values)
 
 
 async def leave() -> None:

@@ -1,6 +1,7 @@
 """Contain a handler: its errors and cancellations end neither the consume loop nor the process."""
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from functools import lru_cache
@@ -36,6 +37,10 @@ class Escaped(Exception):
     """A handler's error that is no `Exception` (like `SystemExit`), or that cancels the handler."""
 
 
+class NotDone(TypeError):
+    """A handler returned something: it may have forgotten to await its work."""
+
+
 class BrokenOff(Exception):
     """The handler call was cancelled because its time was up; this says nothing about its records."""
 
@@ -48,11 +53,11 @@ class HandlerCall:
 
     def __init__(self, *bases: type[Exception]) -> None:
         self._bases = bases
-        self._task: asyncio.Task[object] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._is_broken_off = False
 
     async def run(self, make: Callable[[], Awaitable[object]]) -> None:
-        """Await what `make` returns.
+        """Await what `make` returns; anything but None is a failure (`NotDone`).
 
         Raises copies (`HandlerError`) of its `Exception`s, and `Escaped` for everything else. Raises `BrokenOff` after
         `break_off`, unless the call succeeds regardless.
@@ -83,10 +88,10 @@ class HandlerCall:
 
 async def _contain(
     make: Callable[[], Awaitable[object]], mark: Callable[[bool], object], bases: tuple[type[Exception], ...]
-) -> object:
+) -> None:
     mark(True)  # noqa: FBT003 - of a task of its own, so that it needs no reset
     try:
-        return await make()
+        return _require_none(await make())
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001 - of whatever kind, it is a failure of the handler alone
@@ -95,6 +100,13 @@ async def _contain(
     if is_exception:
         raise copied
     raise Escaped(one_line(copied)) from copied
+
+
+def _require_none(result: object) -> None:
+    if result is not None:
+        if inspect.iscoroutine(result):
+            result.close()  # otherwise Python warns of it a second time
+        raise NotDone(f"the handler returned {type(result).__name__}, not None: its work may not be done")
 
 
 def copy_of(error: BaseException, bases: tuple[type[Exception], ...] = (), most: int = LONGEST_CHAIN) -> HandlerError:

@@ -15,7 +15,7 @@ def as_async(handler: Handler[Any]) -> Handle:
 
     A thread cannot be cancelled: a cancelled call ends when the function returns, and counts as in flight until then.
     """
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004 - is it asynchronous, not is it callable
+    if is_asynchronous(handler):
         return cast("Handle", handler)
 
     async def in_thread(batch: Batch[Any]) -> object:
@@ -44,3 +44,8 @@ def as_async(handler: Handler[Any]) -> Handle:
         return result
 
     return in_thread
+
+
+def is_asynchronous(handler: object) -> bool:
+    """Return whether a function, or the call of an object, is `async def`."""
+    return any(map(inspect.iscoroutinefunction, (handler, getattr(handler, "__call__", None))))  # noqa: B004 - is it asynchronous, not is it callable

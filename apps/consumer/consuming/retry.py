@@ -3,7 +3,6 @@
 Each call gets its own batch and freshly decoded values, so that a handler cannot change what is recorded here.
 """
 
-import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +19,6 @@ STRUGGLING_S = 3.0
 """Seconds of consecutive failed calls after which the state is `retrying`."""
 LONGEST_ERROR = 1_000
 """Characters of the last error that are kept."""
-
-
-class NotDone(TypeError):
-    """A handler returned something: it may have forgotten to await its work."""
 
 
 class CallResult(NamedTuple):
@@ -85,12 +80,12 @@ class Attempts:
         """
         named: Mapping[int, Exception] = {}
 
-        async def handle() -> None:
+        async def handle() -> object:
             nonlocal named
             decoded = [self._decode(one.value or b"") for one in records] if values is None else values
             batch = Batch[Any](records, decoded, tries and [number + 1 for number in tries])
             try:
-                _require_none(await self._handle(batch))
+                return await self._handle(batch)
             finally:
                 named = batch.named()
 
@@ -140,10 +135,3 @@ def _bare(error: Exception) -> Exception:
     """Return an error without what would keep the values of its batch in memory."""
     error.__cause__ = None
     return error.with_traceback(None)
-
-
-def _require_none(result: object) -> None:
-    if result is not None:
-        if inspect.iscoroutine(result):
-            result.close()  # otherwise Python warns of it a second time
-        raise NotDone(f"the handler returned {type(result).__name__}, not None: its work may not be done")

@@ -109,7 +109,7 @@ class MemoryConsumer:
         self.memory = memory
         self._positions: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
-        self._coordinator = SimpleNamespace(member_id=MEMBER)
+        self._coordinator = SimpleNamespace(member_id=MEMBER, generation=1)
 
     def subscribe(self, topics: Sequence[str], pattern: None, listener: ConsumerRebalanceListener) -> None:  # noqa: ARG002 - aiokafka's
         """Assign all partitions of the topics, from the committed offsets on."""

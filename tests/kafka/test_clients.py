@@ -11,14 +11,18 @@ from typing import Any
 
 import httpx
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import GroupCoordinatorNotAvailableError
+from aiokafka.errors import CommitFailedError, GroupCoordinatorNotAvailableError
 from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest
+from aiokafka.structs import OffsetAndMetadata
 from moving import Moving
 from quotas import Quota, set_quota
-from services import Pipeline, Raw, Service, both, event, value_of, wait_until
+from services import Pipeline, Raw, Service, both, event, in_time, value_of, wait_until
 
+from apps.chassis.internals.member_commits import commit_as_member
+from apps.chassis.internals.protections import protect
 from tools.local_kafka import LocalKafka
 from tools.ports import free_ports
 
@@ -94,6 +98,31 @@ def test_a_group_without_a_coordinator_is_named_as_what_is_missing(doors: Doors,
         assert consumer.http.get("/health-check").status_code == 503
         assert f"the coordinator of {pipeline.group}" in consumer.status()["last_error"]
         wait_until(lambda: f"the coordinator of {pipeline.group}" in consumer.log.read_text(), PROMPT_S)
+
+
+def test_a_commit_whose_session_is_lost_while_it_looks_for_the_coordinator_is_not_sent(
+    bootstrap_servers: str, logs: Path
+) -> None:
+    protect()
+    pipeline = Pipeline(bootstrap_servers, logs)
+    pipeline.create_topic(1)
+
+    async def commit() -> OffsetAndMetadata | None:
+        tp = TopicPartition(pipeline.topic, 0)
+        options = {"bootstrap_servers": bootstrap_servers, "group_id": pipeline.group, "enable_auto_commit": False}
+        async with AIOKafkaConsumer(pipeline.topic, **options) as consumer:
+            await consumer.seek_to_beginning()
+            coordinator = consumer._coordinator
+            await coordinator._send_req(LeaveGroupRequest(pipeline.group, coordinator.member_id))
+            coordinator.coordinator_dead()
+            committing = asyncio.create_task(commit_as_member(consumer, {tp: OffsetAndMetadata(0, "lost")}))
+            await asyncio.sleep(0)
+            coordinator.reset_generation()
+            with pytest.raises(CommitFailedError):
+                await committing
+            return await consumer.committed(tp)
+
+    assert in_time(commit()) is None
 
 
 async def coordinator_of(client: AIOKafkaClient, group: str) -> int:

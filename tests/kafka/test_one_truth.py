@@ -265,17 +265,25 @@ def test_a_batch_that_does_not_end_is_lag_has_an_age_and_makes_the_service_unfit
     assert steered.service.status()["batch_age_seconds"] == 0
 
 
+def put_out(steered: Steered) -> None:
+    """Have the only member of the group leave it, without its knowledge."""
+
+    async def leave(admin: AIOKafkaAdminClient) -> None:
+        coordinator, member = (
+            await admin.find_coordinator(steered.pipeline.group),
+            steered.service.status()["member_id"],
+        )
+        await admin._send_request(LeaveGroupRequest(steered.pipeline.group, member), coordinator)
+
+    ask(steered.pipeline, leave)
+
+
 def test_a_batch_whose_member_was_put_out_of_the_group_is_neither_committed_nor_counted(steered: Steered) -> None:
     before = steered.service.status()
     steered.steer("wait")
     steered.write(50)
     wait_until(lambda: steered.service.status()["batch_age_seconds"] > 0)
-
-    async def put_out(admin: AIOKafkaAdminClient) -> None:
-        coordinator = await admin.find_coordinator(steered.pipeline.group)
-        await admin._send_request(LeaveGroupRequest(steered.pipeline.group, before["member_id"]), coordinator)
-
-    ask(steered.pipeline, put_out)
+    put_out(steered)
     steered.steer("work")
     steered.until_quiet()
     after = steered.service.status()
@@ -283,6 +291,22 @@ def test_a_batch_whose_member_was_put_out_of_the_group_is_neither_committed_nor_
     assert after["messages_consumed_count"] == before["messages_consumed_count"] + 50
     assert metrics(steered.service)["consumer_commit_failures_total", "CommitFailedError"] == after["commit_failures"]
     assert "a commit failed" in steered.service.log.read_text()
+
+
+def test_an_offset_that_another_tool_commits_while_a_batch_is_in_flight_of_a_lost_session_stays(
+    steered: Steered,
+) -> None:
+    steered.write(40)
+    agreed(steered, lambda kafka: kafka.lag == 0)
+    end = truth(steered.pipeline).end[0]
+    steered.steer("wait")
+    steered.write(50)
+    wait_until(lambda: steered.service.status()["batch_age_seconds"] > 0)
+    put_out(steered)
+    wait_until(lambda: not steered.service.status()["member_id"])  # once a heartbeat was refused
+    alter(steered, {0: end - 30})
+    steered.until_quiet()
+    assert moved(steered)[-1] == (0, "altered", end, end - 30, 0)
 
 
 def test_behind_an_aborted_transaction_the_lag_falls_to_nothing(steered: Steered) -> None:
@@ -349,21 +373,26 @@ def test_records_of_which_none_is_left_are_skipped_and_the_lag_falls_to_nothing(
     assert steered.service.status()["skipped_count"] == skipped + 70
 
 
+def alter(steered: Steered, offsets: dict[int, int]) -> None:
+    """Commit offsets as `kafka-consumer-groups --reset-offsets` does: Kafka allows it while the group is empty."""
+
+    async def commit() -> None:
+        options = {"bootstrap_servers": steered.pipeline.bootstrap_servers, "group_id": steered.pipeline.group}
+        async with AIOKafkaConsumer(**options, enable_auto_commit=False) as client:
+            tps = {TopicPartition(steered.pipeline.topic, partition): offset for partition, offset in offsets.items()}
+            client.assign(list(tps))
+            await client.commit(tps)
+
+    asyncio.run(commit())
+
+
 def test_an_offset_that_another_tool_committed_is_said_to_be_altered(steered: Steered) -> None:
     steered.write(40)
     agreed(steered, lambda kafka: kafka.lag == 0)
     steered.service.post("/consumers/stop")
     end = truth(steered.pipeline).end
-    tps = {partition: TopicPartition(steered.pipeline.topic, partition) for partition in end}
-
-    async def alter(offsets: dict[int, int]) -> None:
-        options = {"bootstrap_servers": steered.pipeline.bootstrap_servers, "group_id": steered.pipeline.group}
-        async with AIOKafkaConsumer(**options, enable_auto_commit=False) as client:
-            client.assign(list(tps.values()))
-            await client.commit({tps[partition]: offset for partition, offset in offsets.items()})
-
     steered.write(25, partition=1)
-    asyncio.run(alter({0: end[0] - 30, 1: end[1] + 25}))
+    alter(steered, {0: end[0] - 30, 1: end[1] + 25})
     steered.until_quiet()
     assert sorted(moved(steered)[-2:]) == [
         (0, "altered", end[0], end[0] - 30, 0),

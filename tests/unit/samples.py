@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -50,6 +51,11 @@ class Client:
         self.commits: dict[int, tuple[int, str]] = {}
         self.first: dict[int, int] = {}
         self.errors: list[Exception] = []
+        self._coordinator = SimpleNamespace(member_id="member", generation=1)
+
+    def lose_session(self) -> None:
+        """Be no member any more, as aiokafka is until it has joined again."""
+        self._coordinator = SimpleNamespace(member_id="", generation=-1)
 
     def assignment(self) -> set[TopicPartition]:
         return {TopicPartition("events", partition) for partition in self.positions}

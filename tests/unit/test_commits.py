@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Collection
 from typing import Any, cast
 from uuid import UUID
@@ -12,7 +13,7 @@ from aiokafka.errors import (
     UnknownError,
 )
 from aiokafka.structs import OffsetAndMetadata
-from samples import Client
+from samples import Client, everything_else_has_run
 
 from apps.consumer.consuming.commit_metadata import MARK, metadata_of
 from apps.consumer.consuming.commits import GIVEN_AWAY, CommitRefused, Commits
@@ -58,6 +59,9 @@ class Group:
 
     async def reset(self, error: OffsetOutOfRangeError | NoOffsetForPartitionError) -> None:
         await self.commits.reset(cast("Any", self.client), error)
+
+    async def seek(self, offset: int, topic_id: UUID | None = None) -> None:
+        await self.commits.seek(cast("Any", self.client), {P0: offset}, {P0: topic_id})
 
     @property
     def moves(self) -> list[tuple[str, int, int, int]]:
@@ -106,6 +110,56 @@ async def test_a_commit_that_the_group_refuses_is_logged_counted_and_shown_until
     assert [line.getMessage() for line in caplog.records] == [f"a commit failed: {GIVEN_AWAY}"]
     await group.commit(10)
     assert group.commits.error is None
+
+
+@pytest.mark.parametrize("what", ["a batch", "an idle position", "a seek"])
+async def test_a_consumer_that_is_no_member_commits_nothing(what: str) -> None:
+    group = Group(p0=10)
+    group.client.lose_session()
+    match what:
+        case "a batch":
+            with pytest.raises(CommitRefused):
+                await group.commit(10)
+        case "an idle position":
+            await group.idle()
+        case _:
+            with pytest.raises(CommitFailedError):
+                await group.seek(5)
+    assert group.client.commits == {}
+    assert group.client.positions == {0: 10}
+
+
+@pytest.mark.parametrize("error", [UnknownError(), TimeoutError(), CommitFailedError()])
+async def test_a_seek_whose_commit_fails_moves_nothing_although_kafka_may_have_taken_it(error: Exception) -> None:
+    group = Group(p0=10)
+    await group.commit(10)
+    group.client.errors = [error]
+    with pytest.raises(type(error)):
+        await group.seek(5)
+    assert group.client.positions == {0: 10}
+    group.client.commits = {0: (5, MARK)}  # Kafka took it, and its answer was lost
+    await group.idle()
+    assert group.client.commits == {0: (10, MARK)}
+
+
+async def test_a_seek_waits_for_the_commit_of_an_idle_position_or_its_own_would_be_undone() -> None:
+    group = Group(p0=10)
+    may_end = asyncio.Event()
+    commit = group.client.commit
+
+    async def slow(offsets: Any) -> None:  # noqa: ANN401 - as the client has it
+        await may_end.wait()
+        await commit(offsets)
+
+    group.client.commit = slow  # type: ignore[method-assign]
+    idle = asyncio.create_task(group.idle())
+    await everything_else_has_run()
+    group.client.commit = commit  # type: ignore[method-assign]
+    seek = asyncio.create_task(group.seek(5))
+    await everything_else_has_run()
+    may_end.set()
+    await asyncio.gather(idle, seek)
+    assert group.client.commits == {0: (5, MARK)}
 
 
 async def test_a_commit_that_fails_for_another_reason_is_tried_until_it_is_taken() -> None:
@@ -244,7 +298,7 @@ async def test_records_that_are_to_be_consumed_again_are_skipped_when_they_are_d
         case "out_of_range":
             await group.reset(OffsetOutOfRangeError({P0: 1_000}))
         case "sought":
-            group.commits.sought({P0: 0}, {P0: None})
+            await group.seek(0)
         case _:
             group.committed = {0: OffsetAndMetadata(0, MARK)}
             await group.commits.read()
@@ -291,8 +345,7 @@ async def test_where_an_operator_sought_to_nothing_has_moved_by_itself() -> None
     await group.commit(300)
     group.client.first = {0: 200}
     await group.reset(OffsetOutOfRangeError({P0: 100}))
-    group.client.positions[0] = 250
-    group.commits.sought({P0: 250}, {P0: None})
+    await group.seek(250)
     group.client.positions[0] = 260
     await group.idle()
     assert group.moves == []
@@ -337,7 +390,7 @@ async def test_a_position_of_a_deleted_topic_is_found_although_no_reset_was_due(
     group = await consuming(40)
     assert await group.recreated() == [P0]
     assert group.commits.is_of_another(P0, NEW)
-    group.commits.sought({P0: 0}, {P0: NEW})
+    await group.seek(0, NEW)
     assert await group.recreated() == []
     group.topic_id = NEWEST
     assert await group.recreated() == [P0]

@@ -25,6 +25,7 @@ from aiokafka.errors import BrokerResponseError, KafkaError, NodeNotReadyError, 
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
+from apps.chassis.internals.member_commits import refuse_commit_of_another_member
 from apps.chassis.kafka.client_journal import ClientId, ClientJournal, why_unreachable
 from apps.chassis.observability.logs import one_line
 
@@ -109,6 +110,8 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
             await self._hold(node_id, kind, request)
         elif kind == "JoinGroup":
             self.journal.joins(request._group)
+        elif kind == "OffsetCommit":
+            refuse_commit_of_another_member(request)
         try:
             answer = await super().send(node_id, request, group=group)
         except KafkaError as error:

@@ -26,6 +26,7 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import OffsetAndMetadata
 
+from apps.chassis.internals.member_commits import commit_as_member
 from apps.chassis.internals.partition_topic_ids import partition_topic_ids
 from apps.chassis.observability.logs import one_line
 from apps.consumer.consuming.commit_metadata import is_own, metadata_of, topic_id_in
@@ -40,7 +41,7 @@ RETRY_PAUSE_S = 0.5
 READ_TIMEOUT_S = 2.0
 """Seconds to read the group's committed offsets."""
 READS = 3
-"""Attempts to read committed offsets after an assignment; each delays the next poll."""
+"""Attempts to read committed offsets after an assignment; each delays the records of a poll."""
 GIVEN_AWAY = "the group revoked the partitions while the batch was in flight (CommitFailedError)"
 
 ReadCommits = Callable[[], Awaitable[Mapping[int, OffsetAndMetadata | None]]]
@@ -114,6 +115,7 @@ class Commits:
         self._retry_pause_s = retry_pause_s
         self._partitions: defaultdict[int, PartitionCommits] = defaultdict(PartitionCommits)
         self._reads_left = 0
+        self._committing = asyncio.Lock()
 
     def assigned(self) -> None:
         """Note that partitions were assigned: their positions are now the group's committed offsets."""
@@ -135,7 +137,10 @@ class Commits:
         return {partition: commit.offset if commit else None for partition, commit in commits.items()}
 
     async def begin(self, consumer: AIOKafkaConsumer) -> None:
-        """After an assignment, report commits of other clients since this service last knew."""
+        """After an assignment, report commits of other clients since this service last knew.
+
+        Call it after a poll and before its records are handled: partitions may have been assigned during the poll.
+        """
         if not self._reads_left:
             return
         self._reads_left -= 1
@@ -145,7 +150,7 @@ class Commits:
                 altered = [number for number, commit in commits.items() if self._partitions[number].is_altered(commit)]
                 _, ends = await self._read_offsets(max(altered) + 1) if altered else ({}, {})
         except (KafkaError, OSError, TimeoutError):
-            return  # retried before the next poll
+            return  # retried after the next poll
         self._reads_left = 0
         for number in sorted(tp.partition for tp in consumer.assignment() if tp.partition in commits):
             known, commit = self._partitions[number], commits[number]  # the client reports one without: see `reset`
@@ -222,12 +227,31 @@ class Commits:
         """Return whether the position of a partition is not known to belong to a topic."""
         return self._partitions[tp.partition].topic != topic_id
 
-    def sought(self, offsets: Mapping[TopicPartition, int], topic_ids: Mapping[TopicPartition, UUID | None]) -> None:
-        """Note the positions that a seek committed, and the topic that they belong to."""
-        for tp, offset in offsets.items():
-            known = self._partitions[tp.partition]
-            known.note(OffsetAndMetadata(offset, metadata_of(topic_ids[tp])))
-            known.topic, known.highest, known.pending = topic_ids[tp], offset, []
+    async def seek(
+        self,
+        consumer: AIOKafkaConsumer,
+        offsets: Mapping[TopicPartition, int],
+        topic_ids: Mapping[TopicPartition, UUID | None],
+    ) -> None:
+        """Commit other positions and continue there; continue where the consumer is when the commit fails.
+
+        Kafka may have taken a commit that failed: the present positions are then committed again. `topic_ids` are the
+        topics that the offsets belong to. Raises the errors of `commit_as_member`.
+        """
+        async with self._committing:
+            commits = {tp: OffsetAndMetadata(offset, metadata_of(topic_ids[tp])) for tp, offset in offsets.items()}
+            try:
+                if commits:
+                    await commit_as_member(consumer, commits)
+            except BaseException:
+                for tp in commits:
+                    self._partitions[tp.partition].committed = None
+                raise
+            for tp, commit in commits.items():
+                consumer.seek(tp, commit.offset)
+                known = self._partitions[tp.partition]
+                known.note(commit)
+                known.topic, known.highest, known.pending = topic_ids[tp], commit.offset, []
 
     async def commit(
         self, consumer: AIOKafkaConsumer, polled: Mapping[TopicPartition, int], is_leaving: Callable[[], bool]
@@ -258,24 +282,25 @@ class Commits:
             self._failed(error)
 
     async def _commit(self, consumer: AIOKafkaConsumer, polled: Mapping[TopicPartition, int]) -> None:
-        positions = await positions_of(consumer)
-        if any(positions.get(tp) != position for tp, position in polled.items()):
-            raise CommitFailedError
-        due = {
-            tp: OffsetAndMetadata(position, metadata_of(self._partitions[tp.partition].topic))
-            for tp, position in positions.items()
-            if self._partitions[tp.partition].committed != position
-        }
-        if due:
-            async with asyncio.timeout(COMMIT_TIMEOUT_S):
-                await consumer.commit(due)
-        self.error = None
-        for tp, commit in due.items():
-            known = self._partitions[tp.partition]
-            known.note(commit)
-            moves, known.pending = known.pending, []
-            for move in moves:
-                self.moves.report(move)
+        async with self._committing:
+            positions = await positions_of(consumer)
+            if any(positions.get(tp) != position for tp, position in polled.items()):
+                raise CommitFailedError
+            due = {
+                tp: OffsetAndMetadata(position, metadata_of(self._partitions[tp.partition].topic))
+                for tp, position in positions.items()
+                if self._partitions[tp.partition].committed != position
+            }
+            if due:
+                async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                    await commit_as_member(consumer, due)
+            self.error = None
+            for tp, commit in due.items():
+                known = self._partitions[tp.partition]
+                known.note(commit)
+                moves, known.pending = known.pending, []
+                for move in moves:
+                    self.moves.report(move)
 
     def _failed(self, error: BaseException) -> str:
         reason = one_line(error) if str(error) else f"no answer within {COMMIT_TIMEOUT_S:g} s"

@@ -194,7 +194,6 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         subscriber's lock: a rebalance and a seek wait for them. What cannot be read is tried again with the next
         polls, which go on for other partitions meanwhile.
         """
-        await self.commits.begin(consumer)
         if self.consumption.accepting:
             done = [tp.partition for tp, waits in (await records_waiting(consumer)).items() if not waits]
             self.consumption.caught_up(done, [tp.partition for tp in consumer.assignment()])
@@ -205,9 +204,11 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             self.consumption.note_unreadable(one_line(error))
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             with hold(self.subscriber):
+                await self.commits.begin(consumer)
                 self.consumption.redelivery.forget((await self.commits.reset(consumer, error)).__contains__)
         else:
             with hold(self.subscriber):
+                await self.commits.begin(consumer)
                 if not fetched:
                     await self.commits.commit_idle(consumer)
                 elif self.consumption.redelivery.extra_records:

@@ -8,15 +8,14 @@ from typing import Literal
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import IllegalStateError
+from aiokafka.errors import CommitFailedError, IllegalStateError
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 from apps.chassis.background import Background
-from apps.chassis.internals.batch_subscriber import wait_for_batch
+from apps.chassis.internals.batch_subscriber import hold, wait_for_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
 from apps.chassis.loop_watch import BLOCKED_AFTER_S
-from apps.consumer.consuming.commit_metadata import metadata_of
 from apps.consumer.consuming.commits import Commits, positions_of
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.handler_isolation import contain_child_tasks
@@ -185,7 +184,7 @@ class Control:
         place: Place,
         is_due: Callable[[TopicPartition, UUID | None], bool] = lambda *_: True,
     ) -> dict[int, int]:
-        """Seek partitions between two batches, where that is still due then, and commit the new positions."""
+        """Commit other positions between two batches, where that is still due then, and continue there."""
         others = consumer.assignment() - consumer.paused()
         consumer.pause(*consumer.assignment())  # or the next batch would be in flight before the seek is done
         try:
@@ -193,13 +192,11 @@ class Control:
             found = await _find(consumer, wanted, place)
             await self._wait_for_batch(subscriber)
             offsets = {tp: offset for tp, offset in found.items() if is_due(tp, topic_ids[tp])}
-            for tp, offset in offsets.items():  # no batch is in flight or being read, so nothing can intervene
-                consumer.seek(tp, offset)
+            with hold(subscriber):  # no batch is in flight, and a rebalance waits
+                await self._commits.seek(consumer, offsets, topic_ids)
             self._consumption.redelivery.forget()
-            await consumer.commit({tp: (offset, metadata_of(topic_ids[tp])) for tp, offset in offsets.items()})
-            self._commits.sought(offsets, topic_ids)
-        except IllegalStateError as error:
-            raise NotNow(f"the partitions were given to another member meanwhile: {error}") from None
+        except (CommitFailedError, IllegalStateError):
+            raise NotNow("the group revoked the partitions meanwhile: try again once they are assigned") from None
         finally:
             if not self._consumption.paused:
                 consumer.resume(*(others & consumer.assignment()))

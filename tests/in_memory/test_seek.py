@@ -1,0 +1,68 @@
+"""A seek is answered with what became of it: the commit of the new positions comes first."""
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, KafkaError, UnknownError
+from memory import MemoryConsumer
+from test_pair import Order, Pair, pair
+
+pytestmark = pytest.mark.anyio
+
+BEGINNING = {"to": "beginning"}
+
+
+async def consume(p: Pair, number: int) -> None:
+    """Post an order, and wait until so many orders have been consumed."""
+    await p.producer.post("/producers/orders", json={"order_id": "1", "amount_cents": number})
+    await p.until(messages_consumed_count=number, lag=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(UnknownError(), HTTPStatus.SERVICE_UNAVAILABLE), (CommitFailedError(), HTTPStatus.CONFLICT)],
+)
+async def test_consumption_goes_on_where_it_was_when_the_commit_of_a_seek_fails(
+    error: KafkaError, status: HTTPStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_: MemoryConsumer, __: Mapping[TopicPartition, tuple[int, str]]) -> None:
+        raise error
+
+    async with pair() as p:
+        await consume(p, 1)
+        with monkeypatch.context() as refusing:
+            refusing.setattr(MemoryConsumer, "commit", refuse)
+            answer = await p.consumer.post("/consumers/seek?stream=orders", json=BEGINNING)
+        assert answer.status_code == status
+        await consume(p, 2)
+        assert p.orders == [Order("1", 1), Order("1", 2)]
+
+
+async def test_a_rebalance_waits_for_a_seek(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    commit = MemoryConsumer.commit
+
+    async def revoke(consumer: MemoryConsumer) -> None:
+        await consumer._listener.on_partitions_revoked(consumer.assignment())
+        events.append("revoked")
+        await consumer._listener.on_partitions_assigned(consumer.assignment())
+
+    async def rebalance(consumer: MemoryConsumer, offsets: Mapping[TopicPartition, tuple[int, str]]) -> None:
+        revoking.append(asyncio.create_task(revoke(consumer)))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        await commit(consumer, offsets)
+        events.append("committed")
+
+    async with pair() as p:
+        await consume(p, 1)
+        revoking: list[asyncio.Task[None]] = []
+        with monkeypatch.context() as rebalancing:
+            rebalancing.setattr(MemoryConsumer, "commit", rebalance)
+            await p.consumer.post("/consumers/seek?stream=orders", json=BEGINNING)
+            await asyncio.gather(*revoking)
+        assert events == ["committed", "revoked"]
+        await p.until(messages_consumed_count=2, lag=0)

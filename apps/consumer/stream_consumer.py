@@ -83,7 +83,7 @@ class StreamConsumer:
             stream.decode, self.window.extend, handle, write, traces, policy, group=own.group_id
         )
         self._commits = commits = Commits(
-            partial(cluster.commits, own.group_id, own.topic), self._every.offsets, kafka.ask_topic_ids
+            partial(cluster.commits, own.group_id, own.topic), self._every.ends, kafka.ask_topic_ids
         )
         self._offsets = GroupOffsets(self._reader, self._every, commits.read)
         self._meter = LagMeter(self._offsets)

@@ -32,14 +32,14 @@ class Group:
         self.client = Client({int(name[1:]): position for name, position in positions.items()})
         self.ends: dict[int, int] = {0: 10_000, 1: 10_000}
         self.topic_id: UUID | None = None
-        self.commits = Commits(self.read, self.offsets, self.topic_ids, retry_pause_s=0)
+        self.commits = Commits(self.read, self.read_ends, self.topic_ids, retry_pause_s=0)
         self.is_leaving = False
 
     async def read(self) -> dict[int, OffsetAndMetadata | None]:
         return self.committed
 
-    async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
-        return self.client.first, {partition: self.ends[partition] for partition in range(partitions)}
+    async def read_ends(self, partitions: int) -> dict[int, int]:
+        return {partition: self.ends[partition] for partition in range(partitions)}
 
     async def topic_ids(self, _: object, partitions: Collection[TopicPartition]) -> dict[TopicPartition, UUID | None]:
         return dict.fromkeys(partitions, self.topic_id)

@@ -27,6 +27,9 @@ class Reader:
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
         return dict.fromkeys(range(partitions), 0), dict.fromkeys(range(partitions), self.end)
 
+    async def ends(self, partitions: int) -> dict[int, int]:
+        return dict.fromkeys(range(partitions), self.end)
+
     async def timestamps(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
         found = {
             partition: [

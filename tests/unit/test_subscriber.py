@@ -65,7 +65,7 @@ class Consumer:
         self.window = Window(1_000)
         self.consumption = Consumption(EVENTS.decode, self.window.extend, self._handle, self._write, policy=policy())
         self.client = Client()
-        self.commits = Commits(nothing_committed, no_offsets)
+        self.commits = Commits(nothing_committed, no_ends)
 
     async def _handle(self, batch: Batch[Event]) -> None:
         self.events.append("handler")
@@ -107,8 +107,8 @@ async def nothing_committed() -> dict[int, OffsetAndMetadata | None]:
     return {}
 
 
-async def no_offsets(_: int) -> tuple[dict[int, int], dict[int, int]]:
-    return {}, {}
+async def no_ends(_: int) -> dict[int, int]:
+    return {}
 
 
 @asynccontextmanager
@@ -390,7 +390,7 @@ async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_stuck() -> None:
 
     consumption, commits = (
         Consumption(EVENTS.decode, Window(10).extend, never, Consumer()._write),
-        Commits(nothing_committed, no_offsets),
+        Commits(nothing_committed, no_ends),
     )
     broker = new_broker(client_options(Settings(), "consumer"))
     subscriber = subscribe(broker, TOPIC, GROUP, consumption, commits)
@@ -430,7 +430,7 @@ class Silent:
 
 async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None:
     consumption = Consumption(EVENTS.decode, Window(10).extend, Consumer()._handle, Consumer()._write)
-    consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_offsets)
+    consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_ends)
     subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
     subscriber.consumer, subscriber.lock = cast("Any", Silent()), MultiLock()
     assert "has not polled" in str(why_stuck(subscriber, consumption, commits))
@@ -450,8 +450,8 @@ async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> 
 
     consumption = Consumption(EVENTS.decode, consumer.window.extend, slow, consumer._write)
     broker = new_broker(client_options(Settings(), "consumer"))
-    subscriber = subscribe(broker, TOPIC, GROUP, consumption, Commits(nothing_committed, no_offsets))
-    loop = ConsumeLoop(consumption, Commits(nothing_committed, no_offsets))
+    subscriber = subscribe(broker, TOPIC, GROUP, consumption, Commits(nothing_committed, no_ends))
+    loop = ConsumeLoop(consumption, Commits(nothing_committed, no_ends))
     loop.subscriber = subscriber
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
         subscriber.lock = MultiLock()  # what a started one has
@@ -548,7 +548,7 @@ async def test_an_in_flight_batch_has_an_age_until_it_is_committed() -> None:
 
 async def test_every_assignment_of_partitions_is_counted() -> None:
     consumption = Consumer().consumption
-    loop = ConsumeLoop(consumption, Commits(nothing_committed, no_offsets))
+    loop = ConsumeLoop(consumption, Commits(nothing_committed, no_ends))
     await loop.on_partitions_assigned({TopicPartition(TOPIC, 0)})
     await loop.on_partitions_assigned(set())
     assert consumption.rebalances == 2

@@ -78,6 +78,11 @@ class LogReader:
             first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
         return _by_number(first), _by_number(end)
 
+    async def ends(self, partitions: int) -> dict[int, int]:
+        """Return the offset behind the last record of each partition, within 2 s."""
+        async with self._connected() as consumer:
+            return _by_number(await consumer.end_offsets(self._partitions(range(partitions))))
+
     async def timestamps(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
         """Return the timestamp (ms) of the first record in a range of each partition, within 2 s.
 

@@ -46,8 +46,8 @@ GIVEN_AWAY = "the group revoked the partitions while the batch was in flight (Co
 
 ReadCommits = Callable[[], Awaitable[Mapping[int, OffsetAndMetadata | None]]]
 """Reads the group's committed offset in each partition, as `Cluster.commits` does."""
-ReadOffsets = Callable[[int], Awaitable[tuple[Mapping[int, int], Mapping[int, int]]]]
-"""Reads the first offset and the end of so many partitions, as `LogReader.offsets` does."""
+ReadEnds = Callable[[int], Awaitable[Mapping[int, int]]]
+"""Reads the ends of so many partitions, as `LogReader.ends` does."""
 AskTopicIds = Callable[[AIOKafkaConsumer, Collection[TopicPartition]], Awaitable[Mapping[TopicPartition, UUID | None]]]
 """Asks the leaders of partitions for the id of their topic, as `partition_topic_ids` does."""
 
@@ -101,7 +101,7 @@ class Commits:
     def __init__(
         self,
         read_commits: ReadCommits,
-        read_offsets: ReadOffsets,
+        read_ends: ReadEnds,
         ask_topic_ids: AskTopicIds = partition_topic_ids,
         retry_pause_s: float = RETRY_PAUSE_S,
     ) -> None:
@@ -110,7 +110,7 @@ class Commits:
         self.retrying_since: float | None = None
         self.moves = Moves()
         self._read_commits = read_commits
-        self._read_offsets = read_offsets
+        self._read_ends = read_ends
         self._ask_topic_ids = ask_topic_ids
         self._retry_pause_s = retry_pause_s
         self._partitions: defaultdict[int, PartitionCommits] = defaultdict(PartitionCommits)
@@ -148,7 +148,7 @@ class Commits:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 commits = {number: commit for number, commit in (await self._read_commits()).items() if commit}
                 altered = [number for number, commit in commits.items() if self._partitions[number].is_altered(commit)]
-                _, ends = await self._read_offsets(max(altered) + 1) if altered else ({}, {})
+                ends = await self._read_ends(max(altered) + 1) if altered else {}
         except (KafkaError, OSError, TimeoutError):
             return  # retried after the next poll
         self._reads_left = 0

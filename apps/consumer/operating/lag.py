@@ -66,7 +66,7 @@ class GroupOffsets:
         async with asyncio.timeout(LOOK_TIMEOUT_S):
             committed = await self._committed()
             first, end = await self.every.offsets(len(committed))
-            _, stable = await self.stable.offsets(len(committed))
+            stable = await self.stable.ends(len(committed))
         return {p: Offsets(committed[p], first[p], stable[p], end[p]) for p in sorted(committed)}
 
 

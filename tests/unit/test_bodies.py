@@ -372,6 +372,7 @@ async def answered(
     named = [(name.encode(), value.encode()) for name, value in headers.items()]
     path, _, query = path.partition("?")
     scope: Any = {"type": "http", "method": "POST", "path": path, "headers": named, "state": {}}
+    scope["headers"].append((b"host", b"localhost"))
     scope |= {"query_string": query.encode(), "http_version": version}
     app = app or create_producer(read_settings({}))
     await app(scope, receive, send)

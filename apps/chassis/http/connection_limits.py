@@ -5,16 +5,16 @@ import socket
 import struct
 import time
 from functools import partial
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-
 from apps.chassis.http.admission import UNSENT, UnsentAnswers
-from apps.chassis.internals.http_framing import FramedProtocol
+from apps.chassis.internals.http_framing import Cycle, FramedProtocol, Refused
 
 LARGEST_HEAD_BYTES = 64 * 1024
 """Largest head of a request in bytes, and most bytes after its body or between two chunks of it."""
+LONGEST_URL_BYTES = 65_535
+"""Longest path and query that the parser of httptools takes, in bytes."""
 MOST_IN_ADVANCE = 100
 """Most requests that a connection may send before the first is answered."""
 
@@ -31,7 +31,13 @@ BREAK_OFF = "break_off"
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 """The value of `SO_LINGER` for a connection that is reset when it closes."""
 
-TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+URL_TOO_LONG = Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the path and query are longer than {LONGEST_URL_BYTES} bytes")
+HEAD_TOO_LARGE = Refused(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the head of the request is larger than {LARGEST_HEAD_BYTES} bytes"
+)
+TOO_MANY_IN_ADVANCE = Refused(
+    HTTPStatus.BAD_REQUEST, f"more than {MOST_IN_ADVANCE} requests were sent before the first was answered"
+)
 
 
 class ConnectionLimits(NamedTuple):
@@ -111,7 +117,8 @@ class LimitedProtocol(FramedProtocol):
         self._unsent = 0
         self._read_check: asyncio.TimerHandle | None = None
         self._unused = 0
-        self._asked: list[RequestResponseCycle] = []
+        self._asked: list[Cycle] = []
+        self._refused: Refused | None = None
 
     @property
     def waits(self) -> bool:
@@ -138,22 +145,31 @@ class LimitedProtocol(FramedProtocol):
         self._disconnect_calls()
         super().connection_lost(exc)
 
-    def eof_received(self) -> None:
-        """Treat a caller that closed its side as disconnected, as uvicorn does."""
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own may say to keep the connection open
+        """End the arriving body as incomplete, so that its call can say so; or treat the caller as disconnected."""
+        if self._refused is None and self._runs_an_incomplete_request():
+            self.end_body_early()
+            return True  # the connection stays open for the answer
         self._disconnect_calls()
+        return False
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes; close the connection after too many that belong to no body."""
+        """Parse received bytes; refuse too many that belong to no body."""
+        if self._refused is not None:
+            return
         self._unused += len(data)
         if self._idle:
             self._idle = False
             self._expect_request()
         super().data_received(data)
         if self._unused > LARGEST_HEAD_BYTES and not self.transport.is_closing():
-            if self.waits:
-                self.transport.write(TOO_LARGE)
-            self._disconnect_calls()
-            self.transport.close()
+            self.refuse(HEAD_TOO_LARGE)
+
+    def on_url(self, url: bytes) -> None:
+        """Add a piece to the path and query."""
+        super().on_url(url)
+        if len(self.url) > LONGEST_URL_BYTES:
+            raise URL_TOO_LONG
 
     def on_message_begin(self) -> None:
         """Begin to read a request."""
@@ -164,7 +180,7 @@ class LimitedProtocol(FramedProtocol):
         """Begin to answer a request, or queue it behind the one that is being answered."""
         self._unused = 0
         if len(self.pipeline) >= MOST_IN_ADVANCE:
-            raise httptools.HttpParserError("too many requests in advance")
+            raise TOO_MANY_IN_ADVANCE
         super().request_begun()
         self.cycle.transport = self._joined
         self.cycle.scope[BREAK_OFF] = partial(self._break_off, self.scope["http_version"])  # type: ignore[literal-required]  # a key of our own
@@ -185,6 +201,10 @@ class LimitedProtocol(FramedProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request. Its time starts at its first byte, which may already be here."""
         super().on_response_complete()
+        if self._refused is not None and self.waits and not self.transport.is_closing():
+            self._joined.write(b"")  # a head may wait for its body
+            super().refuse(self._refused)
+            return
         self.waiting_since = time.monotonic()
         self._idle = self._between_requests
         if not self._idle:
@@ -200,18 +220,30 @@ class LimitedProtocol(FramedProtocol):
         self._forget_unsent()
         super().resume_writing()
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer malformed HTTP with 400; only close when that would look like the answer to another request."""
-        answered = self.waits or self._has_only_an_incomplete_request()
-        self._disconnect_calls()
-        if answered:
-            super().send_400_response(msg)
-        else:
-            self.transport.close()
+    def refuse(self, refused: Refused) -> None:
+        """Refuse what arrived: behind the answers to complete requests, and in place of an incomplete one.
 
-    def _has_only_an_incomplete_request(self) -> bool:
-        """Return whether the request that is arriving is the only one under way, and its answer has not begun."""
-        return self.cycle.more_body and not self.cycle.response_started and not self.pipeline
+        An answer that has begun while its body arrives is broken off.
+        """
+        if self._refused is not None or self.transport.is_closing():
+            return
+        self._refused = refused
+        if self._runs_an_incomplete_request():
+            self._disconnect_calls()
+            if self.cycle.response_started:
+                self.transport.close()
+            else:
+                super().refuse(refused)
+        elif self.waits:
+            super().refuse(refused)
+        elif self.cycle.more_body:
+            self.pipeline.popleft()
+            self._asked.pop()
+            self.cycle = self._asked[-1]
+
+    def _runs_an_incomplete_request(self) -> bool:
+        """Return whether the request that is being answered has not arrived completely."""
+        return not self.waits and self.cycle.more_body and not self.pipeline
 
     def _break_off(self, http_version: str) -> None:
         """Close the connection in the middle of an answer, so that the caller notices that it is incomplete.

@@ -251,6 +251,14 @@ def with_root_path(root_path: str, error: ProblemDetailsException) -> ProblemDet
     return error
 
 
+def encoded(error: ProblemDetailsException) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return the status, the headers and the body of an answer that is sent without Litestar."""
+    found = Problem(type=str(error.type_), title=str(error.title), status=error.status_code, detail=error.detail)
+    body = msgspec.json.encode(found)
+    headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **(error.headers or {})}
+    return error.status_code, [(name.lower().encode(), value.encode()) for name, value in headers.items()], body
+
+
 def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Answer an error by its problem: the exception handler of all routes. Log an error that nobody foresaw."""
     answer = to_problem(error)

@@ -27,7 +27,7 @@ def check_query(request: Request[Any, Any, Any]) -> None:
     Raises 400 with every fault. Litestar itself takes `1e3` for 1000, the last of two values, and ignores a parameter
     whose name is misspelt.
     """
-    if not request.scope["query_string"] or request.route_handler.opt.get(ANY_QUERY):
+    if not request.scope["query_string"] or request.method == "OPTIONS" or request.route_handler.opt.get(ANY_QUERY):
         return
     expected = _parameters(request.route_handler)
     faults = []

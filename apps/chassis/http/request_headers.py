@@ -1,9 +1,26 @@
 """Reads the headers of a request once for all that look at them."""
 
+from http import HTTPStatus
+
+from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import Scope
+
+from apps.chassis.http.problems import problem
 
 HEADERS = "headers_by_name"
 """Set in the scope of a request: its headers by name."""
+GIVEN_ONCE = (
+    "Host",
+    "X-API-Key",
+    "Authorization",
+    "Content-Type",
+    "Origin",
+    "Sec-Fetch-Site",
+    "Sec-Fetch-Mode",
+    "Last-Event-ID",
+    "traceparent",
+)
+"""Headers with one value: of two, a proxy and this service could believe different ones."""
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:
@@ -16,3 +33,19 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
             found = {one: b", ".join(value for name, value in headers if name == one) for one in found}
         scope[HEADERS] = found  # type: ignore[literal-required]  # a key of our own
     return found
+
+
+def find_fault(scope: Scope) -> ProblemDetailsException | None:
+    """Return the problem of a request without a host, or with several values where one is allowed; None without any.
+
+    HTTP/1.0 has requests without a host (RFC 9112, section 3.2).
+    """
+    given = headers_of(scope)
+    if b"host" not in given and scope.get("http_version") == "1.1":
+        return problem(HTTPStatus.BAD_REQUEST, "the header Host is missing")
+    names = [name for name, _ in scope["headers"]]
+    if len(given) < len(names):
+        for name in GIVEN_ONCE:
+            if (times := names.count(name.lower().encode())) > 1:
+                return problem(HTTPStatus.BAD_REQUEST, f"the header {name} is given {times} times: send one")
+    return None

@@ -6,7 +6,6 @@ from collections.abc import Awaitable
 from random import Random
 from typing import Any
 
-import msgspec
 from anyio import CancelScope
 from litestar.connection import Request
 from litestar.plugins.problem_details import ProblemDetailsException
@@ -16,9 +15,9 @@ from prometheus_client import CollectorRegistry
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.authorization import SAFE_METHODS, missing_security_headers
 from apps.chassis.http.origins import OriginPolicy
-from apps.chassis.http.problems import BUSY, MEDIA_TYPE, problem, with_root_path
+from apps.chassis.http.problems import BUSY, encoded, problem, with_root_path
 from apps.chassis.http.query import check_query
-from apps.chassis.http.request_headers import headers_of
+from apps.chassis.http.request_headers import find_fault, headers_of
 from apps.chassis.observability.logs import request_id
 from apps.chassis.observability.metrics import HttpMetrics
 from apps.chassis.settings import Settings
@@ -81,7 +80,7 @@ class RequestMiddleware:
 
         begun = time.perf_counter()
         try:
-            if refusal := self._origins.refusal(scope):
+            if refusal := find_fault(scope) or self._origins.refusal(scope):
                 for message in self._events_of(refusal):
                     await see(message)
             else:
@@ -109,19 +108,9 @@ class RequestMiddleware:
 
     def _events_of(self, error: ProblemDetailsException) -> tuple[Any, Any]:
         """Return the ASGI events that answer a problem."""
-        error = with_root_path(self._root_path, error)
-        body = msgspec.json.encode(
-            {"status": error.status_code, "type": error.type_, "title": error.title, "detail": error.detail}
-        )
-        headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **(error.headers or {})}
-        return (
-            {
-                "type": "http.response.start",
-                "status": error.status_code,
-                "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
-            },
-            {"type": "http.response.body", "body": body, "more_body": False},
-        )
+        status, headers, body = encoded(with_root_path(self._root_path, error))
+        start = {"type": "http.response.start", "status": status, "headers": headers}
+        return start, {"type": "http.response.body", "body": body, "more_body": False}
 
 
 def admit(limit: Limit) -> Any:  # noqa: ANN401 - a hook of Litestar's

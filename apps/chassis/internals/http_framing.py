@@ -1,6 +1,6 @@
 """Reads requests and frames answers as RFC 9112 says, where uvicorn's httptools protocol does not: a PROTECTION.
 
-Reaches for the protocol's steps (head, body, end, answer of 400) and for the parts of a request's cycle. Lost without
+Reaches for the protocol's steps (head, body, end) and for the parts of a request's cycle. Lost without
 it: the body behind an offered upgrade, which uvicorn would parse as the next request
 (https://github.com/Kludex/uvicorn/issues/2722, of which several fixes were not taken), and with it the safety from
 smuggled requests; and the ends of answers to HTTP/1.0.
@@ -10,10 +10,13 @@ import asyncio
 import socket
 import struct
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from apps.chassis.http.problems import encoded, problem
 
 REACHES = (
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.data_received(data)",
@@ -21,19 +24,30 @@ REACHES = (
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.on_headers_complete uses cycle, expect_100_continue",
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.on_message_complete(self)",
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol._unset_keepalive_if_required(self)",
-    "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol.send_400_response(msg)",
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.__init__ uses transport, keep_alive, body, more_body",
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.__init__ uses waiting_for_100_continue, disconnected",
+    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.receive uses message_event",
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.send uses chunked_encoding, response_complete",
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.send(message) uses expected_content_length",
 )
 
-INVALID_REQUEST = "Invalid HTTP request received."
 ASK_FOR_BODY = "ask_for_body"
 """Set in the scope of a request whose caller waits for `100 Continue` before it sends the body: sends it once."""
 
-RESET_AFTER_S = 1.0
-"""Seconds for a caller to read the sent part of a broken answer, before its connection is reset."""
+CLOSE_AFTER_S = 1.0
+"""Seconds for a caller to read a refusal or the sent part of a broken answer, before its connection is closed."""
+
+
+class Refused(httptools.HttpParserError):
+    """A request that the server itself refuses, with a status and what is wrong; nothing behind it is parsed."""
+
+    def __init__(self, status: HTTPStatus, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+NOT_HTTP = Refused(HTTPStatus.BAD_REQUEST, "what was sent is not a valid HTTP request")
 
 
 class ClosingTransport:
@@ -47,9 +61,9 @@ class ClosingTransport:
         transport: Any,  # noqa: ANN401 - a transport, or its wrapper
         connection: asyncio.Transport,
         cycle: RequestResponseCycle,
-        reset_after_s: float,
+        close_after_s: float,
     ) -> None:
-        self._reset_after_s = reset_after_s
+        self._close_after_s = close_after_s
         self._transport = transport
         self._connection = connection
         self._cycle = cycle
@@ -67,13 +81,28 @@ class ClosingTransport:
         if self._cycle.response_complete:
             self._transport.close()
         else:
-            asyncio.get_running_loop().call_later(self._reset_after_s, self._reset)
+            asyncio.get_running_loop().call_later(self._close_after_s, self._reset)
 
     def _reset(self) -> None:
         if not self._connection.is_closing():
             at_once = struct.pack("ii", 1, 0)
             self._connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
             self._connection.abort()
+
+
+class Cycle(RequestResponseCycle):
+    """A request and its answer; the body of a request may end early, and its call can still answer then."""
+
+    ended_early = False
+
+    async def receive(self) -> Any:  # noqa: ANN401 - an ASGI event
+        """Return the next piece of the body; a disconnect behind the last one of a body that ended early."""
+        message: Any = await super().receive()
+        if self.ended_early and message["type"] == "http.request":
+            if not message["body"]:
+                return {"type": "http.disconnect"}
+            self.message_event.set()
+        return message
 
 
 class FramedProtocol(HttpToolsProtocol):
@@ -84,18 +113,21 @@ class FramedProtocol(HttpToolsProtocol):
     `Upgrade` header, and finds the body and its end as in any other request.
     """
 
-    def __init__(self, *args: Any, reset_after_s: float = RESET_AFTER_S, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
+    cycle: Cycle
+
+    def __init__(self, *args: Any, close_after_s: float = CLOSE_AFTER_S, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
         super().__init__(*args, **options)
-        self._reset_after_s = reset_after_s
+        self._close_after_s = close_after_s
         self._head_without_offer = b""
 
     def request_begun(self) -> None:
         """Begin to answer the received request, or queue it after the one that is being answered."""
         super().on_headers_complete()
+        self.cycle.__class__ = Cycle  # before its call begins
         self.headers = []  # trailers go here: they are not headers (RFC 9110, section 6.5.1)
         if self.cycle.scope["http_version"] != "1.1":
             self.cycle.waiting_for_100_continue = False
-            self.cycle.send = partial(_send_without_chunks, self.transport, self.cycle, self._reset_after_s)  # type: ignore[method-assign]
+            self.cycle.send = partial(_send_without_chunks, self.transport, self.cycle, self._close_after_s)  # type: ignore[method-assign]
         elif self.expect_100_continue:
             self.cycle.send = partial(_send_and_close_without_body, self.cycle)  # type: ignore[method-assign]
             self.cycle.scope[ASK_FOR_BODY] = partial(_ask_for_body, self.cycle)  # type: ignore[literal-required]  # a key of our own
@@ -108,20 +140,41 @@ class FramedProtocol(HttpToolsProtocol):
             if self.cycle.response_complete:
                 self.cycle.transport.close()
 
+    def refuse(self, refused: Refused) -> None:
+        """Answer what the server refuses by a problem, and close the connection.
+
+        Closing at once, with bytes unread, would reset it, and the caller could lose the answer.
+        """
+        error = problem(refused.status, refused.detail)
+        _, headers, body = encoded(error)
+        headers += [*self.server_state.default_headers, (b"connection", b"close")]
+        lines = [b"%b: %b" % header for header in headers]
+        first = b"HTTP/1.1 %d %b" % (refused.status, refused.status.phrase.encode())
+        self.transport.write(b"\r\n".join([first, *lines, b"", body]))
+        self.transport.write_eof()
+        self.loop.call_later(self._close_after_s, self.transport.close)
+
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes; answer 400 and close the connection if they are not HTTP."""
+        """Parse received bytes; refuse them if they are not HTTP."""
         self._unset_keepalive_if_required()
         rest: Any = data
         try:
             while True:
                 try:
-                    return self.parser.feed_data(rest)
+                    self.parser.feed_data(rest)
+                    break
                 except httptools.HttpParserUpgrade as stop:
                     rest = memoryview(rest)[stop.args[0] :]
                     self._parse_head_without_offer()
-        except httptools.HttpParserError:
-            self.logger.warning(INVALID_REQUEST)
-            self.send_400_response(INVALID_REQUEST)
+        except httptools.HttpParserError as error:
+            refused = error.__context__  # what a step of this class raised
+            self.refuse(refused if isinstance(refused, Refused) else NOT_HTTP)
+
+    def end_body_early(self) -> None:
+        """Let the call that is being answered read what arrived of its body, and then a disconnect; it may answer."""
+        self.cycle.ended_early = True
+        self.cycle.keep_alive = False
+        self.cycle.message_event.set()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header without the white space behind its value, which is no part of it (RFC 9110, section 5.5)."""
@@ -130,13 +183,13 @@ class FramedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin the request, unless the parser is about to stop at an offered upgrade."""
         if self.parser.get_http_version() not in {"1.0", "1.1"}:
-            raise httptools.HttpParserError("a version of HTTP other than 1.0 and 1.1")
+            raise Refused(HTTPStatus.BAD_REQUEST, "the version of HTTP is not 1.0 or 1.1")
         if self.parser.should_upgrade():
             self._head_without_offer = self._write_head_without_offer()
             return
         for name, value in self.headers:
             if name == b"transfer-encoding" and value.lower() != b"chunked":
-                raise httptools.HttpParserError("a transfer coding other than chunked")
+                raise Refused(HTTPStatus.BAD_REQUEST, "the only supported Transfer-Encoding is chunked")
         self.request_begun()
 
     def on_message_complete(self) -> None:
@@ -152,7 +205,7 @@ class FramedProtocol(HttpToolsProtocol):
     def _write_head_without_offer(self) -> bytes:
         method = self.parser.get_method()
         if method == b"CONNECT":  # no tunnel is ever opened, so the end of its body is unclear
-            raise httptools.HttpParserError("CONNECT")
+            raise Refused(HTTPStatus.BAD_REQUEST, "CONNECT is not supported")
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
         lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
@@ -162,14 +215,14 @@ class FramedProtocol(HttpToolsProtocol):
 async def _send_without_chunks(
     connection: asyncio.Transport,
     cycle: RequestResponseCycle,
-    reset_after_s: float,
+    close_after_s: float,
     message: Any,  # noqa: ANN401 - an ASGI event
 ) -> None:
     """Send an answer that HTTP/1.0 can read: one without a length ends when the connection closes."""
     if message["type"] == "http.response.start":
         if not any(name.lower() == b"content-length" for name, _ in message["headers"]):
             cycle.chunked_encoding = False
-            cycle.transport = ClosingTransport(cycle.transport, connection, cycle, reset_after_s)  # type: ignore[assignment]
+            cycle.transport = ClosingTransport(cycle.transport, connection, cycle, close_after_s)  # type: ignore[assignment]
     elif isinstance(cycle.transport, ClosingTransport):
         cycle.expected_content_length = len(message.get("body", b""))
     await RequestResponseCycle.send(cycle, message)

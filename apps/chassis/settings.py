@@ -13,7 +13,8 @@ from apps.chassis.http.api_keys import Keys, read_keys
 from contracts import STREAMS
 from contracts.stream import FIELDS, Stream, check_streams
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
+S = TypeVar("S", bound="Settings")
 
 PORT = r"(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
 SERVER = rf"(?:[^\s,:\[\]]+|\[[0-9a-fA-F:.]+\]):{PORT}"
@@ -55,6 +56,8 @@ BY_STREAM = "BY_STREAM"
 """The field of `Settings` that no variable sets."""
 SECRETS = frozenset({"api_key", "kafka_sasl_password"})
 """Fields whose value is never shown."""
+PASSWORD_OF_ADDRESS = re.compile(r"//.*@")
+"""User and password in an address."""
 ANY_HOST = "*"
 
 
@@ -140,7 +143,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     def __repr__(self) -> str:
         values = {name: getattr(self, name) for name in self.__struct_fields__}
-        shown = {name: "***" if name in SECRETS and value else value for name, value in values.items()}
+        hidden = SECRETS.union(set(self.__struct_fields__) - set(Settings.__struct_fields__))  # own ones may be secret
+        shown = {name: "***" if name in hidden and value else value for name, value in values.items()}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def of(self, stream: Stream[Any]) -> StreamSettings:
@@ -214,6 +218,25 @@ def read_settings(environment: Mapping[str, str], streams: Sequence[Stream[Any]]
     )
 
 
+def read_own_settings(kind: type[S], settings: Settings, environment: Mapping[str, str]) -> S:
+    """Return settings of a subclass of `Settings`; its further fields are read from the variables of their names.
+
+    Settings that are of the subclass already stay as they are. Raises `WrongSetting` as `read_settings` does.
+    """
+    if isinstance(settings, kind):
+        return settings
+    own = [one for one in msgspec.structs.fields(kind) if one.name not in Settings.__struct_fields__]
+    given = {
+        one.encode_name: (one.encode_name, value)
+        for one in own
+        if (value := environment.get(one.encode_name, "").strip())
+    }
+    if missing := [one.encode_name for one in own if one.required and one.encode_name not in given]:
+        raise WrongSetting(f"{missing[0]}: is missing; the handler needs it")
+    known = {name: getattr(settings, name) for name in Settings.__struct_fields__}
+    return msgspec.structs.replace(_converted(kind, given, {}), **known)
+
+
 def _read_stream_settings(environment: Mapping[str, str], stream: Stream[Any]) -> StreamSettings:
     given: dict[str, tuple[str, str]] = {}
     for field in FIELDS:
@@ -226,14 +249,17 @@ def _read_stream_settings(environment: Mapping[str, str], stream: Stream[Any]) -
 
 def _converted(kind: type[T], given: Mapping[str, tuple[str, str]], others: Mapping[str, Any]) -> T:
     """Return a Struct from texts by field, each with the name of its variable, and from what else is known."""
-    types = {field.encode_name: field.type for field in inspect.type_info(kind).fields}  # type: ignore[attr-defined]  # of a Struct
+    hints = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     for name, (variable, value) in given.items():
         try:
-            if isinstance(types[name], inspect.IntType) and not PLAIN_INTEGER.fullmatch(value):
+            if isinstance(inspect.type_info(hints[name]), inspect.IntType) and not PLAIN_INTEGER.fullmatch(value):
                 raise msgspec.ValidationError  # noqa: TRY301 - else `1e4` would be 10,000
-            msgspec.convert({**others, name: value}, kind, strict=False)
+            msgspec.convert(value, hints[name], strict=False)
         except msgspec.ValidationError:
-            raise WrongSetting(f"{variable}: expected {expected(types[name])}, not {value!r}") from None
+            shown = PASSWORD_OF_ADDRESS.sub("//***@", value)
+            raise WrongSetting(
+                f"{variable}: expected {expected(inspect.type_info(hints[name]))}, not {shown!r}"
+            ) from None
     return msgspec.convert({**others, **{name: value for name, (_, value) in given.items()}}, kind, strict=False)
 
 

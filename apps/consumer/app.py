@@ -20,9 +20,8 @@ from apps.chassis.observability.tracing import traces_of
 from apps.chassis.service import settings_from_environment
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.routes import MessageController
-from apps.consumer.consuming.batch import Handler
-from apps.consumer.consuming.handler_thread import as_async
 from apps.consumer.consuming.policy import DEFAULT, Policy
+from apps.consumer.consuming.resource import AnyHandler, handler_resource
 from apps.consumer.handlers import HANDLERS, POLICIES, handle_nothing
 from apps.consumer.operating.metrics import HandlerMetrics
 from apps.consumer.operating.routes import OperatingController
@@ -41,7 +40,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
     ending: asyncio.Event | None = None,
     *,
     streams: Sequence[Stream[Any]] = STREAMS,
-    handlers: Mapping[Stream[Any], Handler[Any]] = HANDLERS,
+    handlers: Mapping[Stream[Any], AnyHandler[Any]] = HANDLERS,
     policies: Mapping[Stream[Any], Policy] = POLICIES,
     kafka: Kafka = REAL,
     traces: Traces | None = None,
@@ -80,25 +79,21 @@ def create_app(  # noqa: PLR0913 - what tests replace
 def _stream_consumers(  # noqa: PLR0913, PLR0917 - what `create_app` is given
     settings: Settings,
     streams: Sequence[Stream[Any]],
-    handlers: Mapping[Stream[Any], Handler[Any]],
+    handlers: Mapping[Stream[Any], AnyHandler[Any]],
     policies: Mapping[Stream[Any], Policy],
     registry: CollectorRegistry,
     traces: Traces,
     kafka: Kafka,
 ) -> dict[str, StreamConsumer]:
     measured, options = HandlerMetrics(registry), client_options(settings, SERVICE)
-    return {
-        one.name: StreamConsumer(
-            one,
-            settings,
-            options,
-            measured.timed(one.name, as_async(handlers.get(one, handle_nothing))),
-            policies.get(one, DEFAULT),
-            traces,
-            kafka,
-        )
-        for one in settings.served(streams)
-    }
+
+    def consumer_of(stream: Stream[Any]) -> StreamConsumer:
+        policy, handler = policies.get(stream, DEFAULT), handlers.get(stream, handle_nothing)
+        resource = handler_resource(handler, settings, os.environ, stream.name, policy.retry)
+        handle = measured.timed(stream.name, resource.handle)
+        return StreamConsumer(stream, settings, options, handle, policy, traces, kafka, resource)
+
+    return {stream.name: consumer_of(stream) for stream in settings.served(streams)}
 
 
 def _operations(consumers: Iterable[StreamConsumer]) -> Iterable[Operation]:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from apps.consumer.consuming.batch import Batch, Handler
+from apps.consumer.consuming.batch import Batch
 from apps.consumer.consuming.policy import Policy
+from apps.consumer.consuming.resource import AnyHandler
 from contracts.person import PEOPLE, Person
 from contracts.stream import Stream
 
@@ -24,8 +25,8 @@ async def handle_people(batch: Batch[Person]) -> None:
     """
 
 
-HANDLERS: Mapping[Stream[Any], Handler[Any]] = {PEOPLE: handle_people}
-"""The handler of each stream; a stream without one is consumed and shown only."""
+HANDLERS: Mapping[Stream[Any], AnyHandler[Any]] = {PEOPLE: handle_people}
+"""The handler of each stream, or `resource(...)` of one; a stream without one is consumed and shown only."""
 POLICIES: Mapping[Stream[Any], Policy] = {}
 """How many records a batch has, how failures are retried, and when a stream halts; where it is not the default."""
 

@@ -30,6 +30,7 @@ from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.dead_letters import DeadLetters
 from apps.consumer.consuming.policy import Policy
+from apps.consumer.consuming.resource import HandlerResource
 from apps.consumer.consuming.subscriber import subscribe
 from apps.consumer.operating.control import Control
 from apps.consumer.operating.group import Group, look_at_group
@@ -61,6 +62,7 @@ class StreamConsumer:
         policy: Policy,
         traces: Traces,
         kafka: Kafka,
+        resource: HandlerResource | None = None,
     ) -> None:
         self.stream = stream
         self.settings = own = settings.of(stream)
@@ -80,7 +82,7 @@ class StreamConsumer:
         )
         self.window, write = Window(settings.window_size), self._dead_letters.write
         self.consumption = Consumption(
-            stream.decode, self.window.extend, handle, write, traces, policy, group=own.group_id
+            stream.decode, self.window.extend, handle, write, traces, policy, group=own.group_id, resource=resource
         )
         self._commits = commits = Commits(
             partial(cluster.commits, own.group_id, own.topic), self._every.ends, kafka.ask_topic_ids
@@ -114,6 +116,7 @@ class StreamConsumer:
             self.dead_reader,
             self.redriver,
             self._dead_letters,
+            self.consumption.resource,  # closed once the background has committed its last batch
             self._background,
         )
         async with AsyncExitStack() as opened:
@@ -123,6 +126,7 @@ class StreamConsumer:
                 self.control.watch(): "watch of the consume loop",
                 self.cluster.watch(): "watch of the cluster",
                 watch_topic(self.control, self._commits): "watch of the topic",
+                self.consumption.resource.keep_open(): "resource of the handler",
                 self.control.start(): "first start",
                 self.control.stop_at(ending): "last stop",
                 self.tail.end_at(ending): "end of the live tail",
@@ -169,6 +173,7 @@ class StreamConsumer:
             passed_over_count=consumption.passed_over,
             moves=list(commits.moves.newest),
             last_error=trouble
+            or consumption.resource.error
             or commits.error
             or (consumption.attempts.error if consumption.attempts.failures or consumption.retrying else None)
             or (None if control.stopped or consumption.halted else control.obstacle())

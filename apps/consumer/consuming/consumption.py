@@ -22,6 +22,7 @@ from apps.consumer.consuming.outcome import Outcome, finished_part
 from apps.consumer.consuming.policy import DEFAULT, Policy
 from apps.consumer.consuming.redelivery import Newer, Redelivery, Verdict, nothing_newer
 from apps.consumer.consuming.redrive_addressing import divide
+from apps.consumer.consuming.resource import HandlerResource
 from apps.consumer.consuming.retry import Attempts
 from contracts.record import Record, fields_of
 
@@ -71,6 +72,7 @@ class Consumption:
         policy: Policy = DEFAULT,
         *,
         group: str | None = None,
+        resource: HandlerResource | None = None,
         give_way_s: float = GIVE_WAY_S,
     ) -> None:
         self.consumed = self.passed_over = self.rebalances = 0
@@ -85,7 +87,8 @@ class Consumption:
         self.batch_records = policy.batching.records
         self.attempts = Attempts(decode, handle)
         self.abandonment = Abandonment(self.attempts.cancel)
-        self.redelivery = Redelivery(self.attempts, self.abandonment, policy)
+        self.resource = resource or HandlerResource()
+        self.redelivery = Redelivery(self.attempts, self.abandonment, policy, self.resource)
         self._limiter = DeadLetterLimiter(policy.dead_letter_limit)
         self._decode, self._show, self._write_dead_letters = decode, show, write_dead_letters
         self._group = group
@@ -114,6 +117,8 @@ class Consumption:
     def retrying(self) -> str | None:
         """Why records are retried, without quotes of errors; None when they are not."""
         attempts = self.attempts
+        if self.resource.trouble is not None:
+            return f"retrying: {self.resource.trouble}"
         if self.redelivery.unwritten is not None:
             return f"retrying: dead letters cannot be written: {self.redelivery.unwritten}"
         if not (self.redelivery.waiting or attempts.is_struggling):

@@ -63,7 +63,7 @@ class HandlerCall:
         `break_off`, unless the call succeeds regardless.
         """
         self._is_broken_off = False
-        task = self._task = asyncio.create_task(_contain(make, _contained.set, self._bases), name="handler")
+        task = self._task = start_contained(make, "handler", self._bases)
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:  # the consume loop itself ends
@@ -84,6 +84,13 @@ class HandlerCall:
         if self._task is not None:
             self._is_broken_off = True
             self._task.cancel()
+
+
+def start_contained(
+    make: Callable[[], Awaitable[object]], name: str, bases: tuple[type[Exception], ...] = ()
+) -> asyncio.Task[object]:
+    """Start a task of a handler: it raises copies of errors, `Escaped` for what is no `Exception`."""
+    return asyncio.create_task(_contain(make, _contained.set, bases), name=name)
 
 
 async def _contain(

@@ -15,6 +15,7 @@ from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.findings import MOST_RECORDS, FailureWindow, Finding, Memory, Partition
 from apps.consumer.consuming.handler_isolation import BrokenOff
 from apps.consumer.consuming.policy import Policy
+from apps.consumer.consuming.resource import HandlerResource
 from apps.consumer.consuming.retry import SUCCESS, Attempts
 from contracts.record import Record
 
@@ -48,12 +49,13 @@ class Redelivery:
     must be at fault. `window` has which of the last records failed. `unwritten` is why dead letters cannot be written.
     """
 
-    def __init__(self, attempts: Attempts, abandonment: Abandonment, policy: Policy) -> None:
+    def __init__(self, attempts: Attempts, abandonment: Abandonment, policy: Policy, resource: HandlerResource) -> None:
         self.waiting = self.outage = False
         self.unwritten: str | None = None
         self.window = FailureWindow(policy.outage)
         self._attempts = attempts
         self._abandonment = abandonment
+        self._resource = resource
         self._retry = policy.retry
         self._memory = Memory()
         self._waits = self._successes_at_wait = self._redelivered = 0
@@ -71,7 +73,11 @@ class Redelivery:
         or when they cannot be told from an outage yet. They are to be redelivered.
         """
         findings = self._memory.recall(records)
-        is_new = not findings and (accept or not self._waits)
+        is_due = accept or not self._waits
+        is_due_now = is_due or self._knows_enough(findings) or await self._back_off(newer)
+        if not (is_due_now and await self._resource.ready(self._abandonment)):
+            return _verdict(findings or [Finding(record) for record in records])
+        is_new = is_due and not findings
         first = await self._attempts.call(records, values) if is_new else SUCCESS
         if is_new and first.is_success:
             return Verdict()
@@ -85,12 +91,10 @@ class Redelivery:
         )
         if isinstance(first.error, BrokenOff):
             trial.is_abandoned = True
-        elif accept or not self._waits:
+        elif is_due:
             await trial.bisect(first if is_new else None)
-        elif self._knows_enough(findings) or await self._back_off(newer):
-            await trial.resume(outage=self.outage)
         else:
-            trial.is_abandoned = True
+            await trial.resume(outage=self.outage)
         if not trial.is_abandoned and not accept:
             self._plan(trial)
         return _verdict(trial.findings)
@@ -124,7 +128,9 @@ class Redelivery:
         trial.doubt(outage=self.outage)
         if any(one.is_undecided for one in trial.findings):
             self._waits = 1 if trial.has_answered and not self.outage else self._waits + 1
-            self.waiting = self.waiting or self._waits > 1 or self.outage
+            if self._waits > 1 or self.outage:
+                self.waiting = True
+                self._resource.renew()
             self._wants_newer = not trial.ready()
             self._successes_at_wait = self._attempts.successes
 

@@ -1,0 +1,256 @@
+"""Handlers that need something open, in memory: when it is opened, closed and replaced, and what is seen of that."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
+from typing import Any, NamedTuple, cast
+
+import msgspec
+import pytest
+from faststream.kafka import KafkaBroker, TestKafkaBroker
+from httpx import ASGITransport, AsyncClient
+from memory import Memory
+
+from apps.chassis.settings import Settings
+from apps.consumer.app import create_app
+from apps.consumer.consuming.batch import Batch, Handler
+from apps.consumer.consuming.policy import Policy, Retry
+from apps.consumer.consuming.resource import resource
+from contracts.stream import Stream
+
+pytestmark = pytest.mark.anyio
+
+
+class Order(msgspec.Struct):
+    order_id: str
+
+
+ORDERS: Stream[Order] = Stream("orders", Order, key=lambda order: order.order_id)
+IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, longest_backoff_s=0.01))
+OpenHandler = Callable[[Any], AbstractAsyncContextManager[Handler[Order]]]
+
+
+class Consumer(NamedTuple):
+    """The consumer as a caller sees it, and the broker of a producer."""
+
+    http: AsyncClient
+    broker: KafkaBroker
+
+    async def send(self, *ids: str) -> None:
+        for one in ids:
+            await self.broker.publish({"order_id": one}, "orders", key=one.encode())
+
+    async def status(self) -> dict[str, Any]:
+        answer = await self.http.get("/consumers/status")
+        status: dict[str, Any] = answer.json()["streams"]["orders"]
+        return status
+
+    async def until(self, **expected: object) -> dict[str, Any]:
+        """Wait until the status is as expected."""
+        return await self.until_status(lambda status: all(status[name] == value for name, value in expected.items()))
+
+    async def until_status(self, is_reached: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        async with asyncio.timeout(5):
+            while not is_reached(status := await self.status()):  # noqa: ASYNC110 - no event tells of a status
+                await asyncio.sleep(0.001)
+        return status
+
+
+@asynccontextmanager
+async def consuming(open_handler: OpenHandler, memory: Memory | None = None, **own: Any) -> AsyncIterator[Consumer]:  # noqa: ANN401 - of `resource`
+    memory = memory or Memory()
+    handlers, policies = {ORDERS: resource(open_handler, **own)}, {ORDERS: IMPATIENT}
+    app = create_app(Settings(), streams=[ORDERS], handlers=handlers, policies=policies, kafka=memory.kafka)
+    async with (
+        TestKafkaBroker(*memory.brokers),
+        app.lifespan(),
+        AsyncClient(transport=ASGITransport(cast("Any", app)), base_url="http://localhost") as http,
+    ):
+        yield Consumer(http, memory.brokers[0])
+
+
+class Database:
+    """Something to open: it counts its openings, and keeps what is saved while a connection is open and not dead."""
+
+    def __init__(self) -> None:
+        self.opened = self.closed = 0
+        self.saved: list[str] = []
+        self.is_down = False
+        self.dead_connections: set[int] = set()
+        self.poison = ""
+
+    @asynccontextmanager
+    async def handler(self, _: Settings) -> AsyncIterator[Handler[Order]]:
+        if self.is_down:
+            raise ConnectionRefusedError("no database at localhost")
+        self.opened += 1
+        connection = self.opened
+
+        async def save(batch: Batch[Order]) -> None:
+            if self.is_down or connection in self.dead_connections:
+                raise ConnectionError("the connection is dead")
+            if self.poison in {order.order_id for order in batch.values}:
+                raise ValueError("no database takes it")
+            self.saved += [order.order_id for order in batch.values]
+
+        try:
+            yield save
+        finally:
+            self.closed += 1
+
+
+async def test_a_resource_is_opened_before_the_first_record_and_closed_after_the_last_commit() -> None:
+    memory, committed_at_close, database = Memory(), [], Database()
+
+    @asynccontextmanager
+    async def handler(settings: Settings) -> AsyncIterator[Handler[Order]]:
+        async with database.handler(settings) as save:
+            yield save
+            committed_at_close.append(sum(commit.offset for commit in memory.committed.values()))
+
+    async with consuming(handler, memory) as consumer:
+        await consumer.until_status(lambda _: database.opened)
+        assert database.saved == []
+        await consumer.send("1", "2")
+        await consumer.until(messages_consumed_count=2)
+    assert sorted(database.saved) == ["1", "2"]
+    assert committed_at_close == [2]
+    assert (database.opened, database.closed) == (1, 1)
+
+
+async def test_a_plain_function_that_a_resource_yields_runs_in_a_thread() -> None:
+    saved: list[str] = []
+
+    @asynccontextmanager
+    async def handler(_: Settings) -> AsyncIterator[Handler[Order]]:
+        def save(batch: Batch[Order]) -> None:
+            with pytest.raises(RuntimeError):
+                asyncio.get_running_loop()
+            saved.extend(order.order_id for order in batch.values)
+
+        yield save
+
+    async with consuming(handler) as consumer:
+        await consumer.send("1")
+        await consumer.until(messages_consumed_count=1)
+    assert saved == ["1"]
+
+
+async def test_a_dead_connection_is_replaced_while_nothing_succeeds_and_nothing_is_dead_lettered() -> None:
+    database = Database()
+    async with consuming(database.handler) as consumer:
+        await consumer.send("1")
+        await consumer.until(messages_consumed_count=1)
+        database.dead_connections = {1, 2}
+        await consumer.send("2", "3")
+        await consumer.until(messages_consumed_count=3, state="running", dead_lettered_count=0, lag=0)
+        assert (database.opened, database.closed) == (3, 2)
+    assert sorted(database.saved) == ["1", "2", "3"]
+
+
+async def test_poison_among_others_costs_no_reopening() -> None:
+    database = Database()
+    database.poison = "2"
+    async with consuming(database.handler) as consumer:
+        await consumer.send("1", "2", "3")
+        await consumer.until(messages_consumed_count=2, dead_lettered_count=1, lag=0)
+        assert database.opened == 1
+
+
+async def test_what_cannot_be_opened_is_seen_and_costs_no_record() -> None:
+    database = Database()
+    database.is_down = True
+    async with consuming(database.handler) as consumer:
+        status = await consumer.until(state="retrying")
+        assert status["last_error"] == "ConnectionRefusedError: no database at localhost"
+        await consumer.send("1", "2")
+        await consumer.until(state="retrying", lag=2)
+        health = await consumer.http.get("/health-check")
+        assert health.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+        assert "the resource of the handler cannot be opened: ConnectionRefusedError" in health.json()["detail"]
+        await consumer.http.post(
+            "/consumers/start", json={"accept": True}
+        )  # it dead-letters what fails: nothing was tried
+        await consumer.until(state="retrying", lag=2, dead_lettered_count=0)
+        database.is_down = False
+        status = await consumer.until(messages_consumed_count=2, state="running", dead_lettered_count=0, lag=0)
+        assert status["last_error"] is None
+        assert (await consumer.http.get("/health-check")).status_code == HTTPStatus.OK
+    assert sorted(database.saved) == ["1", "2"]
+
+
+async def test_a_suspect_is_not_taken_for_poison_because_the_resource_does_not_open_again() -> None:
+    database = Database()
+    database.poison = "1"
+    async with consuming(database.handler) as consumer:
+        await consumer.send("1")
+        await consumer.until(state="retrying", lag=1)
+        database.is_down = True
+        await consumer.until_status(lambda status: "ConnectionRefusedError" in str(status["last_error"]))
+        await consumer.send("2")
+        await consumer.until(state="retrying", lag=2, dead_lettered_count=0)
+        database.poison, database.is_down = "", False
+        await consumer.until(messages_consumed_count=2, dead_lettered_count=0, state="running")
+
+
+async def test_a_stop_by_an_operator_keeps_it_open() -> None:
+    database = Database()
+    async with consuming(database.handler) as consumer:
+        await consumer.send("1")
+        await consumer.until(messages_consumed_count=1)
+        await consumer.http.post("/consumers/stop")
+        await consumer.until(state="stopped")
+        assert database.closed == 0
+        await consumer.http.post("/consumers/start")
+        await consumer.send("2")
+        await consumer.until(messages_consumed_count=2)
+        assert (database.opened, database.closed) == (1, 0)
+    assert database.closed == 1
+
+
+async def test_what_raises_when_it_is_closed_is_logged_and_opened_again(caplog: pytest.LogCaptureFixture) -> None:
+    database = Database()
+
+    @asynccontextmanager
+    async def handler(settings: Settings) -> AsyncIterator[Handler[Order]]:
+        async with database.handler(settings) as save:
+            yield save
+            raise OSError("it does not close")
+
+    with caplog.at_level(logging.WARNING):
+        async with consuming(handler) as consumer:
+            await consumer.send("1")
+            await consumer.until(messages_consumed_count=1)
+            database.dead_connections = {1}
+            await consumer.send("2")
+            await consumer.until(messages_consumed_count=2, state="running")
+    closings = [one for one in caplog.records if "raised when it was closed" in one.getMessage()]
+    assert len(closings) == 2
+
+
+async def test_what_ends_by_itself_is_opened_again() -> None:
+    database = Database()
+
+    is_lost = asyncio.Event()
+
+    async def lose_connection() -> None:
+        await is_lost.wait()
+        is_lost.clear()
+        raise ConnectionResetError("the connection is lost")
+
+    @asynccontextmanager
+    async def handler(settings: Settings) -> AsyncIterator[Handler[Order]]:
+        async with database.handler(settings) as save, asyncio.TaskGroup() as group:
+            watch = group.create_task(lose_connection())
+            yield save
+            watch.cancel()
+
+    async with consuming(handler) as consumer:
+        await consumer.send("1")
+        await consumer.until(messages_consumed_count=1)
+        is_lost.set()
+        await consumer.until_status(lambda _: database.opened == 2)
+        await consumer.send("2")
+        await consumer.until(messages_consumed_count=2, state="running", last_error=None)

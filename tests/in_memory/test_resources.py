@@ -120,6 +120,28 @@ async def test_a_resource_is_opened_before_the_first_record_and_closed_after_the
     assert (database.opened, database.closed) == (1, 1)
 
 
+async def test_it_is_closed_only_once_the_last_call_has_ended() -> None:
+    database, closed_at_the_end, is_called = Database(), [], asyncio.Event()
+
+    @asynccontextmanager
+    async def handler(settings: Settings) -> AsyncIterator[Handler[Order]]:
+        async def work(_: Batch[Order]) -> None:
+            is_called.set()
+            try:
+                await asyncio.sleep(3_600)
+            finally:
+                await asyncio.sleep(0.01)
+                closed_at_the_end.append(database.closed)
+
+        async with database.handler(settings):
+            yield work
+
+    async with consuming(handler) as consumer:
+        await consumer.send("1")
+        await is_called.wait()
+    assert (closed_at_the_end, database.closed) == ([0], 1)
+
+
 async def test_a_plain_function_that_a_resource_yields_runs_in_a_thread() -> None:
     saved: list[str] = []
 

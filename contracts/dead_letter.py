@@ -9,10 +9,13 @@ letter does not name is None.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from struct import Struct as Packing
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
+
+from contracts.record import Place
 
 Header = tuple[str, bytes | None]
 Headers = Sequence[Header]
@@ -24,6 +27,9 @@ ROUNDS = "dead-letter-rounds"
 
 REDRIVEN_FOR = "dead-letter-redriven-for"
 """Says, directly behind `ROUNDS`, for which group a record was sent back: a `Target` as JSON."""
+
+ORIGIN = "dead-letter-origin"
+"""Says, behind these, where a record that was sent back stood first: a `Place` as a JSON object."""
 
 OMITTED_BYTES = "dead-letter-omitted-bytes"
 """The only header of its own that a too large record keeps: its size in bytes, in decimal digits."""
@@ -118,11 +124,17 @@ TARGET_FIELD = HeaderField(
     REDRIVEN_FOR, "target", 'For which group it was sent back, and to which topic: `{"group", "topic"}` in JSON.'
 )
 """The header behind those, where the dead letter named its group."""
+ORIGIN_FIELD = HeaderField(
+    ORIGIN, "origin", 'Where it stood before it was sent back first: `{"topic", "partition", "offset"}` in JSON.'
+)
+"""The last header of these, where the dead letter named its place."""
 
 MOST_COUNTED = 2**30
 """Upper bound of tries and rounds: headers may hold any number, and one more must fit into 32 bits."""
 LONGEST_TARGET_BYTES = 64 * 1024
 """Bytes of a header that names a group which are read: Kafka takes no longer names of groups."""
+LONGEST_ORIGIN_BYTES = 1024
+"""Bytes of a header that names a place which are read: Kafka takes no longer names of topics."""
 LONGEST_ERROR = 1_000
 """Characters of an error's message that are kept: it may quote the whole value."""
 
@@ -135,6 +147,12 @@ class Target(msgspec.Struct, frozen=True):
 
     group: str
     topic: str
+
+
+class _Origin(msgspec.Struct, frozen=True):
+    topic: str
+    partition: Annotated[int, msgspec.Meta(ge=0)]
+    offset: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -169,7 +187,8 @@ def is_omitted(letter: DeadLetter) -> bool:
 def sent_back(letter: DeadLetter, *, for_all_groups: bool = False) -> list[Header]:
     """Return the headers of the record that is sent back: its own, its tries so far and how often it was sent back.
 
-    Behind them stands the letter's group, if it names one, unless the record is `for_all_groups`.
+    Behind them stands the letter's group, if it names one, unless the record is `for_all_groups`, and then the first
+    place of the record.
     """
     own, tries_before, rounds = history(letter.headers)
     tries = tries_before + 1 if letter.tries is None else letter.tries
@@ -177,6 +196,9 @@ def sent_back(letter: DeadLetter, *, for_all_groups: bool = False) -> list[Heade
     headers = [*own, *(one.pack(now[one.field]) for one in REDRIVE_FIELDS)]
     if letter.group and letter.topic and not for_all_groups:
         headers.append((REDRIVEN_FOR, msgspec.json.encode(Target(letter.group, letter.topic))))
+    if letter.topic is not None and letter.partition is not None and letter.offset is not None:
+        place = first_place(letter.headers, Place(letter.topic, letter.partition, letter.offset))
+        headers.append((ORIGIN, msgspec.json.encode(_Origin(*place))))
     return headers
 
 
@@ -188,9 +210,8 @@ def history(headers: Headers) -> tuple[Headers, int, int]:
     place = _place_of_redrive(headers)
     if place is None:
         return headers, 0, 0
-    tries, rounds, *following = headers[place : place + 3]
-    length = 3 if following and following[0][0] == REDRIVEN_FOR else 2  # earlier versions named no group
-    return [*headers[:place], *headers[place + length :]], _counted(tries[1]), _counted(rounds[1])
+    (_, tries), (_, rounds) = headers[place : place + 2]
+    return [*headers[:place], *headers[_end_of_redrive(headers, place) :]], _counted(tries), _counted(rounds)
 
 
 def redriven_for(headers: Headers) -> Target | None:
@@ -204,6 +225,31 @@ def redriven_for(headers: Headers) -> Target | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return target if target.group else None
+
+
+def first_place(headers: Headers, place: Place) -> Place:
+    """Return where the record at a place stood first, before it was sent back; a place on another topic is ignored.
+
+    Applications copy headers to derived records, which stand on other topics.
+    """
+    begin = _place_of_redrive(headers)
+    if begin is not None:
+        name, content = headers[_end_of_redrive(headers, begin) - 1]
+        if name == ORIGIN and content is not None and len(content) <= LONGEST_ORIGIN_BYTES:
+            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                origin = msgspec.json.decode(content, type=_Origin)
+                if origin.topic == place.topic:
+                    return Place(origin.topic, origin.partition, origin.offset)
+    return place
+
+
+def _end_of_redrive(headers: Headers, begin: int) -> int:
+    """Return where the headers end that a redrive wrote; earlier versions named neither a group nor a place."""
+    end = begin + 2
+    for name in (REDRIVEN_FOR, ORIGIN):
+        if end < len(headers) and headers[end][0] == name:
+            end += 1
+    return end
 
 
 def _place_of_redrive(headers: Headers) -> int | None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 AHEAD_MS = 60_000
 """Milliseconds that a record may be dated ahead of now; beyond that its timestamp is wrong."""
@@ -19,6 +19,14 @@ class Record(Protocol):
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes | None]]
+
+
+class Place(NamedTuple):
+    """Where a record stands."""
+
+    topic: str
+    partition: int
+    offset: int
 
 
 place_of = attrgetter("partition", "offset")

@@ -9,7 +9,9 @@ from streams import Stream, numbered
 
 from apps.consumer.consuming.batch import Batch, Handler
 from apps.consumer.consuming.handler_thread import as_async
-from tests.batches import batch_of
+from contracts.dead_letter import DeadLetter, sent_back
+from contracts.record import Place
+from tests.batches import Stored, batch_of
 from tests.event import EVENTS, Event
 
 pytestmark = pytest.mark.anyio
@@ -39,6 +41,16 @@ async def test_a_record_says_all_that_is_known_of_it() -> None:
     assert (record.value.text, record.key, record.headers, record.attempt) == ("It rains.", b"event-1", (), 3)
     assert (record.topic, record.partition, record.offset, record.timestamp) == ("events", 0, 0, 1_700_000_000_000)
     assert "rains" not in repr(record)
+
+
+async def test_a_record_that_was_redriven_says_where_it_stood_first() -> None:
+    (record,) = batch_of(EVENTS, Event("event-1", 36, "It rains."))
+    assert record.origin == Place("events", 0, 0)
+    letter = DeadLetter(b"event-1", b"{}", (), "events", 3, 42, 0, "group", None, None, 1)
+    stored = Stored(partition=3, offset=99, headers=tuple(sent_back(letter)))
+    (record,) = Batch([stored], [Event("event-1", 36, "It rains.")])
+    assert record.origin == Place("events", 3, 42)
+    assert (record.partition, record.offset) == (3, 99)
 
 
 async def test_records_that_are_named_cost_themselves_and_all_others_are_handled_once() -> None:

@@ -13,6 +13,7 @@ from contracts.dead_letter import (
     LONGEST_ERROR,
     NAMES,
     OF_RETRIES,
+    ORIGIN,
     REDRIVEN_FOR,
     ROUNDS,
     TRIES,
@@ -20,11 +21,13 @@ from contracts.dead_letter import (
     Header,
     Target,
     describe,
+    first_place,
     history,
     read,
     redriven_for,
     sent_back,
 )
+from contracts.record import Place
 
 SPRINGS = st.sampled_from([*APPENDED, *OF_RETRIES, *NAMES, "kafka_dlt-exception-stacktrace"])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -285,3 +288,46 @@ def test_the_group_that_a_record_is_sent_back_for_replaces_the_one_before(group:
     assert redriven_for(again) == (Target(group, "events") if group else None)
     assert tuple(history(again)[0]) == a_dead_letter().headers
     assert history(again)[2] == 2
+
+
+def test_a_record_that_is_sent_back_names_its_first_place_however_often() -> None:
+    letter = msgspec.structs.replace(a_dead_letter(), topic="events", partition=3, offset=42)
+    once = sent_back(letter)
+    assert once[-1] == (ORIGIN, b'{"topic":"events","partition":3,"offset":42}')
+    again = sent_back(msgspec.structs.replace(letter, headers=tuple(once), partition=3, offset=99))
+    assert again[-1] == once[-1]
+    assert [name for name, _ in again].count(ORIGIN) == 1
+    traced = [*again, ("traced-by", b"another")]
+    assert first_place(traced, Place("events", 3, 120)) == Place("events", 3, 42)
+    assert first_place(traced, Place("derived", 3, 120)) == Place("derived", 3, 120)
+    assert tuple(history(again)[0]) == letter.headers
+    for_all = sent_back(letter, for_all_groups=True)
+    assert (first_place(for_all, Place("events", 3, 99)), tuple(history(for_all)[0])) == (
+        Place("events", 3, 42),
+        letter.headers,
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"{",
+        b'{"topic":"events","partition":-1,"offset":0}',
+        b'{"topic":"events"}',
+        b"\xff",
+        b"[" * 1_000,
+        b'{"topic":"events","partition":1,"offset":0,"more":"' + b"x" * 2_000 + b'"}',
+    ],
+)
+def test_a_first_place_that_is_none_is_the_own_one(content: bytes | None) -> None:
+    own = Place("events", 3, 120)
+    headers = [*sent_back(a_dead_letter())[:-1], (ORIGIN, content)]
+    assert first_place(headers, own) == own
+    assert first_place([(ORIGIN, b'{"topic":"events","partition":1,"offset":0}')], own) == own
+
+
+def test_a_letter_that_does_not_name_its_place_gives_none() -> None:
+    headers = sent_back(msgspec.structs.replace(a_dead_letter(), offset=None))
+    assert ORIGIN not in dict(headers)

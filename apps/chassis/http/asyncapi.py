@@ -13,7 +13,7 @@ from apps.chassis.http.health import VERSION
 from apps.chassis.kafka.topic_settings import Topic
 from apps.chassis.kafka.topics import dead_letter_topic, record_topic
 from apps.chassis.settings import Settings
-from contracts.dead_letter import INT64, LETTER_FIELDS, NAMES, REDRIVE_FIELDS, TARGET_FIELD, HeaderField
+from contracts.dead_letter import INT64, LETTER_FIELDS, NAMES, ORIGIN_FIELD, REDRIVE_FIELDS, TARGET_FIELD, HeaderField
 from contracts.stream import Stream
 
 Document = dict[str, Any]
@@ -116,7 +116,9 @@ def _record(stream: Stream[Any], name: str) -> Document:
         "title": f"A record of {stream.name}",
         "contentType": "application/json",
         "payload": {"$ref": f"#/components/schemas/{name}"},
-        "headers": _headers((*REDRIVE_FIELDS, TARGET_FIELD), description="Only of a record that was sent back."),
+        "headers": _headers(
+            (*REDRIVE_FIELDS, TARGET_FIELD, ORIGIN_FIELD), description="Only of a record that was sent back."
+        ),
         "bindings": _kafka(key={"type": "string", "description": "The key in UTF-8."}),
     }
 

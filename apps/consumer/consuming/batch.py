@@ -6,7 +6,8 @@ from typing import Any, Generic, TypeVar
 from aiokafka.errors import KafkaError
 
 from apps.consumer.consuming.handler_isolation import copy_of
-from contracts.record import Record
+from contracts.dead_letter import first_place
+from contracts.record import Place, Record
 
 T = TypeVar("T")
 
@@ -70,6 +71,16 @@ class Received(Generic[T]):
     def timestamp(self) -> int:
         """Its timestamp in milliseconds since 1970 UTC; -1 when it has none."""
         return self._record.timestamp
+
+    @property
+    def origin(self) -> Place:
+        """Where it stood first: the place of the record that was redriven, its own place when none was.
+
+        It identifies a record, however often it is redelivered and redriven.
+        """
+        record = self._record
+        place = Place(record.topic, record.partition, record.offset)
+        return first_place(record.headers, place) if record.headers else place
 
     def is_of(self, record: Record) -> bool:
         """Return whether it is this record."""

@@ -88,7 +88,7 @@ class HandlerCall:
 
 def start_contained(
     make: Callable[[], Awaitable[object]], name: str, bases: tuple[type[Exception], ...] = ()
-) -> asyncio.Task[object]:
+) -> asyncio.Task[None]:
     """Start a task of a handler: it raises copies of errors, `Escaped` for what is no `Exception`."""
     return asyncio.create_task(_contain(make, _contained.set, bases), name=name)
 

@@ -95,7 +95,7 @@ class HandlerResource:
         self._open_timeout_s, self._close_timeout_s = open_timeout_s, close_timeout_s
         self._give_way_s = give_way_s
         self._is_open = make is None
-        self._life: asyncio.Task[object] | None = None
+        self._life: asyncio.Task[None] | None = None
         self._end: asyncio.Future[None] | None = None
 
     async def handle(self, batch: Batch[Any]) -> object:
@@ -177,7 +177,7 @@ class HandlerResource:
             log.warning("the resource of the handler of %s raised when it was closed", self._name, exc_info=error)
         self._life = None
 
-    async def _cancel(self, life: asyncio.Task[object]) -> None:
+    async def _cancel(self, life: asyncio.Task[None]) -> None:
         life.cancel()
         await asyncio.wait([life], timeout=CANCEL_TIMEOUT_S)
         if not life.done():
@@ -218,6 +218,6 @@ def _finish(end: "asyncio.Future[None]") -> None:
         end.set_result(None)
 
 
-def _error_of(life: "asyncio.Task[object]") -> BaseException | None:
+def _error_of(life: "asyncio.Task[None]") -> BaseException | None:
     """Return why a context ended, None when it was left as it should be."""
     return NotOpen("its task was cancelled") if life.cancelled() else life.exception()

@@ -21,6 +21,7 @@ from apps.chassis.service import settings_from_environment
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.routes import MessageController
 from apps.consumer.consuming.policy import DEFAULT, Policy
+from apps.consumer.consuming.publish import Publisher
 from apps.consumer.consuming.resource import AnyHandler, handler_resource
 from apps.consumer.handlers import HANDLERS, POLICIES, handle_nothing
 from apps.consumer.operating.metrics import HandlerMetrics
@@ -89,7 +90,8 @@ def _stream_consumers(  # noqa: PLR0913, PLR0917 - what `create_app` is given
 
     def consumer_of(stream: Stream[Any]) -> StreamConsumer:
         policy, handler = policies.get(stream, DEFAULT), handlers.get(stream, handle_nothing)
-        resource = handler_resource(handler, settings, os.environ, stream.name, policy.retry)
+        publisher = Publisher(settings, options, traces, kafka)
+        resource = handler_resource(handler, settings, os.environ, stream.name, policy.retry, publisher)
         handle = measured.timed(stream.name, resource.handle)
         return StreamConsumer(stream, settings, options, handle, policy, traces, kafka, resource)
 

@@ -218,13 +218,16 @@ class MemoryCluster(Cluster):
 
 
 class MemoryProducer:
-    """Writes dead letters to memory, as an `AIOKafkaProducer` does."""
+    """Writes dead letters, and what handlers publish, to memory, as an `AIOKafkaProducer` does."""
 
     def __init__(self, memory: Memory, **_: object) -> None:
         self._memory = memory
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+
+    async def partitions_for(self, _: str) -> set[int]:
+        return set(range(PARTITIONS))
 
     def create_batch(self) -> "MemoryBatch":
         return MemoryBatch()

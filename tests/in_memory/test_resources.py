@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import msgspec
 import pytest
@@ -17,7 +17,9 @@ from apps.chassis.settings import Settings
 from apps.consumer.app import create_app
 from apps.consumer.consuming.batch import Batch, Handler
 from apps.consumer.consuming.policy import Policy, Retry
+from apps.consumer.consuming.publish import Publish
 from apps.consumer.consuming.resource import resource
+from contracts.partitioning import partitions_of
 from contracts.stream import Stream
 
 pytestmark = pytest.mark.anyio
@@ -27,9 +29,15 @@ class Order(msgspec.Struct):
     order_id: str
 
 
+class Invoice(msgspec.Struct):
+    order_id: str
+    amount_cents: Annotated[int, msgspec.Meta(ge=1)]
+
+
 ORDERS: Stream[Order] = Stream("orders", Order, key=lambda order: order.order_id)
+INVOICES: Stream[Invoice] = Stream("invoices", Invoice, key=lambda invoice: invoice.order_id)
 IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, longest_backoff_s=0.01))
-OpenHandler = Callable[[Any], AbstractAsyncContextManager[Handler[Order]]]
+OpenHandler = Callable[..., AbstractAsyncContextManager[Handler[Order]]]
 
 
 class Consumer(NamedTuple):
@@ -276,3 +284,34 @@ async def test_what_ends_by_itself_is_opened_again() -> None:
         await consumer.until_status(lambda _: database.opened == 2)
         await consumer.send("2")
         await consumer.until(messages_consumed_count=2, state="running", last_error=None)
+
+
+async def test_a_handler_publishes_to_another_stream_with_keys_headers_and_strict_values() -> None:
+    memory, seen = Memory(), {}
+
+    @asynccontextmanager
+    async def handler(_: Settings, publish: Publish) -> AsyncIterator[Handler[Order]]:
+        async def bill(batch: Batch[Order]) -> None:
+            for record in batch:
+                try:
+                    await publish(INVOICES, [Invoice(record.value.order_id, len(record.value.order_id) - 1)])
+                except msgspec.ValidationError as error:
+                    batch.reject(record, str(error))
+            await publish(INVOICES, [])
+            await publish(INVOICES, [Invoice("x", 1), Invoice("y", 2)], headers=[("from", b"orders"), ("null", None)])
+
+        yield bill
+
+    async with consuming(handler, memory) as consumer:
+        await consumer.send("12", "1")
+        await consumer.until(messages_consumed_count=1, dead_lettered_count=1, lag=0)
+        for tp, records in memory.records.items():
+            if tp.topic == "invoices":
+                seen.update({record.key: (tp.partition, record.value, list(record.headers)) for record in records})
+    headers = [("from", b"orders"), ("null", None)]
+    (of_12, of_x, of_y) = partitions_of([b"12", b"x", b"y"], 6)
+    assert seen == {
+        b"12": (of_12, b'{"order_id":"12","amount_cents":1}', []),
+        b"x": (of_x, b'{"order_id":"x","amount_cents":1}', headers),
+        b"y": (of_y, b'{"order_id":"y","amount_cents":2}', headers),
+    }

@@ -8,9 +8,13 @@ import pytest
 from samples import until
 from streams import AT_ONCE, Handler, Stream
 
+from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.kafka import REAL
+from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings, WrongSetting, read_own_settings
 from apps.consumer.app import create_app
 from apps.consumer.consuming import batch
+from apps.consumer.consuming.publish import Publisher
 from apps.consumer.consuming.resource import HandlerResource, handler_resource, resource
 from tests.event import EVENTS, Event
 
@@ -32,6 +36,10 @@ async def running(made: HandlerResource) -> AsyncIterator[Stream]:
         finally:
             keeping.cancel()
             await asyncio.wait([keeping])
+
+
+def a_publisher() -> Publisher:
+    return Publisher(Settings(), client_options(Settings(), "consumer"), Traces(), REAL)
 
 
 def made_of(open_handler: Any, **options: Any) -> HandlerResource:  # noqa: ANN401 - of `HandlerResource`
@@ -175,7 +183,7 @@ async def test_a_resource_is_given_its_own_settings_and_all_others() -> None:
 
     environment = {"DATABASE_URL": " postgres://localhost/people ", "POOL_SIZE": "7", "WINDOW_SIZE": "5"}
     settings = Settings(window_size=20)
-    made = handler_resource(resource(opening, OwnSettings), settings, environment, "events", AT_ONCE)
+    made = handler_resource(resource(opening, OwnSettings), settings, environment, "events", AT_ONCE, a_publisher())
     async with running(made):
         await until(lambda: given != [])
     assert (given[0].database_url, given[0].pool_size, given[0].window_size) == ("postgres://localhost/people", 7, 20)

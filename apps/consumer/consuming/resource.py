@@ -21,6 +21,7 @@ from apps.consumer.consuming.batch import Batch, Handle, Handler
 from apps.consumer.consuming.handler_isolation import start_contained
 from apps.consumer.consuming.handler_thread import as_async
 from apps.consumer.consuming.policy import Retry
+from apps.consumer.consuming.publish import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -44,21 +45,25 @@ class NotOpen(RuntimeError):
     """A resource did not open, or ended while it was open."""
 
 
+OpenHandler = Callable[..., AbstractAsyncContextManager[Handler[T]]]
+PUBLISH = "publish"
+"""The parameter of a context manager that wants to publish."""
+
+
 @dataclass(frozen=True)
 class Resource(Generic[T]):
     """A handler that needs something open; `open_handler` returns the context that yields it."""
 
-    open_handler: Callable[..., AbstractAsyncContextManager[Handler[T]]]
+    open_handler: OpenHandler[T]
     settings_type: type[Settings] = Settings
 
 
-def resource(
-    open_handler: Callable[..., AbstractAsyncContextManager[Handler[T]]], settings_type: type[Settings] = Settings
-) -> Resource[T]:
+def resource(open_handler: OpenHandler[T], settings_type: type[Settings] = Settings) -> Resource[T]:
     """Declare a handler that needs something open, for `HANDLERS`.
 
     `open_handler(settings)` is an asynchronous context manager that yields the handler. `settings` are of
-    `settings_type`, a subclass of `Settings` with further fields. Raises `TypeError` for a bare generator.
+    `settings_type`, a subclass of `Settings` with further fields. It may also take `publish`, a `Publish`. Raises
+    `TypeError` for a bare generator.
     """
     if inspect.isasyncgenfunction(open_handler) or inspect.isgeneratorfunction(open_handler):
         raise TypeError(f"{open_handler.__qualname__}: expected an @asynccontextmanager, got a bare generator")
@@ -191,14 +196,32 @@ class HandlerResource:
             log.warning("the resource of the handler of %s is not open, retrying: %s", self._name, kind, exc_info=error)
 
 
-def handler_resource(
-    handler: AnyHandler[Any], settings: Settings, environment: Mapping[str, str], name: str, retry: Retry
+def handler_resource(  # noqa: PLR0913, PLR0917 - what a handler may need
+    handler: AnyHandler[Any],
+    settings: Settings,
+    environment: Mapping[str, str],
+    name: str,
+    retry: Retry,
+    publisher: Publisher,
 ) -> HandlerResource:
     """Return the handler of a stream with what it needs. Raises `WrongSetting` for a wrong setting of its own."""
     if not isinstance(handler, Resource):
         return HandlerResource(as_async(handler))
     own = read_own_settings(handler.settings_type, settings, environment)
-    return HandlerResource(None, partial(handler.open_handler, own), name, retry)
+    opens = _open_with_publish if PUBLISH in inspect.signature(handler.open_handler).parameters else _open
+    return HandlerResource(None, partial(opens, handler.open_handler, own, publisher), name, retry)
+
+
+def _open(open_handler: OpenHandler[T], settings: Settings, _: Publisher) -> AbstractAsyncContextManager[Handler[T]]:
+    return open_handler(settings)
+
+
+@asynccontextmanager
+async def _open_with_publish(
+    open_handler: OpenHandler[T], settings: Settings, publisher: Publisher
+) -> AsyncIterator[Handler[T]]:
+    async with publisher.open() as publish, open_handler(settings, publish=publish) as handler:
+        yield handler
 
 
 async def _hold(

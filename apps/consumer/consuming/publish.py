@@ -1,0 +1,67 @@
+"""Publish from a handler: write values to another stream of this pair, at least once for each batch."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+from apps.chassis.kafka.clients import ClientOptions, for_purpose
+from apps.chassis.kafka.kafka import Kafka
+from apps.chassis.kafka.topic_writer import Header, TopicWriter
+from apps.chassis.kafka.topics import record_topic
+from apps.chassis.observability.traces import Traces
+from apps.chassis.settings import Settings
+from contracts.stream import Stream, encode
+
+T = TypeVar("T")
+
+
+class Publish(Protocol):
+    """What a handler publishes with."""
+
+    async def __call__(self, stream: Stream[T], values: Sequence[T], *, headers: Sequence[Header] = ()) -> None:
+        """Write values to a stream; return when all in-sync replicas have them.
+
+        Let what it raises fail the batch: the batch is redelivered then, and its values are written again. Raises
+        `msgspec.ValidationError` for a value that the stream's producer would refuse, and what `TopicWriter` raises.
+        """
+
+
+class Publisher:
+    """Writes to the streams of this pair, each through a producer that is opened by its first values."""
+
+    def __init__(self, settings: Settings, options: ClientOptions, traces: Traces, kafka: Kafka) -> None:
+        self._settings = settings
+        self._options = for_purpose(options, "publish")
+        self._traces = traces
+        self._kafka = kafka
+        self._writers: dict[str, TopicWriter] = {}
+        self._opened = AsyncExitStack()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Publish]:
+        """Give what to publish with; close all producers at the end."""
+        async with AsyncExitStack() as self._opened:
+            try:
+                yield self.publish
+            finally:
+                self._writers.clear()
+
+    async def publish(self, stream: Stream[Any], values: Sequence[Any], *, headers: Sequence[Header] = ()) -> None:
+        """Write values to a stream; see `Publish`."""
+        if not values:
+            return
+        encoded = [encode(value) for value in values]
+        for one in encoded:
+            stream.decode_strictly(one)
+        writer = await self._writer_of(stream)
+        with self._traces.publishing(writer.topic, len(encoded)):
+            traced = [(name, text.encode()) for name, text in (self._traces.headers() or {}).items()]
+            await writer.write(stream.keys_of(values), encoded, [*headers, *traced])
+
+    async def _writer_of(self, stream: Stream[Any]) -> TopicWriter:
+        own = self._settings.of(stream)
+        if own.topic not in self._writers:
+            cluster = self._kafka.cluster(self._options, [record_topic(own, "write")])
+            self._writers[own.topic] = writer = TopicWriter(self._options, own.topic, cluster, self._kafka.producer)
+            await self._opened.enter_async_context(writer.open())
+        return self._writers[own.topic]

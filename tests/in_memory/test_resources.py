@@ -138,7 +138,6 @@ async def test_it_is_closed_only_once_the_last_call_has_ended() -> None:
             try:
                 await asyncio.sleep(3_600)
             finally:
-                await asyncio.sleep(0.01)
                 closed_at_the_end.append(database.closed)
 
         async with database.handler(settings):

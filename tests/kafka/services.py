@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import IO, Any, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -23,6 +23,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.record.util import calc_crc32c
 from confidential import MARK
+from fork_server import ForkedProcess
 
 from contracts.stream import encode
 from tests.event import Event
@@ -49,11 +50,12 @@ numbers = itertools.count(1)
 
 
 def wait_until(condition: Callable[[], T], timeout: float = PATIENCE, what: str = "") -> T:
-    """Return the condition's first true value; fail after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    """Return the condition's first true value, looking ever more seldom; fail after `timeout` seconds."""
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout:g} s in vain {what}"
-        time.sleep(0.05)
+        waited = time.monotonic() - began
+        assert waited < timeout, f"waited {timeout:g} s in vain {what}"
+        time.sleep(0.02 + min(waited / 10, 0.2))
     return found
 
 
@@ -90,6 +92,15 @@ MOST_IN_A_LIST = 20_000
 """Events of a call: 16 MiB hold some 60,000."""
 
 
+def _start(
+    command: Sequence[str], root: Path, env: dict[str, str], log: IO[bytes]
+) -> subprocess.Popen[bytes] | ForkedProcess:
+    """Start a service: as it ships in a new Python, as tests change it from one that has imported the libraries."""
+    if sys.platform == "linux" and not any(part.startswith("apps.") for part in command):
+        return ForkedProcess(command, root, env, log)
+    return subprocess.Popen([sys.executable, *command], cwd=root, env=env, stdout=log, stderr=subprocess.STDOUT)
+
+
 class Service:
     """A service in a process of its own, on a port of its own where none is given; `http` calls it."""
 
@@ -103,9 +114,7 @@ class Service:
         kept = {k: v for k, v in os.environ.items() if k not in OF_AN_OPERATOR}
         variables = {"PYTHONPATH": str(root), f"{name.upper()}_PORT": str(self.port), **environment}
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *command], cwd=root, env=kept | variables, stdout=log, stderr=subprocess.STDOUT
-            )
+            self.process = _start(command, root, kept | variables, log)
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,7 @@ demo:
 # Unit tests, and the tests on a real Kafka.
 [no-exit-message]
 test *arguments:
-    {{python}} -m pytest --numprocesses 3 --dist loadfile "$@"
+    {{python}} -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
 
 # Brokers and services killed, wedged and cut off, while people flow: takes minutes.
 [no-exit-message]

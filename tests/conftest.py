@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -28,6 +28,22 @@ HARDLY_A_BROWSER = [
     "--disable-sync",
     "--host-resolver-rules=MAP *.example 127.0.0.1",  # names whose owner lets them lead to this machine
 ]
+WITHOUT_KAFKA = ("tests/in_memory", "tests/unit")
+"""Folders of tests that need no Kafka."""
+LONGEST_FIRST = (
+    "test_outages",
+    "test_clients",
+    "test_dead_letters",
+    "test_local_kafka",
+    "test_security",
+    "test_consumer",
+    "test_reading",
+    "test_live_page",
+    "test_limits",
+    "test_starting_and_ending",
+    "test_schemathesis",
+)
+"""Files that a worker begins with, or the last one would work alone for minutes."""
 LAST_LINES = 60
 """Lines of a service's log that a failed test shows."""
 
@@ -124,6 +140,24 @@ def without_kafka(error: LocalKafkaError) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Start one Kafka for all workers, unless one answers, or only tests run that need none."""
+    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
+    if reachable(given) or all(argument.startswith(WITHOUT_KAFKA) for argument in config.args):
+        return
+    stack = ExitStack()
+    config.add_cleanup(stack.close)
+    with suppress(LocalKafkaError):  # the tests that need it say why there is none
+        os.environ["KAFKA_BOOTSTRAP_SERVERS"] = ",".join(stack.enter_context(LocalKafka()).bootstrap_servers)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let workers begin with the files that take longest, and end with the unit tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(places) + ("unit" in item.path.parts)))
 
 
 @pytest.hookimpl(wrapper=True)

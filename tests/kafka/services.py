@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[2]
 EVENT_SERVICES = ("-m", "tests.event_services")
 PATIENCE = 60.0
 """Seconds that a condition may take: far more than it does, on a machine that does other things too."""
+ENDED_WITHIN_S = 11.0
+"""The contract's 10 s, and one more for a machine that does other things too."""
 OF_AN_OPERATOR = {
     "PYTHONDONTWRITEBYTECODE",
     "LOG_LEVEL",
@@ -485,6 +487,16 @@ def _dotted(configs: dict[str, str]) -> dict[str, str]:
 def in_time(work: Coroutine[Any, Any, T], timeout: float = PATIENCE) -> T:
     """Run a coroutine; fail after `timeout` seconds."""
     return asyncio.run(asyncio.wait_for(work, timeout))
+
+
+def assert_end_well(*services: Service) -> None:
+    """Have services end, as an orchestrator does; they do so in time, with status 0."""
+    began = time.monotonic()
+    for service in services:
+        service.terminate()
+    for service in services:
+        assert service.exit_status(timeout=30) == 0
+        assert time.monotonic() - began < ENDED_WITHIN_S
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 import itertools
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -9,10 +8,9 @@ from typing import Any, Self
 
 import httpx
 import pytest
-from services import Lines, Pipeline, Raw, Service, both, event, in_time, value_of, wait_until
+from services import Lines, Pipeline, Service, assert_end_well, both, event, in_time, wait_until
 
 from tools.local_kafka import LocalKafka
-from tools.ports import free_ports
 
 BOUND = 10.0
 SLACK = 1.0
@@ -30,12 +28,6 @@ def kafka(startable_kafka: None) -> Iterator[LocalKafka]:
 @pytest.fixture
 def pipeline(kafka: LocalKafka, logs: Path) -> Pipeline:
     return Pipeline(kafka.bootstrap_servers[0], logs)
-
-
-@pytest.fixture
-def nowhere(logs: Path) -> Pipeline:
-    """A pipeline without a Kafka."""
-    return Pipeline(f"127.0.0.1:{free_ports(1)[0]}", logs)
 
 
 class Callers:
@@ -110,43 +102,6 @@ def lines_since(service: Service, already: int) -> list[str]:
     return service.log.read_text().splitlines()[already:]
 
 
-@pytest.mark.usefixtures("startable_kafka")
-def test_both_services_start_without_kafka_say_so_and_work_once_it_is_there(nowhere: Pipeline) -> None:
-    port = int(nowhere.bootstrap_servers.rpartition(":")[2])
-    with nowhere.producer() as producer, nowhere.consumer() as consumer:
-        for service in (producer, consumer):
-            service.until_answers("/livez", 200)
-            health = service.http.get("/health-check")
-            assert health.status_code == 503
-            assert health.json()["status"] == "unavailable"
-            assert health.json()["kafka"] == "connecting"
-            assert nowhere.bootstrap_servers in health.json()["detail"]
-        assert consumer.status()["state"] in {"starting", "reconnecting"}
-        assert consumer.messages() == []
-        for path in ("/producers/events/generate", "/producers/events"):
-            began = time.monotonic()
-            answer = producer.http.post(path, json=event())
-            assert time.monotonic() - began < BOUND
-            assert answer.status_code == 503
-            assert answer.headers["retry-after"]
-            assert answer.headers["content-type"].startswith("application/problem+json")
-        lines = producer.http.post(
-            "/producers/events",
-            content=json.dumps(event()).encode() + b"\nbad\n",
-            headers={"content-type": "application/x-ndjson"},
-        )
-        assert [json.loads(line)["outcome"] for line in lines.text.splitlines()] == ["not_written", "not_written"]
-
-        with LocalKafka(port=port):
-            producer.until_healthy()
-            consumer.until_healthy()
-            events = producer.send(10)
-            consumer.until_consumed(10)
-            assert {message["key"] for message in consumer.messages()} == {one["id"] for one in events}
-            assert {record.partition for record in nowhere.records()} <= set(range(6))
-            assert len(nowhere.end_offsets()) == 6
-
-
 @pytest.mark.parametrize("manner", ["killed", "suspended"])
 def test_a_broker_that_is_gone_for_a_while_costs_no_acknowledged_record_and_needs_no_human(
     kafka: LocalKafka, pipeline: Pipeline, manner: str
@@ -218,99 +173,15 @@ def test_lines_that_are_streamed_through_an_outage_are_each_answered_in_time(
             assert outcome == "unknown" or (event_id in on_topic) == (outcome == "delivered")
 
 
-def assert_end_well(*services: Service) -> None:
-    began = time.monotonic()
-    for service in services:
-        service.terminate()
-    for service in services:
-        assert service.exit_status(timeout=30) == 0
-        assert time.monotonic() - began < BOUND + SLACK
-
-
-def test_services_end_at_sigterm_with_status_0_idle_or_with_half_sent_requests(pipeline: Pipeline) -> None:
-    head = b"POST /producers/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: 1000\r\n\r\n{"
-    with (
-        both(pipeline) as (producer, consumer),
-        socket.create_connection(("127.0.0.1", producer.port)) as one,
-        socket.create_connection(("127.0.0.1", producer.port)) as other,
-    ):
-        one.sendall(head % b"application/json")
-        other.sendall(head % b"application/x-ndjson")
-        producer.until_answers("/livez", 200)
-        assert_end_well(producer, consumer)
-
-
-def test_services_end_at_sigterm_although_kafka_never_answered(nowhere: Pipeline) -> None:
-    with nowhere.producer() as producer, nowhere.consumer() as consumer:
-        for service in (producer, consumer):
-            service.until_answers("/livez", 200)
-        assert_end_well(producer, consumer)
-
-
-@pytest.mark.usefixtures("startable_kafka")
-def test_services_end_at_sigterm_although_kafka_has_gone_and_tell_their_callers_the_truth(logs: Path) -> None:
-    with LocalKafka() as kafka:  # a new one starts sooner than one that was killed
-        pipeline = Pipeline(kafka.bootstrap_servers[0], logs)
-        with both(pipeline) as services, Callers(services[0]) as callers:
-            wait_until(lambda: callers.those("delivered"))
-            kafka.suspend(0)  # worse than killed: connections stay open and nothing answers
+def test_services_end_at_sigterm_although_kafka_has_gone_and_tell_their_callers_the_truth(
+    kafka: LocalKafka, pipeline: Pipeline
+) -> None:
+    with both(pipeline) as services, Callers(services[0]) as callers:
+        wait_until(lambda: callers.those("delivered"))
+        kafka.suspend(0)  # worse than killed: connections stay open and nothing answers
+        try:
             services[0].until_answers("/health-check", 503)
             assert_end_well(*services)
+        finally:
+            kafka.resume(0)
     assert callers.untrue == []
-
-
-def test_a_handler_that_does_not_end_is_broken_off_and_its_batch_comes_again(
-    pipeline: Pipeline, tmp_path: Path
-) -> None:
-    ledger = tmp_path / "handled"
-    with pipeline.recording_consumer(ledger, STUBBORN="1") as consumer:
-        consumer.until_healthy()
-        pipeline.write([Raw(value_of(event("one")), b"one")])
-        wait_until(lambda: ledger.exists() and "begin" in ledger.read_text())
-        consumer.terminate()
-        assert consumer.exit_status(11) == 1
-    with pipeline.recording_consumer(ledger):
-        wait_until(lambda: "one\n" in ledger.read_text())
-
-
-def test_sigterm_in_the_middle_of_a_batch_commits_it(pipeline: Pipeline, tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger"
-    with pipeline.producer() as producer, pipeline.recording_consumer(ledger, LEDGER_SECONDS="2") as consumer:
-        producer.until_healthy()
-        consumer.until_healthy()
-        producer.post("/producers/events", json=[event("one key") for _ in range(50)])
-        wait_until(lambda: ledger.exists() and "begin" in ledger.read_text())
-        assert_end_well(consumer)
-        handled = ledger.read_text().count("one key")
-        assert handled > 0
-        assert pipeline.committed() == handled
-
-
-def test_a_taken_port_ends_the_start_with_one_line_that_names_the_setting(nowhere: Pipeline) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        for service, variable in (
-            (nowhere.producer(PRODUCER_PORT=port), "PRODUCER_PORT"),
-            (nowhere.consumer(CONSUMER_PORT=port), "CONSUMER_PORT"),
-        ):
-            assert_refuses_to_start(service, variable)
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("KAFKA_BOOTSTRAP_SERVERS", "nonsense"),
-        ("HOST", "no.such.host.invalid"),
-    ],
-)
-def test_a_nonsense_setting_ends_the_start_with_one_line_that_names_it(
-    nowhere: Pipeline, variable: str, value: str
-) -> None:
-    assert_refuses_to_start(nowhere.producer(**{variable: value}), variable)
-
-
-def assert_refuses_to_start(service: Service, variable: str) -> None:
-    with service:
-        assert service.exit_status(timeout=30) == 1
-        (line,) = service.log.read_text().splitlines()
-        assert line.startswith(variable)

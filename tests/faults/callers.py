@@ -1,4 +1,4 @@
-"""Those who send events all the while: lists and lines through the producers, and poison past them."""
+"""Those who send events all the while: lists, lines and made-up ones by the producers, and poison past them."""
 
 import asyncio
 import itertools
@@ -16,9 +16,12 @@ import httpx
 import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
-from ledger import ALONE, DELIVERED, NOT_WRITTEN, RAW, UNKNOWN, Ledger, Receipt
+from ledger import ALONE, RAW, Ledger
 from marks import ACCEPTED
+from receipts import DELIVERED, NOT_WRITTEN, UNKNOWN, Receipt
 from services import Lines, Raw, Service, event, value_of
+
+from tests.event import Event
 
 LIMIT = 10.0
 """Seconds within which every request is answered, by the contract."""
@@ -26,8 +29,8 @@ FEW = 20
 """Keys that callers share."""
 REFUSED_SHARE = 0.002
 """Share of events whom the handler refuses."""
-LARGEST_LIST, LARGEST_PIECE = 400, 60
-"""Events of a list, and events that are sent as lines at once."""
+LARGEST_LIST, MOST_MADE, LARGEST_PIECE = 400, 1_000, 60
+"""Events of a list, that are made by one call, and that are sent as lines at once."""
 PATIENCE = 90.0
 """Seconds after which a caller gives up: long past the limit, so that what hangs is measured."""
 
@@ -40,6 +43,7 @@ class Answer(msgspec.Struct):
 
 
 decode_answer = msgspec.json.Decoder(Answer).decode
+decode_events = msgspec.json.Decoder(list[Event]).decode
 
 
 class Member:
@@ -93,7 +97,7 @@ class Crowd:
     """Threads that send until the end of the block, at this rate together as long as they are answered."""
 
     def __init__(self, ledger: Ledger, producers: Sequence[Member], rate: float, seed: int) -> None:
-        kinds = (call_with_few_keys, call_with_many_keys, call_with_lines)
+        kinds = (call_with_few_keys, call_with_many_keys, call_to_make, call_with_lines)
         rate /= len(kinds) * len(producers)
         self._enough = threading.Event()
         self._ledger = ledger
@@ -203,6 +207,26 @@ def send_list(caller: Caller, numbers: range) -> tuple[int, bool]:
             f"{status} and {answer.delivered} delivered, but the receipts say {delivered} of {len(numbers)}"
         )
     return len(numbers), status == 201
+
+
+def call_to_make(caller: Caller) -> int:
+    """Have events made up."""
+    made_up, count = caller.ledger.made_up, caller.chance.randint(1, MOST_MADE)
+    try:
+        answered = caller.post(f"/producers/events/generate?number={count}")
+    except httpx.TransportError:
+        return count
+    if answered is None:
+        made_up.note_unanswered(count)
+        return count
+    status, answer, body = answered
+    events = decode_events(body) if status == 201 else []
+    receipts = answer.receipts or []
+    made_up.note_list(caller.number, events)
+    made_up.note_receipts(receipts)
+    if len(events or receipts) != count and (receipts or status != 503):
+        caller.ledger.complain(f"{status} with {len(events)} events and {len(receipts)} receipts of {count}")
+    return count
 
 
 def call_with_lines(caller: Caller) -> int:

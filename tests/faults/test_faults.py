@@ -23,9 +23,10 @@ import psutil
 import pytest
 from callers import LIMIT, Crowd, Member, Poisoner
 from chaos import KINDS, PARTITIONS, Stage, Step, perform, schedule
-from ledger import Findings, Handled, Ledger, Letters, Log, compare
+from ledger import Handled, Ledger, Letters, Log, compare
 from marks import DONE
 from network import Network
+from receipts import Findings
 from services import Pipeline, Service, wait_until
 
 from tools.local_kafka import LocalKafka

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from ledger import ALONE, NOT_WRITTEN, RAW, Handled, Ledger, Letters, Log, Receipt, compare
-from marks import BATCH, DONE
+from ledger import ALONE, RAW, Handled, Ledger, Letters, Log, compare
+from marks import BATCH, DONE, identity_of
+from receipts import NOT_WRITTEN, Receipt
 from services import Raw, event, value_of
 
 from contracts.dead_letter import DeadLetter
+from contracts.stream import encode
+from tests.event import Event
 
 BAD = Raw(b"bad", None, (("null", None),))
+LISTED = [Event("of-two", 1, "ListedAsTheFirst"), Event("of-two", 2, "ListedAsTheSecond")]
+RECEIPTED, UNANSWERED = Event("of-a-receipt", 3, "ToldByAReceipt"), Event("of-nobody", 4, "NobodyWasTold")
 
 
 class Course:
-    """What happened: 0 to 2 of one key, 3 alone, 4 refused, 5 not written, 6 past the services."""
+    """What happened: 0 to 2 of one key, 3 alone, 4 refused, 5 not written, 6 past the services, and four made up."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,12 +33,23 @@ class Course:
         self.receipts = {number: self.receipt(number, number) for number in range(5)}
         self.log = {number: self.raw(number) for number in (0, 1, 2, 3, 4, 6)}
         self.log |= {11: BAD}
-        self.handled = [[0, 1, 2], [3, 6]]
+        self.log |= {21 + place: self.made(one) for place, one in enumerate([*LISTED, RECEIPTED, UNANSWERED])}
+        self.handled = [[0, 1, 2], [3, 6], [identity_of(one.text) for one in [*LISTED, RECEIPTED, UNANSWERED]]]
+        self.listed = [*LISTED]
+        self.told = [
+            Receipt(RECEIPTED.id, 0, 23, 1_023),
+            Receipt("of-unknown", error="e", outcome="unknown"),
+            Receipt("not-written", error="e", outcome="not_written"),
+        ]
+        self.unanswered = 1
         self.letters = {4: self.raw(4), 11: BAD}
         self.ledger.bad.append((BAD, 0, 11))
 
     def raw(self, number: int) -> Raw:
         return self.ledger.raw.get(number) or Raw(self.ledger.event(number), self.ledger.key_of(number))
+
+    def made(self, one: Event) -> Raw:
+        return Raw(encode(one), one.id.encode())
 
     def receipt(self, number: int, offset: int) -> Receipt:
         return Receipt((self.ledger.key_of(number) or b"").decode(), 0, offset, 1_000 + offset)
@@ -42,6 +58,9 @@ class Course:
         for number, receipt in self.receipts.items():
             self.ledger.settle(number, receipt)
         self.ledger.settle_all([5], NOT_WRITTEN)
+        self.ledger.made_up.note_list(3, self.listed)
+        self.ledger.made_up.note_receipts(self.told)
+        self.ledger.made_up.note_unanswered(self.unanswered)
         log, letters, handled = Log(self.ledger), Letters("events", "group"), Handled(self.folder)
         for offset, raw in self.log.items():
             log._note(0, offset, 1_000 + offset, raw)
@@ -78,6 +97,18 @@ def swap(course: Course, one: int, other: int) -> None:
         (lambda course: course.receipts.update({3: course.receipt(3, 9)}), "name another place"),
         (lambda course: course.receipts.update({3: course.receipt(2, 3)}), "untrue answers"),
         (lambda course: swap(course, 0, 1), "overtook an earlier one"),
+        (lambda course: course.log.pop(22), "acknowledged records that are missing"),
+        (lambda course: course.log.pop(23), "name another place"),
+        (lambda course: course.told.append(Receipt("of-a-receipt")), "acknowledged records that are missing"),
+        (
+            lambda course: course.told.append(Receipt("of-nobody", error="e", outcome="not_written")),
+            "written after all",
+        ),
+        (lambda course: course.listed.reverse(), "overtook an earlier one"),
+        (lambda course: course.log.update({24: Raw(encode(UNANSWERED), b"x")}), "not sent so"),
+        (lambda course: course.log.update({25: course.log[21]}), "stand in the log twice"),
+        (lambda course: setattr(course, "unanswered", 0), "nobody sent"),
+        (lambda course: course.handled[2].pop(), "never handled"),
         (lambda course: course.handled[1].remove(6), "never handled"),
         (lambda course: course.handled[1].append(4), "handled, but not good"),
         (lambda course: course.handled[1].append(5), "handled, but not good"),

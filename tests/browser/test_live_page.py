@@ -344,13 +344,3 @@ def test_nothing_keeps_anybody_from_using_the_page_in_light_in_dark_or_on_a_phon
         assert [one for one in found if one["impact"] in {"serious", "critical"}] == []
     page.set_viewport_size(PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-
-
-def test_a_call_can_be_tried_out_on_the_page_of_the_calls(page: Page, site: Site) -> None:
-    page.goto(f"{site.url}/schema")
-    call = page.locator(".opblock-get").filter(has_text="/livez")
-    call.locator(".opblock-summary-control").click()
-    call.get_by_role("button", name="Try it out").click()
-    call.get_by_role("button", name="Execute").click()
-    expect(call.locator(".live-responses-table .response .response-col_status")).to_contain_text("200")
-    expect(call.locator(".live-responses-table")).to_contain_text("alive")

@@ -102,21 +102,6 @@ def test_the_status_tells_where_the_consumer_stands(producer: Service, consumer:
     assert status["messages_consumed_count"] == sum(ends.values())
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=1000000000", "limit=ten", "limit=1&limit=2", "limt=1"])
-def test_a_wrong_limit_is_refused_by_its_name(consumer: Service, query: str) -> None:
-    answer = consumer.http.get(f"/consumers/messages?{query}")
-    assert answer.status_code == 400
-    assert answer.headers["content-type"].startswith("application/problem+json")
-    assert [fault["parameter"] for fault in answer.json()["errors"]] == [query.partition("=")[0]]
-
-
-@pytest.mark.parametrize("query", ["before=yesterday", "before=1-2", "partition=-1", "partition=x"])
-def test_a_wrong_place_is_refused_by_its_name(consumer: Service, query: str) -> None:
-    answer = consumer.http.get(f"/consumers/messages?{query}")
-    assert answer.status_code == 400
-    assert [fault["parameter"] for fault in answer.json()["errors"]] == [query.partition("=")[0]]
-
-
 def test_messages_are_found_by_key_and_by_partition(producer: Service, consumer: Service) -> None:
     before = consumer.status()["messages_consumed_count"]
     producer.post("/producers/events", json=[event("wanted é", text=str(n)) for n in range(5)] + [event()])

@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 from services import Pipeline, Raw, Service, both, event, value_of, wait_until
 
-from contracts import dead_letter
-from tests.handlers import REFUSED
-
 
 @pytest.fixture(scope="module")
 def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
@@ -162,28 +159,6 @@ def test_seeking_to_a_time_consumes_what_was_written_since(services: tuple[Servi
     until_caught_up(consumer)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {},
-        {"to": "yesterday"},
-        {"to": "2026-01-31T12:00:00"},
-        {"to": 7},
-        {"partition": 0},
-        {"offset": 0},
-        {"to": "end", "partition": 0, "offset": 0},
-        {"partition": 0, "offset": -1},
-        {"partition": 0, "offset": 10**9},
-        {"place": "end"},
-    ],
-)
-def test_a_place_that_is_none_is_refused(services: tuple[Service, Service], body: dict[str, object]) -> None:
-    answer = services[1].http.post("/consumers/seek", json=body)
-    assert answer.status_code == 400
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["errors"]
-
-
 def test_one_partition_can_be_sought_while_the_others_are_read(services: tuple[Service, Service]) -> None:
     producer, consumer = services
     make(producer, 100)
@@ -223,25 +198,6 @@ def test_the_consumer_halts_before_it_dead_letters_everything_and_goes_on_when_t
         consumer.until_consumed(440)
         assert len(own.records(own.dead_letter_topic)) == 240
         consumer.until_healthy()
-
-
-def test_whom_the_handler_refuses_is_dead_lettered_and_the_neighbours_are_not(own: Pipeline) -> None:
-    with own.producer() as producer, own.consumer("refusing") as consumer:
-        producer.until_healthy()
-        consumer.until_healthy()
-        events = [event(text=REFUSED if number % 50 == 7 else "good") for number in range(500)]
-        producer.post("/producers/events", json=events)
-        consumer.until_consumed(500)
-        assert consumer.status()["dead_lettered_count"] == 10
-        letters = [
-            dead_letter.read(record.key, record.value, record.headers) for record in own.records(own.dead_letter_topic)
-        ]
-        refused = {one["id"] for one in events if one["text"] == REFUSED}
-        assert {(letter.key or b"").decode() for letter in letters} == refused
-        assert {(letter.error_type, letter.error) for letter in letters} == {
-            ("apps.consumer.consuming.batch.Reject", "the text refused is not taken")
-        }
-        assert all(letter.tries is not None and letter.tries > 1 for letter in letters)
 
 
 def test_a_topic_that_is_made_anew_while_the_consumer_is_cut_off_is_consumed_from_its_beginning(

@@ -2,7 +2,6 @@ import asyncio
 import gzip
 import json
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -117,12 +116,6 @@ def test_ids_at_the_limits_and_in_any_script_are_delivered(producer: Service, pi
     assert_true(producer.post("/producers/events", json=events)["receipts"], events, pipeline.records())
 
 
-def test_an_empty_list_is_answered_at_once(producer: Service) -> None:
-    started = time.monotonic()
-    assert producer.post("/producers/events", json=[]) == {"delivered": 0, "receipts": []}
-    assert time.monotonic() - started < 4
-
-
 def test_records_of_one_key_keep_their_order_in_a_list_of_thousands(producer: Service, pipeline: Pipeline) -> None:
     events = [event(f"order-{n % 7}", text=str(n)) for n in range(5_000)]
     assert producer.post("/producers/events", json=events)["delivered"] == 5_000
@@ -132,77 +125,6 @@ def test_records_of_one_key_keep_their_order_in_a_list_of_thousands(producer: Se
             on_topic.setdefault(record.key.decode(), []).append(record.value or b"")
     for n in range(7):
         assert on_topic[f"order-{n}"] == [value_of(one) for one in events if one["id"] == f"order-{n}"]
-
-
-@pytest.mark.parametrize(
-    ("query", "parameter"),
-    [
-        ("number=0", "number"),
-        ("number=-1", "number"),
-        ("number=100001", "number"),
-        ("number=ten", "number"),
-        ("number=1e3", "number"),
-        ("number=", "number"),
-        ("number=%FF", "number"),
-        ("number=99999999999999999999", "number"),
-        ("number=1&number=1", "number"),
-        ("nunber=1", "nunber"),
-    ],
-)
-def test_a_wrong_number_is_named_and_makes_nobody(
-    producer: Service, pipeline: Pipeline, query: str, parameter: str
-) -> None:
-    before = pipeline.end_offsets()
-    problem = is_problem(producer.http.post(f"/producers/events/generate?{query}"), 400)
-    assert [fault["parameter"] for fault in problem["errors"]] == [parameter]
-    assert pipeline.end_offsets() == before
-
-
-def a_list_with(**wrong: object) -> bytes:
-    """Return a list of events whose third is wrong."""
-    return json.dumps([event(), event(), event() | wrong, event()]).encode()
-
-
-@pytest.mark.parametrize(
-    ("body", "path"),
-    [
-        (b"not json", "$"),
-        (b"", "$"),
-        (b"  ", "$"),
-        (b"7", "$"),
-        (b"null", "$"),
-        (b'"Ada"', "$"),
-        (b"{}", "$"),
-        (b"[" * 100_000, "$[0]"),
-        (b'{"a":' * 100_000, "$"),
-        (json.dumps(event(text="ADA")).encode().replace(b"ADA", b"\xff\xfe"), "$"),
-        (json.dumps(event(no_field_of_anyone="Ada")).encode(), "$"),
-        (json.dumps(event(number="36")).encode(), "$.number"),
-        (json.dumps(event(number=36.5)).encode(), "$.number"),
-        (json.dumps(event(number=True)).encode(), "$.number"),
-        (json.dumps(event(number=-1)).encode(), "$.number"),
-        (json.dumps(event(number=151)).encode(), "$.number"),
-        (json.dumps(event(text=None)).encode(), "$.text"),
-        (json.dumps(event() | {"id": ""}).encode(), "$.id"),
-        (json.dumps(event("x" * 65)).encode(), "$.id"),
-        (json.dumps({k: v for k, v in event().items() if k != "text"}).encode(), "$"),
-        (a_list_with(number="36"), "$[2].number"),
-        (a_list_with(id="x" * 65), "$[2].id"),
-        (a_list_with(no_field_of_anyone="Ada"), "$[2]"),
-        (json.dumps([event(), "Ada"]).encode(), "$[1]"),
-        (json.dumps([[event()]]).encode(), "$[0]"),
-        (json.dumps(event(text="x" * 1_100_000)).encode(), "$"),
-        (a_list_with(text="x" * 1_100_000), "$[2]"),
-    ],
-    ids=lambda given: given[:7].decode(errors="replace") if isinstance(given, bytes) else given,
-)
-def test_a_body_that_is_no_events_is_refused_by_its_path_and_nothing_is_written(
-    producer: Service, pipeline: Pipeline, body: bytes, path: str
-) -> None:
-    before = pipeline.end_offsets()
-    problem = is_problem(producer.http.post("/producers/events", content=body, headers=JSON), 400)
-    assert [fault["path"] for fault in problem["errors"]] == [path]
-    assert pipeline.end_offsets() == before
 
 
 def test_a_body_of_50_megabytes_is_refused(producer: Service, pipeline: Pipeline) -> None:
@@ -230,21 +152,6 @@ def test_a_body_of_50_megabytes_is_refused(producer: Service, pipeline: Pipeline
     assert pipeline.end_offsets() == before
 
 
-@pytest.mark.parametrize(
-    "content_type", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "nonsense"]
-)
-def test_another_content_type_is_refused(producer: Service, content_type: str) -> None:
-    answer = producer.http.post("/producers/events", content=b"{}", headers={"content-type": content_type})
-    is_problem(answer, 415)
-
-
-def test_an_unknown_path_and_a_wrong_method_are_problems(producer: Service) -> None:
-    is_problem(producer.http.get("/producers/nobody"), 404)
-    is_problem(producer.http.get("/producers/events"), 405)
-    is_problem(producer.http.get("/producers/events/generate"), 405)
-    is_problem(producer.http.request("DELETE", "/health-check"), 405)
-
-
 async def stream(producer: Service, pieces: Sequence[Sequence[bytes]]) -> list[dict[str, Any]]:
     """Send lines and read their receipts at the same time."""
     async with Lines.opened(producer) as lines:
@@ -269,22 +176,6 @@ def test_twenty_thousand_lines_get_true_receipts_in_order_while_they_are_sent(
     assert_true(receipts, events, pipeline.records())
 
 
-def test_each_line_is_answered_before_the_next_is_sent(producer: Service) -> None:
-    async def talk() -> list[dict[str, Any]]:
-        async with Lines.opened(producer) as lines:
-            answers = lines.receipts()
-            heard = []
-            for n in range(5):
-                await lines.send(json.dumps(event(f"turn-{n}")).encode())
-                heard.append(await anext(answers))
-            await lines.end()
-            return heard + [receipt async for receipt in answers]
-
-    receipts = in_time(talk())
-    assert [receipt["id"] for receipt in receipts] == [f"turn-{n}" for n in range(5)]
-    assert all("offset" in receipt for receipt in receipts)
-
-
 def test_a_bad_line_is_told_by_its_number_and_its_neighbours_are_delivered(
     producer: Service, pipeline: Pipeline
 ) -> None:
@@ -299,12 +190,6 @@ def test_a_bad_line_is_told_by_its_number_and_its_neighbours_are_delivered(
         events[0]["id"], None, events[1]["id"], None, None, events[2]["id"], None, None, events[3]["id"],
     ]  # fmt: skip
     assert_true([receipt for receipt in receipts if "id" in receipt], events, pipeline.records())
-
-
-def test_the_last_line_needs_no_line_break(producer: Service) -> None:
-    body = json.dumps(event("first")).encode() + b"\r\n" + json.dumps(event("last")).encode()
-    answer = producer.http.post("/producers/events", content=body, headers={"content-type": "application/x-ndjson"})
-    assert [json.loads(line)["id"] for line in answer.text.splitlines()] == ["first", "last"]
 
 
 def test_a_caller_that_leaves_in_the_middle_of_its_lines_harms_nobody(producer: Service, pipeline: Pipeline) -> None:

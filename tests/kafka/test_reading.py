@@ -114,19 +114,6 @@ def test_what_no_consumer_has_read_yet_is_shown_too(consumer: Service, pipeline:
     assert consumer.messages() == []
 
 
-def test_page_by_page_one_comes_to_the_first_record(consumer: Service, pipeline: Pipeline) -> None:
-    written = write_events(pipeline, 25)
-    found: list[tuple[int, int]] = []
-    parameters: dict[str, str | int] = {"scope": "topic", "limit": 4}
-    while True:
-        answer = consumer.get("/consumers/messages", **parameters)
-        found = [(one["partition"], one["offset"]) for one in answer["messages"]] + found
-        if answer["next"] is None:
-            break
-        parameters["before"] = answer["next"]
-    assert found == places(written)
-
-
 def test_records_are_found_by_key_text_partition_and_time(consumer: Service, pipeline: Pipeline) -> None:
     written = write_events(pipeline, 12)
     (marked,) = pipeline.write([Raw(value_of(event("k1", text="Grace Höpper")), b"k1")], partition=1)
@@ -261,20 +248,6 @@ def test_the_live_tail_goes_on_behind_any_event_on_any_copy_and_after_a_restart(
         assert offsets == sorted(offsets)
 
 
-def test_whoever_was_away_for_long_is_brought_up_and_then_follows(consumer: Service, pipeline: Pipeline) -> None:
-    write_events(pipeline, 3)
-    with watching(consumer) as events:
-        write_events(pipeline, 1)
-        first = next(events)
-    pipeline.fill(6_000, partition=0)
-    with watching(consumer, first.id) as events:
-        brought = list(islice(events, 6_000))
-        later = write_events(pipeline, 6)
-        live = list(islice(events, 6))
-    assert [event.data["offset"] for event in brought] == sorted({event.data["offset"] for event in brought})
-    assert sorted(of_records(live)) == sorted(places(later))
-
-
 def test_who_asks_for_what_cannot_be_read_is_told_so(consumer: Service, pipeline: Pipeline) -> None:
     write_events(pipeline, 3)
     pipeline.write_what_only_java_decompresses(value_of(event()), 1)
@@ -286,18 +259,6 @@ def test_who_asks_for_what_cannot_be_read_is_told_so(consumer: Service, pipeline
         assert f"{pipeline.topic}-1 offset 1 cannot be read" in problem["detail"]
     assert newest(consumer, partition=0) == [(0, 0)]
     assert consumer.get("/consumers/messages/1/0")["key"]
-
-
-def test_the_live_tail_can_be_filtered(consumer: Service, pipeline: Pipeline) -> None:
-    with (
-        watching(consumer, key="mine") as mine,
-        watching(consumer, partition=2) as second,
-        watching(consumer, q="Grace") as named,
-    ):
-        write_events(pipeline, 6)
-        (wanted,) = pipeline.write([Raw(value_of(event("mine", text="Grace")), b"mine")], partition=2)
-        assert of_records([next(mine)]) == of_records([next(named)]) == [(2, wanted.offset)]
-        assert of_records(list(islice(second, 3)))[-1] == (2, wanted.offset)
 
 
 def test_records_that_were_deleted_meanwhile_are_told_as_a_gap(consumer: Service, pipeline: Pipeline) -> None:

@@ -119,19 +119,6 @@ def test_a_taken_port_ends_the_start_with_one_line_that_names_the_setting(nowher
             assert_refuses_to_start(service, variable)
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("KAFKA_BOOTSTRAP_SERVERS", "nonsense"),
-        ("HOST", "no.such.host.invalid"),
-    ],
-)
-def test_a_nonsense_setting_ends_the_start_with_one_line_that_names_it(
-    nowhere: Pipeline, variable: str, value: str
-) -> None:
-    assert_refuses_to_start(nowhere.producer(**{variable: value}), variable)
-
-
 def assert_refuses_to_start(service: Service, variable: str) -> None:
     with service:
         assert service.exit_status(timeout=30) == 1

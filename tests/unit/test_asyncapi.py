@@ -78,28 +78,6 @@ def test_the_document_follows_the_schema_of_asyncapi(
     assert errors_of(documents[service], definitions) == []
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("channels.events.bindings.kafka.partitions", 0),
-        ("channels.events-dead-letters.adress", "events-dlt"),
-        ("operations.send-events.action", "publish"),
-        ("components.messages.Event.bindings.kafka.keys", {}),
-        ("components.schemas.Event.properties.number.minimum", "zero"),
-    ],
-)
-def test_what_the_schema_of_asyncapi_does_not_allow_is_found(
-    path: str, value: object, documents: dict[str, dict[str, Any]], definitions: Registry[Any]
-) -> None:
-    document = msgspec.json.decode(msgspec.json.encode(documents["producer"]))
-    *parents, name = path.split(".")
-    place = document
-    for parent in parents:
-        place = place[parent]
-    place[name] = value
-    assert errors_of(document, definitions) != []
-
-
 @BOTH
 def test_all_that_the_document_refers_to_is_there(service: str, documents: dict[str, dict[str, Any]]) -> None:
     document = documents[service]

@@ -220,14 +220,6 @@ async def test_a_null_or_binary_header_stops_nobody(headers: tuple[tuple[str, by
     assert [letter.record.headers for letter in consumer.letters] == [headers]
 
 
-async def test_a_null_key_stops_nobody() -> None:
-    consumer = Consumer()
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((Stored(key=None, value=encode(EVENT)), Stored(key=None, value=None)))
-    assert consumer.handled == [EVENT]
-    assert [letter.record.key for letter in consumer.letters] == [None]
-
-
 async def test_the_handler_comes_before_the_dead_letters() -> None:
     consumer = Consumer()
     async with subscribed(consumer) as (_, subscriber):
@@ -284,19 +276,6 @@ async def test_a_batch_whose_dead_letters_cannot_be_written_is_given_up_at_its_f
         await consuming
     assert consumer.counters == (1, 0), "the record before it is done"
     assert [record.offset for record in consumer.shown] == [0]
-
-
-async def test_dead_letters_that_were_not_written_are_written_again_without_handling_anyone_twice() -> None:
-    consumer = Consumer()
-    consumer.writer_error = TimeoutError()
-    async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1))))
-        await until(lambda: len(consumer.events) >= 3)
-        consumer.writer_error = None
-        await consuming
-    assert [event.id for event in consumer.handled] == ["event-0"]
-    assert [letter.record.offset for letter in consumer.letters] == [1]
-    assert consumer.counters == (1, 1)
 
 
 async def test_who_is_rejected_by_the_handler_is_dead_lettered_among_the_bad_in_the_order_of_the_topic() -> None:

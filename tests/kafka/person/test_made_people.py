@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
-from overload import refuses_in_time_and_stays_small
 from services import Pipeline, Record, Service
 
 from contracts.person import Person
@@ -53,19 +52,3 @@ def test_as_many_people_are_made_as_were_asked_for(producer: Service, pipeline: 
     people = producer.post("/producers/basic_producer?number_of_people=12345")
     assert len({one["id"] for one in people}) == 12_345
     assert_written(people, pipeline.records_by_key())
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "100001", "ten", "1e3", "", "%FF", "99999999999999999999"])
-def test_a_wrong_number_of_people_is_named_and_makes_nobody(producer: Service, pipeline: Pipeline, value: str) -> None:
-    before = pipeline.end_offsets()
-    answer = producer.http.post(f"/producers/basic_producer?number_of_people={value}")
-    assert answer.status_code == 400
-    assert [fault["parameter"] for fault in answer.json()["errors"]] == ["number_of_people"]
-    assert pipeline.end_offsets() == before
-
-
-@pytest.mark.alone
-def test_under_twenty_times_its_load_a_producer_that_makes_people_refuses_in_time_and_stays_small(
-    producer: Service,
-) -> None:
-    refuses_in_time_and_stays_small(producer, "/producers/basic_producer?number_of_people=100000")

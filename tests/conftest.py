@@ -142,6 +142,7 @@ def without_kafka(error: LocalKafkaError) -> NoReturn:
     pytest.skip(reason)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config) -> None:
     """Start one Kafka for all workers, unless one answers, or only tests run that need none."""
     given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")

@@ -1,12 +1,10 @@
 """Events and records that tests start from, and how they wait for something to happen."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from aiokafka import TopicPartition
 
 from contracts.dead_letter import DeadLetter, Header, sent_back
 from contracts.stream import encode
@@ -41,47 +39,6 @@ def stored_event(offset: int, **fields: Any) -> Stored:  # noqa: ANN401 - of any
 def redriven_headers(group: str | None, topic: str = "events") -> list[Header]:
     """Return the headers of a record that was sent back for a group."""
     return sent_back(DeadLetter(b"key", b"", (), topic, 0, 0, 0, group, None, None, 1))
-
-
-class Client:
-    """A group member whose positions and commits are dictionaries; `error` is raised by the next commit."""
-
-    def __init__(self, positions: Mapping[int, int] | None = None) -> None:
-        self.positions = dict(positions or {})
-        self.commits: dict[int, tuple[int, str]] = {}
-        self.first: dict[int, int] = {}
-        self.errors: list[Exception] = []
-        self._coordinator = SimpleNamespace(member_id="member", generation=1)
-
-    def lose_session(self) -> None:
-        """Be no member any more, as aiokafka is until it has joined again."""
-        self._coordinator = SimpleNamespace(member_id="", generation=-1)
-
-    def assignment(self) -> set[TopicPartition]:
-        return {TopicPartition("events", partition) for partition in self.positions}
-
-    def last_poll_timestamp(self, _: TopicPartition) -> int:
-        return 1
-
-    def paused(self) -> set[TopicPartition]:
-        return set()
-
-    def last_stable_offset(self, _: TopicPartition) -> int | None:
-        return None
-
-    async def position(self, tp: TopicPartition) -> int:
-        return self.positions[tp.partition]
-
-    async def beginning_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        return {tp: self.first.get(tp.partition, 0) for tp in tps}
-
-    def seek(self, partition: TopicPartition, offset: int) -> None:
-        self.positions[partition.partition] = offset
-
-    async def commit(self, offsets: Mapping[TopicPartition, tuple[int, str]]) -> None:
-        if self.errors:
-            raise self.errors.pop(0)
-        self.commits |= {tp.partition: commit for tp, commit in offsets.items()}
 
 
 async def until(happened: Callable[[], object]) -> None:

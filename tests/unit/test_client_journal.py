@@ -7,14 +7,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from apps.chassis.kafka.client_journal import ClientId, ClientJournal, why_unreachable
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.fakes import Clock
 
 
 @pytest.fixture

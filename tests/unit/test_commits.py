@@ -13,10 +13,11 @@ from aiokafka.errors import (
     UnknownError,
 )
 from aiokafka.structs import OffsetAndMetadata
-from samples import Client, everything_else_has_run
+from samples import everything_else_has_run
 
 from apps.consumer.consuming.commit_metadata import MARK, metadata_of
 from apps.consumer.consuming.commits import GIVEN_AWAY, CommitRefused, Commits
+from tests.fakes import GroupMember
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +30,7 @@ class Group:
 
     def __init__(self, **positions: int) -> None:
         self.committed: dict[int, OffsetAndMetadata | None] = {}
-        self.client = Client({int(name[1:]): position for name, position in positions.items()})
+        self.client = GroupMember({int(name[1:]): position for name, position in positions.items()})
         self.ends: dict[int, int] = {0: 10_000, 1: 10_000}
         self.topic_id: UUID | None = None
         self.commits = Commits(self.read, self.read_ends, self.topic_ids, retry_pause_s=0)

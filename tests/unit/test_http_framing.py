@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import pytest
-from test_http_limits import closed, serving
+from serving import closed, serving
 
 from apps.chassis.http.streaming import Streamed
 

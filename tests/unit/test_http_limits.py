@@ -1,20 +1,15 @@
 import asyncio
 import logging
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import pytest
-import uvicorn
 from samples import LONG, until
+from serving import answer_to, closed, hello, serving
 
 from apps.chassis.http.connection_limits import (
     ALL_HERE,
     LARGEST_HEAD_BYTES,
     MOST_IN_ADVANCE,
-    ConnectionLimits,
     LimitedProtocol,
 )
 from apps.chassis.service import server_config
@@ -32,63 +27,12 @@ ENDLESS = {
     "trailers": b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
     + b"X: a\r\n" * 200_000,
 }
-Connect = Callable[[], Any]
 
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """Run on the loop of the services: it raises where asyncio's own only warns."""
     return "asyncio", {"use_uvloop": True}
-
-
-@asynccontextmanager
-async def serving(
-    app: Any,  # noqa: ANN401 - ASGI
-    connections: set[Any] | None = None,
-    protocol: type[LimitedProtocol] = LimitedProtocol,
-    close_after_s: float = 0.01,
-    **limits: float,
-) -> AsyncIterator[Connect]:
-    """Serve an application within the limits; what is yielded opens connections to it, which are in `connections`."""
-    limited: Any = partial(protocol, limits=ConnectionLimits(**limits), close_after_s=close_after_s)  # type: ignore[arg-type]  # one is a whole number
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, http=limited, log_config=None, lifespan="off", timeout_keep_alive=600)
-        server = uvicorn.Server(config)
-        server.server_state.connections = set() if connections is None else connections
-        async with asyncio.timeout(LONG):
-            running = asyncio.create_task(server._serve([listening]))
-            address = listening.getsockname()
-            try:
-                yield lambda: asyncio.open_connection(*address)
-            finally:
-                server.should_exit = server.force_exit = True
-                for connection in list(server.server_state.connections):
-                    connection.transport.abort()  # or the end of the server waits for callers that do not read
-                await running
-
-
-async def hello(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
-    """Answer when the body is there."""
-    while scope["type"] == "http" and (await receive()).get("more_body"):
-        pass
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
-    await send({"type": "http.response.body", "body": b"hello"})
-
-
-async def answer_to(reader: asyncio.StreamReader) -> bytes:
-    head = await reader.readuntil(b"\r\n\r\n")
-    return head + (await reader.readexactly(5) if b" 200 " in head else b"")
-
-
-async def closed(reader: asyncio.StreamReader) -> bytes:
-    """Return what came before the connection was closed."""
-    said = b""
-    try:
-        while more := await reader.read(65_536):
-            said += more
-    except ConnectionError:
-        pass
-    return said
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HT", GET[:-2], GET + b"GET /"], ids=["nothing", "some", "half", "next"])

@@ -1,13 +1,13 @@
 import time
-from collections.abc import Mapping
 from typing import Any, cast
 
 import pytest
-from samples import Client
+from samples import Stored
 
 from apps.chassis.kafka.log_reader import LogReader
 from apps.consumer.operating.group import Group, look_at_group
 from apps.consumer.operating.lag import GroupOffsets, Lag, LagMeter
+from tests.fakes import GroupMember, StoredTopic
 
 pytestmark = pytest.mark.anyio
 
@@ -17,38 +17,24 @@ Times = dict[int, dict[int, int]]
 """The timestamp (ms) of the records of each partition that can be read, by offset."""
 
 
-class Reader:
-    """Partitions with ten offsets each, of which those in `times` hold a record that can be read."""
-
-    def __init__(self, times: Times, end: int = END) -> None:
-        self.times = times
-        self.end = end
-
-    async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
-        return dict.fromkeys(range(partitions), 0), dict.fromkeys(range(partitions), self.end)
-
-    async def ends(self, partitions: int) -> dict[int, int]:
-        return dict.fromkeys(range(partitions), self.end)
-
-    async def timestamps(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
-        found = {
-            partition: [
-                time for offset, time in sorted(self.times.get(partition, {}).items()) if start <= offset < stop
-            ]
-            for partition, (start, stop) in ranges.items()
-        }
-        return {partition: times[0] for partition, times in found.items() if times}
+def topic(times: Times, end: int = END) -> StoredTopic:
+    """Return partitions with ten offsets each, of which those in `times` hold a record that can be read."""
+    records = {
+        partition: [Stored(partition, offset, time) for offset, time in sorted(of_partition.items())]
+        for partition, of_partition in times.items()
+    }
+    return StoredTopic(records, end)
 
 
 def offsets_of(committed: dict[int, int | None], times: Times, *, stable: int = END) -> GroupOffsets:
     async def read() -> dict[int, int | None]:
         return committed
 
-    return GroupOffsets(cast("LogReader", Reader(times, stable)), cast("LogReader", Reader(times)), read)
+    return GroupOffsets(cast("LogReader", topic(times, stable)), cast("LogReader", topic(times)), read)
 
 
 async def lag(
-    committed: dict[int, int | None], times: Times, *, stable: int = END, client: Client | None = None
+    committed: dict[int, int | None], times: Times, *, stable: int = END, client: GroupMember | None = None
 ) -> Lag:
     return await LagMeter(offsets_of(committed, times, stable=stable)).measure(cast("Any", client))
 
@@ -75,7 +61,7 @@ async def test_of_a_topic_that_was_not_seen_yet_there_is_no_lag_to_tell() -> Non
 
 
 async def test_a_batch_that_was_fetched_and_not_committed_is_lag() -> None:
-    client = Client({0: END})
+    client = GroupMember({0: END})
     found = await lag({0: 3, 1: None}, {0: {3: seconds_ago(60)}}, client=client)
     (partition,) = found.partitions
     assert (partition.position, partition.committed, partition.end, partition.lag) == (END, 3, END, 7)
@@ -98,13 +84,13 @@ async def test_what_stands_behind_an_open_transaction_is_lag_and_named_as_such()
 
 
 async def test_the_lag_of_a_partition_that_was_added_just_now_is_not_known_rather_than_none() -> None:
-    found = await lag({0: 10}, {}, client=Client({0: 10, 1: 0}))
+    found = await lag({0: 10}, {}, client=GroupMember({0: 10, 1: 0}))
     assert [partition.lag for partition in found.partitions] == [0, None]
     assert (found.records, found.waiting_for_transaction, found.seconds) == (None, None, None)
 
 
 async def test_a_member_without_partitions_has_no_lag() -> None:
-    found = await lag({0: 4}, {}, client=Client())
+    found = await lag({0: 4}, {}, client=GroupMember())
     assert (found.partitions, found.records, found.seconds) == ([], 0, 0.0)
 
 

@@ -19,6 +19,7 @@ from apps.chassis.observability.logs import (
     with_request,
 )
 from contracts.record import fields_of
+from tests.fakes import Clock
 
 ADA_HERSELF = "Ada Lovelace"
 """Whom an exception quotes, and no log may."""
@@ -163,13 +164,6 @@ def test_an_error_that_quotes_bytes_that_are_no_utf_8_can_be_shown() -> None:
     assert msgspec.json.encode(one_line(ValueError("\ud83d"))) == b'"ValueError: \\\\ud83d"'
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def of_library(message: str, *args: object, error: BaseException | None = None, name: str = "aiokafka.client") -> Any:  # noqa: ANN401 - a record
     exc_info = None if error is None else (type(error), error, error.__traceback__)
     return logging.LogRecord(name, logging.ERROR, "", 0, message, args, exc_info)
@@ -180,7 +174,7 @@ def test_a_line_of_a_client_library_is_written_once_a_minute_and_says_how_often_
     lines = ClientLines(clock)
     assert [lines.filter(of_library("Unable connect to %s", 1)) for _ in range(100)] == [True] + 99 * [False]
     assert lines.filter(of_library("Unable connect to %s", 2))
-    clock.now = 61
+    clock.now += 61
     again = of_library("Unable connect to %s", 1)
     assert lines.filter(again)
     assert again.getMessage() == "Unable connect to 1 (99 times more since)"
@@ -190,7 +184,7 @@ def test_however_many_different_lines_a_client_library_has_only_some_are_written
     clock = Clock()
     lines = ClientLines(clock)
     assert sum(lines.filter(of_library("offset %d", number)) for number in range(1_000)) == 20
-    clock.now = 61
+    clock.now += 61
     later = of_library("later")
     assert lines.filter(later)
     assert later.getMessage() == "later (980 other lines were held back)"

@@ -18,6 +18,7 @@ from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import RedriveLimits, Redriven, RedriveNotNow, Redriver, TooLarge
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redriven_for, sent_back
+from tests.fakes import StoredTopic
 
 pytestmark = pytest.mark.anyio
 
@@ -38,27 +39,6 @@ def stored_letter(
     return Stored(partition, offset, timestamp, b"key", value, headers, DEAD)
 
 
-class FakeDeadLetters:
-    """The dead letters of a topic, by partition."""
-
-    topic = DEAD
-
-    def __init__(self, *partitions: Sequence[Stored]) -> None:
-        self.partitions = partitions
-
-    async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
-        return dict.fromkeys(range(partitions), 0), {n: len(self.partitions[n]) for n in range(partitions)}
-
-    async def some(self, ranges: dict[int, tuple[int, int]], most_bytes: int) -> tuple[list[Stored], dict[int, int]]:
-        ((partition, (start, _)),) = ranges.items()
-        assert most_bytes > 0
-        return [self.partitions[partition][start]], {partition: start + 1}
-
-    async def read(self, ranges: dict[int, tuple[int, int]]) -> AsyncIterator[list[Stored]]:
-        for partition, (start, stop) in ranges.items():
-            yield list(self.partitions[partition][start:stop])
-
-
 class Bench:
     """A redriver of dead letters whose transactions only note what they send back."""
 
@@ -68,7 +48,7 @@ class Bench:
         options = client_options(Settings(), "consumer")
         self.cluster = Cluster(options, [])
         self.cluster.partitions |= {TOPIC: 1, DEAD: len(partitions)}
-        dead = cast(LogReader, FakeDeadLetters(*partitions))
+        dead = cast(LogReader, StoredTopic(dict(enumerate(partitions)), topic=DEAD))
         self.redriver = Redriver(options, self.cluster, dead, f"{DEAD}-redriven", TOPIC, "group", limits=limits)
         self.transactions: list[list[tuple[int, int]]] = []
         self.fails_from = 1_000
@@ -237,7 +217,7 @@ async def test_marks_that_their_topic_would_not_take_are_refused_with_what_to_do
     options = client_options(Settings(), "consumer")
     cluster = Cluster(options, [])
     cluster.configs[f"{DEAD}-redriven"] = {"max.message.bytes": "1000"}
-    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), f"{DEAD}-redriven", TOPIC, "group")
+    redriver = Redriver(options, cluster, cast(LogReader, StoredTopic({})), f"{DEAD}-redriven", TOPIC, "group")
     marks = Marks()
     marks.add("group", 0, [(2 * n, 2 * n + 1) for n in range(200)])
     with pytest.raises(TooLarge, match=r"too scattered .* takes 1000 \(max.message.bytes\)"):
@@ -254,7 +234,7 @@ def test_a_letter_goes_back_to_its_partition_or_where_its_key_belongs(
     options = client_options(Settings(), "consumer")
     cluster = Cluster(options, [])
     cluster.partitions[TOPIC] = 6
-    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), f"{DEAD}-redriven", TOPIC, "group")
+    redriver = Redriver(options, cluster, cast(LogReader, StoredTopic({})), f"{DEAD}-redriven", TOPIC, "group")
     letter = msgspec.structs.replace(a_letter(), key=key, partition=origin)
     assert redriver._partition_for(letter, stored_letter(0, partition=8)) == expected
 
@@ -274,7 +254,7 @@ def test_a_letter_names_its_group_only_where_the_original_is_kept_for_the_other_
     options = client_options(Settings(), "consumer")
     cluster = Cluster(options, [])
     cluster.configs[TOPIC] = settings
-    redriver = Redriver(options, cluster, cast(LogReader, FakeDeadLetters()), f"{DEAD}-redriven", TOPIC, "group")
+    redriver = Redriver(options, cluster, cast(LogReader, StoredTopic({})), f"{DEAD}-redriven", TOPIC, "group")
     assert redriven_for(redriver._headers_of(a_letter())) == expected
 
 

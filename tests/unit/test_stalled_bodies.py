@@ -12,7 +12,7 @@ from litestar.response import Response
 from litestar.types import Scope
 from prometheus_client import CollectorRegistry
 from samples import until
-from test_http_limits import Connect, serving
+from serving import Connect, serving
 
 from apps.chassis.http.admission import Limit, UnsentAnswers, share_of
 from apps.chassis.http.problems import answer_error

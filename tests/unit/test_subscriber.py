@@ -14,7 +14,7 @@ from faststream.kafka import KafkaBroker, TestKafkaBroker
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import EVENT, LONG, Client, Stored, as_json, everything_else_has_run, stored_event, until
+from samples import EVENT, LONG, Stored, as_json, everything_else_has_run, stored_event, until
 from streams import policy
 
 from apps.chassis.kafka.clients import client_options, new_broker
@@ -32,6 +32,7 @@ from apps.consumer.consuming.subscriber import ConsumeLoop, FetchedBatch, record
 from contracts.record import Record
 from contracts.stream import encode
 from tests.event import EVENTS, Event
+from tests.fakes import GroupMember
 
 pytestmark = pytest.mark.anyio
 
@@ -64,7 +65,7 @@ class Consumer:
         self.writer_error: Exception | None = None
         self.window = Window(1_000)
         self.consumption = Consumption(EVENTS.decode, self.window.extend, self._handle, self._write, policy=policy())
-        self.client = Client()
+        self.client = GroupMember()
         self.commits = Commits(nothing_committed, no_ends)
 
     async def _handle(self, batch: Batch[Event]) -> None:
@@ -353,7 +354,7 @@ async def test_what_is_accepted_of_a_partition_ends_when_none_of_its_records_wai
 
 
 async def test_records_wait_behind_the_position_of_a_partition_that_is_read() -> None:
-    client = Client({0: 5, 1: 5})
+    client = GroupMember({0: 5, 1: 5})
     assert await records_waiting(cast("Any", client)) == {}, "no fetch has told"
     ends = {0: 5, 1: 6}
     client.last_stable_offset = lambda tp: ends[tp.partition]  # type: ignore[method-assign, assignment]  # what was fetched
@@ -394,24 +395,11 @@ async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken() ->
         assert consumer.commits.retrying_since is None
 
 
-class Silent:
-    """A client that has a partition, and that was answered long ago."""
-
-    def assignment(self) -> set[TopicPartition]:
-        return {TopicPartition(TOPIC, 0)}
-
-    def paused(self) -> set[TopicPartition]:
-        return set()
-
-    def last_poll_timestamp(self, _: TopicPartition) -> int:
-        return 1
-
-
 async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None:
     consumption = Consumption(EVENTS.decode, Window(10).extend, Consumer()._handle, Consumer()._write)
     consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_ends)
     subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
-    subscriber.consumer, subscriber.lock = cast("Any", Silent()), MultiLock()
+    subscriber.consumer, subscriber.lock = cast("Any", GroupMember({0: 0})), MultiLock()
     assert "has not polled" in str(why_stuck(subscriber, consumption, commits))
     assert why_stuck(subscriber, consumption, commits, since_throttling=-5.0) is None
     assert why_stuck(subscriber, consumption, commits, since_throttling=STALE_S - 1) is None

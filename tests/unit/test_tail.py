@@ -20,6 +20,7 @@ from apps.consumer.browsing.cursors import read_offsets
 from apps.consumer.browsing.live_tail import Tail, TailLimits
 from contracts.record import Record
 from tests.event import EVENTS
+from tests.fakes import StoredTopic
 
 pytestmark = pytest.mark.anyio
 PARTITIONS = 3
@@ -28,13 +29,11 @@ Pieces = AsyncGenerator[bytes, None]
 EVENT = re.compile(r"id: (\S+)\ndata: (.*)\n\n")
 
 
-class Topic:
+class Topic(StoredTopic):
     """A topic, and how a copy of the service reads it: some records at a time, and late."""
 
-    topic = "events"
-
     def __init__(self, chance: Random) -> None:
-        self.records: dict[int, list[Record]] = {number: [] for number in range(PARTITIONS)}
+        super().__init__({number: [] for number in range(PARTITIONS)})
         self._chance = chance
 
     def write(self, count: int, value: bytes = b"no event") -> None:
@@ -43,11 +42,8 @@ class Topic:
             key = self._chance.choice([b"wanted", b"other"])
             self.records[partition].append(Stored(partition, len(self.records[partition]), key=key, value=value))
 
-    async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
-        await asyncio.sleep(0)
-        return dict.fromkeys(range(partitions), 0), {number: len(self.records[number]) for number in range(partitions)}
-
-    async def some(self, ranges: Mapping[int, Place], _: int) -> tuple[list[Record], dict[int, int]]:
+    async def some(self, ranges: Mapping[int, Place], most_bytes: int) -> tuple[list[Stored], dict[int, int]]:
+        assert most_bytes > 0
         await asyncio.sleep(0)
         found, reached = [], {}
         for partition, (start, stop) in ranges.items():
@@ -59,7 +55,7 @@ class Topic:
         at = dict(position)
         while True:
             await asyncio.sleep(0)
-            some = []
+            some: list[Record] = []
             for partition, records in self.records.items():
                 piece = records[at[partition] : at[partition] + self._chance.randrange(5)]
                 at[partition] += len(piece)

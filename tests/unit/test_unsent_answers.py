@@ -14,7 +14,7 @@ from litestar.response import Response
 from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry
 from samples import until
-from test_http_limits import Connect, closed, serving
+from serving import Connect, closed, serving
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from apps.chassis.http.admission import UNSENT, Limit, UnsentAnswers, share_of

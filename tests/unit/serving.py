@@ -1,0 +1,65 @@
+"""Serves an ASGI application on a port, within the limits of the services, and opens connections to it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import uvicorn
+from samples import LONG
+
+from apps.chassis.http.connection_limits import ConnectionLimits, LimitedProtocol
+
+Connect = Callable[[], Any]
+
+
+@asynccontextmanager
+async def serving(
+    app: Any,  # noqa: ANN401 - ASGI
+    connections: set[Any] | None = None,
+    protocol: type[LimitedProtocol] = LimitedProtocol,
+    close_after_s: float = 0.01,
+    **limits: float,
+) -> AsyncIterator[Connect]:
+    """Serve an application within the limits; what is yielded opens connections to it, which are in `connections`."""
+    limited: Any = partial(protocol, limits=ConnectionLimits(**limits), close_after_s=close_after_s)  # type: ignore[arg-type]  # one is a whole number
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(app, http=limited, log_config=None, lifespan="off", timeout_keep_alive=600)
+        server = uvicorn.Server(config)
+        server.server_state.connections = set() if connections is None else connections
+        async with asyncio.timeout(LONG):
+            running = asyncio.create_task(server._serve([listening]))
+            address = listening.getsockname()
+            try:
+                yield lambda: asyncio.open_connection(*address)
+            finally:
+                server.should_exit = server.force_exit = True
+                for connection in list(server.server_state.connections):
+                    connection.transport.abort()  # or the end of the server waits for callers that do not read
+                await running
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+    """Answer when the body is there."""
+    while scope["type"] == "http" and (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+async def answer_to(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    return head + (await reader.readexactly(5) if b" 200 " in head else b"")
+
+
+async def closed(reader: asyncio.StreamReader) -> bytes:
+    """Return what came before the connection was closed."""
+    said = b""
+    try:
+        while more := await reader.read(65_536):
+            said += more
+    except ConnectionError:
+        pass
+    return said

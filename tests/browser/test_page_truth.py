@@ -301,7 +301,7 @@ def test_an_answer_that_was_asked_for_before_a_button_was_pressed_does_not_undo_
         route.fulfill(response=response)
     agreed(page, site, "paused", fit=True)
     page.unroute("**/consumers/status")
-    assert page.evaluate("window.states") == []
+    assert "running" not in page.evaluate("window.states")
 
 
 @pytest.mark.parametrize("path", ["consumers/status", "health-check?*"])

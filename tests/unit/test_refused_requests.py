@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 from samples import LONG
+from serving import closed, serving
 from test_http_framing import CHUNKED, HIDDEN, NEXT, Ran, Recorder, said_to
-from test_http_limits import closed, serving
 
 from apps.chassis.http.connection_limits import LARGEST_HEAD_BYTES, MOST_IN_ADVANCE
 from apps.chassis.http.problems import MEDIA_TYPE

@@ -25,6 +25,10 @@ TRIES = "kafka_deliveryAttempt"
 ROUNDS = "dead-letter-rounds"
 """Says, behind the record's own headers, how often a record was sent back; with `TRIES` so far before it."""
 
+POISON, REFUSED = "poison", "refused"
+"""Verdicts on a record: its handler failed, or it must not be handled at all. Their header has a prefix of Spring's, so
+that earlier versions do not take it for one of the record's own."""
+
 REDRIVEN_FOR = "dead-letter-redriven-for"
 """Says, directly behind `ROUNDS`, for which group a record was sent back: a `Target` as JSON."""
 
@@ -103,9 +107,16 @@ LETTER_FIELDS = (
     ),
     _field("error", "The error's message.", "exception-message", "key-exception-message"),
     TRIES_FIELD,
+    HeaderField(
+        f"{DLT}verdict",
+        "verdict",
+        "`poison`: the handler failed for it. `refused`: undecodable, or the handler rejected it.",
+    ),
 )
 """The headers behind the record's own, in their order."""
 NAMES = tuple(one.header for one in LETTER_FIELDS)
+NAMES_BEFORE = NAMES[:-1]
+"""The headers of letters that earlier versions wrote: without a verdict."""
 
 APPENDED = (DLT, TRIES)
 """How headers begin that a writer of dead letters appends each time: only the last of each is of this letter."""
@@ -172,6 +183,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     error_type: str | None
     error: str | None
     tries: int | None
+    verdict: str | None = None
 
     def all_headers(self) -> list[Header]:
         """Return the record's own headers, and those of the letter behind them."""
@@ -286,8 +298,9 @@ def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter
     last header of each name counts, and all headers that a writer of dead letters adds are removed from the record's
     own.
     """
-    ours = tuple(name for name, _ in headers[-len(NAMES) :]) == NAMES
-    own, described = (headers[: -len(NAMES)], dict(headers[-len(NAMES) :])) if ours else _by_name(headers)
+    last = tuple(name for name, _ in headers[-len(NAMES) :])
+    ours = len(NAMES) if last == NAMES else len(NAMES_BEFORE) if last[-len(NAMES_BEFORE) :] == NAMES_BEFORE else 0
+    own, described = (headers[:-ours], dict(headers[-ours:])) if ours else _by_name(headers)
     fields: dict[str, Any] = {one.field: one.find(described) for one in LETTER_FIELDS}
     if not ours:
         _, tries_before, _ = history(own)

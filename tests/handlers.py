@@ -76,6 +76,16 @@ async def failing(batch: Batch[Event]) -> None:
     record_ids(batch.values)
 
 
+async def mendable(batch: Batch[Event]) -> None:
+    """Fail for poison until the file MENDED exists; reject what is refused."""
+    texts = {event.text for event in batch.values}
+    if REFUSED in texts:
+        raise Reject(f"the text {REFUSED} is not taken")
+    if "poison" in texts and not exists("MENDED"):
+        raise RuntimeError("no database takes it")
+    record_ids(batch.values)
+
+
 async def blocking(batch: Batch[Event]) -> None:
     """Block the event loop for as many seconds as the events say, and record their ids."""
     for event in batch.values:
@@ -122,6 +132,7 @@ HANDLERS: Mapping[str, tuple[Handle] | tuple[Handle, Policy]] = {
     "steered": (steered,),
     "failing": (failing, Policy(batching=Batching(records=200))),
     "blocking": (blocking,),
+    "mendable": (mendable,),
     "quoting": (quoting,),
     "cancelling": (cancelling,),
 }

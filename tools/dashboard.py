@@ -80,7 +80,15 @@ PANELS = [
         "short",
         {"{{stream}} {{error}} {{instance}}": "increase(consumer_commit_failures_total[$__rate_interval])"},
     ),
-    Panel("Dead letters a second", "short", rate_of("consumer_records_dead_lettered_total", "stream", "reason")),
+    Panel(
+        "Dead letters a second",
+        "short",
+        rate_of("consumer_records_dead_lettered_total", "stream", "reason")
+        | {
+            "sent back by schedule {{stream}}": "sum by (stream) "
+            "(rate(consumer_records_redriven_by_schedule_total[$__rate_interval]))"
+        },
+    ),
     Panel(
         "Rebalances, restarts and new connections",
         "short",

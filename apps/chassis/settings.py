@@ -20,6 +20,7 @@ PORT = r"(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]
 SERVER = rf"(?:[^\s,:\[\]]+|\[[0-9a-fA-F:.]+\]):{PORT}"
 ORIGIN = rf"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::{PORT})?"
 """An origin as a browser writes it: small letters, no path, not even a slash."""
+DELAY = r"[1-9]\d{0,4}[smhd]"
 PATH = r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*/?"
 """A path prefix of plain segments."""
 HOST_NAME = r"(?i:\*|(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[?[0-9a-f]*:[0-9a-f]*:[0-9a-f:.]*\]?)"
@@ -51,6 +52,8 @@ ServiceUrl = Annotated[
     str, _one(rf"(?!/$)(?:{ORIGIN})?{PATH}", "an address like http://localhost:8000 or https://example.com/producer")
 ]
 
+Delays = Annotated[str, _several(DELAY, "a delay like 30s, 10m, 6h or 1d")]
+
 PLAIN_INTEGER = re.compile(r"[0-9]{1,18}")
 BY_STREAM = "BY_STREAM"
 """The field of `Settings` that no variable sets."""
@@ -59,6 +62,7 @@ SECRETS = frozenset({"api_key", "kafka_sasl_password"})
 PASSWORD_OF_ADDRESS = re.compile(r"//.*@")
 """User and password in an address."""
 ANY_HOST = "*"
+SECONDS_OF = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class WrongSetting(ValueError):
@@ -120,6 +124,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     liveness_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     slow_batch_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 300
+    redrive_after: Delays = ""
     producer_url: ServiceUrl | None = None
     cors_origins: Origins = ""
     allowed_hosts: Hosts = ""
@@ -160,6 +165,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     def bootstrap_servers(self) -> list[str]:
         """The brokers to ask first, as `host:port`, in the order given."""
         return _listed(self.kafka_bootstrap_servers)
+
+    @property
+    def redrive_after_s(self) -> list[int]:
+        """The seconds after which a dead letter of the handler's errors is sent back, by round; empty: never."""
+        return [int(delay[:-1]) * SECONDS_OF[delay[-1]] for delay in _listed(self.redrive_after)]
 
     @property
     def allowed_origins(self) -> list[str]:

@@ -38,7 +38,9 @@ from apps.consumer.operating.lag import GroupOffsets, Lag, LagMeter
 from apps.consumer.operating.metrics import of_commits, of_consumption, of_lag
 from apps.consumer.operating.recreated_topics import watch_topic
 from apps.consumer.operating.status import StreamStatus
+from apps.consumer.redriving.letters import MAX_ROUNDS
 from apps.consumer.redriving.redrive import Redriver
+from apps.consumer.redriving.schedule import DueLetters, Schedule, of_schedule
 from contracts.stream import Stream
 
 LAG_S = 3.0
@@ -78,7 +80,14 @@ class StreamConsumer:
         dead_options, redrive_options = for_purpose(options, "dead-letters"), for_purpose(options, "redrive")
         self._dead_letters = DeadLetters(dead_options, own.dead_letter_topic, cluster, own.group_id, kafka.producer)
         self.redriver = Redriver(
-            redrive_options, cluster, self.dead_reader, own.marks_topic, own.topic, own.group_id, kafka.reader
+            redrive_options,
+            cluster,
+            self.dead_reader,
+            own.marks_topic,
+            own.topic,
+            own.group_id,
+            kafka.reader,
+            max_rounds=len(settings.redrive_after_s) or MAX_ROUNDS,
         )
         self.window, write = Window(settings.window_size), self._dead_letters.write
         self.consumption = Consumption(
@@ -94,6 +103,9 @@ class StreamConsumer:
         self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
         slow_s = settings.slow_batch_seconds
         self.control = Control(self._connection, cluster, self.consumption, commits, background, slow_s, stream.name)
+        self._delays_s = settings.redrive_after_s
+        due = DueLetters(self.dead_reader, self.redriver, own.group_id, self._delays_s)
+        self.schedule = Schedule(self.redriver, due, self.control, own.topic)
 
     def _new_broker(self) -> KafkaBroker:
         broker = new_broker(self._options, consumer_only=True, graceful_timeout=GRACE_S)
@@ -132,6 +144,8 @@ class StreamConsumer:
                 self.tail.end_at(ending): "end of the live tail",
             }.items():
                 self._background.start(work, name)
+            if self._delays_s:
+                self._background.start(self.schedule.watch(self._delays_s), "scheduled redrive")
             yield
 
     def partition_count(self) -> int:
@@ -178,9 +192,12 @@ class StreamConsumer:
             or (consumption.attempts.error if consumption.attempts.failures or consumption.retrying else None)
             or (None if control.stopped or consumption.halted else control.obstacle())
             or consumption.last_error
-            or connection.error,
+            or connection.error
+            or self.schedule.error,
             throttled_seconds=round(connection.journal.throttled_for(), 1),
             started_at=self._started_at,
+            redriven_by_schedule_count=self.schedule.redriven,
+            next_redrive_at=self.schedule.next_at,
             notes=[f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines],
         )
 
@@ -199,5 +216,6 @@ class StreamConsumer:
             of_consumption(self.consumption, self._connection, state),
             of_commits(self._commits, [partition.partition for partition in lag.partitions]),
             of_lag(lag, len(consumer.assignment()) if consumer else 0),
+            of_schedule(self.schedule),
         )
         return of_stream(self.stream.name, metrics)

@@ -12,9 +12,12 @@ from contracts.dead_letter import (
     APPENDED,
     LONGEST_ERROR,
     NAMES,
+    NAMES_BEFORE,
     OF_RETRIES,
     ORIGIN,
+    POISON,
     REDRIVEN_FOR,
+    REFUSED,
     ROUNDS,
     TRIES,
     DeadLetter,
@@ -48,6 +51,7 @@ DEAD_LETTERS = st.builds(
     error_type=TEXT,
     error=TEXT,
     tries=INT32,
+    verdict=st.sampled_from([POISON, REFUSED, None]),
 )
 
 
@@ -64,6 +68,7 @@ def a_dead_letter() -> DeadLetter:
         error_type="msgspec.ValidationError",
         error="Expected `int`",
         tries=1,
+        verdict=REFUSED,
     )
 
 
@@ -101,6 +106,13 @@ def test_what_became_of_the_record_is_encoded_as_spring_kafka_does() -> None:
     assert headers["kafka_dlt-exception-fqcn"] == b"msgspec.ValidationError"
     assert headers["kafka_dlt-exception-message"] == b"Expected `int`"
     assert headers["kafka_deliveryAttempt"] == struct.pack(">i", 1)
+
+
+@given(DEAD_LETTERS)
+def test_a_letter_of_an_earlier_version_is_read_as_it_was_written_and_has_no_verdict(letter: DeadLetter) -> None:
+    earlier = msgspec.structs.replace(letter, verdict=None)
+    assert read(letter.key, letter.value, earlier.all_headers()) == earlier
+    assert [name for name, _ in earlier.all_headers()[-len(NAMES_BEFORE) :]] == [*NAMES_BEFORE]
 
 
 INT = struct.Struct(">i").pack

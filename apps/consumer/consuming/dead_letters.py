@@ -13,7 +13,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from apps.chassis.kafka.clients import ClientOptions, size_of_batch
 from apps.chassis.kafka.cluster import Cluster
-from contracts.dead_letter import DeadLetter, describe, history
+from contracts.dead_letter import POISON, REFUSED, DeadLetter, describe, history
 from contracts.record import Record
 
 log = logging.getLogger(__name__)
@@ -145,6 +145,7 @@ class DeadLetters:
             error_type=error_type,
             error=error,
             tries=tries_before + bad.tries,
+            verdict=POISON if bad.is_poison else REFUSED,
         )
 
     async def _connected(self) -> AIOKafkaProducer:

@@ -1,6 +1,7 @@
 """What the consumption of each stream is doing."""
 
 from collections.abc import Mapping
+from datetime import datetime
 
 import msgspec
 
@@ -19,7 +20,8 @@ class StreamStatus(msgspec.Struct):
     connections that were replaced, `commit_failures` the commits that Kafka refused. `skipped_count` records were not
     consumed because a position moved; `moves` are the newest such moves, without consuming and operator actions.
     `notes` are differences between a topic and the settings: the topic is used as it is. `passed_over_count` records
-    were sent back from the dead letters for another group.
+    were sent back from the dead letters for another group. `redriven_by_schedule_count` dead letters were sent back by
+    `REDRIVE_AFTER`, and the next is due at `next_redrive_at`, as far as this instance does that.
     """
 
     running: bool
@@ -45,6 +47,8 @@ class StreamStatus(msgspec.Struct):
     notes: list[str]
     throttled_seconds: float = 0.0
     passed_over_count: int = 0
+    redriven_by_schedule_count: int = 0
+    next_redrive_at: datetime | None = None
 
 
 class Status(StreamStatus, kw_only=True):

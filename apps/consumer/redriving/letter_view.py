@@ -24,8 +24,9 @@ class DeadLetter(msgspec.Struct):
 
     `rounds` counts how often it was sent back before. `held`: it was sent back too often, or is larger than its topic
     takes, so that it is sent back only when it is requested by itself. `group` could not consume it, and sends it back.
-    `redrivable` is whether this consumer does: the letter is of its topic, and of its group or of none. Null is what a
-    letter of another writer does not name.
+    `redrivable` is whether this consumer does: the letter is of its topic, and of its group or of none. `verdict` is
+    `poison` when the handler failed for it, and `refused` when it was undecodable or rejected. Null is what a letter of
+    another writer, or an earlier version, does not name.
     """
 
     partition: int
@@ -43,6 +44,7 @@ class DeadLetter(msgspec.Struct):
     held: bool
     redriven: bool
     redrivable: bool
+    verdict: str | None
 
 
 def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
@@ -65,4 +67,5 @@ def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
         held=redriver.letters.is_held(letter),
         redriven=marks.holds(owner_of(letter), record.partition, record.offset),
         redrivable=redriver.is_ours(letter),
+        verdict=letter.verdict,
     )

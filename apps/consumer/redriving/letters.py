@@ -39,11 +39,12 @@ class Wanted(NamedTuple):
 class Letters:
     """The dead letters of one topic. `passed` has the offsets that hold no letters of an owner, by topic id."""
 
-    def __init__(self, reader: LogReader, cluster: Cluster, topic: str) -> None:
+    def __init__(self, reader: LogReader, cluster: Cluster, topic: str, max_rounds: int = MAX_ROUNDS) -> None:
         self.passed: dict[tuple[UUID | None, str | None, int], Intervals] = {}
         self._reader = reader
         self._cluster = cluster
         self._topic = topic
+        self._max_rounds = max_rounds
 
     def is_held(self, letter: DeadLetter) -> bool:
         """Return whether a dead letter is held: it was sent back too often, or is too large for the topic.
@@ -52,23 +53,24 @@ class Letters:
         """
         _, _, rounds = history(letter.headers)
         too_large = size_sent_back(letter) > self._cluster.max_message_bytes(self._topic)
-        return rounds >= MAX_ROUNDS or is_omitted(letter) or too_large
+        return rounds >= self._max_rounds or is_omitted(letter) or too_large
 
     async def oldest(self, wanted: Wanted) -> tuple[list[Record], bool]:
         """Return the oldest letters that are wanted, and whether there may be more."""
-        first, end = await self._offsets()
+        first, end = await self.offsets()
         starts = [await self._start_of(wanted, partition, first[partition], end[partition]) for partition in first]
         return oldest(starts, wanted.limit)
 
     async def at(self, partition: int, offset: int) -> Record | None:
         """Return the dead letter at a place, None when there is none."""
-        first, end = await self._offsets()
+        first, end = await self.offsets()
         if partition in end and first[partition] <= offset < end[partition]:
             async for records in self._reader.read({partition: (offset, offset + 1)}):
                 return records[0]
         return None
 
-    async def _offsets(self) -> tuple[dict[int, int], dict[int, int]]:
+    async def offsets(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Return the first offset of each partition of the dead letters, and the one behind its last record."""
         return await self._reader.offsets(self._cluster.partition_count(self._reader.topic))
 
     async def _start_of(self, wanted: Wanted, partition: int, first: int, end: int) -> PartitionStart:

@@ -13,7 +13,7 @@ letters they share a transactional id and marks.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from apps.chassis.kafka.cluster import Cluster, Unusable
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.observability.logs import one_line
-from apps.consumer.redriving.letters import Letters, Wanted, letter_of, owner_of, size_sent_back
+from apps.consumer.redriving.letters import MAX_ROUNDS, Letters, Wanted, letter_of, owner_of, size_sent_back
 from apps.consumer.redriving.marks import Intervals, Marks
 from contracts.dead_letter import DeadLetter, Header, is_omitted, sent_back
 from contracts.partitioning import partitions_of
@@ -111,9 +111,10 @@ class Redriver:
         group: str,
         reader: Callable[..., LogReader] = LogReader,
         limits: RedriveLimits = RedriveLimits(),  # noqa: B008 - it is immutable
+        max_rounds: int = MAX_ROUNDS,
     ) -> None:
         self._limits = limits
-        self.letters = Letters(dead, cluster, topic)
+        self.letters = Letters(dead, cluster, topic, max_rounds)
         self._options = options
         self._cluster = cluster
         self._dead_topic = dead.topic
@@ -152,6 +153,20 @@ class Redriver:
     async def redrive_one(self, partition: int, offset: int) -> Returned:
         """Send back one dead letter, even a held one; within 9 s. Raises the errors of `redrive`."""
         return await within(self._limits.call_s, self._redrive_one(partition, offset))
+
+    async def redrive_found(self, find: Callable[[Marks], Awaitable[Sequence[Record]]]) -> int:
+        """Send back the group's letters that `find` returns for the final marks, in one transaction; return how many.
+
+        Raises the errors of `redrive`.
+        """
+
+        async def redrive() -> int:
+            async with self._turn(), self._fenced(self._group) as (producer, marks):
+                chosen = await find(marks)
+                await self._send_back(producer, self._group, chosen, marks)
+            return len(chosen)
+
+        return await within(self._limits.call_s, redrive())
 
     def is_ours(self, letter: DeadLetter) -> bool:
         """Return whether this service may send a dead letter back: it is of its topic, and of its group or of none."""

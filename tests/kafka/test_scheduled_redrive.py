@@ -35,7 +35,7 @@ class Scheduled(Pipeline):
         """Wait until something has happened, while good records come: they tell poison from an outage."""
 
         def has_happened() -> object:
-            self.write([Raw(value_of(event()), b"good")])
+            self.write_to([(Raw(value_of(event()), b"good"), partition) for partition in (0, 5)])
             return happened()
 
         wait_until(has_happened)

@@ -205,5 +205,6 @@ class Schedule:
             return 0
         sent = await self._redriver.redrive_found(self._due.find)
         self.redriven += sent
-        log.info("%d dead letters were sent back to %s by schedule (REDRIVE_AFTER)", sent, self._first.topic)
+        if sent:
+            log.info("%d dead letters were sent back to %s by schedule (REDRIVE_AFTER)", sent, self._first.topic)
         return sent

@@ -24,21 +24,23 @@ DELAYS_S = (10, 100)
 
 
 class FakeDeadLetters:
-    """The dead letters of a topic, by partition; `read` has the offsets that were read."""
+    """The dead letters of a topic, by partition, read in pieces; `reads` has where each began."""
 
     topic = DEAD
 
     def __init__(self, *partitions: list[Stored]) -> None:
         self.partitions = partitions
         self.reads: list[tuple[int, int]] = []
+        self.piece = 1
 
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
         return dict.fromkeys(range(partitions), 0), {n: len(self.partitions[n]) for n in range(partitions)}
 
     async def some(self, ranges: dict[int, tuple[int, int]], _: int) -> tuple[list[Stored], dict[int, int]]:
-        ((partition, (start, _)),) = ranges.items()
+        ((partition, (start, end)),) = ranges.items()
         self.reads.append((partition, start))
-        return [self.partitions[partition][start]], {partition: start + 1}
+        reached = min(start + self.piece, end)
+        return self.partitions[partition][start:reached], {partition: reached}
 
 
 class Bench:
@@ -76,8 +78,10 @@ async def test_a_letter_is_due_after_the_delay_of_its_round_and_not_before() -> 
     assert await bench.found() == [(0, 0), (0, 2)]
 
 
-async def test_what_was_sent_back_is_not_found_again_and_what_was_not_is() -> None:
+@pytest.mark.parametrize("piece", [1, 2, 10])
+async def test_what_was_sent_back_is_not_found_again_and_what_was_not_is(piece: int) -> None:
     bench = Bench([letter(0, 11), letter(1, 101, rounds=1), letter(2, 12)])
+    bench.reader.piece = piece
     assert await bench.found() == [(0, 0), (0, 1), (0, 2)]
     assert await bench.found() == [(0, 0), (0, 1), (0, 2)]
     bench.mark(0, 0, 2)

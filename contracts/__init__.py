@@ -1,8 +1,11 @@
 """What the services carry: the messages, and how they stand on their topics. Data only, without input or output."""
 
-from contracts.person import PEOPLE
+from typing import Any
 
-STREAMS = (PEOPLE,)
+from contracts.person import PEOPLE
+from contracts.stream import Stream
+
+STREAMS: tuple[Stream[Any], ...] = (PEOPLE,)
 """The streams of this pair."""
 
 PROJECT = "people-over-kafka"

@@ -13,7 +13,19 @@ PLACEHOLDERS: Mapping[str, Any] = {
     "array": [],
     "object": {},
 }
-"""By the JSON type of a field without examples. Formats like `date-time` need examples of their own."""
+"""By the JSON type of a field without examples."""
+FORMATS: Mapping[str, str] = {
+    "date": "2026-01-31",
+    "date-time": "2026-01-31T12:00:00Z",
+    "time": "12:00:00Z",
+    "duration": "PT1H",
+    "decimal": "1.50",
+    "uuid": "0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
+}
+"""By the format of a text without examples. A text with a pattern needs an example of its own.
+
+msgspec names `date-time` and `time` for fields with a time zone alone (`Meta(tz=True)`): the others need one too.
+"""
 
 
 def example_of(record_type: Any) -> Any:  # noqa: ANN401 - a type or a union of types; what JSON knows
@@ -31,7 +43,7 @@ def _example(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:  # noq
     if "anyOf" in schema:
         return _example(schema["anyOf"][0], parts)
     if "properties" not in schema:
-        return PLACEHOLDERS.get(schema.get("type", ""))
+        return FORMATS.get(schema.get("format", ""), PLACEHOLDERS.get(schema.get("type", "")))
     fields = schema["properties"].items()
     wanted = {name for name, one in fields if name in schema.get("required", ()) or "examples" in one}
     return {name: _example(one, parts) for name, one in fields if name in wanted}

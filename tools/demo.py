@@ -138,7 +138,15 @@ def _show_stream(stream: Stream[Any], call_producer: Call, call_consumer: Call, 
     answered, made = call_producer("POST", f"/producers/{stream.name}/generate?number={RECORDS}")
     if answered != HTTPStatus.CREATED:
         raise DemoFailed(f"the producer answered {answered}: {made}")
-    _until(lambda: status()["messages_consumed_count"] >= wanted, services)
+
+    def behind() -> str:
+        now = status()
+        missing = wanted - now["messages_consumed_count"]
+        return (
+            f"{missing} of {RECORDS} made-up {stream.name} are not consumed; it is {now['state']}: {now['last_error']}"
+        )
+
+    _until(lambda: status()["messages_consumed_count"] >= wanted, services, behind)
     _, consumed = call_consumer("GET", f"/consumers/messages?stream={stream.name}&limit={RECORDS}")
     print(f"\n{RECORDS} {stream.name} were made, sent through Kafka and consumed:\n")
     for message in consumed["messages"]:
@@ -162,7 +170,10 @@ def _refuse_ended(services: Services) -> None:
         raise DemoFailed("a service has ended; its last line above says why")
 
 
-def _until(condition: Callable[[], bool], services: Services) -> None:
+def _until(
+    condition: Callable[[], bool], services: Services, problem: Callable[[], str] = lambda: "the services are not ready"
+) -> None:
+    """Wait for a condition; after 30 s raise `DemoFailed` with the problem."""
     deadline = time.monotonic() + READY_WITHIN
     while time.monotonic() < deadline:
         _refuse_ended(services)
@@ -170,7 +181,7 @@ def _until(condition: Callable[[], bool], services: Services) -> None:
             if condition():
                 return
         time.sleep(0.1)
-    raise DemoFailed(f"the services were not ready within {READY_WITHIN:g} s")
+    raise DemoFailed(f"after {READY_WITHIN:g} s: {problem()}")
 
 
 def _call(host: str, port: int, method: str, target: str) -> tuple[int, Any]:

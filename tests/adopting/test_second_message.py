@@ -67,7 +67,8 @@ def test_it_takes_at_most_three_files_and_sixty_lines() -> None:
 
 def test_it_passes_the_checks_of_the_project(project: Path) -> None:
     changed = ["contracts/order.py", "contracts/__init__.py", "apps/consumer/handlers.py"]
-    for check in (["ruff", "check"], ["ruff", "format", "--check"]):
+    types = ["mypy", "tests/unit/test_kubernetes.py"]  # a test that uses all streams
+    for check in (["ruff", "check"], ["ruff", "format", "--check"], types):
         command = [sys.executable, "-m", *check, *changed]
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout

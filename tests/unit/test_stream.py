@@ -92,6 +92,19 @@ def test_the_example_of_the_documents_is_a_value_of_the_stream() -> None:
     assert EVENTS.decode_strictly(encode(EVENTS.example)).text == "It rains."
 
 
+def test_the_example_has_fields_of_each_format() -> None:
+    class Invoice(msgspec.Struct):
+        number: uuid.UUID
+        day: dt.date
+        at: Annotated[dt.datetime, Meta(tz=True)]
+        hour: Annotated[dt.time, Meta(tz=True)]
+        total: decimal.Decimal
+        due: dt.timedelta
+
+    invoices = Stream("invoices", Invoice, key=lambda invoice: str(invoice.number))
+    assert invoices.decode_strictly(encode(invoices.example)).total == decimal.Decimal("1.50")
+
+
 def test_a_value_has_a_line_about_it() -> None:
     event = CHANGES.decode(PLACED)
     assert CHANGES.summary_of(event) == PLACED.decode()[:200]

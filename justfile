@@ -2,105 +2,105 @@
 
 set positional-arguments
 
-# so that a `just` of the system works too
+# makes a system-wide `just` work too
 python := "uv run python"
 
 # Lists these commands.
 default:
     @just --list --unsorted
 
-# Kafka, both services and ten people, until Ctrl-C.
+# Starts Kafka and both services and sends ten people; ends at Ctrl-C.
 [no-exit-message]
 demo:
     @{{python}} -m tools.demo
 
-# Unit tests, and the tests on a real Kafka.
+# Runs the unit tests, the tests on a real Kafka and those in a browser.
 [no-exit-message]
 test *arguments:
     {{python}} -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
 
-# Brokers and services killed, wedged and cut off, while people flow: takes minutes.
+# Runs tests that kill, freeze and disconnect brokers and services: takes minutes.
 [no-exit-message]
 test-faults *arguments:
     {{python}} -m pytest tests/faults "$@"
 
-# Calls, records and connections of every wrong kind, many of them: takes minutes; `--fuzz-seed N` tries others.
+# Runs tests that send malformed calls, records and connections: takes minutes; `--fuzz-seed N` chooses others.
 [no-exit-message]
 fuzz *arguments:
     {{python}} -m pytest tests/fuzz --fuzz-examples 100 --fuzz-records 1000000 "$@"
 
-# A local Kafka on port 9092, until Ctrl-C.
+# Starts a local Kafka on port 9092; ends at Ctrl-C.
 [no-exit-message]
 kafka *arguments:
     @{{python}} -m tools.local_kafka "$@"
 
-# The producer on port 8000, until Ctrl-C.
+# Starts the producer on port 8000; ends at Ctrl-C.
 [no-exit-message]
 run-producer:
     @{{python}} -m tools.local_page producer
 
-# The consumer on port 8001, until Ctrl-C.
+# Starts the consumer on port 8001; ends at Ctrl-C.
 [no-exit-message]
 run-consumer:
     @{{python}} -m tools.local_page consumer
 
-# Can the producer do its job?
+# Shows the health of the producer.
 [no-exit-message]
 health-producer:
     @{{python}} -m tools.call producer GET /health-check
 
-# Can the consumer do its job?
+# Shows the health of the consumer.
 [no-exit-message]
 health-consumer:
     @{{python}} -m tools.call consumer GET /health-check
 
-# Makes N people and sends them.
+# Generates N people and sends them.
 [no-exit-message]
 create-people N="10":
     @{{python}} -m tools.call producer POST "/producers/basic_producer?number_of_people=$1"
 
-# Makes N records of a stream and sends them.
+# Generates N records of a stream and sends them.
 [no-exit-message]
 create STREAM N="10":
     @{{python}} -m tools.call producer POST "/producers/$1/generate?number=$2"
 
-# What the consumer is doing.
+# Shows the status of the consumer.
 [no-exit-message]
 consumer-status:
     @{{python}} -m tools.call consumer GET /consumers/status
 
-# The newest N records consumed, of the first stream: `consumer-messages 50`; of another one: `consumer-messages orders 50`.
+# Shows the newest N consumed records of the first stream: `consumer-messages 50`; of another stream: `consumer-messages orders 50`.
 [no-exit-message]
 consumer-messages STREAM_OR_N="10" N="10":
     @{{python}} -m tools.call consumer GET "/consumers/messages?$(case "$1" in *[!0-9]*) echo "stream=$1&limit=$2" ;; *) echo "limit=$1" ;; esac)"
 
-# Has the consumer leave its group.
+# Stops consuming: the consumer leaves its group.
 [no-exit-message]
 consumer-stop:
     @{{python}} -m tools.call consumer POST /consumers/stop
 
-# Has the consumer join its group again.
+# Starts consuming again: the consumer joins its group.
 [no-exit-message]
 consumer-start:
     @{{python}} -m tools.call consumer POST /consumers/start
 
-# Formatting, rules, types and the fast tests: before every commit.
+# Checks formatting, lint and types, and runs the fast tests: before every commit.
 check: lint
     {{python}} -m pytest -q --numprocesses 2 tests/in_memory tests/unit
 
-# Formatting, rules and types.
+# Checks formatting, lint and types.
 lint:
     uv run ruff format --check
     uv run ruff check
     uv run mypy
 
-# Writes contracts/STREAM.schema.json of each stream, and how Kubernetes scales its consumers; refused where versions could not live side by side.
+# Writes the JSON schema of each stream to contracts/, and its scaling to deploy/; refuses an incompatible change of a message type.
 [no-exit-message]
 schema *arguments:
     @{{python}} -m tools.schema "$@"
     @{{python}} -m tools.scaling
 
-# Writes requirements.lock anew from pyproject.toml; with --upgrade in newer versions.
+# Writes requirements.lock from pyproject.toml; --upgrade takes newer versions.
 lock *arguments:
     uv pip compile pyproject.toml --extra tracing --group dev --group kafka --group audit --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
 
@@ -109,12 +109,12 @@ lock *arguments:
 pin-kafka:
     @{{python}} -m tools.kafka_distribution
 
-# What is known against the packages of requirements.lock; status 3 when the database could not be asked.
+# Lists known vulnerabilities of the packages in requirements.lock; status 3 when the database cannot be reached.
 [no-exit-message]
 audit:
     @{{python}} -m tools.audit
 
-# Builds the wheel into FOLDER, and installs it there with what it needs in the versions of requirements.lock.
+# Builds the wheel into FOLDER, and installs it there with its dependencies in the versions of requirements.lock.
 [private]
 install-wheel FOLDER:
     uv build --quiet --wheel --build-constraint requirements.lock --require-hashes --out-dir "$1"
@@ -123,12 +123,12 @@ install-wheel FOLDER:
     uv pip sync --quiet --python "$1/environment" --constraint requirements.lock --require-hashes "$1/run.txt"
     uv pip install --quiet --python "$1/environment" --no-deps "$1"/*.whl
 
-# Builds the wheel, and runs both services from it with nothing else than what they ask for.
+# Builds the wheel, and runs both services from it with nothing but its dependencies.
 [no-exit-message]
 test-wheel *arguments:
     {{python}} -m pytest tests/shipping "$@"
 
-# Writes what ships, with versions and licences, to dist/sbom.cdx.json (CycloneDX).
+# Writes a list of what ships, with versions and licences, to dist/sbom.cdx.json (CycloneDX).
 sbom:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -138,7 +138,7 @@ sbom:
     mkdir -p dist
     cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible --output-file dist/sbom.cdx.json "$shipped/environment"
 
-# Measures the services beside the raw clients and a tutorial-style pair.
+# Compares the speed of the services with raw clients and tutorial-style services.
 [no-exit-message]
 bench *arguments:
     uv run --group bench python -m benchmarks "$@"

@@ -191,15 +191,15 @@ def _trickle(servers: str, partitions: int) -> Iterator[None]:
 
 def _on_paper(produced: Sequence[Took], consumed: Sequence[Took]) -> str:
     """Return what a cluster would need by what a record costs here: the reasoning, and its result."""
-    lines = ["On paper, from what a record costs here (median of all rows):", ""]
+    lines = ["Estimate from the CPU time of a record here (median of all rows):", ""]
     for name, took in (("producer", produced), ("consumer", consumed)):
         cost = median(one.cpu_seconds / one.records for one in took)
         hours = cost * 1e9 / 3600
-        copies = ceil(WANTED * cost / BUSY)
+        instances = ceil(WANTED * cost / BUSY)
         lines.append(
             f"- {name}: {cost * 1e6:.1f} µs of a core a record, so a billion records take {hours:.1f} core hours, "
             f"${hours * CORE_HOUR:.2f} at ${CORE_HOUR:.2f} an hour. {WANTED:,} records/s take {WANTED * cost:.1f} "
-            f"cores; with each core {BUSY:.0%} busy that is {copies} copies."
+            f"cores; with each core {BUSY:.0%} busy that is {instances} instances."
         )
     disk = WANTED * VALUE / 1e6
     lines.append(

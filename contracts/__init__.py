@@ -1,4 +1,4 @@
-"""What the services carry: the messages, and how they stand on their topics. Data only, without input or output."""
+"""The message types that the services carry, and how their records look on a topic. Data only: no I/O."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from contracts.person import PEOPLE
 from contracts.stream import Stream
 
 STREAMS: tuple[Stream[Any], ...] = (PEOPLE,)
-"""The streams of this pair."""
+"""The streams that both services serve."""
 
 PROJECT = "people-over-kafka"
-"""The name under which the services are installed, as in `pyproject.toml`."""
+"""The name of the installed package, as in `pyproject.toml`."""

@@ -1,11 +1,11 @@
-"""A dead letter: a record that could not be consumed, byte for byte, and the reason.
+"""The format of a dead letter: a record that could not be consumed, byte for byte, and the reason.
 
-Key, value and headers are those of the record. The reason and its origin follow in headers, named and encoded as Spring
-Kafka's `DeadLetterPublishingRecoverer` does it (integers big-endian, text UTF-8), so that its tools read them too. If
-the record was dead-lettered before, its older set stays among its own headers.
+Key, value and headers are those of the record. Further headers hold the reason and the record's origin. Their names and
+encoding (integers big-endian, text UTF-8) are those of Spring Kafka's `DeadLetterPublishingRecoverer`, so that its
+tools read them too. If the record was dead-lettered before, the earlier set stays among its own headers.
 
-Dead letters of other writers, like Spring Kafka, are read too: by the names of the headers, in any order. What such a
-letter does not name is None.
+Dead letters of other writers, like Spring Kafka, are read too: by the names of the headers, in any order. A field
+without a header is None.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,22 @@ Headers = Sequence[Header]
 TRIES = "kafka_deliveryAttempt"
 
 ROUNDS = "dead-letter-rounds"
-"""Says, behind the record's own headers, how often a record was sent back; with `TRIES` so far before it."""
+"""How often a record was sent back. It follows the record's own headers and `TRIES`, which counts its tries so far."""
 
 POISON, REFUSED = "poison", "refused"
-"""Verdicts on a record: its handler failed, or it must not be handled at all. Their header has a prefix of Spring's, so
-that earlier versions do not take it for one of the record's own."""
+"""Verdicts on a record: the handler failed for it, or it is undecodable or rejected.
+
+Their header has a prefix of Spring's, so that earlier versions do not take it for one of the record's own.
+"""
 
 REDRIVEN_FOR = "dead-letter-redriven-for"
-"""Says, directly behind `ROUNDS`, for which group a record was sent back: a `Target` as JSON."""
+"""The group that a record was sent back for, directly after `ROUNDS`: a `Target` as JSON."""
 
 ORIGIN = "dead-letter-origin"
-"""Says, behind these, where a record that was sent back stood first: a `Place` as a JSON object."""
+"""The place of a redriven record before it was first sent back, behind all of these: a `Place` as a JSON object."""
 
 OMITTED_BYTES = "dead-letter-omitted-bytes"
-"""The only header of its own that a too large record keeps: its size in bytes, in decimal digits."""
+"""Replaces the own headers of a record that is too large: its size in bytes, as decimal digits."""
 
 INT32 = Packing(">i")
 INT64 = Packing(">q")
@@ -45,8 +47,8 @@ INT64 = Packing(">q")
 class HeaderField(NamedTuple):
     """A header of a dead letter: its name, the field of `DeadLetter` it holds, its meaning, and how it is packed.
 
-    Without a packing it is text, in UTF-8. A number below `least` is ignored. `aliases` are the names of the same
-    header in letters of other writers, in the order in which they replace a missing `header`.
+    Without a packing it is text, in UTF-8. A number below `least` is ignored. `aliases` are the names that other
+    writers give the header; they are tried in this order when `header` is missing.
     """
 
     header: str
@@ -57,14 +59,14 @@ class HeaderField(NamedTuple):
     least: int = 0
 
     def pack(self, value: str | int) -> Header:
-        """Return the header."""
+        """Return the header for a value of the field."""
         packed = str(value).encode("utf-8", "backslashreplace") if self.packing is None else self.packing.pack(value)
         return self.header, packed
 
     def unpack(self, content: bytes | None) -> str | int | None:
-        """Return the value of the header; None when it is null, or not a number of 4 or 8 bytes.
+        """Return the value of the header; None for a null, or a number that does not have 4 or 8 bytes.
 
-        Bytes of a text that are not UTF-8 are escaped.
+        Invalid UTF-8 in a text is escaped.
         """
         if content is None:
             return None
@@ -74,23 +76,23 @@ class HeaderField(NamedTuple):
         return number if len(content) in {INT32.size, INT64.size} and number >= self.least else None
 
     def find(self, headers: Mapping[str, bytes | None]) -> str | int | None:
-        """Return the first meaningful value among the headers of the field."""
+        """Return the first usable value among the header and its aliases, or None."""
         values = (self.unpack(headers.get(name)) for name in (self.header, *self.aliases))
         return next((value for value in values if value is not None), None)
 
 
 DLT, RETRY = "kafka_dlt-", "kafka_"
-"""Prefixes of Spring's headers: of its dead letters, and of its retry topics."""
+"""How the names of Spring's headers begin: on dead letters, and on retry topics."""
 
 
 def _field(field: str, meaning: str, *names: str, packing: Packing | None = None, least: int = 0) -> HeaderField:
-    """Return a field by Spring's names for it, the best first, without their prefix."""
+    """Return a field by Spring's names for it, without their prefix, the preferred name first."""
     header, *aliases = [prefix + name for name in names for prefix in (DLT, RETRY)]
     return HeaderField(header, field, meaning, packing, tuple(aliases), least)
 
 
 TRIES_FIELD = HeaderField(
-    TRIES, "tries", "How often it was tried to consume it, from 1.", INT32, ("retry_topic-attempts",)
+    TRIES, "tries", "How many attempts were made to consume it, at least 1.", INT32, ("retry_topic-attempts",)
 )
 LETTER_FIELDS = (
     _field("topic", "The original topic of the record.", "original-topic"),
@@ -113,13 +115,13 @@ LETTER_FIELDS = (
         "`poison`: the handler failed for it. `refused`: undecodable, or the handler rejected it.",
     ),
 )
-"""The headers behind the record's own, in their order."""
+"""The headers of a dead letter, in the order in which they follow the record's own."""
 NAMES = tuple(one.header for one in LETTER_FIELDS)
 NAMES_BEFORE = NAMES[:-1]
-"""The headers of letters that earlier versions wrote: without a verdict."""
+"""The headers of dead letters of earlier versions, which have no verdict."""
 
 APPENDED = (DLT, TRIES)
-"""How headers begin that a writer of dead letters appends each time: only the last of each is of this letter."""
+"""How the names of headers begin that every dead-lettering appends: the last of each name belongs to this letter."""
 OF_RETRIES = (
     "kafka_original-",
     "kafka_exception-",
@@ -127,33 +129,33 @@ OF_RETRIES = (
     "retry_topic-",
     "springDeserializerException",
 )
-"""How headers begin that Spring's retry topics and deserializers add on the way; none is the record's own."""
+"""How the names of headers begin that Spring's retry topics and deserializers add; none is the record's own."""
 
 REDRIVE_FIELDS = (TRIES_FIELD, HeaderField(ROUNDS, "rounds", "How often it was sent back.", INT32))
-"""The headers behind the own ones of a record that was sent back: its tries so far, and how often it was sent back."""
+"""The headers that follow the own ones of a redriven record: its tries so far, and how often it was sent back."""
 TARGET_FIELD = HeaderField(
-    REDRIVEN_FOR, "target", 'For which group it was sent back, and to which topic: `{"group", "topic"}` in JSON.'
+    REDRIVEN_FOR, "target", 'The group that it was sent back for, and the topic: `{"group", "topic"}` in JSON.'
 )
-"""The header behind those, where the dead letter named its group."""
+"""The header that follows `REDRIVE_FIELDS`, if the dead letter named its group."""
 ORIGIN_FIELD = HeaderField(
-    ORIGIN, "origin", 'Where it stood before it was sent back first: `{"topic", "partition", "offset"}` in JSON.'
+    ORIGIN, "origin", 'Its place before it was first sent back: `{"topic", "partition", "offset"}` in JSON.'
 )
-"""The last header of these, where the dead letter named its place."""
+"""The last header of a redriven record, if the dead letter named its place."""
 
 MOST_COUNTED = 2**30
-"""Upper bound of tries and rounds: headers may hold any number, and one more must fit into 32 bits."""
+"""Upper bound of tries and rounds: a header may hold any number, and one more must fit into 32 bits."""
 LONGEST_TARGET_BYTES = 64 * 1024
-"""Bytes of a header that names a group which are read: Kafka takes no longer names of groups."""
+"""Most bytes of a header that names a group: Kafka accepts no longer group names."""
 LONGEST_ORIGIN_BYTES = 1024
-"""Bytes of a header that names a place which are read: Kafka takes no longer names of topics."""
+"""Most bytes of a header that names a place: Kafka accepts no longer topic names."""
 LONGEST_ERROR = 1_000
-"""Characters of an error's message that are kept: it may quote the whole value."""
+"""Characters of an error message that are kept: it may quote the whole value."""
 
 
 class Target(msgspec.Struct, frozen=True):
     """The group that a record was sent back for, and the topic.
 
-    Applications copy headers to derived records, so it counts only on its own topic.
+    It counts only on this topic, because applications copy headers to derived records.
     """
 
     group: str
@@ -169,7 +171,7 @@ class _Origin(msgspec.Struct, frozen=True):
 class DeadLetter(msgspec.Struct, frozen=True):
     """A record that could not be consumed, its origin and the reason; `LETTER_FIELDS` describes each field.
 
-    A field is None when a letter of another writer does not name it.
+    A field is None when another writer left it out.
     """
 
     key: bytes | None
@@ -186,7 +188,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     verdict: str | None = None
 
     def all_headers(self) -> list[Header]:
-        """Return the record's own headers, and those of the letter behind them."""
+        """Return the record's own headers, followed by those of the dead letter."""
         values = ((one, getattr(self, one.field)) for one in LETTER_FIELDS)
         return [*self.headers, *(one.pack(value) for one, value in values if value is not None)]
 
@@ -197,10 +199,10 @@ def is_omitted(letter: DeadLetter) -> bool:
 
 
 def sent_back(letter: DeadLetter, *, for_all_groups: bool = False) -> list[Header]:
-    """Return the headers of the record that is sent back: its own, its tries so far and how often it was sent back.
+    """Return the headers to send a record back with: its own, its tries so far and how often it was sent back.
 
-    Behind them stands the letter's group, if it names one, unless the record is `for_all_groups`, and then the first
-    place of the record.
+    The letter's group follows, if it names one, unless the record is `for_all_groups`. The first place of the record
+    follows, if it is known.
     """
     own, tries_before, rounds = history(letter.headers)
     tries = tries_before + 1 if letter.tries is None else letter.tries
@@ -217,7 +219,7 @@ def sent_back(letter: DeadLetter, *, for_all_groups: bool = False) -> list[Heade
 def history(headers: Headers) -> tuple[Headers, int, int]:
     """Return a record's own headers, its earlier tries, and how often it was sent back from the dead letters.
 
-    What the last redrive wrote counts, even if others were added after it.
+    The headers that the last redrive wrote count, even if others were added after them.
     """
     place = _place_of_redrive(headers)
     if place is None:
@@ -227,7 +229,7 @@ def history(headers: Headers) -> tuple[Headers, int, int]:
 
 
 def redriven_for(headers: Headers) -> Target | None:
-    """Return the group that a record was sent back for, None when it was not or its last redrive named none."""
+    """Return the group that a record was sent back for; None if it was not, or its last redrive named no group."""
     place = _place_of_redrive(headers)
     name, content = ("", None) if place is None else next(iter(headers[place + 2 : place + 3]), ("", None))
     if name != REDRIVEN_FOR or content is None or len(content) > LONGEST_TARGET_BYTES:
@@ -240,9 +242,9 @@ def redriven_for(headers: Headers) -> Target | None:
 
 
 def first_place(headers: Headers, place: Place) -> Place:
-    """Return where the record at a place stood first, before it was sent back; a place on another topic is ignored.
+    """Return the place of a record before it was first sent back; `place` is its present one.
 
-    Applications copy headers to derived records, which stand on other topics.
+    A place on another topic is ignored, because applications copy headers to derived records.
     """
     begin = _place_of_redrive(headers)
     if begin is not None:
@@ -256,7 +258,7 @@ def first_place(headers: Headers, place: Place) -> Place:
 
 
 def _end_of_redrive(headers: Headers, begin: int) -> int:
-    """Return where the headers end that a redrive wrote; earlier versions named neither a group nor a place."""
+    """Return the index after the headers that a redrive wrote; earlier versions named neither a group nor a place."""
     end = begin + 2
     for name in (REDRIVEN_FOR, ORIGIN):
         if end < len(headers) and headers[end][0] == name:
@@ -265,7 +267,7 @@ def _end_of_redrive(headers: Headers, begin: int) -> int:
 
 
 def _place_of_redrive(headers: Headers) -> int | None:
-    """Return where the headers begin that the last redrive wrote."""
+    """Return the index of the first header that the last redrive wrote, or None."""
     for place in range(len(headers) - 2, -1, -1):
         (name, tries), (following, rounds) = headers[place : place + 2]
         if (name, following) == (TRIES, ROUNDS) and _is_int32(tries) and _is_int32(rounds):
@@ -282,7 +284,7 @@ def _counted(content: bytes | None) -> int:
 
 
 def describe(error: BaseException) -> tuple[str, str]:
-    """Return the `error_type` and `error` of a dead letter for what was raised."""
+    """Return the `error_type` and `error` of a dead letter for an exception."""
     kind = type(error)
     return f"{kind.__module__}.{kind.__qualname__}", _shortened(str(error))
 
@@ -295,8 +297,7 @@ def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter
     """Return the dead letter in a record of the dead-letter topic, from any writer.
 
     A letter whose last headers are ours, in their order, is read exactly as it was written. In any other letter the
-    last header of each name counts, and all headers that a writer of dead letters adds are removed from the record's
-    own.
+    last header of each name counts, and all headers that dead-lettering adds are removed from the record's own.
     """
     last = tuple(name for name, _ in headers[-len(NAMES) :])
     ours = len(NAMES) if last == NAMES else len(NAMES_BEFORE) if last[-len(NAMES_BEFORE) :] == NAMES_BEFORE else 0
@@ -315,7 +316,7 @@ def _by_name(headers: Headers) -> tuple[Headers, dict[str, bytes | None]]:
     described: dict[str, bytes | None] = {}
     following = ""
     for name, content in reversed(headers):
-        of_a_redrive = name == TRIES and following == ROUNDS  # older than this letter: see `history`
+        of_a_redrive = name == TRIES and following == ROUNDS  # of an earlier redrive: see `history`
         appended = name.startswith(APPENDED) and name not in described and not of_a_redrive
         if appended or name.startswith(OF_RETRIES):
             described.setdefault(name, content)

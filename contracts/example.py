@@ -1,4 +1,4 @@
-"""Makes an example of a type from the `examples` of its fields."""
+"""Build an example value of a type from the `examples` of its fields."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ PLACEHOLDERS: Mapping[str, Any] = {
     "array": [],
     "object": {},
 }
-"""By the JSON type of a field without examples."""
+"""Values for fields without examples, by JSON type."""
 FORMATS: Mapping[str, str] = {
     "date": "2026-01-31",
     "date-time": "2026-01-31T12:00:00Z",
@@ -22,14 +22,17 @@ FORMATS: Mapping[str, str] = {
     "decimal": "1.50",
     "uuid": "0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11",
 }
-"""By the format of a text without examples. A text with a pattern needs an example of its own.
+"""Values for strings without examples, by format. A string with a pattern needs an example of its own.
 
-msgspec names `date-time` and `time` for fields with a time zone alone (`Meta(tz=True)`): the others need one too.
+msgspec gives the formats `date-time` and `time` only to fields with `Meta(tz=True)`; others need an example too.
 """
 
 
 def example_of(record_type: Any) -> Any:  # noqa: ANN401 - a type or a union of types; what JSON knows
-    """Return an example as JSON knows it: each required field has the first of its examples, or a plain value."""
+    """Return an example as JSON types: each required field has the first of its examples, or a placeholder.
+
+    An optional field is included only if it has examples.
+    """
     (schema,), parts = msgspec.json.schema_components([record_type], ref_template="{name}")
     return _example(schema, parts)
 

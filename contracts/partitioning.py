@@ -1,4 +1,4 @@
-"""Which partition a key belongs to: Java's murmur2, so that every Kafka client in the company chooses the same one."""
+"""Choose the partition of a key by Java's murmur2, like the other Kafka clients of a company."""
 
 from collections.abc import Sequence
 from struct import unpack_from
@@ -12,17 +12,17 @@ WORD = 0xFFFFFFFF
 POSITIVE = 0x7FFFFFFF
 
 FEW = 12
-"""Up to so many keys, one by one is faster than column by column (measured with UUIDs)."""
+"""Up to this many keys, hashing one by one is faster than column by column (measured with UUIDs)."""
 
 
 def partitions_of(keys: Sequence[bytes], partition_count: int) -> list[int]:
     """Return each key's partition, 0 to `partition_count - 1`, in the order of `keys`.
 
-    The same that Java's `BuiltInPartitioner` and aiokafka's `DefaultPartitioner` choose for a key that is not null.
-    Raises `ValueError` for a `partition_count` below 1.
+    Java's `BuiltInPartitioner` and aiokafka's `DefaultPartitioner` choose the same partition for a key that is not
+    null. Raises `ValueError` for a `partition_count` below 1.
     """
     if partition_count < 1:
-        raise ValueError(f"a topic has at least one partition, not {partition_count}")
+        raise ValueError(f"partition_count: expected at least 1, got {partition_count}")
     if len(keys) <= FEW:
         return [(murmur2(key) & POSITIVE) % partition_count for key in keys]
     partitions: list[int] = ((murmur2_of_all(keys) & np.uint32(POSITIVE)) % np.uint32(partition_count)).tolist()
@@ -56,7 +56,7 @@ def murmur2_of_all(keys: Sequence[bytes]) -> NDArray[np.uint32]:
 
 
 def _murmur2_of_equally_long(keys: Sequence[bytes], length: int) -> NDArray[np.uint32]:
-    """Hash column by column: one vector operation a word of the key, instead of one Python call a byte."""
+    """Hash keys of one length column by column: one vector operation per word of the key."""
     mix = np.uint32(MIX)
     octets = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), length)
     h = np.full(len(keys), SEED ^ length, dtype=np.uint32)

@@ -20,7 +20,7 @@ Age = Annotated[int, Meta(ge=0, le=150, description="Years.", examples=[36])]
 
 
 class Person(msgspec.Struct, frozen=True, gc=False):
-    """A person, as it stands on the topic. Every field is required; a reader ignores fields that it does not know."""
+    """A person. Every field is required; a consumer ignores fields that it does not know."""
 
     id: Id
     name: Annotated[str, Meta(examples=["Ada Lovelace"])]

@@ -1,4 +1,4 @@
-"""A record as it stands on a topic, whichever client read it."""
+"""A record that was read from a topic, by any client."""
 
 import time
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 AHEAD_MS = 60_000
-"""Milliseconds that a record may be dated ahead of now; beyond that its timestamp is wrong."""
+"""Milliseconds that a record's timestamp may be ahead of now; beyond that it counts as wrong."""
 
 
 class Record(Protocol):
-    """A record as the client hands it over; `timestamp` in milliseconds since 1970 UTC, key and value may be null."""
+    """A record as the client returns it. `timestamp` is in milliseconds since 1970 UTC; key and value may be None."""
 
     topic: str
     partition: int
@@ -30,14 +30,14 @@ class Place(NamedTuple):
 
 
 place_of = attrgetter("partition", "offset")
-"""Returns the partition of a record and its offset there."""
+"""Return the partition and the offset of a record."""
 
 
 def latest_date() -> int:
-    """Return the latest plausible timestamp (ms) of a record, by this machine's clock."""
+    """Return the latest plausible timestamp of a record (ms since 1970 UTC), by this machine's clock."""
     return time.time_ns() // 1_000_000 + AHEAD_MS
 
 
 def fields_of(record: Record) -> dict[str, object]:
-    """Return the place of a record as fields of a line of the log."""
+    """Return the topic, partition and offset of a record as fields of a log line."""
     return {"topic": record.topic, "partition": record.partition, "offset": record.offset}

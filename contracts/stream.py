@@ -1,4 +1,4 @@
-"""A stream: one message type, its key, and where its records travel. Everything else follows from it."""
+"""A stream: one message type, its key and its topic. Everything else follows from it."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,27 +14,27 @@ from contracts.strictness import strict
 T = TypeVar("T")
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,59}")
-"""A stream's name stands in addresses, in the names of topics and groups, and in variables."""
+"""A valid stream name: it becomes part of URL paths, topics, groups and environment variables."""
 NAMES_OF_CALLS = frozenset({"basic_producer"})
-"""Names that follow `/producers/` and are no streams."""
+"""Path segments after `/producers/` that are calls, so no stream may have them as its name."""
 SUMMARY_CHARACTERS = 200
 FIELDS = ("topic", "partitions", "replication", "dead_letter_topic", "group_id")
-"""Settings of each stream, read from variables like `ORDERS_TOPIC`."""
+"""The settings of each stream, read from variables like `ORDERS_TOPIC`."""
 
 encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 """Encode a value, or a list of values, as UTF-8 JSON, fields in the order of the Struct."""
 
 
 class BadStream(ValueError):
-    """The streams cannot be used as declared; the message is one line."""
+    """A declaration of streams is invalid; the message is one line."""
 
 
 class Stream(Generic[T]):
     """A message type and its topic.
 
-    `record_type` is a Struct or a tagged union of Structs. `key` returns the text whose UTF-8 is a record's key:
-    records of one key keep their order. `summary` returns a line about a value, by default its JSON. `variables` are
-    further names of settings, by field: `{"group_id": "CONSUMER_GROUP_ID"}`.
+    `record_type` is a Struct or a tagged union of Structs. `key` returns the record's key as text; it is encoded as
+    UTF-8, and records of one key keep their order. `summary` returns one line about a value, by default its JSON.
+    `variables` are additional environment variables of settings, by field: `{"group_id": "CONSUMER_GROUP_ID"}`.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class Stream(Generic[T]):
 
     @property
     def topic(self) -> str:
-        """The topic, unless a setting names another."""
+        """The default topic."""
         return self.name
 
     @property
     def dead_letter_topic(self) -> str:
-        """The topic of what could not be consumed, unless a setting names another."""
+        """The default dead-letter topic."""
         return f"{self.name}-dlt"
 
     @property
     def group_id(self) -> str:
-        """The consumer group, unless a setting names another."""
+        """The default consumer group."""
         return f"{self.name}-consumer"
 
     def variables(self, field: str) -> tuple[str, ...]:
@@ -76,18 +76,18 @@ class Stream(Generic[T]):
         return (own, self._variables[field]) if field in self._variables else (own,)
 
     def keys_of(self, values: Sequence[T]) -> list[bytes]:
-        """Return the keys of the records of some values, in UTF-8."""
+        """Return the record keys of values, as UTF-8."""
         key = self._key
         return [key(value).encode() for value in values]
 
     def summary_of(self, value: T) -> str:
-        """Return a line about a value, of 200 characters at most."""
+        """Return one line about a value, of at most 200 characters."""
         line = self._summary(value) if self._summary else encode(value).decode()
         return " ".join(line.split())[:SUMMARY_CHARACTERS]
 
     @cached_property
     def strict_type(self) -> Any:  # noqa: ANN401 - a type, or a union of types
-        """The type as a producer accepts it: an unknown field is refused, at any depth."""
+        """The type that the producer decodes: unknown fields are refused at any depth."""
         return strict(self.record_type)
 
     @cached_property
@@ -102,19 +102,19 @@ class Stream(Generic[T]):
 
     @cached_property
     def decode_strictly(self) -> Callable[[bytes], T]:
-        """Decode a value of a producer's caller. Raises as `decode` does, and for unknown fields."""
+        """Decode a value that a caller sent. Raises as `decode` does, and for unknown fields."""
         decode: Callable[[bytes], T] = msgspec.json.Decoder(self.strict_type).decode
         return decode
 
     @cached_property
     def decode_all_strictly(self) -> Callable[[bytes], list[T]]:
-        """Decode a list of values. Raises as `decode_strictly` does, with the index in the path."""
+        """Decode a list of values that a caller sent. Raises as `decode_strictly` does, with the index in the path."""
         decode: Callable[[bytes], list[T]] = msgspec.json.Decoder(list[self.strict_type]).decode  # type: ignore[name-defined]  # a type at run time
         return decode
 
     @cached_property
     def example(self) -> Any:  # noqa: ANN401 - what JSON knows
-        """A value for the documents, from the examples of its fields; None where these make no valid value."""
+        """An example for the API documents, from the examples of the fields; None if these give no valid value."""
         example = example_of(self.record_type)
         try:
             self.decode_strictly(encode(example))
@@ -124,15 +124,17 @@ class Stream(Generic[T]):
 
 
 def check_streams(streams: Iterable[Stream[Any]], reserved: Iterable[str] = ()) -> None:
-    """Check that streams can live side by side. Raises `BadStream` for the first fault.
+    """Check that streams have valid and distinct names and variables. Raises `BadStream` for the first fault.
 
-    `reserved` names environment variables that mean something else.
+    `reserved` are environment variables with another meaning.
     """
     names: set[str] = set()
     owners = dict.fromkeys(reserved, "a setting of the service")
     for stream in streams:
         if not NAME.fullmatch(stream.name):
-            raise BadStream(f"stream {stream.name!r}: expected a name of small letters, digits, - and _, like orders")
+            raise BadStream(
+                f"stream {stream.name!r}: expected a name of lower-case letters, digits, - and _, like orders"
+            )
         if stream.name in NAMES_OF_CALLS:
             raise BadStream(f"stream {stream.name!r}: the name is taken by a call of the producer")
         if stream.name in names:
@@ -146,13 +148,13 @@ def check_streams(streams: Iterable[Stream[Any]], reserved: Iterable[str] = ()) 
 
 
 def variables_of(stream: Stream[Any]) -> Iterator[str]:
-    """Yield the environment variables that set what belongs to a stream."""
+    """Yield the environment variables of a stream's settings."""
     for field in FIELDS:
         yield from stream.variables(field)
 
 
 def _check_codec(stream: Stream[Any]) -> None:
     try:
-        stream.decode, stream.decode_all_strictly  # noqa: B018 - made now, or the first record would find the fault
+        stream.decode, stream.decode_all_strictly  # noqa: B018 - built now, so that a fault appears at the start
     except (TypeError, NameError) as error:
         raise BadStream(f"stream {stream.name!r}: {str(error).splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""Derives the type that a producer accepts: the same Structs, but an unknown field is refused at any depth."""
+"""Derive the type that the producer decodes: the same Structs, but unknown fields are refused at any depth."""
 
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
@@ -9,7 +9,7 @@ from msgspec.structs import fields
 
 
 def strict(record_type: Any) -> Any:  # noqa: ANN401 - any type that JSON can be decoded to
-    """Return a type whose Structs all forbid unknown fields; their values are instances of the given Structs.
+    """Return a type whose Structs all forbid unknown fields. Decoded values are instances of the given Structs.
 
     Raises `TypeError` for types that cannot be strict: a generic Struct, one that refers to itself, or a dataclass,
     `TypedDict` or `NamedTuple`.
@@ -25,7 +25,7 @@ def _strict(kind: Any, made: dict[type, type], within: tuple[type, ...]) -> Any:
         return Union[tuple(_strict(argument, made, within) for argument in arguments)]  # noqa: UP007 - as many as there are
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         if kind in within:
-            raise TypeError(f"{kind.__name__} refers to itself: unknown fields could not be refused at every depth")
+            raise TypeError(f"{kind.__name__} refers to itself: unknown fields cannot be refused at every depth")
         if kind not in made:
             made[kind] = _strict_struct(kind, made, (*within, kind))
         return made[kind]
@@ -40,7 +40,7 @@ def _strict(kind: Any, made: dict[type, type], within: tuple[type, ...]) -> Any:
 
 
 def _has_fields(kind: type) -> bool:
-    """Return whether a type is a record of some library, whose unknown fields must be refused."""
+    """Return whether a type has named fields, of any library."""
     others = ("__dataclass_fields__", "__attrs_attrs__", "_fields")
     return issubclass(kind, msgspec.Struct) or is_typeddict(kind) or any(hasattr(kind, name) for name in others)
 

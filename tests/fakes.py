@@ -19,8 +19,8 @@ Ranges = Mapping[int, tuple[int, int]]
 class ImpatientConnection(Connection):
     """A connection that nobody waits for, because no Kafka answers."""
 
-    async def connected(self, patience: float) -> bool:
-        return await super().connected(min(patience, A_WHILE))
+    async def connected(self, timeout_s: float) -> bool:
+        return await super().connected(min(timeout_s, A_WHILE))
 
 
 NO_KAFKA = replace(REAL, connection=ImpatientConnection)

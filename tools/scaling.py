@@ -27,8 +27,8 @@ TRIGGER = """    - type: kafka
         bootstrapServersFromEnv: KAFKA_BOOTSTRAP_SERVERS
         topicFromEnv: {topic}
         consumerGroupFromEnv: {group_id}
-        # The lag that an instance may have: the records a second of your handler x the seconds behind that you accept.
-        # A handler of 1 ms a record is 10 s behind with 10,000.
+        # The lag that an instance may have: records per second of your handler, times the acceptable delay in seconds.
+        # With a handler of 1 ms per record, 10,000 records are 10 s.
         lagThreshold: "10000"
         offsetResetPolicy: earliest # as the consumer begins
         excludePersistentLag: "true"

@@ -1,4 +1,4 @@
-"""Builds the Litestar application of a service: what both services have in common."""
+"""Build the Litestar application of a service from what both services have in common."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
@@ -26,20 +26,20 @@ from apps.chassis.settings import Settings
 from contracts.stream import Stream
 
 MOST_BYTES = 256 * 1024 * 1024
-"""Approximate bytes that all calls under way may take."""
+"""Most bytes of memory that all concurrent calls may take, approximately."""
 
 
 class StreamPart(Examined, Measured, Protocol):
-    """What a service runs for one stream."""
+    """The part of a service that serves one stream."""
 
     stream: Stream[Any]
 
     def open(self, ending: asyncio.Event) -> AbstractAsyncContextManager[None]:
-        """Connect, and close at the end, which `ending` announces."""
+        """Connect, and close at the end of the block; `ending` is set when the shutdown begins."""
 
 
 class Application(Litestar):
-    """A Litestar application behind ASGI middleware that sees every call: Litestar's own sees only routed ones."""
+    """A Litestar application inside ASGI middleware for every call: Litestar's own sees only calls with a route."""
 
     outermost: ASGIApp
 
@@ -51,11 +51,11 @@ class Application(Litestar):
             await self.outermost(scope, receive, send)
 
     def answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Answer a call without the middleware around it."""
+        """Answer a call without the outermost middleware."""
         return super().__call__(scope, receive, send)
 
 
-def build_application(  # noqa: PLR0913 - what one service has and the other not
+def build_application(  # noqa: PLR0913 - how the two services differ
     name: str,
     description: str,
     settings: Settings,
@@ -69,9 +69,11 @@ def build_application(  # noqa: PLR0913 - what one service has and the other not
     admission: Limit | None,
     **options: Any,  # noqa: ANN401 - as Litestar takes them
 ) -> Litestar:
-    """Return the application of a service; `parts` has what it runs for each stream, by the stream's name.
+    """Return the application of a service, with the given routes and those of any service.
 
-    It has the given routes and those of any service. The parts are open while it runs; `ending` announces its end.
+    `parts` are the service's parts by the name of their stream; they are open while the application runs. `ending` is
+    set when the shutdown begins. `admission` limits the calls, by default to 256 MiB of memory. `options` are passed to
+    Litestar.
     """
     title, limit, end = name.capitalize(), admission or Limit(MOST_BYTES), ending or asyncio.Event()
     registry.register(watch := LoopWatch())

@@ -1,4 +1,4 @@
-"""Run tasks in the background of a service: they end with it, and their failures are reported."""
+"""Run background tasks: they end with the service, and their failures are reported."""
 
 import asyncio
 import contextvars
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Background:
-    """Tasks that end with the service. `failure` names the first that raised, for the health check."""
+    """Background tasks. `failure` describes the first that raised, for the health check."""
 
     def __init__(self) -> None:
         self.failure: str | None = None
@@ -25,7 +25,7 @@ class Background:
         finally:
             tasks = list(self._tasks)
             for task in tasks:
-                if not task.cancelling():  # else it is cleaning up already: a second cancellation would interrupt that
+                if not task.cancelling():  # a second cancellation would interrupt the cleanup of the first
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 

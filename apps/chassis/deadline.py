@@ -1,4 +1,4 @@
-"""Limits how long a caller waits, even for work that needs time to clean up after its cancellation."""
+"""Limit how long a caller waits, even for work that needs time to clean up after its cancellation."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CALL_S = 9.0
-"""Seconds after which a call over HTTP is answered; callers are promised 10."""
+"""Seconds after which an HTTP call is answered; callers are promised 10."""
 
 _ending: set[asyncio.Task[Any]] = set()
-"""Cancelled work that still cleans up. The event loop alone would let it be garbage-collected."""
+"""Running and cancelled work. The event loop holds only weak references, so it could be garbage-collected."""
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns, or cancel it after `seconds` and raise `TimeoutError` at once.
+    """Return the result of `work`, or cancel it after `seconds` and raise `TimeoutError` at once.
 
-    `asyncio.timeout` would wait for the cancelled work to clean up. Here the cleanup runs in the background.
+    `asyncio.timeout` would wait until the cancelled work has cleaned up. Here the cleanup runs in the background.
     """
     task = asyncio.create_task(work)
     _ending.add(task)

@@ -1,7 +1,7 @@
-"""Answers `GET /livez` on a port of its own, from a thread: probes are answered while the event loop is blocked.
+"""Answer `GET /livez` on a separate port from a thread, even while the event loop is blocked.
 
-A restart ends a loop that is blocked for good. A block of some seconds needs none, but on the port of the loop it looks
-the same to a probe.
+A loop that is blocked for ever needs a restart; a block of some seconds does not. On the service's own port a probe
+could not distinguish them.
 """
 
 import socket
@@ -18,7 +18,7 @@ CALLER_S = 5.0
 
 
 class LivenessServer(ThreadingHTTPServer):
-    """Answers 200 while the event loop turned within the last 30 s, else 503."""
+    """Answers 200 if the event loop turned within the last 30 s, else 503."""
 
     def __init__(self, listening: socket.socket, watch: LoopWatch, dead_after_s: float = DEAD_AFTER_S) -> None:
         super().__init__(listening.getsockname()[:2], _Handler, bind_and_activate=False)
@@ -32,7 +32,7 @@ class LivenessServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, name="liveness", daemon=True).start()
 
     def answer(self) -> tuple[HTTPStatus, bytes]:
-        """Return the status and the body of an answer."""
+        """Return the status and the body of an answer, which depend on the loop."""
         silent_s = self._watch.without_turn_s
         if silent_s > self._dead_after_s:
             return HTTPStatus.SERVICE_UNAVAILABLE, b'{"status":"blocked","seconds":%d}' % silent_s

@@ -1,4 +1,4 @@
-"""Watches the event loop from a thread: while a call blocks the loop, nothing in the loop can report it."""
+"""Watch the event loop from a thread, because a blocked loop cannot report itself."""
 
 import asyncio
 import logging
@@ -18,28 +18,28 @@ from prometheus_client.registry import Collector
 log = logging.getLogger(__name__)
 
 LOOP_WATCH = "loop_watch"
-"""The key of an application's state that holds its watch."""
+"""The key of an application's state that holds its `LoopWatch`."""
 ASK_EVERY_S = 0.25
-"""Seconds between two questions to the loop."""
+"""Seconds between two checks of the loop."""
 BLOCKED_AFTER_S = 1.0
 """Seconds without a turn after which the loop counts as blocked."""
 REPORTED_FOR_S = 60.0
-"""Seconds for which health mentions a block after its end."""
+"""Seconds after its end for which health mentions a block."""
 LATE_S = 0.5
-"""Seconds by which the thread itself may be late before it takes the whole process for suspended."""
+"""Seconds by which the watching thread may be late before the whole process counts as suspended."""
 MOST_FRAMES = 12
-"""Frames of the blocking stack that are logged, the innermost first."""
+"""Most frames of the blocking stack that are logged."""
 
 
 class Block(NamedTuple):
-    """How long the loop was blocked, and when that ended (`time.monotonic`)."""
+    """A block of the loop: how long it took, and when it ended (`time.monotonic`)."""
 
     seconds: float
     ended: float
 
 
 class LoopWatch(Collector):
-    """Asks the loop for a turn four times a second; logs, counts and reports the blocks of a second or more."""
+    """Checks four times a second whether the loop turns; logs, counts and reports blocks of a second or more."""
 
     def __init__(
         self,
@@ -59,12 +59,12 @@ class LoopWatch(Collector):
 
     @property
     def without_turn_s(self) -> float:
-        """The seconds for which the loop has not answered a question; 0 when it has."""
+        """The seconds for which the loop has not answered the current check; 0 when it has."""
         asked = self._asked
         return 0.0 if asked is None else time.monotonic() - asked
 
     def recent_block(self) -> str | None:
-        """Return in words that the loop was blocked a short while ago, or None."""
+        """Return a sentence about a recent block of the loop, or None."""
         last = self._last
         since = 0.0 if last is None else time.monotonic() - last.ended
         if last is None or since > self._reported_for_s:
@@ -86,7 +86,9 @@ class LoopWatch(Collector):
         yield CounterMetricFamily(
             "event_loop_blocks", "Times that a call blocked the event loop for a second or more.", self.blocks
         )
-        yield CounterMetricFamily("event_loop_blocked_seconds", "Seconds that these blocks took.", self.blocked_s)
+        yield CounterMetricFamily(
+            "event_loop_blocked_seconds", "Seconds that such calls blocked the event loop.", self.blocked_s
+        )
 
     def _watch(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
         while not self._closed.wait(self._ask_every_s):
@@ -102,13 +104,13 @@ class LoopWatch(Collector):
         self._asked = None
 
     def _follow(self, turned: threading.Event, asked: float, thread: int) -> None:
-        """Log a block with its stack, and note it at its end."""
+        """Log a block with its stack, and count it at its end."""
         late = time.monotonic() - asked > self._blocked_after_s + LATE_S
         if late and turned.wait(LATE_S):
             log.warning("the process did not run for %.1f s: it was suspended", time.monotonic() - asked)
         else:
             log.warning(
-                "the event loop is blocked for %.1f s, and with it all calls and heartbeats, by %s",
+                "the event loop is blocked for %.1f s, and so are all calls and heartbeats, by %s",
                 time.monotonic() - asked,
                 stack_of_thread(thread),
             )
@@ -123,7 +125,7 @@ class LoopWatch(Collector):
 
 
 def stack_of_thread(thread: int) -> str:
-    """Return where a thread is, in one line, the innermost call first; with places in the code alone, no values."""
+    """Return the stack of a thread in one line, the innermost call first. It has places in the code, and no values."""
     frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented, and the only way to another thread's stack
     if frame is None:
         return "a thread that has ended"

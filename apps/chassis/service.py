@@ -1,4 +1,4 @@
-"""Runs a service as a process: settings from the environment, a port, and a graceful shutdown."""
+"""Run a service as a process: read settings, listen on a port, and shut down gracefully."""
 
 import asyncio
 import errno
@@ -40,18 +40,18 @@ NOT_READING_MS = 30_000
 """Milliseconds after which the system disconnects a caller that does not read its answer (RFC 5482)."""
 
 CreateApp = Callable[[Settings, asyncio.Event], Litestar]
-"""Builds an application; the event is set when the process has been told to end, before connections are closed."""
+"""Build an application; the event is set when the shutdown begins, before connections are closed."""
 
 
 class Server(uvicorn.Server):
-    """Announces the shutdown to the application at once: uvicorn itself does so only after the last answer."""
+    """Announces the shutdown to the application at once: uvicorn does so only after the last answer."""
 
     def __init__(self, config: uvicorn.Config, ending: asyncio.Event) -> None:
         super().__init__(config)
         self._ending = ending
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin the shutdown at a signal, and bound its time: a handler may never end."""
+        """Begin the shutdown at a signal, and limit its time, because a handler may never end."""
         super().handle_exit(sig, frame)
         if not self._ending.is_set():
             deadline = threading.Timer(ENDED_WITHIN_S, _exit_now)
@@ -68,9 +68,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then end with status 0 within 10 s.
 
-    `streams` are those that the application carries: their settings are read from the environment.
-    A wrong setting or a port that cannot be listened on ends the process at once with status 1 and one line that names
-    the variable.
+    The settings of `streams` are read from the environment. For a wrong setting, or a port that cannot be used, the
+    process ends at once with status 1 and one line that names the variable.
     """
     ending = asyncio.Event()
     try:
@@ -97,7 +96,7 @@ def serve(
 def settings_from_environment() -> Settings:
     """Return the settings for an application that another server runs, like `uvicorn --factory`.
 
-    A wrong setting ends the process with one line that names the variable. A warning says what that server lacks.
+    For a wrong setting the process ends with one line that names the variable. A warning says what that server lacks.
     """
     try:
         settings = read_settings(os.environ)
@@ -119,7 +118,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=LimitedProtocol,
-        ws="none",  # an offered WebSocket is ignored like any other upgrade
+        ws="none",  # an offered WebSocket is ignored, like any other upgrade
         log_config=None,
         access_log=False,
         server_header=False,
@@ -130,14 +129,14 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
 
 
 def allowed_hosts_at(settings: Settings, address: str) -> str:
-    """Return ALLOWED_HOSTS for a service that listens at an address: on loopback, the names of this machine."""
+    """Return ALLOWED_HOSTS of a service that listens on an address; on loopback by default this machine's names."""
     if settings.allowed_hosts or not ip_address(address).is_loopback:
         return settings.allowed_hosts
     return ",".join(sorted({"localhost"} if is_address(settings.host) else {"localhost", settings.host}))
 
 
 def listen(host: str, port: int, port_variable: str) -> socket.socket:
-    """Return a listening socket. Raises `WrongSetting`, which names the variable to change."""
+    """Return a listening socket. Raises `WrongSetting` with the variable to change."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
@@ -158,28 +157,28 @@ def listen(host: str, port: int, port_variable: str) -> socket.socket:
 
 
 def _collect_garbage_less_often() -> None:
-    """Exclude what the imports made from every collection, and collect rarely.
+    """Exclude the objects of imported modules from garbage collection, and collect rarely.
 
-    Records are many small objects that are freed by their reference count. Looking through them for cycles takes a
-    tenth to a quarter of the time that a record takes.
+    Records are many small objects that are freed by reference counting. Searching them for reference cycles would take
+    a tenth to a quarter of the time per record.
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
 
 def _raise_open_file_limit() -> None:
-    """Allow more connections than the usual 1,024, up to what the system lets this process ask for."""
+    """Allow more connections than the usual 1,024: as many as the system permits."""
     with suppress(ImportError, ValueError, OSError):  # Windows has no such limit
-        import resource  # noqa: PLC0415 - likewise
+        import resource  # noqa: PLC0415 - Windows has no such module
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _exit_now() -> None:
-    log.critical("a task does not end, so the process exits; what it had not committed will be redelivered")
+    log.critical("a task does not end, so the process exits; its uncommitted records will be redelivered")
     os._exit(1)
 
 
 def _ignore(_: int, __: FrameType | None) -> None:
-    """Let the process end with status 0 once everything is closed."""
+    """Ignore the signal that uvicorn raises after its shutdown, so that the process ends with status 0."""

@@ -1,4 +1,4 @@
-"""Settings: one Struct, read from the environment once, at the start of a process."""
+"""Settings: one Struct, read from the environment once when a process starts."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -19,12 +19,12 @@ S = TypeVar("S", bound="Settings")
 PORT = r"(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
 SERVER = rf"(?:[^\s,:\[\]]+|\[[0-9a-fA-F:.]+\]):{PORT}"
 ORIGIN = rf"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::{PORT})?"
-"""An origin as a browser writes it: small letters, no path, not even a slash."""
+"""An origin as a browser sends it: lower case, without a path or a trailing slash."""
 DELAY = r"[1-9]\d{0,4}[smhd]"
 PATH = r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*/?"
 """A path prefix of plain segments."""
 HOST_NAME = r"(?i:\*|(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[?[0-9a-f]*:[0-9a-f]*:[0-9a-f:.]*\]?)"
-"""A host name, all names below one, any name, or an IPv6 address."""
+"""A host name, all subdomains of one (`*.example`), any name (`*`), or an IPv6 address."""
 
 
 def _one(pattern: str, description: str) -> Meta:
@@ -56,9 +56,9 @@ Delays = Annotated[str, _several(DELAY, "a delay like 30s, 10m, 6h or 1d")]
 
 PLAIN_INTEGER = re.compile(r"[0-9]{1,18}")
 BY_STREAM = "BY_STREAM"
-"""The field of `Settings` that no variable sets."""
+"""The field of `Settings` that is not an environment variable."""
 SECRETS = frozenset({"api_key", "kafka_sasl_password"})
-"""Fields whose value is never shown."""
+"""Fields whose value is hidden in `repr`."""
 PASSWORD_OF_ADDRESS = re.compile(r"//.*@")
 """User and password in an address."""
 ANY_HOST = "*"
@@ -66,11 +66,11 @@ SECONDS_OF = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class WrongSetting(ValueError):
-    """An environment variable holds what it must not; the message is one line that names it."""
+    """An environment variable has an invalid value; the message is one line that names the variable."""
 
 
 def expected(kind: inspect.Type) -> str:
-    """Return what a setting must be, in words for an operator."""
+    """Return what a setting must be, as a phrase for an operator."""
     match kind:
         case inspect.Metadata(type=inner, extra_json_schema=extra):
             return str((extra or {}).get("description") or expected(inner))
@@ -86,7 +86,7 @@ def expected(kind: inspect.Type) -> str:
 
 
 class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator may set for a stream; each field is read from variables like `ORDERS_TOPIC`."""
+    """The settings of a stream; each field is read from a variable like `ORDERS_TOPIC`."""
 
     topic: TopicName
     partitions: Annotated[int, Meta(ge=1, le=10_000)] = 6
@@ -96,7 +96,7 @@ class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def marks_topic(self) -> str:
-        """The topic that keeps which dead letters were sent back."""
+        """The topic that records which dead letters were sent back."""
         return f"{self.dead_letter_topic}-redriven"
 
 
@@ -110,9 +110,10 @@ def defaults_of(stream: Stream[Any]) -> dict[str, str]:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
-    """What an operator may set; each field is read from the variable of its name in capitals.
+    """The settings of a service; each field is read from the variable with its name in capitals.
 
-    The defaults suit a laptop with Kafka on localhost:9092. `by_stream` has the settings of each stream by its name.
+    The defaults suit a laptop with Kafka on localhost:9092. docs/reference/settings.md explains each. `by_stream` has
+    the settings of each stream by its name.
     """
 
     kafka_bootstrap_servers: Servers = "localhost:9092"
@@ -157,7 +158,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         return self.by_stream.get(stream.name) or msgspec.convert(defaults_of(stream), StreamSettings)
 
     def served(self, streams: Sequence[Stream[Any]]) -> list[Stream[Any]]:
-        """Return those of some streams that this instance serves, in their order."""
+        """Return the streams that this instance serves, in the given order."""
         wanted = _listed(self.streams)
         return [stream for stream in streams if stream.name in wanted or not wanted]
 
@@ -178,12 +179,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     @property
     def host_names(self) -> list[str]:
-        """The allowed names in `Host`, in lower case; empty where all are allowed."""
+        """The allowed names in `Host`, in lower case; empty if all are allowed."""
         return _listed(self.allowed_hosts.lower())
 
     @property
     def api_keys(self) -> Keys:
-        """The keys of `API_KEY`, which are separated by commas, and those of the file that `API_KEY_FILE` names."""
+        """The API keys of `API_KEY`, and those of the file `API_KEY_FILE`."""
         given = read_keys(self.api_key.split(",")) if self.api_key else {}
         return Keys(given, Path(self.api_key_file) if self.api_key_file else None)
 
@@ -194,20 +195,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     @property
     def uses_tls(self) -> bool:
-        """Whether connections are encrypted, and the brokers known by their certificates."""
+        """Whether connections are encrypted, and brokers identified by certificates."""
         return self.kafka_security_protocol.endswith("SSL")
 
 
 def _listed(text: str) -> list[str]:
-    """Return the items of a text, which are separated by commas."""
+    """Return the items of a text that is separated by commas."""
     return [item.strip() for item in text.split(",")] if text else []
 
 
 def read_settings(environment: Mapping[str, str], streams: Sequence[Stream[Any]] = STREAMS) -> Settings:
-    """Build the settings from environment variables; an unset or empty one takes its default.
+    """Build the settings from environment variables; an unset or empty variable takes its default.
 
-    Raises `WrongSetting` naming the first variable whose value is not allowed, or `BadStream` for streams that cannot
-    live side by side.
+    Raises `WrongSetting` with the first variable whose value is invalid, or `BadStream` for invalid streams.
     """
     names = [name for name in Settings.__struct_encode_fields__ if name != BY_STREAM]
     check_streams(streams, names)
@@ -258,12 +258,12 @@ def _read_stream_settings(environment: Mapping[str, str], stream: Stream[Any]) -
 
 
 def _converted(kind: type[T], given: Mapping[str, tuple[str, str]], others: Mapping[str, Any]) -> T:
-    """Return a Struct from texts by field, each with the name of its variable, and from what else is known."""
+    """Return a Struct from `given`, the variable and text of each field, and `others`, the values of other fields."""
     hints = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     for name, (variable, value) in given.items():
         try:
             if isinstance(inspect.type_info(hints[name]), inspect.IntType) and not PLAIN_INTEGER.fullmatch(value):
-                raise msgspec.ValidationError  # noqa: TRY301 - else `1e4` would be 10,000
+                raise msgspec.ValidationError  # noqa: TRY301 - otherwise `1e4` would be 10,000
             msgspec.convert(value, hints[name], strict=False)
         except msgspec.ValidationError:
             shown = PASSWORD_OF_ADDRESS.sub("//***@", value)
@@ -295,7 +295,7 @@ def _check_streams(settings: Settings, streams: Sequence[Stream[Any]]) -> None:
 
 
 def _check_keys(settings: Settings) -> None:
-    """Check the keys of the environment, then those of the file, which is read as a reload does."""
+    """Check the keys of the environment, then those of the file."""
     variable = "API_KEY"
     try:
         keys = settings.api_keys
@@ -311,12 +311,12 @@ def _check_security(settings: Settings, given: Collection[str]) -> None:
     protocol = settings.kafka_security_protocol
     for name in given:
         if name.startswith("KAFKA_SASL_") and not settings.uses_sasl:
-            raise WrongSetting(f"{name}: is of use only with KAFKA_SECURITY_PROTOCOL=SASL_SSL, not with {protocol}")
+            raise WrongSetting(f"{name}: needs KAFKA_SECURITY_PROTOCOL=SASL_SSL, not {protocol}")
         if name.startswith("KAFKA_SSL_") and not settings.uses_tls:
-            raise WrongSetting(f"{name}: is of use only with KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL, not {protocol}")
+            raise WrongSetting(f"{name}: needs KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL, not {protocol}")
     if settings.uses_sasl and not settings.uses_tls and not settings.kafka_allow_plaintext_password:
         raise WrongSetting(
-            "KAFKA_SECURITY_PROTOCOL: SASL_PLAINTEXT shows the password without TLS; use SASL_SSL, or allow it with "
+            "KAFKA_SECURITY_PROTOCOL: SASL_PLAINTEXT sends the password without TLS; use SASL_SSL, or allow it with "
             "KAFKA_ALLOW_PLAINTEXT_PASSWORD=true"
         )
     if settings.kafka_ssl_keyfile and not settings.kafka_ssl_certfile:
@@ -333,7 +333,7 @@ def _check_credentials(mechanism: str, given: Collection[str]) -> None:
             raise WrongSetting(f"{name}: is missing; {mechanism} needs it")
     for name in useless:
         if name in given:
-            raise WrongSetting(f"{name}: is of no use with {mechanism}")
+            raise WrongSetting(f"{name}: must not be set with {mechanism}")
 
 
 def is_address(host: str) -> bool:

@@ -1,1 +1,1 @@
-"""The producer: values come in over HTTP and go out as records, each with a receipt."""
+"""The producer: takes values over HTTP, writes them to Kafka as records, and answers with receipts."""

@@ -42,10 +42,10 @@ def create_app(  # noqa: PLR0913 - what tests replace
     traces: Traces | None = None,
     admission: Limit | None = None,
 ) -> Litestar:
-    """Build the producer; it connects to Kafka when the application starts, and closes what it opened at its end.
+    """Build the producer. It connects to Kafka when the application starts, and disconnects when it ends.
 
-    Without `settings` they are read from the environment, for `uvicorn --factory` and its like. `ending` announces the
-    shutdown, so that no caller is left without an answer. `traces` follows its calls; by default as the settings say.
+    Without `settings` they are read from the environment, for `uvicorn --factory`. `ending` is set when the shutdown
+    begins, so that every caller is answered. `kafka`, `limits` and `traces` replace the defaults in tests.
     """
     settings = settings or settings_from_environment()
     traces, registry = traces or traces_of(settings, SERVICE), new_registry(SERVICE)
@@ -65,7 +65,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         producers,
         [SeedController, *map(stream_router, producers.values()), *home_routes(settings)],
         operations=[
-            Operation("send", one.stream, f"Sends {one.stream.name}, each to the partition of its key.")
+            Operation("send", one.stream, f"Sends {one.stream.name}, each record to the partition of its key.")
             for one in producers.values()
         ],
         registry=registry,

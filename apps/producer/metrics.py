@@ -1,4 +1,4 @@
-"""What the producer measures: read from the publisher when Prometheus asks, but for the time of a batch."""
+"""Metrics of the producer, read from the publisher at each scrape; only the duration of batches is observed."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,10 @@ from apps.producer.publishing.publisher import Publisher
 
 
 def acknowledgement_seconds(registry: CollectorRegistry) -> Histogram:
-    """Return what takes the time of each acknowledged batch."""
+    """Return the histogram of how long batches take to be acknowledged."""
     return Histogram(
         "producer_acknowledgement_seconds",
-        "Seconds from the making of a batch of records to its acknowledgement by all in-sync replicas.",
+        "Seconds from the creation of a batch of records to its acknowledgement by all in-sync replicas.",
         ["stream"],
         buckets=SECONDS,
         registry=registry,
@@ -22,14 +22,14 @@ def acknowledgement_seconds(registry: CollectorRegistry) -> Histogram:
 
 
 def of_publisher(publisher: Publisher, connection: Connection) -> Iterator[Metric]:
-    """Return what became of the records so far, and what is on its way."""
-    records = CounterMetricFamily("producer_records", "Records by what became of them.", labels=["outcome"])
+    """Return how many records had each outcome, and how many records and bytes are in flight."""
+    records = CounterMetricFamily("producer_records", "Records by outcome.", labels=["outcome"])
     for outcome, number in publisher.outcomes.items():
         records.add_metric([outcome], number)
     yield records
     yield gauge(
         "producer_records_in_flight", "Records that wait for their acknowledgement.", publisher.records_in_flight
     )
-    yield gauge("producer_bytes_in_flight", "Bytes of keys and values of the calls not yet done.", publisher.in_flight)
+    yield gauge("producer_bytes_in_flight", "Bytes of keys and values of unfinished calls.", publisher.in_flight)
     replaced = connection.replaced
-    yield counter("producer_connections_replaced", "Connections to Kafka that were replaced by new ones.", replaced)
+    yield counter("producer_connections_replaced", "Producer connections that were replaced after a failure.", replaced)

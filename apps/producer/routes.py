@@ -1,4 +1,4 @@
-"""The producer's HTTP: a call becomes one of `publishing`, and its result an answer."""
+"""The producer's routes: they translate HTTP calls to `publishing`, and results to answers."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from http import HTTPStatus
@@ -38,7 +38,7 @@ from apps.chassis.http.request_body import (
 )
 from apps.chassis.http.request_middleware import WITHOUT_QUERY
 from apps.chassis.http.streaming import Streamed
-from apps.producer.publishing.calls import CHUNK_RECORDS, make, send
+from apps.producer.publishing.calls import CHUNK_RECORDS, generate_and_send, send
 from apps.producer.publishing.line_answers import LineAnswers
 from apps.producer.publishing.lines import TIMES_IN_MEMORY
 from apps.producer.publishing.publisher import Busy, OutOfReach
@@ -49,24 +49,24 @@ from contracts.stream import Stream
 
 MOST_GENERATED = 100_000
 LARGEST_BODY_BYTES = 16 * 1024 * 1024
-"""Bytes of a JSON body; lines of JSON may go on for ever."""
+"""Most bytes of a JSON body; lines of JSON have no limit."""
 SEED_PATH = "/producers/basic_producer"
 GENERATE = "/generate"
 SENDING = (
-    "One value or a list as JSON: all are checked before any is sent. Or any number of them, one a line "
+    "One value or a list as JSON: all are checked before any is sent. Or any number of values, one per line "
     "(`application/x-ndjson`): each is answered by a line with its receipt, in order, while the rest is read. With a "
     "`Content-Length`, or with `receipts=at-end`, the answer follows the whole body."
 )
 ACCEPTED = (JSON, NDJSON)
 SEND_LINES = f"; send more records as {NDJSON}"
 GENERATED_RECORD_BYTES = 1_200
-"""Bytes of memory that a generated record of some 300 bytes takes, as measured."""
+"""Bytes of memory that a generated record of about 300 bytes takes (measured)."""
 
 encode_answer = msgspec.json.Encoder().encode
 
 
 def body_of(stream: Stream[Any]) -> type[Operation]:
-    """Return the operation that documents a body of one value, a list, or lines."""
+    """Return the OpenAPI operation of a body that is one value, a list, or lines."""
     schema = schema_of(stream.strict_type)
     lines = None if stream.example is None else encode_answer(stream.example).decode() + "\n"
     one_or_list = {"oneOf": [schema, {"type": "array", "items": schema}]}
@@ -74,7 +74,7 @@ def body_of(stream: Stream[Any]) -> type[Operation]:
 
 
 def _publishing_problem(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Answer an error of publishing or of a body."""
+    """Answer an error of publishing or of a body with a problem."""
     match error:
         case Busy():
             found = problem(BUSY, str(error), headers={"Retry-After": str(error.retry_after)})
@@ -86,10 +86,10 @@ def _publishing_problem(request: Request[Any, Any, Any], error: Exception) -> Re
 
 
 PUBLISHING_ERRORS: dict[int | type[Exception], Any] = dict.fromkeys((Busy, OutOfReach, BadRecords), _publishing_problem)
-Number = Annotated[int, Parameter(ge=1, le=MOST_GENERATED, description="How many to make.")]
+Number = Annotated[int, Parameter(ge=1, le=MOST_GENERATED, description="How many to generate.")]
 Receipts = Annotated[
     Literal["at-end"] | None,
-    Parameter(description="`at-end` answers lines only after the last, with a status for all of them."),
+    Parameter(description="`at-end` answers after the last line, with one status for all lines."),
 ]
 RESPONSES = {
     **documented(*BODY_ERRORS, OUT_OF_REACH, BUSY, NOT_ACKNOWLEDGED),
@@ -101,7 +101,7 @@ def stream_router(producer: StreamProducer) -> Router:
     """Return the routes of a stream."""
     stream = producer.stream
 
-    # `producer` as a dependency, or a parameter for Litestar to read, would each take 3 % of a short call
+    # injecting `producer`, or letting Litestar read a parameter, would each take 3 % of a short call
     async def send_to_stream(request: Request[Any, Any, Any], receipts: Receipts = None) -> Response[Answer]:
         return await send_values(request, producer, receipts)
 
@@ -120,13 +120,15 @@ def stream_router(producer: StreamProducer) -> Router:
                 opt={WITHOUT_QUERY: send_to_stream},
                 responses={
                     **RESPONSES,
-                    200: ResponseSpec(str, generate_examples=False, description="A receipt a line", media_type=NDJSON),
+                    200: ResponseSpec(
+                        str, generate_examples=False, description="A receipt per line", media_type=NDJSON
+                    ),
                 },
             )(send_to_stream),
             post(
                 GENERATE,
-                summary=f"Make {stream.name} and send them",
-                description=f"Answers after the last acknowledgement, with the {stream.name} made.",
+                summary=f"Generate {stream.name} and send them",
+                description=f"Answers after the last acknowledgement, with the generated {stream.name}.",
                 responses=RESPONSES,
             )(generate_for_stream),
         ],
@@ -134,15 +136,15 @@ def stream_router(producer: StreamProducer) -> Router:
 
 
 class SeedController(Controller):
-    """The project's first call: it makes records of the first stream."""
+    """The call `basic_producer`: it generates records of the first stream."""
 
     path = SEED_PATH
     exception_handlers = PUBLISHING_ERRORS
     security = KEY_NEEDED
 
     @post(
-        summary="Make records of the first stream and send them",
-        description="Answers after the last acknowledgement, with the records made.",
+        summary="Generate records of the first stream and send them",
+        description="Answers after the last acknowledgement, with the generated records.",
         responses=RESPONSES,
     )
     async def basic_producer(
@@ -151,16 +153,16 @@ class SeedController(Controller):
         served: SkipValidation[Mapping[str, StreamProducer]],
         number_of_people: Number = 10,
     ) -> Response[Any]:
-        """Make records and answer with them."""
+        """Generate records, send them, and answer with them."""
         return await generate(request, next(iter(served.values())), number_of_people)
 
 
 async def generate(request: Request[Any, Any, Any], producer: StreamProducer, number: int) -> Response[Any]:
-    """Make records of a stream, send them, and answer with them."""
+    """Generate records of a stream, send them, and answer with them."""
     share_of(request.scope).require(GENERATED_RECORD_BYTES * number)
     await refuse_other_bodies(request)
-    made = await make(producer.stream, producer.publisher, number)
-    return _answer(made.answer) if made.answer else _list_of(made.values)
+    generated = await generate_and_send(producer.stream, producer.publisher, number)
+    return _answer(generated.answer) if generated.answer else _list_of(generated.values)
 
 
 async def send_values(
@@ -179,14 +181,14 @@ async def send_values(
 
 
 class Encoded(Response[Answer]):
-    """An answer that is encoded already: it skips steps of Litestar that are a third of an answer's cost."""
+    """An answer that is already encoded: it skips steps of Litestar that take a third of an answer's time."""
 
     def __init__(self, answer: Answer, status: HTTPStatus) -> None:
         self._body = encode_answer(answer)
         self._status = status
 
     def to_asgi_response(self, *_: Any, **__: Any) -> Any:  # noqa: ANN401 - Litestar's signature
-        """Return what sends it."""
+        """Return the ASGI application that sends the answer."""
         return self._send
 
     async def _send(self, _: Scope, __: Receive, send: Send) -> None:
@@ -210,7 +212,7 @@ def _answer(answer: Answer) -> Response[Any]:
 
 
 def _list_of(values: Sequence[bytes]) -> Response[Any]:
-    """Answer 201 with a list of values that are encoded already: 25 MB of them, without a copy of it all."""
+    """Answer 201 with a list of encoded values: up to 25 MB, sent in pieces without a copy of all of it."""
     length = sum(map(len, values)) + max(len(values) - 1, 0) + len(b"[]")
 
     async def pieces() -> AsyncGenerator[bytes, None]:

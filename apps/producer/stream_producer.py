@@ -1,4 +1,4 @@
-"""What the producer has of one stream: its FastStream publisher, the connection and the topic."""
+"""The producer's part for one stream: FastStream publisher, connection and topic."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -27,7 +27,7 @@ from contracts.stream import Stream
 class StreamProducer:
     """Publishes one stream, independently of others."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
+    def __init__(  # noqa: PLR0913, PLR0917 - its parts
         self,
         stream: Stream[Any],
         settings: Settings,
@@ -50,7 +50,7 @@ class StreamProducer:
                 enable_idempotence=True,
                 max_batch_size=LARGEST_BATCH_BYTES,
                 max_request_size=4 * LARGEST_BATCH_BYTES,
-                id_generator=lambda: "",  # a correlation id would be a header of every record
+                id_generator=lambda: "",  # a correlation id would add a header to every record
             )
             broker.publisher(topic, batch=True, title=stream.name)
             return broker
@@ -62,7 +62,7 @@ class StreamProducer:
 
     @asynccontextmanager
     async def open(self, ending: asyncio.Event) -> AsyncIterator[None]:
-        """Connect in the background, and close the connections at the end, which `ending` announces."""
+        """Connect in the background, and close the connections at the end; `ending` is set when the shutdown begins."""
         async with self._cluster.open(), self._background.open():
             self._background.start(self._connection.hold(), "connection")
             self._background.start(self._cluster.watch(), "watch of the cluster")
@@ -79,7 +79,7 @@ class StreamProducer:
         return Fitness(fit=True, kafka="connected", detail=self._cluster.at_risk(well))
 
     async def metrics(self) -> Iterator[Metric]:
-        """Return what became of the stream's records so far."""
+        """Return the stream's metrics."""
         health = await self.health()
         of_connection = of_kafka(self._connection, healthy=health.fit, connected=health.kafka == "connected")
         return of_stream(self.stream.name, chain(of_connection, of_publisher(self.publisher, self._connection)))

@@ -158,7 +158,7 @@ def cases(kafka: SecuredKafka) -> dict[str, dict[str, str]]:
         "the certificate of Kafka is not accepted: IP address mismatch": good | at(STRANGE_DOOR),
         "the certificate of Kafka is not accepted: unable": good | {"KAFKA_SSL_CAFILE": strangers},
         "Kafka wants a client certificate": by_certificate(kafka),
-        "KAFKA_SASL_MECHANISM PLAIN is not taken": good | at(NARROW_DOOR, KAFKA_SASL_MECHANISM="PLAIN"),
+        "KAFKA_SASL_MECHANISM PLAIN is not accepted": good | at(NARROW_DOOR, KAFKA_SASL_MECHANISM="PLAIN"),
         "does KAFKA_SECURITY_PROTOCOL PLAINTEXT fit": at(PASSWORD_DOOR),
         "does KAFKA_SECURITY_PROTOCOL SSL fit": by_certificate(kafka) | at(PASSWORD_DOOR),
         "does KAFKA_SECURITY_PROTOCOL SASL_SSL fit": good | {"KAFKA_BOOTSTRAP_SERVERS": kafka.open_door},
@@ -220,14 +220,14 @@ def test_the_least_rights_are_enough_and_without_one_it_is_named_and_nothing_is_
         consumer.until_consumed(1)
 
         kafka.forbid("events-producer", TOPIC, topic, "write")
-        assert_not_written(producer, "no right to the topic")
-        until_said(producer, f"no right to write to topic {topic}")
+        assert_not_written(producer, "no permission for the topic")
+        until_said(producer, f"no permission to write to topic {topic}")
         kafka.allow("events-producer", TOPIC, topic, "write")
         producer.until_healthy()
 
         for words, resource, name in (
-            (f"no right to read topic {topic}", TOPIC, topic),
-            (f"no right to the group {group}", GROUP, group),
+            (f"no permission to read topic {topic}", TOPIC, topic),
+            (f"no permission for the group {group}", GROUP, group),
         ):
             consumed = len(pipeline.records())
             kafka.forbid("events-consumer", resource, name, "read")
@@ -241,7 +241,7 @@ def test_the_least_rights_are_enough_and_without_one_it_is_named_and_nothing_is_
 
         kafka.forbid("events-consumer", TOPIC, dead, "write")
         pipeline.write([Raw(b"bad"), Raw(value_of(event()))])
-        until_said(consumer, f"no right to write to dead-letter topic {dead}")
+        until_said(consumer, f"no permission to write to dead-letter topic {dead}")
         records = len(pipeline.records())
         assert pipeline.committed() == records - 2
         assert consumer.status()["dead_lettered_count"] == 0
@@ -251,10 +251,10 @@ def test_the_least_rights_are_enough_and_without_one_it_is_named_and_nothing_is_
         wait_until(lambda: pipeline.committed() == records)
         assert [record.value for record in pipeline.records(dead)] == [b"bad"]
 
-        assert "no right to the topic" in consumer.http.get("/consumers/dead-letters").json()["detail"]
+        assert "no permission for the topic" in consumer.http.get("/consumers/dead-letters").json()["detail"]
         answer = consumer.http.post("/consumers/dead-letters/redrive", json={"limit": 1})
         assert answer.status_code == 503
-        assert "no right to the transactional id" in answer.json()["detail"]
+        assert "no permission for the transactional id" in answer.json()["detail"]
         allow_redrives(kafka, pipeline)
         (letter,) = consumer.get("/consumers/dead-letters")["dead_letters"]
         assert letter["value"] == {"text": "bad"}

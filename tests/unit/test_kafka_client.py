@@ -105,11 +105,11 @@ async def test_a_member_waits_for_its_rebalance_until_it_is_given_its_partitions
     for code, waits in ((79, True), (0, True)):
         answers.append(SimpleNamespace(throttle_time_ms=0, error_code=code))
         await client.send(NODE, join)
-        assert (client.journal.awaited_rebalance(patience=-1) is not None) == waits
+        assert (client.journal.awaited_rebalance(after_s=-1) is not None) == waits
     for code, waits in ((27, True), (0, False)):
         answers.append(SimpleNamespace(throttle_time_ms=0, error_code=code))
         await client.send(NODE, sync)
-        assert (client.journal.awaited_rebalance(patience=-1) is not None) == waits
+        assert (client.journal.awaited_rebalance(after_s=-1) is not None) == waits
 
 
 async def test_the_brokers_words_about_a_refused_batch_are_kept(client: WatchedClient, answers: list[Any]) -> None:

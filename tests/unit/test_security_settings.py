@@ -220,6 +220,8 @@ def test_the_expiry_of_a_token_is_read_where_it_says_one() -> None:
 
 
 def test_a_missing_right_that_only_kafka_knows_of_is_put_in_words() -> None:
-    assert one_line(TopicAuthorizationFailedError("events")).startswith("no right to the topic (")
+    assert one_line(TopicAuthorizationFailedError("events")).startswith("no permission for the topic (")
     assert "events" in one_line(TopicAuthorizationFailedError("events"))
-    assert to_problem(GroupAuthorizationFailedError("events-consumer")).detail.startswith("no right to the group (")
+    assert to_problem(GroupAuthorizationFailedError("events-consumer")).detail.startswith(
+        "no permission for the group ("
+    )

@@ -13,7 +13,7 @@ from samples import EVENT, LONG, an_event, as_json, everything_else_has_run, fie
 from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
 from apps.chassis.http.repeated_names import check_names
 from apps.producer.publishing import values
-from apps.producer.publishing.calls import make, send
+from apps.producer.publishing.calls import generate_and_send, send
 from apps.producer.publishing.deliveries import Delivery, Span
 from apps.producer.publishing.in_order import CHUNKS_ON_THE_WAY, in_order
 from apps.producer.publishing.lines import BAD_LINE_BYTES, MAX_LINES, send_lines, split_lines
@@ -176,7 +176,7 @@ async def test_every_event_sent_gets_a_receipt_in_the_order_given() -> None:
 
 async def test_events_are_made_in_the_number_asked_for_and_told_in_the_order_sent() -> None:
     fake = FakePublisher()
-    made = await make(EVENTS, as_publisher(fake), 10, chunk_records=3)
+    made = await generate_and_send(EVENTS, as_publisher(fake), 10, chunk_records=3)
     assert made.answer is None
     assert made.values == fake.published
     assert len(set(made.values)) == 10
@@ -190,7 +190,7 @@ async def test_a_failure_in_the_middle_is_told_for_each_event_in_order(failure: 
         fake.failing[2] = failure
     else:
         fake.unacknowledged.add(2)
-    made = await make(EVENTS, as_publisher(fake), 10, chunk_records=3)
+    made = await generate_and_send(EVENTS, as_publisher(fake), 10, chunk_records=3)
     assert made.answer is not None
     receipts = made.answer.receipts
     assert [receipt.id for receipt in receipts] == [EVENTS.decode(event).id for event in made.values]
@@ -214,7 +214,7 @@ async def test_what_was_not_begun_when_an_earlier_chunk_failed_is_not_sent(failu
         fake.failing[2] = failure
     else:
         fake.unacknowledged.add(2)
-    made = await make(EVENTS, as_publisher(fake), 100, chunk_records=2)
+    made = await generate_and_send(EVENTS, as_publisher(fake), 100, chunk_records=2)
     assert fake.calls <= 2 + CHUNKS_ON_THE_WAY + 1
     assert made.answer is not None
     receipts = made.answer.receipts
@@ -233,7 +233,7 @@ async def test_when_not_even_the_first_could_be_sent_nothing_is(failure: Excepti
     fake = FakePublisher()
     fake.failing = dict.fromkeys(range(1, 100), failure)
     with pytest.raises(type(failure), match=str(failure)):
-        await make(EVENTS, as_publisher(fake), 10)
+        await generate_and_send(EVENTS, as_publisher(fake), 10)
     assert fake.published == []
 
 

@@ -122,8 +122,8 @@ class Page(msgspec.Struct):
 @pytest.mark.parametrize(
     ("streams", "line"),
     [
-        ([Stream("Changes", Placed, key=str)], "stream 'Changes': expected a name of small letters"),
-        ([Stream("changes/1", Placed, key=str)], "stream 'changes/1': expected a name of small letters"),
+        ([Stream("Changes", Placed, key=str)], "stream 'Changes': expected a name of lower-case letters"),
+        ([Stream("changes/1", Placed, key=str)], "stream 'changes/1': expected a name of lower-case letters"),
         ([Stream("basic_producer", Placed, key=str)], "stream 'basic_producer': the name is taken by a call"),
         ([CHANGES, Stream("changes", Placed, key=str)], "stream 'changes': the name is taken by another stream"),
         (

@@ -13,7 +13,15 @@ from apps.chassis.http.health import VERSION
 from apps.chassis.kafka.topic_settings import Topic
 from apps.chassis.kafka.topics import dead_letter_topic, record_topic
 from apps.chassis.settings import Settings
-from contracts.dead_letter import INT64, LETTER_FIELDS, NAMES, ORIGIN_FIELD, REDRIVE_FIELDS, TARGET_FIELD, HeaderField
+from contracts.dead_letter import (
+    INT64,
+    LETTER_FIELDS,
+    NAMES,
+    ORIGIN_FIELD,
+    REDRIVE_FIELDS,
+    TARGET_FIELD,
+    HeaderField,
+)
 from contracts.stream import Stream
 
 Document = dict[str, Any]

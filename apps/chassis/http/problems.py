@@ -17,7 +17,7 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
 from litestar.types import ExceptionHandler
 
-from apps.chassis.observability.logs import MISSING_RIGHTS, one_line
+from apps.chassis.observability.logs import MISSING_PERMISSIONS, one_line
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def _kafka_problem(error: KafkaError | OSError) -> ProblemDetailsException:
         return problem(UNREADABLE, str(error))
     if isinstance(error, TimeoutError | KafkaTimeoutError | RequestTimedOutError):
         return problem(OUT_OF_REACH, "Kafka did not answer in time")
-    lacks_rights = type(error).__name__ in MISSING_RIGHTS
+    lacks_rights = type(error).__name__ in MISSING_PERMISSIONS
     return problem(OUT_OF_REACH, one_line(error) if lacks_rights else f"Kafka is out of reach: {one_line(error)}")
 
 

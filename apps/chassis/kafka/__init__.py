@@ -1,4 +1,4 @@
-"""Connect any service to Kafka: clients, security, topics, consumer groups, reading a log, diagnosis.
+"""Connect a service to Kafka: clients, security, topics, consumer groups, reading a topic, diagnosis.
 
 Depends on `chassis.settings`, `observability` and `internals`; both services depend on it.
 """

@@ -1,4 +1,4 @@
-"""One admin client for all questions to the cluster, opened by the first and replaced after a failure."""
+"""Ask the cluster through one admin client, which is opened on demand and replaced after a failure."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,12 +13,12 @@ from apps.chassis.kafka.clients import ClientOptions
 T = TypeVar("T")
 
 ATTEMPTS = 3
-"""Attempts to ask: the client asks any broker, also one that just died."""
+"""Attempts per question: the client asks a random broker, perhaps one that just died."""
 CLOSE_TIMEOUT_S = 2.0
 
 
 class Admin:
-    """Holds an admin client of aiokafka."""
+    """Holds the admin client of aiokafka."""
 
     def __init__(self, options: ClientOptions) -> None:
         self._options = options
@@ -26,7 +26,7 @@ class Admin:
         self._connecting = asyncio.Lock()
 
     async def client(self) -> AIOKafkaAdminClient:
-        """Return the connected client. Raises `KafkaError` or `OSError`."""
+        """Return the connected client. Raises `KafkaError` or `OSError` when it cannot connect."""
         async with self._connecting:
             if self._client is None:
                 client = AIOKafkaAdminClient(**self._options)
@@ -39,7 +39,10 @@ class Admin:
             return self._client
 
     async def ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
-        """Ask any broker; after a failure ask through a new connection, which may find another broker."""
+        """Return the answer to a question; after a failure ask again by a new client, which may find another broker.
+
+        Raises `KafkaError` or `OSError` after three attempts.
+        """
         for _ in range(ATTEMPTS - 1):
             with suppress(KafkaError, OSError):
                 return await question(await self.client())
@@ -47,7 +50,7 @@ class Admin:
         return await question(await self.client())
 
     async def close(self) -> None:
-        """Close the client, within 2 s; the next question opens another."""
+        """Close the client within 2 s; the next question opens another."""
         client, self._client = self._client, None
         if client is not None:
             with suppress(KafkaError, OSError, TimeoutError):

@@ -1,4 +1,4 @@
-"""Records what the Kafka clients of one purpose met: failures, throttling, and the wait for a rebalance.
+"""Record what happens to the Kafka clients of one purpose: failures, throttling and rebalances.
 
 The journal outlives each client: a new client must respect the throttling that the old one caused.
 """
@@ -19,15 +19,15 @@ FORGOTTEN_AFTER_S = 30.0
 RECENT_S = 5.0
 """A failure counts as ongoing within this many seconds of its last occurrence."""
 THROTTLED_LATELY_S = 2.0
-"""Seconds after throttling ends in which the next answer may announce more."""
+"""Seconds after the end of throttling for which it is still reported: the next answer may announce more."""
 LASTING_S = 5.0
-"""Seconds that a failure must last before a connected client counts as cut off. A new leader is found sooner."""
-REBALANCE_PATIENCE_S = 7.0
+"""Seconds that a failure must last before a connected client counts as failed. A new leader is found sooner."""
+NORMAL_REBALANCE_S = 7.0
 """Seconds that a normal rebalance may take."""
 
 
 class Failure(msgspec.Struct):
-    """A request or a connection that fails: since when, and when it last failed."""
+    """A failing request or connection. `first` and `last` are when it first and last failed (`time.monotonic`)."""
 
     reason: str
     first: float
@@ -36,7 +36,7 @@ class Failure(msgspec.Struct):
 
 
 class ClientJournal:
-    """Records what the clients of one purpose met. `throttled_seconds` is the total time that quotas imposed."""
+    """Records what happens to the clients of one purpose. `throttled_seconds` is the total delay by quotas."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.throttled_seconds = 0.0
@@ -48,7 +48,7 @@ class ClientJournal:
         self._messages: dict[tuple[str, int], str] = {}
 
     def failed(self, what: Hashable, reason: str, *, is_request: bool = True) -> None:
-        """Record that a request (or a connection) failed; `what` identifies it until it succeeds."""
+        """Record that a request (or a connection) failed; `what` identifies it."""
         now = self._now()
         before = self._failures.get(what)
         first = before.first if before and now - before.last < FORGOTTEN_AFTER_S else now
@@ -56,25 +56,25 @@ class ClientJournal:
         self._failures = {key: one for key, one in self._failures.items() if now - one.last < FORGOTTEN_AFTER_S}
 
     def succeeded(self, what: Hashable) -> None:
-        """Forget the failures of a request or a connection that works again."""
+        """Record that a request or a connection works again."""
         if self._failures:
             self._failures.pop(what, None)
 
     def reason_of(self, what: Hashable) -> str | None:
-        """Return why a request or a connection fails, or None."""
+        """Return why a request or a connection is failing, or None."""
         failure = self._failures.get(what)
         return failure.reason if failure else None
 
     def last_failure(self, since: float = -math.inf) -> str | None:
-        """Return the newest failure after a time (`time.monotonic`) that was not followed by a success, or None."""
+        """Return the reason of the newest failure since a time (`time.monotonic`) without a later success, or None."""
         now = self._now()
         found = [one for one in self._failures.values() if one.last >= since and now - one.last < FORGOTTEN_AFTER_S]
         return max(found, key=lambda one: one.last).reason if found else None
 
     def lasting_failure(self) -> str | None:
-        """Return the oldest request failure that has lasted 5 s and is ongoing, or None.
+        """Return the reason of the oldest failure of a request that has lasted 5 s and is ongoing, or None.
 
-        An unreachable broker that receives no requests does not stop the service.
+        Failures of connections do not count: an unreachable broker that gets no requests does no harm.
         """
         now = self._now()
         lasting = [one for one in self._failures.values() if one.is_request and one.last - one.first >= LASTING_S]
@@ -82,13 +82,13 @@ class ClientJournal:
         return min(found, key=lambda one: one.first).reason if found else None
 
     def throttled(self, broker: Hashable, seconds: float) -> None:
-        """Record that a broker will not answer the next request for this many seconds."""
+        """Record that a broker delays its answer to the next request by this many seconds."""
         self.throttled_seconds += seconds
         self._throttle_end = max(self._throttle_end, self._now() + seconds)
         self._throttled_until[broker] = max(self._now() + seconds, self._throttled_until.get(broker, 0.0))
 
     def throttled_for(self, broker: Hashable = None) -> float:
-        """Return the seconds for which a broker, by default any of them, still throttles; 0 when none does."""
+        """Return the seconds for which a broker (by default the slowest) still throttles; 0 without throttling."""
         if not self._throttled_until:
             return 0.0
         now = self._now()
@@ -97,56 +97,56 @@ class ClientJournal:
         return max(until, default=now) - now
 
     def since_throttling(self) -> float:
-        """Return the seconds since the last throttling ended: below 0 while it lasts, infinite when there was none."""
+        """Return the seconds since the last throttling ended: negative while it lasts, infinite if there was none."""
         return self._now() - self._throttle_end
 
     def throttling(self) -> str | None:
-        """Return a sentence that a quota throttles the client, or None."""
+        """Return a sentence about the throttling by a quota, or None."""
         if self.since_throttling() > THROTTLED_LATELY_S:
             return None
         return f"Kafka throttles this client by its quota, for {self.throttled_for():.1f} s more"
 
     def with_throttling(self, detail: str) -> str:
-        """Return a health detail, extended by the throttling if a quota throttles the client."""
+        """Return a health detail, with a sentence about throttling if there is any."""
         throttling = self.throttling()
         return f"{detail}; {throttling}" if throttling else detail
 
     def joins(self, group: str) -> None:
-        """Record that a member waits for the rebalance of its group; a repeated request continues the same wait."""
+        """Record that a member waits for a rebalance of its group; a repeated request continues the same wait."""
         if self._joining is None or self._joining[0] != group:
             self._joining = (group, self._now())
 
     def joined(self) -> None:
-        """Record that the rebalance is over, or that nothing waits for it any longer."""
+        """Record that the member no longer waits for a rebalance."""
         self._joining = None
 
-    def awaited_rebalance(self, patience: float = REBALANCE_PATIENCE_S) -> str | None:
-        """Return a sentence about a rebalance that takes longer than `patience` seconds, or None."""
+    def awaited_rebalance(self, after_s: float = NORMAL_REBALANCE_S) -> str | None:
+        """Return a sentence about a rebalance that takes longer than `after_s` seconds, or None."""
         if self._joining is None:
             return None
         group, since = self._joining
         seconds = self._now() - since
-        return f"waiting for the rebalance of group {group} since {seconds:.0f} s" if seconds > patience else None
+        return f"waiting for the rebalance of group {group} since {seconds:.0f} s" if seconds > after_s else None
 
     def refused(self, topic: str, partition: int, message: str) -> None:
-        """Keep the broker's own words about a batch that it refused."""
+        """Keep the broker's message about a batch that it refused."""
         self._messages[topic, partition] = message
 
     def take_message(self, topic: str, partition: int) -> str | None:
-        """Return the broker's own words about the last refused batch of a partition, once."""
+        """Return and forget the broker's message about the last refused batch of a partition, or None."""
         return self._messages.pop((topic, partition), None)
 
 
 class ClientId(str):  # noqa: SLOT000 - it has an attribute
-    """The name that the clients of one purpose give to Kafka; the client finds its journal here.
+    """The client id of the clients of one purpose. It carries their journal.
 
-    Brokers apply quotas by this name, so that each purpose has a name of its own.
+    Brokers apply quotas by client id, so each purpose has its own.
     """
 
     journal: ClientJournal
 
     def __new__(cls, name: str) -> Self:
-        """Return a name with a new journal."""
+        """Return a client id with a new journal."""
         made = super().__new__(cls, name)
         made.journal = ClientJournal()
         return made

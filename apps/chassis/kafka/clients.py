@@ -1,4 +1,4 @@
-"""Make Kafka clients from the settings: FastStream's broker, and options for aiokafka's own clients."""
+"""Build Kafka clients from the settings: FastStream's broker, and the options of aiokafka's own clients."""
 
 import logging
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from apps.chassis.kafka.security import Security, security_of
 from apps.chassis.settings import Settings
 
 METADATA_MS = 10_000
-"""Milliseconds after which a client looks for new partitions; until then they have no owner."""
+"""Milliseconds between two looks for new partitions; until then a new partition is not consumed."""
 PASSWORD_MECHANISMS = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
 
 
 class ClientOptions(Security):
-    """What every client needs to reach Kafka, as keyword arguments. They hold the password: never log them."""
+    """The options of every client, as keyword arguments. They hold the password: never log them."""
 
     bootstrap_servers: list[str]
     client_id: ClientId
@@ -28,10 +28,10 @@ class ClientOptions(Security):
 
 
 def client_options(settings: Settings, service: str) -> ClientOptions:
-    """Return the options of any aiokafka client of `service`.
+    """Return the options of the aiokafka clients of `service`.
 
     A request without an answer fails after 20 s, and is retried after 0.25 s. Raises `WrongSetting` for a missing or
-    unusable file.
+    invalid file.
     """
     return ClientOptions(
         bootstrap_servers=settings.bootstrap_servers,
@@ -43,7 +43,7 @@ def client_options(settings: Settings, service: str) -> ClientOptions:
 
 
 def for_purpose(options: ClientOptions, purpose: str) -> ClientOptions:
-    """Return the same options under their own client id, like `consumer-reader`, with its own journal.
+    """Return the same options with a client id of their own, like `consumer-reader`, and its own journal.
 
     A quota on the clients of one purpose then delays no other client.
     """
@@ -51,10 +51,7 @@ def for_purpose(options: ClientOptions, purpose: str) -> ClientOptions:
 
 
 def new_broker(options: ClientOptions, **tuning: Any) -> KafkaBroker:  # noqa: ANN401 - FastStream's own options
-    """Return a broker that is not connected yet.
-
-    `tuning` goes to `KafkaBroker`. Data are msgspec Structs. Log lines of FastStream pass `ClientLines`.
-    """
+    """Return a FastStream broker that is not connected yet; `tuning` is passed to `KafkaBroker`."""
     return KafkaBroker(
         bootstrap_servers=options["bootstrap_servers"],
         client_id=options["client_id"],
@@ -65,13 +62,13 @@ def new_broker(options: ClientOptions, **tuning: Any) -> KafkaBroker:  # noqa: A
         sasl_oauth_token_provider=options["sasl_oauth_token_provider"],
         **tuning,
         serializer=MsgSpecSerializer(use_fastdepends_errors=False),
-        logger=logging.getLogger("faststream_kafka"),  # FastStream gives `faststream` handlers of its own
+        logger=logging.getLogger("faststream_kafka"),  # FastStream adds handlers of its own to `faststream`
         allow_auto_create_topics=False,
     )
 
 
 def size_of_batch(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> int:
-    """Return the bytes of a batch of one record, which is what `max.message.bytes` of a topic counts."""
+    """Return the bytes of a batch of one record, which the topic setting `max.message.bytes` limits."""
     batch = DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
@@ -86,7 +83,7 @@ def size_of_batch(key: bytes | None, value: bytes | None, headers: Sequence[tupl
 
 
 def _for_faststream(options: Security) -> BaseSecurity | None:
-    """Return the authentication as FastStream takes it."""
+    """Return the authentication as FastStream's type, None without any."""
     protocol, context = options["security_protocol"], options["ssl_context"]
     if protocol == "PLAINTEXT":
         return None

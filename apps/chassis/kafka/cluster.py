@@ -1,4 +1,4 @@
-"""The topics that a service needs: create those that are missing, and say whether they can be used now."""
+"""Manage the topics that a service needs: create missing ones, and report whether they can be used now."""
 
 import asyncio
 import logging
@@ -36,22 +36,22 @@ log = logging.getLogger(__name__)
 ASK_TIMEOUT_S = 2.0
 """Seconds without an answer after which the cluster counts as out of reach."""
 BROKER_TIMEOUT_S = 1.0
-"""Seconds for one broker to say that it is there."""
+"""Seconds for one broker to answer."""
 SETTLING_S = 0.5
 """Seconds until every broker knows the settings of a new topic."""
 NEW_TOPIC_TIMEOUT_S = 5.0
-"""Seconds for a broker to learn of a new topic."""
+"""Seconds until a broker knows a new topic."""
 ANSWER_S = 3.0
-"""Seconds after which `trouble` answers, even while its work is still running."""
+"""Seconds after which `trouble` answers, even while its check is still running."""
 FRESH_S = 1.0
-"""Seconds for which an answer of `trouble` is kept."""
+"""Seconds for which the result of a check is reused."""
 LOOK_EVERY_S = 5.0
-"""Seconds between two looks at the cluster when nobody asks."""
+"""Seconds between two checks of the cluster in the background."""
 SETTINGS_EVERY_S = 20.0
 """Seconds between two checks of the topic settings, which an administrator may change at any time."""
 
 Committed = Callable[[], Awaitable[dict[int, int | None]]]
-"""Returns the offset that a group has committed in each partition of a topic, None where it has none."""
+"""Return the committed offset of a group in each partition of a topic, None for a partition without one."""
 
 
 class Unusable(Exception):
@@ -59,11 +59,11 @@ class Unusable(Exception):
 
 
 class Cluster:
-    """Creates the topics of a service where they are missing, and says whether they can be used.
+    """Creates the missing topics of a service, and reports whether its topics can be used.
 
-    By topic: `partitions` is how many it has, `configs` its configuration, and `reports` says where it differs from
-    what the settings want; it is used as it is. `group` is the one that the service must be allowed to join.
-    `unreadable_at` is when reading a topic, or with the group, was last seen not to be allowed (`time.monotonic`).
+    By topic: `partitions` is their number, `configs` the configuration, and `reports` lists the differences from the
+    wanted settings; the topic is used as it is. The service must be authorized to join `group`. `unreadable_at` is when
+    it was last seen that the service may not read a topic or join the group (`time.monotonic`).
     """
 
     def __init__(self, options: ClientOptions, topics: Sequence[Topic], group: str | None = None) -> None:
@@ -81,7 +81,7 @@ class Cluster:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Close the connection at the end; it is opened by what needs it first."""
+        """Close the connection at the end of the block; the first call opens it."""
         try:
             yield
         finally:
@@ -91,10 +91,10 @@ class Cluster:
             await self._admin.close()
 
     async def ensure_topics(self) -> None:
-        """Create the topics that are missing and look at the others.
+        """Create the missing topics and check the others.
 
-        Raises `Unusable` when Kafka is out of reach, does not let the service in, refuses to create a topic, or when
-        the service may not do what it must.
+        Raises `Unusable` when Kafka is out of reach, refuses the service or a new topic, or when a permission is
+        missing.
         """
         try:
             admin = await self._admin.client()
@@ -102,7 +102,7 @@ class Cluster:
                 if (await _described(admin, [topic.name]))[0]["error_code"] == UnknownTopicOrPartitionError.errno:
                     await _create(admin, topic)
                 if await self._differences(admin, topic):
-                    await asyncio.sleep(SETTLING_S)  # one that was created just now has its settings a moment later
+                    await asyncio.sleep(SETTLING_S)  # a new topic has its settings a moment later
                 self._report(topic, await self._differences(admin, topic))
             if denied := await self._denied(await _described(admin, list(self._topics))):
                 raise Unusable(denied)
@@ -110,15 +110,15 @@ class Cluster:
             raise Unusable(await self._out_of_reach(error)) from None
 
     def max_message_bytes(self, topic: str) -> int:
-        """Return the largest batch, in bytes, that the topic takes; Kafka's default as long as it was not seen."""
+        """Return the largest batch, in bytes, that the topic accepts; Kafka's default while that is unknown."""
         return int(self.configs.get(topic, {}).get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
 
     def may_be_compacted(self, topic: str) -> bool:
-        """Return whether a topic may keep the last record of a key alone; true as long as its settings are unknown."""
+        """Return whether a topic may be compacted; true while its settings are unknown."""
         return "compact" in self.configs.get(topic, {}).get("cleanup.policy", "compact")
 
     def partition_count(self, topic: str) -> int:
-        """Return how many partitions a topic has. Raises `KafkaConnectionError` as long as Kafka was not reached."""
+        """Return the number of partitions of a topic. Raises `KafkaConnectionError` if Kafka was not reached yet."""
         if topic not in self.partitions:
             raise KafkaConnectionError("Kafka was not reached yet")
         return self.partitions[topic]
@@ -146,7 +146,7 @@ class Cluster:
         return id_in(described)
 
     async def commits(self, group: str, topic: str) -> dict[int, OffsetAndMetadata | None]:
-        """Return what a group has committed in each partition, with its metadata; None where it has nothing.
+        """Return the committed offset of a group in each partition, with its metadata; None where it has none.
 
         Raises `KafkaError`, `OSError` or, after 2 s, `TimeoutError`.
         """
@@ -160,7 +160,7 @@ class Cluster:
             return await self._admin.ask(lambda admin: consumer_groups.members(admin, group, topic))
 
     async def trouble(self) -> str | None:
-        """Return why the topics cannot be used now, or None when they can; asked at most once a second, within 3 s.
+        """Return within 3 s why the topics cannot be used now, or None. Kafka is asked at most once a second.
 
         A topic can be used when each partition has a leader and enough in-sync replicas for `acks=all`.
         """
@@ -171,7 +171,7 @@ class Cluster:
         return looking.result() if looking.done() else f"Kafka at {self._servers} does not answer in time"
 
     async def watch(self, every_s: float = LOOK_EVERY_S) -> None:
-        """Look at the topics every 5 s, until cancelled; log a line whenever the answer changes.
+        """Check the topics every `every_s` seconds, until cancelled; log each change of the result.
 
         A deleted topic is created again.
         """
@@ -184,9 +184,9 @@ class Cluster:
                 log.log(logging.WARNING if found else logging.INFO, "%s", found or "Kafka can be used again")
             known = found
             if found and UnknownTopicOrPartitionError.__name__ in found:
-                with suppress(KafkaError, OSError, Unusable):  # the next look reports what is wrong
+                with suppress(KafkaError, OSError, Unusable):  # the next check reports what is wrong
                     await self.ensure_topics()
-            elif time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:  # in trouble too: they may have caused it
+            elif time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:  # even in trouble: they may be its cause
                 settings_checked_at = time.monotonic()
                 with suppress(KafkaError, OSError, TimeoutError, Unusable):  # the next check reports what is wrong
                     for topic in self._topics:
@@ -209,7 +209,7 @@ class Cluster:
             self._looked_at = time.monotonic()
 
     async def _out_of_reach(self, error: Exception) -> str:
-        """Close what failed and return why: a probe distinguishes a refused password from an unreachable address."""
+        """Close the admin client, and return why it failed, like a refused password or an unreachable address."""
         found, _ = await asyncio.gather(diagnosis(self._options), self._admin.close())
         if found:
             return found
@@ -217,23 +217,23 @@ class Cluster:
         return f"Kafka at {self._servers} answers with an error: {said}"
 
     async def _denied(self, topics: Sequence[dict[str, Any]]) -> str | None:
-        """Return which right is missing, or None."""
+        """Return which permission is missing, or None."""
         denied = [self._topics[described["topic"]] for described in topics if self._is_denied(described)]
         denials = [topic.denial for topic in denied]
         if self._group is not None and not await consumer_groups.may_join(await self._admin.client(), self._group):
-            denials.append(f"no right to the group {self._group}")
-        if len(denials) > len(denied) or any(topic.right == "read" for topic in denied):
+            denials.append(f"no permission for the group {self._group}")
+        if len(denials) > len(denied) or any(topic.permission == "read" for topic in denied):
             self.unreadable_at = time.monotonic()
         return denials[0] if denials else None
 
     def _is_denied(self, described: dict[str, Any]) -> bool:
         if code := described["error_code"]:
             return bool(code == TopicAuthorizationFailedError.errno)
-        right = self._topics[described["topic"]].right
-        return right is not None and not may(right, described["operations"])
+        permission = self._topics[described["topic"]].permission
+        return permission is not None and not may(permission, described["operations"])
 
     async def _answering(self, topics: Sequence[dict[str, Any]]) -> set[int]:
-        """Return the brokers with replicas that answer: without a controller, the others describe an earlier state."""
+        """Return which brokers with replicas answer: without a controller, metadata may be out of date."""
         client = client_of_admin(await self._admin.client())
         nodes = {node for topic in topics for partition in topic["partitions"] for node in partition["replicas"]}
 
@@ -267,7 +267,7 @@ class Cluster:
         return f"no leader that answers: {reason}" if reason else "no leader"
 
     async def _differences(self, admin: AIOKafkaAdminClient, topic: Topic) -> list[Difference]:
-        """Return where the topic is not as the settings want it, and remember its configuration."""
+        """Return the differences between a topic and its wanted settings; remember its configuration."""
         described = await _settled(admin, topic)
         self.configs[topic.name] = configs = await _config_of(admin, topic.name)
         self.partitions[topic.name] = partitions = len(described["partitions"])
@@ -275,17 +275,17 @@ class Cluster:
         return differences(topic, found, self.max_message_bytes(topic.largest_of) if topic.largest_of else 0)
 
     def _report(self, topic: Topic, found: Sequence[Difference]) -> None:
-        """Remember where a topic differs, and log a changed difference."""
+        """Remember the differences of a topic, and log them when they change."""
         differing = [str(difference) for difference in found]
         if differing != self.reports.get(topic.name, []):
             known = "; ".join(differing) or "none"
-            log.warning("topic %s is used as it is, with other settings than wanted: %s", topic.name, known)
+            log.warning("topic %s is used as it is; differences from the wanted settings: %s", topic.name, known)
         self.reports[topic.name] = differing
         self._risks[topic.name] = [f"topic {topic.name}: {difference}" for difference in found if difference.lost]
 
 
 async def _described(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what a broker says of topics, with the `operations` that are allowed on each."""
+    """Return a broker's description of topics, with the authorized `operations` on each."""
     answer = await ask_any_broker(admin, AskForTopics(topics))
     return list(answer.to_object()["topics"])
 
@@ -296,25 +296,25 @@ async def _create(admin: AIOKafkaAdminClient, topic: Topic) -> None:
     for _, code, *message in answer.topic_errors:
         error = for_code(code)
         if error is TopicAuthorizationFailedError:
-            raise Unusable(f"{topic.kind} {topic.name} does not exist, and there is no right to create it")
-        if code and error is not TopicAlreadyExistsError:  # another instance was quicker
+            raise Unusable(f"{topic.kind} {topic.name} does not exist, and there is no permission to create it")
+        if code and error is not TopicAlreadyExistsError:  # another instance may have created it
             raise Unusable(f"topic {topic.name} cannot be created: {error.__name__} {message[0] if message else ''}")
     log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
 
 
 async def _settled(admin: AIOKafkaAdminClient, topic: Topic) -> dict[str, Any]:
-    """Return what a broker says of a topic, which it may learn some time after the topic was created.
+    """Return a broker's description of a topic; wait up to 5 s until the broker knows a new topic.
 
-    Raises `Unusable` when it does not within 5 s, or when the client may not see the topic.
+    Raises `Unusable` after that time, or when the client may not describe the topic.
     """
-    late = time.monotonic() + NEW_TOPIC_TIMEOUT_S
+    deadline = time.monotonic() + NEW_TOPIC_TIMEOUT_S
     while True:
         (described,) = await _described(admin, [topic.name])
         if not described["error_code"]:
             return described
         if described["error_code"] == TopicAuthorizationFailedError.errno:
             raise Unusable(topic.denial)
-        if time.monotonic() > late:
+        if time.monotonic() > deadline:
             raise Unusable(f"topic {topic.name}: {for_code(described['error_code']).__name__}")
         await asyncio.sleep(0.1)
 
@@ -323,7 +323,7 @@ async def _config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
     answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
     ((code, _, _, _, entries),) = [resource for answer in answers for resource in answer.resources]
     if code == TopicAuthorizationFailedError.errno:
-        raise Unusable(f"no right to read the configuration of topic {topic} (DescribeConfigs)")
+        raise Unusable(f"no permission to read the configuration of topic {topic} (DescribeConfigs)")
     if code:
         raise Unusable(f"topic {topic}: its configuration cannot be read: {for_code(code).__name__}")
     return {name: value for name, value, *_ in entries}

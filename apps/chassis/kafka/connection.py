@@ -1,4 +1,4 @@
-"""Keep a broker connected in the background for ever, and replace it when it broke."""
+"""Keep a FastStream broker connected in the background, and replace it when it cannot work any more."""
 
 import asyncio
 import logging
@@ -20,25 +20,28 @@ from apps.chassis.observability.logs import one_line
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 45
-"""Seconds for one attempt to connect; a member that waits for a rebalance may take longer."""
+"""Seconds that one attempt to connect may take; a member that waits for a rebalance may take longer."""
 REPORT_AFTER_S = 8
-"""Seconds of an attempt to connect after which the log names the cause. A rebalance may take 7."""
+"""Seconds after which an attempt to connect is logged with its cause. A rebalance may take 7."""
 STOP_TIMEOUT_S = 6.5
 """Seconds for a broker to finish its batch, leave its group and close, before it is dropped."""
 FAIL_UNWRITTEN_S = 1.5
-"""Seconds of those to fail the last batches, when they cannot be written."""
+"""Seconds of `STOP_TIMEOUT_S` for failing the last batches when they cannot be written."""
 CHECK_EVERY_S = 5.0
 """Seconds between two checks of a connected client."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
-"""Seconds between two attempts; each doubles the one before. A connection that lasted longer is replaced at once."""
+"""Seconds between two attempts to connect: they double from the first to the longest.
+
+A connection that lasted longer than the longest is replaced at once.
+"""
 
 
 class Connection:
     """Holds one connected broker after another; `since` is when the last one connected (`time.monotonic`).
 
-    `make` builds an unused broker; `prepare` is awaited before each connects (it creates topics) and may raise to have
-    it tried again. A replaced broker is closed in the background: an idempotent producer that Kafka refused once, or a
-    consume loop that died, cannot be repaired (see `replace`). The clients of these brokers keep `journal`.
+    `make` builds a broker. `prepare` is awaited before each connects (it creates topics); when it raises, the attempt
+    is repeated. An idempotent producer that Kafka refused once, or a consume loop that died, cannot be repaired. Its
+    broker is replaced, and closed in the background (see `replace`). The brokers' clients write to `journal`.
     """
 
     def __init__(
@@ -59,25 +62,25 @@ class Connection:
         self._connected = asyncio.Event()
         self._broken = asyncio.Event()
 
-    async def broker(self, patience: float) -> KafkaBroker:
-        """Return the connected broker, waiting up to `patience` seconds for it; then raise `TimeoutError`."""
+    async def broker(self, timeout_s: float) -> KafkaBroker:
+        """Return the connected broker. Raises `TimeoutError` when there is none within `timeout_s` seconds."""
         if self.current is not None:
             return self.current
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout_s):
             while self.current is None:
                 await self._connected.wait()
         return self.current
 
-    async def connected(self, patience: float) -> bool:
-        """Wait up to `patience` seconds for a connection; return whether there is one."""
+    async def connected(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` seconds for a connection; return whether there is one."""
         with suppress(TimeoutError):
-            await self.broker(patience)
+            await self.broker(timeout_s)
         return self.current is not None
 
     def trouble(self, otherwise: str = "not connected yet") -> str | None:
         """Return what prevents the broker from connecting or working; None when nothing does.
 
-        `otherwise` describes a new connection that has met no error yet.
+        `otherwise` is returned for an attempt to connect that has met no error yet.
         """
         if self.current is not None:
             return self.journal.awaited_rebalance() or self.journal.lasting_failure()
@@ -87,7 +90,7 @@ class Connection:
         return found or self.error or otherwise
 
     def replace(self, broker: KafkaBroker, reason: str) -> None:
-        """Replace `broker` by a new one, unless that was done before."""
+        """Replace `broker` with a new one, unless it was replaced before."""
         if broker is self.current:
             log.warning("reconnecting to Kafka: %s", reason)
             self.error = reason
@@ -96,7 +99,7 @@ class Connection:
             self._broken.set()
 
     async def hold(self) -> None:
-        """Stay connected until cancelled; then close, which takes 6.5 s at most."""
+        """Stay connected until cancelled; then close within 6.5 s."""
         loop = asyncio.get_running_loop()
         pause = FIRST_PAUSE_S
         retired: set[asyncio.Task[None]] = set()
@@ -164,8 +167,8 @@ class Connection:
     async def _start(self, broker: KafkaBroker) -> None:
         """Start a broker.
 
-        Raises `TimeoutError` after 45 s, unless it waits for the rebalance of its group. Leaving then would only begin
-        another rebalance, which waits for the same member.
+        Raises `TimeoutError` after 45 s, unless the broker waits for the rebalance of its group. Leaving the group
+        would only begin another rebalance, which waits for the same member.
         """
         self._starting_since = time.monotonic()
         self.journal.joined()
@@ -189,17 +192,17 @@ class Connection:
         self._connected.clear()
 
     def _report(self, error: str) -> None:
-        """Log a failed attempt, unless the one before failed for the same reason."""
+        """Log a failed attempt, unless the previous one failed for the same reason."""
         if error != self.error:
-            log.warning("cannot connect to Kafka, trying until it works: %s", error)
+            log.warning("cannot connect to Kafka, retrying until it works: %s", error)
         self.error = error
 
 
 async def close(broker: KafkaBroker) -> None:
-    """Close a broker, connected or half connected, within 6.5 s.
+    """Close a broker, connected or still connecting, within 6.5 s.
 
-    An idempotent producer waits for its last batches for ever when their partitions have no leader. They are failed
-    after 5 s, so that no such producer stays behind with its connections.
+    An idempotent producer waits for ever for its last batches when their partitions have no leader. They are failed
+    after 5 s, so that no producer remains with its connections.
     """
     closing = asyncio.create_task(broker.stop(), name="close a broker")
     try:

@@ -1,4 +1,4 @@
-"""Ask the coordinator of a consumer group for its members, its committed offsets and the right to join it."""
+"""Ask the coordinator of a consumer group for members, committed offsets and the permission to join."""
 
 import asyncio
 from typing import Any
@@ -16,17 +16,18 @@ from apps.chassis.internals.client_parts import client_of_admin
 from apps.chassis.internals.group_description import GROUP_ID_NOT_FOUND, describe_group
 from apps.chassis.kafka.topic_metadata import may
 
-JOIN_RIGHT_TIMEOUT_S = 1.0
+PERMISSION_TIMEOUT_S = 1.0
+"""Seconds for the coordinator to say whether the client may join the group."""
 
 
 class GroupQuestion(DescribeGroupsRequest_v3):  # type: ignore[misc]  # aiokafka ships no types
-    """DescribeGroups, version 3; aiokafka's own reads the answer as one of version 2, without the rights."""
+    """DescribeGroups, version 3. aiokafka's own reads the answer as version 2, which lacks authorized operations."""
 
     RESPONSE_TYPE = DescribeGroupsResponse_v3
 
 
 class AskForGroup(Request[GroupQuestion]):  # type: ignore[misc]  # as above
-    """Asks for the members of a group and, in the bits of `authorized_operations`, for the client's rights."""
+    """A request for the members of a group and, as bits of `authorized_operations`, the client's permissions."""
 
     API_KEY = 15
 
@@ -34,12 +35,12 @@ class AskForGroup(Request[GroupQuestion]):  # type: ignore[misc]  # as above
         self._group = group
 
     def build(self, kind: type[GroupQuestion]) -> GroupQuestion:
-        """Return the request as it is sent."""
+        """Return the request in this version."""
         return kind([self._group], True)  # noqa: FBT003 - fields of the protocol
 
 
 class Member(msgspec.Struct):
-    """A member of a consumer group, and which partitions of a topic it has."""
+    """A member of a consumer group, and its partitions of a topic."""
 
     member_id: str
     client_id: str
@@ -48,13 +49,13 @@ class Member(msgspec.Struct):
 
 
 async def may_join(admin: AIOKafkaAdminClient, group: str) -> bool:
-    """Return whether the client may read the group, as its members must; True while that is unknown."""
+    """Return whether the client may read the group, which joining it needs; True while that is unknown."""
     try:
-        async with asyncio.timeout(JOIN_RIGHT_TIMEOUT_S):
+        async with asyncio.timeout(PERMISSION_TIMEOUT_S):
             code, *_, operations = await _described(admin, group, await admin.find_coordinator(group))
     except GroupAuthorizationFailedError:
         return False
-    except (KafkaError, OSError, TimeoutError):  # its coordinator is moving, or being elected
+    except (KafkaError, OSError, TimeoutError):  # the coordinator is moving, or being elected
         return True
     return may("read", operations) if not code else code != GroupAuthorizationFailedError.errno
 
@@ -62,17 +63,20 @@ async def may_join(admin: AIOKafkaAdminClient, group: str) -> bool:
 async def commits(
     admin: AIOKafkaAdminClient, group: str, topic: str, partitions: int
 ) -> dict[int, OffsetAndMetadata | None]:
-    """Return what a group has committed in each partition, with its metadata; None where it has nothing."""
+    """Return the committed offset of a group in each partition, with its metadata; None where it has none."""
     wanted = [TopicPartition(topic, partition) for partition in range(partitions)]
     offsets = await admin.list_consumer_group_offsets(group, partitions=wanted)
     return {tp.partition: found if found.offset >= 0 else None for tp, found in offsets.items()}
 
 
 async def members(admin: AIOKafkaAdminClient, group: str, topic: str) -> tuple[str, list[Member]]:
-    """Return the state of a group (`Stable`, `PreparingRebalance`, `Empty`, ...) and its members."""
+    """Return the state of a group (`Stable`, `PreparingRebalance`, `Empty`, ...) and its members.
+
+    Raises `KafkaError` when the coordinator answers with an error.
+    """
     coordinator = await admin.find_coordinator(group)
     code, _, state, _, _, described, _ = await _described(admin, group, coordinator)
-    if code in {0, GROUP_ID_NOT_FOUND} and (not described or code):  # also the answer for a group of the newer protocol
+    if code in {0, GROUP_ID_NOT_FOUND} and (not described or code):  # perhaps a group of the newer protocol (KIP-848)
         newer = await describe_group(client_of_admin(admin), coordinator, group)
         if newer is not None:
             return newer[0], [Member(m.member_id, m.client_id, m.host, m.partitions.get(topic, [])) for m in newer[1]]
@@ -92,7 +96,7 @@ async def _described(admin: AIOKafkaAdminClient, group: str, coordinator: int) -
 
 
 def _partitions_in(assignment: bytes, topic: str) -> list[int]:
-    """Return which partitions of a topic a member was given; none while the group rebalances."""
+    """Return which partitions of a topic a member was assigned; none while the group rebalances."""
     if not assignment:
         return []
     given = ConsumerProtocolMemberAssignment.decode(assignment).partitions()

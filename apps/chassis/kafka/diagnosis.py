@@ -1,6 +1,6 @@
-"""Explain why Kafka cannot be used: a refusal, or an unreachable address and the broker that named it.
+"""Explain why Kafka cannot be used: an authentication error, or an unreachable address and the broker that named it.
 
-The client library only reports that it could not connect.
+The client library reports only that it could not connect.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.security import TlsContext, TokenFile, Unreadable
 
 PROBE_TIMEOUT_S = 1.0
-"""Seconds for one broker to accept or refuse a connection; the brokers that it names have as long again."""
+"""Seconds for one broker to accept or refuse a connection; the brokers that it names get the same time."""
 PROBE_OPTIONS = (
     "client_id",
     "security_protocol",
@@ -40,13 +40,13 @@ Address = tuple[str, int]
 
 
 class Claims(msgspec.Struct):
-    """The claim of a token (RFC 7519) that matters: when it expires, in seconds since 1970."""
+    """The claim of a token (RFC 7519) that is needed: when it expires, in seconds since 1970."""
 
     exp: float | None = None
 
 
 class Probe(NamedTuple):
-    """The result of a connection to one address: a refusal, an obstacle, or the brokers that it names."""
+    """The result of connecting to one address: why it was refused or unreachable, or the brokers that it names."""
 
     address: Address
     refused: str | None = None
@@ -60,9 +60,9 @@ class Probe(NamedTuple):
 
 
 async def diagnosis(options: ClientOptions) -> str | None:
-    """Probe every broker; return the refusal or the unreachable addresses in one line, within 2 s.
+    """Connect to every broker within 2 s; return the refusal or the unreachable addresses in one line.
 
-    Return None when all accept the client.
+    Returns None when all brokers accept the client.
     """
     first = {(host, port) for host, port, _ in collect_hosts(options["bootstrap_servers"])}
     probes = await asyncio.gather(*(_probe(address, options) for address in first))
@@ -90,7 +90,7 @@ async def _probe(address: Address, options: ClientOptions) -> Probe:
                 brokers = (await connection.send(MetadataRequest([]))).brokers
             finally:
                 connection.close()
-        if not brokers:  # the answer to a client whose token was not accepted
+        if not brokers:  # the answer to a client whose token was refused
             raise KafkaConnectionError(f"{host}:{port} named no brokers")
     except (KafkaError, OSError, TimeoutError) as error:
         if reason := _in_words(error.__cause__ or error, options) or _in_words(error, options):
@@ -100,7 +100,7 @@ async def _probe(address: Address, options: ClientOptions) -> Probe:
 
 
 def _in_words(error: BaseException, options: ClientOptions) -> str | None:
-    """Return what a refusal means, and which settings it is about; None when the error is no refusal."""
+    """Return what a refusal means, and which settings to check; None when the error is no refusal."""
     protocol, mechanism = options["security_protocol"], options["sasl_mechanism"]
     by_token = protocol.startswith("SASL_") and mechanism == "OAUTHBEARER"
     words: str | None = None
@@ -112,7 +112,7 @@ def _in_words(error: BaseException, options: ClientOptions) -> str | None:
         case ssl.SSLError():
             words = _tls_in_words(error, options)
         case UnsupportedSaslMechanismError():
-            words = f"KAFKA_SASL_MECHANISM {mechanism} is not taken by Kafka"
+            words = f"KAFKA_SASL_MECHANISM {mechanism} is not accepted by Kafka"
         case IllegalSaslStateError():
             words = f"KAFKA_SECURITY_PROTOCOL {protocol} does not fit: Kafka takes no password there"
         case SaslAuthenticationFailed() if not by_token:
@@ -142,14 +142,14 @@ def _token_in_words(options: ClientOptions) -> str:
 
 
 def _refused(what: str, expiry: datetime | None, reason: str) -> str:
-    """Return that Kafka refuses something, and that it has expired, which Kafka does not always say."""
+    """Return that Kafka refuses a credential, and whether it has expired, which Kafka does not always say."""
     if expiry and expiry <= datetime.now(UTC):
         reason = f"it expired at {expiry.isoformat(timespec='seconds')}"
     return f"{what} is refused by Kafka{reason and ': '}{reason}"
 
 
 def expiry_of(token: str) -> float | None:
-    """Return when a token expires, in seconds since 1970; None when it does not say, or is not readable."""
+    """Return when a token expires, in seconds since 1970; None when it is not a JWT, or has no expiry."""
     try:
         _, claims, _ = token.split(".")
         return msgspec.json.decode(urlsafe_b64decode(claims + "=" * (-len(claims) % 4)), type=Claims).exp

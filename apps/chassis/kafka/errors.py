@@ -1,4 +1,4 @@
-"""The errors with which a call to Kafka fails, for code that need not know the client library."""
+"""The errors of a failed call to Kafka, for code that does not use the client library."""
 
 from aiokafka.errors import KafkaError
 

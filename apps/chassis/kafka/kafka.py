@@ -1,4 +1,4 @@
-"""What connects a stream to Kafka, in one place: a test passes a `Kafka` that stays in memory."""
+"""How a stream connects to Kafka, in one place: tests pass a `Kafka` that stays in memory."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ AskTopicIds = Callable[[AIOKafkaConsumer, Collection[TopicPartition]], Awaitable
 
 @dataclass(frozen=True)
 class Kafka:
-    """Makes what a stream connects to Kafka with; each takes the arguments of its default.
+    """The factories of a stream's Kafka clients; each takes the arguments of its default.
 
-    `connection` keeps a FastStream broker connected. `cluster` looks after topics and groups, `reader` reads a topic
-    without a group, and `producer` writes dead letters byte for byte.
+    `connection` keeps a FastStream broker connected. `cluster` manages topics and groups. `reader` reads a topic
+    without a group. `producer` writes dead letters byte for byte. `ask_topic_ids` asks for the topic ids of partitions.
     """
 
     connection: Callable[..., Connection] = Connection

@@ -1,4 +1,4 @@
-"""Read a topic without a group: any record, consumed or not; nothing is committed."""
+"""Read a topic without a consumer group: any record, consumed or not. Nothing is committed."""
 
 import asyncio
 import math
@@ -15,22 +15,22 @@ from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.search import Newest, Search, size_of
 from contracts.record import Record
 
-CONNECTIONS = 4
-"""Calls that have a connection at a time; others wait for their turn."""
+MAX_CONNECTIONS = 4
+"""Most connections for calls; further calls wait for their turn."""
 SHORT_POLL_MS, LONG_POLL_MS = 5, 500
-"""Milliseconds that a broker waits for new records: hardly any where they are known to be there."""
+"""Milliseconds that a broker waits for new records: short where records are known to exist, long for `follow`."""
 FETCH_BYTES = 256 * 1024
-"""Bytes that are fetched of a partition at a time; a larger batch is fetched whole all the same."""
+"""Bytes that are fetched of a partition at a time; a larger batch is fetched whole."""
 FOLLOWED_RECORDS = 500
-"""Records that `follow` yields at a time."""
+"""Most records that `follow` yields at a time."""
 
 
 class ReadTimeouts(NamedTuple):
     """How long reading may take, in seconds.
 
-    A call may take `call_s`, a search `search_s`; it returns what it has found after `search_ends_after_s`. `read`
-    gives up after `silence_s` without a record. The end of the topic counts as read while every partition has answered
-    within `answered_within_s`. `follow` ends after `cut_off_after_s` without an answer, unless a quota explains it.
+    A call may take `call_s`, a search `search_s`; a search returns what it has found after `search_ends_after_s`.
+    `read` fails after `silence_s` without a record. `follow` reports that it is at the end while every partition has
+    answered within `answered_within_s`. It fails after `cut_off_after_s` without an answer, unless a quota delays it.
     """
 
     call_s: float = 2.0
@@ -60,11 +60,11 @@ class LogReader:
         self._isolation = "read_committed" if committed_only else "read_uncommitted"
         self.topic = topic
         self._idle: list[AIOKafkaConsumer] = []
-        self._turns = asyncio.Semaphore(CONNECTIONS)
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Close the connections at the end; they are opened by the calls."""
+        """Close the connections at the end of the block; calls open them."""
         try:
             yield
         finally:
@@ -72,14 +72,14 @@ class LogReader:
                 await self._stop(self._idle.pop())
 
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
-        """Return the first offset of each partition and the one behind its last record, within 2 s."""
+        """Return the first offset of each partition, and the offset after its last record, within 2 s."""
         wanted = self._partitions(range(partitions))
         async with self._connected() as consumer:
             first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
         return _by_number(first), _by_number(end)
 
     async def ends(self, partitions: int) -> dict[int, int]:
-        """Return the offset behind the last record of each partition, within 2 s."""
+        """Return the offset after the last record of each partition, within 2 s."""
         async with self._connected() as consumer:
             return _by_number(await consumer.end_offsets(self._partitions(range(partitions))))
 
@@ -93,10 +93,10 @@ class LogReader:
             return {records[0].partition: records[0].timestamp async for records in fetched}
 
     async def read(self, ranges: Mapping[int, tuple[int, int]]) -> AsyncGenerator[list[Record], None]:
-        """Yield the records of each partition from an offset up to another, exclusive, as they arrive.
+        """Yield the records in a range of offsets of each partition, as they arrive; the end is exclusive.
 
-        Offsets without a record (deleted, or a control record) are skipped. Raises `TimeoutError` when nothing arrived
-        for 5 s; a range must end where the partition does, or before.
+        Offsets without a record (deleted, or a control record) are skipped. A range must not end after the end of the
+        partition. Raises `TimeoutError` when nothing arrives for 5 s.
         """
         if all(start >= stop for start, stop in ranges.values()):
             return
@@ -111,26 +111,26 @@ class LogReader:
         limit: int,
         since: Mapping[int, int] | None = None,
     ) -> Newest:
-        """Return the newest `limit` records that are wanted, going back from an offset in each partition, exclusive.
+        """Return the newest `limit` wanted records before an offset in each partition.
 
-        `since` is the lowest offset to go back to in each partition. A search reads some 100,000 records, or for 3 s,
-        and returns what it has found; `Newest.before` continues it. Raises `TimeoutError` after 10 s.
+        `since` is the lowest offset to read in each partition. A search reads about 100,000 records, or for 3 s, and
+        returns what it found; `Newest.before` continues it. Raises `TimeoutError` after 10 s.
         """
-        late = asyncio.get_running_loop().time() + self._timeouts.search_ends_after_s
+        deadline = asyncio.get_running_loop().time() + self._timeouts.search_ends_after_s
         async with self._connected(self._timeouts.search_s) as consumer:
             first = _by_number(await consumer.beginning_offsets(self._partitions(before)))
             bottom = {partition: max(first[partition], (since or first).get(partition, 0)) for partition in before}
             search = Search(bottom, before, wanted, limit)
-            while (pieces := search.pieces()) and asyncio.get_running_loop().time() < late:
+            while (pieces := search.pieces()) and asyncio.get_running_loop().time() < deadline:
                 async for records in self._fetch(consumer, pieces):
                     search.take(records)
                 search.settle()
         return search.newest()
 
     async def at_time(self, time: int, end: Mapping[int, int], latest: float = math.inf) -> dict[int, int]:
-        """Return the first offset at or after a time (ms) in each partition, `end` where there is none; within 2 s.
+        """Return within 2 s the first offset at or after a time (ms) in each partition, `end` where there is none.
 
-        A record dated after `latest` has a meaningless timestamp; `end` is returned for it too.
+        `end` is also returned for a record dated after `latest`: its timestamp is wrong.
         """
         async with self._connected() as consumer:
             wanted = {TopicPartition(self.topic, partition): max(0, time) for partition in end}
@@ -140,7 +140,7 @@ class LogReader:
         }
 
     async def record(self, partition: int, offset: int) -> Record | None:
-        """Return the first record of a partition at or behind an offset, None when there is none; within 2 s."""
+        """Return within 2 s the first record of a partition at or after an offset, None when there is none."""
         async with self._connected() as consumer:
             end = await consumer.end_offsets([tp := TopicPartition(self.topic, partition)])
             async for records in self._fetch(consumer, {partition: (offset, end[tp])}):
@@ -148,10 +148,10 @@ class LogReader:
         return None
 
     async def some(self, ranges: Mapping[int, tuple[int, int]], most_bytes: int) -> tuple[list[Record], dict[int, int]]:
-        """Return about `most_bytes` of the records of each partition from an offset up to another, exclusive.
+        """Return within 2 s records in a range of offsets of each partition, about `most_bytes` in all.
 
-        With them comes the offset that was reached in each partition. Within 2 s. Raises `Unreadable` when nothing was
-        read before that.
+        The second result is the offset that was reached in each partition. Raises `Unreadable` when an unreadable batch
+        comes before any record.
         """
         found: list[Record] = []
         reached = {partition: start for partition, (start, _) in ranges.items()}
@@ -169,10 +169,10 @@ class LogReader:
         return found, {partition: stop for partition, (_, stop) in ranges.items()}
 
     async def follow(self, position: Mapping[int, int]) -> AsyncGenerator[list[Record], None]:
-        """Yield records from an offset in each partition on, for ever: at most 500 at a time.
+        """Yield records from an offset in each partition, at most 500 at a time, without end.
 
-        Yield an empty list, several times a second, while every partition answers and has no more. Deleted records are
-        skipped. Raises `Unreadable`, or `KafkaConnectionError` when a partition has not answered for 10 s.
+        While every partition answers and has no more records, an empty list is yielded several times a second. Deleted
+        records are skipped. Raises `Unreadable`, or `KafkaConnectionError` when a partition has not answered for 10 s.
         """
         async with self._own_client(LONG_POLL_MS) as consumer:
             self._assign(consumer, position)
@@ -189,7 +189,7 @@ class LogReader:
     async def _fetch(
         self, consumer: AIOKafkaConsumer, ranges: Mapping[int, tuple[int, int]], *, first_only: bool = False
     ) -> AsyncGenerator[list[Record], None]:
-        """Yield the records of some ranges, one partition at a time; with `first_only` at least the first of each."""
+        """Yield the records of ranges, each list of one partition; with `first_only` at least the first of each."""
         left = {TopicPartition(self.topic, p): stop for p, (start, stop) in ranges.items() if start < stop}
         self._assign(consumer, {tp.partition: ranges[tp.partition][0] for tp in left})
         while left:
@@ -212,7 +212,7 @@ class LogReader:
 
     @asynccontextmanager
     async def _own_client(self, poll_ms: int) -> AsyncIterator[AIOKafkaConsumer]:
-        """Open a connection for one call that may take long, within 5 s."""
+        """Open a connection within 5 s, for one call that may take long."""
         consumer = self._new_consumer(poll_ms)
         try:
             async with asyncio.timeout(self._timeouts.silence_s):
@@ -223,7 +223,7 @@ class LogReader:
 
     @asynccontextmanager
     async def _connected(self, timeout_s: float | None = None) -> AsyncIterator[AIOKafkaConsumer]:
-        """Lend a connection that no other call uses; one whose call fails is closed."""
+        """Lend a connection that no other call uses; it is closed if the call fails."""
         async with asyncio.timeout(timeout_s or self._timeouts.call_s), self._turns:
             consumer = self._idle.pop() if self._idle else None
             try:
@@ -249,12 +249,12 @@ class LogReader:
         )
 
     async def _next(self, fetched: AsyncIterator[list[Record]]) -> list[Record] | None:
-        """Return what comes next, None at the end. Raises `TimeoutError` when nothing comes for 5 s."""
+        """Return the next records, None at the end. Raises `TimeoutError` when nothing arrives for 5 s."""
         async with asyncio.timeout(self._timeouts.silence_s):
             return await anext(fetched, None)
 
     async def _start(self, consumer: AIOKafkaConsumer) -> None:
-        """Connect. When cancelled, wait for the connection for up to 2 s: the client would leave it open."""
+        """Connect. When cancelled, wait up to 2 s for the connection, because the client would leave it open."""
         starting = asyncio.create_task(consumer.start())
         try:
             await asyncio.shield(starting)
@@ -271,7 +271,7 @@ class LogReader:
 
 
 class Answers:
-    """Knows when each partition of a client last answered, by a monotonic clock."""
+    """Observes when each partition of a client last answered."""
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer

@@ -1,8 +1,8 @@
-"""Search backwards through a topic for the newest matching records: what to read next, and when to stop.
+"""Search backwards through a topic for the newest wanted records: decide what to read next, and when to stop.
 
-Partitions are merged by timestamp, each in offset order: within one search a record counts as no newer than the records
-read of its partition before. A record dated more than a minute ahead has a wrong clock, or counts microseconds. It
-counts as old as the record before it in its partition.
+Partitions are merged by timestamp, each in offset order: a record counts as no newer than the later records of its
+partition. A record dated more than a minute ahead has a wrong timestamp, for example in microseconds. It counts as old
+as the record before it in its partition.
 """
 
 import math
@@ -15,20 +15,21 @@ from typing import NamedTuple
 from contracts.record import Record, latest_date, place_of
 
 SEARCH_RECORDS = 100_000
-"""Records that a search looks at, give or take a piece, before it returns what it has."""
+"""Records after which a search returns what it has found; it may read one piece more."""
 SEARCH_BYTES = 16 * 1024 * 1024
-"""Bytes of keys and values that a search holds, but for one record of each partition."""
+"""Most bytes of keys and values that a search holds, apart from one record of each partition."""
 MIN_PIECE_RECORDS, MAX_PIECE_RECORDS = 100, 5_000
-"""Records of a piece, which is what is read of a partition at a time: twice as many each time, as long as they fit."""
+"""Records that are read of a partition at a time (a piece): the number doubles as long as the records fit."""
 
 Wanted = Callable[[Record], bool]
+"""Return whether a search looks for a record."""
 
 
 class Newest(NamedTuple):
-    """Records, the newest first; `before` is where to go on for those before them, None when there are none.
+    """The found records, the newest first.
 
-    `scanned` records were looked at; `reached` is the time (ms) to which the search has come back, None at the start of
-    the topic.
+    `before` is the offset in each partition to continue from, None when nothing is left. `scanned` is the number of
+    records that were read. `reached` is the time (ms) down to which the topic was searched, None at its beginning.
     """
 
     records: list[Record]
@@ -38,9 +39,10 @@ class Newest(NamedTuple):
 
 
 class _Column:
-    """One partition, read from its end down to `low`, where what was read has `time`; to go on down to `bottom`.
+    """One partition, which was read from its end down to `low`, and is to be read down to `bottom`.
 
-    `found` holds the wanted records with the time they count as, the newest first.
+    `time` (ms) is that of the last record read. `found` holds the wanted records, each with the time that it counts
+    as, the newest first.
     """
 
     def __init__(self, bottom: int, end: int, latest: int) -> None:
@@ -60,13 +62,13 @@ class _Column:
         return self.low > self.bottom
 
     def begin(self, size: int) -> tuple[int, int]:
-        """Begin the piece below what was read; return its first offset and the one behind its last."""
+        """Begin the next piece, below what was read; return its first offset and the offset after its last."""
         self._start = max(self.bottom, self.low - size)
         self.cut_short = False
         return self._start, self.low
 
     def take(self, records: Iterable[Record], most_bytes: int) -> None:
-        """Take records of the piece, in order; where they are too large, the piece begins later."""
+        """Add records to the piece, in order; drop the oldest ones if they exceed `most_bytes`."""
         for record in records:
             self._piece.append(record)
             self._bytes += size_of(record)
@@ -76,7 +78,7 @@ class _Column:
                 self.cut_short = True
 
     def settle(self, wanted: Wanted) -> int:
-        """End the piece; return how many records it had."""
+        """Finish the piece: keep its wanted records, and return how many records it had."""
         self.low = self._start
         for record in reversed(self._piece):
             is_dated = record.timestamp <= self._latest
@@ -97,9 +99,9 @@ class _Column:
         return scanned
 
     def date_rest(self) -> None:
-        """Count records that are dated ahead as old as the last record read.
+        """Give records that are dated ahead the time of the last record read.
 
-        Without one, they count as the oldest of all, or as the newest while there is more to read.
+        Without one, they count as the newest possible while there is more to read, else as the oldest.
         """
         if self._undated and self.pending:
             self.time = min(self.time, self._latest)
@@ -113,9 +115,9 @@ class _Column:
 
 
 class Search:
-    """A search for the newest `limit` records that are wanted, from an offset in each partition (not with it) back.
+    """A search for the newest `limit` wanted records before an offset in each partition.
 
-    `pieces`, reading those, `take` and `settle` take turns until `pieces` is empty.
+    Repeat until `pieces` returns nothing: read the pieces, pass the records to `take`, and call `settle`.
     """
 
     def __init__(self, bottom: Mapping[int, int], before: Mapping[int, int], wanted: Wanted, limit: int) -> None:
@@ -129,23 +131,23 @@ class Search:
         self._reading: list[_Column] = []
 
     def pieces(self) -> dict[int, tuple[int, int]]:
-        """Return what to read next: of some partitions the first offset and the one behind the last."""
+        """Return what to read next, by partition: the first offset and the offset after the last."""
         pending = {partition: column for partition, column in self._columns.items() if column.pending}
         if not pending or self._scanned >= SEARCH_RECORDS or self._is_full() or len(self._ready()) >= self._limit:
             return {}
         times = [column.time for column in pending.values()]
-        late = (min(times) + max(times)) / 2  # a partition that was read back further than the others waits for them
-        next_ones = {partition: column for partition, column in pending.items() if column.time >= late}
+        middle = (min(times) + max(times)) / 2  # partitions that were read further back wait for the others
+        next_ones = {partition: column for partition, column in pending.items() if column.time >= middle}
         self._reading = list(next_ones.values())
         size, self._size = self._size, min(2 * self._size, MAX_PIECE_RECORDS)
         return {partition: column.begin(size) for partition, column in next_ones.items()}
 
     def take(self, records: Sequence[Record]) -> None:
-        """Take records of one partition, in order."""
+        """Add records of one partition, in order."""
         self._columns[records[0].partition].take(records, self._share)
 
     def settle(self) -> None:
-        """End the pieces that were asked for last."""
+        """Finish the pieces that `pieces` returned last."""
         for column in self._reading:
             scanned = column.settle(self._wanted)
             self._scanned += scanned
@@ -153,7 +155,7 @@ class Search:
                 self._size = min(self._size, scanned)
 
     def newest(self) -> Newest:
-        """Return what was found."""
+        """Return the result of the search."""
         for column in self._columns.values():
             column.date_rest()
         chosen = self._ready()[: self._limit]
@@ -173,7 +175,7 @@ class Search:
         return max((column.time for column in self._columns.values() if column.pending), default=-math.inf)
 
     def _ready(self) -> list[tuple[float, Record]]:
-        """Return what was found and is newer than all that was not read, the newest first."""
+        """Return the found records that are newer than all unread ones, the newest first."""
         horizon = self._horizon()
         ready = [one for column in self._columns.values() for one in column.found if one[0] >= horizon]
         return sorted(ready, key=lambda one: (-one[0], one[1].partition, -one[1].offset))
@@ -189,9 +191,9 @@ def size_of(record: Record) -> int:
 
 
 def merged_by_time(records: Iterable[Record]) -> list[Record]:
-    """Merge records of partitions by timestamp, each partition in offset order.
+    """Merge records of several partitions by timestamp, each partition in offset order.
 
-    A record counts as no older than those before it in its partition; one that is dated too far ahead counts as old as
+    A record counts as no older than the earlier ones of its partition. One that is dated too far ahead counts as old as
     the one before it.
     """
     latest = latest_date()

@@ -1,4 +1,4 @@
-"""Authenticate a service to Kafka and Kafka to it: TLS, passwords and tokens, from the settings.
+"""Authenticate the service to Kafka and Kafka to the service: TLS, passwords and tokens, from the settings.
 
 Files are read again for each connection, so that a renewed certificate or token is used without a restart.
 """
@@ -26,21 +26,21 @@ class Security(TypedDict):
 
 
 class Unreadable(OSError):
-    """A file is not what a variable promises; the message is one line that names the variable.
+    """A file of the settings is missing or invalid; the message is one line that names the variable.
 
-    It is an `OSError`, because the client takes that for a failed connection, and tries again.
+    It is an `OSError`, because the client takes that as a failed connection and retries.
     """
 
 
 class TlsContext(ssl.SSLContext):
     """Verifies a broker's certificate and host name; reads certificates and key again for each connection.
 
-    Without `cafile` the authorities of the system are trusted. Without `certfile` the client has no certificate.
-    `keyfile` is needed when the key is not in `certfile`. Raises `Unreadable`.
+    Without `cafile` the system's certificate authorities are trusted. Without `certfile` the client has no certificate.
+    `keyfile` is needed when the key is not in `certfile`. Raises `Unreadable` for a missing or invalid file.
     """
 
     def __new__(cls, *_: str) -> Self:
-        """Return a context that verifies."""
+        """Return a context for clients, which verifies certificates."""
         return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
 
     def __init__(self, cafile: str, certfile: str, keyfile: str) -> None:
@@ -57,8 +57,8 @@ class TlsContext(ssl.SSLContext):
         return super().wrap_bio(*arguments, **more)
 
     def expiry(self) -> datetime:
-        """Return when the client's certificate expires, as the file has it now."""
-        from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 - 70 ms that are needed for a refused certificate alone
+        """Return when the client's certificate expires, as it is in the file now."""
+        from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415 - takes 70 ms, and is needed only for a refused certificate
 
         certificate = _read("KAFKA_SSL_CERTFILE", self.certfile)
         return load_pem_x509_certificates(certificate)[0].not_valid_after_utc
@@ -75,7 +75,7 @@ class TlsContext(ssl.SSLContext):
         if self._keyfile:
             variable, path = "KAFKA_SSL_KEYFILE", self._keyfile
             _read(variable, path)
-        try:  # without a password OpenSSL would ask for that of an encrypted key, on the terminal
+        try:  # without `password` OpenSSL would ask on the terminal for that of an encrypted key
             self.load_cert_chain(self.certfile, self._keyfile or None, password="")
         except OSError:
             raise Unreadable(
@@ -98,11 +98,11 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships 
         self._path = path
 
     async def token(self) -> str:
-        """Return the token as it is now."""
+        """Return the token that the file has now."""
         return self.read()
 
     def read(self) -> str:
-        """Return the token as it is now."""
+        """Return the token that the file has now."""
         token = _read("KAFKA_SASL_TOKEN_FILE", self._path).strip()
         if not token or not token.isascii() or len(token.split()) > 1:
             raise Unreadable(f"KAFKA_SASL_TOKEN_FILE: {self._path!r} holds no token")
@@ -110,7 +110,7 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships 
 
 
 def security_of(settings: Settings) -> Security:
-    """Return the authentication that the settings describe. Raises `WrongSetting` for a missing or unusable file."""
+    """Return the authentication that the settings describe. Raises `WrongSetting` for a missing or invalid file."""
     protocol, sasl = settings.kafka_security_protocol, settings.uses_sasl
     by_token = sasl and settings.kafka_sasl_mechanism == "OAUTHBEARER"
     try:

@@ -1,7 +1,7 @@
-"""Ask a broker about topics: partitions, the client's rights (KIP-430), and the topic id (KIP-516, Kafka 2.8).
+"""Ask a broker about topics: partitions, the client's permissions (KIP-430), and topic ids (KIP-516, Kafka 2.8).
 
-A recreated topic of the same name has another id. aiokafka knows no version of the request that asks for rights or ids,
-so it is spelled out here as the protocol defines it (https://kafka.apache.org/protocol.html).
+A recreated topic has another id. aiokafka has no version of the request that asks for permissions or ids, so it is
+defined here as in the protocol (https://kafka.apache.org/protocol.html).
 """
 
 from collections.abc import Collection, Sequence
@@ -25,14 +25,14 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-Right = Literal["read", "write"]
+Permission = Literal["read", "write"]
 
-OPERATION_BITS: dict[Right, int] = {"read": 1 << 3, "write": 1 << 4}
+OPERATION_BITS: dict[Permission, int] = {"read": 1 << 3, "write": 1 << 4}
 NO_ID = UUID(int=0)
 
 
 class Uuid(AbstractType[UUID]):  # type: ignore[misc]  # aiokafka ships no types
-    """A UUID, as its sixteen bytes."""
+    """The protocol's type of a UUID: sixteen bytes."""
 
     @classmethod
     def encode(cls, value: UUID) -> bytes:
@@ -46,7 +46,7 @@ class Uuid(AbstractType[UUID]):  # type: ignore[misc]  # aiokafka ships no types
 
 
 def _answer(array: type[Array], text: String, *, flexible: bool) -> Schema:
-    """Return the schema of the answer; the flexible version has tags everywhere, and topic ids."""
+    """Return the schema of the answer; the flexible version has tags and topic ids."""
     tags = (("tags", TaggedFields),) if flexible else ()
     topic_id = (("topic_id", Uuid),) if flexible else ()
     numbers = ("error_code", Int16), ("partition", Int32), ("leader", Int32), ("leader_epoch", Int32)
@@ -72,7 +72,7 @@ OPTIONS = (
 
 
 class MetadataAnswerV8(Response):  # type: ignore[misc]  # as above
-    """Metadata, version 8: with rights."""
+    """Metadata, version 8: with permissions."""
 
     API_KEY = 3
     API_VERSION = 8
@@ -80,7 +80,7 @@ class MetadataAnswerV8(Response):  # type: ignore[misc]  # as above
 
 
 class MetadataAnswerV10(Response):  # type: ignore[misc]  # as above
-    """Metadata, version 10: with rights and topic ids."""
+    """Metadata, version 10: with permissions and topic ids."""
 
     API_KEY = 3
     API_VERSION = 10
@@ -111,7 +111,7 @@ class MetadataQuestionV10(RequestStruct):  # type: ignore[misc]  # as above
 
 
 class AskForTopics(Request[MetadataQuestionV8 | MetadataQuestionV10]):  # type: ignore[misc]  # as above
-    """Asks for the partitions and the id of topics and, in the bits of `operations`, for the client's rights."""
+    """A request for the partitions and ids of topics and, as bits of `operations`, the client's permissions."""
 
     API_KEY = 3
 
@@ -119,29 +119,29 @@ class AskForTopics(Request[MetadataQuestionV8 | MetadataQuestionV10]):  # type: 
         self._topics = topics
 
     def build(self, kind: type[MetadataQuestionV8 | MetadataQuestionV10]) -> MetadataQuestionV8 | MetadataQuestionV10:
-        """Return the request as it is sent."""
+        """Return the request in this version."""
         options = (False, False, True)  # as in `OPTIONS`
         if kind is MetadataQuestionV8:
             return kind(list(self._topics), *options)
         return kind([(NO_ID, topic, {}) for topic in self._topics], *options, {})
 
 
-def may(right: Right, operations: int) -> bool:
-    """Return whether a right is among the authorized operations that Kafka named."""
-    return bool(operations & OPERATION_BITS[right])
+def may(permission: Permission, operations: int) -> bool:
+    """Return whether a permission is among the authorized operations that Kafka returned."""
+    return bool(operations & OPERATION_BITS[permission])
 
 
 class TopicId(NamedTuple):
-    """What a broker knows of a topic: its id (None from a Kafka that gives none), and its partitions."""
+    """The id of a topic (None before Kafka 2.8), and its partitions."""
 
     id: UUID | None
     partitions: Collection[int]
 
 
 async def topic_of(client: AIOKafkaClient, node: int, topic: str) -> TopicId:
-    """Return what a broker knows of a topic.
+    """Return the id and the partitions of a topic, as a broker knows them.
 
-    Raises `NotImplementedError` when it is older than Kafka 2.3, `KafkaError` or `OSError`.
+    Raises `NotImplementedError` when the broker is older than Kafka 2.3, or `KafkaError` or `OSError`.
     """
     answer = await client.send(node, AskForTopics([topic]))
     (described,) = answer.to_object()["topics"]
@@ -151,6 +151,6 @@ async def topic_of(client: AIOKafkaClient, node: int, topic: str) -> TopicId:
 
 
 def id_in(described: dict[str, UUID]) -> UUID | None:
-    """Return the id in a description of a topic, None from a Kafka that gives none."""
+    """Return the id in a description of a topic; None before Kafka 2.8."""
     found = described.get("topic_id", NO_ID)
     return None if found == NO_ID else found

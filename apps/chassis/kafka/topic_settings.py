@@ -1,18 +1,18 @@
-"""Compare the settings of a topic with those that the guarantees need, and say what is lost without them."""
+"""Compare the settings of a topic with those that the guarantees need, and say which guarantee is lost."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
 
-from apps.chassis.kafka.topic_metadata import Right
+from apps.chassis.kafka.topic_metadata import Permission
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 UNLIMITED = "-1"
 SHORT_RETENTION_MS = 24 * 60 * 60 * 1_000
-"""Milliseconds of retention below which a consumer that is stopped overnight loses records."""
+"""Retention in milliseconds that counts as too short: a consumer that is stopped overnight would lose records."""
 DEAD_LETTER_HEADERS_BYTES = 16 * 1024
-"""Bytes that a dead letter may have more than its record, for its headers."""
+"""Bytes by which a dead letter may be larger than its record, for its headers."""
 
 Settings = Mapping[str, str]
 """The configuration of a topic, as Kafka describes it."""
@@ -21,12 +21,12 @@ Settings = Mapping[str, str]
 class Topic(msgspec.Struct, frozen=True):
     """A topic as a service wants it; `max_message_bytes` is its largest batch.
 
-    `right` is the right that the service needs besides Describe; `kind` is the word for it in messages.
+    `permission` is what the service needs besides Describe. `kind` is what messages call the topic.
 
-    With `kept_for_ever` Kafka deletes nothing of it; with `compacted` it keeps the last record of each key; otherwise
-    the cluster's retention holds. `loss` is the consequence when Kafka deletes its records. `largest_of` names the
-    topic whose largest record must fit into it, with the headers of a dead letter. With less than `least_bytes` as its
-    largest batch, it is of little use.
+    With `kept_for_ever` Kafka deletes no records; with `compacted` it keeps the last record of each key; otherwise the
+    cluster's retention holds. `loss` is the consequence when Kafka deletes records. The largest record of the topic
+    `largest_of` must fit into this one, with the headers of a dead letter. The largest batch must not be smaller than
+    `least_bytes`.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Topic(msgspec.Struct, frozen=True):
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     kept_for_ever: bool = False
     compacted: bool = False
-    right: Right | None = None
+    permission: Permission | None = None
     kind: str = "topic"
     loss: str = "records are deleted, consumed or not"
     largest_of: str | None = None
@@ -43,21 +43,21 @@ class Topic(msgspec.Struct, frozen=True):
 
     @property
     def denial(self) -> str:
-        """The message when `right` is missing."""
-        action = {"read": "read", "write": "write to", None: "see"}[self.right]
-        return f"no right to {action} {self.kind} {self.name}"
+        """The message when `permission` is missing."""
+        action = {"read": "read", "write": "write to", None: "see"}[self.permission]
+        return f"no permission to {action} {self.kind} {self.name}"
 
     @property
     def min_insync_replicas(self) -> int:
-        """How many replicas must have a record before it counts as written: all but one, and at least one."""
+        """The number of replicas that must have a record before it is acknowledged: all but one, and at least one."""
         return max(1, self.replication - 1)
 
     @property
     def configs(self) -> dict[str, str]:
-        """The configuration of a new topic: all that the guarantees need, so that no broker default matters.
+        """The configuration of a new topic: everything that the guarantees need, whatever the broker's defaults.
 
-        Brokers set the timestamps of topics that are kept for ever: otherwise they would refuse those of a client whose
-        clock is wrong.
+        Brokers set the timestamps of topics that are kept for ever. Otherwise they would refuse records of a client
+        whose clock is wrong.
         """
         for_ever = {
             "retention.ms": UNLIMITED,
@@ -82,9 +82,9 @@ class Found(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference between a topic and its wanted settings; `lost` is the guarantee that does not hold, or None.
+    """A difference between a topic and its wanted settings; `lost` is the consequence for the guarantees, or None.
 
-    `deletes` is whether Kafka deletes records that must be kept.
+    `deletes` is whether Kafka then deletes records that must be kept.
     """
 
     setting: str
@@ -98,7 +98,10 @@ class Difference(NamedTuple):
 
 
 def differences(topic: Topic, found: Found, largest_bytes: int = 0) -> list[Difference]:
-    """Return the differences between a topic and its wanted settings; `largest_bytes` must fit into a record."""
+    """Return the differences between a topic and its wanted settings.
+
+    `largest_bytes` is the largest batch of the topic `largest_of`.
+    """
     return [*_of_numbers(topic, found, largest_bytes), *_of_cleanup(topic, found.settings)]
 
 
@@ -147,5 +150,5 @@ def _of_retention(topic: Topic, settings: Settings) -> Iterator[Difference]:
         wanted = UNLIMITED if topic.kept_for_ever else f"at least {SHORT_RETENTION_MS}"
         yield Difference("retention.ms", time, wanted, f"after that time {topic.loss}", deletes=True)
     if size != UNLIMITED:
-        lost = f"beyond so many bytes a partition {topic.loss}"
+        lost = f"beyond that many bytes per partition {topic.loss}"
         yield Difference("retention.bytes", size, UNLIMITED, lost, deletes=True)

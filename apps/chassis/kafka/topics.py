@@ -1,29 +1,29 @@
-"""The topics of a stream, as its settings want them."""
+"""Describe the topics of a stream as its settings want them."""
 
-from apps.chassis.kafka.topic_metadata import Right
+from apps.chassis.kafka.topic_metadata import Permission
 from apps.chassis.kafka.topic_settings import Topic
 from apps.chassis.settings import StreamSettings
 
 LARGEST_DEAD_LETTER_BYTES = 16 * 1024 * 1024
-"""Bytes: the largest record of a stream's topic must fit, with the headers of a dead letter."""
+"""`max.message.bytes` of a dead-letter topic: the largest record must fit, with the headers of a dead letter."""
 LEAST_MARKS_BYTES = 16 * 1024
-"""Bytes below which the marks of a few hundred scattered dead letters do not fit, and redrives are refused."""
+"""Smallest `max.message.bytes` of a marks topic: the marks of a few hundred scattered dead letters must fit."""
 
 
-def record_topic(settings: StreamSettings, right: Right | None = None) -> Topic:
-    """Return the topic of a stream's records; `right` is what the service must be allowed to do with it."""
-    return Topic(settings.topic, settings.partitions, settings.replication, right=right)
+def record_topic(settings: StreamSettings, permission: Permission | None = None) -> Topic:
+    """Return the topic of a stream's records; `permission` is what the service needs to do with it."""
+    return Topic(settings.topic, settings.partitions, settings.replication, permission=permission)
 
 
 def dead_letter_topic(settings: StreamSettings) -> Topic:
-    """Return the topic of what could not be consumed; Kafka deletes nothing of it."""
+    """Return the dead-letter topic; Kafka must delete nothing of it."""
     return Topic(
         settings.dead_letter_topic,
         settings.partitions,
         settings.replication,
         max_message_bytes=LARGEST_DEAD_LETTER_BYTES,
         kept_for_ever=True,
-        right="write",
+        permission="write",
         kind="dead-letter topic",
         loss="dead letters are deleted",
         largest_of=settings.topic,
@@ -31,7 +31,7 @@ def dead_letter_topic(settings: StreamSettings) -> Topic:
 
 
 def marks_topic(settings: StreamSettings) -> Topic:
-    """Return the topic that records which dead letters were sent back; the last record of each key is kept."""
+    """Return the marks topic, which records what was sent back; Kafka keeps the last record of each key."""
     return Topic(
         settings.marks_topic,
         1,
@@ -39,5 +39,5 @@ def marks_topic(settings: StreamSettings) -> Topic:
         kept_for_ever=True,
         compacted=True,
         least_bytes=LEAST_MARKS_BYTES,
-        loss="what was sent back is forgotten, and would be sent back again",
+        loss="what was sent back is forgotten, and could be sent back again",
     )

@@ -1,4 +1,4 @@
-"""Log, measure and trace any service.
+"""Log, measure and trace a service.
 
 Depends on `chassis.settings`, `http` and `kafka`; everything else may depend on it.
 """

@@ -1,7 +1,7 @@
-"""Log a service: one line an event on standard error, as text or as JSON.
+"""Set up logging: one line per event on standard error, as text or as JSON.
 
-No line holds a secret, nor a value or key of a record, which may be private. An exception's message may quote such
-data, so that only messages of Kafka's client are logged; of other exceptions the type and the stack.
+No line holds a secret, or a value or key of a record, which may be private. Messages of exceptions may quote such data:
+only those of Kafka's client are logged; of other exceptions only the type and the stack.
 """
 
 import logging
@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError
 from apps.chassis.settings import Settings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the current request, for log lines that are written too deep inside to be passed it."""
+"""The id of the current request, for all log lines of the request."""
 
 trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
 """The id of the current trace, in hex."""
@@ -29,48 +29,48 @@ key_name: ContextVar[str | None] = ContextVar("key_name", default=None)
 """The name of the API key of the current request."""
 
 FIELDS = ("request_id", "trace_id", "key_name", "action", "topic", "partition", "offset", "records", "error")
-"""The further fields of a JSON line: given to the logger as `extra`."""
+"""Optional fields of a JSON line, passed to the logger as `extra`."""
 CLIENT_LIBRARIES = ("aiokafka", "faststream_kafka")
 """The loggers of the libraries that talk to Kafka."""
 IGNORED_LINES = ("Auto create topics is disabled",)
-"""How lines begin that only report our own settings."""
+"""How log messages begin that only report our own settings."""
 QUIET_S = 60.0
-"""Seconds for which an identical line is not repeated."""
+"""Seconds for which an identical line of a client library is not repeated."""
 MAX_CLIENT_LINES = 20
-"""Different lines within that time, at most."""
+"""Most different lines of client libraries within `QUIET_S`."""
 LONGEST_CHAIN = 10
-"""Exceptions of a chain whose stacks are logged."""
-MISSING_RIGHTS = {
-    "ClusterAuthorizationFailedError": "no right to the cluster",
-    "GroupAuthorizationFailedError": "no right to the group",
-    "TopicAuthorizationFailedError": "no right to the topic",
-    "TransactionalIdAuthorizationFailed": "no right to the transactional id",
+"""Most exceptions of a chain whose stacks are logged."""
+MISSING_PERMISSIONS = {
+    "ClusterAuthorizationFailedError": "no permission for the cluster",
+    "GroupAuthorizationFailedError": "no permission for the group",
+    "TopicAuthorizationFailedError": "no permission for the topic",
+    "TransactionalIdAuthorizationFailed": "no permission for the transactional id",
 }
-"""What the errors mean that Kafka answers when an ACL is missing."""
+"""The meaning of Kafka's errors for a missing ACL."""
 
 
 def one_line(error: BaseException) -> str:
-    """Return the type and the message of an error in one line, for answers and for errors of Kafka.
+    """Return the type and the message of an error in one line. Log it only for errors of Kafka's client.
 
-    Lone surrogates, which stand for bytes that are no UTF-8, are escaped: they cannot be encoded.
+    Lone surrogates, which stand for invalid UTF-8, are escaped because they cannot be encoded.
     """
     text = str(error).encode("utf-8", "backslashreplace").decode()
     kind, message = type(error).__name__, " ".join(text.split())
-    if kind in MISSING_RIGHTS:
-        return f"{MISSING_RIGHTS[kind]} ({message})"
+    if kind in MISSING_PERMISSIONS:
+        return f"{MISSING_PERMISSIONS[kind]} ({message})"
     code, _, rest = message.partition("] ")
-    if code.startswith("[Error ") and rest.startswith(kind):  # a broker's error: its code says the same as its kind
+    if code.startswith("[Error ") and rest.startswith(kind):  # a broker's error: its code repeats its type
         return rest
     return message if message.startswith(kind) else f"{kind}: {message}".removesuffix(": ")
 
 
 def without_values(error: BaseException) -> str:
-    """Return an error in one line that is safe to log: with its message only if it is Kafka's."""
+    """Return an error in one line that is safe to log: its type, and its message if it is of Kafka's client."""
     return one_line(error) if isinstance(error, KafkaError) else type(error).__name__
 
 
 def stack_of(error: BaseException) -> str:
-    """Return the stacks of an error and its causes, without the messages that may quote values."""
+    """Return the stacks of an error and its causes, without messages that may quote values."""
     return "\n".join(reversed(list(_stacks(error))))
 
 
@@ -106,7 +106,7 @@ class ConsoleFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """Formats a line as a JSON object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, and `FIELDS`.
 
-    `exception` has the stack of an error.
+    The field `exception` holds the stack of an error.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -130,10 +130,10 @@ def with_request(record: logging.LogRecord) -> bool:
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:
-    """Return whether a line of asyncio is worth logging; remove the future and the arguments that it quotes.
+    """Return whether to log a line of asyncio; remove the future and the arguments that it quotes.
 
-    A producer of aiokafka that is fenced, or closed before its last batches are written, leaves errors in callbacks
-    and futures that nothing awaits. The callers that await the batches have got the errors.
+    An aiokafka producer that is fenced, or closed before its last batches are written, leaves errors in callbacks and
+    futures that nothing awaits. The callers that await the batches got the same errors.
     """
     error = record.exc_info[1] if record.exc_info else None
     message = record.getMessage()
@@ -142,9 +142,9 @@ def is_worth_logging(record: logging.LogRecord) -> bool:
 
 
 class ClientLines(logging.Filter):
-    """Limits the log lines of Kafka's client libraries: each once a minute with a count, and 20 a minute at most.
+    """Limits the log lines of Kafka's client libraries: each once a minute with a count, and at most 20 a minute.
 
-    A client whose broker is down logs a hundred lines a second. No line quotes the message of a foreign exception.
+    A client whose broker is down logs a hundred lines a second. Messages of other libraries' exceptions are removed.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -154,12 +154,12 @@ class ClientLines(logging.Filter):
         self._held_back = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a line is written; its message gets the number of suppressed lines."""
+        """Return whether to write a line; add the number of suppressed lines to its message."""
         if not record.name.startswith(CLIENT_LIBRARIES):
             return True
         error = record.exc_info[1] if record.exc_info else None
         if record.name.startswith("faststream") and error is not None and not isinstance(error, KafkaError):
-            return False  # the error of a handler: the consumer logs it without its message
+            return False  # an error of the handler: the consumer logs it without its message
         if isinstance(record.args, tuple):
             record.args = tuple(map(_without_quotes, record.args))
         message = " ".join(record.getMessage().split())
@@ -182,14 +182,14 @@ class ClientLines(logging.Filter):
 
 
 def _without_quotes(argument: object) -> object:
-    """Return a log argument without values: for a foreign exception only its type."""
+    """Return a log argument without values: only the type of an exception that is not Kafka's or the system's."""
     if isinstance(argument, BaseException) and not isinstance(argument, OSError):
         return without_values(argument)
     return argument
 
 
 def set_up_logging(settings: Settings) -> None:
-    """Send all logs of the process to standard error, as `LOG_LEVEL` and `LOG_FORMAT` say."""
+    """Send all logs of the process to standard error, according to `LOG_LEVEL` and `LOG_FORMAT`."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
     handler.addFilter(with_request)
@@ -198,5 +198,5 @@ def set_up_logging(settings: Settings) -> None:
     handler.addFilter(ClientLines())
     for library in CLIENT_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
-    logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)  # it quotes what a caller sent
+    logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)  # its messages quote callers' headers
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))

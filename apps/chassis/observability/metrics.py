@@ -1,7 +1,7 @@
-"""Metrics at `/metrics`, as text for Prometheus: what any service measures, and the page itself.
+"""Metrics at `/metrics`, as text for Prometheus: those of any service, and the route.
 
-Every application has a registry of its own. Figures that the service keeps anyway are not counted twice: they are read
-when Prometheus asks.
+Every application has a registry of its own. Numbers that the service keeps anyway are read at each scrape instead of
+being counted a second time.
 """
 
 import asyncio
@@ -35,25 +35,25 @@ from apps.chassis.kafka.connection import Connection
 REGISTRY = "registry"
 """The key of an application's state that holds its registry."""
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-"""Upper bounds of the buckets of every histogram: from an answer out of memory to a request that is given up."""
+"""Upper bounds of the buckets of every histogram, in seconds: from an answer out of memory to a timeout."""
 TEXT = "text/plain; version=0.0.4"
-"""The format of the page; Litestar adds the charset."""
+"""The media type of the answer; Litestar adds the charset."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 def new_registry(service: str) -> CollectorRegistry:
-    """Return a registry with metrics of the process (Linux), the interpreter and the service's version."""
+    """Return a registry with metrics of the process (on Linux), the interpreter and the service's version."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    info = Info("service", "Which service this is, in which version.", registry=registry)
+    info = Info("service", "The service and its version.", registry=registry)
     info.info({"service": service, "version": VERSION})
     return registry
 
 
 class Answers:
-    """How many answers one method, route and status had, by how long they took."""
+    """The answers of one method, route and status: their number by duration, and the seconds of all together."""
 
     def __init__(self) -> None:
         self.in_bucket = [0] * (len(SECONDS) + 1)
@@ -61,10 +61,10 @@ class Answers:
 
 
 class HttpMetrics(Collector):
-    """Counts the answers by method, route and status, and times them, also those to no route.
+    """Counts and times the answers by method, route and status.
 
-    A path that no route knows counts as `unmatched`, a method that HTTP does not know as `other`: callers cannot make
-    series. HEAD counts as the GET that it asks for. A counter and a histogram of the library take ten times as long.
+    An unknown path counts as `unmatched` and an unknown method as `other`, so that callers cannot create series. HEAD
+    counts as GET. The library's counter and histogram take ten times as long.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -72,7 +72,7 @@ class HttpMetrics(Collector):
         registry.register(self)
 
     def note(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count a request that was answered."""
+        """Count an answered request, and the seconds that it took."""
         method = scope.get("method")
         of = method if method in METHODS else "other", scope.get("path_template") or "unmatched", status
         answers = self._answers.get(of) or self._answers.setdefault(of, Answers())
@@ -104,15 +104,15 @@ class Measured(Protocol):
     """The part of a service that serves one stream."""
 
     async def metrics(self) -> Iterable[Metric]:
-        """Return what is read only when Prometheus asks; it may take seconds while Kafka is out of reach."""
+        """Return the metrics of the stream; this may take seconds while Kafka is out of reach."""
 
 
 class MetricsController(Controller):
-    """The page for Prometheus; it is answered however many calls are under way."""
+    """The route of the metrics; it is answered even under overload."""
 
     @get(
         "/metrics",
-        summary="What Prometheus collects",
+        summary="Metrics for Prometheus",
         media_type=TEXT,
         unlimited=True,
         responses={
@@ -124,9 +124,9 @@ class MetricsController(Controller):
         self, request: Request[Any, Any, Any], served: SkipValidation[Mapping[str, Measured]]
     ) -> Response[Any]:
         """Return all metrics of the service."""
-        seen = await asyncio.gather(*(one.metrics() for one in served.values()))
-        page = generate_latest(_Page(request.app.state[REGISTRY], merged(chain.from_iterable(seen))))
-        return Response(page, media_type=TEXT)
+        of_streams = await asyncio.gather(*(one.metrics() for one in served.values()))
+        text = generate_latest(_AllMetrics(request.app.state[REGISTRY], merged(chain.from_iterable(of_streams))))
+        return Response(text, media_type=TEXT)
 
 
 Values = float | Mapping[Any, float]
@@ -139,7 +139,7 @@ def gauge(name: str, documentation: str, values: Values, labels: Sequence[str] =
 
 
 def counter(name: str, documentation: str, values: Values, labels: Sequence[str] = ()) -> Metric:
-    """Return a counter, which is named `name` with `_total` behind it."""
+    """Return a counter; the text format appends `_total` to its name."""
     return _filled(CounterMetricFamily(name, documentation, labels=labels), values)
 
 
@@ -150,11 +150,11 @@ def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> 
 
 
 def of_kafka(connection: Connection, *, healthy: bool, connected: bool) -> Iterator[Metric]:
-    """Return what is read of any service."""
+    """Return the metrics of health and Kafka that any service has for a stream."""
     yield gauge(
-        "service_healthy", "Whether the service can do its job for a stream, as /health-check?stream= says.", healthy
+        "service_healthy", "Whether the service can do its job for a stream, as in /health-check?stream=.", healthy
     )
-    yield gauge("kafka_connected", "Whether Kafka can be reached, as /health-check?stream= says.", connected)
+    yield gauge("kafka_connected", "Whether Kafka can be reached, as in /health-check?stream=.", connected)
     throttled = connection.journal.throttled_seconds
     yield counter("kafka_throttled_seconds", "Seconds for which quotas of Kafka made the main client wait.", throttled)
 
@@ -167,7 +167,7 @@ def of_stream(name: str, metrics: Iterable[Metric]) -> Iterator[Metric]:
 
 
 def merged(metrics: Iterable[Metric]) -> Iterable[Metric]:
-    """Return metrics with the samples of all streams together: the format has each name once."""
+    """Return metrics with the samples of all streams together, because the text format has each name once."""
     by_name: dict[str, Metric] = {}
     for metric in metrics:
         known = by_name.setdefault(metric.name, metric)
@@ -176,16 +176,16 @@ def merged(metrics: Iterable[Metric]) -> Iterable[Metric]:
     return by_name.values()
 
 
-class _Page(Collector):
-    """All that stands on one page."""
+class _AllMetrics(Collector):
+    """The metrics of one answer: those of the registry, and those of the streams."""
 
-    def __init__(self, registry: CollectorRegistry, seen: Iterable[Metric]) -> None:
+    def __init__(self, registry: CollectorRegistry, of_streams: Iterable[Metric]) -> None:
         self._registry = registry
-        self._seen = seen
+        self._of_streams = of_streams
 
     def collect(self) -> Iterator[Metric]:
-        """Yield it, without the times at which series were made: they would be a third of the page."""
+        """Yield all metrics without the samples `_created`, which would be a third of the answer."""
         for metric in self._registry.collect():
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
-        yield from self._seen
+        yield from self._of_streams

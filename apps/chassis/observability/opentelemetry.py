@@ -1,7 +1,7 @@
-"""Traces with OpenTelemetry, in W3C Trace Context. Imported only where traces are sent.
+"""Trace with OpenTelemetry and W3C Trace Context. Imported only when traces are on.
 
-Spans hold what was done, the number of records and their place: never a value, a key, a query or the message of an
-exception, which may be private.
+Spans hold the operation, the number of records and their place. They never hold a value, a key, a query or the message
+of an exception, which may be private.
 """
 
 import asyncio
@@ -27,28 +27,28 @@ from contracts import PROJECT
 from contracts.record import Record
 
 LAST_SPANS_S = 1.0
-"""Seconds that the end of a service waits for its last spans to be sent."""
+"""Seconds that a service waits at its end until the last spans are sent."""
 EXPORT_TIMEOUT_S = 5.0
-"""Seconds for a collector to take spans; the others are lost."""
+"""Seconds for the collector to accept spans; after that they are lost."""
 LONGEST_STATE = 512
-"""Characters of a caller's `tracestate` that are passed on; a longer one is dropped, as the standard allows."""
+"""Most characters of a caller's `tracestate` that are passed on; a longer one is dropped, as the standard allows."""
 MOST_TRACES = 100
-"""Traces of one batch that get a span; there may be as many as records."""
+"""Most traces of one batch that get a span; there may be as many as records."""
 NOT_TRACED = frozenset({"/livez", "/health-check", "/metrics"})
-"""Probes: called all the time, and of no interest in traces."""
+"""Paths of probes, which are called all the time and are of no interest in traces."""
 PARENT, STATE = "traceparent", "tracestate"
 
 Attributes = Mapping[str, str | int]
 
 
 def sending_to(endpoint: str, service: str) -> "OpenTelemetry":
-    """Return traces that go to a collector (OTLP over HTTP); `endpoint` is its address without a path."""
+    """Return traces that are sent to a collector (OTLP over HTTP); `endpoint` is its URL without `/v1/traces`."""
     exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_TIMEOUT_S)
     return OpenTelemetry(service, BatchSpanProcessor(exporter))
 
 
 class OpenTelemetry(Traces):
-    """Traces calls; `processor` gets the spans. Only the current span of a task is global."""
+    """Traces calls; `processor` gets the spans. The tracer provider is not registered globally."""
 
     header_bytes = 2 * 16 + len(PARENT) + 55 + len(STATE) + LONGEST_STATE
 
@@ -61,7 +61,7 @@ class OpenTelemetry(Traces):
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Send the remaining spans at the end, for 1 s at most."""
+        """Send the remaining spans at the end of the block, for 1 s at most."""
         try:
             yield
         finally:
@@ -72,13 +72,13 @@ class OpenTelemetry(Traces):
                 with suppress(RuntimeError):  # the loop has ended meanwhile
                     loop.call_soon_threadsafe(done.set)
 
-            Thread(target=end, name="last spans", daemon=True).start()  # the loop would wait for a thread of its own
+            Thread(target=end, name="last spans", daemon=True).start()  # the loop waits for threads of its own pool
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_SPANS_S):
                     await done.wait()
 
     def follow_http(self, app: ASGIApp) -> ASGIApp:
-        """Return the application with its requests followed, in the trace that a caller names in `traceparent`."""
+        """Return the application with its requests traced, as part of the trace in a caller's `traceparent`."""
 
         async def followed(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["path"] in NOT_TRACED:
@@ -106,7 +106,7 @@ class OpenTelemetry(Traces):
         return followed
 
     def headers(self) -> TraceHeaders | None:
-        """Return the headers for the records of the current call, None when it is not traced."""
+        """Return the trace headers for the records of the current call; None when the call is not traced."""
         carrier: TraceHeaders = {}
         if get_current_span().get_span_context().is_valid:
             self._propagator.inject(carrier)
@@ -122,7 +122,7 @@ class OpenTelemetry(Traces):
 
     @contextmanager
     def handling(self, records: Sequence[Record]) -> Iterator[None]:
-        """Trace the handling of a batch, in the traces that its records came with.
+        """Trace the handling of a batch, in the traces of its records.
 
         Each of the first 100 traces has a span of its own, as long as the batch. The handler runs in the span of the
         first record; the others are linked to it.
@@ -150,7 +150,7 @@ class OpenTelemetry(Traces):
 
     @contextmanager
     def _span(self, name: str, kind: SpanKind, parent: Context | None, attributes: Attributes) -> Iterator[Span]:
-        """Make a span the current one; it holds only the type of an exception."""
+        """Start a span and make it the current one; of an exception it holds only the type."""
         with self._tracer.start_as_current_span(
             name, parent, kind, attributes, record_exception=False, set_status_on_exception=False
         ) as span:

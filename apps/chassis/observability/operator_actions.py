@@ -16,5 +16,5 @@ def operator_action(action: str, stream: str) -> Iterator[None]:
         yield
     except Exception as error:
         details = {"action": action, "stream": stream}
-        log.info("an operator asked for %s of %s, in vain: %s", action, stream, one_line(error), extra=details)
+        log.info("an operator asked for %s of %s: it failed: %s", action, stream, one_line(error), extra=details)
         raise

@@ -1,4 +1,4 @@
-"""Trace a call from HTTP through the headers of its records to the handler. Off by default, and free."""
+"""Trace a call from HTTP through the headers of its records to the handler. Off by default, and then without cost."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -8,14 +8,14 @@ from litestar.types import ASGIApp
 from contracts.record import Record
 
 TraceHeaders = dict[str, str]
-"""The headers that carry a call's trace (W3C Trace Context)."""
+"""The record headers that carry a call's trace (W3C Trace Context)."""
 
 
 class Traces:
-    """Traces nothing; `OpenTelemetry` takes its place where traces are on."""
+    """Traces nothing; `OpenTelemetry` replaces it when traces are on."""
 
     header_bytes = 0
-    """Bytes that trace headers add to a record at most."""
+    """Most bytes that trace headers add to a record."""
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -27,7 +27,7 @@ class Traces:
         return app
 
     def headers(self) -> TraceHeaders | None:
-        """Return the headers for the records of the current call, None when it is not traced."""
+        """Return the trace headers for the records of the current call; None when the call is not traced."""
         return None
 
     def publishing(self, topic: str, records: int) -> AbstractContextManager[None]:  # noqa: ARG002 - `OpenTelemetry` uses them
@@ -35,5 +35,5 @@ class Traces:
         return nullcontext()
 
     def handling(self, records: Sequence[Record]) -> AbstractContextManager[None]:  # noqa: ARG002 - likewise
-        """Trace the handling of a batch, in the traces that its records came with."""
+        """Trace the handling of a batch, in the traces of its records."""
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Made-up records: realistic people, and values of any other type.
+"""Generate sample values: realistic people, and values of any other type.
 
 Depends on `contracts`; `publishing` depends on it.
 """

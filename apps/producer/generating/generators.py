@@ -1,4 +1,4 @@
-"""Makes up values of a stream: realistic ones where it has a generator of its own, otherwise any of its type."""
+"""Generate values of a stream: with its own generator if it has one, otherwise any values of its type."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,22 +11,22 @@ from contracts.stream import Stream
 T = TypeVar("T")
 
 Generate = Callable[[int], Awaitable[Sequence[T]]]
-"""Returns so many made-up values."""
+"""Return this many generated values."""
 
 
 @cache
 def generator_of(stream: Stream[T]) -> Generate[T]:
-    """Return what makes up values of a stream. Blocks for a second while it imports what it needs.
+    """Return the generator of a stream's values. Blocks for up to a second while it imports polyfactory and Faker.
 
-    polyfactory and Faker take a sixth of the time that all imports take, and 9 MB of memory (50 where no bytecode is
-    kept): a producer that only passes values on does without them.
+    They take a sixth of all import time and 9 MB of memory (50 MB without compiled bytecode). A producer that generates
+    nothing does not need them.
     """
     if stream is PEOPLE:
         return _people_generator()
     make = _factory_batches(stream)
 
     async def generate(number: int) -> Sequence[T]:
-        return await asyncio.to_thread(make, number)  # some 6,000 a second: the event loop turns meanwhile
+        return await asyncio.to_thread(make, number)  # about 6,000 a second: it would block the event loop
 
     return generate
 
@@ -49,7 +49,7 @@ def _factory_batches(stream: Stream[T]) -> Callable[[int], list[T]]:
         @classmethod
         @cache
         def get_model_fields(cls) -> list[Any]:
-            """Return the fields; polyfactory itself looks at them again for each value, half of its time."""
+            """Return the fields. Cached, because polyfactory spends half of its time on them for every value."""
             return super().get_model_fields()
 
     kinds: Any = get_args(stream.record_type) or (stream.record_type,)

@@ -1,4 +1,4 @@
-"""Makes people: polyfactory's factory with realistic values, drawn a column at a time."""
+"""Generate people: polyfactory's factory with realistic values, drawn a column at a time."""
 
 from collections.abc import Iterable
 from random import Random
@@ -33,22 +33,22 @@ CITIES = _column(
 )
 STATES = _column(Addresses.states_abbr)
 MAIL_DOMAINS = _column(["example.com", "example.net", "example.org"])
-"""Reserved for examples: no mail to a person made here can reach anyone (RFC 2606, section 3)."""
+"""Reserved for examples, so that mail to a generated person reaches nobody (RFC 2606, section 3)."""
 YOUNGEST, OLDEST = 18, 100
 
 
 class PersonFactory(MsgspecFactory[Person]):
-    """Builds people. `batch` draws each field for all of them at once, a hundred times faster than one by one.
+    """Generate people. `batch` draws each field for all of them at once, a hundred times faster than one by one.
 
-    `seed_random(n)` makes what follows reproducible; without it every process makes other people.
+    Call `seed_random(n)` for reproducible people; without it every process generates other people.
     """
 
     __model__ = Person
-    __random__ = Random()  # noqa: S311 - invents people, guards nothing
+    __random__ = Random()  # noqa: S311 - sample data, not security
 
     @classmethod
     def process_kwargs(cls, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401 - polyfactory's signature
-        """Return the fields of one person: those given, and drawn ones."""
+        """Return the fields of one person: the given ones, and the rest drawn."""
         drawn = {name: column[0] for name, column in draw(cls.__random__, 1).items()}
         return {**drawn, **kwargs}
 
@@ -56,16 +56,16 @@ class PersonFactory(MsgspecFactory[Person]):
     def batch(cls, size: int, **kwargs: Any) -> list[Person]:  # noqa: ANN401 - polyfactory's signature
         """Return `size` people; a field given by name is the same for all."""
         if unknown := kwargs.keys() - set(Person.__struct_fields__):
-            raise TypeError(f"a person has no {', '.join(sorted(unknown))}")
+            raise TypeError(f"a person has no field {', '.join(sorted(unknown))}")
         columns = draw(cls.__random__, size) | {name: [value] * size for name, value in kwargs.items()}
-        drawn = [field for field in Person.__struct_fields__ if field in columns]  # the others have a default
+        drawn = [field for field in Person.__struct_fields__ if field in columns]  # fields not drawn have a default
         if drawn == list(Person.__struct_fields__[: len(drawn)]):
             return list(map(Person, *(columns[field] for field in drawn)))
         return [Person(**dict(zip(drawn, row, strict=True))) for row in zip(*map(columns.get, drawn), strict=True)]
 
 
 def draw(random: Random, n: int) -> dict[str, list[Any]]:
-    """Return `n` values of each field of a person: one call for a column instead of one a person."""
+    """Return `n` values of each field of a person, with one call per column instead of one per person."""
     rows = iter(np.frombuffer(random.randbytes(4 * COLUMNS * n), dtype=np.uint32).reshape(COLUMNS, n))
 
     def numbers(least: int, most: int) -> list[Any]:
@@ -100,7 +100,7 @@ COLUMNS = 12
 
 
 def uuids(random: Random, n: int) -> list[str]:
-    """Return `n` random UUIDs (version 4, RFC 9562) in their usual form."""
+    """Return `n` random UUIDs (version 4, RFC 9562) as text with dashes."""
     octets = np.frombuffer(random.randbytes(16 * n), dtype=np.uint8).reshape(n, 16).copy()
     octets[:, 6] = octets[:, 6] & 0x0F | 0x40
     octets[:, 8] = octets[:, 8] & 0x3F | 0x80

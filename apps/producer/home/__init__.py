@@ -1,1 +1,1 @@
-"""The producer's first page: the ways on from here."""
+"""The producer's home page: links to the documents and the live page."""

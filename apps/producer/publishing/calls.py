@@ -1,4 +1,4 @@
-"""A call that sends values or has them made, and its answer."""
+"""Send the values of one call, or generate and send them, and return the answer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -18,40 +18,46 @@ from contracts.stream import Stream, encode
 T = TypeVar("T")
 
 CHUNK_RECORDS = 2_000
-"""Records made, encoded and handed over at a time: some 10 ms in which nothing else runs."""
+"""Records generated, encoded and published at a time: about 10 ms in which nothing else runs."""
 
 
 Sent = Delivery | Busy | OutOfReach
-"""What became of a chunk."""
+"""The result of a chunk."""
 
 
-class Made(msgspec.Struct):
-    """Values that were made: each as JSON, in order; `answer` only where not all of them were delivered."""
+class Generated(msgspec.Struct):
+    """Generated values, each as JSON, in order. `answer` is None when all of them were delivered."""
 
     values: list[bytes]
     answer: Answer | None
 
 
 async def send(stream: Stream[T], publisher: Publisher, values: Sequence[T], where: str = "$[{}]") -> Answer:
-    """Send values, and return within 10 s what became of each. Raises `BadRecords`, `Busy`, `OutOfReach`: none sent."""
+    """Send values, and return the result of each within 10 s.
+
+    `where` is a template for the JSON path of a value by its index. Raises `BadRecords`, `Busy` or `OutOfReach` when
+    nothing was sent.
+    """
     return await send_records(publisher, *to_records(stream, values, publisher.largest_record, where))
 
 
 async def send_records(publisher: Publisher, keys: Sequence[bytes], values: Sequence[bytes]) -> Answer:
-    """Send records, and return within 10 s what became of each. Raises `Busy` and `OutOfReach`."""
+    """Send records, and return the result of each within 10 s. Raises `Busy` or `OutOfReach` when nothing was sent."""
     delivery = await publisher.publish(keys, values)
     return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
 
 
-async def make(stream: Stream[T], publisher: Publisher, number: int, chunk_records: int = CHUNK_RECORDS) -> Made:
-    """Make values and send them; once a chunk of them fails, those after it are not sent.
+async def generate_and_send(
+    stream: Stream[T], publisher: Publisher, number: int, chunk_records: int = CHUNK_RECORDS
+) -> Generated:
+    """Generate `number` values and send them in chunks. After a chunk fails, the following ones are not sent.
 
-    Raises `Busy` or `OutOfReach` when not even the first could be sent.
+    Raises `Busy` or `OutOfReach` when nothing was sent.
     """
-    made: list[bytes] = []
+    generated: list[bytes] = []
     chunks: list[tuple[list[bytes], Sent]] = []
     failure: Busy | OutOfReach | None = None
-    generate = await asyncio.to_thread(generator_of, stream)  # the first time it imports what it needs
+    generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
 
     async def chunk(keys: list[bytes], values: list[bytes]) -> tuple[list[bytes], Sent]:
         if failure:
@@ -65,7 +71,7 @@ async def make(stream: Stream[T], publisher: Publisher, number: int, chunk_recor
         for start in range(0, number, chunk_records):
             values = await generate(min(chunk_records, number - start))
             encoded = list(map(encode, values))
-            made.extend(encoded)
+            generated.extend(encoded)
             yield chunk(stream.keys_of(values), encoded)
 
     async with aclosing(in_order(work())) as results:
@@ -77,7 +83,7 @@ async def make(stream: Stream[T], publisher: Publisher, number: int, chunk_recor
             elif not result.complete:
                 failure = failure or OutOfReach("not sent: an earlier record was not acknowledged")
             chunks.append((keys, result))
-    return Made(made, _answer_of(chunks) if failure else None)
+    return Generated(generated, _answer_of(chunks) if failure else None)
 
 
 def _answer_of(chunks: Sequence[tuple[list[bytes], Sent]]) -> Answer:

@@ -1,4 +1,4 @@
-"""The records of one call on their way: a delivery has a slice for each partition, settled a span at a time."""
+"""Track the records of one call: a delivery has a slice per partition, and each result settles a span of a slice."""
 
 import asyncio
 from collections import defaultdict
@@ -13,7 +13,7 @@ from apps.producer.publishing.receipts import Outcome, Receipt
 
 
 class Span(NamedTuple):
-    """Consecutive records of a slice that met the same fate."""
+    """Consecutive records of a slice with the same result: acknowledged at `offset`, or failed with `error`."""
 
     start: int
     stop: int
@@ -26,9 +26,9 @@ class Span(NamedTuple):
 class Slice(msgspec.Struct, eq=False):
     """The records of one call that belong to one partition, in their order.
 
-    `delivery` is None once all of them are settled: the two form a reference cycle, which only a garbage collection
-    frees, and that makes every caller wait for some 20 ms. `handed` is how many were handed to the client. `failed` is
-    whether a record was not acknowledged: later ones would overtake it if it were sent again.
+    `delivery` is None once all of them are settled. Otherwise the two would remain a reference cycle, and collecting it
+    would delay every caller by about 20 ms. `size` is that of the whole call, in bytes. `handed` counts the records
+    that were handed to the client. `failed` is whether a record was not acknowledged: later ones must not overtake it.
     """
 
     delivery: "Delivery | None"
@@ -45,7 +45,7 @@ class Slice(msgspec.Struct, eq=False):
     spans: list[Span] = []
 
     def settle(self, span: Span) -> None:
-        """Note the fate of some records; what is settled already (given up at the deadline) stays so."""
+        """Note the result of some records. Records that were given up at the deadline keep their result."""
         delivery = self.delivery
         if delivery is not None and not delivery.given_up:
             self.spans.append(span)
@@ -57,14 +57,14 @@ class Slice(msgspec.Struct, eq=False):
             delivery.count(span)
 
     def refuse_rest(self, error: str) -> None:
-        """Settle what was not handed to the client yet."""
+        """Settle the records that were not handed to the client as not written."""
         if self.handed < len(self.rows):
             self.settle(Span(self.handed, len(self.rows), error=error, outcome="not_written"))
             self.handed = len(self.rows)
 
 
 class Delivery:
-    """What becomes of the records of one call, in the order given."""
+    """The records of one call and their results. `given_up` is whether the call no longer waits for results."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Delivery:
         self.failed: dict[Outcome, int] = {"not_written": 0, "unknown": 0}
         self.unsettled = len(keys)
         self.given_up = False
-        if len(set(partitions)) == 1:  # as a record alone: half of what making this costs
+        if len(set(partitions)) == 1:  # a single record, for example: this halves the cost
             self.slices = [Slice(self, partitions[0], range(len(keys)), keys, values, size, len(keys))]
         else:
             by_partition: defaultdict[int, list[int]] = defaultdict(list)
@@ -125,7 +125,7 @@ class Delivery:
             self._done.set_result(None)
 
     def give_up(self, error: str) -> set[KafkaBroker]:
-        """Settle what is not settled; return the brokers to which some of it had been handed."""
+        """Settle all remaining records; return the brokers that records of unknown outcome were handed to."""
         stuck: set[KafkaBroker] = set()
         for piece in self.slices:
             if piece.settled < piece.handed:

@@ -1,4 +1,4 @@
-"""Runs work of one call concurrently, and yields its results in order."""
+"""Run the chunks of one call concurrently, and yield their results in order."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CHUNKS_ON_THE_WAY = 8
-"""Chunks of one call that are made or read before the first of them must be acknowledged."""
+"""Chunks of one call that may run at a time: the first must be acknowledged before another is read or generated."""
 
 
 async def in_order(work: AsyncIterator[Coroutine[Any, Any, T]]) -> AsyncGenerator[T, None]:
-    """Run what `work` yields, eight at a time, and yield each result in order, as soon as it is known.
+    """Run the coroutines that `work` yields, about eight at a time, and yield their results in order.
 
-    `work` is drawn on while results are awaited, so that a slow sender is answered before it has sent all.
+    A result is yielded as soon as it is known, while `work` is still read, so that a slow sender is answered early.
     """
     running: asyncio.Queue[asyncio.Task[T] | None] = asyncio.Queue(CHUNKS_ON_THE_WAY)
     started: set[asyncio.Task[T]] = set()

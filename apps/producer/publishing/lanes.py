@@ -1,4 +1,4 @@
-"""The way to one partition: a queue of records that are sent in order, as many in one batch as are waiting."""
+"""Send the records of one partition in order, in batches of all that wait."""
 
 import asyncio
 import time
@@ -23,26 +23,29 @@ from apps.producer.publishing.refusals import Refusals, is_refusal
 from apps.producer.publishing.transport import Send, accelerated
 
 LARGEST_BATCH_BYTES = 512 * 1024
-"""Bytes of a batch; larger ones gain nothing and make others wait."""
+"""Most bytes of a batch: larger ones gain no throughput and delay other records."""
 BATCH_OVERHEAD_BYTES = 61
+"""Bytes of a batch without records."""
 RECORD_OVERHEAD_BYTES = 32
-"""Bytes that the format adds at most to key and value (five varints and the attributes)."""
+"""Most bytes that the format adds to key and value (five varints and the attributes)."""
 HEADER_OVERHEAD_BYTES = 10
-"""Bytes that the format adds at most to name and value of a header (two varints)."""
+"""Most bytes that the format adds to name and value of a header (two varints)."""
 
 OUT_OF_REACH = "Kafka is out of reach"
 ENDING = "the service is shutting down"
 
 
 class Limits(msgspec.Struct, kw_only=True):
-    """How long records may take, and how many bytes may be in flight.
+    """Timeouts in seconds, and limits in bytes.
 
-    `ack_timeout_s`: until a record that is not acknowledged is given up. `hand_over_s`: until a lane whose batch waits
-    for the one before it chooses a broker again. `connect_s`: until records without a connection are refused.
-    `throttling_s`: the delay of a quota above which records are refused. `last_chance_s`: for acknowledgements when the
-    service ends. `in_flight_bytes`: keys and values of all calls together. `small_bytes`: records of fewer wait while a
-    batch is on its way to their partition and then travel together, as Nagle has it (RFC 896): a batch of one record
-    costs the client and the broker as much as one of a hundred.
+    A record that is not acknowledged after `ack_timeout_s` is given up. A batch that cannot be handed to the client
+    within `hand_over_s` is tried again, perhaps with a new broker. Records are refused after `connect_s` without a
+    connection, and while a quota delays them for more than `throttling_s`. At shutdown, acknowledgements are awaited
+    for `last_chance_s`.
+
+    Keys and values of all calls together may have `in_flight_bytes`. Fewer than `small_bytes` wait while a batch is in
+    flight to their partition, and are then sent together (Nagle, RFC 896). A batch of one record costs the client and
+    the broker as much as one of a hundred.
     """
 
     ack_timeout_s: float = 8.0
@@ -56,7 +59,7 @@ class Limits(msgspec.Struct, kw_only=True):
 
 @dataclass
 class Route:
-    """How records reach one topic; all its lanes share it. `acknowledged_after` gets the seconds of each batch."""
+    """What all lanes of a topic share. `acknowledged_after` is called with the seconds that each batch took."""
 
     topic: str
     connection: Connection
@@ -69,16 +72,16 @@ class Route:
 
     @property
     def largest_batch(self) -> int:
-        """Bytes of a batch: what gains throughput, or less where the topic takes less."""
+        """Most bytes of a batch: `LARGEST_BATCH_BYTES`, or less if the topic accepts less."""
         return min(LARGEST_BATCH_BYTES, self.cluster.max_message_bytes(self.topic))
 
     def throttled_for(self) -> float:
-        """Return the seconds for which a quota of Kafka still delays records."""
+        """Return the seconds for which a quota of Kafka still delays records; 0 without a delay."""
         return self.connection.journal.throttled_for()
 
 
 class Batch(msgspec.Struct, eq=False):
-    """Records on their way: parts of slices, in the order of the lane."""
+    """Records that are sent together: parts of slices, in the order of the lane. `timestamp` is ms since 1970 UTC."""
 
     broker: KafkaBroker
     timestamp: int
@@ -88,7 +91,7 @@ class Batch(msgspec.Struct, eq=False):
     records: list[tuple[bytes, bytes]] = []
 
     def settle(self, *, offset: int | None = None, error: str | None = None, outcome: Outcome | None = None) -> None:
-        """Settle every slice's part of the batch."""
+        """Settle the part of each slice with the result of the batch; `offset` is that of the first record."""
         at = 0
         for piece, start, stop in self.parts:
             first = None if offset is None else offset + at
@@ -97,31 +100,31 @@ class Batch(msgspec.Struct, eq=False):
 
 
 class Lane:
-    """Sends what waits for one partition, in order, while earlier batches are on their way."""
+    """Sends the waiting records of one partition in order, while earlier batches are in flight."""
 
     def __init__(self, route: Route, partition: int) -> None:
         self._route = route
         self._partition = partition
         self._waiting: deque[Slice] = deque()
-        self._size_waiting = 0  # of the calls whose slices wait
+        self._size_waiting = 0  # bytes of the calls whose slices wait
         self._filled = asyncio.Event()
         self._broker: KafkaBroker | None = None
         self._on_the_way: set[Acknowledgement] = set()
 
     def add(self, piece: Slice) -> None:
-        """Queue records behind those that wait already."""
+        """Queue records behind those that already wait."""
         self._waiting.append(piece)
         self._size_waiting += piece.size
         if not self._small_behind_others():
             self._filled.set()
 
     async def run(self) -> None:
-        """Send what is queued, until cancelled."""
+        """Send queued records, until cancelled."""
         while True:
             await self._filled.wait()
             if self._small_behind_others():
                 self._filled.clear()  # the acknowledgement sets it again
-            elif throttled_for := self._route.throttled_for():  # what the client never got is known to be unwritten
+            elif throttled_for := self._route.throttled_for():  # records that stay here are known to be unwritten
                 await asyncio.sleep(min(throttled_for, self._route.limits.throttling_s))
             elif broker := await self._connected():
                 batch = self._take(broker)
@@ -133,7 +136,7 @@ class Lane:
         return bool(self._on_the_way) and in_use and self._size_waiting < self._route.limits.small_bytes
 
     async def _connected(self) -> KafkaBroker | None:
-        """Return the broker to send to; without one, refuse all that waits."""
+        """Return the broker to send to; without one, refuse all waiting records."""
         connection, limits = self._route.connection, self._route.limits
         try:
             broker = await connection.broker(limits.connect_s)
@@ -155,12 +158,12 @@ class Lane:
                     batch.broker, self._partition, batch.timestamp, batch.records, batch.headers
                 )
         except TimeoutError:
-            self._put_back(batch)  # the batch before it is not on its way yet; there may be another broker by now
-        except Exception as error:  # noqa: BLE001 - whatever kept it from the client: nothing was written, it waits again
+            self._put_back(batch)  # the client has not sent the batch before it; there may be a new broker by now
+        except Exception as error:  # noqa: BLE001 - the client did not accept the batch, so nothing was written
             self._put_back(batch)
             route.connection.replace(batch.broker, f"cannot send to {route.topic}: {one_line(error)}")
         else:
-            if acknowledgement is None:  # in memory: its subscribers have the batch, at no offset
+            if acknowledgement is None:  # `TestKafkaBroker`: the subscribers have the batch, without offsets
                 batch.settle()
             else:
                 self._on_the_way.add(acknowledgement)
@@ -176,16 +179,16 @@ class Lane:
             self._failed(batch, error)
         else:
             written = acknowledgement.result()
-            if written.timestamp_type == 1 and written.timestamp:  # the topic keeps the broker's time, not ours
+            if written.timestamp_type == 1 and written.timestamp:  # the broker sets the timestamps of this topic
                 batch.timestamp = written.timestamp
             self._route.acknowledged_after(time.monotonic() - batch.made_at)
             self._route.refusals.clear(self._partition)
             batch.settle(offset=written.offset if written.offset >= 0 else None)
 
     def _failed(self, batch: Batch, error: BaseException) -> None:
-        """Settle a failed batch, and replace the producer: its sequence numbers have a gap, it would be refused."""
+        """Settle a failed batch, and replace the producer: Kafka would refuse the gap in its sequence numbers."""
         route, refused, why = self._route, is_refusal(error), one_line(error)
-        # aiokafka retries no sooner than its backoff, so what fails before has been tried once
+        # aiokafka waits for its backoff before a retry, so an earlier failure is that of the first attempt
         first_attempt = time.monotonic() - batch.made_at < route.retry_backoff_s
         if said := route.connection.journal.take_message(route.topic, self._partition):
             why = f"{why}: {said}"
@@ -197,7 +200,7 @@ class Lane:
         route.connection.replace(batch.broker, reason)
 
     def _take(self, broker: KafkaBroker) -> Batch:
-        """Take as many records from the front as fit into one batch; those of another trace go into another."""
+        """Take as many waiting records as fit into one batch; records of another trace need another batch."""
         batch = Batch(broker, time.time_ns() // 1_000_000, time.monotonic())
         room = self._route.largest_batch - BATCH_OVERHEAD_BYTES
         while self._waiting:
@@ -214,7 +217,7 @@ class Lane:
             start = stop = piece.handed
             records = list(zip(piece.keys[start:], piece.values[start:], strict=True))
             size = sum(map(len, chain.from_iterable(records))) + overhead * len(records)
-            if size <= room:  # all of it, without a step in Python for each
+            if size <= room:  # all fit: no loop over the records
                 batch.records += records
                 room -= size
                 stop += len(records)
@@ -244,7 +247,7 @@ class Lane:
                 self._filled.set()
 
     def _refuse(self, error: str) -> None:
-        """Settle all that waits as not written."""
+        """Settle all waiting records as not written."""
         while self._waiting:
             self._leave().refuse_rest(error)
         self._filled.clear()
@@ -256,5 +259,5 @@ class Lane:
 
 
 def size_of_headers(headers: TraceHeaders | None) -> int:
-    """Return the bytes that headers add to each record at most, with their lengths."""
+    """Return the most bytes that headers add to each record, with their lengths."""
     return sum(len(name) + len(value) + HEADER_OVERHEAD_BYTES for name, value in headers.items()) if headers else 0

@@ -1,4 +1,4 @@
-"""Answers calls that send lines: while lines are still being read, or after all of them."""
+"""Answer calls that send lines: while lines are still being read, or after all of them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -46,10 +46,10 @@ class LinesCut(msgspec.Struct):
 class LineAnswers:
     """Answers the lines of one call.
 
-    An answer that is sent while the body is still read needs a caller that reads while it sends. Many do not, and a
-    proxy may stop sending the body once the answer has begun. So the answer waits for the end of the body if its length
-    is announced. It also waits for HTTP/1.0, which proxies use that buffer whole bodies. With `at_end` it always waits,
-    and its status covers all lines.
+    A streamed answer needs a caller that reads while it sends. Many do not, and a proxy may stop sending the body once
+    the answer has begun. Therefore the answer waits for the end of the body if the body has a `Content-Length` or comes
+    over HTTP/1.0 (from proxies that buffer whole bodies). With `at_end` it always waits, and its status covers all
+    lines.
     """
 
     def __init__(  # noqa: PLR0913 - what an answer depends on
@@ -74,7 +74,7 @@ class LineAnswers:
         )
 
     async def respond(self) -> Response[Any]:
-        """Return the answer. Raises a problem where none of the lines was answered."""
+        """Return the answer. Raises a problem when no line was answered."""
         if not (self._at_end or self._scope.get("http_version") == "1.0" or _announces_length(self._scope)):
             return Streamed(self._stream(), NDJSON, HTTPStatus.OK, reads_body=True)
         try:
@@ -118,7 +118,7 @@ class LineAnswers:
         return self._refuse(problem(NOT_ACKNOWLEDGED, f"none of {self._tried} records was acknowledged"))
 
     async def _stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield what was answered so far, then more as it comes. Where the body breaks off, so does the answer."""
+        """Yield the answers so far, then further ones as they come; an incomplete body gets an incomplete answer."""
         async for piece in self._spool.read():
             yield piece
         try:
@@ -147,11 +147,11 @@ class LineAnswers:
         return _Spooled(self._spool.read(), self._spool, status, reads_body=False)
 
     def _refuse(self, error: ProblemDetailsException) -> Response[Any]:
-        """Answer a problem with the receipts of the lines that were answered before it."""
+        """Answer with a problem that has the receipts of the lines before it."""
         if not self._answered:
             raise error
         error = with_root_path(self._root_path, error)
-        told = {
+        head = {
             "type": error.type_,
             "title": error.title,
             "status": error.status_code,
@@ -160,11 +160,11 @@ class LineAnswers:
         }
 
         async def pieces() -> AsyncGenerator[bytes, None]:
-            yield encode(told)[:-1] + b',"receipts":['
+            yield encode(head)[:-1] + b',"receipts":['
             left = self._spool.size
             async for piece in self._spool.read():
                 left -= len(piece)
-                listed = piece.replace(b"\n", b",")  # JSON escapes the line breaks of texts
+                listed = piece.replace(b"\n", b",")  # JSON escapes line breaks inside strings
                 yield listed if left else listed[:-1]
             yield b"]}"
 
@@ -184,8 +184,8 @@ class _Spooled(Streamed):
         self._spool = spool
 
     def to_asgi_response(self, *_: Any, **__: Any) -> Any:  # noqa: ANN401 - Litestar's signature
-        """Return what sends it."""
-        answer: Any = super().to_asgi_response()  # what Litestar's is typed as cannot be called
+        """Return the ASGI application that sends the answer."""
+        answer: Any = super().to_asgi_response()  # Litestar's type is not callable
 
         async def send_all(scope: Scope, receive: Receive, send: Send) -> None:
             try:

@@ -1,4 +1,4 @@
-"""A call that sends a line of JSON for each value: read, sent and answered in order, while more arrive."""
+"""Send values from lines of JSON: lines are read, sent and answered in order, while more arrive."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
@@ -16,18 +16,18 @@ from apps.producer.publishing.values import BadRecords, check_fields, read_line,
 from contracts.stream import Stream
 
 TIMES_AS_LONG = 6
-"""How much longer than its record a line may be: a letter that JSON spells out (`\\u0041`) has six bytes for one."""
+"""How many times longer than its record a line may be: an escaped letter (`\\u0041`) takes six bytes instead of one."""
 TIMES_IN_MEMORY = 6
-"""Memory of a body while it is processed, as a multiple of its size, as measured."""
+"""Memory that a body takes while it is processed, as a multiple of its size (measured)."""
 MAX_LINES = 640
-"""Lines read at a time: as many as the shortest records fill 64 KiB with. Lines that are none may have a byte each."""
+"""Lines read at a time: 64 KiB of the shortest records have as many. Invalid lines may be as short as a byte."""
 BAD_LINE_BYTES = 400
-"""Bytes that the answer to a bad line takes of memory until it is sent, about."""
+"""Approximate bytes of memory that the answer to a bad line takes until it is sent."""
 
 
 @dataclass
 class Chunk:
-    """Lines that are sent together: their records, and the answers in order; None where a record's receipt goes."""
+    """Lines that are sent together: their records, and an answer per line; None stands for the receipt of a record."""
 
     keys: list[bytes] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
@@ -39,8 +39,8 @@ async def send_lines(
 ) -> AsyncGenerator[list[Receipt | BadLine], None]:
     """Read values from lines of JSON, and yield the result of each line, in order, while reading on.
 
-    Lines that arrived together are sent together. Empty lines are skipped. Raises the errors of `body`, once all lines
-    before are answered; an unfinished line is not sent.
+    Lines that arrived together are sent together. Empty lines are skipped. Raises the errors of `body` after all
+    earlier lines are answered; an unfinished line is not sent. Raises `Busy` when `share` has no room for the answers.
     """
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, list[Receipt | BadLine]]]:
@@ -48,7 +48,7 @@ async def send_lines(
         async for ended in split_lines(body, TIMES_AS_LONG * publisher.largest_record, share):
             for start in range(0, len(ended), MAX_LINES):
                 if start:
-                    await asyncio.sleep(0)  # a compressed body may hold a million lines, and others run too
+                    await asyncio.sleep(0)  # a compressed body may hold a million lines; let other tasks run
                 lines = ended[start : start + MAX_LINES]
                 chunk = read_lines(stream, lines, number + 1, publisher.largest_record)
                 if not share.take(_bad_lines_weight(chunk.answers)):
@@ -77,13 +77,13 @@ def read_lines(stream: Stream[Any], lines: Sequence[bytes | None], first: int, l
 def _read_lines(
     stream: Stream[Any], lines: Sequence[bytes | None], first: int, largest: int, *, look_twice: bool = False
 ) -> tuple[Chunk, list[bytes]]:
-    """Return a chunk and its valid lines. Repeated fields are only noticed with `look_twice`."""
+    """Return a chunk and its valid lines. Repeated fields are detected only with `look_twice`."""
     chunk = Chunk()
     taken: list[bytes] = []
     for number, line in enumerate(lines, first):
         try:
             if line is None:
-                raise BadRecords("$", f"the line is far longer than a record, of which {largest} bytes are taken")  # noqa: TRY301
+                raise BadRecords("$", f"the line is too long: a record may have {largest} bytes")  # noqa: TRY301 - a message of its own
             if line.strip():
                 (key,), (value,) = to_records(stream, [read_line(stream, line)], largest, "$")
                 if look_twice:
@@ -116,11 +116,11 @@ async def _send_chunk(publisher: Publisher, chunk: Chunk, share: Share) -> list[
 async def split_lines(
     body: AsyncIterator[bytes], longest: int, share: Share
 ) -> AsyncGenerator[list[bytes | None], None]:
-    """Yield the lines that each piece of the body completes; None is a line longer than `longest` bytes.
+    """Yield the lines that each piece of the body completes; None stands for a line longer than `longest` bytes.
 
-    Raises `Busy` when there is no room to keep a long unfinished line.
+    Raises `Busy` when `share` has no room for a long unfinished line.
     """
-    rest, too_long = bytearray(), False  # it grows in place: a long line may come in very many pieces
+    rest, too_long = bytearray(), False  # grows in place: a long line may come in many pieces
     async for piece in body:
         *ended, last = piece.split(b"\n")
         if ended:

@@ -1,6 +1,6 @@
-"""Writes records to a topic: keyed, in batches, each with what became of it.
+"""Write records to a topic: by key, in batches, with a result for each record.
 
-A call's records are spread over the lanes of their partitions by key, and its `Delivery` collects what becomes of them.
+The records of a call go to the lanes of their partitions by key. The call's `Delivery` collects the results.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from contracts.partitioning import partitions_of
 
 
 class Busy(Exception):
-    """Too many records wait for their acknowledgement; try again after `retry_after` s."""
+    """The producer is overloaded or throttled by a quota; retry after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: int = 2) -> None:
         super().__init__(message)
@@ -34,10 +34,10 @@ class OutOfReach(Exception):
 
 
 class Publisher:
-    """Publishes to one topic, as many partitions as it has now.
+    """Publishes to one topic, to all partitions that it has now.
 
-    `outcomes` counts the records of the calls that are done by what became of them. `in_flight` are the bytes of keys
-    and values of the calls not yet done. `ending` is set when the service is about to end.
+    `outcomes` counts the records of finished calls by outcome. `in_flight` is the bytes of keys and values of
+    unfinished calls. `ending` is set when the shutdown begins.
     """
 
     def __init__(self, route: Route, background: Background, traces: Traces) -> None:
@@ -55,7 +55,7 @@ class Publisher:
 
     @property
     def largest_record(self) -> int:
-        """Bytes of key and value together that one record may have."""
+        """Most bytes of key and value together that one record may have."""
         return self.route.largest_batch - BATCH_OVERHEAD_BYTES - RECORD_OVERHEAD_BYTES - self._traces.header_bytes
 
     @property
@@ -64,16 +64,16 @@ class Publisher:
         return sum(delivery.unsettled for delivery in self._open)
 
     def recent_refusal(self) -> str | None:
-        """Return why Kafka refused the last records of a partition, within 30 s; None when it accepted them."""
+        """Return why Kafka refused records in the last 30 s; None if there were none, or later ones were accepted."""
         why = self.route.refusals.newest()
         return why and f"the last records were refused by {self.route.topic}: {why}"
 
     async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
-        """Write records, and return the result of each: within 10 s.
+        """Write records, and return the result of each within 10 s.
 
-        `keys[i]` belongs to `values[i]`; each record must fit `largest_record`. Calls that are started one after the
-        other keep their order. With nothing sent, raises `Busy` when 48 MiB wait for their acknowledgement, or when a
-        quota delays records for more than 2 s, and `OutOfReach` when there is no connection within 1.5 s.
+        `keys[i]` belongs to `values[i]`; no record may exceed `largest_record`. Calls keep the order in which they
+        start. Raises `Busy` if 48 MiB are in flight, or a quota delays records for more than 2 s. Raises `OutOfReach`
+        without a connection within 1.5 s. Then nothing was sent. These are the defaults of `Limits`.
         """
         try:
             delivery = await self._admit(keys, values)
@@ -86,7 +86,7 @@ class Publisher:
             with self._traces.publishing(self.route.topic, len(keys)):
                 await self._deliver(delivery)
         except asyncio.CancelledError:
-            delivery.give_up("the call was broken off")  # what still waits must not be sent without its room
+            delivery.give_up("the call was cancelled")  # waiting records must not be sent after their bytes are freed
             raise
         finally:
             self._open.remove(delivery)
@@ -131,11 +131,11 @@ class Publisher:
             if throttling := connection.journal.throttling():
                 error = f"{error}: {throttling}"
             for broker in delivery.give_up(error):
-                # an idempotent producer would retry that batch for ever, and all that follows would wait behind it
+                # an idempotent producer would retry that batch for ever, and delay all later ones
                 connection.replace(broker, f"the last records to {self.route.topic} were {error}")
 
     async def give_up_at(self, ending: asyncio.Event) -> None:
-        """When the service is ending, wait another second for acknowledgements; then answer with what is known."""
+        """At shutdown, wait `last_chance_s` for acknowledgements; then settle the rest as it is known."""
         await ending.wait()
         self.ending.set()
         await asyncio.sleep(self.route.limits.last_chance_s)

@@ -1,4 +1,4 @@
-"""The receipt of each record: its place on the topic, or why it may not have been written."""
+"""Receipts: the place of each record on the topic, or the error and what is known of the record."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,11 +9,11 @@ Outcome = Literal["not_written", "unknown"]
 
 
 class Receipt(msgspec.Struct, omit_defaults=True):
-    """What became of one record.
+    """The result of one record; `id` is its key as text.
 
-    A record that was acknowledged has `partition`, `offset` and `timestamp` (milliseconds since 1970 UTC); `offset` is
-    missing in memory (`TestKafkaBroker`), and in the rare case that the broker acknowledged a retry whose offset it had
-    forgotten. Any other has `error`, and its `outcome`: `not_written` (never handed to the client, or refused at its
+    An acknowledged record has `partition`, `offset` and `timestamp` (milliseconds since 1970 UTC). `offset` is missing
+    in memory (`TestKafkaBroker`), and in the rare case that the broker acknowledged a retry whose offset it no longer
+    knew. Any other record has `error` and an `outcome`: `not_written` (never handed to the client, or refused at the
     first attempt) or `unknown` (it may have been written, or may still be).
     """
 
@@ -33,7 +33,7 @@ class Answer(msgspec.Struct):
 
 
 class BadLine(msgspec.Struct):
-    """A line that is no record: its number from 1, and what is wrong with it. Nothing of it was written."""
+    """An invalid line: its number, counted from 1, and what is wrong with it. Nothing of it was written."""
 
     line: int
     error: str
@@ -41,10 +41,10 @@ class BadLine(msgspec.Struct):
 
 
 def ids_of(keys: Sequence[bytes]) -> list[str]:
-    """Return the ids of receipts: the keys, as text."""
+    """Return the ids of receipts: the keys as text."""
     return [key.decode() for key in keys]
 
 
 def unwritten(keys: Sequence[bytes], error: Exception) -> list[Receipt]:
-    """Return receipts of records that were not written for one reason."""
+    """Return receipts of records that were not written because of one error."""
     return [Receipt(record_id, error=str(error), outcome="not_written") for record_id in ids_of(keys)]

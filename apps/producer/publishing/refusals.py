@@ -1,4 +1,4 @@
-"""Batches that Kafka refused: which errors say so, and how long that counts."""
+"""Remember the batches that Kafka refused: health reports them for a while."""
 
 import time
 
@@ -19,9 +19,9 @@ REFUSALS = (
     errors.UnknownProducerId,
     errors.UnsupportedForMessageFormatError,
 )
-"""Answers of a broker that has not written the batch."""
+"""Errors with which a broker answers that it has not written the batch."""
 INVALID_RECORD = NEWER_ERRORS[87][0]
-"""The name of an error that aiokafka does not know: the topic's settings do not allow a record."""
+"""The name of an error that aiokafka does not define: the topic's settings do not allow a record."""
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -30,7 +30,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 class Refusals:
-    """The last refusal of each partition, for `recent_s` seconds, unless records are accepted again before."""
+    """The last refusal of each partition. It counts for `recent_s` seconds, or until records are accepted again."""
 
     def __init__(self, recent_s: float = 30.0) -> None:
         self.recent_s = recent_s
@@ -45,6 +45,6 @@ class Refusals:
         self._by_partition.pop(partition, None)
 
     def newest(self) -> str | None:
-        """Return why the newest refused batch was refused; None without a recent refusal."""
+        """Return why the newest recently refused batch was refused, or None."""
         at, why = max(self._by_partition.values(), default=(0.0, ""))
         return why if why and time.monotonic() - at < self.recent_s else None

@@ -1,7 +1,7 @@
-"""Hands a batch of records to Kafka, in one of two ways that share the type `Send`.
+"""Hand a batch of records to Kafka in one of two ways, both of the type `Send`.
 
 `publish` uses the publisher that is declared on the FastStream broker. `accelerated` uses the batch of the broker's own
-client, which saves 2 µs a record. Records with headers and tombstones always take the second way, because FastStream
+client, which saves 2 µs per record. Records with headers and tombstones always take the second way, because FastStream
 does not write them byte for byte.
 """
 
@@ -20,18 +20,21 @@ from apps.chassis.internals.client_parts import producer_of
 log = logging.getLogger(__name__)
 
 Send = Callable[[KafkaBroker, int, int, Records, Mapping[str, str] | None], Awaitable[Acknowledgement | None]]
-"""Sends a batch to a partition, with a timestamp in ms and the headers of all its records.
+"""Send a batch to a partition, with a timestamp (ms since 1970 UTC) and headers for all its records.
 
-Returns a future with the place of the first record. Returns None on a `TestKafkaBroker`, whose subscribers have the
-records by then: a batch in memory has no offsets. Raises, with nothing sent, when the broker is closed or the records
-do not fit into a batch.
+Returns a future of the offset and timestamp of the first record. Returns None on a `TestKafkaBroker`, where batches
+have no offsets; its subscribers then have the records. Raises when nothing was sent, because the broker is closed or
+the records do not fit into a batch.
 """
 
 
 def choose_transport(setting: str, registry: CollectorRegistry) -> Send:
-    """Return the faster transport, or FastStream's with `ACCELERATORS=off` or an unexpected client; report which."""
+    """Return the faster transport, or FastStream's with `ACCELERATORS=off` or an unexpected client.
+
+    The choice is logged and reported as the metric `accelerators_active`.
+    """
     active = Gauge(
-        "accelerators_active", "Accelerators in use (1) or given up (0).", ["accelerator"], registry=registry
+        "accelerators_active", "Whether an accelerator is used (1) or not (0).", ["accelerator"], registry=registry
     )
     given_up = None if setting == "on" else "ACCELERATORS is off"
     try:
@@ -40,14 +43,14 @@ def choose_transport(setting: str, registry: CollectorRegistry) -> Send:
         given_up = given_up or str(error)
     active.labels("client_batch").set(0 if given_up else 1)
     if given_up:
-        log.warning("accelerator client_batch is given up, records are published by FastStream: %s", given_up)
+        log.warning("accelerator client_batch is not used, FastStream publishes the records: %s", given_up)
     return publish if given_up else accelerated
 
 
 async def publish(
     broker: KafkaBroker, partition: int, timestamp_ms: int, records: Records, headers: Mapping[str, str] | None
 ) -> Acknowledgement | None:
-    """Send a batch with FastStream's publisher; see `Send`."""
+    """Send a batch by FastStream's publisher; see `Send`."""
     publisher = publisher_of(broker)
     if headers or any(value is None for _, value in records):
         return await send_client_batch(broker, publisher.topic, partition, timestamp_ms, records, headers)
@@ -58,7 +61,7 @@ async def publish(
 async def accelerated(
     broker: KafkaBroker, partition: int, timestamp_ms: int, records: Records, headers: Mapping[str, str] | None
 ) -> Acknowledgement | None:
-    """Send a batch with the client's own; see `Send`. A `TestKafkaBroker` has no client: FastStream publishes."""
+    """Send a batch by the client's own batches; see `Send`. FastStream publishes on a `TestKafkaBroker`."""
     if producer_of(broker) is None:
         return await publish(broker, partition, timestamp_ms, records, headers)
     topic = publisher_of(broker).topic
@@ -66,7 +69,7 @@ async def accelerated(
 
 
 def publisher_of(broker: KafkaBroker) -> BatchPublisher:
-    """Return the one publisher that is declared on a broker."""
+    """Return the only publisher of a broker."""
     (publisher,) = broker.publishers
     assert isinstance(publisher, BatchPublisher)  # noqa: S101 - declared with `batch=True`
     return publisher

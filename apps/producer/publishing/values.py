@@ -1,4 +1,4 @@
-"""From the JSON of a caller to values, and from values to records. Knows neither HTTP nor Kafka."""
+"""Decode a caller's JSON to values, and encode values as records. Knows neither HTTP nor Kafka."""
 
 from codecs import BOM_UTF8
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class BadRecords(ValueError):
-    """A body does not hold records; `path` is the place in it (`$` is all of it), the message says what is wrong."""
+    """A body is not valid; `path` is the JSON path of the fault (`$` is the whole body)."""
 
     def __init__(self, path: str, detail: str) -> None:
         super().__init__(detail)
@@ -21,7 +21,7 @@ class BadRecords(ValueError):
 
 
 def read_values(stream: Stream[T], body: bytes) -> list[T]:
-    """Return the values of a JSON body: one, or a list. Raises `BadRecords` for the first place that is wrong."""
+    """Return the values of a JSON body: one value, or a list. Raises `BadRecords` for the first fault."""
     values = _decode(stream, body)
     if count_quotes(body) != fewest_quotes(stream.strict_type) * len(values):
         check_fields(stream, body)
@@ -29,9 +29,9 @@ def read_values(stream: Stream[T], body: bytes) -> list[T]:
 
 
 def read_line(stream: Stream[T], line: bytes) -> T:
-    """Return the value of one line. Raises `BadRecords`, also for a list.
+    """Return the value of one line. Raises `BadRecords`, even for a list.
 
-    A byte order mark is skipped: concatenated files have them in the middle.
+    A byte order mark is skipped, because concatenated files have them in the middle.
     """
     line = line.removeprefix(BOM_UTF8)
     if is_list(line):
@@ -52,11 +52,11 @@ def _decode(stream: Stream[T], body: bytes) -> list[T]:
 
 
 def check_fields(stream: Stream[Any], body: bytes) -> None:
-    """Raise `BadRecords` for the first repeated field, which no decoder reports."""
+    """Raise `BadRecords` for the first repeated field, which the decoder does not report."""
     several = is_list(body)
     texts = msgspec.json.decode(body, type=list[msgspec.Raw]) if several else [body.removeprefix(BOM_UTF8)]
     for index, text in enumerate(map(bytes, texts)):
-        if count_quotes(text) == fewest_quotes(stream.strict_type):  # ten times as fast as the look for its names
+        if count_quotes(text) == fewest_quotes(stream.strict_type):  # ten times as fast as reading the names
             continue
         try:
             check_names(text)
@@ -65,7 +65,7 @@ def check_fields(stream: Stream[Any], body: bytes) -> None:
 
 
 def is_list(body: bytes) -> bool:
-    """Return whether a JSON body is a list, if it is anything."""
+    """Return whether a JSON body begins like a list."""
     return body.lstrip(b" \t\r\n")[:1] == b"["
 
 
@@ -74,11 +74,11 @@ def to_records(
 ) -> tuple[list[bytes], list[bytes]]:
     """Return keys and encoded values.
 
-    Raises `BadRecords` for the first record that is larger than `largest` bytes; `where` makes the path of its index.
+    Raises `BadRecords` for the first record larger than `largest` bytes; `where` is a template for its JSON path.
     """
     keys, encoded = stream.keys_of(values), list(map(encode, values))
     for index, (key, value) in enumerate(zip(keys, encoded, strict=True)):
         if len(key) + len(value) > largest:
             size = len(key) + len(value)
-            raise BadRecords(where.format(index), f"the record has {size} bytes; {largest} are taken")
+            raise BadRecords(where.format(index), f"the record has {size} bytes, expected at most {largest}")
     return keys, encoded

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from copies import copy_with, size_of
 from services import ROOT
 
@@ -22,7 +21,6 @@ def test_it_takes_at_most_four_files_and_a_hundred_and_twenty_lines() -> None:
     assert lines <= MOST_LINES
 
 
-@pytest.mark.alone
 def test_the_project_then_passes_its_own_checks(tmp_path: Path) -> None:
     project = copy_with(HOW_TO, tmp_path)
     if (known := ROOT / ".mypy_cache").exists():  # of the libraries, which take mypy a minute

@@ -5,6 +5,7 @@ What it found, or that nothing was audited, is printed and written to dist/audit
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -66,7 +67,7 @@ def ask() -> Report | str:
         return (asked.stderr.strip().splitlines() or ["no answer"])[-1]
 
 
-def main() -> None:
+def main(ask: Callable[[], Report | str] = ask, result: Path = RESULT) -> None:
     """End with 0 when nothing is known, 1 when something is, 3 when not all could be asked about."""
     answer = ask()
     status, lines = (
@@ -75,8 +76,8 @@ def main() -> None:
         else verdict(answer)
     )
     print(*lines, sep="\n")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text("\n".join(lines) + "\n")
+    result.parent.mkdir(exist_ok=True)
+    result.write_text("\n".join(lines) + "\n")
     sys.exit(status)
 
 

@@ -8,6 +8,7 @@ nothing of the old version is left, no service and no record.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,21 @@ def schema_of(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - a type, or a union
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
 
 
-def file_of(stream: Stream[Any]) -> Path:
+def file_of(stream: Stream[Any], folder: Path = FOLDER) -> Path:
     """Return the file that keeps a stream's schema."""
-    return FOLDER / f"{stream.name}.schema.json"
+    return folder / f"{stream.name}.schema.json"
 
 
-def main() -> int:
+def main(
+    arguments: Sequence[str] | None = None, streams: Sequence[Stream[Any]] = STREAMS, folder: Path = FOLDER
+) -> int:
     """Write the files, and return the exit status."""
     parser = argparse.ArgumentParser(description="Write the JSON schema of what stands on each topic.")
     parser.add_argument("--break", action="store_true", dest="breaking", help="also when it is not compatible")
-    breaking = parser.parse_args().breaking
+    breaking = parser.parse_args(arguments).breaking
     status = 0
-    for stream in STREAMS:
-        file, new = file_of(stream), schema_of(stream.record_type)
+    for stream in streams:
+        file, new = file_of(stream, folder), schema_of(stream.record_type)
         wrong = incompatibilities(json.loads(file.read_text()), new) if file.exists() else []
         if wrong and not breaking:
             print(f"{file.name} is left as it was:", *wrong, sep="\n", file=sys.stderr)

@@ -303,25 +303,6 @@ def test_a_consumer_killed_in_the_middle_of_100000_records_loses_none(own: Pipel
     assert sum(times.values()) <= 100_000 + 2 * MOST_IN_A_BATCH, "only what was in hand comes again"
 
 
-def test_a_failing_handler_loses_nothing_and_dead_letters_nobody(own: Pipeline, tmp_path: Path) -> None:
-    own.create_topic(1)
-    ledger = tmp_path / "missing" / "ledger"
-    events = [event() for _ in range(20)]
-    own.write([Raw(value_of(one), one["id"].encode()) for one in events] + [Raw(b"bad", b"k")])
-    with own.recording_consumer(ledger) as consumer:
-        wait_until(
-            lambda: consumer.answers("/health-check", 503) and "failed" in consumer.http.get("/health-check").text
-        )
-        assert consumer.status()["messages_consumed_count"] == 0
-        assert own.committed() <= 0
-        assert own.records(own.dead_letter_topic) == []
-        ledger.parent.mkdir()
-        consumer.until_consumed(21)
-        assert consumer.answers("/health-check", 200)
-        assert sorted(handled(ledger)) == sorted(one["id"] for one in events), "each of them once"
-    assert len(own.records(own.dead_letter_topic)) == 1
-
-
 def test_a_batch_that_comes_damaged_is_read_again_and_nothing_that_was_read_with_it_is_left_out(
     own: Pipeline, tmp_path: Path
 ) -> None:

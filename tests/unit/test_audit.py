@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import audit
-from tools.audit import CLEAN, FOUND, NOT_RUN, Advisory, Package, Report, verdict
+from tools.audit import CLEAN, FOUND, NOT_RUN, Advisory, Package, Report, main, verdict
 
 GOOD = Package("msgspec", "0.22.0")
 BAD = Package("numpy", "2.4.0", [Advisory("PYSEC-1", ["2.4.1", "2.5"]), Advisory("PYSEC-2")])
@@ -35,13 +34,12 @@ def test_a_package_that_could_not_be_asked_about_does_not_pass_for_a_clean_one()
 
 
 def test_where_no_database_is_reached_the_printed_lines_and_the_file_say_that_nothing_was_audited(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(audit, "RESULT", tmp_path / "dist" / "audit.txt")
-    monkeypatch.setattr(audit, "ask", lambda: "no route to host")
+    result = tmp_path / "dist" / "audit.txt"
     with pytest.raises(SystemExit) as ended:
-        audit.main()
-    told = (tmp_path / "dist" / "audit.txt").read_text()
+        main(lambda: "no route to host", result)
+    told = result.read_text()
     assert (ended.value.code, told) == (NOT_RUN, capsys.readouterr().out)
     assert told == "THE AUDIT WAS NOT RUN, nothing was audited: no route to host\n"
 

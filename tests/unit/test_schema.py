@@ -13,9 +13,8 @@ from polyfactory.factories.msgspec_factory import MsgspecFactory
 from contracts import STREAMS
 from contracts.stream import Stream
 from tests.event import Event
-from tools import schema
 from tools.compatibility import incompatibilities, unreadable
-from tools.schema import FOLDER, file_of, schema_of
+from tools.schema import FOLDER, file_of, main, schema_of
 
 BACKWARD = "the new version cannot read what the old one wrote"
 FORWARD = "the old version cannot read what the new one writes"
@@ -183,19 +182,16 @@ def test_what_is_said_to_be_readable_is_read_whatever_stands_in_it(writer: str, 
 
 
 def test_a_version_that_cannot_live_beside_the_old_one_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(schema, "FOLDER", tmp_path)
-    monkeypatch.setattr(schema, "STREAMS", [Stream("events", Event, key=lambda event: event.id)])
+    streams = [Stream("events", Event, key=lambda event: event.id)]
     file = tmp_path / "events.schema.json"
     old = json.dumps(schema_of(record(BEFORE)))
     file.write_text(old)
-    monkeypatch.setattr(sys, "argv", ["schema"])
-    assert schema.main() == 1
+    assert main([], streams, tmp_path) == 1
     assert file.read_text() == old
     assert f"$.text is required, and not written: {BACKWARD}" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["schema", "--break"])
-    assert schema.main() == 0
+    assert main(["--break"], streams, tmp_path) == 0
     assert json.loads(file.read_text()) == schema_of(Event)
 
 

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from apps.chassis.kafka import search
-from apps.chassis.kafka.search import Newest, Search, Wanted
+from apps.chassis.kafka.search import SEARCH_BYTES, Newest, Search, SearchLimits, Wanted, size_of
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from contracts.record import Record, latest_date
 
@@ -43,8 +42,8 @@ def end_of(topic: Topic) -> dict[int, int]:
     return {partition: max((r.offset for r in records), default=-1) + 1 for partition, records in topic.items()}
 
 
-def run(topic: Topic, before: Mapping[int, int], wanted: Wanted, limit: int) -> Newest:
-    looking = Search(dict.fromkeys(before, 0), before, wanted, limit)
+def run(topic: Topic, before: Mapping[int, int], wanted: Wanted, limit: int, **limits: int) -> Newest:
+    looking = Search(dict.fromkeys(before, 0), before, wanted, limit, SearchLimits(**limits))
     while pieces := looking.pieces():
         for partition, (start, stop) in pieces.items():
             if records := [record for record in topic[partition] if start <= record.offset < stop]:
@@ -53,11 +52,11 @@ def run(topic: Topic, before: Mapping[int, int], wanted: Wanted, limit: int) -> 
     return looking.newest()
 
 
-def pages(topic: Topic, wanted: Wanted, limit: int) -> list[Newest]:
-    found = [run(topic, end_of(topic), wanted, limit)]
+def pages(topic: Topic, wanted: Wanted, limit: int, **limits: int) -> list[Newest]:
+    found = [run(topic, end_of(topic), wanted, limit, **limits)]
     while (before := found[-1].before) is not None:
         assert len(found) < 500, "the search does not come to its end"
-        found.append(run(topic, before, wanted, limit))
+        found.append(run(topic, before, wanted, limit, **limits))
     return found
 
 
@@ -88,19 +87,14 @@ def test_page_by_page_every_wanted_record_comes_once_and_the_newest_first(
 def test_however_little_is_read_at_a_time_nothing_is_passed_over_or_comes_twice(
     topic: Topic, piece: int, most_scanned: int
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "MIN_PIECE_RECORDS", piece)
-        patch.setattr(search, "MAX_PIECE_RECORDS", piece)
-        patch.setattr(search, "SEARCH_RECORDS", most_scanned)
-        found = [record for page in pages(topic, is_wanted, 1) for record in page.records]
+    limits = {"records": most_scanned, "min_piece_records": piece, "max_piece_records": piece}
+    found = [record for page in pages(topic, is_wanted, 1, **limits) for record in page.records]
     assert_complete(found, topic, is_wanted)
 
 
 @given(topics, st.integers(2, 40))
 def test_however_large_records_are_nothing_is_passed_over_or_comes_twice(topic: Topic, most_bytes: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "SEARCH_BYTES", most_bytes)
-        found = [record for page in pages(topic, everything, 5) for record in page.records]
+    found = [record for page in pages(topic, everything, 5, bytes=most_bytes) for record in page.records]
     assert_complete(found, topic, everything)
 
 
@@ -116,7 +110,7 @@ def test_a_search_in_vain_stops_after_so_many_records_and_says_how_far_it_came()
 def test_what_is_held_of_large_records_is_bounded() -> None:
     topic = {number: [Stored(number, offset, value=bytes(2**20)) for offset in range(60)] for number in range(4)}
     found = run(topic, end_of(topic), everything, 1_000)
-    assert sum(map(search.size_of, found.records)) <= search.SEARCH_BYTES + 4 * 2**20
+    assert sum(map(size_of, found.records)) <= SEARCH_BYTES + 4 * 2**20
     assert found.records
     assert found.before is not None
 
@@ -157,11 +151,8 @@ def test_wherever_records_are_dated_ahead_each_comes_once_and_a_search_comes_to_
     ahead: list[bool], piece: int, limit: int
 ) -> None:
     topic = a_topic_dated([2**60 if one else 1_000 for one in ahead], [1_000, 2**60, 2_000])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "MIN_PIECE_RECORDS", piece)
-        patch.setattr(search, "MAX_PIECE_RECORDS", piece)
-        patch.setattr(search, "SEARCH_RECORDS", piece)
-        found = [record for page in pages(topic, everything, limit) for record in page.records]
+    limits = {"records": piece, "min_piece_records": piece, "max_piece_records": piece}
+    found = [record for page in pages(topic, everything, limit, **limits) for record in page.records]
     assert_complete(found, topic, everything)
 
 

@@ -14,15 +14,25 @@ from typing import NamedTuple
 
 from contracts.record import Record, latest_date, place_of
 
-SEARCH_RECORDS = 100_000
-"""Records after which a search returns what it has found; it may read one piece more."""
 SEARCH_BYTES = 16 * 1024 * 1024
 """Most bytes of keys and values that a search holds, apart from one record of each partition."""
-MIN_PIECE_RECORDS, MAX_PIECE_RECORDS = 100, 5_000
-"""Records that are read of a partition at a time (a piece): the number doubles as long as the records fit."""
 
 Wanted = Callable[[Record], bool]
 """Return whether a search looks for a record."""
+
+
+class SearchLimits(NamedTuple):
+    """How much one search reads."""
+
+    records: int = 100_000
+    """Records after which a search returns what it has found; it may read one piece more."""
+    bytes: int = SEARCH_BYTES
+    min_piece_records: int = 100
+    max_piece_records: int = 5_000
+    """Records that are read of a partition at a time (a piece): the number doubles as long as the records fit."""
+
+
+DEFAULT_LIMITS = SearchLimits()
 
 
 class Newest(NamedTuple):
@@ -120,26 +130,34 @@ class Search:
     Repeat until `pieces` returns nothing: read the pieces, pass the records to `take`, and call `settle`.
     """
 
-    def __init__(self, bottom: Mapping[int, int], before: Mapping[int, int], wanted: Wanted, limit: int) -> None:
+    def __init__(
+        self,
+        bottom: Mapping[int, int],
+        before: Mapping[int, int],
+        wanted: Wanted,
+        limit: int,
+        limits: SearchLimits = DEFAULT_LIMITS,
+    ) -> None:
         latest = latest_date()
+        self._limits = limits
         self._columns = {partition: _Column(bottom[partition], offset, latest) for partition, offset in before.items()}
-        self._share = SEARCH_BYTES // (2 * max(1, len(before)))
+        self._share = limits.bytes // (2 * max(1, len(before)))
         self._wanted = wanted
         self._limit = limit
-        self._size = max(limit, MIN_PIECE_RECORDS)
+        self._size = max(limit, limits.min_piece_records)
         self._scanned = 0
         self._reading: list[_Column] = []
 
     def pieces(self) -> dict[int, tuple[int, int]]:
         """Return what to read next, by partition: the first offset and the offset after the last."""
         pending = {partition: column for partition, column in self._columns.items() if column.pending}
-        if not pending or self._scanned >= SEARCH_RECORDS or self._is_full() or len(self._ready()) >= self._limit:
+        if not pending or self._scanned >= self._limits.records or self._is_full() or len(self._ready()) >= self._limit:
             return {}
         times = [column.time for column in pending.values()]
         middle = (min(times) + max(times)) / 2  # partitions that were read further back wait for the others
         next_ones = {partition: column for partition, column in pending.items() if column.time >= middle}
         self._reading = list(next_ones.values())
-        size, self._size = self._size, min(2 * self._size, MAX_PIECE_RECORDS)
+        size, self._size = self._size, min(2 * self._size, self._limits.max_piece_records)
         return {partition: column.begin(size) for partition, column in next_ones.items()}
 
     def take(self, records: Sequence[Record]) -> None:
@@ -182,7 +200,7 @@ class Search:
 
     def _is_full(self) -> bool:
         held = sum(column.held for column in self._columns.values())
-        return held >= SEARCH_BYTES // 2  # the other half is for the pieces being read
+        return held >= self._limits.bytes // 2  # the other half is for the pieces being read
 
 
 def size_of(record: Record) -> int:

@@ -8,7 +8,8 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError, UnknownError
 from memory import MemoryConsumer
-from test_pair import Order, Pair, pair
+from pair import Pair
+from test_pair import ORDERS, Order, shop
 
 pytestmark = pytest.mark.anyio
 
@@ -18,7 +19,7 @@ BEGINNING = {"to": "beginning"}
 async def consume(p: Pair, number: int) -> None:
     """Post an order, and wait until so many orders have been consumed."""
     await p.producer.post("/producers/orders", json={"order_id": "1", "amount_cents": number})
-    await p.until(messages_consumed_count=number, lag=0)
+    await p.until(ORDERS, messages_consumed_count=number, lag=0)
 
 
 @pytest.mark.parametrize(
@@ -31,14 +32,14 @@ async def test_consumption_goes_on_where_it_was_when_the_commit_of_a_seek_fails(
     async def refuse(_: MemoryConsumer, __: Mapping[TopicPartition, tuple[int, str]]) -> None:
         raise error
 
-    async with pair() as p:
+    async with shop() as (p, orders, _):
         await consume(p, 1)
         with monkeypatch.context() as refusing:
             refusing.setattr(MemoryConsumer, "commit", refuse)
             answer = await p.consumer.post("/consumers/seek?stream=orders", json=BEGINNING)
         assert answer.status_code == status
         await consume(p, 2)
-        assert p.orders == [Order("1", 1), Order("1", 2)]
+        assert orders == [Order("1", 1), Order("1", 2)]
 
 
 async def test_a_rebalance_waits_for_a_seek(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +58,7 @@ async def test_a_rebalance_waits_for_a_seek(monkeypatch: pytest.MonkeyPatch) -> 
         await commit(consumer, offsets)
         events.append("committed")
 
-    async with pair() as p:
+    async with shop() as (p, _, _):
         await consume(p, 1)
         revoking: list[asyncio.Task[None]] = []
         with monkeypatch.context() as rebalancing:
@@ -65,4 +66,4 @@ async def test_a_rebalance_waits_for_a_seek(monkeypatch: pytest.MonkeyPatch) -> 
             await p.consumer.post("/consumers/seek?stream=orders", json=BEGINNING)
             await asyncio.gather(*revoking)
         assert events == ["committed", "revoked"]
-        await p.until(messages_consumed_count=2, lag=0)
+        await p.until(ORDERS, messages_consumed_count=2, lag=0)

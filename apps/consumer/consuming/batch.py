@@ -128,7 +128,7 @@ class Batch(Generic[T]):
         self._name(record, Reject(reason))
 
     def named(self) -> Mapping[int, Exception]:
-        """Return the errors of the records that were named, by their place in the batch; the last one of each."""
+        """Return copies of the errors of the records that were named, by their place in the batch; the last of each."""
         return dict(sorted(self._named.items()))
 
     def _name(self, record: Received[T], error: Exception) -> None:

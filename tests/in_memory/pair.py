@@ -1,0 +1,64 @@
+"""Both services in one process, over Kafka in memory: for tests of handlers, from the HTTP call to the commit."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, cast
+
+from faststream.kafka import KafkaBroker, TestKafkaBroker
+from httpx import ASGITransport, AsyncClient
+from memory import Memory
+
+from apps.chassis.settings import Settings
+from apps.consumer.app import create_app as create_consumer
+from apps.consumer.consuming.batch import Handler
+from apps.consumer.consuming.policy import Policy, Retry
+from apps.producer.app import create_app as create_producer
+from contracts.stream import Stream
+
+IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, longest_backoff_s=0.01))
+"""Backoffs that no test feels."""
+
+
+class Pair(NamedTuple):
+    """Both services as a caller sees them, and a broker to publish records as another producer would."""
+
+    producer: AsyncClient
+    consumer: AsyncClient
+    broker: KafkaBroker
+
+    async def until(self, stream: Stream[Any], **expected: object) -> dict[str, Any]:
+        """Wait until the status of a stream has some values; return it. Raises `TimeoutError` after 5 s."""
+        return await self.until_status(stream, lambda status: expected.items() <= status.items())
+
+    async def until_status(self, stream: Stream[Any], is_reached: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """Wait until the status of a stream is as a condition says; return it. Raises `TimeoutError` after 5 s."""
+        async with asyncio.timeout(5):
+            while not is_reached(status := await self._status(stream)):  # noqa: ASYNC110 - no event tells of a status
+                await asyncio.sleep(0.001)
+        return status
+
+    async def _status(self, stream: Stream[Any]) -> dict[str, Any]:
+        status: dict[str, Any] = (await self.consumer.get("/consumers/status")).json()["streams"][stream.name]
+        return status
+
+
+@asynccontextmanager
+async def pair(handlers: Mapping[Stream[Any], Handler[Any]], memory: Memory | None = None) -> AsyncIterator[Pair]:
+    """Run both services with some streams and their handlers; `memory` is the Kafka between them."""
+    memory, settings, streams = memory or Memory(), Settings(), list(handlers)
+    policies = dict.fromkeys(streams, IMPATIENT)
+    producer = create_producer(settings, streams=streams, kafka=memory.kafka)
+    consumer = create_consumer(settings, streams=streams, handlers=handlers, policies=policies, kafka=memory.kafka)
+    async with (
+        TestKafkaBroker(*memory.brokers),
+        producer.lifespan(),
+        consumer.lifespan(),
+        _caller_of(producer) as posting,
+        _caller_of(consumer) as getting,
+    ):
+        yield Pair(posting, getting, memory.brokers[0])
+
+
+def _caller_of(app: object) -> AsyncClient:
+    return AsyncClient(transport=ASGITransport(cast("Any", app)), base_url="http://localhost")

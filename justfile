@@ -14,6 +14,11 @@ default:
 demo:
     @{{python}} -m tools.demo
 
+# Runs the demo with people kept in SQLite, exactly once: examples/sqlite.py.
+[no-exit-message]
+demo-database:
+    @{{python}} -m tools.demo_database
+
 # Runs the unit tests, the tests on a real Kafka and those in a browser.
 [no-exit-message]
 test *arguments:

@@ -46,8 +46,11 @@ class DemoFailed(Exception):
     """Why the demo ends early, in one line."""
 
 
-def main() -> None:
-    """Run the demo; ends with status 1 and one line when something is in its way."""
+def main(consumer: Sequence[str] = ("apps.consumer",), show_more: Callable[[], None] = lambda: None) -> None:
+    """Run the demo with a consumer, a module and its arguments; `show_more` is called after the records were consumed.
+
+    Ends with status 1 and one line when something is in its way.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tools").setLevel(logging.INFO)  # how far a download is
     end_at_signals("SIGTERM", "SIGHUP")
@@ -56,8 +59,10 @@ def main() -> None:
         settings = read_settings(os.environ)
         _refuse_taken("PRODUCER_PORT", settings.producer_port)
         _refuse_taken("CONSUMER_PORT", settings.consumer_port)
-        with _kafka(settings) as bootstrap_servers, _services(bootstrap_servers) as services:
+        with _kafka(settings) as bootstrap_servers, _services(bootstrap_servers, consumer) as services:
             _show(settings, services)
+            show_more()
+            print("\nCtrl-C ends all of it.", flush=True)
             while True:
                 _refuse_ended(services)
                 time.sleep(0.2)
@@ -95,14 +100,14 @@ def _kafka(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def _services(bootstrap_servers: str) -> Iterator[Services]:
+def _services(bootstrap_servers: str, consumer: Sequence[str]) -> Iterator[Services]:
     """Run both services, each in a session of its own: Ctrl-C is for the demo, which then ends them."""
     environment = with_local_page(os.environ) | {"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "LOG_LEVEL": "WARNING"}
     services: list[Attached] = []
     try:
-        for name in ("producer", "consumer"):
+        for name, module in {"producer": ("apps.producer",), "consumer": consumer}.items():
             print(f"Starting the {name} ...", flush=True)
-            services.append(Attached(f"apps.{name}", env=environment, start_new_session=True))
+            services.append(Attached(*module, env=environment, start_new_session=True))
         yield services
     finally:
         for service in services:
@@ -125,7 +130,6 @@ def _show(settings: Settings, services: Services) -> None:
     print(f"  producer   http://{host}:{producer}/schema\n  consumer   http://{host}:{consumer}/schema")
     first = settings.served(STREAMS)[0].name
     print(f"\nIn another terminal: uv run just create {first} 100, uv run just consumer-messages {first}.")
-    print("Ctrl-C ends all of it.")
 
 
 def _show_stream(stream: Stream[Any], call_producer: Call, call_consumer: Call, services: Services) -> None:

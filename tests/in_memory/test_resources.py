@@ -12,7 +12,11 @@ import pytest
 from faststream.kafka import KafkaBroker, TestKafkaBroker
 from httpx import ASGITransport, AsyncClient
 from memory import Memory
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from apps.chassis.observability.opentelemetry import OpenTelemetry
+from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
 from apps.consumer.app import create_app
 from apps.consumer.consuming.batch import Batch, Handler
@@ -67,10 +71,14 @@ class Consumer(NamedTuple):
 
 
 @asynccontextmanager
-async def consuming(open_handler: OpenHandler, memory: Memory | None = None, **own: Any) -> AsyncIterator[Consumer]:  # noqa: ANN401 - of `resource`
+async def consuming(
+    open_handler: OpenHandler, memory: Memory | None = None, traces: Traces | None = None
+) -> AsyncIterator[Consumer]:
     memory = memory or Memory()
-    handlers, policies = {ORDERS: resource(open_handler, **own)}, {ORDERS: IMPATIENT}
-    app = create_app(Settings(), streams=[ORDERS], handlers=handlers, policies=policies, kafka=memory.kafka)
+    handlers, policies = {ORDERS: resource(open_handler)}, {ORDERS: IMPATIENT}
+    app = create_app(
+        Settings(), streams=[ORDERS], handlers=handlers, policies=policies, kafka=memory.kafka, traces=traces
+    )
     async with (
         TestKafkaBroker(*memory.brokers),
         app.lifespan(),
@@ -210,6 +218,23 @@ async def test_what_cannot_be_opened_is_seen_and_costs_no_record() -> None:
     assert sorted(database.saved) == ["1", "2"]
 
 
+async def test_health_does_not_say_that_all_is_well_before_it_is_open() -> None:
+    database, may_open = Database(), asyncio.Event()
+
+    @asynccontextmanager
+    async def handler(settings: Settings) -> AsyncIterator[Handler[Order]]:
+        await may_open.wait()
+        async with database.handler(settings) as save:
+            yield save
+
+    async with consuming(handler) as consumer:
+        health = await consumer.http.get("/health-check")
+        assert health.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+        may_open.set()
+        await consumer.until(state="running")
+        assert (await consumer.http.get("/health-check")).status_code == HTTPStatus.OK
+
+
 async def test_a_suspect_is_not_taken_for_poison_because_the_resource_does_not_open_again() -> None:
     database = Database()
     database.poison = "1"
@@ -314,3 +339,22 @@ async def test_a_handler_publishes_to_another_stream_with_keys_headers_and_stric
         b"x": (of_x, b'{"order_id":"x","amount_cents":1}', headers),
         b"y": (of_y, b'{"order_id":"y","amount_cents":2}', headers),
     }
+
+
+async def test_what_a_handler_publishes_is_in_the_trace_of_its_record() -> None:
+    memory, trace = Memory(), "0af7651916cd43dd8448eb211c80319c"
+
+    @asynccontextmanager
+    async def handler(_: Settings, publish: Publish) -> AsyncIterator[Handler[Order]]:
+        async def bill(batch: Batch[Order]) -> None:
+            await publish(INVOICES, [Invoice(order.order_id, 1) for order in batch.values])
+
+        yield bill
+
+    traces = OpenTelemetry("consumer", SimpleSpanProcessor(InMemorySpanExporter()))
+    async with consuming(handler, memory, traces) as consumer:
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        await consumer.broker.publish({"order_id": "1"}, "orders", key=b"1", headers=headers)
+        await consumer.until(messages_consumed_count=1)
+    (invoice,) = (record for tp, records in memory.records.items() if tp.topic == "invoices" for record in records)
+    assert trace.encode() in (dict(invoice.headers)["traceparent"] or b"")

@@ -31,11 +31,14 @@ class TopicWriter:
         topic: str,
         cluster: Cluster,
         new_producer: Callable[..., AIOKafkaProducer] = AIOKafkaProducer,
+        *,
+        ack_timeout_s: float = ACK_TIMEOUT_S,
     ) -> None:
         self.topic = topic
         self._options = options
         self._cluster = cluster
         self._new_producer = new_producer
+        self._ack_timeout_s = ack_timeout_s
         self._producer: AIOKafkaProducer | None = None
         self._connecting = asyncio.Lock()
 
@@ -56,7 +59,7 @@ class TopicWriter:
         """
         producer: AIOKafkaProducer | None = None
         try:
-            async with asyncio.timeout(ACK_TIMEOUT_S):
+            async with asyncio.timeout(self._ack_timeout_s):
                 producer = await self._connected()
                 await self._write(producer, keys, values, headers)
         except BaseException:

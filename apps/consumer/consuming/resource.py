@@ -91,7 +91,7 @@ class HandlerResource:
         close_timeout_s: float = CLOSE_TIMEOUT_S,
         give_way_s: float = GIVE_WAY_S,
     ) -> None:
-        self.trouble: str | None = None
+        self.trouble = None if make is None else "the resource of the handler is being opened"
         self.error: str | None = None
         self._handle = handle
         self._make = make

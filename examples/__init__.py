@@ -1,0 +1,1 @@
+"""Handlers with a real database, run by tests."""

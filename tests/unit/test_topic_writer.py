@@ -1,0 +1,105 @@
+import asyncio
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+
+from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.topic_writer import TopicWriter
+from apps.chassis.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+class Topics(Cluster):
+    async def ensure_topics(self) -> None: ...
+
+
+class Batch:
+    """Holds two records."""
+
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+
+    def append(self, *, key: bytes, **_: object) -> bool | None:
+        if len(self.keys) == 2:
+            return None
+        self.keys.append(key)
+        return True
+
+
+class Producer:
+    """Answers each batch with what `answers` says; without an answer it waits for one."""
+
+    def __init__(self, answers: list[Exception | None]) -> None:
+        self.answers = answers
+        self.sent: list[list[bytes]] = []
+        self.is_stopped = False
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        self.is_stopped = True
+
+    async def partitions_for(self, _: str) -> set[int]:
+        return {0}
+
+    def create_batch(self) -> Batch:
+        return Batch()
+
+    async def send_batch(self, batch: Batch, _: str, *, partition: int) -> "asyncio.Future[None]":
+        assert partition == 0
+        self.sent.append(batch.keys)
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.answers:
+            error = self.answers.pop(0)
+            answer.set_exception(error) if error else answer.set_result(None)
+        return answer
+
+
+def writing(*producers: Producer, ack_timeout_s: float = 5) -> TopicWriter:
+    made = iter(producers)
+    options = client_options(Settings(), "consumer")
+
+    def new_producer(**_: Any) -> Producer:  # noqa: ANN401 - aiokafka's options
+        return next(made)
+
+    return TopicWriter(options, "events", Topics(options, []), new_producer, ack_timeout_s=ack_timeout_s)
+
+
+async def test_records_are_written_in_order_in_as_many_batches_as_they_need() -> None:
+    producer = Producer([None, None])
+    writer = writing(producer)
+    async with writer.open():
+        await writer.write([b"1", b"2", b"3"], [b"", b"", b""])
+    assert producer.sent == [[b"1", b"2"], [b"3"]]
+    assert producer.is_stopped
+
+
+async def test_a_batch_that_is_not_acknowledged_raises_and_the_next_write_takes_another_producer() -> None:
+    first, second = Producer([None, MessageSizeTooLargeError()]), Producer([None])
+    writer = writing(first, second)
+    with pytest.raises(KafkaError):
+        await writer.write([b"1", b"2", b"3"], [b"", b"", b""])
+    assert first.is_stopped, "its sequence numbers have a gap"
+    await writer.write([b"4"], [b""])
+    assert second.sent == [[b"4"]]
+
+
+async def test_a_write_returns_only_once_all_is_acknowledged_and_gives_up_after_its_time() -> None:
+    first, second = Producer([]), Producer([None])
+    writer = writing(first, second, ack_timeout_s=0.01)
+    with pytest.raises(TimeoutError):
+        await writer.write([b"1"], [b""])
+    assert first.is_stopped
+    await writer.write([b"1"], [b""])
+
+
+async def test_writes_that_fail_at_once_do_not_close_the_producer_of_a_later_one() -> None:
+    first, second = Producer([]), Producer([None])
+    writer = writing(first, second, ack_timeout_s=0.01)
+    failed = await asyncio.gather(*(writer.write([b"1"], [b""]) for _ in range(3)), return_exceptions=True)
+    assert [type(one) for one in failed] == [TimeoutError] * 3
+    await writer.write([b"2"], [b""])
+    assert not second.is_stopped

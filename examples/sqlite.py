@@ -25,7 +25,9 @@ PRUNE_EVERY_S = 3_600
 
 TABLES = """
 PRAGMA journal_mode = WAL;
-CREATE TABLE IF NOT EXISTS people (id TEXT PRIMARY KEY, name TEXT, city TEXT, at_partition INTEGER, at_offset INTEGER);
+PRAGMA cache_size = -65536;  -- 64 MiB
+CREATE TABLE IF NOT EXISTS people (id TEXT PRIMARY KEY, name TEXT, city TEXT, at_partition INTEGER, at_offset INTEGER)
+    WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cities (city TEXT PRIMARY KEY, records INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS origins (topic TEXT, at_partition INTEGER, at_offset INTEGER, handled_at INTEGER NOT NULL,
     PRIMARY KEY (topic, at_partition, at_offset)) WITHOUT ROWID;

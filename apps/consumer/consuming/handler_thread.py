@@ -37,7 +37,9 @@ def as_async(handler: Handler[Any]) -> Handle:
         try:
             result, error = await asyncio.shield(ended)
         except asyncio.CancelledError:
-            await asyncio.wait([ended])
+            while not ended.done():  # it may be cancelled again, for another reason
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([ended])
             raise
         if error is not None:
             raise error

@@ -292,7 +292,7 @@ async def test_of_records_that_kafka_deleted_while_they_were_retried_nothing_sta
 async def test_a_redelivery_finds_newer_records_behind_the_bad_ones_however_small_the_batches_are() -> None:
     handler = Handler(lambda event_id: int(event_id) < 60)
     stream = Stream(handler, policy(records=1))
-    stream.add(*numbered(range(61)))
+    stream.add(*numbered(range(66)))
     await stream.consume(turns=400)
     assert stream.lettered == numbered(range(60))
     assert stream.is_consumed

@@ -7,7 +7,7 @@ import pytest
 from samples import until
 from streams import Stream, numbered
 
-from apps.consumer.consuming.batch import Batch, Handler
+from apps.consumer.consuming.batch import Batch, Handler, Reject
 from apps.consumer.consuming.handler_thread import as_async
 from contracts.dead_letter import DeadLetter, sent_back
 from contracts.record import Place
@@ -208,9 +208,24 @@ async def test_a_plain_function_that_is_cancelled_counts_as_in_flight_until_it_r
     turn = asyncio.create_task(stream.turn())
     await until(lambda: bool(calls))
     stream.consumption.abandonment.ask("rebalance", 0.001)
+    stream.consumption.abandonment.ask("stop", 0.01)  # cancels it again
     await asyncio.sleep(0.05)  # the time that a second call would need to begin
     assert not turn.done()
     assert calls == [1]
+    assert "handler" in [thread.name for thread in threading.enumerate()]
     may_return.set()
     await turn
     assert stream.committed == {0: 0}, "an abandoned batch is redelivered"
+
+
+async def test_records_that_are_rejected_one_by_one_are_no_sign_of_an_outage() -> None:
+    async def handle(batch: Batch[Event]) -> None:
+        if len(batch) > 1:
+            raise Reject("one at a time, please")
+        for record in batch:
+            batch.reject(record, "nobody wants it")
+
+    stream = Stream(handle)
+    stream.add(*numbered(range(60)))
+    await stream.turn()
+    assert stream.lettered == numbered(range(60))

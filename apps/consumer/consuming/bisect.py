@@ -1,15 +1,18 @@
 """Isolate the failing records of one batch, and tell poison records from an outage of the handler.
 
-What fails is halved and what succeeds is doubled, until each failing record is alone: it is a suspect. Once another
-call succeeds, each suspect that failed before is retried a few times; if it fails again it is poison.
+What fails is halved and what succeeds grows, until each failing record is alone: it is a suspect. Once another
+call succeeds, each suspect that failed before is judged: it is retried a few times. If it fails again it is poison.
+While suspects succeed after all, the handler fails at random: a record is poison only after more judgements then.
 """
 
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Literal
 
 from apps.consumer.consuming.batch import NotTried, Reject
-from apps.consumer.consuming.findings import FailureWindow, Finding
+from apps.consumer.consuming.findings import FailureWindow, Finding, Recoveries
 from apps.consumer.consuming.handler_isolation import BrokenOff
 from apps.consumer.consuming.redrive_addressing import is_redriven
 from apps.consumer.consuming.retry import Attempts, CallResult
@@ -18,6 +21,12 @@ FAILURES_IN_A_ROW = 20
 """Consecutive failed calls after which a batch is not bisected further until the next backoff."""
 REJECTIONS_IN_A_ROW = 100
 """Consecutive rejected records, likewise: the dead-letter limit may halt the stream first."""
+GROWTH = 4
+"""How much larger the next chunk is after one that succeeded."""
+MOST_JUDGED_ONCE = 2
+"""Redelivered records that may be poison by one judgement: more of them may have met a single success in an outage."""
+JUDGEMENTS_OF_MANY = 5
+"""Judgements that a record needs while many records are failing: then a success may be luck in an outage."""
 LONGEST_BATCH_S = 300.0
 """Seconds after which a batch is redelivered, so that the consumer polls: far less than Kafka's poll timeout."""
 
@@ -33,6 +42,7 @@ class Trial:
         findings: Sequence[Finding],
         attempts: Attempts,
         window: FailureWindow,
+        recoveries: Recoveries,
         is_asked_to_stop: Callable[[], bool],
         *,
         retries: int,
@@ -43,10 +53,16 @@ class Trial:
         self.is_abandoned = False
         self._attempts = attempts
         self._window = window
+        self._recoveries = recoveries
+        self._is_redelivery = any(one.tries for one in findings)
         self._is_asked_to_stop = is_asked_to_stop
         self._retries = retries
         self._accept = accept
         self._failures_in_a_row = self._rejections_in_a_row = 0
+        self._tried = sum(one.state != "pending" for one in findings)
+        self._first_pending = 0
+        self._suspects = [one for one in findings if one.state == "suspect"]
+        self._poison: list[Finding] = []
         self._deadline = time.monotonic() + LONGEST_BATCH_S
         if accept:
             for one in findings:
@@ -61,10 +77,9 @@ class Trial:
                 await self._attempt(failed)  # many errors pass
             size = max(1, size // 2)
         await self._judge()
-        while not self._must_stop() and (ready := self.ready()):
-            chunk = ready[:size]
+        while not self._must_stop() and (chunk := self.ready(size)):
             result = await self._attempt(chunk)
-            size = 2 * len(chunk) if result.error is None else max(1, len(chunk) // 2)
+            size = GROWTH * len(chunk) if result.error is None else max(1, len(chunk) // 2)
             await self._judge()
 
     async def resume(self, *, outage: bool) -> None:
@@ -74,43 +89,58 @@ class Trial:
         if not has_news and not await self._probe():
             return
         if outage:  # it seems to be over, and says nothing about the records that failed in it
-            for one in self.findings:
-                if one.state == "suspect":
-                    one.state, one.position = "pending", None
+            for one in self._suspects:
+                one.state, one.position, one.judged = "pending", None, 0
+            self._tried -= len(self._suspects)
+            self._suspects = []
         await self.bisect()
 
-    def ready(self) -> list[Finding]:
-        """Return the pending records, without those behind a suspect of their key."""
-        ready, waiting = [], set()
-        for one in self.findings:
-            if one.state == "suspect":
-                waiting.add(one.key)
-            elif one.state == "pending" and (not waiting or one.key not in waiting):
-                ready.append(one)
-        return ready
+    def ready(self, most: int = 1) -> list[Finding]:
+        """Return the first pending records, `most` of them, without those behind a suspect of their key."""
+        waiting = {one.key for one in self._suspects}
+        findings, first = self.findings, self._first_pending
+        while first < len(findings) and findings[first].state != "pending":
+            first += 1
+        self._first_pending = first
+        rest = (findings[index] for index in range(first, len(findings)))
+        return list(islice((one for one in rest if one.state == "pending" and one.key not in waiting), most))
 
     def is_outage(self) -> bool:
         """Return whether so many records fail that the handler must be at fault."""
-        failing = [
-            one.position for one in self.findings if one.state in {"suspect", "poison"} and one.position is not None
-        ]
+        failing = self._failing()
         return bool(failing) and self._window.is_exceeded(failing, self._position())
 
-    def doubt(self, *, outage: bool) -> None:
-        """Suspect poison again when the handler may have failed since: no success followed while records are undecided.
+    def _failing(self) -> list[int]:
+        """Return the positions of failing records, except those that are expected to fail."""
+        return [one.position for one in (*self._suspects, *self._poison) if one.position is not None]
 
-        In an outage, or with untried records left, all poison is suspected.
+    def doubt(self, *, outage: bool) -> None:
+        """Suspect poison again when the handler may have failed too.
+
+        That is so in an outage, with untried records left, and while it must be judged more often. Of poison that no
+        success followed, it is so while records are undecided, and for more than two redelivered ones judged once.
         """
-        everything = outage or bool(self.ready())
-        if everything or any(one.is_undecided for one in self.findings):
-            for one in self.findings:
-                if one.state == "poison" and (everything or one.successes == self._attempts.successes):
-                    one.state = "suspect"
+        poison = [one for one in self.findings if one.state == "poison"]  # of earlier trials too
+        everything, needed = outage or bool(self.ready()), self._judgements_needed()
+        for one in poison:
+            if everything or one.judged < needed:
+                one.state = "suspect"
+        last = [one for one in poison if one.successes == self._attempts.successes]
+        is_undecided = any(one.is_undecided for one in self.findings)
+        for one in last:
+            if is_undecided or (self._is_redelivery and len(last) > MOST_JUDGED_ONCE and one.judged == needed):
+                one.state = "suspect"
+
+    def _judgements_needed(self) -> int:
+        """Return how often a record must be judged: more often when suspects recover, or many records are failing."""
+        needed = self._recoveries.judgements_needed(self._attempts.successes)
+        are_many = self._window.are_many(self._failing(), self._position())
+        return max(needed, JUDGEMENTS_OF_MANY) if are_many else needed
 
     async def _judge(self) -> None:
         """Retry suspects that failed before the last success, in the order of each key; failing again makes poison."""
         undecided: set[object] = set()
-        for one in [one for one in self.findings if one.state == "suspect"]:
+        for one in self._suspects.copy():
             if one.key not in undecided and (self._accept or one.successes < self._attempts.successes):
                 if self._must_stop():
                     return
@@ -123,7 +153,11 @@ class Trial:
             await self._attempt([suspect])
             if suspect.state != "suspect" or self.is_abandoned or self._is_asked_to_stop():
                 return
-        suspect.state = "poison"
+        suspect.judged += 1
+        if self._accept or suspect.judged >= self._judgements_needed():
+            suspect.state = "poison"
+            self._suspects.remove(suspect)
+            self._poison.append(suspect)
 
     async def _probe(self) -> bool:
         """Try a suspect, the newest and another untried record alone, until the handler decides about one.
@@ -172,13 +206,16 @@ class Trial:
             one.tries += 1
         if error is None:
             for one in rest:
-                one.state = "done"
+                if one.state == "suspect":
+                    self._recoveries.note(one, self._attempts.successes)
+                self._decide(one, "done")
             if rest:
                 self.has_answered = True
                 self._failures_in_a_row = self._rejections_in_a_row = 0
         elif len(rest) == 1:
             self._conclude_alone(rest[0], error, self._position())
-        if not isinstance(error, Reject) and not (error is None and rest):
+        errors = result.named.values() if error is None else [error]
+        if not (error is None and rest) and not all(isinstance(one, Reject) for one in errors):
             # a suspect or redriven record is expected to fail: that says nothing about the handler
             self._failures_in_a_row += is_new
 
@@ -199,16 +236,27 @@ class Trial:
     def _conclude_alone(self, one: Finding, error: Exception, position: int) -> None:
         """Note an error that is of one record alone."""
         if isinstance(error, Reject):
-            one.state, one.error = "rejected", error
+            one.error = error
+            self._decide(one, "rejected")
             self.has_answered = True
             self._rejections_in_a_row += 1
             return
-        one.state, one.error, one.successes = "suspect", error, self._attempts.successes
+        one.error, one.successes = error, self._attempts.successes
+        if one.state != "suspect":
+            self._tried += one.state == "pending"
+            one.state = "suspect"
+            self._suspects.append(one)
         if one.position is None and not self._accept and not is_redriven(one.record):
             one.position = position
 
+    def _decide(self, one: Finding, state: Literal["done", "rejected"]) -> None:
+        self._tried += one.state == "pending"
+        if one.state == "suspect":
+            self._suspects.remove(one)
+        one.state = state
+
     def _position(self) -> int:
-        return self._window.seen + sum(one.state != "pending" for one in self.findings)
+        return self._window.seen + self._tried
 
     def _must_stop(self) -> bool:
         """Return whether to stop for now: the batch is abandoned, or the handler seems to be down."""

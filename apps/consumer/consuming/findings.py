@@ -1,5 +1,6 @@
 """Remember what was learned about the records of an unfinished batch, so that its redelivery repeats no work."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,15 +14,25 @@ Partition = tuple[str, int]
 
 MOST_RECORDS = 10_000
 """Most records that are remembered. Beyond that the first ones are forgotten, and handled or isolated again."""
+MANY_RECORDS, MANY_RATIO = 10, 0.25
+"""Failing records, and their share of the last ones, above which a record is judged more often."""
+MOST_RECOVERIES = 100
+"""Most recoveries of suspects that are counted."""
+FIRST_CALLS = 2
+"""Calls with a record that follow each other at once: its first one, and the retry of what failed then."""
+RECENT_SUCCESSES = 100
+"""Successful handler calls after which a recovery no longer counts."""
+UNLIKELY = 1e-4
+"""The share of good records that may be judged as poison by a handler that fails at random."""
 
 
 @dataclass(slots=True, eq=False)
 class Finding:
     """What is known about a record.
 
-    It is a suspect when it failed alone, and poison when it failed again after another call succeeded. `successes` is
-    the number of successful handler calls before its last failure. `position` counts the records of the stream up to
-    its first failure; None when it does not count towards an outage.
+    It is a suspect when it failed alone, and poison when it failed again after another call succeeded: `judged` counts
+    how often it did. `successes` is the number of successful handler calls before its last failure. `position` counts
+    the records of the stream up to its first failure; None when it does not count towards an outage.
     """
 
     record: Record
@@ -29,6 +40,7 @@ class Finding:
     error: Exception | None = None
     tries: int = 0
     successes: int = 0
+    judged: int = 0
     position: int | None = None
 
     @property
@@ -82,6 +94,30 @@ class Memory:
         self._findings = {place: one for place, one in self._findings.items() if not is_gone(place[:2])}
 
 
+class Recoveries:
+    """Tells how often a record must be judged, by how often recent suspects were judged in vain before they succeeded.
+
+    A handler whose calls are limited by rate, or whose backend restarts again and again, fails for good records too.
+    """
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int, int]] = deque(maxlen=MOST_RECOVERIES)
+
+    def note(self, suspect: Finding, successes: int) -> None:
+        """Count a suspect that has succeeded, unless its first retry did: that was at once."""
+        if suspect.tries > FIRST_CALLS:
+            self._recent.append((successes, suspect.judged))
+
+    def judgements_needed(self, successes: int) -> int:
+        """Return after how many failed judgements a good record would be among `UNLIKELY` few."""
+        while self._recent and self._recent[0][0] < successes - RECENT_SUCCESSES:
+            self._recent.popleft()
+        if not self._recent:
+            return 1
+        failed = sum(judged for _, judged in self._recent)
+        return math.ceil(math.log(UNLIKELY, (failed + 0.5) / (failed + len(self._recent) + 1)))
+
+
 class FailureWindow:
     """Tells an outage of the handler from poison records, by how many of the stream's last records failed."""
 
@@ -97,11 +133,20 @@ class FailureWindow:
 
     def is_exceeded(self, failing: Collection[int], now: int) -> bool:
         """Return whether too many of the last records before `now` failed, including those at `failing`."""
+        return self._is_more(failing, now, self._limit.records, self._limit.ratio)
+
+    def are_many(self, failing: Collection[int], now: int) -> bool:
+        """Return whether so many failed that they may be no poison, although that is below the limit."""
+        return self._is_more(failing, now, MANY_RECORDS, MANY_RATIO)
+
+    def _is_more(self, failing: Collection[int], now: int, records: int, ratio: float) -> bool:
+        if len(self._failed) + len(failing) <= records:
+            return False
         first = now - self._limit.window
         while self._failed and self._failed[0] <= first:
             self._failed.popleft()
         failed = len(self._failed) + sum(at > first for at in failing)
-        return failed > self._limit.records and failed > self._limit.ratio * min(self._limit.window, now)
+        return failed > records and failed > ratio * min(self._limit.window, now)
 
 
 def _place_of(record: Record) -> tuple[str, int, int]:

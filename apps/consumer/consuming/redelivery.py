@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from apps.consumer.consuming.abandonment import Abandonment
 from apps.consumer.consuming.bisect import Trial
 from apps.consumer.consuming.dead_letters import BadRecord
-from apps.consumer.consuming.findings import MOST_RECORDS, FailureWindow, Finding, Memory, Partition
+from apps.consumer.consuming.findings import MOST_RECORDS, FailureWindow, Finding, Memory, Partition, Recoveries
 from apps.consumer.consuming.handler_isolation import BrokenOff
 from apps.consumer.consuming.policy import Policy
 from apps.consumer.consuming.resource import HandlerResource
@@ -58,6 +58,7 @@ class Redelivery:
         self._resource = resource
         self._retry = policy.retry
         self._memory = Memory()
+        self._recoveries = Recoveries()
         self._waits = self._successes_at_wait = self._redelivered = 0
         self._wants_newer = self._is_woken = False
 
@@ -85,6 +86,7 @@ class Redelivery:
             findings or [Finding(record) for record in records],
             self._attempts,
             self.window,
+            self._recoveries,
             lambda: self._abandonment.is_asked,
             retries=self._retry.attempts,
             accept=accept,

@@ -1,6 +1,7 @@
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ def consumer(pipeline: Pipeline) -> Iterator[Service]:
 def letters(consumer: Service, **parameters: str | int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = consumer.get("/consumers/dead-letters", **parameters)["dead_letters"]
     return found
+
+
+def place_of(letter: dict[str, Any]) -> tuple[int, int]:
+    return letter["partition"], letter["offset"]
 
 
 def redrive(consumer: Service, **order: int) -> int:
@@ -109,6 +114,55 @@ def test_the_oldest_are_sent_back_first_and_none_twice(consumer: Service, pipeli
     assert redrive(consumer, limit=4) == 4
     consumer.until_consumed(12)
     assert [record.value for record in pipeline.records()] == [b"bad %d" % n for n in (0, 1, 2, 3, 4, 5) * 2]
+
+
+def test_a_redrive_sends_back_what_the_list_shows_with_the_same_filters_and_a_dry_run_nothing(
+    consumer: Service, pipeline: Pipeline
+) -> None:
+    for partition in (1, 2):
+        pipeline.write([Raw(b"bad", b"some"), Raw(b"bad", b"other"), Raw(None, b"other")], partition)
+    consumer.until_consumed(6)
+    consumer.post("/consumers/stop")  # so that what is sent back stays on the topic, and is not dead-lettered again
+    path = "/consumers/dead-letters/redrive"
+    newest = max(letter["timestamp"] for letter in letters(consumer))
+    behind = datetime.fromtimestamp(newest / 1_000 + 1, UTC).isoformat()
+    for filters, count in (
+        ({"from": behind}, 0),
+        ({"to": "2020-01-01T00:00:00Z"}, 0),
+        ({"partition": 2, "key": "other", "reason": "Tombstone", "to": behind}, 1),
+        ({"key": "some"}, 2),
+        ({"reason": "Tombstone", "from": "2020-01-01T00:00:00Z"}, 1),
+        ({}, 2),
+    ):
+        waiting = [place_of(letter) for letter in letters(consumer, **filters) if not letter["redriven"]]
+        assert len(waiting) == count
+        written = len(pipeline.records())
+        answer = consumer.post(path, params={**filters, "dry_run": "true"}, json={"limit": 10})
+        assert answer == {"redriven": 0, "dead_letters": [], "more": False, "would_redrive": count}
+        assert len(pipeline.records()) == written
+        answer = consumer.post(path, params=filters, json={"limit": 10})
+        assert sorted(map(place_of, answer["dead_letters"])) == sorted(waiting)
+        assert (answer["redriven"], answer["would_redrive"]) == (count, None)
+        assert len(pipeline.records()) == written + count
+
+
+@pytest.mark.parametrize(
+    ("parameters", "body"),
+    [
+        ({"reasons": "x"}, {"limit": 1}),
+        ({"from": "yesterday"}, {"limit": 1}),
+        ({"to": "2020-01-01T00:00:00"}, {"limit": 1}),
+        ({"partition": "one"}, {"limit": 1}),
+        ({"dry_run": "perhaps"}, {"limit": 1}),
+        ({"key": "some"}, {"partition": 0, "offset": 0}),
+        ({"dry_run": "true"}, {"partition": 0, "offset": 0}),
+    ],
+)
+def test_a_redrive_with_a_wrong_filter_is_refused(
+    parameters: dict[str, str], body: dict[str, int], consumer: Service
+) -> None:
+    answer = consumer.http.post("/consumers/dead-letters/redrive", params=parameters, json=body)
+    assert answer.status_code == 400, answer.text
 
 
 def test_one_dead_letter_is_sent_back_by_its_place_and_only_once(consumer: Service, pipeline: Pipeline) -> None:

@@ -14,9 +14,11 @@ from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
+from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
-from apps.consumer.redriving.redrive import RedriveLimits, Redriven, RedriveNotNow, Redriver, TooLarge
+from apps.consumer.redriving.redrive import RedriveLimits, Redriven, Redriver
+from apps.consumer.redriving.refusals import RedriveNotNow, TooLarge
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redriven_for, sent_back
 from tests.fakes import StoredTopic
 
@@ -52,7 +54,7 @@ class Bench:
         self.redriver = Redriver(options, self.cluster, dead, f"{DEAD}-redriven", TOPIC, "group", limits=limits)
         self.transactions: list[list[tuple[int, int]]] = []
         self.fails_from = 1_000
-        monkeypatch.setattr(self.redriver, "_check_marks_topic", self._check_marks_topic)
+        monkeypatch.setattr(self.redriver._marks_topic, "check", self._check_marks_topic)
         monkeypatch.setattr(self.redriver, "_fenced", self._fenced)
         monkeypatch.setattr(self.redriver, "_send_back", self._send_back)
         monkeypatch.setattr(self.redriver, "marks", self._marks)
@@ -136,6 +138,40 @@ async def test_a_dead_letter_without_its_value_is_held_and_refused_when_it_is_as
     with pytest.raises(TooLarge, match="it stays on events, partition 0, offset 7"):
         await bench.redriver.redrive_one(0, 0)
     assert list(chain.from_iterable(bench.transactions)) == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("only", "places"),
+    [
+        (Filter(), [(0, 0), (1, 0), (0, 1), (1, 1)]),
+        (Filter(partition=1), [(1, 0), (1, 1)]),
+        (Filter(since=20), [(0, 1), (1, 1)]),
+        (Filter(until=20), [(0, 0), (1, 0)]),
+        (Filter(key=b"key", also=lambda record: record.value == b"odd"), [(1, 1)]),
+        (Filter(key=b"another"), []),
+    ],
+)
+async def test_a_redrive_with_a_filter_sends_back_what_it_selects_alone(
+    only: Filter, places: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(
+        [stored_letter(0, 0, 10), stored_letter(1, 0, 20)],
+        [stored_letter(0, 1, 11), stored_letter(1, 1, 21, b"odd")],
+        monkeypatch=monkeypatch,
+    )
+    counted = await bench.redriver.count(10, only)
+    assert (sorted((one.partition, one.offset) for one in counted.letters), counted.more) == (sorted(places), False)
+    assert bench.transactions == []
+    done, _ = await bench.redriver.redrive(10, only)
+    assert [(one.partition, one.offset) for one in done] == places
+
+
+async def test_a_count_is_limited_as_a_redrive_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = [stored_letter(0), stored_letter(1), stored_letter(2, group="")]
+    bench = Bench(letters, monkeypatch=monkeypatch, limits=RedriveLimits(transaction_bytes=1))
+    for limit in (1, 2, 3, 4):
+        counted = await bench.redriver.count(limit)
+        assert (len(counted.letters), counted.more) == (min(limit, 3), limit < 3)
 
 
 async def test_many_large_dead_letters_are_sent_back_in_several_transactions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ class MessageController(Controller):
         """Show the newest records of the window, or of the topic."""
         share = share_of(request.scope)
         if where == "topic":
-            wanted = Filter(_encoded(key), partition, _encoded(q), _time("from", since), _time("to", until))
+            wanted = Filter(_encoded(key), partition, _encoded(q), read_time("from", since), read_time("to", until))
             cursor = _read("before", before, read_offsets)
             share.require(SEARCH_MEMORY_BYTES)
             return await within(CALL_S, _newest_of_topic(served_stream, wanted, limit, cursor))
@@ -250,7 +250,7 @@ def _encoded(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
 
 
-def _time(parameter: str, text: str | None) -> int | None:
+def read_time(parameter: str, text: str | None) -> int | None:
     """Return a time in milliseconds since 1970 UTC; no record is older than that."""
     if text is None:
         return None

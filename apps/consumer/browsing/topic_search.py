@@ -1,6 +1,6 @@
 """Find records of the whole topic: the newest that match a filter, and one by its place."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from apps.chassis.kafka.log_reader import LogReader
@@ -20,13 +20,17 @@ class NoSuchRecord(Exception):
 
 
 class Filter(NamedTuple):
-    """Which records are wanted; times in milliseconds since 1970 UTC, `until` exclusive."""
+    """Which records are wanted; times in milliseconds since 1970 UTC, `until` exclusive.
+
+    `also` is a further condition.
+    """
 
     key: bytes | None = None
     partition: int | None = None
     text: bytes | None = None
     since: int | None = None
     until: int | None = None
+    also: Callable[[Record], bool] | None = None
 
     def matches(self, record: Record) -> bool:
         """Return whether a record is wanted."""
@@ -36,6 +40,7 @@ class Filter(NamedTuple):
             and (self.text is None or self.text in (record.value or b""))
             and (self.since is None or record.timestamp >= self.since)
             and (self.until is None or record.timestamp < self.until)
+            and (self.also is None or self.also(record))
         )
 
 

@@ -10,6 +10,7 @@ from apps.chassis.kafka.clients import size_of_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import merged_by_time, size_of
+from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.marks import Intervals, Marks, holds, merged, next_outside, without
 from contracts.dead_letter import DeadLetter, history, is_omitted, read, sent_back
 from contracts.record import Record, place_of
@@ -24,9 +25,9 @@ PartitionStart = tuple[Sequence[Record], bool]
 
 
 class Wanted(NamedTuple):
-    """Letters of an owner that are not marked: at most `limit`, and `most_bytes` but for one of each partition.
+    """Letters of an owner that `only` selects and that are not marked: at most `limit`.
 
-    The search ends when it is `late` (event loop time).
+    They have at most `most_bytes`, but for one of each partition. The search ends when it is `late` (event loop time).
     """
 
     owner: str | None
@@ -34,6 +35,7 @@ class Wanted(NamedTuple):
     limit: int
     most_bytes: int
     late: float
+    only: Filter = Filter()
 
 
 class Letters:
@@ -58,7 +60,11 @@ class Letters:
     async def oldest(self, wanted: Wanted) -> tuple[list[Record], bool]:
         """Return the oldest letters that are wanted, and whether there may be more."""
         first, end = await self.offsets()
-        starts = [await self._start_of(wanted, partition, first[partition], end[partition]) for partition in first]
+        starts = [
+            await self._start_of(wanted, partition, first[partition], end[partition])
+            for partition in first
+            if wanted.only.partition in {None, partition}
+        ]
         return oldest(starts, wanted.limit)
 
     async def at(self, partition: int, offset: int) -> Record | None:
@@ -88,6 +94,8 @@ class Letters:
             own = [(record, letter) for record in records if owner_of(letter := letter_of(record)) == wanted.owner]
             for record, letter in own:
                 if holds(marked, record.offset) or letter.topic != self._topic or self.is_held(letter):
+                    continue
+                if not wanted.only.matches(record):
                     continue
                 if len(found) == wanted.limit or (found and size + size_of(record) > share):
                     return found, True

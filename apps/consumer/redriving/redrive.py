@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple
 
 import msgspec
@@ -24,12 +24,15 @@ from aiokafka.errors import MessageSizeTooLargeError, ProducerFenced
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.internals.transactions import close_producer, transaction
 from apps.chassis.kafka.clients import ClientOptions, size_of_batch
-from apps.chassis.kafka.cluster import Cluster, Unusable
+from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.observability.logs import one_line
+from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.letters import MAX_ROUNDS, Letters, Wanted, letter_of, owner_of, size_sent_back
 from apps.consumer.redriving.marks import Intervals, Marks
+from apps.consumer.redriving.marks_topic import MarksTopic
+from apps.consumer.redriving.refusals import NoSuchLetter, RedriveNotNow, RedriveRefused, SentBefore, TooLarge
 from contracts.dead_letter import DeadLetter, Header, is_omitted, sent_back
 from contracts.partitioning import partitions_of
 from contracts.record import Record
@@ -38,10 +41,7 @@ log = logging.getLogger(__name__)
 
 TRANSACTION_S = 10.0
 """Seconds after which Kafka aborts an abandoned transaction."""
-OTHERS_S = 2.0
-"""Seconds that a redrive waits for the open transactions of other groups."""
-SETTLING_S = 0.1
-"""Seconds between two checks whether the transactions of other groups have ended."""
+ALL = Filter()
 
 
 class RedriveLimits(NamedTuple):
@@ -59,26 +59,6 @@ class RedriveLimits(NamedTuple):
     transaction_bytes: int = 16 * 1024 * 1024
 
 
-class RedriveRefused(Exception):
-    """Nothing was sent back; the message says why, and what to do."""
-
-
-class RedriveNotNow(RedriveRefused):
-    """Another redrive is under way, or it is unknown what was sent back, or the letter is another group's."""
-
-
-class SentBefore(RedriveRefused):
-    """The requested dead letter was sent back before."""
-
-
-class TooLarge(RedriveRefused):
-    """Kafka refuses the size of a record; the message has the sizes."""
-
-
-class NoSuchLetter(RedriveRefused):
-    """There is no such dead letter, or it is not of this service's topic."""
-
-
 class Redriven(msgspec.Struct):
     """A dead letter that was sent back, by its place among the dead letters of its stream."""
 
@@ -92,6 +72,19 @@ class Returned(NamedTuple):
 
     letters: list[Redriven]
     more: bool
+
+
+class Search(NamedTuple):
+    """Which letters a redrive looks for: at most `limit` in all, `most_bytes` at a time, until it is `late`."""
+
+    limit: int
+    only: Filter
+    most_bytes: int
+    late: float
+
+    def wanted(self, owner: str | None, marks: Marks, found: int) -> Wanted:
+        """Return the letters of an owner that are wanted when some were found before."""
+        return Wanted(owner, marks, self.limit - found, self.most_bytes, self.late, self.only)
 
 
 class Redriver:
@@ -120,35 +113,32 @@ class Redriver:
         self._dead_topic = dead.topic
         self._topic = topic
         self._group = group
-        self._marks = reader(options, marks_topic)
-        self._uncommitted = reader(options, marks_topic, committed_only=False)
+        self._marks_topic = MarksTopic(options, cluster, marks_topic, dead.topic, reader)
         self._lock = asyncio.Lock()
 
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
+    def open(self) -> AbstractAsyncContextManager[None]:
         """Close the connections at the end."""
-        async with self._marks.open(), self._uncommitted.open():
-            yield
+        return self._marks_topic.open()
 
     async def marks(self) -> Marks:
-        """Return which dead letters were sent back. Raises the errors of `LogReader`.
+        """Return which dead letters were sent back. Raises the errors of `LogReader`."""
+        return await self._marks_topic.read()
 
-        Marks of an older topic of the same name are ignored.
-        """
-        first, end = await self._marks.offsets(1)
-        return await self._read_marks(first[0], end[0])
-
-    async def redrive(self, limit: int) -> Returned:
+    async def redrive(self, limit: int, only: Filter = ALL) -> Returned:
         """Send back the oldest `limit` dead letters that were not yet sent back and are not held; within 9 s.
 
-        Memory is bounded, because some 16 MiB are sent at a time. After 5 s, or when something fails, it returns the
-        letters that were sent back, and `more`. Without any of those it raises `RedriveRefused`, or `KafkaError`,
-        `OSError` and `TimeoutError` when Kafka is out of reach. No transaction is committed then, except one whose
-        commit Kafka did not confirm: its marks were committed with it.
+        `only` selects some of these. Memory is bounded, because some 16 MiB are sent at a time. After 5 s, or when
+        something fails, it returns the letters that were sent back, and `more`. Without any of those it raises
+        `RedriveRefused`, or `KafkaError`, `OSError` and `TimeoutError` when Kafka is out of reach. No transaction is
+        committed then, except one whose commit Kafka did not confirm: its marks were committed with it.
 
         The group's own letters come first, then those that name no group.
         """
-        return await within(self._limits.call_s, self._redrive(limit))
+        return await within(self._limits.call_s, self._redrive(limit, only))
+
+    async def count(self, limit: int, only: Filter = ALL) -> Returned:
+        """Return what `redrive` would send back now, and send nothing. Raises the errors of `LogReader`."""
+        return await within(self._limits.call_s, self._count(limit, only))
 
     async def redrive_one(self, partition: int, offset: int) -> Returned:
         """Send back one dead letter, even a held one; within 9 s. Raises the errors of `redrive`."""
@@ -172,16 +162,15 @@ class Redriver:
         """Return whether this service may send a dead letter back: it is of its topic, and of its group or of none."""
         return letter.topic == self._topic and owner_of(letter) in {self._group, None}
 
-    async def _redrive(self, limit: int) -> Returned:
-        late = asyncio.get_running_loop().time() + self._limits.begin_within_s
-        done: list[Redriven] = []
+    async def _redrive(self, limit: int, only: Filter) -> Returned:
+        search, done = self._search(limit, only), list[Redriven]()
         try:
             async with self._turn():
-                more = await self._redrive_of(self._group, limit, late, done)
+                more = await self._redrive_of(self._group, search, done)
                 if not more and len(done) < limit:
-                    of_nobody = Wanted(None, await self.marks(), 1, self._limits.transaction_bytes, late)
+                    of_nobody = self._search(1, only).wanted(None, await self.marks(), 0)
                     waiting, more = await self.letters.oldest(of_nobody)
-                    more = await self._redrive_of(None, limit, late, done) if waiting else more
+                    more = await self._redrive_of(None, search, done) if waiting else more
         except (*KAFKA_ERRORS, RedriveRefused) as error:
             if not done:
                 raise
@@ -189,16 +178,48 @@ class Redriver:
             more = True
         return Returned(done, more)
 
-    async def _redrive_of(self, owner: str | None, limit: int, late: float, done: list[Redriven]) -> bool:
+    async def _redrive_of(self, owner: str | None, search: Search, done: list[Redriven]) -> bool:
         """Send back letters of one owner, add them to `done`, and return whether there may be more."""
-        more = True
         async with self._fenced(owner) as (producer, marks):
-            while more and len(done) < limit and asyncio.get_running_loop().time() < late:
-                wanted = Wanted(owner, marks, limit - len(done), self._limits.transaction_bytes, late)
-                chosen, more = await self.letters.oldest(wanted)
+
+            async def send(chosen: Sequence[Record]) -> None:
                 await self._send_back(producer, owner, chosen, marks)
-                done += [Redriven(record.partition, record.offset) for record in chosen]
+
+            return await self._each(owner, marks, search, done, send)
+
+    async def _count(self, limit: int, only: Filter) -> Returned:
+        search, done, more, marks = self._search(limit, only), list[Redriven](), False, await self.marks()
+        for owner in (self._group, None):
+
+            async def mark(chosen: Sequence[Record], owner: str | None = owner) -> None:
+                for record in chosen:
+                    marks.add(owner, record.partition, [(record.offset, record.offset + 1)])
+
+            more = more or await self._each(owner, marks, search, done, mark)
+        return Returned(done, more)
+
+    async def _each(
+        self,
+        owner: str | None,
+        marks: Marks,
+        search: Search,
+        done: list[Redriven],
+        act: Callable[[Sequence[Record]], Awaitable[None]],
+    ) -> bool:
+        """Pass letters of one owner to `act`, and add them to `done`; return whether there may be more.
+
+        `act` marks them.
+        """
+        more = True
+        while more and len(done) < search.limit and asyncio.get_running_loop().time() < search.late:
+            chosen, more = await self.letters.oldest(search.wanted(owner, marks, len(done)))
+            await act(chosen)
+            done += [Redriven(record.partition, record.offset) for record in chosen]
         return more
+
+    def _search(self, limit: int, only: Filter) -> Search:
+        late = asyncio.get_running_loop().time() + self._limits.begin_within_s
+        return Search(limit, only, self._limits.transaction_bytes, late)
 
     async def _redrive_one(self, partition: int, offset: int) -> Returned:
         async with self._turn():
@@ -238,21 +259,10 @@ class Redriver:
             raise RedriveNotNow("other redrives of this instance are under way: try again") from None
         try:
             async with asyncio.timeout_at(start + self._limits.work_s):
-                await self._check_marks_topic()
+                await self._marks_topic.check()
                 yield
         finally:
             self._lock.release()
-
-    async def _check_marks_topic(self) -> None:
-        """Raise `RedriveNotNow` when Kafka may delete marks: their letters would be sent back again."""
-        topic = self._marks.topic
-        try:
-            deletions = await self._cluster.deletions(topic)
-        except Unusable as error:
-            raise RedriveNotNow(f"whether {topic} keeps what was sent back is not known: {error}") from None
-        if deletions:
-            wrong = "; ".join(map(str, deletions))
-            raise RedriveNotNow(f"topic {topic}: {wrong}. Set cleanup.policy=compact on it, without delete, and retry")
 
     @asynccontextmanager
     async def _fenced(self, owner: str | None) -> AsyncIterator[tuple[AIOKafkaProducer, Marks]]:
@@ -264,40 +274,15 @@ class Redriver:
             **self._options,
             transactional_id=f"{self._dead_topic if owner is None else owner}-redrive",
             transaction_timeout_ms=int(TRANSACTION_S * 1_000),
-            max_request_size=max(map(self._cluster.max_message_bytes, (self._dead_topic, self._marks.topic))),
+            max_request_size=max(map(self._cluster.max_message_bytes, (self._dead_topic, self._marks_topic.name))),
         )
         try:
             await producer.start()
-            yield producer, await self._settled_marks()
+            yield producer, await self._marks_topic.settled()
         except ProducerFenced:
             raise RedriveNotNow("another redrive began meanwhile: try again") from None
         finally:
             await close_producer(producer)
-
-    async def _settled_marks(self) -> Marks:
-        """Return the marks once all are visible: an open transaction of another group hides those after it."""
-        (first, _), (_, written) = await asyncio.gather(self._marks.offsets(1), self._uncommitted.offsets(1))
-        waited_until = asyncio.get_running_loop().time() + OTHERS_S
-        while (await self._marks.offsets(1))[1][0] < written[0]:
-            if asyncio.get_running_loop().time() >= waited_until:
-                raise RedriveNotNow("a redrive of another group has not ended, and hides what was sent back: try again")
-            await asyncio.sleep(SETTLING_S)
-        if first[0]:
-            raise RedriveNotNow(
-                f"topic {self._marks.topic}: what stood before offset {first[0]} was deleted, and with it which dead "
-                "letters were sent back. Delete the topic to begin with none sent back; it is created again"
-            )
-        marks = await self._read_marks(0, written[0])
-        if marks.unreadable:
-            raise RedriveNotNow(f"which dead letters were sent back is not known: {marks.unreadable}")
-        return marks
-
-    async def _read_marks(self, first: int, end: int) -> Marks:
-        marks = Marks(await self._cluster.topic_id(self._dead_topic))
-        async for records in self._marks.read({0: (first, end)}):
-            for record in records:
-                marks.read(record)
-        return marks
 
     async def _send_back(
         self, producer: AIOKafkaProducer, owner: str | None, chosen: Sequence[Record], marks: Marks
@@ -316,7 +301,7 @@ class Redriver:
                     partition = self._partition_for(letter, record)
                     sent.append(await producer.send_batch(batch, self._topic, partition=partition))
                 for key, value in mark_records:
-                    mark = producer.send(self._marks.topic, value, key=key, partition=0, headers=marks.headers)
+                    mark = producer.send(self._marks_topic.name, value, key=key, partition=0, headers=marks.headers)
                     sent.append(await mark)
                 await asyncio.gather(*sent)
         except MessageSizeTooLargeError:
@@ -338,15 +323,15 @@ class Redriver:
         for record in chosen:
             offsets[record.partition].append((record.offset, record.offset + 1))
         written = []
-        allowed = self._cluster.max_message_bytes(self._marks.topic)
+        allowed = self._cluster.max_message_bytes(self._marks_topic.name)
         for partition, sent in offsets.items():
             passed = self.letters.passed.get((marks.topic_id, owner, partition), [])
             key, value = marks.add(owner, partition, [*passed, *sent])
             if (needed := size_of_batch(key, value, marks.headers)) > allowed:
                 raise TooLarge(
                     f"what was sent back of partition {partition} is too scattered to be marked: that takes {needed} "
-                    f"bytes, and {self._marks.topic} takes {allowed} (max.message.bytes). Raise it, or send back the "
-                    "oldest letters that are held, one by one"
+                    f"bytes, and {self._marks_topic.name} takes {allowed} (max.message.bytes). Raise it, or send back "
+                    "the oldest letters that are held, one by one"
                 )
             written.append((key, value))
         return written

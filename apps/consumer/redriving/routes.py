@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Controller, get, post
 from litestar.connection import Request
-from litestar.params import Parameter, SkipValidation
+from litestar.di import Provide
+from litestar.params import Parameter, QueryParameter, SkipValidation
 from litestar.response import Response
 
 from apps.chassis.deadline import CALL_S, within
@@ -31,10 +32,12 @@ from apps.chassis.http.query import ANY_NUMBER
 from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, either, read_json
 from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
-from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES
+from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, read_time
+from apps.consumer.browsing.topic_search import Filter, newest
 from apps.consumer.redriving.letter_view import DeadLetter, view
 from apps.consumer.redriving.letters import letter_of
-from apps.consumer.redriving.redrive import NoSuchLetter, Redriven, RedriveRefused, Returned, SentBefore, TooLarge
+from apps.consumer.redriving.redrive import Redriven, Returned
+from apps.consumer.redriving.refusals import NoSuchLetter, RedriveRefused, SentBefore, TooLarge
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts.record import Record
 
@@ -64,12 +67,45 @@ class Redrive(msgspec.Struct, forbid_unknown_fields=True):
 class Redrives(msgspec.Struct):
     """The dead letters that were sent back, by their place among them.
 
-    `more` is whether there may be others to send back: fewer than asked for are when they are large.
+    `more` is whether there may be others to send back: fewer than asked for are when they are large. `would_redrive`
+    is how many would be sent back, with `dry_run=true`: nothing is sent then.
     """
 
     redriven: int
     dead_letters: list[Redriven]
     more: bool
+    would_redrive: int | None = None
+
+
+async def letter_filter(
+    *,
+    partition: Annotated[
+        int | None, Parameter(ge=0, schema_extra=ANY_NUMBER, description="Only those of this partition.")
+    ] = None,
+    key: Annotated[str | None, Parameter(description="Only those whose record has this key.")] = None,
+    reason: Annotated[str | None, Parameter(description="Only those whose error, or its type, has this text.")] = None,
+    since: Annotated[
+        str | None,
+        QueryParameter(name="from", schema_extra=TIME, description="None written before this time (RFC 3339)."),
+    ] = None,
+    until: Annotated[
+        str | None, QueryParameter(name="to", schema_extra=TIME, description="Only those written before this time.")
+    ] = None,
+) -> Filter:
+    """Return which dead letters a call means, for the list and the redrive alike."""
+
+    def has_reason(record: Record) -> bool:
+        letter = letter_of(record)
+        return (reason or "") in f"{letter.error_type or ''}: {letter.error or ''}"
+
+    return Filter(
+        None if key is None else key.encode(),
+        partition,
+        None,
+        read_time("from", since),
+        read_time("to", until),
+        None if reason is None else has_reason,
+    )
 
 
 REDRIVE_BODY = documents_body(
@@ -96,21 +132,17 @@ class DeadLetterController(Controller):
     """Shows dead letters and sends them back."""
 
     path = "/consumers/dead-letters"
+    dependencies = {"only": Provide(letter_filter)}  # noqa: RUF012 - Litestar's own attribute
     exception_handlers: dict[int | type[Exception], Any] = {RedriveRefused: answer_refusal}  # noqa: RUF012 - Litestar's own
 
     @get(summary="The newest dead letters", responses=documented(OUT_OF_REACH, UNREADABLE))
-    async def newest(  # noqa: PLR0913 - each is a query parameter
+    async def newest(
         self,
         *,
         request: Request[Any, Any, Any],
         served_stream: SkipValidation[StreamConsumer],
+        only: SkipValidation[Filter],
         limit: Annotated[int, Parameter(ge=1, le=MAX_LETTERS, description="How many at most.")] = 10,
-        partition: Annotated[
-            int | None, Parameter(ge=0, schema_extra=ANY_NUMBER, description="Only those of this partition.")
-        ] = None,
-        reason: Annotated[
-            str | None, Parameter(description="Only those whose error, or its type, has this text.")
-        ] = None,
         before: Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")] = None,
     ) -> DeadLetters:
         """Show the newest dead letters."""
@@ -119,7 +151,7 @@ class DeadLetterController(Controller):
         except ValueError as error:
             raise bad_parameter("before", str(error)) from None
         share_of(request.scope).require(SEARCH_MEMORY_BYTES)
-        return await within(CALL_S, _newest(served_stream, limit, partition, reason, cursor))
+        return await within(CALL_S, _newest(served_stream, limit, only, cursor))
 
     @post(
         "/redrive",
@@ -130,13 +162,18 @@ class DeadLetterController(Controller):
         operation_class=REDRIVE_BODY,
     )
     async def redrive(
-        self, request: Request[Any, Any, Any], served_streams: SkipValidation[Mapping[str, StreamConsumer]]
+        self,
+        request: Request[Any, Any, Any],
+        served_streams: SkipValidation[Mapping[str, StreamConsumer]],
+        only: SkipValidation[Filter],
+        dry_run: Annotated[bool, Parameter(description="Send nothing, and answer how many would be sent.")] = False,  # noqa: FBT002 - a query parameter
     ) -> Redrives:
         """Send dead letters of each stream back, all streams at once."""
         wanted = await read_json(request, Redrive)
         if wanted.limit is None and len(served_streams) > 1:
             raise bad_parameter("stream", "name the stream of the dead letter")
-        redrives = (_redrive(name, one, wanted) for name, one in served_streams.items())
+        act = _count if dry_run else _redrive
+        redrives = (act(name, one, wanted, only) for name, one in served_streams.items())
         results = await asyncio.gather(*redrives, return_exceptions=True)
         returned = [result for result in results if isinstance(result, Returned)]
         done = [letter for result in returned for letter in result.letters]
@@ -145,38 +182,35 @@ class DeadLetterController(Controller):
                 raise type(result)(f"{name}: {result}; of other streams {len(done)} dead letters were sent back")
             if isinstance(result, BaseException):
                 raise result
-        return Redrives(len(done), done, any(result.more for result in returned))
+        more = any(result.more for result in returned)
+        return Redrives(0, [], more, len(done)) if dry_run else Redrives(len(done), done, more)
 
 
-async def _newest(
-    one: StreamConsumer, limit: int, partition: int | None, reason: str | None, cursor: Mapping[int, int] | None
-) -> DeadLetters:
-    def is_wanted(record: Record) -> bool:
-        letter = letter_of(record)
-        return reason is None or reason in f"{letter.error_type or ''}: {letter.error or ''}"
-
-    _, end = await one.dead_reader.offsets(one.cluster.partitions.get(one.dead_reader.topic, 0))
-    start = {
-        number: offset if cursor is None else min(cursor[number], offset)
-        for number, offset in end.items()
-        if partition in {None, number} and (cursor is None or number in cursor)
-    }
-    found = await one.dead_reader.newest(start, is_wanted, limit)
+async def _newest(one: StreamConsumer, limit: int, only: Filter, cursor: Mapping[int, int] | None) -> DeadLetters:
+    found = await newest(one.dead_reader, one.cluster.partitions.get(one.dead_reader.topic, 0), only, limit, cursor)
     marks = await one.redriver.marks()
     letters = [view(record, marks, one.redriver) for record in found.records]
     return DeadLetters(letters, write_offsets(found.before) if found.before else None)
 
 
-async def _redrive(name: str, one: StreamConsumer, wanted: Redrive) -> Returned:
+async def _count(_: str, one: StreamConsumer, wanted: Redrive, only: Filter) -> Returned:
+    """Return which dead letters of a stream would be sent back."""
+    match wanted:
+        case Redrive(limit=int(limit), partition=None, offset=None):
+            return await one.redriver.count(limit, only)
+    raise bad_parameter("dry_run", "only with `limit`")
+
+
+async def _redrive(name: str, one: StreamConsumer, wanted: Redrive, only: Filter) -> Returned:
     """Send dead letters of a stream back."""
     with operator_action("redrive", name):
         match wanted:
             case Redrive(limit=int(limit), partition=None, offset=None):
-                done = await one.redriver.redrive(limit)
-            case Redrive(limit=None, partition=int(partition), offset=int(offset)):
+                done = await one.redriver.redrive(limit, only)
+            case Redrive(limit=None, partition=int(partition), offset=int(offset)) if only == Filter():
                 done = await one.redriver.redrive_one(partition, offset)
             case _:
-                raise bad_body("give either `limit`, or `partition` and `offset`")
+                raise bad_body("give either `limit`, or `partition` and `offset` without filters")
     details = {"action": "redrive", "stream": name}
     log.info("an operator asked for redrive of %s: %d were sent back", name, len(done.letters), extra=details)
     return done._replace(letters=[msgspec.structs.replace(letter, stream=name) for letter in done.letters])

@@ -25,7 +25,8 @@ from apps.chassis.observability.metrics import counter, gauge
 from apps.consumer.operating.control import Control
 from apps.consumer.redriving.letters import READ_BYTES, letter_of
 from apps.consumer.redriving.marks import Intervals, Marks, holds, next_outside
-from apps.consumer.redriving.redrive import Redriver, RedriveRefused
+from apps.consumer.redriving.redrive import Redriver
+from apps.consumer.redriving.refusals import RedriveRefused
 from contracts.dead_letter import POISON, history
 from contracts.record import Record
 

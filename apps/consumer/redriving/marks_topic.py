@@ -1,0 +1,79 @@
+"""Reads the marks topic: which dead letters were sent back, once that is final."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from apps.chassis.kafka.clients import ClientOptions
+from apps.chassis.kafka.cluster import Cluster, Unusable
+from apps.chassis.kafka.log_reader import LogReader
+from apps.consumer.redriving.marks import Marks
+from apps.consumer.redriving.refusals import RedriveNotNow
+
+OTHERS_S = 2.0
+"""Seconds that a redrive waits for the open transactions of other groups."""
+SETTLING_S = 0.1
+"""Seconds between two checks whether the transactions of other groups have ended."""
+
+
+class MarksTopic:
+    """The topic, of one partition, that records which letters of a dead-letter topic were sent back."""
+
+    def __init__(
+        self, options: ClientOptions, cluster: Cluster, name: str, dead_topic: str, reader: Callable[..., LogReader]
+    ) -> None:
+        self.name = name
+        self._cluster = cluster
+        self._dead_topic = dead_topic
+        self._marks = reader(options, name)
+        self._uncommitted = reader(options, name, committed_only=False)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Close the connections at the end."""
+        async with self._marks.open(), self._uncommitted.open():
+            yield
+
+    async def read(self) -> Marks:
+        """Return which dead letters were sent back. Raises the errors of `LogReader`.
+
+        Marks of an older topic of the same name are ignored.
+        """
+        first, end = await self._marks.offsets(1)
+        return await self._read(first[0], end[0])
+
+    async def check(self) -> None:
+        """Raise `RedriveNotNow` when Kafka may delete marks: their letters would be sent back again."""
+        topic = self.name
+        try:
+            deletions = await self._cluster.deletions(topic)
+        except Unusable as error:
+            raise RedriveNotNow(f"whether {topic} keeps what was sent back is not known: {error}") from None
+        if deletions:
+            wrong = "; ".join(map(str, deletions))
+            raise RedriveNotNow(f"topic {topic}: {wrong}. Set cleanup.policy=compact on it, without delete, and retry")
+
+    async def settled(self) -> Marks:
+        """Return the marks once all are visible: an open transaction of another group hides those after it."""
+        (first, _), (_, written) = await asyncio.gather(self._marks.offsets(1), self._uncommitted.offsets(1))
+        waited_until = asyncio.get_running_loop().time() + OTHERS_S
+        while (await self._marks.offsets(1))[1][0] < written[0]:
+            if asyncio.get_running_loop().time() >= waited_until:
+                raise RedriveNotNow("a redrive of another group has not ended, and hides what was sent back: try again")
+            await asyncio.sleep(SETTLING_S)
+        if first[0]:
+            raise RedriveNotNow(
+                f"topic {self.name}: what stood before offset {first[0]} was deleted, and with it which dead "
+                "letters were sent back. Delete the topic to begin with none sent back; it is created again"
+            )
+        marks = await self._read(0, written[0])
+        if marks.unreadable:
+            raise RedriveNotNow(f"which dead letters were sent back is not known: {marks.unreadable}")
+        return marks
+
+    async def _read(self, first: int, end: int) -> Marks:
+        marks = Marks(await self._cluster.topic_id(self._dead_topic))
+        async for records in self._marks.read({0: (first, end)}):
+            for record in records:
+                marks.read(record)
+        return marks

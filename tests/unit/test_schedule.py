@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import msgspec
 import pytest
-from samples import Stored
+from samples import LONG, Stored
 
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
@@ -13,7 +13,7 @@ from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import Redriver
-from apps.consumer.redriving.schedule import MOST_LETTERS, DueLetters
+from apps.consumer.redriving.schedule import DueLetters, SearchLimits
 from contracts.dead_letter import POISON, REFUSED, DeadLetter, sent_back
 from tests.event import EVENTS
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.anyio
 
 TOPIC, DEAD, GROUP = "events", "events-dlt", "group"
 DELAYS_S = (10, 100)
+PATIENT = SearchLimits(seconds=LONG)
 
 
 class FakeDeadLetters:
@@ -46,14 +47,14 @@ class FakeDeadLetters:
 class Bench:
     """The letters of some partitions, and what of them is due."""
 
-    def __init__(self, *partitions: list[Stored], most_letters: int = MOST_LETTERS) -> None:
+    def __init__(self, *partitions: list[Stored], limits: SearchLimits = PATIENT) -> None:
         options = client_options(Settings(), "consumer")
         cluster = Cluster(options, [])
         cluster.partitions |= {TOPIC: 1, DEAD: len(partitions)}
         self.reader = FakeDeadLetters(*partitions)
         dead = cast(LogReader, self.reader)
         redriver = Redriver(options, cluster, dead, f"{DEAD}-redriven", TOPIC, GROUP, max_rounds=len(DELAYS_S))
-        self.due = DueLetters(dead, redriver, GROUP, DELAYS_S, most_letters)
+        self.due = DueLetters(dead, redriver, GROUP, DELAYS_S, limits)
         self.marks = Marks()
 
     async def found(self) -> list[tuple[int, int]]:
@@ -139,10 +140,17 @@ async def test_each_letter_is_read_once_whatever_stands_between() -> None:
 
 
 async def test_a_transaction_is_bounded_and_what_is_left_is_found_next() -> None:
-    bench = Bench([letter(offset, 11) for offset in range(5)], most_letters=1)
+    bench = Bench([letter(offset, 11) for offset in range(5)], limits=SearchLimits(letters=1))
     assert await bench.found() == [(0, 0)]
     bench.mark(0, 0)
     assert await bench.found() == [(0, 1)]
+
+
+async def test_a_search_that_ran_out_of_time_says_so() -> None:
+    bench = Bench([letter(0, 11)], limits=SearchLimits(seconds=0))
+    assert (await bench.found(), bench.due.is_cut_off) == ([], True)
+    bench = Bench([letter(0, 11)])
+    assert (await bench.found(), bench.due.is_cut_off) == ([(0, 0)], False)
 
 
 async def test_a_letter_dated_far_ahead_holds_up_none_behind_it() -> None:

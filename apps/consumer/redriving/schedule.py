@@ -36,13 +36,16 @@ LOOKS_PER_DELAY = 20
 """How often it is looked for due letters within the shortest delay."""
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.2, 30.0
 """Bounds of the seconds between two looks."""
-SEARCH_S = 2.0
-"""Seconds after which a search for due letters returns what it has found; the next look continues it."""
-MOST_LETTERS = 1_000
-MOST_BYTES = 8 * 1024 * 1024
-"""Letters and bytes of a transaction after which no more are searched."""
 AHEAD_S = 60.0
 """Seconds ahead of now up to which the time of a letter is believed; one that is dated later is due at once."""
+
+
+class SearchLimits(NamedTuple):
+    """How many letters, bytes of them and seconds a search may take, about; the next look continues it."""
+
+    letters: int = 1_000
+    most_bytes: int = 8 * 1024 * 1024
+    seconds: float = 2.0
 
 
 class Stop(NamedTuple):
@@ -56,7 +59,8 @@ class DueLetters:
     """Finds the letters that are due: of the handler's errors, not sent back yet, and not held.
 
     Letters of one round are due in the order in which they were written. So it remembers one place for each round and
-    partition, reads each letter once, and waits at the first that is not due yet.
+    partition, reads each letter once, and waits at the first that is not due yet. `is_cut_off` is whether the last
+    search ran out of time.
     """
 
     def __init__(
@@ -65,9 +69,10 @@ class DueLetters:
         redriver: Redriver,
         group: str,
         delays_s: Sequence[float],
-        most_letters: int = MOST_LETTERS,
+        limits: SearchLimits = SearchLimits(),  # noqa: B008 - it is immutable
     ) -> None:
-        self._most_letters = most_letters
+        self.is_cut_off = False
+        self._limits = limits
         self._reader = reader
         self._redriver = redriver
         self._group = group
@@ -88,7 +93,7 @@ class DueLetters:
         if marks.topic_id != self._topic_id:
             self._topic_id = marks.topic_id
             self._stops.clear()
-        late = asyncio.get_running_loop().time() + SEARCH_S
+        late = asyncio.get_running_loop().time() + self._limits.seconds
         first, end = await self._redriver.letters.offsets()
         found: list[Record] = []
         for partition, start in first.items():
@@ -98,6 +103,7 @@ class DueLetters:
             if not stops or any(stop.offset > end[partition] for stop in stops):  # a recreated topic without an id
                 self._stops[partition] = [Stop(start)] * len(self._delays_s)
             await self._find_in(partition, (start, end[partition]), marks.of(self._group, partition), late, found)
+        self.is_cut_off = asyncio.get_running_loop().time() >= late
         return found
 
     async def _find_in(
@@ -125,7 +131,7 @@ class DueLetters:
                     del reading[number]
                 else:
                     found.append(record)
-            is_full = len(found) >= self._most_letters or sum(map(size_of, found)) >= MOST_BYTES
+            is_full = len(found) >= self._limits.letters or sum(map(size_of, found)) >= self._limits.most_bytes
             if is_full or asyncio.get_running_loop().time() >= late:
                 break
         stopped = {number: Stop(max(at, offset)) for number, offset in reading.items()} | stopped
@@ -183,7 +189,7 @@ class Schedule:
         look_s = min(max(min(delays_s) / LOOKS_PER_DELAY, SHORTEST_LOOK_S), LONGEST_LOOK_S)
         while True:
             if not await self._look():
-                await asyncio.sleep(look_s)
+                await asyncio.sleep(SHORTEST_LOOK_S if self._due.is_cut_off else look_s)
 
     async def _look(self) -> int:
         """Send back letters that are due; return how many, and note what went wrong."""

@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Coroutine
 from typing import Any
 
@@ -8,6 +10,7 @@ from samples import until
 from streams import Stream, numbered
 
 from apps.consumer.consuming.batch import Batch, Handler, Reject
+from apps.consumer.consuming.handler_isolation import LONGEST_TEXT
 from apps.consumer.consuming.handler_thread import as_async
 from contracts.dead_letter import DeadLetter, sent_back
 from contracts.record import Place
@@ -133,6 +136,34 @@ async def test_a_record_of_another_batch_cannot_be_named() -> None:
     with pytest.raises(ValueError, match=r"<record of events-0 offset 0> is not of this batch"):
         batch.fail(other, "wrong")
     assert batch.named() == {}
+
+
+async def test_of_a_named_error_neither_a_long_text_nor_what_it_refers_to_is_kept() -> None:
+    references: list[weakref.ref[Naming]] = []
+
+    async def naming(batch: Batch[Event]) -> None:
+        holder = Naming()
+        references.append(weakref.ref(holder))
+        for record in batch:
+            try:
+                try:
+                    raise KeyError(holder)  # noqa: TRY301 - its traceback holds this frame
+                except KeyError as error:
+                    raise ConnectionError("x" * 100_000) from error
+            except ConnectionError as error:
+                batch.fail(record, error)
+
+    stream = Stream(naming)
+    stream.add("bad", "rejected")
+    await stream.consume(turns=3)
+    gc.collect()
+    assert references
+    assert not any(reference() for reference in references)
+    batch = batch_of(EVENTS, Event("a", 1, ""))
+    (record,) = batch
+    for name in (batch.fail, batch.reject):
+        name(record, "x" * 100_000)
+        assert len(str(batch.named()[0])) == LONGEST_TEXT
 
 
 async def test_the_values_cannot_be_changed_by_a_handler() -> None:

@@ -125,7 +125,7 @@ class Batch(Generic[T]):
 
     def reject(self, record: Received[T], reason: str) -> None:
         """Name a record that must not be retried: it is dead-lettered. Raises `ValueError` as `fail` does."""
-        self._name(record, Reject(reason))
+        self.fail(record, Reject(reason))
 
     def named(self) -> Mapping[int, Exception]:
         """Return copies of the errors of the records that were named, by their place in the batch; the last of each."""

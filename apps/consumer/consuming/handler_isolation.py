@@ -13,8 +13,8 @@ _contained: ContextVar[bool] = ContextVar("contained", default=False)
 """Whether the current task belongs to a handler: child tasks inherit the context of the task that creates them."""
 
 
-LONGEST_TEXT = 10_000
-"""Characters of a handler's error that are kept."""
+LONGEST_TEXT = 2_000
+"""Characters of a handler's error that are kept: more than a dead letter shows, of up to 10,000 undecided records."""
 CLASSES_KEPT = 256
 """Classes of handlers' errors that are kept for the next error of their kind."""
 

@@ -22,7 +22,7 @@ class Record(Protocol):
 
 
 class Place(NamedTuple):
-    """Where a record stands."""
+    """The topic, partition and offset of a record."""
 
     topic: str
     partition: int

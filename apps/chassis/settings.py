@@ -169,7 +169,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     @property
     def redrive_after_s(self) -> list[int]:
-        """The seconds after which a dead letter of the handler's errors is sent back, by round; empty: never."""
+        """The seconds after which a poison record is sent back, by round; empty for never."""
         return [int(delay[:-1]) * SECONDS_OF[delay[-1]] for delay in _listed(self.redrive_after)]
 
     @property
@@ -229,9 +229,9 @@ def read_settings(environment: Mapping[str, str], streams: Sequence[Stream[Any]]
 
 
 def read_own_settings(kind: type[S], settings: Settings, environment: Mapping[str, str]) -> S:
-    """Return settings of a subclass of `Settings`; its further fields are read from the variables of their names.
+    """Return settings of a subclass of `Settings`; its additional fields are read from variables of the same name.
 
-    Settings that are of the subclass already stay as they are. Raises `WrongSetting` as `read_settings` does.
+    Settings that are already of the subclass are returned as they are. Raises `WrongSetting` as `read_settings` does.
     """
     if isinstance(settings, kind):
         return settings

@@ -284,9 +284,9 @@ def _counted(content: bytes | None) -> int:
 
 
 def describe(error: BaseException) -> tuple[str, str]:
-    """Return the `error_type` and `error` of a dead letter for an exception."""
-    kind = type(error)
-    return f"{kind.__module__}.{kind.__qualname__}", _shortened(str(error))
+    """Return the `error_type` and `error` of a dead letter for an exception, whose class may lack a name."""
+    module, name = (getattr(type(error), of, None) or "?" for of in ("__module__", "__qualname__"))
+    return _shortened(f"{module}.{name}"), _shortened(str(error))
 
 
 def _shortened(message: str) -> str:

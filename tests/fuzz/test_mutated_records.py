@@ -12,7 +12,7 @@ from mutations import mutated
 from services import Pipeline, Raw, event, value_of
 from services import Record as Written
 
-from apps.chassis.internals.record_fetching import FetchedRecord
+from apps.chassis.internals.fetched_batches import FetchedRecord
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.record_view import show

@@ -20,7 +20,7 @@ from faststream import Response
 from faststream.kafka import KafkaBroker
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
-from apps.chassis.internals.record_fetching import FetchedRecord
+from apps.chassis.internals.fetched_batches import FetchedRecord
 from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.cluster import Cluster

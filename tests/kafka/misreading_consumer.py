@@ -3,7 +3,8 @@
 from itertools import count
 from typing import Any
 
-from apps.chassis.internals import record_fetching as fetched
+from apps.chassis.internals import record_fetching
+from apps.chassis.internals.fetched_batches import Fetched
 from tests.event_services import run_consumer
 from tests.handlers import recording
 
@@ -24,7 +25,7 @@ class Damaged:
         return False
 
 
-class Misread(fetched.Fetched):
+class Misread(Fetched):
     """What was fetched, in which one batch comes damaged."""
 
     def next_batch(self) -> Any:  # noqa: ANN401 - aiokafka ships no types
@@ -33,5 +34,5 @@ class Misread(fetched.Fetched):
 
 
 if __name__ == "__main__":
-    fetched.Fetched = Misread  # type: ignore[misc]
+    record_fetching.Fetched = Misread  # type: ignore[attr-defined]  # in place of the class that it imports
     run_consumer(recording)

@@ -29,6 +29,25 @@ def test_a_partition_whose_leader_cannot_be_reached_is_told_with_the_reason(opti
     )
 
 
+@pytest.mark.parametrize(
+    ("replicas", "in_sync", "trouble"),
+    [
+        ([1], [1], None),
+        ([1, 2, 3], [1, 3], None),
+        ([1, 2], [1], "topic events: partition 0 has 1 of 2 in-sync replicas"),
+        ([1, 2, 3], [1], "topic events: partition 0 has 1 of 2 in-sync replicas"),
+    ],
+)
+def test_no_more_replicas_need_to_be_in_sync_than_a_partition_has(
+    options: ClientOptions, replicas: list[int], in_sync: list[int], trouble: str | None
+) -> None:
+    cluster = Cluster(options, [])
+    cluster.configs["events"] = {"min.insync.replicas": "2"}
+    partition: dict[str, Any] = {"partition": 0, "leader": 1, "replicas": replicas, "isr": in_sync}
+    described = {"topic": "events", "error_code": 0, "partitions": [partition]}
+    assert cluster._trouble_of(described, {1, 2, 3}) == trouble
+
+
 @pytest.mark.anyio
 async def test_where_every_broker_lets_us_in_the_request_that_failed_is_told(
     options: ClientOptions, monkeypatch: pytest.MonkeyPatch

@@ -71,6 +71,9 @@ class OfNamelessClass(Exception, metaclass=Nameless):
     __module__ = 5  # type: ignore[assignment]  # as a hostile class has it
 
 
+OfNoModule = eval("make('OfNoModule', (Exception,), {})", {"make": type})  # noqa: S307 - as code without a module has it
+
+
 class RejectPrintableOnce(PrintableOnce, Reject):
     pass
 
@@ -282,6 +285,7 @@ async def test_what_is_no_exception_is_told_by_its_name() -> None:
         (RejectPrintableOnce(), (f"{__name__}.RejectPrintableOnce", "once")),
         (WithUnmeasurableText(), (f"{__name__}.WithUnmeasurableText", "long")),
         (OfNamelessClass("x"), ("?.OfNamelessClass", "x")),
+        (OfNoModule("x"), ("?.OfNoModule", "x")),
     ],
 )
 async def test_the_copy_of_an_error_has_its_class_path_and_text_and_runs_none_of_its_code(

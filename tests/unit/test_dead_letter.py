@@ -1,6 +1,7 @@
 import struct
 from collections.abc import Sequence
 from dataclasses import replace as dataclass_replace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -246,6 +247,34 @@ def test_an_error_that_cannot_be_encoded_is_written_all_the_same() -> None:
 def test_an_error_is_described_by_its_class_with_its_module_and_its_message() -> None:
     assert describe(msgspec.ValidationError("Expected `int`")) == ("msgspec.ValidationError", "Expected `int`")
     assert describe(KeyError("id")) == ("builtins.KeyError", "'id'")
+
+
+def class_named(name: str, module: object = None, qualname: str | None = None) -> type[Exception]:
+    """Return a class that code without a module defined, unless one is given."""
+    scope: dict[str, Any] = {} if module is None else {"__module__": module}
+    scope |= {} if qualname is None else {"__qualname__": qualname}
+    found: Any = eval("make(name, (Exception,), scope)", {"make": type, "name": name, "scope": scope})  # noqa: S307 - ours
+    return cast("type[Exception]", found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "described"),
+    [
+        (class_named("Failed"), b"?.Failed"),
+        (class_named(""), b"?.?"),
+        (class_named("Failed", "", ""), b"?.?"),
+        (class_named("Failed", 5), b"5.Failed"),
+        (class_named("Failed", "\ud800", "\udfff"), b"\\ud800.\\udfff"),
+        (class_named("Failed", "m", "n" * 10_000), b"m." + b"n" * (LONGEST_ERROR - 2) + "…".encode()),
+    ],
+)
+def test_an_error_of_a_class_with_any_names_is_described_and_its_letter_can_be_written(
+    kind: type[Exception], described: bytes
+) -> None:
+    error_type, error = describe(kind("\ud800"))
+    letter = msgspec.structs.replace(a_dead_letter(), error_type=error_type, error=error)
+    headers = dict(letter.all_headers())
+    assert (headers["kafka_dlt-exception-fqcn"], headers["kafka_dlt-exception-message"]) == (described, b"\\ud800")
 
 
 def test_of_an_error_that_quotes_a_whole_value_only_the_beginning_is_kept() -> None:

@@ -19,14 +19,8 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 
-from apps.chassis.internals.record_fetching import (
-    Batches,
-    Fetched,
-    FetchResult,
-    PartitionRecords,
-    Unreadable,
-    read_fetched_fast,
-)
+from apps.chassis.internals.fetched_batches import Batches, Fetched, Unreadable
+from apps.chassis.internals.record_fetching import FetchResult, PartitionRecords, read_fetched_fast
 
 Header = tuple[str, bytes | None]
 Seen = tuple[str, int, int, int, bytes | None, bytes | None, list[Header]]
@@ -236,6 +230,23 @@ def test_records_and_positions_are_those_of_aiokafka_whatever_was_fetched_and_ho
             assert ours.position > (expected[-1][2] if expected else start)
         assert theirs.records() == ours.records() == []
         assert theirs.position == end
+
+
+@pytest.mark.parametrize("before", [batch_at(0, 5, [0, 1, 2, 3, 4]), batch_at(0, 5, []), mark_at(0, COMMIT_MARKER, 7)])
+def test_whole_batches_before_the_asked_offset_do_not_move_the_position_back(before: bytes) -> None:
+    poll = Poll(before + batch_at(7, 3, [0, 1, 2]), 8)
+    assert [record[2] for record in poll.records(1)] == [8]
+    assert poll.position == 9
+    poll = Poll(before + damaged(batch_at(7, 3, [0, 1, 2])), 8)
+    assert poll.records() == []
+    assert poll.position == 8
+    with pytest.raises(Unreadable, match="events-3 offset 8"):
+        poll.records()
+
+
+def test_a_transaction_that_was_aborted_before_the_asked_offset_takes_nothing_behind_it_away() -> None:
+    fetched = batch_at(0, 3, [0, 1, 2], producer=7) + mark_at(3, ABORT_MARKER, 7) + batch_at(4, 2, [0, 1], producer=7)
+    assert [record[2] for record in Poll(fetched, 5, aborted=[(7, 0)]).records()] == [5]
 
 
 def test_records_can_be_taken_one_by_one() -> None:

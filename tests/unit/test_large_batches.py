@@ -1,9 +1,11 @@
 import asyncio
 import gzip
 import struct
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import cramjam
@@ -18,18 +20,9 @@ from test_fetched import PARTITION, Assignment, placed, with_bytes
 
 from apps.chassis.internals import record_batches
 from apps.chassis.internals.decompression import decompressed
+from apps.chassis.internals.fetched_batches import Fetched, FetchedRecord, OversizedRecord, TooLarge, Unreadable
 from apps.chassis.internals.record_batches import Omitted, Part, parts_of
-from apps.chassis.internals.record_fetching import (
-    POLL_BYTES,
-    Fetched,
-    FetchedRecord,
-    FetchResult,
-    OversizedRecord,
-    PartitionRecords,
-    TooLarge,
-    Unreadable,
-    _bounded,
-)
+from apps.chassis.internals.record_fetching import POLL_BYTES, FetchResult, PartitionRecords, _bounded, passed_over
 from apps.consumer.consuming.decode import sort_out
 from contracts.dead_letter import OMITTED_BYTES
 from tests.event import EVENTS
@@ -345,7 +338,7 @@ async def test_the_partitions_of_a_poll_share_its_bound() -> None:
         return [record for one in results if one.has_more() for record in one.getall()]
 
     bounded = cast("Any", _bounded(poll))
-    taken = [bytes_of(await bounded(None, None)) for _ in range(12)]
+    taken = [bytes_of(await bounded(SimpleNamespace(), None)) for _ in range(12)]
     assert max(taken) <= 2 * POLL_BYTES
     assert sum(taken) == 10 * 7 * MB
 
@@ -369,7 +362,7 @@ async def test_while_a_poll_passes_over_what_stands_before_its_offset_other_task
 
     counting = asyncio.create_task(count_turns())
     bounded = cast("Any", _bounded(poll))
-    (found,) = await bounded(None, None, 60)
+    (found,) = await bounded(SimpleNamespace(), None, 60)
     counting.cancel()
     assert found.offset == 49
     assert turns >= 49 * 4 * MB // POLL_BYTES // 2
@@ -385,6 +378,14 @@ async def test_a_poll_that_finds_nothing_to_return_in_its_time_goes_on_at_the_ne
         return result.getall() if result.has_more() else []
 
     bounded = cast("Any", _bounded(poll))
-    polled = [await bounded(None, None, 0) for _ in range(20)]
-    assert polled[0] == []
+    consumer: Any = SimpleNamespace(_fetcher=SimpleNamespace())
+    assert passed_over(consumer) is None
+    before = time.time()
+    assert await bounded(consumer._fetcher, None, 0) == []
+    passed = passed_over(consumer)
+    assert passed is not None
+    assert passed[:2] == (PARTITION, 19)
+    assert before <= passed.at <= time.time()
+    polled = [await bounded(consumer._fetcher, None, 0) for _ in range(20)]
     assert [record.offset for found in polled for record in found] == [19]
+    assert passed_over(consumer) is None

@@ -1,6 +1,8 @@
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import cast
 from unittest.mock import Mock
 
@@ -9,9 +11,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from samples import LONG, Stored, everything_else_has_run, stored_event
 
+from apps.chassis.http.problems import to_problem
+from apps.chassis.internals.record_fetching import PassedOver
 from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import client_options
-from apps.chassis.kafka.log_reader import LogReader, ReadTimeouts
+from apps.chassis.kafka.log_reader import LogReader, ReadTimeouts, TooDeep
 from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -85,6 +89,33 @@ async def test_reading_is_given_up_when_nothing_comes_any_more(*, frozen: bool) 
     with pytest.raises(TimeoutError):
         await read(client, 2, silence_s=A_WHILE, call_s=A_WHILE)
     assert client.stopped
+
+
+class PassingClient(FakeClient):
+    """Its polls pass over records and return none: since now, or as one did for another call."""
+
+    def __init__(self, seconds_ago: float) -> None:
+        super().__init__()
+        passed = PassedOver(TopicPartition(TOPIC, 0), 7, time.time() - seconds_ago)
+        self._fetcher = SimpleNamespace(passes_over=passed)
+
+    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        return dict.fromkeys(partitions, 9)
+
+    async def beginning_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        return dict.fromkeys(partitions, 0)
+
+
+@pytest.mark.parametrize(("seconds_ago", "error"), [(-LONG, TooDeep), (LONG, TimeoutError)], ids=["now", "before"])
+async def test_kafka_is_not_blamed_for_a_record_that_stands_too_deep_in_a_batch(
+    seconds_ago: float, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as raised:
+        await reader_of(PassingClient(seconds_ago), record_s=A_WHILE).record(0, 7)
+    assert ("events-0 offset 7 cannot be read within 0.05 s" in str(raised.value)) == (error is TooDeep)
+    assert (to_problem(raised.value).status_code == 502) == (error is TooDeep)
+    with pytest.raises(error):
+        await reader_of(PassingClient(seconds_ago), search_s=A_WHILE).newest({0: 9}, lambda _: True, 1)
 
 
 async def test_who_is_cancelled_while_it_connects_leaves_when_it_has() -> None:

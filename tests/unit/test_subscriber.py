@@ -1,8 +1,10 @@
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from samples import EVENT, LONG, Stored, as_json, everything_else_has_run, stored_event, until
 from streams import policy
 
+from apps.chassis.internals.record_fetching import PassedOver
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.observability.logs import JsonFormatter
 from apps.chassis.settings import Settings
@@ -404,6 +407,18 @@ async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None
     assert why_stuck(subscriber, consumption, commits, since_throttling=-5.0) is None
     assert why_stuck(subscriber, consumption, commits, since_throttling=STALE_S - 1) is None
     assert "has not polled" in str(why_stuck(subscriber, consumption, commits, since_throttling=STALE_S + 1))
+
+
+async def test_a_client_that_looks_for_its_offset_in_a_compressed_batch_is_not_taken_for_wedged() -> None:
+    consumption = Consumption(EVENTS.decode, Window(10).extend, Consumer()._handle, Consumer()._write)
+    consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_ends)
+    subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
+    client: Any = GroupMember({0: 0})
+    subscriber.consumer, subscriber.lock = client, MultiLock()
+    for seconds_ago, stuck in ((0.0, False), (STALE_S + 1, True)):
+        passed = PassedOver(TopicPartition(TOPIC, 0), 7, time.time() - seconds_ago)
+        client._fetcher = SimpleNamespace(passes_over=passed)
+        assert (why_stuck(subscriber, consumption, commits) is not None) == stuck
 
 
 async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> None:

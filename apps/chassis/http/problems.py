@@ -104,9 +104,9 @@ UNREADABLE = Kind(
     "unreadable",
     HTTPStatus.BAD_GATEWAY,
     "A record cannot be read",
-    "Kafka answered with records that cannot be read: they are damaged, or compressed in a way that this service does "
-    "not support; `detail` names their place. Nothing was done. A retry will fail too: ask for other partitions, or "
-    "for later records.",
+    "Kafka answered with records that cannot be read: they are damaged, compressed in a way that this service does "
+    "not support, or deep in a batch that takes too long to decompress; `detail` names their place. Nothing was done. "
+    "A retry will fail too: ask for other partitions, or for later records.",
 )
 BUSY = Kind(
     "busy",

@@ -1,6 +1,6 @@
 """Decompress the records of a batch piece by piece, so that a batch never takes more memory than its reader allows.
 
-A part of the PROTECTION `record_fetching`; reaches for nothing private.
+A part of the PROTECTION `fetched_batches`; reaches for nothing private.
 
 `aiokafka.codec` decompresses a batch as a whole and without a limit: 1 MB on the wire becomes up to 1 GB (gzip) or
 32 GB (zstd). It also reads a block of snappy with a negative size again and again. Each codec here checks a size before

@@ -3,6 +3,7 @@
 from apps.chassis.internals import (
     batch_subscriber,
     client_parts,
+    fetched_batches,
     group_description,
     http_framing,
     kafka_client,
@@ -19,6 +20,7 @@ from apps.chassis.internals.record_fetching import read_fetched_fast
 REACHES = (
     *batch_subscriber.REACHES,
     *client_parts.REACHES,
+    *fetched_batches.REACHES,
     *group_description.REACHES,
     *http_framing.REACHES,
     *kafka_client.REACHES,

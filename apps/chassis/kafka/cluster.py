@@ -252,12 +252,13 @@ class Cluster:
         name = str(described["topic"])
         if code := described["error_code"]:
             return f"topic {name}: {for_code(code).__name__}"
-        needed = int(self.configs.get(name, {}).get("min.insync.replicas", "1"))
+        wanted = int(self.configs.get(name, {}).get("min.insync.replicas", "1"))
         self.partitions[name] = len(described["partitions"])
         for partition in described["partitions"]:
             number, isr = partition["partition"], answering.intersection(partition["isr"])
             if partition["leader"] not in answering:
                 return f"topic {name}: partition {number} has {self._why_without_leader(partition['leader'])}"
+            needed = min(wanted, len(partition["replicas"]))  # Kafka asks for no more than there are (KIP-966)
             if len(isr) < needed:
                 return f"topic {name}: partition {number} has {len(isr)} of {needed} in-sync replicas"
         return None

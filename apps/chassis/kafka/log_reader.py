@@ -8,9 +8,10 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
 
-from apps.chassis.internals.record_fetching import Unreadable
+from apps.chassis.internals.fetched_batches import Unreadable
+from apps.chassis.internals.record_fetching import passed_over
 from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.search import Newest, Search, size_of
 from contracts.record import Record
@@ -28,17 +29,32 @@ FOLLOWED_RECORDS = 500
 class ReadTimeouts(NamedTuple):
     """How long reading may take, in seconds.
 
-    A call may take `call_s`, a search `search_s`; a search returns what it has found after `search_ends_after_s`.
-    `read` fails after `silence_s` without a record. `follow` reports that it is at the end while every partition has
-    answered within `answered_within_s`. It fails after `cut_off_after_s` without an answer, unless a quota delays it.
+    A call may take `call_s`, one for a single record `record_s`, a search `search_s`; a search returns what it has
+    found after `search_ends_after_s`. `read` fails after `silence_s` without a record. `follow` reports that it is at
+    the end while every partition has answered within `answered_within_s`. It fails after `cut_off_after_s` without an
+    answer, unless a quota delays it.
     """
 
     call_s: float = 2.0
-    search_s: float = 10.0
+    record_s: float = 5.0
+    search_s: float = 7.0
     search_ends_after_s: float = 3.0
     silence_s: float = 5.0
     answered_within_s: float = 2.0
     cut_off_after_s: float = 10.0
+
+
+class TooDeep(CorruptRecordException):  # type: ignore[misc]  # aiokafka ships no types
+    """Kafka answered in time, but the records before the wanted one in its compressed batch take too long to skip."""
+
+    def __init__(self, topic: str, partition: int, offset: int, seconds: float) -> None:
+        super().__init__(
+            f"{topic}-{partition} offset {offset} cannot be read within {seconds:g} s: it stands deep in a compressed "
+            "batch, and all records before it must be decompressed first"
+        )
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class LogReader:
@@ -114,7 +130,7 @@ class LogReader:
         """Return the newest `limit` wanted records before an offset in each partition.
 
         `since` is the lowest offset to read in each partition. A search reads about 100,000 records, or for 3 s, and
-        returns what it found; `Newest.before` continues it. Raises `TimeoutError` after 10 s.
+        returns what it found; `Newest.before` continues it. Raises `TimeoutError` or `TooDeep` after 7 s.
         """
         deadline = asyncio.get_running_loop().time() + self._timeouts.search_ends_after_s
         async with self._connected(self._timeouts.search_s) as consumer:
@@ -140,8 +156,11 @@ class LogReader:
         }
 
     async def record(self, partition: int, offset: int) -> Record | None:
-        """Return within 2 s the first record of a partition at or after an offset, None when there is none."""
-        async with self._connected() as consumer:
+        """Return the first record of a partition at or after an offset, None when there is none.
+
+        Raises `TimeoutError` or `TooDeep` after 5 s.
+        """
+        async with self._connected(self._timeouts.record_s) as consumer:
             end = await consumer.end_offsets([tp := TopicPartition(self.topic, partition)])
             async for records in self._fetch(consumer, {partition: (offset, end[tp])}):
                 return records[0]
@@ -223,20 +242,27 @@ class LogReader:
 
     @asynccontextmanager
     async def _connected(self, timeout_s: float | None = None) -> AsyncIterator[AIOKafkaConsumer]:
-        """Lend a connection that no other call uses; it is closed if the call fails."""
-        async with asyncio.timeout(timeout_s or self._timeouts.call_s), self._turns:
-            consumer = self._idle.pop() if self._idle else None
-            try:
-                if consumer is None:
-                    consumer = self._new_consumer(SHORT_POLL_MS)
-                    await consumer.start()
-                yield consumer
-                consumer.unsubscribe()
-            except BaseException:
-                if consumer is not None:
-                    await self._stop(consumer)
+        """Lend a connection that no other call uses; it is closed if the call fails. Raises `TooDeep`."""
+        seconds, begun, passed = timeout_s or self._timeouts.call_s, time.time(), None
+        try:
+            async with asyncio.timeout(seconds), self._turns:
+                consumer = self._idle.pop() if self._idle else None
+                try:
+                    if consumer is None:
+                        consumer = self._new_consumer(SHORT_POLL_MS)
+                        await consumer.start()
+                    yield consumer
+                    consumer.unsubscribe()
+                except BaseException:
+                    if consumer is not None:
+                        passed = passed_over(consumer)
+                        await self._stop(consumer)
+                    raise
+                self._idle.append(consumer)
+        except TimeoutError:
+            if passed is None or passed.at < begun:
                 raise
-            self._idle.append(consumer)
+            raise TooDeep(self.topic, passed.partition.partition, passed.offset, seconds) from None
 
     def _new_consumer(self, poll_ms: int) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(

@@ -15,7 +15,7 @@ from contextlib import aclosing, contextmanager
 from typing import NamedTuple
 
 from apps.chassis.background import Background
-from apps.chassis.internals.record_fetching import Unreadable
+from apps.chassis.internals.fetched_batches import Unreadable
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import Wanted

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from apps.chassis.internals.record_fetching import OversizedRecord, TooLarge
+from apps.chassis.internals.fetched_batches import OversizedRecord, TooLarge
 from apps.consumer.consuming.dead_letters import BadRecord
 from contracts.record import Record
 

@@ -136,7 +136,10 @@ def _class_named(name: str, module: str, qualname: str, bases: tuple[type[Except
 
 
 def _plain_name(kind: type, attribute: str) -> str:
-    name = _defined_by(type, attribute, kind)
+    try:
+        name = _defined_by(type, attribute, kind)
+    except AttributeError:  # a class of `exec` or `type` may have no module
+        return "?"
     return str.__str__(name) if issubclass(type(name), str) else "?"
 
 

@@ -6,6 +6,7 @@ import time
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 from apps.chassis.internals.batch_subscriber import is_in_flight, why_ended
+from apps.chassis.internals.record_fetching import passed_over
 from apps.chassis.observability.logs import without_values
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import Consumption
@@ -43,6 +44,7 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
         too_long = busy > longest_batch_s
         return f"the in-flight batch takes {busy:.0f} s: Kafka revoked its partitions" if too_long else None
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
-    last = max([consumption.idle_since, *(poll / 1_000 for poll in polls if poll)])
+    passed = passed_over(consumer)  # a deep offset in a compressed batch: nothing is fetched meanwhile
+    last = max([consumption.idle_since, passed.at if passed else 0.0, *(poll / 1_000 for poll in polls if poll)])
     silent = min(now - last, since_throttling)
     return f"the consume loop has not polled for {silent:.0f} s" if polls and silent > stale_s else None

@@ -79,6 +79,14 @@ def test_only_records_of_the_key_or_partition_asked_for_come() -> None:
     assert window.newest(9, key=b"c") == ([], None)
 
 
+def test_a_key_is_found_however_often_it_was_looked_for_before_its_record_came() -> None:
+    window = window_of(at(1, key=b"a"))
+    for timestamp, key in ((2, b"b"), (3, b"c")):
+        assert window.newest(9, key=key) == ([], None)
+        window.extend([at(timestamp, key=key)])
+        assert [record.timestamp for record in window.newest(9, key=key)[0]] == [timestamp]
+
+
 def test_a_limit_counts_what_the_filter_lets_through() -> None:
     window = window_of(*(at(i, i % 2) for i in range(10)))
     records, earlier = window.newest(2, partition=1)

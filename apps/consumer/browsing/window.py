@@ -55,17 +55,37 @@ FIRST_NUMBER = 2**40
 """The number of the first consumed record; records consumed before the start have lower ones."""
 
 
+class Piece:
+    """Records that are kept and dropped together, and the bytes of their values.
+
+    Their keys are collected by the first search for a key: a caller that waits for a record searches again and again.
+    """
+
+    __slots__ = ("_keys", "records", "size")
+
+    def __init__(self, records: Sequence[Record], size: int | None = None) -> None:
+        self.records = records
+        self.size = sum([len(record.value or b"") for record in records]) if size is None else size
+        self._keys: frozenset[bytes | None] | None = None
+
+    def has(self, key: bytes) -> bool:
+        """Return whether a record has this key."""
+        if self._keys is None:
+            self._keys = frozenset(map(key_of, self.records))
+        return key in self._keys
+
+
 class Window:
     """Keeps the last `size` records that were added, fewer where they are large.
 
-    Batches are kept and dropped as a whole, so that a record costs next to nothing. Small ones are joined, so that
+    Pieces are kept and dropped as a whole, so that a record costs next to nothing. Small batches are joined, so that
     thousands of them are searched as fast.
     """
 
     def __init__(self, size: int, most_bytes: int = WINDOW_BYTES) -> None:
         self.size = size
         self._most_bytes = most_bytes
-        self._batches: deque[tuple[Sequence[Record], int]] = deque()
+        self._pieces: deque[Piece] = deque()
         self._records = 0
         self._bytes = 0
         self._name = time.time_ns() // 1_000
@@ -77,7 +97,7 @@ class Window:
 
     def __iter__(self) -> Iterator[Record]:
         """Iterate over the records, the first consumed first."""
-        records = chain.from_iterable(batch for batch, _ in self._batches)
+        records = chain.from_iterable(piece.records for piece in self._pieces)
         return islice(records, max(0, self._records - self.size), None)
 
     def bytes_of(self, count: int) -> int:
@@ -93,15 +113,20 @@ class Window:
     def _append(self, records: Sequence[Record]) -> None:
         if not records:
             return
-        size = _size(records)
+        piece = Piece(records)
         self._records += len(records)
-        self._bytes += size
-        last, size_of_last = self._batches[-1] if self._batches else ((), 0)
-        if last and len(last) + len(records) <= PIECE_RECORDS and size_of_last + size <= self._most_bytes // MAX_PIECES:
-            self._batches[-1] = ([*last, *records], size_of_last + size)
+        self._bytes += piece.size
+        last = self._pieces[-1] if self._pieces else Piece(())
+        size = last.size + piece.size
+        if (
+            last.records
+            and len(last.records) + len(records) <= PIECE_RECORDS
+            and size <= self._most_bytes // MAX_PIECES
+        ):
+            self._pieces[-1] = Piece([*last.records, *records], size)
         else:
-            self._batches.append((records, size))
-        while self._records - len(self._batches[0][0]) >= self.size:
+            self._pieces.append(piece)
+        while self._records - len(self._pieces[0].records) >= self.size:
             self._drop_first()
         while self._bytes > self._most_bytes and self._records > 1:
             first = self._drop_first()
@@ -109,16 +134,16 @@ class Window:
                 self._insert_first(first[len(first) // 2 :])
 
     def _drop_first(self) -> Sequence[Record]:
-        first, size = self._batches.popleft()
-        self._records -= len(first)
-        self._bytes -= size
-        return first
+        first = self._pieces.popleft()
+        self._records -= len(first.records)
+        self._bytes -= first.size
+        return first.records
 
     def _insert_first(self, records: Sequence[Record]) -> None:
-        size = _size(records)
-        self._batches.appendleft((records, size))
+        piece = Piece(records)
+        self._pieces.appendleft(piece)
         self._records += len(records)
-        self._bytes += size
+        self._bytes += piece.size
 
     def refill(self, records: Iterable[Record]) -> None:
         """Add records that were read from the topic again, before all those consumed since the start.
@@ -133,7 +158,7 @@ class Window:
             refilled.pop(place_of(record), None)
         room = self.size - consumed
         merged = [*(merged_by_time(refilled.values())[-room:] if room else ()), *present[begin:]]
-        self._batches.clear()
+        self._pieces.clear()
         self._records = self._bytes = 0
         for start in range(0, len(merged), PIECE_RECORDS):
             self._append(merged[start : start + PIECE_RECORDS])
@@ -168,17 +193,13 @@ class Window:
     def _backwards(self, top: int, key: bytes | None, partition: int | None) -> Iterator[tuple[int, Record]]:
         """Iterate over matching records below a number with their numbers, the last consumed first."""
         end, last = self._end, self._end - len(self)
-        for batch, _ in reversed(self._batches):
-            begin = end - len(batch)
-            if begin < top and (key is None or key in map(key_of, batch)):  # quicker than a look at each
-                for number, record in zip(range(end - 1, begin - 1, -1), reversed(batch), strict=True):
+        for piece in reversed(self._pieces):
+            begin = end - len(piece.records)
+            if begin < top and (key is None or piece.has(key)):
+                for number, record in zip(range(end - 1, begin - 1, -1), reversed(piece.records), strict=True):
                     matches = (key is None or record.key == key) and (
                         partition is None or record.partition == partition
                     )
                     if matches and last <= number < top:
                         yield number, record
             end = begin
-
-
-def _size(records: Sequence[Record]) -> int:
-    return sum([len(record.value or b"") for record in records])

@@ -76,15 +76,58 @@ async def test_records_that_are_named_cost_themselves_and_all_others_are_handled
     assert handler.attempts["00003"] == [*range(1, len(handler.attempts["00003"]) + 1)]
 
 
+async def test_a_named_record_waits_for_no_newer_one_when_a_later_one_of_its_call_was_done() -> None:
+    handler = Naming("bad")
+    stream = Stream(handler)
+    stream.add("good", "bad", "other")
+    await stream.turn()
+    assert stream.lettered == ["bad"]
+    assert handler.done == ["good", "other"]
+    assert stream.is_consumed
+    assert stream.consumption.retrying is None
+
+
+async def test_named_records_behind_which_nothing_was_done_wait_for_another_success() -> None:
+    handler = Naming("bad")
+    stream = Stream(handler)
+    stream.add("good", "bad")
+    await stream.consume(turns=5)
+    assert (stream.letters, handler.done) == ([], ["good"])
+    stream.add("later")
+    await stream.consume(turns=5)
+    assert (stream.lettered, handler.done) == (["bad"], ["good", "later"])
+
+
+async def test_a_database_that_is_back_for_one_record_of_a_call_costs_no_other_a_dead_letter() -> None:
+    handler = Naming(*"abcdefgh")
+    stream = Stream(handler)
+    stream.add(*"abcdefgh", "lucky")
+    await stream.consume(turns=5)
+    assert (stream.letters, handler.done) == ([], ["lucky"])
+    handler.failing.clear()
+    await stream.consume(turns=5)
+    assert stream.letters == []
+    assert sorted(handler.done) == sorted([*"abcdefgh", "lucky"])
+
+
+async def test_the_log_says_how_many_records_of_a_call_failed(caplog: pytest.LogCaptureFixture) -> None:
+    stream = Stream(Naming("b"))
+    stream.add(*"abc")
+    await stream.turn()
+    (line,) = [record for record in caplog.records if "retrying" in record.message]
+    assert line.message == "1 of 3 records failed, retrying: ConnectionError"
+    assert (line.exc_info, vars(line)["offset"]) == (None, 1)
+
+
 async def test_a_record_that_was_named_and_is_handled_later_is_no_dead_letter() -> None:
     handler = Naming("bad")
     stream = Stream(handler)
-    stream.add("bad", "good")
+    stream.add("good", "bad")
     await stream.turn()
     assert stream.consumption.attempts.failures
     handler.failing.clear()
     await stream.consume(turns=5)
-    assert (stream.letters, sorted(handler.done)) == ([], ["bad", "good"])
+    assert (stream.letters, handler.done) == ([], ["good", "bad"])
     assert stream.is_consumed
 
 
@@ -118,7 +161,7 @@ async def test_what_was_rejected_stays_rejected_though_the_handler_raises_then()
         for record in batch:
             if record.value.id == "bad":
                 batch.reject(record, "nobody wants it")
-            if record.value.id == "named":
+            if record.value.id == "named" and len(calls) == 1:
                 batch.fail(record, "this does not count")
         if len(calls) == 1:
             raise ConnectionError("no database")

@@ -55,6 +55,7 @@ class Trial:
         self._window = window
         self._recoveries = recoveries
         self._is_redelivery = any(one.tries for one in findings)
+        self._has_named = False
         self._is_asked_to_stop = is_asked_to_stop
         self._retries = retries
         self._accept = accept
@@ -128,7 +129,9 @@ class Trial:
         last = [one for one in poison if one.successes == self._attempts.successes]
         is_undecided = any(one.is_undecided for one in self.findings)
         for one in last:
-            if is_undecided or (self._is_redelivery and len(last) > MOST_JUDGED_ONCE and one.judged == needed):
+            if is_undecided or (
+                (self._is_redelivery or self._has_named) and len(last) > MOST_JUDGED_ONCE and one.judged == needed
+            ):
                 one.state = "suspect"
 
     def _judgements_needed(self) -> int:
@@ -180,14 +183,13 @@ class Trial:
         return False
 
     def _failed(self, first: CallResult) -> list[Finding]:
-        """Return what to try once more after a first call: of the records that it named, the first of each key."""
-        undecided = [one for one in self.findings if one.is_undecided]
+        """Return what to try once more after a first call.
+
+        Of records that it named those are judged at once after which another one was done.
+        """
         if first.error is not None:
-            return undecided
-        firsts: dict[object, Finding] = {}
-        for one in undecided:
-            firsts.setdefault(one.key, one)
-        return list(firsts.values())
+            return [one for one in self.findings if one.is_undecided]
+        return [one for one in self._suspects if one.successes == self._attempts.successes]
 
     async def _attempt(self, chunk: Sequence[Finding]) -> CallResult:
         result = await self._attempts.call([one.record for one in chunk], tries=[one.tries for one in chunk])
@@ -220,9 +222,16 @@ class Trial:
             self._failures_in_a_row += is_new
 
     def _conclude_named(self, chunk: Sequence[Finding], named: Mapping[int, Exception]) -> list[Finding]:
-        """Note what a call says of the records that it named; return the others."""
+        """Note what a call says of the records that it named; return the others.
+
+        A record after the named one succeeded after its failure.
+        """
         failing: set[object] = set()
-        before = self._position()
+        self._has_named = True
+        before, last_done = (
+            self._position(),
+            next(index for index in range(len(chunk) - 1, -2, -1) if index not in named),
+        )
         for index, error in named.items():
             one = chunk[index]
             if isinstance(error, NotTried) and one.key in failing:
@@ -231,6 +240,7 @@ class Trial:
             self._conclude_alone(one, error, before + index + 1)
             if one.state == "suspect":
                 failing.add(one.key)
+                one.successes -= index < last_done
         return [one for index, one in enumerate(chunk) if index not in named]
 
     def _conclude_alone(self, one: Finding, error: Exception, position: int) -> None:

@@ -94,16 +94,16 @@ class Attempts:
         except BrokenOff as error:
             return CallResult(error.with_traceback(None))
         except Exception as error:  # noqa: BLE001 - no error of the handler may lose a record
-            self._note(error, records)
+            self._note(error, records, len(records))
             rejected = {index: _bare(one) for index, one in named.items() if isinstance(one, Reject)}
             return CallResult(_bare(error), rejected)
         if not named:
             self._succeeded()
             return SUCCESS
+        failed = {index: one for index, one in named.items() if not isinstance(one, Reject)} or named
+        self._note(next(iter(failed.values())), [records[index] for index in failed], len(records))
         if len(named) < len(records):
             self._succeeded()
-        first, failure = next(iter(named.items()))
-        self._note(failure, records[first:])
         return CallResult(None, {index: _bare(one) for index, one in named.items()})
 
     def _succeeded(self) -> None:
@@ -115,19 +115,22 @@ class Attempts:
         self.failures += 1
         self.error, self.kind = one_line(error)[:LONGEST_ERROR], type(error).__name__
 
-    def _note(self, error: Exception, records: Sequence[Record]) -> None:
-        """Count a failed call; log the first one of a batch with the handler's stack, unless it is a rejection."""
+    def _note(self, error: Exception, failed: Sequence[Record], called: int) -> None:
+        """Count a call that failed for some of its `called` records; log the first of a batch, but no rejection."""
         self.note_failure(error)
         self._failing_since = self._failing_since or time.monotonic()
         if self._is_logged or isinstance(error, Reject):
             return
         self._is_logged = True
         log.warning(
-            "a batch of %d records failed, retrying: %s",
-            len(records),
+            "%d of %d records failed, retrying: %s",
+            len(failed),
+            called,
             without_values(error),
-            exc_info=error,
-            extra=fields_of(records[0]) | {"records": len(records), "error": type(error).__name__},
+            exc_info=error
+            if error.__traceback__
+            else None,  # a record may be named with an error that was never raised
+            extra=fields_of(failed[0]) | {"records": len(failed), "error": type(error).__name__},
         )
 
 

@@ -5,11 +5,11 @@ from functools import partial
 
 from apps.chassis.service import serve
 from apps.consumer import app as consumer
-from apps.consumer.consuming.batch import Handle
 from apps.consumer.consuming.policy import DEFAULT, Policy
+from apps.consumer.consuming.resource import AnyHandler
 from apps.consumer.handlers import handle_nothing
 from apps.producer import app as producer
-from tests.event import EVENTS
+from tests.event import EVENTS, Event
 from tests.handlers import HANDLERS
 
 STREAMS = [EVENTS]
@@ -23,7 +23,7 @@ def run_producer() -> None:
     serve(create_producer, lambda settings: settings.producer_port, "PRODUCER_PORT", STREAMS)
 
 
-def run_consumer(handle: Handle = handle_nothing, policy: Policy = DEFAULT) -> None:
+def run_consumer(handle: AnyHandler[Event] = handle_nothing, policy: Policy = DEFAULT) -> None:
     """Serve until SIGTERM, as `python -m apps.consumer` does."""
     create_app = partial(create_consumer, handlers={EVENTS: handle}, policies={EVENTS: policy})
     serve(create_app, lambda settings: settings.consumer_port, "CONSUMER_PORT", STREAMS)

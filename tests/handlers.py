@@ -4,13 +4,17 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from apps.consumer.consuming.batch import Batch, Handle, Reject
+from apps.chassis.settings import Settings
+from apps.consumer.consuming.batch import Batch, Handler, Reject
 from apps.consumer.consuming.policy import Batching, Policy
+from apps.consumer.consuming.publish import Publish
+from apps.consumer.consuming.resource import AnyHandler, resource
 from apps.consumer.handlers import handle_nothing
+from contracts.stream import Stream
 from tests.event import Event
 
 REFUSED, FAILING_ONCE = "refused", "failing once"
@@ -125,7 +129,20 @@ async def cancelling(batch: Batch[Event]) -> None:
                 task.cancel()
 
 
-HANDLERS: Mapping[str, tuple[Handle] | tuple[Handle, Policy]] = {
+@asynccontextmanager
+async def copying(_: Settings, publish: Publish) -> AsyncIterator[Handler[Event]]:
+    """Copy events to the topic COPIES; do not open while the file OUTAGE exists."""
+    if exists("OUTAGE"):
+        raise ConnectionRefusedError("no database")
+    copies: Stream[Event] = Stream(os.environ["COPIES"], Event, key=lambda event: event.id)
+
+    async def copy(batch: Batch[Event]) -> None:
+        await publish(copies, batch.values, headers=[("copied", b"yes"), ("null", None)])
+
+    yield copy
+
+
+HANDLERS: Mapping[str, tuple[AnyHandler[Event]] | tuple[AnyHandler[Event], Policy]] = {
     "nothing": (handle_nothing,),
     "recording": (recording, Policy(session_timeout_s=10)),  # some tests kill it and wait for another to take over
     "refusing": (refusing,),
@@ -135,4 +152,5 @@ HANDLERS: Mapping[str, tuple[Handle] | tuple[Handle, Policy]] = {
     "mendable": (mendable,),
     "quoting": (quoting,),
     "cancelling": (cancelling,),
+    "copying": (resource(copying),),
 }

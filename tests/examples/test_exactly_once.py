@@ -106,3 +106,21 @@ def test_each_record_has_one_effect_whatever_is_killed_refused_redriven_and_read
         wait_until(lambda: second.status()["messages_consumed_count"] >= consumed + len(stage.sent))
         stage.until_consumed(second)
         stage.expect_one_effect_each()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "DATABASE_URL: is missing; the handler needs it"),
+        (
+            {"DATABASE_URL": "mysql://me:secret@localhost"},
+            "DATABASE_URL: expected an address like postgresql://localhost/x, not 'mysql://***@localhost'",
+        ),
+    ],
+)
+def test_a_setting_of_a_handler_that_is_missing_or_wrong_stops_the_start_with_one_line(
+    given: dict[str, str], said: str, logs: Path
+) -> None:
+    with Service("consumer", ["-m", "examples", "postgres"], logs, given) as consumer:
+        assert consumer.exit_status(60) == 1
+        assert consumer.log.read_text().splitlines() == [said]

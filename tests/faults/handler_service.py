@@ -13,7 +13,7 @@ from pathlib import Path
 
 from marks import BATCH, DONE, DONE_AND_FAILED, REFUSED, identity_of
 
-from apps.consumer.consuming.batch import Batch, Handle, Reject
+from apps.consumer.consuming.batch import Batch, Handler, Reject
 from apps.consumer.consuming.policy import Policy, Retry
 from tests.event import Event
 from tests.event_services import run_consumer
@@ -22,7 +22,7 @@ LONGEST = 0.03
 """Seconds that a batch may take."""
 
 
-def recording(ledger: Path, outage: Path, failures: float, chance: random.Random) -> Handle:
+def recording(ledger: Path, outage: Path, failures: float, chance: random.Random) -> Handler[Event]:
     """Return the handler."""
 
     async def handle(batch: Batch[Event]) -> None:

@@ -228,6 +228,7 @@ async def test_health_does_not_say_that_all_is_well_before_it_is_open() -> None:
             yield save
 
     async with consuming(handler) as consumer:
+        await consumer.until(state="retrying")
         health = await consumer.http.get("/health-check")
         assert health.status_code == HTTPStatus.SERVICE_UNAVAILABLE
         may_open.set()

@@ -138,6 +138,22 @@ async def test_more_than_two_that_waited_are_poison_only_after_a_second_success(
     assert stream.is_consumed
 
 
+async def test_after_an_outage_that_is_over_one_judgement_is_enough_again() -> None:
+    handler = Handler(lambda _: True)
+    stream = Stream(handler)
+    stream.add(*numbered(range(50)))
+    await stream.consume(turns=10)
+    handler.fails = "bad".__eq__
+    await stream.consume(turns=20)
+    assert sorted(handler.done) == numbered(range(50))
+    stream.add("bad")
+    await stream.consume(turns=5)
+    stream.add("good")
+    await stream.consume(turns=5)
+    assert stream.lettered == ["bad"]
+    assert stream.is_consumed
+
+
 def test_the_more_suspects_recover_late_the_more_judgements_are_needed_for_a_while() -> None:
     recoveries = Recoveries()
     assert recoveries.judgements_needed(0) == 1

@@ -108,6 +108,11 @@ class Recoveries:
         if suspect.tries > FIRST_CALLS:
             self._recent.append((successes, suspect.judged))
 
+    def settle(self) -> None:
+        """Forget recoveries of which none was late: no record is undecided, so that an outage ended with them."""
+        if not any(judged for _, judged in self._recent):
+            self._recent.clear()
+
     def judgements_needed(self, successes: int) -> int:
         """Return after how many failed judgements a good record would be among `UNLIKELY` few."""
         while self._recent and self._recent[0][0] < successes - RECENT_SUCCESSES:

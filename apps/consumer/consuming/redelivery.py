@@ -119,6 +119,7 @@ class Redelivery:
         self.waiting = self.outage = self._wants_newer = False
         self._waits = 0
         self._attempts.reset()
+        self._recoveries.settle()
 
     def _knows_enough(self, findings: Sequence[Finding]) -> bool:
         """Return whether no backoff is due: all records are new, or a call has succeeded since they failed."""

@@ -20,6 +20,8 @@ UNSAYABLE = {
     " has offsets ",
     # OpenAPI has no parameters that depend on one another.
     "only together with scope=topic",
+    "without filters",
+    "only with `limit`",
 }
 """What a refusal may say although the document allows what was sent."""
 WRONG_TYPE_OF_TEXT = re.compile(r"parameter `(key|reason)` in query - incorrect type")

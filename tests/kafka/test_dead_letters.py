@@ -154,6 +154,7 @@ def test_a_redrive_sends_back_what_the_list_shows_with_the_same_filters_and_a_dr
         ({"to": "2020-01-01T00:00:00"}, {"limit": 1}),
         ({"partition": "one"}, {"limit": 1}),
         ({"dry_run": "perhaps"}, {"limit": 1}),
+        ({"dry_run": "1"}, {"limit": 1}),
         ({"key": "some"}, {"partition": 0, "offset": 0}),
         ({"dry_run": "true"}, {"partition": 0, "offset": 0}),
     ],

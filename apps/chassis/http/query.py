@@ -22,7 +22,7 @@ ANY_NUMBER = {"minimum": 0, "maximum": 10**MOST_DIGITS - 1}
 
 
 def check_query(request: Request[Any, Any, Any]) -> None:
-    """Refuse a query with an unknown parameter, one given twice, or an integer that is not plain digits.
+    """Refuse a query with an unknown parameter, one given twice, or a number or truth value that is not plain.
 
     Raises 400 with every fault. Litestar itself takes `1e3` for 1000, the last of two values, and ignores a parameter
     whose name is misspelt.
@@ -68,6 +68,8 @@ def _find_fault(field: FieldDefinition, values: Sequence[str]) -> str | None:
     """Return the error of a known parameter that Litestar would not see."""
     if len(values) > 1:
         return f"given {len(values)} times"
+    if field.annotation is bool and values[0] not in {"true", "false"}:
+        return f"true or false is expected, not {values[0][:40]!r}"
     if int not in (field.annotation, *getattr(field.annotation, "__args__", ())):
         return None
     (value,) = values

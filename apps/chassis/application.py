@@ -55,6 +55,10 @@ class Application(Litestar):
         return super().__call__(scope, receive, send)
 
 
+CONTROLLERS = (HealthController, MetricsController, ProblemController)
+"""The controllers of any service."""
+
+
 def build_application(  # noqa: PLR0913 - how the two services differ
     name: str,
     description: str,
@@ -78,13 +82,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     title, limit, end = name.capitalize(), admission or Limit(MOST_BYTES), ending or asyncio.Event()
     registry.register(watch := LoopWatch())
     app = Application(
-        [
-            *routes,
-            HealthController,
-            MetricsController,
-            ProblemController,
-            *document_routes(asyncapi_document(title, description, settings, name, operations)),
-        ],
+        [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],
         dependencies=stream_dependencies(parts),
         state=State({ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch}),
         guards=[ApiKeyGuard(settings.api_keys, registry)] if settings.api_keys.needed else [],

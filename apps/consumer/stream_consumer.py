@@ -70,6 +70,7 @@ class StreamConsumer:
         self.settings = own = settings.of(stream)
         self._options, reading = options, for_purpose(options, "reader")
         self._background = background = Background()
+        self._delays_s = settings.redrive_after_s
         self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         topics = [record_topic(own, "read"), dead_letter_topic(own), marks_topic(own)]
         self.cluster = cluster = kafka.cluster(for_purpose(options, "admin"), topics, own.group_id)
@@ -77,35 +78,36 @@ class StreamConsumer:
         self._every = kafka.reader(options, own.topic, committed_only=False)
         self.uncommitted = kafka.reader(reading, own.topic, committed_only=False)
         self.dead_reader = kafka.reader(reading, own.dead_letter_topic)
-        dead_options, redrive_options = for_purpose(options, "dead-letters"), for_purpose(options, "redrive")
+        dead_options = for_purpose(options, "dead-letters")
         self._dead_letters = DeadLetters(dead_options, own.dead_letter_topic, cluster, own.group_id, kafka.producer)
-        self.redriver = Redriver(
-            redrive_options,
-            cluster,
+        self.redriver = self._new_redriver(kafka)
+        self.window, write = Window(settings.window_size), self._dead_letters.write
+        self.consumption = Consumption(
+            stream.decode, self.window.extend, handle, write, traces, policy, group=own.group_id, resource=resource
+        )
+        read_commits = partial(cluster.commits, own.group_id, own.topic)
+        self._commits = commits = Commits(read_commits, self._every.ends, kafka.ask_topic_ids)
+        self._offsets = offsets = GroupOffsets(self._reader, self._every, commits.read)
+        self._meter, self.tail = LagMeter(offsets), Tail(self.log, self.partition_count, background, stream.decode)
+        self._refill = Refill(self.window, self._reader, commits.read, background, stream.decode, own.group_id)
+        self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
+        slow_s = settings.slow_batch_seconds
+        self.control = Control(self._connection, cluster, self.consumption, commits, background, slow_s, stream.name)
+        due = DueLetters(self.dead_reader, self.redriver, own.group_id, self._delays_s)
+        self.schedule = Schedule(self.redriver, due, self.control, own.topic)
+
+    def _new_redriver(self, kafka: Kafka) -> Redriver:
+        own = self.settings
+        return Redriver(
+            for_purpose(self._options, "redrive"),
+            self.cluster,
             self.dead_reader,
             own.marks_topic,
             own.topic,
             own.group_id,
             kafka.reader,
-            max_rounds=len(settings.redrive_after_s) or MAX_ROUNDS,
+            max_rounds=len(self._delays_s) or MAX_ROUNDS,
         )
-        self.window, write = Window(settings.window_size), self._dead_letters.write
-        self.consumption = Consumption(
-            stream.decode, self.window.extend, handle, write, traces, policy, group=own.group_id, resource=resource
-        )
-        self._commits = commits = Commits(
-            partial(cluster.commits, own.group_id, own.topic), self._every.ends, kafka.ask_topic_ids
-        )
-        self._offsets = GroupOffsets(self._reader, self._every, commits.read)
-        self._meter = LagMeter(self._offsets)
-        self.tail = Tail(self.log, self.partition_count, background, stream.decode)
-        self._refill = Refill(self.window, self._reader, commits.read, background, stream.decode, own.group_id)
-        self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
-        slow_s = settings.slow_batch_seconds
-        self.control = Control(self._connection, cluster, self.consumption, commits, background, slow_s, stream.name)
-        self._delays_s = settings.redrive_after_s
-        due = DueLetters(self.dead_reader, self.redriver, own.group_id, self._delays_s)
-        self.schedule = Schedule(self.redriver, due, self.control, own.topic)
 
     def _new_broker(self) -> KafkaBroker:
         broker = new_broker(self._options, consumer_only=True, graceful_timeout=GRACE_S)

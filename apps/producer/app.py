@@ -1,7 +1,7 @@
 """Wires the producer."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,13 +64,15 @@ def create_app(  # noqa: PLR0913 - what tests replace
         settings,
         producers,
         [SeedController, *map(stream_router, producers.values()), *home_routes(settings)],
-        operations=[
-            Operation("send", one.stream, f"Sends {one.stream.name}, each record to the partition of its key.")
-            for one in producers.values()
-        ],
+        operations=[*_operations(settings.served(streams))],
         registry=registry,
         traces=traces,
         ending=ending,
         admission=admission,
         cors_config=cors(settings.allowed_origins),
     )
+
+
+def _operations(streams: Iterable[Stream[Any]]) -> Iterable[Operation]:
+    for one in streams:
+        yield Operation("send", one, f"Sends {one.name}, each record to the partition of its key.")

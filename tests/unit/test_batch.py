@@ -10,7 +10,7 @@ from samples import until
 from streams import Stream, numbered
 
 from apps.consumer.consuming.batch import Batch, Handler, Reject
-from apps.consumer.consuming.handler_isolation import LONGEST_TEXT
+from apps.consumer.consuming.containment import LONGEST_TEXT
 from apps.consumer.consuming.handler_thread import as_async
 from contracts.dead_letter import DeadLetter, sent_back
 from contracts.record import Place

@@ -10,7 +10,7 @@ from streams import Stream
 
 from apps.chassis.observability.logs import stack_of
 from apps.consumer.consuming.batch import Batch, Reject
-from apps.consumer.consuming.handler_isolation import BrokenOff, Escaped, HandlerCall, HandlerError, contain_child_tasks
+from apps.consumer.consuming.containment import BrokenOff, Escaped, HandlerCall, HandlerError, contain_child_tasks
 from contracts.dead_letter import describe
 from tests.event import Event
 

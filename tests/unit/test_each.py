@@ -11,8 +11,8 @@ from samples import until
 from streams import Stream, numbered, policy
 
 from apps.consumer.consuming.batch import Batch, NotTried, Received, Reject
+from apps.consumer.consuming.containment import Escaped
 from apps.consumer.consuming.each import each
-from apps.consumer.consuming.handler_isolation import Escaped
 from tests.batches import batch_of
 from tests.event import EVENTS, Event
 

@@ -557,7 +557,7 @@ async def test_a_failing_batch_tells_once_where_the_handler_failed_and_never_wha
         with said_by(JsonFormatter()) as said:
             await subscriber.process_message((stored_event(3),))
             await subscriber.process_message((stored_event(3),))
-    (line,) = [record for record in caplog.records if record.name == "apps.consumer.consuming.retry"]
+    (line,) = [record for record in caplog.records if record.name == "apps.consumer.consuming.attempts"]
     assert (vars(line)["offset"], vars(line)["error"]) == (3, "RuntimeError")
     assert "in _handle" in said[0]
     assert not [line for line in said if "Ada" in line]

@@ -1,9 +1,13 @@
 """What the consumer's subscriber replaces in FastStream's `BatchSubscriber`: a PROTECTION.
 
 FastStream makes its own class of subscriber and polls by itself, so the class of an instance is changed. Reaches for
-its poll, its processing of a batch, its lock, its tasks and its listener. Lost without it: positions that Kafka no
-longer has and batches that cannot be read end the consume loop, a rebalance does not wait for the in-flight batch, and
-records wait after an empty poll as long as that took (no upstream issue is known).
+its poll, its processing of a batch, its lock, its tasks and its listener. No upstream issue is known.
+
+Lost without it:
+
+- The consume loop survives positions that Kafka no longer has, and batches that cannot be read.
+- A rebalance waits for the in-flight batch.
+- Records do not wait after an empty poll for as long as that poll took.
 """
 
 from collections.abc import Awaitable, Callable

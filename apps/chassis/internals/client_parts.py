@@ -1,11 +1,15 @@
 """Private parts of Kafka's clients for which there is no public way: a PROTECTION.
 
-Reaches for: the client of an admin client and of a consumer, to send any request to a chosen broker (aiokafka's own
-methods ask a random one, also a dead one, and do not know some requests); a consumer's member id; FastStream's aiokafka
-producer; and what a producer has not written yet. An idempotent producer retries for ever and its `stop` waits for that
-(https://github.com/aio-libs/aiokafka/issues/1101; Java's has `delivery.timeout.ms`, KIP-91). Lost without it: the
-diagnosis of rights and leaders, the member id in the status, dead letters and headers byte for byte, and connections of
-each producer that Kafka refused once.
+Reaches for:
+
+- the client of an admin client and of a consumer, to send any request to a chosen broker: aiokafka's own methods ask a
+  random one, also a dead one, and do not know some requests;
+- a consumer's member id; FastStream's aiokafka producer;
+- what a producer has not written yet: an idempotent one retries for ever, and its `stop` waits for that
+  (https://github.com/aio-libs/aiokafka/issues/1101; Java's has `delivery.timeout.ms`, KIP-91).
+
+Lost without it: the diagnosis of permissions and leaders, the member id in the status, dead letters and headers byte
+for byte, and the connections of each producer that Kafka refused once.
 """
 
 import asyncio

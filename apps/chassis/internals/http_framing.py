@@ -1,9 +1,12 @@
 """Reads requests and frames answers as RFC 9112 says, where uvicorn's httptools protocol does not: a PROTECTION.
 
-Reaches for the protocol's steps (head, body, end) and for the parts of a request's cycle. Lost without
-it: the body behind an offered upgrade, which uvicorn would parse as the next request
-(https://github.com/Kludex/uvicorn/issues/2722, of which several fixes were not taken), and with it the safety from
-smuggled requests; and the ends of answers to HTTP/1.0.
+Reaches for the protocol's steps (head, body, end) and for the parts of a request's cycle.
+
+Lost without it:
+
+- The body behind an offered upgrade: uvicorn would parse it as the next request, which is request smuggling
+  (https://github.com/Kludex/uvicorn/issues/2722; several fixes were not taken).
+- The ends of answers to HTTP/1.0.
 """
 
 import asyncio

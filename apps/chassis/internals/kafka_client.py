@@ -1,12 +1,19 @@
 """aiokafka's client, watched: it keeps a journal, bootstraps again, and respects quotas. A PROTECTION.
 
-Producers, consumers and admin clients of aiokafka create their `AIOKafkaClient` themselves and show little of it. Lost
-without this module: a client whose known brokers are all gone stays cut off for good (Java's clients bootstrap again,
-KIP-899 and KIP-1102); nobody knows which address or request failed; a throttled client looks wedged, and sends on a
-connection that the broker has muted (KIP-219); what a broker says about a refused batch, and error codes newer than 79,
-are dropped. It reaches for the name `AIOKafkaClient` in three modules, for the client's `_get_conn`, `_conns`,
-`_metadata_update` and options, for `create_conn` and the request timeout of a connection, for the group and the topics
-and versions of requests, and for the table `kafka_errors`.
+Producers, consumers and admin clients of aiokafka create their `AIOKafkaClient` themselves and show little of it.
+
+Lost without it:
+
+- Recovery when all known brokers are gone: Java's clients bootstrap again (KIP-899, KIP-1102).
+- The address or the request that failed.
+- Quotas: a throttled client looks stuck, and sends on a connection that the broker has muted (KIP-219).
+- The broker's message about a refused batch, and error codes newer than 79.
+
+Reaches for:
+
+- the name `AIOKafkaClient` in three modules; the client's `_get_conn`, `_conns`, `_metadata_update` and options;
+- `create_conn` and the request timeout of a connection;
+- the group, topics and versions of requests; the table `kafka_errors`.
 """
 
 import asyncio

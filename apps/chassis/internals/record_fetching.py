@@ -107,8 +107,8 @@ def passed_over(consumer: AIOKafkaConsumer) -> PassedOver | None:
 class PartitionRecords:
     """The records that were fetched of a partition, without those of aborted transactions where that is wanted.
 
-    Deserializers of keys and values are not called. aiokafka's holds itself until it is read to its end: after a seek
-    or a rebalance megabytes would wait for a collection of garbage, which comes late where records are no part of it.
+    Deserializers of keys and values are not called. aiokafka's object references itself: after a seek or a
+    rebalance, megabytes would wait for a garbage collection.
     """
 
     def __init__(self, tp: TopicPartition, records: Fetched, aborted: Any, offset: int, *options: Any) -> None:  # noqa: ANN401 - as aiokafka calls it

@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 from aiokafka.errors import KafkaError
 
-from apps.consumer.consuming.handler_isolation import copy_of
+from apps.consumer.consuming.containment import copy_of
 from contracts.dead_letter import first_place
 from contracts.record import Place, Record
 

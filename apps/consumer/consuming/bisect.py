@@ -1,4 +1,4 @@
-"""Isolate the failing records of one batch, and tell poison records from an outage of the handler.
+"""Isolate the failing records of one batch, and distinguish poison records from an outage of the handler.
 
 What fails is halved and what succeeds grows, until each failing record is alone: it is a suspect. Once another
 call succeeds, each suspect that failed before is judged: it is retried a few times. If it fails again it is poison.
@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Literal
 
+from apps.consumer.consuming.attempts import Attempts, CallResult
 from apps.consumer.consuming.batch import NotTried, Reject
+from apps.consumer.consuming.containment import BrokenOff
 from apps.consumer.consuming.findings import FailureWindow, Finding, Recoveries
-from apps.consumer.consuming.handler_isolation import BrokenOff
 from apps.consumer.consuming.redrive_addressing import is_redriven
-from apps.consumer.consuming.retry import Attempts, CallResult
 
 FAILURES_IN_A_ROW = 20
 """Consecutive failed calls after which a batch is not bisected further until the next backoff."""

@@ -1,4 +1,4 @@
-"""What the metadata of a commit tells: that this service made it, and which topic its offset belongs to."""
+"""Write and read the metadata of commits: that this service made one, and which topic its offset belongs to."""
 
 from uuid import UUID
 
@@ -22,7 +22,7 @@ def is_own(commit: OffsetAndMetadata) -> bool:
 
 
 def topic_id_in(commit: OffsetAndMetadata) -> UUID | None:
-    """Return which topic the offset of a commit belongs to, where it tells."""
+    """Return the id of the topic that the offset of a commit belongs to; None when it has none."""
     mark, _, topic_id = commit.metadata.partition(" ")
     try:
         return UUID(topic_id) if mark == MARK else None

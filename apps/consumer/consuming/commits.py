@@ -30,7 +30,7 @@ from apps.chassis.internals.member_commits import commit_as_member
 from apps.chassis.internals.partition_topic_ids import partition_topic_ids
 from apps.chassis.observability.logs import one_line
 from apps.consumer.consuming.commit_metadata import is_own, metadata_of, topic_id_in
-from apps.consumer.consuming.position_moves import Move, Moves, Reason
+from apps.consumer.consuming.unplanned_moves import Move, Moves, Reason
 
 log = logging.getLogger(__name__)
 

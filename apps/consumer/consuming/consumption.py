@@ -13,6 +13,7 @@ from itertools import count
 from apps.chassis.observability.logs import one_line, without_values
 from apps.chassis.observability.traces import Traces
 from apps.consumer.consuming.abandonment import Abandonment
+from apps.consumer.consuming.attempts import Attempts
 from apps.consumer.consuming.batch import Handle
 from apps.consumer.consuming.dead_letter_limit import DeadLetterLimiter
 from apps.consumer.consuming.dead_letters import BadRecord
@@ -23,7 +24,6 @@ from apps.consumer.consuming.policy import DEFAULT, Policy
 from apps.consumer.consuming.redelivery import Newer, Redelivery, Verdict, nothing_newer
 from apps.consumer.consuming.redrive_addressing import divide
 from apps.consumer.consuming.resource import HandlerResource
-from apps.consumer.consuming.retry import Attempts
 from contracts.record import Record, fields_of
 
 log = logging.getLogger(__name__)

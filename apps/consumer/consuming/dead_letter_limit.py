@@ -1,7 +1,7 @@
 """Halt instead of dead-lettering everything: when nearly all records are refused, the data is not at fault.
 
-After the manner of Sentry's Arroyo (`DlqLimit`): a limit of consecutive refused records, and one of their ratio; both
-for each partition, and for all that this instance consumes of the stream, in the order in which it consumes it.
+There are two limits, as in Sentry's Arroyo (`DlqLimit`): consecutive refused records, and their ratio. Both hold for
+each partition, and for all records of the stream that this instance consumes, in the order in which it consumes them.
 """
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""Writes dead letters: what could not be consumed, byte for byte, with what became of it."""
+"""Write dead letters: the record byte for byte, and the reason."""
 
 import asyncio
 import logging
@@ -73,10 +73,9 @@ class DeadLetters:
         """Write dead letters; return when all in-sync replicas have them.
 
         Each goes to the partition of the number it came from, so that their order there is kept. Raises what Kafka
-        answers, or `TimeoutError` after 15 s. Those that were acknowledged by then are left out of the next attempts,
-        until one succeeds: as long as a single letter cannot be written, each attempt would add a copy of the others.
-        From the first that the topic finds too large on they are compressed; raises `MessageSizeTooLargeError`, which
-        says how much is missing, when that was not enough.
+        answers, or `TimeoutError` after 15 s. Later attempts skip acknowledged letters, so that a letter that cannot be
+        written adds no copies of the others. After the first letter that is too large they are compressed. Raises
+        `MessageSizeTooLargeError` with the missing bytes when that is not enough.
         """
         try:
             async with asyncio.timeout(DEADLINE):

@@ -6,7 +6,7 @@ from functools import partial, wraps
 from typing import TypeVar
 
 from apps.consumer.consuming.batch import KEPT_BASES, Batch, NotTried, Received, Reject
-from apps.consumer.consuming.handler_isolation import HandlerCall
+from apps.consumer.consuming.containment import HandlerCall
 from apps.consumer.consuming.handler_thread import is_asynchronous
 
 T = TypeVar("T")

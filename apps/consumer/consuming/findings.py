@@ -124,7 +124,7 @@ class Recoveries:
 
 
 class FailureWindow:
-    """Tells an outage of the handler from poison records, by how many of the stream's last records failed."""
+    """Distinguishes an outage of the handler from poison records, by how many of the stream's last records failed."""
 
     def __init__(self, limit: OutageLimit) -> None:
         self.seen = 0

@@ -1,4 +1,4 @@
-"""Hand batches to the handler in spite of failures: what fails is bisected, and what is undecided is redelivered.
+"""Handle batches despite failures: failing records are bisected, and undecided ones are redelivered.
 
 Nothing is dead-lettered while it is unknown whether the records or the handler are at fault. The suspects stay
 uncommitted, and they are redelivered with backoff. Newer records of other keys show whether the handler works.
@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from apps.consumer.consuming.abandonment import Abandonment
+from apps.consumer.consuming.attempts import SUCCESS, Attempts
 from apps.consumer.consuming.bisect import Trial
+from apps.consumer.consuming.containment import BrokenOff
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.findings import MOST_RECORDS, FailureWindow, Finding, Memory, Partition, Recoveries
-from apps.consumer.consuming.handler_isolation import BrokenOff
 from apps.consumer.consuming.policy import Policy
 from apps.consumer.consuming.resource import HandlerResource
-from apps.consumer.consuming.retry import SUCCESS, Attempts
 from contracts.record import Record
 
 Newer = Callable[[], Awaitable[bool]]

@@ -18,7 +18,7 @@ from apps.chassis.observability.logs import one_line, without_values
 from apps.chassis.settings import Settings, read_own_settings
 from apps.consumer.consuming.abandonment import Abandonment
 from apps.consumer.consuming.batch import Batch, Handle, Handler
-from apps.consumer.consuming.handler_isolation import start_contained
+from apps.consumer.consuming.containment import start_contained
 from apps.consumer.consuming.handler_thread import as_async
 from apps.consumer.consuming.policy import Retry
 from apps.consumer.consuming.publish import Publisher

@@ -1,4 +1,4 @@
-"""Tell why a consume loop has stopped consuming: then the watch replaces its connection."""
+"""Detect why a consume loop has stopped consuming: the watch then replaces its connection."""
 
 import math
 import time
@@ -13,7 +13,7 @@ from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.subscriber import LONGEST_BATCH_MS
 
 STALE_S = 20.0
-"""Seconds without a poll, and without an in-flight batch, after which a consume loop counts as wedged."""
+"""Seconds without a poll, and without an in-flight batch, after which a consume loop counts as stuck."""
 
 
 def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long

@@ -18,7 +18,7 @@ from apps.chassis.kafka.connection import Connection
 from apps.chassis.loop_watch import BLOCKED_AFTER_S
 from apps.consumer.consuming.commits import Commits, positions_of
 from apps.consumer.consuming.consumption import Consumption
-from apps.consumer.consuming.handler_isolation import contain_child_tasks
+from apps.consumer.consuming.containment import contain_child_tasks
 from apps.consumer.consuming.stuck_loop import why_stuck
 
 State = Literal["starting", "running", "retrying", "paused", "stopped", "reconnecting", "halted"]

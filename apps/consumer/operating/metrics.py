@@ -13,8 +13,8 @@ from apps.chassis.observability.metrics import SECONDS, counter, gauge
 from apps.consumer.consuming.batch import Batch, Handle, Reject
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import Consumption
-from apps.consumer.consuming.position_moves import REASONS
 from apps.consumer.consuming.redrive_addressing import FOR_ANOTHER_GROUP
+from apps.consumer.consuming.unplanned_moves import REASONS
 from apps.consumer.operating.control import State
 from apps.consumer.operating.lag import Lag
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.consumer.consuming.commits import Commits
-from apps.consumer.consuming.position_moves import Move
+from apps.consumer.consuming.unplanned_moves import Move
 from apps.consumer.operating.control import Control, NotNow
 
 LOOK_EVERY_S = 5.0

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 
-from apps.consumer.consuming.position_moves import Move
+from apps.consumer.consuming.unplanned_moves import Move
 from apps.consumer.operating.control import State
 from apps.consumer.operating.lag import PartitionLag
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from apps.chassis.observability.logs import one_line, without_values
 from apps.consumer.consuming.batch import KEPT_BASES, Batch, Handle, Reject
-from apps.consumer.consuming.handler_isolation import BrokenOff, HandlerCall
+from apps.consumer.consuming.containment import BrokenOff, HandlerCall
 from contracts.record import Record, fields_of
 
 log = logging.getLogger(__name__)

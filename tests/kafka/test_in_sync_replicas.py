@@ -1,0 +1,84 @@
+"""Health and a real Kafka agree on whether a topic takes records that all in-sync replicas must have."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+from services import PATIENCE
+
+from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.topic_settings import Topic
+from apps.chassis.settings import read_settings
+from tools.local_kafka import LocalKafka
+
+pytestmark = pytest.mark.usefixtures("startable_kafka")
+
+WANTED = {"one": ([0], 2), "two": ([1, 2], 3), "three": ([0, 1, 2], 2)}
+"""By topic: the brokers with its replicas, and its `min.insync.replicas`, which may be more than there are."""
+
+
+async def create_topics(kafka: LocalKafka) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await admin.start()
+    try:
+        for name, (brokers, least) in WANTED.items():
+            configs = {"min.insync.replicas": str(least)}
+            await admin.create_topics([NewTopic(name, -1, -1, replica_assignments={0: brokers}, topic_configs=configs)])
+    finally:
+        await admin.close()
+
+
+async def takes_a_record(kafka: LocalKafka, topic: str) -> bool:
+    """Return whether Kafka takes a record that all in-sync replicas must have."""
+    options = {"bootstrap_servers": kafka.bootstrap_servers, "acks": "all", "request_timeout_ms": 1_000}
+    async with AIOKafkaProducer(**options) as producer:
+        try:
+            await producer.send_and_wait(topic, b"value", partition=0)
+        except KafkaError:
+            return False
+    return True
+
+
+@asynccontextmanager
+async def health_of(kafka: LocalKafka, topic: str) -> AsyncIterator[Cluster]:
+    """Open what health asks about a topic."""
+    settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": ",".join(kafka.bootstrap_servers)})
+    cluster = Cluster(client_options(settings, "consumer"), [Topic(topic, 1, 1)])
+    async with cluster.open():
+        await cluster.ensure_topics()
+        yield cluster
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await condition():  # noqa: ASYNC110 - Kafka sets no event of ours
+            await asyncio.sleep(0.2)
+
+
+async def agree(kafka: LocalKafka) -> None:
+    await create_topics(kafka)
+    async with AsyncExitStack() as stack:
+        health = {topic: await stack.enter_async_context(health_of(kafka, topic)) for topic in WANTED}
+
+        async def says(topic: str, expected: str | None) -> bool:
+            return (
+                await takes_a_record(kafka, topic) == (expected is None) and await health[topic].trouble() == expected
+            )
+
+        for topic in WANTED:
+            await until(partial(says, topic, None))
+        kafka.kill(2)
+        await until(partial(says, "two", "topic two: partition 0 has 1 of 2 in-sync replicas"))
+        await until(partial(says, "one", None))
+        await until(partial(says, "three", None))
+
+
+def test_health_asks_for_as_many_replicas_in_sync_as_kafka_and_no_more() -> None:
+    with LocalKafka(brokers=3) as kafka:
+        asyncio.run(agree(kafka))

@@ -2,8 +2,8 @@
 
 Reaches for nothing but `client_parts.producer_of`; `create_batch` and `send_batch` are public in aiokafka. FastStream's
 `publish_batch` builds a message, a command entry, a header dict and a coroutine per record: 2.1 of its 2.5 µs. Without
-this module plain records are published by FastStream, more slowly. Records with headers and tombstones always take this way, because FastStream's
-adds headers of its own and writes tombstones as empty values or under other keys.
+this module plain records are published by FastStream, more slowly. Records with headers and tombstones always take this
+way, because FastStream's adds headers of its own and writes tombstones as empty values or under other keys.
 """
 
 import asyncio

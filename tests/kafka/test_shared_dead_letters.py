@@ -156,6 +156,7 @@ def test_dead_letters_of_spring_are_listed_and_sent_back_once_by_whichever_group
     assert {(record.partition, record.key, record.headers[0]) for record in sent} == {(3, b"key", ("own", None))}
     assert {name for record in sent for name, _ in record.headers} == {
         "own",
+        "dead-letter-origin",
         "kafka_deliveryAttempt",
         "dead-letter-rounds",
     }
@@ -269,4 +270,4 @@ def test_copies_of_a_record_that_two_groups_refuse_grow_by_one_with_each_redrive
         assert [(one["messages_consumed_count"], one["passed_over_count"]) for one in told] == [(1, 7), (1, 7)]
         passed_over = 'consumer_records_passed_over_total{reason="for_another_group",stream="events"} 7.0'
         assert all(passed_over in consumer.http.get("/metrics").text for consumer in consumers)
-        assert {len(record.headers) for record in pipeline.records()[2:]} == {3}
+        assert {len(record.headers) for record in pipeline.records()[2:]} == {4}

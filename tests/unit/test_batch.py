@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import logging
 import threading
 import weakref
 from collections.abc import Coroutine
@@ -181,7 +182,10 @@ async def test_a_record_of_another_batch_cannot_be_named() -> None:
     assert batch.named() == {}
 
 
-async def test_of_a_named_error_neither_a_long_text_nor_what_it_refers_to_is_kept() -> None:
+async def test_of_a_named_error_neither_a_long_text_nor_what_it_refers_to_is_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.ERROR)  # pytest would keep the stack of the warning
     references: list[weakref.ref[Naming]] = []
 
     async def naming(batch: Batch[Event]) -> None:

@@ -2,18 +2,17 @@
 
 import asyncio
 import logging
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
+
+from apps.chassis.internals.thread_stacks import stack_of_thread
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +26,6 @@ REPORTED_FOR_S = 60.0
 """Seconds after its end for which health mentions a block."""
 LATE_S = 0.5
 """Seconds by which the watching thread may be late before the whole process counts as suspended."""
-MOST_FRAMES = 12
-"""Most frames of the blocking stack that are logged."""
 
 
 class Block(NamedTuple):
@@ -122,16 +119,3 @@ class LoopWatch(Collector):
         self.blocked_s += seconds
         self._last = Block(seconds, time.monotonic())
         log.info("the event loop turns again, after %.1f s", seconds)
-
-
-def stack_of_thread(thread: int) -> str:
-    """Return the stack of a thread in one line, the innermost call first. It has places in the code, and no values."""
-    frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented, and the only way to another thread's stack
-    if frame is None:
-        return "a thread that has ended"
-    calls = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=MOST_FRAMES, lookup_lines=False)
-    return " < ".join(f"{_short(call.filename)}:{call.lineno} {call.name}" for call in calls)
-
-
-def _short(filename: str) -> str:
-    return "/".join(Path(filename).parts[-3:])

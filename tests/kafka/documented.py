@@ -40,7 +40,11 @@ def calls_of(document: Mapping[str, Any]) -> Iterator[Call]:
     for method, path, operation in operations_of(document):
         values = {p["name"]: (p["in"], example_of(p)) for p in operation.get("parameters", [])}
         in_path = {name: value for name, (place, value) in values.items() if place == "path"}
-        query = {name: str(value) for name, (place, value) in values.items() if place == "query" and value is not None}
+        query = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, (place, value) in values.items()
+            if place == "query" and value is not None
+        }
         answers = {int(status): set(answer.get("content", {})) for status, answer in operation["responses"].items()}
         bodies = operation.get("requestBody", {}).get("content") or {None: {}}
         for media_type, content in bodies.items():

@@ -11,10 +11,12 @@ set these attributes.
 
 import inspect
 import re
+import sys
 from collections.abc import Iterable
 from functools import reduce
 from importlib import import_module
 from importlib.metadata import version
+from platform import python_version
 from typing import Any
 
 REACH = re.compile(r"(?P<module>[\w.]+):(?P<path>[\w.]+)(\((?P<parameters>.*)\))?( uses (?P<attributes>.*))?")
@@ -55,4 +57,6 @@ def _is_as_expected(module: str, path: str, parameters: str | None, attributes: 
 
 def _library_of(module: str) -> str:
     name = module.partition(".")[0]
+    if name in sys.stdlib_module_names:
+        return f"Python {python_version()}"
     return f"{name} {version(name)}" if name != "apps" else f"aiokafka {version('aiokafka')}"

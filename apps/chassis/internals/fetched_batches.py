@@ -84,9 +84,9 @@ class TooLarge(ValueError):
 
 
 class Unreadable(CorruptRecordException):  # type: ignore[misc]  # aiokafka ships no types
-    """Records of a partition cannot be read: from an offset up to another (not with it), and why.
+    """The records from `start` up to `stop`, exclusive, cannot be read, and why.
 
-    Where the bytes are damaged, `stop` is only what they say, but always behind `start`.
+    In damaged bytes `stop` may be wrong, but it is always greater than `start`.
     """
 
     def __init__(self, partition: TopicPartition, start: int, stop: int, reason: str) -> None:
@@ -139,7 +139,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
                 batch = self._records.next_batch()
                 reached = batch.next_offset
                 if self._check_crcs and not batch.validate_crc():
-                    raise CorruptRecordException("the checksum is wrong")  # noqa: TRY301 - it is told as the others are
+                    raise CorruptRecordException("the checksum is wrong")  # noqa: TRY301 - handled below like other faults
                 if not self._is_passed_over(batch) and reached > behind:
                     for records, size in self._pieces_of(batch, begin, end):
                         made = self._from(behind, records, reached)

@@ -11,6 +11,7 @@ from apps.chassis.internals import (
     partition_topic_ids,
     record_batches,
     record_fetching,
+    thread_stacks,
     transactions,
 )
 from apps.chassis.internals.canary import check
@@ -28,6 +29,7 @@ REACHES = (
     *partition_topic_ids.REACHES,
     *record_batches.REACHES,
     *record_fetching.REACHES,
+    *thread_stacks.REACHES,
     *transactions.REACHES,
 )
 

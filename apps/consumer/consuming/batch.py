@@ -25,7 +25,7 @@ class NotTried(Exception):
 
 
 KEPT_BASES = (Reject, NotTried, KafkaError)
-"""Classes of errors that a copy of a handler's error keeps, because they are told apart later."""
+"""Classes of errors that a copy of a handler's error keeps, because each is treated differently."""
 
 
 class Received(Generic[T]):

@@ -34,8 +34,10 @@ from apps.consumer.consuming.resource import HandlerResource
 from apps.consumer.consuming.subscriber import subscribe
 from apps.consumer.operating.control import Control
 from apps.consumer.operating.group import Group, look_at_group
+from apps.consumer.operating.history import Counts, HistoryKeeper
 from apps.consumer.operating.lag import GroupOffsets, Lag, LagMeter
 from apps.consumer.operating.metrics import of_commits, of_consumption, of_lag
+from apps.consumer.operating.rebalances import Rebalances
 from apps.consumer.operating.recreated_topics import watch_topic
 from apps.consumer.operating.status import StreamStatus
 from apps.consumer.redriving.letters import MAX_ROUNDS
@@ -88,6 +90,8 @@ class StreamConsumer:
         read_commits = partial(cluster.commits, own.group_id, own.topic)
         self._commits = commits = Commits(read_commits, self._every.ends, kafka.ask_topic_ids)
         self._offsets = offsets = GroupOffsets(self._reader, self._every, commits.read)
+        self._rebalances = Rebalances()
+        self.history = HistoryKeeper(self._counts, self._records_behind)
         self._meter, self.tail = LagMeter(offsets), Tail(self.log, self.partition_count, background, stream.decode)
         self._refill = Refill(self.window, self._reader, commits.read, background, stream.decode, own.group_id)
         self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
@@ -112,10 +116,19 @@ class StreamConsumer:
     def _new_broker(self) -> KafkaBroker:
         broker = new_broker(self._options, consumer_only=True, graceful_timeout=GRACE_S)
         own = self.settings
+        self._rebalances.joins()
         subscribe(broker, own.topic, own.group_id, self.consumption, self._commits, self._on_assigned)
         return broker
 
+    def _counts(self) -> Counts:
+        return Counts(self.consumption.consumed, self.consumption.dead_lettered)
+
+    async def _records_behind(self) -> int | None:
+        return (await self._lag(self.control.consumer)).records
+
     def _on_assigned(self, assigned: set[TopicPartition]) -> None:
+        cause = self._connection.error if self._connection.replaced else None
+        self._rebalances.assigned([tp.partition for tp in assigned], cause)
         self._refill.begin([tp.partition for tp in assigned])
 
     @asynccontextmanager
@@ -144,6 +157,7 @@ class StreamConsumer:
                 self.control.start(): "first start",
                 self.control.stop_at(ending): "last stop",
                 self.tail.end_at(ending): "end of the live tail",
+                self.history.keep(): "history",
             }.items():
                 self._background.start(work, name)
             if self._delays_s:
@@ -200,6 +214,7 @@ class StreamConsumer:
             started_at=self._started_at,
             redriven_by_schedule_count=self.schedule.redriven,
             next_redrive_at=self.schedule.next_at,
+            last_rebalance=self._rebalances.last,
             notes=[f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines],
         )
 

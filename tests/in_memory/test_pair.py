@@ -79,6 +79,22 @@ async def test_a_record_that_is_no_order_becomes_a_dead_letter_and_its_neighbour
         assert (letter["value"]["text"], letter["error_type"]) == ("not json", "msgspec.DecodeError")
 
 
+async def test_dead_letters_are_counted_by_their_reason() -> None:
+    async with shop() as (p, orders, _):
+        orders.rejected = Order("1", 5)
+        await p.producer.post("/producers/orders", json={"order_id": "1", "amount_cents": 5})
+        await p.broker.publish(b"no order", ORDERS.topic)
+        await p.until(ORDERS, dead_lettered_count=2, lag=0)
+        counted = (await p.consumer.get("/consumers/dead-letters/reasons")).json()
+        assert (counted["letters"], counted["redrivable"], counted["more"]) == (2, 2, False)
+        assert {one["error_type"].rpartition(".")[2]: one["letters"] for one in counted["reasons"]} == {
+            "DecodeError": 1,
+            "Reject": 1,
+        }
+        filtered = (await p.consumer.get("/consumers/dead-letters/reasons?reason=not ours")).json()
+        assert [one["letters"] for one in filtered["reasons"]] == [1]
+
+
 async def test_an_order_that_the_handler_rejects_becomes_a_dead_letter_with_its_reason() -> None:
     async with shop() as (p, orders, _):
         orders.rejected = Order("2", 5)

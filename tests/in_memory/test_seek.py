@@ -67,3 +67,17 @@ async def test_a_rebalance_waits_for_a_seek(monkeypatch: pytest.MonkeyPatch) -> 
             await asyncio.gather(*revoking)
         assert events == ["committed", "revoked"]
         await p.until(ORDERS, messages_consumed_count=2, lag=0)
+
+
+async def test_a_dry_run_answers_what_a_seek_would_repeat_or_skip_and_moves_nothing() -> None:
+    async with shop() as (p, orders, _):
+        await consume(p, 1)
+        await consume(p, 2)
+        answer = (await p.consumer.post("/consumers/seek?stream=orders&dry_run=true", json=BEGINNING)).json()
+        assert (answer["would_handle_again"], answer["would_skip"]) == (2, 0)
+        assert set(answer["partitions"].values()) == {0}
+        await consume(p, 3)
+        assert orders == [Order("1", 1), Order("1", 2), Order("1", 3)]
+        await p.consumer.post("/consumers/stop")
+        refused = await p.consumer.post("/consumers/seek?stream=orders&dry_run=true", json=BEGINNING)
+        assert refused.status_code == HTTPStatus.CONFLICT

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -35,6 +35,15 @@ SEEK_TIMEOUT_S = 9.0
 """Seconds that a `seek` may take in all."""
 WATCH_EVERY_S = 2.0
 """Seconds between two looks at the consume loop."""
+REVOKED = "the group revoked the partitions meanwhile: try again once they are assigned"
+
+
+class SeekPreview(NamedTuple):
+    """Where a seek would go in each partition, and how many offsets it would consume again or skip."""
+
+    partitions: dict[int, int]
+    again: int
+    skipped: int
 
 
 class NotNow(Exception):
@@ -150,10 +159,22 @@ class Control:
         """
         async with asyncio.timeout(SEEK_TIMEOUT_S), self._changing:
             subscriber, consumer = self._consuming()
-            wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
-            if not wanted:
-                raise NotNow("this instance holds none of the requested partitions")
-            return await self._seek(subscriber, consumer, wanted, place)
+            return await self._seek(subscriber, consumer, _wanted(consumer, place), place)
+
+    async def preview_seek(self, place: Place) -> SeekPreview:
+        """Return what `seek` would do now, and do nothing. Raises the errors of `seek`."""
+        async with asyncio.timeout(SEEK_TIMEOUT_S):
+            _, consumer = self._consuming()
+            try:
+                found = await _find(consumer, _wanted(consumer, place), place)
+                before = await positions_of(consumer)
+            except IllegalStateError:
+                raise NotNow(REVOKED) from None
+        moves = [to - before.get(tp, to) for tp, to in found.items()]
+        partitions = {tp.partition: to for tp, to in sorted(found.items())}
+        return SeekPreview(
+            partitions, -sum(move for move in moves if move < 0), sum(move for move in moves if move > 0)
+        )
 
     async def leave_deleted_topic(self) -> dict[int, tuple[int, int]]:
         """Seek positions that belong to a deleted topic to the beginning of the one that was created since.
@@ -196,7 +217,7 @@ class Control:
                 await self._commits.seek(consumer, offsets, topic_ids)
             self._consumption.redelivery.forget()
         except (CommitFailedError, IllegalStateError):
-            raise NotNow("the group revoked the partitions meanwhile: try again once they are assigned") from None
+            raise NotNow(REVOKED) from None
         finally:
             if not self._consumption.paused:
                 consumer.resume(*(others & consumer.assignment()))
@@ -288,6 +309,14 @@ class Control:
                 and not await self._cluster.trouble()
             ):
                 self._connection.replace(broker, reason)
+
+
+def _wanted(consumer: AIOKafkaConsumer, place: Place) -> list[TopicPartition]:
+    """Return the partitions that a seek concerns. Raises `NotNow` when this instance holds none of them."""
+    wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
+    if not wanted:
+        raise NotNow("this instance holds none of the requested partitions")
+    return wanted
 
 
 async def _find(

@@ -1,4 +1,4 @@
-"""Operate the consumption over HTTP: status, group, stop, start, pause, resume and seek."""
+"""Operate the consumption over HTTP: status, history, group, stop, start, pause, resume and seek."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from litestar import Controller, get, post
 from litestar.connection import Request
-from litestar.params import SkipValidation
+from litestar.params import Parameter, SkipValidation
 
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.http.authorization import KEY_NEEDED
@@ -28,6 +28,7 @@ from apps.chassis.http.request_body import (
 from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.operating.control import Control, NotNow, Place
 from apps.consumer.operating.group import Group
+from apps.consumer.operating.history import History
 from apps.consumer.operating.status import Status, status_of
 from apps.consumer.stream_consumer import StreamConsumer
 
@@ -53,10 +54,15 @@ class Seek(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Sought(msgspec.Struct):
-    """The next offset of each requested partition that this instance holds: of the first sought stream, and of each."""
+    """The next offset of each requested partition that this instance holds: of the first sought stream, and of each.
+
+    With `dry_run=true` nothing moved: `would_handle_again` offsets were handled before, `would_skip` never were.
+    """
 
     partitions: dict[int, int]
     streams: dict[str, dict[int, int]]
+    would_handle_again: int | None = None
+    would_skip: int | None = None
 
 
 Streams = SkipValidation[Mapping[str, StreamConsumer]]
@@ -68,7 +74,7 @@ SEEK_BODY = documents_body({JSON: (either(Seek, ["to"], ["partition", "offset"])
 
 
 class OperatingController(Controller):
-    """Shows and steers the consumption of each stream."""
+    """Shows and controls the consumption of each stream."""
 
     path = "/consumers"
     exception_handlers: dict[int | type[Exception], Any] = {NotNow: answer_as(NOT_NOW)}  # noqa: RUF012 - Litestar's own
@@ -77,6 +83,16 @@ class OperatingController(Controller):
     async def status(self, served_streams: Streams) -> Status:
         """Show what the consumption of each stream is doing."""
         return await _status(served_streams)
+
+    @get(
+        "/history",
+        summary="Rate and lag over the last hour",
+        description="Of this instance, since its start: a point every 10 s. Missing points mean that it did not run.",
+        responses=documented(),
+    )
+    async def history(self, served_stream: SkipValidation[StreamConsumer]) -> History:
+        """Show how fast a stream was consumed, and its lag."""
+        return served_stream.history.history
 
     @get("/group", summary="The whole group, from any instance", responses=documented(OUT_OF_REACH))
     async def group(self, served_stream: SkipValidation[StreamConsumer]) -> Group:
@@ -113,27 +129,44 @@ class OperatingController(Controller):
         responses=documented(*BODY_ERRORS, NOT_NOW, OUT_OF_REACH),
         operation_class=SEEK_BODY,
     )
-    async def seek(self, request: Request[Any, Any, Any], served_streams: Streams) -> Sought:
+    async def seek(
+        self,
+        request: Request[Any, Any, Any],
+        served_streams: Streams,
+        dry_run: Annotated[bool, Parameter(description="Move nothing, and answer with the counts.")] = False,  # noqa: FBT002 - a query parameter
+    ) -> Sought:
         """Seek in each stream, one after the other."""
-        sought: dict[str, dict[int, int]] = {}
         try:
             place = place_of(await read_json(request, Seek))
             if isinstance(place, Mapping) and len(served_streams) > 1:
                 raise bad_parameter("stream", "name the stream whose partition is sought")
-            for name, one in served_streams.items():
-                with operator_action("seek", name):
-                    sought[name] = await one.control.seek(place)
+            return await (_preview if dry_run else _seek)(served_streams, place)
         except ValueError as error:
             raise bad_body(str(error)) from None
+
+
+async def _seek(wanted: Mapping[str, StreamConsumer], place: Place) -> Sought:
+    sought: dict[str, dict[int, int]] = {}
+    for name, one in wanted.items():
+        try:
+            with operator_action("seek", name):
+                sought[name] = await one.control.seek(place)
         except NotNow as error:
-            if len(served_streams) == 1:
+            if len(wanted) == 1:
                 raise
             done = f" ({', '.join(sought)} was sought before)" if sought else ""
             raise NotNow(f"{name}: {error}{done}") from None
-        for name, offsets in sought.items():
-            details = {"action": "seek", "stream": name}
-            log.info("an operator asked for seek of %s: it consumes from %s", name, offsets, extra=details)
-        return Sought(next(iter(sought.values())), sought)
+    for name, offsets in sought.items():
+        details = {"action": "seek", "stream": name}
+        log.info("an operator asked for seek of %s: it consumes from %s", name, offsets, extra=details)
+    return Sought(next(iter(sought.values())), sought)
+
+
+async def _preview(wanted: Mapping[str, StreamConsumer], place: Place) -> Sought:
+    found = {name: await one.control.preview_seek(place) for name, one in wanted.items()}
+    partitions = {name: one.partitions for name, one in found.items()}
+    again, skipped = (sum(counts) for counts in zip(*((one.again, one.skipped) for one in found.values()), strict=True))
+    return Sought(next(iter(partitions.values())), partitions, again, skipped)
 
 
 async def _status(wanted: Mapping[str, StreamConsumer]) -> Status:

@@ -8,6 +8,7 @@ import msgspec
 from apps.consumer.consuming.unplanned_moves import Move
 from apps.consumer.operating.control import State
 from apps.consumer.operating.lag import PartitionLag
+from apps.consumer.operating.rebalances import Rebalance
 
 WORST_FIRST: tuple[State, ...] = ("halted", "reconnecting", "retrying", "starting", "stopped", "paused", "running")
 
@@ -21,7 +22,8 @@ class StreamStatus(msgspec.Struct):
     consumed because a position moved; `moves` are the newest such moves, without consuming and operator actions.
     `notes` are differences between a topic and the settings: the topic is used as it is. `passed_over_count` records
     were sent back from the dead letters for another group. `redriven_by_schedule_count` dead letters were sent back by
-    `REDRIVE_AFTER`, and the next is due at `next_redrive_at`, as far as this instance does that.
+    `REDRIVE_AFTER`, and the next is due at `next_redrive_at`, as far as this instance does that. `last_rebalance` is
+    null before the first one.
     """
 
     running: bool
@@ -49,6 +51,7 @@ class StreamStatus(msgspec.Struct):
     passed_over_count: int = 0
     redriven_by_schedule_count: int = 0
     next_redrive_at: datetime | None = None
+    last_rebalance: Rebalance | None = None
 
 
 class Status(StreamStatus, kw_only=True):

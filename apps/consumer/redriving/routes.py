@@ -56,6 +56,27 @@ class DeadLetters(msgspec.Struct):
     next: str | None
 
 
+class Reason(msgspec.Struct):
+    """Dead letters with one type of error: how many, how many can be sent back, and the time of the newest (ms)."""
+
+    error_type: str | None
+    letters: int
+    redrivable: int
+    newest: int
+
+
+class Reasons(msgspec.Struct):
+    """The newest 1,000 dead letters that match, by the type of their error, the most frequent first.
+
+    `redrivable` counts those that can be sent back and were not; `more` is whether there are older ones.
+    """
+
+    letters: int
+    redrivable: int
+    reasons: list[Reason]
+    more: bool
+
+
 class Redrive(msgspec.Struct, forbid_unknown_fields=True):
     """What to send back: the oldest `limit` of a stream that were not, or one by its place among the dead letters."""
 
@@ -153,6 +174,17 @@ class DeadLetterController(Controller):
         share_of(request.scope).require(SEARCH_MEMORY_BYTES)
         return await within(CALL_S, _newest(served_stream, limit, only, cursor))
 
+    @get("/reasons", summary="The newest 1,000 dead letters, by reason", responses=documented(OUT_OF_REACH, UNREADABLE))
+    async def by_reason(
+        self,
+        request: Request[Any, Any, Any],
+        served_stream: SkipValidation[StreamConsumer],
+        only: SkipValidation[Filter],
+    ) -> Reasons:
+        """Count dead letters by reason."""
+        share_of(request.scope).require(SEARCH_MEMORY_BYTES)
+        return _reasons_of(await within(CALL_S, _newest(served_stream, MAX_LETTERS, only, None)))
+
     @post(
         "/redrive",
         summary="Send dead letters back to their topic, each once",
@@ -191,6 +223,17 @@ async def _newest(one: StreamConsumer, limit: int, only: Filter, cursor: Mapping
     marks = await one.redriver.marks()
     letters = [view(record, marks, one.redriver) for record in found.records]
     return DeadLetters(letters, write_offsets(found.before) if found.before else None)
+
+
+def _reasons_of(found: DeadLetters) -> Reasons:
+    letters: dict[str | None, Reason] = {}
+    for one in found.dead_letters:  # the newest first
+        reason = letters.setdefault(one.error_type, Reason(one.error_type, 0, 0, one.timestamp))
+        reason.letters += 1
+        reason.redrivable += one.redrivable and not one.redriven
+    reasons = sorted(letters.values(), key=lambda reason: -reason.letters)
+    redrivable = sum(reason.redrivable for reason in reasons)
+    return Reasons(len(found.dead_letters), redrivable, reasons, found.next is not None)
 
 
 async def _count(_: str, one: StreamConsumer, wanted: Redrive, only: Filter) -> Returned:

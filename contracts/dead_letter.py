@@ -47,7 +47,7 @@ INT64 = Packing(">q")
 class HeaderField(NamedTuple):
     """A header of a dead letter: its name, the field of `DeadLetter` it holds, its meaning, and how it is packed.
 
-    Without a packing it is text, in UTF-8. A number below `least` is ignored. `aliases` are the names that other
+    Without a packing it is text, in UTF-8. A number below `minimum` is ignored. `aliases` are the names that other
     writers give the header; they are tried in this order when `header` is missing.
     """
 
@@ -56,7 +56,7 @@ class HeaderField(NamedTuple):
     meaning: str
     packing: Packing | None = None
     aliases: tuple[str, ...] = ()
-    least: int = 0
+    minimum: int = 0
 
     def pack(self, value: str | int) -> Header:
         """Return the header for a value of the field."""
@@ -73,7 +73,7 @@ class HeaderField(NamedTuple):
         if self.packing is None:
             return content.decode("utf-8", "backslashreplace")
         number = int.from_bytes(content, "big", signed=True)
-        return number if len(content) in {INT32.size, INT64.size} and number >= self.least else None
+        return number if len(content) in {INT32.size, INT64.size} and number >= self.minimum else None
 
     def find(self, headers: Mapping[str, bytes | None]) -> str | int | None:
         """Return the first usable value among the header and its aliases, or None."""
@@ -85,10 +85,10 @@ DLT, RETRY = "kafka_dlt-", "kafka_"
 """How the names of Spring's headers begin: on dead letters, and on retry topics."""
 
 
-def _field(field: str, meaning: str, *names: str, packing: Packing | None = None, least: int = 0) -> HeaderField:
+def _field(field: str, meaning: str, *names: str, packing: Packing | None = None, minimum: int = 0) -> HeaderField:
     """Return a field by Spring's names for it, without their prefix, the preferred name first."""
     header, *aliases = [prefix + name for name in names for prefix in (DLT, RETRY)]
-    return HeaderField(header, field, meaning, packing, tuple(aliases), least)
+    return HeaderField(header, field, meaning, packing, tuple(aliases), minimum)
 
 
 TRIES_FIELD = HeaderField(
@@ -98,7 +98,7 @@ LETTER_FIELDS = (
     _field("topic", "The original topic of the record.", "original-topic"),
     _field("partition", "Its original partition.", "original-partition", packing=INT32),
     _field("offset", "Its offset there.", "original-offset", packing=INT64),
-    _field("timestamp", "In milliseconds since 1970 UTC.", "original-timestamp", packing=INT64, least=-1),
+    _field("timestamp", "In milliseconds since 1970 UTC.", "original-timestamp", packing=INT64, minimum=-1),
     _field("group", "The group that could not consume it.", "original-consumer-group"),
     _field(
         "error_type",
@@ -142,13 +142,13 @@ ORIGIN_FIELD = HeaderField(
 )
 """The last header of a redriven record, if the dead letter named its place."""
 
-MOST_COUNTED = 2**30
+MAX_COUNT = 2**30
 """Upper bound of tries and rounds: a header may hold any number, and one more must fit into 32 bits."""
-LONGEST_TARGET_BYTES = 64 * 1024
+MAX_TARGET_BYTES = 64 * 1024
 """Most bytes of a header that names a group: Kafka accepts no longer group names."""
-LONGEST_ORIGIN_BYTES = 1024
+MAX_ORIGIN_BYTES = 1024
 """Most bytes of a header that names a place: Kafka accepts no longer topic names."""
-LONGEST_ERROR = 1_000
+MAX_ERROR_CHARACTERS = 1_000
 """Characters of an error message that are kept: it may quote the whole value."""
 
 
@@ -206,7 +206,7 @@ def sent_back(letter: DeadLetter, *, for_all_groups: bool = False) -> list[Heade
     """
     own, tries_before, rounds = history(letter.headers)
     tries = tries_before + 1 if letter.tries is None else letter.tries
-    now = {"tries": min(tries, MOST_COUNTED), "rounds": min(rounds + 1, MOST_COUNTED)}
+    now = {"tries": min(tries, MAX_COUNT), "rounds": min(rounds + 1, MAX_COUNT)}
     headers = [*own, *(one.pack(now[one.field]) for one in REDRIVE_FIELDS)]
     if letter.group and letter.topic and not for_all_groups:
         headers.append((REDRIVEN_FOR, msgspec.json.encode(Target(letter.group, letter.topic))))
@@ -232,7 +232,7 @@ def redriven_for(headers: Headers) -> Target | None:
     """Return the group that a record was sent back for; None if it was not, or its last redrive named no group."""
     place = _place_of_redrive(headers)
     name, content = ("", None) if place is None else next(iter(headers[place + 2 : place + 3]), ("", None))
-    if name != REDRIVEN_FOR or content is None or len(content) > LONGEST_TARGET_BYTES:
+    if name != REDRIVEN_FOR or content is None or len(content) > MAX_TARGET_BYTES:
         return None
     try:
         target = msgspec.json.decode(content, type=Target)
@@ -249,7 +249,7 @@ def first_place(headers: Headers, place: Place) -> Place:
     begin = _place_of_redrive(headers)
     if begin is not None:
         name, content = headers[_end_of_redrive(headers, begin) - 1]
-        if name == ORIGIN and content is not None and len(content) <= LONGEST_ORIGIN_BYTES:
+        if name == ORIGIN and content is not None and len(content) <= MAX_ORIGIN_BYTES:
             with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 origin = msgspec.json.decode(content, type=_Origin)
                 if origin.topic == place.topic:
@@ -280,7 +280,7 @@ def _is_int32(content: bytes | None) -> bool:
 
 
 def _counted(content: bytes | None) -> int:
-    return min(max(int.from_bytes(content or b"", "big", signed=True), 0), MOST_COUNTED)
+    return min(max(int.from_bytes(content or b"", "big", signed=True), 0), MAX_COUNT)
 
 
 def describe(error: BaseException) -> tuple[str, str]:
@@ -290,7 +290,7 @@ def describe(error: BaseException) -> tuple[str, str]:
 
 
 def _shortened(message: str) -> str:
-    return message if len(message) <= LONGEST_ERROR + 1 else message[:LONGEST_ERROR] + "…"
+    return message if len(message) <= MAX_ERROR_CHARACTERS + 1 else message[:MAX_ERROR_CHARACTERS] + "…"
 
 
 def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter:
@@ -305,7 +305,7 @@ def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter
     fields: dict[str, Any] = {one.field: one.find(described) for one in LETTER_FIELDS}
     if not ours:
         _, tries_before, _ = history(own)
-        fields["tries"] = None if fields["tries"] is None else min(fields["tries"] + tries_before, MOST_COUNTED)
+        fields["tries"] = None if fields["tries"] is None else min(fields["tries"] + tries_before, MAX_COUNT)
         fields |= {name: _shortened(fields[name]) for name in ("error_type", "error") if fields[name] is not None}
     return DeadLetter(key=key, value=value, headers=tuple(own), **fields)
 

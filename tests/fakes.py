@@ -100,9 +100,9 @@ class StoredTopic:
         found = {partition: self._between(partition, *places) for partition, places in ranges.items()}
         return {partition: records[0].timestamp for partition, records in found.items() if records}
 
-    async def some(self, ranges: Ranges, most_bytes: int) -> tuple[list[Stored], dict[int, int]]:
+    async def some(self, ranges: Ranges, max_bytes: int) -> tuple[list[Stored], dict[int, int]]:
         """Return one record of the first partition, and how far that came."""
-        assert most_bytes > 0
+        assert max_bytes > 0
         partition, places = next(iter(ranges.items()))
         record = self._between(partition, *places)[0]
         return [record], {partition: record.offset + 1}

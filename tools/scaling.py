@@ -77,8 +77,8 @@ def settings_with(streams: Iterable[Stream[Any]]) -> str:
 def scaled_object_of(streams: Iterable[Stream[Any]], given: dict[str, str]) -> str:
     """Return the ScaledObject with a trigger for each stream, and as many instances as the most partitions."""
     head, _ = SCALED_OBJECT.read_text("utf-8").split("  triggers:\n")
-    most = max(int(given[_variable(stream, "partitions", given)]) for stream in streams)
-    head = re.sub(r"maxReplicaCount: \d+", f"maxReplicaCount: {most}", head)
+    max_partitions = max(int(given[_variable(stream, "partitions", given)]) for stream in streams)
+    head = re.sub(r"maxReplicaCount: \d+", f"maxReplicaCount: {max_partitions}", head)
     names = [{field: _variable(stream, field, given) for field in ("topic", "group_id")} for stream in streams]
     return head + "  triggers:\n" + "".join(TRIGGER.format(**one) for one in names)
 

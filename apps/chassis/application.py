@@ -25,7 +25,7 @@ from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
 from contracts.stream import Stream
 
-MOST_BYTES = 256 * 1024 * 1024
+MAX_MEMORY_BYTES = 256 * 1024 * 1024
 """Most bytes of memory that all concurrent calls may take, approximately."""
 
 
@@ -79,7 +79,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     set when the shutdown begins. `admission` limits the calls, by default to 256 MiB of memory. `options` are passed to
     Litestar.
     """
-    title, limit, end = name.capitalize(), admission or Limit(MOST_BYTES), ending or asyncio.Event()
+    title, limit, end = name.capitalize(), admission or Limit(MAX_MEMORY_BYTES), ending or asyncio.Event()
     registry.register(watch := LoopWatch())
     app = Application(
         [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],

@@ -171,8 +171,8 @@ def _raise_open_file_limit() -> None:
     with suppress(ImportError, ValueError, OSError):  # Windows has no such limit
         import resource  # noqa: PLC0415 - Windows has no such module
 
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 def _exit_now() -> None:

@@ -78,8 +78,8 @@ def expected(kind: inspect.Type) -> str:
             return f"a whole number from {ge} to {le}"
         case inspect.LiteralType(values=values):
             return "one of " + ", ".join(map(str, values))
-        case inspect.StrType(min_length=shortest, max_length=int(longest)):
-            return f"text of {shortest or 0} to {longest} characters"
+        case inspect.StrType(min_length=minimum, max_length=int(maximum)):
+            return f"text of {minimum or 0} to {maximum} characters"
         case inspect.BoolType():
             return "true or false"
     return "text"

@@ -47,8 +47,8 @@ from apps.producer.publishing.values import BadRecords, is_list, read_values
 from apps.producer.stream_producer import StreamProducer
 from contracts.stream import Stream
 
-MOST_GENERATED = 100_000
-LARGEST_BODY_BYTES = 16 * 1024 * 1024
+MAX_GENERATED = 100_000
+MAX_BODY_BYTES = 16 * 1024 * 1024
 """Most bytes of a JSON body; lines of JSON have no limit."""
 SEED_PATH = "/producers/basic_producer"
 GENERATE = "/generate"
@@ -86,7 +86,7 @@ def _publishing_problem(request: Request[Any, Any, Any], error: Exception) -> Re
 
 
 PUBLISHING_ERRORS: dict[int | type[Exception], Any] = dict.fromkeys((Busy, OutOfReach, BadRecords), _publishing_problem)
-Number = Annotated[int, Parameter(ge=1, le=MOST_GENERATED, description="How many to generate.")]
+Number = Annotated[int, Parameter(ge=1, le=MAX_GENERATED, description="How many to generate.")]
 Receipts = Annotated[
     Literal["at-end"] | None,
     Parameter(description="`at-end` answers after the last line, with one status for all lines."),
@@ -176,7 +176,7 @@ async def send_values(
         at_end, root_path = receipts is not None, request.app.state[ROOT_PATH]
         answers = LineAnswers(request, stream, publisher, producer.spools, at_end=at_end, root_path=root_path)
         return await answers.respond()
-    body = await read_whole(request, ACCEPTED, LARGEST_BODY_BYTES, times_in_memory=TIMES_IN_MEMORY, hint=SEND_LINES)
+    body = await read_whole(request, ACCEPTED, MAX_BODY_BYTES, times_in_memory=TIMES_IN_MEMORY, hint=SEND_LINES)
     return _answer(await send(stream, publisher, read_values(stream, body), "$[{}]" if is_list(body) else "$"))
 
 

@@ -19,7 +19,7 @@ from apps.chassis.observability.metrics import of_kafka, of_stream
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
 from apps.producer.metrics import of_publisher
-from apps.producer.publishing.lanes import LARGEST_BATCH_BYTES, Route
+from apps.producer.publishing.lanes import MAX_BATCH_BYTES, Route
 from apps.producer.publishing.publisher import Publisher
 from contracts.stream import Stream
 
@@ -48,8 +48,8 @@ class StreamProducer:
                 options,
                 acks="all",
                 enable_idempotence=True,
-                max_batch_size=LARGEST_BATCH_BYTES,
-                max_request_size=4 * LARGEST_BATCH_BYTES,
+                max_batch_size=MAX_BATCH_BYTES,
+                max_request_size=4 * MAX_BATCH_BYTES,
                 id_generator=lambda: "",  # a correlation id would add a header to every record
             )
             broker.publisher(topic, batch=True, title=stream.name)

@@ -29,7 +29,7 @@ FEW = 20
 """Keys that callers share."""
 REFUSED_SHARE = 0.002
 """Share of events whom the handler refuses."""
-LARGEST_LIST, MOST_MADE, LARGEST_PIECE = 400, 1_000, 60
+MAX_LIST_RECORDS, MAX_MADE, MAX_PIECE_RECORDS = 400, 1_000, 60
 """Events of a list, that are made by one call, and that are sent as lines at once."""
 PATIENCE = 90.0
 """Seconds after which a caller gives up: long past the limit, so that what hangs is measured."""
@@ -170,13 +170,13 @@ class Caller:
 
 def call_with_few_keys(caller: Caller) -> int:
     """Send a list of events whose keys others have too."""
-    count = caller.chance.randint(1, LARGEST_LIST)
+    count = caller.chance.randint(1, MAX_LIST_RECORDS)
     return send_list(caller, caller.claim([caller.chance.randrange(FEW) for _ in range(count)]))[0]
 
 
 def call_with_many_keys(caller: Caller) -> int:
     """Send a list of events, each with a key of its own."""
-    return send_list(caller, caller.claim([ALONE] * caller.chance.randint(1, LARGEST_LIST)))[0]
+    return send_list(caller, caller.claim([ALONE] * caller.chance.randint(1, MAX_LIST_RECORDS)))[0]
 
 
 def send_list(caller: Caller, numbers: range) -> tuple[int, bool]:
@@ -211,7 +211,7 @@ def send_list(caller: Caller, numbers: range) -> tuple[int, bool]:
 
 def call_to_make(caller: Caller) -> int:
     """Have events made up."""
-    made_up, count = caller.ledger.made_up, caller.chance.randint(1, MOST_MADE)
+    made_up, count = caller.ledger.made_up, caller.chance.randint(1, MAX_MADE)
     try:
         answered = caller.post(f"/producers/events/generate?number={count}")
     except httpx.TransportError:
@@ -266,7 +266,7 @@ class Stream:
     async def _write(self, lines: Lines, until: float, reading: "asyncio.Task[None]") -> None:
         caller = self._caller
         while time.monotonic() < until and not reading.done() and not caller.enough.is_set():
-            count = caller.chance.randint(1, LARGEST_PIECE)
+            count = caller.chance.randint(1, MAX_PIECE_RECORDS)
             numbers = caller.claim([caller.chance.choice((ALONE, caller.chance.randrange(FEW))) for _ in range(count)])
             now = time.monotonic()
             self._waiting.extend((number, now) for number in numbers)

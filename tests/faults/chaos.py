@@ -310,8 +310,8 @@ class Kind(NamedTuple):
     """A kind of fault: how it is brought about, how long it lasts, and what it strikes."""
 
     breaks: Break
-    shortest: float
-    longest: float
+    min_s: float
+    max_s: float
     strikes: str
 
 
@@ -347,7 +347,7 @@ def schedule(seed: int) -> Iterator[tuple[float, list[Fault]]]:
         while True:
             for name in chance.sample(sorted(KINDS), len(KINDS)):
                 kind = KINDS[name]
-                yield Fault(name, chance.uniform(kind.shortest, kind.longest), chance.randrange(30_000))
+                yield Fault(name, chance.uniform(kind.min_s, kind.max_s), chance.randrange(30_000))
 
     faults = deal()
     kept: list[Fault] = []

@@ -18,7 +18,7 @@ from apps.consumer.consuming.policy import Policy, Retry
 from tests.event import Event
 from tests.event_services import run_consumer
 
-LONGEST = 0.03
+MAX_DELAY_S = 0.03
 """Seconds that a batch may take."""
 
 
@@ -33,7 +33,7 @@ def recording(ledger: Path, outage: Path, failures: float, chance: random.Random
         drawn = chance.random()
         if drawn < failures / 2:
             raise TimeoutError("a failure before the work was done")
-        await asyncio.sleep(chance.random() * LONGEST)
+        await asyncio.sleep(chance.random() * MAX_DELAY_S)
         failing = drawn < failures
         identities = array("q", [identity_of(event.text) for event in batch.values])
         head = array("q", [BATCH, DONE_AND_FAILED if failing else DONE, time.monotonic_ns(), len(identities)])
@@ -53,5 +53,5 @@ if __name__ == "__main__":
         random.Random(os.environ["LEDGER"]),
     )
     # the faults are short, and so are the pauses after them, and the wait for a member that was killed
-    policy = Policy(retry=Retry(longest_backoff_s=5), session_timeout_s=10)
+    policy = Policy(retry=Retry(max_backoff_s=5), session_timeout_s=10)
     run_consumer(handle, policy)

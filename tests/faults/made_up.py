@@ -39,10 +39,10 @@ class MadeUp:
         with self._lock:
             self.receipts += receipts
 
-    def note_unanswered(self, most: int) -> None:
+    def note_unanswered(self, count: int) -> None:
         """Note that nobody was told which records a call made, or whether they were written."""
         with self._lock:
-            self.unanswered += most
+            self.unanswered += count
 
     def compare(self, log: "Log", findings: Findings) -> None:
         """Compare what was said with what stands in the log."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Literal, Self
 
 BROKERS_HOST = b"127.0.0.1"
-LARGEST = 1 << 20
+MAX_READ_BYTES = 1 << 20
 """Bytes that are buffered of a connection before it is read no further."""
 
 Cut = Literal["silent", "refused"]
@@ -37,7 +37,7 @@ class Link:
         """Listen, and pass on."""
         self._passing.set()
         if self._server is None:
-            self._server = await asyncio.start_server(self._relay, self._host, self._port, limit=LARGEST)
+            self._server = await asyncio.start_server(self._relay, self._host, self._port, limit=MAX_READ_BYTES)
 
     async def cut(self, manner: Cut) -> None:
         """Pass nothing on until it is opened again."""
@@ -56,7 +56,9 @@ class Link:
 
     async def _relay(self, from_service: asyncio.StreamReader, to_service: asyncio.StreamWriter) -> None:
         try:
-            from_broker, to_broker = await asyncio.open_connection(BROKERS_HOST.decode(), self._port, limit=LARGEST)
+            from_broker, to_broker = await asyncio.open_connection(
+                BROKERS_HOST.decode(), self._port, limit=MAX_READ_BYTES
+            )
         except OSError:
             to_service.transport.abort()
             return

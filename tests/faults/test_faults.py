@@ -47,7 +47,7 @@ DRAIN = 180.0
 """Seconds for everything to be consumed at the end."""
 ENOUGH = 0.5
 """Share of the records that must have been acknowledged, or the run shows nothing."""
-MOST_AGAIN = 2_000 * (CONSUMERS + 1) * 2
+MAX_HANDLED_AGAIN = 2_000 * (CONSUMERS + 1) * 2
 """Records: what is in hand of every member is a batch of 2,000 at most."""
 TRACE = re.compile(r"Traceback.*\n(?:(?:[ \t].*)?\n)*(\S.*)")
 """A stack trace, and the line with the error at its end."""
@@ -199,8 +199,10 @@ def judge_repeats(findings: Findings, handled: Handled, steps: Sequence[Step]) -
     for index, count in Counter((np.searchsorted(begun, times[again], side="right") - 1).tolist()).items():
         name = "before all faults" if index < 0 else steps[index].name
         by_name[name] += count
-        if count > MOST_AGAIN:
-            findings.violations.append(f"{count} records were handled again after {name}, more than {MOST_AGAIN}")
+        if count > MAX_HANDLED_AGAIN:
+            findings.violations.append(
+                f"{count} records were handled again after {name}, more than {MAX_HANDLED_AGAIN}"
+            )
     return by_name
 
 

@@ -28,7 +28,7 @@ from contracts.record import Record
 from contracts.stream import encode
 from tests.event import EVENTS
 
-MOST_REAL = 3_000
+MAX_REAL = 3_000
 """Mutated records that go over a real Kafka at most."""
 
 
@@ -110,7 +110,7 @@ def test_every_mutated_record_on_a_real_kafka_is_consumed_or_dead_lettered_byte_
     bootstrap_servers: str, logs: Path, fuzzing: Fuzzing
 ) -> None:
     good = Raw(value_of(event("a good one")))  # one for each mutated, or the consumer would halt: that is its duty
-    raws = [raw for one in mutated(fuzzing.seed + 1, min(MOST_REAL, fuzzing.records // 100)) for raw in (one, good)]
+    raws = [raw for one in mutated(fuzzing.seed + 1, min(MAX_REAL, fuzzing.records // 100)) for raw in (one, good)]
     with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.consumer() as consumer:
         consumer.until_healthy()
         written = {record.offset: record for record in pipeline.write(raws)}

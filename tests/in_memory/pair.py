@@ -16,7 +16,7 @@ from apps.consumer.consuming.policy import Policy, Retry
 from apps.producer.app import create_app as create_producer
 from contracts.stream import Stream
 
-IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, longest_backoff_s=0.01))
+IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, max_backoff_s=0.01))
 """Backoffs that no test feels."""
 
 

@@ -40,7 +40,7 @@ class Invoice(msgspec.Struct):
 
 ORDERS: Stream[Order] = Stream("orders", Order, key=lambda order: order.order_id)
 INVOICES: Stream[Invoice] = Stream("invoices", Invoice, key=lambda invoice: invoice.order_id)
-IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, longest_backoff_s=0.01))
+IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, max_backoff_s=0.01))
 OpenHandler = Callable[..., AbstractAsyncContextManager[Handler[Order]]]
 
 

@@ -20,7 +20,7 @@ from typing import IO
 
 ROOT = Path(__file__).parents[2]
 OWN = {"apps", "contracts", "tests", "tools", "__main__"}
-LARGEST_ORDER_BYTES = 128 * 1024
+MAX_ORDER_BYTES = 128 * 1024
 
 
 class ForkedProcess:
@@ -93,7 +93,7 @@ def _serve(orders: socket.socket) -> tuple[Sequence[str], str]:
     """Fork for each order; return it in the process that is to follow it."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:
-        order, files, _, _ = socket.recv_fds(orders, LARGEST_ORDER_BYTES, 2)
+        order, files, _, _ = socket.recv_fds(orders, MAX_ORDER_BYTES, 2)
         if not order:
             sys.exit()
         connection, log = socket.socket(fileno=files[0]), files[1]

@@ -8,7 +8,7 @@ from services import Service
 
 CALLERS = 60
 """At a time: some twenty times as many of the largest calls as are taken."""
-MOST_MEMORY = 600e6
+MAX_MEMORY_BYTES = 600e6
 """Bytes that a service may take, whatever it is asked for."""
 
 
@@ -40,4 +40,4 @@ def refuses_in_time_and_stays_small(producer: Service, path: str, content: bytes
             assert producer.get("/livez") == {"status": "alive"}
             peak = max(peak, memory_of(producer))
         assert {201, 503} <= calls.result() <= {201, 207, 503}  # 207 where Kafka took a part in time
-    assert peak < MOST_MEMORY
+    assert peak < MAX_MEMORY_BYTES

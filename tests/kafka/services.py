@@ -90,7 +90,7 @@ class Raw(NamedTuple):
     headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
-MOST_IN_A_LIST = 20_000
+MAX_LIST_RECORDS = 20_000
 """Events of a call: 16 MiB hold some 60,000."""
 
 
@@ -157,8 +157,8 @@ class Service:
     def send(self, number: int) -> list[dict[str, Any]]:
         """Have a producer send so many events, and return them."""
         events = [event() for _ in range(number)]
-        for first in range(0, number, MOST_IN_A_LIST):
-            some = events[first : first + MOST_IN_A_LIST]
+        for first in range(0, number, MAX_LIST_RECORDS):
+            some = events[first : first + MAX_LIST_RECORDS]
             assert self.post("/producers/events", json=some)["delivered"] == len(some)
         return events
 

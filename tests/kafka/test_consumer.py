@@ -14,7 +14,7 @@ from contracts.stream import encode
 
 LARGE = 1_400_000
 """Bytes: more than Kafka's clients and topics take by default."""
-MOST_IN_A_BATCH = 2_000
+MAX_BATCH_RECORDS = 2_000
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +300,7 @@ def test_a_consumer_killed_in_the_middle_of_100000_records_loses_none(own: Pipel
         wait_until(lambda: own.committed() == 100_000)
     times = Counter(handled(ledgers[0]) + handled(ledgers[1]))
     assert set(times) == ids
-    assert sum(times.values()) <= 100_000 + 2 * MOST_IN_A_BATCH, "only what was in hand comes again"
+    assert sum(times.values()) <= 100_000 + 2 * MAX_BATCH_RECORDS, "only what was in hand comes again"
 
 
 def test_a_batch_that_comes_damaged_is_read_again_and_nothing_that_was_read_with_it_is_left_out(

@@ -12,7 +12,7 @@ from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.policy import Batching, Policy, Retry
 from tests.event import EVENTS, Event
 
-AT_ONCE = Retry(first_backoff_s=0.0001, longest_backoff_s=0.001)
+AT_ONCE = Retry(first_backoff_s=0.0001, max_backoff_s=0.001)
 """Pauses that no test feels."""
 
 
@@ -72,7 +72,7 @@ class Stream:
         found: list[Stored] = []
         for partition, stood in self.records.items():
             position = self.positions.get(partition, 0)
-            found += stood[position : position + self.consumption.most_records - len(found)]
+            found += stood[position : position + self.consumption.max_records - len(found)]
             self.positions[partition] = position + len([one for one in found if one.partition == partition])
         return tuple(found)
 

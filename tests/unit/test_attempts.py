@@ -223,7 +223,7 @@ async def test_what_fails_is_dead_lettered_while_retrying_when_an_operator_accep
 
 async def test_accepting_ends_a_pause() -> None:
     handler = Handler(lambda _: True)
-    stream = Stream(handler, policy(retry=Retry(first_backoff_s=600, longest_backoff_s=600)))
+    stream = Stream(handler, policy(retry=Retry(first_backoff_s=600, max_backoff_s=600)))
     stream.add("bad")
     consuming = asyncio.create_task(stream.consume(turns=5))
     await until(lambda: stream.consumption.redelivery.waiting)
@@ -235,7 +235,7 @@ async def test_accepting_ends_a_pause() -> None:
 
 async def test_a_newer_record_ends_a_long_pause() -> None:
     handler = Handler("bad".__eq__)
-    stream = Stream(handler, policy(retry=Retry(first_backoff_s=600, longest_backoff_s=600)))
+    stream = Stream(handler, policy(retry=Retry(first_backoff_s=600, max_backoff_s=600)))
     stream.add("bad")
     consuming = asyncio.create_task(stream.consume(turns=5))
     await until(lambda: stream.consumption.redelivery.waiting)
@@ -582,7 +582,7 @@ def test_backoff_grows_up_to_half_a_minute() -> None:
     [
         (lambda: Retry(attempts=0), "attempts: expected at least 1, got 0"),
         (lambda: Retry(first_backoff_s=60), "first_backoff_s: expected above 0 and up to 30.0, got 60"),
-        (lambda: Retry(longest_backoff_s=3_600), "longest_backoff_s: expected at most 600, got 3600"),
+        (lambda: Retry(max_backoff_s=3_600), "max_backoff_s: expected at most 600, got 3600"),
         (lambda: Batching(records=0), "records: expected at least 1, got 0"),
         (lambda: Batching(partition_bytes=0), "partition_bytes: expected at least 1, got 0"),
         (lambda: Batching(seconds=0), "seconds: expected above 0, or None, got 0"),

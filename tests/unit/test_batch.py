@@ -11,7 +11,7 @@ from samples import until
 from streams import Stream, numbered
 
 from apps.consumer.consuming.batch import Batch, Handler, Reject
-from apps.consumer.consuming.containment import LONGEST_TEXT
+from apps.consumer.consuming.containment import MAX_COPIED_CHARACTERS
 from apps.consumer.consuming.handler_thread import as_async
 from contracts.dead_letter import DeadLetter, sent_back
 from contracts.record import Place
@@ -210,7 +210,7 @@ async def test_of_a_named_error_neither_a_long_text_nor_what_it_refers_to_is_kep
     (record,) = batch
     for name in (batch.fail, batch.reject):
         name(record, "x" * 100_000)
-        assert len(str(batch.named()[0])) == LONGEST_TEXT
+        assert len(str(batch.named()[0])) == MAX_COPIED_CHARACTERS
 
 
 async def test_the_values_cannot_be_changed_by_a_handler() -> None:

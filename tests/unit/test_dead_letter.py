@@ -11,7 +11,7 @@ from samples import Stored
 
 from contracts.dead_letter import (
     APPENDED,
-    LONGEST_ERROR,
+    MAX_ERROR_CHARACTERS,
     NAMES,
     NAMES_BEFORE,
     OF_RETRIES,
@@ -236,7 +236,7 @@ def test_text_that_is_no_utf_8_is_escaped_and_what_is_huge_is_cut() -> None:
     headers = with_content(spring_headers(), "kafka_dlt-original-topic", b"peo\xffple")
     letter = read(None, None, with_content(headers, "kafka_dlt-exception-message", b"x" * 1_000_000))
     assert letter.topic == "peo\\xffple"
-    assert letter.error == "x" * LONGEST_ERROR + "…"
+    assert letter.error == "x" * MAX_ERROR_CHARACTERS + "…"
 
 
 def test_an_error_that_cannot_be_encoded_is_written_all_the_same() -> None:
@@ -265,7 +265,7 @@ def class_named(name: str, module: object = None, qualname: str | None = None) -
         (class_named("Failed", "", ""), b"?.?"),
         (class_named("Failed", 5), b"5.Failed"),
         (class_named("Failed", "\ud800", "\udfff"), b"\\ud800.\\udfff"),
-        (class_named("Failed", "m", "n" * 10_000), b"m." + b"n" * (LONGEST_ERROR - 2) + "…".encode()),
+        (class_named("Failed", "m", "n" * 10_000), b"m." + b"n" * (MAX_ERROR_CHARACTERS - 2) + "…".encode()),
     ],
 )
 def test_an_error_of_a_class_with_any_names_is_described_and_its_letter_can_be_written(
@@ -278,8 +278,8 @@ def test_an_error_of_a_class_with_any_names_is_described_and_its_letter_can_be_w
 
 
 def test_of_an_error_that_quotes_a_whole_value_only_the_beginning_is_kept() -> None:
-    assert describe(ValueError("x" * LONGEST_ERROR))[1] == "x" * LONGEST_ERROR
-    assert describe(ValueError("x" * 1_000_000))[1] == "x" * LONGEST_ERROR + "…"
+    assert describe(ValueError("x" * MAX_ERROR_CHARACTERS))[1] == "x" * MAX_ERROR_CHARACTERS
+    assert describe(ValueError("x" * 1_000_000))[1] == "x" * MAX_ERROR_CHARACTERS + "…"
 
 
 @given(DEAD_LETTERS, st.integers(1, 20))

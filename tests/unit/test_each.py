@@ -32,14 +32,14 @@ class Work:
         self.calls: list[str] = []
         self.done: list[str] = []
         self.running: Counter[object] = Counter()
-        self.most_running = self.most_of_a_key = 0
+        self.max_running = self.max_of_a_key = 0
         self._chance = random.Random(1)
 
     async def __call__(self, event: Event, record: Received[Event]) -> None:
         key = record.offset if record.key is None else (record.partition, record.key)
         self.running[key] += 1
-        self.most_running = max(self.most_running, self.running.total())
-        self.most_of_a_key = max(self.most_of_a_key, self.running[key])
+        self.max_running = max(self.max_running, self.running.total())
+        self.max_of_a_key = max(self.max_of_a_key, self.running[key])
         self.calls.append(event.id)
         try:
             return await self._handle(event)  # type: ignore[no-any-return]  # that is one of the failures
@@ -67,8 +67,8 @@ async def test_keys_keep_their_order_and_different_keys_run_at_once_up_to_the_li
     work = Work(dict.fromkeys("0123456", "slow"))
     events = [Event(f"{number % 7}", number, "") for number in range(70)]
     await each(concurrency=5)(work)(batch_of(EVENTS, *events))
-    assert work.most_running == 5
-    assert work.most_of_a_key == 1
+    assert work.max_running == 5
+    assert work.max_of_a_key == 1
     assert Counter(work.done) == dict.fromkeys("0123456", 10)
 
 
@@ -89,8 +89,8 @@ async def test_every_record_is_handled_once_or_named_and_none_behind_a_failed_on
         record._record.key = b"%d" % key if has_key else None
     await each(concurrency=concurrency)(work)(batch)
     named = batch.named()
-    assert work.most_running <= concurrency
-    assert work.most_of_a_key <= 1
+    assert work.max_running <= concurrency
+    assert work.max_of_a_key <= 1
     broken: set[int] = set()
     for number, (key, has_key, kind) in enumerate(rows):
         is_behind = has_key and key in broken

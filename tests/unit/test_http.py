@@ -25,7 +25,7 @@ from apps.chassis.observability.logs import request_id, with_request
 from apps.chassis.settings import Settings, read_settings
 from apps.consumer.operating.routes import Seek, place_of
 from apps.producer.publishing.lanes import Limits
-from apps.producer.routes import LARGEST_BODY_BYTES
+from apps.producer.routes import MAX_BODY_BYTES
 from tests.event_services import create_consumer, create_producer
 
 FAR_TOO_LONG = 30
@@ -216,11 +216,11 @@ def test_a_body_of_another_kind_is_refused_with_those_that_are_taken(
 
 
 def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar]) -> None:
-    large = b" " * (LARGEST_BODY_BYTES + 1)
+    large = b" " * (MAX_BODY_BYTES + 1)
     answer = producer.post(
         "/producers/events", content=large, headers={"content-type": "application/json; charset=utf-8"}
     )
-    assert f"{LARGEST_BODY_BYTES} bytes" in problem_of(answer, 413)["detail"]
+    assert f"{MAX_BODY_BYTES} bytes" in problem_of(answer, 413)["detail"]
     answer = producer.post("/producers/events", content=large[1:], headers={"content-type": "application/json"})
     problem_of(answer, 400)
 

@@ -8,8 +8,8 @@ from serving import answer_to, closed, hello, serving
 
 from apps.chassis.http.connection_limits import (
     ALL_HERE,
-    LARGEST_HEAD_BYTES,
-    MOST_IN_ADVANCE,
+    MAX_HEAD_BYTES,
+    MAX_PIPELINED,
     LimitedProtocol,
 )
 from apps.chassis.service import server_config
@@ -165,15 +165,15 @@ async def test_requests_on_one_connection_are_answered_one_after_the_other() -> 
         for _ in range(3):
             writer.write(GET)
             assert b" 200 " in await answer_to(reader)
-        writer.write(GET * (MOST_IN_ADVANCE // 2))
-        for _ in range(MOST_IN_ADVANCE // 2):
+        writer.write(GET * (MAX_PIPELINED // 2))
+        for _ in range(MAX_PIPELINED // 2):
             assert b" 200 " in await answer_to(reader)
 
 
 async def test_a_head_that_is_large_but_ends_is_answered() -> None:
     async with serving(hello) as connect:
         reader, writer = await connect()
-        for piece in (GET[:-2], b"X: ", b"a" * (LARGEST_HEAD_BYTES - 1_000), b"\r\n\r\n"):
+        for piece in (GET[:-2], b"X: ", b"a" * (MAX_HEAD_BYTES - 1_000), b"\r\n\r\n"):
             writer.write(piece)
             await writer.drain()
         assert b" 200 " in await answer_to(reader)
@@ -204,7 +204,7 @@ async def test_who_sends_many_requests_and_reads_no_answer_is_cut_off() -> None:
 
 
 async def test_of_too_many_that_wait_the_longest_waiting_goes_and_the_newest_is_answered() -> None:
-    async with serving(hello, most_without_request=3) as connect:
+    async with serving(hello, max_without_request=3) as connect:
         connections = [await connect() for _ in range(3)]
         for longest_waiting in range(3):
             reader, writer = await connect()

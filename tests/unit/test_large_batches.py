@@ -184,7 +184,7 @@ def test_of_a_batch_whose_last_record_is_enormous_no_more_is_decompressed_than_i
 def test_where_too_much_had_to_be_passed_over_the_rest_of_the_batch_is_left_out(name: str) -> None:
     large, small = (b"large", bytes(17 * MB)), (b"small", b"value")
     batch = compressed(batch_of(small, large, small, large, small, small), name)
-    found = list(parts_of(batch, largest_skip_bytes=30 * MB))
+    found = list(parts_of(batch, max_skip_bytes=30 * MB))
     assert [type(one) for one in found] == [Part, Omitted, Part, Omitted, Omitted]
     assert [one.rest for one in found if isinstance(one, Omitted)] == [False, False, True]
 

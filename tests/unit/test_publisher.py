@@ -24,7 +24,7 @@ from apps.chassis.settings import Settings
 from apps.producer.publishing.deliveries import Delivery
 from apps.producer.publishing.lanes import (
     BATCH_OVERHEAD_BYTES,
-    LARGEST_BATCH_BYTES,
+    MAX_BATCH_BYTES,
     RECORD_OVERHEAD_BYTES,
     Lane,
     Limits,
@@ -157,7 +157,7 @@ class Bench:
     def publish(self, *values: bytes, keys: Sequence[bytes] | None = None) -> "asyncio.Task[Delivery]":
         return asyncio.create_task(self.publisher.publish(keys or [b"key"] * len(values), list(values)))
 
-    def at_most_in_a_batch(self, records: int, value: bytes) -> None:
+    def limit_batches(self, records: int, value: bytes) -> None:
         size = BATCH_OVERHEAD_BYTES + records * (len(b"key") + len(value) + RECORD_OVERHEAD_BYTES)
         self.cluster.configs[TOPIC] = {"max.message.bytes": str(size)}
 
@@ -273,7 +273,7 @@ async def test_records_are_split_into_batches_that_the_topic_takes_and_keep_thei
     values = [bytes([i]) * 100 for i in range(10)]
     async with bench() as b:
         broker = b.connect()
-        b.at_most_in_a_batch(4, values[0])
+        b.limit_batches(4, values[0])
         publishing = b.publish(*values)
         await until(lambda: len(broker.values) == 10)
         assert [len(batch.values) for batch in broker.batches] == [4, 4, 2]
@@ -311,7 +311,7 @@ async def test_the_largest_record_that_is_taken_fits_the_topic() -> None:
     async with bench() as b:
         broker = b.connect()
         b.cluster.configs[TOPIC] = {"max.message.bytes": "2000"}
-        value = bytes(b.publisher.largest_record - len(b"key"))
+        value = bytes(b.publisher.max_record_bytes - len(b"key"))
         publishing = b.publish(value, value)
         await until(lambda: len(broker.values) == 2)
         for batch in broker.batches:
@@ -332,9 +332,9 @@ async def test_a_record_that_the_topic_has_ceased_to_take_travels_alone_for_the_
 
 async def test_a_topic_that_takes_more_is_still_sent_batches_that_let_others_pass() -> None:
     async with bench() as b:
-        assert b.route.largest_batch == LARGEST_BATCH_BYTES
+        assert b.route.max_batch_bytes == MAX_BATCH_BYTES
         b.cluster.configs[TOPIC] = {"max.message.bytes": "100000000"}
-        assert b.route.largest_batch == LARGEST_BATCH_BYTES
+        assert b.route.max_batch_bytes == MAX_BATCH_BYTES
 
 
 async def test_what_waits_for_one_partition_travels_in_one_batch_and_each_call_gets_its_own_offsets() -> None:
@@ -511,7 +511,7 @@ async def test_several_calls_in_a_batch_that_the_client_did_not_take_are_sent_ag
     values = numbered(7)
     async with bench() as b:
         old = b.connect()
-        b.at_most_in_a_batch(3, values[0])
+        b.limit_batches(3, values[0])
         old.error = RuntimeError("the producer is closed")
         old.takes.clear()
         calls = [b.publish(*values[:2]), b.publish(*values[2:])]
@@ -735,7 +735,7 @@ async def test_what_follows_a_failed_part_of_a_call_is_not_sent_lest_it_comes_be
     values = numbered(3)
     async with bench() as b:
         old = b.connect()
-        b.at_most_in_a_batch(1, values[0])
+        b.limit_batches(1, values[0])
         gate_second(old)
         publishing = b.publish(*values)
         other = b.publish(b"another")
@@ -972,9 +972,9 @@ async def test_records_of_two_traces_never_travel_in_one_batch_and_those_of_one_
 
 async def test_the_largest_record_leaves_room_for_the_headers_of_its_trace() -> None:
     async with bench() as b:
-        without = b.publisher.largest_record
+        without = b.publisher.max_record_bytes
         b.publisher._traces = Following()
-        assert b.publisher.largest_record == without - Following.header_bytes
+        assert b.publisher.max_record_bytes == without - Following.header_bytes
 
 
 async def test_records_are_refused_before_they_are_taken_while_a_quota_holds_up_the_producer() -> None:

@@ -12,7 +12,7 @@ from samples import LONG
 from serving import closed, serving
 from test_http_framing import CHUNKED, HIDDEN, NEXT, Ran, Recorder, said_to
 
-from apps.chassis.http.connection_limits import LARGEST_HEAD_BYTES, MOST_IN_ADVANCE
+from apps.chassis.http.connection_limits import MAX_HEAD_BYTES, MAX_PIPELINED
 from apps.chassis.http.problems import MEDIA_TYPE
 from apps.chassis.settings import read_settings
 from tests.event_services import create_consumer, create_producer
@@ -77,7 +77,7 @@ async def test_what_the_server_refuses_itself_is_a_problem_document_too(sent: by
 
 async def test_an_address_that_the_server_can_read_is_served() -> None:
     app = Recorder()
-    path = "/" + "a" * (LARGEST_HEAD_BYTES - 100)
+    path = "/" + "a" * (MAX_HEAD_BYTES - 100)
     async with serving(app, close_after_s=LONG) as connect:
         await said_to(connect, [f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()])
     assert app.ran == [Ran("GET", path, b"")]
@@ -159,7 +159,7 @@ async def test_too_many_requests_in_advance_are_refused_behind_the_answers_to_th
     async with serving(Recorder(), close_after_s=LONG) as connect:
         *answered, refused = answers_in(await said_to(connect, [NEXT * 1_000]))
     assert {one[0] for one in answered} == {200}
-    assert len(answered) == MOST_IN_ADVANCE + 1
+    assert len(answered) == MAX_PIPELINED + 1
     assert_problem(refused, 400)
 
 

@@ -85,16 +85,16 @@ def test_page_by_page_every_wanted_record_comes_once_and_the_newest_first(
 
 @given(topics, st.integers(1, 3), st.integers(1, 5))
 def test_however_little_is_read_at_a_time_nothing_is_passed_over_or_comes_twice(
-    topic: Topic, piece: int, most_scanned: int
+    topic: Topic, piece: int, max_scanned: int
 ) -> None:
-    limits = {"records": most_scanned, "min_piece_records": piece, "max_piece_records": piece}
+    limits = {"records": max_scanned, "min_piece_records": piece, "max_piece_records": piece}
     found = [record for page in pages(topic, is_wanted, 1, **limits) for record in page.records]
     assert_complete(found, topic, is_wanted)
 
 
 @given(topics, st.integers(2, 40))
-def test_however_large_records_are_nothing_is_passed_over_or_comes_twice(topic: Topic, most_bytes: int) -> None:
-    found = [record for page in pages(topic, everything, 5, bytes=most_bytes) for record in page.records]
+def test_however_large_records_are_nothing_is_passed_over_or_comes_twice(topic: Topic, max_bytes: int) -> None:
+    found = [record for page in pages(topic, everything, 5, bytes=max_bytes) for record in page.records]
     assert_complete(found, topic, everything)
 
 

@@ -25,14 +25,14 @@ from tests.event import EVENTS, Event
 
 pytestmark = pytest.mark.anyio
 
-LONGEST = 1_000
+MAX_RECORD_BYTES = 1_000
 
 
 class FakePublisher:
     """Acknowledges what it is given, except for the values that a test has fail or wait."""
 
     def __init__(self) -> None:
-        self.largest_record = LONGEST
+        self.max_record_bytes = MAX_RECORD_BYTES
         self.published: list[bytes] = []
         self.calls = 0
         self.failing: dict[int, Exception] = {}
@@ -161,7 +161,7 @@ def test_a_record_larger_than_the_topic_takes_is_refused_at_its_place() -> None:
 async def test_events_are_sent_only_when_all_of_them_fit() -> None:
     fake = FakePublisher()
     with pytest.raises(BadRecords):
-        await send(EVENTS, as_publisher(fake), [an_event(), an_event(text="x" * LONGEST)])
+        await send(EVENTS, as_publisher(fake), [an_event(), an_event(text="x" * MAX_RECORD_BYTES)])
     assert fake.calls == 0
 
 
@@ -284,7 +284,7 @@ async def test_a_bad_line_is_named_by_its_number_and_its_neighbours_are_sent() -
         fake,
         line("1") + line("2", number="36") + b"\n" + line("4"),
         b"[" + line("5").strip() + b"]\n",
-        b"not json\n" + line("7", text="x" * LONGEST),
+        b"not json\n" + line("7", text="x" * MAX_RECORD_BYTES),
         b"\xff\n\r\n  \n" + line("11").replace(b"\n", b"\r\n") + b'{"id":',
     )
     assert [answer.line if isinstance(answer, BadLine) else answer.id for answer in answers] == [
@@ -293,7 +293,7 @@ async def test_a_bad_line_is_named_by_its_number_and_its_neighbours_are_sent() -
     bad = {answer.line: answer for answer in answers if isinstance(answer, BadLine)}
     assert "$.number" in bad[2].error
     assert "array" in bad[5].error
-    assert str(LONGEST) in bad[7].error
+    assert str(MAX_RECORD_BYTES) in bad[7].error
     assert {answer.outcome for answer in bad.values()} == {"not_written"}
     assert [EVENTS.decode(value).id for value in fake.published] == ["1", "4", "11"]
     assert all(answer.offset is not None for answer in answers if isinstance(answer, Receipt))
@@ -313,9 +313,9 @@ async def test_a_receipt_names_the_key_of_its_record_whatever_that_is() -> None:
 
 async def test_a_line_may_be_longer_than_its_record_whose_text_is_written_shorter() -> None:
     fake = FakePublisher()
-    spelt_out = "".join(f"\\u{ord(letter):04x}" for letter in "x" * (LONGEST // 2))
+    spelt_out = "".join(f"\\u{ord(letter):04x}" for letter in "x" * (MAX_RECORD_BYTES // 2))
     line = as_json(id="1", text="").replace(b'"text":""', f'"text":     "{spelt_out}"'.encode())
-    assert len(line) > 3 * LONGEST
+    assert len(line) > 3 * MAX_RECORD_BYTES
     (answer,) = await answers_to(fake, line + b"\n")
     assert answer == Receipt("1", partition=0, offset=0, timestamp=1)
 
@@ -323,12 +323,12 @@ async def test_a_line_may_be_longer_than_its_record_whose_text_is_written_shorte
 async def test_a_record_that_the_topic_does_not_take_is_a_bad_line_though_the_line_was_short_enough() -> None:
     fake = FakePublisher()
     long_id = "i" * 60
-    padding = LONGEST - len(as_json(id=long_id, text=""))
+    padding = MAX_RECORD_BYTES - len(as_json(id=long_id, text=""))
     just_too_large = as_json(id=long_id, text="x" * padding)
-    assert len(just_too_large) == LONGEST
+    assert len(just_too_large) == MAX_RECORD_BYTES
     (answer,) = await answers_to(fake, just_too_large + b"\n")
     assert isinstance(answer, BadLine)
-    assert f"{LONGEST + 60} bytes" in answer.error
+    assert f"{MAX_RECORD_BYTES + 60} bytes" in answer.error
     assert fake.calls == 0
 
 

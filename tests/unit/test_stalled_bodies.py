@@ -23,7 +23,7 @@ from apps.chassis.settings import Settings
 pytestmark = pytest.mark.anyio
 
 ROOM = 1_000_000
-MOST_CALLS = 3
+MAX_CALLS = 3
 HEAD = b"POST /send HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
@@ -37,7 +37,7 @@ class Served:
     """An application with a limit; `begun` calls, and the bytes held and taken when each body had been `read`."""
 
     def __init__(self, weights: Mapping[str, int] = MappingProxyType({})) -> None:
-        self.limit = Limit(ROOM, MOST_CALLS)
+        self.limit = Limit(ROOM, MAX_CALLS)
         self.begun = 0
         self.read: list[tuple[int, int]] = []
 
@@ -79,7 +79,7 @@ async def test_calls_whose_bodies_have_stalled_give_way_to_others_the_longest_fi
     served = Served()
     async with serving(served.app) as connect:
         stalled = []
-        for count in range(1, MOST_CALLS + 1):
+        for count in range(1, MAX_CALLS + 1):
             stalled.append(await begin(connect, HEAD % 10 + b"["))
             await until(lambda count=count: served.begun == count)  # type: ignore[misc]  # the default is the count
         assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 503

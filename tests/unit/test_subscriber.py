@@ -27,7 +27,7 @@ from apps.consumer.browsing.window import Window
 from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.consuming.commit_metadata import MARK
 from apps.consumer.consuming.commits import Commits
-from apps.consumer.consuming.consumption import MOST_REASONS, Consumption, Halted
+from apps.consumer.consuming.consumption import MAX_REASONS, Consumption, Halted
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.decode import sort_out
 from apps.consumer.consuming.stuck_loop import STALE_S, why_stuck
@@ -382,7 +382,7 @@ async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_stuck() -> None:
         handling = asyncio.create_task(subscriber.process_message((stored_event(0),)))
         await until(lambda: consumption.busy_since)
         assert why_stuck(subscriber, consumption, commits) is None
-        assert "the in-flight batch" in str(why_stuck(subscriber, consumption, commits, longest_batch_s=0))
+        assert "the in-flight batch" in str(why_stuck(subscriber, consumption, commits, max_poll_interval_s=0))
         handling.cancel()
 
 
@@ -465,16 +465,16 @@ async def test_dead_letters_are_counted_by_the_type_of_their_error() -> None:
 async def test_a_handler_that_raises_ever_new_types_of_errors_makes_no_more_than_some_reasons() -> None:
     consumer = Consumer()
     async with subscribed(consumer) as (_, subscriber):
-        for number in range(2 * MOST_REASONS):
+        for number in range(2 * MAX_REASONS):
             kind = type(f"Error{number}", (Reject,), {})
             consumer.handler_error = kind()
             await subscriber.process_message((stored_event(number),))
             consumer.handler_error = None
             consumer.consumption.resume(accept=False)
             await subscriber.process_message((stored_event(number),))
-    assert consumer.consumption.dead_lettered == 2 * MOST_REASONS
-    assert len(consumer.consumption.dead_letters) == MOST_REASONS + 1
-    assert consumer.consumption.dead_letters["other"] > MOST_REASONS
+    assert consumer.consumption.dead_lettered == 2 * MAX_REASONS
+    assert len(consumer.consumption.dead_letters) == MAX_REASONS + 1
+    assert consumer.consumption.dead_letters["other"] > MAX_REASONS
 
 
 async def test_a_batch_whose_commit_is_refused_counts_nowhere_and_is_redelivered() -> None:

@@ -42,8 +42,8 @@ class Topic(StoredTopic):
             key = self._chance.choice([b"wanted", b"other"])
             self.records[partition].append(Stored(partition, len(self.records[partition]), key=key, value=value))
 
-    async def some(self, ranges: Mapping[int, Place], most_bytes: int) -> tuple[list[Stored], dict[int, int]]:
-        assert most_bytes > 0
+    async def some(self, ranges: Mapping[int, Place], max_bytes: int) -> tuple[list[Stored], dict[int, int]]:
+        assert max_bytes > 0
         await asyncio.sleep(0)
         found, reached = [], {}
         for partition, (start, stop) in ranges.items():

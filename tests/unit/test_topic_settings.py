@@ -81,11 +81,11 @@ def test_settings_that_lose_acknowledged_records_with_a_broker_are_found(
 
 def test_a_dead_letter_topic_that_does_not_take_the_largest_record_of_its_topic_is_found() -> None:
     small = found(LETTERS, max_message_bytes="1048588")
-    (difference,) = differences(LETTERS, small, largest_bytes=1_048_588)
+    (difference,) = differences(LETTERS, small, source_max_bytes=1_048_588)
     assert "block their partition" in str(difference)
-    (difference,) = differences(LETTERS, small, largest_bytes=1_000_000)
+    (difference,) = differences(LETTERS, small, source_max_bytes=1_000_000)
     assert difference.lost is None
-    (difference,) = differences(LETTERS, found(LETTERS), largest_bytes=LETTERS.max_message_bytes)
+    (difference,) = differences(LETTERS, found(LETTERS), source_max_bytes=LETTERS.max_message_bytes)
     assert "block their partition" in str(difference)
 
 

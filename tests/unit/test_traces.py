@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from samples import Stored, as_json
 
 from apps.chassis.observability.logs import trace_id
-from apps.chassis.observability.opentelemetry import LONGEST_STATE, MOST_TRACES, OpenTelemetry, sending_to
+from apps.chassis.observability.opentelemetry import MAX_STATE_CHARACTERS, MAX_TRACES, OpenTelemetry, sending_to
 from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
 from apps.chassis.settings import Settings, WrongSetting
@@ -123,7 +123,7 @@ def test_records_of_a_followed_call_are_given_its_trace_and_others_none(followed
     assert headers["traceparent"].split("-")[1] == trace_of(followed.spans[0])
 
 
-@pytest.mark.parametrize(("length", "kept"), [(LONGEST_STATE, True), (LONGEST_STATE + 1, False)])
+@pytest.mark.parametrize(("length", "kept"), [(MAX_STATE_CHARACTERS, True), (MAX_STATE_CHARACTERS + 1, False)])
 def test_the_state_of_a_trace_is_passed_on_unless_it_is_too_long(length: int, *, kept: bool) -> None:
     followed = Followed()
     state = f"a={'x' * 250},b={'y' * 200},c=".encode()
@@ -164,7 +164,7 @@ def test_of_a_batch_of_many_traces_each_has_a_span_linked_to_that_in_which_it_is
 def test_a_batch_of_ever_so_many_traces_makes_no_more_than_some_spans(followed: Followed) -> None:
     with followed.traces.handling([in_trace(number) for number in range(1, 2_001)]):
         pass
-    assert len(followed.spans) == MOST_TRACES
+    assert len(followed.spans) == MAX_TRACES
 
 
 @pytest.mark.parametrize(

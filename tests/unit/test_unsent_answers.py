@@ -157,7 +157,7 @@ def went_on(connection: LimitedProtocol, held: int) -> bool:
 
 async def test_a_caller_that_reads_slowly_gets_all_of_its_answer() -> None:
     connections: set[Any] = set()
-    async with serving(application(), connections, least_read_bytes=1) as connect:
+    async with serving(application(), connections, min_read_bytes=1) as connect:
         slow = await caller(connect)
         await slow.ask("/large")
         (connection,) = connections

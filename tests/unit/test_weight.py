@@ -64,8 +64,8 @@ def test_a_search_counts_for_what_it_holds(query: str) -> None:
         assert status_beside(0, wanted, controller, path) == HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def shares(number: int, most_bytes: int) -> tuple[Limit, list[Share]]:
-    limit = Limit(most_bytes)
+def shares(number: int, max_bytes: int) -> tuple[Limit, list[Share]]:
+    limit = Limit(max_bytes)
     scopes: list[Any] = [{"path": "/", "state": {}} for _ in range(number)]
     for scope in scopes:
         limit.let_in(scope)

@@ -17,8 +17,8 @@ def at(timestamp: int, partition: int = 0, offset: int | None = None, **fields: 
     return record
 
 
-def window_of(*records: Record, size: int = 100, most_bytes: int = 1_000_000) -> Window:
-    window = Window(size, most_bytes)
+def window_of(*records: Record, size: int = 100, max_bytes: int = 1_000_000) -> Window:
+    window = Window(size, max_bytes)
     window.extend(records)
     return window
 
@@ -56,7 +56,7 @@ def test_the_window_keeps_the_last_records_up_to_its_size() -> None:
 
 
 def test_the_window_is_bounded_in_bytes_however_few_the_records_are() -> None:
-    window = window_of(*(at(i, value=b"x" * 40) for i in range(5)), most_bytes=100)
+    window = window_of(*(at(i, value=b"x" * 40) for i in range(5)), max_bytes=100)
     assert newest(window) == [3, 4]
     window.extend([at(5, value=b"x" * 61)])
     assert newest(window) == [5]
@@ -65,7 +65,7 @@ def test_the_window_is_bounded_in_bytes_however_few_the_records_are() -> None:
 
 
 def test_bytes_that_were_dropped_give_their_room_back() -> None:
-    window = Window(3, most_bytes=300)
+    window = Window(3, max_bytes=300)
     for i in range(1_000):
         window.extend([at(i, value=b"x" * 100)])
     assert newest(window) == [997, 998, 999]
@@ -194,7 +194,7 @@ def test_a_refill_of_a_full_window_drops_the_oldest_records() -> None:
 
 
 def test_a_refill_leaves_the_bound_in_bytes_as_it_was() -> None:
-    window = window_of(*(at(i, value=b"x" * 10) for i in range(5, 10)), most_bytes=100)
+    window = window_of(*(at(i, value=b"x" * 10) for i in range(5, 10)), max_bytes=100)
     for _ in range(3):
         window.refill([at(i, value=b"x" * 10) for i in range(5)])
     assert newest(window) == list(range(10))

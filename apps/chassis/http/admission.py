@@ -10,7 +10,7 @@ from litestar.types import Scope
 
 from apps.chassis.http.problems import BUSY, RETRY_AFTER, problem
 
-MOST_CALLS = 500
+MAX_CALLS = 500
 """Calls under way at a time."""
 
 
@@ -37,7 +37,7 @@ class UnsentAnswers:
 
 
 class Limit:
-    """Refuses calls beyond `most_calls` or `most_bytes`, counting the calls under way.
+    """Refuses calls beyond `max_calls` or `max_bytes`, counting the calls under way.
 
     Unread answers count as well. A call that needs more than all of it is admitted when it is alone. Bodies that are
     still arriving may take half, so that complete bodies always find room. Where there is no room, calls whose bodies
@@ -46,14 +46,14 @@ class Limit:
 
     def __init__(
         self,
-        most_bytes: int,
-        most_calls: int = MOST_CALLS,
+        max_bytes: int,
+        max_calls: int = MAX_CALLS,
         *,
         stalled_after_s: float = STALLED_AFTER_S,
         slow_body_s: float = SLOW_BODY_S,
     ) -> None:
-        self.most_bytes = most_bytes
-        self._most_calls = most_calls
+        self.max_bytes = max_bytes
+        self._max_calls = max_calls
         self.stalled_after_s = stalled_after_s
         self.slow_body_s = slow_body_s
         self._calls = 0
@@ -65,7 +65,7 @@ class Limit:
     def let_in(self, scope: Scope) -> None:
         """Count a call as under way, until `let_out`. Raises 503 when there is no room for it."""
         share = Share(self, _unsent_answers(scope))
-        if self._calls >= self._most_calls and not self.dismiss_stalled():
+        if self._calls >= self._max_calls and not self.dismiss_stalled():
             raise share.busy()
         self._calls += 1
         scope[SHARE] = share  # type: ignore[literal-required]  # a key of our own
@@ -152,12 +152,12 @@ class Share:
     def _fits(self, more: int) -> bool:
         taken = self._limit.taken_bytes + self._unsent.bytes
         alone = taken == self.taken_bytes
-        return alone or taken + more <= self._limit.most_bytes
+        return alone or taken + more <= self._limit.max_bytes
 
     def _fits_with_held(self, more: int) -> bool:
         held = self._limit.held_bytes
         alone = held == self.held_bytes
-        return alone or held + more <= self._limit.most_bytes // 2
+        return alone or held + more <= self._limit.max_bytes // 2
 
     def require(self, more: int) -> None:
         """Take more bytes. Raises 503 when there is no room for them."""

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 HEADER = "X-API-Key"
 DEFAULT_NAME = "default"
-SHORTEST_KEY = 16
+MIN_KEY_LENGTH = 16
 """Shortest key, in characters: 16 random ones cannot be guessed over HTTP."""
 NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 KEY = re.compile(r"(?!#)[!-+\--~]+")
@@ -129,8 +129,8 @@ def _find_fault(name: str, key: str, others: Mapping[str, str]) -> str | None:
             "has no proper name before its colon: write name:key, the name of 1 to 32 letters, digits, . _ -",
         ),
         (
-            len(key) < SHORTEST_KEY,
-            f"is too weak: {len(key)} characters after any name:, at least {SHORTEST_KEY} expected; {HOW_TO_MAKE_ONE}",
+            len(key) < MIN_KEY_LENGTH,
+            f"is too weak: {len(key)} characters after any name:, at least {MIN_KEY_LENGTH} expected; {HOW_TO_MAKE_ONE}",
         ),
         (
             not KEY.fullmatch(key),

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from apps.chassis.http.admission import UNSENT, UnsentAnswers
 from apps.chassis.internals.http_framing import Cycle, FramedProtocol, Refused
 
-LARGEST_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024
 """Largest head of a request in bytes, and most bytes after its body or between two chunks of it."""
-LONGEST_URL_BYTES = 65_535
+MAX_URL_BYTES = 65_535
 """Longest path and query that the parser of httptools takes, in bytes."""
-MOST_IN_ADVANCE = 100
+MAX_PIPELINED = 100
 """Most requests that a connection may send before the first is answered."""
 
 ALL_HERE = "request_is_all_here"
@@ -31,12 +31,12 @@ BREAK_OFF = "break_off"
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 """The value of `SO_LINGER` for a connection that is reset when it closes."""
 
-URL_TOO_LONG = Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the path and query are longer than {LONGEST_URL_BYTES} bytes")
+URL_TOO_LONG = Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the path and query are longer than {MAX_URL_BYTES} bytes")
 HEAD_TOO_LARGE = Refused(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the head of the request is larger than {LARGEST_HEAD_BYTES} bytes"
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the head of the request is larger than {MAX_HEAD_BYTES} bytes"
 )
 TOO_MANY_IN_ADVANCE = Refused(
-    HTTPStatus.BAD_REQUEST, f"more than {MOST_IN_ADVANCE} requests were sent before the first was answered"
+    HTTPStatus.BAD_REQUEST, f"more than {MAX_PIPELINED} requests were sent before the first was answered"
 )
 
 
@@ -48,10 +48,10 @@ class ConnectionLimits(NamedTuple):
 
     Between two requests a connection may be idle for uvicorn's `timeout_keep_alive`.
     """
-    most_without_request: int = 2_000
+    max_without_request: int = 2_000
     """Most connections without a request: a thousand callers may connect at once."""
     read_check_s: float = 30.0
-    least_read_bytes: int = 1024 * 1024
+    min_read_bytes: int = 1024 * 1024
     """A caller with unread bytes that reads fewer than this between two checks is disconnected."""
 
 
@@ -132,9 +132,9 @@ class LimitedProtocol(FramedProtocol):
         self._joined: Any = Joined(transport, self.loop)
         self.waiting_since = time.monotonic()  # uvloop's own clock stands still for milliseconds
         self._expect_request()
-        if len(self.connections) > self._limits.most_without_request:
+        if len(self.connections) > self._limits.max_without_request:
             waiting = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.waits]
-            if len(waiting) > self._limits.most_without_request:
+            if len(waiting) > self._limits.max_without_request:
                 min(waiting, key=lambda one: one.waiting_since).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -162,13 +162,13 @@ class LimitedProtocol(FramedProtocol):
             self._idle = False
             self._expect_request()
         super().data_received(data)
-        if self._unused > LARGEST_HEAD_BYTES and not self.transport.is_closing():
+        if self._unused > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.refuse(HEAD_TOO_LARGE)
 
     def on_url(self, url: bytes) -> None:
         """Add a piece to the path and query."""
         super().on_url(url)
-        if len(self.url) > LONGEST_URL_BYTES:
+        if len(self.url) > MAX_URL_BYTES:
             raise URL_TOO_LONG
 
     def on_message_begin(self) -> None:
@@ -179,7 +179,7 @@ class LimitedProtocol(FramedProtocol):
     def request_begun(self) -> None:
         """Begin to answer a request, or queue it behind the one that is being answered."""
         self._unused = 0
-        if len(self.pipeline) >= MOST_IN_ADVANCE:
+        if len(self.pipeline) >= MAX_PIPELINED:
             raise TOO_MANY_IN_ADVANCE
         super().request_begun()
         self.cycle.transport = self._joined
@@ -296,7 +296,7 @@ class LimitedProtocol(FramedProtocol):
         self._unsent = 0
 
     def _check_reading(self) -> None:
-        if self._unsent - self.transport.get_write_buffer_size() < self._limits.least_read_bytes:
+        if self._unsent - self.transport.get_write_buffer_size() < self._limits.min_read_bytes:
             self._disconnect_calls()
             self.transport.abort()
         else:

@@ -20,7 +20,7 @@ from apps.chassis.settings import ANY_HOST, Settings, is_address
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:\[\],/@]+?)\.?(:[0-9]*)?")
 """A `Host` in lower case: a name or an address, and optionally a port."""
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-LONGEST_QUOTED = 80
+MAX_QUOTED_CHARACTERS = 80
 HOSTS_REMEMBERED = 64
 """Size of the cache of checked `Host` values: callers use few, and parsing an address is the slowest step."""
 
@@ -41,7 +41,7 @@ class OriginPolicy:
         given = headers_of(scope)  # a repeated header is joined, and then matches nothing
         host = given.get(b"host", b"").decode("latin-1").lower()
         if not self._any_host and b"host" in given and not self._answers_to(host):
-            quoted = host[:LONGEST_QUOTED]
+            quoted = host[:MAX_QUOTED_CHARACTERS]
             detail = f"the host {quoted!r} is not allowed; if it is this service, add it to ALLOWED_HOSTS"
             return problem(UNKNOWN_HOST, detail)
         from_page = b"origin" in given or b"sec-fetch-site" in given

@@ -15,9 +15,9 @@ from apps.chassis.http.problems import BAD_PARAMETER, Fault, problem
 ANY_QUERY = "any_query"
 """The option of a route that is called with any query: a page."""
 PLAIN_INTEGER = re.compile(r"0|[1-9][0-9]*")
-MOST_DIGITS = 18
+MAX_DIGITS = 18
 """Digits of an integer: one that has more is larger than anything that may be asked for."""
-ANY_NUMBER = {"minimum": 0, "maximum": 10**MOST_DIGITS - 1}
+ANY_NUMBER = {"minimum": 0, "maximum": 10**MAX_DIGITS - 1}
 """For the document: Litestar omits the bounds of a parameter that may also be null."""
 
 
@@ -75,7 +75,7 @@ def _find_fault(field: FieldDefinition, values: Sequence[str]) -> str | None:
     (value,) = values
     if not PLAIN_INTEGER.fullmatch(value):
         return f"a whole number in digits is expected, not {value[:40]!r}"
-    if len(value) > MOST_DIGITS:
-        most = getattr(field.kwarg_definition, "le", None)
-        return f"a number of {len(value)} digits is too large" + ("" if most is None else f"; at most {most:g}")
+    if len(value) > MAX_DIGITS:
+        maximum = getattr(field.kwarg_definition, "le", None)
+        return f"a number of {len(value)} digits is too large" + ("" if maximum is None else f"; at most {maximum:g}")
     return None

@@ -31,7 +31,7 @@ from apps.chassis.http.request_headers import headers_of
 T = TypeVar("T")
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
-LARGEST_REQUEST_BYTES = 64 * 1024
+MAX_REQUEST_BYTES = 64 * 1024
 """Largest body, in bytes, of a call that carries no records."""
 BODY_ERRORS = (
     BAD_BODY,
@@ -99,18 +99,18 @@ def check_media_type(media_type: str, accepted: Collection[str]) -> None:
 async def read_whole(
     request: Request[Any, Any, Any],
     accepted: Collection[str],
-    largest: int,
+    max_bytes: int,
     *,
     times_in_memory: int = 1,
     hint: str = "",
 ) -> bytes:
     """Return a body, decoded and without a byte order mark.
 
-    Raises 415; 408 after 60 s; 413 when it is larger than `largest` bytes (`hint` is appended to the message); 400 when
+    Raises 415; 408 after 60 s; 413 when it is larger than `max_bytes` (`hint` is appended to the message); 400 when
     it breaks off; 503 when there is no room for `times_in_memory` copies of it, or when it stalls while others need it.
     """
     head, share = head_of(request.scope), share_of(request.scope)
-    check = partial(_check_piece, head.media_type, accepted, largest, hint)
+    check = partial(_check_piece, head.media_type, accepted, max_bytes, hint)
     if request.scope.get(ALL_HERE) and not head.coding:  # the server has all of it: a small one costs a third
         piece, _ = await _receive(request, None, math.inf)
         body = _without_mark(piece)
@@ -134,12 +134,12 @@ async def _read_arriving(
     return bytes(body)
 
 
-def _check_piece(media_type: str, accepted: Collection[str], largest: int, hint: str, size: int) -> None:
+def _check_piece(media_type: str, accepted: Collection[str], max_bytes: int, hint: str, size: int) -> None:
     """Raise 415 or 413 for the first `size` bytes of a body; a call without a body needs no media type."""
     if size:
         check_media_type(media_type, accepted)
-    if size > largest:
-        raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {largest} bytes{hint}")
+    if size > max_bytes:
+        raise BrokenBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {max_bytes} bytes{hint}")
 
 
 async def read_pieces(
@@ -216,7 +216,7 @@ async def read_json(request: Request[Any, Any, Any], kind: type[T]) -> T:
 
     Raises 400 with the JSON path of the error, and the errors of `read_whole`.
     """
-    body = await read_whole(request, [JSON], LARGEST_REQUEST_BYTES) or b"{}"
+    body = await read_whole(request, [JSON], MAX_REQUEST_BYTES) or b"{}"
     try:
         asked = msgspec.json.decode(body, type=kind)
         check_names(body)
@@ -237,7 +237,7 @@ async def refuse_other_bodies(request: Request[Any, Any, Any]) -> None:
 
     JSON is ignored.
     """
-    await read_whole(request, [JSON], LARGEST_REQUEST_BYTES)
+    await read_whole(request, [JSON], MAX_REQUEST_BYTES)
 
 
 def documents_body(examples: Mapping[str, tuple[Mapping[str, Any], Any]], *, required: bool) -> type[Operation]:

@@ -42,7 +42,7 @@ BIG_ENDIAN_SIZE, LITTLE_ENDIAN_SIZE = Struct(">i"), Struct("<I")
 LZ4_MAGIC = 0x184D2204
 LZ4_UNCOMPRESSED = 0x80000000
 LZ4_BLOCK_BYTES = {4: 64 * 1024, 5: 256 * 1024, 6: 1024 * 1024, 7: 4 * 1024 * 1024}
-LZ4_LARGEST_RATIO = 255
+LZ4_MAX_RATIO = 255
 
 
 class Indivisible(Exception):
@@ -147,7 +147,7 @@ def _snappy_element(block: bytes, at: int) -> tuple[int, int]:
 def _lz4(compressed: bytes) -> Iterator[Buffer]:
     at = 0
     while at < len(compressed):
-        start, (independent, checked, summed, largest, at) = at, _lz4_frame(compressed, at)
+        start, (independent, checked, summed, max_block_bytes, at) = at, _lz4_frame(compressed, at)
         linked = 0
         while True:
             (size,) = LITTLE_ENDIAN_SIZE.unpack(_exactly(compressed, at, LITTLE_ENDIAN_SIZE.size))
@@ -157,9 +157,9 @@ def _lz4(compressed: bytes) -> Iterator[Buffer]:
             block = _exactly(compressed, at, size & ~LZ4_UNCOMPRESSED)
             at += len(block) + (4 if checked else 0)
             if independent:
-                yield _lz4_block(block, largest, is_compressed=size < LZ4_UNCOMPRESSED)
+                yield _lz4_block(block, max_block_bytes, is_compressed=size < LZ4_UNCOMPRESSED)
             else:
-                linked += min(largest, len(block) * LZ4_LARGEST_RATIO)
+                linked += min(max_block_bytes, len(block) * LZ4_MAX_RATIO)
         at += 4 if summed else 0
         if linked > WHOLE_BLOCK_BYTES:
             raise Indivisible("lz4 with linked blocks")
@@ -174,17 +174,17 @@ def _lz4_frame(compressed: bytes, at: int) -> tuple[bool, bool, bool, int, int]:
     block, and where the first block begins.
     """
     magic, flags, blocks = Struct("<IBB").unpack(_exactly(compressed, at, 6))
-    largest = LZ4_BLOCK_BYTES.get(blocks >> 4 & 7)
-    if magic != LZ4_MAGIC or flags >> 6 != 1 or largest is None:
+    max_block_bytes = LZ4_BLOCK_BYTES.get(blocks >> 4 & 7)
+    if magic != LZ4_MAGIC or flags >> 6 != 1 or max_block_bytes is None:
         raise ValueError("not a frame of lz4")
     at += 7 + (8 if flags & 8 else 0) + (4 if flags & 1 else 0)
-    return bool(flags & 32), bool(flags & 16), bool(flags & 4), largest, at
+    return bool(flags & 32), bool(flags & 16), bool(flags & 4), max_block_bytes, at
 
 
-def _lz4_block(block: bytes, largest: int, *, is_compressed: bool) -> Buffer:
+def _lz4_block(block: bytes, max_block_bytes: int, *, is_compressed: bool) -> Buffer:
     if not is_compressed:
         return block
-    content = bytearray(min(largest, len(block) * LZ4_LARGEST_RATIO))
+    content = bytearray(min(max_block_bytes, len(block) * LZ4_MAX_RATIO))
     del content[cramjam.lz4.decompress_block_into(block, content) :]
     return content
 

@@ -26,7 +26,7 @@ from aiokafka.structs import TopicPartition
 
 from apps.chassis.internals.decompression import Indivisible
 from apps.chassis.internals.record_batches import (
-    LARGEST_RECORD_BYTES,
+    MAX_RECORD_BYTES,
     LegacyBatch,
     Omitted,
     count_of,
@@ -173,7 +173,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
         fetched = self._records.fetched
         if is_legacy(fetched, begin):
             yield from self._legacy(batch, begin, end)
-        elif end - begin <= LARGEST_RECORD_BYTES and not is_compressed(fetched, begin):
+        elif end - begin <= MAX_RECORD_BYTES and not is_compressed(fetched, begin):
             yield from self._made(batch, lambda: fetched[begin:end], count_of(fetched, begin), end - begin)
         else:
             for part in parts_of(fetched[begin:end]):
@@ -193,8 +193,8 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
                     one.timestamp = NO_TIMESTAMP if one.timestamp is None else one.timestamp  # before Kafka 0.10
                 yield records, sum(len(one.value or b"") + RECORD_OVERHEAD_BYTES for one in records)
         except Indivisible:
-            omitted = Omitted(None, 0, None, LARGEST_RECORD_BYTES, LARGEST_RECORD_BYTES, rest=True)
-            yield omitted, LARGEST_RECORD_BYTES
+            omitted = Omitted(None, 0, None, MAX_RECORD_BYTES, MAX_RECORD_BYTES, rest=True)
+            yield omitted, MAX_RECORD_BYTES
 
     def _made(
         self,
@@ -229,7 +229,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
         if offset >= reached:
             raise CorruptRecordException(f"a record says that it has offset {offset}, its batch that it ends before")
         headers: list[Header] = [(OMITTED_BYTES, b"%d" % omitted.size)]
-        detail = f"the record has {omitted.size:,} bytes, more than the {LARGEST_RECORD_BYTES:,} that are read"
+        detail = f"the record has {omitted.size:,} bytes, more than the {MAX_RECORD_BYTES:,} that are read"
         if omitted.rest:
             detail = (
                 f"the records from offset {offset} to {reached - 1} stand in a compressed batch of more than "

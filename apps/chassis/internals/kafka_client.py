@@ -61,7 +61,7 @@ CONNECT_TIMEOUT_MS = 5_000
 """Milliseconds for a broker to accept a connection; a client opens its connections one by one."""
 BOOTSTRAP_AGAIN_AFTER_S = 1.0
 """Seconds between two attempts to bootstrap again."""
-LONGEST_HOLD_S = 5.0
+MAX_THROTTLE_S = 5.0
 """Seconds that unsent records wait for a quota; records that would wait longer fail."""
 NOT_A_FAILURE = {0, 27, 79}
 """Error codes of an ordinary join: none, a rebalance in progress, and a member id for the next request."""
@@ -135,7 +135,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         Records whose earlier request was not answered may have been written: they are never refused here.
         """
         seconds = self.journal.throttled_for(node_id)
-        if kind == "Produce" and seconds > LONGEST_HOLD_S and not self._unanswered & _partitions_of(request):
+        if kind == "Produce" and seconds > MAX_THROTTLE_S and not self._unanswered & _partitions_of(request):
             raise Throttled(f"a quota lets no more records pass for {seconds:.1f} s")
         await asyncio.sleep(seconds)
 

@@ -19,22 +19,22 @@ from apps.chassis.internals.decompression import CHUNK_BYTES, Buffer, Indivisibl
 
 REACHES = ("aiokafka.record.legacy_records:_LegacyRecordBatchPy._decompress(key_offset) uses _buffer",)
 
-LARGEST_RECORD_BYTES = 16 * 1024 * 1024
+MAX_RECORD_BYTES = 16 * 1024 * 1024
 """Largest record (key, value and headers) that is read, in bytes: as much as a dead letter may have."""
-LARGEST_PART_BYTES = 8 * 1024 * 1024
+MAX_PART_BYTES = 8 * 1024 * 1024
 """Largest batch, in decompressed bytes, that is read as a whole; a larger one is divided."""
-LARGEST_GROUP_BYTES = 2 * 1024 * 1024
-LARGEST_GROUP = 500
+MAX_GROUP_BYTES = 2 * 1024 * 1024
+MAX_GROUP_RECORDS = 500
 """Bytes and records of each part of a divided batch."""
-LARGEST_SKIP_BYTES = 256 * 1024 * 1024
+MAX_SKIP_BYTES = 256 * 1024 * 1024
 """Decompressed bytes that are skipped to reach later records; beyond that, the rest of the batch is omitted."""
-LARGEST_KEY_BYTES = 64 * 1024
+MAX_KEY_BYTES = 64 * 1024
 """Bytes of the key that are kept of an omitted record."""
 
 HEADER_BYTES = 61
 ATTRIBUTES_AT, COUNT_AT, FIRST_TIMESTAMP_AT, MAX_TIMESTAMP_AT = 21, 57, 27, 35
 LOG_APPEND_TIME, CODEC = 8, 7
-LEGACY_ATTRIBUTES_AT, LEGACY_OVERHEAD_BYTES, LEGACY_LEAST_BYTES = 17, 12, 14
+LEGACY_ATTRIBUTES_AT, LEGACY_OVERHEAD_BYTES, LEGACY_MIN_BYTES = 17, 12, 14
 MAGIC_AT, LEGACY_MAGIC = 16, 1
 VARINT_BYTES = 10
 
@@ -73,7 +73,7 @@ class LegacyBatch(_LegacyRecordBatchPy):  # type: ignore[misc]  # final for type
         content = bytearray()
         for piece in decompressed(self._compression_type, bytes(self._buffer[at + 4 : at + 4 + size])):
             content += piece
-            if len(content) > LARGEST_RECORD_BYTES:
+            if len(content) > MAX_RECORD_BYTES:
                 raise Indivisible("a batch of an old format")
         _refuse_wrong_sizes(content)
         return bytes(content)
@@ -84,7 +84,7 @@ def _refuse_wrong_sizes(messages: bytearray) -> None:
     at = 0
     while at < len(messages):
         (size,) = struct.unpack_from(">i", _at_least(messages, at, LEGACY_OVERHEAD_BYTES), at + 8)
-        if size < LEGACY_LEAST_BYTES:
+        if size < LEGACY_MIN_BYTES:
             raise CorruptRecordException(f"a message of {size} bytes")
         at += LEGACY_OVERHEAD_BYTES + size
     if at != len(messages):
@@ -115,19 +115,19 @@ def count_of(fetched: bytes, begin: int) -> int:
     return count
 
 
-def parts_of(batch: bytes, largest_skip_bytes: int = LARGEST_SKIP_BYTES) -> Iterator[Part | Omitted]:
+def parts_of(batch: bytes, max_skip_bytes: int = MAX_SKIP_BYTES) -> Iterator[Part | Omitted]:
     """Yield the parts of a batch, and the omitted records. Raises `CorruptRecordException`."""
     codec = batch[ATTRIBUTES_AT + 1] & CODEC
     header = batch[:HEADER_BYTES]
     pieces = decompressed(codec, batch[HEADER_BYTES:]) if codec else _slices(batch)
     first: list[Buffer] = []
-    divided = _Divided(header, first, pieces, largest_skip_bytes)
+    divided = _Divided(header, first, pieces, max_skip_bytes)
     size = 0
     try:
         for piece in pieces:
             first.append(piece)
             size += len(piece)
-            if size > LARGEST_PART_BYTES:
+            if size > MAX_PART_BYTES:
                 break
         else:
             yield _part(header, first, size, count_of(header, 0))
@@ -166,9 +166,9 @@ class _Content:
 
 
 class _Divided:
-    def __init__(self, header: bytes, first: list[Buffer], pieces: Iterator[Buffer], largest_skip_bytes: int) -> None:
+    def __init__(self, header: bytes, first: list[Buffer], pieces: Iterator[Buffer], max_skip_bytes: int) -> None:
         self._header = header
-        self._largest_skip_bytes = largest_skip_bytes
+        self._max_skip_bytes = max_skip_bytes
         self._content = _Content(chain(_drained(first), pieces))
         self._left = count_of(header, 0)
         self._attributes = header[ATTRIBUTES_AT + 1]
@@ -187,7 +187,7 @@ class _Divided:
                 self._left -= 1
                 self._skipped += size
                 if self._left > 0:
-                    if self._skipped > self._largest_skip_bytes:
+                    if self._skipped > self._max_skip_bytes:
                         raise Indivisible("too much to pass over")
                     self._content.skip(size)
 
@@ -195,17 +195,17 @@ class _Divided:
         """Return the omission of everything that was not read yet."""
         (timestamp,) = struct.unpack_from(">q", self._header, MAX_TIMESTAMP_AT)
         read = self._content.read
-        return Omitted(None, timestamp, None, max(read, LARGEST_PART_BYTES), read, rest=True)
+        return Omitted(None, timestamp, None, max(read, MAX_PART_BYTES), read, rest=True)
 
     def _group(self) -> tuple[int, int]:
         """Return how many of the next records form a part, and their bytes; none where the next one is too large."""
         count = size = 0
-        while count < min(self._left, LARGEST_GROUP) and size < LARGEST_GROUP_BYTES:
+        while count < min(self._left, MAX_GROUP_RECORDS) and size < MAX_GROUP_BYTES:
             self._content.holds(size + VARINT_BYTES)
             length, begin = _varint(self._content.buffer, size)
             if length < 0:
                 raise CorruptRecordException(f"a record of {length} bytes")
-            if length > LARGEST_RECORD_BYTES:
+            if length > MAX_RECORD_BYTES:
                 break
             size = begin + length
             if not self._content.holds(size):
@@ -222,7 +222,7 @@ class _Divided:
         offset_delta, at = _varint(content.buffer, at)
         key_size, at = _varint(content.buffer, at)
         key = None
-        if 0 <= key_size <= LARGEST_KEY_BYTES and content.holds(at + key_size):
+        if 0 <= key_size <= MAX_KEY_BYTES and content.holds(at + key_size):
             key = bytes(content.buffer[at : at + key_size])
         (base,) = struct.unpack_from(">q", self._header)
         first, newest = struct.unpack_from(">qq", self._header, FIRST_TIMESTAMP_AT)

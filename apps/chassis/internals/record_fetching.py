@@ -131,17 +131,17 @@ class PartitionRecords:
         left = length_hint(self._left)
         return self._piece[-left].offset if left else self._behind
 
-    def take(self, most: int | None, budget: Budget) -> list[FetchedRecord]:
+    def take(self, max_records: int | None, budget: Budget) -> list[FetchedRecord]:
         """Return at most this many of the next records, until the budget is spent."""
-        found = list(islice(self._left, most))
-        while budget.left > 0 and (most is None or len(found) < most):
+        found = list(islice(self._left, max_records))
+        while budget.left > 0 and (max_records is None or len(found) < max_records):
             piece = next(self._pieces, None)
             if piece is None:
                 self.ended = True
                 break
             budget.left -= piece.size
             self._begin(piece)
-            found += islice(self._left, None if most is None else most - len(found))
+            found += islice(self._left, None if max_records is None else max_records - len(found))
         return found
 
     def _in_turn(self) -> Iterator[Iterator[FetchedRecord]]:

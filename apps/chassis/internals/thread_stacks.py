@@ -10,7 +10,7 @@ from pathlib import Path
 
 REACHES = ("sys:_current_frames",)
 
-MOST_FRAMES = 12
+MAX_FRAMES = 12
 """Most frames of the blocking stack that are logged."""
 
 
@@ -19,7 +19,7 @@ def stack_of_thread(thread: int) -> str:
     frame = sys._current_frames().get(thread)
     if frame is None:
         return "a thread that has ended"
-    calls = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=MOST_FRAMES, lookup_lines=False)
+    calls = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=MAX_FRAMES, lookup_lines=False)
     return " < ".join(f"{_short(call.filename)}:{call.lineno} {call.name}" for call in calls)
 
 

@@ -273,7 +273,7 @@ class Cluster:
         self.configs[topic.name] = configs = await _config_of(admin, topic.name)
         self.partitions[topic.name] = partitions = len(described["partitions"])
         found = Found(partitions, len(described["partitions"][0]["replicas"]), configs)
-        return differences(topic, found, self.max_message_bytes(topic.largest_of) if topic.largest_of else 0)
+        return differences(topic, found, self.max_message_bytes(topic.source) if topic.source else 0)
 
     def _report(self, topic: Topic, found: Sequence[Difference]) -> None:
         """Remember the differences of a topic, and log them when they change."""

@@ -29,7 +29,7 @@ FAIL_UNWRITTEN_S = 1.5
 """Seconds of `STOP_TIMEOUT_S` for failing the last batches when they cannot be written."""
 CHECK_EVERY_S = 5.0
 """Seconds between two checks of a connected client."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.2, 5.0
 """Seconds between two attempts to connect: they double from the first to the longest.
 
 A connection that lasted longer than the longest is replaced at once.
@@ -101,7 +101,7 @@ class Connection:
     async def hold(self) -> None:
         """Stay connected until cancelled; then close within 6.5 s."""
         loop = asyncio.get_running_loop()
-        pause = FIRST_PAUSE_S
+        pause = FIRST_BACKOFF_S
         retired: set[asyncio.Task[None]] = set()
         broker: KafkaBroker | None = None
         try:
@@ -110,13 +110,13 @@ class Connection:
                 broker = self._make()
                 if await self._connect(broker):
                     await self._until_broken()
-                    pause = 0.0 if time.monotonic() - self.since > LONGEST_PAUSE_S else pause
+                    pause = 0.0 if time.monotonic() - self.since > MAX_BACKOFF_S else pause
                 closing = loop.create_task(close(broker), name="close a replaced broker")
                 retired.add(closing)
                 closing.add_done_callback(retired.discard)
                 broker = None
                 await asyncio.sleep(pause)
-                pause = min(max(2 * pause, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+                pause = min(max(2 * pause, FIRST_BACKOFF_S), MAX_BACKOFF_S)
         finally:
             self._let_go()
             try:

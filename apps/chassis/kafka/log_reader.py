@@ -166,8 +166,8 @@ class LogReader:
                 return records[0]
         return None
 
-    async def some(self, ranges: Mapping[int, tuple[int, int]], most_bytes: int) -> tuple[list[Record], dict[int, int]]:
-        """Return within 2 s records in a range of offsets of each partition, about `most_bytes` in all.
+    async def some(self, ranges: Mapping[int, tuple[int, int]], max_bytes: int) -> tuple[list[Record], dict[int, int]]:
+        """Return within 2 s records in a range of offsets of each partition, about `max_bytes` in all.
 
         The second result is the offset that was reached in each partition. Raises `Unreadable` when an unreadable batch
         comes before any record.
@@ -179,7 +179,7 @@ class LogReader:
                 async for records in self._fetch(consumer, ranges):
                     found += records
                     reached[records[0].partition] = records[-1].offset + 1
-                    if sum(map(size_of, found)) >= most_bytes:
+                    if sum(map(size_of, found)) >= max_bytes:
                         return found, reached
             except Unreadable:
                 if found:

@@ -77,12 +77,12 @@ class _Column:
         self.cut_short = False
         return self._start, self.low
 
-    def take(self, records: Iterable[Record], most_bytes: int) -> None:
-        """Add records to the piece, in order; drop the oldest ones if they exceed `most_bytes`."""
+    def take(self, records: Iterable[Record], max_bytes: int) -> None:
+        """Add records to the piece, in order; drop the oldest ones if they exceed `max_bytes`."""
         for record in records:
             self._piece.append(record)
             self._bytes += size_of(record)
-            while self._bytes > most_bytes and len(self._piece) > 1:
+            while self._bytes > max_bytes and len(self._piece) > 1:
                 self._bytes -= size_of(self._piece.popleft())
                 self._start = self._piece[0].offset
                 self.cut_short = True

@@ -25,8 +25,8 @@ class Topic(msgspec.Struct, frozen=True):
 
     With `kept_for_ever` Kafka deletes no records; with `compacted` it keeps the last record of each key; otherwise the
     cluster's retention holds. `loss` is the consequence when Kafka deletes records. The largest record of the topic
-    `largest_of` must fit into this one, with the headers of a dead letter. The largest batch must not be smaller than
-    `least_bytes`.
+    `source` must fit into this one, with the headers of a dead letter. The largest batch must not be smaller than
+    `min_bytes`.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Topic(msgspec.Struct, frozen=True):
     permission: Permission | None = None
     kind: str = "topic"
     loss: str = "records are deleted, consumed or not"
-    largest_of: str | None = None
-    least_bytes: int = 0
+    source: str | None = None
+    min_bytes: int = 0
 
     @property
     def denial(self) -> str:
@@ -97,34 +97,34 @@ class Difference(NamedTuple):
         return f"{self.setting} {self.have}, wanted {self.want}" + (f": {self.lost}" if self.lost else "")
 
 
-def differences(topic: Topic, found: Found, largest_bytes: int = 0) -> list[Difference]:
+def differences(topic: Topic, found: Found, source_max_bytes: int = 0) -> list[Difference]:
     """Return the differences between a topic and its wanted settings.
 
-    `largest_bytes` is the largest batch of the topic `largest_of`.
+    `source_max_bytes` is the largest batch of the topic `source`.
     """
-    return [*_of_numbers(topic, found, largest_bytes), *_of_cleanup(topic, found.settings)]
+    return [*_of_numbers(topic, found, source_max_bytes), *_of_cleanup(topic, found.settings)]
 
 
-def _of_numbers(topic: Topic, found: Found, largest_bytes: int) -> Iterable[Difference]:
+def _of_numbers(topic: Topic, found: Found, source_max_bytes: int) -> Iterable[Difference]:
     settings, replication, in_sync_wanted = found.settings, found.replication, topic.min_insync_replicas
     in_sync = int(settings.get("min.insync.replicas", "1"))
     unclean = settings.get("unclean.leader.election.enable") == "true" and replication > 1
-    largest = int(settings.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
-    needed = largest_bytes + DEAD_LETTER_HEADERS_BYTES if topic.largest_of else topic.least_bytes
+    max_bytes = int(settings.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
+    needed = source_max_bytes + DEAD_LETTER_HEADERS_BYTES if topic.source else topic.min_bytes
     clock = settings.get("message.timestamp.type", "LogAppendTime") if topic.kept_for_ever else "LogAppendTime"
     fewer = "fewer brokers than wanted keep each record" if replication < topic.replication else None
     too_few = "records are acknowledged that too few brokers have" if in_sync < in_sync_wanted else None
     lost_leader = "a broker that lacks acknowledged records may become the leader"
-    too_small = None if largest >= needed else "its records may not fit"
-    if too_small and topic.largest_of:
-        too_small = f"the largest records of {topic.largest_of} may not fit, and block their partition"
+    too_small = None if max_bytes >= needed else "its records may not fit"
+    if too_small and topic.source:
+        too_small = f"the largest records of {topic.source} may not fit, and block their partition"
     wrong_clock = "records of an instance whose clock is wrong may be refused"
     compared = (
         Difference("partitions", found.partitions, topic.partitions),
         Difference("replication", replication, topic.replication, fewer),
         Difference("min.insync.replicas", in_sync, in_sync_wanted, too_few),
         Difference("unclean.leader.election.enable", "true" if unclean else "false", "false", lost_leader),
-        Difference("max.message.bytes", largest, max(topic.max_message_bytes, needed), too_small),
+        Difference("max.message.bytes", max_bytes, max(topic.max_message_bytes, needed), too_small),
         Difference("message.timestamp.type", clock, "LogAppendTime", wrong_clock),
     )
     return (one for one in compared if one.have != one.want)

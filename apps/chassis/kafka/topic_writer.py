@@ -16,7 +16,7 @@ ACK_TIMEOUT_S = 15.0
 """Seconds for Kafka to acknowledge records; later it is unknown whether they are written."""
 CLOSE_TIMEOUT_S = 2.0
 """Seconds for a producer to close."""
-LARGEST_BATCH_BYTES = 512 * 1024
+MAX_BATCH_BYTES = 512 * 1024
 """Bytes of a batch; less where the topic takes less."""
 
 Header = tuple[str, bytes | None]
@@ -89,13 +89,13 @@ class TopicWriter:
         async with self._connecting:
             if self._producer is None:
                 await self._cluster.ensure_topics()
-                most = self._cluster.max_message_bytes(self.topic)
+                max_message_bytes = self._cluster.max_message_bytes(self.topic)
                 producer = self._new_producer(
                     **self._options,
                     acks="all",
                     enable_idempotence=True,
-                    max_batch_size=min(LARGEST_BATCH_BYTES, most),
-                    max_request_size=most,
+                    max_batch_size=min(MAX_BATCH_BYTES, max_message_bytes),
+                    max_request_size=max_message_bytes,
                     metadata_max_age_ms=METADATA_MS,
                 )
                 try:

@@ -4,9 +4,9 @@ from apps.chassis.kafka.topic_metadata import Permission
 from apps.chassis.kafka.topic_settings import Topic
 from apps.chassis.settings import StreamSettings
 
-LARGEST_DEAD_LETTER_BYTES = 16 * 1024 * 1024
+MAX_DEAD_LETTER_BYTES = 16 * 1024 * 1024
 """`max.message.bytes` of a dead-letter topic: the largest record must fit, with the headers of a dead letter."""
-LEAST_MARKS_BYTES = 16 * 1024
+MIN_MARKS_BYTES = 16 * 1024
 """Smallest `max.message.bytes` of a marks topic: the marks of a few hundred scattered dead letters must fit."""
 
 
@@ -21,12 +21,12 @@ def dead_letter_topic(settings: StreamSettings) -> Topic:
         settings.dead_letter_topic,
         settings.partitions,
         settings.replication,
-        max_message_bytes=LARGEST_DEAD_LETTER_BYTES,
+        max_message_bytes=MAX_DEAD_LETTER_BYTES,
         kept_for_ever=True,
         permission="write",
         kind="dead-letter topic",
         loss="dead letters are deleted",
-        largest_of=settings.topic,
+        source=settings.topic,
     )
 
 
@@ -38,6 +38,6 @@ def marks_topic(settings: StreamSettings) -> Topic:
         settings.replication,
         kept_for_ever=True,
         compacted=True,
-        least_bytes=LEAST_MARKS_BYTES,
+        min_bytes=MIN_MARKS_BYTES,
         loss="what was sent back is forgotten, and could be sent back again",
     )

@@ -38,7 +38,7 @@ QUIET_S = 60.0
 """Seconds for which an identical line of a client library is not repeated."""
 MAX_CLIENT_LINES = 20
 """Most different lines of client libraries within `QUIET_S`."""
-LONGEST_CHAIN = 10
+MAX_CHAINED_ERRORS = 10
 """Most exceptions of a chain whose stacks are logged."""
 MISSING_PERMISSIONS = {
     "ClusterAuthorizationFailedError": "no permission for the cluster",
@@ -75,7 +75,7 @@ def stack_of(error: BaseException) -> str:
 
 
 def _stacks(error: BaseException | None) -> Iterator[str]:
-    for _ in range(LONGEST_CHAIN):
+    for _ in range(MAX_CHAINED_ERRORS):
         if error is None:
             return
         frames = "".join(traceback.format_tb(error.__traceback__))

@@ -30,9 +30,9 @@ LAST_SPANS_S = 1.0
 """Seconds that a service waits at its end until the last spans are sent."""
 EXPORT_TIMEOUT_S = 5.0
 """Seconds for the collector to accept spans; after that they are lost."""
-LONGEST_STATE = 512
+MAX_STATE_CHARACTERS = 512
 """Most characters of a caller's `tracestate` that are passed on; a longer one is dropped, as the standard allows."""
-MOST_TRACES = 100
+MAX_TRACES = 100
 """Most traces of one batch that get a span; there may be as many as records."""
 NOT_TRACED = frozenset({"/livez", "/health-check", "/metrics"})
 """Paths of probes, which are called all the time and are of no interest in traces."""
@@ -50,7 +50,7 @@ def sending_to(endpoint: str, service: str) -> "OpenTelemetry":
 class OpenTelemetry(Traces):
     """Traces calls; `processor` gets the spans. The tracer provider is not registered globally."""
 
-    header_bytes = 2 * 16 + len(PARENT) + 55 + len(STATE) + LONGEST_STATE
+    header_bytes = 2 * 16 + len(PARENT) + 55 + len(STATE) + MAX_STATE_CHARACTERS
 
     def __init__(self, service: str, processor: SpanProcessor) -> None:
         resource = Resource.create({"service.name": service, "service.version": VERSION})
@@ -110,7 +110,7 @@ class OpenTelemetry(Traces):
         carrier: TraceHeaders = {}
         if get_current_span().get_span_context().is_valid:
             self._propagator.inject(carrier)
-        if len(carrier.get(STATE, "")) > LONGEST_STATE:
+        if len(carrier.get(STATE, "")) > MAX_STATE_CHARACTERS:
             del carrier[STATE]
         return carrier or None
 
@@ -129,7 +129,7 @@ class OpenTelemetry(Traces):
         """
         found = Counter(map(_trace_of, records))
         found = Counter({trace: number for trace, number in found.items() if trace}) or found
-        (first, number), *others = islice(found.items(), MOST_TRACES)
+        (first, number), *others = islice(found.items(), MAX_TRACES)
         topic = records[0].topic
         place: dict[str, str | int] = {
             "messaging.destination.partition.id": str(records[0].partition),

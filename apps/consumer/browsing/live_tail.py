@@ -33,7 +33,7 @@ HOLE_PAUSE_S = 0.2
 """Seconds before reading on behind what cannot be read: each costs a connection, and there may be many."""
 CALLERS_AT_A_TIME = 25
 """Callers that are handed a batch before other work gets its turn."""
-PAUSE_PER_CALLER_S, LONGEST_PAUSE_S = 0.0002, 0.2
+PAUSE_PER_CALLER_S, MAX_PAUSE_S = 0.0002, 0.2
 """Seconds that records are collected before they are handed out: more callers, fewer and larger pieces."""
 
 
@@ -257,7 +257,7 @@ class Tail:
                         await self._hand_out(records)
                     if self._partitions() > len(self._position):
                         return
-                    pause = min(PAUSE_PER_CALLER_S * len(self._callers), LONGEST_PAUSE_S)
+                    pause = min(PAUSE_PER_CALLER_S * len(self._callers), MAX_PAUSE_S)
                     spent, self._framing_s = self._framing_s, 0.0
                     await asyncio.sleep(max(self._limits.rest * spent, pause))
         except Unreadable as hole:

@@ -82,9 +82,9 @@ class Window:
     thousands of them are searched as fast.
     """
 
-    def __init__(self, size: int, most_bytes: int = WINDOW_BYTES) -> None:
+    def __init__(self, size: int, max_bytes: int = WINDOW_BYTES) -> None:
         self.size = size
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._pieces: deque[Piece] = deque()
         self._records = 0
         self._bytes = 0
@@ -118,17 +118,13 @@ class Window:
         self._bytes += piece.size
         last = self._pieces[-1] if self._pieces else Piece(())
         size = last.size + piece.size
-        if (
-            last.records
-            and len(last.records) + len(records) <= PIECE_RECORDS
-            and size <= self._most_bytes // MAX_PIECES
-        ):
+        if last.records and len(last.records) + len(records) <= PIECE_RECORDS and size <= self._max_bytes // MAX_PIECES:
             self._pieces[-1] = Piece([*last.records, *records], size)
         else:
             self._pieces.append(piece)
         while self._records - len(self._pieces[0].records) >= self.size:
             self._drop_first()
-        while self._bytes > self._most_bytes and self._records > 1:
+        while self._bytes > self._max_bytes and self._records > 1:
             first = self._drop_first()
             if len(first) > 1:
                 self._insert_first(first[len(first) // 2 :])

@@ -16,7 +16,7 @@ from contracts.record import Record
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
 """Seconds before a refill that failed is tried again; each pause is twice the one before."""
 MERGE_BYTES = 4 * 1024 * 1024
 """Bytes of values that are read before they are merged into the window, which is bounded."""
@@ -49,14 +49,14 @@ class Refill:
         self._running = self._background.start(self._until_done(own), "refill of the window")
 
     async def _until_done(self, own: Collection[int]) -> None:
-        pause = FIRST_PAUSE_S
+        pause = FIRST_BACKOFF_S
         while True:
             try:
                 await self._refill(own)
             except KAFKA_ERRORS as error:
                 log.warning("the window could not be refilled, retrying: %s", one_line(error))
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+                pause = min(2 * pause, MAX_BACKOFF_S)
             else:
                 return
 

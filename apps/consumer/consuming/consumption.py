@@ -34,7 +34,7 @@ UNREADABLE_FOR_S = 10.0
 """Seconds after which an unreadable batch that was not met again counts as read or skipped."""
 GIVE_WAY_S = 2.0
 """Seconds after which a batch whose dead letters cannot be written is redelivered, so that other partitions go on."""
-MOST_REASONS = 30
+MAX_REASONS = 30
 """Most types of errors that dead letters are counted by. A handler may raise any number; the rest share one label."""
 OTHER_REASON = "other"
 REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", "Reject")
@@ -109,7 +109,7 @@ class Consumption:
         return max(0.0, time.time() - self.busy_since) if self.busy_since else 0.0
 
     @property
-    def most_records(self) -> int:
+    def max_records(self) -> int:
         """The largest number of records for the next poll."""
         return self.batch_records + self.redelivery.extra_records
 
@@ -204,7 +204,7 @@ class Consumption:
         self.passed_over += outcome.passed_over
         for letter in outcome.bad:
             name = type(letter.error).__name__
-            is_counted = name in self.dead_letters or len(self.dead_letters) < MOST_REASONS
+            is_counted = name in self.dead_letters or len(self.dead_letters) < MAX_REASONS
             self.dead_letters[name if is_counted else OTHER_REASON] += 1
         self._show(outcome.good)
 

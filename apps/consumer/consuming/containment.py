@@ -7,13 +7,13 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
-from apps.chassis.observability.logs import LONGEST_CHAIN, one_line
+from apps.chassis.observability.logs import MAX_CHAINED_ERRORS, one_line
 
 _contained: ContextVar[bool] = ContextVar("contained", default=False)
 """Whether the current task belongs to a handler: child tasks inherit the context of the task that creates them."""
 
 
-LONGEST_TEXT = 2_000
+MAX_COPIED_CHARACTERS = 2_000
 """Characters of a handler's error that are kept: more than a dead letter shows, of up to 10,000 undecided records."""
 CLASSES_KEPT = 256
 """Classes of handlers' errors that are kept for the next error of their kind."""
@@ -116,8 +116,10 @@ def _require_none(result: object) -> None:
         raise NotDone(f"the handler returned {type(result).__name__}, not None: its work may not be done")
 
 
-def copy_of(error: BaseException, bases: tuple[type[Exception], ...] = (), most: int = LONGEST_CHAIN) -> HandlerError:
-    """Return a copy of an error and of the errors that led to it, `most` in all, with their tracebacks."""
+def copy_of(
+    error: BaseException, bases: tuple[type[Exception], ...] = (), max_errors: int = MAX_CHAINED_ERRORS
+) -> HandlerError:
+    """Return a copy of an error and of the errors that led to it, `max_errors` in all, with their tracebacks."""
     kind = type(error)
     names = (_plain_name(kind, name) for name in ("__name__", "__module__", "__qualname__"))
     copied = _class_named(*names, tuple(base for base in bases if issubclass(kind, base)))(_text_of(error))
@@ -125,8 +127,8 @@ def copy_of(error: BaseException, bases: tuple[type[Exception], ...] = (), most:
     cause = _defined_by(BaseException, "__cause__", error)
     if cause is None and not _defined_by(BaseException, "__suppress_context__", error):
         cause = _defined_by(BaseException, "__context__", error)
-    if cause is not None and most > 1:
-        copied.__cause__ = copy_of(cause, bases, most - 1)
+    if cause is not None and max_errors > 1:
+        copied.__cause__ = copy_of(cause, bases, max_errors - 1)
     return copied
 
 
@@ -151,7 +153,7 @@ def _defined_by(owner: type, attribute: str, thing: object) -> Any:  # noqa: ANN
 def _text_of(error: BaseException) -> str:
     """Return the message of an error, shortened, as a `str` and never as a subclass of it."""
     try:
-        return str.__str__(str(error))[:LONGEST_TEXT]
+        return str.__str__(str(error))[:MAX_COPIED_CHARACTERS]
     except BaseException:  # noqa: BLE001 - `__str__` may be the handler's code too
         return "its message cannot be read"
 

@@ -30,23 +30,23 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     A poison record is retried `attempts` times, alone and without backoff, before it is dead-lettered. While it is
     unknown whether the records or the handler are at fault, the backoff grows from `first_backoff_s` to
-    `longest_backoff_s`.
+    `max_backoff_s`.
     """
 
     attempts: int = 3
     first_backoff_s: float = 0.2
-    longest_backoff_s: float = 30.0
+    max_backoff_s: float = 30.0
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for fewer than one attempt, or a backoff that does not grow."""
-        first, longest = self.first_backoff_s, self.longest_backoff_s
+        first, maximum = self.first_backoff_s, self.max_backoff_s
         _require(self.attempts >= 1, "attempts", "at least 1", self.attempts)
-        _require(0 < first <= longest, "first_backoff_s", f"above 0 and up to {longest}", first)
-        _require(longest <= 600, "longest_backoff_s", "at most 600", longest)  # noqa: PLR2004 - a third of Kafka's poll timeout
+        _require(0 < first <= maximum, "first_backoff_s", f"above 0 and up to {maximum}", first)
+        _require(maximum <= 600, "max_backoff_s", "at most 600", maximum)  # noqa: PLR2004 - a third of Kafka's poll timeout
 
     def backoff_s(self, retries: int) -> float:
         """Return the backoff before the `retries`-th consecutive retry; the first needs none."""
-        return 0.0 if retries <= 1 else min(self.first_backoff_s * 2 ** min(retries - 2, 30), self.longest_backoff_s)
+        return 0.0 if retries <= 1 else min(self.first_backoff_s * 2 ** min(retries - 2, 30), self.max_backoff_s)
 
 
 class OutageLimit(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ GIVE_WAY_S = 10.0
 """Seconds after which a batch that waits for its resource is redelivered, so that the consumer polls."""
 LOOK_S = 0.05
 """Seconds between two checks whether a resource is open."""
-LONGEST_ERROR = 1_000
+MAX_ERROR_CHARACTERS = 1_000
 """Characters of the last error that are kept."""
 
 
@@ -191,7 +191,7 @@ class HandlerResource:
     def _note(self, error: Exception, *, is_first: bool) -> None:
         kind = without_values(error)
         self.trouble = f"the resource of the handler cannot be opened: {kind}"
-        self.error = one_line(error)[:LONGEST_ERROR]
+        self.error = one_line(error)[:MAX_ERROR_CHARACTERS]
         if is_first:
             log.warning("the resource of the handler of %s is not open, retrying: %s", self._name, kind, exc_info=error)
 

@@ -10,7 +10,7 @@ from apps.chassis.internals.record_fetching import passed_over
 from apps.chassis.observability.logs import without_values
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import Consumption
-from apps.consumer.consuming.subscriber import LONGEST_BATCH_MS
+from apps.consumer.consuming.subscriber import MAX_POLL_INTERVAL_MS
 
 STALE_S = 20.0
 """Seconds without a poll, and without an in-flight batch, after which a consume loop counts as stuck."""
@@ -23,7 +23,7 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
     since_throttling: float = math.inf,
     *,
     stale_s: float = STALE_S,
-    longest_batch_s: float = LONGEST_BATCH_MS / 1_000,
+    max_poll_interval_s: float = MAX_POLL_INTERVAL_MS / 1_000,
 ) -> str | None:
     """Return why a started consume loop has stopped consuming, or None.
 
@@ -41,7 +41,7 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
         if (since := commits.retrying_since) and now - since > stale_s:
             return f"the commit of the in-flight batch has failed for {now - since:.0f} s: {commits.error}"
         busy = consumption.batch_age
-        too_long = busy > longest_batch_s
+        too_long = busy > max_poll_interval_s
         return f"the in-flight batch takes {busy:.0f} s: Kafka revoked its partitions" if too_long else None
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
     passed = passed_over(consumer)  # a deep offset in a compressed batch: nothing is fetched meanwhile

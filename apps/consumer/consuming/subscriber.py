@@ -42,9 +42,9 @@ CANCEL_AFTER_S = DRAIN_S - 1
 """Seconds of these after which a running handler is cancelled: finished records are then committed."""
 REBALANCE_MS = 30_000
 """Milliseconds that a member has to give up its partitions: more than `DRAIN_S` and a heartbeat."""
-MOST_BYTES = 8 * 1024 * 1024
+MAX_POLL_BYTES = 8 * 1024 * 1024
 """Bytes of values after which a poll reaches no further for newer records."""
-LONGEST_BATCH_MS = 30 * 60 * 1000
+MAX_POLL_INTERVAL_MS = 30 * 60 * 1000
 """Milliseconds that a batch may take, with all its attempts, before Kafka gives its partitions to another member."""
 
 
@@ -70,7 +70,7 @@ def subscribe(  # noqa: PLR0913, PLR0917 - the parts of a subscriber
         max_records=batching.records,
         max_partition_fetch_bytes=batching.partition_bytes,
         batch_timeout_ms=POLL_MS,
-        max_poll_interval_ms=LONGEST_BATCH_MS,
+        max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
         session_timeout_ms=int(consumption.policy.session_timeout_s * 1_000),
         rebalance_timeout_ms=REBALANCE_MS,
         listener=loop,
@@ -199,7 +199,7 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             self.consumption.caught_up(done, [tp.partition for tp in consumer.assignment()])
         fetched: dict[TopicPartition, list[Record]] = {}
         try:
-            fetched = await consumer.getmany(timeout_ms=POLL_MS, max_records=self.consumption.most_records)
+            fetched = await consumer.getmany(timeout_ms=POLL_MS, max_records=self.consumption.max_records)
         except CorruptRecordException as error:  # nothing was read with it: see `record_fetching`
             self.consumption.note_unreadable(one_line(error))
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
@@ -218,13 +218,13 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def _reach_newer(self, consumer: AIOKafkaConsumer, fetched: dict[TopicPartition, list[Record]]) -> None:
         """Add further fetches to a poll: one holds 1 MiB of a partition, and all of it may wait for a suspect's key."""
-        most = self.consumption.most_records
+        max_records = self.consumption.max_records
         with suppress(KafkaError):  # the next poll meets the error again
             while any((await records_waiting(consumer)).values()):
                 records = list(chain.from_iterable(fetched.values()))
-                if len(records) >= most or sum(len(one.value or b"") for one in records) >= MOST_BYTES:
+                if len(records) >= max_records or sum(len(one.value or b"") for one in records) >= MAX_POLL_BYTES:
                     return
-                more = await consumer.getmany(timeout_ms=POLL_MS, max_records=most - len(records))
+                more = await consumer.getmany(timeout_ms=POLL_MS, max_records=max_records - len(records))
                 if not more:
                     return
                 for tp, further in more.items():

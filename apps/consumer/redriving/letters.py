@@ -27,13 +27,13 @@ PartitionStart = tuple[Sequence[Record], bool]
 class Wanted(NamedTuple):
     """Letters of an owner that `only` selects and that are not marked: at most `limit`.
 
-    They have at most `most_bytes`, but for one of each partition. The search ends when it is `late` (event loop time).
+    They have at most `max_bytes`, but for one of each partition. The search ends when it is `late` (event loop time).
     """
 
     owner: str | None
     marks: Marks
     limit: int
-    most_bytes: int
+    max_bytes: int
     late: float
     only: Filter = Filter()
 
@@ -82,7 +82,7 @@ class Letters:
     async def _start_of(self, wanted: Wanted, partition: int, first: int, end: int) -> PartitionStart:
         """Return the first letters of a partition that are wanted; each partition has an equal share of the bytes."""
         found: list[Record] = []
-        size, share = 0, wanted.most_bytes // self._cluster.partition_count(self._reader.topic)
+        size, share = 0, wanted.max_bytes // self._cluster.partition_count(self._reader.topic)
         marked = wanted.marks.of(wanted.owner, partition)
         place = (wanted.marks.topic_id, wanted.owner, partition)
         passed = self.passed.get(place, [])

@@ -75,16 +75,16 @@ class Returned(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Which letters a redrive looks for: at most `limit` in all, `most_bytes` at a time, until it is `late`."""
+    """Which letters a redrive looks for: at most `limit` in all, `max_bytes` at a time, until it is `late`."""
 
     limit: int
     only: Filter
-    most_bytes: int
+    max_bytes: int
     late: float
 
     def wanted(self, owner: str | None, marks: Marks, found: int) -> Wanted:
         """Return the letters of an owner that are wanted when some were found before."""
-        return Wanted(owner, marks, self.limit - found, self.most_bytes, self.late, self.only)
+        return Wanted(owner, marks, self.limit - found, self.max_bytes, self.late, self.only)
 
 
 class Redriver:

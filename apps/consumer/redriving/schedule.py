@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 LOOKS_PER_DELAY = 20
 """How often it is looked for due letters within the shortest delay."""
-SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.2, 30.0
+MIN_CHECK_S, MAX_CHECK_S = 0.2, 30.0
 """Bounds of the seconds between two looks."""
 AHEAD_S = 60.0
 """Seconds ahead of now up to which the time of a letter is believed; one that is dated later is due at once."""
@@ -44,7 +44,7 @@ class SearchLimits(NamedTuple):
     """How many letters, bytes of them and seconds a search may take, about; the next look continues it."""
 
     letters: int = 1_000
-    most_bytes: int = 8 * 1024 * 1024
+    max_bytes: int = 8 * 1024 * 1024
     seconds: float = 2.0
 
 
@@ -131,7 +131,7 @@ class DueLetters:
                     del reading[number]
                 else:
                     found.append(record)
-            is_full = len(found) >= self._limits.letters or sum(map(size_of, found)) >= self._limits.most_bytes
+            is_full = len(found) >= self._limits.letters or sum(map(size_of, found)) >= self._limits.max_bytes
             if is_full or asyncio.get_running_loop().time() >= late:
                 break
         stopped = {number: Stop(max(at, offset)) for number, offset in reading.items()} | stopped
@@ -186,10 +186,10 @@ class Schedule:
 
     async def watch(self, delays_s: Sequence[float]) -> None:
         """Look for due letters, and send them back, until cancelled."""
-        look_s = min(max(min(delays_s) / LOOKS_PER_DELAY, SHORTEST_LOOK_S), LONGEST_LOOK_S)
+        look_s = min(max(min(delays_s) / LOOKS_PER_DELAY, MIN_CHECK_S), MAX_CHECK_S)
         while True:
             if not await self._look():
-                await asyncio.sleep(SHORTEST_LOOK_S if self._due.is_cut_off else look_s)
+                await asyncio.sleep(MIN_CHECK_S if self._due.is_cut_off else look_s)
 
     async def _look(self) -> int:
         """Send back letters that are due; return how many, and note what went wrong."""

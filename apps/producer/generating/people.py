@@ -68,8 +68,8 @@ def draw(random: Random, n: int) -> dict[str, list[Any]]:
     """Return `n` values of each field of a person, with one call per column instead of one per person."""
     rows = iter(np.frombuffer(random.randbytes(4 * COLUMNS * n), dtype=np.uint32).reshape(COLUMNS, n))
 
-    def numbers(least: int, most: int) -> list[Any]:
-        drawn: list[Any] = (next(rows) % (most - least + 1) + least).tolist()
+    def numbers(low: int, high: int) -> list[Any]:
+        drawn: list[Any] = (next(rows) % (high - low + 1) + low).tolist()
         return drawn
 
     def pick(*values: NDArray[Any]) -> list[list[Any]]:

@@ -38,7 +38,7 @@ async def send(stream: Stream[T], publisher: Publisher, values: Sequence[T], whe
     `where` is a template for the JSON path of a value by its index. Raises `BadRecords`, `Busy` or `OutOfReach` when
     nothing was sent.
     """
-    return await send_records(publisher, *to_records(stream, values, publisher.largest_record, where))
+    return await send_records(publisher, *to_records(stream, values, publisher.max_record_bytes, where))
 
 
 async def send_records(publisher: Publisher, keys: Sequence[bytes], values: Sequence[bytes]) -> Answer:

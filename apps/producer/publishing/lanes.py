@@ -22,7 +22,7 @@ from apps.producer.publishing.receipts import Outcome
 from apps.producer.publishing.refusals import Refusals, is_refusal
 from apps.producer.publishing.transport import Send, accelerated
 
-LARGEST_BATCH_BYTES = 512 * 1024
+MAX_BATCH_BYTES = 512 * 1024
 """Most bytes of a batch: larger ones gain no throughput and delay other records."""
 BATCH_OVERHEAD_BYTES = 61
 """Bytes of a batch without records."""
@@ -71,9 +71,9 @@ class Route:
     refusals: Refusals = field(default_factory=Refusals)
 
     @property
-    def largest_batch(self) -> int:
-        """Most bytes of a batch: `LARGEST_BATCH_BYTES`, or less if the topic accepts less."""
-        return min(LARGEST_BATCH_BYTES, self.cluster.max_message_bytes(self.topic))
+    def max_batch_bytes(self) -> int:
+        """Most bytes of a batch: `MAX_BATCH_BYTES`, or less if the topic accepts less."""
+        return min(MAX_BATCH_BYTES, self.cluster.max_message_bytes(self.topic))
 
     def throttled_for(self) -> float:
         """Return the seconds for which a quota of Kafka still delays records; 0 without a delay."""
@@ -202,7 +202,7 @@ class Lane:
     def _take(self, broker: KafkaBroker) -> Batch:
         """Take as many waiting records as fit into one batch; records of another trace need another batch."""
         batch = Batch(broker, time.time_ns() // 1_000_000, time.monotonic())
-        room = self._route.largest_batch - BATCH_OVERHEAD_BYTES
+        room = self._route.max_batch_bytes - BATCH_OVERHEAD_BYTES
         while self._waiting:
             piece = self._waiting[0]
             if piece.delivery is None:  # given up

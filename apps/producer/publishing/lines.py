@@ -45,12 +45,12 @@ async def send_lines(
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, list[Receipt | BadLine]]]:
         number = 0
-        async for ended in split_lines(body, TIMES_AS_LONG * publisher.largest_record, share):
+        async for ended in split_lines(body, TIMES_AS_LONG * publisher.max_record_bytes, share):
             for start in range(0, len(ended), MAX_LINES):
                 if start:
                     await asyncio.sleep(0)  # a compressed body may hold a million lines; let other tasks run
                 lines = ended[start : start + MAX_LINES]
-                chunk = read_lines(stream, lines, number + 1, publisher.largest_record)
+                chunk = read_lines(stream, lines, number + 1, publisher.max_record_bytes)
                 if not share.take(_bad_lines_weight(chunk.answers)):
                     raise Busy("too many calls are under way")
                 yield _send_chunk(publisher, chunk, share)
@@ -66,16 +66,16 @@ def _bad_lines_weight(answers: Sequence[Receipt | BadLine | None]) -> int:
     return BAD_LINE_BYTES * sum(isinstance(answer, BadLine) for answer in answers)
 
 
-def read_lines(stream: Stream[Any], lines: Sequence[bytes | None], first: int, largest: int) -> Chunk:
+def read_lines(stream: Stream[Any], lines: Sequence[bytes | None], first: int, max_record_bytes: int) -> Chunk:
     """Return the records of some lines, and the answers to the invalid lines."""
-    chunk, taken = _read_lines(stream, lines, first, largest)
+    chunk, taken = _read_lines(stream, lines, first, max_record_bytes)
     if count_quotes(b"".join(taken)) != fewest_quotes(stream.strict_type) * len(taken):
-        chunk, _ = _read_lines(stream, lines, first, largest, look_twice=True)
+        chunk, _ = _read_lines(stream, lines, first, max_record_bytes, look_twice=True)
     return chunk
 
 
 def _read_lines(
-    stream: Stream[Any], lines: Sequence[bytes | None], first: int, largest: int, *, look_twice: bool = False
+    stream: Stream[Any], lines: Sequence[bytes | None], first: int, max_record_bytes: int, *, look_twice: bool = False
 ) -> tuple[Chunk, list[bytes]]:
     """Return a chunk and its valid lines. Repeated fields are detected only with `look_twice`."""
     chunk = Chunk()
@@ -83,9 +83,9 @@ def _read_lines(
     for number, line in enumerate(lines, first):
         try:
             if line is None:
-                raise BadRecords("$", f"the line is too long: a record may have {largest} bytes")  # noqa: TRY301 - a message of its own
+                raise BadRecords("$", f"the line is too long: a record may have {max_record_bytes} bytes")  # noqa: TRY301 - a message of its own
             if line.strip():
-                (key,), (value,) = to_records(stream, [read_line(stream, line)], largest, "$")
+                (key,), (value,) = to_records(stream, [read_line(stream, line)], max_record_bytes, "$")
                 if look_twice:
                     check_fields(stream, line)
                 chunk.keys.append(key)
@@ -114,9 +114,9 @@ async def _send_chunk(publisher: Publisher, chunk: Chunk, share: Share) -> list[
 
 
 async def split_lines(
-    body: AsyncIterator[bytes], longest: int, share: Share
+    body: AsyncIterator[bytes], max_line_bytes: int, share: Share
 ) -> AsyncGenerator[list[bytes | None], None]:
-    """Yield the lines that each piece of the body completes; None stands for a line longer than `longest` bytes.
+    """Yield the lines that each piece of the body completes; None stands for a line longer than `max_line_bytes`.
 
     Raises `Busy` when `share` has no room for a long unfinished line.
     """
@@ -125,12 +125,12 @@ async def split_lines(
         *ended, last = piece.split(b"\n")
         if ended:
             ended[0] = bytes(rest + ended[0])
-            lines = [None if len(line) > longest else line for line in ended]
+            lines = [None if len(line) > max_line_bytes else line for line in ended]
             yield [None, *lines[1:]] if too_long else lines
             rest, too_long = bytearray(), False
         if not too_long:
             rest += last
-        if len(rest) > longest:
+        if len(rest) > max_line_bytes:
             rest, too_long = bytearray(), True
         if not share.hold(len(rest)):
             raise Busy("too many long lines are under way")

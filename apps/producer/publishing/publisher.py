@@ -54,9 +54,9 @@ class Publisher:
         self._callers_waiting = 0
 
     @property
-    def largest_record(self) -> int:
+    def max_record_bytes(self) -> int:
         """Most bytes of key and value together that one record may have."""
-        return self.route.largest_batch - BATCH_OVERHEAD_BYTES - RECORD_OVERHEAD_BYTES - self._traces.header_bytes
+        return self.route.max_batch_bytes - BATCH_OVERHEAD_BYTES - RECORD_OVERHEAD_BYTES - self._traces.header_bytes
 
     @property
     def records_in_flight(self) -> int:
@@ -71,7 +71,7 @@ class Publisher:
     async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
         """Write records, and return the result of each within 10 s.
 
-        `keys[i]` belongs to `values[i]`; no record may exceed `largest_record`. Calls keep the order in which they
+        `keys[i]` belongs to `values[i]`; no record may exceed `max_record_bytes`. Calls keep the order in which they
         start. Raises `Busy` if 48 MiB are in flight, or a quota delays records for more than 2 s. Raises `OutOfReach`
         without a connection within 1.5 s. Then nothing was sent. These are the defaults of `Limits`.
         """

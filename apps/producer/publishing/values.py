@@ -70,15 +70,15 @@ def is_list(body: bytes) -> bool:
 
 
 def to_records(
-    stream: Stream[T], values: Sequence[T], largest: int, where: str = "$[{}]"
+    stream: Stream[T], values: Sequence[T], max_record_bytes: int, where: str = "$[{}]"
 ) -> tuple[list[bytes], list[bytes]]:
     """Return keys and encoded values.
 
-    Raises `BadRecords` for the first record larger than `largest` bytes; `where` is a template for its JSON path.
+    Raises `BadRecords` for the first record of more than `max_record_bytes`; `where` is a template for its JSON path.
     """
     keys, encoded = stream.keys_of(values), list(map(encode, values))
     for index, (key, value) in enumerate(zip(keys, encoded, strict=True)):
-        if len(key) + len(value) > largest:
+        if len(key) + len(value) > max_record_bytes:
             size = len(key) + len(value)
-            raise BadRecords(where.format(index), f"the record has {size} bytes, expected at most {largest}")
+            raise BadRecords(where.format(index), f"the record has {size} bytes, expected at most {max_record_bytes}")
     return keys, encoded

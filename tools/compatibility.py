@@ -66,7 +66,7 @@ class _Comparison:
         elif "enum" in read or "const" in read:
             yield f"{place} may be any {_types_in_words(written)}, and only some are taken"
         elif wrong := _types_of(written) - _types_of(read):
-            yield f"{place} may be {' or '.join(sorted(wrong))}, and {_types_in_words(read)} is expected"
+            yield f"{place} may be {' or '.join(sorted(wrong))}, expected {_types_in_words(read)}"
         else:
             yield from _bounds(written, read, place)
             yield from self._items(written, read, place)
@@ -86,7 +86,7 @@ class _Comparison:
     def _items(self, written: Schema, read: Schema, place: str) -> Iterator[str]:
         own, taken = written.get("prefixItems", []), read.get("prefixItems", [])
         if len(own) != len(taken):
-            yield f"{place} has {len(own)} places of their own, and {len(taken)} are expected"
+            yield f"{place} has {len(own)} places of their own, expected {len(taken)}"
         for number, (one, other) in enumerate(zip(own, taken, strict=False)):
             yield from self.of(one, other, f"{place}[{number}]")
         if (rest := written.get("items", {})) is not False and "items" in read:

@@ -103,7 +103,7 @@ def refuse_other_jars(jars: Path, pins: Mapping[str, str]) -> None:
         elif name not in found:
             problem = "is missing"
         elif (other := _sha256(found[name])) != digest:
-            problem = f"has SHA-256 {other}, not the pinned {digest}"
+            problem = f"has SHA-256 {other}, expected the pinned {digest}"
         else:
             continue
         raise LocalKafkaError(

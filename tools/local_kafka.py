@@ -155,7 +155,7 @@ class LocalKafka:
             return folder
         kept = len(list(self._data.glob("broker-*/meta.properties")))
         if kept not in (0, self._count):
-            raise LocalKafkaError(f"{self._data} holds the data of {kept} broker(s), not of {self._count}")
+            raise LocalKafkaError(f"{self._data} holds the data of {kept} broker(s), expected {self._count}")
         self._data.mkdir(parents=True, exist_ok=True)
         self._watchdog = _start_watchdog()
         return self._data.resolve()

@@ -268,7 +268,7 @@ def _converted(kind: type[T], given: Mapping[str, tuple[str, str]], others: Mapp
         except msgspec.ValidationError:
             shown = PASSWORD_OF_ADDRESS.sub("//***@", value)
             raise WrongSetting(
-                f"{variable}: expected {expected(inspect.type_info(hints[name]))}, not {shown!r}"
+                f"{variable}: expected {expected(inspect.type_info(hints[name]))}, got {shown!r}"
             ) from None
     return msgspec.convert({**others, **{name: value for name, (_, value) in given.items()}}, kind, strict=False)
 
@@ -278,7 +278,7 @@ def _check_streams(settings: Settings, streams: Sequence[Stream[Any]]) -> None:
     names = [stream.name for stream in streams]
     for name in _listed(settings.streams):
         if name not in names:
-            raise WrongSetting(f"STREAMS: expected some of {', '.join(names)}, not {name!r}")
+            raise WrongSetting(f"STREAMS: expected some of {', '.join(names)}, got {name!r}")
     topics: dict[str, str] = {}
     groups: dict[str, str] = {}
     for stream in streams:
@@ -311,9 +311,9 @@ def _check_security(settings: Settings, given: Collection[str]) -> None:
     protocol = settings.kafka_security_protocol
     for name in given:
         if name.startswith("KAFKA_SASL_") and not settings.uses_sasl:
-            raise WrongSetting(f"{name}: needs KAFKA_SECURITY_PROTOCOL=SASL_SSL, not {protocol}")
+            raise WrongSetting(f"{name}: needs KAFKA_SECURITY_PROTOCOL=SASL_SSL, got {protocol}")
         if name.startswith("KAFKA_SSL_") and not settings.uses_tls:
-            raise WrongSetting(f"{name}: needs KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL, not {protocol}")
+            raise WrongSetting(f"{name}: needs KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL, got {protocol}")
     if settings.uses_sasl and not settings.uses_tls and not settings.kafka_allow_plaintext_password:
         raise WrongSetting(
             "KAFKA_SECURITY_PROTOCOL: SASL_PLAINTEXT sends the password without TLS; use SASL_SSL, or allow it with "

@@ -114,7 +114,7 @@ def test_each_record_has_one_effect_whatever_is_killed_refused_redriven_and_read
         ({}, "DATABASE_URL: is missing; the handler needs it"),
         (
             {"DATABASE_URL": "mysql://me:secret@localhost"},
-            "DATABASE_URL: expected an address like postgresql://localhost/x, not 'mysql://***@localhost'",
+            "DATABASE_URL: expected an address like postgresql://localhost/x, got 'mysql://***@localhost'",
         ),
     ],
 )

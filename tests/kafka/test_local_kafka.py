@@ -235,7 +235,7 @@ def test_a_data_folder_keeps_its_records_and_a_broker_that_ends_gives_its_last_w
     ):
         pass
     with (
-        pytest.raises(LocalKafkaError, match=r"data of 1 broker\(s\), not of 3"),
+        pytest.raises(LocalKafkaError, match=r"data of 1 broker\(s\), expected 3"),
         LocalKafka(brokers=3, data=tmp_path / "kept"),
     ):
         pass

@@ -258,7 +258,7 @@ def test_a_batch_that_lies_about_sizes_cannot_be_read_and_takes_no_memory(lie: s
 
 
 def test_content_that_breaks_off_is_damaged_and_the_reason_says_what_is_missing() -> None:
-    with pytest.raises(CorruptRecordException, match="4 bytes are expected where 0 are left"):
+    with pytest.raises(CorruptRecordException, match="expected 4 more bytes, got 0"):
         list(decompressed(*LIES["lz4 without blocks"]))
 
 

@@ -211,7 +211,7 @@ def test_a_setting_of_ones_own_may_be_required() -> None:
 
 def test_a_wrong_setting_of_ones_own_stops_the_start_with_a_line_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POOL_SIZE", "many")
-    with pytest.raises(WrongSetting, match=r"^POOL_SIZE: expected .*, not 'many'$"):
+    with pytest.raises(WrongSetting, match=r"^POOL_SIZE: expected .*, got 'many'$"):
         create_app(Settings(), streams=[EVENTS], handlers={EVENTS: resource(lambda _: AsyncExitStack(), OwnSettings)})  # type: ignore[arg-type, return-value]  # never opened
 
 

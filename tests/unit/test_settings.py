@@ -170,12 +170,12 @@ def test_a_wrong_value_stops_the_start_with_one_line_that_names_its_variable(var
 @pytest.mark.parametrize(
     ("variable", "value", "expected"),
     [
-        ("EVENTS_PARTITIONS", "x", "a whole number from 1 to 10000, not 'x'"),
-        ("WINDOW_SIZE", "1e4", "a whole number from 1 to 1000000, not '1e4'"),
-        ("LOG_LEVEL", "LOUD", "one of CRITICAL, DEBUG, ERROR, INFO, WARNING, not 'LOUD'"),
-        ("EVENTS_GROUP_ID", "g" * 256, "text of 1 to 255 characters, not "),
+        ("EVENTS_PARTITIONS", "x", "a whole number from 1 to 10000, got 'x'"),
+        ("WINDOW_SIZE", "1e4", "a whole number from 1 to 1000000, got '1e4'"),
+        ("LOG_LEVEL", "LOUD", "one of CRITICAL, DEBUG, ERROR, INFO, WARNING, got 'LOUD'"),
+        ("EVENTS_GROUP_ID", "g" * 256, "text of 1 to 255 characters, got "),
         ("EVENTS_TOPIC", "a b", "a topic's name "),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "x", "an address like http://localhost:4318, not 'x'"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "x", "an address like http://localhost:4318, got 'x'"),
         ("KAFKA_BOOTSTRAP_SERVERS", "::1:9092", "host:port, several with commas"),
     ],
 )

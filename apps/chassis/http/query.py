@@ -69,12 +69,12 @@ def _find_fault(field: FieldDefinition, values: Sequence[str]) -> str | None:
     if len(values) > 1:
         return f"given {len(values)} times"
     if field.annotation is bool and values[0] not in {"true", "false"}:
-        return f"true or false is expected, not {values[0][:40]!r}"
+        return f"expected true or false, got {values[0][:40]!r}"
     if int not in (field.annotation, *getattr(field.annotation, "__args__", ())):
         return None
     (value,) = values
     if not PLAIN_INTEGER.fullmatch(value):
-        return f"a whole number in digits is expected, not {value[:40]!r}"
+        return f"expected a whole number in digits, got {value[:40]!r}"
     if len(value) > MAX_DIGITS:
         maximum = getattr(field.kwarg_definition, "le", None)
         return f"a number of {len(value)} digits is too large" + ("" if maximum is None else f"; at most {maximum:g}")

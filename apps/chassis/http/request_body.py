@@ -92,7 +92,7 @@ def check_media_type(media_type: str, accepted: Collection[str]) -> None:
     """
     if media_type not in accepted:
         given = media_type[:40] or "a body without a content type"
-        detail = f"send {' or '.join(accepted)}, not {given}"
+        detail = f"expected {' or '.join(accepted)}, got {given}"
         raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, headers={"Accept": ", ".join(accepted)})
 
 

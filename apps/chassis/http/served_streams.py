@@ -43,5 +43,5 @@ def stream_dependencies(served: Mapping[str, Any]) -> dict[str, Provide]:
 
 def _part_of(served: Mapping[str, Any], stream: str) -> Any:  # noqa: ANN401 - likewise
     if stream not in served:
-        raise bad_parameter("stream", f"expected one of {', '.join(served)}, not {stream[:40]!r}")
+        raise bad_parameter("stream", f"expected one of {', '.join(served)}, got {stream[:40]!r}")
     return served[stream]

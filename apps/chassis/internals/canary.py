@@ -33,7 +33,7 @@ def check(reaches: Iterable[str]) -> None:
         if found is None:
             raise ValueError(f"{reach!r}: expected module:name, module:name(parameter, ...) or module:name uses ...")
         if not _is_as_expected(**found.groupdict()):
-            raise UnexpectedLibrary(f"{_library_of(found['module'])}: {reach} is expected: install the pinned version")
+            raise UnexpectedLibrary(f"{_library_of(found['module'])}: expected {reach}: install the pinned version")
 
 
 def part_of(module: str, path: str) -> Any:  # noqa: ANN401 - anything

@@ -201,7 +201,7 @@ def _sized(data: bytes, at: int, packing: Struct) -> tuple[int, int]:
 def _exactly(data: bytes, at: int, size: int) -> bytes:
     found = data[at : at + size]
     if len(found) < size:
-        raise ValueError(f"{size} bytes are expected where {len(found)} are left")
+        raise ValueError(f"expected {size} more bytes, got {len(found)}")
     return found
 
 

@@ -93,7 +93,7 @@ def _refuse_wrong_sizes(messages: bytearray) -> None:
 
 def _at_least(data: bytearray, at: int, size: int) -> bytearray:
     if len(data) - at < size:
-        raise CorruptRecordException(f"{size} bytes are expected where {len(data) - at} are left")
+        raise CorruptRecordException(f"expected {size} more bytes, got {len(data) - at}")
     return data
 
 

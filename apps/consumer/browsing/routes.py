@@ -159,7 +159,7 @@ class MessageController(Controller):
             share.require(SEARCH_MEMORY_BYTES)
             return await within(CALL_S, _newest_of_topic(served_stream, wanted, limit, cursor))
         if where != "window":
-            raise bad_parameter("scope", f"window or topic is expected, not {where[:40]!r}")
+            raise bad_parameter("scope", f"expected window or topic, got {where[:40]!r}")
         for name, value in {"q": q, "from": since, "to": until}.items():
             if value is not None:
                 raise bad_parameter(name, "only together with scope=topic")
@@ -257,7 +257,7 @@ def read_time(parameter: str, text: str | None) -> int | None:
     try:
         time = msgspec.convert(text, AwareTime)
     except msgspec.ValidationError:
-        raise bad_parameter(parameter, f"a time like 2026-01-31T12:00:00Z is expected, not {text[:40]!r}") from None
+        raise bad_parameter(parameter, f"expected a time like 2026-01-31T12:00:00Z, got {text[:40]!r}") from None
     return max(0, int(time.timestamp() * 1_000))
 
 

@@ -201,5 +201,5 @@ def _end_or_time(to: str) -> Literal["beginning", "end"] | datetime:
     try:
         time: datetime = msgspec.convert(to, Annotated[datetime, msgspec.Meta(tz=True)])
     except msgspec.ValidationError:
-        raise ValueError(f"`to` is beginning, end or a time like 2026-01-31T12:00:00Z, not {to[:40]!r}") from None
+        raise ValueError(f"`to`: expected beginning, end or a time like 2026-01-31T12:00:00Z, got {to[:40]!r}") from None
     return max(time, EPOCH)

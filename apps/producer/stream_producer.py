@@ -64,7 +64,7 @@ class StreamProducer:
     async def open(self, ending: asyncio.Event) -> AsyncIterator[None]:
         """Connect in the background, and close the connections at the end; `ending` is set when the shutdown begins."""
         async with self._cluster.open(), self._background.open():
-            self._background.start(self._connection.hold(), "connection")
+            self._background.start(self._connection.stay_connected(), "connection")
             self._background.start(self._cluster.watch(), "watch of the cluster")
             self._background.start(self.publisher.give_up_at(ending), "last answers")
             yield

@@ -91,12 +91,12 @@ class MemoryConnection(Connection):
             bases = MemorySubscriber, type(subscriber)
             subscriber.__class__ = type("Subscriber", bases, {"__slots__": (), "memory": memory})
 
-    async def hold(self) -> None:
+    async def stay_connected(self) -> None:
         self._broker.config.broker_config.builder = partial(MemoryConsumer, self._memory)
         for subscriber in self._broker.subscribers:
             await subscriber.start()
         try:
-            await super().hold()
+            await super().stay_connected()
         finally:
             for subscriber in self._broker.subscribers:
                 await subscriber.stop()

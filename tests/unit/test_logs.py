@@ -187,7 +187,7 @@ def test_however_many_different_lines_a_client_library_has_only_some_are_written
     clock.now += 61
     later = of_library("later")
     assert lines.filter(later)
-    assert later.getMessage() == "later (980 other lines were held back)"
+    assert later.getMessage() == "later (980 other lines were suppressed)"
 
 
 def test_a_line_of_a_client_library_quotes_no_foreign_exception() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from apps.consumer.redriving.marks import TOPIC_ID, Marks, holds, merged, next_outside, without
+from apps.consumer.redriving.marks import TOPIC_ID, Marks, contains, merged, next_outside, without
 
 OFFSETS = st.sets(st.integers(0, 40))
 INTERVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)))
@@ -17,7 +17,7 @@ def mark(key: bytes | None, value: bytes | None, *headers: tuple[str, bytes | No
 
 @given(INTERVALS, st.integers(0, 41))
 def test_merged_ranges_hold_the_same_offsets_and_are_apart(intervals: list[tuple[int, int]], offset: int) -> None:
-    assert holds(merged(intervals), offset) == any(start <= offset < stop for start, stop in intervals)
+    assert contains(merged(intervals), offset) == any(start <= offset < stop for start, stop in intervals)
     ranges = merged(intervals)
     assert all(one[1] < following[0] for one, following in pairwise(ranges))
 
@@ -25,14 +25,14 @@ def test_merged_ranges_hold_the_same_offsets_and_are_apart(intervals: list[tuple
 @given(INTERVALS, st.integers(0, 41))
 def test_the_next_offset_to_read_is_the_first_that_is_not_marked(intervals: list[tuple[int, int]], at: int) -> None:
     marked = merged(intervals)
-    assert next_outside(marked, at) == next(offset for offset in range(at, 50) if not holds(marked, offset))
+    assert next_outside(marked, at) == next(offset for offset in range(at, 50) if not contains(marked, offset))
 
 
 @given(OFFSETS, st.integers(0, 20), st.integers(20, 41))
 def test_all_but_some_offsets(offsets: set[int], start: int, stop: int) -> None:
     inside = {offset for offset in offsets if start <= offset < stop}
     ranges = without(start, stop, inside)
-    assert {offset for offset in range(50) if holds(ranges, offset)} == set(range(start, stop)) - inside
+    assert {offset for offset in range(50) if contains(ranges, offset)} == set(range(start, stop)) - inside
 
 
 def test_marks_of_groups_are_apart_and_those_of_an_earlier_version_count_for_all() -> None:
@@ -42,10 +42,10 @@ def test_marks_of_groups_are_apart_and_those_of_an_earlier_version_count_for_all
     for key, value in written:
         marks.read(mark(key, value))
     marks.read(mark(b"3", b"[[8,9]]"))
-    assert [offset for offset in range(10) if marks.holds("one", 3, offset)] == [1, 8]
-    assert [offset for offset in range(10) if marks.holds("two", 3, offset)] == [8]
-    assert [offset for offset in range(10) if marks.holds(None, 3, offset)] == [5, 8]
-    assert [offset for offset in range(10) if marks.holds("one", 4, offset)] == []
+    assert [offset for offset in range(10) if marks.contains("one", 3, offset)] == [1, 8]
+    assert [offset for offset in range(10) if marks.contains("two", 3, offset)] == [8]
+    assert [offset for offset in range(10) if marks.contains(None, 3, offset)] == [5, 8]
+    assert [offset for offset in range(10) if marks.contains("one", 4, offset)] == []
     assert marks.of("one", 3) == [(1, 2), (8, 9)]
     assert marks.unreadable is None
 
@@ -53,16 +53,16 @@ def test_marks_of_groups_are_apart_and_those_of_an_earlier_version_count_for_all
 def test_marks_of_a_topic_that_had_the_name_before_do_not_count() -> None:
     marks = Marks(UUID(int=2))
     marks.read(mark(b"3", b"[[8,9]]", (TOPIC_ID, str(UUID(int=1)).encode())))
-    assert not marks.holds("one", 3, 8)
+    assert not marks.contains("one", 3, 8)
     marks.read(mark(b"3", b"[[8,9]]", (TOPIC_ID, str(UUID(int=2)).encode())))
-    assert marks.holds("one", 3, 8)
+    assert marks.contains("one", 3, 8)
 
 
 def test_a_mark_that_was_deleted_marks_nothing_and_what_is_no_mark_is_named() -> None:
     marks = Marks()
     marks.read(mark(b"3", b"[[8,9]]"))
     marks.read(mark(b"3", None))
-    assert not marks.holds("one", 3, 8)
+    assert not marks.contains("one", 3, 8)
     for key, value in ((None, b"[]"), (b"\xff", b"[]"), (b"3", b"text"), (b'{"group":1}', b"[]")):
         strange = Marks()
         strange.read(mark(key, value))

@@ -46,7 +46,7 @@ class Served:
             share_of(request.scope).require(weights.get(request.scope["path"], 0))
             self.begun += 1
             body = await read_whole(request, [JSON], ROOM)
-            self.read.append((self.limit.held_bytes, self.limit.taken_bytes))
+            self.read.append((self.limit.arriving_bytes, self.limit.taken_bytes))
             return Response(body, media_type=JSON)
 
         @get("/large")
@@ -111,21 +111,21 @@ async def test_a_large_body_that_has_stalled_gives_way_to_one_that_arrives() -> 
     part = b"[" + b" " * 450_000
     async with serving(served.app) as connect:
         stalled = await begin(connect, HEAD % 900_000 + part)
-        await until(lambda: served.limit.held_bytes > 300_000)
+        await until(lambda: served.limit.arriving_bytes > 300_000)
         assert await status_of(await begin(connect, HEAD % 900_000 + part)) == 503
         served.limit.stalled_after_s = 0.0
         arriving = await begin(connect, HEAD % (len(part) + 1) + part)
         assert await status_of(stalled) == 503
         arriving.writer.write(b"]")  # type: ignore[attr-defined]  # see `begin`
         assert await status_of(arriving) == 201
-    assert served.limit.held_bytes == 0
+    assert served.limit.arriving_bytes == 0
 
 
 async def test_a_body_that_has_arrived_counts_once_and_no_longer_as_one_that_arrives() -> None:
     served = Served()
     async with serving(served.app) as connect:
         arriving = await begin(connect, HEAD % 400_000 + b"[" + b" " * 300_000)
-        await until(lambda: served.limit.held_bytes > 200_000)
+        await until(lambda: served.limit.arriving_bytes > 200_000)
         arriving.writer.write(b" " * 99_998 + b"]")  # type: ignore[attr-defined]  # see `begin`
         assert await status_of(arriving) == 201
     assert served.read == [(0, 400_000)]
@@ -142,7 +142,7 @@ async def test_what_a_dismissed_call_still_gives_back_is_counted_once() -> None:
         assert limit.taken_bytes == 0
     share.give_back(1_000)
     limit.let_out(scope)
-    assert (limit.taken_bytes, limit.held_bytes) == (0, 0)
+    assert (limit.taken_bytes, limit.arriving_bytes) == (0, 0)
 
 
 async def test_an_answer_counts_for_its_own_size_once_its_call_is_done() -> None:

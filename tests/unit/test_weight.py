@@ -74,19 +74,19 @@ def shares(number: int, max_bytes: int) -> tuple[Limit, list[Share]]:
 
 def test_bodies_that_arrive_slowly_leave_room_for_those_that_have_arrived() -> None:
     limit, (one, other, third) = shares(3, 100 * FREE_BYTES)
-    assert one.hold(31 * FREE_BYTES)
-    assert other.hold(21 * FREE_BYTES)
-    assert not other.hold(22 * FREE_BYTES)
-    assert not third.hold(2 * FREE_BYTES)
-    assert third.hold(FREE_BYTES)  # as much as the server reads anyway
+    assert one.set_arriving(31 * FREE_BYTES)
+    assert other.set_arriving(21 * FREE_BYTES)
+    assert not other.set_arriving(22 * FREE_BYTES)
+    assert not third.set_arriving(2 * FREE_BYTES)
+    assert third.set_arriving(FREE_BYTES)  # as much as the server reads anyway
     assert third.take(50 * FREE_BYTES)
     assert not third.take(1)
     one.release()
     assert third.take(30 * FREE_BYTES)
-    assert other.hold(0)
+    assert other.set_arriving(0)
     other.release()
     third.release()
-    assert (limit.taken_bytes, limit.held_bytes) == (0, 0)
+    assert (limit.taken_bytes, limit.arriving_bytes) == (0, 0)
 
 
 def test_a_call_that_takes_more_than_all_of_it_is_let_in_when_it_is_alone() -> None:
@@ -98,9 +98,9 @@ def test_a_call_that_takes_more_than_all_of_it_is_let_in_when_it_is_alone() -> N
 
 def test_a_body_that_takes_more_than_half_of_it_is_let_in_when_it_is_alone() -> None:
     _, (one, other) = shares(2, 100 * FREE_BYTES)
-    assert one.hold(60 * FREE_BYTES)
-    assert not other.hold(2 * FREE_BYTES)
-    assert one.hold(61 * FREE_BYTES)
+    assert one.set_arriving(60 * FREE_BYTES)
+    assert not other.set_arriving(2 * FREE_BYTES)
+    assert one.set_arriving(61 * FREE_BYTES)
 
 
 async def lines(*pieces: bytes) -> AsyncIterator[bytes]:
@@ -115,7 +115,7 @@ async def test_of_lines_only_what_is_on_its_way_counts_and_an_unfinished_long_on
     split = split_lines(lines(b"a\n", *[unfinished] * 9, b"\n"), 100 * FREE_BYTES, one)
     assert [len(found) async for found in split] == [1, 1]
     assert limit.taken_bytes == 0
-    assert other.hold(8 * FREE_BYTES)
+    assert other.set_arriving(8 * FREE_BYTES)
     split = split_lines(lines(*[unfinished] * 9, b"\n"), 100 * FREE_BYTES, one)
     with pytest.raises(Busy):
         await anext(split)

@@ -58,7 +58,7 @@ class Limit:
         self.slow_body_s = slow_body_s
         self._calls = 0
         self.taken_bytes = 0
-        self.held_bytes = 0
+        self.arriving_bytes = 0
         self.waiting: dict[Share, float] = {}
         """Calls that wait for more of their body, with the time since when, the longest first."""
 
@@ -117,7 +117,7 @@ class Share:
         self._end_wait: Callable[[], object] | None = None
         self.slow_body_s = limit.slow_body_s
         self.taken_bytes = 0
-        self.held_bytes = 0
+        self.arriving_bytes = 0
         self.dismissed = False
 
     @contextmanager
@@ -136,7 +136,7 @@ class Share:
         self.dismissed = True
         counted, self._limit = self._limit, Limit(sys.maxsize)  # what its work gives back counts here
         counted.taken_bytes -= self.taken_bytes
-        counted.held_bytes -= self.held_bytes
+        counted.arriving_bytes -= self.arriving_bytes
         if self._end_wait is not None:
             self._end_wait()
 
@@ -154,10 +154,10 @@ class Share:
         alone = taken == self.taken_bytes
         return alone or taken + more <= self._limit.max_bytes
 
-    def _fits_with_held(self, more: int) -> bool:
-        held = self._limit.held_bytes
-        alone = held == self.held_bytes
-        return alone or held + more <= self._limit.max_bytes // 2
+    def _fits_with_arriving(self, more: int) -> bool:
+        arriving = self._limit.arriving_bytes
+        alone = arriving == self.arriving_bytes
+        return alone or arriving + more <= self._limit.max_bytes // 2
 
     def require(self, more: int) -> None:
         """Take more bytes. Raises 503 when there is no room for them."""
@@ -169,24 +169,24 @@ class Share:
         self.taken_bytes -= fewer
         self._limit.taken_bytes -= fewer
 
-    def hold(self, size: int) -> bool:
-        """Hold this many bytes of a body that is still arriving. Return False, and hold what it held, without room."""
-        if size <= FREE_BYTES and not self.held_bytes:
+    def set_arriving(self, size: int) -> bool:
+        """Count this many bytes of a body that still arrives, in place of those before; return False without room."""
+        if size <= FREE_BYTES and not self.arriving_bytes:
             return True
-        more = max(size - FREE_BYTES, 0) - self.held_bytes
-        while more > 0 and not self._fits_with_held(more):
+        more = max(size - FREE_BYTES, 0) - self.arriving_bytes
+        while more > 0 and not self._fits_with_arriving(more):
             if not self._limit.dismiss_stalled(with_bytes=True):
                 return False
         if not self.take(more):
             return False
-        self.held_bytes += more
-        self._limit.held_bytes += more
+        self.arriving_bytes += more
+        self._limit.arriving_bytes += more
         return True
 
     def release(self) -> None:
         """Give back everything."""
-        self._limit.held_bytes -= self.held_bytes
-        self.held_bytes = 0
+        self._limit.arriving_bytes -= self.arriving_bytes
+        self.arriving_bytes = 0
         self.give_back(self.taken_bytes)
 
     def busy(self) -> ProblemDetailsException:

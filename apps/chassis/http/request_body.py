@@ -128,9 +128,9 @@ async def _read_arriving(
     async for piece in read_pieces(request, head, until=time.monotonic() + share.slow_body_s):
         body += piece
         check(len(body))
-        if not share.hold(len(body)):
+        if not share.set_arriving(len(body)):
             raise share.busy()
-    share.hold(0)
+    share.set_arriving(0)
     return bytes(body)
 
 

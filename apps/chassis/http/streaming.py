@@ -65,7 +65,7 @@ class _Streaming(ASGIStreamingResponse):
         self._reads_body = reads_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask for a body that the caller holds back and the pieces read, and send the answer."""
+        """Ask for the body of a caller that waits for 100 Continue, if the pieces read it, and send the answer."""
         ask_for_body: Any = scope.get(ASK_FOR_BODY)
         if self._reads_body and ask_for_body is not None:
             ask_for_body()

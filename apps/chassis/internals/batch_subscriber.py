@@ -47,8 +47,8 @@ def poll_by(subscriber: BatchSubscriber, poll: Poll, in_flight: Callable[[], Abs
     subscriber.__class__ = PollingSubscriber
 
 
-def hold(subscriber: BatchSubscriber | None) -> AbstractContextManager[object]:
-    """Have `wait_for_batch` wait for the work within, too."""
+def locked(subscriber: BatchSubscriber | None) -> AbstractContextManager[object]:
+    """Return the lock of a batch: `wait_for_batch` waits until it is released."""
     return subscriber.lock if subscriber is not None else nullcontext()
 
 

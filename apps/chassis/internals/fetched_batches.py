@@ -123,7 +123,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
     _records: Fetched
 
     def _unpack_records(self) -> None:
-        """Make nothing that would be kept, and hold what holds it: `pieces` is asked for."""
+        """Unpack nothing: a generator that aiokafka kept here would keep these records in memory. See `pieces`."""
 
     def pieces(self) -> Iterator[Piece]:
         """Yield records, or none, and the offset behind them. Raises `Unreadable` at the first alone.

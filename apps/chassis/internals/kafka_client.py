@@ -114,7 +114,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         """Send a request to a broker, and record how it ended."""
         kind = type(request).__name__.removesuffix("Request")
         if kind in {"Produce", "Fetch"} and self.journal.throttled_for(node_id):
-            await self._hold(node_id, kind, request)
+            await self._wait_for_quota(node_id, kind, request)
         elif kind == "JoinGroup":
             self.journal.joins(request._group)
         elif kind == "OffsetCommit":
@@ -129,7 +129,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         self._record_answer(node_id, kind, request, answer)
         return answer
 
-    async def _hold(self, node_id: Untyped, kind: str, request: Untyped) -> None:
+    async def _wait_for_quota(self, node_id: Untyped, kind: str, request: Untyped) -> None:
         """Wait until a broker's quota lets a request pass. Raises `Throttled` for records that would wait too long.
 
         Records whose earlier request was not answered may have been written: they are never refused here.

@@ -138,14 +138,14 @@ def parts_of(batch: bytes, max_skip_bytes: int = MAX_SKIP_BYTES) -> Iterator[Par
 
 
 class _Content:
-    """The decompressed records of a batch: `buffer` holds the next bytes; `read` counts the decompressed ones."""
+    """The decompressed records of a batch: `buffer` has the next bytes; `read` counts the decompressed ones."""
 
     def __init__(self, pieces: Iterator[Buffer]) -> None:
         self.buffer = bytearray()
         self.read = 0
         self._pieces = pieces
 
-    def holds(self, size: int) -> bool:
+    def fill(self, size: int) -> bool:
         """Read until the buffer has this many bytes; return whether it has."""
         while len(self.buffer) < size:
             piece = next(self._pieces, None)
@@ -160,7 +160,7 @@ class _Content:
         while size > len(self.buffer):
             size -= len(self.buffer)
             self.buffer.clear()
-            if not self.holds(1):
+            if not self.fill(1):
                 raise CorruptRecordException(f"{size} bytes of a record are missing")
         del self.buffer[:size]
 
@@ -201,14 +201,14 @@ class _Divided:
         """Return how many of the next records form a part, and their bytes; none where the next one is too large."""
         count = size = 0
         while count < min(self._left, MAX_GROUP_RECORDS) and size < MAX_GROUP_BYTES:
-            self._content.holds(size + VARINT_BYTES)
+            self._content.fill(size + VARINT_BYTES)
             length, begin = _varint(self._content.buffer, size)
             if length < 0:
                 raise CorruptRecordException(f"a record of {length} bytes")
             if length > MAX_RECORD_BYTES:
                 break
             size = begin + length
-            if not self._content.holds(size):
+            if not self._content.fill(size):
                 raise CorruptRecordException("a record is longer than its batch")
             count += 1
         return count, size
@@ -216,13 +216,13 @@ class _Divided:
     def _omitted(self) -> tuple[Omitted, int]:
         """Return the kept part of the next record, and its bytes."""
         content = self._content
-        content.holds(6 * VARINT_BYTES)
+        content.fill(6 * VARINT_BYTES)
         length, begin = _varint(content.buffer, 0)
         later, at = _varint(content.buffer, begin + 1)  # after its attributes
         offset_delta, at = _varint(content.buffer, at)
         key_size, at = _varint(content.buffer, at)
         key = None
-        if 0 <= key_size <= MAX_KEY_BYTES and content.holds(at + key_size):
+        if 0 <= key_size <= MAX_KEY_BYTES and content.fill(at + key_size):
             key = bytes(content.buffer[at : at + key_size])
         (base,) = struct.unpack_from(">q", self._header)
         first, newest = struct.unpack_from(">qq", self._header, FIRST_TIMESTAMP_AT)

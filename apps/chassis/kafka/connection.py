@@ -98,7 +98,7 @@ class Connection:
             self._let_go()
             self._broken.set()
 
-    async def hold(self) -> None:
+    async def stay_connected(self) -> None:
         """Stay connected until cancelled; then close within 6.5 s."""
         loop = asyncio.get_running_loop()
         pause = FIRST_BACKOFF_S

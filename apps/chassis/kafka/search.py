@@ -15,7 +15,7 @@ from typing import NamedTuple
 from contracts.record import Record, latest_date, place_of
 
 SEARCH_BYTES = 16 * 1024 * 1024
-"""Most bytes of keys and values that a search holds, apart from one record of each partition."""
+"""Most bytes of keys and values that a search keeps, apart from one record of each partition."""
 
 Wanted = Callable[[Record], bool]
 """Return whether a search looks for a record."""
@@ -119,8 +119,8 @@ class _Column:
         self._undated.clear()
 
     @property
-    def held(self) -> int:
-        """The bytes of all records that are held."""
+    def size(self) -> int:
+        """The bytes of all records that were found."""
         return sum(map(size_of, self._undated)) + sum(size_of(record) for _, record in self.found)
 
 
@@ -199,8 +199,8 @@ class Search:
         return sorted(ready, key=lambda one: (-one[0], one[1].partition, -one[1].offset))
 
     def _is_full(self) -> bool:
-        held = sum(column.held for column in self._columns.values())
-        return held >= self._limits.bytes // 2  # the other half is for the pieces being read
+        size = sum(column.size for column in self._columns.values())
+        return size >= self._limits.bytes // 2  # the other half is for the pieces being read
 
 
 def size_of(record: Record) -> int:

@@ -1,6 +1,6 @@
 """Set up logging: one line per event on standard error, as text or as JSON.
 
-No line holds a secret, or a value or key of a record, which may be private. Messages of exceptions may quote such data:
+No line contains a secret, or a value or key of a record, which may be private. Messages of exceptions may quote them:
 only those of Kafka's client are logged; of other exceptions only the type and the stack.
 """
 
@@ -106,7 +106,7 @@ class ConsoleFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """Formats a line as a JSON object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, and `FIELDS`.
 
-    The field `exception` holds the stack of an error.
+    The field `exception` contains the stack of an error.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -151,7 +151,7 @@ class ClientLines(logging.Filter):
         super().__init__()
         self._now = now
         self._logged: dict[str, tuple[float, int]] = {}
-        self._held_back = 0
+        self._suppressed = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to write a line; add the number of suppressed lines to its message."""
@@ -171,12 +171,12 @@ class ClientLines(logging.Filter):
             return False
         self._logged = {text: one for text, one in self._logged.items() if self._now() - one[0] < QUIET_S}
         if len(self._logged) >= MAX_CLIENT_LINES:
-            self._held_back += 1
+            self._suppressed += 1
             return False
         self._logged[message] = self._now(), 0
         also = [f"{repeated} times more since"] if repeated else []
-        also += [f"{self._held_back} other lines were held back"] if self._held_back else []
-        self._held_back = 0
+        also += [f"{self._suppressed} other lines were suppressed"] if self._suppressed else []
+        self._suppressed = 0
         record.msg, record.args = message + (f" ({', '.join(also)})" if also else ""), ()
         return True
 

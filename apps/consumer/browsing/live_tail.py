@@ -38,10 +38,10 @@ PAUSE_PER_CALLER_S, MAX_PAUSE_S = 0.0002, 0.2
 
 
 class TailLimits(NamedTuple):
-    """How much the live tail may hold, and how long it may wait.
+    """How much memory the live tail may use, and how long it may wait.
 
     `callers` may watch at a time. `waiting_bytes` of events are kept for callers that read slowly; a caller for which
-    more waits is cut off. `catch_up_bytes` may be held by all callers together that read what they missed: unlike live
+    more waits is cut off. `catch_up_bytes` may be used by all callers together that read what they missed: unlike live
     events, no two share them. After `heartbeat_s` without an event a caller gets a heartbeat, or learns that reading
     stalls. After `retry_s` reading is tried again when Kafka was out of reach. After `stale_after_s` without a read the
     tail's place is too old for a new caller. For each second that framing events took, the tail rests `rest` seconds:
@@ -184,16 +184,16 @@ class Tail:
             await asyncio.sleep(self._limits.retry_s)
             yield b": others are catching up\n\n"
             return
-        held = CATCH_UP_READ_BYTES
-        self._catch_up_bytes += held
+        reserved = CATCH_UP_READ_BYTES
+        self._catch_up_bytes += reserved
         try:
             events = await self._missed_events(caller)
-            self._catch_up_bytes += len(events) - held
-            held = len(events)
+            self._catch_up_bytes += len(events) - reserved
+            reserved = len(events)
             for piece in pieces_of([events]):
                 yield piece
         finally:
-            self._catch_up_bytes -= held
+            self._catch_up_bytes -= reserved
 
     async def _missed_events(self, caller: Caller) -> bytes:
         """Return events of some of the records between a caller's place and the live tail."""

@@ -36,7 +36,7 @@ UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 SEARCH_MEMORY_BYTES = 2 * SEARCH_BYTES
 """What a search finds, and the answer that is made of it."""
 COPIES_IN_MEMORY = 3
-"""How many times a value of the window is held during a call: in the window, decoded, and in the answer."""
+"""How many times a value of the window is in memory during a call: in the window, decoded, and in the answer."""
 TIME = {"format": "date-time"}
 PLACE = re.compile(rf"/({PLAIN_INTEGER.pattern})/({PLAIN_INTEGER.pattern})/?\Z")
 

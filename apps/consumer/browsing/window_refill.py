@@ -23,7 +23,7 @@ MERGE_BYTES = 4 * 1024 * 1024
 
 
 class Refill:
-    """Puts the newest records that the group has committed into the window, an even share for each partition held."""
+    """Reads the newest committed records into the window, an even share for each assigned partition."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
         self,
@@ -43,7 +43,7 @@ class Refill:
         self._running: asyncio.Task[None] | None = None
 
     def begin(self, own: Collection[int]) -> None:
-        """Refill for the partitions held now, in the background; takes the place of a refill that was begun before."""
+        """Refill for these partitions in the background, instead of a refill that is still running."""
         if self._running is not None:
             self._running.cancel()
         self._running = self._background.start(self._until_done(own), "refill of the window")

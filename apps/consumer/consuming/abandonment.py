@@ -9,7 +9,7 @@ Reason = Literal["rebalance", "seek", "stop"]
 
 
 class Abandonment:
-    """Asks for batches to be abandoned, as long as one of several reasons holds; `cancel` ends a handler call."""
+    """Asks for batches to be abandoned, as long as there is a reason; `cancel` ends a handler call."""
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self._cancel = cancel
@@ -18,7 +18,7 @@ class Abandonment:
 
     @property
     def is_asked(self) -> bool:
-        """Whether a reason holds."""
+        """Whether there is a reason."""
         return bool(self._reasons)
 
     def ask(self, reason: Reason, cancel_after_s: float | None = None) -> None:

@@ -1,6 +1,6 @@
 """Halt instead of dead-lettering everything: when nearly all records are refused, the data is not at fault.
 
-There are two limits, as in Sentry's Arroyo (`DlqLimit`): consecutive refused records, and their ratio. Both hold for
+There are two limits, as in Sentry's Arroyo (`DlqLimit`): consecutive refused records, and their ratio. Both apply to
 each partition, and for all records of the stream that this instance consumes, in the order in which it consumes them.
 """
 

@@ -3,8 +3,8 @@
 import msgspec
 
 
-def _require(holds: bool, name: str, expected: str, got: object) -> None:  # noqa: FBT001 - the condition itself
-    if not holds:
+def _require(condition: bool, name: str, expected: str, got: object) -> None:  # noqa: FBT001 - the condition itself
+    if not condition:
         raise ValueError(f"{name}: expected {expected}, got {got}")
 
 

@@ -71,7 +71,7 @@ def resource(open_handler: OpenHandler[T], settings_type: type[Settings] = Setti
 
 
 AnyHandler = Handler[T] | Resource[T]
-"""What `HANDLERS` may hold."""
+"""What `HANDLERS` may contain."""
 
 
 class HandlerResource:
@@ -150,7 +150,7 @@ class HandlerResource:
         opened: asyncio.Future[Handler[Any]] = loop.create_future()
         end = self._end = loop.create_future()
         # a context is left by the task that entered it: anyio wants that, and a hanging one can be left behind
-        life = self._life = start_contained(partial(_hold, make, opened, end), "resource of a handler")
+        life = self._life = start_contained(partial(_keep_open_until, make, opened, end), "resource of a handler")
         either: list[asyncio.Future[Any]] = [life, opened]
         await asyncio.wait(either, timeout=self._open_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not opened.done():
@@ -224,7 +224,7 @@ async def _open_with_publish(
         yield handler
 
 
-async def _hold(
+async def _keep_open_until(
     make: Callable[[], AbstractAsyncContextManager[Handler[Any]]],
     opened: "asyncio.Future[Handler[Any]]",
     end: "asyncio.Future[None]",

@@ -26,7 +26,7 @@ from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 from faststream.message import AckStatus
 
-from apps.chassis.internals.batch_subscriber import hold, poll_by, wait_for_batch
+from apps.chassis.internals.batch_subscriber import locked, poll_by, wait_for_batch
 from apps.chassis.observability.logs import one_line
 from apps.consumer.consuming.commits import CommitRefused, Commits, positions_of
 from apps.consumer.consuming.consumption import Consumption
@@ -203,11 +203,11 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         except CorruptRecordException as error:  # nothing was read with it: see `record_fetching`
             self.consumption.note_unreadable(one_line(error))
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
-            with hold(self.subscriber):
+            with locked(self.subscriber):
                 await self.commits.begin(consumer)
                 self.consumption.redelivery.forget((await self.commits.reset(consumer, error)).__contains__)
         else:
-            with hold(self.subscriber):
+            with locked(self.subscriber):
                 await self.commits.begin(consumer)
                 if not fetched:
                     await self.commits.commit_idle(consumer)
@@ -217,7 +217,7 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         return tuple(chain.from_iterable(fetched.values()))
 
     async def _reach_newer(self, consumer: AIOKafkaConsumer, fetched: dict[TopicPartition, list[Record]]) -> None:
-        """Add further fetches to a poll: one holds 1 MiB of a partition, and all of it may wait for a suspect's key."""
+        """Add further fetches to a poll: one has 1 MiB of a partition, and all of it may wait for a suspect's key."""
         max_records = self.consumption.max_records
         with suppress(KafkaError):  # the next poll meets the error again
             while any((await records_waiting(consumer)).values()):
@@ -244,7 +244,7 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def consume(self, batch: FetchedBatch) -> None:
         """Process a batch, and go back to the first of its records that are to be redelivered."""
-        batch.clear_cache()  # it holds itself there: its records would stay until a garbage collection
+        batch.clear_cache()  # it refers to itself there: its records would stay until a garbage collection
         batch.outcome = await self.consumption.consume(batch.raw_message, self._has_newer)
         if batch.outcome.redelivered:
             await batch.go_back(batch.outcome.redelivered)

@@ -26,7 +26,7 @@ REASONS: dict[Reason, str] = {
 class Move(msgspec.Struct, frozen=True):
     """A position that moved without consuming or an operator; `skipped` records were not consumed.
 
-    A move back skips none: its records are consumed again. Neither do offsets that hold no record yet, or that the
+    A move back skips none: its records are consumed again. Neither do offsets without a record yet, or that the
     group has committed before.
     """
 

@@ -12,7 +12,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 from apps.chassis.background import Background
-from apps.chassis.internals.batch_subscriber import hold, wait_for_batch
+from apps.chassis.internals.batch_subscriber import locked, wait_for_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
 from apps.chassis.loop_watch import BLOCKED_AFTER_S
@@ -51,9 +51,9 @@ class NotNow(Exception):
 
 
 class Control:
-    """Steers the consumption of a stream. All calls are safe at any time, at once and repeated."""
+    """Controls the consumption of a stream. Every call is safe at any time, also concurrent or repeated."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it steers and watches
+    def __init__(  # noqa: PLR0913, PLR0917 - what it controls and watches
         self,
         connection: Connection,
         cluster: Cluster,
@@ -70,7 +70,7 @@ class Control:
         self._slow_batch_s = slow_batch_s
         self._background = background
         self._stream_name = stream_name
-        self._holding: asyncio.Task[None] | None = None
+        self._consumption_task: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
 
     @property
@@ -92,7 +92,7 @@ class Control:
     @property
     def stopped(self) -> bool:
         """Whether an operator has stopped the consumption."""
-        return self._holding is None
+        return self._consumption_task is None
 
     async def start(self, *, accept: bool = False) -> None:
         """Join the group and consume; return once partitions are assigned, or after 6 s.
@@ -105,9 +105,9 @@ class Control:
                 await self._end()
             elif accept and self._consumption.retrying:
                 self._consumption.accept()
-            if self._holding is None or self._holding.done():
+            if self._consumption_task is None or self._consumption_task.done():
                 self._consumption.resume(accept=accept)
-                self._holding = self._background.start(self._connection.hold(), "consumption")
+                self._consumption_task = self._background.start(self._connection.stay_connected(), "consumption")
         await self._connection.connected(max(0.0, late - time.monotonic()))
 
     async def stop(self) -> None:
@@ -120,11 +120,11 @@ class Control:
             await self._end()
 
     async def _end(self) -> None:
-        if self._holding is not None:
+        if self._consumption_task is not None:
             self._consumption.abandonment.ask("stop", CANCEL_HANDLER_AFTER_S)
-            self._holding.cancel()
-            await asyncio.wait([self._holding])
-            self._holding = None
+            self._consumption_task.cancel()
+            await asyncio.wait([self._consumption_task])
+            self._consumption_task = None
 
     async def stop_at(self, ending: asyncio.Event) -> None:
         """Stop when the service is about to end."""
@@ -132,29 +132,29 @@ class Control:
         await self.stop()
 
     async def pause(self) -> None:
-        """Stop reading, but keep the partitions; the in-flight batch is finished. Holds until `resume`."""
+        """Stop reading, but keep the partitions; the in-flight batch is finished. It lasts until `resume`."""
         async with self._changing:
             self._consumption.paused = True
-            self._hold_pause()
+            self._apply_pause()
 
     async def resume(self) -> None:
-        """Read on from where `pause` stopped."""
+        """Resume reading where `pause` stopped."""
         async with self._changing:
             self._consumption.paused = False
             self._consumption.idle_since = time.time()  # what was paused has not been polled meanwhile
             if consumer := self.consumer:
                 consumer.resume(*consumer.paused())
 
-    def _hold_pause(self) -> None:
+    def _apply_pause(self) -> None:
         consumer = self.consumer
         if self._consumption.paused and consumer:
             consumer.pause(*consumer.assignment())
 
     async def seek(self, place: Place) -> dict[int, int]:
-        """Consume from another place on; return the offset in each requested partition that this instance holds.
+        """Consume from another place on; return the offset in each requested partition of this instance.
 
-        The offsets are committed, so that a restart does not undo it. Raises `NotNow` when no such partition is held,
-        or a batch is in flight for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
+        The offsets are committed, so that a restart does not undo it. Raises `NotNow` when none is assigned, or
+        a batch is in flight for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
         or `OSError`, or after 9 s `TimeoutError`, when Kafka is out of reach.
         """
         async with asyncio.timeout(SEEK_TIMEOUT_S), self._changing:
@@ -213,7 +213,7 @@ class Control:
             found = await _find(consumer, wanted, place)
             await self._wait_for_batch(subscriber)
             offsets = {tp: offset for tp, offset in found.items() if is_due(tp, topic_ids[tp])}
-            with hold(subscriber):  # no batch is in flight, and a rebalance waits
+            with locked(subscriber):  # no batch is in flight, and a rebalance waits
                 await self._commits.seek(consumer, offsets, topic_ids)
             self._consumption.redelivery.forget()
         except (CommitFailedError, IllegalStateError):
@@ -238,7 +238,7 @@ class Control:
         """Return what the consumption is doing, with a look at the cluster (4 s at most)."""
         if self._consumption.halted:
             return "halted"
-        if self._holding is None:
+        if self._consumption_task is None:
             return "stopped"
         if self._connection.current is None:
             return "reconnecting" if self._connection.replaced else "starting"
@@ -300,7 +300,7 @@ class Control:
             async with self._changing:
                 if self._consumption.halted:
                     await self._end()
-            self._hold_pause()  # a pause that was asked for while the connection was being made
+            self._apply_pause()  # a pause that was asked for while the connection was being made
             broker = self._connection.current
             if (
                 broker is not None
@@ -315,7 +315,7 @@ def _wanted(consumer: AIOKafkaConsumer, place: Place) -> list[TopicPartition]:
     """Return the partitions that a seek concerns. Raises `NotNow` when this instance holds none of them."""
     wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
     if not wanted:
-        raise NotNow("this instance holds none of the requested partitions")
+        raise NotNow("none of the requested partitions is assigned to this instance")
     return wanted
 
 

@@ -132,11 +132,13 @@ class LagMeter:
             return Lag([PartitionLag(p, at, None, None, None) for p, at in sorted(positions.items())], None, {})
         if not offsets:
             return Lag([], None, {})
-        held = sorted(offsets if consumer is None else positions)
-        partitions = [_of_partition(partition, positions.get(partition), offsets.get(partition)) for partition in held]
+        numbers = sorted(offsets if consumer is None else positions)
+        partitions = [
+            _of_partition(partition, positions.get(partition), offsets.get(partition)) for partition in numbers
+        ]
         lags = [partition.lag for partition in partitions]
         known = None if None in lags else sum(lag or 0 for lag in lags)
-        return Lag(partitions, known, await self._ages({p: offsets[p] for p in held if p in offsets}))
+        return Lag(partitions, known, await self._ages({p: offsets[p] for p in numbers if p in offsets}))
 
     async def _ages(self, offsets: Mapping[int, Offsets]) -> dict[int, float]:
         behind = {partition: one for partition, one in offsets.items() if one.lag}
@@ -175,7 +177,7 @@ def _of_partition(partition: int, position: int | None, offsets: Offsets | None)
 
 
 async def _positions(consumer: AIOKafkaConsumer | None) -> dict[int, int | None]:
-    """Return the next offset to read of each partition held, without asking Kafka; None where it is not known yet."""
+    """Return the next offset to read of each assigned partition, None where it is unknown, without asking Kafka."""
     if consumer is None:
         return {}
     known = {tp.partition: position for tp, position in (await positions_of(consumer)).items()}

@@ -116,9 +116,9 @@ def of_commits(commits: Commits, partitions: Sequence[int]) -> Iterator[Metric]:
     )
 
 
-def of_lag(lag: Lag, held: int) -> Iterator[Metric]:
+def of_lag(lag: Lag, assigned: int) -> Iterator[Metric]:
     """Return how far consumption is behind; partitions that Kafka did not report are missing."""
-    yield gauge("consumer_partitions", "Partitions that this instance holds.", held)
+    yield gauge("consumer_partitions", "Partitions that are assigned to this instance.", assigned)
     known = {(str(one.partition),): one for one in lag.partitions if one.lag is not None}
     yield gauge(
         "consumer_lag_records",

@@ -54,7 +54,7 @@ class Seek(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Sought(msgspec.Struct):
-    """The next offset of each requested partition that this instance holds: of the first sought stream, and of each.
+    """The next offset of each requested partition of this instance: of the first sought stream, and of each.
 
     With `dry_run=true` nothing moved: `would_handle_again` offsets were handled before, `would_skip` never were.
     """
@@ -201,5 +201,7 @@ def _end_or_time(to: str) -> Literal["beginning", "end"] | datetime:
     try:
         time: datetime = msgspec.convert(to, Annotated[datetime, msgspec.Meta(tz=True)])
     except msgspec.ValidationError:
-        raise ValueError(f"`to`: expected beginning, end or a time like 2026-01-31T12:00:00Z, got {to[:40]!r}") from None
+        raise ValueError(
+            f"`to`: expected beginning, end or a time like 2026-01-31T12:00:00Z, got {to[:40]!r}"
+        ) from None
     return max(time, EPOCH)

@@ -65,7 +65,7 @@ def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
         tries=letter.tries,
         rounds=rounds,
         held=redriver.letters.is_held(letter),
-        redriven=marks.holds(owner_of(letter), record.partition, record.offset),
+        redriven=marks.contains(owner_of(letter), record.partition, record.offset),
         redrivable=redriver.is_ours(letter),
         verdict=letter.verdict,
     )

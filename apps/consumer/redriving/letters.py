@@ -11,7 +11,7 @@ from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import merged_by_time, size_of
 from apps.consumer.browsing.topic_search import Filter
-from apps.consumer.redriving.marks import Intervals, Marks, holds, merged, next_outside, without
+from apps.consumer.redriving.marks import Intervals, Marks, contains, merged, next_outside, without
 from contracts.dead_letter import DeadLetter, history, is_omitted, read, sent_back
 from contracts.record import Record, place_of
 
@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
 
 
 class Letters:
-    """The dead letters of one topic. `passed` has the offsets that hold no letters of an owner, by topic id."""
+    """The dead letters of one topic. `passed` has the offsets without letters of an owner, by topic id."""
 
     def __init__(self, reader: LogReader, cluster: Cluster, topic: str, max_rounds: int = MAX_ROUNDS) -> None:
         self.passed: dict[tuple[UUID | None, str | None, int], Intervals] = {}
@@ -93,7 +93,7 @@ class Letters:
             records, reached = await self._reader.some({partition: (at, end)}, READ_BYTES)
             own = [(record, letter) for record in records if owner_of(letter := letter_of(record)) == wanted.owner]
             for record, letter in own:
-                if holds(marked, record.offset) or letter.topic != self._topic or self.is_held(letter):
+                if contains(marked, record.offset) or letter.topic != self._topic or self.is_held(letter):
                     continue
                 if not wanted.only.matches(record):
                     continue

@@ -1,4 +1,4 @@
-"""Which dead letters were sent back: the records of the marks topic, and the offsets that they hold.
+"""Which dead letters were sent back: the records of the marks topic, and the offsets that they mark.
 
 The marks topic has one record for each group and partition of the dead letters, so that groups which share a
 dead-letter topic do not overwrite each other. Letters that name no group have their own records, which all groups
@@ -61,9 +61,9 @@ class Marks:
         """Return the offsets of a group's letters in a partition that must not be sent back again."""
         return merged([*self._intervals.get(partition, []), *self._intervals.get(MarkKey(group, partition), [])])
 
-    def holds(self, group: str | None, partition: int, offset: int) -> bool:
+    def contains(self, group: str | None, partition: int, offset: int) -> bool:
         """Return whether a letter of a group was sent back."""
-        return any(holds(self._intervals.get(key, []), offset) for key in (MarkKey(group, partition), partition))
+        return any(contains(self._intervals.get(key, []), offset) for key in (MarkKey(group, partition), partition))
 
     def add(self, group: str | None, partition: int, intervals: Intervals) -> tuple[bytes, bytes]:
         """Mark more of a group's letters; return key and value of the record to write."""
@@ -72,7 +72,7 @@ class Marks:
         return msgspec.json.encode(key), msgspec.json.encode(self._intervals[key])
 
 
-def holds(intervals: Intervals, offset: int) -> bool:
+def contains(intervals: Intervals, offset: int) -> bool:
     """Return whether an offset is in the intervals."""
     return next_outside(intervals, offset) != offset
 

@@ -226,7 +226,7 @@ class Redriver:
             record = await self._requested(partition, offset)
             owner = owner_of(letter_of(record))
             async with self._fenced(owner) as (producer, marks):
-                if marks.holds(owner, partition, offset):
+                if marks.contains(owner, partition, offset):
                     raise SentBefore(f"dead letter {partition}/{offset} was sent back before")
                 await self._send_back(producer, owner, [record], marks)
         return Returned([Redriven(partition, offset)], more=False)

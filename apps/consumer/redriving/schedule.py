@@ -3,7 +3,7 @@
 This is the delayed retry that others build from a row of retry topics: it blocks no partition, and needs no further
 topic. Each record gets as many rounds as there are delays, and is held then.
 
-The instance that holds partition 0 of the stream's topic does it: instances that redrive at once fence each other.
+The instance that has partition 0 of the stream's topic does it: instances that redrive at once fence each other.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from apps.chassis.observability.logs import one_line
 from apps.chassis.observability.metrics import counter, gauge
 from apps.consumer.operating.control import Control
 from apps.consumer.redriving.letters import READ_BYTES, letter_of
-from apps.consumer.redriving.marks import Intervals, Marks, holds, next_outside
+from apps.consumer.redriving.marks import Intervals, Marks, contains, next_outside
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.refusals import RedriveRefused
 from contracts.dead_letter import POISON, history
@@ -114,7 +114,7 @@ class DueLetters:
         reading = {
             number: max(stop.offset, start)
             for number, stop in enumerate(stops)
-            if stop.due <= now or holds(marked, stop.offset)
+            if stop.due <= now or contains(marked, stop.offset)
         }
         stopped: dict[int, Stop] = {}
         at = min(reading.values(), default=end)
@@ -123,7 +123,7 @@ class DueLetters:
             at = reached[partition]
             for record in records:
                 number = self._round_of(record)
-                if number not in reading or record.offset < reading[number] or holds(marked, record.offset):
+                if number not in reading or record.offset < reading[number] or contains(marked, record.offset):
                     continue
                 due = self._due(record, number, now)
                 stopped.setdefault(number, Stop(record.offset, due))
@@ -162,7 +162,7 @@ def of_schedule(schedule: "Schedule") -> Iterator[Metric]:
 
 
 class Schedule:
-    """Sends due letters back while the stream is `running`, from the instance that holds partition 0 of its topic."""
+    """Sends due letters back while the stream is `running`, from the instance that has partition 0 of its topic."""
 
     def __init__(self, redriver: Redriver, due: DueLetters, control: Control, topic: str) -> None:
         self.redriven = 0

@@ -132,7 +132,7 @@ async def split_lines(
             rest += last
         if len(rest) > max_line_bytes:
             rest, too_long = bytearray(), True
-        if not share.hold(len(rest)):
+        if not share.set_arriving(len(rest)):
             raise Busy("too many long lines are under way")
     if rest or too_long:
         yield [None if too_long else bytes(rest)]

@@ -48,7 +48,7 @@ def _has_fields(kind: type) -> bool:
 def _strict_struct(
     kind: type[msgspec.Struct], made: dict[type, type], within: tuple[type, ...]
 ) -> type[msgspec.Struct]:
-    """Return a subclass with the same fields, names, order, defaults and tag."""
+    """Return a subclass with the same name, fields, order, defaults and tag: documents show the name."""
     config = kind.__struct_config__
     strict_fields = []
     for one in fields(kind):
@@ -59,9 +59,10 @@ def _strict_struct(
             (one.name, _strict(one.type, made, within), msgspec.field(name=one.encode_name, **default))
         )
     return msgspec.defstruct(
-        f"Strict{kind.__name__}",
+        kind.__name__,
         strict_fields,
         bases=(kind,),
+        module=kind.__module__,
         kw_only=True,
         forbid_unknown_fields=True,
         tag=config.tag,

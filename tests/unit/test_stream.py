@@ -57,6 +57,10 @@ PLACED = (
 )
 
 
+def test_documents_of_a_strict_type_have_the_names_of_the_declared_types() -> None:
+    assert {"Placed", "Cancelled"} <= msgspec.json.schema(CHANGES.strict_type)["$defs"].keys()
+
+
 @pytest.mark.parametrize("text", [PLACED, b'{"type":"cancelled","event_id":"e-2","reason":""}'])
 def test_a_union_of_structs_with_any_fields_is_taken_and_stands_as_it_was_sent(text: bytes) -> None:
     strict = CHANGES.decode_strictly(text)

@@ -140,7 +140,7 @@ async def test_a_file_of_keys_with_a_time_to_come_counts_once_it_is_left_alone(t
 DAMAGES = {
     "same name": f"ada:{NAMELESS}\nada:{OTHER}",
     "too weak": "ada:",
-    "too weak: 6": "ada:s3cret",
+    "got 6": "ada:s3cret",
     "no key is given": "",
     "no key is given;": "# revoked\n",
     "name as one in API_KEY": f"fixed:{OTHER}",

@@ -149,7 +149,7 @@ class Looking(Control):
     def trouble(self) -> str | None:
         return "the consume loop has not polled for 25 s"
 
-    def _hold_pause(self) -> None:
+    def _apply_pause(self) -> None:
         self.looks += 1
 
     async def _no_trouble(self) -> None: ...

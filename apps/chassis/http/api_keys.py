@@ -130,7 +130,7 @@ def _find_fault(name: str, key: str, others: Mapping[str, str]) -> str | None:
         ),
         (
             len(key) < MIN_KEY_LENGTH,
-            f"is too weak: expected {MIN_KEY_LENGTH} characters or more, without a name:, got {len(key)}; {HOW_TO_MAKE_ONE}",
+            f"is too weak: expected at least {MIN_KEY_LENGTH} characters after name:, got {len(key)}; {HOW_TO_MAKE_ONE}",
         ),
         (
             not KEY.fullmatch(key),

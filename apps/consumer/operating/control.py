@@ -312,7 +312,7 @@ class Control:
 
 
 def _wanted(consumer: AIOKafkaConsumer, place: Place) -> list[TopicPartition]:
-    """Return the partitions that a seek concerns. Raises `NotNow` when this instance holds none of them."""
+    """Return the partitions that a seek concerns. Raises `NotNow` when none is assigned to this instance."""
     wanted = [tp for tp in consumer.assignment() if not isinstance(place, Mapping) or tp.partition in place]
     if not wanted:
         raise NotNow("none of the requested partitions is assigned to this instance")

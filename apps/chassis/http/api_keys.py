@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 HEADER = "X-API-Key"
 DEFAULT_NAME = "default"
-MIN_KEY_LENGTH = 16
+MIN_LENGTH = 16
 """Shortest key, in characters: 16 random ones cannot be guessed over HTTP."""
 NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 KEY = re.compile(r"(?!#)[!-+\--~]+")
@@ -129,8 +129,8 @@ def _find_fault(name: str, key: str, others: Mapping[str, str]) -> str | None:
             "has no proper name before its colon: write name:key, the name of 1 to 32 letters, digits, . _ -",
         ),
         (
-            len(key) < MIN_KEY_LENGTH,
-            f"is too weak: expected at least {MIN_KEY_LENGTH} characters after name:, got {len(key)}; {HOW_TO_MAKE_ONE}",
+            len(key) < MIN_LENGTH,
+            f"is too weak: expected {MIN_LENGTH} characters or more after name:, got {len(key)}; {HOW_TO_MAKE_ONE}",
         ),
         (
             not KEY.fullmatch(key),

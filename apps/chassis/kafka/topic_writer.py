@@ -1,15 +1,21 @@
-"""Write records to a topic, keyed, through an idempotent producer of its own, and wait until all replicas have them."""
+"""Write records to a topic through an idempotent producer of its own, and wait until all replicas have them.
+
+FastStream's publishing cannot be used: it rewrites null and binary headers, and drops the headers of batches.
+"""
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from apps.chassis.kafka.clients import METADATA_MS, ClientOptions
 from apps.chassis.kafka.cluster import Cluster
+from contracts.dead_letter import Header
 from contracts.partitioning import partitions_of
 
 ACK_TIMEOUT_S = 15.0
@@ -17,78 +23,103 @@ ACK_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 2.0
 """Seconds for a producer to close."""
 MAX_BATCH_BYTES = 512 * 1024
-"""Bytes of a batch; less where the topic takes less."""
+"""Bytes of a batch; less where the topic takes less. A larger record travels alone."""
 
-Header = tuple[str, bytes | None]
+Content = tuple[bytes | None, bytes | None, Sequence[Header]]
+"""Key, value and headers of a record."""
+OnAcknowledged = Callable[[int, range], object]
+"""Called with the partition of an acknowledged batch, and with the range of its records among the partition's."""
+
+
+async def nothing_to_prepare() -> None:
+    """Prepare nothing: the topic exists."""
 
 
 class TopicWriter:
-    """Writes to one topic; the first write creates the topic if it is missing."""
+    """Writes to one topic.
 
-    def __init__(
+    The first write, and the first after one that failed, calls `prepare` and opens a producer with `compression`.
+    """
+
+    def __init__(  # noqa: PLR0913 - what its producers are made of
         self,
         options: ClientOptions,
         topic: str,
         cluster: Cluster,
         new_producer: Callable[..., AIOKafkaProducer] = AIOKafkaProducer,
         *,
+        prepare: Callable[[], Awaitable[None]] = nothing_to_prepare,
         ack_timeout_s: float = ACK_TIMEOUT_S,
     ) -> None:
         self.topic = topic
+        self.compression: str | None = None
         self._options = options
         self._cluster = cluster
         self._new_producer = new_producer
+        self._prepare = prepare
         self._ack_timeout_s = ack_timeout_s
         self._producer: AIOKafkaProducer | None = None
         self._connecting = asyncio.Lock()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Close its connections at the end; the first write opens them."""
-        async with self._cluster.open():
-            try:
-                yield
-            finally:
-                await self._drop(self._producer)
+        """Close the producer at the end."""
+        try:
+            yield
+        finally:
+            await self._drop(self._producer)
 
     async def write(self, keys: Sequence[bytes], values: Sequence[bytes], headers: Sequence[Header] = ()) -> None:
-        """Write records with the same headers; return when all in-sync replicas have them.
+        """Write records with the same headers, each to the partition of its key; as `write_to` does otherwise."""
+        async with self._producing() as producer:
+            by_partition: defaultdict[int, list[Content]] = defaultdict(list)
+            partitions = partitions_of(keys, len(await producer.partitions_for(self.topic)))
+            for number, key, value in zip(partitions, keys, values, strict=True):
+                by_partition[number].append((key, value, headers))
+            await self._write(producer, by_partition)
 
-        Records of one key keep their order. Raises `Unusable`, `KafkaError`, `OSError` or, after 15 s, `TimeoutError`:
-        some of the records may be written then.
+    async def write_to(
+        self, by_partition: Mapping[int, Sequence[Content]], on_acknowledged: OnAcknowledged | None = None
+    ) -> None:
+        """Write records to partitions, in their order; return when all in-sync replicas have them.
+
+        Raises the errors of `prepare`, `KafkaError`, `OSError` or, after 15 s, `TimeoutError`: some of the records may
+        be written then.
         """
+        async with self._producing() as producer:
+            await self._write(producer, by_partition, on_acknowledged)
+
+    @asynccontextmanager
+    async def _producing(self) -> AsyncIterator[AIOKafkaProducer]:
         producer: AIOKafkaProducer | None = None
         try:
             async with asyncio.timeout(self._ack_timeout_s):
                 producer = await self._connected()
-                await self._write(producer, keys, values, headers)
+                yield producer
         except BaseException:
             # a refused or abandoned batch leaves a gap in the producer's sequence numbers: it cannot be used again
             await self._drop(producer)
             raise
 
     async def _write(
-        self, producer: AIOKafkaProducer, keys: Sequence[bytes], values: Sequence[bytes], headers: Sequence[Header]
+        self,
+        producer: AIOKafkaProducer,
+        by_partition: Mapping[int, Sequence[Content]],
+        on_acknowledged: OnAcknowledged | None = None,
     ) -> None:
-        by_partition: defaultdict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
-        partitions = partitions_of(keys, len(await producer.partitions_for(self.topic)))
-        for partition, key, value in zip(partitions, keys, values, strict=True):
-            by_partition[partition].append((key, value))
         sent: list[asyncio.Future[object]] = []
-        for partition, records in by_partition.items():
-            batch = producer.create_batch()
-            for key, value in records:
-                if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
-                    sent.append(await producer.send_batch(batch, self.topic, partition=partition))
-                    batch = producer.create_batch()
-                    batch.append(timestamp=None, key=key, value=value, headers=headers)
-            sent.append(await producer.send_batch(batch, self.topic, partition=partition))
+        for number, records in by_partition.items():
+            for batch, places in _batches_of(producer, records):
+                sending = await producer.send_batch(batch, self.topic, partition=number)
+                if on_acknowledged is not None:
+                    sending.add_done_callback(partial(_report, on_acknowledged, number, places))
+                sent.append(sending)
         await asyncio.gather(*sent)
 
     async def _connected(self) -> AIOKafkaProducer:
         async with self._connecting:
             if self._producer is None:
-                await self._cluster.ensure_topics()
+                await self._prepare()
                 max_message_bytes = self._cluster.max_message_bytes(self.topic)
                 producer = self._new_producer(
                     **self._options,
@@ -96,6 +127,7 @@ class TopicWriter:
                     enable_idempotence=True,
                     max_batch_size=min(MAX_BATCH_BYTES, max_message_bytes),
                     max_request_size=max_message_bytes,
+                    compression_type=self.compression,
                     metadata_max_age_ms=METADATA_MS,
                 )
                 try:
@@ -111,6 +143,22 @@ class TopicWriter:
         if producer is not None and producer is self._producer:
             self._producer = None
             await _stop(producer)
+
+
+def _batches_of(producer: AIOKafkaProducer, records: Sequence[Content]) -> Iterator[tuple[BatchBuilder, range]]:
+    """Yield the batches of a partition's records, each with the range of its records."""
+    batch, first = producer.create_batch(), 0
+    for number, (key, value, headers) in enumerate(records):
+        if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+            yield batch, range(first, number)
+            batch, first = producer.create_batch(), number
+            batch.append(timestamp=None, key=key, value=value, headers=headers)
+    yield batch, range(first, len(records))
+
+
+def _report(on_acknowledged: OnAcknowledged, partition: int, places: range, sending: "asyncio.Future[object]") -> None:
+    if not sending.cancelled() and sending.exception() is None:
+        on_acknowledged(partition, places)
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:

@@ -6,10 +6,11 @@ from typing import Any, Protocol, TypeVar
 
 from apps.chassis.kafka.clients import ClientOptions, for_purpose
 from apps.chassis.kafka.kafka import Kafka
-from apps.chassis.kafka.topic_writer import Header, TopicWriter
+from apps.chassis.kafka.topic_writer import TopicWriter
 from apps.chassis.kafka.topics import record_topic
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
+from contracts.dead_letter import Header
 from contracts.stream import Stream, encode
 
 T = TypeVar("T")
@@ -62,6 +63,9 @@ class Publisher:
         own = self._settings.of(stream)
         if own.topic not in self._writers:
             cluster = self._kafka.cluster(self._options, [record_topic(own, "write")])
-            self._writers[own.topic] = writer = TopicWriter(self._options, own.topic, cluster, self._kafka.producer)
+            prepare, new_producer = cluster.ensure_topics, self._kafka.producer
+            writer = TopicWriter(self._options, own.topic, cluster, new_producer, prepare=prepare)
+            self._writers[own.topic] = writer  # before another call can come
+            await self._opened.enter_async_context(cluster.open())
             await self._opened.enter_async_context(writer.open())
         return self._writers[own.topic]

@@ -344,16 +344,16 @@ async def test_what_is_accepted_of_a_partition_ends_when_none_of_its_records_wai
     consumer.consumption.resume(accept=True)
     async with subscribed(consumer) as (_, subscriber):
         await subscriber.process_message(tuple(map(bad_record, range(150))))
-        consumer.consumption.caught_up({0}, {0, 1})
-        assert consumer.consumption.accepting, "partition 1 may have records that wait"
+        consumer.consumption.acceptance.note_recovered({0}, {0, 1})
+        assert consumer.consumption.acceptance.is_on, "partition 1 may have records that wait"
         consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(150, 250)))))
         await until(lambda: consumer.consumption.halted)
         consumer.consumption.abandonment.ask("stop")
         with pytest.raises(Halted):
             await consuming
     assert consumer.counters == (0, 150)
-    consumer.consumption.caught_up({1}, {0, 1})
-    assert not consumer.consumption.accepting
+    consumer.consumption.acceptance.note_recovered({1}, {0, 1})
+    assert not consumer.consumption.acceptance.is_on
 
 
 async def test_records_wait_behind_the_position_of_a_partition_that_is_read() -> None:

@@ -13,6 +13,7 @@ from itertools import count
 from apps.chassis.observability.logs import one_line, without_values
 from apps.chassis.observability.traces import Traces
 from apps.consumer.consuming.abandonment import Abandonment
+from apps.consumer.consuming.acceptance import Acceptance
 from apps.consumer.consuming.attempts import Attempts
 from apps.consumer.consuming.batch import Handle
 from apps.consumer.consuming.dead_letter_limit import DeadLetterLimiter
@@ -56,10 +57,9 @@ class Consumption:
     """What a service has consumed since it started, across its connections.
 
     `halted` is the reason why it does not consume, until `resume`; `halted_for` is the same without quotes of errors.
-    `paused` is whether an operator wants its partitions paused. `accepting` is whether bad records of some partitions
-    are dead-lettered without a limit. `dead_letters` counts them by the type of their error, `rebalances` counts
-    assignments, `passed_over` the records that were sent back for another group. `batch_records` is the size of the
-    next batch.
+    `paused` is whether an operator wants its partitions paused. `dead_letters` counts them by the type of their error,
+    `rebalances` counts assignments, `passed_over` the records that were sent back for another group. `batch_records` is
+    the size of the next batch.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the steps of which it is composed
@@ -88,6 +88,7 @@ class Consumption:
         self.attempts = Attempts(decode, handle)
         self.abandonment = Abandonment(self.attempts.cancel)
         self.resource = resource or HandlerResource()
+        self.acceptance = Acceptance()
         self.redelivery = Redelivery(self.attempts, self.abandonment, policy, self.resource)
         self._limiter = DeadLetterLimiter(policy.dead_letter_limit)
         self._decode, self._show, self._write_dead_letters = decode, show, write_dead_letters
@@ -95,8 +96,6 @@ class Consumption:
         self._traces = traces or Traces()
         self._unreadable: tuple[str, float] = "", 0.0
         self._give_way_s = give_way_s
-        self.accepting = False
-        self._recovered: set[int] = set()
 
     @property
     def dead_lettered(self) -> int:
@@ -141,28 +140,19 @@ class Consumption:
         self.last_error = what
 
     def resume(self, *, accept: bool) -> None:
-        """Consume again after a stop or a halt.
-
-        With `accept`, bad records of a partition are dead-lettered as `accept` does.
-        """
+        """Consume again after a stop or a halt; with `accept`, dead-letter the bad records that wait."""
         self.halted = None
         self.abandonment.withdraw("rebalance", "stop")
         self.redelivery.forget()
-        self.accepting = False
+        self.acceptance.end()
         if accept:
             self.accept()
 
     def accept(self) -> None:
-        """Dead-letter the bad records of a partition until a batch has only good ones of it, or none wait there."""
-        self.accepting = True
-        self._recovered.clear()
+        """Dead-letter the bad records that wait, without a limit."""
+        self.acceptance.begin()
         self._limiter.forget()
         self.abandonment.end_backoff()
-
-    def caught_up(self, partitions: Collection[int], assigned: Collection[int]) -> None:
-        """End what was accepted of partitions in which no record waits: later records were not meant by it."""
-        self._recovered.update(partitions)
-        self.accepting = self.accepting and not (assigned and self._recovered.issuperset(assigned))
 
     def assigned(self, partitions: Collection[Partition]) -> None:
         """Set the currently assigned partitions."""
@@ -179,7 +169,7 @@ class Consumption:
         try:
             if not self.halted:
                 if self.abandonment.is_asked:
-                    self._limiter.review((), ())  # the last batch may be uncommitted: it must not count with this one
+                    self._limiter.forget_reviewed()  # the last batch may be uncommitted
                     return finished_part(records, (), list(map(id, records)))
                 own, others = divide(records, self._group)
                 with self._traces.handling(own):
@@ -199,7 +189,7 @@ class Consumption:
         self._limiter.count()
         failed = [one.position for one in outcome.bad if one.position is not None]
         self.redelivery.window.add(len(outcome.good) + len(outcome.bad), failed)
-        self._recovered.update(outcome.recovered)
+        self.acceptance.note_recovered(outcome.recovered)
         self.consumed += len(outcome.good)
         self.passed_over += outcome.passed_over
         for letter in outcome.bad:
@@ -210,7 +200,7 @@ class Consumption:
 
     async def _consume(self, records: Sequence[Record], newer: Newer) -> Outcome:
         good, values, bad = sort_out(self._decode, records)
-        accepted = {record.partition for record in records} - self._recovered if self.accepting else set()
+        accepted = self.acceptance.partitions_of(records)
         verdict = Verdict()
         if values:
             began = time.monotonic()

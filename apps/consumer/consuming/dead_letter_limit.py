@@ -76,6 +76,10 @@ class DeadLetterLimiter:
             self._rows = {number: row for number, row in rows.items() if row.refused_at}  # the others cost nothing
             self._reviewed = {}
 
+    def forget_reviewed(self) -> None:
+        """Forget the last reviewed batch: it will be redelivered."""
+        self._reviewed = {}
+
     def forget(self) -> None:
         """Clear the history."""
         self._rows.clear()

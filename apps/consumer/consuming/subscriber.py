@@ -194,9 +194,9 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         subscriber's lock: a rebalance and a seek wait for them. What cannot be read is tried again with the next
         polls, which go on for other partitions meanwhile.
         """
-        if self.consumption.accepting:
+        if self.consumption.acceptance.is_on:
             done = [tp.partition for tp, waits in (await records_waiting(consumer)).items() if not waits]
-            self.consumption.caught_up(done, [tp.partition for tp in consumer.assignment()])
+            self.consumption.acceptance.note_recovered(done, [tp.partition for tp in consumer.assignment()])
         fetched: dict[TopicPartition, list[Record]] = {}
         try:
             fetched = await consumer.getmany(timeout_ms=POLL_MS, max_records=self.consumption.max_records)

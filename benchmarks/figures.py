@@ -48,7 +48,7 @@ def rows_of(figures: Figures, lines: int) -> list[Row]:
             series["send_batch"],
             0.7,
         ),
-        bounded("memory of the producer meanwhile, at most", values["memory of lines"], 200, "MB"),
+        bounded("memory of the producer, at most", values["memory of lines"], 200, "MB"),
         *compared(
             "people posted one by one, 64 connections, against a bare handler", series["ones"], series["bare"], 0.6
         ),

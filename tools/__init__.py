@@ -1,1 +1,1 @@
-"""What developers run beside the services."""
+"""Tools for developers."""

@@ -24,7 +24,7 @@ class Advisory(msgspec.Struct):
 
 
 class Package(msgspec.Struct):
-    """A package as `pip-audit --format json` tells of it: asked about, or passed over for a reason."""
+    """A package in the output of `pip-audit --format json`: audited, or skipped for a reason."""
 
     name: str
     version: str = ""

@@ -34,7 +34,7 @@ def incompatibilities(old: Schema, new: Schema) -> list[str]:
 
 
 def unreadable(written: Schema, read: Schema) -> list[str]:
-    """Return why what follows the schema `written` may be refused by whoever reads with the schema `read`."""
+    """Return why what follows the schema `written` may be refused by a reader with the schema `read`."""
     return list(_Comparison(written, read).of(written, read, "$"))
 
 
@@ -130,7 +130,7 @@ def _resolved(schema: Schema, root: Schema) -> Schema:
 
 
 def _types_of(schema: Schema) -> set[str]:
-    """Return the types of JSON that a schema allows; whoever takes numbers takes integers."""
+    """Return the types of JSON that a schema allows; a reader that takes numbers takes integers."""
     given = schema.get("type", TYPES)
     types = {given} if isinstance(given, str) else set(given)
     return types | {"integer"} if "number" in types else types

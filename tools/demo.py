@@ -1,7 +1,7 @@
 """The whole of it on this machine: Kafka, both services, ten records of each stream made and consumed. Until Ctrl-C.
 
 A Kafka that already answers at KAFKA_BOOTSTRAP_SERVERS is used as it is. Where that is not set and none answers at its
-default, a local one is started for the demo. Whatever the demo started ends with it, however it ends.
+default, a local one is started for the demo. Everything that the demo started ends with it.
 """
 
 import json

@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class LocalKafkaError(Exception):
-    """Why there is no Kafka, in words for whoever asked for one."""
+    """Why there is no Kafka, in words for the developer."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _download_jars(repository: Path, jars: Path) -> list[str]:
 def _format_storage(java: tuple[str, ...], folder: Path) -> None:
     """Make the storage folder `formatted` that any broker can start from: it saves every cluster the start of a JVM.
 
-    Its meta.properties, where brokers differ, is left to whoever starts them.
+    Its meta.properties, where brokers differ, is left to the code that starts them.
     """
     settings = folder / "format.properties"
     settings.write_text(_FORMAT_SETTINGS)

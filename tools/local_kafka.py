@@ -410,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"local_kafka: {error}", file=sys.stderr)
         return 1
     except _Interrupted as interrupted:
-        return 0 if waiting else 128 + interrupted.number  # being told to stop is how the waiting ends well
+        return 0 if waiting else 128 + interrupted.number  # a signal to stop is the normal end
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def why_taken(port: int) -> str | None:
 
 
 def holder_of(port: int) -> str | None:
-    """Return the name and id of the process that listens on a port of this machine, None where that is not told."""
+    """Return the name and id of the process that listens on a port of this machine, None where that is unknown."""
     with suppress(psutil.Error, OSError):
         for at in psutil.net_connections("tcp"):
             if at.status == psutil.CONN_LISTEN and at.laddr.port == port and at.pid is not None:

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parents[1] / "contracts"
 def schema_of(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - a type, or a union of types
     """Return the JSON schema of a type.
 
-    A `datetime` or a `time` is told from any other text only when it must have a zone (`Meta(tz=True)`).
+    A `datetime` or a `time` is distinguished from other text only when it must have a zone (`Meta(tz=True)`).
     """
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
 

@@ -1,4 +1,4 @@
-"""All that the consumer has of one stream: its group's member, its readers, its window and its dead letters."""
+"""Everything that the consumer has for one stream: group member, readers, window and dead letters."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -52,7 +52,7 @@ GRACE_S = 5.0
 
 
 class StreamConsumer:
-    """Consumes one stream, whatever becomes of others.
+    """Consumes one stream, independently of the others.
 
     `log` reads the topic as consumers see it; `uncommitted` also reads what transactions did not commit.
     """

@@ -96,7 +96,7 @@ OUT_OF_REACH = Kind(
     "out-of-reach",
     HTTPStatus.SERVICE_UNAVAILABLE,
     "Kafka is out of reach",
-    "Kafka cannot be reached or did not answer in time; the service goes on trying. Nothing was written unless the "
+    "Kafka cannot be reached or did not answer in time; the service keeps trying. Nothing was written unless the "
     "answer's `receipts` say so. Try again after `Retry-After`.",
     retry=True,
 )
@@ -129,7 +129,7 @@ FOREIGN_ORIGIN = Kind(
     HTTPStatus.FORBIDDEN,
     "A page of another origin",
     "A browser made the call for a web page of another origin (`Origin`, `Sec-Fetch-Site`); nothing was done. "
-    "`CORS_ORIGINS` names the origins whose pages may call. Callers that are no browser send neither header.",
+    "`CORS_ORIGINS` names the origins whose pages may call. Other callers send neither header.",
 )
 UNKNOWN_HOST = Kind(
     "unknown-host",
@@ -208,7 +208,7 @@ def bad_body(detail: str, path: str = "$") -> ProblemDetailsException:
 
 
 def to_problem(error: Exception) -> ProblemDetailsException:
-    """Return the problem that answers an error. An error that nobody foresaw is a 500 without details."""
+    """Return the problem that answers an error. An unexpected error is a 500 without details."""
     match error:
         case ProblemDetailsException():
             return error
@@ -260,7 +260,7 @@ def encoded(error: ProblemDetailsException) -> tuple[int, list[tuple[bytes, byte
 
 
 def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Answer an error by its problem: the exception handler of all routes. Log an error that nobody foresaw."""
+    """Answer an error by its problem: the exception handler of all routes. Log an unexpected error."""
     answer = to_problem(error)
     if answer.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("%s %s failed", request.method, request.scope.get("path_template"), exc_info=error)

@@ -72,7 +72,7 @@ class _Streaming(ASGIStreamingResponse):
         await super().__call__(scope, receive, send)
 
     async def send_body(self, send: Send, receive: Receive) -> None:
-        """Send the pieces, and listen for a disconnect meanwhile unless they read the body."""
+        """Send the pieces; unless they read the body, also listen for a disconnect."""
         if self._reads_body:
             await self._send_pieces(send)
             return

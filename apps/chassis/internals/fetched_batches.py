@@ -53,7 +53,7 @@ RECORD_OVERHEAD_BYTES = 256
 """Bytes of memory that a record takes besides its content."""
 
 NO_TIMESTAMP = -1
-"""The timestamp of a record that has none, as Kafka itself tells it."""
+"""The timestamp of a record that has none, in Kafka's protocol."""
 LENGTH = Struct(">8xi")
 """Where a batch says, in every format, how many bytes it has behind this."""
 

@@ -54,7 +54,7 @@ class Topic(msgspec.Struct, frozen=True):
 
     @property
     def configs(self) -> dict[str, str]:
-        """The configuration of a new topic: everything that the guarantees need, whatever the broker's defaults.
+        """The configuration of a new topic: everything that the guarantees need, independent of the broker's defaults.
 
         Brokers set the timestamps of topics that are kept for ever. Otherwise they would refuse records of a client
         whose clock is wrong.

@@ -69,7 +69,7 @@ class OpenTelemetry(Traces):
 
             def end() -> None:
                 self._provider.shutdown()
-                with suppress(RuntimeError):  # the loop has ended meanwhile
+                with suppress(RuntimeError):  # the loop has ended
                     loop.call_soon_threadsafe(done.set)
 
             Thread(target=end, name="last spans", daemon=True).start()  # the loop waits for threads of its own pool

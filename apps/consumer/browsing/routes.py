@@ -73,7 +73,7 @@ Until = Annotated[
     ),
 ]
 LastEvent = Annotated[
-    str | None, HeaderParameter(name="Last-Event-ID", description="Goes on behind the event with this id.")
+    str | None, HeaderParameter(name="Last-Event-ID", description="Continues after the event with this id.")
 ]
 
 
@@ -129,7 +129,7 @@ class MessageController(Controller):
 
     @get(
         summary="The newest records",
-        description="The records that this instance consumed last, in the order of consumption, whatever their "
+        description="The records that this instance consumed last, in the order of consumption, not of their "
         "timestamps (after a restart first the earlier committed ones, merged by timestamp). With "
         "`scope=topic` the newest of the whole topic, straight from it: merged by timestamp, each partition in the "
         "order of its offsets; a record dated more than a minute ahead counts as old as the one before it. A search "
@@ -194,7 +194,7 @@ class MessageController(Controller):
         "/stream",
         summary="The live tail of the topic",
         description="Server-sent events: one a record, and its id is the offset reached in each partition, so that "
-        "`Last-Event-ID` continues without a gap, on any instance. `gap` reports records that were deleted meanwhile "
+        "`Last-Event-ID` continues without a gap, on any instance. `gap` reports records that were deleted in between "
         "or cannot be read, `cut-off` a caller that read too slowly.",
         responses={
             **documented(OUT_OF_REACH, BUSY),
@@ -242,7 +242,7 @@ def _newest_of_window(
 
 
 def bytes_of(window: Window, limit: int) -> int:
-    """Return the bytes of memory that a call for so many records of a window may take, about."""
+    """Return about how many bytes of memory a call for some records of a window takes."""
     return COPIES_IN_MEMORY * window.bytes_of(limit)
 
 

@@ -1,7 +1,7 @@
 """Keep the last consumed records in memory: a cache of the topic, bounded in records and in bytes.
 
-They keep the order of consumption, whatever their timestamps. Records that were consumed before this instance started
-are read again from the topic, and come before those.
+They keep the order of consumption, not that of their timestamps. Records that were consumed before this instance
+started are read again from the topic, and come before those.
 """
 
 import re

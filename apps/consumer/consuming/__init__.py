@@ -1,10 +1,10 @@
 """From a fetched batch to its commit: decode -> retry -> bisect -> dead-letter limit -> dead letters -> commit.
 
 `subscriber` polls, and waits for the batch before a rebalance takes its partitions. `consumption` composes the steps.
-`decode` finds bad records, `retry` calls the handler, `bisect` isolates failing records, `redelivery` backs off while
-the handler is down, `resource` keeps open what it needs, `dead_letter_limit` halts, `dead_letters` writes what is bad,
-and `commits` commits. A broker that is down fails a poll, a write or a commit: it is retried, and `stuck_loop` tells
-when that no longer helps.
+`decode` finds bad records, `attempts` calls the handler, `bisect` isolates failing records, `redelivery` backs off
+while the handler is down, `resource` keeps open what it needs, `dead_letter_limit` halts, `dead_letters` writes what is
+bad, and `commits` commits. Polls, writes and commits that fail while a broker is down are retried, and `stuck_loop`
+detects when that no longer helps.
 
 Depends on `apps.chassis` and `contracts`; the other packages of the consumer depend on it.
 """

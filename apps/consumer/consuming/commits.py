@@ -47,7 +47,7 @@ GIVEN_AWAY = "the group revoked the partitions while the batch was in flight (Co
 ReadCommits = Callable[[], Awaitable[Mapping[int, OffsetAndMetadata | None]]]
 """Reads the group's committed offset in each partition, as `Cluster.commits` does."""
 ReadEnds = Callable[[int], Awaitable[Mapping[int, int]]]
-"""Reads the ends of so many partitions, as `LogReader.ends` does."""
+"""Reads the ends of the first partitions, as `LogReader.ends` does."""
 AskTopicIds = Callable[[AIOKafkaConsumer, Collection[TopicPartition]], Awaitable[Mapping[TopicPartition, UUID | None]]]
 """Asks the leaders of partitions for the id of their topic, as `partition_topic_ids` does."""
 
@@ -173,7 +173,7 @@ class Commits:
         topic_ids = await self.ask_topic_ids(consumer, lost)
         first = await consumer.beginning_offsets(list(lost))
         for tp, position in lost.items():
-            if tp in consumer.assignment():  # not given to another member meanwhile
+            if tp in consumer.assignment():  # not given to another member since
                 consumer.seek(tp, first[tp])
                 self._reset(tp.partition, position, first[tp], topic_ids[tp])
         return set(lost)
@@ -201,7 +201,7 @@ class Commits:
         """
         topic_ids = await self._ask_topic_ids(consumer, partitions)
         if unknown := [tp for tp in partitions if tp not in topic_ids]:
-            raise KafkaConnectionError(f"the leaders of {sorted(unknown)} do not tell which topic they have")
+            raise KafkaConnectionError(f"the leaders of {sorted(unknown)} do not report which topic they have")
         return topic_ids
 
     async def recreated(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:

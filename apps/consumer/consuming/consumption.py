@@ -43,7 +43,7 @@ REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", 
 
 
 class Halted(Exception):
-    """So many records were refused that the code must be at fault, not the data; the message has their number.
+    """Too many records were refused: the code must be at fault, not the data. The message has their number.
 
     `reason` is the message without the last `error`, for the log.
     """
@@ -236,7 +236,7 @@ class Consumption:
             try:
                 await self._write_dead_letters(bad)
                 break
-            except Exception as error:  # noqa: BLE001 - whatever is wrong, the bad records must not be lost
+            except Exception as error:  # noqa: BLE001 - no error may lose the bad records
                 reason = without_values(error)
                 if self.redelivery.unwritten != reason:
                     log.warning("dead letters could not be written, retrying: %s", reason)

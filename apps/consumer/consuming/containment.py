@@ -101,7 +101,7 @@ async def _contain(
         return _require_none(await make())
     except asyncio.CancelledError:
         raise
-    except BaseException as error:  # noqa: BLE001 - of whatever kind, it is a failure of the handler alone
+    except BaseException as error:  # noqa: BLE001 - an error of any kind is a failure of the handler alone
         is_exception, copied = issubclass(type(error), Exception), copy_of(error, bases)
     # raised here, so that the handler's own error is not the context of its copy
     if is_exception:

@@ -138,7 +138,7 @@ class HandlerResource:
             try:
                 await self._live(self._make)
                 failures = 0
-            except Exception as error:  # noqa: BLE001 - whatever is wrong, the records must wait for it
+            except Exception as error:  # noqa: BLE001 - after any error the records must wait for it
                 failures += 1
                 self._note(error, is_first=failures == 1)
                 backoff_s = self._retry.backoff_s(failures + 1)

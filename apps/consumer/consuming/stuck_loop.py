@@ -44,7 +44,7 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
         too_long = busy > max_poll_interval_s
         return f"the in-flight batch takes {busy:.0f} s: Kafka revoked its partitions" if too_long else None
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
-    passed = passed_over(consumer)  # a deep offset in a compressed batch: nothing is fetched meanwhile
+    passed = passed_over(consumer)  # a deep offset in a compressed batch: nothing is fetched until then
     last = max([consumption.idle_since, passed.at if passed else 0.0, *(poll / 1_000 for poll in polls if poll)])
     silent = min(now - last, since_throttling)
     return f"the consume loop has not polled for {silent:.0f} s" if polls and silent > stale_s else None

@@ -128,7 +128,7 @@ class FetchedBatch(KafkaAckableMessage):
     async def go_back(self, firsts: Mapping[Partition, int]) -> None:
         """Go back to the first unfinished record of each partition; records before it are committed.
 
-        If the partitions were revoked meanwhile nothing is moved, and the commit is refused.
+        If the partitions were revoked in between, nothing is moved and the commit is refused.
         """
         if await self._is_current():
             unfinished = {TopicPartition(*partition): first for partition, first in firsts.items()}
@@ -192,7 +192,7 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
         Other results of a poll (an unusable position, or one that moved without a record) are committed under the
         subscriber's lock: a rebalance and a seek wait for them. What cannot be read is tried again with the next
-        polls, which go on for other partitions meanwhile.
+        polls, which read other partitions too.
         """
         if self.consumption.acceptance.is_on:
             done = [tp.partition for tp, waits in (await records_waiting(consumer)).items() if not waits]
@@ -263,6 +263,6 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
 
 async def records_waiting(consumer: AIOKafkaConsumer) -> dict[TopicPartition, bool]:
-    """Return whether records wait behind the position of each partition that is read, as far as a fetch told."""
+    """Return whether records wait behind the position of each partition that is read, as of its last fetch."""
     ends = {tp: consumer.last_stable_offset(tp) for tp in consumer.assignment() - consumer.paused()}
     return {tp: end > await consumer.position(tp) for tp, end in ends.items() if end is not None}

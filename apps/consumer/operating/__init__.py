@@ -1,4 +1,4 @@
-"""Show and steer the consumption: status, group, lag, metrics, stop, start, pause, resume and seek.
+"""Show and control the consumption: status, group, lag, metrics, stop, start, pause, resume and seek.
 
 Depends on `consuming` and `chassis`; `stream_consumer` and `app` depend on it.
 """

@@ -34,8 +34,8 @@ CANCEL_HANDLER_AFTER_S = 4.0
 SEEK_TIMEOUT_S = 9.0
 """Seconds that a `seek` may take in all."""
 WATCH_EVERY_S = 2.0
-"""Seconds between two looks at the consume loop."""
-REVOKED = "the group revoked the partitions meanwhile: try again once they are assigned"
+"""Seconds between two checks of the consume loop."""
+REVOKED = "the group revoked the partitions in between: try again once they are assigned"
 
 
 class SeekPreview(NamedTuple):
@@ -141,7 +141,7 @@ class Control:
         """Resume reading where `pause` stopped."""
         async with self._changing:
             self._consumption.paused = False
-            self._consumption.idle_since = time.time()  # what was paused has not been polled meanwhile
+            self._consumption.idle_since = time.time()  # what was paused has not been polled
             if consumer := self.consumer:
                 consumer.resume(*consumer.paused())
 
@@ -151,7 +151,7 @@ class Control:
             consumer.pause(*consumer.assignment())
 
     async def seek(self, place: Place) -> dict[int, int]:
-        """Consume from another place on; return the offset in each requested partition of this instance.
+        """Consume from another place; return the offset in each requested partition of this instance.
 
         The offsets are committed, so that a restart does not undo it. Raises `NotNow` when none is assigned, or
         a batch is in flight for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
@@ -235,7 +235,7 @@ class Control:
             raise NotNow(f"the handler {took}: it blocks the in-flight batch")
 
     async def state(self) -> State:
-        """Return what the consumption is doing, with a look at the cluster (4 s at most)."""
+        """Return what the consumption is doing, after a check of the cluster (4 s at most)."""
         if self._consumption.halted:
             return "halted"
         if self._consumption_task is None:
@@ -290,7 +290,7 @@ class Control:
         """Until cancelled, replace a consume loop that died or hangs, and stop one that halted.
 
         While Kafka itself is out of reach nothing is replaced: the client connects by itself again. After a block of
-        the event loop the next look decides: nothing could poll meanwhile.
+        the event loop the next check decides: nothing could poll during the block.
         """
         contain_child_tasks(asyncio.get_running_loop())  # of handlers: begun before the first start
         while True:

@@ -15,7 +15,7 @@ class Rebalance(msgspec.Struct, frozen=True):
 
 
 class Rebalances:
-    """The last rebalance; Kafka tells a member no cause, so the partitions before and after are compared."""
+    """The last rebalance; Kafka gives a member no cause, so the partitions before and after are compared."""
 
     def __init__(self) -> None:
         self.last: Rebalance | None = None

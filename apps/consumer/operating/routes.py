@@ -117,7 +117,7 @@ class OperatingController(Controller):
         await refuse_other_bodies(request)
         return await _act(served_streams, "pause", Control.pause)
 
-    @action("/resume", summary="Read on after a pause", responses=ERRORS)
+    @action("/resume", summary="Resume reading after a pause", responses=ERRORS)
     async def resume(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
         """Resume the consumption."""
         await refuse_other_bodies(request)
@@ -125,7 +125,7 @@ class OperatingController(Controller):
 
     @action(
         "/seek",
-        summary="Consume from another place on",
+        summary="Move the position: consume from another place",
         responses=documented(*BODY_ERRORS, NOT_NOW, OUT_OF_REACH),
         operation_class=SEEK_BODY,
     )

@@ -1,1 +1,1 @@
-"""The live page: what the consumer does, as one sees and steers it in a browser."""
+"""The live page: watch and control the consumer in a browser."""

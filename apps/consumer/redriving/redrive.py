@@ -280,7 +280,7 @@ class Redriver:
             await producer.start()
             yield producer, await self._marks_topic.settled()
         except ProducerFenced:
-            raise RedriveNotNow("another redrive began meanwhile: try again") from None
+            raise RedriveNotNow("another redrive has begun: try again") from None
         finally:
             await close_producer(producer)
 

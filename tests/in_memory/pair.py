@@ -9,10 +9,11 @@ from faststream.kafka import KafkaBroker, TestKafkaBroker
 from httpx import ASGITransport, AsyncClient
 from memory import Memory
 
+from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
 from apps.consumer.app import create_app as create_consumer
-from apps.consumer.consuming.batch import Handler
 from apps.consumer.consuming.policy import Policy, Retry
+from apps.consumer.consuming.resource import AnyHandler
 from apps.producer.app import create_app as create_producer
 from contracts.stream import Stream
 
@@ -44,12 +45,16 @@ class Pair(NamedTuple):
 
 
 @asynccontextmanager
-async def pair(handlers: Mapping[Stream[Any], Handler[Any]], memory: Memory | None = None) -> AsyncIterator[Pair]:
+async def pair(
+    handlers: Mapping[Stream[Any], AnyHandler[Any]], memory: Memory | None = None, traces: Traces | None = None
+) -> AsyncIterator[Pair]:
     """Run both services with some streams and their handlers; `memory` is the Kafka between them."""
     memory, settings, streams = memory or Memory(), Settings(), list(handlers)
     policies = dict.fromkeys(streams, IMPATIENT)
     producer = create_producer(settings, streams=streams, kafka=memory.kafka)
-    consumer = create_consumer(settings, streams=streams, handlers=handlers, policies=policies, kafka=memory.kafka)
+    consumer = create_consumer(
+        settings, streams=streams, handlers=handlers, policies=policies, kafka=memory.kafka, traces=traces
+    )
     async with (
         TestKafkaBroker(*memory.brokers),
         producer.lifespan(),

@@ -5,22 +5,19 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated
 
 import msgspec
 import pytest
-from faststream.kafka import KafkaBroker, TestKafkaBroker
-from httpx import ASGITransport, AsyncClient
 from memory import Memory
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pair import Pair, pair
 
 from apps.chassis.observability.opentelemetry import OpenTelemetry
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
-from apps.consumer.app import create_app
 from apps.consumer.consuming.batch import Batch, Handler
-from apps.consumer.consuming.policy import Policy, Retry
 from apps.consumer.consuming.publish import Publish
 from apps.consumer.consuming.resource import resource
 from contracts.partitioning import partitions_of
@@ -40,51 +37,19 @@ class Invoice(msgspec.Struct):
 
 ORDERS: Stream[Order] = Stream("orders", Order, key=lambda order: order.order_id)
 INVOICES: Stream[Invoice] = Stream("invoices", Invoice, key=lambda invoice: invoice.order_id)
-IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, max_backoff_s=0.01))
 OpenHandler = Callable[..., AbstractAsyncContextManager[Handler[Order]]]
-
-
-class Consumer(NamedTuple):
-    """The consumer as a caller sees it, and the broker of a producer."""
-
-    http: AsyncClient
-    broker: KafkaBroker
-
-    async def send(self, *ids: str) -> None:
-        for one in ids:
-            await self.broker.publish({"order_id": one}, "orders", key=one.encode())
-
-    async def status(self) -> dict[str, Any]:
-        answer = await self.http.get("/consumers/status")
-        status: dict[str, Any] = answer.json()["streams"]["orders"]
-        return status
-
-    async def until(self, **expected: object) -> dict[str, Any]:
-        """Wait until the status is as expected."""
-        return await self.until_status(lambda status: all(status[name] == value for name, value in expected.items()))
-
-    async def until_status(self, is_reached: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        async with asyncio.timeout(5):
-            while not is_reached(status := await self.status()):  # noqa: ASYNC110 - no event tells of a status
-                await asyncio.sleep(0.001)
-        return status
 
 
 @asynccontextmanager
 async def consuming(
     open_handler: OpenHandler, memory: Memory | None = None, traces: Traces | None = None
-) -> AsyncIterator[Consumer]:
-    memory = memory or Memory()
-    handlers, policies = {ORDERS: resource(open_handler)}, {ORDERS: IMPATIENT}
-    app = create_app(
-        Settings(), streams=[ORDERS], handlers=handlers, policies=policies, kafka=memory.kafka, traces=traces
-    )
-    async with (
-        TestKafkaBroker(*memory.brokers),
-        app.lifespan(),
-        AsyncClient(transport=ASGITransport(cast("Any", app)), base_url="http://localhost") as http,
-    ):
-        yield Consumer(http, memory.brokers[0])
+) -> AsyncIterator[Pair]:
+    async with pair({ORDERS: resource(open_handler)}, memory, traces) as p:
+        yield p
+
+
+async def send(p: Pair, *ids: str) -> None:
+    await p.producer.post("/producers/orders", json=[{"order_id": one} for one in ids])
 
 
 class Database:
@@ -126,11 +91,11 @@ async def test_a_resource_is_opened_before_the_first_record_and_closed_after_the
             yield save
             committed_at_close.append(sum(commit.offset for commit in memory.committed.values()))
 
-    async with consuming(handler, memory) as consumer:
-        await consumer.until_status(lambda _: database.opened)
+    async with consuming(handler, memory) as p:
+        await p.until_status(ORDERS, lambda _: database.opened)
         assert database.saved == []
-        await consumer.send("1", "2")
-        await consumer.until(messages_consumed_count=2)
+        await send(p, "1", "2")
+        await p.until(ORDERS, messages_consumed_count=2)
     assert sorted(database.saved) == ["1", "2"]
     assert committed_at_close == [2]
     assert (database.opened, database.closed) == (1, 1)
@@ -151,8 +116,8 @@ async def test_it_is_closed_only_once_the_last_call_has_ended() -> None:
         async with database.handler(settings):
             yield work
 
-    async with consuming(handler) as consumer:
-        await consumer.send("1")
+    async with consuming(handler) as p:
+        await send(p, "1")
         await is_called.wait()
     assert (closed_at_the_end, database.closed) == ([0], 1)
 
@@ -169,20 +134,20 @@ async def test_a_plain_function_that_a_resource_yields_runs_in_a_thread() -> Non
 
         yield save
 
-    async with consuming(handler) as consumer:
-        await consumer.send("1")
-        await consumer.until(messages_consumed_count=1)
+    async with consuming(handler) as p:
+        await send(p, "1")
+        await p.until(ORDERS, messages_consumed_count=1)
     assert saved == ["1"]
 
 
 async def test_a_dead_connection_is_replaced_while_nothing_succeeds_and_nothing_is_dead_lettered() -> None:
     database = Database()
-    async with consuming(database.handler) as consumer:
-        await consumer.send("1")
-        await consumer.until(messages_consumed_count=1)
+    async with consuming(database.handler) as p:
+        await send(p, "1")
+        await p.until(ORDERS, messages_consumed_count=1)
         database.dead_connections = {1, 2}
-        await consumer.send("2", "3")
-        await consumer.until(messages_consumed_count=3, state="running", dead_lettered_count=0, lag=0)
+        await send(p, "2", "3")
+        await p.until(ORDERS, messages_consumed_count=3, state="running", dead_lettered_count=0, lag=0)
         assert (database.opened, database.closed) == (3, 2)
     assert sorted(database.saved) == ["1", "2", "3"]
 
@@ -190,31 +155,31 @@ async def test_a_dead_connection_is_replaced_while_nothing_succeeds_and_nothing_
 async def test_poison_among_others_costs_no_reopening() -> None:
     database = Database()
     database.poison = "2"
-    async with consuming(database.handler) as consumer:
-        await consumer.send("1", "2", "3")
-        await consumer.until(messages_consumed_count=2, dead_lettered_count=1, lag=0)
+    async with consuming(database.handler) as p:
+        await send(p, "1", "2", "3")
+        await p.until(ORDERS, messages_consumed_count=2, dead_lettered_count=1, lag=0)
         assert database.opened == 1
 
 
 async def test_what_cannot_be_opened_is_seen_and_costs_no_record() -> None:
     database = Database()
     database.is_down = True
-    async with consuming(database.handler) as consumer:
-        status = await consumer.until(state="retrying")
+    async with consuming(database.handler) as p:
+        status = await p.until(ORDERS, state="retrying")
         assert status["last_error"] == "ConnectionRefusedError: no database at localhost"
-        await consumer.send("1", "2")
-        await consumer.until(state="retrying", lag=2)
-        health = await consumer.http.get("/health-check")
+        await send(p, "1", "2")
+        await p.until(ORDERS, state="retrying", lag=2)
+        health = await p.consumer.get("/health-check")
         assert health.status_code == HTTPStatus.SERVICE_UNAVAILABLE
         assert "the resource of the handler cannot be opened: ConnectionRefusedError" in health.json()["detail"]
-        await consumer.http.post(
+        await p.consumer.post(
             "/consumers/start", json={"accept": True}
         )  # it dead-letters what fails: nothing was tried
-        await consumer.until(state="retrying", lag=2, dead_lettered_count=0)
+        await p.until(ORDERS, state="retrying", lag=2, dead_lettered_count=0)
         database.is_down = False
-        status = await consumer.until(messages_consumed_count=2, state="running", dead_lettered_count=0, lag=0)
+        status = await p.until(ORDERS, messages_consumed_count=2, state="running", dead_lettered_count=0, lag=0)
         assert status["last_error"] is None
-        assert (await consumer.http.get("/health-check")).status_code == HTTPStatus.OK
+        assert (await p.consumer.get("/health-check")).status_code == HTTPStatus.OK
     assert sorted(database.saved) == ["1", "2"]
 
 
@@ -227,40 +192,40 @@ async def test_health_does_not_say_that_all_is_well_before_it_is_open() -> None:
         async with database.handler(settings) as save:
             yield save
 
-    async with consuming(handler) as consumer:
-        await consumer.until(state="retrying")
-        health = await consumer.http.get("/health-check")
+    async with consuming(handler) as p:
+        await p.until(ORDERS, state="retrying")
+        health = await p.consumer.get("/health-check")
         assert health.status_code == HTTPStatus.SERVICE_UNAVAILABLE
         may_open.set()
-        await consumer.until(state="running")
-        assert (await consumer.http.get("/health-check")).status_code == HTTPStatus.OK
+        await p.until(ORDERS, state="running")
+        assert (await p.consumer.get("/health-check")).status_code == HTTPStatus.OK
 
 
 async def test_a_suspect_is_not_taken_for_poison_because_the_resource_does_not_open_again() -> None:
     database = Database()
     database.poison = "1"
-    async with consuming(database.handler) as consumer:
-        await consumer.send("1")
-        await consumer.until(state="retrying", lag=1)
+    async with consuming(database.handler) as p:
+        await send(p, "1")
+        await p.until(ORDERS, state="retrying", lag=1)
         database.is_down = True
-        await consumer.until_status(lambda status: "ConnectionRefusedError" in str(status["last_error"]))
-        await consumer.send("2")
-        await consumer.until(state="retrying", lag=2, dead_lettered_count=0)
+        await p.until_status(ORDERS, lambda status: "ConnectionRefusedError" in str(status["last_error"]))
+        await send(p, "2")
+        await p.until(ORDERS, state="retrying", lag=2, dead_lettered_count=0)
         database.poison, database.is_down = "", False
-        await consumer.until(messages_consumed_count=2, dead_lettered_count=0, state="running")
+        await p.until(ORDERS, messages_consumed_count=2, dead_lettered_count=0, state="running")
 
 
 async def test_a_stop_by_an_operator_keeps_it_open() -> None:
     database = Database()
-    async with consuming(database.handler) as consumer:
-        await consumer.send("1")
-        await consumer.until(messages_consumed_count=1)
-        await consumer.http.post("/consumers/stop")
-        await consumer.until(state="stopped")
+    async with consuming(database.handler) as p:
+        await send(p, "1")
+        await p.until(ORDERS, messages_consumed_count=1)
+        await p.consumer.post("/consumers/stop")
+        await p.until(ORDERS, state="stopped")
         assert database.closed == 0
-        await consumer.http.post("/consumers/start")
-        await consumer.send("2")
-        await consumer.until(messages_consumed_count=2)
+        await p.consumer.post("/consumers/start")
+        await send(p, "2")
+        await p.until(ORDERS, messages_consumed_count=2)
         assert (database.opened, database.closed) == (1, 0)
     assert database.closed == 1
 
@@ -275,12 +240,12 @@ async def test_what_raises_when_it_is_closed_is_logged_and_opened_again(caplog: 
             raise OSError("it does not close")
 
     with caplog.at_level(logging.WARNING):
-        async with consuming(handler) as consumer:
-            await consumer.send("1")
-            await consumer.until(messages_consumed_count=1)
+        async with consuming(handler) as p:
+            await send(p, "1")
+            await p.until(ORDERS, messages_consumed_count=1)
             database.dead_connections = {1}
-            await consumer.send("2")
-            await consumer.until(messages_consumed_count=2, state="running")
+            await send(p, "2")
+            await p.until(ORDERS, messages_consumed_count=2, state="running")
     closings = [one for one in caplog.records if "raised when it was closed" in one.getMessage()]
     assert len(closings) == 2
 
@@ -302,13 +267,13 @@ async def test_what_ends_by_itself_is_opened_again() -> None:
             yield save
             watch.cancel()
 
-    async with consuming(handler) as consumer:
-        await consumer.send("1")
-        await consumer.until(messages_consumed_count=1)
+    async with consuming(handler) as p:
+        await send(p, "1")
+        await p.until(ORDERS, messages_consumed_count=1)
         is_lost.set()
-        await consumer.until_status(lambda _: database.opened == 2)
-        await consumer.send("2")
-        await consumer.until(messages_consumed_count=2, state="running", last_error=None)
+        await p.until_status(ORDERS, lambda _: database.opened == 2)
+        await send(p, "2")
+        await p.until(ORDERS, messages_consumed_count=2, state="running", last_error=None)
 
 
 async def test_a_handler_publishes_to_another_stream_with_keys_headers_and_strict_values() -> None:
@@ -327,9 +292,9 @@ async def test_a_handler_publishes_to_another_stream_with_keys_headers_and_stric
 
         yield bill
 
-    async with consuming(handler, memory) as consumer:
-        await consumer.send("12", "1")
-        await consumer.until(messages_consumed_count=1, dead_lettered_count=1, lag=0)
+    async with consuming(handler, memory) as p:
+        await send(p, "12", "1")
+        await p.until(ORDERS, messages_consumed_count=1, dead_lettered_count=1, lag=0)
         for tp, records in memory.records.items():
             if tp.topic == "invoices":
                 seen.update({record.key: (tp.partition, record.value, list(record.headers)) for record in records})
@@ -353,9 +318,9 @@ async def test_what_a_handler_publishes_is_in_the_trace_of_its_record() -> None:
         yield bill
 
     traces = OpenTelemetry("consumer", SimpleSpanProcessor(InMemorySpanExporter()))
-    async with consuming(handler, memory, traces) as consumer:
+    async with consuming(handler, memory, traces) as p:
         headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
-        await consumer.broker.publish({"order_id": "1"}, "orders", key=b"1", headers=headers)
-        await consumer.until(messages_consumed_count=1)
+        await p.broker.publish({"order_id": "1"}, "orders", key=b"1", headers=headers)
+        await p.until(ORDERS, messages_consumed_count=1)
     (invoice,) = (record for tp, records in memory.records.items() if tp.topic == "invoices" for record in records)
     assert trace.encode() in (dict(invoice.headers)["traceparent"] or b"")

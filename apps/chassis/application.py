@@ -94,7 +94,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
         openapi_config=openapi_config(title, description, settings),
         **options,
     )
-    app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings)
+    app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings, end)
     return app
 
 

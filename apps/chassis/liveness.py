@@ -31,6 +31,9 @@ class LivenessServer(ThreadingHTTPServer):
         """Serve until the process ends."""
         threading.Thread(target=self.serve_forever, name="liveness", daemon=True).start()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log nothing: probes may reset their connections, and each would write a traceback."""
+
     def answer(self) -> tuple[HTTPStatus, bytes]:
         """Return the status and the body of an answer, which depend on the loop."""
         silent_s = self._watch.without_turn_s

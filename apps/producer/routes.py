@@ -38,6 +38,7 @@ from apps.chassis.http.request_body import (
 )
 from apps.chassis.http.request_middleware import WITHOUT_QUERY
 from apps.chassis.http.streaming import Streamed
+from apps.producer.generating.generators import CannotGenerate
 from apps.producer.publishing.calls import CHUNK_RECORDS, generate_and_send, send
 from apps.producer.publishing.line_answers import LineAnswers
 from apps.producer.publishing.lines import TIMES_IN_MEMORY
@@ -80,12 +81,16 @@ def _publishing_problem(request: Request[Any, Any, Any], error: Exception) -> Re
             found = problem(BUSY, str(error), headers={"Retry-After": str(error.retry_after)})
         case BadRecords():
             found = bad_body(str(error), error.path)
+        case CannotGenerate():
+            found = problem(HTTPStatus.NOT_IMPLEMENTED, str(error))
         case _:
             found = problem(OUT_OF_REACH, str(error))
     return answer_error(request, found)
 
 
-PUBLISHING_ERRORS: dict[int | type[Exception], Any] = dict.fromkeys((Busy, OutOfReach, BadRecords), _publishing_problem)
+PUBLISHING_ERRORS: dict[int | type[Exception], Any] = dict.fromkeys(
+    (Busy, OutOfReach, BadRecords, CannotGenerate), _publishing_problem
+)
 Number = Annotated[int, Parameter(ge=1, le=MAX_GENERATED, description="How many to generate.")]
 Receipts = Annotated[
     Literal["at-end"] | None,
@@ -95,6 +100,7 @@ RESPONSES = {
     **documented(*BODY_ERRORS, OUT_OF_REACH, BUSY, NOT_ACKNOWLEDGED),
     207: ResponseSpec(Answer, generate_examples=False, description="Some were delivered, others not"),
 }
+GENERATED = {**RESPONSES, **documented(HTTPStatus.NOT_IMPLEMENTED)}
 
 
 def stream_router(producer: StreamProducer) -> Router:
@@ -129,7 +135,7 @@ def stream_router(producer: StreamProducer) -> Router:
                 GENERATE,
                 summary=f"Generate {stream.name} and send them",
                 description=f"Answers after the last acknowledgement, with the generated {stream.name}.",
-                responses=RESPONSES,
+                responses=GENERATED,
             )(generate_for_stream),
         ],
     )
@@ -145,7 +151,7 @@ class SeedController(Controller):
     @post(
         summary="Generate records of the first stream and send them",
         description="Answers after the last acknowledgement, with the generated records.",
-        responses=RESPONSES,
+        responses=GENERATED,
     )
     async def basic_producer(
         self,

@@ -314,3 +314,12 @@ def test_every_answer_tells_a_browser_to_trust_nothing_in_it(
     assert "default-src 'none'" in headers["content-security-policy"]
     assert headers["cross-origin-resource-policy"] == "same-origin"
     assert headers["cache-control"] == "no-store"
+
+
+def test_a_file_of_keys_that_goes_before_the_first_call_keeps_its_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"ada:{ADAS}\n")
+    app = create_producer(read_settings({"API_KEY_FILE": str(file), "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}))
+    file.unlink()
+    with TestClient(app) as client:
+        assert client.post("/producers/events", headers={"X-API-Key": ADAS}).status_code == 400

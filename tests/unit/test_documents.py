@@ -205,3 +205,14 @@ def test_an_unknown_path_among_the_documents_is_a_problem(
     answer = clients[service].get("/schema/nowhere")
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
     assert answer.json()["type"] == "about:blank"
+
+
+@pytest.mark.parametrize("service", ["producer", "consumer"])
+@pytest.mark.parametrize("folder", ["schema-ui", "asyncapi-ui"])
+@pytest.mark.parametrize("name", ["nothing.js", ".", "%00", "a" * 300, "a/" * 3_000, "..%2f..%2fpyproject.toml"])
+def test_a_file_that_no_page_has_is_not_found_whatever_it_is_called(
+    service: str, folder: str, name: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    answer = clients[service].get(f"/{folder}/{name}")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert answer.json()["detail"] in {"there is no such file", "Not Found"}

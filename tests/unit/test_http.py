@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import uvicorn
 from aiokafka.errors import KafkaTimeoutError, RequestTimedOutError
 from jsonschema import Draft202012Validator, FormatChecker
 from litestar import Litestar, get
@@ -17,8 +18,10 @@ from litestar.response import Stream
 from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
 from samples import as_json
+from serving import closed
 
 from apps.chassis.http.admission import Limit
+from apps.chassis.http.connection_limits import LimitedProtocol
 from apps.chassis.http.problems import KINDS, to_problem
 from apps.chassis.http.request_middleware import RequestMiddleware
 from apps.chassis.observability.logs import request_id, with_request
@@ -130,6 +133,16 @@ def test_a_parameter_that_no_call_knows_is_refused_and_named(
 ) -> None:
     problem = problem_of(clients[service].get("/livez?verbose=1"), 400)
     assert parameters_named(problem) == {"verbose"}
+
+
+@pytest.mark.parametrize(("service", "path"), [("producer", "/metrics"), ("consumer", "/consumers/group")])
+@pytest.mark.parametrize("name", ["served", "served_stream", "served_streams"])
+def test_what_a_call_is_given_by_the_service_itself_is_no_parameter(
+    service: str, path: str, name: str, clients: dict[str, TestClient[Litestar]]
+) -> None:
+    problem = problem_of(clients[service].get(f"{path}?{name}=1"), 400)
+    assert parameters_named(problem) == {name}
+    assert "served" not in problem["detail"].partition("this call knows")[2]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +379,7 @@ async def test_head_does_not_wait_for_an_answer_without_end() -> None:
 
         return Stream(pieces())
 
-    app = RequestMiddleware(Litestar([endless]), CollectorRegistry(), Limit(1_000), Settings())
+    app = RequestMiddleware(Litestar([endless]), CollectorRegistry(), Limit(1_000), Settings(), asyncio.Event())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:  # type: ignore[arg-type]  # an ASGI application
         answer = await client.head("/endless")
     assert (answer.status_code, answer.content) == (200, b"")
@@ -506,6 +519,42 @@ async def test_a_body_that_never_ends_is_not_waited_for_for_ever(
     await create_app(Settings(), admission=Limit(1_000_000, slow_body_s=0.01))(scope, nothing_comes, send)
     assert sent[0]["status"] == 408
     assert "within 0.01 s" in sent[1]["body"].decode()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("begun", [b"", b"begun"])
+async def test_a_call_that_the_end_of_the_service_cuts_off_is_told_so_and_writes_no_traceback(
+    begun: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    ending, waiting = asyncio.Event(), asyncio.Event()
+
+    async def never_done(_: Any, __: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": begun, "more_body": True})
+        waiting.set()
+        await asyncio.Event().wait()
+
+    app = RequestMiddleware(never_done, CollectorRegistry(), Limit(1_000), Settings(), ending)
+    config = uvicorn.Config(app, http=LimitedProtocol, log_config=None, lifespan="off", timeout_graceful_shutdown=0)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = asyncio.create_task(server._serve([listening]))
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await waiting.wait()
+        ending.set()
+        server.should_exit = True
+        answer = await closed(reader)
+        await running
+        writer.close()
+    if begun:
+        assert answer.endswith(b"5\r\nbegun\r\n")
+    else:
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"application/problem+json" in answer
+        assert b"the service has ended before the call was done" in answer
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.anyio

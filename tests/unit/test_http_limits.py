@@ -214,6 +214,25 @@ async def test_of_too_many_that_wait_the_longest_waiting_goes_and_the_newest_is_
             assert await closed(connections[longest_waiting][0]) == b""
 
 
+async def test_very_many_that_only_connect_keep_nobody_waiting() -> None:
+    looks = 0
+
+    class Counting(LimitedProtocol):
+        @property
+        def waits(self) -> bool:
+            nonlocal looks
+            looks += 1
+            return super().waits
+
+    async with serving(hello, protocol=Counting, max_without_request=100) as connect:
+        idle = [await connect() for _ in range(1_000)]
+        assert looks < 30_000  # not each of the thousand looks at the hundred others
+        reader, writer = await connect()
+        writer.write(GET)
+        assert b" 200 " in await answer_to(reader)
+        assert await closed(idle[0][0]) == b""
+
+
 async def test_no_caller_can_write_a_traceback_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         async with serving(hello) as connect:

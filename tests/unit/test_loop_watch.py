@@ -2,6 +2,8 @@ import asyncio
 import logging
 import os
 import re
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -178,3 +180,15 @@ def test_a_port_of_liveness_that_is_taken_stops_the_start_with_one_line_that_nam
         )
     assert done.returncode == 1
     assert done.stderr == f"LIVENESS_PORT: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\n\r\n"])
+def test_a_probe_that_resets_its_connection_writes_no_traceback(sent: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(LoopWatch(), LONG) as address:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                probe.sendall(sent)
+        assert status_of(f"{address}/livez") == 200
+        wait_until(lambda: not [one for one in threading.enumerate() if "process_request" in one.name])
+    assert capfd.readouterr().err == ""

@@ -208,7 +208,9 @@ async def test_a_failure_in_the_middle_is_told_for_each_event_in_order(failure: 
 
 
 @pytest.mark.parametrize("failure", [OutOfReach("no broker"), None])
-async def test_what_was_not_begun_when_an_earlier_chunk_failed_is_not_sent(failure: Exception | None) -> None:
+async def test_what_was_not_begun_when_an_earlier_chunk_failed_is_neither_made_nor_sent(
+    failure: Exception | None,
+) -> None:
     fake = FakePublisher()
     if failure:
         fake.failing[2] = failure
@@ -218,7 +220,7 @@ async def test_what_was_not_begun_when_an_earlier_chunk_failed_is_not_sent(failu
     assert fake.calls <= 2 + CHUNKS_ON_THE_WAY + 1
     assert made.answer is not None
     receipts = made.answer.receipts
-    assert len(made.values) == len(receipts) == 100
+    assert len(made.values) == len(receipts) < 100
     sent = set(fake.published)
     for value, receipt in zip(made.values, receipts, strict=True):
         if value in sent:
@@ -599,3 +601,41 @@ async def test_an_error_of_the_work_itself_is_passed_on_after_the_results_before
     with pytest.raises(RuntimeError, match="no more work"):
         await collect()
     assert results == [1]
+
+
+class Loose(msgspec.Struct):
+    id: str
+    payload: Any
+
+
+LOOSE = Stream("loose", Loose, key=lambda loose: loose.id)
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_a_body_is_read_or_nested_too_deeply_however_deep_it_is(opening: bytes) -> None:
+    closing = b"]" if opening == b"[" else b"}"
+    taken, faults = 0, set()
+    for depth in range(700, 1_100):
+        one = b'{"id":"a","payload":' + opening * depth + b"1" + closing * depth + b"}"
+        for body in (one, b"[" + one + b"]"):
+            try:
+                taken += len(read_values(LOOSE, body))
+            except BadRecords as error:
+                faults.add(str(error))
+    assert taken
+    assert faults == {"the body is nested too deeply"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        as_json(**{"x" * 1_000_000: 1}),
+        b'{"id":"a","payload":{"%b":1,"%b":2}}' % (b"x" * 1_000_000, b"x" * 1_000_000),
+        b'{"id":"a","payload":"%b","payload":1}' % (b"x" * 1_000_000),
+    ],
+)
+def test_an_error_quotes_no_more_of_a_body_than_a_caller_reads(body: bytes) -> None:
+    stream: Stream[Any] = LOOSE if b"payload" in body else EVENTS
+    with pytest.raises(BadRecords) as refused:
+        read_values(stream, body)
+    assert len(str(refused.value)) + len(refused.value.path) < 1_000

@@ -36,8 +36,8 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 class Served:
     """An application with a limit; `begun` calls, and the bytes held and taken when each body had been `read`."""
 
-    def __init__(self, weights: Mapping[str, int] = MappingProxyType({})) -> None:
-        self.limit = Limit(ROOM, MAX_CALLS)
+    def __init__(self, weights: Mapping[str, int] = MappingProxyType({}), max_calls: int = MAX_CALLS) -> None:
+        self.limit = Limit(ROOM, max_calls)
         self.begun = 0
         self.read: list[tuple[int, int]] = []
 
@@ -60,7 +60,7 @@ class Served:
             openapi_config=None,
             exception_handlers={Exception: answer_error},
         )
-        self.app = RequestMiddleware(app, CollectorRegistry(), self.limit, Settings())
+        self.app = RequestMiddleware(app, CollectorRegistry(), self.limit, Settings(), asyncio.Event())
 
 
 async def begin(connect: Connect, sent: bytes) -> asyncio.StreamReader:
@@ -92,6 +92,18 @@ async def test_calls_whose_bodies_have_stalled_give_way_to_others_the_longest_fi
         assert await status_of(stalled[2]) == 201
         assert not served.limit.dismiss_stalled()  # nobody waits any longer
     assert served.limit.described(UnsentAnswers()).startswith("0 calls are under way, which take 0 bytes")
+
+
+async def test_calls_that_hang_leave_room_for_those_of_other_routes() -> None:
+    served = Served(max_calls=10)
+    async with serving(served.app) as connect:
+        hanging = [await begin(connect, HEAD % 10 + b"[") for _ in range(8)]
+        await until(lambda: served.begun == 8)
+        assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 503
+        assert await status_of(await begin(connect, HEAD.replace(b"/send", b"/heavy") % 2 + b"[]")) == 201
+        served.limit.stalled_after_s = 0.0
+        assert await status_of(await begin(connect, HEAD % 2 + b"[]")) == 201
+        assert await status_of(hanging[0]) == 503
 
 
 async def test_a_stalled_call_that_takes_bytes_gives_them_to_others() -> None:

@@ -14,7 +14,7 @@ from msgspec import Meta
 from samples import EVENT, an_event, as_json, fields_of_an_event
 
 from apps.chassis.settings import Settings, WrongSetting, read_settings
-from apps.producer.generating.generators import generator_of
+from apps.producer.generating.generators import CannotGenerate, generator_of
 from contracts.stream import BadStream, Stream, check_streams, encode
 from tests.event import Event
 
@@ -211,6 +211,33 @@ async def test_values_of_any_stream_are_made_up_and_the_event_loop_turns_meanwhi
     assert {type(event) for event in made} == {Placed, Cancelled}
     assert all(CHANGES.decode_strictly(encode(event)) for event in made)
     assert turns > 1
+
+
+class Timed(msgspec.Struct, frozen=True):
+    at: Annotated[dt.datetime, Meta(tz=True)]
+    local: Annotated[dt.datetime, Meta(tz=False)]
+    any: dt.datetime
+    hour: Annotated[dt.time, Meta(tz=True)]
+    day: dt.date
+    within: dict[str, list[Annotated[dt.datetime, Meta(tz=True)]]]
+    perhaps: Annotated[dt.datetime, Meta(tz=True)] | msgspec.UnsetType
+
+
+@pytest.mark.anyio
+async def test_values_that_are_made_up_are_such_as_a_caller_may_send() -> None:
+    timed = Stream("timed", Timed, key=str)
+    made = await generator_of(timed)(200)
+    assert len([timed.decode_strictly(encode(one)) for one in made]) == 200
+
+
+class Unmakeable(msgspec.Struct, frozen=True):
+    raw: msgspec.Raw
+
+
+@pytest.mark.anyio
+async def test_where_no_value_can_be_made_up_none_is_and_the_reason_is_told() -> None:
+    with pytest.raises(CannotGenerate, match=r"^no valid raws can be generated: "):
+        await generator_of(Stream("raws", Unmakeable, key=str))(1)
 
 
 FIELDS_OF_AN_EVENT = ["id", "number", "text"]

@@ -64,7 +64,7 @@ def application(small_bytes: int = 0) -> ASGIApp:
         openapi_config=None,
         exception_handlers={Exception: answer_error},
     )
-    return RequestMiddleware(app, CollectorRegistry(), limit, Settings(root_path="/kafka"))
+    return RequestMiddleware(app, CollectorRegistry(), limit, Settings(root_path="/kafka"), asyncio.Event())
 
 
 class Caller:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from litestar.types import Scope
 from apps.chassis.http.problems import BUSY, RETRY_AFTER, problem
 
 MAX_CALLS = 500
-"""Calls under way at a time."""
+"""Calls under way at a time. One route may have four fifths of them, so that others find room while it hangs."""
 
 
 SHARE = "share_of_memory"
@@ -54,9 +55,10 @@ class Limit:
     ) -> None:
         self.max_bytes = max_bytes
         self._max_calls = max_calls
+        self._max_of_a_route = max_calls - max_calls // 5
         self.stalled_after_s = stalled_after_s
         self.slow_body_s = slow_body_s
-        self._calls = 0
+        self._calls = Counter[str]()
         self.taken_bytes = 0
         self.arriving_bytes = 0
         self.waiting: dict[Share, float] = {}
@@ -64,10 +66,12 @@ class Limit:
 
     def let_in(self, scope: Scope) -> None:
         """Count a call as under way, until `let_out`. Raises 503 when there is no room for it."""
-        share = Share(self, _unsent_answers(scope))
-        if self._calls >= self._max_calls and not self.dismiss_stalled():
+        share = Share(self, _unsent_answers(scope), str(scope.get("path_template")))
+        if self._calls.total() >= self._max_calls and not self.dismiss_stalled():
             raise share.busy()
-        self._calls += 1
+        if self._calls[share.route] >= self._max_of_a_route and not self.dismiss_stalled(share.route):
+            raise share.busy()
+        self._calls[share.route] += 1
         scope[SHARE] = share  # type: ignore[literal-required]  # a key of our own
 
     def count_answer(self, scope: Scope, size: int, *, refusable: bool) -> bool:
@@ -84,17 +88,20 @@ class Limit:
         """Note that a call has ended, if it was let in."""
         share: Share | None = scope.pop(SHARE, None)  # type: ignore[misc]
         if share is not None and not share.dismissed:
-            self._calls -= 1
+            self._calls[share.route] -= 1
             share.release()
 
-    def dismiss_stalled(self, *, with_bytes: bool = False) -> bool:
-        """End the longest stalled call, if `with_bytes` of the calls that take bytes. Return False if there is none."""
-        stalled = (one for one in self.waiting if one.taken_bytes or not with_bytes)
+    def dismiss_stalled(self, route: str | None = None, *, with_bytes: bool = False) -> bool:
+        """End the longest stalled call: of a route if given, if `with_bytes` of those that take bytes.
+
+        Return False if there is none.
+        """
+        stalled = (one for one in self.waiting if (one.taken_bytes or not with_bytes) and route in {None, one.route})
         share = next(stalled, None)
         if share is None or time.monotonic() - self.waiting[share] < self.stalled_after_s:
             return False
         del self.waiting[share]
-        self._calls -= 1
+        self._calls[share.route] -= 1
         share.dismiss()
         return True
 
@@ -104,14 +111,15 @@ class Limit:
 
     def described(self, unsent: UnsentAnswers) -> str:
         """Return a summary of the calls under way and of the server's unread answers."""
-        under_way = f"{self._calls} calls are under way, which take {self.taken_bytes} bytes"
+        under_way = f"{self._calls.total()} calls are under way, which take {self.taken_bytes} bytes"
         return f"{under_way}; {unsent.bytes} bytes of answers are unread"
 
 
 class Share:
     """The approximate memory of one call: bytes in use, and bytes that only wait."""
 
-    def __init__(self, limit: Limit, unsent: UnsentAnswers) -> None:
+    def __init__(self, limit: Limit, unsent: UnsentAnswers, route: str = "") -> None:
+        self.route = route
         self._limit = limit
         self._unsent = unsent
         self._end_wait: Callable[[], object] | None = None

@@ -74,6 +74,7 @@ class ApiKeyGuard:
     def __init__(self, keys: Keys, registry: CollectorRegistry) -> None:
         self._keys = keys
         self._refused = RefusedKeys(registry)
+        keys.name_of("")  # reads the file, which may be half written at the first call
 
     async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         """Let a call through, and log it with the name of its key. Raises 401."""

@@ -101,7 +101,7 @@ class Joined:
 class LimitedProtocol(FramedProtocol):
     """Closes connections that send no request in time, and disconnects callers that do not read.
 
-    When too many connections wait, the one that has waited longest is closed. A caller that sends its request at once
+    When too many connections wait, those that have waited longest are closed. A caller that sends its request at once
     is never affected. Unread bytes of answers are counted.
     """
 
@@ -133,9 +133,7 @@ class LimitedProtocol(FramedProtocol):
         self.waiting_since = time.monotonic()  # uvloop's own clock stands still for milliseconds
         self._expect_request()
         if len(self.connections) > self._limits.max_without_request:
-            waiting = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.waits]
-            if len(waiting) > self._limits.max_without_request:
-                min(waiting, key=lambda one: one.waiting_since).transport.abort()
+            self._close_longest_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all timers, and disconnect the calls under way."""
@@ -265,6 +263,15 @@ class LimitedProtocol(FramedProtocol):
             if not one.response_complete:
                 one.disconnected = True
                 one.message_event.set()
+
+    def _close_longest_waiting(self) -> None:
+        """Close waiting connections beyond the limit, and a twentieth more: finding them takes milliseconds."""
+        maximum = self._limits.max_without_request
+        waiting = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.waits]
+        if (excess := len(waiting) - maximum) > 0:
+            for one in sorted(waiting, key=lambda one: one.waiting_since)[: excess + maximum // 20]:
+                self.connections.discard(one)  # its end is announced only after all new ones
+                one.transport.abort()
 
     def _expect_request(self) -> None:
         self._begun = time.monotonic()

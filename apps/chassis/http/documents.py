@@ -15,7 +15,7 @@ import msgspec
 from litestar import MediaType, Router, get
 from litestar.connection import Request
 from litestar.datastructures import CacheControlHeader
-from litestar.exceptions import NotFoundException
+from litestar.exceptions import InternalServerException, NotFoundException
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
@@ -27,6 +27,7 @@ from apps.chassis.http.authorization import COMPONENTS
 from apps.chassis.http.health import VERSION
 from apps.chassis.http.pages import page_policy, to_root
 from apps.chassis.http.problems import PATH as PROBLEMS
+from apps.chassis.http.problems import answer_error, problem
 from apps.chassis.settings import Settings
 
 PAGES = Path(__file__).parent / "document_pages"
@@ -135,8 +136,17 @@ def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler |
 
 def _files_of(path: str, *folders: Path) -> Router:
     return create_static_files_router(
-        f"/{path}", [*folders], include_in_schema=False, cache_control=CacheControlHeader(no_cache=True)
+        f"/{path}",
+        [*folders],
+        include_in_schema=False,
+        cache_control=CacheControlHeader(no_cache=True),
+        exception_handlers=dict.fromkeys((NotFoundException, InternalServerException, ValueError), _no_such_file),
     )
+
+
+def _no_such_file(request: Request[Any, Any, Any], _: Exception) -> Response[Any]:
+    """Answer 404 without Litestar's text, which names folders of this machine, also for a name no file can have."""
+    return answer_error(request, problem(HTTPStatus.NOT_FOUND, "there is no such file"))
 
 
 def _folder_of(package: str) -> Path:

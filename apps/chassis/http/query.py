@@ -48,7 +48,8 @@ def _parameters(handler: BaseRouteHandler) -> Mapping[str, FieldDefinition]:
     return {
         field.kwarg_definition.name or name: field
         for name, field in _fields(handler)
-        if isinstance(field.kwarg_definition, ParameterKwarg)
+        if name not in handler.resolve_dependencies()
+        and isinstance(field.kwarg_definition, ParameterKwarg)
         and not isinstance(field.kwarg_definition, HeaderParameter | PathParameter)
     }
 

@@ -1,8 +1,10 @@
 """The outermost ASGI layer of a service: what applies to every call, also to an unknown path."""
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable
+from http import HTTPStatus
 from random import Random
 from typing import Any
 
@@ -14,8 +16,9 @@ from prometheus_client import CollectorRegistry
 
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.authorization import SAFE_METHODS, missing_security_headers
+from apps.chassis.http.connection_limits import BREAK_OFF
 from apps.chassis.http.origins import OriginPolicy
-from apps.chassis.http.problems import BUSY, encoded, problem, with_root_path
+from apps.chassis.http.problems import BUSY, RETRY_AFTER, encoded, problem, with_root_path
 from apps.chassis.http.query import check_query
 from apps.chassis.http.request_headers import find_fault, headers_of
 from apps.chassis.observability.logs import request_id
@@ -34,6 +37,7 @@ Litestar's reading of parameters, which it skips, takes a tenth of a short call.
 """
 UNLIMITED = "unlimited"
 """The option of a route that is answered under any load: `@get(..., unlimited=True)`."""
+CUT_OFF = "the service has ended before the call was done; a part of it may have been done"
 made_up = Random()  # noqa: S311 - an id is no secret, and the system's randomness is a system call
 
 
@@ -41,11 +45,14 @@ class RequestMiddleware:
     """Gives each call an id, limits and measures it, and adds the headers that every answer has.
 
     It is one layer for all of it, because each layer takes a fortieth of a call's time. HEAD is answered as GET without
-    the body.
+    the body. The server cancels calls that are not done some seconds after `ending` is set.
     """
 
-    def __init__(self, app: ASGIApp, registry: CollectorRegistry, limit: Limit, settings: Settings) -> None:
+    def __init__(
+        self, app: ASGIApp, registry: CollectorRegistry, limit: Limit, settings: Settings, ending: asyncio.Event
+    ) -> None:
         self._app = app
+        self._ending = ending
         self._metrics = HttpMetrics(registry)
         self._limit = limit
         self._origins = OriginPolicy(settings)
@@ -57,7 +64,7 @@ class RequestMiddleware:
             await self._answer_head(scope, receive, send)
             return
         name = _identify(scope)
-        status = 500  # what the server answers for an application that does not
+        status = 0
         refused = False
 
         def see(message: Message) -> Awaitable[None]:  # must not refer to itself: each call would be a reference cycle
@@ -85,9 +92,13 @@ class RequestMiddleware:
                     await see(message)
             else:
                 await self._app(scope, receive, see)
+        except asyncio.CancelledError:
+            if not self._ending.is_set():
+                raise
+            await self._cut_off(scope, None if status else see)
         finally:
             self._limit.let_out(scope)
-            self._metrics.note(scope, status, time.perf_counter() - begun)
+            self._metrics.note(scope, status or 500, time.perf_counter() - begun)  # the server answers 500 itself
 
     async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as GET, and break off once the head is sent: a body may have no end."""
@@ -101,6 +112,15 @@ class RequestMiddleware:
                     answering.cancel()
 
             await self(as_get, receive, send_head)
+
+    async def _cut_off(self, scope: Scope, send: Send | None) -> None:
+        """Answer a call that was cancelled by a problem; break its answer off if that has begun (no `send`)."""
+        if send is not None:
+            refusal = problem(HTTPStatus.SERVICE_UNAVAILABLE, CUT_OFF, headers={"Retry-After": RETRY_AFTER})
+            for message in self._events_of(refusal):
+                await send(message)
+        elif BREAK_OFF in scope:
+            scope[BREAK_OFF]()  # type: ignore[literal-required]  # a key of our own
 
     def _has_room_for(self, size: int, scope: Scope) -> bool:
         """Count a large answer. Return False when there is no room for it and its call changed nothing."""

@@ -2,16 +2,25 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, time, timedelta
 from functools import cache
 from typing import Any, TypeVar, get_args
 
+import msgspec
+
 from contracts.person import PEOPLE
-from contracts.stream import Stream
+from contracts.stream import Stream, encode
 
 T = TypeVar("T")
 
 Generate = Callable[[int], Awaitable[Sequence[T]]]
-"""Return this many generated values."""
+"""Return this many generated values. Raises `CannotGenerate`."""
+MAX_ATTEMPTS = 100
+"""Values generated in vain, one after the other, before a stream counts as one without a generator."""
+
+
+class CannotGenerate(Exception):
+    """No valid value of a stream can be generated; the message says why."""
 
 
 @cache
@@ -23,7 +32,7 @@ def generator_of(stream: Stream[T]) -> Generate[T]:
     """
     if stream is PEOPLE:
         return _people_generator()
-    make = _factory_batches(stream)
+    make = _value_factory(stream)
 
     async def generate(number: int) -> Sequence[T]:
         return await asyncio.to_thread(make, number)  # about 6,000 a second: it would block the event loop
@@ -40,7 +49,8 @@ def _people_generator() -> Generate[Any]:
     return generate
 
 
-def _factory_batches(stream: Stream[T]) -> Callable[[int], list[T]]:
+def _value_factory(stream: Stream[T]) -> Callable[[int], list[T]]:
+    from polyfactory.exceptions import FactoryException  # noqa: PLC0415 - see `generator_of`
     from polyfactory.factories.msgspec_factory import MsgspecFactory  # noqa: PLC0415 - see `generator_of`
 
     class Factory(MsgspecFactory[Any]):
@@ -52,10 +62,31 @@ def _factory_batches(stream: Stream[T]) -> Callable[[int], list[T]]:
             """Return the fields. Cached, because polyfactory spends half of its time on them for every value."""
             return super().get_model_fields()
 
+        @classmethod
+        def get_constrained_field_value(cls, annotation: Any, field_meta: Any, *more: Any, **options: Any) -> Any:  # noqa: ANN401 - polyfactory's signature
+            """Return a value; of a time with or without a zone, for which polyfactory has a date or nothing."""
+            if annotation not in {datetime, time}:
+                return super().get_constrained_field_value(annotation, field_meta, *more, **options)
+            zone = UTC if field_meta.constraints.get("tz") else None
+            moment = datetime.now(zone) - timedelta(seconds=cls.__random__.randrange(365 * 24 * 60 * 60))
+            return moment if annotation is datetime else moment.timetz()
+
     kinds: Any = get_args(stream.record_type) or (stream.record_type,)
     factories = [Factory.create_factory(kind) for kind in kinds]
 
+    def build(factory: type[Factory]) -> T:
+        fault: Exception | None = None
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                value: T = factory.build()
+                stream.decode_strictly(encode(value))
+            except (FactoryException, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                fault = error
+            else:
+                return value
+        raise CannotGenerate(f"no valid {stream.name} can be generated: {fault}")
+
     def generate(number: int) -> list[T]:
-        return [factories[index % len(factories)].build() for index in range(number)]
+        return [build(factories[index % len(factories)]) for index in range(number)]
 
     return generate

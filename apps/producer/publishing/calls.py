@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import msgspec
@@ -50,9 +51,9 @@ async def send_records(publisher: Publisher, keys: Sequence[bytes], values: Sequ
 async def generate_and_send(
     stream: Stream[T], publisher: Publisher, number: int, chunk_records: int = CHUNK_RECORDS
 ) -> Generated:
-    """Generate `number` values and send them in chunks. After a chunk fails, the following ones are not sent.
+    """Generate `number` values and send them in chunks. After a chunk fails, no more are sent or generated.
 
-    Raises `Busy` or `OutOfReach` when nothing was sent.
+    Raises `Busy`, `OutOfReach` or `CannotGenerate` when nothing was sent.
     """
     generated: list[bytes] = []
     chunks: list[tuple[list[bytes], Sent]] = []
@@ -68,7 +69,7 @@ async def generate_and_send(
             return keys, error
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, tuple[list[bytes], Sent]]]:
-        for start in range(0, number, chunk_records):
+        for start in takewhile(lambda _: failure is None, range(0, number, chunk_records)):
             values = await generate(min(chunk_records, number - start))
             encoded = list(map(encode, values))
             generated.extend(encoded)

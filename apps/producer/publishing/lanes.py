@@ -43,7 +43,8 @@ class Limits(msgspec.Struct, kw_only=True):
     connection, and while a quota delays them for more than `throttling_s`. At shutdown, acknowledgements are awaited
     for `last_chance_s`.
 
-    Keys and values of all calls together may have `in_flight_bytes`. Fewer than `small_bytes` wait while a batch is in
+    Keys and values of all calls together may have `in_flight_bytes`: a stream that hangs leaves room for others, as
+    calls take six times as much memory and share 256 MiB. Fewer than `small_bytes` wait while a batch is in
     flight to their partition, and are then sent together (Nagle, RFC 896). A batch of one record costs the client and
     the broker as much as one of a hundred.
     """
@@ -53,7 +54,7 @@ class Limits(msgspec.Struct, kw_only=True):
     connect_s: float = 1.5
     throttling_s: float = 2.0
     last_chance_s: float = 1.0
-    in_flight_bytes: int = 48 * 1024 * 1024
+    in_flight_bytes: int = 32 * 1024 * 1024
     small_bytes: int = 8 * 1024
 
 

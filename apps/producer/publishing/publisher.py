@@ -72,7 +72,7 @@ class Publisher:
         """Write records, and return the result of each within 10 s.
 
         `keys[i]` belongs to `values[i]`; no record may exceed `max_record_bytes`. Calls keep the order in which they
-        start. Raises `Busy` if 48 MiB are in flight, or a quota delays records for more than 2 s. Raises `OutOfReach`
+        start. Raises `Busy` if 32 MiB are in flight, or a quota delays records for more than 2 s. Raises `OutOfReach`
         without a connection within 1.5 s. Then nothing was sent. These are the defaults of `Limits`.
         """
         try:

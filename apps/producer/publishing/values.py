@@ -11,13 +11,17 @@ from contracts.stream import Stream, encode
 
 T = TypeVar("T")
 
+MAX_QUOTED_CHARACTERS = 300
+"""Maximum of a detail or a path. The decoder quotes names and values of any length."""
+NESTED_TOO_DEEPLY = "the body is nested too deeply"
+
 
 class BadRecords(ValueError):
     """A body is not valid; `path` is the JSON path of the fault (`$` is the whole body)."""
 
     def __init__(self, path: str, detail: str) -> None:
-        super().__init__(detail)
-        self.path = path
+        super().__init__(_shortened(detail))
+        self.path = _shortened(path)
 
 
 def read_values(stream: Stream[T], body: bytes) -> list[T]:
@@ -48,7 +52,7 @@ def _decode(stream: Stream[T], body: bytes) -> list[T]:
     except UnicodeDecodeError:
         raise BadRecords("$", "the body is not valid UTF-8") from None
     except RecursionError:
-        raise BadRecords("$", "the body is nested too deeply") from None
+        raise BadRecords("$", NESTED_TOO_DEEPLY) from None
 
 
 def check_fields(stream: Stream[Any], body: bytes) -> None:
@@ -62,6 +66,8 @@ def check_fields(stream: Stream[Any], body: bytes) -> None:
             check_names(text)
         except RepeatedName as error:
             raise BadRecords(f"$[{index}].{error.name}" if several else f"$.{error.name}", str(error)) from None
+        except RecursionError:  # this reader takes more of the stack than the decoder
+            raise BadRecords("$", NESTED_TOO_DEEPLY) from None
 
 
 def is_list(body: bytes) -> bool:
@@ -82,3 +88,7 @@ def to_records(
             size = len(key) + len(value)
             raise BadRecords(where.format(index), f"the record has {size} bytes, expected at most {max_record_bytes}")
     return keys, encoded
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_QUOTED_CHARACTERS else f"{text[:MAX_QUOTED_CHARACTERS]}..."

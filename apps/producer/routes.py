@@ -1,5 +1,6 @@
 """The producer's routes: they translate HTTP calls to `publishing`, and results to answers."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -51,6 +52,10 @@ from contracts.stream import Stream
 MAX_GENERATED = 100_000
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Most bytes of a JSON body; lines of JSON have no limit."""
+LARGE_BODY_BYTES = 1024 * 1024
+"""A larger JSON body is read in a thread: it may take seconds, and other calls go on meanwhile."""
+MAX_RECORDS = 200_000
+"""Records of a JSON body: the smallest ones take far more memory than their JSON."""
 SEED_PATH = "/producers/basic_producer"
 GENERATE = "/generate"
 SENDING = (
@@ -183,7 +188,14 @@ async def send_values(
         answers = LineAnswers(request, stream, publisher, producer.spools, at_end=at_end, root_path=root_path)
         return await answers.respond()
     body = await read_whole(request, ACCEPTED, MAX_BODY_BYTES, times_in_memory=TIMES_IN_MEMORY, hint=SEND_LINES)
-    return _answer(await send(stream, publisher, read_values(stream, body), "$[{}]" if is_list(body) else "$"))
+    if len(body) > LARGE_BODY_BYTES:
+        values = await asyncio.to_thread(read_values, stream, body)
+    else:
+        values = read_values(stream, body)
+    if len(values) > MAX_RECORDS:
+        detail = f"the body has {len(values)} records, expected at most {MAX_RECORDS}{SEND_LINES}"
+        raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+    return _answer(await send(stream, publisher, values, "$[{}]" if is_list(body) else "$"))
 
 
 class Encoded(Response[Answer]):

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import gzip
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -19,7 +20,10 @@ from apps.chassis.http.admission import Limit
 from apps.chassis.http.repeated_names import count_quotes
 from apps.chassis.http.spool import Spools
 from apps.chassis.settings import read_settings
+from apps.producer.app import create_app
 from apps.producer.publishing.lanes import Limits
+from apps.producer.routes import MAX_RECORDS
+from contracts.stream import Stream
 from tests.event_services import create_consumer, create_producer
 from tests.fakes import NO_KAFKA
 
@@ -474,3 +478,37 @@ def full_disk() -> NoReturn:
 def test_quotation_marks_are_counted_alike_in_short_and_in_long_json(events: int) -> None:
     text = b'{"name": "A\\"d\\\\a", "city": "\\\\\\""}' * events
     assert count_quotes(text) == 8 * events
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """Tells the thread in which it is read."""
+
+    id: str
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        read_in.add(threading.current_thread().name)
+
+
+read_in: set[str] = set()
+WATCHED = Stream("watched", Watched, key=lambda one: one.id)
+
+
+def test_a_large_body_is_read_while_other_calls_go_on() -> None:
+    settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, [WATCHED])
+    with TestClient(create_app(settings, streams=[WATCHED], limits=Limits(connect_s=0.01))) as client:
+        assert client.post("/producers/watched", json=[{"id": "small"}]).status_code == 503
+        (of_the_loop,) = read_in
+        read_in.clear()
+        assert client.post("/producers/watched", json=[{"id": "large", "text": "a" * 2_000_000}]).status_code != 500
+    assert read_in
+    assert of_the_loop not in read_in
+
+
+def test_more_records_than_memory_is_counted_for_are_refused(producer: TestClient[Litestar]) -> None:
+    record = msgspec.json.encode(fields_of_an_event(id="a", text=""))
+    body = b"[" + b",".join([record] * (MAX_RECORDS + 1)) + b"]"
+    detail = detail_of(producer.post(EVENTS, content=body, headers=JSON), 413)
+    assert (
+        detail == f"the body has 200001 records, expected at most 200000; send more records as {NDJSON['content-type']}"
+    )

@@ -845,6 +845,26 @@ async def test_records_follow_when_the_topic_gets_more_partitions() -> None:
         await publishing
 
 
+async def test_records_of_a_partition_that_a_recreated_topic_lacks_are_refused_and_cost_no_other_a_connection() -> None:
+    keys = [f"event {i}".encode() for i in range(40)]
+    async with bench(partitions=5) as b:
+        old = b.connect()
+        old.error = ValueError("Unrecognized partition")
+        publishing = b.publish(*numbered(40), keys=keys)
+        await until(lambda: b.connection.replaced == 1)
+        b.cluster.partitions[TOPIC] = 2
+        broker = FakeBroker()
+        broker.confirms = {0: 0, 1: 0}
+        b.connect(broker)
+        receipts = (await publishing).receipts([key.decode() for key in keys])
+        assert {batch.partition for batch in broker.batches} == {0, 1}
+        assert b.connection.replaced == 1
+    refused = [receipt for receipt in receipts if receipt.error]
+    assert len(refused) == sum(partition > 1 for partition in partitions_of(keys, 5)) > 0
+    assert {receipt.outcome for receipt in refused} == {"not_written"}
+    assert {receipt.error for receipt in refused} == {f"topic events has no partition {n}" for n in (2, 3, 4)}
+
+
 @pytest.mark.parametrize("send", [publish, accelerated])
 async def test_a_subscriber_in_memory_gets_what_was_published_byte_for_byte_and_receipts_have_no_offset(
     send: Send,

@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry
 
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.authorization import SAFE_METHODS, missing_security_headers
-from apps.chassis.http.connection_limits import BREAK_OFF
 from apps.chassis.http.origins import OriginPolicy
 from apps.chassis.http.problems import BUSY, RETRY_AFTER, encoded, problem, with_root_path
 from apps.chassis.http.query import check_query
@@ -38,6 +37,7 @@ Litestar's reading of parameters, which it skips, takes a tenth of a short call.
 UNLIMITED = "unlimited"
 """The option of a route that is answered under any load: `@get(..., unlimited=True)`."""
 CUT_OFF = "the service has ended before the call was done; a part of it may have been done"
+RETRY = {"Retry-After": RETRY_AFTER}
 made_up = Random()  # noqa: S311 - an id is no secret, and the system's randomness is a system call
 
 
@@ -88,14 +88,14 @@ class RequestMiddleware:
         begun = time.perf_counter()
         try:
             if refusal := find_fault(scope) or self._origins.refusal(scope):
-                for message in self._events_of(refusal):
-                    await see(message)
+                await self._refuse(refusal, see)
             else:
                 await self._app(scope, receive, see)
         except asyncio.CancelledError:
             if not self._ending.is_set():
                 raise
-            await self._cut_off(scope, None if status else see)
+            if not status:  # the server closes the connection of an answer that has begun
+                await self._refuse(problem(HTTPStatus.SERVICE_UNAVAILABLE, CUT_OFF, headers=RETRY), see)
         finally:
             self._limit.let_out(scope)
             self._metrics.note(scope, status or 500, time.perf_counter() - begun)  # the server answers 500 itself
@@ -113,14 +113,10 @@ class RequestMiddleware:
 
             await self(as_get, receive, send_head)
 
-    async def _cut_off(self, scope: Scope, send: Send | None) -> None:
-        """Answer a call that was cancelled by a problem; break its answer off if that has begun (no `send`)."""
-        if send is not None:
-            refusal = problem(HTTPStatus.SERVICE_UNAVAILABLE, CUT_OFF, headers={"Retry-After": RETRY_AFTER})
-            for message in self._events_of(refusal):
-                await send(message)
-        elif BREAK_OFF in scope:
-            scope[BREAK_OFF]()  # type: ignore[literal-required]  # a key of our own
+    async def _refuse(self, error: ProblemDetailsException, send: Send) -> None:
+        """Answer a call by a problem."""
+        for message in self._events_of(error):
+            await send(message)
 
     def _has_room_for(self, size: int, scope: Scope) -> bool:
         """Count a large answer. Return False when there is no room for it and its call changed nothing."""

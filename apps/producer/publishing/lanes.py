@@ -128,6 +128,8 @@ class Lane:
             elif throttled_for := self._route.throttled_for():  # records that stay here are known to be unwritten
                 await asyncio.sleep(min(throttled_for, self._route.limits.throttling_s))
             elif broker := await self._connected():
+                if self._partition >= self._route.cluster.partitions[self._route.topic]:  # the topic was recreated
+                    self._refuse(f"topic {self._route.topic} has no partition {self._partition}")
                 batch = self._take(broker)
                 if batch.records:
                     await self._hand_over(batch)

@@ -16,7 +16,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fetched import PARTITION, Assignment, placed, with_bytes
+from test_fetched_batches import PARTITION, Assignment, placed, with_bytes
 
 from apps.chassis.internals import record_batches
 from apps.chassis.internals.decompression import decompressed

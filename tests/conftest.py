@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import hypothesis
 import pytest
 from confidential import content_in
 
@@ -16,6 +17,11 @@ from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
 
 if TYPE_CHECKING:  # tests without a browser need no time for it
     from playwright.sync_api import Browser
+
+hypothesis.settings.register_profile(
+    "no deadline", deadline=None
+)  # a busy machine is slow, and no test is wrong for it
+hypothesis.settings.load_profile("no deadline")
 
 LOGS = pytest.StashKey[Path]()
 HARDLY_A_BROWSER = [

@@ -34,7 +34,8 @@ LONGEST_BATCH_S = 300.0
 class Trial:
     """Tries one batch: decides about as many of its records as possible now.
 
-    With `accept`, records that fail again are poison whatever else fails, as an operator wants.
+    `chunk_limit` returns how many of the pending records may be tried at once, by default all. With `accept`, records
+    that fail again are poison whatever else fails, as an operator wants.
     """
 
     def __init__(  # noqa: PLR0913 - what a decision depends on
@@ -46,16 +47,17 @@ class Trial:
         is_asked_to_stop: Callable[[], bool],
         *,
         retries: int,
+        chunk_limit: Callable[[int], int] = int,
         accept: bool = False,
     ) -> None:
         self.findings = findings
-        self.has_answered = False
+        self.has_answered = self.has_named = False
         self.is_abandoned = False
         self._attempts = attempts
         self._window = window
         self._recoveries = recoveries
         self._is_redelivery = any(one.tries for one in findings)
-        self._has_named = False
+        self._chunk_limit = chunk_limit
         self._is_asked_to_stop = is_asked_to_stop
         self._retries = retries
         self._accept = accept
@@ -78,7 +80,7 @@ class Trial:
                 await self._attempt(failed)  # many errors pass
             size = max(1, size // 2)
         await self._judge()
-        while not self._must_stop() and (chunk := self.ready(size)):
+        while not self._must_stop() and (chunk := self.ready(min(size, self._chunk_limit(self._pending())))):
             result = await self._attempt(chunk)
             size = GROWTH * len(chunk) if result.error is None else max(1, len(chunk) // 2)
             await self._judge()
@@ -95,6 +97,9 @@ class Trial:
             self._tried -= len(self._suspects)
             self._suspects = []
         await self.bisect()
+
+    def _pending(self) -> int:
+        return len(self.findings) - self._tried
 
     def ready(self, most: int = 1) -> list[Finding]:
         """Return the first pending records, `most` of them, without those behind a suspect of their key."""
@@ -130,7 +135,7 @@ class Trial:
         is_undecided = any(one.is_undecided for one in self.findings)
         for one in last:
             if is_undecided or (
-                (self._is_redelivery or self._has_named) and len(last) > MOST_JUDGED_ONCE and one.judged == needed
+                (self._is_redelivery or self.has_named) and len(last) > MOST_JUDGED_ONCE and one.judged == needed
             ):
                 one.state = "suspect"
 
@@ -227,7 +232,7 @@ class Trial:
         A record after the named one succeeded after its failure.
         """
         failing: set[object] = set()
-        self._has_named = True
+        self.has_named = True
         before, last_done = (
             self._position(),
             next(index for index in range(len(chunk) - 1, -2, -1) if index not in named),

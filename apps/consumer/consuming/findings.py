@@ -26,6 +26,16 @@ UNLIKELY = 1e-4
 """The share of good records that may be judged as poison by a handler that fails at random."""
 
 
+FADING = 0.8
+"""The weight of the earlier batches when another one is counted."""
+FORGOTTEN = 0.1
+"""Bad records of the last batches, faded, that no longer matter."""
+CHUNK = 2.5
+"""Records of a chunk, times the root of the share of bad ones: repeated records and calls then cost about the same."""
+LAST_CHUNK = 16
+"""The part of the records that is handed over later, after the judgement of the others: a sixteenth."""
+
+
 @dataclass(slots=True, eq=False)
 class Finding:
     """What is known about a record.
@@ -121,6 +131,35 @@ class Recoveries:
             return 1
         failed = sum(judged for _, judged in self._recent)
         return math.ceil(math.log(UNLIKELY, (failed + 0.5) / (failed + len(self._recent) + 1)))
+
+
+class ChunkSize:
+    """Tells how many records to hand over at once, by how many of the last batches failed for good.
+
+    A handler that raises has handled the records before a bad one in vain. So chunks shrink with the root of the share
+    of bad records: with larger ones more records are handled again, with smaller ones there are more calls. A handler
+    that names its failures repeats nothing. But each smaller chunk at the end shows that it still works.
+    """
+
+    def __init__(self) -> None:
+        self._records = self._bad = 0.0
+        self._is_naming = False
+
+    def note(self, records: int, bad: int, *, is_naming: bool) -> None:
+        """Count a batch; earlier ones fade."""
+        self._records = FADING * self._records + records
+        self._bad = FADING * self._bad + bad
+        if bad:
+            self._is_naming = is_naming
+
+    def limit(self, records: int) -> int:
+        """Return how many of the records to hand over at once: all of them when few failed lately."""
+        if self._bad < FORGOTTEN:
+            return records
+        if self._is_naming:
+            return records - records // LAST_CHUNK
+        size = math.ceil(CHUNK * math.sqrt(self._records / self._bad))
+        return size if 2 * size < records else records
 
 
 class FailureWindow:

@@ -14,7 +14,15 @@ from apps.consumer.consuming.attempts import SUCCESS, Attempts
 from apps.consumer.consuming.bisect import Trial
 from apps.consumer.consuming.containment import BrokenOff
 from apps.consumer.consuming.dead_letters import BadRecord
-from apps.consumer.consuming.findings import MOST_RECORDS, FailureWindow, Finding, Memory, Partition, Recoveries
+from apps.consumer.consuming.findings import (
+    MOST_RECORDS,
+    ChunkSize,
+    FailureWindow,
+    Finding,
+    Memory,
+    Partition,
+    Recoveries,
+)
 from apps.consumer.consuming.policy import Policy
 from apps.consumer.consuming.resource import HandlerResource
 from contracts.record import Record
@@ -59,6 +67,7 @@ class Redelivery:
         self._retry = policy.retry
         self._memory = Memory()
         self._recoveries = Recoveries()
+        self._chunk_size = ChunkSize()
         self._waits = self._successes_at_wait = self._redelivered = 0
         self._wants_newer = self._is_woken = False
 
@@ -78,9 +87,10 @@ class Redelivery:
         is_due_now = is_due or self._knows_enough(findings) or await self._back_off(newer)
         if not (is_due_now and await self._resource.ready(self._abandonment)):
             return _verdict(findings or [Finding(record) for record in records])
-        is_new = is_due and not findings
+        is_new = is_due and not findings and self._chunk_size.limit(len(records)) == len(records)
         first = await self._attempts.call(records, values) if is_new else SUCCESS
         if is_new and first.is_success:
+            self._chunk_size.note(len(records), 0, is_naming=False)
             return Verdict()
         trial = Trial(
             findings or [Finding(record) for record in records],
@@ -89,6 +99,7 @@ class Redelivery:
             self._recoveries,
             lambda: self._abandonment.is_asked,
             retries=self._retry.attempts,
+            chunk_limit=self._chunk_size.limit,
             accept=accept,
         )
         if isinstance(first.error, BrokenOff):
@@ -99,6 +110,8 @@ class Redelivery:
             await trial.resume(outage=self.outage)
         if not trial.is_abandoned and not accept:
             self._plan(trial)
+        bad = sum(one.state in {"rejected", "poison"} for one in trial.findings)
+        self._chunk_size.note(len(records), bad, is_naming=trial.has_named)
         return _verdict(trial.findings)
 
     def keep(self, records: Sequence[Record], findings: Collection[Finding], redelivered: int) -> None:

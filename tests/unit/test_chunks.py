@@ -1,0 +1,59 @@
+"""Failing records in every batch cost themselves: few good ones are handled again, and verdicts need no new batch."""
+
+import random
+
+import pytest
+from streams import Handler, Stream, numbered, policy
+
+from apps.consumer.consuming.batch import Batch
+from tests.event import Event
+
+pytestmark = pytest.mark.anyio
+
+RECORDS, SIZE = 20_000, 500
+
+
+def some(share: float) -> set[str]:
+    """Return the ids of events that are poison."""
+    return set(random.Random(1).sample(numbered(range(RECORDS)), int(RECORDS * share)))
+
+
+@pytest.mark.parametrize(("share", "repeated"), [(0.002, 0.8), (0.02, 1.5)])
+async def test_of_a_handler_that_raises_few_good_records_are_handled_again(share: float, repeated: float) -> None:
+    poison = some(share)
+    handler = Handler(poison.__contains__)
+    stream = Stream(handler, policy(records=SIZE))
+    stream.add(*numbered(range(RECORDS)))
+    await stream.consume()
+    assert sorted(stream.lettered) == sorted(poison)
+    assert len(handler.done) == RECORDS - len(poison)
+    handled = sum(map(len, handler.calls))
+    assert handled < (1 + repeated) * RECORDS, f"{handled:,} records of {RECORDS:,} were handed over"
+
+
+async def test_a_stream_without_failures_gets_whole_batches_again() -> None:
+    handler = Handler({"00003"}.__contains__)
+    stream = Stream(handler, policy(records=SIZE))
+    stream.add(*numbered(range(RECORDS)))
+    await stream.consume()
+    assert stream.lettered == ["00003"]
+    assert [len(call) for call in handler.calls[-10:]] == [SIZE] * 10
+
+
+async def test_records_that_are_named_in_the_last_batch_are_dead_lettered_without_a_newer_record() -> None:
+    poison = some(0.02)
+    calls = 0
+
+    async def handle(batch: Batch[Event]) -> None:
+        nonlocal calls
+        calls += 1
+        for record in batch:
+            if record.value.id in poison:
+                batch.fail(record, "no database takes it")
+
+    stream = Stream(handle, policy(records=SIZE))
+    stream.add(*numbered(range(RECORDS)))
+    await stream.consume(turns=2 * RECORDS // SIZE)
+    assert stream.is_consumed
+    assert sorted(stream.lettered) == sorted(poison)
+    assert stream.polls < RECORDS // SIZE + 5, "hardly a batch was read again"

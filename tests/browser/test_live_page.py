@@ -1,6 +1,7 @@
 """The live page in a real browser, on both services and a real Kafka; whatever is not on this machine is blocked."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +72,10 @@ class Site:
         elsewhere(self.pipeline.write, records)
         self.consumer.until_consumed(status["messages_consumed_count"] + status["dead_lettered_count"] + len(records))
 
+    def pipeline_ends(self) -> list[int]:
+        """Return the end offset of each partition."""
+        return [*elsewhere(self.pipeline.end_offsets).values()]
+
     def letters(self) -> list[dict[str, Any]]:
         return list(self.consumer.get("/consumers/dead-letters", limit=100)["dead_letters"])
 
@@ -131,14 +136,22 @@ def total_lag(page: Page) -> int:
 
 
 def rows(page: Page, text: str) -> Locator:
-    """The newest records in which a text stands."""
-    return page.locator("#record-list > li").filter(has_text=text)
+    """The listed records in which a text stands."""
+    return page.locator("#record-list > tr").filter(has_text=text)
+
+
+def go_to(page: Page, tab: Literal["Overview", "Records", "Dead letters"]) -> None:
+    """Choose a tab."""
+    page.get_by_role("navigation", name="Sections").get_by_role("link", name=tab).click()
 
 
 def create(page: Page, number: int) -> None:
+    """Create records on the page, and return to the overview."""
+    go_to(page, "Records")
     page.get_by_label("New records").fill(str(number))
-    page.get_by_role("button", name="Create").click()
+    page.get_by_role("button", name="Create", exact=True).click()
     expect(page.locator("#create output")).to_have_text(f"{number} were created.")
+    go_to(page, "Overview")
 
 
 def until(page: Page, condition: Callable[[], bool]) -> None:
@@ -152,11 +165,14 @@ def until(page: Page, condition: Callable[[], bool]) -> None:
 def test_records_created_on_the_page_arrive_on_it(page: Page, site: Site) -> None:
     before = site.consumed
     create(page, 7)
-    expect(page.locator("#record-list > li")).to_have_count(min(before + 7, NEWEST))
     expect(page.locator("#facts dd").first).to_have_text(f"{before + 7:,}")
     expect(page.locator("#lag-rows td:last-child")).to_have_text(["this instance"] * 6)
-    page.locator("#record-list summary").first.click()
-    shown = json.loads(page.locator("#record-list pre").first.text_content() or "")
+    expect(page.locator("#member-rows td").last).to_have_text("0, 1, 2, 3, 4, 5")
+    expect(page.locator("#rebalance")).to_contain_text("this instance joined the group")
+    go_to(page, "Records")
+    expect(page.locator("#record-list > tr")).to_have_count(min(before + 7, NEWEST))
+    page.locator("#record-list a").first.click()
+    shown = json.loads(page.locator("#record pre").text_content() or "")
     assert shown.keys() == event().keys()
 
 
@@ -179,21 +195,35 @@ def test_while_it_is_stopped_the_lag_grows_and_after_a_start_it_falls(page: Page
     assert site.consumer.status()["state"] == "running"
 
 
-def test_what_was_read_can_be_read_again_from_any_place(page: Page, site: Site) -> None:
+def test_a_seek_asks_first_and_says_how_many_records_it_concerns(page: Page, site: Site) -> None:
     site.write(Raw(value_of(event())))
-    before = site.consumed
-    page.get_by_text("Read from another place").click()
-    page.get_by_role("button", name="Read from there").click()
-    expect(page.locator("#control-said")).to_have_text("Reads on from there in 6 partitions.")
+    before, handled = site.consumed, sum(site.pipeline_ends())
+    place, said = page.get_by_label("Consume from"), page.locator("#control-said")
+    seek = page.get_by_role("button", name="Seek …")
+    expect(place).to_have_value("")  # nothing is chosen before somebody chooses
+    seek.click()
+    expect(said).to_have_text("")
+    place.select_option("beginning")
+    seek.click()
+    expect(page.locator("#ask-question")).to_have_text(f"{handled:,} records will be handled again.")
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(said).to_have_text("Nothing was moved.")
+    assert site.consumed == before
+    seek.click()
+    page.get_by_role("button", name="Seek", exact=True).click()
+    expect(said).to_have_text("Consumes from there in 6 partitions.")
     until(page, lambda: site.consumed > before)
-    page.get_by_label("Place").select_option("offset")
+    place.select_option("offset")
     page.locator("#seek [name=offset]").fill("999999")
-    page.get_by_role("button", name="Read from there").click()
-    expect(page.locator("#control-said")).to_contain_text("That failed: partition 0 has offsets")
-    page.get_by_label("Place").select_option("time")
+    seek.click()
+    expect(said).to_contain_text("That failed: partition 0 has offsets")
+    place.select_option("time")
     page.locator("#seek [name=time]").fill("2020-01-01T00:00:00")
-    page.get_by_role("button", name="Read from there").click()
-    expect(page.locator("#control-said")).to_have_text("Reads on from there in 6 partitions.")
+    until(page, lambda: site.consumer.status()["lag"] == 0)
+    seek.click()
+    page.get_by_role("button", name="Seek", exact=True).click()
+    expect(said).to_have_text("Consumes from there in 6 partitions.")
 
 
 def test_a_dead_letter_that_is_sent_back_arrives(page: Page, site: Site) -> None:
@@ -202,66 +232,80 @@ def test_a_dead_letter_that_is_sent_back_arrives(page: Page, site: Site) -> None
     waiting = len([one for one in before if not one["redriven"]])
     old = event("the-old-one", text=REFUSED)
     site.write(Raw(value_of(old), b"the-old-one"), Raw(b"not json", b"bad"))
-    letters = page.locator("#dead-list > li")
+    expect(page.locator("#dead-count")).to_have_text(str(waiting + 2))  # from every tab
+    go_to(page, "Dead letters")
+    letters = page.locator("#dead-list > tr")
     expect(letters).to_have_count(len(before) + 2)
     page.get_by_label("Reason").fill("the text")
-    page.get_by_role("button", name="Filter").click()
+    page.get_by_role("button", name="Filter", exact=True).click()
     expect(letters).to_have_count(1)
     expect(letters.first).to_contain_text("the text refused is not taken")
-    expect(letters.first).to_contain_text(f"{site.pipeline.topic} 0 · ")
+    assert "tab=dead&reason=the+text" in page.url
     site.refusing.unlink()
     letters.first.get_by_role("button").click()
     expect(page.locator("#dead-said")).to_have_text("1 was sent back.")
     expect(letters.first).to_contain_text("sent back")
-    expect(letters.first.locator("summary")).to_be_focused()
-    expect(rows(page, REFUSED)).to_have_count(1)
-    page.locator("#redrive [name=limit]").fill("5")
-    page.locator("#redrive button").click()
-    expect(page.locator("#dead-said")).to_contain_text(f"{waiting + 1} w")  # the other ones, which come again as bad
-    page.get_by_label("Reason").fill("")
-    page.get_by_role("button", name="Filter").click()
+    expect(letters.first.locator("a").first).to_be_focused()
+    page.get_by_role("button", name="Send back all that match").click()
+    expect(page.locator("#dead-said")).to_have_text("There is none to send back.")  # the filter holds
+    page.get_by_role("button", name="Show all").click()
+    expect(letters).to_have_count(len(before) + 2)
+    page.get_by_role("button", name="Send back all").click()
+    expect(page.locator("#ask-question")).to_contain_text(f"{waiting + 1} dead letter")
+    page.get_by_role("button", name=f"Send back {waiting + 1}").click()
+    expect(page.locator("#dead-said")).to_contain_text(f"{waiting + 1} w")  # bad ones are dead-lettered again
     expect(letters).to_have_count(len(before) + 2 + waiting + 1)
+    go_to(page, "Records")
+    expect(rows(page, REFUSED)).to_have_count(2)  # the first one and the one that was sent back
 
 
 def test_a_hostile_record_is_text_and_nothing_of_it_runs(page: Page, site: Site) -> None:
     hostile = event("hostile", text=IMAGE + SCRIPT)
     headers = ((IMAGE, SCRIPT.encode()), ("null", None), ("bytes", b"\xff"))
     site.write(Raw(value_of(hostile), SCRIPT.encode(), headers), Raw(SCRIPT.encode(), IMAGE.encode(), headers))
-    row = rows(page, IMAGE)
+    go_to(page, "Records")
+    row = rows(page, "hostile")
     expect(row).to_contain_text(SCRIPT)
-    row.locator("summary").click()
-    expect(row.locator("dt", has_text=IMAGE)).to_have_count(1)
-    expect(row.locator("dd", has_text=SCRIPT)).to_have_count(2)  # the header and the key
-    expect(row.locator("dd", has_text="base64 /w==")).to_have_count(1)
-    letter = page.locator("#dead-list > li").filter(has_text="JSON").first
-    letter.locator("summary").click()
-    expect(letter.locator("pre")).to_have_text(SCRIPT)
+    row.locator("a").click()
+    panel = page.locator("#record")
+    expect(panel.locator("dt", has_text=IMAGE)).to_have_count(1)
+    expect(panel.locator("dd", has_text=SCRIPT)).to_have_count(2)  # the header and the key
+    expect(panel.locator("dd", has_text="base64 /w==")).to_have_count(1)
+    go_to(page, "Dead letters")
+    page.locator("#dead-list > tr").filter(has_text="JSON").first.locator("a").first.click()
+    expect(page.locator("#letter pre")).to_have_text(SCRIPT)
     assert page.evaluate("window.ran") is None
-    assert page.locator("#record-list img, #record-list script, #dead-list img, #dead-list script").count() == 0
+    assert page.locator("main :is(img, script, i:not(.key))").count() == 0
 
 
 def test_records_are_found_on_the_topic(page: Page, site: Site) -> None:
-    site.write(*(Raw(value_of(event(f"ada-{number}", text="Ada Sought")), b"sought") for number in range(40)))
-    page.get_by_text("Search the topic").click()
-    page.locator("#search [name=q]").fill("Ada Sought")
-    page.get_by_role("button", name="Search").click()
-    expect(page.locator("#record-list > li")).to_have_count(NEWEST)
+    site.write(*(Raw(value_of(event(f"ada-{number}", text="Ada Sought")), b"sought") for number in range(120)))
+    go_to(page, "Records")
+    search = page.locator("#search")
+    search.locator("[name=q]").fill("Ada Sought")
+    page.get_by_role("button", name="Search", exact=True).click()
+    expect(page.locator("#record-list > tr")).to_have_count(100)
+    expect(page.locator("#record-list mark").first).to_have_text("Ada Sought")
     page.get_by_role("button", name="Go on").click()
-    expect(page.locator("#record-list > li")).to_have_count(40)
-    expect(page.locator("#records-said")).to_contain_text("40 found;")
-    page.locator("#search [name=key]").fill("no such key")
-    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#record-list > tr")).to_have_count(120)
+    expect(page.locator("#records-said")).to_contain_text("120 found;")
+    search.locator("[name=key]").fill("no such key")
+    page.get_by_role("button", name="Search", exact=True).click()
     expect(page.locator("#records-said")).to_contain_text("0 found;")
+    page.go_back()
+    expect(search.locator("[name=key]")).to_have_value("")
+    expect(page.locator("#record-list > tr")).to_have_count(100)
     page.locator("#lookup [name=partition]").fill("0")
     page.locator("#lookup [name=offset]").fill("0")
     page.get_by_role("button", name="Look up").click()
-    expect(page.locator("#record-list > li")).to_have_count(1)
-    expect(page.locator("#record-list pre")).to_be_visible()
+    expect(page.locator("#record pre")).to_be_visible()
+    assert page.url.endswith("open=0-0")
     page.locator("#lookup [name=offset]").fill("999999")
     page.get_by_role("button", name="Look up").click()
-    expect(page.locator("#records-said")).to_contain_text("nothing was written there yet")
+    expect(page.locator("#record")).to_contain_text("nothing was written there yet")
     page.get_by_role("button", name="Back to the newest").click()
-    expect(page.locator("#record-list > li")).to_have_count(NEWEST)
+    expect(page.locator("#record-list > tr")).to_have_count(NEWEST)
+    expect(page.locator("#record")).to_be_hidden()
 
 
 def test_the_page_survives_a_restart_of_the_service(page: Page, site: Site) -> None:
@@ -269,14 +313,18 @@ def test_the_page_survives_a_restart_of_the_service(page: Page, site: Site) -> N
     elsewhere(site.consumer.__exit__)
     expect(state(page)).to_have_text("no answer")
     expect(page.locator("#notices")).to_contain_text("Service gone since ")
-    page.get_by_role("button", name="Stop").click()
-    expect(page.locator("#control-said")).to_have_text("That failed: no answer")
+    for button in ("Start", "Stop", "Pause", "Resume", "Seek …"):
+        off = page.get_by_role("button", name=button, exact=True)
+        expect(off).to_be_disabled()
+        expect(off).to_have_attribute("title", "The service does not answer.")
     site.start_consumer()
     expect(state(page)).to_have_text("running")
     expect(page.locator("#notices")).to_contain_text("Can be read again: ")
     expect(page.locator("#notices .trouble")).to_have_count(0)
     expect(page.locator("#facts")).to_have_css("opacity", "1")
-    expect(page.locator("#record-list > li")).to_have_count(NEWEST)
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_enabled()
+    go_to(page, "Records")
+    expect(page.locator("#record-list > tr")).to_have_count(NEWEST)
 
 
 def test_a_service_that_wants_a_key_is_given_it(page: Page) -> None:
@@ -309,7 +357,7 @@ def test_one_call_that_fails_or_hangs_hides_nothing_else(page: Page, site: Site)
     def leave_unanswered(route: Route) -> None:
         hanging.append(route)
 
-    page.route("**/consumers/messages?*", leave_unanswered)
+    page.route("**/consumers/history?*", leave_unanswered)
     page.route("**/consumers/group?*", lambda route: route.fulfill(status=503, body="no problem, and no JSON"))
     expect(page.locator("#notices")).to_contain_text("Cannot read group: it answers 503")
     consumed = page.locator("#facts dd").first
@@ -318,29 +366,105 @@ def test_one_call_that_fails_or_hangs_hides_nothing_else(page: Page, site: Site)
     expect(consumed).not_to_have_text(before or "")
     page.unroute("**/consumers/group?*")
     expect(page.locator("#notices")).to_contain_text("Can be read again: group")
+    until(page, lambda: bool(hanging))
+    page.wait_for_timeout(100)
     assert len(hanging) == 1  # one at a time
     hanging[0].abort()
 
 
 def test_without_a_producer_that_answers_no_records_can_be_created(page: Page, site: Site) -> None:
     page.route(f"http://localhost:{site.producer.port}/**", lambda route: route.abort())
+    go_to(page, "Records")
     expect(page.locator("#create")).to_be_hidden()
+    expect(page.get_by_role("button", name="New record …")).to_be_hidden()
     expect(page.locator("#no-producer")).to_be_visible()
     page.unroute_all(behavior="ignoreErrors")
     expect(page.locator("#create")).to_be_visible()
 
 
-def test_nothing_keeps_anybody_from_using_the_page_in_light_in_dark_or_on_a_phone(page: Page, site: Site) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_keeps_anybody_from_using_the_page(page: Page, site: Site, scheme: Literal["light", "dark"]) -> None:
     site.write(Raw(value_of(event())), Raw(b"not json", b"bad"))
-    for summary in page.locator("main > section > details > summary").all():
-        summary.click()
-    page.locator("#record-list summary").first.click()
-    page.locator("#dead-list summary").first.click()
-    expect(page.locator("#record-list pre")).to_be_visible()
-    schemes: list[Literal["light", "dark"]] = ["light", "dark"]
-    for scheme in schemes:
-        page.emulate_media(color_scheme=scheme)
+    page.emulate_media(color_scheme=scheme)
+    opened = {"Overview": "#lag-rows tr", "Records": "#record pre", "Dead letters": "#letter pre"}
+    for tab, selector in opened.items():
+        page.set_viewport_size({"width": 1280, "height": 800})
+        go_to(page, tab)  # type: ignore[arg-type]  # the names of the tabs
+        page.get_by_text("As a table").click() if tab == "Overview" else page.locator(".list:visible a").first.click()
+        expect(page.locator(selector).first).to_be_visible()
         found = Axe().run(page).response["violations"]
         assert [one for one in found if one["impact"] in {"serious", "critical"}] == []
-    page.set_viewport_size(PHONE)
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        page.set_viewport_size(PHONE)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_a_record_is_sent_again_with_another_text(page: Page, site: Site) -> None:
+    site.write(Raw(value_of(event("ada", text="It snows.")), b"ada"))
+    go_to(page, "Records")
+    rows(page, "It snows.").locator("a").click()
+    page.get_by_role("button", name="Send again …").click()
+    form = page.locator("#produce")
+    expect(form.get_by_label("id")).to_have_value("ada")
+    form.get_by_label("number").fill("151")
+    expect(form.locator(".wrong").nth(1)).to_contain_text("150")  # while it is typed
+    form.get_by_label("number").fill("36")
+    form.get_by_label("text").fill("It hails.")
+    form.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("#produce-said")).to_contain_text("ada was written to partition")
+    page.locator("#produce-said a").click()
+    expect(form).to_be_hidden()
+    expect(page.locator("#record pre")).to_contain_text("It hails.")
+
+
+def test_a_link_shows_what_its_sender_saw_and_back_leads_back(page: Page, site: Site) -> None:
+    site.write(Raw(value_of(event("linked", text="linked text")), b"linked"))
+    go_to(page, "Records")
+    page.locator("#search [name=key]").fill("linked")
+    page.keyboard.press("Enter")
+    page.locator("#record-list a").click()
+    expect(page.locator("#record pre")).to_contain_text("linked text")
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator("#search [name=key]")).to_have_value("linked")
+    expect(other.locator("#record pre")).to_contain_text("linked text")
+    page.get_by_role("link", name="Dead letters of this key").click()
+    expect(page.locator("#dead-said")).to_have_text("None.")
+    for _ in range(2):
+        page.go_back()
+    expect(page.locator("#record")).to_be_hidden()
+    for _ in range(2):
+        page.go_back()
+    expect(page.locator("#control")).to_be_visible()
+
+
+def test_chosen_columns_stay_and_what_is_listed_is_exported(page: Page, site: Site) -> None:
+    site.write(Raw(value_of(event("exported", number=7, text="=1+1")), b"exported"))
+    go_to(page, "Records")
+    page.locator("#search [name=key]").fill("exported")
+    page.keyboard.press("Enter")
+    page.get_by_text("Columns").click()
+    page.get_by_role("checkbox", name="number").check()
+    expect(page.locator("#record-list [data-name=number]")).to_have_text(["7"])
+    page.reload()
+    expect(page.locator("#record-list [data-name=number]")).to_have_text(["7"])
+    with page.expect_download() as csv:
+        page.get_by_role("button", name="Export CSV").click()
+    assert csv.value.suggested_filename == "events.csv"
+    head, line = csv.value.path().read_text().splitlines()
+    assert head.split(",")[3:] == ['"key"', '"id"', '"number"', '"text"', '"not decoded"']
+    assert line.endswith(""""exported","exported","7","'=1+1","\"""")  # a spreadsheet runs nothing
+    with page.expect_download() as ndjson:
+        page.get_by_role("button", name="Export NDJSON").click()
+    (record,) = map(json.loads, ndjson.value.path().read_text().splitlines())
+    assert record["value"]["number"] == 7
+
+
+def test_the_last_hour_is_drawn_and_read_out(page: Page, site: Site) -> None:
+    create(page, 5)
+    until(page, lambda: len(site.consumer.get("/consumers/history")["points"]) > 1)
+    page.reload()
+    expect(page.locator("#rate-line")).to_have_attribute("aria-label", re.compile("consumed/s"))
+    page.locator("#rate-line").hover()
+    expect(page.locator("#history-at")).to_have_text(re.compile("consumed/s|did not run"))
+    page.get_by_text("As a table").click()
+    expect(page.locator("#history-rows tr").first).to_be_visible()

@@ -24,8 +24,8 @@ from tools.ports import free_ports
 SHOWN = Path(__file__).with_name("shown.js").read_text()
 PARTITIONS = 3
 PATIENCE_MS = 20_000
-CALM_COLOURS = {"running": "good", "stopped": "muted"}
-"""Colours of a state while the service is healthy; the others are amber."""
+COLOURS = {"running": "good", "stopped": "muted", "retrying": "warn"}
+"""Colours of a state; the others are amber, or red while the service is unhealthy."""
 
 
 @dataclass
@@ -133,6 +133,10 @@ def page(open_page: Page, site: Site) -> Page:
     return open_page
 
 
+OF_KAFKA = {"lag-rows", "group", "member-rows", "dead-count"}
+"""What the page shows of answers that only Kafka can give."""
+
+
 def count(number: int | None) -> str:
     return "\N{EN DASH}" if number is None else f"{number:,}"
 
@@ -150,7 +154,7 @@ def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, ob
     waiting = status["waiting_for_transaction"]
     return {
         "state": state,
-        "state colour": CALM_COLOURS.get(state, "warn") if fit else "bad",
+        "state colour": COLOURS.get(state, "warn") if fit or state == "retrying" else "bad",
         "title": f"{state if fit else f'{state}, unavailable'} · Consumer",
         "health": without_seconds(f"Health {health['status']}: {health['detail']}"),
         "health colour": "muted" if fit else "bad",
@@ -179,8 +183,8 @@ def disagreement(page: Page, status: Mapping[str, Any], health: Mapping[str, Any
         str(p["partition"]): shown["partitions"].get(str(p["partition"])) for p in status["partitions"]
     }
     if status["lag"] is None:  # then nobody can read the group, and what the page knows of it is dimmed
-        shown["dimmed"] = [name for name in shown["dimmed"] if name not in {"lag-rows", "group"}]
-        shown["banner"] = "" if shown["banner"].startswith("Cannot read group") else shown["banner"]
+        shown["dimmed"] = [name for name in shown["dimmed"] if name not in OF_KAFKA]
+        shown["banner"] = "" if shown["banner"].startswith("Cannot read ") else shown["banner"]
     if not want["error"]:
         shown["error colour"] = want["error colour"]
     found = {name: (shown[name], value) for name, value in want.items() if shown[name] != value}
@@ -259,6 +263,8 @@ def test_no_answer_of_a_start_stays_beside_a_consumer_that_halted_since(page: Pa
     page.get_by_role("button", name="Start", exact=True).click()
     agreed(page, site, "halted", fit=False, when=lambda status: status["member_id"] is None)
     page.get_by_role("button", name="Start, accepting").click()
+    expect(page.locator("#ask-question")).to_have_text(re.compile("up to [0-9]+ records wait"))
+    page.get_by_role("button", name="Dead-letter the bad ones").click()
     agreed(page, site, "running", fit=True, when=lambda status: status["dead_lettered_count"] == 120)
 
 
@@ -338,6 +344,6 @@ def assert_gone(shown: Mapping[str, Any], reason: str) -> None:
     assert shown["banner"].startswith("Service gone since ")
     assert reason in shown["banner"]
     assert shown["health"].startswith(f"Health unknown: {reason}")
-    assert (shown["state colour"], shown["health colour"]) == ("bad", "bad")
+    assert (shown["state colour"], shown["health colour"]) == ("muted", "bad")
     assert shown["title"] == f"{shown['state']} · Consumer"
-    assert {"facts", "rate-now", "rate-line", "lag-total", "lag-rows", "record-list"} <= set(shown["dimmed"])
+    assert {"facts", "rate-now", "rate-line", "lag-total", "lag-rows", "member-rows"} <= set(shown["dimmed"])

@@ -72,11 +72,12 @@ def page(browser: Browser, site: Site) -> Iterator[Page]:
 
 
 def test_the_live_page_shows_steers_and_creates_events_behind_a_prefix(page: Page, site: Site) -> None:
-    page.goto(site.url("consumer"))
+    page.goto(site.url("consumer", "/?tab=records"))
     page.get_by_label("New records").fill("3")
     page.get_by_role("button", name="Create").click()
     expect(page.locator("#create output")).to_have_text("3 were created.")
-    expect(page.locator("#record-list > li")).to_have_count(3)
+    expect(page.locator("#record-list > tr")).to_have_count(3)
+    page.get_by_role("link", name="Overview").click()
     for button, state in (("Pause", "paused"), ("Resume", "running")):
         page.get_by_role("button", name=button).click()
         expect(page.locator("#state")).to_have_text(state)

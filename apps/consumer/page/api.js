@@ -6,7 +6,7 @@ const GET_TIMEOUT = 10_000; // ms: the slowest answer to a look, with Kafka out 
 const POST_TIMEOUT = 120_000; // ms: for making 100,000 records on a slow machine
 const KEY = "api-key";
 
-/** Tells of every POST that was refused for want of an API key, as an event `refused`. */
+/** Emits `refused` for every POST that was refused for want of an API key. */
 export const refusals = new EventTarget();
 
 /**
@@ -34,23 +34,24 @@ export function get(path, parameters = {}) {
  * Return what a POST answers; the API key goes with it when there is one.
  * @throws {Failure}
  */
-export async function post(path, body) {
+export async function post(path, body, parameters = {}) {
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const key = sessionStorage.getItem(KEY);
   if (key) headers["X-API-Key"] = key;
+  const content = typeof body === "string" ? body : JSON.stringify(body);
   try {
-    return await call(ofStream(path), { method: "POST", headers, body: JSON.stringify(body) }, POST_TIMEOUT);
+    return await call(ofStream(path, parameters), { method: "POST", headers, body: content }, POST_TIMEOUT);
   } catch (failure) {
     if (failure.status === 401) refusals.dispatchEvent(new Event("refused"));
     throw failure;
   }
 }
 
-/** Return what the health check answers: with 503 it is an answer too. */
-export async function getHealth() {
+/** Return what the health check of a stream answers: with 503 it is an answer too. */
+export async function getHealth(name = stream) {
   try {
-    return await get("health-check");
+    return await get("health-check", { stream: name });
   } catch (failure) {
     if (failure.problem?.status === "unavailable") return failure.problem;
     throw failure;
@@ -61,6 +62,12 @@ export async function getHealth() {
 export function keepApiKey(key) {
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
+}
+
+/** The command that makes the same call as `get`. */
+export function curlOf(path, parameters = {}) {
+  const url = new URL(ofStream(path, parameters), document.baseURI).href.replaceAll("'", "%27");
+  return `curl '${url}'`;
 }
 
 /** An address of this page is relative; the producer's are whole, or begin with a slash. */
@@ -85,9 +92,12 @@ async function call(url, options, milliseconds) {
   return content;
 }
 
+/** Parse JSON; a whole number that JavaScript would round keeps its digits. */
 function parsed(text) {
+  const exact = (_, value, context) =>
+    Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source ? JSON.rawJSON(context.source) : value;
   try {
-    return JSON.parse(text);
+    return JSON.parse(text, exact);
   } catch {
     return undefined;
   }

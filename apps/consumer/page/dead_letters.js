@@ -1,13 +1,20 @@
-/** Dead letters: what they were, why they could not be consumed, and sending them back. */
+/** Dead letters: why records could not be consumed, how many, and sending them back. */
 
-import { get, post } from "./api.js";
-import { cell, contentBlock, contentText, facts, headerList, timeElement } from "./content.js";
-import { arrange, byId, count, element, exactTime, inUse, onSubmit, plural, report, say } from "./dom.js";
+import { address, addressOf, addressWith, go } from "./address.js";
+import { curlOf, get, post } from "./api.js";
+import { contentBlock, contentText, facts, headerList } from "./content.js";
+import { confirmed } from "./dialogs.js";
+import { arrange, button, byId, count, download, element, inside, inUse, localTime, onSubmit, plural, report, rfc3339, say, timeElement } from "./dom.js";
+import { copyButton, fill, openingRow, pointRows } from "./record.js";
+import { stream } from "./streams.js";
 
-const SHOWN = 20;
+const SHOWN = 50;
+const MOST = 1_000; // dead letters that one call sends back
+const COUNT_AGAIN = 15_000; // ms after which they are counted again: other instances write some too
 const NONE = "None.";
 const UNKNOWN = "unknown"; // what another writer of dead letters did not say
 const NEWER = "There may be newer ones.";
+const FILTERS = ["reason", "key", "partition", "from", "to"];
 
 export class DeadLetters {
   #list = byId("dead-list");
@@ -16,29 +23,78 @@ export class DeadLetters {
   #letters = [];
   #next = null;
   #pages = 1;
-  #reason = "";
+  #filters = {};
+  #shownFilters = null; // those of the letters in the list
   #sentBack = new Set(); // Kafka may take a moment longer to show what the answer of a redrive has told
+  #selected = new Map();
   #reads = 0;
   #seen = null; // how many this instance had dead-lettered when they were read last
+  #counted = null; // likewise for the count
+  #countedAt = 0;
 
   constructor(notices) {
     this.notices = notices;
-    onSubmit(byId("reason"), ({ reason }) => {
-      this.#reason = reason;
-      return this.#reload();
-    });
-    onSubmit(byId("redrive"), ({ limit }) => this.#redrive({ limit: Number(limit) }));
+    onSubmit(byId("letter-filter"), ({ from, to, ...rest }) => go(addressOf("dead", { ...rest, from: rfc3339(from), to: rfc3339(to) })));
+    byId("unfilter").addEventListener("click", () => go(addressOf("dead")));
+    byId("redrive-all").addEventListener("click", (event) => this.#whenOn(event, () => this.#redriveAll()));
+    byId("redrive-some").addEventListener("click", (event) => this.#whenOn(event, () => this.#redriveSelected()));
     byId("reload").addEventListener("click", () => this.#reload());
+    byId("export-letters").addEventListener("click", () => this.#export());
     this.#older.addEventListener("click", () => this.#showOlder());
   }
 
-  /** Read them again when this instance has written some, unless somebody looks at one of them or at older ones. */
+  /** Count them, and read them again, when this instance has written some; not while somebody looks at older ones. */
   async refresh({ dead_lettered_count: written, started_at: startedAt }) {
     const seen = `${startedAt} ${written}`;
-    if (seen === this.#seen) return;
+    if (seen !== this.#counted || Date.now() - this.#countedAt > COUNT_AGAIN) {
+      [this.#counted, this.#countedAt] = [seen, Date.now()];
+      this.#count();
+    }
+    if (address().tab !== "dead" || seen === this.#seen) return;
     if (this.#pages > 1 || inUse(this.#list)) return say(this.#said, NEWER);
     this.#seen = seen;
     await this.#read();
+  }
+
+  /** Show what an address names. */
+  visit(parameters) {
+    this.#filters = Object.fromEntries(FILTERS.map((name) => [name, parameters[name] ?? ""]));
+    for (const [name, value] of Object.entries(this.#filters)) {
+      byId("letter-filter").elements[name].value = ["from", "to"].includes(name) ? localTime(value) : value;
+    }
+    const filtered = Object.values(this.#filters).some(Boolean);
+    byId("unfilter").hidden = !filtered;
+    say(byId("redrive-all"), filtered ? "Send back all that match …" : "Send back all …");
+    if (JSON.stringify(this.#filters) !== this.#shownFilters) this.#reload();
+    this.#open(parameters.open);
+  }
+
+  #open(open) {
+    const panel = byId("letter");
+    pointRows(this.#list, open);
+    if (!open) return (panel.hidden = true);
+    const letter = this.#letters.find((one) => placeOf(one) === open);
+    if (letter) return fill(panel, `Dead letter ${letter.partition} · ${letter.offset}`, ...partsOf(letter));
+    fill(panel, `Dead letter ${open.replace("-", " · ")}`, element("p", { class: "muted" }, "It is not in the list: show older ones, or all."));
+  }
+
+  async #count() {
+    try {
+      const all = await get("consumers/dead-letters/reasons");
+      const tag = byId("dead-count");
+      say(tag, count(all.redrivable) + (all.more ? "+" : ""));
+      tag.title = `${count(all.redrivable)} of the newest ${count(all.letters)} can be sent back`;
+      tag.classList.toggle("some", all.redrivable > 0);
+      const make = (one) => element("li", {}, inside("", element("b", {}, words(one.error_type)), " ", element("span")));
+      arrange(byId("reasons"), all.reasons, (one) => one.error_type ?? "", make, ({ firstElementChild: link }, one) => {
+        link.setAttribute("href", addressOf("dead", { reason: one.error_type ?? "" }));
+        say(link.lastElementChild, `${count(one.letters)}${one.redrivable < one.letters ? `, ${count(one.redrivable)} to send back` : ""}`);
+      });
+      this.notices.succeeded("count of dead letters");
+    } catch (failure) {
+      this.#counted = null;
+      this.notices.failed("count of dead letters", failure);
+    }
   }
 
   async #reload() {
@@ -50,14 +106,15 @@ export class DeadLetters {
   async #read() {
     this.#reads += 1;
     const read = this.#reads;
+    this.#shownFilters = JSON.stringify(this.#filters);
     try {
-      const page = await get("consumers/dead-letters", { limit: SHOWN, reason: this.#reason });
+      const page = await get("consumers/dead-letters", { limit: SHOWN, ...this.#filters });
       if (read !== this.#reads) return; // another one was asked for meanwhile
       this.#letters = page.dead_letters;
       this.#show(page.next);
       this.notices.succeeded("dead letters");
     } catch (failure) {
-      this.#seen = null; // comes again with the next status
+      this.#seen = null; // is read again with the next status
       this.notices.failed("dead letters", failure);
     }
   }
@@ -66,7 +123,7 @@ export class DeadLetters {
     const read = this.#reads;
     this.#older.disabled = true; // two clicks are one
     try {
-      const page = await get("consumers/dead-letters", { limit: SHOWN, reason: this.#reason, before: this.#next });
+      const page = await get("consumers/dead-letters", { limit: SHOWN, ...this.#filters, before: this.#next });
       if (read !== this.#reads) return;
       this.#pages += 1;
       this.#letters.push(...page.dead_letters);
@@ -83,74 +140,149 @@ export class DeadLetters {
     this.#next = next;
     this.#older.hidden = next === null;
     for (const letter of this.#letters) letter.redriven ||= this.#sentBack.has(placeOf(letter));
-    const key = (letter) => `${placeOf(letter)} ${letter.redriven}`;
-    arrange(this.#list, this.#letters, key, (letter) => letterRow(letter, (one) => this.#redrive(one)));
+    this.#selected = new Map([...this.#selected].filter(([place]) => this.#letters.some((one) => placeOf(one) === place && !one.redriven)));
+    arrange(this.#list, this.#letters, (letter) => `${placeOf(letter)} ${letter.redriven}`, (letter) => this.#row(letter));
+    this.#showSelected();
+    this.#open(address().tab === "dead" ? address().open : "");
     if (this.#letters.length === 0) say(this.#said, NONE);
     else if ([NONE, NEWER].includes(this.#said.textContent)) say(this.#said, "");
   }
 
-  async #redrive(order) {
-    await report(this.#said, "Sending back …", async () => {
-      const done = await post("consumers/dead-letters/redrive", order);
-      for (const one of done.dead_letters) this.#sentBack.add(placeOf(one));
-      this.#show(this.#next);
-      if (done.redriven === 0) return "There is none to send back.";
-      const sent = `${plural(done.redriven, "was", "were")} sent back.`;
-      return done.more && done.redriven < order.limit ? `${sent} There are more to send back.` : sent;
+  #showSelected() {
+    byId("redrive-some").hidden = this.#selected.size === 0;
+    say(byId("redrive-some"), `Send back the selected (${this.#selected.size}) …`);
+  }
+
+  #row(letter) {
+    const place = placeOf(letter);
+    const { origin } = letter;
+    const free = letter.redrivable && !letter.redriven;
+    const box = element("input", { type: "checkbox", "aria-label": `Select ${letter.partition} · ${letter.offset}` });
+    box.checked = this.#selected.has(place);
+    box.addEventListener("change", () => {
+      if (box.checked) this.#selected.set(place, letter);
+      else this.#selected.delete(place);
+      this.#showSelected();
     });
-    const key = `${placeOf(order)} true`; // its button is gone, and with it the place of the keyboard
-    this.#list.querySelector(`[data-key="${key}"] summary`)?.focus();
+    const send = button("Send back", () => this.#redriveOne(letter), { "aria-label": `Send back ${letter.partition} · ${letter.offset}` });
+    const reason = element("td", { class: "reason" }, element("b", {}, words(letter.error_type)), ` ${letter.error ?? ""}`);
+    const from = origin.offset === null ? (origin.topic ?? UNKNOWN) : inside(addressOf("records", { open: placeOf(origin) }), `${origin.partition} · ${count(origin.offset)}`);
+    return openingRow(
+      place,
+      letter.timestamp,
+      element("td", {}, free && box),
+      "time",
+      reason,
+      element("td", { class: "from", title: origin.topic ?? UNKNOWN }, from),
+      element("td", { class: "code wide" }, contentText(letter.key)),
+      element("td", { class: "wide" }, triesOf(letter)),
+      element("td", { class: "letter-state" }, stateOf(letter), free && send),
+    );
+  }
+
+  /** Do what a button says, unless it is off. */
+  #whenOn({ currentTarget: pressed }, work) {
+    if (pressed.ariaDisabled === "true") say(this.#said, pressed.title);
+    else work();
+  }
+
+  /** Ask how many of the letters that match can be sent back, and send these. */
+  #redriveAll() {
+    return report(this.#said, "Counting …", async () => {
+      const { would_redrive: number, more } = await post("consumers/dead-letters/redrive", { limit: MOST }, { ...this.#filters, dry_run: true });
+      if (number === 0) return "There is none to send back.";
+      const question = `${plural(number, "dead letter", "dead letters")} will be sent back to the topic and handled again.${more ? " There are more: repeat this for them." : ""}`;
+      if (!(await confirmed(question, `Send back ${count(number)}`))) return "Nothing was sent back.";
+      return this.#sent(await post("consumers/dead-letters/redrive", { limit: number }, this.#filters), number);
+    });
+  }
+
+  #redriveSelected() {
+    const chosen = [...this.#selected.values()];
+    return report(this.#said, "Sending back …", async () => {
+      const question = `${plural(chosen.length, "dead letter", "dead letters")} will be sent back to the topic and handled again.`;
+      if (!(await confirmed(question, `Send back ${count(chosen.length)}`))) return "Nothing was sent back.";
+      let done = 0;
+      try {
+        for (const { partition, offset } of chosen) done += this.#note(await post("consumers/dead-letters/redrive", { partition, offset }));
+      } catch (failure) {
+        throw new Error(`${failure.message} (${plural(done, "was", "were")} sent back before)`);
+      }
+      return `${plural(done, "was", "were")} sent back.`;
+    });
+  }
+
+  async #redriveOne({ partition, offset }) {
+    await report(this.#said, "Sending back …", async () => this.#sent(await post("consumers/dead-letters/redrive", { partition, offset }), 1));
+    this.#list.querySelector(`[data-key="${partition}-${offset} true"] a`)?.focus(); // its button is gone
+  }
+
+  #sent(answer, asked) {
+    const sent = `${plural(this.#note(answer), "was", "were")} sent back.`;
+    return answer.more && answer.redriven < asked ? `${sent} There are more to send back.` : sent;
+  }
+
+  #note({ redriven, dead_letters: letters }) {
+    for (const one of letters) this.#sentBack.add(placeOf(one));
+    this.#show(this.#next);
+    this.#countedAt = 0;
+    return redriven;
+  }
+
+  #export() {
+    if (this.#letters.length === 0) return say(this.#said, "There is nothing to export.");
+    download(`${stream}-dead-letters.ndjson`, "application/x-ndjson", this.#letters.map((one) => `${JSON.stringify(one)}\n`).join(""));
+    say(this.#said, `${plural(this.#letters.length, "dead letter was", "dead letters were")} exported.`);
   }
 }
 
 const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
 
-function letterRow(letter, redrive) {
-  const { origin } = letter;
-  const summary = element(
-    "summary",
-    {},
-    cell("time", "time", timeElement(letter.timestamp)),
-    cell("reason", "reason", `${letter.error_type ?? UNKNOWN}: ${letter.error ?? ""}`),
-    cell("from", "origin", `${origin.topic ?? UNKNOWN} ${origin.partition ?? ""} · ${origin.offset === null ? "" : count(origin.offset)}`),
-    cell("tries", "tries", letter.tries === null ? "" : plural(letter.tries, "try", "tries"), letter.rounds > 0 ? `, back ${plural(letter.rounds, "time", "times")}` : ""),
-    cell("state", "letter-state", stateOf(letter)),
-  );
-  const button = element("button", { type: "button" }, "Send back");
-  button.setAttribute("aria-label", `Send back ${letter.partition} · ${letter.offset}`);
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    await redrive({ partition: letter.partition, offset: letter.offset });
-    button.disabled = false;
-  });
-  return element("li", { class: "letter" }, element("details", {}, summary, more(letter)), letter.redrivable && !letter.redriven && button);
+/** The name of an error in words: `msgspec.ValidationError` is a validation error. */
+function words(type) {
+  if (type === null) return "Unknown";
+  const name = type.split(".").at(-1).replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
+  return name.charAt(0).toUpperCase() + name.slice(1);
 }
 
-function placeInTopic({ topic, partition, offset, timestamp }) {
-  const time = timestamp === null ? UNKNOWN : exactTime(timestamp);
-  return `${topic ?? UNKNOWN}, partition ${partition ?? UNKNOWN}, offset ${offset ?? UNKNOWN}, ${time}`;
-}
+const triesOf = ({ tries, rounds }) =>
+  (tries === null ? "" : plural(tries, "try", "tries")) + (rounds > 0 ? `, back ${plural(rounds, "time", "times")}` : "");
 
 function stateOf({ redriven, held, redrivable, group }) {
   if (redriven) return "sent back";
   if (!redrivable) return group === null ? "of another topic" : `of ${group}`;
-  return held ? "held: only by itself" : "";
+  return held ? "held: only by itself " : "";
 }
 
-function more(letter) {
+function partsOf(letter) {
   const { origin } = letter;
-  return element(
-    "div",
-    { class: "more" },
+  const key = contentText(letter.key);
+  const place = `${origin.topic ?? UNKNOWN}, partition ${origin.partition ?? UNKNOWN}, offset ${origin.offset ?? UNKNOWN}`;
+  const from = element("span", {}, origin.offset === null ? place : inside(addressOf("records", { open: placeOf(origin) }), place));
+  if (origin.timestamp !== null) from.append(", ", timeElement(origin.timestamp));
+  return [
+    element("p", { class: "trouble" }, element("b", {}, words(letter.error_type)), ` ${letter.error ?? ""}`),
+    element(
+      "div",
+      { class: "row" },
+      copyButton("Copy value", () => contentText(letter.value)),
+      copyButton("Copy key", () => key),
+      copyButton("Copy curl", () => curlOf("consumers/dead-letters", { key: letter.key === null ? "" : key, limit: 10 })),
+      letter.key !== null && inside(addressOf("dead", { key }), "Dead letters of this key"),
+      letter.key !== null && inside(addressOf("records", { key }), "Records of this key"),
+    ),
     facts([
-      ["dead letter", `partition ${letter.partition}, offset ${letter.offset}, ${exactTime(letter.timestamp)}`],
-      ["came from", placeInTopic(origin)],
+      ["error", letter.error_type ?? UNKNOWN],
+      ["dead letter", element("span", {}, `partition ${letter.partition}, offset ${letter.offset}, `, timeElement(letter.timestamp))],
+      ["came from", from],
       ["group", letter.group ?? UNKNOWN],
-      ["key", contentText(letter.key)],
+      ["verdict", letter.verdict ?? UNKNOWN],
+      ["tries", triesOf(letter) || UNKNOWN],
+      ["key", key],
     ]),
-    element("h3", {}, "Value"),
-    contentBlock(letter.value),
-    element("h3", {}, "Headers"),
+    element("h4", {}, "Value"),
+    contentBlock(letter.value, letter.error ?? ""),
+    element("h4", {}, "Headers"),
     headerList(letter.headers),
-  );
+  ];
 }

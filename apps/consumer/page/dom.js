@@ -1,6 +1,16 @@
 /** Elements and texts. Nothing here, or elsewhere in the page, makes HTML of a string: a record may contain anything. */
 
 const SVG = "http://www.w3.org/2000/svg";
+const ZONED = {
+  day: "2-digit",
+  month: "short",
+  year: "numeric",
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  fractionalSecondDigits: 3,
+  timeZoneName: "longOffset",
+};
 const number = new Intl.NumberFormat("en");
 
 export const byId = (id) => document.getElementById(id);
@@ -48,10 +58,18 @@ export function arrange(list, items, keyOf, make, update = () => {}) {
   for (const child of there.values()) child.remove();
 }
 
-/** Whether something in a list is open, or held by somebody at the keyboard: then it stays as it is. */
-export function inUse(list) {
-  return list.querySelector("details[open], :focus-visible") !== null;
+/** Whether somebody at the keyboard is in a list: then it stays as it is. */
+export const inUse = (list) => list.querySelector(":focus-visible") !== null;
+
+/** A button that does `work` when it is pressed. */
+export function button(label, work, attributes = {}) {
+  const made = element("button", { type: "button", ...attributes }, label);
+  made.addEventListener("click", work);
+  return made;
 }
+
+/** A link to another address of this page. */
+export const inside = (href, ...children) => element("a", { href, "data-inside": "" }, ...children);
 
 export const count = (value) => (value == null ? "–" : number.format(value));
 
@@ -71,15 +89,38 @@ export const exactTime = (milliseconds) => {
   return Number.isNaN(at.getTime()) ? String(milliseconds) : at.toISOString();
 };
 
+/** The same time with milliseconds and the zone, for those who look closely. */
+const zonedTime = (milliseconds) =>
+  Number.isNaN(new Date(milliseconds).getTime()) ? String(milliseconds) : new Date(milliseconds).toLocaleString("en-GB", ZONED);
+
+export const timeElement = (milliseconds) =>
+  element("time", { datetime: exactTime(milliseconds), title: zonedTime(milliseconds) }, time(milliseconds));
+
 /** What a form's field of date and time says, as RFC 3339, or "". */
 export const rfc3339 = (local) => (local ? new Date(local).toISOString() : "");
+
+/** What a form's field of date and time shows of a time in RFC 3339, or "". */
+export function localTime(rfc) {
+  const at = new Date(rfc);
+  if (!rfc || Number.isNaN(at.getTime())) return "";
+  return new Date(at.getTime() - at.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
+}
+
+/** Have the browser save a file. */
+export function download(name, type, content) {
+  const link = element("a", { href: URL.createObjectURL(new Blob([content], { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
 
 /** Show how a command went; a failure stays until the next one. */
 export async function report(output, doing, work) {
   output.classList.remove("trouble");
   say(output, doing);
   try {
-    say(output, await work());
+    const done = await work();
+    if (typeof done === "string") say(output, done);
+    else output.replaceChildren(done);
   } catch (failure) {
     output.classList.add("trouble");
     say(output, `That failed: ${failure.message}`);

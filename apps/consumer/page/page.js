@@ -1,34 +1,46 @@
 /** The live page: what is asked of the service, how often, and which part of the page shows it. */
 
+import { address, addressOf, onAddress } from "./address.js";
 import { get, getHealth } from "./api.js";
-import { control, showNoState, showStatus } from "./control.js";
-import { creation } from "./creation.js";
+import { control, showNoState, showRebalance, showStatus } from "./control.js";
 import { DeadLetters } from "./dead_letters.js";
 import { byId } from "./dom.js";
-import { showLag } from "./lag.js";
+import { History, RateNow } from "./history.js";
 import { Notices } from "./notices.js";
+import { showLag } from "./partitions.js";
 import { look, poll } from "./poll.js";
-import { RateLine } from "./rate.js";
+import { Produce } from "./produce.js";
 import { Records } from "./records.js";
-import { refuseUnknownStream, showStreams, stream } from "./streams.js";
+import { names, refuseUnknownStream, showStreams, stream } from "./streams.js";
 
 const PAUSE = 1_000; // ms between two answers of a kind
 const GROUP_PAUSE = 1_500; // this one asks Kafka's coordinator each time
+const RECORDS_PAUSE = 2_000; // this one reads the end of each partition
+const HISTORY_PAUSE = 5_000; // a new point follows every 10 s
+const OTHERS = 5; // looks at the state for one at the health of the other streams
+const TABS = ["overview", "records", "dead"];
 
 const notices = new Notices(byId("notices"));
-const rate = new RateLine(byId("rate-line"), byId("rate-now"), byId("rate-most"));
-const records = new Records();
+const rate = new RateNow();
+const history = new History();
+const produce = new Produce();
+const records = new Records((value) => produce.open(value));
 const deadLetters = new DeadLetters(notices);
 let asked = 0; // looks at the state so far
 let shown = 0; // the newest of them that is shown
 let status = null;
 let group = null;
+let healths = {};
+
+const tab = () => (TABS.includes(address().tab) ? address().tab : TABS[0]);
 
 /** Read status and health together: neither is shown without the other. */
 async function readState() {
   asked += 1;
   const number = asked;
-  const [{ streams }, health] = await Promise.all([get("consumers/status", { stream: "" }), getHealth()]);
+  const others = number % OTHERS === 1 ? names.filter((name) => name !== stream) : [];
+  const [{ streams }, health, ...more] = await Promise.all([get("consumers/status", { stream: "" }), getHealth(), ...others.map((name) => getHealth(name))]);
+  healths = { ...healths, ...Object.fromEntries(others.map((name, index) => [name, more[index]])), [stream]: health };
   return { number, status: streams[stream], states: states(streams), health };
 }
 
@@ -38,15 +50,16 @@ function showState(answer) {
   if (answer.number < shown) return; // it was asked before a button was pressed
   shown = answer.number;
   status = answer.status;
-  showStreams(answer.states);
+  showStreams(answer.states, healths);
   showStatus(status, answer.health);
   showLag(status, group);
+  showRebalance(status);
   rate.add(status);
   deadLetters.refresh(status);
 }
 
 function loseState(failure) {
-  showStreams({});
+  showStreams({}, {});
   showNoState(failure);
   rate.interrupt();
 }
@@ -56,21 +69,47 @@ function showGroup(answer) {
   if (status !== null) showLag(status, group);
 }
 
-async function readRecords() {
-  if (records.following) return records.read();
-  notices.forget("newest records");
+/** Read what a tab shows, while it is shown. */
+async function whileOn(name, source, read) {
+  if (name()) return read();
+  notices.forget(source);
   return null;
 }
 
+function visit() {
+  const current = tab();
+  for (const name of TABS) byId(name).hidden = name !== current;
+  for (const link of byId("tabs").children) {
+    const own = link.dataset.tab === TABS[0] ? "" : link.dataset.tab;
+    link.setAttribute("href", addressOf(own));
+    if (link.dataset.tab === current) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if (current === "records") records.visit(address());
+  if (current === "dead") deadLetters.visit(address());
+}
+
+const onOverview = () => tab() === "overview";
 const lookAtState = () => look(notices, "state", readState, showState, loseState);
-const lookAtGroup = () => look(notices, "group", () => get("consumers/group"), showGroup);
+const readGroup = () => whileOn(onOverview, "group", () => get("consumers/group"));
+const lookAtGroup = () => look(notices, "group", readGroup, (answer) => answer && showGroup(answer));
+const readHistory = () => whileOn(onOverview, "history", () => get("consumers/history"));
+const readRecords = () => whileOn(() => records.following, "newest records", () => records.read());
+const lookAtRecords = () => look(notices, "newest records", readRecords, (answer) => answer && records.showNewest(answer));
 
 refuseUnknownStream();
 control(() => {
   lookAtGroup(); // which may take longer, and nobody waits for it
   return lookAtState();
 });
-creation();
+produce.run();
+visit();
+onAddress(() => {
+  visit();
+  if (records.following) lookAtRecords();
+  if (onOverview()) lookAtGroup();
+});
 poll(PAUSE, lookAtState);
 poll(GROUP_PAUSE, lookAtGroup);
-poll(PAUSE, () => look(notices, "newest records", readRecords, (answer) => answer && records.showNewest(answer)));
+poll(HISTORY_PAUSE, () => look(notices, "history", readHistory, (answer) => answer && history.show(answer)));
+poll(RECORDS_PAUSE, lookAtRecords);

@@ -1,116 +1,167 @@
-/** The newest records that this instance has consumed, and those that somebody looks for on the topic. */
+/** The newest records of the topic, and those that somebody looks for. */
 
+import { address, addressOf, addressWith, go } from "./address.js";
 import { get } from "./api.js";
-import { block, cell, contentBlock, contentText, facts, headerList, timeElement } from "./content.js";
-import { arrange, byId, count, element, exactTime, inUse, onSubmit, plural, report, rfc3339, say, time } from "./dom.js";
+import { brief, contentText, keyText, textOf, valueText } from "./content.js";
+import { arrange, byId, count, download, element, inUse, localTime, onSubmit, plural, report, rfc3339, say, time } from "./dom.js";
+import { openingRow, pointRows, showRecord } from "./record.js";
+import { stream } from "./streams.js";
 
-const SHOWN = 30;
-const BRIEF = 300; // characters of a value in its row; it opens to the whole
+const SHOWN = 30; // newest records
+const PAGE = 100; // found records after which a search waits to be told to go on
+const FILTERS = ["q", "key", "partition", "from", "to"];
+const COLUMNS = `columns of ${stream}`;
+const MOST_FIELDS = 40; // fields offered as columns
 
 export class Records {
   #list = byId("record-list");
   #said = byId("records-said");
-  #follow = byId("follow");
   #onward = byId("onward");
-  #newest = byId("newest");
+  #halt = byId("halt-search");
+  #shown = [];
   #found = null; // what a search has found so far; null while the newest are shown
+  #searched = ""; // the filters of that search
+  #fields = new Set();
+  #columns = storedColumns();
+  #sendAgain;
 
-  constructor() {
-    onSubmit(byId("search"), (fields) => this.#search(fields));
-    onSubmit(byId("lookup"), (fields) => this.#lookUp(fields.partition, fields.offset));
-    this.#newest.addEventListener("click", () => this.#backToNewest());
-    this.#onward.addEventListener("click", () => this.#goOn());
+  constructor(sendAgain) {
+    this.#sendAgain = sendAgain;
+    onSubmit(byId("search"), ({ from, to, ...rest }) => go(addressOf("records", { ...rest, from: rfc3339(from), to: rfc3339(to) })));
+    onSubmit(byId("lookup"), ({ partition, offset }) => go(addressWith({ tab: "records", open: `${partition}-${offset}` })));
+    byId("newest").addEventListener("click", () => go(addressOf("records")));
+    this.#onward.addEventListener("click", () => this.#searchOn());
+    this.#halt.addEventListener("click", () => (this.#found.stopped = true));
+    for (const button of document.querySelectorAll(".export")) {
+      button.addEventListener("click", () => this.#export(button.dataset.as));
+    }
+    this.#showHead();
   }
 
-  /** Whether the newest records are to be read now: not while somebody looks at some of them. */
+  /** Whether the newest records are to be read now: not while somebody searches, or holds the list. */
   get following() {
-    return this.#found === null && this.#follow.firstElementChild.checked && !inUse(this.#list);
+    return address().tab === "records" && this.#found === null && byId("follow").firstElementChild.checked && !inUse(this.#list);
   }
 
   read() {
-    return get("consumers/messages", { limit: SHOWN });
+    return get("consumers/messages", { scope: "topic", limit: SHOWN });
   }
 
-  /** Show the newest consumed, the newest first. */
+  /** Show the newest records of the topic, the newest first. */
   showNewest({ messages }) {
-    if (!this.following) return; // somebody has opened a row meanwhile
+    if (this.#found !== null) return; // somebody searches meanwhile
     this.#arrange(messages.toReversed());
-    say(this.#said, messages.length === 0 ? "None consumed yet." : "");
+    say(this.#said, messages.length === 0 ? "No records yet." : "");
+  }
+
+  /** Show what an address names. */
+  visit(parameters) {
+    const filters = Object.fromEntries(FILTERS.map((name) => [name, parameters[name] ?? ""]));
+    for (const [name, value] of Object.entries(filters)) {
+      byId("search").elements[name].value = ["from", "to"].includes(name) ? localTime(value) : value;
+    }
+    const wanted = Object.values(filters).some(Boolean) ? JSON.stringify(filters) : "";
+    if (wanted !== this.#searched) this.#begin(wanted, filters);
+    const panel = byId("record");
+    if (!parameters.open) panel.hidden = true;
+    else if (panel.hidden || panel.dataset.open !== parameters.open) showRecord(panel, parameters.open, this.#sendAgain);
+    pointRows(this.#list, parameters.open);
+  }
+
+  #begin(wanted, filters) {
+    this.#searched = wanted;
+    this.#list.replaceChildren();
+    this.#shown = [];
+    this.#said.classList.remove("trouble");
+    say(this.#said, "");
+    this.#onward.hidden = this.#halt.hidden = true;
+    byId("follow").hidden = wanted !== "";
+    byId("newest").hidden = wanted === "";
+    say(byId("records-title"), wanted === "" ? "Newest records" : "Records found");
+    this.#found = wanted === "" ? null : { filters, records: [], scanned: 0, next: null, page: 0 };
+    if (this.#found !== null) this.#searchOn();
+  }
+
+  /** Search until enough is found, somebody stops it, or the topic begins. */
+  async #searchOn() {
+    const found = this.#found;
+    found.stopped = false;
+    found.page += PAGE;
+    this.#onward.hidden = true;
+    this.#halt.hidden = false;
+    await report(this.#said, "Searching …", async () => {
+      try {
+        for (;;) {
+          const limit = found.page - found.records.length;
+          const answer = await get("consumers/messages", { scope: "topic", ...found.filters, limit, before: found.next });
+          if (found !== this.#found) return this.#said.textContent;
+          found.records.push(...answer.messages.toReversed());
+          found.scanned += answer.scanned;
+          found.next = answer.next;
+          this.#arrange(found.records);
+          const far = `${count(found.records.length)} found; ${howFar(found, answer.reached)}`;
+          if (found.stopped || found.next === null || found.records.length >= found.page) return far;
+          say(this.#said, `Searching … ${far}`);
+        }
+      } finally {
+        if (found === this.#found) {
+          this.#halt.hidden = true;
+          this.#onward.hidden = found.next === null;
+        }
+      }
+    });
   }
 
   #arrange(records) {
-    arrange(this.#list, records, (record) => `${record.partition}-${record.offset}`, recordRow);
+    this.#shown = records;
+    this.#offerFields(records);
+    const wanted = this.#found?.filters.q ?? "";
+    const key = ({ partition, offset }) => `${partition}-${offset}`;
+    arrange(this.#list, records, key, (record) => recordRow(record, this.#columns, wanted));
+    pointRows(this.#list, address().open);
   }
 
-  async #search(fields) {
-    const parameters = { scope: "topic", limit: SHOWN, ...fields, from: rfc3339(fields.from), to: rfc3339(fields.to) };
-    this.#begin();
-    this.#found = { parameters, records: [], scanned: 0, next: null };
-    await this.#searchOn("Searching …");
+  /** Offer the fields of these records as columns. */
+  #offerFields(records) {
+    for (const { value } of records) {
+      if (value && this.#fields.size < MOST_FIELDS) for (const name of Object.keys(value)) this.#fields.add(name);
+    }
+    arrange(byId("columns").lastElementChild, ["", ...this.#fields], String, (name) => this.#choice(name));
   }
 
-  async #searchOn(doing) {
-    const found = this.#found;
-    this.#onward.hidden = true;
-    await report(this.#said, doing, async () => {
-      try {
-        const answer = await get("consumers/messages", { ...found.parameters, before: found.next });
-        found.records.push(...answer.messages.toReversed());
-        found.scanned += answer.scanned;
-        found.next = answer.next;
-        if (found === this.#found) this.#arrange(found.records);
-        return `${count(found.records.length)} found; ${howFar(found, answer.reached)}`;
-      } finally {
-        if (found === this.#found) this.#onward.hidden = found.next === null;
-      }
+  #choice(name) {
+    if (name === "") return element("legend", {}, "Fields with a column of their own");
+    const box = element("input", { type: "checkbox" });
+    box.checked = this.#columns.includes(name);
+    box.addEventListener("change", () => {
+      this.#columns = [...this.#columns.filter((one) => one !== name), ...(box.checked ? [name] : [])];
+      localStorage.setItem(COLUMNS, JSON.stringify(this.#columns));
+      this.#showHead();
+      this.#list.replaceChildren();
+      this.#arrange(this.#shown);
     });
+    return element("label", { class: "inline" }, box, name);
   }
 
-  async #lookUp(partition, offset) {
-    this.#begin();
-    await report(this.#said, "Looking it up …", async () => {
-      try {
-        const record = await get(`consumers/messages/${partition}/${offset}`);
-        this.#arrange([record]);
-        this.#list.querySelector("details").open = true;
-        return `Partition ${partition}, offset ${count(Number(offset))}:`;
-      } catch (failure) {
-        const next = failure.problem?.next;
-        if (next !== undefined && next !== null) this.#offerNext(partition, next);
-        throw failure;
-      }
-    });
+  #showHead() {
+    const heads = [["Time"], ["Partition", "number"], ["Offset", "number"], ["Key"], ...this.#columns.map((name) => [name]), ["Value"]];
+    byId("record-head").replaceChildren(...heads.map(([name, kind = ""]) => element("th", { scope: "col", class: kind }, name)));
   }
 
-  #offerNext(partition, next) {
-    const button = element("button", { type: "button" }, `Show the next one, offset ${count(next)}`);
-    button.addEventListener("click", () => this.#lookUp(partition, next));
-    this.#list.replaceChildren(element("li", {}, button));
+  #export(as) {
+    if (this.#shown.length === 0) return say(this.#said, "There is nothing to export.");
+    const content = as === "csv" ? csvOf(this.#shown) : this.#shown.map((record) => `${JSON.stringify(record)}\n`).join("");
+    download(`${stream}.${as}`, as === "csv" ? "text/csv" : "application/x-ndjson", content);
+    say(this.#said, `${plural(this.#shown.length, "record was", "records were")} exported.`);
   }
+}
 
-  #goOn() {
-    return this.#searchOn("Searching on …");
-  }
-
-  #begin() {
-    this.#found = { records: [], next: null };
-    this.#list.replaceChildren();
-    this.#follow.hidden = true;
-    this.#newest.hidden = false;
-    this.#onward.hidden = true;
-    say(byId("records-title"), "Records of the topic");
-  }
-
-  #backToNewest() {
-    this.#found = null;
-    this.#list.replaceChildren();
-    this.#follow.hidden = false;
-    this.#newest.hidden = true;
-    this.#onward.hidden = true;
-    this.#said.classList.remove("trouble");
-    say(this.#said, "");
-    say(byId("records-title"), "Newest records");
-    this.#follow.firstElementChild.focus();
+function storedColumns() {
+  try {
+    const stored = JSON.parse(localStorage.getItem(COLUMNS)) ?? [];
+    return Array.isArray(stored) ? stored.filter((name) => typeof name === "string") : [];
+  } catch {
+    return [];
   }
 }
 
@@ -120,58 +171,34 @@ function howFar({ scanned, next }, reached) {
   return reached === null ? `${passed}, there are more.` : `${passed}, back to ${time(reached)}; there are more.`;
 }
 
-/** A row that opens to the record as it stands on the topic, with its headers. */
-function recordRow(record) {
-  const more = element("div", { class: "more" });
-  const summary = element(
-    "summary",
-    {},
-    cell("time", "time", timeElement(record.timestamp)),
+/** The records as a table: their place, and each field of their values. A spreadsheet must not take a text for a formula. */
+function csvOf(records) {
+  const fields = [...new Set(records.flatMap(({ value }) => Object.keys(value ?? {})))];
+  const places = ["partition", "offset", "timestamp"];
+  const quoted = (value) => {
+    const text = value == null ? "" : typeof value === "string" ? value.replace(/^[=+\-@\t\r]/, "'$&") : textOf(value);
+    return `"${text.replaceAll('"', '""')}"`;
+  };
+  const rows = records.map((one) => [
+    ...places.map((name) => one[name]),
+    one.key === null ? "" : keyText(one.key),
+    ...fields.map((name) => one.value?.[name]),
+    one.value ? "" : contentText(one.content),
+  ]);
+  return [[...places, "key", ...fields, "not decoded"], ...rows].map((row) => `${row.map(quoted).join(",")}\r\n`).join("");
+}
+
+function recordRow(record, columns, wanted) {
+  const text = valueText(record);
+  const cell = (name, kind, ...children) => element("td", { class: kind, "data-name": name }, ...children);
+  return openingRow(
+    `${record.partition}-${record.offset}`,
+    record.timestamp,
+    "time",
     cell("partition", "number", String(record.partition)),
     cell("offset", "number", String(record.offset)),
     cell("key", "code", keyText(record.key)),
-    cell("value", "value", inBrief(record)),
-  );
-  const details = element("details", {}, summary, more);
-  details.addEventListener("toggle", () => {
-    if (details.open && more.childElementCount === 0) open(record, more);
-  });
-  return element("li", {}, details);
-}
-
-/** A key as the window tells it (a text) or as the topic does (a content). */
-const keyText = (key) => (typeof key === "string" ? key : contentText(key));
-
-function inBrief(record) {
-  return record.value ? JSON.stringify(record.value).slice(0, BRIEF) : (record.error ?? "");
-}
-
-/** Show a record; one of the window is read again from the topic, for its headers. */
-async function open(record, more) {
-  if (record.headers !== undefined) return showWhole(record, more);
-  more.append(element("p", { class: "muted" }, "Reading it from the topic …"));
-  try {
-    showWhole(await get(`consumers/messages/${record.partition}/${record.offset}`), more);
-  } catch (failure) {
-    more.replaceChildren(
-      element("p", { class: "trouble" }, `It cannot be read from the topic: ${failure.message}`),
-      element("h3", {}, "Value, as it was consumed"),
-      block(JSON.stringify(record.value, null, 2)),
-    );
-  }
-}
-
-function showWhole(record, more) {
-  more.replaceChildren(
-    facts([
-      ["topic", record.topic],
-      ["time", exactTime(record.timestamp)],
-      ["key", keyText(record.key)],
-    ]),
-    element("h3", {}, "Value"),
-    record.error ? element("p", { class: "trouble" }, record.error) : "",
-    record.value ? block(JSON.stringify(record.value, null, 2)) : contentBlock(record.content),
-    element("h3", {}, "Headers"),
-    headerList(record.headers),
+    ...columns.map((name) => cell(name, "column", ...brief(record.value && name in record.value ? textOf(record.value[name]) : "", wanted))),
+    cell("value", "code value", record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(text, wanted)),
   );
 }

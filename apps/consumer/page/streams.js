@@ -1,8 +1,10 @@
 /** The streams of this service, and the one that the page shows: the one in its address, or the first. */
 
+import { address } from "./address.js";
 import { arrange, byId, element, say } from "./dom.js";
 
-const names = document.querySelector("meta[name=streams]").content.split(" ");
+/** The names of all streams of this service. */
+export const names = document.querySelector("meta[name=streams]").content.split(" ");
 const asked = new URLSearchParams(location.search).get("stream") ?? names[0];
 
 /** The name of the stream that the page shows. */
@@ -19,21 +21,26 @@ export function refuseUnknownStream() {
   say(unknown, `There is no stream "${asked}" here: this is ${stream}.`);
 }
 
-/** Show the state of each stream, as a link to it; with one stream there is nothing to choose. */
-export function showStreams(states) {
+/** Show state and health of each stream, as a link to the same tab of it; with one stream there is nothing to choose. */
+export function showStreams(states, healths) {
   const list = byId("streams");
   list.parentElement.hidden = names.length === 1;
-  arrange(list, names, (name) => name, newLink, (link, name) => showStreamState(link, states[name] ?? "unknown"));
+  arrange(list, names, (name) => name, newLink, (item, name) => {
+    const { tab } = address();
+    item.firstElementChild.setAttribute("href", `?${new URLSearchParams({ stream: name, ...(tab && { tab }) })}`);
+    showPill(item.querySelector(".pill"), states[name] ?? "unknown", healths[name]?.status ?? "unknown");
+  });
+}
+
+/** Show a state as a word in its colour. */
+export function showPill(pill, state, health) {
+  pill.dataset.state = state;
+  pill.dataset.health = health;
+  say(pill, state);
 }
 
 function newLink(name) {
-  const link = element("a", { href: `?${new URLSearchParams({ stream: name })}` }, name, element("span", { class: "pill" }));
+  const link = element("a", {}, name, element("span", { class: "pill" }));
   if (name === stream) link.setAttribute("aria-current", "page");
   return element("li", {}, link);
-}
-
-function showStreamState(item, state) {
-  const pill = item.querySelector(".pill");
-  pill.dataset.state = state;
-  say(pill, state);
 }

@@ -1,4 +1,4 @@
-/** The lag, as the status tells it, and who reads each partition: this instance or another member of the group. */
+/** The lag of each partition, who reads it, and the members of the group. */
 
 import { arrange, byId, count, drawn, element, plural, say } from "./dom.js";
 
@@ -8,7 +8,7 @@ const SHORTEST = 10; // records that a full bar means at least: a lag of 1 is no
 export function showLag(status, group) {
   say(byId("lag-total"), count(status.lag));
   const age = status.lag_seconds === null ? "" : `, ${count(Math.round(status.lag_seconds))} s`;
-  say(byId("lag-age"), status.lag === null ? "not known" : `records${age}`);
+  say(byId("lag-age"), status.lag === null ? "not known" : `${status.lag === 1 ? "record" : "records"}${age}`);
   const waiting = byId("lag-waiting");
   waiting.hidden = !status.waiting_for_transaction;
   say(waiting, `${count(status.waiting_for_transaction)} behind an open transaction`);
@@ -18,37 +18,46 @@ export function showLag(status, group) {
   arrange(byId("lag-rows"), partitions, (one) => String(one.partition), newRow, (row, one) =>
     updateRow(row, one, most, owner(one.owner, members, status.member_id)),
   );
-  if (group !== null) showMembers(group);
+  if (group !== null) showMembers(group, status.member_id);
 }
 
-/** The partitions of the group; what the status tells of some of them is newer, and stands above as their sum. */
+/** The partitions of the group; what the status says of some of them is newer, and stands above as their sum. */
 function merged(status, group) {
   const partitions = new Map(group?.partitions.map((one) => [one.partition, one]));
   for (const one of status.partitions) partitions.set(one.partition, { owner: null, ...partitions.get(one.partition), ...one });
   return [...partitions.values()].sort((one, other) => one.partition - other.partition);
 }
 
-function showMembers(group) {
+function showMembers(group, ownMember) {
   const idle = group.members.filter((member) => member.partitions.length === 0).length;
   const waiting = idle > 0 && group.state === "Stable" ? `, ${idle} of them without a partition` : "";
   say(byId("group"), `Group ${group.group_id}: ${group.state}, ${plural(group.members.length, "member", "members")}${waiting}.`);
+  const make = ({ member_id: id }) =>
+    element("tr", {}, element("th", { scope: "row", title: id }), element("td"), element("td"));
+  arrange(byId("member-rows"), group.members, ({ member_id: id }) => id, make, ({ children: [name, host, partitions] }, member) => {
+    say(name, member.member_id === ownMember ? `${member.client_id} (this instance)` : member.client_id);
+    say(host, hostOf(member));
+    say(partitions, member.partitions.join(", ") || "none");
+  });
 }
+
+const hostOf = ({ host }) => host.replace(/^\//, "");
 
 function owner(memberId, members, ownMember) {
   if (memberId === null) return { name: "nobody", title: "" };
   if (memberId === ownMember) return { name: "this instance", title: memberId };
   const member = members.get(memberId);
-  return { name: member ? `${member.client_id} at ${member.host.replace(/^\//, "")}` : memberId, title: memberId };
+  return { name: member ? `${member.client_id} at ${hostOf(member)}` : memberId, title: memberId };
 }
 
 function newRow(one) {
-  const bar = drawn("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" });
-  bar.append(drawn("rect", { width: "0", height: "8" }));
+  const meter = drawn("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" });
+  meter.append(drawn("rect", { width: "0", height: "8" }));
   return element(
     "tr",
     {},
     element("th", { scope: "row" }, String(one.partition)),
-    element("td", { class: "bar" }, bar),
+    element("td", { class: "meter" }, meter),
     element("td", { class: "number" }),
     element("td", { class: "number wide" }),
     element("td", { class: "number wide" }),
@@ -57,8 +66,8 @@ function newRow(one) {
 }
 
 function updateRow(row, one, most, { name, title }) {
-  const [, bar, lag, committed, end, who] = row.children;
-  bar.querySelector("rect").setAttribute("width", String(((one.lag ?? 0) / most) * 100));
+  const [, meter, lag, committed, end, who] = row.children;
+  meter.querySelector("rect").setAttribute("width", String(((one.lag ?? 0) / most) * 100));
   say(lag, count(one.lag));
   say(committed, count(one.committed));
   say(end, count(one.end));

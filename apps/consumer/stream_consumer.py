@@ -39,7 +39,7 @@ from apps.consumer.operating.lag import GroupOffsets, Lag, LagMeter
 from apps.consumer.operating.metrics import of_commits, of_consumption, of_lag
 from apps.consumer.operating.rebalances import Rebalances
 from apps.consumer.operating.recreated_topics import watch_topic
-from apps.consumer.operating.status import StreamStatus
+from apps.consumer.operating.status import StreamStatus, failing_record
 from apps.consumer.redriving.letters import MAX_ROUNDS
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.schedule import DueLetters, Schedule, of_schedule
@@ -215,6 +215,7 @@ class StreamConsumer:
             redriven_by_schedule_count=self.schedule.redriven,
             next_redrive_at=self.schedule.next_at,
             last_rebalance=self._rebalances.last,
+            failing_record=failing_record(consumption.redelivery.failing),
             notes=[f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines],
         )
 

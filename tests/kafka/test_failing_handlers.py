@@ -73,8 +73,13 @@ def test_poison_is_dead_lettered_alone_whatever_the_handler_raises_and_an_outage
     assert len(stage.handled()) == len(set(stage.handled())) == 1_496
     stage.consumer.until_healthy()
 
+    assert stage.consumer.status()["failing_record"] is None
+
     stage.write(["poison"], start=1_500)
     wait_until(lambda: stage.state() == "retrying")
+    failing = stage.consumer.status()["failing_record"]
+    assert (failing["partition"], failing["offset"]) == (0, 1_500)
+    assert failing["error"] == stage.consumer.status()["last_error"]
     stage.write(["good"], partition=1)
     stage.consumer.until_consumed(1_502)
     assert stage.lettered() == poison | {"0-01500"}

@@ -53,12 +53,14 @@ class Verdict(NamedTuple):
 class Redelivery:
     """Handles the batches of a stream, one at a time, each as often as it is redelivered.
 
-    `waiting` is whether records are retried with backoff. `outage` is whether so many records fail that the handler
-    must be at fault. `window` has which of the last records failed. `unwritten` is why dead letters cannot be written.
+    `waiting` is whether records are retried with backoff; `failing` is the first that failed alone. `outage` is whether
+    so many records fail that the handler must be at fault. `window` has which of the last records failed. `unwritten`
+    is why dead letters cannot be written.
     """
 
     def __init__(self, attempts: Attempts, abandonment: Abandonment, policy: Policy, resource: HandlerResource) -> None:
         self.waiting = self.outage = False
+        self.failing: Finding | None = None
         self.unwritten: str | None = None
         self.window = FailureWindow(policy.outage)
         self._attempts = attempts
@@ -129,6 +131,7 @@ class Redelivery:
             self._begin_again()
 
     def _begin_again(self) -> None:
+        self.failing = None
         self.waiting = self.outage = self._wants_newer = False
         self._waits = 0
         self._attempts.reset()
@@ -142,6 +145,7 @@ class Redelivery:
         """Plan the redelivery of what is undecided."""
         self.outage = trial.is_outage() or (self.outage and bool(trial.ready()))
         trial.doubt(outage=self.outage)
+        self.failing = next((one for one in trial.findings if one.state == "suspect"), None)
         if any(one.is_undecided for one in trial.findings):
             self._waits = 1 if trial.has_answered and not self.outage else self._waits + 1
             if self._waits > 1 or self.outage:

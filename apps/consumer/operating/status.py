@@ -5,12 +5,23 @@ from datetime import datetime
 
 import msgspec
 
+from apps.chassis.observability.logs import one_line
+from apps.consumer.consuming.findings import Finding
+from apps.consumer.consuming.resource import MAX_ERROR_CHARACTERS
 from apps.consumer.consuming.unplanned_moves import Move
 from apps.consumer.operating.control import State
 from apps.consumer.operating.lag import PartitionLag
 from apps.consumer.operating.rebalances import Rebalance
 
 WORST_FIRST: tuple[State, ...] = ("halted", "reconnecting", "retrying", "starting", "stopped", "paused", "running")
+
+
+class FailingRecord(msgspec.Struct):
+    """A record for which the handler failed, and the error; it is redelivered."""
+
+    partition: int
+    offset: int
+    error: str
 
 
 class StreamStatus(msgspec.Struct):
@@ -23,7 +34,7 @@ class StreamStatus(msgspec.Struct):
     `notes` are differences between a topic and the settings: the topic is used as it is. `passed_over_count` records
     were sent back from the dead letters for another group. `redriven_by_schedule_count` dead letters were sent back by
     `REDRIVE_AFTER`, and the next is due at `next_redrive_at`, as far as this instance does that. `last_rebalance` is
-    null before the first one.
+    null before the first one. `failing_record` is the first record that is retried alone.
     """
 
     running: bool
@@ -52,6 +63,7 @@ class StreamStatus(msgspec.Struct):
     redriven_by_schedule_count: int = 0
     next_redrive_at: datetime | None = None
     last_rebalance: Rebalance | None = None
+    failing_record: FailingRecord | None = None
 
 
 class Status(StreamStatus, kw_only=True):
@@ -62,6 +74,15 @@ class Status(StreamStatus, kw_only=True):
     """
 
     streams: dict[str, StreamStatus]
+
+
+def failing_record(finding: Finding | None) -> FailingRecord | None:
+    """Return what is shown of a record that is retried alone."""
+    if finding is None or finding.error is None:
+        return None
+    return FailingRecord(
+        finding.record.partition, finding.record.offset, one_line(finding.error)[:MAX_ERROR_CHARACTERS]
+    )
 
 
 def status_of(by_stream: Mapping[str, StreamStatus]) -> Status:

@@ -1,8 +1,9 @@
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import pytest
@@ -24,6 +25,8 @@ from contracts.stream import Stream, encode
 from tests.event import EVENTS, Event
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 MAX_RECORD_BYTES = 1_000
 
@@ -611,6 +614,11 @@ class Loose(msgspec.Struct):
 LOOSE = Stream("loose", Loose, key=lambda loose: loose.id)
 
 
+def below(frames: int, work: Callable[[], T]) -> T:
+    """Do some work with this many more calls on the stack."""
+    return below(frames - 1, work) if frames else work()
+
+
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 def test_a_body_is_read_or_nested_too_deeply_however_deep_it_is(opening: bytes) -> None:
     closing = b"]" if opening == b"[" else b"}"
@@ -619,7 +627,8 @@ def test_a_body_is_read_or_nested_too_deeply_however_deep_it_is(opening: bytes) 
         one = b'{"id":"a","payload":' + opening * depth + b"1" + closing * depth + b"}"
         for body in (one, b"[" + one + b"]"):
             try:
-                taken += len(read_values(LOOSE, body))
+                values = read_values(LOOSE, body)
+                taken += len(below(depth % 40, partial(to_records, LOOSE, values, 1_000_000))[0])
             except BadRecords as error:
                 faults.add(str(error))
     assert taken

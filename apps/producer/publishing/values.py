@@ -82,7 +82,10 @@ def to_records(
 
     Raises `BadRecords` for the first record of more than `max_record_bytes`; `where` is a template for its JSON path.
     """
-    keys, encoded = stream.keys_of(values), list(map(encode, values))
+    try:
+        keys, encoded = stream.keys_of(values), list(map(encode, values))
+    except RecursionError:  # the encoder may be called with more of the stack in use than the decoder was
+        raise BadRecords("$", NESTED_TOO_DEEPLY) from None
     for index, (key, value) in enumerate(zip(keys, encoded, strict=True)):
         if len(key) + len(value) > max_record_bytes:
             size = len(key) + len(value)

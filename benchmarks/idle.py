@@ -22,7 +22,7 @@ from tools.ports import free_ports
 
 SERVICES = ("producer", "consumer")
 LIBRARIES = "import litestar, faststream.kafka, numpy"
-TIMES_AT_MOST, CPU_AT_MOST, MB_AT_MOST = 1.5, 2.0, 90.0
+MAX_TIMES, MAX_CPU_PERCENT, MAX_MB = 1.5, 2.0, 90.0
 """Of the time of the imports; per cent of a core; MB."""
 LOOK_AGAIN = 0.005
 """Seconds between two attempts to be answered."""
@@ -70,7 +70,7 @@ def _starts(servers: str, rounds: int) -> list[tuple[str, ...]]:
     return [
         ("start of the process to its first answer, s", *(spread(answers[name], "{:.2f}") for name in SERVICES), ""),
         (f"`{LIBRARIES}`, s", *[spread(imports, "{:.2f}")] * len(SERVICES), ""),
-        ("times the imports", *(spread(ratio, "{:.2f}") for ratio in ratios), f"at most {TIMES_AT_MOST:g}"),
+        ("times the imports", *(spread(ratio, "{:.2f}") for ratio in ratios), f"at most {MAX_TIMES:g}"),
     ]
 
 
@@ -109,11 +109,11 @@ def _idleness(servers: str, seconds: int) -> list[tuple[str, ...]]:
         used = [(one.cpu_seconds() - cpu) / elapsed * 100 for one, cpu in zip(running, before, strict=True)]
         memory = [(one.memory_mb(), one.peak_mb()) for one in running]
     return [
-        ("idle: % of a core", *(f"{one:.1f}" for one in used), f"under {CPU_AT_MOST:g}"),
+        ("idle: % of a core", *(f"{one:.1f}" for one in used), f"under {MAX_CPU_PERCENT:g}"),
         (
             "idle: memory, MB (at most so far)",
             *(f"{now:.0f} ({peak:.0f})" for now, peak in memory),
-            f"under {MB_AT_MOST:g}",
+            f"under {MAX_MB:g}",
         ),
     ]
 

@@ -12,7 +12,7 @@ from benchmarks.processes import BenchmarkFailed, Measured, Service, Took, pytho
 from benchmarks.watching import records_in, watch_drain
 from contracts.person import Person
 
-LARGEST_REQUEST = 100_000
+MAX_REQUEST_RECORDS = 100_000
 """People: the most that the producer makes in one request."""
 LIST, LISTS, SENDERS = 500, 200, 4
 """People of a list, lists of a round, and connections that they are sent on."""
@@ -48,7 +48,7 @@ class Series:
         return [took.cpu_seconds / took.records * 1e6 for took in self._rounds.values()]
 
 
-def made(producer: Service, servers: str, topic: str, number: int = LARGEST_REQUEST) -> Took:
+def made(producer: Service, servers: str, topic: str, number: int = MAX_REQUEST_RECORDS) -> Took:
     """Have the service make people and send them, in one call; timed until the last byte of its answer."""
     with _written(servers, topic, number):
         cpu, start = producer.cpu_seconds(), time.perf_counter()
@@ -60,7 +60,7 @@ def made(producer: Service, servers: str, topic: str, number: int = LARGEST_REQU
     return took
 
 
-def sent_by_raw_client(way: str, servers: str, topic: str, number: int = LARGEST_REQUEST) -> Took:
+def sent_by_raw_client(way: str, servers: str, topic: str, number: int = MAX_REQUEST_RECORDS) -> Took:
     """Have the raw client send as many, by `send_batch` or by `send`."""
     told = told_by("raw", way, servers, topic, number)
     return Took(number, told["seconds"], told["cpu_seconds"])
@@ -97,7 +97,7 @@ def lines_posted(servers: str, topic: str, number: int) -> tuple[Took, float]:
     The producer is a new one, which has done nothing but a little warming up.
     """
     with service("producer", servers, topic) as producer:
-        told_by("caller", "lines", producer.port, min(number, LARGEST_REQUEST))
+        told_by("caller", "lines", producer.port, min(number, MAX_REQUEST_RECORDS))
         with _written(servers, topic, number):
             cpu = producer.cpu_seconds()
             told = told_by("caller", "lines", producer.port, number)
@@ -145,7 +145,7 @@ def fill(producer: Service, servers: str, topic: str, upto: int) -> int:
     """Have the service make people until the topic has at least so many records; return how many it has."""
     count = partial(records_in, servers, topic)
     while (missing := upto - count()) > 0:
-        producer.call("POST", f"/producers/basic_producer?number_of_people={min(missing, LARGEST_REQUEST)}")
+        producer.call("POST", f"/producers/basic_producer?number_of_people={min(missing, MAX_REQUEST_RECORDS)}")
     return count()
 
 

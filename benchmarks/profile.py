@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measures import CALLERS, LARGEST_REQUEST, LIST, LISTS, ONES, SENDERS, fill
+from benchmarks.measures import CALLERS, LIST, LISTS, MAX_REQUEST_RECORDS, ONES, SENDERS, fill
 from benchmarks.processes import BenchmarkFailed, Service, service, told_by
 from benchmarks.report import put_into, table
 from benchmarks.watching import create_topic
@@ -29,7 +29,7 @@ A_SECOND = 500
 """Looks at a process."""
 WAITING = ("_worker (concurrent/futures/thread.py", "_watch (apps/chassis/loop_watch.py")
 """Threads that mostly wait, which py-spy takes for busy."""
-MOST = 9
+MAX_ROWS = 9
 """Functions of a path that are listed."""
 OWNERS = {
     "apps/": "ours",
@@ -91,7 +91,7 @@ def _look(servers: str, seconds: int) -> dict[str, Samples]:
 
 
 def _make(producer: Service) -> None:
-    producer.call("POST", f"/producers/basic_producer?number_of_people={LARGEST_REQUEST}")
+    producer.call("POST", f"/producers/basic_producer?number_of_people={MAX_REQUEST_RECORDS}")
 
 
 def _post(producer: Service, connections: int, people: int, requests: int) -> None:
@@ -149,7 +149,7 @@ def _by_owner(found: dict[str, Samples]) -> str:
 def _by_function(name: str, samples: Samples) -> str:
     """Return the functions in which most time was spent, what they call in C included."""
     shares = _shares(samples, lambda stack: _function_of(stack[-1]))
-    rows = [(f"{100 * share:.0f} %", function) for function, share in shares.most_common(MOST)]
+    rows = [(f"{100 * share:.0f} %", function) for function, share in shares.most_common(MAX_ROWS)]
     return table([("share", name), *rows])
 
 

@@ -23,8 +23,8 @@ from apps.producer.generating.people import PersonFactory
 from contracts.person import PEOPLE
 from contracts.stream import encode
 
-LARGEST_BATCH = 512 * 1024
-MOST_RECORDS = 2_000
+MAX_BATCH_BYTES = 512 * 1024
+MAX_RECORDS = 2_000
 """Records of a batch that is consumed and committed: as many as the consumer service takes."""
 
 Records = list[tuple[bytes, bytes]]
@@ -43,8 +43,8 @@ async def produce(bootstrap_servers: str, topic: str, number: str, way: Send) ->
         bootstrap_servers=bootstrap_servers,
         acks="all",
         enable_idempotence=True,
-        max_batch_size=LARGEST_BATCH,
-        max_request_size=4 * LARGEST_BATCH,
+        max_batch_size=MAX_BATCH_BYTES,
+        max_request_size=4 * MAX_BATCH_BYTES,
     )
     await producer.start()
     try:
@@ -94,7 +94,7 @@ async def consume(bootstrap_servers: str, topic: str, group: str) -> None:
     await consumer.start()
     try:
         while True:
-            batches = await consumer.getmany(timeout_ms=200, max_records=MOST_RECORDS)
+            batches = await consumer.getmany(timeout_ms=200, max_records=MAX_RECORDS)
             for records in batches.values():
                 people = [PEOPLE.decode(record.value) for record in records]
                 assert len(people) == len(records)  # noqa: S101 - nothing else is done with them

@@ -14,7 +14,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from benchmarks.measures import LARGEST_REQUEST
+from benchmarks.measures import MAX_REQUEST_RECORDS
 from benchmarks.processes import BenchmarkFailed, Service, service
 from benchmarks.watching import page_open, records_in, watch_drain
 from tools.local_kafka import LocalKafka
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fill(servers: str, upto: int) -> None:
     with service("producer", servers, TOPIC) as producer:
         while (missing := upto - records_in(servers, TOPIC)) > 0:
-            producer.call("POST", f"/producers/basic_producer?number_of_people={min(missing, LARGEST_REQUEST)}")
+            producer.call("POST", f"/producers/basic_producer?number_of_people={min(missing, MAX_REQUEST_RECORDS)}")
 
 
 def _measure_calls(consumer: Service, records: int) -> None:

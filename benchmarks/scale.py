@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.measures import LARGEST_REQUEST
+from benchmarks.measures import MAX_REQUEST_RECORDS
 from benchmarks.processes import BenchmarkFailed, Service, Took, call, service
 from benchmarks.report import load, machine, put_into, table
 from benchmarks.watching import Progress, create_topic, records_in
@@ -102,12 +102,12 @@ def _produce(servers: str, partitions: int, number: int, requests: int) -> Took:
 
         def make(producer: Service) -> None:
             for _ in range(requests):
-                producer.call("POST", f"/producers/basic_producer?number_of_people={LARGEST_REQUEST}")
+                producer.call("POST", f"/producers/basic_producer?number_of_people={MAX_REQUEST_RECORDS}")
 
         def once() -> Took:
             cpu, start = _cpu(producers), time.perf_counter()
             list(pool.map(make, producers))
-            return Took(number * requests * LARGEST_REQUEST, time.perf_counter() - start, _cpu(producers) - cpu)
+            return Took(number * requests * MAX_REQUEST_RECORDS, time.perf_counter() - start, _cpu(producers) - cpu)
 
         list(pool.map(lambda one: one.call("POST", "/producers/basic_producer?number_of_people=10000"), producers))
         return sorted((once() for _ in range(ROUNDS)), key=lambda took: took.seconds)[ROUNDS // 2]
@@ -117,7 +117,7 @@ def _fill(servers: str, partitions: int, upto: int) -> None:
     topic = _topic(partitions)
     with service("producer", servers, topic, partitions=partitions) as producer:
         while (missing := upto - records_in(servers, topic, partitions)) > 0:
-            producer.call("POST", f"/producers/basic_producer?number_of_people={min(missing, LARGEST_REQUEST)}")
+            producer.call("POST", f"/producers/basic_producer?number_of_people={min(missing, MAX_REQUEST_RECORDS)}")
 
 
 def _consume(servers: str, partitions: int, number: int) -> tuple[Took, str, tuple[str, ...]]:

@@ -198,7 +198,7 @@ def is_omitted(letter: DeadLetter) -> bool:
     return letter.value is None and [name for name, _ in letter.headers] == [OMITTED_BYTES]
 
 
-def sent_back(letter: DeadLetter, *, for_all_groups: bool = False) -> list[Header]:
+def redrive_headers(letter: DeadLetter, *, for_all_groups: bool = False) -> list[Header]:
     """Return the headers to send a record back with: its own, its tries so far and how often it was sent back.
 
     The letter's group follows, if it names one, unless the record is `for_all_groups`. The first place of the record

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from apps.consumer.consuming.batch import Batch, Handler
-from contracts.dead_letter import DeadLetter, Header, sent_back
+from contracts.dead_letter import DeadLetter, Header, redrive_headers
 from contracts.person import Person
 from examples import sqlite
 from tests.batches import Stored
@@ -28,7 +28,7 @@ def received(*records: tuple[int, str, str], headers: Sequence[Header] = ()) -> 
 
 def redriven(offset: int, first_offset: int, key: str, city: str) -> Batch[Person]:
     letter = DeadLetter(key.encode(), b"", (), "people", 0, first_offset, 0, "group", None, None, 1)
-    return received((offset, key, city), headers=sent_back(letter))
+    return received((offset, key, city), headers=redrive_headers(letter))
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from apps.consumer.consuming.decode import sort_out
 from apps.consumer.consuming.outcome import Outcome
 from apps.consumer.consuming.policy import DEFAULT
 from apps.consumer.consuming.subscriber import subscribe
-from contracts.dead_letter import DeadLetter, describe, history, read, sent_back
+from contracts.dead_letter import DeadLetter, describe, history, read, redrive_headers
 from contracts.record import Record
 from contracts.stream import encode
 from tests.event import EVENTS
@@ -78,7 +78,7 @@ def assert_kept(bad: BadRecord) -> None:
         tries=tries + bad.tries,
     )
     assert read(letter.key, letter.value, letter.all_headers()) == letter
-    assert sent_back(letter)
+    assert redrive_headers(letter)
     assert msgspec.json.encode(show(EVENTS.decode, record))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from contracts.dead_letter import DeadLetter, Header, sent_back
+from contracts.dead_letter import DeadLetter, Header, redrive_headers
 from contracts.stream import encode
 from tests import batches
 from tests.event import Event
@@ -38,7 +38,7 @@ def stored_event(offset: int, **fields: Any) -> Stored:  # noqa: ANN401 - of any
 
 def redriven_headers(group: str | None, topic: str = "events") -> list[Header]:
     """Return the headers of a record that was sent back for a group."""
-    return sent_back(DeadLetter(b"key", b"", (), topic, 0, 0, 0, group, None, None, 1))
+    return redrive_headers(DeadLetter(b"key", b"", (), topic, 0, 0, 0, group, None, None, 1))
 
 
 async def until(happened: Callable[[], object]) -> None:

@@ -545,7 +545,7 @@ async def test_what_is_sought_again_is_handled_again() -> None:
     await stream.turn()
     stream.consumption.abandonment.withdraw("rebalance")
     stream.write_with(lambda: None)
-    stream.consumption.redelivery.forget()
+    stream.consumption.forget()
     await stream.turn()
     assert handler.done == ["a", "a"]
 
@@ -567,7 +567,7 @@ def test_of_a_recreated_topic_nothing_is_known() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    memory, records = Memory(most=10), [stored_event(number) for number in range(50)]
+    memory, records = Memory(max_records=10), [stored_event(number) for number in range(50)]
     memory.keep(records, [Finding(record, "done", tries=1) for record in records])
     assert len(memory) == 10
     assert memory.recall([records[-1]])
@@ -580,7 +580,7 @@ def test_backoff_grows_up_to_half_a_minute() -> None:
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: Retry(attempts=0), "attempts: expected at least 1, got 0"),
+        (lambda: Retry(retries=0), "retries: expected at least 1, got 0"),
         (lambda: Retry(first_backoff_s=60), "first_backoff_s: expected above 0 and up to 30.0, got 60"),
         (lambda: Retry(max_backoff_s=3_600), "max_backoff_s: expected at most 600, got 3600"),
         (lambda: Batching(records=0), "records: expected at least 1, got 0"),

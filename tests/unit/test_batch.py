@@ -13,7 +13,7 @@ from streams import Stream, numbered
 from apps.consumer.consuming.batch import Batch, Handler, Reject
 from apps.consumer.consuming.containment import MAX_COPIED_CHARACTERS
 from apps.consumer.consuming.handler_thread import as_async
-from contracts.dead_letter import DeadLetter, sent_back
+from contracts.dead_letter import DeadLetter, redrive_headers
 from contracts.record import Place
 from tests.batches import Stored, batch_of
 from tests.event import EVENTS, Event
@@ -51,7 +51,7 @@ async def test_a_record_that_was_redriven_says_where_it_stood_first() -> None:
     (record,) = batch_of(EVENTS, Event("event-1", 36, "It rains."))
     assert record.origin == Place("events", 0, 0)
     letter = DeadLetter(b"event-1", b"{}", (), "events", 3, 42, 0, "group", None, None, 1)
-    stored = Stored(partition=3, offset=99, headers=tuple(sent_back(letter)))
+    stored = Stored(partition=3, offset=99, headers=tuple(redrive_headers(letter)))
     (record,) = Batch([stored], [Event("event-1", 36, "It rains.")])
     assert record.origin == Place("events", 3, 42)
     assert (record.partition, record.offset) == (3, 99)

@@ -28,8 +28,8 @@ from contracts.dead_letter import (
     first_place,
     history,
     read,
+    redrive_headers,
     redriven_for,
-    sent_back,
 )
 from contracts.record import Place
 
@@ -205,13 +205,13 @@ def test_what_springs_retry_topics_add_on_the_way_is_not_taken_for_the_records_o
 
 
 def test_a_letter_of_spring_of_a_record_that_was_sent_back_still_tells_how_often_that_was() -> None:
-    once = sent_back(msgspec.structs.replace(a_dead_letter(), headers=OWN, tries=4))
+    once = redrive_headers(msgspec.structs.replace(a_dead_letter(), headers=OWN, tries=4))
     for attempt in ([], [(TRIES, INT(2))]):
         letter = read(b"key", b"value", [*once, *attempt, ("traced-by", b"another"), *spring_headers()])
         assert letter.tries == (4 + 2 if attempt else None)
         own, tries, rounds = history(letter.headers)
         assert (tuple(own), tries, rounds) == ((*OWN, ("traced-by", b"another")), 4, 1)
-        again = sent_back(letter)
+        again = redrive_headers(letter)
         assert [name for name, _ in again].count(ROUNDS) == 1
         assert history(again)[1:] == (4 + 2 if attempt else 4 + 1, 2)
 
@@ -286,7 +286,7 @@ def test_of_an_error_that_quotes_a_whole_value_only_the_beginning_is_kept() -> N
 def test_a_record_is_sent_back_as_it_was_however_often(letter: DeadLetter, rounds: int) -> None:
     own, _, _ = history(letter.headers)
     for _ in range(rounds):
-        letter = msgspec.structs.replace(letter, headers=tuple(sent_back(letter)))
+        letter = msgspec.structs.replace(letter, headers=tuple(redrive_headers(letter)))
         assert tuple(history(letter.headers)[0]) == tuple(own)
 
 
@@ -299,7 +299,7 @@ def test_whatever_headers_say_of_earlier_tries_the_record_can_be_dead_lettered_a
         _, tries_before, _ = history(headers)
         letter = msgspec.structs.replace(a_dead_letter(), headers=headers, tries=tries_before + 1)
         assert read(letter.key, letter.value, letter.all_headers()) == letter
-        assert history(sent_back(letter))[2] > 0
+        assert history(redrive_headers(letter))[2] > 0
 
 
 @given(SOME_BYTES, SOME_BYTES, HEADERS | st.lists(st.tuples(SPRINGS, SOME_BYTES)))
@@ -309,22 +309,22 @@ def test_whatever_headers_a_record_has_it_can_be_listed_and_sent_back(
     letter = read(key, value, headers)
     assert (letter.key, letter.value) == (key, value)
     assert all(header in headers for header in letter.headers)
-    assert history(sent_back(letter))[2] > 0
+    assert history(redrive_headers(letter))[2] > 0
 
 
 @given(DEAD_LETTERS)
 def test_a_record_that_is_sent_back_names_the_group_and_topic_of_its_letter(letter: DeadLetter) -> None:
     named = letter.group and letter.topic
     expected = Target(letter.group or "", letter.topic or "") if named else None
-    assert redriven_for(sent_back(letter)) == expected
-    assert redriven_for([*sent_back(letter), ("traced-by", b"another")]) == expected
-    assert redriven_for(sent_back(letter, for_all_groups=True)) is None
+    assert redriven_for(redrive_headers(letter)) == expected
+    assert redriven_for([*redrive_headers(letter), ("traced-by", b"another")]) == expected
+    assert redriven_for(redrive_headers(letter, for_all_groups=True)) is None
 
 
 @pytest.mark.parametrize("group", ["another", None])
 def test_the_group_that_a_record_is_sent_back_for_replaces_the_one_before(group: str | None) -> None:
-    letter = msgspec.structs.replace(a_dead_letter(), headers=tuple(sent_back(a_dead_letter())), group=group)
-    again = sent_back(letter)
+    letter = msgspec.structs.replace(a_dead_letter(), headers=tuple(redrive_headers(a_dead_letter())), group=group)
+    again = redrive_headers(letter)
     assert [name for name, _ in again].count(REDRIVEN_FOR) == (1 if group else 0)
     assert redriven_for(again) == (Target(group, "events") if group else None)
     assert tuple(history(again)[0]) == a_dead_letter().headers
@@ -333,16 +333,16 @@ def test_the_group_that_a_record_is_sent_back_for_replaces_the_one_before(group:
 
 def test_a_record_that_is_sent_back_names_its_first_place_however_often() -> None:
     letter = msgspec.structs.replace(a_dead_letter(), topic="events", partition=3, offset=42)
-    once = sent_back(letter)
+    once = redrive_headers(letter)
     assert once[-1] == (ORIGIN, b'{"topic":"events","partition":3,"offset":42}')
-    again = sent_back(msgspec.structs.replace(letter, headers=tuple(once), partition=3, offset=99))
+    again = redrive_headers(msgspec.structs.replace(letter, headers=tuple(once), partition=3, offset=99))
     assert again[-1] == once[-1]
     assert [name for name, _ in again].count(ORIGIN) == 1
     traced = [*again, ("traced-by", b"another")]
     assert first_place(traced, Place("events", 3, 120)) == Place("events", 3, 42)
     assert first_place(traced, Place("derived", 3, 120)) == Place("derived", 3, 120)
     assert tuple(history(again)[0]) == letter.headers
-    for_all = sent_back(letter, for_all_groups=True)
+    for_all = redrive_headers(letter, for_all_groups=True)
     assert (first_place(for_all, Place("events", 3, 99)), tuple(history(for_all)[0])) == (
         Place("events", 3, 42),
         letter.headers,
@@ -364,11 +364,11 @@ def test_a_record_that_is_sent_back_names_its_first_place_however_often() -> Non
 )
 def test_a_first_place_that_is_none_is_the_own_one(content: bytes | None) -> None:
     own = Place("events", 3, 120)
-    headers = [*sent_back(a_dead_letter())[:-1], (ORIGIN, content)]
+    headers = [*redrive_headers(a_dead_letter())[:-1], (ORIGIN, content)]
     assert first_place(headers, own) == own
     assert first_place([(ORIGIN, b'{"topic":"events","partition":1,"offset":0}')], own) == own
 
 
 def test_a_letter_that_does_not_name_its_place_gives_none() -> None:
-    headers = sent_back(msgspec.structs.replace(a_dead_letter(), offset=None))
+    headers = redrive_headers(msgspec.structs.replace(a_dead_letter(), offset=None))
     assert ORIGIN not in dict(headers)

@@ -19,7 +19,7 @@ from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import RedriveLimits, Redriven, Redriver
 from apps.consumer.redriving.refusals import RedriveNotNow, TooLarge
-from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redriven_for, sent_back
+from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
 from tests.fakes import StoredTopic
 
 pytestmark = pytest.mark.anyio
@@ -114,7 +114,7 @@ def test_the_size_of_what_is_sent_back_is_known_to_the_byte(size: int) -> None:
         base_sequence=-1,
         batch_size=16_384,
     )
-    assert batch.append(0, 1_700_000_000_000, letter.key, letter.value, sent_back(letter))
+    assert batch.append(0, 1_700_000_000_000, letter.key, letter.value, redrive_headers(letter))
     assert size_sent_back(letter) == len(batch.build())
 
 

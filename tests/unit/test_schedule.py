@@ -14,7 +14,7 @@ from apps.chassis.settings import Settings, WrongSetting, read_settings
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.schedule import DueLetters, SearchLimits
-from contracts.dead_letter import POISON, REFUSED, DeadLetter, sent_back
+from contracts.dead_letter import POISON, REFUSED, DeadLetter, redrive_headers
 from tests.event import EVENTS
 
 pytestmark = pytest.mark.anyio
@@ -69,7 +69,7 @@ def letter(offset: int, age_s: float, rounds: int = 0, verdict: str | None = POI
     """Return a letter that was written so many seconds ago, and whose record was sent back so often before."""
     one = DeadLetter(b"key", b"bad", (), TOPIC, 0, 7, 0, group, "ValueError", "wrong", 3, verdict)
     for _ in range(rounds):
-        one = msgspec.structs.replace(one, headers=tuple(sent_back(one)))
+        one = msgspec.structs.replace(one, headers=tuple(redrive_headers(one)))
     timestamp = int((time.time() - age_s) * 1_000)
     return Stored(0, offset, timestamp, b"key", b"bad", one.all_headers(), DEAD)
 

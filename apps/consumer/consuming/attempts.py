@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 STRUGGLING_S = 3.0
 """Seconds of consecutive failed calls after which the state is `retrying`."""
-LONGEST_ERROR = 1_000
+MAX_ERROR_CHARACTERS = 1_000
 """Characters of the last error that are kept."""
 
 
@@ -113,7 +113,7 @@ class Attempts:
     def note_failure(self, error: Exception) -> None:
         """Count a failure, and keep its text."""
         self.failures += 1
-        self.error, self.kind = one_line(error)[:LONGEST_ERROR], type(error).__name__
+        self.error, self.kind = one_line(error)[:MAX_ERROR_CHARACTERS], type(error).__name__
 
     def _note(self, error: Exception, failed: Sequence[Record], called: int) -> None:
         """Count a call that failed for some of its `called` records; log the first of a batch, but no rejection."""

@@ -23,11 +23,11 @@ REJECTIONS_IN_A_ROW = 100
 """Consecutive rejected records, likewise: the dead-letter limit may halt the stream first."""
 GROWTH = 4
 """How much larger the next chunk is after one that succeeded."""
-MOST_JUDGED_ONCE = 2
+MAX_JUDGED_ONCE = 2
 """Redelivered records that may be poison by one judgement: more of them may have met a single success in an outage."""
 JUDGEMENTS_OF_MANY = 5
 """Judgements that a record needs while many records are failing: then a success may be luck in an outage."""
-LONGEST_BATCH_S = 300.0
+MAX_TRIAL_S = 300.0
 """Seconds after which a batch is redelivered, so that the consumer polls: far less than Kafka's poll timeout."""
 
 
@@ -35,7 +35,7 @@ class Trial:
     """Tries one batch: decides about as many of its records as possible now.
 
     `chunk_limit` returns how many of the pending records may be tried at once, by default all. With `accept`, records
-    that fail again are poison whatever else fails, as an operator wants.
+    that fail again are poison even in an outage, as an operator wants.
     """
 
     def __init__(  # noqa: PLR0913 - what a decision depends on
@@ -66,7 +66,7 @@ class Trial:
         self._first_pending = 0
         self._suspects = [one for one in findings if one.state == "suspect"]
         self._poison: list[Finding] = []
-        self._deadline = time.monotonic() + LONGEST_BATCH_S
+        self._deadline = time.monotonic() + MAX_TRIAL_S
         if accept:
             for one in findings:
                 one.position = None
@@ -101,18 +101,18 @@ class Trial:
     def _pending(self) -> int:
         return len(self.findings) - self._tried
 
-    def ready(self, most: int = 1) -> list[Finding]:
-        """Return the first pending records, `most` of them, without those behind a suspect of their key."""
+    def ready(self, max_records: int = 1) -> list[Finding]:
+        """Return the first pending records, at most `max_records`, without those behind a suspect of their key."""
         waiting = {one.key for one in self._suspects}
         findings, first = self.findings, self._first_pending
         while first < len(findings) and findings[first].state != "pending":
             first += 1
         self._first_pending = first
         rest = (findings[index] for index in range(first, len(findings)))
-        return list(islice((one for one in rest if one.state == "pending" and one.key not in waiting), most))
+        return list(islice((one for one in rest if one.state == "pending" and one.key not in waiting), max_records))
 
     def is_outage(self) -> bool:
-        """Return whether so many records fail that the handler must be at fault."""
+        """Return whether too many records fail: the handler must be at fault."""
         failing = self._failing()
         return bool(failing) and self._window.is_exceeded(failing, self._position())
 
@@ -135,7 +135,7 @@ class Trial:
         is_undecided = any(one.is_undecided for one in self.findings)
         for one in last:
             if is_undecided or (
-                (self._is_redelivery or self.has_named) and len(last) > MOST_JUDGED_ONCE and one.judged == needed
+                (self._is_redelivery or self.has_named) and len(last) > MAX_JUDGED_ONCE and one.judged == needed
             ):
                 one.state = "suspect"
 

@@ -19,10 +19,10 @@ from apps.consumer.consuming.batch import Handle
 from apps.consumer.consuming.dead_letter_limit import DeadLetterLimiter
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.decode import Decode, sort_out
-from apps.consumer.consuming.findings import Partition
-from apps.consumer.consuming.outcome import Outcome, finished_part
+from apps.consumer.consuming.findings import Finding, Partition
+from apps.consumer.consuming.outcome import Outcome, bad_record, finished_part
 from apps.consumer.consuming.policy import DEFAULT, Policy
-from apps.consumer.consuming.redelivery import Newer, Redelivery, Verdict, nothing_newer
+from apps.consumer.consuming.redelivery import Newer, Redelivery, nothing_newer
 from apps.consumer.consuming.redrive_addressing import divide
 from apps.consumer.consuming.resource import HandlerResource
 from contracts.record import Record, fields_of
@@ -95,6 +95,7 @@ class Consumption:
         self._group = group
         self._traces = traces or Traces()
         self._unreadable: tuple[str, float] = "", 0.0
+        self._unwritten: str | None = None
         self._give_way_s = give_way_s
 
     @property
@@ -118,8 +119,8 @@ class Consumption:
         attempts = self.attempts
         if self.resource.trouble is not None:
             return f"retrying: {self.resource.trouble}"
-        if self.redelivery.unwritten is not None:
-            return f"retrying: dead letters cannot be written: {self.redelivery.unwritten}"
+        if self._unwritten is not None:
+            return f"retrying: dead letters cannot be written: {self._unwritten}"
         if not (self.redelivery.waiting or attempts.is_struggling):
             return None
         outage = self.redelivery.outage
@@ -143,7 +144,7 @@ class Consumption:
         """Consume again after a stop or a halt; with `accept`, dead-letter the bad records that wait."""
         self.halted = None
         self.abandonment.withdraw("rebalance", "stop")
-        self.redelivery.forget()
+        self.forget()
         self.acceptance.end()
         if accept:
             self.accept()
@@ -159,7 +160,12 @@ class Consumption:
         self.abandonment.withdraw("rebalance")
         self.idle_since = time.time()  # a newly assigned partition could not be polled before
         self.rebalances += 1
-        self.redelivery.forget(lambda partition: partition not in partitions)
+        self.forget(lambda partition: partition not in partitions)
+
+    def forget(self, is_gone: Callable[[Partition], bool] = lambda _: True) -> None:
+        """Forget unfinished records of partitions, by default of all: they will not be redelivered as they were."""
+        self._unwritten = None
+        self.redelivery.forget(is_gone)
 
     async def consume(self, records: Sequence[Record], newer: Newer = nothing_newer) -> Outcome:
         """Handle a batch and write its dead letters; return the outcome to `settle` after the commit.
@@ -201,20 +207,21 @@ class Consumption:
     async def _consume(self, records: Sequence[Record], newer: Newer) -> Outcome:
         good, values, bad = sort_out(self._decode, records)
         accepted = self.acceptance.partitions_of(records)
-        verdict = Verdict()
+        findings: Sequence[Finding] = ()
         if values:
             began = time.monotonic()
-            verdict = await self.redelivery.handle(good, values, newer, accept=bool(accepted))
-            if not verdict.findings:
+            findings = await self.redelivery.handle(good, values, newer, accept=bool(accepted))
+            if not findings:
                 self._adapt_size(len(good), time.monotonic() - began)
-        bad += verdict.bad
-        outcome = self._review(finished_part(records, bad, verdict.unfinished), accepted)
+        bad += [bad_record(one) for one in findings if one.is_bad]
+        undecided = [id(one.record) for one in findings if one.is_undecided]
+        outcome = self._review(finished_part(records, bad, undecided), accepted)
         if outcome.bad and not await self._dead_letter(outcome.bad):
             unwritten = [id(one.record) for one in outcome.bad]
-            outcome = self._review(finished_part(records, bad, [*verdict.unfinished, *unwritten]), accepted)
+            outcome = self._review(finished_part(records, bad, [*undecided, *unwritten]), accepted)
         self.redelivery.keep(
             records,
-            [one for one in verdict.findings if outcome.redelivers(one.record)],
+            [one for one in findings if outcome.redelivers(one.record)],
             sum(map(outcome.redelivers, records)) if outcome.redelivered else 0,
         )
         unclean = {one.record.partition for one in outcome.bad} | {number for _, number in outcome.redelivered}
@@ -238,14 +245,14 @@ class Consumption:
                 break
             except Exception as error:  # noqa: BLE001 - no error may lose the bad records
                 reason = without_values(error)
-                if self.redelivery.unwritten != reason:
+                if self._unwritten != reason:
                     log.warning("dead letters could not be written, retrying: %s", reason)
-                self.redelivery.unwritten = reason
+                self._unwritten = reason
                 self.attempts.note_failure(error)
             await self.abandonment.wait(self.policy.retry.backoff_s(tries))
             if self.abandonment.is_asked or time.monotonic() - began > self._give_way_s:
                 return False
-        self.redelivery.unwritten = None
+        self._unwritten = None
         first, kind = bad[0].record, type(bad[0].error).__name__
         fields = fields_of(first) | {"records": len(bad), "error": kind}
         log.warning(

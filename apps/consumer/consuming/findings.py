@@ -12,11 +12,11 @@ from contracts.record import Record
 Partition = tuple[str, int]
 """A topic and the number of a partition; aiokafka's `TopicPartition` is one."""
 
-MOST_RECORDS = 10_000
+MAX_RECORDS = 10_000
 """Most records that are remembered. Beyond that the first ones are forgotten, and handled or isolated again."""
 MANY_RECORDS, MANY_RATIO = 10, 0.25
 """Failing records, and their share of the last ones, above which a record is judged more often."""
-MOST_RECOVERIES = 100
+MAX_RECOVERIES = 100
 """Most recoveries of suspects that are counted."""
 FIRST_CALLS = 2
 """Calls with a record that follow each other at once: its first one, and the retry of what failed then."""
@@ -59,6 +59,11 @@ class Finding:
         return id(self.record) if self.record.key is None else (self.record.partition, self.record.key)
 
     @property
+    def is_bad(self) -> bool:
+        """Whether the record is to be dead-lettered."""
+        return self.state in {"rejected", "poison"} and self.error is not None
+
+    @property
     def is_undecided(self) -> bool:
         """Whether the record is to be redelivered."""
         return self.state in {"pending", "suspect"}
@@ -70,8 +75,8 @@ class Memory:
     It is bound to a record by its place and its content: a recreated topic has other records at the same places.
     """
 
-    def __init__(self, most: int = MOST_RECORDS) -> None:
-        self._most = most
+    def __init__(self, max_records: int = MAX_RECORDS) -> None:
+        self._max_records = max_records
         self._findings: dict[tuple[str, int, int], tuple[int, Finding]] = {}
 
     def __len__(self) -> int:
@@ -96,7 +101,7 @@ class Memory:
             self.forget({(record.topic, record.partition) for record in records}.__contains__)
         for one in findings:
             self._findings[_place_of(one.record)] = _content_of(one.record), one
-        while len(self._findings) > self._most:
+        while len(self._findings) > self._max_records:
             del self._findings[next(iter(self._findings))]
 
     def forget(self, is_gone: Callable[[Partition], bool]) -> None:
@@ -105,13 +110,13 @@ class Memory:
 
 
 class Recoveries:
-    """Tells how often a record must be judged, by how often recent suspects were judged in vain before they succeeded.
+    """Decides how often a record must be judged: by how often recent suspects failed before they succeeded.
 
     A handler whose calls are limited by rate, or whose backend restarts again and again, fails for good records too.
     """
 
     def __init__(self) -> None:
-        self._recent: deque[tuple[int, int]] = deque(maxlen=MOST_RECOVERIES)
+        self._recent: deque[tuple[int, int]] = deque(maxlen=MAX_RECOVERIES)
 
     def note(self, suspect: Finding, successes: int) -> None:
         """Count a suspect that has succeeded, unless its first retry did: that was at once."""
@@ -134,7 +139,7 @@ class Recoveries:
 
 
 class ChunkSize:
-    """Tells how many records to hand over at once, by how many of the last batches failed for good.
+    """Decides how many records to hand over at once, by how many of the last batches were bad.
 
     A handler that raises has handled the records before a bad one in vain. So chunks shrink with the root of the share
     of bad records: with larger ones more records are handled again, with smaller ones there are more calls. A handler
@@ -180,7 +185,7 @@ class FailureWindow:
         return self._is_more(failing, now, self._limit.records, self._limit.ratio)
 
     def are_many(self, failing: Collection[int], now: int) -> bool:
-        """Return whether so many failed that they may be no poison, although that is below the limit."""
+        """Return whether many failed, although fewer than the limit: they may be no poison."""
         return self._is_more(failing, now, MANY_RECORDS, MANY_RATIO)
 
     def _is_more(self, failing: Collection[int], now: int, records: int, ratio: float) -> bool:

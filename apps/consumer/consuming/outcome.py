@@ -1,11 +1,11 @@
-"""The result of a batch: in each partition, only what comes before its first unfinished record is finished."""
+"""The outcome of a batch: in each partition, only what comes before its first unfinished record is finished."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from apps.consumer.consuming.dead_letters import BadRecord
-from apps.consumer.consuming.findings import Partition
+from apps.consumer.consuming.findings import Finding, Partition
 from contracts.record import Record
 
 
@@ -29,8 +29,17 @@ class Outcome(NamedTuple):
         return record.offset >= self.redelivered.get((record.topic, record.partition), math.inf)
 
 
+def bad_record(finding: Finding) -> BadRecord:
+    """Return the bad record that a finding is about."""
+    assert finding.error is not None  # noqa: S101 - of `is_bad`
+    return BadRecord(finding.record, finding.error, finding.tries, finding.state == "poison", finding.position)
+
+
 def finished_part(records: Sequence[Record], bad: Sequence[BadRecord], unfinished: Collection[int]) -> Outcome:
-    """Return the outcome of a batch; `unfinished` records are named by their `id`."""
+    """Return the outcome of a batch.
+
+    `unfinished` are the `id`s of records, not their places: in memory all offsets are 0.
+    """
     if not bad and not unfinished:
         return Outcome(records, records)
     undecided, firsts = set(unfinished), dict[Partition, int]()

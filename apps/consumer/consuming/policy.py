@@ -28,25 +28,25 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True):
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """How failures are retried.
 
-    A poison record is retried `attempts` times, alone and without backoff, before it is dead-lettered. While it is
+    A suspect is retried `retries` times, alone and without backoff, before it counts as poison. While it is
     unknown whether the records or the handler are at fault, the backoff grows from `first_backoff_s` to
     `max_backoff_s`.
     """
 
-    attempts: int = 3
+    retries: int = 3
     first_backoff_s: float = 0.2
     max_backoff_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for fewer than one attempt, or a backoff that does not grow."""
+        """Raise `ValueError` for fewer than one retry, or a backoff that does not grow."""
         first, maximum = self.first_backoff_s, self.max_backoff_s
-        _require(self.attempts >= 1, "attempts", "at least 1", self.attempts)
+        _require(self.retries >= 1, "retries", "at least 1", self.retries)
         _require(0 < first <= maximum, "first_backoff_s", f"above 0 and up to {maximum}", first)
         _require(maximum <= 600, "max_backoff_s", "at most 600", maximum)  # noqa: PLR2004 - a third of Kafka's poll timeout
 
-    def backoff_s(self, retries: int) -> float:
-        """Return the backoff before the `retries`-th consecutive retry; the first needs none."""
-        return 0.0 if retries <= 1 else min(self.first_backoff_s * 2 ** min(retries - 2, 30), self.max_backoff_s)
+    def backoff_s(self, number: int) -> float:
+        """Return the backoff before the `number`-th consecutive retry; the first needs none."""
+        return 0.0 if number <= 1 else min(self.first_backoff_s * 2 ** min(number - 2, 30), self.max_backoff_s)
 
 
 class OutageLimit(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,15 +7,14 @@ uncommitted, and they are redelivered with backoff. Newer records of other keys 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from apps.consumer.consuming.abandonment import Abandonment
 from apps.consumer.consuming.attempts import SUCCESS, Attempts
 from apps.consumer.consuming.bisect import Trial
 from apps.consumer.consuming.containment import BrokenOff
-from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.findings import (
-    MOST_RECORDS,
+    MAX_RECORDS,
     ChunkSize,
     FailureWindow,
     Finding,
@@ -30,7 +29,7 @@ from contracts.record import Record
 Newer = Callable[[], Awaitable[bool]]
 """Returns whether records wait behind the in-flight batch."""
 
-LOOK_S = 0.5
+CHECK_NEWER_S = 0.5
 """Seconds between two checks for newer records during a backoff."""
 
 
@@ -39,29 +38,16 @@ async def nothing_newer() -> bool:
     return False
 
 
-class Verdict(NamedTuple):
-    """The result of a batch: its bad records, and those that are not decided yet, by their `id`.
-
-    It names records by `id`, not by their place: in memory all offsets are 0.
-    """
-
-    bad: Sequence[BadRecord] = ()
-    unfinished: Collection[int] = ()
-    findings: Sequence[Finding] = ()
-
-
 class Redelivery:
     """Handles the batches of a stream, one at a time, each as often as it is redelivered.
 
     `waiting` is whether records are retried with backoff; `failing` is the first that failed alone. `outage` is whether
-    so many records fail that the handler must be at fault. `window` has which of the last records failed. `unwritten`
-    is why dead letters cannot be written.
+    too many records fail: the handler must be at fault. `window` has which of the last records failed.
     """
 
     def __init__(self, attempts: Attempts, abandonment: Abandonment, policy: Policy, resource: HandlerResource) -> None:
         self.waiting = self.outage = False
         self.failing: Finding | None = None
-        self.unwritten: str | None = None
         self.window = FailureWindow(policy.outage)
         self._attempts = attempts
         self._abandonment = abandonment
@@ -78,29 +64,31 @@ class Redelivery:
         """How many extra records a poll must return, so that some follow the suspects."""
         return self._redelivered if self._wants_newer else 0
 
-    async def handle(self, records: Sequence[Record], values: Sequence[Any], newer: Newer, *, accept: bool) -> Verdict:
-        """Handle a batch; `values` are decoded for the first attempt.
+    async def handle(
+        self, records: Sequence[Record], values: Sequence[Any], newer: Newer, *, accept: bool
+    ) -> list[Finding]:
+        """Handle a batch; return the findings about its records, or none when all are done.
 
-        With `accept` every failing record counts as poison. Records are unfinished only when the batch was abandoned,
-        or when they cannot be told from an outage yet. They are to be redelivered.
+        `values` are decoded for the first attempt. With `accept` every failing record counts as poison. Records are
+        undecided only when the batch was abandoned, or while they may fail because of an outage.
         """
         findings = self._memory.recall(records)
         is_due = accept or not self._waits
         is_due_now = is_due or self._knows_enough(findings) or await self._back_off(newer)
         if not (is_due_now and await self._resource.ready(self._abandonment)):
-            return _verdict(findings or [Finding(record) for record in records])
+            return findings or [Finding(record) for record in records]
         is_new = is_due and not findings and self._chunk_size.limit(len(records)) == len(records)
         first = await self._attempts.call(records, values) if is_new else SUCCESS
         if is_new and first.is_success:
             self._chunk_size.note(len(records), 0, is_naming=False)
-            return Verdict()
+            return []
         trial = Trial(
             findings or [Finding(record) for record in records],
             self._attempts,
             self.window,
             self._recoveries,
             lambda: self._abandonment.is_asked,
-            retries=self._retry.attempts,
+            retries=self._retry.retries,
             chunk_limit=self._chunk_size.limit,
             accept=accept,
         )
@@ -112,20 +100,19 @@ class Redelivery:
             await trial.resume(outage=self.outage)
         if not trial.is_abandoned and not accept:
             self._plan(trial)
-        bad = sum(one.state in {"rejected", "poison"} for one in trial.findings)
+        bad = sum(one.is_bad for one in trial.findings)
         self._chunk_size.note(len(records), bad, is_naming=trial.has_named)
-        return _verdict(trial.findings)
+        return list(trial.findings)
 
     def keep(self, records: Sequence[Record], findings: Collection[Finding], redelivered: int) -> None:
         """Remember what was learned about the records that are to be redelivered, and their number."""
         self._memory.keep(records, [one for one in findings if one.tries])
-        self._redelivered = min(redelivered, MOST_RECORDS)
+        self._redelivered = min(redelivered, MAX_RECORDS)
         if not self._memory and not redelivered:
             self._begin_again()
 
-    def forget(self, is_gone: Callable[[Partition], bool] = lambda _: True) -> None:
-        """Forget unfinished records of partitions, by default of all: they will not be redelivered as they were."""
-        self.unwritten = None
+    def forget(self, is_gone: Callable[[Partition], bool]) -> None:
+        """Forget what is known of some partitions: their records will not be redelivered as they were."""
         self._memory.forget(is_gone)
         if not self._memory:
             self._begin_again()
@@ -166,18 +153,9 @@ class Redelivery:
         self.waiting = self.waiting or backoff_s > 0
         end = asyncio.get_running_loop().time() + backoff_s
         while (left := end - asyncio.get_running_loop().time()) > 0:
-            if await self._abandonment.wait(min(left, LOOK_S)):
+            if await self._abandonment.wait(min(left, CHECK_NEWER_S)):
                 return False
             if self._wants_newer and not self.outage and await newer():
                 self._is_woken = True
                 return False
         return not self._abandonment.is_asked
-
-
-def _verdict(findings: Sequence[Finding]) -> Verdict:
-    bad = [
-        BadRecord(one.record, one.error, one.tries, one.state == "poison", one.position)
-        for one in findings
-        if one.state in {"rejected", "poison"} and one.error is not None
-    ]
-    return Verdict(bad, [id(one.record) for one in findings if one.is_undecided], findings)

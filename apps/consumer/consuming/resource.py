@@ -35,7 +35,7 @@ CANCEL_TIMEOUT_S = 1.0
 """Seconds for a cancelled resource to end; then it is left behind."""
 GIVE_WAY_S = 10.0
 """Seconds after which a batch that waits for its resource is redelivered, so that the consumer polls."""
-LOOK_S = 0.05
+CHECK_OPEN_S = 0.05
 """Seconds between two checks whether a resource is open."""
 MAX_ERROR_CHARACTERS = 1_000
 """Characters of the last error that are kept."""
@@ -113,7 +113,7 @@ class HandlerResource:
         """Wait until it is open; return False when the batch is to be redelivered first."""
         deadline = asyncio.get_running_loop().time() + self._give_way_s
         while not self._is_open:
-            if await abandonment.wait(LOOK_S) or asyncio.get_running_loop().time() > deadline:
+            if await abandonment.wait(CHECK_OPEN_S) or asyncio.get_running_loop().time() > deadline:
                 return False
         return True
 

@@ -205,7 +205,7 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             with locked(self.subscriber):
                 await self.commits.begin(consumer)
-                self.consumption.redelivery.forget((await self.commits.reset(consumer, error)).__contains__)
+                self.consumption.forget((await self.commits.reset(consumer, error)).__contains__)
         else:
             with locked(self.subscriber):
                 await self.commits.begin(consumer)

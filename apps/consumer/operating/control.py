@@ -215,7 +215,7 @@ class Control:
             offsets = {tp: offset for tp, offset in found.items() if is_due(tp, topic_ids[tp])}
             with locked(subscriber):  # no batch is in flight, and a rebalance waits
                 await self._commits.seek(consumer, offsets, topic_ids)
-            self._consumption.redelivery.forget()
+            self._consumption.forget()
         except (CommitFailedError, IllegalStateError):
             raise NotNow(REVOKED) from None
         finally:

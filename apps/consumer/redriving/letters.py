@@ -12,7 +12,7 @@ from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import merged_by_time, size_of
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.marks import Intervals, Marks, contains, merged, next_outside, without
-from contracts.dead_letter import DeadLetter, history, is_omitted, read, sent_back
+from contracts.dead_letter import DeadLetter, history, is_omitted, read, redrive_headers
 from contracts.record import Record, place_of
 
 READ_BYTES = 256 * 1024
@@ -119,7 +119,7 @@ def owner_of(letter: DeadLetter) -> str | None:
 
 def size_sent_back(letter: DeadLetter) -> int:
     """Return the bytes of the batch in which a dead letter is sent back by itself."""
-    return size_of_batch(letter.key, letter.value, sent_back(letter))
+    return size_of_batch(letter.key, letter.value, redrive_headers(letter))
 
 
 def oldest(starts: Sequence[PartitionStart], limit: int) -> tuple[list[Record], bool]:

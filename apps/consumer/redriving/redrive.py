@@ -33,7 +33,7 @@ from apps.consumer.redriving.letters import MAX_ROUNDS, Letters, Wanted, letter_
 from apps.consumer.redriving.marks import Intervals, Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.refusals import NoSuchLetter, RedriveNotNow, RedriveRefused, SentBefore, TooLarge
-from contracts.dead_letter import DeadLetter, Header, is_omitted, sent_back
+from contracts.dead_letter import DeadLetter, Header, is_omitted, redrive_headers
 from contracts.partitioning import partitions_of
 from contracts.record import Record
 
@@ -338,7 +338,7 @@ class Redriver:
 
     def _headers_of(self, letter: DeadLetter) -> list[Header]:
         """Return the headers to send a letter back with; they name its group where the original stays for others."""
-        return sent_back(letter, for_all_groups=self._cluster.may_be_compacted(self._topic))
+        return redrive_headers(letter, for_all_groups=self._cluster.may_be_compacted(self._topic))
 
     def _partition_for(self, letter: DeadLetter, record: Record) -> int:
         """Return the partition to send a letter back to: its own, or that of its key if its own does not exist."""

@@ -9,10 +9,7 @@ const KEY = "api-key";
 /** Emits `refused` for every POST that was refused for want of an API key. */
 export const refusals = new EventTarget();
 
-/**
- * Why a call failed; `status` is 0 when there was no answer, `problem` is what the answer says (RFC 9457): undefined when
- * it is not JSON, as of a proxy whose service is gone.
- */
+/** Why a call failed: `status` is 0 without an answer, `problem` (RFC 9457) is undefined for an answer that is not JSON. */
 export class Failure extends Error {
   constructor(message, status = 0, problem = undefined) {
     super(message);
@@ -21,19 +18,10 @@ export class Failure extends Error {
   }
 }
 
-/**
- * Return what a GET answers, of the stream that the page shows. Parameters that are empty are left out.
- * @param {string} path relative to this page, or a whole address, which gets no stream
- * @throws {Failure}
- */
-export function get(path, parameters = {}) {
-  return call(ofStream(path, parameters), {}, GET_TIMEOUT);
-}
+/** Return what a GET answers, of the stream that the page shows; raises `Failure`. Empty parameters are left out. */
+export const get = (path, parameters = {}) => call(ofStream(path, parameters), {}, GET_TIMEOUT);
 
-/**
- * Return what a POST answers; the API key goes with it when there is one.
- * @throws {Failure}
- */
+/** Return what a POST answers; the API key goes with it when there is one. Raises `Failure`. */
 export async function post(path, body, parameters = {}) {
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";

@@ -30,9 +30,7 @@ let lag = null;
 /** Wire the buttons, the seek and the field for the API key; `refresh` reads and shows the state. */
 export function control(refresh) {
   const said = byId("control-said");
-  for (const [name, command] of Object.entries(COMMANDS)) {
-    byId(name).addEventListener("click", () => run(name, command, said, refresh));
-  }
+  for (const [name, command] of Object.entries(COMMANDS)) byId(name).addEventListener("click", () => run(name, command, said, refresh));
   const seek = byId("seek");
   seek.elements.to.addEventListener("change", () => {
     for (const label of seek.querySelectorAll("[data-for]")) {

@@ -1,29 +1,30 @@
 /** Dead letters: why records could not be consumed, how many, and sending them back. */
 
-import { address, addressOf, addressWith, go } from "./address.js";
+import { address, addressOf } from "./address.js";
 import { curlOf, get, post } from "./api.js";
 import { contentBlock, contentText, facts, headerList } from "./content.js";
 import { confirmed } from "./dialogs.js";
-import { arrange, button, byId, count, download, element, inside, inUse, localTime, onSubmit, plural, report, rfc3339, say, timeElement } from "./dom.js";
+import { arrange, button, byId, cell, count, download, element, inside, inUse, plural, report, say, timeElement } from "./dom.js";
+import { Filters } from "./filters.js";
 import { copyButton, fill, openingRow, pointRows } from "./record.js";
 import { stream } from "./streams.js";
 
 const SHOWN = 50;
 const MOST = 1_000; // dead letters that one call sends back
 const COUNT_AGAIN = 15_000; // ms after which they are counted again: other instances write some too
+const REDRIVE = "consumers/dead-letters/redrive";
 const NONE = "None.";
 const UNKNOWN = "unknown"; // what another writer of dead letters did not say
 const NEWER = "There may be newer ones.";
-const FILTERS = ["reason", "key", "partition", "from", "to"];
 
 export class DeadLetters {
   #list = byId("dead-list");
   #said = byId("dead-said");
   #older = byId("older");
   #letters = [];
-  #next = null;
-  #pages = 1;
-  #filters = {};
+  #limit = SHOWN;
+  #form = new Filters(byId("letter-filter"), "dead", byId("unfilter"));
+  #filters = null;
   #shownFilters = null; // those of the letters in the list
   #sentBack = new Set(); // Kafka may take a moment longer to show what the answer of a redrive has told
   #selected = new Map();
@@ -34,13 +35,14 @@ export class DeadLetters {
 
   constructor(notices) {
     this.notices = notices;
-    onSubmit(byId("letter-filter"), ({ from, to, ...rest }) => go(addressOf("dead", { ...rest, from: rfc3339(from), to: rfc3339(to) })));
-    byId("unfilter").addEventListener("click", () => go(addressOf("dead")));
-    byId("redrive-all").addEventListener("click", (event) => this.#whenOn(event, () => this.#redriveAll()));
-    byId("redrive-some").addEventListener("click", (event) => this.#whenOn(event, () => this.#redriveSelected()));
+    byId("redrive-all").addEventListener("click", (event) => this.#whenOn(event, () => this.#redriveAll(this.#filters)));
+    byId("redrive-some").addEventListener("click", (event) => this.#whenOn(event, () => this.#redrive([...this.#selected.values()])));
     byId("reload").addEventListener("click", () => this.#reload());
     byId("export-letters").addEventListener("click", () => this.#export());
-    this.#older.addEventListener("click", () => this.#showOlder());
+    this.#older.addEventListener("click", () => {
+      this.#limit = Math.min(MOST, this.#limit + SHOWN);
+      this.#read();
+    });
   }
 
   /** Count them, and read them again, when this instance has written some; not while somebody looks at older ones. */
@@ -51,20 +53,15 @@ export class DeadLetters {
       this.#count();
     }
     if (address().tab !== "dead" || seen === this.#seen) return;
-    if (this.#pages > 1 || inUse(this.#list)) return say(this.#said, NEWER);
+    if (this.#limit > SHOWN || inUse(this.#list)) return say(this.#said, NEWER);
     this.#seen = seen;
     await this.#read();
   }
 
   /** Show what an address names. */
   visit(parameters) {
-    this.#filters = Object.fromEntries(FILTERS.map((name) => [name, parameters[name] ?? ""]));
-    for (const [name, value] of Object.entries(this.#filters)) {
-      byId("letter-filter").elements[name].value = ["from", "to"].includes(name) ? localTime(value) : value;
-    }
-    const filtered = Object.values(this.#filters).some(Boolean);
-    byId("unfilter").hidden = !filtered;
-    say(byId("redrive-all"), filtered ? "Send back all that match …" : "Send back all …");
+    this.#filters = this.#form.of(parameters);
+    say(byId("redrive-all"), this.#filters ? "Send back all that match …" : "Send back all …");
     if (JSON.stringify(this.#filters) !== this.#shownFilters) this.#reload();
     this.#open(parameters.open);
   }
@@ -98,7 +95,7 @@ export class DeadLetters {
   }
 
   async #reload() {
-    this.#pages = 1;
+    this.#limit = SHOWN;
     say(this.#said, "");
     await this.#read();
   }
@@ -108,10 +105,11 @@ export class DeadLetters {
     const read = this.#reads;
     this.#shownFilters = JSON.stringify(this.#filters);
     try {
-      const page = await get("consumers/dead-letters", { limit: SHOWN, ...this.#filters });
+      const page = await get("consumers/dead-letters", { limit: this.#limit, ...this.#filters });
       if (read !== this.#reads) return; // another one was asked for meanwhile
       this.#letters = page.dead_letters;
-      this.#show(page.next);
+      this.#older.hidden = page.next === null || this.#limit === MOST;
+      this.#show();
       this.notices.succeeded("dead letters");
     } catch (failure) {
       this.#seen = null; // is read again with the next status
@@ -119,26 +117,7 @@ export class DeadLetters {
     }
   }
 
-  async #showOlder() {
-    const read = this.#reads;
-    this.#older.disabled = true; // two clicks are one
-    try {
-      const page = await get("consumers/dead-letters", { limit: SHOWN, ...this.#filters, before: this.#next });
-      if (read !== this.#reads) return;
-      this.#pages += 1;
-      this.#letters.push(...page.dead_letters);
-      this.#show(page.next);
-      this.notices.succeeded("older dead letters");
-    } catch (failure) {
-      this.notices.failed("older dead letters", failure);
-    } finally {
-      this.#older.disabled = false;
-    }
-  }
-
-  #show(next) {
-    this.#next = next;
-    this.#older.hidden = next === null;
+  #show() {
     for (const letter of this.#letters) letter.redriven ||= this.#sentBack.has(placeOf(letter));
     this.#selected = new Map([...this.#selected].filter(([place]) => this.#letters.some((one) => placeOf(one) === place && !one.redriven)));
     arrange(this.#list, this.#letters, (letter) => `${placeOf(letter)} ${letter.redriven}`, (letter) => this.#row(letter));
@@ -146,6 +125,12 @@ export class DeadLetters {
     this.#open(address().tab === "dead" ? address().open : "");
     if (this.#letters.length === 0) say(this.#said, NONE);
     else if ([NONE, NEWER].includes(this.#said.textContent)) say(this.#said, "");
+  }
+
+  #select(place, letter) {
+    if (letter) this.#selected.set(place, letter);
+    else this.#selected.delete(place);
+    this.#showSelected();
   }
 
   #showSelected() {
@@ -159,24 +144,19 @@ export class DeadLetters {
     const free = letter.redrivable && !letter.redriven;
     const box = element("input", { type: "checkbox", "aria-label": `Select ${letter.partition} · ${letter.offset}` });
     box.checked = this.#selected.has(place);
-    box.addEventListener("change", () => {
-      if (box.checked) this.#selected.set(place, letter);
-      else this.#selected.delete(place);
-      this.#showSelected();
-    });
-    const send = button("Send back", () => this.#redriveOne(letter), { "aria-label": `Send back ${letter.partition} · ${letter.offset}` });
-    const reason = element("td", { class: "reason" }, element("b", {}, words(letter.error_type)), ` ${letter.error ?? ""}`);
+    box.addEventListener("change", () => this.#select(place, box.checked && letter));
+    const send = button("Send back", () => this.#redrive([letter]), { "aria-label": `Send back ${letter.partition} · ${letter.offset}` });
     const from = origin.offset === null ? (origin.topic ?? UNKNOWN) : inside(addressOf("records", { open: placeOf(origin) }), `${origin.partition} · ${count(origin.offset)}`);
     return openingRow(
       place,
       letter.timestamp,
-      element("td", {}, free && box),
+      cell("", free && box),
       "time",
-      reason,
-      element("td", { class: "from", title: origin.topic ?? UNKNOWN }, from),
-      element("td", { class: "code wide" }, contentText(letter.key)),
-      element("td", { class: "wide" }, triesOf(letter)),
-      element("td", { class: "letter-state" }, stateOf(letter), free && send),
+      cell("reason", element("b", {}, words(letter.error_type)), ` ${letter.error ?? ""}`),
+      cell("from", from),
+      cell("code wide", contentText(letter.key)),
+      cell("wide", triesOf(letter)),
+      cell("letter-state", stateOf(letter), free && send),
     );
   }
 
@@ -187,44 +167,35 @@ export class DeadLetters {
   }
 
   /** Ask how many of the letters that match can be sent back, and send these. */
-  #redriveAll() {
+  #redriveAll(filters) {
     return report(this.#said, "Counting …", async () => {
-      const { would_redrive: number, more } = await post("consumers/dead-letters/redrive", { limit: MOST }, { ...this.#filters, dry_run: true });
+      const { would_redrive: number, more } = await post(REDRIVE, { limit: MOST }, { ...filters, dry_run: true });
       if (number === 0) return "There is none to send back.";
-      const question = `${plural(number, "dead letter", "dead letters")} will be sent back to the topic and handled again.${more ? " There are more: repeat this for them." : ""}`;
-      if (!(await confirmed(question, `Send back ${count(number)}`))) return "Nothing was sent back.";
-      return this.#sent(await post("consumers/dead-letters/redrive", { limit: number }, this.#filters), number);
+      if (!(await agreed(number, more ? " There are more: repeat this for them." : ""))) return "Nothing was sent back.";
+      const answer = await post(REDRIVE, { limit: number }, filters);
+      this.#note(answer);
+      return `${plural(answer.redriven, "was", "were")} sent back.${answer.more ? " There are more to send back." : ""}`;
     });
   }
 
-  #redriveSelected() {
-    const chosen = [...this.#selected.values()];
-    return report(this.#said, "Sending back …", async () => {
-      const question = `${plural(chosen.length, "dead letter", "dead letters")} will be sent back to the topic and handled again.`;
-      if (!(await confirmed(question, `Send back ${count(chosen.length)}`))) return "Nothing was sent back.";
+  /** Send letters back, one by one; several of them need a confirmation. */
+  async #redrive(chosen) {
+    await report(this.#said, "Sending back …", async () => {
+      if (chosen.length > 1 && !(await agreed(chosen.length))) return "Nothing was sent back.";
       let done = 0;
       try {
-        for (const { partition, offset } of chosen) done += this.#note(await post("consumers/dead-letters/redrive", { partition, offset }));
+        for (const { partition, offset } of chosen) done += this.#note(await post(REDRIVE, { partition, offset }));
       } catch (failure) {
-        throw new Error(`${failure.message} (${plural(done, "was", "were")} sent back before)`);
+        throw done === 0 ? failure : new Error(`${failure.message} (${plural(done, "was", "were")} sent back before)`);
       }
       return `${plural(done, "was", "were")} sent back.`;
     });
-  }
-
-  async #redriveOne({ partition, offset }) {
-    await report(this.#said, "Sending back …", async () => this.#sent(await post("consumers/dead-letters/redrive", { partition, offset }), 1));
-    this.#list.querySelector(`[data-key="${partition}-${offset} true"] a`)?.focus(); // its button is gone
-  }
-
-  #sent(answer, asked) {
-    const sent = `${plural(this.#note(answer), "was", "were")} sent back.`;
-    return answer.more && answer.redriven < asked ? `${sent} There are more to send back.` : sent;
+    this.#list.querySelector(`[data-key="${placeOf(chosen[0])} true"] a`)?.focus(); // its button is gone
   }
 
   #note({ redriven, dead_letters: letters }) {
     for (const one of letters) this.#sentBack.add(placeOf(one));
-    this.#show(this.#next);
+    this.#show();
     this.#countedAt = 0;
     return redriven;
   }
@@ -235,6 +206,9 @@ export class DeadLetters {
     say(this.#said, `${plural(this.#letters.length, "dead letter was", "dead letters were")} exported.`);
   }
 }
+
+const agreed = (number, more = "") =>
+  confirmed(`${plural(number, "dead letter", "dead letters")} will be sent back to the topic and handled again.${more}`, `Send back ${count(number)}`);
 
 const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
 

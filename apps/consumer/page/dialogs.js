@@ -2,12 +2,7 @@
 
 import { byId, say } from "./dom.js";
 
-/**
- * Ask whether to do something, and return the answer; "no" has the focus.
- * @param {string} question what will happen, with the number of records
- * @param {string} action the word on the button that does it
- * @returns {Promise<boolean>}
- */
+/** Ask whether to do something, in words of what will happen; return whether to do it. "Cancel" has the focus. */
 export function confirmed(question, action) {
   const dialog = byId("ask");
   say(dialog.querySelector("p"), question);
@@ -15,9 +10,7 @@ export function confirmed(question, action) {
   dialog.returnValue = "";
   dialog.showModal();
   byId("ask-no").focus();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
-  });
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
 }
 
 byId("ask-no").addEventListener("click", () => byId("ask").close(""));

@@ -1,29 +1,19 @@
 /** Elements and texts. Nothing here, or elsewhere in the page, makes HTML of a string: a record may contain anything. */
 
 const SVG = "http://www.w3.org/2000/svg";
-const ZONED = {
-  day: "2-digit",
-  month: "short",
-  year: "numeric",
-  hour: "2-digit",
-  minute: "2-digit",
-  second: "2-digit",
-  fractionalSecondDigits: 3,
-  timeZoneName: "longOffset",
-};
+const ZONED = { dateStyle: "medium", timeStyle: "full" };
 const number = new Intl.NumberFormat("en");
 
 export const byId = (id) => document.getElementById(id);
 
 /** Make an element; children are elements or texts, those that are null or false are left out. */
-export function element(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
-}
+export const element = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
 
 /** Make an element of a drawing. */
-export function drawn(tag, attributes = {}) {
-  return filled(document.createElementNS(SVG, tag), attributes, []);
-}
+export const drawn = (tag, attributes = {}) => filled(document.createElementNS(SVG, tag), attributes, []);
+
+/** Make a cell of a table, of a class. */
+export const cell = (kind, ...children) => element("td", { class: kind }, ...children);
 
 function filled(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -36,10 +26,7 @@ export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/**
- * Make the children of `list` those of `items`, in their order. An item whose key is there already keeps its element,
- * and with it what is open, selected or in focus.
- */
+/** Make the children of `list` those of `items`, in order. An item that is there keeps its element, with its focus. */
 export function arrange(list, items, keyOf, make, update = () => {}) {
   const there = new Map([...list.children].map((child) => [child.dataset.key, child]));
   let place = list.firstElementChild;
@@ -84,17 +71,12 @@ export function time(milliseconds) {
   return at.toDateString() === new Date().toDateString() ? clock : `${day} ${clock}`;
 }
 
-export const exactTime = (milliseconds) => {
+/** A time as an element, with its zone for those who look closely. */
+export function timeElement(milliseconds) {
   const at = new Date(milliseconds);
-  return Number.isNaN(at.getTime()) ? String(milliseconds) : at.toISOString();
-};
-
-/** The same time with milliseconds and the zone, for those who look closely. */
-const zonedTime = (milliseconds) =>
-  Number.isNaN(new Date(milliseconds).getTime()) ? String(milliseconds) : new Date(milliseconds).toLocaleString("en-GB", ZONED);
-
-export const timeElement = (milliseconds) =>
-  element("time", { datetime: exactTime(milliseconds), title: zonedTime(milliseconds) }, time(milliseconds));
+  if (Number.isNaN(at.getTime())) return element("time", {}, String(milliseconds));
+  return element("time", { datetime: at.toISOString(), title: at.toLocaleString("en-GB", ZONED) }, time(milliseconds));
+}
 
 /** What a form's field of date and time says, as RFC 3339, or "". */
 export const rfc3339 = (local) => (local ? new Date(local).toISOString() : "");

@@ -1,6 +1,6 @@
 /** Rate and lag over the last hour, as the service keeps them; what this page saw before a restart of the service stays. */
 
-import { arrange, byId, count, drawn, element, say, time, timeElement } from "./dom.js";
+import { arrange, byId, cell, count, drawn, element, say, time, timeElement } from "./dom.js";
 
 const HOUR = 3_600_000; // ms
 const SHORTEST = 300_000; // ms that the drawing goes back at least
@@ -9,25 +9,17 @@ const WIDTH = 600;
 const HEIGHT = 100;
 const KINDS = ["consumed", "dead_lettered", "lag"];
 
-/** The records a second right now, from two counts of the status. */
-export class RateNow {
-  #last = null;
+let last = null; // the count that the rate of now is measured from
 
-  /** Take in a status: good and bad records count, and a service that has started again begins at 0. */
-  add(status) {
-    const records = status.messages_consumed_count + status.dead_lettered_count;
-    const seen = { at: performance.now(), records, of: status.started_at };
-    const last = this.#last;
-    if (last !== null && seen.at - last.at < SHORT_RATE) return;
-    this.#last = seen;
-    if (last === null || last.of !== seen.of || seen.records < last.records) return;
-    say(byId("rate-now"), count(Math.round(((seen.records - last.records) * 1000) / (seen.at - last.at))));
-  }
-
-  /** Say that the rate is not known now. */
-  interrupt() {
-    say(byId("rate-now"), "–");
-  }
+/** Show the records a second right now; without a status, that it is not known. A service that started again begins at 0. */
+export function showRate(status) {
+  const records = status && status.messages_consumed_count + status.dead_lettered_count;
+  const seen = status && { at: performance.now(), records, of: status.started_at };
+  if (last && seen && seen.at - last.at < SHORT_RATE) return;
+  const known = last && seen && last.of === seen.of && seen.records >= last.records;
+  if (known) say(byId("rate-now"), count(Math.round(((seen.records - last.records) * 1000) / (seen.at - last.at))));
+  else if (!seen) say(byId("rate-now"), "–");
+  last = seen;
 }
 
 export class History {
@@ -94,7 +86,7 @@ export class History {
     byId("rate-line").setAttribute("aria-label", last ? `${sentence(last)}; the table below has the last hour` : "no point yet");
     byId("lag-line").setAttribute("aria-label", last ? `a lag of ${count(last.lag)} records at ${time(last.at)}` : "no point yet");
     const minutes = [...Map.groupBy(all, ({ at }) => Math.floor(at / 60_000)).values()].map((points) => points.at(-1)).reverse();
-    const cells = (point) => KINDS.map((kind) => element("td", { class: "number" }, count(point[kind])));
+    const cells = (point) => KINDS.map((kind) => cell("number", count(point[kind])));
     const row = (point) => element("tr", {}, element("th", { scope: "row" }, timeElement(point.at)), ...cells(point));
     arrange(byId("history-rows"), minutes, ({ at }) => String(at), row);
     this.#leave();

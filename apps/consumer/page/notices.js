@@ -38,10 +38,6 @@ export class Notices {
     if (this.#failing.delete(source)) this.#show();
   }
 
-  isFailing(source) {
-    return this.#failing.has(source);
-  }
-
   #show() {
     document.body.dataset.failing = [...this.#failing.keys()].join(" ");
     const lines = [...this.#lines()];

@@ -5,7 +5,7 @@ import { get, getHealth } from "./api.js";
 import { control, showNoState, showRebalance, showStatus } from "./control.js";
 import { DeadLetters } from "./dead_letters.js";
 import { byId } from "./dom.js";
-import { History, RateNow } from "./history.js";
+import { History, showRate } from "./history.js";
 import { Notices } from "./notices.js";
 import { showLag } from "./partitions.js";
 import { look, poll } from "./poll.js";
@@ -21,7 +21,6 @@ const OTHERS = 5; // looks at the state for one at the health of the other strea
 const TABS = ["overview", "records", "dead"];
 
 const notices = new Notices(byId("notices"));
-const rate = new RateNow();
 const history = new History();
 const produce = new Produce();
 const records = new Records((value) => produce.open(value));
@@ -54,14 +53,14 @@ function showState(answer) {
   showStatus(status, answer.health);
   showLag(status, group);
   showRebalance(status);
-  rate.add(status);
+  showRate(status);
   deadLetters.refresh(status);
 }
 
 function loseState(failure) {
   showStreams({}, {});
   showNoState(failure);
-  rate.interrupt();
+  showRate(null);
 }
 
 function showGroup(answer) {

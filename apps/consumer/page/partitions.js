@@ -1,6 +1,6 @@
 /** The lag of each partition, who reads it, and the members of the group. */
 
-import { arrange, byId, count, drawn, element, plural, say } from "./dom.js";
+import { arrange, byId, cell, count, drawn, element, plural, say } from "./dom.js";
 
 const SHORTEST = 10; // records that a full bar means at least: a lag of 1 is no alarm
 
@@ -32,8 +32,7 @@ function showMembers(group, ownMember) {
   const idle = group.members.filter((member) => member.partitions.length === 0).length;
   const waiting = idle > 0 && group.state === "Stable" ? `, ${idle} of them without a partition` : "";
   say(byId("group"), `Group ${group.group_id}: ${group.state}, ${plural(group.members.length, "member", "members")}${waiting}.`);
-  const make = ({ member_id: id }) =>
-    element("tr", {}, element("th", { scope: "row", title: id }), element("td"), element("td"));
+  const make = ({ member_id: id }) => element("tr", {}, element("th", { scope: "row", title: id }), cell(""), cell(""));
   arrange(byId("member-rows"), group.members, ({ member_id: id }) => id, make, ({ children: [name, host, partitions] }, member) => {
     say(name, member.member_id === ownMember ? `${member.client_id} (this instance)` : member.client_id);
     say(host, hostOf(member));
@@ -53,16 +52,8 @@ function owner(memberId, members, ownMember) {
 function newRow(one) {
   const meter = drawn("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" });
   meter.append(drawn("rect", { width: "0", height: "8" }));
-  return element(
-    "tr",
-    {},
-    element("th", { scope: "row" }, String(one.partition)),
-    element("td", { class: "meter" }, meter),
-    element("td", { class: "number" }),
-    element("td", { class: "number wide" }),
-    element("td", { class: "number wide" }),
-    element("td"),
-  );
+  const head = element("th", { scope: "row" }, String(one.partition));
+  return element("tr", {}, head, cell("meter", meter), cell("number"), cell("number wide"), cell("number wide"), cell(""));
 }
 
 function updateRow(row, one, most, { name, title }) {

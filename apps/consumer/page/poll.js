@@ -4,11 +4,7 @@ import { Failure } from "./api.js";
 
 const LATE = 4_000; // ms after which what was read before is not current; with Kafka out of reach a status takes 3 s
 
-/**
- * Look and wait, for ever.
- * @param {number} pause milliseconds between the end of a look and the next one
- * @param {() => Promise<void>} look
- */
+/** Look, and wait `pause` milliseconds until the next look, for ever. */
 export async function poll(pause, look) {
   for (;;) {
     await visible();
@@ -17,12 +13,7 @@ export async function poll(pause, look) {
   }
 }
 
-/**
- * Read and show; what fails, or takes too long, becomes a notice.
- * @param {() => Promise<any>} read
- * @param {(answer: any) => void} show
- * @param {(failure: Error) => void} lose shows that it cannot be read
- */
+/** Read and show; what fails, or takes too long, becomes a notice, and `lose` shows that it cannot be read. */
 export async function look(notices, source, read, show, lose = () => {}) {
   const began = Date.now();
   const fail = (failure) => {
@@ -41,7 +32,5 @@ export async function look(notices, source, read, show, lose = () => {}) {
 }
 
 async function visible() {
-  while (document.hidden) {
-    await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
-  }
+  while (document.hidden) await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
 }

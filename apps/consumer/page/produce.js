@@ -26,7 +26,6 @@ export class Produce {
     );
     byId("new-record").addEventListener("click", () => this.open());
     byId("produce-close").addEventListener("click", () => this.#dialog.close());
-    byId("produce-raw").addEventListener("click", ({ currentTarget: raw }) => this.#toggle(raw.ariaPressed !== "true"));
     this.#said.addEventListener("click", ({ target }) => target.closest("a") && this.#dialog.close());
     this.#form.addEventListener("input", ({ target }) => this.#check(target));
     onSubmit(this.#form, () => this.#send());
@@ -67,27 +66,9 @@ export class Produce {
   #fill(value) {
     const fields = Object.entries(this.#properties ?? {}).map(([name, schema]) => field(name, schema, value[name], this.#required.includes(name)));
     byId("produce-fields").replaceChildren(...fields);
+    byId("produce-json").hidden = this.#properties !== null;
     this.#form.elements.json.value = JSON.stringify(value, null, 2);
-    this.#show(this.#properties === null);
-    byId("produce-raw").hidden = this.#properties === null;
     for (const input of this.#form.elements) this.#check(input);
-  }
-
-  #show(raw) {
-    byId("produce-raw").ariaPressed = String(raw);
-    byId("produce-json").hidden = !raw;
-    byId("produce-fields").hidden = raw;
-    for (const input of byId("produce-fields").querySelectorAll("input, select, textarea")) input.disabled = raw;
-  }
-
-  #toggle(raw) {
-    try {
-      if (raw) this.#form.elements.json.value = JSON.stringify(this.#value(), null, 2);
-      else this.#fill(JSON.parse(this.#form.elements.json.value));
-      this.#show(raw);
-    } catch (error) {
-      say(this.#said, `That is no JSON: ${error.message}`);
-    }
   }
 
   /** Say what is wrong with a field while it is typed. */
@@ -112,8 +93,8 @@ export class Produce {
 
   #send() {
     return report(this.#said, "Sending …", async () => {
-      const raw = byId("produce-raw").ariaPressed === "true";
-      const answer = await post(`${producer}/producers/${stream}`, raw ? this.#form.elements.json.value : this.#value()).catch(explained);
+      const value = this.#properties === null ? this.#form.elements.json.value : this.#value();
+      const answer = await post(`${producer}/producers/${stream}`, value).catch(explained);
       const [receipt] = answer.receipts;
       if (receipt.error) throw new Error(receipt.error);
       const { id, partition, offset } = receipt;
@@ -143,11 +124,10 @@ function newId() {
 
 /** A field of the form: what it takes follows from its schema; what no input can take is written as JSON. */
 function field(name, schema, value, required) {
-  const { type, minimum = "", maximum = "", minLength = "", maxLength = "", pattern = "" } = schema;
-  const given = Object.fromEntries(
-    Object.entries({ min: minimum, max: maximum, minlength: minLength, maxlength: maxLength, pattern }).filter(([, limit]) => limit !== ""),
-  );
-  if (required && type === "string" && minLength > 0) given.required = "";
+  const limits = { min: schema.minimum, max: schema.maximum, minlength: schema.minLength, maxlength: schema.maxLength, pattern: schema.pattern };
+  const given = Object.fromEntries(Object.entries(limits).filter(([, limit]) => limit !== undefined));
+  const { type } = schema;
+  if (required && type === "string" && schema.minLength > 0) given.required = "";
   let input;
   if (schema.enum) {
     input = element("select", {}, ...schema.enum.map((one) => element("option", { value: textOf(one) }, textOf(one))));

@@ -3,7 +3,7 @@
 import { addressOf, addressWith, go } from "./address.js";
 import { curlOf, get } from "./api.js";
 import { contentBlock, facts, headerList, keyText, valueBlock, valueText } from "./content.js";
-import { button, count, element, exactTime, inside, say, timeElement } from "./dom.js";
+import { button, count, element, inside, say, timeElement } from "./dom.js";
 
 /** Fill a panel and show it; its link closes it. */
 export function fill(panel, heading, ...children) {
@@ -80,7 +80,7 @@ export function copyButton(label, textOf) {
 
 /** A row of a list that opens at its link, wherever it is pressed. */
 export function openingRow(open, timestamp, ...cells) {
-  const link = element("a", { "data-inside": "", "data-open": open, title: exactTime(timestamp) }, timeElement(timestamp));
+  const link = element("a", { "data-inside": "", "data-open": open }, timeElement(timestamp));
   const row = element("tr", {}, ...cells.map((cell) => (cell === "time" ? element("td", { class: "time" }, link) : cell)));
   row.addEventListener("click", ({ target }) => {
     if (!target.closest("a, button, input") && getSelection().isCollapsed) go(link.href);

@@ -1,15 +1,15 @@
 /** The newest records of the topic, and those that somebody looks for. */
 
-import { address, addressOf, addressWith, go } from "./address.js";
+import { address, addressWith, go } from "./address.js";
 import { get } from "./api.js";
 import { brief, contentText, keyText, textOf, valueText } from "./content.js";
-import { arrange, byId, count, download, element, inUse, localTime, onSubmit, plural, report, rfc3339, say, time } from "./dom.js";
+import { arrange, byId, count, download, element, inUse, onSubmit, plural, report, say, time } from "./dom.js";
+import { Filters } from "./filters.js";
 import { openingRow, pointRows, showRecord } from "./record.js";
 import { stream } from "./streams.js";
 
 const SHOWN = 30; // newest records
 const PAGE = 100; // found records after which a search waits to be told to go on
-const FILTERS = ["q", "key", "partition", "from", "to"];
 const COLUMNS = `columns of ${stream}`;
 const MOST_FIELDS = 40; // fields offered as columns
 
@@ -20,21 +20,18 @@ export class Records {
   #halt = byId("halt-search");
   #shown = [];
   #found = null; // what a search has found so far; null while the newest are shown
-  #searched = ""; // the filters of that search
+  #searched = "null"; // the filters of that search
   #fields = new Set();
   #columns = storedColumns();
+  #filters = new Filters(byId("search"), "records", byId("newest"));
   #sendAgain;
 
   constructor(sendAgain) {
     this.#sendAgain = sendAgain;
-    onSubmit(byId("search"), ({ from, to, ...rest }) => go(addressOf("records", { ...rest, from: rfc3339(from), to: rfc3339(to) })));
     onSubmit(byId("lookup"), ({ partition, offset }) => go(addressWith({ tab: "records", open: `${partition}-${offset}` })));
-    byId("newest").addEventListener("click", () => go(addressOf("records")));
     this.#onward.addEventListener("click", () => this.#searchOn());
     this.#halt.addEventListener("click", () => (this.#found.stopped = true));
-    for (const button of document.querySelectorAll(".export")) {
-      button.addEventListener("click", () => this.#export(button.dataset.as));
-    }
+    for (const one of document.querySelectorAll(".export")) one.addEventListener("click", () => this.#export(one.dataset.as));
     this.#showHead();
   }
 
@@ -56,30 +53,25 @@ export class Records {
 
   /** Show what an address names. */
   visit(parameters) {
-    const filters = Object.fromEntries(FILTERS.map((name) => [name, parameters[name] ?? ""]));
-    for (const [name, value] of Object.entries(filters)) {
-      byId("search").elements[name].value = ["from", "to"].includes(name) ? localTime(value) : value;
-    }
-    const wanted = Object.values(filters).some(Boolean) ? JSON.stringify(filters) : "";
-    if (wanted !== this.#searched) this.#begin(wanted, filters);
+    const filters = this.#filters.of(parameters);
+    if (JSON.stringify(filters) !== this.#searched) this.#begin(filters);
     const panel = byId("record");
     if (!parameters.open) panel.hidden = true;
     else if (panel.hidden || panel.dataset.open !== parameters.open) showRecord(panel, parameters.open, this.#sendAgain);
     pointRows(this.#list, parameters.open);
   }
 
-  #begin(wanted, filters) {
-    this.#searched = wanted;
+  #begin(filters) {
+    this.#searched = JSON.stringify(filters);
     this.#list.replaceChildren();
     this.#shown = [];
     this.#said.classList.remove("trouble");
     say(this.#said, "");
     this.#onward.hidden = this.#halt.hidden = true;
-    byId("follow").hidden = wanted !== "";
-    byId("newest").hidden = wanted === "";
-    say(byId("records-title"), wanted === "" ? "Newest records" : "Records found");
-    this.#found = wanted === "" ? null : { filters, records: [], scanned: 0, next: null, page: 0 };
-    if (this.#found !== null) this.#searchOn();
+    byId("follow").hidden = filters !== null;
+    say(byId("records-title"), filters === null ? "Newest records" : "Records found");
+    this.#found = filters && { filters, records: [], scanned: 0, next: null, page: 0 };
+    if (filters !== null) this.#searchOn();
   }
 
   /** Search until enough is found, somebody stops it, or the topic begins. */
@@ -190,15 +182,15 @@ function csvOf(records) {
 
 function recordRow(record, columns, wanted) {
   const text = valueText(record);
-  const cell = (name, kind, ...children) => element("td", { class: kind, "data-name": name }, ...children);
+  const named = (name, kind, ...children) => element("td", { class: kind, "data-name": name }, ...children);
   return openingRow(
     `${record.partition}-${record.offset}`,
     record.timestamp,
     "time",
-    cell("partition", "number", String(record.partition)),
-    cell("offset", "number", String(record.offset)),
-    cell("key", "code", keyText(record.key)),
-    ...columns.map((name) => cell(name, "column", ...brief(record.value && name in record.value ? textOf(record.value[name]) : "", wanted))),
-    cell("value", "code value", record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(text, wanted)),
+    named("partition", "number", String(record.partition)),
+    named("offset", "number", String(record.offset)),
+    named("key", "code", keyText(record.key)),
+    ...columns.map((name) => named(name, "column", ...brief(record.value && name in record.value ? textOf(record.value[name]) : "", wanted))),
+    named("value", "code value", record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(text, wanted)),
   );
 }

@@ -98,7 +98,7 @@ def everything(logs: Path, folder: Path, ledger: Ledger) -> Iterator[tuple[Pipel
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs many loopback addresses, and SIGSTOP")
-def test_nothing_is_lost_and_nothing_untrue_is_told_whatever_breaks(
+def test_nothing_is_lost_and_nothing_untrue_is_reported_whatever_breaks(
     startable_kafka: None,
     logs: Path,
     tmp_path: Path,

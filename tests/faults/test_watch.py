@@ -33,7 +33,7 @@ def test_a_consume_loop_that_died_or_wedged_is_replaced_and_nothing_is_lost(
         consumer.until_healthy()
 
 
-def test_a_partition_without_a_leader_is_told_as_unknown_and_leaves_no_connection_behind(logs: Path) -> None:
+def test_a_partition_without_a_leader_is_reported_as_unknown_and_leaves_no_connection_behind(logs: Path) -> None:
     with LocalKafka(brokers=3) as kafka:
         pipeline = Pipeline(",".join(kafka.bootstrap_servers), logs)
         with pipeline.producer() as producer:
@@ -55,7 +55,7 @@ def test_a_partition_without_a_leader_is_told_as_unknown_and_leaves_no_connectio
             producer.send(50)
 
 
-def test_health_tells_the_truth_when_two_of_three_brokers_are_gone(logs: Path) -> None:
+def test_health_reports_the_truth_when_two_of_three_brokers_are_gone(logs: Path) -> None:
     with LocalKafka(brokers=3) as kafka:
         pipeline = Pipeline(",".join(kafka.bootstrap_servers), logs)
         with (

@@ -243,7 +243,7 @@ def quota(bootstrap_servers: str, client_id: str, name: Quota, bytes_per_second:
 
 
 @pytest.mark.alone  # a quota is of all clients of a name
-def test_a_fetch_quota_is_told_as_such_and_holds_up_no_client_of_another_purpose(
+def test_a_fetch_quota_is_reported_as_such_and_holds_up_no_client_of_another_purpose(
     bootstrap_servers: str, logs: Path
 ) -> None:
     with Pipeline(bootstrap_servers, logs) as pipeline:
@@ -294,7 +294,7 @@ def test_a_produce_quota_refuses_records_before_they_are_taken_and_says_when_to_
         assert on_topic == {event_id for event_id, outcome in told.items() if outcome == "delivered"}
 
 
-def test_refused_records_are_told_with_the_brokers_words_and_make_the_service_unhealthy_until_some_are_taken(
+def test_refused_records_are_reported_with_the_brokers_words_and_make_the_service_unhealthy_until_some_are_taken(
     bootstrap_servers: str, logs: Path
 ) -> None:
     with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.producer() as producer:

@@ -81,7 +81,7 @@ def test_the_newest_ten_are_shown_by_default_and_total_counts_all(producer: Serv
     assert answer["total"] == before + 30
 
 
-def test_the_status_tells_where_the_consumer_stands(producer: Service, consumer: Service, pipeline: Pipeline) -> None:
+def test_the_status_reports_where_the_consumer_stands(producer: Service, consumer: Service, pipeline: Pipeline) -> None:
     producer.send(10)
     wait_until(lambda: consumer.status()["lag"] == 0)
     wait_until(lambda: pipeline.committed() == sum(pipeline.end_offsets().values()))

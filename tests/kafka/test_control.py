@@ -66,7 +66,7 @@ def test_a_paused_consumer_keeps_its_partitions_reads_nothing_and_goes_on_where_
     consumer.until_consumed(before + 300)
 
 
-def test_a_pause_holds_when_a_rebalance_gives_out_the_partitions_anew(
+def test_a_pause_holds_when_a_rebalance_gives_out_the_partitions_again(
     services: tuple[Service, Service], pipeline: Pipeline
 ) -> None:
     producer, consumer = services
@@ -180,7 +180,7 @@ def test_seeking_is_refused_for_a_partition_that_this_copy_does_not_hold_and_whi
     assert consumer.http.post("/consumers/seek", json={"to": "beginning"}).status_code == 409
 
 
-def test_the_consumer_halts_before_it_dead_letters_everything_and_goes_on_when_told_to(own: Pipeline) -> None:
+def test_the_consumer_halts_before_it_dead_letters_everything_and_goes_on_when_asked_to(own: Pipeline) -> None:
     with both(own) as (producer, consumer):
         consumer.post("/consumers/stop")
         own.write_to([(Raw(b"not json %d" % number), number % 6) for number in range(240)])
@@ -200,7 +200,7 @@ def test_the_consumer_halts_before_it_dead_letters_everything_and_goes_on_when_t
         consumer.until_healthy()
 
 
-def test_a_topic_that_is_made_anew_while_the_consumer_is_cut_off_is_consumed_from_its_beginning(
+def test_a_topic_that_is_recreated_while_the_consumer_is_cut_off_is_consumed_from_its_beginning(
     own: Pipeline, tmp_path: Path
 ) -> None:
     def handled() -> set[str]:

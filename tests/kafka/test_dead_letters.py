@@ -225,7 +225,7 @@ def test_one_that_the_topic_would_not_take_again_is_held_and_keeps_no_other_from
     assert redrive(consumer, partition=0, offset=0) == 1
 
 
-def test_the_dead_letters_of_a_topic_that_was_made_anew_count_as_not_sent_back(pipeline: Pipeline) -> None:
+def test_the_dead_letters_of_a_topic_that_was_recreated_count_as_not_sent_back(pipeline: Pipeline) -> None:
     with pipeline.consumer() as consumer:
         consumer.until_healthy()
         pipeline.write([Raw(b"bad %d" % number) for number in range(3)])
@@ -255,7 +255,7 @@ def test_what_a_smaller_dead_letter_topic_does_not_take_is_compressed(pipeline: 
     assert small.value == b"small"
 
 
-def test_what_it_does_not_take_even_so_is_told_by_its_size_and_written_when_it_does(pipeline: Pipeline) -> None:
+def test_what_it_does_not_take_even_so_is_reported_by_its_size_and_written_when_it_does(pipeline: Pipeline) -> None:
     pipeline.create_topics(1)
     with pipeline.consumer() as consumer:
         consumer.until_healthy()

@@ -103,7 +103,7 @@ def test_poison_is_dead_lettered_alone_whatever_the_handler_raises_and_an_outage
     assert stage.handled()[-1] == "0-01504"
 
 
-def test_poison_is_told_by_a_newer_record_however_much_of_its_own_key_stands_between(stage: Failing) -> None:
+def test_poison_is_recognized_by_a_newer_record_however_much_of_its_own_key_stands_between(stage: Failing) -> None:
     hot = [event("hot", text="poison"), *(event("hot", text="x" * 50_000) for _ in range(80))]
     stage.pipeline.write([Raw(value_of(one), b"hot") for one in hot])
     stage.write(["good"])

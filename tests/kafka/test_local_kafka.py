@@ -122,7 +122,7 @@ def test_a_port_taken_by_a_kafka_is_named_in_one_line_with_the_way_to_use_it(
     assert f"KAFKA_BOOTSTRAP_SERVERS=localhost:{port}" in errors
 
 
-def test_a_failed_download_is_told_in_one_line_with_the_other_ways_to_get_a_kafka(
+def test_a_failed_download_is_reported_in_one_line_with_the_other_ways_to_get_a_kafka(
     tmp_path: Path, local_kafka: Tool
 ) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"

@@ -71,6 +71,6 @@ def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_who
         "Event(id='1')",
     ],
 )
-def test_what_tells_of_a_record_is_found_in_a_log(line: str) -> None:
+def test_a_line_about_a_record_is_found_in_a_log(line: str) -> None:
     assert content_in(f"all is well\n{line}\nconnected to Kafka at 127.0.0.1:9092") != []
     assert content_in("2 records were dead-lettered, the first of them events-0 offset 6: ValidationError") == []

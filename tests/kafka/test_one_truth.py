@@ -386,7 +386,7 @@ def alter(steered: Steered, offsets: dict[int, int]) -> None:
     asyncio.run(commit())
 
 
-def test_an_offset_that_another_tool_committed_is_said_to_be_altered(steered: Steered) -> None:
+def test_an_offset_that_another_tool_committed_is_reported_as_altered(steered: Steered) -> None:
     steered.write(40)
     agreed(steered, lambda kafka: kafka.lag == 0)
     steered.service.post("/consumers/stop")
@@ -455,7 +455,7 @@ def test_a_halted_consumer_and_its_group_say_the_same(steered: Steered) -> None:
     assert steered.service.status()["dead_lettered_count"] == before + 120
 
 
-def test_a_recreated_topic_is_said_to_be(steered: Steered) -> None:
+def test_a_recreated_topic_is_reported_as_such(steered: Steered) -> None:
     steered.write(30)
     agreed(steered, lambda kafka: kafka.lag == 0)
     steered.pipeline.delete_topic(steered.pipeline.topic)

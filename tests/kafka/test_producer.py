@@ -176,7 +176,7 @@ def test_twenty_thousand_lines_get_true_receipts_in_order_while_they_are_sent(
     assert_true(receipts, events, pipeline.records())
 
 
-def test_a_bad_line_is_told_by_its_number_and_its_neighbours_are_delivered(
+def test_a_bad_line_is_reported_by_its_number_and_its_neighbours_are_delivered(
     producer: Service, pipeline: Pipeline
 ) -> None:
     events = [event() for _ in range(4)]
@@ -278,7 +278,7 @@ def test_a_topic_of_small_batches_takes_many_small_events_and_refuses_a_large_on
         assert small.end_offsets() == before
 
 
-def test_what_kafka_refuses_is_told_as_not_written_and_the_next_request_works(small: Pipeline) -> None:
+def test_what_kafka_refuses_is_reported_as_not_written_and_the_next_request_works(small: Pipeline) -> None:
     with small.producer() as producer:
         producer.until_healthy()
         producer.send(10)
@@ -296,7 +296,7 @@ def test_what_kafka_refuses_is_told_as_not_written_and_the_next_request_works(sm
             assert_true(producer.post("/producers/events", json=one)["receipts"], [one], small.records())
 
 
-def test_what_kafka_refuses_of_a_list_is_told_apart_from_what_it_took(small: Pipeline) -> None:
+def test_what_kafka_refuses_of_a_list_is_distinguished_from_what_it_took(small: Pipeline) -> None:
     with small.producer() as producer:
         producer.until_healthy()
         small.alter_topic(max_message_bytes="1000")

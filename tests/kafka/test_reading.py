@@ -248,7 +248,7 @@ def test_the_live_tail_goes_on_behind_any_event_on_any_copy_and_after_a_restart(
         assert offsets == sorted(offsets)
 
 
-def test_who_asks_for_what_cannot_be_read_is_told_so(consumer: Service, pipeline: Pipeline) -> None:
+def test_a_request_for_what_cannot_be_read_is_answered_so(consumer: Service, pipeline: Pipeline) -> None:
     write_events(pipeline, 3)
     pipeline.write_what_only_java_decompresses(value_of(event()), 1)
     for path in ("/consumers/messages/1/1", "/consumers/messages?scope=topic"):
@@ -261,7 +261,7 @@ def test_who_asks_for_what_cannot_be_read_is_told_so(consumer: Service, pipeline
     assert consumer.get("/consumers/messages/1/0")["key"]
 
 
-def test_records_that_were_deleted_meanwhile_are_told_as_a_gap(consumer: Service, pipeline: Pipeline) -> None:
+def test_records_that_were_deleted_in_between_are_reported_as_a_gap(consumer: Service, pipeline: Pipeline) -> None:
     with watching(consumer) as events:
         write_events(pipeline, 3)
         last = list(islice(events, 3))[-1]
@@ -273,7 +273,7 @@ def test_records_that_were_deleted_meanwhile_are_told_as_a_gap(consumer: Service
     assert of_records(records) == [(0, 4), (0, 5)]
 
 
-def test_what_cannot_be_read_is_told_once_as_a_gap_and_the_tail_goes_on_behind_it(
+def test_what_cannot_be_read_is_reported_once_as_a_gap_and_the_tail_goes_on_behind_it(
     consumer: Service, pipeline: Pipeline
 ) -> None:
     with watching(consumer) as events:
@@ -294,7 +294,7 @@ def test_what_cannot_be_read_is_told_once_as_a_gap_and_the_tail_goes_on_behind_i
         assert gap == {"partition": 1, "from": 10, "to": 11}
 
 
-def test_who_comes_from_a_topic_that_was_made_anew_is_told_so(consumer: Service, pipeline: Pipeline) -> None:
+def test_who_comes_from_a_topic_that_was_recreated_learns_that(consumer: Service, pipeline: Pipeline) -> None:
     pipeline.write([Raw(b"x")], partition=1)
     with watching(consumer, "0-0_1-500_2-0") as events:
         gap, record = islice(events, 2)

@@ -166,7 +166,7 @@ def cases(kafka: SecuredKafka) -> dict[str, dict[str, str]]:
     }
 
 
-def test_why_nobody_is_let_in_is_told_in_words(cases: dict[str, dict[str, str]]) -> None:
+def test_why_nobody_is_let_in_is_reported_in_words(cases: dict[str, dict[str, str]]) -> None:
     async def ask() -> list[str | None]:
         return [await diagnosis(client_options(read_settings(case), "producer")) for case in cases.values()]
 

@@ -82,7 +82,7 @@ def test_services_end_at_sigterm_although_kafka_never_answered(nowhere: Pipeline
         assert_end_well(producer, consumer)
 
 
-def test_a_handler_that_does_not_end_is_broken_off_and_its_batch_comes_again(
+def test_a_handler_that_does_not_end_is_broken_off_and_its_batch_is_redelivered(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     ledger = tmp_path / "handled"

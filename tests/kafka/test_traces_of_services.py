@@ -25,7 +25,7 @@ def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
-def test_one_trace_leads_from_the_call_over_the_record_to_the_handler_and_tells_of_no_record(
+def test_one_trace_leads_from_the_call_over_the_record_to_the_handler_and_quotes_no_record(
     pipeline: Pipeline,
 ) -> None:
     exporter = InMemorySpanExporter()

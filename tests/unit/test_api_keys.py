@@ -285,7 +285,7 @@ def test_a_refused_key_is_seen_in_the_metrics() -> None:
     assert 'api_key_refusals_total{reason="missing"} 1.0' in page
 
 
-def test_the_log_of_an_operator_action_names_the_key_and_never_tells_it() -> None:
+def test_the_log_of_an_operator_action_names_the_key_and_never_reveals_it() -> None:
     lines = io.StringIO()
     with client("consumer", API_KEY=f"grace:{GRACES},ada:{ADAS}", LOG_FORMAT="json") as consumer:
         set_up_logging(Settings(log_format="json"))
@@ -305,7 +305,7 @@ def test_the_log_of_an_operator_action_names_the_key_and_never_tells_it() -> Non
 @pytest.mark.parametrize(
     "path", ["/livez", "/nowhere", "/consumers/messages?limit=x", "/schema", "/schema/openapi.json"]
 )
-def test_every_answer_tells_a_browser_to_trust_nothing_in_it(
+def test_every_answer_forbids_a_browser_to_trust_anything_in_it(
     guarded: dict[str, TestClient[Litestar]], service: str, path: str
 ) -> None:
     headers = guarded[service].get(path).headers

@@ -141,7 +141,7 @@ def test_the_headers_of_a_dead_letter_are_those_that_are_written(
 
 
 @BOTH
-def test_the_document_does_not_tell_where_the_brokers_are(service: str, documents: dict[str, dict[str, Any]]) -> None:
+def test_the_document_does_not_reveal_where_the_brokers_are(service: str, documents: dict[str, dict[str, Any]]) -> None:
     assert "secret" not in msgspec.json.encode(documents[service]).decode()
 
 

@@ -492,7 +492,7 @@ async def test_dead_letters_are_written_as_often_as_it_takes_and_no_one_is_handl
     assert stream.consumption.retrying is None
 
 
-async def test_dead_letters_that_cannot_be_written_are_told() -> None:
+async def test_dead_letters_that_cannot_be_written_are_reported() -> None:
     def write() -> None:
         raise OSError("gone")
 

@@ -149,7 +149,7 @@ def test_a_service_that_listens_everywhere_is_called_on_this_machine(
         assert main("producer", "GET", "/200/json") == 0
 
 
-def test_a_wrong_setting_is_told_in_one_line(
+def test_a_wrong_setting_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PRODUCER_PORT", "http")

@@ -20,7 +20,7 @@ def journal(clock: Clock) -> ClientJournal:
     return ClientJournal(clock)
 
 
-def test_the_last_failure_is_told_until_it_succeeds_or_is_old(journal: ClientJournal, clock: Clock) -> None:
+def test_the_last_failure_is_reported_until_it_succeeds_or_is_old(journal: ClientJournal, clock: Clock) -> None:
     journal.failed(("Fetch", 1), "the first")
     clock.now += 1
     journal.failed(("Fetch", 2), "the second")
@@ -48,7 +48,7 @@ def test_only_requests_that_fail_for_long_and_still_fail_count_as_lasting(journa
     assert journal.lasting_failure() is None
 
 
-def test_throttling_is_told_by_broker_and_for_all_until_the_next_answer_may_come(
+def test_throttling_is_reported_by_broker_and_for_all_until_the_next_answer_may_come(
     journal: ClientJournal, clock: Clock
 ) -> None:
     assert journal.throttled_for() == 0
@@ -76,7 +76,7 @@ def test_a_wait_for_a_rebalance_goes_on_through_repeated_requests(journal: Clien
     assert journal.awaited_rebalance() is None
 
 
-def test_the_brokers_words_about_a_batch_are_told_once(journal: ClientJournal) -> None:
+def test_the_brokers_words_about_a_batch_are_reported_once(journal: ClientJournal) -> None:
     journal.refused("events", 1, "no key")
     assert journal.take_message("events", 0) is None
     assert journal.take_message("events", 1) == "no key"
@@ -100,5 +100,5 @@ def test_clients_of_each_purpose_have_a_journal_of_their_own() -> None:
         (KafkaConnectionError("closed"), "closed"),
     ],
 )
-def test_why_an_address_cannot_be_reached_is_told_in_words(error: Exception, words: str) -> None:
+def test_why_an_address_cannot_be_reached_is_reported_in_words(error: Exception, words: str) -> None:
     assert words in why_unreachable(error)

@@ -18,7 +18,7 @@ def options() -> ClientOptions:
     return client_options(Settings(), "consumer")
 
 
-def test_a_partition_whose_leader_cannot_be_reached_is_told_with_the_reason(options: ClientOptions) -> None:
+def test_a_partition_whose_leader_cannot_be_reached_is_reported_with_the_reason(options: ClientOptions) -> None:
     cluster = Cluster(options, [])
     partition: dict[str, Any] = {"partition": 3, "leader": 2, "replicas": [1, 2], "isr": [1, 2]}
     described = {"topic": "events", "error_code": 0, "partitions": [partition]}
@@ -49,7 +49,7 @@ def test_no_more_replicas_need_to_be_in_sync_than_a_partition_has(
 
 
 @pytest.mark.anyio
-async def test_where_every_broker_lets_us_in_the_request_that_failed_is_told(
+async def test_where_every_broker_lets_us_in_the_request_that_failed_is_reported(
     options: ClientOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def nothing_wrong(_: ClientOptions) -> None:

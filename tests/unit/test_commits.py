@@ -219,7 +219,7 @@ async def test_a_partition_that_was_cut_off_is_consumed_from_its_beginning_and_s
     assert group.commits.moves.moved == {(0, "out_of_range"): 1}
 
 
-async def test_a_position_that_the_group_has_forgotten_is_said_to_be() -> None:
+async def test_a_position_that_the_group_has_forgotten_is_reported_as_such() -> None:
     group = Group(p0=300)
     await group.commit(300)
     await group.assign()
@@ -238,7 +238,7 @@ async def test_a_group_that_begins_moves_nothing() -> None:
 
 
 @pytest.mark.parametrize(("after", "skipped"), [(900, 600), (100, 0)])
-async def test_what_another_client_committed_in_the_name_of_the_group_is_told(after: int, skipped: int) -> None:
+async def test_what_another_client_committed_in_the_name_of_the_group_is_reported(after: int, skipped: int) -> None:
     group = Group(p0=300)
     await group.commit(300)
     group.committed = {0: OffsetAndMetadata(after, "")}
@@ -352,7 +352,7 @@ async def test_where_an_operator_sought_to_nothing_has_moved_by_itself() -> None
     assert group.moves == []
 
 
-async def test_a_partition_that_was_given_away_meanwhile_is_not_sought() -> None:
+async def test_a_partition_that_was_given_away_in_between_is_not_sought() -> None:
     group = Group()
     await group.reset(OffsetOutOfRangeError({P0: 100}))
     assert group.client.positions == {}

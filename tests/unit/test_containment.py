@@ -270,7 +270,7 @@ async def test_a_handler_that_is_cancelled_from_without_ends_before_the_loop_doe
 
 
 @pytest.mark.anyio
-async def test_what_is_no_exception_is_told_by_its_name() -> None:
+async def test_what_is_no_exception_is_reported_by_its_name() -> None:
     with pytest.raises(Escaped, match="SystemExit: 3"):
         await HandlerCall().run(raising(SystemExit(3)))
 

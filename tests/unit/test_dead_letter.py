@@ -204,7 +204,7 @@ def test_what_springs_retry_topics_add_on_the_way_is_not_taken_for_the_records_o
     assert letter == DeadLetter(b"key", b"value", OWN, "events", 1, 2, 3, "group", "java.lang.Error", "wrong", 3)
 
 
-def test_a_letter_of_spring_of_a_record_that_was_sent_back_still_tells_how_often_that_was() -> None:
+def test_a_letter_of_spring_of_a_record_that_was_sent_back_still_reports_how_often_that_was() -> None:
     once = redrive_headers(msgspec.structs.replace(a_dead_letter(), headers=OWN, tries=4))
     for attempt in ([], [(TRIES, INT(2))]):
         letter = read(b"key", b"value", [*once, *attempt, ("traced-by", b"another"), *spring_headers()])

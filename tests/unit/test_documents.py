@@ -60,7 +60,7 @@ def test_every_call_says_what_it_does_and_what_each_parameter_and_answer_means(
 
 
 @pytest.mark.parametrize(("service", "operation"), OPERATIONS)
-def test_every_call_tells_the_problems_that_it_may_answer(service: str, operation: dict[str, Any]) -> None:
+def test_every_call_reports_the_problems_that_it_may_answer(service: str, operation: dict[str, Any]) -> None:
     answers = operation["responses"]
     assert {"400", "500"} <= answers.keys()  # a parameter that it does not know, and what nobody foresaw
     assert ("413" in answers) == ("415" in answers)

@@ -161,7 +161,7 @@ def test_a_number_that_is_not_plain_digits_is_refused_and_named(
         assert name in problem["detail"]
 
 
-def test_a_number_of_too_many_digits_is_said_to_be_too_large(producer: TestClient[Litestar]) -> None:
+def test_a_number_of_too_many_digits_is_reported_as_too_large(producer: TestClient[Litestar]) -> None:
     answer = producer.post("/producers/basic_producer", params={"number_of_people": "9" * 30})
     detail = problem_of(answer, 400)["detail"]
     assert detail == "number_of_people: a number of 30 digits is too large; at most 100000"
@@ -247,7 +247,7 @@ def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar]) -> 
         ("/producers/events", b"[" + as_json(id="1") + b"," + as_json(id="2") + b"]"),
     ],
 )
-def test_with_kafka_out_of_reach_a_caller_is_told_to_come_again(
+def test_with_kafka_out_of_reach_a_caller_is_asked_to_retry(
     path: str, body: bytes, producer: TestClient[Litestar]
 ) -> None:
     answer = producer.post(path, content=body, headers={"content-type": "application/json"})
@@ -308,13 +308,13 @@ def test_a_time_before_there_was_kafka_means_the_first_of_all_records(to: str) -
         (ConnectionRefusedError("no"), "Kafka is out of reach: ConnectionRefusedError: no"),
     ],
 )
-def test_a_caller_is_told_in_words_that_kafka_cannot_be_asked(error: Exception, detail: str) -> None:
+def test_a_caller_reads_in_words_that_kafka_cannot_be_asked(error: Exception, detail: str) -> None:
     problem = to_problem(error)
     assert (problem.status_code, problem.type_, problem.detail) == (503, "/problems/out-of-reach", detail)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "page.html"), KeyError("x"), RuntimeError()])
-def test_an_error_of_the_service_itself_is_not_blamed_on_kafka_and_tells_no_details(error: Exception) -> None:
+def test_an_error_of_the_service_itself_is_not_blamed_on_kafka_and_reports_no_details(error: Exception) -> None:
     problem = to_problem(error)
     assert (problem.status_code, problem.type_) == (500, "about:blank")
     assert str(error) not in problem.detail or not str(error)
@@ -337,7 +337,7 @@ def test_head_of_a_call_that_only_posts_is_refused(consumer: TestClient[Litestar
 @BOTH
 @pytest.mark.anyio
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_the_server_tells_the_log_of_which_request_the_answer_broke_off(method: str, service: str) -> None:
+async def test_the_server_logs_of_which_request_the_answer_broke_off(method: str, service: str) -> None:
     @get("/broken")
     async def broken() -> Stream:
         async def pieces() -> AsyncIterator[bytes]:
@@ -523,7 +523,7 @@ async def test_a_body_that_never_ends_is_not_waited_for_for_ever(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("begun", [b"", b"begun"])
-async def test_a_call_that_the_end_of_the_service_cuts_off_is_told_so_and_writes_no_traceback(
+async def test_a_call_that_the_end_of_the_service_cuts_off_learns_why_and_leaves_no_traceback(
     begun: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     ending, waiting = asyncio.Event(), asyncio.Event()

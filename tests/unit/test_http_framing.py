@@ -234,7 +234,7 @@ async def echoing(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 
     await answer(scope, receive, send)
 
 
-async def test_a_caller_is_told_to_send_its_body_before_an_answer_begins_that_is_sent_meanwhile() -> None:
+async def test_a_caller_is_asked_to_send_its_body_before_an_answer_begins_that_is_sent_while_the_body_is_read() -> None:
     async with serving(echoing) as connect:
         reader, writer = await connect()
         for _ in range(2):
@@ -246,7 +246,9 @@ async def test_a_caller_is_told_to_send_its_body_before_an_answer_begins_that_is
             assert HIDDEN in said
 
 
-async def test_a_caller_with_http_1_0_is_not_told_to_go_on_before_an_answer_that_is_sent_meanwhile() -> None:
+async def test_a_caller_with_http_1_0_is_not_asked_to_go_on_before_an_answer_that_is_sent_while_the_body_is_read() -> (
+    None
+):
     async with serving(echoing) as connect:
         said = await said_to(connect, [EXPECTING.replace(b"HTTP/1.1", b"HTTP/1.0") + HIDDEN])
     assert said.startswith(b"HTTP/1.1 200 ")
@@ -326,7 +328,7 @@ async def test_a_caller_with_http_1_0_gets_the_length_of_an_answer_that_has_one(
             assert b"content-length: 2\r\n" in said
 
 
-async def test_a_caller_with_http_1_0_is_not_told_to_go_on_for_it_would_take_that_for_its_answer() -> None:
+async def test_a_caller_with_http_1_0_is_not_asked_to_go_on_for_it_would_take_that_for_its_answer() -> None:
     app = Recorder()
     async with serving(app) as connect:
         said = await said_to(connect, [EXPECTING.replace(b"HTTP/1.1", b"HTTP/1.0") + HIDDEN])

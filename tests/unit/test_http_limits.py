@@ -130,7 +130,7 @@ async def test_the_head_of_an_answer_does_not_wait_for_a_body_that_takes_its_tim
         assert await reader.readexactly(5) == b"hello"
 
 
-async def test_who_waits_to_be_told_to_send_the_body_is_told_so_and_answered() -> None:
+async def test_who_waits_to_be_asked_to_send_the_body_is_asked_so_and_answered() -> None:
     async with serving(hello) as connect:
         reader, writer = await connect()
         for _ in range(2):

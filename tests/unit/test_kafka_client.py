@@ -66,7 +66,7 @@ def test_what_is_reached_for_looks_as_expected_and_all_clients_are_watched() -> 
     assert not errors.for_code(87).retriable
 
 
-async def test_a_request_that_failed_is_told_with_its_broker_until_one_succeeds(
+async def test_a_request_that_failed_is_reported_with_its_broker_until_one_succeeds(
     client: WatchedClient, answers: list[Any]
 ) -> None:
     answers += [RequestTimedOutError(), SimpleNamespace(throttle_time_ms=0, error_code=0)]
@@ -77,7 +77,7 @@ async def test_a_request_that_failed_is_told_with_its_broker_until_one_succeeds(
     assert client.journal.last_failure() is None
 
 
-async def test_a_broker_that_cannot_be_reached_is_told_with_its_address(client: WatchedClient) -> None:
+async def test_a_broker_that_cannot_be_reached_is_reported_with_its_address(client: WatchedClient) -> None:
     (port,) = free_ports(1)
     broker = BrokerMetadata(NODE, "127.0.0.1", port, None)
     client.cluster._brokers = {NODE: broker}

@@ -159,7 +159,7 @@ async def test_partitions_that_the_topic_gains_are_followed_from_their_start(bac
     assert sorted(seen.places) == [(PARTITIONS, offset) for offset in range(4)]
 
 
-async def test_a_caller_that_hears_nothing_for_long_is_told_where_it_stands(background: Background) -> None:
+async def test_a_caller_that_hears_nothing_for_long_is_sent_its_position(background: Background) -> None:
     topic = Topic(Random(1))
     copy = Copy(topic, background, heartbeat_s=0.01)
     async with aclosing(copy.tail.events(await copy.tail.begin(None), lambda _: False)) as pieces:
@@ -185,7 +185,7 @@ def read(piece: bytes) -> list[Any]:
     return EVENT.findall(piece.decode())
 
 
-async def test_a_caller_that_reads_too_slowly_is_told_and_cut_off(background: Background) -> None:
+async def test_a_caller_that_reads_too_slowly_gets_a_last_event_and_is_cut_off(background: Background) -> None:
     topic = Topic(Random(1))
     copy = Copy(topic, background, waiting_bytes=2_000)
     async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces:

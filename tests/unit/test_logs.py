@@ -60,24 +60,24 @@ def test_a_line_of_json_has_the_place_of_a_record_in_fields() -> None:
     assert "event" not in said
 
 
-def test_a_line_of_json_tells_the_stack_of_an_error_and_of_those_before_it_but_not_what_they_quote() -> None:
+def test_a_line_of_json_reports_the_stack_of_an_error_and_of_those_before_it_but_not_what_they_quote() -> None:
     said = json.loads(JsonFormatter().format(line("failed", failure())))["exception"]
     assert ADA_HERSELF not in said
     assert said.index("in look_up") < said.index("\nKeyError\n") < said.index("\nValueError")
 
 
-def test_a_line_for_events_tells_the_same_of_an_error() -> None:
+def test_a_line_for_events_reports_the_same_of_an_error() -> None:
     said = ConsoleFormatter().format(line("failed", failure()))
     assert ADA_HERSELF not in said
     assert "failed\nTraceback" in said
     assert "in look_up" in said
 
 
-def test_what_kafka_says_is_told_with_an_error_of_its_client() -> None:
+def test_what_kafka_says_is_reported_with_an_error_of_its_client() -> None:
     assert stack_of(MessageSizeTooLargeError("5 bytes")).endswith("MessageSizeTooLargeError: 5 bytes")
 
 
-def test_of_a_long_chain_of_errors_the_last_ten_are_told() -> None:
+def test_of_a_long_chain_of_errors_the_last_ten_are_reported() -> None:
     error: Exception | None = None
     for number in range(100):
         error, before = ValueError(number), error
@@ -116,7 +116,7 @@ def test_a_line_names_the_request_that_it_is_of(formatter: logging.Formatter) ->
     assert "request" not in formatter.format(record)
 
 
-def test_of_a_task_or_callback_that_failed_asyncio_tells_no_result_and_no_argument() -> None:
+def test_of_a_task_or_callback_that_failed_asyncio_reports_no_result_and_no_argument() -> None:
     for message, kept in [
         (
             f"Task exception was never retrieved\nfuture: <Task exception=ValueError('{ADA_HERSELF}')>",
@@ -149,7 +149,7 @@ def test_only_what_a_closed_producer_leaves_behind_is_passed_over(
     assert is_worth_logging(line(message, error)) is worth
 
 
-def test_an_error_is_told_in_one_line_and_its_kind_once() -> None:
+def test_an_error_is_reported_in_one_line_and_its_kind_once() -> None:
     assert one_line(ValueError("a\n  b")) == "ValueError: a b"
     assert one_line(TimeoutError()) == "TimeoutError"
     assert one_line(ProducerClosed()) == "ProducerClosed"

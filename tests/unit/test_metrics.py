@@ -76,7 +76,7 @@ def of_events(series: Series, name: str, **labels: str) -> float | None:
     return value(series, name, stream="events", **labels)
 
 
-def test_a_service_with_no_kafka_tells_all_that_it_measures(service: str, client: TestClient[Litestar]) -> None:
+def test_a_service_with_no_kafka_reports_all_that_it_measures(service: str, client: TestClient[Litestar]) -> None:
     series = scraped(client)
     names = {name for name, _ in series}
     assert OWN[service] <= names
@@ -137,7 +137,7 @@ def test_events_that_could_not_be_sent_are_counted_and_a_streamed_answer_too() -
         assert value(series, "http_requests_total", **labels) == 1
 
 
-def test_a_consumer_is_in_one_state_and_tells_nothing_of_a_lag_that_it_does_not_know() -> None:
+def test_a_consumer_is_in_one_state_and_reports_nothing_of_a_lag_that_it_does_not_know() -> None:
     with TestClient(create_consumer(OUT_OF_REACH)) as client:
         assert states(scraped(client)) == {"starting"}
         client.post("/consumers/stop")

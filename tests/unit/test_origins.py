@@ -213,7 +213,7 @@ def test_the_names_that_an_operator_allows_are_answered(allowed: str, host: str,
         ("0.0.0.0", "0.0.0.0", "", ""),  # noqa: S104 - nothing is bound
     ],
 )
-def test_what_only_this_machine_reaches_answers_to_its_names_alone_unless_told_otherwise(
+def test_what_only_this_machine_reaches_answers_to_its_names_alone_unless_configured_otherwise(
     host: str, address: str, given: str, allowed: str
 ) -> None:
     assert allowed_hosts_at(Settings(host=host, allowed_hosts=given), address) == allowed

@@ -151,7 +151,7 @@ def test_behind_a_prefix_an_origin_alone_leads_to_no_live_page() -> None:
         assert "live page" not in client.get("/").text
 
 
-def test_a_page_that_has_no_key_is_told_so() -> None:
+def test_a_page_without_a_key_learns_that_it_needs_one() -> None:
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", cors_origins=PAGE, api_key="a-key-of-operators")
     with TestClient(create_producer(settings)) as client:
         asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}

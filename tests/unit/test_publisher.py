@@ -634,7 +634,7 @@ async def test_what_was_given_up_while_the_client_was_not_taking_it_is_not_sent_
         assert new.values == [b"later"]
 
 
-async def test_without_a_connection_nothing_is_taken_and_the_reason_is_told() -> None:
+async def test_without_a_connection_nothing_is_taken_and_the_reason_is_reported() -> None:
     async with bench(connect_s=A_WHILE) as b:
         with pytest.raises(OutOfReach, match="Kafka is out of reach"):
             await b.publish(b"a")
@@ -665,7 +665,7 @@ async def test_who_waits_for_a_connection_is_not_overtaken_by_who_comes_when_it_
         assert broker.values == [*numbered(2), b"late"]
 
 
-async def test_who_waits_behind_others_for_a_connection_is_told_as_soon_as_they() -> None:
+async def test_who_waits_behind_others_for_a_connection_is_answered_as_soon_as_they() -> None:
     async with bench(connect_s=A_WHILE) as b:
         waiting = [b.publish(value) for value in numbered(2)]
         first, second = await asyncio.gather(*waiting, return_exceptions=True)
@@ -804,7 +804,7 @@ async def test_a_topic_that_keeps_the_time_of_the_broker_gives_that_in_the_recei
         assert [receipt.offset for receipt in receipts] == [5, 6]
 
 
-async def test_when_the_service_ends_every_caller_is_told_what_is_known() -> None:
+async def test_when_the_service_ends_every_caller_learns_what_is_known() -> None:
     async with bench(partitions=2, last_chance_s=0.0) as b:
         broker = b.connect()
         broker.confirms = {0: 5}
@@ -938,7 +938,7 @@ async def test_records_that_are_not_taken_count_as_not_written() -> None:
     assert b.publisher.outcomes == {"delivered": 0, "not_written": 3, "unknown": 0}
 
 
-async def test_the_time_of_each_acknowledged_batch_is_told_and_of_no_other() -> None:
+async def test_the_time_of_each_acknowledged_batch_is_reported_and_of_no_other() -> None:
     told: list[float] = []
     async with bench(partitions=2) as b:
         b.route.acknowledged_after = told.append
@@ -1030,7 +1030,7 @@ async def test_what_was_kept_out_of_a_throttled_client_is_known_to_be_unwritten(
         assert b.publisher.recent_refusal() is None
 
 
-async def test_records_that_the_client_held_back_for_a_quota_were_not_written_however_late_that_is_told() -> None:
+async def test_records_that_the_client_held_back_for_a_quota_were_not_written_however_late_that_is_reported() -> None:
     async with bench(retry_backoff=0.0) as b:
         broker, publishing = await b.first_on_its_way()
         broker.batches[0].fail(Throttled("a quota lets no more records pass for 60.0 s"))
@@ -1039,7 +1039,7 @@ async def test_records_that_the_client_held_back_for_a_quota_were_not_written_ho
 
 
 @pytest.mark.parametrize("error", [errors.InvalidTimestampError, new_error(87)])
-async def test_a_refusal_is_told_in_the_brokers_words_and_counts_until_the_partition_takes_records(
+async def test_a_refusal_is_reported_in_the_brokers_words_and_counts_until_the_partition_takes_records(
     error: type[Exception],
 ) -> None:
     async with bench() as b:

@@ -191,7 +191,7 @@ async def test_many_large_dead_letters_are_sent_back_in_several_transactions(mon
     assert more
 
 
-async def test_a_redrive_that_fails_in_the_middle_tells_what_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_redrive_that_fails_in_the_middle_reports_what_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(
         [stored_letter(n) for n in range(3)], monkeypatch=monkeypatch, limits=RedriveLimits(transaction_bytes=1)
     )

@@ -163,7 +163,7 @@ async def test_too_many_requests_in_advance_are_refused_behind_the_answers_to_th
     assert_problem(refused, 400)
 
 
-async def test_who_closes_its_side_in_the_middle_of_a_body_is_told_that_it_broke_off() -> None:
+async def test_who_closes_its_side_in_the_middle_of_a_body_learns_that_it_broke_off() -> None:
     head = b"POST /producers/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     async with serving(create_producer(read_settings({}))) as connect:
         for body in (
@@ -178,7 +178,7 @@ async def test_who_closes_its_side_in_the_middle_of_a_body_is_told_that_it_broke
             assert "broke off" in assert_problem(answer, 400)
 
 
-async def test_who_closes_its_side_in_the_middle_of_lines_gets_the_lines_before_and_is_told_so() -> None:
+async def test_who_closes_its_side_in_the_middle_of_lines_gets_the_lines_before_and_learns_that_it_broke_off() -> None:
     head = b"POST /producers/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
     async with serving(create_producer(read_settings({}))) as connect:
         reader, writer = await connect()

@@ -154,7 +154,7 @@ async def test_a_context_is_left_by_the_task_that_entered_it() -> None:
     assert entered is left
 
 
-async def test_a_context_that_yields_no_handler_is_told_of() -> None:
+async def test_a_context_that_yields_no_handler_is_reported() -> None:
     @asynccontextmanager
     async def opening(_: Settings) -> AsyncIterator[Any]:
         yield None

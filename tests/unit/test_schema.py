@@ -168,7 +168,7 @@ VERSIONS = {
 
 @pytest.mark.parametrize("writer", VERSIONS)
 @pytest.mark.parametrize("reader", VERSIONS)
-def test_what_is_said_to_be_readable_is_read_whatever_stands_in_it(writer: str, reader: str) -> None:
+def test_what_is_reported_as_readable_is_read_whatever_stands_in_it(writer: str, reader: str) -> None:
     written, read = VERSIONS[writer], VERSIONS[reader]
     factory = MsgspecFactory.create_factory(written)
     factory.seed_random(1)

@@ -177,7 +177,7 @@ async def test_every_event_sent_gets_a_receipt_in_the_order_given() -> None:
     assert fake.published == [encode(event) for event in events]
 
 
-async def test_events_are_made_in_the_number_asked_for_and_told_in_the_order_sent() -> None:
+async def test_events_are_made_in_the_number_asked_for_and_returned_in_the_order_sent() -> None:
     fake = FakePublisher()
     made = await generate_and_send(EVENTS, as_publisher(fake), 10, chunk_records=3)
     assert made.answer is None
@@ -187,7 +187,7 @@ async def test_events_are_made_in_the_number_asked_for_and_told_in_the_order_sen
 
 
 @pytest.mark.parametrize("failure", [Busy("too much"), OutOfReach("no broker"), None])
-async def test_a_failure_in_the_middle_is_told_for_each_event_in_order(failure: Exception | None) -> None:
+async def test_a_failure_in_the_middle_is_reported_for_each_event_in_order(failure: Exception | None) -> None:
     fake = FakePublisher()
     if failure:
         fake.failing[2] = failure
@@ -345,7 +345,7 @@ async def test_empty_lines_and_an_empty_body_are_answered_by_nothing() -> None:
 
 
 @pytest.mark.parametrize("failure", [Busy("too much"), OutOfReach("no broker")])
-async def test_lines_that_could_not_be_sent_are_told_so_and_later_ones_are_tried(failure: Exception) -> None:
+async def test_lines_that_could_not_be_sent_are_reported_and_later_ones_are_tried(failure: Exception) -> None:
     fake = FakePublisher()
     fake.failing[1] = failure
     answers = await answers_to(fake, line("1") + b"not json\n" + line("3"), line("4"))
@@ -447,7 +447,7 @@ async def test_others_have_their_turn_while_very_many_lines_that_came_together_a
     assert turns >= 40
 
 
-async def test_a_body_that_breaks_off_is_told_after_what_came_before_it() -> None:
+async def test_a_body_that_breaks_off_is_reported_after_what_came_before_it() -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield line("1")
         raise ConnectionError("the caller is gone")

@@ -190,7 +190,7 @@ def test_an_instance_may_serve_some_of_the_streams() -> None:
 
 
 @pytest.mark.anyio
-async def test_values_of_any_stream_are_made_up_and_the_event_loop_turns_meanwhile() -> None:
+async def test_values_of_any_stream_are_made_up_and_the_event_loop_turns_in_between() -> None:
     turns = 0
 
     async def turn() -> None:
@@ -229,7 +229,7 @@ class Unmakeable(msgspec.Struct, frozen=True):
 
 
 @pytest.mark.anyio
-async def test_where_no_value_can_be_made_up_none_is_and_the_reason_is_told() -> None:
+async def test_where_no_value_can_be_made_up_none_is_and_the_reason_is_reported() -> None:
     with pytest.raises(CannotGenerate, match=r"^no valid raws can be generated: "):
         await generator_of(Stream("raws", Unmakeable, key=str))(1)
 

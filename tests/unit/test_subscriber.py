@@ -421,7 +421,7 @@ async def test_a_client_that_looks_for_its_offset_in_a_compressed_batch_is_not_t
         assert (why_stuck(subscriber, consumption, commits) is not None) == stuck
 
 
-async def test_partitions_are_given_up_only_once_the_batch_in_hand_is_done() -> None:
+async def test_partitions_are_given_up_only_once_the_in_flight_batch_is_done() -> None:
     consumer = Consumer()
     may_end = asyncio.Event()
 
@@ -548,7 +548,7 @@ async def test_a_batch_of_dead_letters_is_one_line_that_says_how_many_and_where_
     assert fields == {"topic": "events", "partition": 0, "offset": 6, "records": 2, "error": "ValidationError"}
 
 
-async def test_a_failing_batch_tells_once_where_the_handler_failed_and_never_what_it_says_of_an_event(
+async def test_a_failing_batch_reports_once_where_the_handler_failed_and_never_what_it_says_of_an_event(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     consumer = Consumer()

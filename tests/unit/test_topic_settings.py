@@ -55,7 +55,7 @@ def test_settings_that_have_kafka_delete_what_must_be_kept_are_found(
     assert all(difference.lost for difference in differing if difference.deletes)
 
 
-def test_a_marks_topic_that_is_not_compacted_is_told_of_though_it_keeps_all() -> None:
+def test_a_marks_topic_that_is_not_compacted_is_reported_though_it_keeps_all() -> None:
     assert [str(one) for one in differences(MARKS, found(MARKS, cleanup_policy="delete"))] == [
         "cleanup.policy delete, wanted compact"
     ]
@@ -89,7 +89,7 @@ def test_a_dead_letter_topic_that_does_not_take_the_largest_record_of_its_topic_
     assert "block their partition" in str(difference)
 
 
-def test_topics_that_keep_the_time_of_a_client_are_told_of_where_its_wrong_clock_would_have_them_refuse() -> None:
+def test_topics_that_keep_the_time_of_a_client_are_reported_where_its_wrong_clock_would_have_them_refuse() -> None:
     for topic in (LETTERS, MARKS):
         (difference,) = differences(topic, found(topic, message_timestamp_type="CreateTime"))
         assert str(difference) == (
@@ -107,7 +107,7 @@ def test_a_marks_topic_that_is_too_small_for_its_marks_is_found() -> None:
     assert difference.lost is None
 
 
-def test_health_tells_which_guarantees_do_not_hold_and_forgets_what_was_mended() -> None:
+def test_health_reports_which_guarantees_do_not_hold_and_forgets_what_was_mended() -> None:
     cluster = Cluster(client_options(Settings(), "consumer"), [LETTERS])
     cluster._report(LETTERS, differences(LETTERS, found(LETTERS, retention_ms=RETENTION_MS)))
     assert cluster.at_risk("events are consumed") == (

@@ -63,7 +63,7 @@ def test_a_service_that_sends_no_traces_does_not_even_import_what_would(app: str
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_traces_are_off_unless_it_is_said_where_they_go() -> None:
+def test_traces_are_off_unless_it_is_set_where_they_go() -> None:
     assert type(traces_of(Settings(), "producer")) is Traces
     where = Settings(otel_exporter_otlp_endpoint="http://127.0.0.1:4318")
     assert isinstance(traces_of(where, "producer"), OpenTelemetry)
@@ -187,7 +187,7 @@ def test_a_batch_without_a_trace_or_with_a_wrong_one_begins_one(
     assert span.parent is None
 
 
-def test_of_what_a_handler_raises_its_trace_tells_the_type_alone(followed: Followed) -> None:
+def test_of_what_a_handler_raises_its_trace_reports_the_type_alone(followed: Followed) -> None:
     with pytest.raises(ValueError, match="Ada"), followed.traces.handling([Stored()]):
         raise ValueError("nobody is called Ada")
     (span,) = followed.spans

@@ -119,7 +119,7 @@ def test_paging_back_shows_every_record_exactly_once(
     assert shown == sorted(last_consumed, key=lambda place: last_consumed[place])
 
 
-def test_paging_is_not_disturbed_by_records_that_come_meanwhile() -> None:
+def test_paging_is_not_disturbed_by_records_that_come_in_between() -> None:
     window = window_of(*map(at, range(6)))
     _, before = window.newest(2)
     window.extend([at(6), at(7)])
@@ -178,7 +178,7 @@ def test_a_refill_merges_partitions_by_timestamp_and_no_absurd_one_puts_a_record
     assert places == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (0, 2), (0, 3), (1, 3)]
 
 
-def test_paging_goes_on_over_a_refill_that_came_meanwhile() -> None:
+def test_paging_goes_on_over_a_refill_that_came_in_between() -> None:
     window = window_of(*(at(n) for n in range(10, 14)))
     page, before = window.newest(3)
     window.refill(map(at, range(3)))

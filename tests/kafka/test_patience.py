@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from services import Pipeline, Raw, Service, both, event
+from services import Pipeline, Raw, Service, both, event, value_of, wait_until
 
 from tools.local_kafka import LocalKafka
 
@@ -62,6 +62,12 @@ def silent(startable_kafka: None, logs: Path) -> Iterator[tuple[Service, Service
                 kafka.resume(0)
 
 
+@pytest.fixture
+def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
 def answer_to(service: Service, call: Call) -> tuple[str, int | None]:
     """Return the status of an answer, None when a caller has lost patience."""
     try:
@@ -95,3 +101,22 @@ def test_stopping_and_starting_are_answered_in_time_while_kafka_does_not_answer(
     _, consumer = silent
     answers = answers_to({consumer: [Call("POST", path)] * 2 + [Call("GET", "/consumers/status")]})
     assert [status for _, status in answers] == [200] * 3
+
+
+def test_operator_actions_on_a_handler_that_does_not_end_are_answered_in_time_and_blame_no_kafka(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    """Each of them waits for the handler, one after the other: those whose turn does not come are refused."""
+    ledger = tmp_path / "handled"
+    with pipeline.recording_consumer(ledger, STUBBORN="1") as consumer:
+        consumer.until_healthy()
+        pipeline.write([Raw(value_of(event("one")), b"one")])
+        wait_until(lambda: ledger.exists() and "begin" in ledger.read_text())
+        seek, stop = Call("POST", "/consumers/seek", {"to": "beginning"}), Call("POST", "/consumers/stop")
+        answers = answers_to({consumer: [seek] * 3})
+        answers += answers_to({consumer: [seek, seek, stop, Call("POST", "/consumers/pause")]})
+        answers += answers_to({consumer: [stop, stop, Call("POST", "/consumers/resume")]})
+        assert [call for call, status in answers if status is None] == []
+        assert {status for _, status in answers} <= {200, 409}
+        assert answers[-2][1] == 200, "a stop that waits for another stop is no less one"
+        assert consumer.status()["state"] == "stopped"

@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Self
 
 import pytest
@@ -267,6 +269,104 @@ async def test_a_handler_that_is_cancelled_from_without_ends_before_the_loop_doe
     with pytest.raises(asyncio.CancelledError):
         await running
     assert events == ["began", "ended"]
+
+
+@pytest.mark.anyio
+async def test_while_a_call_ignores_that_consumption_was_stopped_the_next_one_waits_and_can_be_broken_off() -> None:
+    """As after a stop and a start: two calls at once would handle the same records, and later ones of a key first."""
+    call, events, may_end = HandlerCall(), list[str](), asyncio.Event()
+
+    async def handle(number: int) -> None:
+        events.append(f"call {number} began")
+        while number == 1 and not may_end.is_set():
+            with suppress(asyncio.CancelledError):
+                await may_end.wait()
+        await may_end.wait()
+        events.append(f"call {number} ended")
+        raise ValueError("quotes a record")
+
+    def begin(number: int) -> asyncio.Task[None]:
+        return asyncio.create_task(call.run(lambda: handle(number)))
+
+    async def leave_behind(running: asyncio.Task[None]) -> None:
+        while not running.done():
+            running.cancel()
+            await asyncio.sleep(0)
+
+    first = begin(1)
+    await until(lambda: events)
+    try:
+        await leave_behind(first)
+        second = begin(2)
+        await until(lambda: call._task is not None)
+        call.break_off()
+        with pytest.raises(BrokenOff):
+            await asyncio.wait_for(second, LONG)
+        third = begin(3)
+        await asyncio.sleep(0.01)
+        assert events == ["call 1 began"]
+    finally:
+        may_end.set()
+    with pytest.raises(HandlerError, match="quotes a record"):
+        await asyncio.wait_for(third, LONG)
+    assert events == ["call 1 began", "call 1 ended", "call 3 began", "call 3 ended"]
+
+
+@pytest.mark.anyio
+async def test_what_a_call_raises_that_was_left_behind_is_not_logged_with_what_it_quotes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    call, may_end, ended = HandlerCall(), asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await may_end.wait()
+        ended.set()
+        raise ValueError("quotes a record")
+
+    stopped = asyncio.create_task(call.run(stubborn))
+    await asyncio.sleep(0.01)
+    while not stopped.done():
+        stopped.cancel()
+        await asyncio.sleep(0)
+    del stopped
+    may_end.set()
+    await ended.wait()
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert not caplog.records
+
+
+@pytest.mark.anyio
+async def test_the_end_of_a_call_that_was_left_behind_leaves_the_next_one_to_be_broken_off() -> None:
+    call, began, may_end = HandlerCall(), asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> None:
+        began.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await may_end.wait()
+
+    stopped = asyncio.create_task(call.run(stubborn))
+    await began.wait()
+    stopped.cancel()
+    await asyncio.sleep(0)
+    began.clear()
+
+    async def endless() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    following = asyncio.create_task(call.run(endless))
+    await asyncio.sleep(0)
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await stopped
+    await asyncio.wait_for(began.wait(), LONG)
+    call.break_off()
+    with pytest.raises(BrokenOff):
+        await asyncio.wait_for(following, LONG)
 
 
 @pytest.mark.anyio

@@ -19,6 +19,7 @@ from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import RedriveLimits, Redriven, Redriver
 from apps.consumer.redriving.refusals import RedriveNotNow, TooLarge
+from apps.consumer.redriving.routes import of_one_stream
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
 from tests.fakes import StoredTopic
 
@@ -296,3 +297,13 @@ def test_a_letter_names_its_group_only_where_the_original_is_kept_for_the_other_
 
 def test_a_column_that_was_not_read_at_all_keeps_the_others_back() -> None:
     assert places([([], True), (column(1, 20, 40), False)], 9) == ([], True)
+
+
+async def test_an_error_of_one_stream_says_how_many_letters_of_others_were_sent_back() -> None:
+    """A 503 says that nothing was done: a caller would ask again, and for more than it meant."""
+    error = of_one_stream("orders", KafkaConnectionError("no broker"), 7)
+    assert isinstance(error, RedriveNotNow)
+    assert str(error).startswith("orders: ")
+    assert str(error).endswith("; of other streams 7 dead letters were sent back")
+    nothing_sent = KafkaConnectionError("no broker")
+    assert of_one_stream("orders", nothing_sent, 0) is nothing_sent

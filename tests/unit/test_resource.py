@@ -63,6 +63,29 @@ async def test_what_hangs_while_it_is_opened_is_opened_again() -> None:
     assert (len(openings), stream.letters) == (3, [])
 
 
+async def test_while_it_is_opened_again_a_stop_and_a_start_do_not_make_all_seem_well() -> None:
+    """Status and health said `running` and 200 for the 30 s that an opening may take, while all records waited."""
+    may_open, openings = asyncio.Event(), []
+
+    @asynccontextmanager
+    async def opening(_: Settings) -> AsyncIterator[batch.Handler[Event]]:
+        openings.append(1)
+        if len(openings) > 1:
+            await may_open.wait()
+        yield Handler(lambda _: len(openings) == 1)
+
+    async with running(made_of(opening, give_way_s=0.0)) as stream:
+        stream.add("a")
+        await until(lambda: stream.consumption.resource.is_open)
+        await stream.consume(turns=5)
+        assert len(openings) == 2
+        stream.consumption.resume(accept=False)
+        assert stream.consumption.retrying == "retrying: the resource of the handler is being opened"
+        may_open.set()
+        await until(lambda: stream.consumption.resource.is_open)
+        assert stream.consumption.retrying is None
+
+
 @pytest.mark.parametrize("stubborn", [False, True])
 async def test_what_hangs_while_it_is_closed_is_left_behind(
     stubborn: bool,  # noqa: FBT001 - pytest gives it by name

@@ -109,3 +109,17 @@ async def test_a_write_that_fails_late_does_not_close_the_producer_of_a_newer_on
     late.cancel()
     await asyncio.wait([late])
     assert (first.is_stopped, second.is_stopped) == (True, False)
+
+
+async def test_a_value_that_is_too_large_is_refused_with_its_size_and_fails_no_concurrent_write() -> None:
+    """A handler of `@each` publishes for many records at once: Kafka's own refusal cost all of them their producer."""
+    producer = Producer([])
+    writer = writing(producer)
+    other = asyncio.create_task(writer.write([b"1"], [b"small"]))
+    await until(lambda: producer.sent)
+    with pytest.raises(MessageSizeTooLargeError, match=r"needs 20000\d\d bytes, and the topic takes 1048588"):
+        await writer.write([b"2", b"3"], [b"small", bytes(2_000_000)])
+    assert not producer.is_stopped
+    assert producer.sent == [[b"1"]], "not even the small one of the same call"
+    other.cancel()
+    await asyncio.wait([other])

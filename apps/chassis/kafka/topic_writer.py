@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from apps.chassis.kafka.clients import METADATA_MS, ClientOptions
+from apps.chassis.kafka.clients import METADATA_MS, ClientOptions, size_of_batch
 from apps.chassis.kafka.cluster import Cluster
 from contracts.dead_letter import Header
 from contracts.partitioning import partitions_of
@@ -76,7 +76,23 @@ class TopicWriter:
             partitions = partitions_of(keys, len(await producer.partitions_for(self.topic)))
             for number, key, value in zip(partitions, keys, values, strict=True):
                 by_partition[number].append((key, value, headers))
-            await self._write(producer, by_partition)
+            error = self._size_error(keys, values, headers)
+            if error is None:
+                await self._write(producer, by_partition)
+        if error is not None:
+            raise error  # the producer is kept: refused by Kafka, the record would fail concurrent writes too
+
+    def _size_error(
+        self, keys: Sequence[bytes], values: Sequence[bytes], headers: Sequence[Header]
+    ) -> MessageSizeTooLargeError | None:
+        """Return the error for records of which one is too large for the topic, or None."""
+        key, value = max(zip(keys, values, strict=True), key=lambda record: len(record[0]) + len(record[1]))
+        needed, allowed = size_of_batch(key, value, headers), self._cluster.max_message_bytes(self.topic)
+        if needed <= allowed:
+            return None
+        return MessageSizeTooLargeError(
+            f"a value for {self.topic} needs {needed} bytes, and the topic takes {allowed} (max.message.bytes)"
+        )
 
     async def write_to(
         self, by_partition: Mapping[int, Sequence[Content]], on_acknowledged: OnAcknowledged | None = None

@@ -24,7 +24,7 @@ from apps.consumer.consuming.outcome import Outcome, bad_record, finished_part
 from apps.consumer.consuming.policy import DEFAULT, Policy
 from apps.consumer.consuming.redelivery import Newer, Redelivery, nothing_newer
 from apps.consumer.consuming.redrive_addressing import divide
-from apps.consumer.consuming.resource import HandlerResource
+from apps.consumer.consuming.resource import OPENING, HandlerResource
 from contracts.record import Record, fields_of
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Consumption:
         if self._unwritten is not None:
             return f"retrying: dead letters cannot be written: {self._unwritten}"
         if not (self.redelivery.waiting or attempts.is_struggling):
-            return None
+            return None if self.resource.is_open else f"retrying: {OPENING}"
         outage = self.redelivery.outage
         why = "the handler fails for too many records" if outage else "records fail in the handler"
         return f"retrying: {why}: {attempts.failures} attempts failed, the last with {attempts.kind}"

@@ -2,9 +2,9 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from apps.chassis.observability.logs import MAX_CHAINED_ERRORS, one_line
@@ -48,13 +48,15 @@ class BrokenOff(Exception):
 class HandlerCall:
     """Calls a function in its own task, one call at a time; `break_off` cancels the running call.
 
-    Copies of errors keep those of the `bases` that the error has: classes that the caller distinguishes.
+    A call whose caller was cancelled may ignore its own cancellation: the next call begins once it has ended. Copies of
+    errors keep those of the `bases` that the error has: classes that the caller distinguishes.
     """
 
     def __init__(self, *bases: type[Exception]) -> None:
         self._bases = bases
         self._task: asyncio.Task[None] | None = None
         self._is_broken_off = False
+        self._left_behind: set[asyncio.Task[None]] = set()
 
     async def run(self, make: Callable[[], Awaitable[object]]) -> None:
         """Await what `make` returns; anything but None is a failure (`NotDone`).
@@ -63,15 +65,20 @@ class HandlerCall:
         `break_off`, unless the call succeeds regardless.
         """
         self._is_broken_off = False
+        if self._left_behind:
+            make = partial(_call_after, self._left_behind.copy(), make)
         task = self._task = start_contained(make, "handler", self._bases)
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:  # the consume loop itself ends
             task.cancel()
+            self._left_behind.add(task)
+            task.add_done_callback(self._ended)
             await asyncio.wait([task])
             raise
         finally:
-            self._task = None
+            if self._task is task:  # not the call after one that was left behind
+                self._task = None
         if task.cancelled():
             raise BrokenOff if self._is_broken_off else Escaped("CancelledError: the handler cancelled its own task")
         if (error := task.exception()) is not None:
@@ -84,6 +91,16 @@ class HandlerCall:
         if self._task is not None:
             self._is_broken_off = True
             self._task.cancel()
+
+    def _ended(self, left_behind: asyncio.Task[None]) -> None:
+        self._left_behind.discard(left_behind)
+        if not left_behind.cancelled():
+            left_behind.exception()  # retrieves it, or asyncio logs it with the values that it quotes
+
+
+async def _call_after(others: Collection[asyncio.Task[None]], make: Callable[[], Awaitable[object]]) -> object:
+    await asyncio.wait(others)
+    return await make()
 
 
 def start_contained(

@@ -35,6 +35,7 @@ CANCEL_TIMEOUT_S = 1.0
 """Seconds for a cancelled resource to end; then it is left behind."""
 GIVE_WAY_S = 10.0
 """Seconds after which a batch that waits for its resource is redelivered, so that the consumer polls."""
+OPENING = "the resource of the handler is being opened"
 CHECK_OPEN_S = 0.05
 """Seconds between two checks whether a resource is open."""
 MAX_ERROR_CHARACTERS = 1_000
@@ -77,7 +78,8 @@ AnyHandler = Handler[T] | Resource[T]
 class HandlerResource:
     """The handler of a stream, with what it needs open; without `make` there is nothing to open.
 
-    `trouble` is why it is not open, without quotes of errors; `error` is the last error. Both are None when it is open.
+    `trouble` is why it cannot be opened, without quotes of errors; `error` is the last error. Both are None when it is
+    open, and while it is opened again.
     """
 
     def __init__(  # noqa: PLR0913 - policies with their defaults
@@ -91,7 +93,7 @@ class HandlerResource:
         close_timeout_s: float = CLOSE_TIMEOUT_S,
         give_way_s: float = GIVE_WAY_S,
     ) -> None:
-        self.trouble = None if make is None else "the resource of the handler is being opened"
+        self.trouble = None if make is None else OPENING
         self.error: str | None = None
         self._handle = handle
         self._make = make
@@ -99,7 +101,7 @@ class HandlerResource:
         self._retry = retry
         self._open_timeout_s, self._close_timeout_s = open_timeout_s, close_timeout_s
         self._give_way_s = give_way_s
-        self._is_open = make is None
+        self.is_open = make is None
         self._life: asyncio.Task[None] | None = None
         self._end: asyncio.Future[None] | None = None
 
@@ -112,7 +114,7 @@ class HandlerResource:
     async def ready(self, abandonment: Abandonment) -> bool:
         """Wait until it is open; return False when the batch is to be redelivered first."""
         deadline = asyncio.get_running_loop().time() + self._give_way_s
-        while not self._is_open:
+        while not self.is_open:
             if await abandonment.wait(CHECK_OPEN_S) or asyncio.get_running_loop().time() > deadline:
                 return False
         return True
@@ -120,7 +122,7 @@ class HandlerResource:
     def renew(self) -> None:
         """Have it closed and opened again: nothing succeeds with it. No call of the handler may be running."""
         if self._make is not None and self._end is not None:
-            self._is_open = False
+            self.is_open = False
             _finish(self._end)
 
     @asynccontextmanager
@@ -160,10 +162,10 @@ class HandlerResource:
             raise NotOpen(f"it was not open after {self._open_timeout_s:g} s")
         self._handle = as_async(opened.result())
         self.trouble = self.error = None
-        self._is_open = not end.done()
+        self.is_open = not end.done()
         either = [life, end]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        self._is_open = False
+        self.is_open = False
         if not end.done():
             raise _error_of(life) or NotOpen("it ended while it was in use")
         await self._close()

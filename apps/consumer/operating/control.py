@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Literal, NamedTuple
 from uuid import UUID
@@ -27,6 +28,8 @@ Place = Literal["beginning", "end"] | datetime | Mapping[int, int]
 
 START_TIMEOUT_S = 6.0
 """Seconds that `start` waits for its turn and for assigned partitions, before it returns."""
+STOP_TURN_S, SEEK_TURN_S, STOPPING_S = 1.0, 2.0, 7.0
+"""Seconds that a stop and a seek wait for another operator action, and that a stop waits for another stop."""
 BATCH_TIMEOUT_S = 5.0
 """Seconds that `seek` waits for the in-flight batch."""
 CANCEL_HANDLER_AFTER_S = 4.0
@@ -72,6 +75,7 @@ class Control:
         self._stream_name = stream_name
         self._consumption_task: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
+        self._is_ending = False
 
     @property
     def subscriber(self) -> BatchSubscriber | None:
@@ -100,7 +104,7 @@ class Control:
         With `accept`, after a halt or while retrying, bad records are dead-lettered until a batch has only good ones.
         """
         late = time.monotonic() + START_TIMEOUT_S
-        async with self._changing:
+        async with self._turn(START_TIMEOUT_S):
             if self._consumption.halted:
                 await self._end()
             elif accept and self._consumption.retrying:
@@ -116,30 +120,45 @@ class Control:
         A failing batch is abandoned at once, and a handler call of more than 4 s is cancelled. What comes before the
         first unfinished record of each partition is committed; the rest will be redelivered.
         """
-        async with self._changing:
+        async with self._turn(STOPPING_S if self._is_ending else STOP_TURN_S):
             await self._end()
 
     async def _end(self) -> None:
         if self._consumption_task is not None:
+            self._is_ending = True
             self._consumption.abandonment.ask("stop", CANCEL_HANDLER_AFTER_S)
             self._consumption_task.cancel()
             await asyncio.wait([self._consumption_task])
-            self._consumption_task = None
+            self._consumption_task, self._is_ending = None, False
+
+    @asynccontextmanager
+    async def _turn(self, seconds: float) -> AsyncIterator[None]:
+        """Wait until no other operator action is under way. Raises `NotNow` when that takes too long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changing.acquire()
+        except TimeoutError:
+            raise NotNow("another operator action is under way: try again") from None
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     async def stop_at(self, ending: asyncio.Event) -> None:
         """Stop when the service is about to end."""
         await ending.wait()
-        await self.stop()
+        async with self._changing:
+            await self._end()
 
     async def pause(self) -> None:
         """Stop reading, but keep the partitions; the in-flight batch is finished. It lasts until `resume`."""
-        async with self._changing:
+        async with self._turn(START_TIMEOUT_S):
             self._consumption.paused = True
             self._apply_pause()
 
     async def resume(self) -> None:
         """Resume reading where `pause` stopped."""
-        async with self._changing:
+        async with self._turn(START_TIMEOUT_S):
             self._consumption.paused = False
             self._consumption.idle_since = time.time()  # what was paused has not been polled
             if consumer := self.consumer:
@@ -157,7 +176,7 @@ class Control:
         a batch is in flight for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
         or `OSError`, or after 9 s `TimeoutError`, when Kafka is out of reach.
         """
-        async with asyncio.timeout(SEEK_TIMEOUT_S), self._changing:
+        async with asyncio.timeout(SEEK_TIMEOUT_S), self._turn(SEEK_TURN_S):
             subscriber, consumer = self._consuming()
             return await self._seek(subscriber, consumer, _wanted(consumer, place), place)
 
@@ -181,10 +200,12 @@ class Control:
 
         Return the positions before and after in each of these partitions. Raises the errors of `seek`.
         """
-        async with asyncio.timeout(SEEK_TIMEOUT_S), self._changing:
+        async with asyncio.timeout(SEEK_TIMEOUT_S):
+            if not await self._commits.recreated(self._consuming()[1]):
+                return {}  # no operator action waits for this look
+        async with asyncio.timeout(SEEK_TIMEOUT_S), self._turn(SEEK_TURN_S):
             subscriber, consumer = self._consuming()
-            recreated = await self._commits.recreated(consumer)
-            if not recreated:
+            if not (recreated := await self._commits.recreated(consumer)):
                 return {}
             before = {tp.partition: at for tp, at in (await positions_of(consumer)).items()}
             after = await self._seek(subscriber, consumer, recreated, "beginning", self._commits.is_of_another)

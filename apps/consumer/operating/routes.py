@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from litestar import Controller, get, post
@@ -25,6 +25,7 @@ from apps.chassis.http.request_body import (
     refuse_other_bodies,
     schema_of,
 )
+from apps.chassis.observability.logs import one_line
 from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.operating.control import Control, NotNow, Place
 from apps.consumer.operating.group import Group
@@ -33,6 +34,8 @@ from apps.consumer.operating.status import Status, status_of
 from apps.consumer.stream_consumer import StreamConsumer
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 """No record is older: Kafka counts from here."""
@@ -68,7 +71,7 @@ class Sought(msgspec.Struct):
 Streams = SkipValidation[Mapping[str, StreamConsumer]]
 action = partial(post, status_code=HTTPStatus.OK, security=KEY_NEEDED)
 """Declares a route for an operator action."""
-ERRORS = documented(*BODY_ERRORS)
+ERRORS = documented(*BODY_ERRORS, NOT_NOW)
 START_BODY = documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False)
 SEEK_BODY = documents_body({JSON: (either(Seek, ["to"], ["partition", "offset"]), {"to": "beginning"})}, required=True)
 
@@ -135,7 +138,7 @@ class OperatingController(Controller):
         served_streams: Streams,
         dry_run: Annotated[bool, Parameter(description="Move nothing, and answer with the counts.")] = False,  # noqa: FBT002 - a query parameter
     ) -> Sought:
-        """Seek in each stream, one after the other."""
+        """Seek in each stream."""
         try:
             place = place_of(await read_json(request, Seek))
             if isinstance(place, Mapping) and len(served_streams) > 1:
@@ -146,16 +149,11 @@ class OperatingController(Controller):
 
 
 async def _seek(wanted: Mapping[str, StreamConsumer], place: Place) -> Sought:
-    sought: dict[str, dict[int, int]] = {}
-    for name, one in wanted.items():
-        try:
-            with operator_action("seek", name):
-                sought[name] = await one.control.seek(place)
-        except NotNow as error:
-            if len(wanted) == 1:
-                raise
-            done = f" ({', '.join(sought)} was sought before)" if sought else ""
-            raise NotNow(f"{name}: {error}{done}") from None
+    async def seek(name: str, control: Control) -> dict[int, int]:
+        with operator_action("seek", name):
+            return await control.seek(place)
+
+    sought = await at_once(wanted, seek)
     for name, offsets in sought.items():
         details = {"action": "seek", "stream": name}
         log.info("an operator asked for seek of %s: it consumes from %s", name, offsets, extra=details)
@@ -163,7 +161,7 @@ async def _seek(wanted: Mapping[str, StreamConsumer], place: Place) -> Sought:
 
 
 async def _preview(wanted: Mapping[str, StreamConsumer], place: Place) -> Sought:
-    found = {name: await one.control.preview_seek(place) for name, one in wanted.items()}
+    found = await at_once(wanted, lambda _, control: control.preview_seek(place))
     partitions = {name: one.partitions for name, one in found.items()}
     again, skipped = (sum(counts) for counts in zip(*((one.again, one.skipped) for one in found.values()), strict=True))
     return Sought(next(iter(partitions.values())), partitions, again, skipped)
@@ -174,9 +172,26 @@ async def _status(wanted: Mapping[str, StreamConsumer]) -> Status:
     return status_of(dict(zip(wanted, found, strict=True)))
 
 
+async def at_once(wanted: Mapping[str, StreamConsumer], act: Callable[[str, Control], Awaitable[T]]) -> dict[str, T]:
+    """Act on some streams at once; return the results.
+
+    Raises the error of a stream; it names the streams for which the action was done nevertheless.
+    """
+    acts = (act(name, one.control) for name, one in wanted.items())
+    results = dict(zip(wanted, await asyncio.gather(*acts, return_exceptions=True), strict=True))
+    done = {name: result for name, result in results.items() if not isinstance(result, BaseException)}
+    for name, result in results.items():
+        if isinstance(result, BaseException):
+            if len(wanted) == 1 or not (done or isinstance(result, NotNow)):
+                raise result
+            reason = str(result) if isinstance(result, NotNow) else one_line(result)
+            raise NotNow(f"{name}: {reason}" + (f" (done for {', '.join(done)})" if done else "")) from result
+    return done
+
+
 async def _act(wanted: Mapping[str, StreamConsumer], action: str, act: Callable[[Control], Awaitable[None]]) -> Status:
     """Take an operator action on some streams at once; return what they do then."""
-    await asyncio.gather(*(act(one.control) for one in wanted.values()))
+    await at_once(wanted, lambda _, control: act(control))
     status = await _status(wanted)
     for name, one in status.streams.items():
         details = {"action": action, "stream": name}

@@ -30,6 +30,8 @@ from apps.chassis.http.problems import (
 )
 from apps.chassis.http.query import ANY_NUMBER
 from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, either, read_json
+from apps.chassis.kafka.errors import KAFKA_ERRORS
+from apps.chassis.observability.logs import one_line
 from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, read_time
@@ -37,7 +39,7 @@ from apps.consumer.browsing.topic_search import Filter, newest
 from apps.consumer.redriving.letter_view import DeadLetter, view
 from apps.consumer.redriving.letters import letter_of
 from apps.consumer.redriving.redrive import Redriven, Returned
-from apps.consumer.redriving.refusals import NoSuchLetter, RedriveRefused, SentBefore, TooLarge
+from apps.consumer.redriving.refusals import NoSuchLetter, RedriveNotNow, RedriveRefused, SentBefore, TooLarge
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts.record import Record
 
@@ -210,12 +212,20 @@ class DeadLetterController(Controller):
         returned = [result for result in results if isinstance(result, Returned)]
         done = [letter for result in returned for letter in result.letters]
         for name, result in zip(served_streams, results, strict=True):
-            if isinstance(result, RedriveRefused) and len(results) > 1:
-                raise type(result)(f"{name}: {result}; of other streams {len(done)} dead letters were sent back")
             if isinstance(result, BaseException):
-                raise result
+                raise of_one_stream(name, result, 0 if dry_run else len(done)) if len(results) > 1 else result
         more = any(result.more for result in returned)
         return Redrives(0, [], more, len(done)) if dry_run else Redrives(len(done), done, more)
+
+
+def of_one_stream(name: str, error: BaseException, sent: int) -> BaseException:
+    """Return the error of one of several streams; it says how many letters were sent back of the others."""
+    elsewhere = f"; of other streams {sent} dead letters were sent back"
+    if isinstance(error, RedriveRefused):
+        return type(error)(f"{name}: {error}{elsewhere}")
+    if sent and isinstance(error, KAFKA_ERRORS):
+        return RedriveNotNow(f"{name}: {one_line(error)}{elsewhere}")
+    return error
 
 
 async def _newest(one: StreamConsumer, limit: int, only: Filter, cursor: Mapping[int, int] | None) -> DeadLetters:

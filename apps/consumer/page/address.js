@@ -5,17 +5,15 @@ const listeners = [];
 /** The parameters of the address. */
 export const address = () => Object.fromEntries(new URLSearchParams(location.search));
 
-/** Return the address with some parameters changed; those that are empty are left out. */
-export function addressWith(changes) {
-  const kept = Object.entries({ ...address(), ...changes }).filter(([, value]) => value !== "" && value != null);
-  return kept.length === 0 ? location.pathname : `?${new URLSearchParams(kept)}`;
-}
+/** Return the address with some parameters changed. */
+export const addressWith = (changes) => written({ ...address(), ...changes });
 
 /** Return the address of a tab with its own filters, and nothing of what another tab shows. */
-export function addressOf(tab, filters = {}) {
-  const { stream } = address();
-  const parameters = Object.entries({ stream, tab, ...filters }).filter(([, value]) => value !== "" && value != null);
-  return parameters.length === 0 ? location.pathname : `?${new URLSearchParams(parameters)}`;
+export const addressOf = (tab, filters = {}) => written({ stream: address().stream, tab, ...filters });
+
+function written(parameters) {
+  const given = Object.entries(parameters).filter(([, value]) => value !== "" && value != null);
+  return given.length === 0 ? location.pathname : `?${new URLSearchParams(given)}`;
 }
 
 /** Show another address; nothing happens when it is the present one. */

@@ -40,6 +40,16 @@ export function control(refresh) {
   });
   onSubmit(seek, (fields) => report(said, "Counting …", () => goTo(place(fields))));
   askForKey(said);
+  document.addEventListener("click", sayWhyOff, true);
+}
+
+/** A button that is off does nothing but say why, also when Enter in a field of its form presses it. */
+function sayWhyOff(event) {
+  const off = event.target.closest("button[aria-disabled=true]");
+  if (off === null) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  say(off.closest("section").querySelector("output:not(form output)"), off.title);
 }
 
 async function goTo(to) {
@@ -56,7 +66,6 @@ async function goTo(to) {
 async function run(name, command, said, refresh) {
   const button = byId(name);
   if (button.ariaBusy === "true") return;
-  if (button.ariaDisabled === "true") return say(said, button.title);
   if (name === "accept" && !(await confirmed(`Bad records will be dead-lettered until a batch has only good ones: up to ${plural(lag ?? 0, "record waits", "records wait")}.`, "Dead-letter the bad ones"))) return;
   button.ariaBusy = "true";
   let answered = byId("state").dataset.state;
@@ -130,7 +139,7 @@ export function showStatus(status, health) {
 }
 
 /** Turn a button off for a reason, which it shows; without one it is on. */
-export function turn(button, reason) {
+function turn(button, reason) {
   button.ariaDisabled = reason === "" ? null : "true";
   button.title = reason;
 }

@@ -6,6 +6,7 @@ import { contentBlock, contentText, facts, headerList } from "./content.js";
 import { confirmed } from "./dialogs.js";
 import { arrange, button, byId, cell, count, download, element, inside, inUse, plural, report, say, timeElement } from "./dom.js";
 import { Filters } from "./filters.js";
+import { look } from "./poll.js";
 import { copyButton, fill, openingRow, pointRows } from "./record.js";
 import { stream } from "./streams.js";
 
@@ -35,8 +36,8 @@ export class DeadLetters {
 
   constructor(notices) {
     this.notices = notices;
-    byId("redrive-all").addEventListener("click", (event) => this.#whenOn(event, () => this.#redriveAll(this.#filters)));
-    byId("redrive-some").addEventListener("click", (event) => this.#whenOn(event, () => this.#redrive([...this.#selected.values()])));
+    byId("redrive-all").addEventListener("click", () => this.#redriveAll(this.#filters));
+    byId("redrive-some").addEventListener("click", () => this.#redrive([...this.#selected.values()]));
     byId("reload").addEventListener("click", () => this.#reload());
     byId("export-letters").addEventListener("click", () => this.#export());
     this.#older.addEventListener("click", () => {
@@ -75,23 +76,21 @@ export class DeadLetters {
     fill(panel, `Dead letter ${open.replace("-", " · ")}`, element("p", { class: "muted" }, "It is not in the list: show older ones, or all."));
   }
 
-  async #count() {
-    try {
-      const all = await get("consumers/dead-letters/reasons");
-      const tag = byId("dead-count");
-      say(tag, count(all.redrivable) + (all.more ? "+" : ""));
-      tag.title = `${count(all.redrivable)} of the newest ${count(all.letters)} can be sent back`;
-      tag.classList.toggle("some", all.redrivable > 0);
-      const make = (one) => element("li", {}, inside("", element("b", {}, words(one.error_type)), " ", element("span")));
-      arrange(byId("reasons"), all.reasons, (one) => one.error_type ?? "", make, ({ firstElementChild: link }, one) => {
-        link.setAttribute("href", addressOf("dead", { reason: one.error_type ?? "" }));
-        say(link.lastElementChild, `${count(one.letters)}${one.redrivable < one.letters ? `, ${count(one.redrivable)} to send back` : ""}`);
-      });
-      this.notices.succeeded("count of dead letters");
-    } catch (failure) {
-      this.#counted = null;
-      this.notices.failed("count of dead letters", failure);
-    }
+  #count() {
+    const read = () => get("consumers/dead-letters/reasons");
+    return look(this.notices, "count of dead letters", read, (all) => this.#showCount(all), () => (this.#counted = null));
+  }
+
+  #showCount({ letters, redrivable, reasons, more }) {
+    const tag = byId("dead-count");
+    say(tag, count(redrivable) + (more ? "+" : ""));
+    tag.title = `${count(redrivable)} of the newest ${count(letters)} can be sent back`;
+    tag.classList.toggle("some", redrivable > 0);
+    const make = (one) => element("li", {}, inside("", element("b", {}, words(one.error_type)), " ", element("span")));
+    arrange(byId("reasons"), reasons, (one) => one.error_type ?? "", make, ({ firstElementChild: link }, one) => {
+      link.setAttribute("href", addressOf("dead", { reason: one.error_type ?? "" }));
+      say(link.lastElementChild, `${count(one.letters)}${one.redrivable < one.letters ? `, ${count(one.redrivable)} to send back` : ""}`);
+    });
   }
 
   async #reload() {
@@ -100,21 +99,18 @@ export class DeadLetters {
     await this.#read();
   }
 
-  async #read() {
+  #read() {
     this.#reads += 1;
-    const read = this.#reads;
+    const number = this.#reads;
     this.#shownFilters = JSON.stringify(this.#filters);
-    try {
-      const page = await get("consumers/dead-letters", { limit: this.#limit, ...this.#filters });
-      if (read !== this.#reads) return; // another one was asked for meanwhile
-      this.#letters = page.dead_letters;
-      this.#older.hidden = page.next === null || this.#limit === MOST;
+    const read = () => get("consumers/dead-letters", { limit: this.#limit, ...this.#filters });
+    const show = ({ dead_letters: letters, next }) => {
+      if (number !== this.#reads) return; // another one was asked for meanwhile
+      this.#letters = letters;
+      this.#older.hidden = next === null || this.#limit === MOST;
       this.#show();
-      this.notices.succeeded("dead letters");
-    } catch (failure) {
-      this.#seen = null; // is read again with the next status
-      this.notices.failed("dead letters", failure);
-    }
+    };
+    return look(this.notices, "dead letters", read, show, () => (this.#seen = null)); // is read again with the next status
   }
 
   #show() {
@@ -158,12 +154,6 @@ export class DeadLetters {
       cell("wide", triesOf(letter)),
       cell("letter-state", stateOf(letter), free && send),
     );
-  }
-
-  /** Do what a button says, unless it is off. */
-  #whenOn({ currentTarget: pressed }, work) {
-    if (pressed.ariaDisabled === "true") say(this.#said, pressed.title);
-    else work();
   }
 
   /** Ask how many of the letters that match can be sent back, and send these. */

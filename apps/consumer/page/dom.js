@@ -115,10 +115,6 @@ export function onSubmit(form, work) {
     event.preventDefault();
     if (form.ariaBusy === "true") return;
     form.ariaBusy = "true";
-    try {
-      await work(Object.fromEntries(new FormData(form)));
-    } finally {
-      form.ariaBusy = "false";
-    }
+    await Promise.resolve(work(Object.fromEntries(new FormData(form)))).finally(() => (form.ariaBusy = "false"));
   });
 }

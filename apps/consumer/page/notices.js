@@ -1,13 +1,10 @@
-/** Says what cannot be read, why and since when, and when that is over; what was read before is dimmed meanwhile. */
+/** Says what cannot be read, why and since when; what was read before is dimmed meanwhile. */
 
 import { arrange, element, say, time } from "./dom.js";
-
-const OVER = 10_000; // ms that the good news stays
 
 export class Notices {
   #list;
   #failing = new Map();
-  #over = new Map();
 
   constructor(list) {
     this.#list = list;
@@ -17,31 +14,18 @@ export class Notices {
   failed(source, failure, began = Date.now()) {
     const since = this.#failing.get(source)?.since ?? began;
     this.#failing.set(source, { reason: failure.message, since, gone: failure.problem === undefined });
-    this.#over.delete(source);
     this.#show();
   }
 
+  /** Note that a source was read, or is not read any more. */
   succeeded(source) {
-    const failed = this.#failing.get(source);
-    if (failed === undefined) return;
-    this.#failing.delete(source);
-    this.#over.set(source, Math.max(1, Math.round((Date.now() - failed.since) / 1000)));
-    this.#show();
-    setTimeout(() => {
-      this.#over.delete(source);
-      this.#show();
-    }, OVER);
-  }
-
-  /** What is not read any more cannot fail. */
-  forget(source) {
     if (this.#failing.delete(source)) this.#show();
   }
 
   #show() {
     document.body.dataset.failing = [...this.#failing.keys()].join(" ");
     const lines = [...this.#lines()];
-    const make = ({ kind }) => element("p", { class: kind });
+    const make = () => element("p", { class: "trouble" });
     arrange(this.#list, lines, (line) => line.key, make, (item, line) => say(item, line.text));
   }
 
@@ -50,18 +34,14 @@ export class Notices {
     const state = this.#failing.get("state");
     if (state?.gone) {
       const text = `Service gone since ${time(state.since)}: ${state.reason}. What is dimmed is from before. Trying again.`;
-      yield { key: "gone", kind: "trouble", text };
+      yield { key: "gone", text };
       return;
     }
     const reasons = Map.groupBy(this.#failing, ([, { reason }]) => reason);
     for (const [reason, sources] of reasons) {
       const names = sources.map(([source]) => source).join(", ");
       const since = Math.min(...sources.map(([, failed]) => failed.since));
-      yield { key: reason, kind: "trouble", text: `Cannot read ${names}: ${reason} (since ${time(since)}). Trying again.` };
-    }
-    if (this.#over.size > 0) {
-      const names = [...this.#over].map(([source, seconds]) => `${source} (after ${seconds} s)`).join(", ");
-      yield { key: "", kind: "over", text: `Can be read again: ${names}.` };
+      yield { key: reason, text: `Cannot read ${names}: ${reason} (since ${time(since)}). Trying again.` };
     }
   }
 }

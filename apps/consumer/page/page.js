@@ -71,7 +71,7 @@ function showGroup(answer) {
 /** Read what a tab shows, while it is shown. */
 async function whileOn(name, source, read) {
   if (name()) return read();
-  notices.forget(source);
+  notices.succeeded(source);
   return null;
 }
 

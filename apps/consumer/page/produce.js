@@ -111,15 +111,9 @@ function explained(failure) {
 
 function exampleOf(schema) {
   const example = schema.examples?.[0] ?? schema.default ?? schema.enum?.[0] ?? schema.const;
-  if (typeof example === "string" && UUID.test(example)) return newId();
+  if (typeof example === "string" && UUID.test(example)) return crypto.randomUUID?.() ?? example; // none without TLS
   if (example !== undefined) return example;
   return { string: "", integer: schema.minimum ?? 0, number: schema.minimum ?? 0, boolean: false, array: [], object: {} }[schema.type];
-}
-
-/** A random UUID, also where the browser offers none to pages without TLS. */
-function newId() {
-  const hex = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-4${hex.slice(13, 16)}-a${hex.slice(17, 20)}-${hex.slice(20)}`;
 }
 
 /** A field of the form: what it takes follows from its schema; what no input can take is written as JSON. */
@@ -128,24 +122,23 @@ function field(name, schema, value, required) {
   const given = Object.fromEntries(Object.entries(limits).filter(([, limit]) => limit !== undefined));
   const { type } = schema;
   if (required && type === "string" && schema.minLength > 0) given.required = "";
-  let input;
-  if (schema.enum) {
-    input = element("select", {}, ...schema.enum.map((one) => element("option", { value: textOf(one) }, textOf(one))));
-    if (schema.enum.some((one) => typeof one !== "string")) input.dataset.json = "";
-  } else if (type === "string") {
-    input = element("input", { type: "text", autocomplete: "off", ...given });
-  } else if (type === "integer" || type === "number") {
-    input = element("input", { type: "number", step: type === "integer" ? "1" : "any", "data-json": "", ...given, ...(required && { required: "" }) });
-  } else if (type === "boolean") {
-    input = element("input", { type: "checkbox" });
-    input.checked = value === true;
-  } else {
-    input = element("textarea", { rows: "3", spellcheck: "false", "data-json": "", ...(required && { required: "" }) });
-  }
+  if (required && !["string", "boolean"].includes(type)) given.required = "";
+  const input = inputFor(schema, given);
+  if (type !== "string") input.dataset.json = "";
   input.dataset.field = name;
+  input.checked = value === true;
   if (type !== "boolean") input.value = value === undefined ? "" : type === "string" ? value : JSON.stringify(value);
   const hint = schema.description && element("small", { class: "muted" }, schema.description);
   return element("label", {}, name, input, hint, element("small", { class: "trouble wrong", "aria-live": "polite" }));
+}
+
+function inputFor({ enum: choices, type }, given) {
+  if (choices) return element("select", {}, ...choices.map((one) => element("option", { value: textOf(one) }, textOf(one))));
+  if (type === "string") return element("input", { type: "text", autocomplete: "off", ...given });
+  if (type === "boolean") return element("input", { type: "checkbox" });
+  if (type === "integer") return element("input", { type: "number", step: "1", ...given });
+  if (type === "number") return element("input", { type: "number", step: "any", ...given });
+  return element("textarea", { rows: "3", spellcheck: "false", ...given });
 }
 
 function isJson(text) {
@@ -164,11 +157,4 @@ function created(made) {
   throw new Error(`${failed.length} of ${made.receipts.length} were not confirmed: ${failed[0].error}`);
 }
 
-async function answers() {
-  try {
-    await get(`${producer}/livez`);
-    return true;
-  } catch {
-    return false;
-  }
-}
+const answers = () => get(`${producer}/livez`).then(() => true, () => false);

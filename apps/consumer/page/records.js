@@ -22,7 +22,7 @@ export class Records {
   #found = null; // what a search has found so far; null while the newest are shown
   #searched = "null"; // the filters of that search
   #fields = new Set();
-  #columns = storedColumns();
+  #columns = localStorage.getItem(COLUMNS)?.split("\n").filter(Boolean) ?? [];
   #filters = new Filters(byId("search"), "records", byId("newest"));
   #sendAgain;
 
@@ -82,26 +82,22 @@ export class Records {
     this.#onward.hidden = true;
     this.#halt.hidden = false;
     await report(this.#said, "Searching …", async () => {
-      try {
-        for (;;) {
-          const limit = found.page - found.records.length;
-          const answer = await get("consumers/messages", { scope: "topic", ...found.filters, limit, before: found.next });
-          if (found !== this.#found) return this.#said.textContent;
-          found.records.push(...answer.messages.toReversed());
-          found.scanned += answer.scanned;
-          found.next = answer.next;
-          this.#arrange(found.records);
-          const far = `${count(found.records.length)} found; ${howFar(found, answer.reached)}`;
-          if (found.stopped || found.next === null || found.records.length >= found.page) return far;
-          say(this.#said, `Searching … ${far}`);
-        }
-      } finally {
-        if (found === this.#found) {
-          this.#halt.hidden = true;
-          this.#onward.hidden = found.next === null;
-        }
+      for (;;) {
+        const limit = found.page - found.records.length;
+        const answer = await get("consumers/messages", { scope: "topic", ...found.filters, limit, before: found.next });
+        if (found !== this.#found) return this.#said.textContent;
+        found.records.push(...answer.messages.toReversed());
+        found.scanned += answer.scanned;
+        found.next = answer.next;
+        this.#arrange(found.records);
+        const far = `${count(found.records.length)} found; ${howFar(found, answer.reached)}`;
+        if (found.stopped || found.next === null || found.records.length >= found.page) return far;
+        say(this.#said, `Searching … ${far}`);
       }
     });
+    if (found !== this.#found) return;
+    this.#halt.hidden = true;
+    this.#onward.hidden = found.next === null;
   }
 
   #arrange(records) {
@@ -127,7 +123,7 @@ export class Records {
     box.checked = this.#columns.includes(name);
     box.addEventListener("change", () => {
       this.#columns = [...this.#columns.filter((one) => one !== name), ...(box.checked ? [name] : [])];
-      localStorage.setItem(COLUMNS, JSON.stringify(this.#columns));
+      localStorage.setItem(COLUMNS, this.#columns.join("\n"));
       this.#showHead();
       this.#list.replaceChildren();
       this.#arrange(this.#shown);
@@ -145,15 +141,6 @@ export class Records {
     const content = as === "csv" ? csvOf(this.#shown) : this.#shown.map((record) => `${JSON.stringify(record)}\n`).join("");
     download(`${stream}.${as}`, as === "csv" ? "text/csv" : "application/x-ndjson", content);
     say(this.#said, `${plural(this.#shown.length, "record was", "records were")} exported.`);
-  }
-}
-
-function storedColumns() {
-  try {
-    const stored = JSON.parse(localStorage.getItem(COLUMNS)) ?? [];
-    return Array.isArray(stored) ? stored.filter((name) => typeof name === "string") : [];
-  } catch {
-    return [];
   }
 }
 

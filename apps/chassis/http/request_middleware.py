@@ -64,8 +64,7 @@ class RequestMiddleware:
             await self._answer_head(scope, receive, send)
             return
         name = _identify(scope)
-        status = 0
-        refused = False
+        status, refused = 0, False
 
         def see(message: Message) -> Awaitable[None]:  # must not refer to itself: each call would be a reference cycle
             nonlocal status, refused

@@ -51,6 +51,31 @@ def _people_generator() -> Generate[Any]:
 
 def _value_factory(stream: Stream[T]) -> Callable[[int], list[T]]:
     from polyfactory.exceptions import FactoryException  # noqa: PLC0415 - see `generator_of`
+
+    kinds: Any = get_args(stream.record_type) or (stream.record_type,)
+    base = _base_factory()
+    factories = [base.create_factory(kind) for kind in kinds]
+
+    def build(factory: Any) -> T:  # noqa: ANN401 - a class that is imported late
+        fault: Exception | None = None
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                value: T = factory.build()
+                stream.decode_strictly(encode(value))
+            except (FactoryException, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                fault = error
+            else:
+                return value
+        raise CannotGenerate(f"no valid {stream.name} can be generated: {fault}")
+
+    def generate(number: int) -> list[T]:
+        return [build(factories[index % len(factories)]) for index in range(number)]
+
+    return generate
+
+
+def _base_factory() -> Any:  # noqa: ANN401 - likewise
+    """Return polyfactory's factory, faster and with times as msgspec wants them."""
     from polyfactory.factories.msgspec_factory import MsgspecFactory  # noqa: PLC0415 - see `generator_of`
 
     class Factory(MsgspecFactory[Any]):
@@ -71,22 +96,4 @@ def _value_factory(stream: Stream[T]) -> Callable[[int], list[T]]:
             moment = datetime.now(zone) - timedelta(seconds=cls.__random__.randrange(365 * 24 * 60 * 60))
             return moment if annotation is datetime else moment.timetz()
 
-    kinds: Any = get_args(stream.record_type) or (stream.record_type,)
-    factories = [Factory.create_factory(kind) for kind in kinds]
-
-    def build(factory: type[Factory]) -> T:
-        fault: Exception | None = None
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                value: T = factory.build()
-                stream.decode_strictly(encode(value))
-            except (FactoryException, msgspec.MsgspecError, UnicodeDecodeError) as error:
-                fault = error
-            else:
-                return value
-        raise CannotGenerate(f"no valid {stream.name} can be generated: {fault}")
-
-    def generate(number: int) -> list[T]:
-        return [build(factories[index % len(factories)]) for index in range(number)]
-
-    return generate
+    return Factory

@@ -1,4 +1,4 @@
-"""Measures what failing records cost: `python -m benchmarks.failing [--records 100000] [--rounds 3]`.
+"""Measures what failing records cost: `python -m benchmarks.failing [--rounds 3] [--write docs]`.
 
 Consumes topics with and without poison in turn, with handlers that do nothing else and that take 20 µs a record; then
 takes the delay of good records beside poison; then `@each` with a handler that waits. Checks that each poison record
@@ -26,7 +26,7 @@ from apps.producer.generating.people import PersonFactory
 from benchmarks.failing_consumer import POISON
 from benchmarks.processes import BenchmarkFailed, Service, python, wait_until_healthy
 from benchmarks.raw import by_send_batch
-from benchmarks.report import machine, spread, table
+from benchmarks.report import load, machine, put_into, spread, table
 from benchmarks.watching import PARTITIONS, create_topic, records_in, watch_drain
 from contracts.person import PEOPLE, Person
 from contracts.stream import encode
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.failing")
     parser.add_argument("--records", type=int, default=100_000, help="of each topic (default: 100000)")
     parser.add_argument("--rounds", type=int, default=3, help="of all ways in turn (default: 3)")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="whose speed.md gets the figures")
     options = parser.parse_args(arguments)
+    before = load()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     with LocalKafka() as kafka:
         servers = kafka.bootstrap_servers[0]
@@ -71,7 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += _throughput(servers, options.records, options.rounds)
         rows += _delays(servers)
         rows += _each(servers)
-    print("", table(rows), machine(), sep="\n")
+    rounds = f"Medians of {options.rounds} rounds (least to most)"
+    conditions = f"{machine()}. {rounds}. Load average {before} before, {load()} after."
+    report = f"{table(rows)}\n\n{conditions}"
+    print("", report, sep="\n")
+    if options.write:
+        put_into(options.write / "speed.md", "failing", report)
 
 
 def _throughput(servers: str, records: int, rounds: int) -> list[tuple[str, str, str]]:

@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
             self._answer.set_exception(BenchmarkFailed(f"an answer without a length: {self._received[:300]!r}"))
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Tell the request under way."""
+        """Return the request under way."""
         if self._answer and not self._answer.done():
             self._answer.set_exception(BenchmarkFailed("a connection was closed"))
 

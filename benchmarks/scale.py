@@ -140,7 +140,7 @@ def _consume(servers: str, partitions: int, number: int) -> tuple[Took, str, tup
 
 
 def _has_settled(consumers: Sequence[Service]) -> bool:
-    """Tell whether the consumers have all partitions among them, and nothing is left to be consumed."""
+    """Return whether the consumers have all partitions among them, and nothing is left to be consumed."""
     found = [_status(one) for one in consumers]
     return all(one["partitions"] and one["state"] == "running" and one["lag"] == 0 for one in found)
 

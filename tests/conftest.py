@@ -108,12 +108,12 @@ def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("logs")
     request.config.stash[LOGS] = folder
     yield folder
-    told = {
+    found = {
         log.name: found
         for log in sorted(folder.glob("*.log"))
         if (found := content_in(log.read_text("utf-8", "replace")))
     }
-    assert not told, "logs tell what stands in records"
+    assert not found, "logs quote records"
 
 
 @pytest.fixture(scope="session")
@@ -183,6 +183,6 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Repeat, just above the closing line, that the packages were not audited."""
-    if told := os.environ.get("NOT_AUDITED"):
+    if found := os.environ.get("NOT_AUDITED"):
         terminalreporter.section("NOT AUDITED", yellow=True)
-        terminalreporter.write(Path(told).read_text())
+        terminalreporter.write(Path(found).read_text())

@@ -161,7 +161,7 @@ def _show_stream(stream: Stream[Any], call_producer: Call, call_consumer: Call, 
 
 
 def _is_healthy(service: Attached, host: str, port: int) -> bool:
-    """Tell whether it is this service that listens there, and no other demo's, and whether it can do its job."""
+    """Return whether it is this service that listens there, and no other demo's, and whether it can do its job."""
     with suppress(psutil.Error):
         listening = {
             at.laddr.port for at in psutil.Process(service.pid).net_connections("tcp") if at.status == "LISTEN"

@@ -17,7 +17,7 @@ _METADATA_REQUEST = struct.pack(">hhihi", 3, 1, _CORRELATION_ID, -1, 0)
 
 
 def reachable(bootstrap_servers: str) -> bool:
-    """Tell whether a Kafka answers at one of these `host:port,host:port`, asking each for 2 s at most.
+    """Return whether a Kafka answers at one of these `host:port,host:port`, asking each for 2 s at most.
 
     It must answer a Metadata request without TLS and without a password; an open port alone does not count.
     """

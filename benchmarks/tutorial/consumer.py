@@ -29,7 +29,7 @@ async def health_check() -> dict[str, str]:
 
 @router.get("/consumers/status")
 async def status() -> dict[str, int]:
-    """Tell how many people were consumed."""
+    """Return how many people were consumed."""
     return {"messages_consumed_count": consumed}
 
 

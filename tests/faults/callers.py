@@ -81,7 +81,7 @@ class Member:
             self._mended = time.monotonic()
 
     def unharmed(self, seconds: float) -> bool:
-        """Tell whether nothing was done to it for so long."""
+        """Return whether nothing was done to it for so long."""
         return not self._struck and time.monotonic() - self._mended > seconds
 
     def note_frozen(self, since: float) -> None:

@@ -32,7 +32,7 @@ RAW = -2
 
 
 class Ledger:
-    """What was sent, and what the senders were told of it. Any thread may write."""
+    """What was sent, and what the senders received for it. Any thread may write."""
 
     def __init__(self) -> None:
         self.sent = Table("caller", "key", "refused", "fate", "partition", "offset", "timestamp")
@@ -275,28 +275,28 @@ def _compare_receipts(ledger: Ledger, log: Log, findings: Findings) -> None:
         name: np.concatenate([log.good.column(name), log.refused.column(name)])
         for name in ("identity", "partition", "offset", "timestamp")
     }
-    told = {name: ledger.sent.column(name) for name in ("fate", "partition", "offset", "timestamp")}
-    told["identity"] = np.arange(len(ledger.sent))
+    received = {name: ledger.sent.column(name) for name in ("fate", "partition", "offset", "timestamp")}
+    received["identity"] = np.arange(len(ledger.sent))
 
     once, first, times = np.unique(in_log["identity"], return_index=True, return_counts=True)
     findings.refuse("records that stand in the log twice", once[times > 1])
-    at = np.minimum(np.searchsorted(once, told["identity"]), max(len(once) - 1, 0))
-    present = once[at] == told["identity"] if len(once) else np.zeros(len(told["identity"]), dtype=bool)
-    delivered, refused_writing = told["fate"] == DELIVERED, told["fate"] == NOT_WRITTEN
-    findings.refuse("acknowledged records that are missing", told["identity"][delivered & ~present])
-    findings.refuse("records that were written after all", told["identity"][refused_writing & present])
-    placed = delivered & present & (told["offset"] >= 0)
+    at = np.minimum(np.searchsorted(once, received["identity"]), max(len(once) - 1, 0))
+    present = once[at] == received["identity"] if len(once) else np.zeros(len(received["identity"]), dtype=bool)
+    delivered, refused_writing = received["fate"] == DELIVERED, received["fate"] == NOT_WRITTEN
+    findings.refuse("acknowledged records that are missing", received["identity"][delivered & ~present])
+    findings.refuse("records that were written after all", received["identity"][refused_writing & present])
+    placed = delivered & present & (received["offset"] >= 0)
     wrong = np.zeros(len(placed), dtype=bool)
     for name in ("partition", "offset", "timestamp"):
-        wrong |= placed & (told[name] != in_log[name][first[at]])
-    findings.refuse("receipts that name another place or time", told["identity"][wrong])
-    findings.refuse("records that nobody sent", np.setdiff1d(once[once < MADE_UP], told["identity"]))
-    counts = Counter(told["fate"].tolist())
+        wrong |= placed & (received[name] != in_log[name][first[at]])
+    findings.refuse("receipts that name another place or time", received["identity"][wrong])
+    findings.refuse("records that nobody sent", np.setdiff1d(once[once < MADE_UP], received["identity"]))
+    counts = Counter(received["fate"].tolist())
     findings.counts |= {
         "acknowledged": counts[DELIVERED],
-        "acknowledged without an offset": int((delivered & (told["offset"] < 0)).sum()),
+        "acknowledged without an offset": int((delivered & (received["offset"] < 0)).sum()),
         "unknown": counts[UNKNOWN],
-        "of these in the log": int(((told["fate"] == UNKNOWN) & present).sum()),
+        "of these in the log": int(((received["fate"] == UNKNOWN) & present).sum()),
         "unanswered": counts[UNANSWERED],
         "not written": counts[NOT_WRITTEN],
         "in the log": len(log.good) + len(log.bad),

@@ -168,7 +168,7 @@ def run(seed: int, pipeline: Pipeline, stage: Stage, say: Callable[[str], None])
 
 
 def drained(pipeline: Pipeline) -> bool:
-    """Tell whether the group has committed everything that stands in the topic."""
+    """Return whether the group has committed everything that stands in the topic."""
     return pipeline.committed() == sum(pipeline.end_offsets().values())
 
 

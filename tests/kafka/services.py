@@ -173,7 +173,7 @@ class Service:
         return messages
 
     def answers(self, path: str, status: int) -> bool:
-        """Tell whether a call is answered with this status."""
+        """Return whether a call is answered with this status."""
         assert self.process.poll() is None, f"the service has ended: {self.log.read_text()}"
         try:
             return self.http.get(path).status_code == status

@@ -251,7 +251,7 @@ def test_a_restarted_consumer_still_shows_what_it_consumed(own: Pipeline) -> Non
 
 
 def divided(*consumers: Service) -> bool:
-    """Tell whether each partition is held by one of the consumers, and each of them holds some."""
+    """Return whether each partition is held by one of the consumers, and each of them holds some."""
     if not all(consumer.answers("/livez", 200) for consumer in consumers):
         return False
     held = [[p["partition"] for p in consumer.status()["partitions"]] for consumer in consumers]

@@ -424,7 +424,7 @@ def test_a_group_that_was_deleted_is_consumed_from_the_beginning_and_said_to_be_
 
 
 def divided(*services: Service) -> bool:
-    """Tell whether each of the services holds partitions, and all are held."""
+    """Return whether each of the services holds partitions, and all are held."""
     if not all(service.answers("/livez", 200) for service in services):
         return False
     held = [[p["partition"] for p in service.status()["partitions"]] for service in services]

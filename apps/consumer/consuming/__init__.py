@@ -6,5 +6,8 @@ while the handler is down, `resource` keeps open what it needs, `dead_letter_lim
 bad, and `commits` commits. Polls, writes and commits that fail while a broker is down are retried, and `stuck_loop`
 detects when that no longer helps.
 
+Results follow one another: a handler call gives a `CallResult`, each record of its batch a `Finding`, the bad ones a
+`BadRecord` each, and the batch an `Outcome`, which the commit settles.
+
 Depends on `apps.chassis` and `contracts`; the other packages of the consumer depend on it.
 """

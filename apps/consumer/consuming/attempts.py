@@ -22,7 +22,7 @@ MAX_ERROR_CHARACTERS = 1_000
 
 
 class CallResult(NamedTuple):
-    """What a call of the handler says: the `error` that it raised, if any, and those of the records that it `named`.
+    """The result of a handler call: the `error` that it raised, if any, and the errors of the records that it `named`.
 
     The records are named by their place in the call.
     """

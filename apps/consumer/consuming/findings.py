@@ -38,7 +38,7 @@ LAST_CHUNK = 16
 
 @dataclass(slots=True, eq=False)
 class Finding:
-    """What is known about a record.
+    """What the handler calls so far show about a record.
 
     It is a suspect when it failed alone, and poison when it failed again after another call succeeded: `judged` counts
     how often it did. `successes` is the number of successful handler calls before its last failure. `position` counts

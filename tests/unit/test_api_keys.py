@@ -159,6 +159,7 @@ def test_a_file_of_keys_that_a_start_would_refuse_leaves_those_in_use_and_is_log
     damage: str,
     content: str | None,
 ) -> None:
+    caplog.set_level(logging.WARNING)  # services that ran before may have set another
     file = tmp_path / "keys"
     file.write_text(f"ada:{ADAS}")
     keys = Keys({"fixed": GRACES}, file, settled_after_s=0)

@@ -33,7 +33,7 @@ class Asked(Settings, frozen=True, kw_only=True):
     microseconds: float = 0.0
     milliseconds: float = 0.0
     concurrency: int = 1
-    seen_file: str = "seen.json"
+    seen_file: str = ""
 
 
 class Seen:
@@ -119,7 +119,8 @@ async def opened(seen: Seen, asked: Asked) -> AsyncIterator[Handler[Person]]:
         "each": partial(waiting, seen, asked),
     }
     yield ways[asked.way]()
-    await asyncio.to_thread(Path(asked.seen_file).write_text, json.dumps(vars(seen)), encoding="utf-8")
+    if asked.seen_file:
+        await asyncio.to_thread(Path(asked.seen_file).write_text, json.dumps(vars(seen)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Keep people in SQLite, exactly once: `python -m examples sqlite` runs the consumer with this handler.
 
 The effect of a record and a row for its origin are written in one transaction, so a record that is redelivered or
-redriven twice has no second effect. A record that failed and succeeds later still has its own effect.
+redriven twice has no second effect. A record that failed and succeeds later still has its own effect. Before a
+recreated topic is consumed, run `DELETE FROM origins WHERE topic = 'people'; UPDATE people SET at_offset = -1`:
+otherwise new records count as already handled, and new values do not replace old rows.
 """
 
+import logging
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from functools import partial
 from typing import Annotated
 
 from msgspec import Meta
@@ -22,7 +24,6 @@ from contracts.person import PEOPLE, Person
 KEEP_ORIGINS_S = 15 * 24 * 3_600
 """Seconds after which an origin is forgotten: more than the topic's retention.ms and segment.ms, 7 days each."""
 PRUNE_EVERY_S = 3_600
-
 TABLES = """
 PRAGMA journal_mode = WAL;
 PRAGMA cache_size = -65536;  -- 64 MiB
@@ -53,8 +54,8 @@ class SqliteSettings(Settings, kw_only=True, frozen=True):
 async def people_handler(settings: SqliteSettings) -> AsyncIterator[Handler[Person]]:
     """Open the database; yield the handler, a plain function that runs in a worker thread."""
     pruned_at = 0.0
-    connect = partial(sqlite3.connect, settings.sqlite_file, timeout=5, isolation_level=None, check_same_thread=False)
-    with closing(connect()) as connection:
+    connection = sqlite3.connect(settings.sqlite_file, timeout=5, isolation_level=None, check_same_thread=False)
+    with closing(connection):
         connection.executescript(TABLES)
 
         def save(batch: Batch[Person]) -> None:
@@ -66,6 +67,8 @@ async def people_handler(settings: SqliteSettings) -> AsyncIterator[Handler[Pers
                 people = [(one.value.id, one.value.name, one.value.city, *one.origin[1:]) for one in new]
                 connection.executemany(SAVE, people)
                 connection.executemany(COUNT, Counter(one.value.city for one in new).items())
+                if len(batch) > 1 and not new:
+                    logging.getLogger(__name__).warning("all %d records of a batch were handled before", len(batch))
                 if now - pruned_at > PRUNE_EVERY_S:
                     connection.execute(PRUNE, (int(now) - KEEP_ORIGINS_S,))
                     pruned_at = now

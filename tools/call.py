@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from http.client import HTTPConnection, HTTPException
+from typing import TextIO
 
 from apps.chassis.http.api_keys import HEADER
 from apps.chassis.observability.logs import one_line
@@ -34,8 +35,15 @@ def main(service: str, method: str, target: str) -> int:
         print(f"the {service} does not answer on port {port} ({one_line(error)}): is it running?", file=sys.stderr)
         return 1
     failed = answer.status >= 400  # noqa: PLR2004 - HTTP's own line between success and error
-    print(text, file=sys.stderr if failed else sys.stdout)
+    _write(text, sys.stderr if failed else sys.stdout)
     return int(failed)
+
+
+def _write(text: str, output: TextIO) -> None:
+    try:
+        print(text, file=output, flush=True)
+    except BrokenPipeError:  # the reader has seen enough, like `head`; the interpreter flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
 
 def _port_of(service: str, settings: Settings) -> int:

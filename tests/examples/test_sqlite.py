@@ -67,6 +67,28 @@ async def test_a_record_that_comes_after_its_successor_counts_and_overwrites_not
     assert rows(file, "SELECT city, records FROM cities") == [("Oslo", 1), ("Paris", 1), ("Rome", 1)]
 
 
+async def test_a_recreated_topic_replaces_old_rows_after_the_statements_of_the_guide(file: Path) -> None:
+    async with handler(file) as save:
+        save(received((5, "1", "Rome"), (6, "2", "Rome")))
+        rows(file, "DELETE FROM origins WHERE topic = 'people'")
+        rows(file, "UPDATE people SET at_offset = -1")
+        save(received((0, "1", "Oslo")))
+    assert rows(file, "SELECT id, city, at_offset FROM people") == [("1", "Oslo", 0), ("2", "Rome", -1)]
+    assert rows(file, "SELECT city, records FROM cities") == [("Oslo", 1), ("Rome", 2)]
+
+
+async def test_a_batch_of_which_all_records_were_handled_before_is_logged(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with handler(file) as save:
+        save(received((0, "1", "Rome"), (1, "2", "Rome")))
+        save(received((1, "2", "Rome"), (2, "3", "Rome")))
+        save(received((1, "2", "Rome")))
+        assert not caplog.messages
+        save(received((0, "1", "Rome"), (1, "2", "Rome")))
+    assert caplog.messages == ["all 2 records of a batch were handled before"]
+
+
 async def test_a_batch_that_fails_writes_nothing(file: Path) -> None:
     async with handler(file) as save:
         rows(file, "CREATE TRIGGER refused BEFORE INSERT ON cities BEGIN SELECT RAISE(ABORT, 'refused'); END")

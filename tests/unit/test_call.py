@@ -1,6 +1,8 @@
 import json
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,3 +159,15 @@ def test_a_wrong_setting_is_reported_in_one_line(
     err = capsys.readouterr().err
     assert err.startswith("PRODUCER_PORT: ")
     assert err.count("\n") == 1
+
+
+def test_an_output_that_is_closed_early_ends_it_without_a_word(port_of: Callable[[str, int], None]) -> None:
+    with listening(ThreadingHTTPServer(("127.0.0.1", 0), Answering)) as port:
+        port_of("producer", port)
+        command = [sys.executable, "-m", "tools.call", "producer", "GET", "/200/json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as call:
+            assert call.stdout
+            assert call.stderr
+            call.stdout.close()
+            assert call.stderr.read() == b""
+    assert call.returncode == 0

@@ -1,10 +1,12 @@
 """What is told of a cluster that cannot be used names what is wrong with it."""
 
 import asyncio
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from aiokafka.errors import NodeNotReadyError
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import NodeNotReadyError, TopicAlreadyExistsError
 
 from apps.chassis.kafka import cluster as module
 from apps.chassis.kafka.clients import ClientOptions, client_options
@@ -85,3 +87,20 @@ async def test_settings_are_checked_while_the_topics_cannot_be_used_because_they
         await checked.wait()
     watching.cancel()
     assert await cluster.trouble() is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("code", "logged"),
+    [(0, ["created topic events: 1 partitions, replication 1"]), (TopicAlreadyExistsError.errno, [])],
+)
+async def test_a_topic_is_logged_as_created_only_by_the_instance_that_created_it(
+    code: int, logged: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Admin:
+        async def create_topics(self, _: object) -> SimpleNamespace:
+            return SimpleNamespace(topic_errors=[("events", code, None)])
+
+    with caplog.at_level("INFO"):
+        await module._create(cast(AIOKafkaAdminClient, Admin()), Topic("events", 1, 1))
+    assert caplog.messages == logged

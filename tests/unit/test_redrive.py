@@ -15,6 +15,7 @@ from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.topic_search import Filter
+from apps.consumer.redriving.letter_view import FirstPlace, Origin, view
 from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import RedriveLimits, Redriven, Redriver
@@ -307,3 +308,20 @@ async def test_an_error_of_one_stream_says_how_many_letters_of_others_were_sent_
     assert str(error).endswith("; of other streams 7 dead letters were sent back")
     nothing_sent = KafkaConnectionError("no broker")
     assert of_one_stream("orders", nothing_sent, 0) is nothing_sent
+
+
+async def test_a_listed_letter_names_the_first_place_of_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench([], monkeypatch=monkeypatch)
+    once = view(stored_letter(0), Marks(), bench.redriver)
+    assert once.first_place == FirstPlace(TOPIC, 0, 7)
+    again = msgspec.structs.replace(a_letter(headers=tuple(redrive_headers(a_letter()))), offset=99)
+    shown = view(Stored(0, 1, 0, b"key", b"bad", again.all_headers(), DEAD), Marks(), bench.redriver)
+    assert (shown.origin, shown.first_place) == (Origin(TOPIC, 0, 99, 1_700_000_000_000), FirstPlace(TOPIC, 0, 7))
+    assert view(Stored(0, 2, 0, b"key", b"bad", (), DEAD), Marks(), bench.redriver).first_place is None
+
+
+async def test_a_letter_that_was_sent_back_is_not_listed_as_redrivable(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, marks = Bench([], monkeypatch=monkeypatch), Marks()
+    marks.add("group", 0, [(0, 1)])
+    listed = [view(stored_letter(offset), marks, bench.redriver) for offset in (0, 1)]
+    assert [(letter.redriven, letter.redrivable) for letter in listed] == [(True, False), (False, True)]

@@ -300,7 +300,8 @@ async def _create(admin: AIOKafkaAdminClient, topic: Topic) -> None:
             raise Unusable(f"{topic.kind} {topic.name} does not exist, and there is no permission to create it")
         if code and error is not TopicAlreadyExistsError:  # another instance may have created it
             raise Unusable(f"topic {topic.name} cannot be created: {error.__name__} {message[0] if message else ''}")
-    log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
+        if not code:
+            log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
 
 
 async def _settled(admin: AIOKafkaAdminClient, topic: Topic) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from apps.consumer.browsing.record_view import Content, Header, content_of, head
 from apps.consumer.redriving.letters import letter_of, owner_of
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import Redriver
-from contracts.dead_letter import history
-from contracts.record import Record
+from contracts import dead_letter
+from contracts.record import Place, Record
 
 
 class Origin(msgspec.Struct):
@@ -19,12 +19,21 @@ class Origin(msgspec.Struct):
     timestamp: int | None
 
 
+class FirstPlace(msgspec.Struct):
+    """The record's place before it was first sent back: what identifies it, and what its handler gets as `origin`."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
 class DeadLetter(msgspec.Struct):
     """A dead letter by its place, its original record, why it could not be consumed and how often it was tried.
 
     `rounds` counts how often it was sent back before. `held`: it was sent back too often, or is larger than its topic
     takes, so that it is sent back only when it is requested by itself. `group` could not consume it, and sends it back.
-    `redrivable` is whether this consumer does: the letter is of its topic, and of its group or of none. `verdict` is
+    `redrivable` is whether this consumer does: the letter is of its topic, of its group or of none, and not sent
+    back yet. `origin` is the record that was dead-lettered, `first_place` where it was before any redrive. `verdict` is
     `poison` when the handler failed for it, and `refused` when it was undecodable or rejected. Null is what a letter of
     another writer, or an earlier version, does not name.
     """
@@ -36,6 +45,7 @@ class DeadLetter(msgspec.Struct):
     value: Content | None
     headers: list[Header]
     origin: Origin
+    first_place: FirstPlace | None
     group: str | None
     error_type: str | None
     error: str | None
@@ -50,7 +60,8 @@ class DeadLetter(msgspec.Struct):
 def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
     """Return the view of the dead letter in a record."""
     letter = letter_of(record)
-    headers, _, rounds = history(letter.headers)
+    headers, _, rounds = dead_letter.history(letter.headers)
+    redriven = marks.contains(owner_of(letter), record.partition, record.offset)
     return DeadLetter(
         partition=record.partition,
         offset=record.offset,
@@ -59,13 +70,20 @@ def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
         value=content_of(letter.value),
         headers=headers_of(headers),
         origin=Origin(letter.topic, letter.partition, letter.offset, letter.timestamp),
+        first_place=_first_place_of(letter),
         group=letter.group,
         error_type=letter.error_type,
         error=letter.error,
         tries=letter.tries,
         rounds=rounds,
         held=redriver.letters.is_held(letter),
-        redriven=marks.contains(owner_of(letter), record.partition, record.offset),
-        redrivable=redriver.is_ours(letter),
+        redriven=redriven,
+        redrivable=redriver.is_ours(letter) and not redriven,
         verdict=letter.verdict,
     )
+
+
+def _first_place_of(letter: dead_letter.DeadLetter) -> FirstPlace | None:
+    if letter.topic is None or letter.partition is None or letter.offset is None:
+        return None
+    return FirstPlace(*dead_letter.first_place(letter.headers, Place(letter.topic, letter.partition, letter.offset)))

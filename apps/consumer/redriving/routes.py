@@ -240,7 +240,7 @@ def _reasons_of(found: DeadLetters) -> Reasons:
     for one in found.dead_letters:  # the newest first
         reason = letters.setdefault(one.error_type, Reason(one.error_type, 0, 0, one.timestamp))
         reason.letters += 1
-        reason.redrivable += one.redrivable and not one.redriven
+        reason.redrivable += one.redrivable
     reasons = sorted(letters.values(), key=lambda reason: -reason.letters)
     redrivable = sum(reason.redrivable for reason in reasons)
     return Reasons(len(found.dead_letters), redrivable, reasons, found.next is not None)

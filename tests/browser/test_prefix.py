@@ -71,7 +71,7 @@ def page(browser: Browser, site: Site) -> Iterator[Page]:
         assert (outside, failed) == ([], [])
 
 
-def test_the_live_page_shows_steers_and_creates_events_behind_a_prefix(page: Page, site: Site) -> None:
+def test_the_live_page_shows_controls_and_creates_events_behind_a_prefix(page: Page, site: Site) -> None:
     page.goto(site.url("consumer", "/?tab=records"))
     page.get_by_label("New records").fill("3")
     page.get_by_role("button", name="Create").click()

@@ -105,7 +105,9 @@ def test_a_page_whose_name_is_led_to_this_machine_changes_nothing_and_reads_noth
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_the_live_page_controls_the_consumer_and_creates_events_by_either_name(page: Page, site: Site, host: str) -> None:
+def test_the_live_page_controls_the_consumer_and_creates_events_by_either_name(
+    page: Page, site: Site, host: str
+) -> None:
     page.goto(f"http://{host}:{site.consumer.port}/?tab=records")
     page.get_by_label("New records").fill("3")
     page.get_by_role("button", name="Create").click()

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Literal, NamedTuple
 from uuid import UUID
 
@@ -21,10 +20,9 @@ from apps.consumer.consuming.commits import Commits, positions_of
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.containment import contain_child_tasks
 from apps.consumer.consuming.stuck_loop import why_stuck
+from apps.consumer.operating.places import Place, offsets_at
 
 State = Literal["starting", "running", "retrying", "paused", "stopped", "reconnecting", "halted"]
-Place = Literal["beginning", "end"] | datetime | Mapping[int, int]
-"""Where to seek to: an end of the topic, the first record at or after a time, or an offset in each partition."""
 
 START_TIMEOUT_S = 6.0
 """Seconds that `start` waits for its turn and for assigned partitions, before it returns."""
@@ -185,7 +183,7 @@ class Control:
         async with asyncio.timeout(SEEK_TIMEOUT_S):
             _, consumer = self._consuming()
             try:
-                found = await _find(consumer, _wanted(consumer, place), place)
+                found = await offsets_at(consumer, _wanted(consumer, place), place)
                 before = await positions_of(consumer)
             except IllegalStateError:
                 raise NotNow(REVOKED) from None
@@ -231,7 +229,7 @@ class Control:
         consumer.pause(*consumer.assignment())  # or the next batch would be in flight before the seek is done
         try:
             topic_ids = await self._commits.ask_topic_ids(consumer, wanted)
-            found = await _find(consumer, wanted, place)
+            found = await offsets_at(consumer, wanted, place)
             await self._wait_for_batch(subscriber)
             offsets = {tp: offset for tp, offset in found.items() if is_due(tp, topic_ids[tp])}
             with locked(subscriber):  # no batch is in flight, and a rebalance waits
@@ -338,22 +336,3 @@ def _wanted(consumer: AIOKafkaConsumer, place: Place) -> list[TopicPartition]:
     if not wanted:
         raise NotNow("none of the requested partitions is assigned to this instance")
     return wanted
-
-
-async def _find(
-    consumer: AIOKafkaConsumer, wanted: Collection[TopicPartition], place: Place
-) -> dict[TopicPartition, int]:
-    """Return the offset in each partition that a place means; behind the last record when nothing is so new."""
-    if isinstance(place, Mapping):
-        first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
-        for tp in wanted:
-            if not first[tp] <= place[tp.partition] <= end[tp]:
-                raise ValueError(f"partition {tp.partition} has offsets {first[tp]} to {end[tp]}")
-        return {tp: place[tp.partition] for tp in wanted}
-    if place == "beginning":
-        return dict(await consumer.beginning_offsets(wanted))
-    end = await consumer.end_offsets(wanted)
-    if place == "end":
-        return dict(end)
-    found = await consumer.offsets_for_times({tp: int(place.timestamp() * 1_000) for tp in wanted})
-    return {tp: found[tp].offset if found[tp] else end[tp] for tp in wanted}

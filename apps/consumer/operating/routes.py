@@ -27,9 +27,10 @@ from apps.chassis.http.request_body import (
 )
 from apps.chassis.observability.logs import one_line
 from apps.chassis.observability.operator_actions import operator_action
-from apps.consumer.operating.control import Control, NotNow, Place
+from apps.consumer.operating.control import Control, NotNow
 from apps.consumer.operating.group import Group
 from apps.consumer.operating.history import History
+from apps.consumer.operating.places import Place
 from apps.consumer.operating.status import Status, status_of
 from apps.consumer.stream_consumer import StreamConsumer
 

@@ -38,9 +38,14 @@ def _id_of(person: Person) -> str:
     return person.id
 
 
+def _summary_of(person: Person) -> str:
+    return f"{person.name}, {person.age}, {person.city}"
+
+
 PEOPLE = Stream(
     "people",
     Person,
     key=_id_of,
+    summary=_summary_of,
     variables={"dead_letter_topic": "DEAD_LETTER_TOPIC", "group_id": "CONSUMER_GROUP_ID"},
 )

@@ -17,6 +17,7 @@ NAME = re.compile(r"[a-z][a-z0-9_-]{0,59}")
 """A valid stream name: it becomes part of URL paths, topics, groups and environment variables."""
 NAMES_OF_CALLS = frozenset({"basic_producer"})
 """Path segments after `/producers/` that are calls, so no stream may have them as its name."""
+SUMMARY_CHARACTERS = 200
 FIELDS = ("topic", "partitions", "replication", "dead_letter_topic", "group_id")
 """The settings of each stream, read from variables like `ORDERS_TOPIC`."""
 
@@ -32,8 +33,8 @@ class Stream(Generic[T]):
     """A message type and its topic.
 
     `record_type` is a Struct or a tagged union of Structs. `key` returns the record's key as text; it is encoded as
-    UTF-8, and records of one key keep their order. `variables` are additional environment variables of settings, by
-    field: `{"group_id": "CONSUMER_GROUP_ID"}`.
+    UTF-8, and records of one key keep their order. `summary` returns one line about a value, by default its JSON.
+    `variables` are additional environment variables of settings, by field: `{"group_id": "CONSUMER_GROUP_ID"}`.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Stream(Generic[T]):
         record_type: type[T] | UnionType,
         *,
         key: Callable[[T], str],
+        summary: Callable[[T], str] | None = None,
         variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.name = name
         self.record_type = record_type
         self._key = key
+        self._summary = summary
         self._variables = variables
 
     def __repr__(self) -> str:
@@ -76,6 +79,11 @@ class Stream(Generic[T]):
         """Return the record keys of values, as UTF-8."""
         key = self._key
         return [key(value).encode() for value in values]
+
+    def summary_of(self, value: T) -> str:
+        """Return one line about a value, of at most 200 characters."""
+        line = self._summary(value) if self._summary else encode(value).decode()
+        return " ".join(line.split())[:SUMMARY_CHARACTERS]
 
     @cached_property
     def strict_type(self) -> Any:  # noqa: ANN401 - a type, or a union of types

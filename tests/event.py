@@ -16,4 +16,4 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     text: Annotated[str, Meta(examples=["It rains."])]
 
 
-EVENTS = Stream("events", Event, key=lambda event: event.id)
+EVENTS = Stream("events", Event, key=lambda event: event.id, summary=lambda event: f"{event.text}, {event.number}")

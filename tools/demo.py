@@ -34,8 +34,6 @@ Services = Sequence[Attached]
 Call = Callable[[str, str], tuple[int, Any]]
 """Sends a method and a target to a service; returns the status and the JSON of the answer."""
 
-VALUE_CHARACTERS = 80
-"""Characters of a value that are shown."""
 RECORDS = 10
 """Records of each stream that are made."""
 READY_WITHIN = 30.0
@@ -156,8 +154,8 @@ def _show_stream(stream: Stream[Any], call_producer: Call, call_consumer: Call, 
     _, consumed = call_consumer("GET", f"/consumers/messages?stream={stream.name}&limit={RECORDS}")
     print(f"\n{RECORDS} {stream.name} were made, sent through Kafka and consumed:\n")
     for message in consumed["messages"]:
-        value = msgspec.json.encode(message["value"]).decode()[:VALUE_CHARACTERS]
-        print(f"  partition {message['partition']} offset {message['offset']:>4}  {value}")
+        summary = stream.summary_of(msgspec.convert(message["value"], stream.record_type))
+        print(f"  partition {message['partition']} offset {message['offset']:>4}  {summary}")
 
 
 def _is_healthy(service: Attached, host: str, port: int) -> bool:

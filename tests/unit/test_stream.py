@@ -109,6 +109,12 @@ def test_the_example_has_fields_of_each_format() -> None:
     assert invoices.decode_strictly(encode(invoices.example)).total == decimal.Decimal("1.50")
 
 
+def test_a_value_has_a_line_about_it() -> None:
+    event = CHANGES.decode(PLACED)
+    assert CHANGES.summary_of(event) == PLACED.decode()[:200]
+    assert Stream[Change]("changes", Placed, key=str, summary=lambda _: "one\n two ").summary_of(event) == "one two"
+
+
 class Linked(msgspec.Struct):
     following: "Linked | None" = None
 

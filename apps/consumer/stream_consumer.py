@@ -80,8 +80,7 @@ class StreamConsumer:
         self._every = kafka.reader(options, own.topic, committed_only=False)
         self.uncommitted = kafka.reader(reading, own.topic, committed_only=False)
         self.dead_reader = kafka.reader(reading, own.dead_letter_topic)
-        dead_options = for_purpose(options, "dead-letters")
-        self._dead_letters = DeadLetters(dead_options, own.dead_letter_topic, cluster, own.group_id, kafka.producer)
+        self._dead_letters = self._new_dead_letters(kafka)
         self.redriver = self._new_redriver(kafka)
         self.window, write = Window(settings.window_size), self._dead_letters.write
         self.consumption = Consumption(
@@ -97,8 +96,15 @@ class StreamConsumer:
         self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
         slow_s = settings.slow_batch_seconds
         self.control = Control(self._connection, cluster, self.consumption, commits, background, slow_s, stream.name)
-        due = DueLetters(self.dead_reader, self.redriver, own.group_id, self._delays_s)
-        self.schedule = Schedule(self.redriver, due, self.control, own.topic)
+        self.schedule = self._new_schedule()
+
+    def _new_dead_letters(self, kafka: Kafka) -> DeadLetters:
+        own, options = self.settings, for_purpose(self._options, "dead-letters")
+        return DeadLetters(options, own.dead_letter_topic, self.cluster, own.group_id, kafka.producer)
+
+    def _new_schedule(self) -> Schedule:
+        due = DueLetters(self.dead_reader, self.redriver, self.settings.group_id, self._delays_s)
+        return Schedule(self.redriver, due, self.control, self.settings.topic)
 
     def _new_redriver(self, kafka: Kafka) -> Redriver:
         own = self.settings
@@ -202,14 +208,7 @@ class StreamConsumer:
             skipped_count=commits.moves.skipped.total(),
             passed_over_count=consumption.passed_over,
             moves=list(commits.moves.newest),
-            last_error=trouble
-            or consumption.resource.error
-            or commits.error
-            or (consumption.attempts.error if consumption.attempts.failures or consumption.retrying else None)
-            or (None if control.stopped or consumption.halted else control.obstacle())
-            or consumption.last_error
-            or connection.error
-            or self.schedule.error,
+            last_error=trouble or self._last_error(),
             throttled_seconds=round(connection.journal.throttled_for(), 1),
             started_at=self._started_at,
             redriven_by_schedule_count=self.schedule.redriven,
@@ -217,6 +216,18 @@ class StreamConsumer:
             last_rebalance=self._rebalances.last,
             failing_record=failing_record(consumption.redelivery.failing),
             notes=[f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines],
+        )
+
+    def _last_error(self) -> str | None:
+        control, consumption, connection = self.control, self.consumption, self._connection
+        return (
+            consumption.resource.error
+            or self._commits.error
+            or (consumption.attempts.error if consumption.attempts.failures or consumption.retrying else None)
+            or (None if control.stopped or consumption.halted else control.obstacle())
+            or consumption.last_error
+            or connection.error
+            or self.schedule.error
         )
 
     async def _lag(self, consumer: AIOKafkaConsumer | None) -> Lag:

@@ -39,6 +39,11 @@ fuzz *arguments:
 kafka *arguments:
     @{{python}} -m tools.local_kafka "$@"
 
+# Starts a PostgreSQL for examples/postgres.py, and prints its DATABASE_URL; its data ends with it, at Ctrl-C.
+[no-exit-message]
+postgres:
+    @{{python}} -m tools.local_postgres
+
 # Starts the producer on port 8000; ends at Ctrl-C.
 [no-exit-message]
 run-producer:

@@ -223,7 +223,7 @@ class StreamConsumer:
         return (
             consumption.resource.error
             or self._commits.error
-            or (consumption.attempts.error if consumption.attempts.failures or consumption.retrying else None)
+            or consumption.handler_error()
             or (None if control.stopped or consumption.halted else control.obstacle())
             or consumption.last_error
             or connection.error

@@ -14,7 +14,7 @@ from apps.chassis.observability.logs import one_line, without_values
 from apps.chassis.observability.traces import Traces
 from apps.consumer.consuming.abandonment import Abandonment
 from apps.consumer.consuming.acceptance import Acceptance
-from apps.consumer.consuming.attempts import Attempts
+from apps.consumer.consuming.attempts import MAX_ERROR_CHARACTERS, Attempts
 from apps.consumer.consuming.batch import Handle
 from apps.consumer.consuming.dead_letter_limit import DeadLetterLimiter
 from apps.consumer.consuming.dead_letters import BadRecord
@@ -126,6 +126,15 @@ class Consumption:
         outage = self.redelivery.outage
         why = "the handler fails for too many records" if outage else "records fail in the handler"
         return f"retrying: {why}: {attempts.failures} attempts failed, the last with {attempts.kind}"
+
+    def handler_error(self) -> str | None:
+        """Return the error of the in-flight or retried batch, and where the record stands that fails alone."""
+        attempts, failing = self.attempts, self.redelivery.failing
+        if not (attempts.failures or self.retrying):
+            return None
+        if failing is None or failing.error is None or self._unwritten is not None:
+            return attempts.error
+        return f"{_place(failing.record)}: {one_line(failing.error)[:MAX_ERROR_CHARACTERS]}"
 
     @property
     def unreadable(self) -> str | None:

@@ -108,8 +108,8 @@ class Trial:
         while first < len(findings) and findings[first].state != "pending":
             first += 1
         self._first_pending = first
-        rest = (findings[index] for index in range(first, len(findings)))
-        return list(islice((one for one in rest if one.state == "pending" and one.key not in waiting), max_records))
+        rest = (one for one in islice(findings, first, None) if one.state == "pending")
+        return list(islice((one for one in rest if one.key not in waiting) if waiting else rest, max_records))
 
     def is_outage(self) -> bool:
         """Return whether too many records fail: the handler must be at fault."""

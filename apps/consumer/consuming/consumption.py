@@ -228,11 +228,9 @@ class Consumption:
         if outcome.bad and not await self._dead_letter(outcome.bad):
             unwritten = [id(one.record) for one in outcome.bad]
             outcome = self._review(finished_part(records, bad, [*undecided, *unwritten]), accepted)
-        self.redelivery.keep(
-            records,
-            [one for one in findings if outcome.redelivers(one.record)],
-            sum(map(outcome.redelivers, records)) if outcome.redelivered else 0,
-        )
+        redelivered = [one for one in records if outcome.redelivers(one)] if outcome.redelivered else []
+        kept = [one for one in findings if outcome.redelivers(one.record)] if redelivered else []
+        self.redelivery.keep(records, kept, len(redelivered))
         unclean = {one.record.partition for one in outcome.bad} | {number for _, number in outcome.redelivered}
         return outcome._replace(recovered=accepted - unclean)
 

@@ -48,7 +48,7 @@ def finished_part(records: Sequence[Record], bad: Sequence[BadRecord], unfinishe
             partition = record.topic, record.partition
             firsts[partition] = min(record.offset, firsts.get(partition, record.offset))
     whole = Outcome(records, records, redelivered=firsts)
-    finished = [record for record in records if not whole.redelivers(record)]
+    finished = [record for record in records if not whole.redelivers(record)] if firsts else records
     letters = [one for one in bad if not whole.redelivers(one.record)]
     are_bad = {id(one.record) for one in letters}
     return Outcome(

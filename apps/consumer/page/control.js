@@ -8,7 +8,7 @@ import { showPill, title } from "./streams.js";
 
 const LIVELY = ["starting", "running", "retrying", "reconnecting"];
 
-/** Each command: when it makes sense, why not in another state, and which button is the next one for whoever used it. */
+/** Each command: when it makes sense, why not in another state, and which button to press next. */
 const COMMANDS = {
   start: { path: "consumers/start", name: "Start", while: ["stopped", "halted"], next: "stop", not: () => "It consumes already." },
   stop: { path: "consumers/stop", name: "Stop", while: [...LIVELY, "paused"], next: "start", not: (state) => `It is ${state} already.` },

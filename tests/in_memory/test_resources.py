@@ -155,10 +155,12 @@ async def test_a_dead_connection_is_replaced_while_nothing_succeeds_and_nothing_
 
 async def test_poison_among_others_costs_no_reopening() -> None:
     database = Database()
-    database.poison = "2"
+    database.poison = "9"
     async with consuming(database.handler) as p:
-        await send(p, "1", "2", "3")
-        await p.until(ORDERS, messages_consumed_count=2, dead_lettered_count=1, lag=0)
+        await p.consumer.post("/consumers/stop")
+        await send(p, *map(str, range(30)))
+        await p.consumer.post("/consumers/start")  # so that all are in one batch: some are handled after the poison
+        await p.until(ORDERS, messages_consumed_count=29, dead_lettered_count=1, lag=0)
         assert database.opened == 1
 
 

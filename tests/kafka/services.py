@@ -268,14 +268,21 @@ class Pipeline:
         asyncio.run(delete())
 
     def alter_topic(self, topic: str = "", **configs: str) -> None:
-        """Change the configuration of a topic (of events by default)."""
-        changed = ConfigResource(ConfigResourceType.TOPIC, topic or self.topic, configs=_dotted(configs))
+        """Change the configuration of a topic (of events by default), and wait until the broker applies it."""
+        wanted = _dotted(configs)
+        changed = ConfigResource(ConfigResourceType.TOPIC, topic or self.topic, configs=wanted)
 
         async def alter() -> None:
             async with self._admin() as admin:
                 await admin.alter_configs([changed])
 
-        asyncio.run(alter())
+        async def applied() -> dict[str, str]:
+            async with self._admin() as admin:
+                (answer,) = await admin.describe_configs([changed])
+                return {name: value for name, value, *_ in answer.resources[0][4]}
+
+        in_time(alter())
+        wait_until(lambda: in_time(applied()) == wanted)
 
     def write(self, records: Sequence[Raw], partition: int = 0) -> list[Record]:
         """Write records as they are, in order, and return how they stand on the topic."""

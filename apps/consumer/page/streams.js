@@ -1,6 +1,6 @@
 /** The streams of this service, and the one that the page shows: the one in its address, or the first. */
 
-import { address } from "./address.js";
+import { address, onAddress } from "./address.js";
 import { arrange, byId, element, say } from "./dom.js";
 
 /** The names of all streams of this service. */
@@ -26,8 +26,7 @@ export function showStreams(states, healths) {
   const list = byId("streams");
   list.parentElement.hidden = names.length === 1;
   arrange(list, names, (name) => name, newLink, (item, name) => {
-    const { tab } = address();
-    item.firstElementChild.setAttribute("href", `?${new URLSearchParams({ stream: name, ...(tab && { tab }) })}`);
+    point(item.firstElementChild, name);
     showPill(item.querySelector(".pill"), states[name] ?? "unknown", healths[name]?.status ?? "unknown");
   });
 }
@@ -39,8 +38,15 @@ export function showPill(pill, state, health) {
   say(pill, state);
 }
 
+function point(link, name) {
+  const { tab } = address();
+  link.setAttribute("href", `?${new URLSearchParams({ stream: name, ...(tab && { tab }) })}`);
+}
+
 function newLink(name) {
   const link = element("a", {}, name, element("span", { class: "pill" }));
   if (name === stream) link.setAttribute("aria-current", "page");
   return element("li", {}, link);
 }
+
+onAddress(() => byId("streams").querySelectorAll("a").forEach((link, index) => point(link, names[index])));

@@ -32,7 +32,7 @@ POSTS = {
     "producer": ["/producers/basic_producer", "/producers/events"],
     "consumer": [
         *(f"/consumers/{order}" for order in ("stop", "start", "pause", "resume", "seek")),
-        "/consumers/dead-letters/redrive",
+        *(f"/consumers/dead-letters/{action}" for action in ("redrive", "discard", "restore")),
     ],
 }
 EVERY_POST = pytest.mark.parametrize(("service", "path"), [(name, path) for name in POSTS for path in POSTS[name]])

@@ -426,10 +426,13 @@ def body_schema(client: TestClient[Litestar], path: str) -> Any:  # noqa: ANN401
             [{"to": "end"}, {"to": "end", "offset": None}, {"partition": 0, "offset": 3}],
             [{}, {"to": None}, {"partition": 0}, {"offset": 3}, {"to": "end", "partition": 0}, {"to": "soon"}],
         ),
-        (
-            "/consumers/dead-letters/redrive",
-            [{"limit": 1}, {"limit": 1, "partition": None}, {"partition": 0, "offset": 3}],
-            [{}, {"limit": None}, {"partition": 0}, {"limit": 1, "offset": 3}, {"limit": 0}, {"limit": 1, "all": True}],
+        *(
+            (
+                f"/consumers/dead-letters/{action}",
+                [{"limit": 1}, {"limit": 1, "partition": None}, {"partition": 0, "offset": 3}],
+                [{}, {"limit": None}, {"partition": 0}, {"limit": 1, "offset": 3}, {"limit": 0}, {"limit": 1, "x": 1}],
+            )
+            for action in ("redrive", "discard", "restore")
         ),
     ],
 )

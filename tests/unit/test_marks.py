@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from apps.consumer.redriving.marks import TOPIC_ID, Marks, contains, merged, next_outside, without
+from apps.consumer.redriving.actions import Action
+from apps.consumer.redriving.marks import TOPIC_ID, Marks, contains, merged, minus, next_outside
 
-OFFSETS = st.sets(st.integers(0, 40))
 INTERVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)))
 
 
@@ -28,16 +28,18 @@ def test_the_next_offset_to_read_is_the_first_that_is_not_marked(intervals: list
     assert next_outside(marked, at) == next(offset for offset in range(at, 50) if not contains(marked, offset))
 
 
-@given(OFFSETS, st.integers(0, 20), st.integers(20, 41))
-def test_all_but_some_offsets(offsets: set[int], start: int, stop: int) -> None:
-    inside = {offset for offset in offsets if start <= offset < stop}
-    ranges = without(start, stop, inside)
-    assert {offset for offset in range(50) if contains(ranges, offset)} == set(range(start, stop)) - inside
+@given(INTERVALS, INTERVALS)
+def test_all_but_some_offsets(intervals: list[tuple[int, int]], removed: list[tuple[int, int]]) -> None:
+    left = minus(merged(intervals), removed)
+    assert {offset for offset in range(50) if contains(left, offset)} == {
+        offset for offset in range(50) if contains(merged(intervals), offset) and not contains(merged(removed), offset)
+    }
+    assert all(one[1] < following[0] for one, following in pairwise(left))
 
 
 def test_marks_of_groups_are_apart_and_those_of_an_earlier_version_count_for_all() -> None:
     marks = Marks()
-    written = [marks.add("one", 3, [(1, 2)]), marks.add(None, 3, [(5, 6)])]
+    written = [*marks.apply(Action.REDRIVE, "one", 3, [(1, 2)]), *marks.apply(Action.REDRIVE, None, 3, [(5, 6)])]
     marks = Marks()
     for key, value in written:
         marks.read(mark(key, value))

@@ -18,7 +18,7 @@ POSTS = [
     ("producer", "/producers/events/generate?number=0"),
     ("producer", "/producers/events"),
     *(("consumer", f"/consumers/{action}") for action in ("stop", "start", "pause", "resume", "seek")),
-    ("consumer", "/consumers/dead-letters/redrive"),
+    *(("consumer", f"/consumers/dead-letters/{action}") for action in ("redrive", "discard", "restore")),
 ]
 EVERY_POST = pytest.mark.parametrize(("service", "path"), POSTS)
 BOTH = pytest.mark.parametrize("service", ["producer", "consumer"])

@@ -15,10 +15,11 @@ from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.topic_search import Filter
+from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letter_view import FirstPlace, Origin, view
 from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
-from apps.consumer.redriving.redrive import RedriveLimits, Redriven, Redriver
+from apps.consumer.redriving.redrive import LetterPlace, RedriveLimits, Redriver
 from apps.consumer.redriving.refusals import RedriveNotNow, TooLarge
 from apps.consumer.redriving.routes import of_one_stream
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
@@ -58,7 +59,7 @@ class Bench:
         self.fails_from = 1_000
         monkeypatch.setattr(self.redriver._marks_topic, "check", self._check_marks_topic)
         monkeypatch.setattr(self.redriver, "_fenced", self._fenced)
-        monkeypatch.setattr(self.redriver, "_send_back", self._send_back)
+        monkeypatch.setattr(self.redriver._transactions, "commit", self._commit)
         monkeypatch.setattr(self.redriver, "marks", self._marks)
 
     async def _check_marks_topic(self) -> None:
@@ -71,12 +72,14 @@ class Bench:
     async def _fenced(self, _: str | None) -> AsyncIterator[tuple[Any, Marks]]:
         yield None, await self._marks()
 
-    async def _send_back(self, _: object, owner: str | None, chosen: Sequence[Stored], marks: Marks) -> None:
+    async def _commit(
+        self, action: Action, _: object, owner: str | None, chosen: Sequence[Stored], marks: Marks
+    ) -> None:
         if len(self.transactions) >= self.fails_from:
             raise KafkaConnectionError("gone")
         self.transactions.append([(record.partition, record.offset) for record in chosen])
         for record in chosen:
-            marks.add(owner, record.partition, [(record.offset, record.offset + 1)])
+            marks.apply(action, owner, record.partition, [(record.offset, record.offset + 1)])
 
 
 def places(columns: Sequence[tuple[Sequence[Stored], bool]], limit: int) -> tuple[list[tuple[int, int]], bool]:
@@ -127,7 +130,7 @@ async def test_what_the_topic_would_not_take_is_held(monkeypatch: pytest.MonkeyP
     assert not bench.redriver.letters.is_held(a_letter(b"x" * 1_000))
     bench.cluster.configs[TOPIC] = {"max.message.bytes": str(size - 1)}
     assert bench.redriver.letters.is_held(a_letter(b"x" * 1_000))
-    assert await bench.redriver.redrive(10) == ([Redriven(0, 1)], False)
+    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 1)], False)
 
 
 async def test_a_dead_letter_without_its_value_is_held_and_refused_when_it_is_asked_for(
@@ -136,9 +139,9 @@ async def test_a_dead_letter_without_its_value_is_held_and_refused_when_it_is_as
     omitted = a_letter(None, ((OMITTED_BYTES, b"20971520"),))
     stored = Stored(0, 0, 0, b"key", None, omitted.all_headers(), DEAD)
     bench = Bench([stored, stored_letter(1)], monkeypatch=monkeypatch)
-    assert await bench.redriver.redrive(10) == ([Redriven(0, 1)], False)
+    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 1)], False)
     with pytest.raises(TooLarge, match="it stays on events, partition 0, offset 7"):
-        await bench.redriver.redrive_one(0, 0)
+        await bench.redriver.perform_one(Action.REDRIVE, 0, 0)
     assert list(chain.from_iterable(bench.transactions)) == [(0, 1)]
 
 
@@ -161,10 +164,10 @@ async def test_a_redrive_with_a_filter_sends_back_what_it_selects_alone(
         [stored_letter(0, 1, 11), stored_letter(1, 1, 21, b"odd")],
         monkeypatch=monkeypatch,
     )
-    counted = await bench.redriver.count(10, only)
+    counted = await bench.redriver.count(Action.REDRIVE, 10, only)
     assert (sorted((one.partition, one.offset) for one in counted.letters), counted.more) == (sorted(places), False)
     assert bench.transactions == []
-    done, _ = await bench.redriver.redrive(10, only)
+    done, _ = await bench.redriver.perform(Action.REDRIVE, 10, only)
     assert [(one.partition, one.offset) for one in done] == places
 
 
@@ -172,7 +175,7 @@ async def test_a_count_is_limited_as_a_redrive_is(monkeypatch: pytest.MonkeyPatc
     letters = [stored_letter(0), stored_letter(1), stored_letter(2, group="")]
     bench = Bench(letters, monkeypatch=monkeypatch, limits=RedriveLimits(transaction_bytes=1))
     for limit in (1, 2, 3, 4):
-        counted = await bench.redriver.count(limit)
+        counted = await bench.redriver.count(Action.REDRIVE, limit)
         assert (len(counted.letters), counted.more) == (min(limit, 3), limit < 3)
 
 
@@ -184,7 +187,7 @@ async def test_many_large_dead_letters_are_sent_back_in_several_transactions(mon
         monkeypatch=monkeypatch,
         limits=RedriveLimits(transaction_bytes=2 * 2 * (100 + len(b"key"))),
     )
-    done, more = await bench.redriver.redrive(7)
+    done, more = await bench.redriver.perform(Action.REDRIVE, 7)
     assert len(bench.transactions) == 2
     assert all(len(transaction) <= 4 for transaction in bench.transactions)
     sent = list(chain.from_iterable(bench.transactions))
@@ -198,17 +201,17 @@ async def test_a_redrive_that_fails_in_the_middle_reports_what_is_back(monkeypat
         [stored_letter(n) for n in range(3)], monkeypatch=monkeypatch, limits=RedriveLimits(transaction_bytes=1)
     )
     bench.fails_from = 2
-    assert await bench.redriver.redrive(3) == ([Redriven(0, 0), Redriven(0, 1)], True)
+    assert await bench.redriver.perform(Action.REDRIVE, 3) == ([LetterPlace(0, 0), LetterPlace(0, 1)], True)
     bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
     bench.fails_from = 0
     with pytest.raises(KafkaConnectionError):
-        await bench.redriver.redrive(3)
+        await bench.redriver.perform(Action.REDRIVE, 3)
 
 
 async def test_letters_of_other_groups_are_read_once_and_passed_over_then(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [stored_letter(n, group="another") for n in range(5)]
     bench = Bench([*others, stored_letter(5), stored_letter(6, group="")], monkeypatch=monkeypatch)
-    assert await bench.redriver.redrive(10) == ([Redriven(0, 5), Redriven(0, 6)], False)
+    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 5), LetterPlace(0, 6)], False)
     assert bench.redriver.letters.passed[None, "group", 0] == [(0, 5), (6, 7)]
     assert bench.redriver.letters.passed[None, None, 0] == [(0, 6)]
 
@@ -217,15 +220,15 @@ async def test_a_redrive_that_only_met_letters_of_others_until_it_was_late_says_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bench = Bench([stored_letter(0)], monkeypatch=monkeypatch, limits=RedriveLimits(begin_within_s=0.0))
-    assert await bench.redriver.redrive(10) == ([], True)
+    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([], True)
 
 
 async def test_a_redrive_waits_for_its_turn_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench([stored_letter(0)], monkeypatch=monkeypatch, limits=RedriveLimits(turn_s=0.01))
     async with bench.redriver._lock:
         with pytest.raises(RedriveNotNow, match="under way"):
-            await bench.redriver.redrive(10)
-    assert (await bench.redriver.redrive(10)).letters == [Redriven(0, 0)]
+            await bench.redriver.perform(Action.REDRIVE, 10)
+    assert (await bench.redriver.perform(Action.REDRIVE, 10)).letters == [LetterPlace(0, 0)]
 
 
 async def test_a_redrive_is_answered_in_time_even_when_what_it_began_does_not_end(
@@ -244,7 +247,7 @@ async def test_a_redrive_is_answered_in_time_even_when_what_it_began_does_not_en
 
     monkeypatch.setattr(bench.redriver, "_fenced", never_closing)
     with pytest.raises(TimeoutError):
-        await bench.redriver.redrive(10)
+        await bench.redriver.perform(Action.REDRIVE, 10)
     assert bench.redriver._lock.locked()  # no other one begins before this one has closed what is its own
     ended.set()
     async with asyncio.timeout(LONG), bench.redriver._lock:
@@ -257,9 +260,9 @@ async def test_marks_that_their_topic_would_not_take_are_refused_with_what_to_do
     cluster.configs[f"{DEAD}-redriven"] = {"max.message.bytes": "1000"}
     redriver = Redriver(options, cluster, cast(LogReader, StoredTopic({})), f"{DEAD}-redriven", TOPIC, "group")
     marks = Marks()
-    marks.add("group", 0, [(2 * n, 2 * n + 1) for n in range(200)])
+    marks.apply(Action.REDRIVE, "group", 0, [(2 * n, 2 * n + 1) for n in range(200)])
     with pytest.raises(TooLarge, match=r"too scattered .* takes 1000 \(max.message.bytes\)"):
-        await redriver._send_back(cast(Any, None), "group", [stored_letter(999)], marks)
+        await redriver._transactions.commit(Action.REDRIVE, cast(Any, None), "group", [stored_letter(999)], marks)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +277,7 @@ def test_a_letter_goes_back_to_its_partition_or_where_its_key_belongs(
     cluster.partitions[TOPIC] = 6
     redriver = Redriver(options, cluster, cast(LogReader, StoredTopic({})), f"{DEAD}-redriven", TOPIC, "group")
     letter = msgspec.structs.replace(a_letter(), key=key, partition=origin)
-    assert redriver._partition_for(letter, stored_letter(0, partition=8)) == expected
+    assert redriver._transactions._partition_for(letter, stored_letter(0, partition=8)) == expected
 
 
 @pytest.mark.parametrize(
@@ -293,7 +296,7 @@ def test_a_letter_names_its_group_only_where_the_original_is_kept_for_the_other_
     cluster = Cluster(options, [])
     cluster.configs[TOPIC] = settings
     redriver = Redriver(options, cluster, cast(LogReader, StoredTopic({})), f"{DEAD}-redriven", TOPIC, "group")
-    assert redriven_for(redriver._headers_of(a_letter())) == expected
+    assert redriven_for(redriver._transactions._headers_of(a_letter())) == expected
 
 
 def test_a_column_that_was_not_read_at_all_keeps_the_others_back() -> None:
@@ -302,12 +305,12 @@ def test_a_column_that_was_not_read_at_all_keeps_the_others_back() -> None:
 
 async def test_an_error_of_one_stream_says_how_many_letters_of_others_were_sent_back() -> None:
     """A 503 says that nothing was done: a caller would ask again, and for more than it meant."""
-    error = of_one_stream("orders", KafkaConnectionError("no broker"), 7)
+    error = of_one_stream(Action.REDRIVE, "orders", KafkaConnectionError("no broker"), 7)
     assert isinstance(error, RedriveNotNow)
     assert str(error).startswith("orders: ")
     assert str(error).endswith("; of other streams 7 dead letters were sent back")
     nothing_sent = KafkaConnectionError("no broker")
-    assert of_one_stream("orders", nothing_sent, 0) is nothing_sent
+    assert of_one_stream(Action.REDRIVE, "orders", nothing_sent, 0) is nothing_sent
 
 
 async def test_a_listed_letter_names_the_first_place_of_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +325,6 @@ async def test_a_listed_letter_names_the_first_place_of_its_record(monkeypatch: 
 
 async def test_a_letter_that_was_sent_back_is_not_listed_as_redrivable(monkeypatch: pytest.MonkeyPatch) -> None:
     bench, marks = Bench([], monkeypatch=monkeypatch), Marks()
-    marks.add("group", 0, [(0, 1)])
+    marks.apply(Action.REDRIVE, "group", 0, [(0, 1)])
     listed = [view(stored_letter(offset), marks, bench.redriver) for offset in (0, 1)]
     assert [(letter.redriven, letter.redrivable) for letter in listed] == [(True, False), (False, True)]

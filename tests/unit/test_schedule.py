@@ -11,6 +11,7 @@ from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings, WrongSetting, read_settings
+from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.schedule import DueLetters, SearchLimits
@@ -62,7 +63,7 @@ class Bench:
         return [(record.partition, record.offset) for record in await self.due.find(self.marks)]
 
     def mark(self, partition: int, *offsets: int) -> None:
-        self.marks.add(GROUP, partition, [(offset, offset + 1) for offset in offsets])
+        self.marks.apply(Action.REDRIVE, GROUP, partition, [(offset, offset + 1) for offset in offsets])
 
 
 def letter(offset: int, age_s: float, rounds: int = 0, verdict: str | None = POISON, group: str = GROUP) -> Stored:

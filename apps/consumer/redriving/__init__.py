@@ -1,4 +1,4 @@
-"""Show dead letters and send them back to their topic, each once.
+"""Show dead letters, send them back to their topic, each once, and discard them.
 
 Depends on `browsing` and `chassis`; `stream_consumer` and `app` depend on it.
 """

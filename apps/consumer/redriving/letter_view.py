@@ -3,7 +3,7 @@
 import msgspec
 
 from apps.consumer.browsing.record_view import Content, Header, content_of, headers_of
-from apps.consumer.redriving.letters import letter_of, owner_of
+from apps.consumer.redriving.letters import is_discarded, letter_of, owner_of
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import Redriver
 from contracts import dead_letter
@@ -32,10 +32,10 @@ class DeadLetter(msgspec.Struct):
 
     `rounds` counts how often it was sent back before. `held`: it was sent back too often, or is larger than its topic
     takes, so that it is sent back only when it is requested by itself. `group` could not consume it, and sends it back.
-    `redrivable` is whether this consumer does: the letter is of its topic, of its group or of none, and not sent
-    back yet. `origin` is the record that was dead-lettered, `first_place` where it was before any redrive. `verdict` is
-    `poison` when the handler failed for it, and `refused` when it was undecodable or rejected. Null is what a letter of
-    another writer, or an earlier version, does not name.
+    `redrivable` is whether this consumer does: the letter is of its topic, of its group or of none, and neither sent
+    back (`redriven`) nor `discarded`. `origin` is the record that was dead-lettered, `first_place` where it was before
+    any redrive. `verdict` is `poison` when the handler failed for it, and `refused` when it was undecodable or
+    rejected. Null is what a letter of another writer, or an earlier version, does not name.
     """
 
     partition: int
@@ -55,13 +55,15 @@ class DeadLetter(msgspec.Struct):
     redriven: bool
     redrivable: bool
     verdict: str | None
+    discarded: bool
 
 
 def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
     """Return the view of the dead letter in a record."""
     letter = letter_of(record)
     headers, _, rounds = dead_letter.history(letter.headers)
-    redriven = marks.contains(owner_of(letter), record.partition, record.offset)
+    marked = marks.contains(owner_of(letter), record.partition, record.offset)
+    discarded = is_discarded(record, marks)
     return DeadLetter(
         partition=record.partition,
         offset=record.offset,
@@ -77,9 +79,10 @@ def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
         tries=letter.tries,
         rounds=rounds,
         held=redriver.letters.is_held(letter),
-        redriven=redriven,
-        redrivable=redriver.is_ours(letter) and not redriven,
+        redriven=marked and not discarded,
+        redrivable=redriver.is_ours(letter) and not marked,
         verdict=letter.verdict,
+        discarded=discarded,
     )
 
 

@@ -1,4 +1,4 @@
-"""Finds the dead letters to send back, the oldest first."""
+"""Finds the dead letters that an operator action is about, the oldest first."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import merged_by_time, size_of
 from apps.consumer.browsing.topic_search import Filter
-from apps.consumer.redriving.marks import Intervals, Marks, contains, merged, next_outside, without
+from apps.consumer.redriving.actions import Action
+from apps.consumer.redriving.marks import Intervals, Marks, contains, merged, minus, next_outside, outside
 from contracts.dead_letter import DeadLetter, history, is_omitted, read, redrive_headers
 from contracts.record import Record, place_of
 
@@ -21,13 +22,14 @@ MAX_ROUNDS = 3
 """How often a dead letter is sent back before it is held: then only when it is requested by itself."""
 
 PartitionStart = tuple[Sequence[Record], bool]
-"""The first letters of a partition to send back, and whether there may be more behind them."""
+"""The first wanted letters of a partition, and whether there may be more behind them."""
 
 
 class Wanted(NamedTuple):
-    """Letters of an owner that `only` selects and that are not marked: at most `limit`.
+    """Letters of an owner that `only` selects and that an action may be about: at most `limit`.
 
     They have at most `max_bytes`, but for one of each partition. The search ends when it is `late` (event loop time).
+    A redrive leaves held letters out.
     """
 
     owner: str | None
@@ -36,6 +38,13 @@ class Wanted(NamedTuple):
     max_bytes: int
     late: float
     only: Filter = Filter()
+    action: Action = Action.REDRIVE
+
+    def unwanted(self, partition: int) -> Intervals:
+        """Return the offsets of a partition whose letters the action is not about, because of their marks."""
+        if self.action is Action.RESTORE:
+            return outside(self.marks.discarded(self.owner, partition))
+        return self.marks.of(self.owner, partition)
 
 
 class Letters:
@@ -83,33 +92,41 @@ class Letters:
         """Return the first letters of a partition that are wanted; each partition has an equal share of the bytes."""
         found: list[Record] = []
         size, share = 0, wanted.max_bytes // self._cluster.partition_count(self._reader.topic)
-        marked = wanted.marks.of(wanted.owner, partition)
+        unwanted = wanted.unwanted(partition)
         place = (wanted.marks.topic_id, wanted.owner, partition)
         passed = self.passed.get(place, [])
-        at = next_outside(merged([*marked, *passed]), first)
+        at = next_outside(merged([*unwanted, *passed]), first)
         while at < end:
             if asyncio.get_running_loop().time() >= wanted.late:
                 return found, True
             records, reached = await self._reader.some({partition: (at, end)}, READ_BYTES)
             own = [(record, letter) for record in records if owner_of(letter := letter_of(record)) == wanted.owner]
             for record, letter in own:
-                if contains(marked, record.offset) or letter.topic != self._topic or self.is_held(letter):
+                if contains(unwanted, record.offset) or letter.topic != self._topic or not wanted.only.matches(record):
                     continue
-                if not wanted.only.matches(record):
+                if wanted.action is Action.REDRIVE and self.is_held(letter):
                     continue
                 if len(found) == wanted.limit or (found and size + size_of(record) > share):
                     return found, True
                 found.append(record)
                 size += size_of(record)
-            others = without(at, reached[partition], (record.offset for record, _ in own))
+            others = minus([(at, reached[partition])], [(record.offset, record.offset + 1) for record, _ in own])
             self.passed[place] = passed = merged([*passed, *others])
-            at = next_outside(merged([*marked, *passed]), reached[partition])
+            at = next_outside(merged([*unwanted, *passed]), reached[partition])
         return found, False
 
 
 def letter_of(record: Record) -> DeadLetter:
     """Return the dead letter in a record."""
     return read(record.key, record.value, record.headers)
+
+
+def is_discarded(record: Record, marks: Marks) -> bool:
+    """Return whether the dead letter in a record was discarded by its group."""
+    partition, offset = record.partition, record.offset
+    if not marks.may_be_discarded(partition, offset):
+        return False
+    return contains(marks.discarded(owner_of(letter_of(record)), partition), offset)
 
 
 def owner_of(letter: DeadLetter) -> str | None:

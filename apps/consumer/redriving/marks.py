@@ -1,9 +1,12 @@
-"""Which dead letters were sent back: the records of the marks topic, and the offsets that they mark.
+"""Which dead letters were sent back or discarded: the records of the marks topic, and the offsets that they mark.
 
 The marks topic has one record for each group and partition of the dead letters, so that groups which share a
 dead-letter topic do not overwrite each other. Letters that name no group have their own records, which all groups
 share. Earlier versions had one record for each partition, which all groups overwrote. Such a record is still read, and
 its letters count as sent back for every group.
+
+A discarded letter is marked like one that was sent back, so that no version sends it back. A second record tells which
+of the marked ones were discarded.
 """
 
 import math
@@ -13,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from apps.consumer.redriving.actions import Action
 from contracts.record import Record
 
 TOPIC_ID = "dead-letter-topic-id"
@@ -20,13 +24,20 @@ TOPIC_ID = "dead-letter-topic-id"
 
 Intervals = list[tuple[int, int]]
 """Offsets, as ascending ranges of a first offset and an exclusive last one."""
+OFFSETS_END = 2**63 - 1
+"""The offset after the last possible one."""
 
 
 class MarkKey(msgspec.Struct, frozen=True):
-    """The key of a mark, as JSON: a group (None for letters that name none), and a partition of the dead letters."""
+    """The key of a mark, as JSON: a group (None for letters that name none), and a partition of the dead letters.
+
+    For discarded letters, `discarded_by` is that group, and `group` is "". No letter has that group, so earlier
+    versions, which know no `discarded_by`, ignore the mark.
+    """
 
     group: str | None
     partition: int
+    discarded_by: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 decode_key = msgspec.json.Decoder(int | MarkKey).decode
@@ -35,10 +46,10 @@ decode_intervals = msgspec.json.Decoder(Intervals).decode
 
 
 class Marks:
-    """Which dead letters of one topic were sent back.
+    """Which dead letters of one topic were sent back or discarded.
 
     `headers` identify the topic, where Kafka reports its id. `unreadable` names a mark that cannot be read: then it is
-    unknown what was sent back.
+    unknown what was sent back. Offsets without a letter of the group may be among its marks: they close gaps.
     """
 
     def __init__(self, topic_id: UUID | None = None) -> None:
@@ -58,18 +69,40 @@ class Marks:
             self.unreadable = f"{record.topic}-{record.partition} offset {record.offset} is no mark"
 
     def of(self, group: str | None, partition: int) -> Intervals:
-        """Return the offsets of a group's letters in a partition that must not be sent back again."""
+        """Return the offsets of a group's letters in a partition that were sent back or discarded."""
         return merged([*self._intervals.get(partition, []), *self._intervals.get(MarkKey(group, partition), [])])
 
+    def discarded(self, group: str | None, partition: int) -> Intervals:
+        """Return the offsets of a group's letters in a partition that were discarded, and not restored."""
+        return self._intervals.get(_discarded(group, partition), [])
+
     def contains(self, group: str | None, partition: int, offset: int) -> bool:
-        """Return whether a letter of a group was sent back."""
+        """Return whether a letter of a group was sent back or discarded."""
         return any(contains(self._intervals.get(key, []), offset) for key in (MarkKey(group, partition), partition))
 
-    def add(self, group: str | None, partition: int, intervals: Intervals) -> tuple[bytes, bytes]:
-        """Mark more of a group's letters; return key and value of the record to write."""
-        key = MarkKey(group, partition)
-        self._intervals[key] = merged([*self._intervals.get(key, []), *intervals])
-        return msgspec.json.encode(key), msgspec.json.encode(self._intervals[key])
+    def may_be_discarded(self, partition: int, offset: int) -> bool:
+        """Return whether any group has discarded what is at a place: its letter need not be decoded otherwise."""
+        return any(
+            contains(intervals, offset)
+            for key, intervals in self._intervals.items()
+            if isinstance(key, MarkKey) and key.partition == partition and key.discarded_by is not msgspec.UNSET
+        )
+
+    def apply(
+        self, action: Action, group: str | None, partition: int, intervals: Intervals
+    ) -> list[tuple[bytes, bytes]]:
+        """Mark more of a group's letters, or fewer for a restore; return key and value of each record to write."""
+        sent_back, discarded = MarkKey(group, partition), _discarded(group, partition)
+        keys = [sent_back] if action is Action.REDRIVE else [sent_back, discarded]
+        for key in keys:
+            before = self._intervals.get(key, [])
+            restored = action is Action.RESTORE
+            self._intervals[key] = minus(before, intervals) if restored else merged([*before, *intervals])
+        return [(msgspec.json.encode(key), msgspec.json.encode(self._intervals[key])) for key in keys]
+
+
+def _discarded(group: str | None, partition: int) -> MarkKey:
+    return MarkKey("", partition, group)
 
 
 def contains(intervals: Intervals, offset: int) -> bool:
@@ -94,7 +127,12 @@ def merged(intervals: Iterable[tuple[int, int]]) -> Intervals:
     return ranges
 
 
-def without(start: int, stop: int, offsets: Iterable[int]) -> Intervals:
-    """Return the offsets from `start` up to `stop`, exclusive, except some of them."""
-    bounds = sorted(offsets)
-    return merged(zip([start, *(offset + 1 for offset in bounds)], [*bounds, stop], strict=True))
+def outside(intervals: Iterable[tuple[int, int]]) -> Intervals:
+    """Return all offsets that are not in the intervals."""
+    ranges = merged(intervals)
+    return merged(zip([0, *(stop for _, stop in ranges)], [*(start for start, _ in ranges), OFFSETS_END], strict=True))
+
+
+def minus(intervals: Intervals, removed: Intervals) -> Intervals:
+    """Return the offsets of intervals without the removed ones."""
+    return outside([*outside(intervals), *removed])

@@ -1,4 +1,4 @@
-"""Reads the marks topic: which dead letters were sent back, once that is final."""
+"""Reads the marks topic: which dead letters were sent back or discarded, once that is final."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +17,7 @@ SETTLING_S = 0.1
 
 
 class MarksTopic:
-    """The topic, of one partition, that records which letters of a dead-letter topic were sent back."""
+    """The topic, of one partition, that records which letters of a dead-letter topic were sent back or discarded."""
 
     def __init__(
         self, options: ClientOptions, cluster: Cluster, name: str, dead_topic: str, reader: Callable[..., LogReader]
@@ -35,7 +35,7 @@ class MarksTopic:
             yield
 
     async def read(self) -> Marks:
-        """Return which dead letters were sent back. Raises the errors of `LogReader`.
+        """Return which dead letters were sent back or discarded. Raises the errors of `LogReader`.
 
         Marks of an older topic of the same name are ignored.
         """

@@ -1,16 +1,16 @@
-"""Why a redrive sent nothing back: each message says what to do."""
+"""Why an action on dead letters did nothing: each message says what to do."""
 
 
 class RedriveRefused(Exception):
-    """Nothing was sent back; the message says why, and what to do."""
+    """Nothing was sent back, discarded or restored; the message says why, and what to do."""
 
 
 class RedriveNotNow(RedriveRefused):
-    """Another redrive is under way, or it is unknown what was sent back, or the letter is another group's."""
+    """Another action is under way, or it is unknown what was sent back, or the letter is another group's."""
 
 
-class SentBefore(RedriveRefused):
-    """The requested dead letter was sent back before."""
+class DoneBefore(RedriveRefused):
+    """The requested dead letter was sent back or discarded before, or is not discarded and so cannot be restored."""
 
 
 class TooLarge(RedriveRefused):

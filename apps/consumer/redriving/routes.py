@@ -1,10 +1,10 @@
-"""Dead letters over HTTP: show them, and send them back."""
+"""Dead letters over HTTP: show them, send them back, discard and restore them."""
 
 import asyncio
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from litestar import Controller, get, post
@@ -36,10 +36,11 @@ from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, read_time
 from apps.consumer.browsing.topic_search import Filter, newest
+from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letter_view import DeadLetter, view
-from apps.consumer.redriving.letters import letter_of
-from apps.consumer.redriving.redrive import Redriven, Returned
-from apps.consumer.redriving.refusals import NoSuchLetter, RedriveNotNow, RedriveRefused, SentBefore, TooLarge
+from apps.consumer.redriving.letters import is_discarded, letter_of
+from apps.consumer.redriving.redrive import Done, LetterPlace
+from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts.record import Record
 
@@ -79,8 +80,8 @@ class Reasons(msgspec.Struct):
     more: bool
 
 
-class Redrive(msgspec.Struct, forbid_unknown_fields=True):
-    """What to send back: the oldest `limit` of a stream that were not, or one by its place among the dead letters."""
+class Choice(msgspec.Struct, forbid_unknown_fields=True):
+    """Which dead letters: the oldest `limit` of a stream, or one by its place among the dead letters."""
 
     limit: Limit | None = None
     partition: Number | None = None
@@ -95,9 +96,40 @@ class Redrives(msgspec.Struct):
     """
 
     redriven: int
-    dead_letters: list[Redriven]
+    dead_letters: list[LetterPlace]
     more: bool
     would_redrive: int | None = None
+
+
+class Discards(msgspec.Struct):
+    """The dead letters that were discarded, and whether there may be `more`; `would_discard` is for `dry_run=true`."""
+
+    discarded: int
+    dead_letters: list[LetterPlace]
+    more: bool
+    would_discard: int | None = None
+
+
+class Restores(msgspec.Struct):
+    """The dead letters that were restored, and whether there may be `more`; `would_restore` is for `dry_run=true`."""
+
+    restored: int
+    dead_letters: list[LetterPlace]
+    more: bool
+    would_restore: int | None = None
+
+
+Answer = TypeVar("Answer", Redrives, Discards, Restores)
+Discarded = Annotated[bool, Parameter(description="Those that were discarded, which are not shown otherwise.")]
+
+
+class Selection(NamedTuple):
+    """The dead letters of some streams that an action means; `dry_run` only counts them."""
+
+    streams: Mapping[str, StreamConsumer]
+    choice: Choice
+    only: Filter
+    dry_run: bool
 
 
 async def letter_filter(
@@ -115,7 +147,7 @@ async def letter_filter(
         str | None, QueryParameter(name="to", schema_extra=TIME, description="Only those written before this time.")
     ] = None,
 ) -> Filter:
-    """Return which dead letters a call means, for the list and the redrive alike."""
+    """Return which dead letters a call means, for the list and the actions alike."""
 
     def has_reason(record: Record) -> bool:
         letter = letter_of(record)
@@ -131,18 +163,39 @@ async def letter_filter(
     )
 
 
-REDRIVE_BODY = documents_body(
-    {JSON: (either(Redrive, ["limit"], ["partition", "offset"]), {"limit": 10})}, required=True
-)
 REFUSALS = (HTTPStatus.NOT_FOUND, DONE_BEFORE, NOT_NOW, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
+async def read_selection(
+    request: Request[Any, Any, Any],
+    served_streams: SkipValidation[Mapping[str, StreamConsumer]],
+    only: SkipValidation[Filter],
+    dry_run: Annotated[bool, Parameter(description="Change nothing, and answer how many it would be.")] = False,  # noqa: FBT002 - a query parameter
+) -> Selection:
+    """Return which dead letters an action means."""
+    choice = await read_json(request, Choice)
+    if choice.limit is None and len(served_streams) > 1:
+        raise bad_parameter("stream", "name the stream of the dead letter")
+    return Selection(served_streams, choice, only, dry_run)
+
+
+ACTION: dict[str, Any] = {
+    "status_code": HTTPStatus.OK,
+    "security": KEY_NEEDED,
+    "responses": documented(*BODY_ERRORS, *REFUSALS, OUT_OF_REACH, UNREADABLE),
+    "operation_class": documents_body(
+        {JSON: (either(Choice, ["limit"], ["partition", "offset"]), {"limit": 10})}, required=True
+    ),
+}
+"""What the routes of all actions have in common."""
+
+
 def answer_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Answer a redrive that sent nothing back."""
+    """Answer an action that did nothing."""
     match error:
         case NoSuchLetter():
             found = problem(HTTPStatus.NOT_FOUND, str(error))
-        case SentBefore():
+        case DoneBefore():
             found = problem(DONE_BEFORE, str(error))
         case TooLarge():
             found = problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
@@ -152,14 +205,14 @@ def answer_refusal(request: Request[Any, Any, Any], error: Exception) -> Respons
 
 
 class DeadLetterController(Controller):
-    """Shows dead letters and sends them back."""
+    """Shows dead letters, sends them back, discards and restores them."""
 
     path = "/consumers/dead-letters"
-    dependencies = {"only": Provide(letter_filter)}  # noqa: RUF012 - Litestar's own attribute
+    dependencies = {"only": Provide(letter_filter), "selection": Provide(read_selection)}  # noqa: RUF012 - Litestar's own attribute
     exception_handlers: dict[int | type[Exception], Any] = {RedriveRefused: answer_refusal}  # noqa: RUF012 - Litestar's own
 
     @get(summary="The newest dead letters", responses=documented(OUT_OF_REACH, UNREADABLE))
-    async def newest(
+    async def newest(  # noqa: PLR0913 - the parameters of its query
         self,
         *,
         request: Request[Any, Any, Any],
@@ -167,6 +220,7 @@ class DeadLetterController(Controller):
         only: SkipValidation[Filter],
         limit: Annotated[int, Parameter(ge=1, le=MAX_LETTERS, description="How many at most.")] = 10,
         before: Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")] = None,
+        discarded: Discarded = False,
     ) -> DeadLetters:
         """Show the newest dead letters."""
         try:
@@ -174,7 +228,7 @@ class DeadLetterController(Controller):
         except ValueError as error:
             raise bad_parameter("before", str(error)) from None
         share_of(request.scope).require(SEARCH_MEMORY_BYTES)
-        return await within(CALL_S, _newest(served_stream, limit, only, cursor))
+        return await within(CALL_S, _newest(served_stream, limit, only, cursor, discarded=discarded))
 
     @get("/reasons", summary="The newest 1,000 dead letters, by reason", responses=documented(OUT_OF_REACH, UNREADABLE))
     async def by_reason(
@@ -182,55 +236,69 @@ class DeadLetterController(Controller):
         request: Request[Any, Any, Any],
         served_stream: SkipValidation[StreamConsumer],
         only: SkipValidation[Filter],
+        discarded: Discarded = False,  # noqa: FBT002 - a query parameter
     ) -> Reasons:
         """Count dead letters by reason."""
         share_of(request.scope).require(SEARCH_MEMORY_BYTES)
-        return _reasons_of(await within(CALL_S, _newest(served_stream, MAX_LETTERS, only, None)))
+        found = await within(CALL_S, _newest(served_stream, MAX_LETTERS, only, None, discarded=discarded))
+        return _reasons_of(found)
 
-    @post(
-        "/redrive",
-        summary="Send dead letters back to their topic, each once",
-        status_code=HTTPStatus.OK,
-        security=KEY_NEEDED,
-        responses=documented(*BODY_ERRORS, *REFUSALS, OUT_OF_REACH, UNREADABLE),
-        operation_class=REDRIVE_BODY,
-    )
-    async def redrive(
-        self,
-        request: Request[Any, Any, Any],
-        served_streams: SkipValidation[Mapping[str, StreamConsumer]],
-        only: SkipValidation[Filter],
-        dry_run: Annotated[bool, Parameter(description="Send nothing, and answer how many would be sent.")] = False,  # noqa: FBT002 - a query parameter
-    ) -> Redrives:
+    @post("/redrive", summary="Send dead letters back to their topic, each once", **ACTION)
+    async def redrive(self, selection: SkipValidation[Selection]) -> Redrives:
         """Send dead letters of each stream back, all streams at once."""
-        wanted = await read_json(request, Redrive)
-        if wanted.limit is None and len(served_streams) > 1:
-            raise bad_parameter("stream", "name the stream of the dead letter")
-        act = _count if dry_run else _redrive
-        redrives = (act(name, one, wanted, only) for name, one in served_streams.items())
-        results = await asyncio.gather(*redrives, return_exceptions=True)
-        returned = [result for result in results if isinstance(result, Returned)]
-        done = [letter for result in returned for letter in result.letters]
-        for name, result in zip(served_streams, results, strict=True):
-            if isinstance(result, BaseException):
-                raise of_one_stream(name, result, 0 if dry_run else len(done)) if len(results) > 1 else result
-        more = any(result.more for result in returned)
-        return Redrives(0, [], more, len(done)) if dry_run else Redrives(len(done), done, more)
+        return _answer(Redrives, selection, await _perform(Action.REDRIVE, selection))
+
+    @post("/discard", summary="Discard dead letters: they are neither sent back nor listed", **ACTION)
+    async def discard(self, selection: SkipValidation[Selection]) -> Discards:
+        """Discard dead letters of each stream that were not sent back, also held ones, all streams at once."""
+        return _answer(Discards, selection, await _perform(Action.DISCARD, selection))
+
+    @post("/restore", summary="Restore discarded dead letters", **ACTION)
+    async def restore(self, selection: SkipValidation[Selection]) -> Restores:
+        """Undo the discard of dead letters of each stream, all streams at once."""
+        return _answer(Restores, selection, await _perform(Action.RESTORE, selection))
 
 
-def of_one_stream(name: str, error: BaseException, sent: int) -> BaseException:
-    """Return the error of one of several streams; it says how many letters were sent back of the others."""
-    elsewhere = f"; of other streams {sent} dead letters were sent back"
+def _answer(kind: type[Answer], selection: Selection, done: Done) -> Answer:
+    count = len(done.letters)
+    return kind(0, [], done.more, count) if selection.dry_run else kind(count, done.letters, done.more)
+
+
+async def _perform(action: Action, selection: Selection) -> Done:
+    """Apply an action to what is selected of each stream."""
+    streams, act = selection.streams, _count if selection.dry_run else _change
+    performed = (act(action, name, one, selection) for name, one in streams.items())
+    results = await asyncio.gather(*performed, return_exceptions=True)
+    done = [result for result in results if isinstance(result, Done)]
+    letters = [letter for result in done for letter in result.letters]
+    for name, result in zip(streams, results, strict=True):
+        if isinstance(result, BaseException):
+            changed = 0 if selection.dry_run else len(letters)
+            raise of_one_stream(action, name, result, changed) if len(results) > 1 else result
+    return Done(letters, any(result.more for result in done))
+
+
+def of_one_stream(action: Action, name: str, error: BaseException, changed: int) -> BaseException:
+    """Return the error of one of several streams; it says how many letters of the others the action changed."""
+    elsewhere = f"; of other streams {changed} dead letters were {action.done}"
     if isinstance(error, RedriveRefused):
         return type(error)(f"{name}: {error}{elsewhere}")
-    if sent and isinstance(error, KAFKA_ERRORS):
+    if changed and isinstance(error, KAFKA_ERRORS):
         return RedriveNotNow(f"{name}: {one_line(error)}{elsewhere}")
     return error
 
 
-async def _newest(one: StreamConsumer, limit: int, only: Filter, cursor: Mapping[int, int] | None) -> DeadLetters:
-    found = await newest(one.dead_reader, one.cluster.partitions.get(one.dead_reader.topic, 0), only, limit, cursor)
+async def _newest(
+    one: StreamConsumer, limit: int, only: Filter, cursor: Mapping[int, int] | None, *, discarded: bool
+) -> DeadLetters:
+    """Return the newest letters that match: either those that were discarded, or the others."""
     marks = await one.redriver.marks()
+
+    def is_listed(record: Record) -> bool:
+        return is_discarded(record, marks) == discarded and (only.also is None or only.also(record))
+
+    listed, partitions = only._replace(also=is_listed), one.cluster.partitions.get(one.dead_reader.topic, 0)
+    found = await newest(one.dead_reader, partitions, listed, limit, cursor)
     letters = [view(record, marks, one.redriver) for record in found.records]
     return DeadLetters(letters, write_offsets(found.before) if found.before else None)
 
@@ -246,24 +314,24 @@ def _reasons_of(found: DeadLetters) -> Reasons:
     return Reasons(len(found.dead_letters), redrivable, reasons, found.next is not None)
 
 
-async def _count(_: str, one: StreamConsumer, wanted: Redrive, only: Filter) -> Returned:
-    """Return which dead letters of a stream would be sent back."""
-    match wanted:
-        case Redrive(limit=int(limit), partition=None, offset=None):
-            return await one.redriver.count(limit, only)
+async def _count(action: Action, _: str, one: StreamConsumer, selection: Selection) -> Done:
+    """Return to which dead letters of a stream an action would be applied."""
+    match selection.choice:
+        case Choice(limit=int(limit), partition=None, offset=None):
+            return await one.redriver.count(action, limit, selection.only)
     raise bad_parameter("dry_run", "only with `limit`")
 
 
-async def _redrive(name: str, one: StreamConsumer, wanted: Redrive, only: Filter) -> Returned:
-    """Send dead letters of a stream back."""
-    with operator_action("redrive", name):
-        match wanted:
-            case Redrive(limit=int(limit), partition=None, offset=None):
-                done = await one.redriver.redrive(limit, only)
-            case Redrive(limit=None, partition=int(partition), offset=int(offset)) if only == Filter():
-                done = await one.redriver.redrive_one(partition, offset)
+async def _change(action: Action, name: str, one: StreamConsumer, selection: Selection) -> Done:
+    """Apply an action to dead letters of a stream."""
+    with operator_action(action, name):
+        match selection.choice:
+            case Choice(limit=int(limit), partition=None, offset=None):
+                done = await one.redriver.perform(action, limit, selection.only)
+            case Choice(limit=None, partition=int(partition), offset=int(offset)) if selection.only == Filter():
+                done = await one.redriver.perform_one(action, partition, offset)
             case _:
                 raise bad_body("give either `limit`, or `partition` and `offset` without filters")
-    details = {"action": "redrive", "stream": name}
-    log.info("an operator asked for redrive of %s: %d were sent back", name, len(done.letters), extra=details)
+    count, details = len(done.letters), {"action": str(action), "stream": name}
+    log.info("an operator asked for %s of %s: %d were %s", action, name, count, action.done, extra=details)
     return done._replace(letters=[msgspec.structs.replace(letter, stream=name) for letter in done.letters])

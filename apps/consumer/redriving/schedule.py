@@ -24,7 +24,7 @@ from apps.chassis.observability.logs import one_line
 from apps.chassis.observability.metrics import counter, gauge
 from apps.consumer.operating.control import Control
 from apps.consumer.redriving.letters import READ_BYTES, letter_of
-from apps.consumer.redriving.marks import Intervals, Marks, contains, next_outside
+from apps.consumer.redriving.marks import Intervals, Marks, contains, minus, next_outside
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.refusals import RedriveRefused
 from contracts.dead_letter import POISON, history
@@ -79,6 +79,7 @@ class DueLetters:
         self._delays_s = delays_s
         self._topic_id: UUID | None = None
         self._stops: dict[int, list[Stop]] = {}
+        self._discarded: dict[int, Intervals] = {}
 
     @property
     def next_at(self) -> float | None:
@@ -100,7 +101,11 @@ class DueLetters:
             if asyncio.get_running_loop().time() >= late:
                 break
             stops = self._stops.get(partition, [])
-            if not stops or any(stop.offset > end[partition] for stop in stops):  # a recreated topic without an id
+            discarded = marks.discarded(self._group, partition)
+            restored = minus(self._discarded.get(partition, []), discarded)
+            self._discarded[partition] = discarded
+            is_recreated = any(stop.offset > end[partition] for stop in stops)  # of a Kafka without topic ids
+            if not stops or restored or is_recreated:
                 self._stops[partition] = [Stop(start)] * len(self._delays_s)
             await self._find_in(partition, (start, end[partition]), marks.of(self._group, partition), late, found)
         self.is_cut_off = asyncio.get_running_loop().time() >= late

@@ -1,0 +1,100 @@
+"""Writes what an action does to dead letters in one transaction: the records to send back, and the marks."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import MessageSizeTooLargeError
+
+from apps.chassis.internals.transactions import transaction
+from apps.chassis.kafka.clients import size_of_batch
+from apps.chassis.kafka.cluster import Cluster
+from apps.consumer.redriving.actions import Action
+from apps.consumer.redriving.letters import Letters, letter_of, size_sent_back
+from apps.consumer.redriving.marks import Intervals, Marks
+from apps.consumer.redriving.refusals import TooLarge
+from contracts.dead_letter import DeadLetter, Header, redrive_headers
+from contracts.partitioning import partitions_of
+from contracts.record import Record
+
+
+class Transactions:
+    """Writes to the topic of a stream, and to the marks topic of its dead letters."""
+
+    def __init__(self, cluster: Cluster, letters: Letters, topic: str, marks_topic: str) -> None:
+        self._cluster = cluster
+        self._letters = letters
+        self._topic = topic
+        self._marks_topic = marks_topic
+
+    async def commit(
+        self, action: Action, producer: AIOKafkaProducer, owner: str | None, chosen: Sequence[Record], marks: Marks
+    ) -> None:
+        """Write the marks of an action, and apply it to `marks`; a redrive sends the records back with them."""
+        if not chosen:
+            return
+        mark_records = self._marks_to_write(action, owner, chosen, marks)
+        sent: list[asyncio.Future[object]] = []
+        try:
+            async with transaction(producer):
+                for record in chosen if action is Action.REDRIVE else ():
+                    letter = letter_of(record)
+                    batch = producer.create_batch()  # `send` takes no record that has neither key nor value
+                    batch.append(timestamp=None, key=letter.key, value=letter.value, headers=self._headers_of(letter))
+                    partition = self._partition_for(letter, record)
+                    sent.append(await producer.send_batch(batch, self._topic, partition=partition))
+                for key, value in mark_records:
+                    mark = producer.send(self._marks_topic, value, key=key, partition=0, headers=marks.headers)
+                    sent.append(await mark)
+                await asyncio.gather(*sent)
+        except MessageSizeTooLargeError:
+            needed = max(size_sent_back(letter_of(record)) for record in chosen)
+            allowed = self._cluster.max_message_bytes(self._topic)
+            raise TooLarge(
+                f"with the headers that count its tries it has {needed} bytes; {self._topic} takes {allowed} "
+                "(max.message.bytes)"
+            ) from None
+        finally:
+            await asyncio.gather(*sent, return_exceptions=True)  # retrieves the errors, or asyncio logs each
+
+    def _marks_to_write(
+        self, action: Action, owner: str | None, chosen: Sequence[Record], marks: Marks
+    ) -> list[tuple[bytes, bytes]]:
+        """Apply an action to the marks; return the changed ones.
+
+        Raises `TooLarge` when the marks topic does not accept one: letters that were left out leave gaps in it.
+        """
+        offsets: dict[int, Intervals] = defaultdict(list)
+        for record in chosen:
+            offsets[record.partition].append((record.offset, record.offset + 1))
+        written = []
+        for partition, done in offsets.items():
+            passed = (
+                [] if action is Action.RESTORE else self._letters.passed.get((marks.topic_id, owner, partition), [])
+            )
+            changed = marks.apply(action, owner, partition, [*passed, *done])
+            self._check_size(partition, max(size_of_batch(*mark, marks.headers) for mark in changed))
+            written += changed
+        return written
+
+    def _check_size(self, partition: int, needed: int) -> None:
+        if needed > (allowed := self._cluster.max_message_bytes(self._marks_topic)):
+            raise TooLarge(
+                f"what was sent back or discarded of partition {partition} is too scattered to be marked: that takes "
+                f"{needed} bytes, and {self._marks_topic} takes {allowed} (max.message.bytes). Raise it, or send back "
+                "or discard the oldest letters, one by one"
+            )
+
+    def _headers_of(self, letter: DeadLetter) -> list[Header]:
+        """Return the headers to send a letter back with; they name its group where the original stays for others."""
+        return redrive_headers(letter, for_all_groups=self._cluster.may_be_compacted(self._topic))
+
+    def _partition_for(self, letter: DeadLetter, record: Record) -> int:
+        """Return the partition to send a letter back to: its own, or that of its key if its own does not exist."""
+        count = self._cluster.partition_count(self._topic)
+        if letter.partition is not None and letter.partition < count:
+            return letter.partition
+        if letter.key is not None:
+            return partitions_of([letter.key], count)[0]
+        return (record.partition if letter.partition is None else letter.partition) % count

@@ -15,8 +15,9 @@ from confidential import content_in
 from tools.kafka_distribution import distribution
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
 
-if TYPE_CHECKING:  # tests without a browser need no time for it
+if TYPE_CHECKING:  # tests without a browser or a Kafka need no time for them
     from playwright.sync_api import Browser
+    from services import Pipeline
 
 hypothesis.settings.register_profile(
     "no deadline", deadline=None
@@ -114,6 +115,24 @@ def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         if (found := content_in(log.read_text("utf-8", "replace")))
     }
     assert not found, "logs quote records"
+
+
+@pytest.fixture
+def pipeline(bootstrap_servers: str, logs: Path) -> "Iterator[Pipeline]":
+    """A topic, its dead letters and a group for one test alone, where a module does not share one."""
+    from services import Pipeline  # noqa: PLC0415 - tests without a Kafka need no time for it
+
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture
+def own(bootstrap_servers: str, logs: Path) -> "Iterator[Pipeline]":
+    """A pipeline for one test alone, in a module whose other tests share one."""
+    from services import Pipeline  # noqa: PLC0415 - likewise
+
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        yield pipeline
 
 
 @pytest.fixture(scope="session")

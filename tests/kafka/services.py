@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 EVENT_SERVICES = ("-m", "tests.event_services")
+REDRIVE = "/consumers/dead-letters/redrive"
 PATIENCE = 60.0
 """Seconds that a condition may take: far more than it does, on a machine that does other things too."""
 ENDED_WITHIN_S = 11.0
@@ -171,6 +172,19 @@ class Service:
         """Return the messages of a consumer's window."""
         messages: list[dict[str, Any]] = self.get("/consumers/messages", **parameters)["messages"]
         return messages
+
+    def letters(self, **parameters: str | int) -> list[dict[str, Any]]:
+        """Return the dead letters that a consumer lists, the newest first."""
+        letters: list[dict[str, Any]] = self.get("/consumers/dead-letters", **parameters)["dead_letters"]
+        return letters
+
+    def redrive(self, **order: int) -> int:
+        """Have a consumer send dead letters back; return how many it sent."""
+        return int(self.post(REDRIVE, json=order)["redriven"])
+
+    def partitions(self) -> list[int]:
+        """Return the partitions that a consumer holds."""
+        return [one["partition"] for one in self.status()["partitions"]]
 
     def answers(self, path: str, status: int) -> bool:
         """Return whether a call is answered with this status."""
@@ -485,6 +499,14 @@ class Lines:
             for line in lines:
                 yield json.loads(line)
         assert rest == b""
+
+
+def divided(*consumers: Service, partitions: int = 6) -> bool:
+    """Return whether each of the consumers holds partitions, and each partition is held once."""
+    if not all(consumer.answers("/livez", 200) for consumer in consumers):
+        return False
+    held = [consumer.partitions() for consumer in consumers]
+    return all(held) and sorted(itertools.chain(*held)) == list(range(partitions))
 
 
 def _dotted(configs: dict[str, str]) -> dict[str, str]:

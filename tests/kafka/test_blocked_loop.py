@@ -13,11 +13,10 @@ BLOCKED_S = 14
 
 
 def test_a_handler_that_blocks_the_loop_is_named_costs_no_rebalance_and_every_probe_is_answered(
-    bootstrap_servers: str, logs: Path, tmp_path: Path
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
     (port,) = free_ports(1)
     with (
-        Pipeline(bootstrap_servers, logs) as pipeline,
         pipeline.consumer("blocking", LEDGER=str(tmp_path / "ledger"), LIVENESS_PORT=str(port)) as consumer,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5) as prober,
     ):

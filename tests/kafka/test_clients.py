@@ -152,28 +152,25 @@ async def hold_up(pipeline: Pipeline, joined: threading.Event, enough: threading
         await client.close()
 
 
-def test_a_member_that_holds_up_the_rebalance_is_what_the_consumer_says_it_waits_for(
-    bootstrap_servers: str, logs: Path
-) -> None:
+def test_a_member_that_holds_up_the_rebalance_is_what_the_consumer_says_it_waits_for(pipeline: Pipeline) -> None:
     joined, enough = threading.Event(), threading.Event()
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        pipeline.create_topics(1)
-        member = threading.Thread(target=lambda: asyncio.run(hold_up(pipeline, joined, enough)))
-        member.start()
-        try:
-            assert joined.wait(PROMPT_S)
-            waits = f"waiting for the rebalance of group {pipeline.group} since "
-            with pipeline.consumer() as consumer:
-                consumer.until_answers("/livez", 200)
-                wait_until(lambda: waits in consumer.http.get("/health-check").json()["detail"], PROMPT_S + 2)
-                assert waits in consumer.status()["last_error"]
-                wait_until(lambda: waits in consumer.log.read_text(), PROMPT_S)
-                enough.set()
-                consumer.until_healthy()
-                assert "Traceback" not in consumer.log.read_text()
-        finally:
+    pipeline.create_topics(1)
+    member = threading.Thread(target=lambda: asyncio.run(hold_up(pipeline, joined, enough)))
+    member.start()
+    try:
+        assert joined.wait(PROMPT_S)
+        waits = f"waiting for the rebalance of group {pipeline.group} since "
+        with pipeline.consumer() as consumer:
+            consumer.until_answers("/livez", 200)
+            wait_until(lambda: waits in consumer.http.get("/health-check").json()["detail"], PROMPT_S + 2)
+            assert waits in consumer.status()["last_error"]
+            wait_until(lambda: waits in consumer.log.read_text(), PROMPT_S)
             enough.set()
-            member.join()
+            consumer.until_healthy()
+            assert "Traceback" not in consumer.log.read_text()
+    finally:
+        enough.set()
+        member.join()
 
 
 @contextmanager
@@ -244,31 +241,28 @@ def quota(bootstrap_servers: str, client_id: str, name: Quota, bytes_per_second:
 
 @pytest.mark.alone  # a quota is of all clients of a name
 def test_a_fetch_quota_is_reported_as_such_and_holds_up_no_client_of_another_purpose(
-    bootstrap_servers: str, logs: Path
+    pipeline: Pipeline, bootstrap_servers: str
 ) -> None:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        pipeline.create_topics(1)
-        pipeline.fill(4_000)
-        with quota(bootstrap_servers, "consumer", "consumer_byte_rate", 20_000), pipeline.consumer() as consumer:
-            consumer.until_healthy()
-            wait_until(lambda: consumer.status()["throttled_seconds"] > 1)
-            health = consumer.http.get("/health-check")
-            assert health.status_code == 200
-            assert "Kafka throttles this client by its quota" in health.json()["detail"]
-            assert consumer.status()["state"] == "running"
-            assert consumer.status()["partitions"][0]["end"] == 4_000, "readers are not held up"
-            assert len(consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]) == 1_000
-            metrics = consumer.http.get("/metrics").text
-            assert (
-                float(metrics.partition('\nkafka_throttled_seconds_total{stream="events"} ')[2].partition("\n")[0]) > 1
-            )
+    pipeline.create_topics(1)
+    pipeline.fill(4_000)
+    with quota(bootstrap_servers, "consumer", "consumer_byte_rate", 20_000), pipeline.consumer() as consumer:
+        consumer.until_healthy()
+        wait_until(lambda: consumer.status()["throttled_seconds"] > 1)
+        health = consumer.http.get("/health-check")
+        assert health.status_code == 200
+        assert "Kafka throttles this client by its quota" in health.json()["detail"]
+        assert consumer.status()["state"] == "running"
+        assert consumer.status()["partitions"][0]["end"] == 4_000, "readers are not held up"
+        assert len(consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]) == 1_000
+        metrics = consumer.http.get("/metrics").text
+        assert float(metrics.partition('\nkafka_throttled_seconds_total{stream="events"} ')[2].partition("\n")[0]) > 1
 
 
 @pytest.mark.alone  # a quota is of all clients of a name
 def test_a_produce_quota_refuses_records_before_they_are_taken_and_says_when_to_come_back(
-    bootstrap_servers: str, logs: Path
+    pipeline: Pipeline, bootstrap_servers: str
 ) -> None:
-    with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.producer() as producer:
+    with pipeline.producer() as producer:
         producer.until_healthy()
         told: dict[str, str] = {}
 
@@ -295,9 +289,9 @@ def test_a_produce_quota_refuses_records_before_they_are_taken_and_says_when_to_
 
 
 def test_refused_records_are_reported_with_the_brokers_words_and_make_the_service_unhealthy_until_some_are_taken(
-    bootstrap_servers: str, logs: Path
+    pipeline: Pipeline,
 ) -> None:
-    with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.producer() as producer:
+    with pipeline.producer() as producer:
         producer.until_healthy()
         pipeline.alter_topic(message_timestamp_before_max_ms="0")
         one = event("always the same")  # and so always to the same partition

@@ -30,13 +30,6 @@ def services(running: tuple[Service, Service]) -> tuple[Service, Service]:
     return running
 
 
-@pytest.fixture
-def own(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    """A pipeline for one test alone."""
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
-
-
 def consumed(consumer: Service) -> int:
     return int(consumer.status()["messages_consumed_count"])
 

@@ -2,11 +2,10 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
-from services import Pipeline, Raw, Service, wait_until
+from services import REDRIVE, Pipeline, Raw, Service, wait_until
 
 BAD = [
     Raw(b"not json", b"a key"),
@@ -18,34 +17,19 @@ BAD = [
 
 
 @pytest.fixture
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
-
-
-@pytest.fixture
 def consumer(pipeline: Pipeline) -> Iterator[Service]:
     with pipeline.consumer() as consumer:
         yield consumer.until_healthy()
-
-
-def letters(consumer: Service, **parameters: str | int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = consumer.get("/consumers/dead-letters", **parameters)["dead_letters"]
-    return found
 
 
 def place_of(letter: dict[str, Any]) -> tuple[int, int]:
     return letter["partition"], letter["offset"]
 
 
-def redrive(consumer: Service, **order: int) -> int:
-    return int(consumer.post("/consumers/dead-letters/redrive", json=order)["redriven"])
-
-
 def test_dead_letters_show_what_they_were_where_they_came_from_and_why(consumer: Service, pipeline: Pipeline) -> None:
     written = pipeline.write(BAD, partition=4)
     consumer.until_consumed(len(BAD))
-    newest_first = letters(consumer)
+    newest_first = consumer.letters()
     assert [letter["origin"] for letter in reversed(newest_first)] == [
         {"topic": pipeline.topic, "partition": 4, "offset": one.offset, "timestamp": one.timestamp} for one in written
     ]
@@ -82,11 +66,11 @@ def test_dead_letters_are_found_by_partition_and_by_reason(consumer: Service, pi
     pipeline.write(BAD, partition=1)
     pipeline.write(BAD, partition=2)
     consumer.until_consumed(2 * len(BAD))
-    assert {letter["partition"] for letter in letters(consumer, partition=2)} == {2}
-    tombstones = letters(consumer, reason="Tombstone")
+    assert {letter["partition"] for letter in consumer.letters(partition=2)} == {2}
+    tombstones = consumer.letters(reason="Tombstone")
     assert len(tombstones) == 4
     assert all(letter["value"] is None for letter in tombstones)
-    assert letters(consumer, reason="no such reason") == []
+    assert consumer.letters(reason="no such reason") == []
 
 
 def test_what_is_sent_back_is_the_record_byte_for_byte_and_its_tries_are_counted(
@@ -94,24 +78,24 @@ def test_what_is_sent_back_is_the_record_byte_for_byte_and_its_tries_are_counted
 ) -> None:
     pipeline.write(BAD, partition=5)
     consumer.until_consumed(len(BAD))
-    assert redrive(consumer, limit=1_000) == len(BAD)
+    assert consumer.redrive(limit=1_000) == len(BAD)
     consumer.until_consumed(2 * len(BAD))
     again = [record for record in pipeline.records() if record.offset >= len(BAD)]
     assert [(record.partition, record.key, record.value) for record in again] == [(5, r.key, r.value) for r in BAD]
     assert [record.headers[:-4] for record in again] == [raw.headers for raw in BAD]
-    newest = letters(consumer, limit=5)
+    newest = consumer.letters(limit=5)
     assert {(letter["tries"], letter["rounds"], letter["redriven"]) for letter in newest} == {(2, 1, False)}
-    assert [letter["headers"] for letter in newest] == [letter["headers"] for letter in letters(consumer)[5:]]
-    assert all(letter["redriven"] for letter in letters(consumer)[5:])
+    assert [letter["headers"] for letter in newest] == [letter["headers"] for letter in consumer.letters()[5:]]
+    assert all(letter["redriven"] for letter in consumer.letters()[5:])
 
 
 def test_the_oldest_are_sent_back_first_and_none_twice(consumer: Service, pipeline: Pipeline) -> None:
     pipeline.write([Raw(b"bad %d" % number) for number in range(6)])
     consumer.until_consumed(6)
-    assert redrive(consumer, limit=2) == 2
+    assert consumer.redrive(limit=2) == 2
     consumer.until_consumed(8)
-    assert [letter["redriven"] for letter in reversed(letters(consumer))][:6] == [True, True, *[False] * 4]
-    assert redrive(consumer, limit=4) == 4
+    assert [letter["redriven"] for letter in reversed(consumer.letters())][:6] == [True, True, *[False] * 4]
+    assert consumer.redrive(limit=4) == 4
     consumer.until_consumed(12)
     assert [record.value for record in pipeline.records()] == [b"bad %d" % n for n in (0, 1, 2, 3, 4, 5) * 2]
 
@@ -123,8 +107,7 @@ def test_a_redrive_sends_back_what_the_list_shows_with_the_same_filters_and_a_dr
         pipeline.write([Raw(b"bad", b"some"), Raw(b"bad", b"other"), Raw(None, b"other")], partition)
     consumer.until_consumed(6)
     consumer.post("/consumers/stop")  # so that what is sent back stays on the topic, and is not dead-lettered again
-    path = "/consumers/dead-letters/redrive"
-    newest = max(letter["timestamp"] for letter in letters(consumer))
+    newest = max(letter["timestamp"] for letter in consumer.letters())
     behind = datetime.fromtimestamp(newest / 1_000 + 1, UTC).isoformat()
     for filters, count in (
         ({"from": behind}, 0),
@@ -134,65 +117,60 @@ def test_a_redrive_sends_back_what_the_list_shows_with_the_same_filters_and_a_dr
         ({"reason": "Tombstone", "from": "2020-01-01T00:00:00Z"}, 1),
         ({}, 2),
     ):
-        waiting = [place_of(letter) for letter in letters(consumer, **filters) if not letter["redriven"]]
+        waiting = [place_of(letter) for letter in consumer.letters(**filters) if not letter["redriven"]]
         assert len(waiting) == count
         written = len(pipeline.records())
-        answer = consumer.post(path, params={**filters, "dry_run": "true"}, json={"limit": 10})
+        answer = consumer.post(REDRIVE, params={**filters, "dry_run": "true"}, json={"limit": 10})
         assert answer == {"redriven": 0, "dead_letters": [], "more": False, "would_redrive": count}
         assert len(pipeline.records()) == written
-        answer = consumer.post(path, params=filters, json={"limit": 10})
+        answer = consumer.post(REDRIVE, params=filters, json={"limit": 10})
         assert sorted(map(place_of, answer["dead_letters"])) == sorted(waiting)
         assert (answer["redriven"], answer["would_redrive"]) == (count, None)
         assert len(pipeline.records()) == written + count
 
 
-@pytest.mark.parametrize(
-    ("parameters", "body"),
-    [
-        ({"reasons": "x"}, {"limit": 1}),
-        ({"from": "yesterday"}, {"limit": 1}),
-        ({"to": "2020-01-01T00:00:00"}, {"limit": 1}),
-        ({"partition": "one"}, {"limit": 1}),
-        ({"dry_run": "perhaps"}, {"limit": 1}),
-        ({"dry_run": "1"}, {"limit": 1}),
-        ({"key": "some"}, {"partition": 0, "offset": 0}),
-        ({"dry_run": "true"}, {"partition": 0, "offset": 0}),
-    ],
-)
-def test_a_redrive_with_a_wrong_filter_is_refused(
-    parameters: dict[str, str], body: dict[str, int], consumer: Service
-) -> None:
-    answer = consumer.http.post("/consumers/dead-letters/redrive", params=parameters, json=body)
-    assert answer.status_code == 400, answer.text
+def test_a_redrive_with_a_wrong_filter_is_refused(consumer: Service) -> None:
+    for parameters in (
+        {"reasons": "x"},
+        {"from": "yesterday"},
+        {"to": "2020-01-01T00:00:00"},
+        {"partition": "one"},
+        {"dry_run": "perhaps"},
+        {"dry_run": "1"},
+    ):
+        answer = consumer.http.post(REDRIVE, params=parameters, json={"limit": 1})
+        assert answer.status_code == 400, (parameters, answer.text)
+    for parameters in ({"key": "some"}, {"dry_run": "true"}):
+        answer = consumer.http.post(REDRIVE, params=parameters, json={"partition": 0, "offset": 0})
+        assert answer.status_code == 400, (parameters, answer.text)
 
 
 def test_one_dead_letter_is_sent_back_by_its_place_and_only_once(consumer: Service, pipeline: Pipeline) -> None:
     pipeline.write([Raw(b"bad %d" % number) for number in range(3)])
     consumer.until_consumed(3)
-    assert redrive(consumer, partition=0, offset=1) == 1
-    path = "/consumers/dead-letters/redrive"
-    assert consumer.http.post(path, json={"partition": 0, "offset": 1}).status_code == 409
-    assert consumer.http.post(path, json={"partition": 0, "offset": 77}).status_code == 404
-    assert consumer.http.post(path, json={"partition": 77, "offset": 0}).status_code == 404
-    assert consumer.http.post(path, json={"limit": 0}).status_code == 400
-    assert consumer.http.post(path, json={}).status_code == 400
-    assert redrive(consumer, limit=10) == 2 + 1  # the two others, and the one that came back
+    assert consumer.redrive(partition=0, offset=1) == 1
+    assert consumer.http.post(REDRIVE, json={"partition": 0, "offset": 1}).status_code == 409
+    assert consumer.http.post(REDRIVE, json={"partition": 0, "offset": 77}).status_code == 404
+    assert consumer.http.post(REDRIVE, json={"partition": 77, "offset": 0}).status_code == 404
+    assert consumer.http.post(REDRIVE, json={"limit": 0}).status_code == 400
+    assert consumer.http.post(REDRIVE, json={}).status_code == 400
+    assert consumer.redrive(limit=10) == 2 + 1  # the two others, and the one that came back
 
 
 def test_what_came_back_three_times_is_held_until_it_is_asked_for(consumer: Service, pipeline: Pipeline) -> None:
     pipeline.write([Raw(b"bad")])
     for seen in range(1, 4):
         consumer.until_consumed(seen)
-        assert redrive(consumer, limit=10) == 1
+        assert consumer.redrive(limit=10) == 1
     consumer.until_consumed(4)
-    assert redrive(consumer, limit=10) == 0
-    (held, *_) = letters(consumer, limit=1)
+    assert consumer.redrive(limit=10) == 0
+    (held, *_) = consumer.letters(limit=1)
     assert (held["held"], held["rounds"], held["tries"]) == (True, 3, 4)
-    assert redrive(consumer, partition=held["partition"], offset=held["offset"]) == 1
+    assert consumer.redrive(partition=held["partition"], offset=held["offset"]) == 1
     consumer.until_consumed(5)
 
 
-def test_two_copies_that_are_asked_at_once_send_each_back_once(consumer: Service, pipeline: Pipeline) -> None:
+def test_two_instances_that_are_asked_at_once_send_each_back_once(consumer: Service, pipeline: Pipeline) -> None:
     with pipeline.consumer() as other:
         other.until_healthy()
         pipeline.write([Raw(b"bad %d" % number) for number in range(50)])
@@ -201,7 +179,7 @@ def test_two_copies_that_are_asked_at_once_send_each_back_once(consumer: Service
         other.post("/consumers/stop")
         with ThreadPoolExecutor(6) as pool:
             copies = [consumer, other] * 3
-            calls = [pool.submit(c.http.post, "/consumers/dead-letters/redrive", json={"limit": 1_000}) for c in copies]
+            calls = [pool.submit(c.http.post, REDRIVE, json={"limit": 1_000}) for c in copies]
             answers = [call.result() for call in calls]
         assert {answer.status_code for answer in answers} <= {200, 409}
         assert sum(answer.json()["redriven"] for answer in answers if answer.status_code == 200) == 50
@@ -215,14 +193,14 @@ def test_one_that_the_topic_would_not_take_again_is_held_and_keeps_no_other_from
     largest = 1_048_588 - 61 - 15  # what a batch and a record without key and headers have besides the value
     pipeline.write([Raw(b"x" * largest), Raw(b"small")])
     consumer.until_consumed(2)
-    assert [letter["held"] for letter in letters(consumer)] == [False, True]
-    assert redrive(consumer, limit=10) == 1
-    answer = consumer.http.post("/consumers/dead-letters/redrive", json={"partition": 0, "offset": 0})
+    assert [letter["held"] for letter in consumer.letters()] == [False, True]
+    assert consumer.redrive(limit=10) == 1
+    answer = consumer.http.post(REDRIVE, json={"partition": 0, "offset": 0})
     assert answer.status_code == 422
     assert f"{pipeline.topic} takes 1048588 (max.message.bytes)" in answer.json()["detail"]
-    assert not letters(consumer)[-1]["redriven"]
+    assert not consumer.letters()[-1]["redriven"]
     pipeline.alter_topic(max_message_bytes="2000000")
-    assert redrive(consumer, partition=0, offset=0) == 1
+    assert consumer.redrive(partition=0, offset=0) == 1
 
 
 def test_the_dead_letters_of_a_topic_that_was_recreated_count_as_not_sent_back(pipeline: Pipeline) -> None:
@@ -230,18 +208,18 @@ def test_the_dead_letters_of_a_topic_that_was_recreated_count_as_not_sent_back(p
         consumer.until_healthy()
         pipeline.write([Raw(b"bad %d" % number) for number in range(3)])
         consumer.until_consumed(3)
-        assert redrive(consumer, limit=3) == 3
+        assert consumer.redrive(limit=3) == 3
         consumer.until_consumed(6)
-        assert sum(letter["redriven"] for letter in letters(consumer)) == 3
+        assert sum(letter["redriven"] for letter in consumer.letters()) == 3
     pipeline.delete_topic(pipeline.dead_letter_topic)
     with pipeline.consumer() as consumer:
         consumer.until_healthy()
         pipeline.write([Raw(b"new"), Raw(b"newer")])
         consumer.until_consumed(2)
-        assert [letter["redriven"] for letter in letters(consumer)] == [False, False]
-        assert redrive(consumer, limit=10) == 2
+        assert [letter["redriven"] for letter in consumer.letters()] == [False, False]
+        assert consumer.redrive(limit=10) == 2
         consumer.until_consumed(4)
-        assert sum(letter["redriven"] for letter in letters(consumer)) == 2
+        assert sum(letter["redriven"] for letter in consumer.letters()) == 2
 
 
 def test_what_a_smaller_dead_letter_topic_does_not_take_is_compressed(pipeline: Pipeline) -> None:

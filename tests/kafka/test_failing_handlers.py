@@ -1,6 +1,5 @@
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,20 +30,12 @@ class Failing(NamedTuple):
         return str(self.consumer.status()["state"])
 
 
-@contextmanager
-def failing(bootstrap_servers: str, logs: Path, folder: Path) -> Iterator[Failing]:
-    outage, ledger = folder / "outage", folder / "ledger"
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        pipeline.create_topic(2)
-        with pipeline.consumer("failing", OUTAGE=str(outage), LEDGER=str(ledger)) as consumer:
-            consumer.until_healthy()
-            yield Failing(pipeline, consumer, outage, ledger)
-
-
 @pytest.fixture
-def stage(bootstrap_servers: str, logs: Path, tmp_path: Path) -> Iterator[Failing]:
-    with failing(bootstrap_servers, logs, tmp_path) as stage:
-        yield stage
+def stage(pipeline: Pipeline, tmp_path: Path) -> Iterator[Failing]:
+    outage, ledger = tmp_path / "outage", tmp_path / "ledger"
+    pipeline.create_topic(2)
+    with pipeline.consumer("failing", OUTAGE=str(outage), LEDGER=str(ledger)) as consumer:
+        yield Failing(pipeline, consumer.until_healthy(), outage, ledger)
 
 
 def test_poison_is_dead_lettered_alone_whatever_the_handler_raises_and_an_outage_costs_nothing(stage: Failing) -> None:

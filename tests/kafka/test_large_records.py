@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 from aiokafka import AIOKafkaProducer
-from services import Pipeline, event, value_of
+from services import REDRIVE, Pipeline, event, value_of
 
 MB = 1024 * 1024
 MEMORY_OF_THE_MANIFEST = 384 * MB
@@ -27,10 +27,10 @@ def write_in_one_batch(pipeline: Pipeline, values: list[tuple[bytes, bytes]], co
 
 
 def test_enormous_records_are_dead_lettered_without_their_value_and_their_neighbours_are_consumed(
-    bootstrap_servers: str, logs: Path
+    pipeline: Pipeline,
 ) -> None:
     blanks = b" " * LARGER
-    with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.consumer() as consumer:
+    with pipeline.consumer() as consumer:
         consumer.until_healthy()
         good = [(b"good", value_of(event(f"good-{number}"))) for number in range(4)]
         write_in_one_batch(pipeline, [good[0], (b"large", blanks[:LARGE]), good[1]], "gzip", 0)
@@ -41,7 +41,7 @@ def test_enormous_records_are_dead_lettered_without_their_value_and_their_neighb
         del blanks, padded
         status = consumer.until_consumed(3 + 4 + 20)
         assert (status["messages_consumed_count"], status["dead_lettered_count"]) == (24, 3)
-        letters = consumer.get("/consumers/dead-letters", reason="TooLarge")["dead_letters"]
+        letters = consumer.letters(reason="TooLarge")
         kept = {
             letter["key"]["text"]: (
                 letter["origin"]["partition"],
@@ -59,10 +59,10 @@ def test_enormous_records_are_dead_lettered_without_their_value_and_their_neighb
         }
         assert all("stays on" in letter["error"] for letter in letters)
         one = {"partition": letters[0]["partition"], "offset": letters[0]["offset"]}
-        refused = consumer.http.post("/consumers/dead-letters/redrive", json=one)
+        refused = consumer.http.post(REDRIVE, json=one)
         assert refused.is_client_error, refused.text
         assert "too large to be read" in refused.json()["detail"]
-        assert consumer.post("/consumers/dead-letters/redrive", json={"limit": 100})["redriven"] == 0
+        assert consumer.redrive(limit=100) == 0
 
         (shown,) = consumer.get("/consumers/messages", scope="topic", partition=1)["messages"]
         assert "209,715," in shown["error"]

@@ -2,7 +2,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,12 +12,6 @@ from overload import CALLERS, MAX_MEMORY_BYTES, memory_of, refuses_in_time_and_s
 from services import PATIENCE, ROOT, Pipeline, Raw, Service, event, value_of, wait_until
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - it is this that is tested
-
-
-@pytest.fixture
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
 
 
 @pytest.mark.alone

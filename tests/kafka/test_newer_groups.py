@@ -31,10 +31,8 @@ def newer_member(pipeline: Pipeline) -> Iterator[None]:
             process.communicate(b"\n", timeout=30)
 
 
-def test_a_group_with_a_member_of_the_newer_protocol_is_shown_as_kafka_has_it(
-    bootstrap_servers: str, logs: Path
-) -> None:
-    with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.consumer() as consumer:
+def test_a_group_with_a_member_of_the_newer_protocol_is_shown_as_kafka_has_it(pipeline: Pipeline) -> None:
+    with pipeline.consumer() as consumer:
         consumer.until_healthy()
         consumer.post("/consumers/stop")
         pipeline.fill(50)

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from prometheus_client.parser import text_string_to_metric_families
-from services import Pipeline, Raw, Service, event, value_of, wait_until
+from services import Pipeline, Raw, Service, divided, event, value_of, wait_until
 
 PARTITIONS = 3
 
@@ -423,22 +422,14 @@ def test_a_group_that_was_deleted_is_consumed_from_the_beginning_and_said_to_be_
     assert steered.service.status()["messages_consumed_count"] > before["messages_consumed_count"]
 
 
-def divided(*services: Service) -> bool:
-    """Return whether each of the services holds partitions, and all are held."""
-    if not all(service.answers("/livez", 200) for service in services):
-        return False
-    held = [[p["partition"] for p in service.status()["partitions"]] for service in services]
-    return all(held) and sorted(chain(*held)) == list(range(PARTITIONS))
-
-
 def test_two_members_and_the_one_that_is_left_say_the_same(steered: Steered) -> None:
     with steered.another() as other:
-        wait_until(lambda: divided(steered.service, other))
+        wait_until(lambda: divided(steered.service, other, partitions=PARTITIONS))
         for partition in range(PARTITIONS):
             steered.write(100, partition)
         wait_until(lambda: truth(steered.pipeline).lag == 0)
         wait_until(lambda: not disagreement(steered, truth(steered.pipeline), steered.service, other))
-    wait_until(lambda: len(steered.service.status()["partitions"]) == PARTITIONS)
+    wait_until(lambda: divided(steered.service, partitions=PARTITIONS))
     steered.until_quiet()
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from services import Pipeline, Raw, Service, both, event, value_of, wait_until
+from services import REDRIVE, Pipeline, Raw, Service, both, event, value_of, wait_until
 
 from tools.local_kafka import LocalKafka
 
@@ -35,8 +35,8 @@ LOOKS = [
     Call("POST", "/consumers/seek", {"to": "beginning"}),
     Call("POST", "/consumers/pause"),
     Call("POST", "/consumers/resume"),
-    Call("POST", "/consumers/dead-letters/redrive", {"partition": 0, "offset": 0}),
-    *[Call("POST", "/consumers/dead-letters/redrive", {"limit": 10})] * 12,
+    Call("POST", REDRIVE, {"partition": 0, "offset": 0}),
+    *[Call("POST", REDRIVE, {"limit": 10})] * 12,
 ]
 SENDS = [
     Call("GET", "/health-check"),
@@ -60,12 +60,6 @@ def silent(startable_kafka: None, logs: Path) -> Iterator[tuple[Service, Service
                 yield producer, consumer
             finally:
                 kafka.resume(0)
-
-
-@pytest.fixture
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
 
 
 def answer_to(service: Service, call: Call) -> tuple[str, int | None]:

@@ -36,13 +36,6 @@ def producer(accelerators: str, pipeline: Pipeline) -> Iterator[Service]:
         yield service.until_healthy()
 
 
-@pytest.fixture
-def small(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    """A pipeline for a test that changes its topic."""
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
-
-
 def chosen_by_aiokafka(key: str) -> int:
     return int(DefaultPartitioner()(key.encode(), PARTITIONS, PARTITIONS))
 
@@ -264,42 +257,42 @@ def test_what_slow_callers_announce_keeps_nobody_else_out(producer: Service) -> 
         assert json.loads(answer.text)["id"] == "among-slow"
 
 
-def test_a_topic_of_small_batches_takes_many_small_events_and_refuses_a_large_one(small: Pipeline) -> None:
-    small.create_topic(6, max_message_bytes="2000")
-    with small.producer() as producer:
+def test_a_topic_of_small_batches_takes_many_small_events_and_refuses_a_large_one(own: Pipeline) -> None:
+    own.create_topic(6, max_message_bytes="2000")
+    with own.producer() as producer:
         producer.until_healthy()
         events = [event(text=f"{n}") for n in range(1_000)]
         receipts = producer.post("/producers/events", json=events)["receipts"]
-        assert_true(receipts, events, small.records())
-        before = small.end_offsets()
+        assert_true(receipts, events, own.records())
+        before = own.end_offsets()
         large = [event(), event(text="x" * 2_000)]
         problem = is_problem(producer.http.post("/producers/events", json=large), 400)
         assert [fault["path"] for fault in problem["errors"]] == ["$[1]"]
-        assert small.end_offsets() == before
+        assert own.end_offsets() == before
 
 
-def test_what_kafka_refuses_is_reported_as_not_written_and_the_next_request_works(small: Pipeline) -> None:
-    with small.producer() as producer:
+def test_what_kafka_refuses_is_reported_as_not_written_and_the_next_request_works(own: Pipeline) -> None:
+    with own.producer() as producer:
         producer.until_healthy()
         producer.send(10)
-        small.alter_topic(max_message_bytes="1000")
-        before = small.end_offsets()
+        own.alter_topic(max_message_bytes="1000")
+        before = own.end_offsets()
         refused = producer.http.post("/producers/events", json=[event("one") for _ in range(20)])
         problem = is_problem(refused, 503)
         assert refused.headers["retry-after"]
         assert problem["delivered"] == 0
         assert {receipt["outcome"] for receipt in problem["receipts"]} == {"not_written"}
         assert len(problem["receipts"]) == 20
-        assert small.end_offsets() == before
+        assert own.end_offsets() == before
         for _ in range(3):
             one = event("one")
-            assert_true(producer.post("/producers/events", json=one)["receipts"], [one], small.records())
+            assert_true(producer.post("/producers/events", json=one)["receipts"], [one], own.records())
 
 
-def test_what_kafka_refuses_of_a_list_is_distinguished_from_what_it_took(small: Pipeline) -> None:
-    with small.producer() as producer:
+def test_what_kafka_refuses_of_a_list_is_distinguished_from_what_it_took(own: Pipeline) -> None:
+    with own.producer() as producer:
         producer.until_healthy()
-        small.alter_topic(max_message_bytes="1000")
+        own.alter_topic(max_message_bytes="1000")
         events = [
             event(one_key_of_partition(0, "small-")),
             event(one_key_of_partition(1, "large-"), text="x" * 1_500),
@@ -312,19 +305,19 @@ def test_what_kafka_refuses_of_a_list_is_distinguished_from_what_it_took(small: 
         assert refused["outcome"] == "not_written"
         assert "MessageSizeTooLarge" in refused["error"]
         assert "offset" not in refused
-        assert_true([first, last], [events[0], events[2]], small.records())
-        assert events[1]["id"] not in small.records_by_key()
+        assert_true([first, last], [events[0], events[2]], own.records())
+        assert events[1]["id"] not in own.records_by_key()
         again = event(events[1]["id"])
-        assert_true(producer.post("/producers/events", json=again)["receipts"], [again], small.records())
+        assert_true(producer.post("/producers/events", json=again)["receipts"], [again], own.records())
 
 
-def test_two_producers_at_once_lose_and_double_nothing(small: Pipeline) -> None:
-    with small.producer() as one, small.producer() as other, ThreadPoolExecutor(8) as pool:
+def test_two_producers_at_once_lose_and_double_nothing(own: Pipeline) -> None:
+    with own.producer() as one, own.producer() as other, ThreadPoolExecutor(8) as pool:
         one.until_healthy()
         other.until_healthy()
         calls = [pool.submit(s.send, 2_000) for s in (one, other) * 4]
         made = [one["id"] for call in calls for one in call.result()]
-        on_topic = [record.key.decode() for record in small.records() if record.key]
+        on_topic = [record.key.decode() for record in own.records() if record.key]
         assert len(made) == 16_000
         assert sorted(on_topic) == sorted(made)
 

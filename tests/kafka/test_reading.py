@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 from aiokafka import AIOKafkaProducer
-from services import Pipeline, Raw, Record, Service, event, value_of, wait_until
+from services import Pipeline, Raw, Record, Service, divided, event, value_of, wait_until
 
 PARTITIONS = 3
 LONG = 60.0
@@ -29,10 +28,9 @@ class Event(NamedTuple):
 
 
 @pytest.fixture
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        pipeline.create_topic(PARTITIONS)
-        yield pipeline
+def pipeline(own: Pipeline) -> Pipeline:
+    own.create_topic(PARTITIONS)
+    return own
 
 
 @pytest.fixture
@@ -98,7 +96,7 @@ def of_records(events: list[Event]) -> list[tuple[int, int]]:
     return [(event.data["partition"], event.data["offset"]) for event in events]
 
 
-def test_the_newest_of_the_whole_topic_are_the_same_whichever_copy_is_asked(pipeline: Pipeline) -> None:
+def test_the_newest_of_the_whole_topic_are_the_same_whichever_instance_is_asked(pipeline: Pipeline) -> None:
     written = write_events(pipeline, 30)
     with pipeline.consumer() as one, pipeline.consumer() as other:
         for service in (one, other):
@@ -163,7 +161,7 @@ def test_what_is_no_event_is_shown_as_what_it_is(consumer: Service, pipeline: Pi
     assert consumer.get(f"/consumers/messages/0/{written[1].offset}") == tombstone
 
 
-def test_one_record_is_found_by_its_offset_though_this_copy_never_consumed_it(
+def test_one_record_is_found_by_its_offset_though_this_instance_never_consumed_it(
     consumer: Service, pipeline: Pipeline
 ) -> None:
     consumer.post("/consumers/stop")
@@ -226,7 +224,7 @@ def test_the_live_tail_shows_each_record_once_as_it_comes(consumer: Service, pip
     assert seen[-1].id == "_".join(f"{partition}-{at}" for partition, at in sorted(pipeline.end_offsets().items()))
 
 
-def test_the_live_tail_goes_on_behind_any_event_on_any_copy_and_after_a_restart(pipeline: Pipeline) -> None:
+def test_the_live_tail_goes_on_behind_any_event_on_any_instance_and_after_a_restart(pipeline: Pipeline) -> None:
     with pipeline.consumer() as one, pipeline.consumer() as other:
         one.until_healthy()
         other.until_healthy()
@@ -326,13 +324,10 @@ def test_a_service_that_ends_lets_those_who_watch_go(consumer: Service) -> None:
 
 
 def test_the_group_shows_who_has_which_partition_and_how_far_it_is(pipeline: Pipeline) -> None:
-    def shared_out() -> bool:
-        return all(len(service.status()["partitions"]) in {1, 2} for service in (one, other))
-
     with pipeline.consumer() as one, pipeline.consumer() as other:
         one.until_healthy()
         other.until_healthy()
-        wait_until(shared_out)
+        wait_until(lambda: divided(one, other, partitions=PARTITIONS))
         write_events(pipeline, 6)
         wait_until(lambda: pipeline.committed() == 6)
         own = {service.status()["member_id"]: service for service in (one, other)}
@@ -342,8 +337,7 @@ def test_the_group_shows_who_has_which_partition_and_how_far_it_is(pipeline: Pip
         assert {member["member_id"] for member in group["members"]} == set(own)
         for partition in group["partitions"]:
             assert (partition["committed"], partition["end"], partition["lag"]) == (2, 2, 0)
-            held = [one["partition"] for one in own[partition["owner"]].status()["partitions"]]
-            assert partition["partition"] in held
+            assert partition["partition"] in own[partition["owner"]].partitions()
         for service in (one, other):
             service.post("/consumers/stop")
         assert all(partition["owner"] is None for partition in one.get("/consumers/group")["partitions"])

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,10 +63,9 @@ class Recreated:
 
 
 @pytest.fixture
-def recreated(bootstrap_servers: str, logs: Path, tmp_path: Path) -> Iterator[Recreated]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        pipeline.create_topic(PARTITIONS)
-        yield Recreated(pipeline, tmp_path)
+def recreated(pipeline: Pipeline, tmp_path: Path) -> Recreated:
+    pipeline.create_topic(PARTITIONS)
+    return Recreated(pipeline, tmp_path)
 
 
 def test_a_topic_that_is_recreated_while_it_is_consumed_is_consumed_once_from_its_beginning(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from services import Pipeline, Raw, Service, event, value_of, wait_until
+from services import Pipeline, Raw, Service, divided, event, value_of, wait_until
 
 from tests.handlers import REFUSED
 
@@ -55,8 +55,7 @@ def pipeline(bootstrap_servers: str, logs: Path, tmp_path: Path) -> Iterator[Sch
 
 def letters(consumer: Service, key: str) -> list[dict[str, Any]]:
     """Return the dead letters of a key, the oldest first."""
-    found = consumer.get("/consumers/dead-letters", limit=1_000)["dead_letters"]
-    return [letter for letter in found[::-1] if letter["key"] == {"text": key}]
+    return [letter for letter in consumer.letters(limit=1_000)[::-1] if letter["key"] == {"text": key}]
 
 
 def next_at(consumer: Service) -> datetime | None:
@@ -101,9 +100,8 @@ def test_of_two_instances_the_one_with_the_first_partition_sends_back_each_once_
     with pipeline.start("2s") as one, pipeline.start("2s") as other:
         for each in (one, other):
             each.until_healthy()
-        wait_until(lambda: {len(each.status()["partitions"]) for each in (one, other)} == {3})
-        of_first = [0 in {p["partition"] for p in each.status()["partitions"]} for each in (one, other)]
-        holder, follower = (one, other) if of_first[0] else (other, one)
+        wait_until(lambda: divided(one, other))
+        holder, follower = (one, other) if 0 in one.partitions() else (other, one)
         for partition in range(6):
             pipeline.write_poison(f"poison-{partition}", partition)
         pipeline.until(lambda: sent(holder) == 6)

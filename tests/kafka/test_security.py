@@ -18,7 +18,7 @@ from secured import (
     SecuredKafka,
     yesterday,
 )
-from services import Pipeline, Raw, Service, event, value_of, wait_until
+from services import REDRIVE, Pipeline, Raw, Service, event, value_of, wait_until
 
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.kafka.diagnosis import diagnosis
@@ -252,13 +252,13 @@ def test_the_least_rights_are_enough_and_without_one_it_is_named_and_nothing_is_
         assert [record.value for record in pipeline.records(dead)] == [b"bad"]
 
         assert "no permission for the topic" in consumer.http.get("/consumers/dead-letters").json()["detail"]
-        answer = consumer.http.post("/consumers/dead-letters/redrive", json={"limit": 1})
+        answer = consumer.http.post(REDRIVE, json={"limit": 1})
         assert answer.status_code == 503
         assert "no permission for the transactional id" in answer.json()["detail"]
         allow_redrives(kafka, pipeline)
-        (letter,) = consumer.get("/consumers/dead-letters")["dead_letters"]
+        (letter,) = consumer.letters()
         assert letter["value"] == {"text": "bad"}
-        assert consumer.post("/consumers/dead-letters/redrive", json={"limit": 1})["redriven"] == 1
+        assert consumer.redrive(limit=1) == 1
         consumer.until_consumed(records + 1)
 
         change_passwords(kafka, "changed")

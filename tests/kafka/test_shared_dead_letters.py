@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from services import Pipeline, Raw, Service, event, value_of, wait_until
+from services import REDRIVE, Pipeline, Raw, Service, event, value_of, wait_until
 
 from contracts.dead_letter import DeadLetter
 from contracts.partitioning import partitions_of
 from tests.handlers import REFUSED
-
-REDRIVE = "/consumers/dead-letters/redrive"
 
 
 class Sharing(Pipeline):
@@ -58,8 +56,8 @@ def consumers(pipeline: Sharing) -> Iterator[tuple[Service, Service]]:
 
 
 def newest(consumer: Service, limit: int) -> list[dict[str, Any]]:
-    letters: list[dict[str, Any]] = consumer.get("/consumers/dead-letters", limit=limit)["dead_letters"]
-    return letters[::-1]
+    """Return the newest dead letters, the oldest of them first."""
+    return consumer.letters(limit=limit)[::-1]
 
 
 def redrive(consumer: Service) -> int:
@@ -127,7 +125,7 @@ def test_a_letter_of_another_group_is_not_sent_back_when_it_is_asked_for_by_its_
     answer = consumers[0].http.post(REDRIVE, json=place)
     assert answer.status_code == 409
     assert f"is of the group {pipeline.group}-2" in answer.json()["detail"]
-    assert consumers[1].post(REDRIVE, json=place)["redriven"] == 1
+    assert consumers[1].redrive(**place) == 1
     assert at_once(consumers) == 1
 
 
@@ -263,7 +261,7 @@ def test_copies_of_a_record_that_two_groups_refuse_grow_by_one_with_each_redrive
         refusing.unlink()
         for consumer, group in zip(consumers, groups, strict=True):
             place = {"partition": held[group]["partition"], "offset": held[group]["offset"]}
-            assert consumer.post(REDRIVE, json=place)["redriven"] == 1
+            assert consumer.redrive(**place) == 1
         told = pipeline.until_lettered(consumers, 8)
         assert [(tmp_path / group).read_text().split() for group in groups] == [["old"], ["old"]]
         assert [len(consumer.messages()) for consumer in consumers] == [1, 1]

@@ -1,7 +1,5 @@
 """The services as they ship, with the streams of `contracts`; all other tests give them a stream of their own."""
 
-from pathlib import Path
-
 import pytest
 from services import Pipeline, wait_until
 
@@ -10,12 +8,9 @@ from contracts.stream import Stream
 
 
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
-def test_records_of_each_stream_are_made_consumed_and_shown(
-    stream: Stream[object], bootstrap_servers: str, logs: Path
-) -> None:
+def test_records_of_each_stream_are_made_consumed_and_shown(stream: Stream[object], pipeline: Pipeline) -> None:
     prefix = stream.variables("topic")[0].removesuffix("_TOPIC")
     with (
-        Pipeline(bootstrap_servers, logs) as pipeline,
         pipeline.shipped("producer", prefix, STREAMS=stream.name) as producer,
         pipeline.shipped("consumer", prefix, STREAMS=stream.name) as consumer,
     ):

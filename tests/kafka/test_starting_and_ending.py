@@ -15,11 +15,6 @@ BOUND = 10.0
 
 
 @pytest.fixture
-def pipeline(bootstrap_servers: str, logs: Path) -> Pipeline:
-    return Pipeline(bootstrap_servers, logs)
-
-
-@pytest.fixture
 def nowhere(logs: Path) -> Pipeline:
     """A pipeline without a Kafka."""
     return Pipeline(f"127.0.0.1:{free_ports(1)[0]}", logs)

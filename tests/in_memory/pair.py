@@ -17,6 +17,7 @@ from apps.consumer.consuming.resource import AnyHandler
 from apps.producer.app import create_app as create_producer
 from contracts.stream import Stream
 
+PATIENCE_S = 30.0
 IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, max_backoff_s=0.01))
 """Backoffs that no test feels."""
 
@@ -29,12 +30,12 @@ class Pair(NamedTuple):
     broker: KafkaBroker
 
     async def until(self, stream: Stream[Any], **expected: object) -> dict[str, Any]:
-        """Wait until the status of a stream has some values; return it. Raises `TimeoutError` after 5 s."""
+        """Wait until the status of a stream has some values; return it. Raises `TimeoutError` in the end."""
         return await self.until_status(stream, lambda status: expected.items() <= status.items())
 
     async def until_status(self, stream: Stream[Any], is_reached: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """Wait until the status of a stream is as a condition says; return it. Raises `TimeoutError` after 5 s."""
-        async with asyncio.timeout(5):
+        """Wait until the status of a stream is as a condition says; return it. Raises `TimeoutError` in the end."""
+        async with asyncio.timeout(PATIENCE_S):
             while not is_reached(status := await self._status(stream)):  # noqa: ASYNC110 - no event tells of a status
                 await asyncio.sleep(0.001)
         return status

@@ -1,11 +1,10 @@
 """Sets the quotas of clients with Kafka's own request, AlterClientQuotas, which aiokafka does not have."""
 
-import asyncio
-from typing import Any, Literal
+from typing import Literal
 
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Float64, Int16, Int32, Schema, String
+from services import ask
 
 TEXT = String("utf-8")
 ENTITY = Array(("entity_type", TEXT), ("entity_name", TEXT))
@@ -45,14 +44,6 @@ class SetQuota(Request[QuotasQuestion]):  # type: ignore[misc]  # as above
 
 def set_quota(bootstrap_servers: str, client_id: str, quota: Quota, bytes_per_second: float | None) -> None:
     """Set a quota of the clients of a name; None removes it."""
-
-    async def ask() -> Any:  # noqa: ANN401 - whatever is answered
-        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-        await admin.start()
-        try:
-            return await admin._send_request(SetQuota(client_id, quota, bytes_per_second))
-        finally:
-            await admin.close()
-
-    ((code, *said),) = asyncio.run(ask()).entries
+    wanted = SetQuota(client_id, quota, bytes_per_second)
+    ((code, *said),) = ask(bootstrap_servers, lambda admin: admin._send_request(wanted)).entries
     assert code == 0, said

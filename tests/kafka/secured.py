@@ -1,9 +1,8 @@
 """A Kafka with TLS, passwords, tokens and rights, and the certificates and users that go with it.
 
-Its plain listener is open to whoever administers it (the tests); the others are what services are given.
+Its plain listener is open to its administrators (the tests); the others are what services are given.
 """
 
-import asyncio
 import hashlib
 import json
 import os
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import trustme
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest, DescribeAclsRequest
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import CompactArray, CompactBytes, CompactString, Int8, Int16, Int32, Schema, TaggedFields
 from cryptography.hazmat.primitives.serialization import (
@@ -26,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from services import ask, wait_until
 
 from tools.local_kafka import LocalKafka
 from tools.ports import free_ports
@@ -41,7 +40,7 @@ TEXT = CompactString("utf-8")
 PASSWORD_DOOR, CERTIFICATE_DOOR, EXPIRED_DOOR, STRANGE_DOOR = "SASL_SSL", "SSL", "EXPIRED", "STRANGE"
 """Listeners: for passwords and tokens, for client certificates; with a certificate that is over, or of another host."""
 NARROW_DOOR = "NARROW"
-"""A listener for SCRAM-SHA-512 and tokens only, and for 2 s only: then whoever asks anything must come anew."""
+"""A listener for SCRAM-SHA-512 and tokens only, and for 2 s only: then a client must authenticate again."""
 DOORS = (PASSWORD_DOOR, CERTIFICATE_DOOR, EXPIRED_DOOR, STRANGE_DOOR, NARROW_DOOR)
 LOGIN = "org.apache.kafka.common.security"
 
@@ -118,7 +117,7 @@ class SecuredKafka:
 
     @property
     def open_door(self) -> str:
-        """Where whoever comes may do everything."""
+        """Where everyone may do everything."""
         return self.broker.bootstrap_servers[0]
 
     def address(self, door: str) -> str:
@@ -149,35 +148,31 @@ class SecuredKafka:
         return str(path)
 
     def set_password(self, user: str, password: str, mechanism: str = "SCRAM-SHA-512") -> None:
-        (result,) = asyncio.run(self._ask(SetPassword(user, password, mechanism))).results
+        (result,) = self._ask(SetPassword(user, password, mechanism)).results
         assert result[1] == 0, result
 
     def allow(self, user: str, resource: int, name: str, *operations: str) -> None:
+        """Give rights, and wait until the broker applies them."""
         for operation in operations:
-            (result,) = asyncio.run(
-                self._ask(CreateAclsRequest(*_acl(user, resource, name, operation)))
-            ).creation_responses
+            acl = _acl(user, resource, name, operation)
+            (result,) = self._ask(CreateAclsRequest(*acl)).creation_responses
             assert result[0] == 0, result
+            wait_until(lambda acl=acl: self._ask(DescribeAclsRequest(*acl)).resources)  # type: ignore[misc]  # mypy cannot infer it
 
     def forbid(self, user: str, resource: int, name: str, *operations: str) -> None:
-        """Take a right away that was given."""
+        """Take rights away that were given, and wait until the broker applies that."""
         for operation in operations:
-            (result,) = asyncio.run(
-                self._ask(DeleteAclsRequest(*_acl(user, resource, name, operation)))
-            ).filter_responses
+            acl = _acl(user, resource, name, operation)
+            (result,) = self._ask(DeleteAclsRequest(*acl)).filter_responses
             assert len(result[2]) == 1, result
+            wait_until(lambda acl=acl: not self._ask(DescribeAclsRequest(*acl)).resources)  # type: ignore[misc]  # as above
 
     def restart(self) -> None:
         self.broker.kill(0)
         self.broker.start(0)
 
-    async def _ask(self, question: object) -> Any:  # noqa: ANN401 - whatever is answered
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.open_door)
-        await admin.start()
-        try:
-            return await admin._send_request(question)
-        finally:
-            await admin.close()
+    def _ask(self, question: object) -> Any:  # noqa: ANN401 - any answer
+        return ask(self.open_door, lambda admin: admin._send_request(question))
 
     def _keystore(self, door: str) -> Path:
         return self.folder / f"broker-{door}.pem"

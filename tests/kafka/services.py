@@ -274,29 +274,19 @@ class Pipeline:
 
     def delete_topic(self, *topics: str) -> None:
         """Delete topics, whether they are there or not."""
-
-        async def delete() -> None:
-            async with self._admin() as admin:
-                await admin.delete_topics(list(topics))
-
-        asyncio.run(delete())
+        self.ask(lambda admin: admin.delete_topics(list(topics)))
 
     def alter_topic(self, topic: str = "", **configs: str) -> None:
         """Change the configuration of a topic (of events by default), and wait until the broker applies it."""
         wanted = _dotted(configs)
         changed = ConfigResource(ConfigResourceType.TOPIC, topic or self.topic, configs=wanted)
 
-        async def alter() -> None:
-            async with self._admin() as admin:
-                await admin.alter_configs([changed])
+        def applied() -> dict[str, str]:
+            (answer,) = self.ask(lambda admin: admin.describe_configs([changed]))
+            return {name: value for name, value, *_ in answer.resources[0][4]}
 
-        async def applied() -> dict[str, str]:
-            async with self._admin() as admin:
-                (answer,) = await admin.describe_configs([changed])
-                return {name: value for name, value, *_ in answer.resources[0][4]}
-
-        in_time(alter())
-        wait_until(lambda: in_time(applied()) == wanted)
+        self.ask(lambda admin: admin.alter_configs([changed]))
+        wait_until(lambda: applied() == wanted)
 
     def write(self, records: Sequence[Raw], partition: int = 0) -> list[Record]:
         """Write records as they are, in order, and return how they stand on the topic."""
@@ -318,45 +308,44 @@ class Pipeline:
 
         return asyncio.run(write())
 
-    def write_with_a_wrong_header_name(self, value: bytes, partition: int = 0) -> None:
-        """Write a record with a header whose name is no UTF-8, as clients in other languages can."""
+    def write_batch(
+        self,
+        *raws: Raw,
+        partition: int = 0,
+        timestamp: int | None = None,
+        topic: str = "",
+        mend: Callable[[bytes], bytes] | None = None,
+        **options: Any,  # noqa: ANN401 - of aiokafka's producer
+    ) -> int:
+        """Write records in one batch, whose bytes `mend` may change; return the offset of the last."""
 
-        async def write() -> None:
-            async with AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers) as producer:
+        async def write() -> int:
+            async with AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, **options) as producer:
                 batch = producer.create_batch()
-                batch.append(timestamp=None, key=b"key", value=value, headers=[("right", None), ("ZZ", b"\xff")])
-                changed = bytearray(batch._build().replace(b"\x04ZZ", b"\x04\xffZ"))
-                struct.pack_into(">I", changed, 17, calc_crc32c(bytes(changed[21:])))
-                batch._buffer = changed
-                await (await producer.send_batch(batch, self.topic, partition=partition))
+                for raw in raws:
+                    assert batch.append(timestamp=timestamp, key=raw.key, value=raw.value, headers=list(raw.headers))
+                if mend:
+                    changed = bytearray(mend(batch._build()))
+                    struct.pack_into(">I", changed, 17, calc_crc32c(bytes(changed[21:])))
+                    batch._buffer = changed
+                at = await (await producer.send_batch(batch, topic or self.topic, partition=partition))
+                return int(at.offset) + len(raws) - 1
 
-        asyncio.run(write())
+        return in_time(write())
 
-    def write_compressed(self, value: bytes, codec: str, partition: int = 0) -> None:
-        """Write a record as a producer does that compresses."""
-
-        async def write() -> None:
-            options = {"bootstrap_servers": self.bootstrap_servers, "compression_type": codec}
-            async with AIOKafkaProducer(**options) as producer:
-                await producer.send_and_wait(self.topic, value, partition=partition)
-
-        asyncio.run(write())
+    def write_with_a_wrong_header_name(self, value: bytes) -> None:
+        """Write a record with a header whose name is no UTF-8, as clients in other languages can."""
+        raw = Raw(value, b"key", (("right", None), ("ZZ", b"\xff")))
+        self.write_batch(raw, mend=lambda built: built.replace(b"\x04ZZ", b"\x04\xffZ"))
 
     def write_what_only_java_decompresses(self, value: bytes, partition: int = 0) -> None:
         """Write a record that is compressed, and followed by bytes that Java passes over."""
 
-        async def write() -> None:
-            options = {"bootstrap_servers": self.bootstrap_servers, "compression_type": "gzip"}
-            async with AIOKafkaProducer(**options) as producer:
-                batch = producer.create_batch()
-                batch.append(timestamp=None, key=b"key", value=value)
-                changed = bytearray(batch._build() + b"behind it")
-                struct.pack_into(">i", changed, 8, len(changed) - 12)
-                struct.pack_into(">I", changed, 17, calc_crc32c(bytes(changed[21:])))
-                batch._buffer = changed
-                await (await producer.send_batch(batch, self.topic, partition=partition))
+        def followed(built: bytes) -> bytes:
+            longer = built + b"behind it"
+            return longer[:8] + struct.pack(">i", len(longer) - 12) + longer[12:]
 
-        asyncio.run(write())
+        self.write_batch(Raw(value, b"key"), partition=partition, mend=followed, compression_type="gzip")
 
     def fill(self, count: int, partition: int = 0) -> None:
         """Write so many events to a partition, quickly."""
@@ -375,14 +364,8 @@ class Pipeline:
 
     def delete_before(self, offsets: Mapping[int, int]) -> None:
         """Delete the records before an offset in each partition, as retention does."""
-
-        async def delete() -> None:
-            async with self._admin() as admin:
-                await admin.delete_records(
-                    {TopicPartition(self.topic, p): RecordsToDelete(offset) for p, offset in offsets.items()}
-                )
-
-        asyncio.run(delete())
+        before = {TopicPartition(self.topic, p): RecordsToDelete(offset) for p, offset in offsets.items()}
+        self.ask(lambda admin: admin.delete_records(before))
 
     def records(self, topic: str = "") -> list[Record]:
         """Return all records of a topic (of events by default), partition by partition, each in order."""
@@ -403,24 +386,19 @@ class Pipeline:
 
     def committed(self) -> int:
         """Return how many records the group has committed, of all partitions together."""
+        try:
+            offsets = self.ask(lambda admin: admin.list_consumer_group_offsets(self.group))
+        except GroupCoordinatorNotAvailableError:  # the first group of a new Kafka waits for its topic
+            return 0
+        return sum(at.offset for tp, at in offsets.items() if tp.topic == self.topic)
 
-        async def ask() -> int:
-            async with self._admin() as admin:
-                try:
-                    offsets = await admin.list_consumer_group_offsets(self.group)
-                except GroupCoordinatorNotAvailableError:  # the first group of a new Kafka waits for its topic
-                    return 0
-                return sum(at.offset for tp, at in offsets.items() if tp.topic == self.topic)
-
-        return asyncio.run(ask())
+    def ask(self, question: Callable[[AIOKafkaAdminClient], Coroutine[Any, Any, T]]) -> T:
+        """Ask Kafka something, or have it do something, as an administrator."""
+        return ask(self.bootstrap_servers, question)
 
     def _create(self, *topics: NewTopic) -> None:
-        async def create() -> None:
-            async with self._admin() as admin:
-                for error in (await admin.create_topics(list(topics))).topic_errors:
-                    assert error[1] == 0, error
-
-        asyncio.run(create())
+        for error in self.ask(lambda admin: admin.create_topics(list(topics))).topic_errors:
+            assert error[1] == 0, error
 
     def _environment(self, more: dict[str, str], stream: str = "EVENTS") -> dict[str, str]:
         own = {
@@ -446,15 +424,6 @@ class Pipeline:
                         Record(r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in records
                     ]
         return sorted(found, key=lambda record: record[:2])
-
-    @asynccontextmanager
-    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
-        await admin.start()
-        try:
-            yield admin
-        finally:
-            await admin.close()
 
 
 class Lines:
@@ -511,6 +480,20 @@ def divided(*consumers: Service, partitions: int = 6) -> bool:
 
 def _dotted(configs: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", "."): value for name, value in configs.items()}
+
+
+def ask(bootstrap_servers: str | Sequence[str], question: Callable[[AIOKafkaAdminClient], Coroutine[Any, Any, T]]) -> T:
+    """Ask a Kafka something, or have it do something, as an administrator who has nothing to do with the services."""
+
+    async def answer() -> T:
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+        await admin.start()
+        try:
+            return await question(admin)
+        finally:
+            await admin.close()
+
+    return in_time(answer())
 
 
 def in_time(work: Coroutine[Any, Any, T], timeout: float = PATIENCE) -> T:

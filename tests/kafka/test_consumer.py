@@ -359,5 +359,5 @@ def test_a_header_name_that_is_no_utf_8_stops_nobody(own: Pipeline) -> None:
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 def test_compressed_events_are_consumed(codec: str, consumer: Service, pipeline: Pipeline) -> None:
-    pipeline.write_compressed(value_of(event(codec)), codec)
+    pipeline.write_batch(Raw(value_of(event(codec))), compression_type=codec)
     wait_until(lambda: [message["value"]["id"] for message in consumer.messages(limit=1)] == [codec])

@@ -2,10 +2,11 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
-from services import REDRIVE, Pipeline, Raw, Service, wait_until
+from services import REDRIVE, Pipeline, Raw, Record, Service, wait_until
 
 BAD = [
     Raw(b"not json", b"a key"),
@@ -26,12 +27,30 @@ def place_of(letter: dict[str, Any]) -> tuple[int, int]:
     return letter["partition"], letter["offset"]
 
 
-def test_dead_letters_show_what_they_were_where_they_came_from_and_why(consumer: Service, pipeline: Pipeline) -> None:
-    written = pipeline.write(BAD, partition=4)
-    consumer.until_consumed(len(BAD))
-    newest_first = consumer.letters()
+class Listed(NamedTuple):
+    """A consumer whose dead letters are only looked at: those of partitions 1, 2 and 4, in this order."""
+
+    pipeline: Pipeline
+    consumer: Service
+    written: list[Record]
+
+
+@pytest.fixture(scope="module")
+def listed(bootstrap_servers: str, logs: Path) -> Iterator[Listed]:
+    with Pipeline(bootstrap_servers, logs) as pipeline, pipeline.consumer() as consumer:
+        consumer.until_healthy()
+        written: list[Record] = []
+        for partition in (1, 2, 4):
+            written += pipeline.write(BAD, partition)
+            consumer.until_consumed(len(written))
+        yield Listed(pipeline, consumer, written)
+
+
+def test_dead_letters_show_what_they_were_where_they_came_from_and_why(listed: Listed) -> None:
+    newest_first = listed.consumer.letters(partition=4)
     assert [letter["origin"] for letter in reversed(newest_first)] == [
-        {"topic": pipeline.topic, "partition": 4, "offset": one.offset, "timestamp": one.timestamp} for one in written
+        {"topic": listed.pipeline.topic, "partition": 4, "offset": one.offset, "timestamp": one.timestamp}
+        for one in listed.written[-len(BAD) :]
     ]
     second = newest_first[-2]
     assert second["key"] == {"base64": "/g=="}
@@ -48,29 +67,23 @@ def test_dead_letters_show_what_they_were_where_they_came_from_and_why(consumer:
     assert newest_first[0]["value"] == {"text": ""}
 
 
-def test_paging_back_through_the_dead_letters_shows_each_once(consumer: Service, pipeline: Pipeline) -> None:
-    for partition in range(3):
-        pipeline.write([Raw(b"bad %d" % number) for number in range(9)], partition)
-    consumer.until_consumed(27)
+def test_paging_back_through_the_dead_letters_shows_each_once(listed: Listed) -> None:
     shown, before = [], ""
     while True:
-        page = consumer.get("/consumers/dead-letters", limit=4, **({"before": before} if before else {}))
-        shown += [(letter["partition"], letter["offset"]) for letter in page["dead_letters"]]
+        page = listed.consumer.get("/consumers/dead-letters", limit=4, **({"before": before} if before else {}))
+        shown += [place_of(letter) for letter in page["dead_letters"]]
         if page["next"] is None:
             break
         before = page["next"]
-    assert sorted(shown) == [(partition, offset) for partition in range(3) for offset in range(9)]
+    assert sorted(shown) == sorted((one.partition, one.offset) for one in listed.written)
 
 
-def test_dead_letters_are_found_by_partition_and_by_reason(consumer: Service, pipeline: Pipeline) -> None:
-    pipeline.write(BAD, partition=1)
-    pipeline.write(BAD, partition=2)
-    consumer.until_consumed(2 * len(BAD))
-    assert {letter["partition"] for letter in consumer.letters(partition=2)} == {2}
-    tombstones = consumer.letters(reason="Tombstone")
-    assert len(tombstones) == 4
+def test_dead_letters_are_found_by_partition_and_by_reason(listed: Listed) -> None:
+    assert {letter["partition"] for letter in listed.consumer.letters(partition=2)} == {2}
+    tombstones = listed.consumer.letters(reason="Tombstone")
+    assert len(tombstones) == 6
     assert all(letter["value"] is None for letter in tombstones)
-    assert consumer.letters(reason="no such reason") == []
+    assert listed.consumer.letters(reason="no such reason") == []
 
 
 def test_what_is_sent_back_is_the_record_byte_for_byte_and_its_tries_are_counted(
@@ -129,7 +142,7 @@ def test_a_redrive_sends_back_what_the_list_shows_with_the_same_filters_and_a_dr
         assert len(pipeline.records()) == written + count
 
 
-def test_a_redrive_with_a_wrong_filter_is_refused(consumer: Service) -> None:
+def test_a_redrive_with_a_wrong_filter_is_refused(listed: Listed) -> None:
     for parameters in (
         {"reasons": "x"},
         {"from": "yesterday"},
@@ -138,10 +151,10 @@ def test_a_redrive_with_a_wrong_filter_is_refused(consumer: Service) -> None:
         {"dry_run": "perhaps"},
         {"dry_run": "1"},
     ):
-        answer = consumer.http.post(REDRIVE, params=parameters, json={"limit": 1})
+        answer = listed.consumer.http.post(REDRIVE, params=parameters, json={"limit": 1})
         assert answer.status_code == 400, (parameters, answer.text)
     for parameters in ({"key": "some"}, {"dry_run": "true"}):
-        answer = consumer.http.post(REDRIVE, params=parameters, json={"partition": 0, "offset": 0})
+        answer = listed.consumer.http.post(REDRIVE, params=parameters, json={"partition": 0, "offset": 0})
         assert answer.status_code == 400, (parameters, answer.text)
 
 
@@ -182,7 +195,8 @@ def test_two_instances_that_are_asked_at_once_send_each_back_once(consumer: Serv
             calls = [pool.submit(c.http.post, REDRIVE, json={"limit": 1_000}) for c in copies]
             answers = [call.result() for call in calls]
         assert {answer.status_code for answer in answers} <= {200, 409}
-        assert sum(answer.json()["redriven"] for answer in answers if answer.status_code == 200) == 50
+        redriven = sum(answer.json()["redriven"] for answer in answers if answer.status_code == 200)
+        assert redriven + consumer.redrive(limit=1_000) == 50  # a busy machine may not do all of them in a call's time
         sent_back = sorted(record.value or b"" for record in pipeline.records()[50:])
         assert sent_back == sorted(b"bad %d" % number for number in range(50))
 
@@ -212,6 +226,7 @@ def test_the_dead_letters_of_a_topic_that_was_recreated_count_as_not_sent_back(p
         consumer.until_consumed(6)
         assert sum(letter["redriven"] for letter in consumer.letters()) == 3
     pipeline.delete_topic(pipeline.dead_letter_topic)
+    wait_until(lambda: pipeline.dead_letter_topic not in pipeline.ask(lambda admin: admin.list_topics()))
     with pipeline.consumer() as consumer:
         consumer.until_healthy()
         pipeline.write([Raw(b"new"), Raw(b"newer")])

@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaError
-from services import PATIENCE
+from services import PATIENCE, ask
 
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
@@ -23,15 +23,9 @@ WANTED = {"one": ([0], 2), "two": ([1, 2], 3), "three": ([0, 1, 2], 2)}
 """By topic: the brokers with its replicas, and its `min.insync.replicas`, which may be more than there are."""
 
 
-async def create_topics(kafka: LocalKafka) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
-    await admin.start()
-    try:
-        for name, (brokers, least) in WANTED.items():
-            configs = {"min.insync.replicas": str(least)}
-            await admin.create_topics([NewTopic(name, -1, -1, replica_assignments={0: brokers}, topic_configs=configs)])
-    finally:
-        await admin.close()
+def topic(name: str, brokers: list[int], least: int) -> NewTopic:
+    configs = {"min.insync.replicas": str(least)}
+    return NewTopic(name, -1, -1, replica_assignments={0: brokers}, topic_configs=configs)
 
 
 async def takes_a_record(kafka: LocalKafka, topic: str) -> bool:
@@ -62,7 +56,6 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def agree(kafka: LocalKafka) -> None:
-    await create_topics(kafka)
     async with AsyncExitStack() as stack:
         health = {topic: await stack.enter_async_context(health_of(kafka, topic)) for topic in WANTED}
 
@@ -81,4 +74,6 @@ async def agree(kafka: LocalKafka) -> None:
 
 def test_health_asks_for_as_many_replicas_in_sync_as_kafka_and_no_more() -> None:
     with LocalKafka(brokers=3) as kafka:
+        topics = [topic(name, *wanted) for name, wanted in WANTED.items()]
+        ask(kafka.bootstrap_servers, lambda admin: admin.create_topics(topics))
         asyncio.run(agree(kafka))

@@ -1,11 +1,9 @@
 """Records that are small on the wire and enormous when they are decompressed."""
 
-import asyncio
 from pathlib import Path
 
 import psutil
-from aiokafka import AIOKafkaProducer
-from services import REDRIVE, Pipeline, event, value_of
+from services import REDRIVE, Pipeline, Raw, event, value_of
 
 MB = 1024 * 1024
 MEMORY_OF_THE_MANIFEST = 384 * MB
@@ -14,16 +12,9 @@ LARGE, LARGER = 90 * MB, 200 * MB
 
 def write_in_one_batch(pipeline: Pipeline, values: list[tuple[bytes, bytes]], codec: str, partition: int) -> None:
     """Write keys and values, compressed together."""
-
-    async def write() -> None:
-        options = {"bootstrap_servers": pipeline.bootstrap_servers, "compression_type": codec}
-        async with AIOKafkaProducer(**options, max_batch_size=2**29, max_request_size=2**29) as producer:
-            batch = producer.create_batch()
-            for key, value in values:
-                assert batch.append(timestamp=None, key=key, value=value)
-            await (await producer.send_batch(batch, pipeline.topic, partition=partition))
-
-    asyncio.run(write())
+    raws = [Raw(value, key) for key, value in values]
+    size = 2**29
+    pipeline.write_batch(*raws, partition=partition, compression_type=codec, max_batch_size=size, max_request_size=size)
 
 
 def test_enormous_records_are_dead_lettered_without_their_value_and_their_neighbours_are_consumed(

@@ -6,16 +6,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from zipfile import ZipFile
 
 import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from services import wait_until
+from aiokafka.admin import NewTopic
+from services import ask, wait_until
 
 from tools.kafka_distribution import distribution, refuse_other_jars
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
@@ -65,21 +64,6 @@ def ended(process: psutil.Process) -> bool:
         return bool(process.status() == psutil.STATUS_ZOMBIE)  # until process 1 takes note
     except psutil.NoSuchProcess:
         return True
-
-
-@asynccontextmanager
-async def admin(kafka: LocalKafka) -> AsyncIterator[AIOKafkaAdminClient]:
-    client = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
-    await client.start()
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-async def create_topic(kafka: LocalKafka, topic: str, replicas: int) -> None:
-    async with admin(kafka) as client:
-        await client.create_topics([NewTopic(topic, 1, replicas)])
 
 
 async def send(kafka: LocalKafka, topic: str, value: bytes) -> None:
@@ -222,7 +206,7 @@ def test_a_signal_while_it_starts_leaves_no_process_and_no_file_behind(tmp_path:
 
 def test_a_data_folder_keeps_its_records_and_a_broker_that_ends_gives_its_last_words(tmp_path: Path) -> None:
     with LocalKafka(data=tmp_path / "kept") as kafka:
-        asyncio.run(create_topic(kafka, "kept", replicas=1))
+        ask(kafka.bootstrap_servers, lambda admin: admin.create_topics([NewTopic("kept", 1, 1)]))
         asyncio.run(send(kafka, "kept", b"still here"))
     with LocalKafka(data=tmp_path / "kept") as kafka:
         assert asyncio.run(first_value(kafka, "kept")) == b"still here"

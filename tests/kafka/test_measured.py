@@ -51,11 +51,17 @@ def test_lag_is_measured_for_each_partition_while_it_is_stopped_too(pipeline: Pi
         assert measured(consumer, "consumer_lag_seconds", partition="5") == 0
         consumer.post("/consumers/stop")
         producer.send(100)
-        lags = [measured(consumer, "consumer_lag_records", partition=str(number)) for number in range(6)]
-        assert sum(lag or 0 for lag in lags) == 100
-        assert all((measured(consumer, "consumer_lag_seconds", partition=str(n)) or 0) > 0 for n in range(6) if lags[n])
+
+        def lags() -> list[float]:
+            return [measured(consumer, "consumer_lag_records", partition=str(number)) or 0 for number in range(6)]
+
+        wait_until(lambda: sum(lags()) == 100)
+        assert all(
+            (measured(consumer, "consumer_lag_seconds", partition=str(n)) or 0) > 0
+            for n, lag in enumerate(lags())
+            if lag
+        )
         assert measured(consumer, "consumer_state", state="stopped") == 1
         assert measured(consumer, "service_healthy") == 1
         consumer.post("/consumers/start")
-        for number in range(6):
-            wait_until(lambda n=number: measured(consumer, "consumer_lag_records", partition=str(n)) == 0)  # type: ignore[misc]
+        wait_until(lambda: sum(lags()) == 0)

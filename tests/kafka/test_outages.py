@@ -115,7 +115,7 @@ def test_a_broker_that_is_gone_for_a_while_costs_no_acknowledged_record_and_need
             else:
                 kafka.suspend(0)
             for service in (producer, consumer):
-                service.until_answers("/health-check", 503, timeout=5)
+                service.until_answers("/health-check", 503)
                 assert service.answers("/livez", 200)
             wait_until(lambda: callers.those("unknown"), what="for callers to hear of it")
             if manner == "killed":

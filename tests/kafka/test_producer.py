@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
-from services import Lines, Pipeline, Record, Service, event, in_time, value_of, wait_until
+from services import ENDED_WITHIN_S, Lines, Pipeline, Record, Service, event, in_time, value_of, wait_until
 
 PARTITIONS = list(range(6))
 JSON = {"content-type": "application/json"}
@@ -239,7 +239,7 @@ def test_the_end_of_a_service_is_not_the_end_of_the_lines_that_it_reads(pipeline
         wait_until(lambda: "last" in pipeline.records_by_key())
         ending.terminate()
         assert_cut_off(answering.result(), 1)
-        assert ending.exit_status(10) == 0
+        assert ending.exit_status(ENDED_WITHIN_S) == 0
 
 
 def test_what_slow_callers_announce_keeps_nobody_else_out(producer: Service) -> None:

@@ -2,7 +2,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from aiokafka import AIOKafkaProducer
-from services import Pipeline, Raw, Record, Service, divided, event, value_of, wait_until
+from services import PATIENCE, Pipeline, Raw, Record, Service, divided, event, value_of, wait_until
 
 PARTITIONS = 3
-LONG = 60.0
-"""Seconds after which what a test waits for counts as never to come."""
 BAD = [Raw(b"not json", b"bad"), Raw(None, b"tombstone"), Raw(b"\xff", None, (("h", None), ("h", b"\xfe")))]
 
 
@@ -134,19 +132,11 @@ def test_a_time_divides_records_whose_times_do_not_grow_with_their_offsets(
     consumer: Service, pipeline: Pipeline
 ) -> None:
     now = time.time_ns() // 1_000_000
-    asyncio.run(write_at(pipeline, [now, now + 3, now + 1, now + 2, now + 4, -1]))
+    for at in (now, now + 3, now + 1, now + 2, now + 4, -1):  # -1 stands for none
+        pipeline.write_batch(Raw(value_of(event())), timestamp=at)
     assert newest(consumer, **{"from": as_time(now + 2)}) == [(0, 1), (0, 3), (0, 4)]
     assert newest(consumer, to=as_time(now + 2)) == [(0, 0), (0, 2), (0, 5)]
     assert newest(consumer, to=as_time(now + 2), **{"from": as_time(now + 1)}) == [(0, 2)]
-
-
-async def write_at(pipeline: Pipeline, times: Sequence[int]) -> None:
-    """Write an event at each time (ms) to partition 0; -1 stands for none."""
-    async with AIOKafkaProducer(bootstrap_servers=pipeline.bootstrap_servers) as producer:
-        for at in times:
-            batch = producer.create_batch()
-            batch.append(timestamp=at, key=None, value=value_of(event()))
-            await (await producer.send_batch(batch, pipeline.topic, partition=0))
 
 
 def test_what_is_no_event_is_shown_as_what_it_is(consumer: Service, pipeline: Pipeline) -> None:
@@ -303,7 +293,7 @@ def test_who_comes_from_a_topic_that_was_recreated_learns_that(consumer: Service
 def test_who_does_not_read_is_cut_off_and_nobody_else_waits(consumer: Service, pipeline: Pipeline) -> None:
     with socket.socket() as silent, watching(consumer) as events:
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
-        silent.settimeout(LONG)
+        silent.settimeout(PATIENCE)
         silent.connect(("127.0.0.1", consumer.port))
         silent.sendall(b"GET /consumers/messages/stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert silent.recv(1)
@@ -340,4 +330,4 @@ def test_the_group_shows_who_has_which_partition_and_how_far_it_is(pipeline: Pip
             assert partition["partition"] in own[partition["owner"]].partitions()
         for service in (one, other):
             service.post("/consumers/stop")
-        assert all(partition["owner"] is None for partition in one.get("/consumers/group")["partitions"])
+        wait_until(lambda: not [p for p in one.get("/consumers/group")["partitions"] if p["owner"]])

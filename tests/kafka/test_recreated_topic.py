@@ -1,11 +1,10 @@
 """A topic that is deleted and created again while a consumer runs: each record of the new topic is consumed."""
 
-import asyncio
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from aiokafka.admin import NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from services import Pipeline, Raw, Service, event, value_of, wait_until
 
 WATCHING_CONSUMER = str(Path(__file__).with_name("watching_consumer.py"))
@@ -39,14 +38,13 @@ class Recreated:
     def recreate(self) -> None:
         """Delete the topic, and create it again at once."""
 
-        async def recreate() -> None:
-            async with self.pipeline._admin() as admin:
-                await admin.delete_topics([self.pipeline.topic])
-                new, code = NewTopic(self.pipeline.topic, PARTITIONS, 1), 36  # exists: until the deletion is known
-                while code:
-                    ((_, code, *_),) = (await admin.create_topics([new])).topic_errors
+        async def recreate(admin: AIOKafkaAdminClient) -> None:
+            await admin.delete_topics([self.pipeline.topic])
+            new, code = NewTopic(self.pipeline.topic, PARTITIONS, 1), 36  # exists: until the deletion is known
+            while code:
+                ((_, code, *_),) = (await admin.create_topics([new])).topic_errors
 
-        asyncio.run(recreate())
+        self.pipeline.ask(recreate)
 
     def handled(self) -> Counter[str]:
         """Return how many times each event was handled."""

@@ -131,14 +131,14 @@ def test_what_is_due_while_no_consumer_runs_is_sent_back_by_the_next_one(pipelin
 
 
 def test_while_the_stream_is_paused_nothing_is_sent_back_and_afterwards_it_is(pipeline: Scheduled) -> None:
-    with pipeline.start("4s") as consumer:
+    with pipeline.start("6s") as consumer:
         consumer.until_healthy()
         pipeline.write_poison("poison")
         pipeline.until(lambda: next_at(consumer))
         consumer.post("/consumers/pause")
         due = next_at(consumer)
         assert due is not None
-        wait_until(lambda: datetime.now(UTC) > due + timedelta(seconds=2))
+        wait_until(lambda: datetime.now(UTC) > due + timedelta(seconds=1))
         assert (sent(consumer), pipeline.copies()) == (0, {"poison": 1})
         assert next_at(consumer) == due
         pipeline.mend()

@@ -35,7 +35,7 @@ class Sharing(Pipeline):
 
     def listed(self, consumer: Service, *raws: Raw) -> list[dict[str, Any]]:
         """Write records to the dead-letter topic; return them as they are listed."""
-        last = written_to(self, self.dead_letter_topic, *raws)
+        last = self.write_batch(*raws, topic=self.dead_letter_topic)
         wait_until(lambda: [one["offset"] for one in newest(consumer, 1)] == [last])
         return newest(consumer, len(raws))
 
@@ -71,19 +71,6 @@ def at_once(consumers: tuple[Service, ...], times: int = 3) -> int:
     with ThreadPoolExecutor(len(consumers) * times) as pool:
         sent = sum(pool.map(redrive, consumers * times))
     return sent + sum(map(redrive, consumers))
-
-
-def written_to(pipeline: Pipeline, topic: str, *raws: Raw) -> int:
-    """Write records to the first partition of any topic, and return the offset of the last."""
-
-    async def write() -> int:
-        async with AIOKafkaProducer(bootstrap_servers=pipeline.bootstrap_servers) as producer:
-            for raw in raws:
-                headers = list(raw.headers)
-                at = await producer.send_and_wait(topic, raw.value, key=raw.key, partition=0, headers=headers)
-        return int(at.offset)
-
-    return asyncio.run(write())
 
 
 def of_spring(topic: str, partition: int = 3, **more: bytes) -> tuple[tuple[str, bytes | None], ...]:
@@ -178,7 +165,7 @@ def test_what_an_earlier_version_marked_was_sent_back_for_every_group(
 ) -> None:
     offsets = [letter["offset"] for letter in pipeline.letters(3, consumers[0])]
     mark = b"[[%d,%d]]" % (offsets[0], offsets[-1])
-    written_to(pipeline, f"{pipeline.dead_letter_topic}-redriven", Raw(mark, b"0"))
+    pipeline.write_batch(Raw(mark, b"0"), topic=f"{pipeline.dead_letter_topic}-redriven")
     wait_until(lambda: newest(consumers[0], 6)[0]["redriven"])
     assert [letter["redriven"] for letter in newest(consumers[1], 6)] == [*[True] * 5, False]
     assert at_once(consumers) == 1

@@ -1,10 +1,8 @@
 """What is shown as the newest, whatever clients write as timestamps."""
 
-import asyncio
 import time
 
-from aiokafka import AIOKafkaProducer
-from services import Pipeline, event, value_of
+from services import Pipeline, Raw, event, value_of
 
 HOUR_MS = 60 * 60 * 1_000
 
@@ -12,13 +10,8 @@ HOUR_MS = 60 * 60 * 1_000
 def write(pipeline: Pipeline, name: str, times: list[int], partition: int) -> list[str]:
     """Write events with these timestamps; return their ids."""
     ids = [f"{name}-{number}" for number in range(len(times))]
-
-    async def send() -> None:
-        async with AIOKafkaProducer(bootstrap_servers=pipeline.bootstrap_servers) as producer:
-            for one, timestamp in zip(ids, times, strict=True):
-                await producer.send(pipeline.topic, value_of(event(one)), timestamp_ms=timestamp, partition=partition)
-
-    asyncio.run(send())
+    for one, timestamp in zip(ids, times, strict=True):
+        pipeline.write_batch(Raw(value_of(event(one))), partition=partition, timestamp=timestamp)
     return ids
 
 

@@ -11,7 +11,7 @@ from contracts.stream import encode
 from tests import batches
 from tests.event import Event
 
-LONG = 10.0
+LONG = 30.0
 """Seconds after which what a test waits for counts as never to come; no test waits so long when all is well."""
 
 Stored = batches.Stored

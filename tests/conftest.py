@@ -16,6 +16,8 @@ from tools.kafka_distribution import distribution
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
 
 if TYPE_CHECKING:  # tests without a browser or a Kafka need no time for them
+    from litestar import Litestar
+    from litestar.testing import TestClient
     from playwright.sync_api import Browser
     from services import Pipeline
 
@@ -133,6 +135,33 @@ def own(bootstrap_servers: str, logs: Path) -> "Iterator[Pipeline]":
 
     with Pipeline(bootstrap_servers, logs) as pipeline:
         yield pipeline
+
+
+@pytest.fixture(scope="module")
+def clients() -> "Iterator[dict[str, TestClient[Litestar]]]":
+    """Both services, with no Kafka, for which they do not wait."""
+    from litestar.testing import TestClient  # noqa: PLC0415 - likewise
+
+    from apps.chassis.settings import Settings  # noqa: PLC0415 - likewise
+    from tests.event_services import create_consumer, create_producer  # noqa: PLC0415 - likewise
+    from tests.fakes import NO_KAFKA  # noqa: PLC0415 - likewise
+
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
+    producer, consumer = create_producer(settings, kafka=NO_KAFKA), create_consumer(settings, kafka=NO_KAFKA)
+    with TestClient(producer) as of_producer, TestClient(consumer) as of_consumer:
+        yield {"producer": of_producer, "consumer": of_consumer}
+
+
+@pytest.fixture
+def producer(clients: "dict[str, TestClient[Litestar]]") -> "TestClient[Litestar]":
+    """A producer with no Kafka, where a module has no other."""
+    return clients["producer"]
+
+
+@pytest.fixture
+def consumer(clients: "dict[str, TestClient[Litestar]]") -> "TestClient[Litestar]":
+    """A consumer with no Kafka, where a module has no other."""
+    return clients["consumer"]
 
 
 @pytest.fixture(scope="session")

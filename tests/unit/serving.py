@@ -8,9 +8,12 @@ from functools import partial
 from typing import Any
 
 import uvicorn
+from litestar.types import ASGIApp
 from samples import LONG
 
 from apps.chassis.http.connection_limits import ConnectionLimits, LimitedProtocol
+from apps.chassis.settings import Settings
+from tests.event_services import create_producer
 
 Connect = Callable[[], Any]
 
@@ -63,3 +66,39 @@ async def closed(reader: asyncio.StreamReader) -> bytes:
     except ConnectionError:
         pass
     return said
+
+
+async def answered(
+    path: str,
+    headers: dict[str, str],
+    *arriving: bytes | None,
+    silent: bool = False,
+    app: ASGIApp | None = None,
+    **more: str,
+) -> list[Any]:
+    """Return what a service (a producer by default) sends to a caller that sends some pieces, and then (None) goes.
+
+    A caller that is `silent` stays, and sends nothing more.
+    """
+    sent: list[Any] = []
+    pieces = list(arriving)
+
+    async def receive() -> Any:  # noqa: ANN401 - an ASGI event
+        if not pieces and silent:
+            await asyncio.Event().wait()
+        piece = pieces.pop(0)
+        if piece is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces) or silent}
+
+    async def send(message: Any) -> None:  # noqa: ANN401 - an ASGI event
+        sent.append(message)
+
+    named = [(name.encode(), value.encode()) for name, value in headers.items()]
+    path, _, query = path.partition("?")
+    scope: Any = {"type": "http", "method": "POST", "path": path, "headers": named, "state": {}}
+    scope["headers"].append((b"host", b"localhost"))
+    scope |= {"query_string": query.encode(), "http_version": "1.1"} | more
+    app = app or create_producer(Settings())
+    await app(scope, receive, send)
+    return sent

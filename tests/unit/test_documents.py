@@ -1,7 +1,6 @@
 import re
-import socket
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 from urllib.parse import urljoin
@@ -13,10 +12,8 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from apps.chassis.http.problems import KINDS, Kind
-from apps.chassis.settings import Settings, read_settings
-from apps.producer.publishing.lanes import Limits
+from apps.chassis.settings import Settings
 from tests.event_services import create_consumer, create_producer
-from tests.fakes import NO_KAFKA
 
 APPS: dict[str, Callable[..., Litestar]] = {"producer": create_producer, "consumer": create_consumer}
 BOTH = pytest.mark.parametrize("service", APPS)
@@ -34,17 +31,6 @@ CALLS = [
     for call in calls_of(document)
     if "event-stream" not in str(call.answers)  # it has no end
 ]
-
-
-@pytest.fixture(scope="module")
-def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
-    """Both services, with no Kafka, for which they do not wait."""
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{closed.getsockname()[1]}"})
-        app = create_producer(settings, limits=Limits(connect_s=0.01))
-        with TestClient(app) as producer, TestClient(create_consumer(settings, kafka=NO_KAFKA)) as consumer:
-            yield {"producer": producer, "consumer": consumer}
 
 
 @pytest.mark.parametrize(("service", "operation"), OPERATIONS)

@@ -18,16 +18,15 @@ from litestar.response import Stream
 from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
 from samples import as_json
-from serving import closed
+from serving import answered, closed
 
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.connection_limits import LimitedProtocol
 from apps.chassis.http.problems import KINDS, to_problem
 from apps.chassis.http.request_middleware import RequestMiddleware
 from apps.chassis.observability.logs import request_id, with_request
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.settings import Settings
 from apps.consumer.operating.routes import Seek, place_of
-from apps.producer.publishing.lanes import Limits
 from apps.producer.routes import MAX_BODY_BYTES
 from tests.event_services import create_consumer, create_producer
 
@@ -51,27 +50,6 @@ def _broken_off() -> Iterator[None]:
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture(scope="module")
-def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
-    """Both services, with no Kafka: its port is bound, so that nobody else takes it, and nothing listens there."""
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{closed.getsockname()[1]}"})
-        app = create_producer(settings, limits=Limits(connect_s=0.01))
-        with TestClient(app) as producer, TestClient(create_consumer(settings)) as consumer:
-            yield {"producer": producer, "consumer": consumer}
-
-
-@pytest.fixture
-def producer(clients: dict[str, TestClient[Litestar]]) -> TestClient[Litestar]:
-    return clients["producer"]
-
-
-@pytest.fixture
-def consumer(clients: dict[str, TestClient[Litestar]]) -> TestClient[Litestar]:
-    return clients["consumer"]
 
 
 def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
@@ -167,16 +145,20 @@ def test_a_number_of_too_many_digits_is_reported_as_too_large(producer: TestClie
     assert detail == "number_of_people: a number of 30 digits is too large; at most 100000"
 
 
-@pytest.mark.parametrize("value", ["0", "100001"])
-def test_a_number_of_people_out_of_range_is_refused(value: str, producer: TestClient[Litestar]) -> None:
-    answer = producer.post("/producers/basic_producer", params={"number_of_people": value})
-    assert parameters_named(problem_of(answer, 400)) == {"number_of_people"}
-
-
-@pytest.mark.parametrize("value", ["0", "1001"])
-def test_a_limit_out_of_range_is_refused(value: str, consumer: TestClient[Litestar]) -> None:
-    answer = consumer.get("/consumers/messages", params={"limit": value})
-    assert parameters_named(problem_of(answer, 400)) == {"limit"}
+@pytest.mark.parametrize(
+    ("call", "name", "values"),
+    [
+        (("producer", "POST", "/producers/basic_producer"), "number_of_people", ("0", "100001")),
+        (("consumer", "GET", "/consumers/messages"), "limit", ("0", "1001")),
+    ],
+)
+def test_a_number_out_of_range_is_refused(
+    call: tuple[str, str, str], name: str, values: tuple[str, str], clients: dict[str, TestClient[Litestar]]
+) -> None:
+    service, method, path = call
+    for value in values:
+        answer = clients[service].request(method, path, params={name: value})
+        assert parameters_named(problem_of(answer, 400)) == {name}
 
 
 def test_every_wrong_parameter_is_named_at_once(consumer: TestClient[Litestar]) -> None:
@@ -216,16 +198,6 @@ def test_a_body_that_holds_no_events_is_refused_at_the_place_that_is_wrong(
     answer = producer.post("/producers/events", content=body, headers={"content-type": "application/json"})
     problem = problem_of(answer, 400)
     assert [error["path"] for error in problem["errors"]] == [path]
-
-
-@pytest.mark.parametrize("media_type", ["text/plain", "application/xml", "multipart/form-data; boundary=x"])
-def test_a_body_of_another_kind_is_refused_with_those_that_are_taken(
-    media_type: str, producer: TestClient[Litestar]
-) -> None:
-    answer = producer.post("/producers/events", content=as_json(), headers={"content-type": media_type})
-    detail = problem_of(answer, 415)["detail"]
-    assert "application/json" in detail
-    assert "application/x-ndjson" in detail
 
 
 def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar]) -> None:
@@ -348,21 +320,10 @@ async def test_the_server_logs_of_which_request_the_answer_broke_off(method: str
 
     app = APPS[service](Settings())
     app.register(broken)
-    scope: Any = {
-        "type": "http",
-        "method": method,
-        "path": "/broken",
-        "query_string": b"",
-        "headers": [(b"x-request-id", b"the-broken")],
-    }
-
-    async def unused(*_: Any) -> Any:  # noqa: ANN401 - an ASGI event
-        """Take or give nothing."""
-
     token = request_id.set(None)
     try:
         with pytest.raises(Exception):  # noqa: B017, PT011 - whatever Litestar makes of it
-            await app(scope, unused, unused)
+            await answered("/broken", {"x-request-id": "the-broken"}, app=app, method=method)
         assert request_id.get() == "the-broken"
     finally:
         request_id.reset(token)
@@ -388,18 +349,7 @@ async def test_head_does_not_wait_for_an_answer_without_end() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize(("kind", "status"), [("application/json", 400), ("application/x-ndjson", 200)])
 async def test_a_body_that_its_caller_breaks_off_is_no_fault_of_the_service(kind: str, status: int) -> None:
-    body = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
-    sent: list[Any] = []
-    headers = [(b"content-type", kind.encode())]
-    scope = {"type": "http", "method": "POST", "path": "/producers/events", "query_string": b"", "headers": headers}
-
-    async def receive() -> Any:  # noqa: ANN401 - an ASGI event
-        return body.pop(0)
-
-    async def send(event: Any) -> None:  # noqa: ANN401 - as above
-        sent.append(event)
-
-    await create_producer(Settings())(scope, receive, send)  # type: ignore[arg-type]  # what a server would call it with
+    sent = await answered("/producers/events", {"content-type": kind}, b"{", None)
     assert sent[0]["status"] == status
 
 
@@ -453,13 +403,6 @@ def validates(value: object, schema: Any) -> bool:  # noqa: ANN401 - JSON
 
 
 @BOTH
-def test_a_service_starts_and_ends_with_kafka_out_of_reach(service: str) -> None:
-    app = APPS[service](Settings(kafka_bootstrap_servers="127.0.0.1:1"))
-    with TestClient(app) as client:
-        assert client.get("/livez").status_code == 200
-
-
-@BOTH
 def test_an_answer_has_the_name_that_its_request_was_given(
     service: str, clients: dict[str, TestClient[Litestar]]
 ) -> None:
@@ -510,16 +453,8 @@ def test_what_is_logged_for_a_request_has_its_name(
 async def test_a_body_that_never_ends_is_not_waited_for_for_ever(
     create_app: Callable[..., Litestar], path: str
 ) -> None:
-    sent: list[Any] = []
-
-    async def nothing_comes() -> Any:  # noqa: ANN401 - an ASGI event, if one came
-        await asyncio.Event().wait()
-
-    async def send(message: Any) -> None:  # noqa: ANN401 - an ASGI event
-        sent.append(message)
-
-    scope: Any = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "state": {}}
-    await create_app(Settings(), admission=Limit(1_000_000, slow_body_s=0.01))(scope, nothing_comes, send)
+    app = create_app(Settings(), admission=Limit(1_000_000, slow_body_s=0.01))
+    sent = await answered(path, {}, silent=True, app=app)
     assert sent[0]["status"] == 408
     assert "within 0.01 s" in sent[1]["body"].decode()
 
@@ -562,22 +497,7 @@ async def test_a_call_that_the_end_of_the_service_cuts_off_learns_why_and_leaves
 
 @pytest.mark.anyio
 async def test_an_answer_to_lines_whose_caller_has_gone_says_so_and_does_not_end_as_if_it_were_whole() -> None:
-    sent: list[Any] = []
-    arriving: list[Any] = [
-        {"type": "http.request", "body": b"no event\n", "more_body": True},
-        {"type": "http.disconnect"},
-    ]
-
-    async def receive() -> Any:  # noqa: ANN401 - an ASGI event
-        return arriving.pop(0)
-
-    async def send(message: Any) -> None:  # noqa: ANN401 - an ASGI event
-        sent.append(message)
-
-    headers = [(b"content-type", b"application/x-ndjson")]
-    path = "/producers/events"
-    scope: Any = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "state": {}}
-    await create_producer(Settings())(scope, receive, send)
+    sent = await answered("/producers/events", {"content-type": "application/x-ndjson"}, b"no event\n", None)
     assert sent[0]["status"] == 200
     assert b"error" in sent[1]["body"]
     cut = msgspec.json.decode(sent[-1]["body"])

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
-import msgspec
 import pytest
 from aiokafka import errors
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -109,6 +108,13 @@ class FakeBroker:
     def values(self) -> list[Any]:
         return [value for batch in self.batches for value in batch.values]
 
+    def confirm_all(self) -> None:
+        """Acknowledge all batches, with offsets from 0 on."""
+        offset = 0
+        for batch in self.batches:
+            batch.confirm(offset)
+            offset += len(batch.values)
+
 
 async def _published(
     broker: KafkaBroker, partition: int, timestamp_ms: int, records: Records, headers: Mapping[str, str] | None
@@ -144,10 +150,12 @@ class Bench:
         self.connection._connected.set()
         return cast(FakeBroker, broker)
 
-    async def first_on_its_way(self) -> "tuple[FakeBroker, asyncio.Task[Delivery]]":
-        """Connect, and publish a record that is not acknowledged yet."""
-        broker, publishing = self.connect(), self.publish(b"first")
-        await until(lambda: len(broker.batches) == 1)
+    async def on_its_way(
+        self, *values: bytes, keys: Sequence[bytes] | None = None
+    ) -> "tuple[FakeBroker, asyncio.Task[Delivery]]":
+        """Connect, and publish records that the broker has, and does not acknowledge yet."""
+        broker, publishing = self.connect(), self.publish(*values, keys=keys)
+        await until(lambda: len(broker.values) == len(values))
         return broker, publishing
 
     def disconnect(self) -> None:
@@ -215,9 +223,7 @@ async def test_receipts_come_in_the_order_of_the_caller_whatever_partition_each_
     keys = [f"event {i}".encode() for i in range(200)]
     partitions = partitions_of(keys, 3)
     async with bench(partitions=3) as b:
-        broker = b.connect()
-        publishing = b.publish(*numbered(200), keys=keys)
-        await until(lambda: len(broker.values) == 200)
+        broker, publishing = await b.on_its_way(*numbered(200), keys=keys)
         for batch in reversed(broker.batches):
             batch.confirm(offset=1_000 * batch.partition)
         delivery = await publishing
@@ -234,9 +240,7 @@ async def test_receipts_come_in_the_order_of_the_caller_whatever_partition_each_
 async def test_a_record_travels_with_its_own_key_to_the_partition_of_that_key() -> None:
     keys = [f"event {i}".encode() for i in range(50)]
     async with bench(partitions=4) as b:
-        broker = b.connect()
-        publishing = b.publish(*[b"of " + key for key in keys], keys=keys)
-        await until(lambda: len(broker.values) == 50)
+        broker, publishing = await b.on_its_way(*[b"of " + key for key in keys], keys=keys)
         for batch in broker.batches:
             assert batch.values == [b"of " + key for key in batch.keys if key is not None]
             assert partitions_of([key for key in batch.keys if key is not None], 4) == [batch.partition] * len(
@@ -249,9 +253,7 @@ async def test_a_record_travels_with_its_own_key_to_the_partition_of_that_key() 
 async def test_a_delivery_ends_only_with_its_last_acknowledgement() -> None:
     keys = [f"event {i}".encode() for i in range(20)]
     async with bench(partitions=3) as b:
-        broker = b.connect()
-        publishing = b.publish(*numbered(20), keys=keys)
-        await until(lambda: len(broker.values) == 20)
+        broker, publishing = await b.on_its_way(*numbered(20), keys=keys)
         *others, last = broker.batches
         for batch in others:
             batch.confirm(0)
@@ -357,9 +359,7 @@ async def test_what_waits_for_one_partition_travels_in_one_batch_and_each_call_g
 
 async def test_a_batch_is_sent_while_the_one_before_is_not_acknowledged_yet() -> None:
     async with bench() as b:
-        broker = b.connect()
-        first = b.publish(b"first")
-        await until(lambda: len(broker.batches) == 1)
+        broker, first = await b.on_its_way(b"first")
         second = b.publish(b"second")
         await until(lambda: len(broker.batches) == 2)
         broker.batches[1].confirm(1)
@@ -384,7 +384,7 @@ async def test_an_answered_call_leaves_nothing_for_a_collection_of_garbage_in_wh
 
 async def test_small_records_wait_while_a_batch_is_on_its_way_and_then_travel_together() -> None:
     async with bench(small_bytes=1_000) as b:
-        broker, first = await b.first_on_its_way()
+        broker, first = await b.on_its_way(b"first")
         others = [b.publish(b"second"), b.publish(b"third")]
         await everything_else_has_run()
         assert len(broker.batches) == 1
@@ -397,20 +397,19 @@ async def test_small_records_wait_while_a_batch_is_on_its_way_and_then_travel_to
 
 async def test_records_that_are_not_small_together_do_not_wait_for_the_batch_before() -> None:
     async with bench(small_bytes=1_000) as b:
-        broker, _ = await b.first_on_its_way()
+        broker, _ = await b.on_its_way(b"first")
         b.publish(b"x" * 600)
         await everything_else_has_run()
         assert len(broker.batches) == 1
         b.publish(b"y" * 600)
         await until(lambda: len(broker.batches) == 2)
         assert broker.batches[1].values == [b"x" * 600, b"y" * 600]
-        for batch in broker.batches:
-            batch.confirm(0)
+        broker.confirm_all()
 
 
 async def test_small_records_behind_a_batch_that_failed_are_sent_by_the_next_broker() -> None:
     async with bench(small_bytes=1_000) as b:
-        broker, first = await b.first_on_its_way()
+        broker, first = await b.on_its_way(b"first")
         second = b.publish(b"second")
         await everything_else_has_run()
         broker.batches[0].fail(errors.TopicAuthorizationFailedError())
@@ -426,9 +425,7 @@ async def test_a_batch_refused_at_its_first_attempt_was_not_written_and_the_prod
     error: type[Exception],
 ) -> None:
     async with bench(retry_backoff=LONG) as b:
-        broker = b.connect()
-        publishing = b.publish(b"a", b"b")
-        await until(lambda: broker.batches)
+        broker, publishing = await b.on_its_way(b"a", b"b")
         broker.batches[0].fail(error())
         delivery = await publishing
         assert outcomes(delivery) == ["not_written", "not_written"]
@@ -440,40 +437,25 @@ async def test_a_batch_refused_at_its_first_attempt_was_not_written_and_the_prod
         assert error.__name__ in b.connection.error
 
 
-async def test_a_batch_refused_after_a_retry_may_have_been_written_by_the_first_attempt() -> None:
-    async with bench(retry_backoff=0.0) as b:
-        broker = b.connect()
-        publishing = b.publish(b"a")
-        await until(lambda: broker.batches)
-        broker.batches[0].fail(errors.OutOfOrderSequenceNumber())
+@pytest.mark.parametrize(
+    ("error", "retry_backoff"),
+    [(errors.OutOfOrderSequenceNumber(), 0.0), (errors.RequestTimedOutError(), LONG), (asyncio.CancelledError(), LONG)],
+    ids=["refused after a retry", "no refusal", "cut off by a shutdown"],
+)
+async def test_a_batch_that_fails_otherwise_may_have_been_written(error: BaseException, retry_backoff: float) -> None:
+    async with bench(retry_backoff=retry_backoff) as b:
+        broker, publishing = await b.on_its_way(b"a")
+        if isinstance(error, asyncio.CancelledError):
+            broker.batches[0].answer.cancel()
+        else:
+            broker.batches[0].fail(error)
         assert outcomes(await publishing) == ["unknown"]
-        assert b.connection.replaced == 1
-
-
-async def test_an_error_that_is_no_refusal_leaves_open_whether_the_batch_was_written() -> None:
-    async with bench(retry_backoff=LONG) as b:
-        broker = b.connect()
-        publishing = b.publish(b"a")
-        await until(lambda: broker.batches)
-        broker.batches[0].fail(errors.RequestTimedOutError())
-        assert outcomes(await publishing) == ["unknown"]
-        assert b.connection.replaced == 1
-
-
-async def test_a_batch_cut_off_by_a_shutdown_may_have_been_written() -> None:
-    async with bench() as b:
-        broker = b.connect()
-        publishing = b.publish(b"a")
-        await until(lambda: broker.batches)
-        broker.batches[0].answer.cancel()
-        assert outcomes(await publishing) == ["unknown"]
+        assert b.connection.replaced == (0 if isinstance(error, asyncio.CancelledError) else 1)
 
 
 async def test_a_failed_batch_fails_nobody_else() -> None:
     async with bench() as b:
-        broker = b.connect()
-        first = b.publish(b"first")
-        await until(lambda: len(broker.batches) == 1)
+        broker, first = await b.on_its_way(b"first")
         second = b.publish(b"second")
         await until(lambda: len(broker.batches) == 2)
         broker.batches[0].fail(errors.RequestTimedOutError())
@@ -498,10 +480,7 @@ async def test_what_the_client_did_not_take_waits_and_is_sent_by_the_next_broker
         new = b.connect()
         await until(lambda: len(new.values) == 4)
         assert new.values == [b"1 a", b"1 b", b"2", b"3"]
-        offset = 0
-        for batch in new.batches:
-            batch.confirm(offset)
-            offset += len(batch.values)
+        new.confirm_all()
         assert offsets(await first) == [0, 1]
         assert offsets(await second) == [2]
         assert offsets(await third) == [3]
@@ -521,18 +500,13 @@ async def test_several_calls_in_a_batch_that_the_client_did_not_take_are_sent_ag
         new = b.connect()
         await until(lambda: len(new.values) == 7)
         assert new.values == values
-        offset = 0
-        for batch in new.batches:
-            batch.confirm(offset)
-            offset += len(batch.values)
+        new.confirm_all()
         assert [offsets(await call) for call in calls] == [[0, 1], [2, 3, 4, 5, 6]]
 
 
 async def test_a_new_broker_is_not_used_while_the_old_one_still_sends_a_batch_to_the_partition() -> None:
     async with bench() as b:
-        old = b.connect()
-        first = b.publish(b"first")
-        await until(lambda: old.batches)
+        old, first = await b.on_its_way(b"first")
         b.disconnect()
         new = b.connect()
         second = b.publish(b"second")
@@ -547,18 +521,11 @@ async def test_a_new_broker_is_not_used_while_the_old_one_still_sends_a_batch_to
 
 
 async def test_another_partition_does_not_wait_for_what_the_old_broker_still_sends() -> None:
-    keys = [
-        b"a",
-        next(key for key in (b"b", b"c", b"d", b"e", b"f") if partitions_of([b"a"], 2) != partitions_of([key], 2)),
-    ]
+    keys = keys_of_two_partitions()
     async with bench(partitions=2) as b:
-        old = b.connect()
-        first = b.publish(b"first", keys=keys[:1])
-        await until(lambda: old.batches)
+        old, first = await b.on_its_way(b"first", keys=keys[:1])
         b.disconnect()
-        new = b.connect()
-        second = b.publish(b"second", keys=keys[1:])
-        await until(lambda: new.batches)
+        new, second = await b.on_its_way(b"second", keys=keys[1:])
         assert new.values == [b"second"]
         new.batches[0].confirm(1)
         old.batches[0].confirm(0)
@@ -581,10 +548,7 @@ async def test_a_batch_that_is_not_acknowledged_in_time_may_be_written_yet_and_t
 
 
 async def test_what_was_acknowledged_before_the_deadline_stays_so() -> None:
-    keys = [
-        b"a",
-        next(key for key in (b"b", b"c", b"d", b"e", b"f") if partitions_of([b"a"], 2) != partitions_of([key], 2)),
-    ]
+    keys = keys_of_two_partitions()
     async with bench(partitions=2) as b:
         b.limits.ack_timeout_s = A_WHILE
         broker = b.connect()
@@ -680,9 +644,7 @@ async def test_records_whose_connection_is_lost_before_they_were_handed_over_are
         delivery = await b.publish(b"a", b"b")
         assert outcomes(delivery) == ["not_written", "not_written"]
         assert all("the producer is closed" in (receipt.error or "") for receipt in receipts_of(delivery))
-        new = b.connect()
-        later = b.publish(b"later")
-        await until(lambda: new.batches)
+        new, later = await b.on_its_way(b"later")
         assert new.values == [b"later"]
         new.batches[0].confirm(0)
         await later
@@ -695,8 +657,7 @@ async def test_too_much_on_the_way_is_refused_until_some_of_it_is_acknowledged()
         await until(lambda: len(broker.values) == 2)
         with pytest.raises(Busy):
             await b.publish(b"")
-        for batch in broker.batches:
-            batch.confirm(0)
+        broker.confirm_all()
         await asyncio.gather(first, second)
         assert b.publisher.in_flight == 0
         third = b.publish(b"12345", b"12345")
@@ -719,9 +680,7 @@ async def test_what_is_refused_for_want_of_room_is_not_sent() -> None:
 @pytest.mark.parametrize("end", ["failed", "given up", "cancelled"])
 async def test_records_give_their_room_back_however_they_end(end: str) -> None:
     async with bench(ack_timeout_s=A_WHILE if end == "given up" else LONG) as b:
-        broker = b.connect()
-        publishing = b.publish(b"12345")
-        await until(lambda: broker.batches)
+        broker, publishing = await b.on_its_way(b"12345")
         assert b.publisher.in_flight == len(b"key" + b"12345")
         if end == "failed":
             broker.batches[0].fail(errors.RequestTimedOutError())
@@ -768,40 +727,22 @@ def gate_second(broker: FakeBroker) -> None:
     broker.publish_batch = taking_one  # type: ignore[method-assign]  # a fake is bent for one test
 
 
-async def test_a_retry_whose_offset_the_broker_had_forgotten_is_delivered_without_an_offset() -> None:
+@pytest.mark.parametrize(
+    ("offset", "timestamp", "timestamp_type", "offsets", "keeps_ours"),
+    [(-1, None, 0, [None, None], True), (0, -1, 0, [0, 1], True), (5, 1_234_567_890_123, 1, [5, 6], False)],
+    ids=["an offset that the broker had forgotten", "the time of the record", "the time of the broker"],
+)
+async def test_a_receipt_has_the_offset_and_the_time_that_the_topic_has(
+    offset: int, timestamp: int | None, timestamp_type: int, offsets: list[int | None], *, keeps_ours: bool
+) -> None:
     async with bench() as b:
-        broker = b.connect()
-        publishing = b.publish(b"a", b"b")
-        await until(lambda: broker.batches)
-        broker.batches[0].confirm(-1)
+        broker, publishing = await b.on_its_way(b"a", b"b")
+        broker.batches[0].confirm(offset, timestamp=timestamp, timestamp_type=timestamp_type)
         delivery = await publishing
-        assert delivery.complete
-        timestamp = broker.batches[0].timestamp
-        expected = [
-            {"id": "0", "partition": 0, "timestamp": timestamp},
-            {"id": "1", "partition": 0, "timestamp": timestamp},
-        ]
-        assert msgspec.to_builtins(receipts_of(delivery)) == expected
-
-
-async def test_a_receipt_names_the_time_that_stands_in_the_record() -> None:
-    async with bench() as b:
-        broker = b.connect()
-        ours = b.publish(b"a")
-        await until(lambda: broker.batches)
-        broker.batches[0].confirm(0, timestamp=-1)
-        assert [receipt.timestamp for receipt in receipts_of(await ours)] == [broker.batches[0].timestamp]
-
-
-async def test_a_topic_that_keeps_the_time_of_the_broker_gives_that_in_the_receipt() -> None:
-    async with bench() as b:
-        broker = b.connect()
-        publishing = b.publish(b"a", b"b")
-        await until(lambda: broker.batches)
-        broker.batches[0].confirm(5, timestamp=1_234_567_890_123, timestamp_type=1)
-        receipts = receipts_of(await publishing)
-        assert [receipt.timestamp for receipt in receipts] == [1_234_567_890_123] * 2
-        assert [receipt.offset for receipt in receipts] == [5, 6]
+    assert delivery.complete
+    time = broker.batches[0].timestamp if keeps_ours else timestamp
+    expected = [Receipt(str(row), partition=0, offset=at, timestamp=time) for row, at in enumerate(offsets)]
+    assert receipts_of(delivery) == expected
 
 
 async def test_when_the_service_ends_every_caller_learns_what_is_known() -> None:
@@ -840,8 +781,7 @@ async def test_records_follow_when_the_topic_gets_more_partitions() -> None:
         publishing = b.publish(*numbered(40), keys=keys)
         await until(lambda: len(broker.values) == 40)
         assert {batch.partition for batch in broker.batches} == set(partitions_of(keys, 5))
-        for batch in broker.batches:
-            batch.confirm(0)
+        broker.confirm_all()
         await publishing
 
 
@@ -915,9 +855,7 @@ async def test_what_waits_of_a_call_that_was_broken_off_is_not_sent() -> None:
 async def test_records_are_counted_by_what_became_of_them_once_their_call_is_done() -> None:
     keys = keys_of_two_partitions()
     async with bench(partitions=2, retry_backoff=0) as b:
-        broker = b.connect()
-        publishing = b.publish(b"a", b"b", keys=keys)
-        await until(lambda: len(broker.batches) == 2)
+        broker, publishing = await b.on_its_way(b"a", b"b", keys=keys)
         assert b.publisher.records_in_flight == 2
         broker.batches[0].confirm(0)
         await everything_else_has_run()
@@ -942,9 +880,7 @@ async def test_the_time_of_each_acknowledged_batch_is_reported_and_of_no_other()
     told: list[float] = []
     async with bench(partitions=2) as b:
         b.route.acknowledged_after = told.append
-        broker = b.connect()
-        publishing = b.publish(b"a", b"b", keys=keys_of_two_partitions())
-        await until(lambda: len(broker.batches) == 2)
+        broker, publishing = await b.on_its_way(b"a", b"b", keys=keys_of_two_partitions())
         broker.batches[0].confirm(0)
         broker.batches[1].fail(errors.MessageSizeTooLargeError())
         await publishing
@@ -978,8 +914,7 @@ async def test_records_of_two_traces_never_travel_in_one_batch_and_those_of_one_
         broker.takes.set()
         await until(lambda: len(broker.values) == 7)
         sent = [(batch.headers, batch.values) for batch in broker.batches]
-        for batch in broker.batches:
-            batch.confirm(0)
+        broker.confirm_all()
         await asyncio.gather(*calls)
     assert sent == [
         (None, [b"in hand"]),
@@ -1032,7 +967,7 @@ async def test_what_was_kept_out_of_a_throttled_client_is_known_to_be_unwritten(
 
 async def test_records_that_the_client_held_back_for_a_quota_were_not_written_however_late_that_is_reported() -> None:
     async with bench(retry_backoff=0.0) as b:
-        broker, publishing = await b.first_on_its_way()
+        broker, publishing = await b.on_its_way(b"first")
         broker.batches[0].fail(Throttled("a quota lets no more records pass for 60.0 s"))
         assert outcomes(await publishing) == ["not_written"]
         assert b.publisher.recent_refusal() is None
@@ -1043,14 +978,14 @@ async def test_a_refusal_is_reported_in_the_brokers_words_and_counts_until_the_p
     error: type[Exception],
 ) -> None:
     async with bench() as b:
-        broker, publishing = await b.first_on_its_way()
+        broker, publishing = await b.on_its_way(b"first")
         b.connection.journal.refused(TOPIC, 0, "Timestamp 5 is out of range")
         broker.batches[0].fail(error())
         delivery = await publishing
         assert outcomes(delivery) == ["not_written"]
         assert "Timestamp 5 is out of range" in (receipts_of(delivery)[0].error or "")
         assert "Timestamp 5 is out of range" in str(b.publisher.recent_refusal())
-        broker, publishing = await b.first_on_its_way()
+        broker, publishing = await b.on_its_way(b"first")
         broker.batches[0].confirm(0)
         await publishing
         assert b.publisher.recent_refusal() is None

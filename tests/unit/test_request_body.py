@@ -1,11 +1,10 @@
 """What a request body means to both services, whichever call it is sent to."""
 
-import asyncio
 import errno
 import gzip
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import httpx
@@ -15,6 +14,7 @@ from litestar import Litestar
 from litestar.testing import TestClient
 from litestar.types import ASGIApp
 from samples import as_json, fields_of_an_event
+from serving import answered
 
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.repeated_names import count_quotes
@@ -24,33 +24,13 @@ from apps.producer.app import create_app
 from apps.producer.publishing.lanes import Limits
 from apps.producer.routes import MAX_RECORDS
 from contracts.stream import Stream
-from tests.event_services import create_consumer, create_producer
-from tests.fakes import NO_KAFKA
+from tests.event_services import create_producer
 
 JSON, NDJSON = {"content-type": "application/json"}, {"content-type": "application/x-ndjson"}
 SEEK = "/consumers/seek"
 EVENTS = "/producers/events"
 TO_NOWHERE = b'{"to": "nowhere"}'
 UTF_8_MARK = b"\xef\xbb\xbf"
-
-
-@pytest.fixture(scope="module")
-def clients() -> Iterator[dict[str, TestClient[Litestar]]]:
-    """Both services, with no Kafka, for which they do not wait."""
-    settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
-    app = create_producer(settings, limits=Limits(connect_s=0.01))
-    with TestClient(app) as producer, TestClient(create_consumer(settings, kafka=NO_KAFKA)) as consumer:
-        yield {"producer": producer, "consumer": consumer}
-
-
-@pytest.fixture
-def producer(clients: dict[str, TestClient[Litestar]]) -> TestClient[Litestar]:
-    return clients["producer"]
-
-
-@pytest.fixture
-def consumer(clients: dict[str, TestClient[Litestar]]) -> TestClient[Litestar]:
-    return clients["consumer"]
 
 
 def posts_of(client: TestClient[Litestar]) -> list[str]:
@@ -350,39 +330,6 @@ def test_the_status_of_lines_that_are_answered_at_the_end_says_what_became_of_th
     detail_of(producer.post(EVENTS + "?receipts=soon", content=b"", headers=NDJSON), 400)
 
 
-async def answered(
-    path: str,
-    headers: dict[str, str],
-    *arriving: bytes | None,
-    silent: bool = False,
-    version: str = "1.1",
-    app: ASGIApp | None = None,
-) -> list[Any]:
-    """Return what a service sends to a caller that sends some pieces, and then (None) goes, or stays silent."""
-    sent: list[Any] = []
-    pieces = list(arriving)
-
-    async def receive() -> Any:  # noqa: ANN401 - an ASGI event
-        if not pieces and silent:
-            await asyncio.Event().wait()
-        piece = pieces.pop(0)
-        if piece is None:
-            return {"type": "http.disconnect"}
-        return {"type": "http.request", "body": piece, "more_body": bool(pieces) or silent}
-
-    async def send(message: Any) -> None:  # noqa: ANN401 - an ASGI event
-        sent.append(message)
-
-    named = [(name.encode(), value.encode()) for name, value in headers.items()]
-    path, _, query = path.partition("?")
-    scope: Any = {"type": "http", "method": "POST", "path": path, "headers": named, "state": {}}
-    scope["headers"].append((b"host", b"localhost"))
-    scope |= {"query_string": query.encode(), "http_version": version}
-    app = app or create_producer(read_settings({}))
-    await app(scope, receive, send)
-    return sent
-
-
 async def producer_with_spools() -> tuple[ASGIApp, Spools]:
     """Return a producer, and where it keeps the answers to lines."""
     app = create_producer(read_settings({}))
@@ -401,7 +348,7 @@ BROKEN_LINES = [b"not json\nno\n" + as_json(), None]
 async def test_lines_whose_length_is_announced_are_answered_by_an_error_when_they_break_off(
     headers: dict[str, str], version: str
 ) -> None:
-    sent = await answered(EVENTS, NDJSON | headers, *BROKEN_LINES, version=version)
+    sent = await answered(EVENTS, NDJSON | headers, *BROKEN_LINES, http_version=version)
     assert sent[0]["status"] == 400
     assert dict(sent[0]["headers"])[b"content-type"] == b"application/problem+json"
     answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))

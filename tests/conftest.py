@@ -40,16 +40,24 @@ HARDLY_A_BROWSER = [
 WITHOUT_KAFKA = ("tests/in_memory", "tests/unit")
 """Folders of tests that need no Kafka."""
 LONGEST_FIRST = (
-    "test_outages",
-    "test_clients",
-    "test_dead_letters",
-    "test_local_kafka",
-    "test_security",
     "test_consumer",
+    "test_security",
+    "test_dead_letters",
     "test_reading",
+    "test_one_truth",
     "test_live_page",
-    "test_limits",
+    "test_page_truth",
+    "test_producer",
+    "test_local_kafka",
+    "test_clients",
+    "test_outages",
+    "test_control",
     "test_starting_and_ending",
+    "test_patience",
+    "test_shared_dead_letters",
+    "test_processes",
+    "test_limits",
+    "test_http_callers",
     "test_schemathesis",
 )
 """Files that a worker begins with, or the last one would work alone for minutes."""

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from fuzzing import KEY, Fuzzing, Services
 from mutations import bent
-from services import PATIENCE, Service, in_time
+from services import PATIENCE, Service, in_time, said_by
 
 MANY = 700
 """Connections at a time: more than wait for a request at a time, fewer than a process may have files open."""
@@ -81,19 +81,9 @@ def size_of(service: Service) -> int:
     return int(psutil.Process(service.process.pid).memory_info().rss)
 
 
-def said_until_closed(service: Service, sent: bytes) -> bytes:
-    """Send something and return all that comes back until the service closes the connection."""
-    said = b""
-    with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as connection, suppress(ConnectionError):
-        connection.sendall(sent)
-        while more := connection.recv(65_536):
-            said += more
-    return said
-
-
 @pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_no_request_is_refused_and_nothing_behind_it_is_done(sent: bytes, service: Service) -> None:
-    said = said_until_closed(service, sent)
+    said = said_by(service, sent)
     assert said.startswith(b"HTTP/1.1 400 ")
     assert said.count(b"HTTP/1.1") == 1
     assert service.answers("/livez", 200)
@@ -101,7 +91,7 @@ def test_what_is_no_request_is_refused_and_nothing_behind_it_is_done(sent: bytes
 
 @pytest.mark.parametrize("sent", CUT_OFF.values(), ids=CUT_OFF.keys())
 def test_a_body_that_breaks_off_reaches_nobody(sent: bytes, services: Services) -> None:
-    said = said_until_closed(services.producer, sent)
+    said = said_by(services.producer, sent)
     assert said[:13] in {b"", b"HTTP/1.1 400 "}
     assert services.producer.answers("/livez", 200)
 

@@ -4,17 +4,15 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from proxies import nginx
-from services import PATIENCE, Pipeline, Service, both, event, value_of, wait_until
+from services import Pipeline, Service, both, event, said_by, value_of, wait_until
 
 OFFERS = {
     "none": "",
@@ -73,16 +71,6 @@ def curl() -> list[str]:
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no curl on this machine")
     return [path, "--silent", "--show-error", "--fail", "--max-time", "30", "--http2", "--data-binary", "@-"]
-
-
-def said_by(service: Service, sent: bytes) -> bytes:
-    """Send something and return all that comes back until the service closes the connection."""
-    said = b""
-    with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as connection, suppress(ConnectionError):
-        connection.sendall(sent)
-        while more := connection.recv(65_536):
-            said += more
-    return said
 
 
 def statuses_of(said: bytes) -> list[int]:
@@ -156,26 +144,6 @@ def test_a_java_client_with_its_defaults_has_its_events_delivered(
     command = [java, "-XX:TieredStopAtLevel=1", str(source), url, value_of(event()).decode()]
     answered = subprocess.run(command, capture_output=True, check=True, timeout=60)
     assert answered.stdout.split() == [b"201", b"201"]
-
-
-def test_a_caller_with_http_1_0_can_read_every_answer_that_is_streamed(services: tuple[Service, Service]) -> None:
-    producer, consumer = services
-    lines = b"".join(value_of(event()) + b"\n" for _ in range(3))
-    head = f"POST /producers/events HTTP/1.0\r\nContent-Type: application/x-ndjson\r\nContent-Length: {len(lines)}\r\n"
-    said, _, receipts = said_by(producer, head.encode() + b"\r\n" + lines).partition(b"\r\n\r\n")
-    assert b"transfer-encoding" not in said.lower()
-    assert [json.loads(line)["offset"] >= 0 for line in receipts.splitlines()] == [True] * 3
-
-    with socket.create_connection(("127.0.0.1", consumer.port), PATIENCE) as connection:
-        connection.sendall(b"GET /consumers/messages/stream HTTP/1.0\r\n\r\n")
-        stream = connection.makefile("rb")
-        said = b"".join(iter(stream.readline, b"\r\n"))
-        assert said.startswith(b"HTTP/1.1 200 ")
-        assert b"transfer-encoding" not in said.lower()
-        producer.post("/producers/events", json=event())
-        names = {b"id", b"event", b"data", b"retry", b""}
-        seen = [line for line, _ in zip(stream, range(3), strict=False)]
-        assert {line.strip().partition(b":")[0] for line in seen} <= names
 
 
 def test_a_proxy_keeps_its_connection_to_a_service_while_nothing_is_sent_and_passes_offers_on(

@@ -17,9 +17,9 @@ from secured import (
     SecuredKafka,
     yesterday,
 )
-from services import REDRIVE, Pipeline, Raw, Service, event, value_of, wait_until
+from services import PATIENCE, REDRIVE, Pipeline, Raw, Service, event, value_of, wait_until
 
-from apps.chassis.kafka.clients import client_options, new_broker
+from apps.chassis.kafka.clients import ClientOptions, client_options, new_broker
 from apps.chassis.kafka.diagnosis import diagnosis
 from apps.chassis.settings import read_settings
 
@@ -109,6 +109,14 @@ def assert_not_written(producer: Service, words: str) -> None:
     assert words in receipt["error"]
 
 
+async def diagnosed(options: ClientOptions) -> str | None:
+    """Return what a service says of Kafka, once a busy machine has Kafka answer in time."""
+    async with asyncio.timeout(PATIENCE):
+        while "no answer in time" in (found := await diagnosis(options) or ""):
+            await asyncio.sleep(0.1)
+    return found or None
+
+
 def test_every_way_to_show_who_one_is_works(kafka: SecuredKafka, pipeline: Pipeline) -> None:
     kafka.set_password("events-producer", PASSWORD, "SCRAM-SHA-256")
     for user in ("plain", "holder", "certified"):
@@ -125,7 +133,7 @@ def test_every_way_to_show_who_one_is_works(kafka: SecuredKafka, pipeline: Pipel
     async def send() -> None:
         for way in ways:
             options = client_options(read_settings(way), "producer")
-            assert await diagnosis(options) is None
+            assert await diagnosed(options) is None
             async with new_broker(options) as broker:
                 await broker.start()
                 await broker.publish(b"of one who is known", pipeline.topic)
@@ -165,7 +173,7 @@ def cases(kafka: SecuredKafka) -> dict[str, dict[str, str]]:
 
 def test_why_nobody_is_let_in_is_reported_in_words(cases: dict[str, dict[str, str]]) -> None:
     async def ask() -> list[str | None]:
-        return [await diagnosis(client_options(read_settings(case), "producer")) for case in cases.values()]
+        return [await diagnosed(client_options(read_settings(case), "producer")) for case in cases.values()]
 
     told = dict(zip(cases, asyncio.run(ask()), strict=True))
     assert {words: reason for words, reason in told.items() if words not in (reason or "")} == {}

@@ -10,7 +10,7 @@ from tests.event import Event
 
 pytestmark = pytest.mark.anyio
 
-RECORDS, SIZE = 20_000, 500
+RECORDS, SIZE = 8_000, 500
 
 
 def some(share: float) -> set[str]:

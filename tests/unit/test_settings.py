@@ -263,10 +263,15 @@ def test_events_and_dead_letters_must_not_share_a_topic() -> None:
 
 
 VARIABLES = st.sampled_from(NAMES)
-VALUES = st.text() | st.integers().map(str) | st.sampled_from([value for _, value in WRONG]) | st.from_regex(r"\S+:\d+")
+VALUES = (
+    st.text()
+    | st.integers().map(str)
+    | st.sampled_from([value for _, value in WRONG])
+    | st.tuples(st.text(), st.integers()).map(lambda pair: f"{pair[0]}:{pair[1]}")
+)
 
 
-@given(st.dictionaries(VARIABLES | st.text(), VALUES))
+@given(st.dictionaries(VARIABLES | st.text(), VALUES, max_size=8))
 def test_any_environment_gives_settings_or_one_line_that_names_a_variable(environment: dict[str, str]) -> None:
     found = settings_or_line(environment)
     if isinstance(found, Settings):

@@ -54,10 +54,10 @@ def trace_of(span: ReadableSpan) -> str:
     return f"{span.context.trace_id:032x}"
 
 
-@pytest.mark.parametrize("app", ["apps.producer.app", "apps.consumer.app"])
-def test_a_service_that_sends_no_traces_does_not_even_import_what_would(app: str) -> None:
+def test_services_that_send_no_traces_do_not_even_import_what_would() -> None:
     code = (
-        f"import sys; from {app} import create_app; from apps.chassis.settings import Settings; create_app(Settings());"
+        "import sys; from apps.chassis.settings import Settings; from apps.producer import app as producer;"
+        "from apps.consumer import app as consumer; producer.create_app(Settings()); consumer.create_app(Settings());"
         "sys.exit(any(f'opentelemetry.{part}' in sys.modules for part in ('trace', 'sdk', 'exporter')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,6 +1,7 @@
 """A Kafka for the tests that need one, and what the services said when such a test fails."""
 
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Generator, Iterator
@@ -69,6 +70,12 @@ LAST_LINES = 60
 def anyio_backend() -> str:
     """Run asynchronous tests on asyncio, as the services do."""
     return "asyncio"
+
+
+@pytest.fixture
+def no_stacks(caplog: pytest.LogCaptureFixture) -> None:
+    """Log errors alone: the stacks of thousands of failing calls take most of a test's time."""
+    caplog.set_level(logging.ERROR)
 
 
 @pytest.fixture(autouse=True)

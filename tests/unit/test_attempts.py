@@ -1,5 +1,4 @@
 import asyncio
-import logging
 import random
 from collections.abc import Callable, Sequence
 
@@ -13,15 +12,10 @@ from apps.consumer.consuming.policy import Batching, OutageLimit, Policy, Retry
 from contracts.dead_letter import ROUNDS, TRIES
 from tests.event import Event
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_stacks")]
 
 REDRIVEN = ((TRIES, b"\x00\x00\x00\x03"), (ROUNDS, b"\x00\x00\x00\x01"))
 """The headers of a record that was sent back from the dead letters."""
-
-
-@pytest.fixture(autouse=True)
-def _no_stacks(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR)
 
 
 async def test_a_batch_that_fails_once_is_tried_again_at_once_as_it_was() -> None:

@@ -8,9 +8,9 @@ from streams import Handler, Stream, numbered, policy
 from apps.consumer.consuming.batch import Batch
 from tests.event import Event
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_stacks")]
 
-RECORDS, SIZE = 8_000, 500
+RECORDS, SIZE = 20_000, 500
 
 
 def some(share: float) -> set[str]:

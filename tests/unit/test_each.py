@@ -16,7 +16,7 @@ from apps.consumer.consuming.each import each
 from tests.batches import batch_of
 from tests.event import EVENTS, Event
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_stacks")]
 
 Kind = str
 """What a handler does with an event: `good`, `slow`, `fail`, `reject`, `exit`, `cancel` or `answer`."""

@@ -12,7 +12,7 @@ from apps.consumer.consuming.findings import RECENT_SUCCESSES, Finding, Recoveri
 from tests.batches import Stored
 from tests.event import Event
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_stacks")]
 
 IsUp = Callable[[int], bool]
 """Returns whether the backend takes its n-th call."""

@@ -13,7 +13,7 @@ from apps.consumer.consuming.each import each
 from apps.consumer.consuming.handler_thread import as_async
 from tests.event import EVENTS, Event
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_stacks")]
 
 WAYS = ("raise", "raise and reject", "name", "name the rest of a key", "each", "thread")
 

@@ -9,13 +9,14 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 from apps.consumer.consuming.attempts import Attempts, CallResult
 from apps.consumer.consuming.batch import NotTried, Reject
 from apps.consumer.consuming.containment import BrokenOff
 from apps.consumer.consuming.findings import FailureWindow, Finding, Recoveries
 from apps.consumer.consuming.redrive_addressing import is_redriven
+from contracts.record import Record
 
 FAILURES_IN_A_ROW = 20
 """Consecutive failed calls after which a batch is not bisected further until the next backoff."""
@@ -34,13 +35,16 @@ MAX_TRIAL_S = 300.0
 class Trial:
     """Tries one batch: decides about as many of its records as possible now.
 
-    `chunk_limit` returns how many of the pending records may be tried at once, by default all. With `accept`, records
-    that fail again are poison even in an outage, as an operator wants.
+    `findings` are about all records of a redelivered batch. Those of a new one begin empty: records that were done in
+    their first call get none. `chunk_limit` returns how many of the pending records may be tried at once, by default
+    all. With `accept`, records that fail again are poison even in an outage, as an operator wants.
     """
 
-    def __init__(  # noqa: PLR0913 - what a decision depends on
+    def __init__(  # noqa: PLR0913, PLR0917 - what a decision depends on
         self,
-        findings: Sequence[Finding],
+        records: Sequence[Record],
+        values: Sequence[Any],
+        findings: list[Finding],
         attempts: Attempts,
         window: FailureWindow,
         recoveries: Recoveries,
@@ -53,6 +57,7 @@ class Trial:
         self.findings = findings
         self.has_answered = self.has_named = False
         self.is_abandoned = False
+        self._records, self._values = records, values
         self._attempts = attempts
         self._window = window
         self._recoveries = recoveries
@@ -63,6 +68,7 @@ class Trial:
         self._accept = accept
         self._failures_in_a_row = self._rejections_in_a_row = 0
         self._tried = sum(one.state != "pending" for one in findings)
+        self._first_new = len(findings)
         self._first_pending = 0
         self._suspects = [one for one in findings if one.state == "suspect"]
         self._poison: list[Finding] = []
@@ -71,22 +77,29 @@ class Trial:
             for one in findings:
                 one.position = None
 
-    async def bisect(self, first: CallResult | None = None) -> None:
-        """Decide about pending records, in their order; `first` is the result of a first call with all of them."""
-        size = len(self.findings)
-        if first is not None:
-            self._conclude(self.findings, first)
-            if not isinstance(first.error, Reject) and not self._must_stop() and (failed := self._failed(first)):
+    async def bisect(self) -> None:
+        """Decide about pending records, in their order."""
+        size = len(self._records)
+        if not self._first_new and self._chunk_limit(size) == size:
+            result = await self._hand_over(size)
+            if not isinstance(result.error, Reject) and not self._must_stop() and (failed := self._failed(result)):
                 await self._attempt(failed)  # many errors pass
             size = max(1, size // 2)
         await self._judge()
-        while not self._must_stop() and (chunk := self.ready(min(size, self._chunk_limit(self._pending())))):
-            result = await self._attempt(chunk)
-            size = GROWTH * len(chunk) if result.error is None else max(1, len(chunk) // 2)
+        while not self._must_stop() and (limit := min(size, self._chunk_limit(self._pending()))):
+            if self._first_new == self._tried and not self._suspects:
+                chunk_size, result = limit, await self._hand_over(limit)
+            elif chunk := self.ready(limit):
+                chunk_size, result = len(chunk), await self._attempt(chunk)
+            else:
+                break
+            size = GROWTH * chunk_size if result.error is None else max(1, chunk_size // 2)
             await self._judge()
+        self._begin_findings(self._pending())
 
     async def resume(self, *, outage: bool) -> None:
         """Probe few records alone; bisect once one of them succeeds, or another has since they failed."""
+        self._begin_findings(self._pending())
         successes = self._attempts.successes
         has_news = not outage and any(one.state == "suspect" and one.successes < successes for one in self.findings)
         if not has_news and not await self._probe():
@@ -99,7 +112,7 @@ class Trial:
         await self.bisect()
 
     def _pending(self) -> int:
-        return len(self.findings) - self._tried
+        return len(self._records) - self._tried
 
     def ready(self, max_records: int = 1) -> list[Finding]:
         """Return the first pending records, at most `max_records`, without those behind a suspect of their key."""
@@ -108,8 +121,18 @@ class Trial:
         while first < len(findings) and findings[first].state != "pending":
             first += 1
         self._first_pending = first
-        rest = (one for one in islice(findings, first, None) if one.state == "pending")
-        return list(islice((one for one in rest if one.key not in waiting) if waiting else rest, max_records))
+        known = (one for one in islice(findings, first, None) if one.state == "pending" and one.key not in waiting)
+        ready = list(islice(known, max_records))
+        while len(ready) < max_records and (new := self._begin_findings(max_records - len(ready))):
+            ready += [one for one in new if one.key not in waiting]
+        return ready
+
+    def _begin_findings(self, count: int) -> list[Finding]:
+        """Return findings about the next new records."""
+        new = [Finding(record) for record in self._records[self._first_new : self._first_new + count]]
+        self.findings += new
+        self._first_new += len(new)
+        return new
 
     def is_outage(self) -> bool:
         """Return whether too many records fail: the handler must be at fault."""
@@ -195,6 +218,19 @@ class Trial:
         if first.error is not None:
             return [one for one in self.findings if one.is_undecided]
         return [one for one in self._suspects if one.successes == self._attempts.successes]
+
+    async def _hand_over(self, count: int) -> CallResult:
+        """Call the handler with the next new records, for the first time."""
+        chunk = slice(self._first_new, self._first_new + count)
+        result = await self._attempts.call(self._records[chunk], self._values[chunk])
+        if result.is_success:
+            self.has_answered = True
+            self._failures_in_a_row = self._rejections_in_a_row = 0
+            self._first_new += count
+            self._tried += count
+        else:
+            self._conclude(self._begin_findings(count), result)
+        return result
 
     async def _attempt(self, chunk: Sequence[Finding]) -> CallResult:
         result = await self._attempts.call([one.record for one in chunk], tries=[one.tries for one in chunk])

@@ -19,7 +19,7 @@ from apps.consumer.consuming.batch import Handle
 from apps.consumer.consuming.dead_letter_limit import DeadLetterLimiter
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.decode import Decode, sort_out
-from apps.consumer.consuming.findings import Finding, Partition
+from apps.consumer.consuming.findings import Finding, Partition, completed
 from apps.consumer.consuming.outcome import Outcome, bad_record, finished_part
 from apps.consumer.consuming.policy import DEFAULT, Policy
 from apps.consumer.consuming.redelivery import Newer, Redelivery, nothing_newer
@@ -229,7 +229,8 @@ class Consumption:
             unwritten = [id(one.record) for one in outcome.bad]
             outcome = self._review(finished_part(records, bad, [*undecided, *unwritten]), accepted)
         redelivered = [one for one in records if outcome.redelivers(one)] if outcome.redelivered else []
-        kept = [one for one in findings if outcome.redelivers(one.record)] if redelivered else []
+        known = completed(findings, good) if redelivered else ()
+        kept = [one for one in known if outcome.redelivers(one.record)]
         self.redelivery.keep(records, kept, len(redelivered))
         unclean = {one.record.partition for one in outcome.bad} | {number for _, number in outcome.redelivered}
         return outcome._replace(recovered=accepted - unclean)

@@ -69,6 +69,12 @@ class Finding:
         return self.state in {"pending", "suspect"}
 
 
+def completed(findings: Sequence[Finding], records: Sequence[Record]) -> list[Finding]:
+    """Return a finding for each record: those without one are done."""
+    known = {id(one.record): one for one in findings}
+    return [known.get(id(record)) or Finding(record, "done", tries=1) for record in records]
+
+
 class Memory:
     """What was learned about unfinished batches.
 

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from apps.consumer.consuming.abandonment import Abandonment
-from apps.consumer.consuming.attempts import SUCCESS, Attempts
+from apps.consumer.consuming.attempts import Attempts
 from apps.consumer.consuming.bisect import Trial
-from apps.consumer.consuming.containment import BrokenOff
 from apps.consumer.consuming.findings import (
     MAX_RECORDS,
     ChunkSize,
@@ -67,7 +66,7 @@ class Redelivery:
     async def handle(
         self, records: Sequence[Record], values: Sequence[Any], newer: Newer, *, accept: bool
     ) -> list[Finding]:
-        """Handle a batch; return the findings about its records, or none when all are done.
+        """Handle a batch; return findings about its records: those without one are done.
 
         `values` are decoded for the first attempt. With `accept` every failing record counts as poison. Records are
         undecided only when the batch was abandoned, or while they may fail because of an outage.
@@ -77,13 +76,10 @@ class Redelivery:
         is_due_now = is_due or self._knows_enough(findings) or await self._back_off(newer)
         if not (is_due_now and await self._resource.ready(self._abandonment)):
             return findings or [Finding(record) for record in records]
-        is_new = is_due and not findings and self._chunk_size.limit(len(records)) == len(records)
-        first = await self._attempts.call(records, values) if is_new else SUCCESS
-        if is_new and first.is_success:
-            self._chunk_size.note(len(records), 0, is_naming=False)
-            return []
         trial = Trial(
-            findings or [Finding(record) for record in records],
+            records,
+            values,
+            findings,
             self._attempts,
             self.window,
             self._recoveries,
@@ -92,17 +88,15 @@ class Redelivery:
             chunk_limit=self._chunk_size.limit,
             accept=accept,
         )
-        if isinstance(first.error, BrokenOff):
-            trial.is_abandoned = True
-        elif is_due:
-            await trial.bisect(first if is_new else None)
+        if is_due:
+            await trial.bisect()
         else:
             await trial.resume(outage=self.outage)
-        if not trial.is_abandoned and not accept:
+        if trial.findings and not trial.is_abandoned and not accept:
             self._plan(trial)
         bad = sum(one.is_bad for one in trial.findings)
         self._chunk_size.note(len(records), bad, is_naming=trial.has_named)
-        return list(trial.findings)
+        return trial.findings
 
     def keep(self, records: Sequence[Record], findings: Collection[Finding], redelivered: int) -> None:
         """Remember what was learned about the records that are to be redelivered, and their number."""

@@ -57,3 +57,36 @@ async def test_records_that_are_named_in_the_last_batch_are_dead_lettered_withou
     assert stream.is_consumed
     assert sorted(stream.lettered) == sorted(poison)
     assert stream.polls < RECORDS // SIZE + 5, "hardly a batch was read again"
+
+
+async def test_a_chunk_that_failed_is_halved_until_its_failing_record_is_alone() -> None:
+    ids = numbered(range(1_024))
+    for failing in (ids[0], ids[700], ids[-1]):
+        handler = Handler(failing.__eq__)
+        stream = Stream(handler, policy(records=len(ids)))
+        stream.add(*ids, "newer")
+        await stream.consume()
+        assert stream.lettered == [failing]
+        failed = [len(call) for call in handler.calls if failing in call]
+        assert len(failed) < 16, failed
+        assert len(handler.calls) < 32, [len(call) for call in handler.calls]
+        assert sum(failed) < 3.1 * len(ids), failed
+
+
+async def test_records_done_at_their_first_call_are_not_handled_again_because_dead_letters_cannot_be_written() -> None:
+    poison = some(0.005)
+    handler = Handler(poison.__contains__)
+    stream = Stream(handler, policy(records=SIZE), give_way_s=0.0)
+    writes = 0
+
+    def write() -> None:
+        nonlocal writes
+        writes += 1
+        if writes % 2 == 0:
+            raise ConnectionError("no dead-letter topic")
+
+    stream.write_with(write)
+    stream.add(*numbered(range(RECORDS)))
+    await stream.consume()
+    assert sorted(stream.lettered) == sorted(poison)
+    assert len(handler.done) == RECORDS - len(poison)

@@ -72,6 +72,7 @@ class Trial:
         self._first_pending = 0
         self._suspects = [one for one in findings if one.state == "suspect"]
         self._poison: list[Finding] = []
+        self._failed_chunk: Sequence[Finding] = ()
         self._deadline = time.monotonic() + MAX_TRIAL_S
         if accept:
             for one in findings:
@@ -89,7 +90,7 @@ class Trial:
         while not self._must_stop() and (limit := min(size, self._chunk_limit(self._pending()))):
             if self._first_new == self._tried and not self._suspects:
                 chunk_size, result = limit, await self._hand_over(limit)
-            elif chunk := self.ready(limit):
+            elif chunk := self.ready(min(limit, self._half_of_failed() or limit)):
                 chunk_size, result = len(chunk), await self._attempt(chunk)
             else:
                 break
@@ -110,6 +111,11 @@ class Trial:
             self._tried -= len(self._suspects)
             self._suspects = []
         await self.bisect()
+
+    def _half_of_failed(self) -> int:
+        """Return half of what is left of a chunk that failed: one of these records fails, so all would fail again."""
+        self._failed_chunk = [one for one in self._failed_chunk if one.state == "pending"]
+        return (len(self._failed_chunk) + 1) // 2
 
     def _pending(self) -> int:
         return len(self._records) - self._tried
@@ -255,8 +261,10 @@ class Trial:
             if rest:
                 self.has_answered = True
                 self._failures_in_a_row = self._rejections_in_a_row = 0
-        elif len(rest) == 1:
-            self._conclude_alone(rest[0], error, self._position())
+        else:
+            self._failed_chunk = rest if len(rest) > 1 else ()
+            if len(rest) == 1:
+                self._conclude_alone(rest[0], error, self._position())
         errors = result.named.values() if error is None else [error]
         if not (error is None and rest) and not all(isinstance(one, Reject) for one in errors):
             # a suspect or redriven record is expected to fail: that says nothing about the handler

@@ -102,9 +102,15 @@ class Memory:
         return findings if any(one.tries for one in findings) else []
 
     def keep(self, records: Sequence[Record], findings: Iterable[Finding]) -> None:
-        """Replace what is known about the partitions of a batch by `findings`."""
+        """Replace what is known about the records of a batch, and before them, by `findings`.
+
+        What is known of later records is kept: a poll may return a part of what is redelivered.
+        """
         if self._findings:
-            self.forget({(record.topic, record.partition) for record in records}.__contains__)
+            last = {(record.topic, record.partition): record.offset for record in records}
+            self._findings = {
+                place: one for place, one in self._findings.items() if place[2] > last.get(place[:2], -math.inf)
+            }
         for one in findings:
             self._findings[_place_of(one.record)] = _content_of(one.record), one
         while len(self._findings) > self._max_records:

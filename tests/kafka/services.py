@@ -363,9 +363,9 @@ class Pipeline:
 
         asyncio.run(fill())
 
-    def delete_before(self, offsets: Mapping[int, int]) -> None:
-        """Delete the records before an offset in each partition, as retention does."""
-        before = {TopicPartition(self.topic, p): RecordsToDelete(offset) for p, offset in offsets.items()}
+    def delete_before(self, offsets: Mapping[int, int], topic: str = "") -> None:
+        """Delete the records before an offset in each partition of a topic, as retention does."""
+        before = {TopicPartition(topic or self.topic, p): RecordsToDelete(offset) for p, offset in offsets.items()}
         self.ask(lambda admin: admin.delete_records(before))
 
     def records(self, topic: str = "") -> list[Record]:

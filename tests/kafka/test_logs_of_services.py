@@ -43,12 +43,15 @@ def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_who
         for order in ("pause", "resume", "stop", "start"):
             consumer.post(f"/consumers/{order}", headers={"X-Request-Id": f"the-{order}"})
         consumer.until_healthy()
-        consumer.post("/consumers/dead-letters/redrive", json={"limit": 1}, headers={"X-Request-Id": "the-redrive"})
+        for action in ("redrive", "discard", "restore"):
+            headers = {"X-Request-Id": f"the-{action}"}
+            consumer.post(f"/consumers/dead-letters/{action}", json={"limit": 1}, headers=headers)
         consumer.post("/consumers/seek", json={"to": "end"}, headers={"X-Request-Id": "the-seek"})
         wait_until(lambda: "the-seek" in consumer.log.read_text())
         lines: list[dict[str, Any]] = [json.loads(line) for line in consumer.log.read_text().splitlines()]
     orders = {line["action"]: line["request_id"] for line in lines if "action" in line}
-    assert orders == {order: f"the-{order}" for order in ("pause", "resume", "stop", "start", "redrive", "seek")}
+    asked = ("pause", "resume", "stop", "start", "redrive", "discard", "restore", "seek")
+    assert orders == {order: f"the-{order}" for order in asked}
     dead = next(line for line in lines if "were dead-lettered" in line["message"])
     assert (dead["topic"], dead["partition"], dead["offset"]) == (pipeline.topic, 3, written[0].offset)
     assert dead["error"] == "ValidationError"

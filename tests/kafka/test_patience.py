@@ -36,7 +36,9 @@ LOOKS = [
     Call("POST", "/consumers/pause"),
     Call("POST", "/consumers/resume"),
     Call("POST", REDRIVE, {"partition": 0, "offset": 0}),
-    *[Call("POST", REDRIVE, {"limit": 10})] * 12,
+    Call("POST", "/consumers/dead-letters/restore", {"partition": 0, "offset": 0}),
+    *[Call("POST", REDRIVE, {"limit": 10})] * 6,
+    *[Call("POST", "/consumers/dead-letters/discard", {"limit": 10})] * 6,
 ]
 SENDS = [
     Call("GET", "/health-check"),

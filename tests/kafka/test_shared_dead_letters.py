@@ -15,6 +15,8 @@ from contracts.dead_letter import DeadLetter
 from contracts.partitioning import partitions_of
 from tests.handlers import REFUSED
 
+LETTERS = "/consumers/dead-letters"
+
 
 class Sharing(Pipeline):
     """A pipeline whose dead-letter topic two groups share; both are stopped, so that what is sent back stays there."""
@@ -55,9 +57,9 @@ def consumers(pipeline: Sharing) -> Iterator[tuple[Service, Service]]:
         yield one, other
 
 
-def newest(consumer: Service, limit: int) -> list[dict[str, Any]]:
+def newest(consumer: Service, limit: int, **parameters: str) -> list[dict[str, Any]]:
     """Return the newest dead letters, the oldest of them first."""
-    return consumer.letters(limit=limit)[::-1]
+    return consumer.letters(limit=limit, **parameters)[::-1]
 
 
 def redrive(consumer: Service) -> int:
@@ -148,6 +150,36 @@ def test_dead_letters_of_spring_are_listed_and_sent_back_once_by_whichever_group
     place = {"partition": unknown["partition"], "offset": unknown["offset"]}
     answer = consumers[0].http.post(REDRIVE, json=place)
     assert (answer.status_code, "does not say" in answer.json()["detail"]) == (404, True)
+
+
+def test_each_group_discards_its_own_letters_which_no_group_lists_then(
+    pipeline: Sharing, consumers: tuple[Service, Service]
+) -> None:
+    own, others = pipeline.letters(1, consumers[0])
+    place = {"partition": others["partition"], "offset": others["offset"]}
+    for action in ("discard", "restore"):
+        answer = consumers[0].http.post(f"{LETTERS}/{action}", json=place)
+        assert (answer.status_code, f"is of the group {pipeline.group}-2" in answer.json()["detail"]) == (409, True)
+    assert consumers[0].post(f"{LETTERS}/discard", json={"limit": 10})["discarded"] == 1
+    for consumer in consumers:
+        assert [one["offset"] for one in newest(consumer, 1)] == [others["offset"]]
+        assert [one["offset"] for one in newest(consumer, 1, discarded="true")] == [own["offset"]]
+    assert consumers[1].post(f"{LETTERS}/restore", json={"limit": 10})["restored"] == 0
+    assert at_once(consumers) == 1
+    assert consumers[0].post(f"{LETTERS}/restore", json={"limit": 10})["restored"] == 1
+    assert at_once(consumers) == 1
+
+
+def test_a_letter_of_no_group_that_one_group_discarded_is_sent_back_by_none(
+    pipeline: Sharing, consumers: tuple[Service, Service]
+) -> None:
+    (letter,) = pipeline.listed(consumers[0], Raw(b"of nobody", b"key", of_spring(pipeline.topic)))
+    assert consumers[0].post(f"{LETTERS}/discard", json={"limit": 10})["discarded"] == 1
+    assert at_once(consumers) == 0
+    place = {"partition": letter["partition"], "offset": letter["offset"]}
+    assert consumers[1].http.post(REDRIVE, json=place).status_code == 409
+    assert consumers[1].post(f"{LETTERS}/restore", json=place)["restored"] == 1
+    assert at_once(consumers) == 1
 
 
 def test_a_letter_whose_partition_does_not_exist_goes_where_its_key_belongs(

@@ -1,6 +1,7 @@
 from itertools import pairwise
 from uuid import UUID
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
@@ -69,3 +70,41 @@ def test_a_mark_that_was_deleted_marks_nothing_and_what_is_no_mark_is_named() ->
         strange = Marks()
         strange.read(mark(key, value))
         assert strange.unreadable == "events-dlt-redriven-0 offset 0 is no mark"
+
+
+def test_discarded_letters_are_marked_like_those_that_were_sent_back_and_are_told_apart() -> None:
+    marks = Marks()
+    marks.apply(Action.REDRIVE, "one", 3, [(1, 2)])
+    written = [
+        *marks.apply(Action.DISCARD, "one", 3, [(4, 6)], gaps=[(2, 4)]),
+        *marks.apply(Action.DISCARD, None, 3, [(9, 10)]),
+    ]
+    read = Marks()
+    for key, value in written:
+        read.read(mark(key, value))
+    for each in (marks, read):
+        assert each.of("one", 3) == [(1, 6)]
+        assert each.discarded("one", 3) == [(4, 6)], "a gap holds letters of others"
+        assert [offset for offset in range(12) if each.is_discarded(3, offset)] == [4, 5, 9]
+        assert not each.is_discarded(2, 4)
+    written = marks.apply(Action.RESTORE, "one", 3, [(5, 6)])
+    for key, value in written:
+        read.read(mark(key, value))
+    for each in (marks, read):
+        assert each.of("one", 3) == [(1, 5)]
+        assert each.discarded("one", 3) == [(4, 5)]
+
+
+def test_an_earlier_version_takes_discarded_letters_for_sent_back_and_keeps_apart_what_was() -> None:
+    class EarlierKey(msgspec.Struct, frozen=True):
+        group: str | None
+        partition: int
+
+    marks = Marks()
+    marks.apply(Action.REDRIVE, "one", 3, [(1, 2)])
+    written = dict(marks.apply(Action.DISCARD, "one", 3, [(4, 6)]))
+    seen = {msgspec.json.decode(key, type=EarlierKey): msgspec.json.decode(value) for key, value in written.items()}
+    assert seen == {EarlierKey("one", 3): [[1, 2], [4, 6]], EarlierKey("", 3): [[4, 6]]}
+    key = msgspec.json.encode(EarlierKey("one", 3))
+    marks.read(mark(key, b"[[1,3],[4,6]]"))
+    assert marks.discarded("one", 3) == [(4, 6)], "what an earlier version marks then leaves them discarded"

@@ -1,6 +1,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from copy import deepcopy
+from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
 
@@ -20,7 +22,7 @@ from apps.consumer.redriving.letter_view import FirstPlace, Origin, view
 from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import LetterPlace, RedriveLimits, Redriver
-from apps.consumer.redriving.refusals import RedriveNotNow, TooLarge
+from apps.consumer.redriving.refusals import DoneBefore, RedriveNotNow, TooLarge
 from apps.consumer.redriving.routes import of_one_stream
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
 from tests.fakes import StoredTopic
@@ -56,17 +58,19 @@ class Bench:
         dead = cast(LogReader, StoredTopic(dict(enumerate(partitions)), topic=DEAD))
         self.redriver = Redriver(options, self.cluster, dead, f"{DEAD}-redriven", TOPIC, "group", limits=limits)
         self.transactions: list[list[tuple[int, int]]] = []
+        self.known = Marks()
         self.fails_from = 1_000
-        monkeypatch.setattr(self.redriver._marks_topic, "check", self._check_marks_topic)
+        monkeypatch.setattr(self.redriver._marks_topic, "check", self._reach_marks_topic)
+        monkeypatch.setattr(self.redriver._marks_topic, "until_visible", self._reach_marks_topic)
         monkeypatch.setattr(self.redriver, "_fenced", self._fenced)
         monkeypatch.setattr(self.redriver._transactions, "commit", self._commit)
         monkeypatch.setattr(self.redriver, "marks", self._marks)
 
-    async def _check_marks_topic(self) -> None:
+    async def _reach_marks_topic(self) -> None:
         pass
 
     async def _marks(self) -> Marks:
-        return Marks()
+        return deepcopy(self.known)  # what was written is known only to who reads the topic again
 
     @asynccontextmanager
     async def _fenced(self, _: str | None) -> AsyncIterator[tuple[Any, Marks]]:
@@ -328,3 +332,62 @@ async def test_a_letter_that_was_sent_back_is_not_listed_as_redrivable(monkeypat
     marks.apply(Action.REDRIVE, "group", 0, [(0, 1)])
     listed = [view(stored_letter(offset), marks, bench.redriver) for offset in (0, 1)]
     assert [(letter.redriven, letter.redrivable) for letter in listed] == [(True, False), (False, True)]
+
+
+async def test_a_discard_takes_held_letters_too_and_those_without_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    omitted = Stored(0, 0, 0, b"key", None, a_letter(None, ((OMITTED_BYTES, b"20971520"),)).all_headers(), DEAD)
+    back = [stored_letter(0, value=b"x" * 1_000), stored_letter(1)]
+    bench = Bench([omitted], [replace(one, partition=1) for one in back], monkeypatch=monkeypatch)
+    bench.cluster.configs[TOPIC] = {"max.message.bytes": "900"}
+    assert len((await bench.redriver.count(Action.REDRIVE, 10)).letters) == 1
+    assert len((await bench.redriver.count(Action.DISCARD, 10)).letters) == 3
+    assert (await bench.redriver.perform_one(Action.DISCARD, 0, 0)).letters == [LetterPlace(0, 0)]
+    done, more = await bench.redriver.perform(Action.DISCARD, 10, Filter(partition=1))
+    assert ([(one.partition, one.offset) for one in done], more) == ([(1, 0), (1, 1)], False)
+
+
+async def test_each_action_takes_the_letters_that_it_can_be_applied_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = [stored_letter(offset) for offset in range(4)]
+    bench = Bench([*letters, stored_letter(4, group="another"), stored_letter(5, group="")], monkeypatch=monkeypatch)
+    bench.known.apply(Action.REDRIVE, "group", 0, [(0, 1)])
+    bench.known.apply(Action.DISCARD, "group", 0, [(1, 3)])
+    bench.known.apply(Action.DISCARD, "another", 0, [(4, 5)])
+    for action, expected in ((Action.REDRIVE, [3, 5]), (Action.DISCARD, [3, 5]), (Action.RESTORE, [1, 2])):
+        counted = await bench.redriver.count(action, 10)
+        assert ([letter.offset for letter in counted.letters], counted.more) == (expected, False)
+        done, more = await bench.redriver.perform(action, 10)
+        assert ([letter.offset for letter in done], more) == (expected, False)
+    assert (await bench.redriver.count(Action.RESTORE, 1)).more
+
+
+@pytest.mark.parametrize(
+    ("action", "offset", "message"),
+    [
+        (Action.REDRIVE, 0, "was sent back before"),
+        (Action.REDRIVE, 1, "was discarded: restore it"),
+        (Action.DISCARD, 0, "was sent back before"),
+        (Action.DISCARD, 1, "was discarded before"),
+        (Action.RESTORE, 0, "is not discarded"),
+        (Action.RESTORE, 2, "is not discarded"),
+    ],
+)
+async def test_an_action_that_has_nothing_to_do_with_a_letter_is_refused(
+    action: Action, offset: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench([stored_letter(offset) for offset in range(3)], monkeypatch=monkeypatch)
+    bench.known.apply(Action.REDRIVE, "group", 0, [(0, 1)])
+    bench.known.apply(Action.DISCARD, "group", 0, [(1, 2)])
+    with pytest.raises(DoneBefore, match=f"dead letter 0/{offset} {message}"):
+        await bench.redriver.perform_one(action, 0, offset)
+    assert bench.transactions == []
+
+
+async def test_a_discarded_letter_is_listed_as_such_and_not_as_sent_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, marks = Bench([], monkeypatch=monkeypatch), Marks()
+    marks.apply(Action.DISCARD, "group", 0, [(0, 1)])
+    marks.apply(Action.DISCARD, "another", 0, [(1, 2)])
+    groups = ("group", "another", "group")
+    listed = [view(stored_letter(n, group=group), marks, bench.redriver) for n, group in enumerate(groups)]
+    assert [letter.discarded for letter in listed] == [True, True, False]
+    assert [letter.redriven for letter in listed] == [False, False, False]
+    assert [letter.redrivable for letter in listed] == [False, False, True]

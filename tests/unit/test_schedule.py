@@ -62,8 +62,8 @@ class Bench:
         """Return the places of the letters that are due."""
         return [(record.partition, record.offset) for record in await self.due.find(self.marks)]
 
-    def mark(self, partition: int, *offsets: int) -> None:
-        self.marks.apply(Action.REDRIVE, GROUP, partition, [(offset, offset + 1) for offset in offsets])
+    def mark(self, partition: int, *offsets: int, action: Action = Action.REDRIVE) -> None:
+        self.marks.apply(action, GROUP, partition, [(offset, offset + 1) for offset in offsets])
 
 
 def letter(offset: int, age_s: float, rounds: int = 0, verdict: str | None = POISON, group: str = GROUP) -> Stored:
@@ -128,6 +128,18 @@ async def test_a_letter_that_waits_and_was_sent_back_by_an_operator_is_not_waite
     assert await bench.found() == []
     assert bench.due.next_at is not None
     assert bench.due.next_at - time.time() > 7
+
+
+async def test_a_discarded_letter_is_not_sent_back_by_itself_and_is_again_once_it_is_restored() -> None:
+    bench = Bench([letter(0, 11), letter(1, 11), letter(2, 11)])
+    bench.mark(0, 0, action=Action.DISCARD)
+    assert await bench.found() == [(0, 1), (0, 2)]
+    bench.mark(0, 1, 2)
+    assert await bench.found() == []
+    bench.mark(0, 0, action=Action.RESTORE)
+    assert await bench.found() == [(0, 0)]
+    bench.mark(0, 0)
+    assert await bench.found() == []
 
 
 async def test_each_letter_is_read_once_whatever_stands_between() -> None:

@@ -3,7 +3,7 @@
 import msgspec
 
 from apps.consumer.browsing.record_view import Content, Header, content_of, headers_of
-from apps.consumer.redriving.letters import is_discarded, letter_of, owner_of
+from apps.consumer.redriving.letters import letter_of, owner_of
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import Redriver
 from contracts import dead_letter
@@ -63,7 +63,7 @@ def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
     letter = letter_of(record)
     headers, _, rounds = dead_letter.history(letter.headers)
     marked = marks.contains(owner_of(letter), record.partition, record.offset)
-    discarded = is_discarded(record, marks)
+    discarded = marks.is_discarded(record.partition, record.offset)
     return DeadLetter(
         partition=record.partition,
         offset=record.offset,

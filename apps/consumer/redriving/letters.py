@@ -1,6 +1,7 @@
 """Finds the dead letters that an operator action is about, the oldest first."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -121,12 +122,12 @@ def letter_of(record: Record) -> DeadLetter:
     return read(record.key, record.value, record.headers)
 
 
-def is_discarded(record: Record, marks: Marks) -> bool:
-    """Return whether the dead letter in a record was discarded by its group."""
-    partition, offset = record.partition, record.offset
-    if not marks.may_be_discarded(partition, offset):
-        return False
-    return contains(marks.discarded(owner_of(letter_of(record)), partition), offset)
+def offsets_of(records: Sequence[Record]) -> dict[int, Intervals]:
+    """Return the offsets of records in each partition."""
+    offsets: dict[int, Intervals] = defaultdict(list)
+    for record in records:
+        offsets[record.partition].append((record.offset, record.offset + 1))
+    return offsets
 
 
 def owner_of(letter: DeadLetter) -> str | None:

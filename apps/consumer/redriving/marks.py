@@ -11,6 +11,7 @@ of the marked ones were discarded.
 
 import math
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
@@ -49,7 +50,7 @@ class Marks:
     """Which dead letters of one topic were sent back or discarded.
 
     `headers` identify the topic, where Kafka reports its id. `unreadable` names a mark that cannot be read: then it is
-    unknown what was sent back. Offsets without a letter of the group may be among its marks: they close gaps.
+    unknown what was sent back.
     """
 
     def __init__(self, topic_id: UUID | None = None) -> None:
@@ -57,6 +58,7 @@ class Marks:
         self.headers: Sequence[tuple[str, bytes]] = [(TOPIC_ID, str(topic_id).encode())] if topic_id else []
         self.unreadable: str | None = None
         self._intervals: dict[MarkKey | int, Intervals] = {}
+        self._discarded: defaultdict[int, dict[str | None, Intervals]] = defaultdict(dict)
 
     def read(self, record: Record) -> None:
         """Add a record of the marks topic; ignore a record of an older topic of the same name."""
@@ -64,45 +66,56 @@ class Marks:
         if topic_ids and topic_ids != list(self.headers):
             return
         try:
-            self._intervals[decode_key(record.key or b"")] = merged(decode_intervals(record.value or b"[]"))
+            key, intervals = decode_key(record.key or b""), merged(decode_intervals(record.value or b"[]"))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             self.unreadable = f"{record.topic}-{record.partition} offset {record.offset} is no mark"
+            return
+        if isinstance(key, MarkKey) and key.discarded_by is not msgspec.UNSET:
+            self._discarded[key.partition][key.discarded_by] = intervals
+        else:
+            self._intervals[key] = intervals
 
     def of(self, group: str | None, partition: int) -> Intervals:
         """Return the offsets of a group's letters in a partition that were sent back or discarded."""
         return merged([*self._intervals.get(partition, []), *self._intervals.get(MarkKey(group, partition), [])])
 
-    def discarded(self, group: str | None, partition: int) -> Intervals:
-        """Return the offsets of a group's letters in a partition that were discarded, and not restored."""
-        return self._intervals.get(_discarded(group, partition), [])
-
     def contains(self, group: str | None, partition: int, offset: int) -> bool:
         """Return whether a letter of a group was sent back or discarded."""
         return any(contains(self._intervals.get(key, []), offset) for key in (MarkKey(group, partition), partition))
 
-    def may_be_discarded(self, partition: int, offset: int) -> bool:
-        """Return whether any group has discarded what is at a place: its letter need not be decoded otherwise."""
-        return any(
-            contains(intervals, offset)
-            for key, intervals in self._intervals.items()
-            if isinstance(key, MarkKey) and key.partition == partition and key.discarded_by is not msgspec.UNSET
-        )
+    def discarded(self, group: str | None, partition: int) -> Intervals:
+        """Return the offsets of a group's letters in a partition that were discarded, and not restored."""
+        return self._discarded[partition].get(group, [])
+
+    def is_discarded(self, partition: int, offset: int) -> bool:
+        """Return whether the group of a letter has discarded it."""
+        return any(contains(intervals, offset) for intervals in self._discarded[partition].values())
 
     def apply(
-        self, action: Action, group: str | None, partition: int, intervals: Intervals
+        self,
+        action: Action,
+        group: str | None,
+        partition: int,
+        offsets: Intervals,
+        gaps: Sequence[tuple[int, int]] = (),
     ) -> list[tuple[bytes, bytes]]:
-        """Mark more of a group's letters, or fewer for a restore; return key and value of each record to write."""
-        sent_back, discarded = MarkKey(group, partition), _discarded(group, partition)
-        keys = [sent_back] if action is Action.REDRIVE else [sent_back, discarded]
-        for key in keys:
-            before = self._intervals.get(key, [])
-            restored = action is Action.RESTORE
-            self._intervals[key] = minus(before, intervals) if restored else merged([*before, *intervals])
-        return [(msgspec.json.encode(key), msgspec.json.encode(self._intervals[key])) for key in keys]
+        """Mark letters of a group as an action leaves them; return key and value of each record to write.
 
-
-def _discarded(group: str | None, partition: int) -> MarkKey:
-    return MarkKey("", partition, group)
+        `gaps` are offsets without a letter of the group: marked as well, they join the ranges around them.
+        """
+        key = MarkKey(group, partition)
+        marked, discarded = self._intervals.get(key, []), self.discarded(group, partition)
+        match action:
+            case Action.REDRIVE:
+                marked = merged([*marked, *gaps, *offsets])
+            case Action.DISCARD:
+                marked, discarded = merged([*marked, *gaps, *offsets]), merged([*discarded, *offsets])
+            case Action.RESTORE:
+                marked, discarded = minus(marked, offsets), minus(discarded, offsets)
+        self._intervals[key], self._discarded[partition][group] = marked, discarded
+        changed = [(key, marked), (MarkKey("", partition, group), discarded)]
+        written = changed[:1] if action is Action.REDRIVE else changed
+        return [(msgspec.json.encode(key), msgspec.json.encode(intervals)) for key, intervals in written]
 
 
 def contains(intervals: Intervals, offset: int) -> bool:

@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.cluster import Cluster, Unusable
+from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.refusals import RedriveNotNow
 
 OTHERS_S = 2.0
 """Seconds that a redrive waits for the open transactions of other groups."""
+VISIBLE_S = 1.0
+"""Seconds that an action waits at most until all readers see its marks."""
 SETTLING_S = 0.1
 """Seconds between two checks whether the transactions of other groups have ended."""
 
@@ -53,23 +56,34 @@ class MarksTopic:
             wrong = "; ".join(map(str, deletions))
             raise RedriveNotNow(f"topic {topic}: {wrong}. Set cleanup.policy=compact on it, without delete, and retry")
 
+    async def until_visible(self) -> None:
+        """Wait up to 1 s until all readers see the committed marks: Kafka confirms a commit before they do."""
+        with suppress(*KAFKA_ERRORS, RedriveNotNow):
+            async with asyncio.timeout(VISIBLE_S):
+                await self._bounds()
+
     async def settled(self) -> Marks:
         """Return the marks once all are visible: an open transaction of another group hides those after it."""
+        first, written = await self._bounds()
+        if first:
+            raise RedriveNotNow(
+                f"topic {self.name}: what stood before offset {first} was deleted, and with it which dead "
+                "letters were sent back. Delete the topic to begin with none sent back; it is created again"
+            )
+        marks = await self._read(0, written)
+        if marks.unreadable:
+            raise RedriveNotNow(f"which dead letters were sent back is not known: {marks.unreadable}")
+        return marks
+
+    async def _bounds(self) -> tuple[int, int]:
+        """Return the first offset and the end of the topic, once no open transaction hides a record before that."""
         (first, _), (_, written) = await asyncio.gather(self._marks.offsets(1), self._uncommitted.offsets(1))
         waited_until = asyncio.get_running_loop().time() + OTHERS_S
         while (await self._marks.offsets(1))[1][0] < written[0]:
             if asyncio.get_running_loop().time() >= waited_until:
                 raise RedriveNotNow("a redrive of another group has not ended, and hides what was sent back: try again")
             await asyncio.sleep(SETTLING_S)
-        if first[0]:
-            raise RedriveNotNow(
-                f"topic {self.name}: what stood before offset {first[0]} was deleted, and with it which dead "
-                "letters were sent back. Delete the topic to begin with none sent back; it is created again"
-            )
-        marks = await self._read(0, written[0])
-        if marks.unreadable:
-            raise RedriveNotNow(f"which dead letters were sent back is not known: {marks.unreadable}")
-        return marks
+        return first[0], written[0]
 
     async def _read(self, first: int, end: int) -> Marks:
         marks = Marks(await self._cluster.topic_id(self._dead_topic))

@@ -30,7 +30,7 @@ from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
-from apps.consumer.redriving.letters import MAX_ROUNDS, Letters, Wanted, is_discarded, letter_of, owner_of
+from apps.consumer.redriving.letters import MAX_ROUNDS, Letters, Wanted, letter_of, offsets_of, owner_of
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
@@ -180,6 +180,8 @@ class Redriver:
                 raise
             log.warning("a %s ended after %d dead letters: %s", action, len(done), one_line(error))
             more = True
+        if done:
+            await self._marks_topic.until_visible()
         return Done(done, more)
 
     async def _perform_of(self, owner: str | None, search: Search, done: list[LetterPlace]) -> bool:
@@ -196,8 +198,8 @@ class Redriver:
         for owner in (self._group, None):
 
             async def mark(chosen: Sequence[Record], owner: str | None = owner) -> None:
-                for record in chosen:
-                    marks.apply(action, owner, record.partition, [(record.offset, record.offset + 1)])
+                for partition, offsets in offsets_of(chosen).items():
+                    marks.apply(action, owner, partition, offsets)
 
             more = more or await self._each(owner, marks, search, done, mark)
         return Done(done, more)
@@ -232,6 +234,7 @@ class Redriver:
             async with self._fenced(owner) as (producer, marks):
                 check_not_done(action, record, marks)
                 await self._transactions.commit(action, producer, owner, [record], marks)
+        await self._marks_topic.until_visible()
         return Done([LetterPlace(partition, offset)], more=False)
 
     async def _requested(self, action: Action, partition: int, offset: int) -> Record:
@@ -292,7 +295,8 @@ class Redriver:
 
 def check_not_done(action: Action, record: Record, marks: Marks) -> None:
     """Raise `DoneBefore` when an action has nothing to do with a dead letter, by its marks."""
-    place, discarded = f"dead letter {record.partition}/{record.offset}", is_discarded(record, marks)
+    place = f"dead letter {record.partition}/{record.offset}"
+    discarded = marks.is_discarded(record.partition, record.offset)
     match action, discarded:
         case Action.RESTORE, False:
             raise DoneBefore(f"{place} is not discarded: there is nothing to restore")

@@ -38,7 +38,7 @@ from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, read_time
 from apps.consumer.browsing.topic_search import Filter, newest
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letter_view import DeadLetter, view
-from apps.consumer.redriving.letters import is_discarded, letter_of
+from apps.consumer.redriving.letters import letter_of
 from apps.consumer.redriving.redrive import Done, LetterPlace
 from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
 from apps.consumer.stream_consumer import StreamConsumer
@@ -295,7 +295,8 @@ async def _newest(
     marks = await one.redriver.marks()
 
     def is_listed(record: Record) -> bool:
-        return is_discarded(record, marks) == discarded and (only.also is None or only.also(record))
+        is_wanted = marks.is_discarded(record.partition, record.offset) == discarded
+        return is_wanted and (only.also is None or only.also(record))
 
     listed, partitions = only._replace(also=is_listed), one.cluster.partitions.get(one.dead_reader.topic, 0)
     found = await newest(one.dead_reader, partitions, listed, limit, cursor)

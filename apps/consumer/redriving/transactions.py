@@ -1,7 +1,6 @@
 """Writes what an action does to dead letters in one transaction: the records to send back, and the marks."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Sequence
 
 from aiokafka import AIOKafkaProducer
@@ -11,8 +10,8 @@ from apps.chassis.internals.transactions import transaction
 from apps.chassis.kafka.clients import size_of_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.consumer.redriving.actions import Action
-from apps.consumer.redriving.letters import Letters, letter_of, size_sent_back
-from apps.consumer.redriving.marks import Intervals, Marks
+from apps.consumer.redriving.letters import Letters, letter_of, offsets_of, size_sent_back
+from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.refusals import TooLarge
 from contracts.dead_letter import DeadLetter, Header, redrive_headers
 from contracts.partitioning import partitions_of
@@ -65,15 +64,10 @@ class Transactions:
 
         Raises `TooLarge` when the marks topic does not accept one: letters that were left out leave gaps in it.
         """
-        offsets: dict[int, Intervals] = defaultdict(list)
-        for record in chosen:
-            offsets[record.partition].append((record.offset, record.offset + 1))
         written = []
-        for partition, done in offsets.items():
-            passed = (
-                [] if action is Action.RESTORE else self._letters.passed.get((marks.topic_id, owner, partition), [])
-            )
-            changed = marks.apply(action, owner, partition, [*passed, *done])
+        for partition, done in offsets_of(chosen).items():
+            others = self._letters.passed.get((marks.topic_id, owner, partition), [])
+            changed = marks.apply(action, owner, partition, done, others)
             self._check_size(partition, max(size_of_batch(*mark, marks.headers) for mark in changed))
             written += changed
         return written

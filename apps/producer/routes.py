@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Controller, Router, post
+from litestar import Controller, Router, get, post
 from litestar.connection import Request
 from litestar.enums import MediaType
 from litestar.openapi import ResponseSpec
@@ -40,7 +40,7 @@ from apps.chassis.http.request_body import (
 from apps.chassis.http.request_middleware import WITHOUT_QUERY
 from apps.chassis.http.streaming import Streamed
 from apps.producer.generating.generators import CannotGenerate
-from apps.producer.publishing.calls import CHUNK_RECORDS, generate_and_send, send
+from apps.producer.publishing.calls import CHUNK_RECORDS, generate_and_send, generate_value, send
 from apps.producer.publishing.line_answers import LineAnswers
 from apps.producer.publishing.lines import TIMES_IN_MEMORY
 from apps.producer.publishing.publisher import Busy, OutOfReach
@@ -119,6 +119,9 @@ def stream_router(producer: StreamProducer) -> Router:
     async def generate_for_stream(request: Request[Any, Any, Any], number: Number = 10) -> Response[Any]:
         return await generate(request, producer, number)
 
+    async def generate_without_sending() -> Response[bytes]:
+        return Response(await generate_value(stream), media_type=MediaType.JSON)
+
     return Router(
         f"/producers/{stream.name}",
         exception_handlers=PUBLISHING_ERRORS,
@@ -142,6 +145,11 @@ def stream_router(producer: StreamProducer) -> Router:
                 description=f"Answers after the last acknowledgement, with the generated {stream.name}.",
                 responses=GENERATED,
             )(generate_for_stream),
+            get(
+                GENERATE,
+                summary=f"Generate one of {stream.name}, and send nothing",
+                responses=documented(HTTPStatus.NOT_IMPLEMENTED),
+            )(generate_without_sending),
         ],
     )
 

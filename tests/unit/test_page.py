@@ -10,6 +10,7 @@ from litestar.testing import TestClient
 
 from apps.chassis.settings import Settings
 from apps.consumer.page.routes import FOLDER
+from tests.event import EVENTS
 from tests.event_services import create_consumer, create_producer
 
 PRODUCER = "http://producer.example:8000"
@@ -186,3 +187,11 @@ def test_no_other_page_may_read_what_the_producer_answers(origin: str, producer:
 def test_no_page_may_use_a_method_that_the_producer_has_no_call_for(producer: TestClient[Litestar]) -> None:
     asked = {"Origin": PAGE, "Access-Control-Request-Method": "DELETE"}
     assert producer.options("/producers/events", headers=asked).status_code == 400
+
+
+def test_a_record_to_begin_with_is_made_up_and_not_sent(producer: TestClient[Litestar]) -> None:
+    answer = producer.get("/producers/events/generate", headers={"Origin": PAGE})  # there is no Kafka to send it to
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == PAGE
+    assert EVENTS.decode_strictly(answer.content).id
+    assert producer.get("/producers/events/generate").content != answer.content

@@ -1,5 +1,7 @@
 /** What the page shows, as its address names it: stream, tab, filters and open record. A link can be sent, and Back works. */
 
+import { localTime, onSubmit, rfc3339 } from "./dom.js";
+
 const listeners = [];
 
 /** The parameters of the address. */
@@ -41,3 +43,33 @@ function follow(event) {
 
 document.addEventListener("click", follow);
 window.addEventListener("popstate", changed);
+
+const isTime = ({ type }) => type === "datetime-local";
+const isBox = ({ type }) => type === "checkbox";
+
+/** The filters of a list: the form that sets them, and the address that names them. */
+export class Filters {
+  #fields;
+
+  /** Have a form lead to the address of a tab with its filters, and a button to the one without. */
+  constructor(form, tab, none) {
+    this.#fields = [...form.elements].filter(({ name }) => name);
+    const asked = (field) => (isTime(field) ? rfc3339(field.value) : isBox(field) && !field.checked ? "" : field.value);
+    onSubmit(form, () => go(addressOf(tab, Object.fromEntries(this.#fields.map((field) => [field.name, asked(field)])))));
+    form.addEventListener("change", ({ target }) => isBox(target) && form.requestSubmit());
+    none.addEventListener("click", () => go(addressOf(tab)));
+    this.none = none;
+  }
+
+  /** Show the filters of an address; return them, and null without any. */
+  of(parameters) {
+    for (const field of this.#fields) {
+      const value = parameters[field.name] ?? "";
+      if (isBox(field)) field.checked = value === field.value;
+      else field.value = isTime(field) ? localTime(value) : value;
+    }
+    const given = this.#fields.map(({ name }) => [name, parameters[name]]).filter(([, value]) => value);
+    this.none.hidden = given.length === 0;
+    return given.length === 0 ? null : Object.fromEntries(given);
+  }
+}

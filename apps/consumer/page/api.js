@@ -10,18 +10,12 @@ const KEY = "api-key";
 export const refusals = new EventTarget();
 
 /** Why a call failed: `status` is 0 without an answer, `problem` (RFC 9457) is undefined for an answer that is not JSON. */
-export class Failure extends Error {
-  constructor(message, status = 0, problem = undefined) {
-    super(message);
-    this.status = status;
-    this.problem = problem;
-  }
-}
+export const failure = (message, status = 0, problem = undefined) => Object.assign(new Error(message), { status, problem });
 
-/** Return what a GET answers, of the stream that the page shows; raises `Failure`. Empty parameters are left out. */
+/** Return what a GET answers, of the stream that the page shows; raises `failure`. Empty parameters are left out. */
 export const get = (path, parameters = {}) => call(ofStream(path, parameters), {}, GET_TIMEOUT);
 
-/** Return what a POST answers; the API key goes with it when there is one. Raises `Failure`. */
+/** Return what a POST answers; the API key goes with it when there is one. Raises `failure`. */
 export async function post(path, body, parameters = {}) {
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -30,9 +24,9 @@ export async function post(path, body, parameters = {}) {
   const content = typeof body === "string" ? body : JSON.stringify(body);
   try {
     return await call(ofStream(path, parameters), { method: "POST", headers, body: content }, POST_TIMEOUT);
-  } catch (failure) {
-    if (failure.status === 401) refusals.dispatchEvent(new Event("refused"));
-    throw failure;
+  } catch (error) {
+    if (error.status === 401) refusals.dispatchEvent(new Event("refused"));
+    throw error;
   }
 }
 
@@ -40,9 +34,9 @@ export async function post(path, body, parameters = {}) {
 export async function getHealth(name = stream) {
   try {
     return await get("health-check", { stream: name });
-  } catch (failure) {
-    if (failure.problem?.status === "unavailable") return failure.problem;
-    throw failure;
+  } catch (error) {
+    if (error.problem?.status === "unavailable") return error.problem;
+    throw error;
   }
 }
 
@@ -72,16 +66,16 @@ async function call(url, options, milliseconds) {
     answer = await fetch(url, { ...options, cache: "no-store", signal: AbortSignal.timeout(milliseconds) });
     text = await answer.text();
   } catch (error) {
-    throw new Failure(error.name === "TimeoutError" ? `no answer within ${milliseconds / 1000} s` : "no answer");
+    throw failure(error.name === "TimeoutError" ? `no answer within ${milliseconds / 1000} s` : "no answer");
   }
   const content = parsed(text);
-  if (!answer.ok) throw new Failure(content?.detail ?? `it answers ${answer.status}`, answer.status, content);
-  if (content === undefined) throw new Failure("it answers what is not JSON", answer.status);
+  if (!answer.ok) throw failure(content?.detail ?? `it answers ${answer.status}`, answer.status, content);
+  if (content === undefined) throw failure("it answers what is not JSON", answer.status);
   return content;
 }
 
 /** Parse JSON; a whole number that JavaScript would round keeps its digits. */
-function parsed(text) {
+export function parsed(text) {
   const exact = (_, value, context) =>
     Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source ? JSON.rawJSON(context.source) : value;
   try {

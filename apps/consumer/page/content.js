@@ -2,21 +2,20 @@
 
 import { element } from "./dom.js";
 
-const TOKEN = /("(?:[^"\\]|\\.)*")(?=(\s*:)?)|-?\d[\d.eE+-]*|\b(?:true|false|null)\b/g;
 const BRIEF = 240; // characters of a value in its row
 const BEFORE = 60; // characters of them before a match
 
 /** A value of JSON as one line of text; a string of its own is without quotes. */
 export const textOf = (value) => (typeof value === "string" ? value : (JSON.stringify(value) ?? ""));
 
-/** A key as text. */
-export const keyText = (key) => (typeof key === "string" ? key : contentText(key));
-
 /** The text of a content: null, text, or base64 where it is not UTF-8. */
 export function contentText(content) {
   if (content === null) return "null";
   return content.text ?? `base64 ${content.base64}`;
 }
+
+/** A key as text. */
+export const keyText = (key) => (typeof key === "string" ? key : contentText(key));
 
 /** The value of a record as it is: JSON of a decoded one, or its bytes. */
 export const valueText = (record) => (record.value ? JSON.stringify(record.value) : contentText(record.content));
@@ -34,85 +33,57 @@ export function brief(text, wanted) {
 /** A content to be read at length; `error` may name a place in it, which is marked. */
 export function contentBlock(content, error = "") {
   if (content === null) return element("p", { class: "muted" }, "null");
-  const { text } = content;
-  if (text === undefined || text === null) return element("div", {}, element("p", { class: "muted" }, "not UTF-8, in base64"), block([content.base64]));
-  const pretty = formatted(text);
-  if (pretty !== null) return jsonBlock(pretty, error);
+  if (content.text == null) return element("div", {}, element("p", { class: "muted" }, "not UTF-8, in base64"), block([content.base64]));
   const at = /\(byte (\d+)\)/.exec(error);
-  return block(at === null ? [text] : markedAt(text, Number(at[1])));
+  return formatted(content.text, error) ?? block(at ? markedAt(content.text, Number(at[1])) : [content.text]);
 }
 
-/** A value of JSON, formatted and coloured. */
-export const valueBlock = (value, error) => jsonBlock(JSON.stringify(value, null, 2), error);
-
-/**
- * Format JSON, where that changes nothing: a number too large for JavaScript, a name given twice or a space that somebody
- * looks for must not get lost.
- */
-function formatted(text) {
+/** A text of JSON, formatted and coloured; null where that would change more than its white space. */
+export function formatted(text, error = "") {
+  const asWritten = (_, value, context) => (context?.source === undefined ? value : JSON.rawJSON(context.source));
   try {
-    const value = JSON.parse(text);
-    return typeof value === "object" && JSON.stringify(value) === text ? JSON.stringify(value, null, 2) : null;
+    const value = JSON.parse(text, asWritten);
+    const compact = text.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1");
+    return JSON.stringify(value) === compact ? block(coloured(value, /`(\$[^`]+)`/.exec(error)?.[1])) : null;
   } catch {
     return null;
   }
 }
 
-const block = (nodes) => element("pre", { tabindex: "0", role: "group", "aria-label": "Value" }, ...nodes);
-
-function jsonBlock(text, error = "") {
-  const lines = text.split("\n");
-  const path = /`\$((?:\.[^.[`]+|\[\d+\])+)`/.exec(error ?? "");
-  const wrong = path === null ? null : lineOf(lines, [...path[1].matchAll(/\.([^.[]+)|\[(\d+)\]/g)].map(([, name, index]) => name ?? Number(index)));
-  const nodes = lines.flatMap((line, index) => {
-    const coloured = [...colours(line)];
-    return [index === wrong ? element("mark", { class: "wrong", title: error }, ...coloured) : coloured, "\n"].flat();
-  });
-  return block(nodes.slice(0, -1));
-}
-
-function* colours(line) {
-  let end = 0;
-  for (const match of line.matchAll(TOKEN)) {
-    const [token, string, colon] = match;
-    yield line.slice(end, match.index);
-    yield element("span", { class: string === undefined ? "atom" : colon ? "field" : "string" }, token);
-    end = match.index + token.length;
+/** The nodes of a value that is written over several lines, with the one at the path `wrong` marked. */
+function coloured(value, wrong, path = "$", line = "\n") {
+  const next = `${line}  `;
+  const list = Array.isArray(value);
+  let nodes;
+  if (JSON.isRawJSON?.(value) || typeof value !== "object" || value === null) {
+    const text = JSON.stringify(value);
+    nodes = [element("span", { class: text.startsWith('"') ? "string" : "atom" }, text)];
+  } else {
+    const inner = Object.entries(value).flatMap(([name, one], index) => [
+      `${index === 0 ? "" : ","}${next}`,
+      ...(list ? [] : [element("span", { class: "field" }, JSON.stringify(name)), ": "]),
+      ...coloured(one, wrong, list ? `${path}[${name}]` : `${path}.${name}`, next),
+    ]);
+    nodes = [list ? "[" : "{", ...inner, inner.length > 0 && line, list ? "]" : "}"];
   }
-  yield line.slice(end);
-}
-
-/** The number of the line on which a path leads to in formatted JSON, or null. */
-function lineOf(lines, path) {
-  let at = 0;
-  for (const [depth, step] of path.entries()) {
-    const pad = "  ".repeat(depth + 1);
-    let left = typeof step === "number" ? step : 0;
-    for (at += 1; ; at += 1) {
-      if (at >= lines.length || !lines[at].startsWith(pad)) return null;
-      if (" ]}".includes(lines[at][pad.length])) continue;
-      if (typeof step === "string" ? lines[at].startsWith(`${pad}${JSON.stringify(step)}: `) : left-- === 0) break;
-    }
-  }
-  return at;
+  return path === wrong ? [element("mark", { class: "wrong" }, ...nodes)] : nodes;
 }
 
 /** A text with the character at a place in its UTF-8 marked. */
 function markedAt(text, byte) {
-  const bytes = new TextEncoder().encode(text);
-  const before = new TextDecoder().decode(bytes.slice(0, byte));
+  const before = new TextDecoder().decode(new TextEncoder().encode(text).slice(0, byte));
   const wrong = [...text.slice(before.length)][0] ?? "";
   return [before, element("mark", { class: "wrong" }, wrong || "end"), text.slice(before.length + wrong.length)];
 }
 
-/** The headers of a record, one pair a line. */
-export function headerList(headers) {
-  if (headers.length === 0) return element("p", { class: "muted" }, "none");
-  return facts(headers.map(({ name, value }) => [name, contentText(value)]));
-}
+/** A text that is read at length. */
+export const block = (nodes, label = "Value") => element("pre", { tabindex: "0", role: "group", "aria-label": label }, ...nodes);
 
 /** Names and values, one pair a line; a value may be an element. */
 export function facts(pairs) {
   const rows = pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
-  return element("dl", { class: "facts" }, ...rows);
+  return rows.length > 0 ? element("dl", { class: "facts" }, ...rows) : element("p", { class: "muted" }, "none");
 }
+
+/** Headers, one pair a line. */
+export const headerList = (headers) => facts(headers.map(({ name, value }) => [name, contentText(value)]));

@@ -2,19 +2,21 @@
 
 import { addressOf } from "./address.js";
 import { keepApiKey, post, refusals } from "./api.js";
-import { confirmed } from "./dialogs.js";
-import { arrange, byId, count, element, inside, onSubmit, plural, report, rfc3339, say, time, timeElement } from "./dom.js";
+import { facts } from "./content.js";
+import { byId, confirmed, count, onSubmit, plural, report, rfc3339, say, time, timeElement, turn } from "./dom.js";
+import { GONE } from "./looks.js";
+import { placeOf } from "./record.js";
 import { showPill, title } from "./streams.js";
 
 const LIVELY = ["starting", "running", "retrying", "reconnecting"];
 
-/** Each command: when it makes sense, why not in another state, and which button to press next. */
+/** Each command: its call, when it makes sense, and which button to press next. */
 const COMMANDS = {
-  start: { path: "consumers/start", name: "Start", while: ["stopped", "halted"], next: "stop", not: () => "It consumes already." },
-  stop: { path: "consumers/stop", name: "Stop", while: [...LIVELY, "paused"], next: "start", not: (state) => `It is ${state} already.` },
-  pause: { path: "consumers/pause", name: "Pause", while: LIVELY, next: "resume", not: (state) => (state === "paused" ? "It is paused already." : `Nothing is read while it is ${state}.`) },
-  resume: { path: "consumers/resume", name: "Resume", while: ["paused"], next: "pause", not: () => "It is not paused." },
-  accept: { path: "consumers/start", body: { accept: true }, name: "Start", while: ["halted", "retrying"], next: "stop", not: () => "No bad records wait." },
+  start: { name: "Start", path: "consumers/start", while: ["stopped", "halted"], next: "stop" },
+  stop: { name: "Stop", path: "consumers/stop", while: [...LIVELY, "paused"], next: "start" },
+  pause: { name: "Pause", path: "consumers/pause", while: LIVELY, next: "resume" },
+  resume: { name: "Resume", path: "consumers/resume", while: ["paused"], next: "pause" },
+  accept: { name: "Start", path: "consumers/start", body: { accept: true }, while: ["halted", "retrying"], next: "stop" },
 };
 
 /** What to do in a state that is not good. */
@@ -24,14 +26,13 @@ const ADVICE = {
   reconnecting: "Kafka is out of reach or refuses this service. The service connects again by itself.",
 };
 
-const GONE = "The service does not answer.";
+const said = byId("control-said");
+const seek = byId("seek");
 let lag = null;
 
 /** Wire the buttons, the seek and the field for the API key; `refresh` reads and shows the state. */
 export function control(refresh) {
-  const said = byId("control-said");
-  for (const [name, command] of Object.entries(COMMANDS)) byId(name).addEventListener("click", () => run(name, command, said, refresh));
-  const seek = byId("seek");
+  for (const [name, command] of Object.entries(COMMANDS)) byId(name).addEventListener("click", () => run(name, command, refresh));
   seek.elements.to.addEventListener("change", () => {
     for (const label of seek.querySelectorAll("[data-for]")) {
       label.hidden = label.dataset.for !== seek.elements.to.value;
@@ -39,7 +40,7 @@ export function control(refresh) {
     }
   });
   onSubmit(seek, (fields) => report(said, "Counting …", () => goTo(place(fields))));
-  askForKey(said);
+  askForKey();
   document.addEventListener("click", sayWhyOff, true);
 }
 
@@ -63,10 +64,16 @@ async function goTo(to) {
   return `Consumes from there in ${plural(Object.keys(partitions).length, "partition", "partitions")}.`;
 }
 
-async function run(name, command, said, refresh) {
+function place({ to, time: local, partition, offset }) {
+  if (to === "offset") return { partition: Number(partition), offset: Number(offset) };
+  return { to: to === "time" ? rfc3339(local) : to };
+}
+
+async function run(name, command, refresh) {
   const button = byId(name);
   if (button.ariaBusy === "true") return;
-  if (name === "accept" && !(await confirmed(`Bad records will be dead-lettered until a batch has only good ones: up to ${plural(lag ?? 0, "record waits", "records wait")}.`, "Dead-letter the bad ones"))) return;
+  const bad = `Bad records will be dead-lettered until a batch has only good ones: up to ${plural(lag ?? 0, "record waits", "records wait")}.`;
+  if (name === "accept" && !(await confirmed(bad, "Dead-letter the bad ones"))) return;
   button.ariaBusy = "true";
   let answered = byId("state").dataset.state;
   await report(said, "One moment …", async () => {
@@ -75,30 +82,23 @@ async function run(name, command, said, refresh) {
     return `${command.name} at ${time(Date.now())}: the consumer is ${answered}.`;
   });
   said.dataset.state = answered;
-  clearOutdated(said);
+  clearOutdated();
   button.ariaBusy = "false";
   const lost = document.activeElement === document.body || button.ariaDisabled === "true" || button.hidden;
   if (lost) byId(command.next).focus(); // or the keyboard is at the top of the page again
 }
 
 /** Clear the answer of a button once the state is another one: it must not contradict it. */
-function clearOutdated(said) {
+function clearOutdated() {
   const { state } = said.dataset;
   if (state === undefined || state === byId("state").dataset.state) return;
   delete said.dataset.state;
-  said.classList.remove("trouble");
-  say(said, "");
+  report(said, "", () => "");
 }
 
-function place({ to, time: local, partition, offset }) {
-  if (to === "offset") return { partition: Number(partition), offset: Number(offset) };
-  return { to: to === "time" ? rfc3339(local) : to };
-}
-
-function askForKey(said) {
+function askForKey() {
   const form = byId("key");
   refusals.addEventListener("refused", () => {
-    byId("head").append(form); // in sight in every tab
     form.hidden = false;
     form.elements.key.focus();
   });
@@ -106,8 +106,7 @@ function askForKey(said) {
     keepApiKey(key);
     form.hidden = true;
     form.reset();
-    said.classList.remove("trouble");
-    say(said, "The key goes with every call from now on. Please try again.");
+    return report(said, "", () => "The key goes with every call from now on. Please try again.");
   });
 }
 
@@ -115,72 +114,61 @@ function askForKey(said) {
 export function showStatus(status, health) {
   lag = status.lag;
   showState(status.state, health);
-  for (const [name, command] of Object.entries(COMMANDS)) {
-    turn(byId(name), command.while.includes(status.state) ? "" : command.not(status.state));
-  }
-  byId("accept").hidden = !COMMANDS.accept.while.includes(status.state);
-  turn(byId("seek").querySelector("button"), [...LIVELY, "paused"].includes(status.state) ? "" : `Start it first: it is ${status.state}.`);
-  for (const name of ["redrive-all", "redrive-some"]) turn(byId(name), "");
+  const why = (states) => (states.includes(status.state) ? "" : `It is ${status.state}.`);
+  for (const [name, command] of Object.entries(COMMANDS)) turn(byId(name), why(command.while));
+  turn(seek.querySelector("button"), why(COMMANDS.stop.while));
+  byId("accept").hidden = why(COMMANDS.accept.while) !== "";
   say(byId("what"), `reads ${status.topic} as ${status.group_id}`);
-  const advice = byId("advice");
-  advice.hidden = !(status.state in ADVICE);
-  say(advice, ADVICE[status.state] ?? "");
-  const facts = {
-    consumed: count(status.messages_consumed_count),
-    "dead-lettered": count(status.dead_lettered_count),
-    skipped: skipped(status),
-    ...(status.throttled_seconds > 0 && { throttled: `by a quota of Kafka, for ${count(Math.ceil(status.throttled_seconds))} s more` }),
-    member: status.member_id ?? "none",
-    since: time(Date.parse(status.started_at)),
-  };
-  const row = ([name]) => element("div", {}, element("dt", {}, name), element("dd"));
-  arrange(byId("facts"), Object.entries(facts), ([name]) => name, row, ({ lastElementChild }, [, text]) => say(lastElementChild, text));
+  showLine("advice", ADVICE[status.state]);
+  showFacts(status);
   showErrors(status, health);
 }
 
-/** Turn a button off for a reason, which it shows; without one it is on. */
-function turn(button, reason) {
-  button.ariaDisabled = reason === "" ? null : "true";
-  button.title = reason;
+function showFacts(status) {
+  const last = status.moves.at(-1);
+  const moved = last ? `; partition ${last.partition} moved from ${last.before} to ${last.after}: ${last.reason}` : "";
+  const list = facts([
+    ["consumed", count(status.messages_consumed_count)],
+    ["dead-lettered", count(status.dead_lettered_count)],
+    ["skipped", count(status.skipped_count) + moved],
+    ...(status.throttled_seconds > 0 ? [["throttled", `by a quota of Kafka, for ${count(Math.ceil(status.throttled_seconds))} s more`]] : []),
+    ["member", status.member_id ?? "none"],
+    ["since", time(Date.parse(status.started_at))],
+  ]);
+  if (byId("facts").textContent !== list.textContent) byId("facts").replaceChildren(...list.children);
 }
 
-/** The records that were never consumed, and where the position moved last without consuming or a seek. */
-function skipped({ skipped_count: number, moves }) {
-  const last = moves.at(-1);
-  return count(number) + (last ? `; partition ${last.partition} moved from ${last.before} to ${last.after}: ${last.reason}` : "");
+/** Show the last error and the record that it is about; in grey while the service is healthy, since it is over then. */
+function showErrors({ last_error: error, notes, failing_record: failing }, health) {
+  showLine("last-error", [error && `Last error: ${error}`, ...notes].filter(Boolean).join("; "));
+  byId("last-error").className = health.status === "ok" ? "muted" : "trouble";
+  const named = failing ?? /-(?<partition>\d+) offset (?<offset>\d+)/.exec(error ?? "")?.groups;
+  showLine("failing", named && `Show the record: partition ${named.partition}, offset ${named.offset}`);
+  if (named) byId("failing").setAttribute("href", addressOf("records", { open: placeOf(named) }));
 }
 
-/** Show the last error, with a link to the record that it names; in grey while the service is healthy, since it is over then. */
-function showErrors({ last_error: error, notes }, health) {
-  const line = byId("last-error");
-  line.className = health.status === "ok" ? "muted" : "trouble";
-  line.hidden = error === null && notes.length === 0;
-  const text = [error && `Last error: ${error}`, ...notes].filter(Boolean).join("; ");
-  if (line.textContent === text) return;
-  const named = /-(\d+) offset (\d+)/.exec(text);
-  const link = named && inside(addressOf("records", { open: `${named[1]}-${named[2]}` }), named[0].slice(1));
-  const at = named ? named.index + 1 : text.length;
-  line.replaceChildren(text.slice(0, at), ...(named ? [link, text.slice(named.index + named[0].length)] : []));
-  line.title = text;
+/** Show a line with a text, or none. */
+function showLine(id, text) {
+  const line = byId(id);
+  line.hidden = !text;
+  line.title = text ?? "";
+  say(line, text ?? "");
 }
 
 /** Show that the state cannot be read, and why. */
 export function showNoState({ status, message }) {
   showState(status === 0 ? "no answer" : "unknown", { status: "unknown", detail: message });
-  for (const button of [...Object.keys(COMMANDS), "redrive-all", "redrive-some"].map(byId)) turn(button, GONE);
-  turn(byId("seek").querySelector("button"), GONE);
-  byId("advice").hidden = true;
+  for (const button of [...Object.keys(COMMANDS).map(byId), seek.querySelector("button")]) turn(button, GONE);
+  showLine("advice");
 }
 
 /** Show a state and the health in word and colour. */
 function showState(state, { status, detail }) {
   showPill(byId("state"), state, status);
-  const line = byId("health");
-  line.className = status === "ok" ? "muted" : "trouble";
-  say(line, `Health ${status}: ${detail}`);
-  line.title = detail;
+  showLine("health", `Health ${status}: ${detail}`);
+  byId("health").className = status === "ok" ? "muted" : "trouble";
   document.title = `${status === "unavailable" ? `${state}, unavailable` : state} · ${title}`;
-  clearOutdated(byId("control-said"));
+  clearOutdated();
 }
 
 /** Show the last rebalance of this instance, and why it happened. */

@@ -1,70 +1,73 @@
-/** Dead letters: why records could not be consumed, how many, and sending them back. */
+/** Dead letters: why records could not be consumed, how many, and what is done with them. */
 
-import { address, addressOf } from "./address.js";
+import { address, addressOf, Filters } from "./address.js";
 import { curlOf, get, post } from "./api.js";
-import { contentBlock, contentText, facts, headerList } from "./content.js";
-import { confirmed } from "./dialogs.js";
-import { arrange, button, byId, cell, count, download, element, inside, inUse, plural, report, say, timeElement } from "./dom.js";
-import { Filters } from "./filters.js";
-import { look } from "./poll.js";
-import { copyButton, fill, openingRow, pointRows } from "./record.js";
+import { block, contentBlock, contentText, facts } from "./content.js";
+import { arrange, button, byId, cell, confirmed, count, element, inside, inUse, onExport, plural, report, say, timeElement, turn } from "./dom.js";
+import { GONE, look } from "./looks.js";
+import { actions, contents, fill, openingRow, placeOf, pointRows } from "./record.js";
 import { stream } from "./streams.js";
 
 const SHOWN = 50;
-const MOST = 1_000; // dead letters that one call sends back
-const COUNT_AGAIN = 15_000; // ms after which they are counted again: other instances write some too
-const REDRIVE = "consumers/dead-letters/redrive";
+const MOST = 1_000; // dead letters that one call is about
+const AGAIN = 15_000; // ms after which they are read again: other instances write some too
 const NONE = "None.";
 const UNKNOWN = "unknown"; // what another writer of dead letters did not say
-const NEWER = "There may be newer ones.";
+
+/** What can be done with dead letters: the words for it, and the name of the number in the answer of the call. */
+const ACTIONS = {
+  redrive: { verb: "Send back", done: "sent back", number: "redriven", will: "sent back to the topic and handled again" },
+  discard: { verb: "Discard", done: "discarded", number: "discarded", will: "discarded: never sent back, and no longer listed" },
+  restore: { verb: "Restore", done: "restored", number: "restored", will: "restored: listed again, and ready to be sent back" },
+};
 
 export class DeadLetters {
   #list = byId("dead-list");
   #said = byId("dead-said");
   #older = byId("older");
-  #letters = [];
-  #limit = SHOWN;
   #form = new Filters(byId("letter-filter"), "dead", byId("unfilter"));
   #filters = null;
+  #letters = [];
   #shownFilters = null; // those of the letters in the list
-  #sentBack = new Set(); // Kafka may take a moment longer to show what the answer of a redrive has told
+  #limit = SHOWN;
   #selected = new Map();
-  #reads = 0;
-  #seen = null; // how many this instance had dead-lettered when they were read last
-  #counted = null; // likewise for the count
-  #countedAt = 0;
+  #matching = null; // how many match that something can be done with
+  #done = new Map(); // Kafka may take a moment longer to show what the answer of an action has told
+  #seen = null; // what made them be read last
+  #gone = false;
 
-  constructor(notices) {
-    this.notices = notices;
-    byId("redrive-all").addEventListener("click", () => this.#redriveAll(this.#filters));
-    byId("redrive-some").addEventListener("click", () => this.#redrive([...this.#selected.values()]));
-    byId("reload").addEventListener("click", () => this.#reload());
-    byId("export-letters").addEventListener("click", () => this.#export());
+  constructor() {
+    for (const name of Object.keys(ACTIONS)) byId(name).addEventListener("click", () => this.#actOnMany(name));
+    byId("select-all").addEventListener("change", ({ target }) => this.#selectAll(target.checked));
+    byId("reload").addEventListener("click", () => this.#reload(this.#filters && { ...this.#filters }));
+    onExport("export-letters", `${stream}-dead-letters.ndjson`, this.#said, () => this.#letters.map((one) => `${JSON.stringify(one)}\n`));
     this.#older.addEventListener("click", () => {
       this.#limit = Math.min(MOST, this.#limit + SHOWN);
       this.#read();
     });
   }
 
-  /** Count them, and read them again, when this instance has written some; not while somebody looks at older ones. */
-  async refresh({ dead_lettered_count: written, started_at: startedAt }) {
-    const seen = `${startedAt} ${written}`;
-    if (seen !== this.#counted || Date.now() - this.#countedAt > COUNT_AGAIN) {
-      [this.#counted, this.#countedAt] = [seen, Date.now()];
-      this.#count();
-    }
-    if (address().tab !== "dead" || seen === this.#seen) return;
-    if (this.#limit > SHOWN || inUse(this.#list)) return say(this.#said, NEWER);
+  /** Read them again when this instance has written some, and now and again; not while somebody looks at older ones. */
+  refresh(status) {
+    this.#gone = status === null;
+    this.#offer();
+    if (this.#gone) return;
+    const seen = `${status.started_at} ${status.dead_lettered_count} ${Math.floor(Date.now() / AGAIN)}`;
+    if (seen === this.#seen) return;
     this.#seen = seen;
-    await this.#read();
+    this.#count();
+    if (address().tab === "dead" && this.#limit === SHOWN && !inUse(this.#list)) this.#read();
   }
 
   /** Show what an address names. */
   visit(parameters) {
-    this.#filters = this.#form.of(parameters);
-    say(byId("redrive-all"), this.#filters ? "Send back all that match …" : "Send back all …");
-    if (JSON.stringify(this.#filters) !== this.#shownFilters) this.#reload();
+    const filters = this.#form.of(parameters);
+    if (JSON.stringify(filters) !== this.#shownFilters) this.#reload(filters);
     this.#open(parameters.open);
+  }
+
+  get #discarded() {
+    return this.#filters?.discarded === "true";
   }
 
   #open(open) {
@@ -72,13 +75,28 @@ export class DeadLetters {
     pointRows(this.#list, open);
     if (!open) return (panel.hidden = true);
     const letter = this.#letters.find((one) => placeOf(one) === open);
-    if (letter) return fill(panel, `Dead letter ${letter.partition} · ${letter.offset}`, ...partsOf(letter));
-    fill(panel, `Dead letter ${open.replace("-", " · ")}`, element("p", { class: "muted" }, "It is not in the list: show older ones, or all."));
+    const heading = `Dead letter ${open.replace("-", " · ")}`;
+    if (panel.dataset.open === open && !panel.hidden) return;
+    panel.dataset.open = letter ? open : "";
+    fill(panel, heading, ...(letter ? partsOf(letter) : [element("p", { class: "muted" }, "It is not in the list: show older ones, or all.")]));
+    if (letter) showChanges(letter, panel);
   }
 
+  /** Count all of them for the head, and those that match for the buttons. */
   #count() {
-    const read = () => get("consumers/dead-letters/reasons");
-    return look(this.notices, "count of dead letters", read, (all) => this.#showCount(all), () => (this.#counted = null));
+    const filters = this.#filters;
+    const read = (filter) => get("consumers/dead-letters/reasons", filter ?? {});
+    const show = ([all, matching]) => {
+      this.#showCount(all);
+      if (filters !== this.#filters) return this.#count();
+      this.#matching = this.#discarded ? matching.letters : matching.redrivable;
+      this.#offer();
+    };
+    const both = async () => {
+      const all = read();
+      return [await all, filters ? await read(filters) : await all];
+    };
+    return look({ name: "count of dead letters", read: both, show, lose: () => (this.#seen = null) });
   }
 
   #showCount({ letters, redrivable, reasons, more }) {
@@ -93,114 +111,139 @@ export class DeadLetters {
     });
   }
 
-  async #reload() {
+  async #reload(filters) {
+    this.#filters = filters;
+    this.#shownFilters = JSON.stringify(filters);
     this.#limit = SHOWN;
+    this.#matching = null;
+    this.#selected.clear();
+    this.#done.clear();
     say(this.#said, "");
-    await this.#read();
+    await Promise.all([this.#read(), this.#count()]);
   }
 
   #read() {
-    this.#reads += 1;
-    const number = this.#reads;
-    this.#shownFilters = JSON.stringify(this.#filters);
-    const read = () => get("consumers/dead-letters", { limit: this.#limit, ...this.#filters });
+    const filters = this.#filters;
+    const read = () => get("consumers/dead-letters", { limit: this.#limit, ...filters });
     const show = ({ dead_letters: letters, next }) => {
-      if (number !== this.#reads) return; // another one was asked for meanwhile
+      if (filters !== this.#filters) return; // others are asked for meanwhile
       this.#letters = letters;
       this.#older.hidden = next === null || this.#limit === MOST;
       this.#show();
     };
-    return look(this.notices, "dead letters", read, show, () => (this.#seen = null)); // is read again with the next status
+    return look({ name: "dead letters", read, show, lose: () => (this.#seen = null) }); // is read again with the next status
   }
 
   #show() {
-    for (const letter of this.#letters) letter.redriven ||= this.#sentBack.has(placeOf(letter));
-    this.#selected = new Map([...this.#selected].filter(([place]) => this.#letters.some((one) => placeOf(one) === place && !one.redriven)));
-    arrange(this.#list, this.#letters, (letter) => `${placeOf(letter)} ${letter.redriven}`, (letter) => this.#row(letter));
-    this.#showSelected();
+    for (const letter of this.#letters) {
+      const done = this.#done.get(placeOf(letter));
+      if (done) Object.assign(letter, { redriven: done === "redrive", discarded: done === "discard", redrivable: done === "restore" });
+    }
+    const shown = this.#letters.filter((one) => Boolean(one.discarded) === this.#discarded);
+    const free = new Set(shown.filter((one) => this.#isFree(one)).map(placeOf));
+    for (const place of this.#selected.keys()) if (!free.has(place)) this.#selected.delete(place);
+    arrange(this.#list, shown, (one) => `${placeOf(one)} ${one.redriven}`, (one) => this.#row(one));
+    this.#offer();
     this.#open(address().tab === "dead" ? address().open : "");
-    if (this.#letters.length === 0) say(this.#said, NONE);
-    else if ([NONE, NEWER].includes(this.#said.textContent)) say(this.#said, "");
+    if (shown.length === 0) say(this.#said, this.#said.textContent || NONE);
+    else if (this.#said.textContent === NONE) say(this.#said, "");
   }
 
-  #select(place, letter) {
-    if (letter) this.#selected.set(place, letter);
-    else this.#selected.delete(place);
-    this.#showSelected();
+  /** Whether something can be done with a letter. */
+  #isFree(letter) {
+    return this.#discarded ? letter.discarded : letter.redrivable && !letter.redriven;
   }
 
-  #showSelected() {
-    byId("redrive-some").hidden = this.#selected.size === 0;
-    say(byId("redrive-some"), `Send back the selected (${this.#selected.size}) …`);
+  /** Name on each button what it is about, the selected ones or all that match; without any it is off. */
+  #offer() {
+    const some = this.#selected.size;
+    const all = this.#filters ? "all that match" : "all";
+    for (const [name, { verb }] of Object.entries(ACTIONS)) {
+      byId(name).hidden = (name === "restore") !== this.#discarded;
+      say(byId(name), `${verb} ${some > 0 ? `the selected (${some})` : `${all} (${count(this.#matching)})`} …`);
+      turn(byId(name), this.#gone ? GONE : some === 0 && this.#matching === 0 ? `There is none to ${verb.toLowerCase()}.` : "");
+    }
+    const boxes = [...this.#list.querySelectorAll("input")];
+    for (const box of boxes) box.checked = this.#selected.has(box.name);
+    byId("select-all").checked = boxes.length > 0 && some === boxes.length;
+  }
+
+  #selectAll(checked) {
+    this.#selected = new Map(checked ? this.#letters.filter((one) => this.#isFree(one)).map((one) => [placeOf(one), one]) : []);
+    this.#offer();
   }
 
   #row(letter) {
     const place = placeOf(letter);
     const { origin } = letter;
-    const free = letter.redrivable && !letter.redriven;
-    const box = element("input", { type: "checkbox", "aria-label": `Select ${letter.partition} · ${letter.offset}` });
-    box.checked = this.#selected.has(place);
-    box.addEventListener("change", () => this.#select(place, box.checked && letter));
-    const send = button("Send back", () => this.#redrive([letter]), { "aria-label": `Send back ${letter.partition} · ${letter.offset}` });
-    const from = origin.offset === null ? (origin.topic ?? UNKNOWN) : inside(addressOf("records", { open: placeOf(origin) }), `${origin.partition} · ${count(origin.offset)}`);
+    const label = `${letter.partition} · ${letter.offset}`;
+    const box = element("input", { type: "checkbox", name: place, "aria-label": `Select ${label}` });
+    box.addEventListener("change", () => {
+      if (box.checked) this.#selected.set(place, letter);
+      else this.#selected.delete(place);
+      this.#offer();
+    });
+    const name = this.#discarded ? "restore" : "redrive";
+    const { verb } = ACTIONS[name];
+    const act = button(verb, () => this.#actOn(name, [letter]), { "aria-label": `${verb} ${label}` });
+    const free = this.#isFree(letter);
     return openingRow(
-      place,
-      letter.timestamp,
+      letter,
       cell("", free && box),
       "time",
-      cell("reason", element("b", {}, words(letter.error_type)), ` ${letter.error ?? ""}`),
-      cell("from", from),
+      cell("reason", ...reasonOf(letter)),
+      cell("from", origin.offset === null ? (origin.topic ?? UNKNOWN) : originLink(origin, `${origin.partition} · ${count(origin.offset)}`)),
       cell("code wide", contentText(letter.key)),
       cell("wide", triesOf(letter)),
-      cell("letter-state", stateOf(letter), free && send),
+      cell("letter-state", stateOf(letter), free && act),
     );
   }
 
-  /** Ask how many of the letters that match can be sent back, and send these. */
-  #redriveAll(filters) {
+  /** Do something with the selected letters; or ask how many match, and do it with these. */
+  #actOnMany(name) {
+    if (this.#selected.size > 0) return this.#actOn(name, [...this.#selected.values()]);
     return report(this.#said, "Counting …", async () => {
-      const { would_redrive: number, more } = await post(REDRIVE, { limit: MOST }, { ...filters, dry_run: true });
-      if (number === 0) return "There is none to send back.";
-      if (!(await agreed(number, more ? " There are more: repeat this for them." : ""))) return "Nothing was sent back.";
-      const answer = await post(REDRIVE, { limit: number }, filters);
-      this.#note(answer);
-      return `${plural(answer.redriven, "was", "were")} sent back.${answer.more ? " There are more to send back." : ""}`;
+      const { discarded: _, ...filters } = this.#filters ?? {};
+      const { more, [`would_${name}`]: number } = await call(name, { limit: MOST }, { ...filters, dry_run: true });
+      if (number === 0) return `There is none to ${ACTIONS[name].verb.toLowerCase()}.`;
+      const held = !more && number < this.#matching ? ` ${plural(this.#matching - number, "other is held: that only goes", "others are held: that only goes")} one by one.` : "";
+      if (!(await agreed(name, number, more ? " There are more: repeat this for them." : held))) return "Nothing was changed.";
+      const answer = await call(name, { limit: number }, filters);
+      return this.#note(name, answer.dead_letters, answer.more ? " There are more." : "");
     });
   }
 
-  /** Send letters back, one by one; several of them need a confirmation. */
-  async #redrive(chosen) {
-    await report(this.#said, "Sending back …", async () => {
-      if (chosen.length > 1 && !(await agreed(chosen.length))) return "Nothing was sent back.";
-      let done = 0;
+  /** Do something with letters, one by one; several of them, and a discard, need a confirmation. */
+  async #actOn(name, chosen) {
+    await report(this.#said, "One moment …", async () => {
+      if ((chosen.length > 1 || name === "discard") && !(await agreed(name, chosen.length))) return "Nothing was changed.";
+      const done = [];
       try {
-        for (const { partition, offset } of chosen) done += this.#note(await post(REDRIVE, { partition, offset }));
+        for (const { partition, offset } of chosen) done.push(...(await call(name, { partition, offset })).dead_letters);
       } catch (failure) {
-        throw done === 0 ? failure : new Error(`${failure.message} (${plural(done, "was", "were")} sent back before)`);
+        if (done.length === 0) throw failure;
+        throw new Error(`${failure.message} (${this.#note(name, done).textContent})`);
       }
-      return `${plural(done, "was", "were")} sent back.`;
+      return this.#note(name, done);
     });
-    this.#list.querySelector(`[data-key="${placeOf(chosen[0])} true"] a`)?.focus(); // its button is gone
+    this.#list.querySelector(`[data-open="${placeOf(chosen[0])}"]`)?.focus(); // its button is gone
   }
 
-  #note({ redriven, dead_letters: letters }) {
-    for (const one of letters) this.#sentBack.add(placeOf(one));
+  /** Say what was done, and show it. */
+  #note(name, letters, further = "") {
+    for (const one of letters) this.#done.set(placeOf(one), name);
+    this.#selected.clear();
     this.#show();
-    this.#countedAt = 0;
-    return redriven;
-  }
-
-  #export() {
-    if (this.#letters.length === 0) return say(this.#said, "There is nothing to export.");
-    download(`${stream}-dead-letters.ndjson`, "application/x-ndjson", this.#letters.map((one) => `${JSON.stringify(one)}\n`).join(""));
-    say(this.#said, `${plural(this.#letters.length, "dead letter was", "dead letters were")} exported.`);
+    this.#seen = null;
+    const undo = name === "discard" && button("Undo", () => this.#actOn("restore", letters));
+    return element("span", {}, `${plural(letters.length, "was", "were")} ${ACTIONS[name].done}.${further} `, undo);
   }
 }
 
-const agreed = (number, more = "") =>
-  confirmed(`${plural(number, "dead letter", "dead letters")} will be sent back to the topic and handled again.${more}`, `Send back ${count(number)}`);
+const call = (name, body, parameters) => post(`consumers/dead-letters/${name}`, body, parameters);
 
-const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
+const agreed = (name, number, more = "") =>
+  confirmed(`${plural(number, "dead letter", "dead letters")} will be ${ACTIONS[name].will}.${more}`, `${ACTIONS[name].verb} ${count(number)}`);
 
 /** The name of an error in words: `msgspec.ValidationError` is a validation error. */
 function words(type) {
@@ -212,28 +255,31 @@ function words(type) {
 const triesOf = ({ tries, rounds }) =>
   (tries === null ? "" : plural(tries, "try", "tries")) + (rounds > 0 ? `, back ${plural(rounds, "time", "times")}` : "");
 
-function stateOf({ redriven, held, redrivable, group }) {
+function stateOf({ redriven, discarded, held, redrivable, group }) {
   if (redriven) return "sent back";
+  if (discarded) return "discarded ";
   if (!redrivable) return group === null ? "of another topic" : `of ${group}`;
   return held ? "held: only by itself " : "";
 }
 
+const originLink = (origin, text) => inside(addressOf("records", { open: placeOf(origin) }), text);
+
+const reasonOf = ({ error_type: type, error }) => [element("b", {}, words(type)), error ? `: ${error}` : ""];
+
 function partsOf(letter) {
   const { origin } = letter;
-  const key = contentText(letter.key);
+  const key = letter.key === null ? null : contentText(letter.key);
   const place = `${origin.topic ?? UNKNOWN}, partition ${origin.partition ?? UNKNOWN}, offset ${origin.offset ?? UNKNOWN}`;
-  const from = element("span", {}, origin.offset === null ? place : inside(addressOf("records", { open: placeOf(origin) }), place));
+  const from = element("span", {}, origin.offset === null ? place : originLink(origin, place));
   if (origin.timestamp !== null) from.append(", ", timeElement(origin.timestamp));
   return [
-    element("p", { class: "trouble" }, element("b", {}, words(letter.error_type)), ` ${letter.error ?? ""}`),
-    element(
-      "div",
-      { class: "row" },
-      copyButton("Copy value", () => contentText(letter.value)),
-      copyButton("Copy key", () => key),
-      copyButton("Copy curl", () => curlOf("consumers/dead-letters", { key: letter.key === null ? "" : key, limit: 10 })),
-      letter.key !== null && inside(addressOf("dead", { key }), "Dead letters of this key"),
-      letter.key !== null && inside(addressOf("records", { key }), "Records of this key"),
+    element("p", { class: "trouble" }, ...reasonOf(letter)),
+    actions(
+      contentText(letter.value),
+      key,
+      curlOf("consumers/dead-letters", { key, partition: letter.partition, limit: 10 }),
+      key !== null && inside(addressOf("dead", { key }), "Dead letters of this key"),
+      key !== null && inside(addressOf("records", { key }), "Records of this key"),
     ),
     facts([
       ["error", letter.error_type ?? UNKNOWN],
@@ -242,11 +288,27 @@ function partsOf(letter) {
       ["group", letter.group ?? UNKNOWN],
       ["verdict", letter.verdict ?? UNKNOWN],
       ["tries", triesOf(letter) || UNKNOWN],
-      ["key", key],
+      ["key", key ?? "null"],
     ]),
-    element("h4", {}, "Value"),
-    contentBlock(letter.value, letter.error ?? ""),
-    element("h4", {}, "Headers"),
-    headerList(letter.headers),
+    letter.stack && element("details", {}, element("summary", {}, "Stack of the handler"), block([letter.stack], "Stack")),
+    ...contents(letter.value, letter.headers, letter.error),
+    element("div", { class: "changes" }),
   ];
+}
+
+/** Show what differs from the dead letter of the same key before this one, if there is one. */
+async function showChanges(letter, panel) {
+  if (letter.key === null || letter.key.text == null) return;
+  const place = panel.querySelector(".changes");
+  const { dead_letters: letters } = await get("consumers/dead-letters", { key: letter.key.text, limit: SHOWN }).catch(() => ({ dead_letters: [] }));
+  const before = letters[letters.findIndex((one) => placeOf(one) === placeOf(letter)) + 1];
+  if (!before || placeOf(before) === placeOf(letters[0])) return;
+  const [was, is] = [before, letter].map(({ value }) => contentBlock(value).textContent.split("\n"));
+  const only = (tag, lines, others) => lines.filter((line) => !others.includes(line)).map((line) => element(tag, {}, `${line.trim()}\n`));
+  const changes = [...only("del", was, is), ...only("ins", is, was)];
+  place.replaceChildren(
+    element("h4", {}, "The dead letter of this key before"),
+    element("p", {}, inside(addressOf("dead", { key: letter.key.text, open: placeOf(before) }), timeElement(before.timestamp)), ": ", ...reasonOf(before)),
+    changes.length > 0 ? block(changes, "Changes of the value") : element("p", { class: "muted" }, "The value is the same."),
+  );
 }

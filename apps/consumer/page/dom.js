@@ -1,25 +1,20 @@
 /** Elements and texts. Nothing here, or elsewhere in the page, makes HTML of a string: a record may contain anything. */
 
-const SVG = "http://www.w3.org/2000/svg";
 const ZONED = { dateStyle: "medium", timeStyle: "full" };
 const number = new Intl.NumberFormat("en");
 
 export const byId = (id) => document.getElementById(id);
 
 /** Make an element; children are elements or texts, those that are null or false are left out. */
-export const element = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
-
-/** Make an element of a drawing. */
-export const drawn = (tag, attributes = {}) => filled(document.createElementNS(SVG, tag), attributes, []);
-
-/** Make a cell of a table, of a class. */
-export const cell = (kind, ...children) => element("td", { class: kind }, ...children);
-
-function filled(node, attributes, children) {
+export function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children.filter((child) => child != null && child !== false));
   return node;
 }
+
+/** Make a cell of a table, of a class. */
+export const cell = (kind, ...children) => element("td", { class: kind }, ...children);
 
 /** Set a text where it differs, so that nobody hears it again and no selection is lost. */
 export function say(node, text) {
@@ -55,6 +50,12 @@ export function button(label, work, attributes = {}) {
   return made;
 }
 
+/** Turn a button off for a reason, which it shows; without one it is on. */
+export function turn(off, reason) {
+  off.ariaDisabled = reason === "" ? null : "true";
+  off.title = reason;
+}
+
 /** A link to another address of this page. */
 export const inside = (href, ...children) => element("a", { href, "data-inside": "" }, ...children);
 
@@ -62,13 +63,13 @@ export const count = (value) => (value == null ? "–" : number.format(value));
 
 export const plural = (value, one, more) => `${count(value)} ${value === 1 ? one : more}`;
 
+/** A time in the browser's zone, as ISO 8601 writes it: so does Swedish. */
+const local = (at) => at.toLocaleString("sv");
+
 /** A time in the browser's zone, with the day only when it is another one than today. */
 export function time(milliseconds) {
-  const at = new Date(milliseconds);
-  const digits = (value, length = 2) => String(value).padStart(length, "0");
-  const day = `${at.getFullYear()}-${digits(at.getMonth() + 1)}-${digits(at.getDate())}`;
-  const clock = `${digits(at.getHours())}:${digits(at.getMinutes())}:${digits(at.getSeconds())}`;
-  return at.toDateString() === new Date().toDateString() ? clock : `${day} ${clock}`;
+  const [day, clock] = local(new Date(milliseconds)).split(" ");
+  return local(new Date()).startsWith(day) ? clock : `${day} ${clock}`;
 }
 
 /** A time as an element, with its zone for those who look closely. */
@@ -82,17 +83,18 @@ export function timeElement(milliseconds) {
 export const rfc3339 = (local) => (local ? new Date(local).toISOString() : "");
 
 /** What a form's field of date and time shows of a time in RFC 3339, or "". */
-export function localTime(rfc) {
-  const at = new Date(rfc);
-  if (!rfc || Number.isNaN(at.getTime())) return "";
-  return new Date(at.getTime() - at.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
-}
+export const localTime = (rfc) => (Number.isNaN(Date.parse(rfc)) ? "" : local(new Date(rfc)).replace(" ", "T"));
 
-/** Have the browser save a file. */
-export function download(name, type, content) {
-  const link = element("a", { href: URL.createObjectURL(new Blob([content], { type })), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+/** Have a button save lines as a file. */
+export function onExport(id, name, said, linesOf) {
+  byId(id).addEventListener("click", () => {
+    const lines = linesOf();
+    if (lines.length === 0) return say(said, "There is nothing to export.");
+    const link = element("a", { href: URL.createObjectURL(new Blob(lines)), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+    say(said, `What is listed was saved as ${name}.`);
+  });
 }
 
 /** Show how a command went; a failure stays until the next one. */
@@ -117,4 +119,14 @@ export function onSubmit(form, work) {
     form.ariaBusy = "true";
     await Promise.resolve(work(Object.fromEntries(new FormData(form)))).finally(() => (form.ariaBusy = "false"));
   });
+}
+
+/** Ask whether to do something, in words of what will happen; return whether to do it. "Cancel" has the focus. */
+export function confirmed(question, action) {
+  const dialog = byId("ask");
+  say(byId("ask-question"), question);
+  say(byId("ask-yes"), action);
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
 }

@@ -1,6 +1,6 @@
 /** Rate and lag over the last hour, as the service keeps them; what this page saw before a restart of the service stays. */
 
-import { arrange, byId, cell, count, drawn, element, say, time, timeElement } from "./dom.js";
+import { arrange, byId, cell, count, element, say, time, timeElement } from "./dom.js";
 
 const HOUR = 3_600_000; // ms
 const SHORTEST = 300_000; // ms that the drawing goes back at least
@@ -10,6 +10,10 @@ const HEIGHT = 100;
 const KINDS = ["consumed", "dead_lettered", "lag"];
 
 let last = null; // the count that the rate of now is measured from
+const points = new Map(); // by time
+let gap = 0; // ms between two points above which the service did not run
+let from = 0;
+let until = 0;
 
 /** Show the records a second right now; without a status, that it is not known. A service that started again begins at 0. */
 export function showRate(status) {
@@ -22,91 +26,64 @@ export function showRate(status) {
   last = seen;
 }
 
-export class History {
-  #points = new Map();
-  #gap = 0;
-  #from = 0;
-  #until = 0;
-  #cursors = [];
+/** Take in what the service answers, and draw it. */
+export function showHistory({ step_seconds: step, points: read }) {
+  gap = step * 2_500;
+  for (const point of read) points.set(point.at, point);
+  const now = Date.now();
+  for (const at of points.keys()) if (at < now - HOUR) points.delete(at);
+  const all = sorted();
+  until = Math.max(now, all.at(-1)?.at ?? 0);
+  from = Math.min(until - SHORTEST, all[0]?.at ?? now);
+  draw("rate", all, ["consumed", "dead_lettered"]);
+  draw("lag", all, ["lag"]);
+  say(byId("history-from"), time(from));
+  const minutes = [...Map.groupBy(all, ({ at }) => Math.floor(at / 60_000)).values()].map((ones) => ones.at(-1)).reverse();
+  const cells = (point) => KINDS.map((kind) => cell("number", count(point[kind])));
+  const row = (point) => element("tr", {}, element("th", { scope: "row" }, timeElement(point.at)), ...cells(point));
+  arrange(byId("history-rows"), minutes, ({ at }) => String(at), row);
+  showLast();
+}
 
-  constructor() {
-    for (const [name, kinds] of [["rate-line", ["consumed", "dead_lettered"]], ["lag-line", ["lag"]]]) {
-      const svg = byId(name);
-      const cursor = drawn("path", { class: "cursor" });
-      svg.append(...kinds.map((kind) => drawn("path", { class: `line ${kind}`, "data-kind": kind })), cursor);
-      this.#cursors.push(cursor);
-      svg.addEventListener("pointermove", (event) => this.#point(event));
-      svg.addEventListener("pointerleave", () => this.#leave());
-    }
-  }
+const sorted = () => [...points.values()].sort((one, other) => one.at - other.at);
 
-  /** Take in what the service answers, and draw it. */
-  show({ step_seconds: step, points }) {
-    this.#gap = step * 2_500;
-    for (const point of points) this.#points.set(point.at, point);
-    const now = Date.now();
-    for (const at of this.#points.keys()) if (at < now - HOUR) this.#points.delete(at);
-    const all = this.#sorted();
-    this.#until = Math.max(now, all.at(-1)?.at ?? 0);
-    this.#from = Math.min(this.#until - SHORTEST, all[0]?.at ?? now);
-    const mostRate = roundedUp(Math.max(...all.map(({ consumed, dead_lettered: dead }) => Math.max(consumed, dead)), 0));
-    const mostLag = roundedUp(Math.max(...all.map(({ lag }) => lag ?? 0), 0));
-    for (const path of document.querySelectorAll("path[data-kind]")) {
-      path.setAttribute("d", this.#line(all, path.dataset.kind, path.dataset.kind === "lag" ? mostLag : mostRate));
-    }
-    say(byId("rate-most"), `up to ${count(mostRate)}`);
-    say(byId("lag-most"), `up to ${count(mostLag)}`);
-    say(byId("history-from"), time(this.#from));
-    this.#describe(all);
-  }
+/** Draw some kinds on one scale, and say it in words. */
+function draw(name, all, kinds) {
+  const most = roundedUp(Math.max(0, ...all.flatMap((point) => kinds.map((kind) => point[kind] ?? 0))));
+  const svg = byId(`${name}-line`);
+  for (const kind of kinds) svg.querySelector(`.${kind}`).setAttribute("d", lineOf(all, kind, most));
+  svg.ariaLabel = all.length > 0 ? `${sentence(all.at(-1))}; the table below has the last hour` : "no point yet";
+  say(byId(`${name}-most`), `up to ${count(most)}`);
+}
 
-  #sorted() {
-    return [...this.#points.values()].sort((one, other) => one.at - other.at);
-  }
+/** A line through the points, broken where some are missing. */
+function lineOf(all, kind, most) {
+  let before = null;
+  const piece = (point) => {
+    const joined = before !== null && point.at - before <= gap;
+    before = point.at;
+    return `${joined ? "L" : "M"}${xOf(point.at)} ${(HEIGHT - 2 - (point[kind] / most) * (HEIGHT - 4)).toFixed(1)}${joined ? "" : "h.1"}`;
+  };
+  return all.filter((point) => point[kind] !== null).map(piece).join("");
+}
 
-  /** A line through the points, broken where some are missing. */
-  #line(points, kind, most) {
-    let last = null;
-    return points
-      .filter((point) => point[kind] !== null)
-      .map((point) => {
-        const joined = last !== null && point.at - last <= this.#gap;
-        last = point.at;
-        return `${joined ? "L" : "M"}${this.#x(point.at)} ${(HEIGHT - 2 - (point[kind] / most) * (HEIGHT - 4)).toFixed(1)}${joined ? "" : "h.1"}`;
-      })
-      .join("");
-  }
+const xOf = (at) => (((at - from) / (until - from)) * WIDTH).toFixed(1);
 
-  #x(at) {
-    return (((at - this.#from) / (this.#until - this.#from)) * WIDTH).toFixed(1);
-  }
+/** Say what was at the time under the pointer. */
+function showPoint({ currentTarget, clientX }) {
+  const box = currentTarget.getBoundingClientRect();
+  const at = from + ((clientX - box.left) / box.width) * (until - from);
+  const [near] = sorted().sort((one, other) => Math.abs(one.at - at) - Math.abs(other.at - at));
+  if (near === undefined) return;
+  const missing = Math.abs(near.at - at) > gap;
+  say(byId("history-at"), missing ? `${time(at)}: the service did not run, or nobody looked` : sentence(near));
+  for (const cursor of document.querySelectorAll(".cursor")) cursor.setAttribute("d", `M${xOf(missing ? at : near.at)} 0v${HEIGHT}`);
+}
 
-  #describe(all) {
-    const last = all.at(-1);
-    byId("rate-line").setAttribute("aria-label", last ? `${sentence(last)}; the table below has the last hour` : "no point yet");
-    byId("lag-line").setAttribute("aria-label", last ? `a lag of ${count(last.lag)} records at ${time(last.at)}` : "no point yet");
-    const minutes = [...Map.groupBy(all, ({ at }) => Math.floor(at / 60_000)).values()].map((points) => points.at(-1)).reverse();
-    const cells = (point) => KINDS.map((kind) => cell("number", count(point[kind])));
-    const row = (point) => element("tr", {}, element("th", { scope: "row" }, timeElement(point.at)), ...cells(point));
-    arrange(byId("history-rows"), minutes, ({ at }) => String(at), row);
-    this.#leave();
-  }
-
-  #point(event) {
-    const box = event.currentTarget.getBoundingClientRect();
-    const at = this.#from + ((event.clientX - box.left) / box.width) * (this.#until - this.#from);
-    const near = this.#sorted().reduce((best, point) => (best && Math.abs(best.at - at) <= Math.abs(point.at - at) ? best : point), null);
-    if (near === null) return;
-    const missing = Math.abs(near.at - at) > this.#gap;
-    say(byId("history-at"), missing ? `${time(at)}: the service did not run, or nobody looked` : sentence(near));
-    for (const cursor of this.#cursors) cursor.setAttribute("d", `M${this.#x(missing ? at : near.at)} 0v${HEIGHT}`);
-  }
-
-  #leave() {
-    const last = this.#sorted().at(-1);
-    say(byId("history-at"), last ? sentence(last) : "The first point follows after 10 s.");
-    for (const cursor of this.#cursors) cursor.removeAttribute("d");
-  }
+function showLast() {
+  const newest = sorted().at(-1);
+  say(byId("history-at"), newest ? sentence(newest) : "The first point follows after 10 s.");
+  for (const cursor of document.querySelectorAll(".cursor")) cursor.removeAttribute("d");
 }
 
 const sentence = ({ at, consumed, dead_lettered: dead, lag }) =>
@@ -117,4 +94,9 @@ function roundedUp(value) {
   let power = 10;
   while (power * 10 <= value) power *= 10;
   return [1, 2, 5, 10].map((step) => step * power).find((most) => most >= value);
+}
+
+for (const svg of document.querySelectorAll("figure svg")) {
+  svg.addEventListener("pointermove", showPoint);
+  svg.addEventListener("pointerleave", showLast);
 }

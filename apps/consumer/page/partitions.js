@@ -1,13 +1,13 @@
 /** The lag of each partition, who reads it, and the members of the group. */
 
-import { arrange, byId, cell, count, drawn, element, plural, say } from "./dom.js";
+import { arrange, byId, cell, count, element, plural, say } from "./dom.js";
 
 const SHORTEST = 10; // records that a full bar means at least: a lag of 1 is no alarm
 
 /** Show the lag; `group` adds what the status does not know: the owners, and the partitions of others (null: not read yet). */
 export function showLag(status, group) {
   say(byId("lag-total"), count(status.lag));
-  const age = status.lag_seconds === null ? "" : `, ${count(Math.round(status.lag_seconds))} s`;
+  const age = status.lag_seconds > 0 ? `, the oldest waits ${count(Math.round(status.lag_seconds))} s` : "";
   say(byId("lag-age"), status.lag === null ? "not known" : `${status.lag === 1 ? "record" : "records"}${age}`);
   const waiting = byId("lag-waiting");
   waiting.hidden = !status.waiting_for_transaction;
@@ -50,15 +50,13 @@ function owner(memberId, members, ownMember) {
 }
 
 function newRow(one) {
-  const meter = drawn("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" });
-  meter.append(drawn("rect", { width: "0", height: "8" }));
-  const head = element("th", { scope: "row" }, String(one.partition));
-  return element("tr", {}, head, cell("meter", meter), cell("number"), cell("number wide"), cell("number wide"), cell(""));
+  const meter = element("meter", { "aria-label": "Behind" });
+  return element("tr", {}, element("th", { scope: "row" }, String(one.partition)), cell("meter", meter), cell("number"), cell("number wide"), cell("number wide"), cell(""));
 }
 
 function updateRow(row, one, most, { name, title }) {
   const [, meter, lag, committed, end, who] = row.children;
-  meter.querySelector("rect").setAttribute("width", String(((one.lag ?? 0) / most) * 100));
+  meter.firstElementChild.value = (one.lag ?? 0) / most;
   say(lag, count(one.lag));
   say(committed, count(one.committed));
   say(end, count(one.end));

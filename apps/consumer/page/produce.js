@@ -1,52 +1,63 @@
 /** Producing records: one from a form that the stream's JSON schema makes, or many made-up ones. */
 
 import { addressOf } from "./address.js";
-import { get, post } from "./api.js";
+import { get, parsed, post } from "./api.js";
 import { textOf } from "./content.js";
 import { byId, element, inside, onSubmit, plural, report, say } from "./dom.js";
+import { poll } from "./looks.js";
+import { placeOf } from "./record.js";
 import { stream } from "./streams.js";
 
 const PAUSE = 2_000; // ms between two looks whether the producer answers
-const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-/;
 const producer = document.querySelector("meta[name=producer-url]").content;
+const records = `${producer}/producers/${stream}`;
+
+/** The inputs of a form by the type of a value; what no input can take is written as JSON. */
+const INPUTS = {
+  string: ["input", { type: "text", autocomplete: "off" }],
+  integer: ["input", { type: "number", step: "1" }],
+  number: ["input", { type: "number", step: "any" }],
+  boolean: ["input", { type: "checkbox" }],
+};
+const JSON_INPUT = ["textarea", { rows: "3", spellcheck: "false" }];
+const LIMITS = { minimum: "min", maximum: "max", minLength: "minlength", maxLength: "maxlength", pattern: "pattern" };
 
 export class Produce {
   #dialog = byId("produce");
   #form = byId("produce").querySelector("form");
   #said = byId("produce-said");
+  #raw = byId("produce-raw");
+  #text = byId("produce-text");
   #properties = null; // of the schema; null for a stream whose values are of several types
   #required = [];
 
   /** Wire the buttons, and look now and again whether the producer answers. */
-  async run() {
+  run() {
     if (producer === "") return;
     const create = byId("create");
     onSubmit(create, ({ number }) =>
-      report(create.querySelector("output"), "Creating …", async () => created(await post(`${producer}/producers/${stream}/generate?number=${number}`))),
+      report(create.querySelector("output"), "Creating …", async () => created(await post(`${records}/generate?number=${number}`))),
     );
     byId("new-record").addEventListener("click", () => this.open());
-    byId("produce-close").addEventListener("click", () => this.#dialog.close());
     this.#said.addEventListener("click", ({ target }) => target.closest("a") && this.#dialog.close());
     this.#form.addEventListener("input", ({ target }) => this.#check(target));
+    this.#raw.addEventListener("change", ({ target }) => this.#switch(target.checked));
     onSubmit(this.#form, () => this.#send());
     say(byId("no-producer"), `No records can be created from here: ${producer} does not answer.`);
-    for (;;) {
-      if (!document.hidden) {
-        const there = await answers();
-        for (const name of ["create", "new-record"]) byId(name).hidden = !there;
-        byId("no-producer").hidden = there;
-      }
-      await new Promise((resolve) => setTimeout(resolve, PAUSE));
-    }
+    poll(PAUSE, async () => {
+      const there = await get(`${producer}/livez`).then(() => true, () => false);
+      for (const name of ["create", "new-record"]) byId(name).hidden = !there;
+      byId("no-producer").hidden = there;
+    });
   }
 
-  /** Open the form, with the example of the schema or a given value in it. */
+  /** Open the form, with a made-up record or a given value in it. */
   async open(value) {
-    say(this.#said, "");
     this.#dialog.showModal();
-    await report(this.#said, "Reading the schema …", async () => {
+    await report(this.#said, "One moment …", async () => {
       this.#take(await get("asyncapi.json", { stream: "" }));
-      this.#fill(value ?? this.#example());
+      this.#raw.checked = this.#properties === null;
+      this.#show(value ?? (await this.#madeUp()));
       return "";
     });
   }
@@ -56,49 +67,60 @@ export class Produce {
     const schema = schemas[messages[names[0]].payload.$ref?.split("/").at(-1)];
     this.#properties = names.length === 1 && schema?.type === "object" ? schema.properties : null;
     this.#required = schema?.required ?? [];
+    this.#raw.parentElement.hidden = this.#properties === null;
   }
 
-  #example() {
-    const examples = Object.entries(this.#properties ?? {}).map(([name, schema]) => [name, exampleOf(schema)]);
-    return Object.fromEntries(examples.filter(([name, value]) => value !== undefined || this.#required.includes(name)));
+  /** Return a value that the producer makes up; where it cannot, the examples of the schema. */
+  async #madeUp() {
+    try {
+      return await get(`${records}/generate`);
+    } catch {
+      const examples = Object.entries(this.#properties ?? {}).map(([name, schema]) => [name, schema.examples?.[0] ?? schema.default]);
+      return Object.fromEntries(examples.filter(([, example]) => example !== undefined));
+    }
   }
 
-  #fill(value) {
-    const fields = Object.entries(this.#properties ?? {}).map(([name, schema]) => field(name, schema, value[name], this.#required.includes(name)));
-    byId("produce-fields").replaceChildren(...fields);
-    byId("produce-json").hidden = this.#properties !== null;
-    this.#form.elements.json.value = JSON.stringify(value, null, 2);
+  /** Show a value in fields, or as raw JSON. */
+  #show(value) {
+    const raw = this.#raw.checked;
+    const field = ([name, schema]) => fieldOf(name, schema, value[name], this.#required.includes(name));
+    byId("produce-fields").replaceChildren(...(raw ? [] : Object.entries(this.#properties).map(field)));
+    byId("produce-json").hidden = !raw;
+    this.#text.value = raw ? JSON.stringify(value, null, 2) : "";
     for (const input of this.#form.elements) this.#check(input);
+  }
+
+  /** Show the value in the other way; what is no object of JSON stays as it is. */
+  #switch(raw) {
+    const value = raw ? this.#value() : parsed(this.#text.value);
+    const fits = value !== undefined && (raw || Object.keys(value ?? {}).every((name) => name in this.#properties));
+    this.#raw.checked = raw || !fits;
+    if (fits) this.#show(value);
+    say(this.#said, fits ? "" : "The form has no fields for this.");
   }
 
   /** Say what is wrong with a field while it is typed. */
   #check(input) {
-    if (input.dataset.json !== undefined || input.name === "json") {
-      input.setCustomValidity(input.value === "" || isJson(input.value) ? "" : "This is no JSON.");
-    }
+    if ("json" in input.dataset) input.setCustomValidity(input.value === "" || parsed(input.value) !== undefined ? "" : "This is no JSON.");
     const line = input.parentElement.querySelector(".wrong");
     if (line) say(line, input.validationMessage);
   }
 
-  /** The value of the form; an optional field that is empty is left out. */
+  /** The value of the fields; an optional one that is empty is left out, and one that is no JSON is null. */
   #value() {
-    const value = {};
-    for (const input of byId("produce-fields").querySelectorAll("[data-field]")) {
-      const { field: name, json } = input.dataset;
-      if (input.type === "checkbox") value[name] = input.checked;
-      else if (input.value !== "" || this.#required.includes(name)) value[name] = json === undefined ? input.value : JSON.parse(input.value);
-    }
-    return value;
+    const isGiven = ({ value, dataset }) => value !== "" || this.#required.includes(dataset.field);
+    const inputs = [...byId("produce-fields").querySelectorAll("[data-field]")].filter(isGiven);
+    const valueOf = (input) => (input.type === "checkbox" ? input.checked : "json" in input.dataset ? (parsed(input.value) ?? null) : input.value);
+    return Object.fromEntries(inputs.map((input) => [input.dataset.field, valueOf(input)]));
   }
 
   #send() {
     return report(this.#said, "Sending …", async () => {
-      const value = this.#properties === null ? this.#form.elements.json.value : this.#value();
-      const answer = await post(`${producer}/producers/${stream}`, value).catch(explained);
-      const [receipt] = answer.receipts;
+      const value = this.#raw.checked ? this.#text.value : this.#value();
+      const { receipts: [receipt] } = await post(records, value).catch(explained);
       if (receipt.error) throw new Error(receipt.error);
-      const { id, partition, offset } = receipt;
-      return element("span", {}, `${id} was written to `, inside(addressOf("records", { open: `${partition}-${offset}` }), `partition ${partition}, offset ${offset}`), ".");
+      const link = inside(addressOf("records", { open: placeOf(receipt) }), `partition ${receipt.partition}, offset ${receipt.offset}`);
+      return element("span", {}, `${receipt.id} was written to `, link, ".");
     });
   }
 }
@@ -109,45 +131,21 @@ function explained(failure) {
   throw errors.length === 0 ? failure : new Error(errors.join("; "));
 }
 
-function exampleOf(schema) {
-  const example = schema.examples?.[0] ?? schema.default ?? schema.enum?.[0] ?? schema.const;
-  if (typeof example === "string" && UUID.test(example)) return crypto.randomUUID?.() ?? example; // none without TLS
-  if (example !== undefined) return example;
-  return { string: "", integer: schema.minimum ?? 0, number: schema.minimum ?? 0, boolean: false, array: [], object: {} }[schema.type];
-}
-
-/** A field of the form: what it takes follows from its schema; what no input can take is written as JSON. */
-function field(name, schema, value, required) {
-  const limits = { min: schema.minimum, max: schema.maximum, minlength: schema.minLength, maxlength: schema.maxLength, pattern: schema.pattern };
-  const given = Object.fromEntries(Object.entries(limits).filter(([, limit]) => limit !== undefined));
-  const { type } = schema;
-  if (required && type === "string" && schema.minLength > 0) given.required = "";
-  if (required && !["string", "boolean"].includes(type)) given.required = "";
-  const input = inputFor(schema, given);
-  if (type !== "string") input.dataset.json = "";
+/** A field of the form: what it takes follows from its schema. */
+function fieldOf(name, schema, value, required) {
+  const { type, enum: choices } = schema;
+  const [tag, attributes] = INPUTS[type] ?? JSON_INPUT;
+  const limits = Object.entries(LIMITS).filter(([rule]) => rule in schema).map(([rule, limit]) => [limit, schema[rule]]);
+  const options = choices?.map((one) => element("option", { value: JSON.stringify(one) }, textOf(one)));
+  const input = options ? element("select", {}, ...options) : element(tag, { ...attributes, ...Object.fromEntries(limits) });
+  const isText = type === "string" && !choices;
   input.dataset.field = name;
+  input.required = required && type !== "boolean" && (type !== "string" || schema.minLength > 0);
+  if (!isText) input.dataset.json = "";
   input.checked = value === true;
-  if (type !== "boolean") input.value = value === undefined ? "" : type === "string" ? value : JSON.stringify(value);
+  if (type !== "boolean") input.value = value === undefined ? "" : isText ? value : JSON.stringify(value);
   const hint = schema.description && element("small", { class: "muted" }, schema.description);
   return element("label", {}, name, input, hint, element("small", { class: "trouble wrong", "aria-live": "polite" }));
-}
-
-function inputFor({ enum: choices, type }, given) {
-  if (choices) return element("select", {}, ...choices.map((one) => element("option", { value: textOf(one) }, textOf(one))));
-  if (type === "string") return element("input", { type: "text", autocomplete: "off", ...given });
-  if (type === "boolean") return element("input", { type: "checkbox" });
-  if (type === "integer") return element("input", { type: "number", step: "1", ...given });
-  if (type === "number") return element("input", { type: "number", step: "any", ...given });
-  return element("textarea", { rows: "3", spellcheck: "false", ...given });
-}
-
-function isJson(text) {
-  try {
-    JSON.parse(text);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 /** The answer is the records, or receipts of which some have an error (207). */
@@ -156,5 +154,3 @@ function created(made) {
   const failed = made.receipts.filter((receipt) => receipt.error);
   throw new Error(`${failed.length} of ${made.receipts.length} were not confirmed: ${failed[0].error}`);
 }
-
-const answers = () => get(`${producer}/livez`).then(() => true, () => false);

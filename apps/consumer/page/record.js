@@ -2,8 +2,11 @@
 
 import { addressOf, addressWith, go } from "./address.js";
 import { curlOf, get } from "./api.js";
-import { contentBlock, facts, headerList, keyText, valueBlock, valueText } from "./content.js";
+import { contentBlock, facts, headerList, keyText, valueText } from "./content.js";
 import { button, count, element, inside, say, timeElement } from "./dom.js";
+
+/** The place of a record or dead letter, as the address names it. */
+export const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
 
 /** Fill a panel and show it; its link closes it. */
 export function fill(panel, heading, ...children) {
@@ -15,59 +18,49 @@ export function fill(panel, heading, ...children) {
 
 /** Read a record from the topic and show it in a panel; `sendAgain` opens the form with its value. */
 export async function showRecord(panel, open, sendAgain) {
-  const place = open.split("-");
-  const path = `consumers/messages/${place.map(encodeURIComponent).join("/")}`;
-  const heading = `Partition ${place[0]}, offset ${place[1]}`;
+  const [partition, offset] = open.split("-");
+  const path = `consumers/messages/${encodeURIComponent(partition)}/${encodeURIComponent(offset)}`;
+  const show = (...children) => panel.dataset.open === open && fill(panel, `Partition ${partition}, offset ${offset}`, ...children);
   panel.dataset.open = open;
-  fill(panel, heading, element("p", { class: "muted" }, "Reading it from the topic …"));
+  show(element("p", { class: "muted" }, "Reading it from the topic …"));
   try {
     const record = await get(path);
-    if (panel.dataset.open === open) fill(panel, heading, ...partsOf(record, path, sendAgain));
+    const text = valueText(record);
+    const key = record.key === null ? null : keyText(record.key);
+    const size = `${count(new TextEncoder().encode(text).length)} bytes${record.value ? " as compact JSON" : ""}`;
+    show(
+      actions(text, key, curlOf(path), record.value && button("Send again …", () => sendAgain(record.value)), key !== null && inside(addressOf("dead", { key }), "Dead letters of this key")),
+      facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", key ?? "null"], ["size", size]]),
+      record.error && element("p", { class: "trouble" }, record.error),
+      ...contents(record.value ? { text } : record.content, record.headers, record.error),
+    );
   } catch (failure) {
-    if (panel.dataset.open !== open) return;
     const next = failure.problem?.next;
-    const further = next != null && inside(addressWith({ open: `${place[0]}-${next}` }), `Show the next one, offset ${count(next)}`);
-    fill(panel, heading, element("p", { class: "trouble" }, `It cannot be shown: ${failure.message}`), further);
+    const further = next != null && inside(addressWith({ open: `${partition}-${next}` }), `Show the next one, offset ${count(next)}`);
+    show(element("p", { class: "trouble" }, `It cannot be shown: ${failure.message}`), further);
   }
 }
 
-function partsOf(record, path, sendAgain) {
-  const text = valueText(record);
-  const key = record.key === null ? null : keyText(record.key);
-  return [
-    element(
-      "div",
-      { class: "row" },
-      copyButton("Copy value", () => text),
-      key !== null && copyButton("Copy key", () => key),
-      copyButton("Copy curl", () => curlOf(path)),
-      record.value && button("Send again …", () => sendAgain(record.value)),
-      key !== null && inside(addressOf("dead", { key }), "Dead letters of this key"),
-    ),
-    facts([
-      ["topic", record.topic],
-      ["time", timeElement(record.timestamp)],
-      ["key", key ?? "null"],
-      ["size", `${count(bytesOf(text))} bytes${record.value ? " as compact JSON" : ""}`],
-    ]),
-    element("h4", {}, "Value"),
-    record.error && element("p", { class: "trouble" }, record.error),
-    record.value ? valueBlock(record.value) : contentBlock(record.content, record.error ?? ""),
-    element("h4", {}, "Headers"),
-    headerList(record.headers),
-  ];
-}
+/** What can be done with what a panel shows: copies, and more. */
+export const actions = (value, key, curl, ...more) =>
+  element("div", { class: "row" }, copyButton("Copy value", value), key !== null && copyButton("Copy key", key), copyButton("Copy curl", curl), ...more);
 
-const bytesOf = (text) => new TextEncoder().encode(text).length;
+/** Value and headers at length; the place that an error names is marked. */
+export const contents = (value, headers, error) => [
+  element("h4", {}, "Value"),
+  contentBlock(value, error ?? ""),
+  element("h4", {}, "Headers"),
+  headerList(headers),
+];
 
 /** A button that copies a text, also where the browser's clipboard is closed to pages without TLS. */
-export function copyButton(label, textOf) {
+function copyButton(label, text) {
   return button(label, async ({ currentTarget: pressed }) => {
     let done = true;
     try {
-      await navigator.clipboard.writeText(textOf());
+      await navigator.clipboard.writeText(text);
     } catch {
-      const area = element("textarea", {}, textOf());
+      const area = element("textarea", {}, text);
       pressed.after(area);
       area.select();
       done = document.execCommand("copy");
@@ -79,8 +72,8 @@ export function copyButton(label, textOf) {
 }
 
 /** A row of a list that opens at its link, wherever it is pressed. */
-export function openingRow(open, timestamp, ...cells) {
-  const link = element("a", { "data-inside": "", "data-open": open }, timeElement(timestamp));
+export function openingRow(one, ...cells) {
+  const link = element("a", { "data-inside": "", "data-open": placeOf(one) }, timeElement(one.timestamp));
   const row = element("tr", {}, ...cells.map((cell) => (cell === "time" ? element("td", { class: "time" }, link) : cell)));
   row.addEventListener("click", ({ target }) => {
     if (!target.closest("a, button, input") && getSelection().isCollapsed) go(link.href);
@@ -92,8 +85,6 @@ export function openingRow(open, timestamp, ...cells) {
 export function pointRows(list, open) {
   for (const link of list.querySelectorAll("a[data-open]")) {
     link.setAttribute("href", addressWith({ open: link.dataset.open }));
-    link.closest("tr").classList.toggle("open", link.dataset.open === open);
-    if (link.dataset.open === open) link.setAttribute("aria-current", "true");
-    else link.removeAttribute("aria-current");
+    link.ariaCurrent = link.dataset.open === open ? "true" : null;
   }
 }

@@ -1,11 +1,10 @@
 /** The newest records of the topic, and those that somebody looks for. */
 
-import { address, addressWith, go } from "./address.js";
+import { address, addressWith, Filters, go } from "./address.js";
 import { get } from "./api.js";
 import { brief, contentText, keyText, textOf, valueText } from "./content.js";
-import { arrange, byId, count, download, element, inUse, onSubmit, plural, report, say, time } from "./dom.js";
-import { Filters } from "./filters.js";
-import { openingRow, pointRows, showRecord } from "./record.js";
+import { arrange, byId, count, element, inUse, onExport, onSubmit, plural, report, say, time } from "./dom.js";
+import { openingRow, placeOf, pointRows, showRecord } from "./record.js";
 import { stream } from "./streams.js";
 
 const SHOWN = 30; // newest records
@@ -28,10 +27,11 @@ export class Records {
 
   constructor(sendAgain) {
     this.#sendAgain = sendAgain;
-    onSubmit(byId("lookup"), ({ partition, offset }) => go(addressWith({ tab: "records", open: `${partition}-${offset}` })));
+    onSubmit(byId("lookup"), (place) => go(addressWith({ tab: "records", open: placeOf(place) })));
     this.#onward.addEventListener("click", () => this.#searchOn());
     this.#halt.addEventListener("click", () => (this.#found.stopped = true));
-    for (const one of document.querySelectorAll(".export")) one.addEventListener("click", () => this.#export(one.dataset.as));
+    onExport("export-records", `${stream}.ndjson`, this.#said, () => this.#shown.map((record) => `${JSON.stringify(record)}\n`));
+    onExport("export-csv", `${stream}.csv`, this.#said, () => (this.#shown.length > 0 ? csvOf(this.#shown) : []));
     this.#showHead();
   }
 
@@ -63,15 +63,13 @@ export class Records {
 
   #begin(filters) {
     this.#searched = JSON.stringify(filters);
-    this.#list.replaceChildren();
-    this.#shown = [];
-    this.#said.classList.remove("trouble");
-    say(this.#said, "");
+    this.#arrange([]);
     this.#onward.hidden = this.#halt.hidden = true;
     byId("follow").hidden = filters !== null;
     say(byId("records-title"), filters === null ? "Newest records" : "Records found");
     this.#found = filters && { filters, records: [], scanned: 0, next: null, page: 0 };
-    if (filters !== null) this.#searchOn();
+    if (filters === null) report(this.#said, "", () => "");
+    else this.#searchOn();
   }
 
   /** Search until enough is found, somebody stops it, or the topic begins. */
@@ -104,80 +102,67 @@ export class Records {
     this.#shown = records;
     this.#offerFields(records);
     const wanted = this.#found?.filters.q ?? "";
-    const key = ({ partition, offset }) => `${partition}-${offset}`;
-    arrange(this.#list, records, key, (record) => recordRow(record, this.#columns, wanted));
+    arrange(this.#list, records, placeOf, (record) => recordRow(record, this.#columns, wanted));
     pointRows(this.#list, address().open);
   }
 
   /** Offer the fields of these records as columns. */
   #offerFields(records) {
-    for (const { value } of records) {
-      if (value && this.#fields.size < MOST_FIELDS) for (const name of Object.keys(value)) this.#fields.add(name);
-    }
-    arrange(byId("columns").lastElementChild, ["", ...this.#fields], String, (name) => this.#choice(name));
+    const names = records.flatMap(({ value }) => Object.keys(value ?? {}));
+    this.#fields = new Set([...this.#fields, ...names].slice(0, MOST_FIELDS));
+    arrange(byId("columns"), this.#fields, String, (name) => {
+      const box = element("input", { type: "checkbox" });
+      box.checked = this.#columns.includes(name);
+      box.addEventListener("change", () => this.#choose([...this.#columns.filter((one) => one !== name), ...(box.checked ? [name] : [])]));
+      return element("label", { class: "inline" }, box, name);
+    });
   }
 
-  #choice(name) {
-    if (name === "") return element("legend", {}, "Fields with a column of their own");
-    const box = element("input", { type: "checkbox" });
-    box.checked = this.#columns.includes(name);
-    box.addEventListener("change", () => {
-      this.#columns = [...this.#columns.filter((one) => one !== name), ...(box.checked ? [name] : [])];
-      localStorage.setItem(COLUMNS, this.#columns.join("\n"));
-      this.#showHead();
-      this.#list.replaceChildren();
-      this.#arrange(this.#shown);
-    });
-    return element("label", { class: "inline" }, box, name);
+  #choose(columns) {
+    this.#columns = columns;
+    localStorage.setItem(COLUMNS, columns.join("\n"));
+    this.#showHead();
+    this.#list.replaceChildren();
+    this.#arrange(this.#shown);
   }
 
   #showHead() {
-    const heads = [["Time"], ["Partition", "number"], ["Offset", "number"], ["Key"], ...this.#columns.map((name) => [name]), ["Value"]];
-    byId("record-head").replaceChildren(...heads.map(([name, kind = ""]) => element("th", { scope: "col", class: kind }, name)));
-  }
-
-  #export(as) {
-    if (this.#shown.length === 0) return say(this.#said, "There is nothing to export.");
-    const content = as === "csv" ? csvOf(this.#shown) : this.#shown.map((record) => `${JSON.stringify(record)}\n`).join("");
-    download(`${stream}.${as}`, as === "csv" ? "text/csv" : "application/x-ndjson", content);
-    say(this.#said, `${plural(this.#shown.length, "record was", "records were")} exported.`);
+    const heads = ["Time", "Partition", "Offset", "Key", ...this.#columns, "Value"];
+    byId("record-head").replaceChildren(...heads.map((name) => element("th", { scope: "col" }, name)));
   }
 }
 
 function howFar({ scanned, next }, reached) {
-  const passed = `${plural(scanned, "record", "records")} looked at`;
-  if (next === null) return `${passed}, there are no more.`;
-  return reached === null ? `${passed}, there are more.` : `${passed}, back to ${time(reached)}; there are more.`;
+  const passed = `${plural(scanned, "record", "records")} looked at${next === null || reached === null ? "" : `, back to ${time(reached)}`}`;
+  return `${passed}; ${next === null ? "there are no more." : "there are more."}`;
 }
 
 /** The records as a table: their place, and each field of their values. A spreadsheet must not take a text for a formula. */
 function csvOf(records) {
   const fields = [...new Set(records.flatMap(({ value }) => Object.keys(value ?? {})))];
   const places = ["partition", "offset", "timestamp"];
-  const quoted = (value) => {
-    const text = value == null ? "" : typeof value === "string" ? value.replace(/^[=+\-@\t\r]/, "'$&") : textOf(value);
-    return `"${text.replaceAll('"', '""')}"`;
-  };
+  const safe = (value) => (typeof value === "string" ? value.replace(/^[=+\-@\t\r]/, "'$&") : textOf(value ?? ""));
+  const quoted = (value) => `"${safe(value).replaceAll('"', '""')}"`;
   const rows = records.map((one) => [
     ...places.map((name) => one[name]),
     one.key === null ? "" : keyText(one.key),
     ...fields.map((name) => one.value?.[name]),
     one.value ? "" : contentText(one.content),
   ]);
-  return [[...places, "key", ...fields, "not decoded"], ...rows].map((row) => `${row.map(quoted).join(",")}\r\n`).join("");
+  return [[...places, "key", ...fields, "not decoded"], ...rows].map((row) => `${row.map(quoted).join(",")}\r\n`);
 }
 
 function recordRow(record, columns, wanted) {
   const text = valueText(record);
   const named = (name, kind, ...children) => element("td", { class: kind, "data-name": name }, ...children);
+  const column = (name) => named(name, "column", ...brief(name in (record.value ?? {}) ? textOf(record.value[name]) : "", wanted));
   return openingRow(
-    `${record.partition}-${record.offset}`,
-    record.timestamp,
+    record,
     "time",
     named("partition", "number", String(record.partition)),
     named("offset", "number", String(record.offset)),
     named("key", "code", keyText(record.key)),
-    ...columns.map((name) => named(name, "column", ...brief(record.value && name in record.value ? textOf(record.value[name]) : "", wanted))),
+    ...columns.map(column),
     named("value", "code value", record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(text, wanted)),
   );
 }

@@ -48,6 +48,13 @@ async def send_records(publisher: Publisher, keys: Sequence[bytes], values: Sequ
     return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
 
 
+async def generate_value(stream: Stream[Any]) -> bytes:
+    """Generate a value and return it as JSON, without sending it. Raises `CannotGenerate`."""
+    generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
+    (value,) = await generate(1)
+    return encode(value)
+
+
 async def generate_and_send(
     stream: Stream[T], publisher: Publisher, number: int, chunk_records: int = CHUNK_RECORDS
 ) -> Generated:

@@ -116,6 +116,8 @@ LETTER_FIELDS = (
     ),
 )
 """The headers of a dead letter, in the order in which they follow the record's own."""
+STACK_FIELD = _field("stack", "The stack of the handler.", "exception-stacktrace", "key-exception-stacktrace")
+"""A header that other writers add."""
 NAMES = tuple(one.header for one in LETTER_FIELDS)
 NAMES_BEFORE = NAMES[:-1]
 """The headers of dead letters of earlier versions, which have no verdict."""

@@ -1,5 +1,6 @@
 """The live page in a real browser, on both services and a real Kafka; whatever is not on this machine is blocked."""
 
+import asyncio
 import json
 import re
 import time
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from aiokafka import AIOKafkaProducer
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect
 from services import PATIENCE, Pipeline, Raw, Service, event, value_of
@@ -215,6 +218,7 @@ def test_a_seek_asks_first_and_says_how_many_records_it_concerns(page: Page, sit
     expect(said).to_have_text("Consumes from there in 6 partitions.")
     until(page, lambda: site.consumed > before)
     place.select_option("offset")
+    page.locator("#seek [name=partition]").fill("0")
     page.locator("#seek [name=offset]").fill("999999")
     seek.click()
     expect(said).to_contain_text("That failed: partition 0 has offsets")
@@ -223,7 +227,7 @@ def test_a_seek_asks_first_and_says_how_many_records_it_concerns(page: Page, sit
     until(page, lambda: site.consumer.status()["lag"] == 0)
     seek.click()
     page.get_by_role("button", name="Seek", exact=True).click()
-    expect(said).to_have_text("Consumes from there in 6 partitions.")
+    expect(said).to_have_text("Consumes from there in 1 partition.")
 
 
 def test_a_dead_letter_that_is_sent_back_arrives(page: Page, site: Site) -> None:
@@ -467,3 +471,193 @@ def test_the_last_hour_is_drawn_and_read_out(page: Page, site: Site) -> None:
     expect(page.locator("#history-at")).to_have_text(re.compile("consumed/s|did not run"))
     page.get_by_text("As a table").click()
     expect(page.locator("#history-rows tr").first).to_be_visible()
+
+
+def show_letters(page: Page, key: str) -> Locator:
+    """Show the dead letters of a key; return their rows."""
+    go_to(page, "Dead letters")
+    page.locator("#letter-filter [name=key]").fill(key)
+    page.get_by_role("button", name="Filter", exact=True).click()
+    expect(page).to_have_url(re.compile(f"key={key}"))
+    return page.locator("#dead-list > tr")
+
+
+def refuse(site: Site, key: str, number: int) -> None:
+    """Have some records of a key dead-lettered by the handler."""
+    site.refusing.touch()
+    site.write(*(Raw(value_of(event(f"{key}-{at}", text=REFUSED)), key.encode()) for at in range(number)))
+
+
+def test_selected_dead_letters_are_discarded_and_a_discard_is_undone(page: Page, site: Site) -> None:
+    refuse(site, "chosen", 3)
+    letters, said = show_letters(page, "chosen"), page.locator("#dead-said")
+    expect(letters).to_have_count(3)
+    expect(page.get_by_role("button", name="Send back all that match (3) …")).to_be_enabled()
+    for row in (0, 2):
+        letters.nth(row).get_by_role("checkbox").check()
+    expect(page.get_by_role("button", name="Send back the selected (2) …")).to_be_enabled()
+    page.get_by_role("button", name="Discard the selected (2) …").click()
+    expect(page.locator("#ask-question")).to_contain_text("2 dead letters will be discarded")
+    page.keyboard.press("Enter")  # "Cancel" has the focus
+    expect(said).to_have_text("Nothing was changed.")
+    page.get_by_role("button", name="Discard the selected (2) …").click()
+    page.get_by_role("button", name="Discard 2", exact=True).click()
+    expect(said).to_contain_text("2 were discarded.")
+    expect(letters).to_have_count(1)
+    page.get_by_role("button", name="Undo").click()
+    expect(said).to_have_text("2 were restored.")
+    page.get_by_role("button", name="Reload").click()
+    expect(letters.get_by_role("button", name="Send back")).to_have_count(3)
+
+
+def test_all_dead_letters_that_match_are_discarded_and_found_again_among_the_discarded(page: Page, site: Site) -> None:
+    refuse(site, "thrown", 3)
+    refuse(site, "kept", 1)
+    letters, said = show_letters(page, "thrown"), page.locator("#dead-said")
+    page.get_by_role("button", name="Discard all that match (3) …").click()
+    page.get_by_role("button", name="Discard 3", exact=True).click()
+    expect(said).to_contain_text("3 were discarded.")
+    expect(letters).to_have_count(0)
+    discard = page.get_by_role("button", name="Discard all that match (0) …")
+    expect(discard).to_be_disabled()
+    expect(discard).to_have_attribute("title", "There is none to discard.")
+    assert [one["key"]["text"] for one in site.letters()].count("thrown") == 0
+    page.get_by_role("checkbox", name="Discarded").check()
+    expect(letters).to_have_count(3)
+    expect(letters.first).to_contain_text("discarded")
+    expect(page.get_by_role("button", name=re.compile("^Send back all"))).to_be_hidden()
+    letters.first.get_by_role("button", name="Restore").click()
+    expect(said).to_have_text("1 was restored.")
+    page.get_by_role("button", name="Restore all that match (2) …").click()
+    page.get_by_role("button", name="Restore 2", exact=True).click()
+    expect(said).to_have_text("2 were restored.")
+    page.get_by_role("checkbox", name="Discarded").uncheck()
+    expect(letters).to_have_count(3)
+    site.refusing.unlink()
+    page.get_by_role("button", name="Send back all that match (3) …").click()
+    page.get_by_role("button", name="Send back 3", exact=True).click()
+    expect(said).to_have_text("3 were sent back.")
+    assert len([one for one in site.letters() if one["key"] == {"text": "kept"} and not one["redriven"]]) == 1
+
+
+def test_an_opened_dead_letter_says_in_words_what_is_wrong_where_and_what_changed(page: Page, site: Site) -> None:
+    wrong = (b'{"id": "odd", "number": 1.0, "text": 5}', b'{"id": "odd", "number": 200, "text": "so"}')
+    site.write(*(Raw(value, b"odd") for value in wrong))
+    letters, letter = show_letters(page, "odd"), page.locator("#letter")
+    expect(letters).to_have_count(2)
+    expect(page.locator("#dead")).not_to_contain_text("msgspec")
+    expect(page.locator("#reasons a").filter(has_text="Validation error")).to_contain_text("since ")
+    letters.first.locator("a").first.click()
+    expect(letter).to_contain_text("Validation error: Expected `int` <= 150 - at `$.number`")
+    expect(letter).to_contain_text("1 try")
+    expect(letter.locator("mark.wrong")).to_have_text("200")
+    expect(letter.get_by_role("group", name="Value", exact=True)).to_contain_text('"number": 200')
+    changes = letter.get_by_role("group", name="Changes of the value")
+    expect(changes.locator("del")).to_have_text(['"number": 1.0,', '"text": 5'])
+    expect(changes.locator("ins")).to_have_text(['"number": 200,', '"text": "so"'])
+    letter.get_by_role("link", name=re.compile(", partition 0, offset")).click()
+    expect(page.locator("#record pre")).to_have_text(re.compile('"number": 200'))
+    expect(page.locator("#record .trouble")).to_contain_text("$.number")
+
+
+def test_the_stack_of_a_handler_is_shown_where_the_dead_letter_has_it(page: Page, site: Site) -> None:
+    async def write_as_spring_does() -> None:
+        headers = [
+            ("kafka_dlt-original-topic", site.pipeline.topic.encode()),
+            ("kafka_dlt-exception-fqcn", b"java.lang.IllegalStateException"),
+            ("kafka_dlt-exception-stacktrace", b"java.lang.IllegalStateException\n\tat Handler.handle(Handler.java:7)"),
+        ]
+        async with AIOKafkaProducer(bootstrap_servers=site.pipeline.bootstrap_servers) as producer:
+            await producer.send_and_wait(
+                site.pipeline.dead_letter_topic, value_of(event()), key=b"java", headers=headers
+            )
+
+    elsewhere(lambda: asyncio.run(write_as_spring_does()))
+    show_letters(page, "java").first.locator("a").first.click()
+    expect(page.locator("#letter")).to_contain_text("Illegal state exception")
+    page.get_by_text("Stack of the handler").click()
+    expect(page.get_by_role("group", name="Stack")).to_contain_text("Handler.java:7")
+
+
+def test_value_key_and_call_of_a_record_are_copied(page: Page, site: Site) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    site.write(Raw(value_of(event("copied", text="to be copied")), b"copied"))
+    go_to(page, "Records")
+    rows(page, "to be copied").locator("a").click()
+
+    def copied(name: str) -> str:
+        page.get_by_role("button", name=f"Copy {name}").click()
+        expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        text: str = page.evaluate("navigator.clipboard.readText()")
+        expect(page.get_by_role("button", name=f"Copy {name}")).to_be_visible()
+        return text
+
+    assert json.loads(copied("value"))["text"] == "to be copied"
+    assert copied("key") == "copied"
+    call = re.fullmatch(r"curl '(.+)'", copied("curl"))
+    assert call
+    assert httpx.get(call[1]).json()["value"]["text"] == "to be copied"
+
+
+def test_a_new_record_begins_made_up_and_may_be_written_as_raw_json(page: Page) -> None:
+    go_to(page, "Records")
+    form, raw = page.locator("#produce"), page.get_by_label("Raw JSON")
+    page.get_by_role("button", name="New record …").click()
+    expect(form.get_by_label("id")).not_to_have_value("")
+    first = form.get_by_label("id").input_value()
+    form.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="New record …").click()
+    expect(form.get_by_label("id")).not_to_have_value(re.compile(f"^({re.escape(first)})?$"))
+    form.get_by_label("text").fill("It thaws.")
+    raw.check()
+    value = form.get_by_label("Value as JSON")
+    expect(value).to_have_value(re.compile('"text": "It thaws."'))
+    value.fill('{"id": "raw", "number": 8, "text": ')
+    expect(form.locator("#produce-json .wrong")).to_have_text("This is no JSON.")
+    raw.click()
+    expect(raw).to_be_checked()  # what is no JSON fits into no fields
+    value.fill('{"id": "raw", "number": 8, "text": "It pours."}')
+    raw.uncheck()
+    expect(form.get_by_label("text")).to_have_value("It pours.")
+    form.get_by_label("number").fill("9")
+    raw.check()
+    form.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("#produce-said")).to_contain_text("raw was written to partition")
+    page.locator("#produce-said a").click()
+    expect(page.locator("#record pre")).to_contain_text('"number": 9')
+
+
+def test_a_long_search_says_how_far_it_is_and_stops_when_it_is_told_to(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/consumers/messages?*q=*", held.append)
+    go_to(page, "Records")
+    page.locator("#search [name=q]").fill("a needle")
+    page.keyboard.press("Enter")
+    said, stop = page.locator("#records-said"), page.get_by_role("button", name="Stop the search")
+    answer = {"messages": [], "total": 0, "scanned": 100_000, "reached": 1_700_000_000_000, "next": "further"}
+    until(page, lambda: len(held) == 1)
+    held[0].fulfill(json=answer)
+    expect(said).to_have_text(re.compile("^Searching … 0 found; 100,000 records looked at, back to 2023-11-1"))
+    until(page, lambda: len(held) == 2)
+    assert "before=further" in held[1].request.url
+    stop.click()
+    held[1].fulfill(json=answer)
+    expect(said).to_have_text(re.compile("^0 found; 200,000 records looked at.*there are more"))
+    expect(stop).to_be_hidden()
+    page.get_by_role("button", name="Go on").click()
+    until(page, lambda: len(held) == 3)
+    held[2].fulfill(json=answer | {"next": None, "reached": None})
+    expect(said).to_have_text("0 found; 300,000 records looked at; there are no more.")
+
+
+def test_the_last_hour_has_a_gap_where_the_service_was_down(page: Page) -> None:
+    now = int(time.time() * 1_000)
+    ages = [*range(3_000, 2_000, -10), *range(1_000, 0, -10)]
+    points = [{"at": now - age * 1_000, "consumed": 5.0, "dead_lettered": 0.0, "lag": 1} for age in ages]
+    page.route("**/consumers/history?*", lambda route: route.fulfill(json={"step_seconds": 10, "points": points}))
+    line = page.locator("#rate-line .consumed")
+    expect(line).to_have_attribute("d", re.compile("^M[^M]+M[^M]+$"))  # two strokes
+    box = page.locator("#rate-line").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.locator("#history-at")).to_contain_text("the service did not run")

@@ -250,6 +250,19 @@ def test_a_failing_handler_makes_the_page_red_and_tells_the_error(page: Page, si
     assert "the database is down" in status["last_error"]
 
 
+def test_the_record_that_fails_alone_is_one_click_away(page: Page, site: Site) -> None:
+    site.steer("fail")
+    site.write(4)
+    agreed(page, site, "retrying", fit=False, when=lambda status: status["failing_record"] is not None)
+    failing = site.service.status()["failing_record"]
+    place = f"partition {failing['partition']}, offset {failing['offset']}"
+    page.get_by_role("link", name=f"Show the record: {place}").click()
+    expect(page.locator("#record h3")).to_have_text(place.capitalize())
+    expect(page.locator("#record pre")).to_be_visible()
+    page.get_by_role("link", name="Overview").click()
+    expect(page.locator("#control")).to_be_visible()
+
+
 def test_a_batch_that_takes_too_long_is_not_shown_as_a_healthy_run(page: Page, site: Site) -> None:
     site.steer("wait")
     site.write(500)

@@ -1,5 +1,7 @@
-"""Both services behind a real nginx that strips a path prefix, in a real browser: nothing leads out of the prefix."""
+"""Both services behind a real nginx with TLS and a path prefix, in a real browser: nothing leads out of the prefix."""
 
+import re
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 import pytest
+import trustme
 from playwright.sync_api import Browser, Page, expect
 from proxies import nginx
 from services import Pipeline, Service, event
@@ -20,11 +23,12 @@ PATIENCE_MS = 20_000
 
 @dataclass
 class Site:
-    """What a browser sees; the consumer knows its prefix, and the producer does not."""
+    """What a browser sees; the consumer knows its prefix and its host, and the producer does not."""
 
     origin: str
     producer: Service
     consumer: Service
+    trust: ssl.SSLContext
 
     def url(self, service: str, path: str = "/") -> str:
         return f"{self.origin}{PREFIXES[service]}{path}"
@@ -33,30 +37,39 @@ class Site:
 @pytest.fixture(scope="module")
 def site(chromium: str, bootstrap_servers: str, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     assert chromium
-    ports = dict(zip(("producer", "consumer"), free_ports(2), strict=True))
+    folder = tmp_path_factory.mktemp("nginx")
+    port, *others = free_ports(3)
+    ports = dict(zip(("producer", "consumer"), others, strict=True))
+    headers = {"producer": "", "consumer": "proxy_set_header Host $http_host;"}
     locations = "".join(
-        f"location {prefix}/ {{ proxy_pass http://127.0.0.1:{ports[service]}/; }}\n"
+        f"location {prefix}/ {{ proxy_pass http://127.0.0.1:{ports[service]}/; {headers[service]} }}\n"
         for service, prefix in PREFIXES.items()
     )
+    authority, trust = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(trust)
+    certificate = folder / "certificate.pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    tls = f"listen 127.0.0.1:{port} ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate};"
+    origin = f"https://localhost:{port}"
     with (
-        nginx(tmp_path_factory.mktemp("nginx"), locations) as port,
+        nginx(folder, locations, server=tls),
         Pipeline(bootstrap_servers, logs) as pipeline,
         pipeline.producer(PRODUCER_PORT=str(ports["producer"])) as producer,
         pipeline.consumer(
             CONSUMER_PORT=str(ports["consumer"]),
             ROOT_PATH=PREFIXES["consumer"],
-            PRODUCER_URL=f"http://localhost:{port}{PREFIXES['producer']}/",
+            PRODUCER_URL=f"{origin}{PREFIXES['producer']}/",
         ) as consumer,
     ):
         producer.until_healthy()
         consumer.until_healthy()
-        yield Site(f"http://localhost:{port}", producer, consumer)
+        yield Site(origin, producer, consumer, trust)
 
 
 @pytest.fixture
 def page(browser: Browser, site: Site) -> Iterator[Page]:
     """A page that asks for nothing outside of the prefixes, is given all that it asks for, and breaks no rule."""
-    with browser.new_context() as context:
+    with browser.new_context(ignore_https_errors=True) as context:
         context.set_default_timeout(PATIENCE_MS)
         expect.set_options(timeout=PATIENCE_MS)
         page = context.new_page()
@@ -81,6 +94,22 @@ def test_the_live_page_shows_controls_and_creates_events_behind_a_prefix(page: P
     for button, state in (("Pause", "paused"), ("Resume", "running")):
         page.get_by_role("button", name=button).click()
         expect(page.locator("#state")).to_have_text(state)
+
+
+def test_a_new_record_is_sent_and_its_receipt_leads_to_it_behind_a_prefix(page: Page, site: Site) -> None:
+    page.goto(site.url("consumer", "/?tab=records"))
+    page.get_by_role("button", name="New record …").click()
+    form = page.locator("#produce")
+    expect(form.get_by_label("id")).not_to_have_value("")
+    form.get_by_label("text").fill("behind a prefix")
+    form.get_by_role("button", name="Send", exact=True).click()
+    form.get_by_role("link", name="partition").click()
+    expect(page.locator("#record pre")).to_contain_text("behind a prefix")
+    expect(page).to_have_url(re.compile(f"^{re.escape(site.url('consumer'))}\\?tab=records&open=\\d+-\\d+$"))
+
+
+def test_the_live_stream_of_records_passes_the_proxy(page: Page, site: Site) -> None:
+    page.goto(site.url("consumer"))
     event = page.evaluate(
         """() => new Promise((resolve, reject) => {
           setTimeout(() => reject(new Error("no event came")), 15_000);
@@ -122,7 +151,7 @@ def test_the_topics_are_described_behind_a_prefix(page: Page, site: Site, servic
 
 
 def test_the_type_of_a_problem_leads_to_its_meaning_behind_the_prefix(site: Site) -> None:
-    with httpx.Client() as http:
+    with httpx.Client(verify=site.trust) as http:
         url = site.url("consumer", "/consumers/seek")
         problem = http.post(url, json={"to": "nowhere"}).json()
         meaning = http.get(urljoin(url, problem["type"]))
@@ -132,3 +161,20 @@ def test_the_type_of_a_problem_leads_to_its_meaning_behind_the_prefix(site: Site
         assert http.get(urljoin(url, foreign.json()["type"])).status_code == 200
         receipt = http.post(site.url("producer", "/producers/events"), json=event())
         assert receipt.status_code == 201
+
+
+def test_behind_tls_a_page_of_the_same_origin_may_steer_and_none_that_only_looks_like_it(site: Site) -> None:
+    foreign = [
+        "null",
+        "https://localhost",
+        f"{site.origin}0",
+        f"{site.origin}.evil.example",
+        f"https://localhost.evil.example:{urlsplit(site.origin).port}",
+        f"{site.origin}, {site.origin}",
+    ]
+    with httpx.Client(verify=site.trust) as http:
+        nowhere = site.url("consumer", "/consumers/seek")
+        answers = [
+            http.post(nowhere, json={"to": "nowhere"}, headers={"Origin": one}) for one in [site.origin, *foreign]
+        ]
+        assert [answer.status_code for answer in answers] == [400] + [403] * len(foreign)

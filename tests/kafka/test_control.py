@@ -151,6 +151,23 @@ def test_seeking_to_a_time_consumes_what_was_written_since(services: tuple[Servi
     until_caught_up(consumer)
 
 
+def test_seeking_to_a_time_in_one_partition_leaves_the_others_where_they_are(services: tuple[Service, Service]) -> None:
+    producer, consumer = services
+    make(producer, 100)
+    receipts = producer.post("/producers/events", json=[event("one key") for _ in range(20)])["receipts"]
+    at = receipts[0]
+    until_caught_up(consumer)
+    since = datetime.fromtimestamp(at["timestamp"] / 1_000, UTC)
+    place = {"to": since.isoformat(), "partition": at["partition"]}
+    before = consumed(consumer)
+    assert consumer.post("/consumers/seek?dry_run=true", json=place)["would_handle_again"] >= 20
+    sought = consumer.post("/consumers/seek", json=place)["partitions"]
+    assert sought.keys() == {str(at["partition"])}
+    assert sought[str(at["partition"])] <= at["offset"]
+    consumer.until_consumed(before + 20)
+    until_caught_up(consumer)
+
+
 def test_one_partition_can_be_sought_while_the_others_are_read(services: tuple[Service, Service]) -> None:
     producer, consumer = services
     make(producer, 100)

@@ -30,7 +30,7 @@ from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.operating.control import Control, NotNow
 from apps.consumer.operating.group import Group
 from apps.consumer.operating.history import History
-from apps.consumer.operating.places import Place
+from apps.consumer.operating.places import Place, Spot
 from apps.consumer.operating.status import Status, status_of
 from apps.consumer.stream_consumer import StreamConsumer
 
@@ -50,7 +50,7 @@ class Start(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Seek(msgspec.Struct, forbid_unknown_fields=True):
-    """Where to consume from: an end of the topic or a time (RFC 3339, with its offset from UTC); or one offset."""
+    """Where to consume from, in all partitions or in one: an end or a time (RFC 3339 with its zone); or an offset."""
 
     to: Annotated[str, msgspec.Meta(extra_json_schema=END_OR_TIME)] | None = None
     partition: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -74,7 +74,9 @@ action = partial(post, status_code=HTTPStatus.OK, security=KEY_NEEDED)
 """Declares a route for an operator action."""
 ERRORS = documented(*BODY_ERRORS, NOT_NOW)
 START_BODY = documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False)
-SEEK_BODY = documents_body({JSON: (either(Seek, ["to"], ["partition", "offset"]), {"to": "beginning"})}, required=True)
+SEEK_BODY = documents_body(
+    {JSON: (either(Seek, ["to"], ["to", "partition"], ["partition", "offset"]), {"to": "beginning"})}, required=True
+)
 
 
 class OperatingController(Controller):
@@ -202,11 +204,14 @@ async def _act(wanted: Mapping[str, StreamConsumer], action: str, act: Callable[
 
 def place_of(wanted: Seek) -> Place:
     """Return the place that a body asks for. Raises `ValueError` when it is none."""
-    if wanted.to is not None and wanted.partition is None and wanted.offset is None:
-        return _end_or_time(wanted.to)
-    if wanted.to is None and wanted.partition is not None and wanted.offset is not None:
-        return {wanted.partition: wanted.offset}
-    raise ValueError("give either `to`, or `partition` and `offset`")
+    match wanted:
+        case Seek(to=str(to), offset=None):
+            spot: Spot = _end_or_time(to)
+        case Seek(to=None, partition=int(), offset=int(offset)):
+            spot = offset
+        case _:
+            raise ValueError("give either `to`, with a `partition` or without, or `partition` and `offset`")
+    return spot if wanted.partition is None else {wanted.partition: spot}
 
 
 def _end_or_time(to: str) -> Literal["beginning", "end"] | datetime:

@@ -17,10 +17,8 @@ export const get = (path, parameters = {}) => call(ofStream(path, parameters), {
 
 /** Return what a POST answers; the API key goes with it when there is one. Raises `failure`. */
 export async function post(path, body, parameters = {}) {
-  const headers = {};
-  if (body !== undefined) headers["Content-Type"] = "application/json";
   const key = sessionStorage.getItem(KEY);
-  if (key) headers["X-API-Key"] = key;
+  const headers = { ...(body !== undefined && { "Content-Type": "application/json" }), ...(key && { "X-API-Key": key }) };
   const content = typeof body === "string" ? body : JSON.stringify(body);
   try {
     return await call(ofStream(path, parameters), { method: "POST", headers, body: content }, POST_TIMEOUT);
@@ -30,21 +28,15 @@ export async function post(path, body, parameters = {}) {
   }
 }
 
+/** Keep an API key for this tab; an empty one is forgotten. */
+export const keepApiKey = (key) => sessionStorage.setItem(KEY, key);
+
 /** Return what the health check of a stream answers: with 503 it is an answer too. */
-export async function getHealth(name = stream) {
-  try {
-    return await get("health-check", { stream: name });
-  } catch (error) {
+export const getHealth = (name) =>
+  get("health-check", { stream: name }).catch((error) => {
     if (error.problem?.status === "unavailable") return error.problem;
     throw error;
-  }
-}
-
-/** Keep an API key for this tab; an empty one is forgotten. */
-export function keepApiKey(key) {
-  if (key) sessionStorage.setItem(KEY, key);
-  else sessionStorage.removeItem(KEY);
-}
+  });
 
 /** The command that makes the same call as `get`. */
 export function curlOf(path, parameters = {}) {

@@ -3,7 +3,7 @@
 import { addressOf } from "./address.js";
 import { keepApiKey, post, refusals } from "./api.js";
 import { facts } from "./content.js";
-import { byId, confirmed, count, onSubmit, plural, report, rfc3339, say, time, timeElement, turn } from "./dom.js";
+import { byId, confirmed, count, onSubmit, plural, report, rfc3339, say, time, turn } from "./dom.js";
 import { GONE } from "./looks.js";
 import { placeOf } from "./record.js";
 import { showPill, title } from "./streams.js";
@@ -33,13 +33,14 @@ let lag = null;
 /** Wire the buttons, the seek and the field for the API key; `refresh` reads and shows the state. */
 export function control(refresh) {
   for (const [name, command] of Object.entries(COMMANDS)) byId(name).addEventListener("click", () => run(name, command, refresh));
-  seek.elements.to.addEventListener("change", () => {
-    for (const label of seek.querySelectorAll("[data-for]")) {
-      label.hidden = label.dataset.for !== seek.elements.to.value;
-      label.querySelector("input").required = !label.hidden;
+  seek.elements.to.addEventListener("change", ({ target: { value } }) => {
+    for (const name of ["time", "offset"]) {
+      seek.elements[name].required = name === value;
+      seek.elements[name].parentElement.hidden = name !== value;
     }
+    seek.elements.partition.required = value === "offset";
   });
-  onSubmit(seek, (fields) => report(said, "Counting …", () => goTo(place(fields))));
+  onSubmit(seek, (fields) => report(said, "Counting …", () => goTo(fields)));
   askForKey();
   document.addEventListener("click", sayWhyOff, true);
 }
@@ -53,20 +54,17 @@ function sayWhyOff(event) {
   say(off.closest("section").querySelector("output:not(form output)"), off.title);
 }
 
-async function goTo(to) {
-  const { would_handle_again: again, would_skip: skipped } = await post("consumers/seek", to, { dry_run: true });
+async function goTo({ to, time: local, partition, offset }) {
+  const spot = to === "offset" ? { offset: Number(offset) } : { to: to === "time" ? rfc3339(local) : to };
+  const place = { ...spot, ...(partition && { partition: Number(partition) }) };
+  const { would_handle_again: again, would_skip: skipped } = await post("consumers/seek", place, { dry_run: true });
   const sentences = [
     again > 0 && `${plural(again, "record", "records")} will be handled again.`,
     skipped > 0 && `${plural(skipped, "record", "records")} will be skipped and never handled.`,
   ].filter(Boolean);
   if (!(await confirmed(sentences.join(" ") || "No record will be handled again or skipped.", "Seek"))) return "Nothing was moved.";
-  const { partitions } = await post("consumers/seek", to);
+  const { partitions } = await post("consumers/seek", place);
   return `Consumes from there in ${plural(Object.keys(partitions).length, "partition", "partitions")}.`;
-}
-
-function place({ to, time: local, partition, offset }) {
-  if (to === "offset") return { partition: Number(partition), offset: Number(offset) };
-  return { to: to === "time" ? rfc3339(local) : to };
 }
 
 async function run(name, command, refresh) {
@@ -143,16 +141,15 @@ function showErrors({ last_error: error, notes, failing_record: failing }, healt
   showLine("last-error", [error && `Last error: ${error}`, ...notes].filter(Boolean).join("; "));
   byId("last-error").className = health.status === "ok" ? "muted" : "trouble";
   const named = failing ?? /-(?<partition>\d+) offset (?<offset>\d+)/.exec(error ?? "")?.groups;
-  showLine("failing", named && `Show the record: partition ${named.partition}, offset ${named.offset}`);
+  showLine("failing", named ? `Show the record: partition ${named.partition}, offset ${named.offset}` : "");
   if (named) byId("failing").setAttribute("href", addressOf("records", { open: placeOf(named) }));
 }
 
-/** Show a line with a text, or none. */
-function showLine(id, text) {
-  const line = byId(id);
-  line.hidden = !text;
-  line.title = text ?? "";
-  say(line, text ?? "");
+/** Show a line that may be cut off, or none. */
+function showLine(id, text = "") {
+  byId(id).hidden = text === "";
+  byId(id).title = text;
+  say(byId(id), text);
 }
 
 /** Show that the state cannot be read, and why. */
@@ -169,13 +166,4 @@ function showState(state, { status, detail }) {
   byId("health").className = status === "ok" ? "muted" : "trouble";
   document.title = `${status === "unavailable" ? `${state}, unavailable` : state} · ${title}`;
   clearOutdated();
-}
-
-/** Show the last rebalance of this instance, and why it happened. */
-export function showRebalance({ last_rebalance: last }) {
-  const line = byId("rebalance");
-  line.hidden = last === null;
-  if (last === null || line.dataset.at === last.at) return;
-  line.dataset.at = last.at;
-  line.replaceChildren("Last rebalance at ", timeElement(Date.parse(last.at)), `: ${last.reason}.`);
 }

@@ -3,7 +3,7 @@
 import { address, addressOf, Filters } from "./address.js";
 import { curlOf, get, post } from "./api.js";
 import { block, contentBlock, contentText, facts } from "./content.js";
-import { arrange, button, byId, cell, confirmed, count, element, inside, inUse, onExport, plural, report, say, timeElement, turn } from "./dom.js";
+import { arrange, button, byId, cell, confirmed, count, element, inside, inUse, onExport, plural, report, say, time, timeElement, turn } from "./dom.js";
 import { GONE, look } from "./looks.js";
 import { actions, contents, fill, openingRow, placeOf, pointRows } from "./record.js";
 import { stream } from "./streams.js";
@@ -14,11 +14,11 @@ const AGAIN = 15_000; // ms after which they are read again: other instances wri
 const NONE = "None.";
 const UNKNOWN = "unknown"; // what another writer of dead letters did not say
 
-/** What can be done with dead letters: the words for it, and the name of the number in the answer of the call. */
+/** What can be done with dead letters, by the name of the call: the words for it. */
 const ACTIONS = {
-  redrive: { verb: "Send back", done: "sent back", number: "redriven", will: "sent back to the topic and handled again" },
-  discard: { verb: "Discard", done: "discarded", number: "discarded", will: "discarded: never sent back, and no longer listed" },
-  restore: { verb: "Restore", done: "restored", number: "restored", will: "restored: listed again, and ready to be sent back" },
+  redrive: { verb: "Send back", done: "sent back", will: "sent back to the topic and handled again" },
+  discard: { verb: "Discard", done: "discarded", will: "discarded: never sent back, and no longer listed" },
+  restore: { verb: "Restore", done: "restored", will: "restored: listed again, and ready to be sent back" },
 };
 
 export class DeadLetters {
@@ -30,15 +30,14 @@ export class DeadLetters {
   #letters = [];
   #shownFilters = null; // those of the letters in the list
   #limit = SHOWN;
-  #selected = new Map();
   #matching = null; // how many match that something can be done with
   #done = new Map(); // Kafka may take a moment longer to show what the answer of an action has told
   #seen = null; // what made them be read last
   #gone = false;
 
   constructor() {
-    for (const name of Object.keys(ACTIONS)) byId(name).addEventListener("click", () => this.#actOnMany(name));
-    byId("select-all").addEventListener("change", ({ target }) => this.#selectAll(target.checked));
+    for (const name of Object.keys(ACTIONS)) byId(name).addEventListener("click", () => this.#act(name, this.#selected));
+    this.#list.addEventListener("change", () => this.#offer());
     byId("reload").addEventListener("click", () => this.#reload(this.#filters && { ...this.#filters }));
     onExport("export-letters", `${stream}-dead-letters.ndjson`, this.#said, () => this.#letters.map((one) => `${JSON.stringify(one)}\n`));
     this.#older.addEventListener("click", () => {
@@ -66,6 +65,11 @@ export class DeadLetters {
     this.#open(parameters.open);
   }
 
+  get #selected() {
+    const places = [...this.#list.querySelectorAll(":checked")].map(({ name }) => name);
+    return this.#letters.filter((one) => places.includes(placeOf(one)));
+  }
+
   get #discarded() {
     return this.#filters?.discarded === "true";
   }
@@ -79,24 +83,21 @@ export class DeadLetters {
     if (panel.dataset.open === open && !panel.hidden) return;
     panel.dataset.open = letter ? open : "";
     fill(panel, heading, ...(letter ? partsOf(letter) : [element("p", { class: "muted" }, "It is not in the list: show older ones, or all.")]));
-    if (letter) showChanges(letter, panel);
+    if (letter) showChanges(letter, panel).catch(() => {}); // the letter itself is shown
   }
 
   /** Count all of them for the head, and those that match for the buttons. */
   #count() {
     const filters = this.#filters;
-    const read = (filter) => get("consumers/dead-letters/reasons", filter ?? {});
+    const reasons = (only) => get("consumers/dead-letters/reasons", only);
+    const read = async () => [await reasons(), filters ? await reasons(filters) : null];
     const show = ([all, matching]) => {
       this.#showCount(all);
-      if (filters !== this.#filters) return this.#count();
-      this.#matching = this.#discarded ? matching.letters : matching.redrivable;
+      if (filters !== this.#filters) return; // others are counted meanwhile
+      this.#matching = this.#discarded ? matching.letters : (matching ?? all).redrivable;
       this.#offer();
     };
-    const both = async () => {
-      const all = read();
-      return [await all, filters ? await read(filters) : await all];
-    };
-    return look({ name: "count of dead letters", read: both, show, lose: () => (this.#seen = null) });
+    return look({ name: "count of dead letters", read, show, lose: () => (this.#seen = null) });
   }
 
   #showCount({ letters, redrivable, reasons, more }) {
@@ -107,7 +108,8 @@ export class DeadLetters {
     const make = (one) => element("li", {}, inside("", element("b", {}, words(one.error_type)), " ", element("span")));
     arrange(byId("reasons"), reasons, (one) => one.error_type ?? "", make, ({ firstElementChild: link }, one) => {
       link.setAttribute("href", addressOf("dead", { reason: one.error_type ?? "" }));
-      say(link.lastElementChild, `${count(one.letters)}${one.redrivable < one.letters ? `, ${count(one.redrivable)} to send back` : ""}`);
+      const open = one.redrivable < one.letters ? `, ${count(one.redrivable)} to send back` : "";
+      say(link.lastElementChild, `${count(one.letters)}${open}, since ${time(one.oldest)}`);
     });
   }
 
@@ -116,7 +118,6 @@ export class DeadLetters {
     this.#shownFilters = JSON.stringify(filters);
     this.#limit = SHOWN;
     this.#matching = null;
-    this.#selected.clear();
     this.#done.clear();
     say(this.#said, "");
     await Promise.all([this.#read(), this.#count()]);
@@ -140,8 +141,6 @@ export class DeadLetters {
       if (done) Object.assign(letter, { redriven: done === "redrive", discarded: done === "discard", redrivable: done === "restore" });
     }
     const shown = this.#letters.filter((one) => Boolean(one.discarded) === this.#discarded);
-    const free = new Set(shown.filter((one) => this.#isFree(one)).map(placeOf));
-    for (const place of this.#selected.keys()) if (!free.has(place)) this.#selected.delete(place);
     arrange(this.#list, shown, (one) => `${placeOf(one)} ${one.redriven}`, (one) => this.#row(one));
     this.#offer();
     this.#open(address().tab === "dead" ? address().open : "");
@@ -156,36 +155,22 @@ export class DeadLetters {
 
   /** Name on each button what it is about, the selected ones or all that match; without any it is off. */
   #offer() {
-    const some = this.#selected.size;
+    const some = this.#selected.length;
     const all = this.#filters ? "all that match" : "all";
     for (const [name, { verb }] of Object.entries(ACTIONS)) {
       byId(name).hidden = (name === "restore") !== this.#discarded;
       say(byId(name), `${verb} ${some > 0 ? `the selected (${some})` : `${all} (${count(this.#matching)})`} …`);
       turn(byId(name), this.#gone ? GONE : some === 0 && this.#matching === 0 ? `There is none to ${verb.toLowerCase()}.` : "");
     }
-    const boxes = [...this.#list.querySelectorAll("input")];
-    for (const box of boxes) box.checked = this.#selected.has(box.name);
-    byId("select-all").checked = boxes.length > 0 && some === boxes.length;
-  }
-
-  #selectAll(checked) {
-    this.#selected = new Map(checked ? this.#letters.filter((one) => this.#isFree(one)).map((one) => [placeOf(one), one]) : []);
-    this.#offer();
   }
 
   #row(letter) {
-    const place = placeOf(letter);
     const { origin } = letter;
     const label = `${letter.partition} · ${letter.offset}`;
-    const box = element("input", { type: "checkbox", name: place, "aria-label": `Select ${label}` });
-    box.addEventListener("change", () => {
-      if (box.checked) this.#selected.set(place, letter);
-      else this.#selected.delete(place);
-      this.#offer();
-    });
+    const box = element("input", { type: "checkbox", name: placeOf(letter), "aria-label": `Select ${label}` });
     const name = this.#discarded ? "restore" : "redrive";
     const { verb } = ACTIONS[name];
-    const act = button(verb, () => this.#actOn(name, [letter]), { "aria-label": `${verb} ${label}` });
+    const act = button(verb, () => this.#act(name, [letter]), { "aria-label": `${verb} ${label}` });
     const free = this.#isFree(letter);
     return openingRow(
       letter,
@@ -199,44 +184,43 @@ export class DeadLetters {
     );
   }
 
-  /** Do something with the selected letters; or ask how many match, and do it with these. */
-  #actOnMany(name) {
-    if (this.#selected.size > 0) return this.#actOn(name, [...this.#selected.values()]);
-    return report(this.#said, "Counting …", async () => {
-      const { discarded: _, ...filters } = this.#filters ?? {};
-      const { more, [`would_${name}`]: number } = await call(name, { limit: MOST }, { ...filters, dry_run: true });
-      if (number === 0) return `There is none to ${ACTIONS[name].verb.toLowerCase()}.`;
-      const held = !more && number < this.#matching ? ` ${plural(this.#matching - number, "other is held: that only goes", "others are held: that only goes")} one by one.` : "";
-      if (!(await agreed(name, number, more ? " There are more: repeat this for them." : held))) return "Nothing was changed.";
-      const answer = await call(name, { limit: number }, filters);
-      return this.#note(name, answer.dead_letters, answer.more ? " There are more." : "");
-    });
-  }
-
-  /** Do something with letters, one by one; several of them, and a discard, need a confirmation. */
-  async #actOn(name, chosen) {
-    await report(this.#said, "One moment …", async () => {
-      if ((chosen.length > 1 || name === "discard") && !(await agreed(name, chosen.length))) return "Nothing was changed.";
-      const done = [];
+  /** Do something with chosen letters, or all that match: say of how many, and ask first about what is not harmless. */
+  #act(name, chosen) {
+    const { verb, done } = ACTIONS[name];
+    const { discarded: _, ...filters } = this.#filters ?? {};
+    const all = chosen.length === 0;
+    const letters = [];
+    return report(this.#said, "One moment …", async () => {
+      const counted = all ? await call(name, { limit: MOST }, { ...filters, dry_run: true }) : null;
+      const number = counted?.[`would_${name}`] ?? chosen.length;
+      if (number === 0) return `There is none to ${verb.toLowerCase()}.`;
+      const asks = all || name === "discard" || (name === "redrive" && number > 1);
+      if (asks && !(await agreed(name, number, this.#leftOut(number, counted)))) return "Nothing was changed.";
+      const bodies = all ? [{ limit: number }] : chosen.map(({ partition, offset }) => ({ partition, offset }));
       try {
-        for (const { partition, offset } of chosen) done.push(...(await call(name, { partition, offset })).dead_letters);
-      } catch (failure) {
-        if (done.length === 0) throw failure;
-        throw new Error(`${failure.message} (${this.#note(name, done).textContent})`);
+        for (const body of bodies) letters.push(...(await call(name, body, all ? filters : {})).dead_letters);
+      } finally {
+        this.#note(name, letters);
       }
-      return this.#note(name, done);
+      const undo = name === "discard" && letters.length > 0 && button("Undo", () => this.#act("restore", letters));
+      return element("span", {}, `${plural(letters.length, "was", "were")} ${done}. `, undo);
     });
-    this.#list.querySelector(`[data-open="${placeOf(chosen[0])}"]`)?.focus(); // its button is gone
   }
 
-  /** Say what was done, and show it. */
-  #note(name, letters, further = "") {
+  /** What is said of letters that match, and that an action leaves out. */
+  #leftOut(number, counted) {
+    if (counted?.more) return " There are more: repeat this for them.";
+    const held = counted === null ? 0 : this.#matching - number;
+    return held > 0 ? ` ${count(held)} more can only be sent back one by one: they came back too often, or are too large.` : "";
+  }
+
+  /** Show what was done; the keyboard stays where the button was. */
+  #note(name, letters) {
     for (const one of letters) this.#done.set(placeOf(one), name);
-    this.#selected.clear();
+    for (const box of this.#list.querySelectorAll(":checked")) box.checked = false;
+    this.#seen = null; // they are counted again
     this.#show();
-    this.#seen = null;
-    const undo = name === "discard" && button("Undo", () => this.#actOn("restore", letters));
-    return element("span", {}, `${plural(letters.length, "was", "were")} ${ACTIONS[name].done}.${further} `, undo);
+    if (document.activeElement === document.body) this.#list.querySelector(`[data-open="${letters.map(placeOf)[0]}"]`)?.focus();
   }
 }
 
@@ -282,7 +266,6 @@ function partsOf(letter) {
       key !== null && inside(addressOf("records", { key }), "Records of this key"),
     ),
     facts([
-      ["error", letter.error_type ?? UNKNOWN],
       ["dead letter", element("span", {}, `partition ${letter.partition}, offset ${letter.offset}, `, timeElement(letter.timestamp))],
       ["came from", from],
       ["group", letter.group ?? UNKNOWN],
@@ -300,7 +283,7 @@ function partsOf(letter) {
 async function showChanges(letter, panel) {
   if (letter.key === null || letter.key.text == null) return;
   const place = panel.querySelector(".changes");
-  const { dead_letters: letters } = await get("consumers/dead-letters", { key: letter.key.text, limit: SHOWN }).catch(() => ({ dead_letters: [] }));
+  const { dead_letters: letters } = await get("consumers/dead-letters", { key: letter.key.text, limit: SHOWN });
   const before = letters[letters.findIndex((one) => placeOf(one) === placeOf(letter)) + 1];
   if (!before || placeOf(before) === placeOf(letters[0])) return;
   const [was, is] = [before, letter].map(({ value }) => contentBlock(value).textContent.split("\n"));

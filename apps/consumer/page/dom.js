@@ -24,20 +24,17 @@ export function say(node, text) {
 /** Make the children of `list` those of `items`, in order. An item that is there keeps its element, with its focus. */
 export function arrange(list, items, keyOf, make, update = () => {}) {
   const there = new Map([...list.children].map((child) => [child.dataset.key, child]));
-  let place = list.firstElementChild;
-  for (const item of items) {
-    const key = keyOf(item);
-    let child = there.get(key);
-    there.delete(key);
-    if (child === undefined) {
-      child = make(item);
-      child.dataset.key = key;
-    }
+  const wanted = [...items].map((item) => {
+    const child = there.get(keyOf(item)) ?? make(item);
+    child.dataset.key = keyOf(item);
+    there.delete(keyOf(item));
     update(child, item);
-    if (child === place) place = place.nextElementSibling;
-    else list.insertBefore(child, place);
-  }
+    return child;
+  });
   for (const child of there.values()) child.remove();
+  for (const [index, child] of wanted.entries()) {
+    if (list.children[index] !== child) list.insertBefore(child, list.children[index] ?? null);
+  }
 }
 
 /** Whether somebody at the keyboard is in a list: then it stays as it is. */

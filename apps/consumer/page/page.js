@@ -2,7 +2,7 @@
 
 import { address, addressOf, onAddress } from "./address.js";
 import { get, getHealth } from "./api.js";
-import { control, showNoState, showRebalance, showStatus } from "./control.js";
+import { control, showNoState, showStatus } from "./control.js";
 import { DeadLetters } from "./dead_letters.js";
 import { byId } from "./dom.js";
 import { showHistory, showRate } from "./history.js";
@@ -31,7 +31,7 @@ const onOverview = () => tab() === "overview";
 const STATE = { name: "state", pause: 1_000, read: readState, show: showState, lose: loseState };
 const GROUP = { name: "group", pause: 1_500, when: onOverview, read: () => get("consumers/group"), show: showGroup };
 const HISTORY = { name: "history", pause: 5_000, when: onOverview, read: () => get("consumers/history"), show: showHistory };
-const RECORDS = { name: "newest records", pause: 2_000, when: () => records.following, read: () => records.read(), show: (answer) => records.showNewest(answer) };
+const RECORDS = records.newest;
 
 /** Read status and health together: neither is shown without the other. */
 async function readState() {
@@ -50,7 +50,6 @@ function showState({ number, streams }) {
   showStreams(streams, healths);
   showStatus(status, healths[stream]);
   showLag(status, group);
-  showRebalance(status);
   showRate(status);
   deadLetters.refresh(status);
 }
@@ -85,7 +84,7 @@ produce.run();
 visit();
 onAddress(() => {
   visit();
-  if (records.following) look(RECORDS);
+  if (RECORDS.when()) look(RECORDS);
   if (onOverview()) look(GROUP);
 });
 for (const source of [STATE, GROUP, HISTORY, RECORDS]) poll(source.pause, () => look(source));

@@ -1,6 +1,6 @@
 /** The lag of each partition, who reads it, and the members of the group. */
 
-import { arrange, byId, cell, count, element, plural, say } from "./dom.js";
+import { arrange, byId, cell, count, element, plural, say, time } from "./dom.js";
 
 const SHORTEST = 10; // records that a full bar means at least: a lag of 1 is no alarm
 
@@ -9,16 +9,18 @@ export function showLag(status, group) {
   say(byId("lag-total"), count(status.lag));
   const age = status.lag_seconds > 0 ? `, the oldest waits ${count(Math.round(status.lag_seconds))} s` : "";
   say(byId("lag-age"), status.lag === null ? "not known" : `${status.lag === 1 ? "record" : "records"}${age}`);
-  const waiting = byId("lag-waiting");
-  waiting.hidden = !status.waiting_for_transaction;
-  say(waiting, `${count(status.waiting_for_transaction)} behind an open transaction`);
+  say(byId("lag-waiting"), status.waiting_for_transaction ? `${count(status.waiting_for_transaction)} behind an open transaction` : "");
   const partitions = merged(status, group);
-  const members = new Map(group?.members.map((member) => [member.member_id, member]));
-  const most = Math.max(SHORTEST, ...partitions.map((partition) => partition.lag ?? 0));
-  arrange(byId("lag-rows"), partitions, (one) => String(one.partition), newRow, (row, one) =>
-    updateRow(row, one, most, owner(one.owner, members, status.member_id)),
-  );
+  const most = Math.max(SHORTEST, ...partitions.map(({ lag }) => lag ?? 0));
+  const owners = new Map(group?.members.map((member) => [member.member_id, `${member.client_id} at ${hostOf(member)}`]));
+  owners.set(status.member_id, "this instance").set(null, "nobody");
+  arrange(byId("lag-rows"), partitions, keyOf, newPartition, (row, one) => {
+    row.querySelector("meter").value = (one.lag ?? 0) / most;
+    sayCells(row, 2, count(one.lag), count(one.committed), count(one.end), owners.get(one.owner) ?? one.owner);
+  });
   if (group !== null) showMembers(group, status.member_id);
+  const last = status.last_rebalance;
+  say(byId("rebalance"), last ? `Last rebalance at ${time(Date.parse(last.at))}: ${last.reason}.` : "");
 }
 
 /** The partitions of the group; what the status says of some of them is newer, and stands above as their sum. */
@@ -28,38 +30,27 @@ function merged(status, group) {
   return [...partitions.values()].sort((one, other) => one.partition - other.partition);
 }
 
-function showMembers(group, ownMember) {
-  const idle = group.members.filter((member) => member.partitions.length === 0).length;
-  const waiting = idle > 0 && group.state === "Stable" ? `, ${idle} of them without a partition` : "";
-  say(byId("group"), `Group ${group.group_id}: ${group.state}, ${plural(group.members.length, "member", "members")}${waiting}.`);
-  const make = ({ member_id: id }) => element("tr", {}, element("th", { scope: "row", title: id }), cell(""), cell(""));
-  arrange(byId("member-rows"), group.members, ({ member_id: id }) => id, make, ({ children: [name, host, partitions] }, member) => {
-    say(name, member.member_id === ownMember ? `${member.client_id} (this instance)` : member.client_id);
-    say(host, hostOf(member));
-    say(partitions, member.partitions.join(", ") || "none");
+function showMembers({ group_id: id, state, members }, ownMember) {
+  const idle = members.filter(({ partitions }) => partitions.length === 0).length;
+  const waiting = idle > 0 && state === "Stable" ? `, ${idle} of them without a partition` : "";
+  say(byId("group"), `Group ${id}: ${state}, ${plural(members.length, "member", "members")}${waiting}.`);
+  const newMember = (one) => element("tr", {}, element("th", { scope: "row", title: one.member_id }), cell(""), cell(""));
+  arrange(byId("member-rows"), members, (one) => one.member_id, newMember, (row, one) => {
+    const own = one.member_id === ownMember ? " (this instance)" : "";
+    sayCells(row, 0, `${one.client_id}${own}`, hostOf(one), one.partitions.join(", ") || "none");
   });
 }
 
 const hostOf = ({ host }) => host.replace(/^\//, "");
 
-function owner(memberId, members, ownMember) {
-  if (memberId === null) return { name: "nobody", title: "" };
-  if (memberId === ownMember) return { name: "this instance", title: memberId };
-  const member = members.get(memberId);
-  return { name: member ? `${member.client_id} at ${hostOf(member)}` : memberId, title: memberId };
+const keyOf = ({ partition }) => String(partition);
+
+function newPartition(one) {
+  const head = element("th", { scope: "row" }, keyOf(one));
+  const meter = cell("meter", element("meter", { "aria-label": "Behind" }));
+  return element("tr", {}, head, meter, cell("number"), cell("number wide"), cell("number wide"), cell(""));
 }
 
-function newRow(one) {
-  const meter = element("meter", { "aria-label": "Behind" });
-  return element("tr", {}, element("th", { scope: "row" }, String(one.partition)), cell("meter", meter), cell("number"), cell("number wide"), cell("number wide"), cell(""));
-}
-
-function updateRow(row, one, most, { name, title }) {
-  const [, meter, lag, committed, end, who] = row.children;
-  meter.firstElementChild.value = (one.lag ?? 0) / most;
-  say(lag, count(one.lag));
-  say(committed, count(one.committed));
-  say(end, count(one.end));
-  say(who, name);
-  who.title = title;
+function sayCells({ children }, first, ...texts) {
+  for (const [index, text] of texts.entries()) say(children[first + index], text);
 }

@@ -51,13 +51,13 @@ export class Produce {
     });
   }
 
-  /** Open the form, with a made-up record or a given value in it. */
+  /** Open the form, with a given value in it, or one that the producer makes up if it can. */
   async open(value) {
     this.#dialog.showModal();
     await report(this.#said, "One moment …", async () => {
       this.#take(await get("asyncapi.json", { stream: "" }));
       this.#raw.checked = this.#properties === null;
-      this.#show(value ?? (await this.#madeUp()));
+      this.#show(value ?? (await get(`${records}/generate`).catch(() => ({}))));
       return "";
     });
   }
@@ -68,16 +68,6 @@ export class Produce {
     this.#properties = names.length === 1 && schema?.type === "object" ? schema.properties : null;
     this.#required = schema?.required ?? [];
     this.#raw.parentElement.hidden = this.#properties === null;
-  }
-
-  /** Return a value that the producer makes up; where it cannot, the examples of the schema. */
-  async #madeUp() {
-    try {
-      return await get(`${records}/generate`);
-    } catch {
-      const examples = Object.entries(this.#properties ?? {}).map(([name, schema]) => [name, schema.examples?.[0] ?? schema.default]);
-      return Object.fromEntries(examples.filter(([, example]) => example !== undefined));
-    }
   }
 
   /** Show a value in fields, or as raw JSON. */
@@ -117,18 +107,12 @@ export class Produce {
   #send() {
     return report(this.#said, "Sending …", async () => {
       const value = this.#raw.checked ? this.#text.value : this.#value();
-      const { receipts: [receipt] } = await post(records, value).catch(explained);
+      const { receipts: [receipt] } = await post(records, value);
       if (receipt.error) throw new Error(receipt.error);
       const link = inside(addressOf("records", { open: placeOf(receipt) }), `partition ${receipt.partition}, offset ${receipt.offset}`);
       return element("span", {}, `${receipt.id} was written to `, link, ".");
     });
   }
-}
-
-/** Name the places in the value that the producer refuses. */
-function explained(failure) {
-  const errors = (failure.problem?.errors ?? []).map((one) => [one.path ?? one.pointer ?? one.name, one.detail ?? one.message].filter(Boolean).join(": "));
-  throw errors.length === 0 ? failure : new Error(errors.join("; "));
 }
 
 /** A field of the form: what it takes follows from its schema. */
@@ -149,8 +133,7 @@ function fieldOf(name, schema, value, required) {
 }
 
 /** The answer is the records, or receipts of which some have an error (207). */
-function created(made) {
-  if (Array.isArray(made)) return `${plural(made.length, "was", "were")} created.`;
-  const failed = made.receipts.filter((receipt) => receipt.error);
-  throw new Error(`${failed.length} of ${made.receipts.length} were not confirmed: ${failed[0].error}`);
-}
+const created = (made) =>
+  Array.isArray(made)
+    ? `${plural(made.length, "was", "were")} created.`
+    : `${made.delivered} of ${made.receipts.length} were created: ${made.receipts.find(({ error }) => error).error}`;

@@ -28,8 +28,10 @@ export async function showRecord(panel, open, sendAgain) {
     const text = valueText(record);
     const key = record.key === null ? null : keyText(record.key);
     const size = `${count(new TextEncoder().encode(text).length)} bytes${record.value ? " as compact JSON" : ""}`;
+    const again = record.value && button("Send again …", () => sendAgain(record.value));
+    const letters = key !== null && inside(addressOf("dead", { key }), "Dead letters of this key");
     show(
-      actions(text, key, curlOf(path), record.value && button("Send again …", () => sendAgain(record.value)), key !== null && inside(addressOf("dead", { key }), "Dead letters of this key")),
+      actions(text, key, curlOf(path), again, letters),
       facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", key ?? "null"], ["size", size]]),
       record.error && element("p", { class: "trouble" }, record.error),
       ...contents(record.value ? { text } : record.content, record.headers, record.error),
@@ -42,8 +44,10 @@ export async function showRecord(panel, open, sendAgain) {
 }
 
 /** What can be done with what a panel shows: copies, and more. */
-export const actions = (value, key, curl, ...more) =>
-  element("div", { class: "row" }, copyButton("Copy value", value), key !== null && copyButton("Copy key", key), copyButton("Copy curl", curl), ...more);
+export function actions(value, key, curl, ...more) {
+  const copies = [copyButton("Copy value", value), key !== null && copyButton("Copy key", key), copyButton("Copy curl", curl)];
+  return element("div", { class: "row" }, ...copies, ...more);
+}
 
 /** Value and headers at length; the place that an error names is marked. */
 export const contents = (value, headers, error) => [

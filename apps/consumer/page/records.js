@@ -35,21 +35,18 @@ export class Records {
     this.#showHead();
   }
 
-  /** Whether the newest records are to be read now: not while somebody searches, or holds the list. */
-  get following() {
-    return address().tab === "records" && this.#found === null && byId("follow").firstElementChild.checked && !inUse(this.#list);
-  }
-
-  read() {
-    return get("consumers/messages", { scope: "topic", limit: SHOWN });
-  }
-
-  /** Show the newest records of the topic, the newest first. */
-  showNewest({ messages }) {
-    if (this.#found !== null) return; // somebody searches meanwhile
-    this.#arrange(messages.toReversed());
-    say(this.#said, messages.length === 0 ? "No records yet." : "");
-  }
+  /** How the newest records are read: not while somebody searches, or holds the list. */
+  newest = {
+    name: "newest records",
+    pause: 2_000,
+    when: () => address().tab === "records" && this.#found === null && byId("follow").firstElementChild.checked && !inUse(this.#list),
+    read: () => get("consumers/messages", { scope: "topic", limit: SHOWN }),
+    show: ({ messages }) => {
+      if (this.#found !== null) return; // somebody searches meanwhile
+      this.#arrange(messages.toReversed());
+      say(this.#said, messages.length === 0 ? "No records yet." : "");
+    },
+  };
 
   /** Show what an address names. */
   visit(parameters) {

@@ -9,6 +9,8 @@ from apps.consumer.redriving.redrive import Redriver
 from contracts import dead_letter
 from contracts.record import Place, Record
 
+MAX_STACK_CHARACTERS = 20_000
+
 
 class Origin(msgspec.Struct):
     """The record's original place; `timestamp` in milliseconds since 1970 UTC. Null: the letter does not name it."""
@@ -55,12 +57,14 @@ class DeadLetter(msgspec.Struct):
     redriven: bool
     redrivable: bool
     verdict: str | None
+    stack: str | None
     discarded: bool
 
 
 def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
     """Return the view of the dead letter in a record."""
     letter = letter_of(record)
+    stack = dead_letter.STACK_FIELD.find(dict(record.headers))
     headers, _, rounds = dead_letter.history(letter.headers)
     marked = marks.contains(owner_of(letter), record.partition, record.offset)
     discarded = marks.is_discarded(record.partition, record.offset)
@@ -82,6 +86,7 @@ def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
         redriven=marked and not discarded,
         redrivable=redriver.is_ours(letter) and not marked,
         verdict=letter.verdict,
+        stack=None if stack is None else str(stack)[:MAX_STACK_CHARACTERS],
         discarded=discarded,
     )
 

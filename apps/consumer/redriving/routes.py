@@ -60,12 +60,13 @@ class DeadLetters(msgspec.Struct):
 
 
 class Reason(msgspec.Struct):
-    """Dead letters with one type of error: how many, how many can be sent back, and the time of the newest (ms)."""
+    """Dead letters with one type of error: how many, how many can be sent back, the times of the ends (ms)."""
 
     error_type: str | None
     letters: int
     redrivable: int
     newest: int
+    oldest: int
 
 
 class Reasons(msgspec.Struct):
@@ -307,8 +308,9 @@ async def _newest(
 def _reasons_of(found: DeadLetters) -> Reasons:
     letters: dict[str | None, Reason] = {}
     for one in found.dead_letters:  # the newest first
-        reason = letters.setdefault(one.error_type, Reason(one.error_type, 0, 0, one.timestamp))
+        reason = letters.setdefault(one.error_type, Reason(one.error_type, 0, 0, one.timestamp, one.timestamp))
         reason.letters += 1
+        reason.oldest = one.timestamp
         reason.redrivable += one.redrivable
     reasons = sorted(letters.values(), key=lambda reason: -reason.letters)
     redrivable = sum(reason.redrivable for reason in reasons)

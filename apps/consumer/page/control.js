@@ -3,7 +3,7 @@
 import { addressOf } from "./address.js";
 import { keepApiKey, post, refusals } from "./api.js";
 import { facts } from "./content.js";
-import { byId, confirmed, count, onSubmit, plural, report, rfc3339, say, time, turn } from "./dom.js";
+import { byId, confirmed, count, localTime, onSubmit, plural, report, rfc3339, say, time, turn } from "./dom.js";
 import { GONE } from "./looks.js";
 import { placeOf } from "./record.js";
 import { showPill, title } from "./streams.js";
@@ -39,6 +39,7 @@ export function control(refresh) {
       seek.elements[name].parentElement.hidden = name !== value;
     }
     seek.elements.partition.required = value === "offset";
+    seek.elements.time.value ||= localTime(new Date()); // of which mostly the clock is to be changed
   });
   onSubmit(seek, (fields) => report(said, "Counting …", () => goTo(fields)));
   askForKey();

@@ -202,8 +202,8 @@ export class DeadLetters {
       } finally {
         this.#note(name, letters);
       }
-      const undo = name === "discard" && letters.length > 0 && button("Undo", () => this.#act("restore", letters));
-      return element("span", {}, `${plural(letters.length, "was", "were")} ${done}. `, undo);
+      const next = { redrive: inside(addressOf("records"), "Watch them arrive"), discard: button("Undo", () => this.#act("restore", letters)) };
+      return element("span", {}, `${plural(letters.length, "was", "were")} ${done}. `, letters.length > 0 && next[name]);
     });
   }
 

@@ -631,7 +631,11 @@ def test_a_new_record_begins_made_up_and_may_be_written_as_raw_json(page: Page) 
 
 def test_a_long_search_says_how_far_it_is_and_stops_when_it_is_told_to(page: Page) -> None:
     held: list[Route] = []
-    page.route("**/consumers/messages?*q=*", held.append)
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/consumers/messages?*q=*", hold)
     go_to(page, "Records")
     page.locator("#search [name=q]").fill("a needle")
     page.keyboard.press("Enter")

@@ -132,7 +132,7 @@ function showFacts(status) {
     ["skipped", count(status.skipped_count) + moved],
     ...(status.throttled_seconds > 0 ? [["throttled", `by a quota of Kafka, for ${count(Math.ceil(status.throttled_seconds))} s more`]] : []),
     ["member", status.member_id ?? "none"],
-    ["since", time(Date.parse(status.started_at))],
+    ["started", time(Date.parse(status.started_at))],
   ]);
   if (byId("facts").textContent !== list.textContent) byId("facts").replaceChildren(...list.children);
 }

@@ -107,7 +107,7 @@ export class DeadLetters {
     tag.classList.toggle("some", redrivable > 0);
     const make = (one) => element("li", {}, inside("", element("b", {}, words(one.error_type)), " ", element("span")));
     arrange(byId("reasons"), reasons, (one) => one.error_type ?? "", make, ({ firstElementChild: link }, one) => {
-      link.setAttribute("href", addressOf("dead", { reason: one.error_type ?? "" }));
+      link.setAttribute("href", addressOf("dead", { reason: `${className(one.error_type ?? "")}:` }));
       const open = one.redrivable < one.letters ? `, ${count(one.redrivable)} to send back` : "";
       say(link.lastElementChild, `${count(one.letters)}${open}, since ${time(one.oldest)}`);
     });
@@ -229,10 +229,12 @@ const call = (name, body, parameters) => post(`consumers/dead-letters/${name}`, 
 const agreed = (name, number, more = "") =>
   confirmed(`${plural(number, "dead letter", "dead letters")} will be ${ACTIONS[name].will}.${more}`, `${ACTIONS[name].verb} ${count(number)}`);
 
+const className = (type) => type.split(".").at(-1);
+
 /** The name of an error in words: `msgspec.ValidationError` is a validation error. */
 function words(type) {
   if (type === null) return "Unknown";
-  const name = type.split(".").at(-1).replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
+  const name = className(type).replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
   return name.charAt(0).toUpperCase() + name.slice(1);
 }
 

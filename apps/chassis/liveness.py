@@ -4,59 +4,78 @@ A loop that is blocked for ever needs a restart; a block of some seconds does no
 could not distinguish them.
 """
 
+import asyncio
 import socket
 import threading
+from contextlib import closing, suppress
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from apps.chassis.loop_watch import LoopWatch
 
 DEAD_AFTER_S = 30.0
 """Seconds without a turn of the event loop after which the process counts as dead."""
 CALLER_S = 5.0
-"""Seconds that a caller may take to send a request, or to read its answer."""
+"""Seconds that a caller may take to send a request and to read its answer."""
+MAX_CALLERS = 100
+"""Open connections; beyond that the oldest one is closed, so that probes always find room."""
+MAX_HEAD_BYTES = 8 * 1024
 
 
-class LivenessServer(ThreadingHTTPServer):
-    """Answers 200 if the event loop turned within the last 30 s, else 503."""
+class LivenessServer:
+    """Answers 200 if the event loop turned within the last 30 s, else 503. It has an event loop of its own."""
 
-    def __init__(self, listening: socket.socket, watch: LoopWatch, dead_after_s: float = DEAD_AFTER_S) -> None:
-        super().__init__(listening.getsockname()[:2], _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listening
+    def __init__(
+        self,
+        listening: socket.socket,
+        watch: LoopWatch,
+        dead_after_s: float = DEAD_AFTER_S,
+        *,
+        caller_s: float = CALLER_S,
+        max_callers: int = MAX_CALLERS,
+    ) -> None:
+        self._listening = listening
         self._watch = watch
         self._dead_after_s = dead_after_s
+        self._caller_s = caller_s
+        self._max_callers = max_callers
+        self._callers: dict[asyncio.StreamWriter, None] = {}
 
     def start(self) -> None:
         """Serve until the process ends."""
-        threading.Thread(target=self.serve_forever, name="liveness", daemon=True).start()
+        threading.Thread(target=lambda: asyncio.run(self._serve()), name="liveness", daemon=True).start()
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Log nothing: probes may reset their connections, and each would write a traceback."""
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._converse, sock=self._listening, limit=MAX_HEAD_BYTES)
+        await server.serve_forever()
 
-    def answer(self) -> tuple[HTTPStatus, bytes]:
-        """Return the status and the body of an answer, which depend on the loop."""
-        silent_s = self._watch.without_turn_s
-        if silent_s > self._dead_after_s:
-            return HTTPStatus.SERVICE_UNAVAILABLE, b'{"status":"blocked","seconds":%d}' % silent_s
-        return HTTPStatus.OK, b'{"status":"alive"}'
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request, and close the connection."""
+        if len(self._callers) >= self._max_callers:
+            oldest = next(iter(self._callers))
+            del self._callers[oldest]
+            oldest.transport.abort()
+        self._callers[writer] = None
+        try:
+            with closing(writer), suppress(OSError, EOFError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(self._caller_s):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    method, path, *_ = [*head.split(b" ", 2), b""]
+                    writer.write(self._answer(method, path.partition(b"?")[0]))
+                    await writer.drain()
+        finally:
+            self._callers.pop(writer, None)
 
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = CALLER_S
-    server: LivenessServer
-
-    def do_GET(self) -> None:
-        known = self.path.partition("?")[0] == "/livez"
-        status, body = self.server.answer() if known else (HTTPStatus.NOT_FOUND, b'{"status":"unknown path"}')
-        self.send_response_only(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_HEAD = do_GET  # noqa: N815 - the library's name
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
-        """Log nothing: probes ask every few seconds."""
+    def _answer(self, method: bytes, path: bytes) -> bytes:
+        """Return an answer, whose status and body depend on the loop."""
+        status, body, silent_s = HTTPStatus.OK, b'{"status":"alive"}', self._watch.without_turn_s
+        if path != b"/livez":
+            status, body = HTTPStatus.NOT_FOUND, b'{"status":"unknown path"}'
+        elif method not in {b"GET", b"HEAD"}:
+            status, body = HTTPStatus.METHOD_NOT_ALLOWED, b'{"status":"expected GET"}'
+        elif silent_s > self._dead_after_s:
+            status, body = HTTPStatus.SERVICE_UNAVAILABLE, b'{"status":"blocked","seconds":%d}' % silent_s
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nAllow: GET, HEAD\r\nConnection: close\r\n\r\n"
+        )
+        return head.encode() + (b"" if method == b"HEAD" else body)

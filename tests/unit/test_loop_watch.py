@@ -11,19 +11,20 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import pytest
 from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
 from samples import LONG, until
 from services import wait_until
 
-from apps.chassis.liveness import LivenessServer
+from apps.chassis.liveness import DEAD_AFTER_S, LivenessServer
 from apps.chassis.loop_watch import BLOCKED_AFTER_S, LOOP_WATCH, Block, LoopWatch
 from apps.chassis.service import listen
 from apps.chassis.settings import Settings
@@ -55,17 +56,11 @@ def running_loop(watch: LoopWatch) -> Iterator[asyncio.AbstractEventLoop]:
         loop.close()
 
 
-@contextmanager
-def serving(watch: LoopWatch, dead_after_s: float) -> Iterator[str]:
-    """Serve liveness, and yield its address."""
+def serving(watch: LoopWatch, dead_after_s: float = DEAD_AFTER_S, **limits: Any) -> str:  # noqa: ANN401 - those of the server
+    """Serve liveness until the process ends, and return its address."""
     (port,) = free_ports(1)
-    server = LivenessServer(listen("127.0.0.1", port, "LIVENESS_PORT"), watch, dead_after_s)
-    server.start()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    LivenessServer(listen("127.0.0.1", port, "LIVENESS_PORT"), watch, dead_after_s, **limits).start()
+    return f"http://127.0.0.1:{port}"
 
 
 def block_until(free: threading.Event) -> None:
@@ -102,7 +97,8 @@ def test_a_blocked_loop_is_logged_with_the_code_that_blocks_it_counted_and_repor
 
 def test_the_port_of_liveness_answers_while_the_loop_is_blocked_and_says_no_only_after_its_limit() -> None:
     watch, free = LoopWatch(ask_every_s=0.01, blocked_after_s=0.02), threading.Event()
-    with running_loop(watch) as loop, serving(watch, 1e9) as patient, serving(watch, 0.1) as strict:
+    patient, strict = serving(watch, 1e9), serving(watch, 0.1)
+    with running_loop(watch) as loop:
         assert status_of(f"{patient}/livez") == HTTPStatus.OK
         assert status_of(f"{patient}/livez?probe=1") == HTTPStatus.OK
         assert status_of(f"{patient}/other") == HTTPStatus.NOT_FOUND
@@ -111,6 +107,47 @@ def test_the_port_of_liveness_answers_while_the_loop_is_blocked_and_says_no_only
         assert status_of(f"{patient}/livez") == HTTPStatus.OK
         free.set()
         wait_until(lambda: status_of(f"{strict}/livez") == HTTPStatus.OK)
+
+
+@pytest.mark.parametrize("limits", [{"caller_s": 0.2}, {"caller_s": 1e6, "max_callers": 3}], ids=["time", "number"])
+def test_callers_that_never_end_their_requests_are_closed_and_probes_are_answered(limits: dict[str, Any]) -> None:
+    address = serving(LoopWatch(), **limits)
+    port = int(address.rpartition(":")[2])
+    with ExitStack() as opened:
+        slow = [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(10)]
+        for one in slow:
+            one.sendall(b"GET /livez HTTP/1.1\r\n")
+        assert status_of(f"{address}/livez") == HTTPStatus.OK
+        wait_until(lambda: has_ended(slow[0]))  # though it goes on sending
+        assert status_of(f"{address}/livez") == HTTPStatus.OK
+
+
+def has_ended(caller: socket.socket) -> bool:
+    """Send another header; return whether the other side has closed the connection."""
+    try:
+        caller.sendall(b"X: y\r\n")
+        return caller.recv(1, socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize(("method", "status", "has_body"), [("HEAD", 200, False), ("POST", 405, True)])
+def test_the_port_of_liveness_answers_other_methods_briefly(method: str, status: int, has_body: bool) -> None:  # noqa: FBT001 - as it is parametrized
+    answer = httpx.request(method, f"{serving(LoopWatch())}/livez")
+    assert (answer.status_code, answer.headers["allow"], bool(answer.content)) == (status, "GET, HEAD", has_body)
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_a_head_that_is_too_long_or_no_head_ends_its_connection_alone() -> None:
+    address = serving(LoopWatch())
+    for head in (b"x" * 100_000, b"\r\n\r\n", b"GET\r\n\r\n"):
+        port = int(address.rpartition(":")[2])
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), LONG) as caller:
+            caller.sendall(head)  # it may be closed before all is sent
+            caller.recv(1_000)
+        assert status_of(f"{address}/livez") == HTTPStatus.OK
 
 
 def test_a_loop_that_has_ended_or_not_begun_is_not_blocked() -> None:
@@ -183,11 +220,10 @@ def test_a_port_of_liveness_that_is_taken_stops_the_start_with_one_line_that_nam
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\n\r\n"])
 def test_a_probe_that_resets_its_connection_writes_no_traceback(sent: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    with serving(LoopWatch(), LONG) as address:
-        for _ in range(20):
-            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                probe.sendall(sent)
-        assert status_of(f"{address}/livez") == 200
-        wait_until(lambda: not [one for one in threading.enumerate() if "process_request" in one.name])
+    address = serving(LoopWatch())
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            probe.sendall(sent)
+    assert status_of(f"{address}/livez") == 200
     assert capfd.readouterr().err == ""

@@ -139,8 +139,9 @@ def listen(host: str, port: int, port_variable: str) -> socket.socket:
     """Return a listening socket. Raises `WrongSetting` with the variable to change."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise WrongSetting(f"HOST: cannot listen on {host!r}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:  # a name with an empty or too long label cannot be encoded
+        why = getattr(error, "strerror", None) or "not a host name"
+        raise WrongSetting(f"HOST: cannot listen on {host!r}: {why}") from None
     listening = socket.socket(family, socket.SOCK_STREAM)
     if os.name == "posix":  # elsewhere it would let two processes share a port
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -16,11 +16,14 @@ from contracts.stream import FIELDS, Stream, check_streams
 T = TypeVar("T", bound=msgspec.Struct)
 S = TypeVar("S", bound="Settings")
 
-PORT = r"(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
-SERVER = rf"(?:[^\s,:\[\]]+|\[[0-9a-fA-F:.]+\]):{PORT}"
+PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+LABEL = r"[^\s,:/?#@\[\].]{1,63}"
+MACHINE = rf"(?:{LABEL}(?:\.{LABEL})*\.?|\[[0-9a-fA-F:.]+\])"
+"""A host name or an address; a name with an empty or longer label cannot be looked up."""
+SERVER = rf"{MACHINE}:{PORT}"
 ORIGIN = rf"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::{PORT})?"
 """An origin as a browser sends it: lower case, without a path or a trailing slash."""
-DELAY = r"[1-9]\d{0,4}[smhd]"
+DELAY = r"[1-9][0-9]{0,4}[smhd]"
 PATH = r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*/?"
 """A path prefix of plain segments."""
 HOST_NAME = r"(?i:\*|(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[?[0-9a-f]*:[0-9a-f]*:[0-9a-f:.]*\]?)"
@@ -36,17 +39,28 @@ def _several(pattern: str, description: str, hint: str = "") -> Meta:
 
 
 Port = Annotated[int, Meta(ge=1, le=65_535)]
-TopicName = Annotated[
-    str,
-    _one(
-        r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}",
-        "a topic's name (1 to 249 of letters, digits, dots, underscores and hyphens)",
-    ),
-]
+REDRIVEN = "-redriven"
+"""Appended to a dead-letter topic, it names the topic that records which dead letters were sent back."""
+
+
+def _topic(longest: int) -> Meta:
+    return _one(
+        rf"(?!\.{{1,2}}$)[a-zA-Z0-9._-]{{1,{longest}}}",
+        f"a topic's name (1 to {longest} of letters, digits, dots, underscores and hyphens)",
+    )
+
+
+TopicName = Annotated[str, _topic(249)]
+DeadLetterTopicName = Annotated[str, _topic(249 - len(REDRIVEN))]
 Servers = Annotated[str, _several(SERVER, "host:port", " (an IPv6 address in brackets, like [::1]:9092)")]
 Origins = Annotated[str, _several(ORIGIN, "an origin like http://localhost:8000")]
 Hosts = Annotated[str, _several(HOST_NAME, "a host name without scheme or port, like kafka.example or *.kafka.example")]
-Address = Annotated[str, _one(r"(?:https?://[^\s/?#]+(?:/[^\s?#]*)?)?", "an address like http://localhost:4318")]
+Address = Annotated[
+    str,
+    _one(
+        rf"(?:https?://(?:[^\s/?#@]+@)?{MACHINE}(?::{PORT})?(?:/[^\s?#]*)?)?", "an address like http://localhost:4318"
+    ),
+]
 UrlPath = Annotated[str, _one(PATH, "a path like /kafka, of letters, digits and . _ ~ -")]
 ServiceUrl = Annotated[
     str, _one(rf"(?!/$)(?:{ORIGIN})?{PATH}", "an address like http://localhost:8000 or https://example.com/producer")
@@ -71,6 +85,8 @@ class WrongSetting(ValueError):
 
 def expected(kind: inspect.Type) -> str:
     """Return what a setting must be, as a phrase for an operator."""
+    if isinstance(kind, inspect.UnionType):  # of a type and None
+        kind = next(one for one in kind.types if not isinstance(one, inspect.NoneType))
     match kind:
         case inspect.Metadata(type=inner, extra_json_schema=extra):
             return str((extra or {}).get("description") or expected(inner))
@@ -91,13 +107,13 @@ class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
     topic: TopicName
     partitions: Annotated[int, Meta(ge=1, le=10_000)] = 6
     replication: Annotated[int, Meta(ge=1, le=100)] = 1
-    dead_letter_topic: TopicName
+    dead_letter_topic: DeadLetterTopicName
     group_id: Annotated[str, Meta(min_length=1, max_length=255)]
 
     @property
     def marks_topic(self) -> str:
         """The topic that records which dead letters were sent back."""
-        return f"{self.dead_letter_topic}-redriven"
+        return f"{self.dead_letter_topic}{REDRIVEN}"
 
 
 def defaults_of(stream: Stream[Any]) -> dict[str, str]:
@@ -262,9 +278,12 @@ def _converted(kind: type[T], given: Mapping[str, tuple[str, str]], others: Mapp
     hints = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     for name, (variable, value) in given.items():
         try:
+            value.encode()
             if isinstance(inspect.type_info(hints[name]), inspect.IntType) and not PLAIN_INTEGER.fullmatch(value):
                 raise msgspec.ValidationError  # noqa: TRY301 - otherwise `1e4` would be 10,000
             msgspec.convert(value, hints[name], strict=False)
+        except UnicodeEncodeError:
+            raise WrongSetting(f"{variable}: expected text in UTF-8") from None
         except msgspec.ValidationError:
             shown = PASSWORD_OF_ADDRESS.sub("//***@", value)
             raise WrongSetting(

@@ -55,7 +55,13 @@ WRONG = [
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://localhost:4317"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://a:65536"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:password@a:port"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[a"),
     ("KAFKA_BOOTSTRAP_SERVERS", "localhost"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "a..b:9092"),
+    ("KAFKA_BOOTSTRAP_SERVERS", ".a:9092"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "a" * 64 + ":9092"),
     ("KAFKA_BOOTSTRAP_SERVERS", "localhost:"),
     ("KAFKA_BOOTSTRAP_SERVERS", ":9092"),
     ("KAFKA_BOOTSTRAP_SERVERS", "localhost:kafka"),
@@ -84,7 +90,11 @@ WRONG = [
     ("EVENTS_REPLICATION", "101"),
     ("EVENTS_DEAD_LETTER_TOPIC", "dead/letters"),
     ("EVENTS_DEAD_LETTER_TOPIC", "events"),
+    ("EVENTS_DEAD_LETTER_TOPIC", "x" * 241),
     ("EVENTS_GROUP_ID", "g" * 256),
+    ("EVENTS_GROUP_ID", "no UTF-8: \udcff"),
+    ("KAFKA_SASL_PASSWORD", "no UTF-8: \udcff"),
+    ("HOST", "no UTF-8: \udcff"),
     ("PRODUCER_PORT", "0"),
     ("PRODUCER_PORT", "65536"),
     ("PRODUCER_PORT", "http"),
@@ -175,6 +185,8 @@ def test_a_wrong_value_stops_the_start_with_one_line_that_names_its_variable(var
         ("LOG_LEVEL", "LOUD", "one of CRITICAL, DEBUG, ERROR, INFO, WARNING, got 'LOUD'"),
         ("EVENTS_GROUP_ID", "g" * 256, "text of 1 to 255 characters, got "),
         ("EVENTS_TOPIC", "a b", "a topic's name "),
+        ("EVENTS_DEAD_LETTER_TOPIC", "x" * 241, "a topic's name (1 to 240 "),
+        ("PRODUCER_URL", "ftp://x", "an address like http://localhost:8000 or https://"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "x", "an address like http://localhost:4318, got 'x'"),
         ("KAFKA_BOOTSTRAP_SERVERS", "::1:9092", "host:port, several with commas"),
     ],
@@ -288,6 +300,12 @@ def settings_or_line(environment: dict[str, str]) -> Settings | str:
         return read_settings(environment)
     except WrongSetting as error:
         return str(error)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, ".."])
+def test_what_cannot_be_a_host_name_is_a_wrong_host(host: str) -> None:
+    with pytest.raises(WrongSetting, match=r"HOST: cannot listen on .*: "):
+        listen(host, 0, "PRODUCER_PORT")
 
 
 def test_an_address_of_another_machine_is_a_wrong_host() -> None:

@@ -134,7 +134,10 @@ def _files(settings: Settings) -> Sequence[str]:
 
 
 def _read(variable: str, path: str) -> bytes:
+    file = Path(path)
+    if file.exists() and not file.is_file():  # reading a pipe or a device might never end
+        raise Unreadable(f"{variable}: {path!r} is not a regular file")
     try:
-        return Path(path).read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise Unreadable(f"{variable}: cannot read {path!r}: {error.strerror}") from None

@@ -85,12 +85,12 @@ async def generate_and_send(
     async with aclosing(in_order(work())) as results:
         async for keys, result in results:
             if isinstance(result, Busy | OutOfReach):
-                if not chunks:
-                    raise result
                 failure = failure or result
             elif not result.complete:
                 failure = failure or OutOfReach("not sent: an earlier record was not acknowledged")
             chunks.append((keys, result))
+    if failure and not any(isinstance(result, Delivery) for _, result in chunks):
+        raise failure
     return Generated(generated, _answer_of(chunks) if failure else None)
 
 

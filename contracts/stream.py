@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from contracts.depth import nests_freely
 from contracts.example import example_of
 from contracts.strictness import strict
 
@@ -27,6 +28,14 @@ encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 
 class BadStream(ValueError):
     """A declaration of streams is invalid; the message is one line."""
+
+
+class NoKey(ValueError):
+    """The key function of a stream fails for a value; `index` is the place of the value among those given."""
+
+    def __init__(self, index: int, error: Exception) -> None:
+        super().__init__(f"the record has no key: {type(error).__name__}: {error}")
+        self.index = index
 
 
 class Stream(Generic[T]):
@@ -76,9 +85,14 @@ class Stream(Generic[T]):
         return (own, self._variables[field]) if field in self._variables else (own,)
 
     def keys_of(self, values: Sequence[T]) -> list[bytes]:
-        """Return the record keys of values, as UTF-8."""
-        key = self._key
-        return [key(value).encode() for value in values]
+        """Return the record keys of values, as UTF-8. Raises `NoKey` for the first value without a key."""
+        key, keys = self._key, list[bytes]()
+        try:
+            for value in values:
+                keys.append(key(value).encode())
+        except Exception as error:  # noqa: BLE001 - the key may be any function
+            raise NoKey(len(keys), error) from None
+        return keys
 
     def summary_of(self, value: T) -> str:
         """Return one line about a value, of at most 200 characters."""
@@ -111,6 +125,11 @@ class Stream(Generic[T]):
         """Decode a list of values that a caller sent. Raises as `decode_strictly` does, with the index in the path."""
         decode: Callable[[bytes], list[T]] = msgspec.json.Decoder(list[self.strict_type]).decode  # type: ignore[name-defined]  # a type at run time
         return decode
+
+    @cached_property
+    def nests_freely(self) -> bool:
+        """Whether values may have any depth: `contracts.depth` limits it."""
+        return nests_freely(msgspec.inspect.type_info(self.record_type))
 
     @cached_property
     def example(self) -> Any:  # noqa: ANN401 - what JSON knows

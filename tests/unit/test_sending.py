@@ -1,9 +1,10 @@
 import asyncio
+import decimal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 import pytest
@@ -21,6 +22,7 @@ from apps.producer.publishing.lines import BAD_LINE_BYTES, MAX_LINES, send_lines
 from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
 from apps.producer.publishing.receipts import BadLine, Receipt
 from apps.producer.publishing.values import BadRecords, read_line, read_values, to_records
+from contracts.depth import MAX_DEPTH, nests_freely
 from contracts.stream import Stream, encode
 from tests.event import EVENTS, Event
 
@@ -240,6 +242,19 @@ async def test_when_not_even_the_first_could_be_sent_nothing_is(failure: Excepti
     with pytest.raises(type(failure), match=str(failure)):
         await generate_and_send(EVENTS, as_publisher(fake), 10)
     assert fake.published == []
+
+
+async def test_a_first_chunk_that_found_no_room_does_not_hide_that_a_later_one_was_sent() -> None:
+    fake = FakePublisher()
+    fake.failing[1] = Busy("too much")
+    fake.goes_on.clear()
+    making = asyncio.create_task(generate_and_send(EVENTS, as_publisher(fake), 4, chunk_records=2))
+    await until(lambda: fake.calls == 2)
+    fake.goes_on.set()
+    made = await making
+    assert made.answer is not None
+    assert [receipt.outcome for receipt in made.answer.receipts] == ["not_written", "not_written", None, None]
+    assert made.values[2:] == fake.published
 
 
 async def split(body: bytes, cuts: Sequence[int], longest: int) -> list[bytes | None]:
@@ -619,6 +634,40 @@ def below(frames: int, work: Callable[[], T]) -> T:
     return below(frames - 1, work) if frames else work()
 
 
+class Priced(msgspec.Struct):
+    price: decimal.Decimal
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.price == 13:
+            raise KeyError(self.id)
+
+
+PRICED: Stream[Any] = Stream("priced", Priced, key=lambda priced: priced.id)
+
+
+def test_a_number_of_any_length_is_read_beside_a_field_that_may_be_missing() -> None:
+    (read,) = read_values(PRICED, b'{"id":"a","price":%b}' % (b"1" * 5_000))
+    assert len(str(read.price)) == 5_000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        (b'{"price":"1"}', "the record has no key: AttributeError: 'NoneType' object has no attribute 'encode'"),
+        (b'{"id":"b","price":"13"}', "KeyError: 'b'"),
+    ],
+)
+async def test_a_value_for_which_code_of_the_contract_fails_is_refused_and_costs_no_other_line(
+    wrong: bytes, fault: str
+) -> None:
+    with pytest.raises(BadRecords, match=fault):
+        to_records(PRICED, read_values(PRICED, b'[{"id":"a","price":"1"},%b]' % wrong), MAX_RECORD_BYTES)
+    fake = FakePublisher()
+    sent = await answers_to(fake, b'{"id":"a","price":"1"}\n%b\n{"id":"c","price":"1"}' % wrong, stream=PRICED)
+    assert sent == [Receipt("a", 0, 0, 1), BadLine(2, f"{fault} - at `$`"), Receipt("c", 0, 1, 1)]
+
+
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 def test_a_body_is_read_or_nested_too_deeply_however_deep_it_is(opening: bytes) -> None:
     closing = b"]" if opening == b"[" else b"}"
@@ -631,8 +680,44 @@ def test_a_body_is_read_or_nested_too_deeply_however_deep_it_is(opening: bytes) 
                 taken += len(below(depth % 40, partial(to_records, LOOSE, values, 1_000_000))[0])
             except BadRecords as error:
                 faults.add(str(error))
-    assert taken
-    assert faults == {"the body is nested too deeply"}
+    assert not taken
+    assert faults == {"the body is nested too deeply", "the record is nested more than 500 levels deep"}
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"]a":', b'[{"\\"]":'])
+async def test_a_record_of_the_greatest_depth_is_sent_and_read_from_anywhere_and_a_deeper_one_is_refused(
+    opening: bytes,
+) -> None:
+    closing = {b"[": b"]", b'{"]a":': b"}", b'[{"\\"]":': b"}]"}[opening]
+
+    def record(depth: int) -> bytes:
+        levels = (depth - 1) // (len(closing))
+        return b'{"id":"a","payload":' + opening * levels + b"1" + closing * levels + b"}"
+
+    greatest = record(MAX_DEPTH - (MAX_DEPTH - 1) % len(closing))
+    fake = FakePublisher()
+    fake.max_record_bytes = 1_000_000
+    answers = await answers_to(fake, greatest, b"\n", record(MAX_DEPTH + len(closing)), stream=LOOSE)
+    assert answers == [
+        Receipt("a", 0, 0, 1),
+        BadLine(2, "the record is nested more than 500 levels deep - at `$`"),
+    ]
+    assert encode(below(400, partial(LOOSE.decode, fake.published[0]))) == greatest
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Event, False),
+        (Priced, False),
+        (Loose, True),
+        (list[dict[str, tuple[int, msgspec.Raw]]], True),
+        (Priced | None, False),
+        (dict[str, Annotated[list[Any], msgspec.Meta(max_length=3)]], True),
+    ],
+)
+def test_only_types_with_parts_that_may_be_anything_are_searched_for_deep_records(kind: object, expected: bool) -> None:  # noqa: FBT001 - as it is parametrized
+    assert nests_freely(msgspec.inspect.type_info(kind)) is expected
 
 
 @pytest.mark.parametrize(

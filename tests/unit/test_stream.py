@@ -240,6 +240,28 @@ async def test_where_no_value_can_be_made_up_none_is_and_the_reason_is_reported(
         await generator_of(Stream("raws", Unmakeable, key=str))(1)
 
 
+class Picky(msgspec.Struct):
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        raise LookupError("it takes nothing")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("stream", "reason"),
+    [
+        (Stream("picky", Picky, key=str), "it takes nothing"),
+        (Stream("keyless", Item, key=lambda _: None), "the record has no key"),  # type: ignore[arg-type, return-value]  # what the test is about
+    ],
+)
+async def test_where_code_of_the_contract_fails_for_each_value_none_is_made_up(
+    stream: Stream[Any], reason: str
+) -> None:
+    with pytest.raises(CannotGenerate, match=reason):
+        await generator_of(stream)(1)
+
+
 FIELDS_OF_AN_EVENT = ["id", "number", "text"]
 DECODERS = pytest.mark.parametrize("decoder", [EVENTS.decode, EVENTS.decode_strictly], ids=["tolerant", "strict"])
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]))

@@ -48,7 +48,7 @@ def count_quotes(text: bytes) -> int:
 
 def check_names(text: bytes) -> None:
     """Raise `RepeatedName` when an object in valid JSON repeats a name. Takes several times as long as decoding."""
-    json.loads(text, object_pairs_hook=_unique)
+    json.loads(text, object_pairs_hook=_unique, parse_int=str)  # `int` refuses more than 4,300 digits
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:

@@ -6,8 +6,6 @@ from datetime import UTC, datetime, time, timedelta
 from functools import cache
 from typing import Any, TypeVar, get_args
 
-import msgspec
-
 from contracts.person import PEOPLE
 from contracts.stream import Stream, encode
 
@@ -50,8 +48,6 @@ def _people_generator() -> Generate[Any]:
 
 
 def _value_factory(stream: Stream[T]) -> Callable[[int], list[T]]:
-    from polyfactory.exceptions import FactoryException  # noqa: PLC0415 - see `generator_of`
-
     kinds: Any = get_args(stream.record_type) or (stream.record_type,)
     base = _base_factory()
     factories = [base.create_factory(kind) for kind in kinds]
@@ -61,8 +57,8 @@ def _value_factory(stream: Stream[T]) -> Callable[[int], list[T]]:
         for _ in range(MAX_ATTEMPTS):
             try:
                 value: T = factory.build()
-                stream.decode_strictly(encode(value))
-            except (FactoryException, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                stream.keys_of([stream.decode_strictly(encode(value))])
+            except Exception as error:  # noqa: BLE001 - the `__post_init__` of a Struct may raise anything
                 fault = error
             else:
                 return value

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from apps.chassis.http.repeated_names import RepeatedName, check_names, count_quotes, fewest_quotes
-from contracts.stream import Stream, encode
+from contracts.depth import MAX_DEPTH, is_too_deep
+from contracts.stream import NoKey, Stream, encode
 
 T = TypeVar("T")
 
@@ -53,6 +54,8 @@ def _decode(stream: Stream[T], body: bytes) -> list[T]:
         raise BadRecords("$", "the body is not valid UTF-8") from None
     except RecursionError:
         raise BadRecords("$", NESTED_TOO_DEEPLY) from None
+    except Exception as error:  # noqa: BLE001 - the `__post_init__` of a Struct may raise anything
+        raise BadRecords("$", f"{type(error).__name__}: {error}") from None
 
 
 def check_fields(stream: Stream[Any], body: bytes) -> None:
@@ -80,13 +83,18 @@ def to_records(
 ) -> tuple[list[bytes], list[bytes]]:
     """Return keys and encoded values.
 
-    Raises `BadRecords` for the first record of more than `max_record_bytes`; `where` is a template for its JSON path.
+    Raises `BadRecords` for the first record without a key, or of more than `max_record_bytes`. `where` is a template
+    for its JSON path.
     """
     try:
         keys, encoded = stream.keys_of(values), list(map(encode, values))
     except RecursionError:  # the encoder may be called with more of the stack in use than the decoder was
         raise BadRecords("$", NESTED_TOO_DEEPLY) from None
+    except NoKey as error:
+        raise BadRecords(where.format(error.index), str(error)) from None
     for index, (key, value) in enumerate(zip(keys, encoded, strict=True)):
+        if stream.nests_freely and is_too_deep(value):
+            raise BadRecords(where.format(index), f"the record is nested more than {MAX_DEPTH} levels deep")
         if len(key) + len(value) > max_record_bytes:
             size = len(key) + len(value)
             raise BadRecords(where.format(index), f"the record has {size} bytes, expected at most {max_record_bytes}")

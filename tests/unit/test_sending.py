@@ -1,5 +1,6 @@
 import asyncio
 import decimal
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
@@ -14,7 +15,8 @@ from samples import EVENT, LONG, an_event, as_json, everything_else_has_run, fie
 
 from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
 from apps.chassis.http.repeated_names import check_names
-from apps.producer.publishing import values
+from apps.producer.generating.generators import CannotGenerate, generator_of
+from apps.producer.publishing import calls, values
 from apps.producer.publishing.calls import generate_and_send, send
 from apps.producer.publishing.deliveries import Delivery, Span
 from apps.producer.publishing.in_order import CHUNKS_ON_THE_WAY, in_order
@@ -248,6 +250,7 @@ async def test_a_first_chunk_that_found_no_room_does_not_hide_that_a_later_one_w
     fake = FakePublisher()
     fake.failing[1] = Busy("too much")
     fake.goes_on.clear()
+    generator_of(EVENTS)  # imports it, which takes long
     making = asyncio.create_task(generate_and_send(EVENTS, as_publisher(fake), 4, chunk_records=2))
     await until(lambda: fake.calls == 2)
     fake.goes_on.set()
@@ -255,6 +258,31 @@ async def test_a_first_chunk_that_found_no_room_does_not_hide_that_a_later_one_w
     assert made.answer is not None
     assert [receipt.outcome for receipt in made.answer.receipts] == ["not_written", "not_written", None, None]
     assert made.values[2:] == fake.published
+
+
+@pytest.mark.parametrize(
+    ("size", "fault"), [(2_000, "may have .* bytes"), (400, "too large for one call"), (0, "no text is so short")]
+)
+async def test_records_that_cannot_be_generated_or_are_too_large_do_not_hide_what_was_sent_before(
+    size: int, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, sizes = FakePublisher(), iter([10, 10, size])
+
+    async def generate(number: int) -> list[Event]:
+        if not (text := "x" * next(sizes)):
+            raise CannotGenerate("no text is so short")
+        return [an_event(text=text) for _ in range(number)]
+
+    monkeypatch.setattr(calls, "generator_of", lambda _: generate)
+    made = await generate_and_send(EVENTS, as_publisher(fake), 10, chunk_records=2, max_bytes=1_000)
+    assert made.answer is not None
+    assert (made.answer.delivered, len(fake.published)) == (4, 4)
+    assert [receipt.outcome for receipt in made.answer.receipts] == [None] * 4 + ["not_written"] * 2
+    assert {bool(re.search(fault, str(receipt.error))) for receipt in made.answer.receipts[4:]} == {True}
+    sizes = iter([size])
+    with pytest.raises(CannotGenerate, match=fault):
+        await generate_and_send(EVENTS, as_publisher(fake), 10, chunk_records=2, max_bytes=700)
+    assert len(fake.published) == 4
 
 
 async def split(body: bytes, cuts: Sequence[int], longest: int) -> list[bytes | None]:

@@ -3,6 +3,7 @@ import datetime as dt
 import decimal
 import enum
 import json
+import threading
 import uuid
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta
-from samples import EVENT, an_event, as_json, fields_of_an_event
+from samples import EVENT, LONG, an_event, as_json, everything_else_has_run, fields_of_an_event
 
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 from apps.producer.generating.generators import CannotGenerate, generator_of
@@ -228,6 +229,29 @@ async def test_values_that_are_made_up_are_such_as_a_caller_may_send() -> None:
     timed = Stream("timed", Timed, key=str)
     made = await generator_of(timed)(200)
     assert len([timed.decode_strictly(encode(one)) for one in made]) == 200
+
+
+class Slow(msgspec.Struct):
+    id: str
+
+    def __post_init__(self) -> None:
+        GOES_ON.wait(LONG)
+
+
+GOES_ON = threading.Event()
+
+
+@pytest.mark.anyio
+async def test_however_many_calls_generate_other_work_finds_a_thread() -> None:
+    generate = generator_of(Stream("slow", Slow, key=lambda slow: slow.id))
+    generating = asyncio.gather(*(generate(1) for _ in range(100)))
+    await everything_else_has_run()
+    try:
+        async with asyncio.timeout(LONG / 2):
+            assert await asyncio.to_thread(int, "1") == 1
+    finally:
+        GOES_ON.set()
+    assert len(await generating) == 100
 
 
 class Unmakeable(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, time, timedelta
 from functools import cache
 from typing import Any, TypeVar, get_args
@@ -31,9 +32,11 @@ def generator_of(stream: Stream[T]) -> Generate[T]:
     if stream is PEOPLE:
         return _people_generator()
     make = _value_factory(stream)
+    # about 6,000 a second: it would block the event loop, and in more than one thread hold up all other calls
+    thread = ThreadPoolExecutor(1, f"generate {stream.name}")
 
     async def generate(number: int) -> Sequence[T]:
-        return await asyncio.to_thread(make, number)  # about 6,000 a second: it would block the event loop
+        return await asyncio.get_running_loop().run_in_executor(thread, make, number)
 
     return generate
 

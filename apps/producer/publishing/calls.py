@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from apps.producer.generating.generators import generator_of
+from apps.producer.generating.generators import CannotGenerate, Generate, generator_of
 from apps.producer.publishing.deliveries import Delivery
 from apps.producer.publishing.in_order import in_order
 from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
@@ -22,8 +22,11 @@ CHUNK_RECORDS = 2_000
 """Records generated, encoded and published at a time: about 10 ms in which nothing else runs."""
 
 
-Sent = Delivery | Busy | OutOfReach
-"""The result of a chunk."""
+MAX_GENERATED_BYTES = 64 * 1024 * 1024
+"""Bytes of the values that one call may generate: they stay in memory until the call is answered."""
+
+Failed = Busy | OutOfReach | CannotGenerate
+"""Why nothing of a chunk was sent."""
 
 
 class Generated(msgspec.Struct):
@@ -56,45 +59,75 @@ async def generate_value(stream: Stream[Any]) -> bytes:
 
 
 async def generate_and_send(
-    stream: Stream[T], publisher: Publisher, number: int, chunk_records: int = CHUNK_RECORDS
+    stream: Stream[T],
+    publisher: Publisher,
+    number: int,
+    chunk_records: int = CHUNK_RECORDS,
+    max_bytes: int = MAX_GENERATED_BYTES,
 ) -> Generated:
     """Generate `number` values and send them in chunks. After a chunk fails, no more are sent or generated.
 
     Raises `Busy`, `OutOfReach` or `CannotGenerate` when nothing was sent.
     """
     generated: list[bytes] = []
-    chunks: list[tuple[list[bytes], Sent]] = []
-    failure: Busy | OutOfReach | None = None
+    chunks: list[tuple[list[bytes], Delivery | Failed]] = []
+    failure: Failed | None = None
     generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
 
-    async def chunk(keys: list[bytes], values: list[bytes]) -> tuple[list[bytes], Sent]:
-        if failure:
-            return keys, failure
+    async def chunk(keys: list[bytes], values: list[bytes] | CannotGenerate) -> tuple[list[bytes], Delivery | Failed]:
+        if failure or isinstance(values, CannotGenerate):
+            return keys, failure or values  # type: ignore[return-value]  # mypy does not follow the `or`
         try:
             return keys, await publisher.publish(keys, values)
         except (Busy, OutOfReach) as error:
             return keys, error
 
-    async def work() -> AsyncIterator[Coroutine[Any, Any, tuple[list[bytes], Sent]]]:
+    async def work() -> AsyncIterator[Coroutine[Any, Any, tuple[list[bytes], Delivery | Failed]]]:
+        left = max_bytes
         for start in takewhile(lambda _: failure is None, range(0, number, chunk_records)):
-            values = await generate(min(chunk_records, number - start))
-            encoded = list(map(encode, values))
-            generated.extend(encoded)
-            yield chunk(stream.keys_of(values), encoded)
+            records = min(chunk_records, number - start)
+            keys, values = await _generated(stream, generate, records, publisher.max_record_bytes, left)
+            yield chunk(keys, values)
+            if isinstance(values, CannotGenerate):
+                return
+            generated.extend(values)
+            left -= sum(map(len, values))
 
     async with aclosing(in_order(work())) as results:
         async for keys, result in results:
-            if isinstance(result, Busy | OutOfReach):
-                failure = failure or result
-            elif not result.complete:
-                failure = failure or OutOfReach("not sent: an earlier record was not acknowledged")
+            failure = failure or _failure_of(result)
             chunks.append((keys, result))
     if failure and not any(isinstance(result, Delivery) for _, result in chunks):
         raise failure
     return Generated(generated, _answer_of(chunks) if failure else None)
 
 
-def _answer_of(chunks: Sequence[tuple[list[bytes], Sent]]) -> Answer:
+async def _generated(
+    stream: Stream[T], generate: Generate[T], number: int, max_record_bytes: int, max_bytes: int
+) -> tuple[list[bytes], list[bytes] | CannotGenerate]:
+    """Return the keys and values of one chunk, or empty keys and why there are no values."""
+    try:
+        generated = await generate(number)
+    except CannotGenerate as error:
+        return [b""] * number, error
+    keys, values = stream.keys_of(generated), list(map(encode, generated))
+    largest = max(map(len, keys)) + max(map(len, values))
+    if largest > max_record_bytes:
+        fault = f"generated records may have {largest} bytes, expected at most {max_record_bytes}"
+    elif sum(map(len, values)) > max_bytes:
+        fault = "the generated records are too large for one call: generate fewer at a time"
+    else:
+        return keys, values
+    return keys, CannotGenerate(fault)
+
+
+def _failure_of(result: Delivery | Failed) -> Failed | None:
+    if isinstance(result, Failed):
+        return result
+    return None if result.complete else OutOfReach("not sent: an earlier record was not acknowledged")
+
+
+def _answer_of(chunks: Sequence[tuple[list[bytes], Delivery | Failed]]) -> Answer:
     answer = Answer(0, [])
     for keys, result in chunks:
         if isinstance(result, Delivery):

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -559,6 +560,14 @@ async def test_what_was_acknowledged_before_the_deadline_stays_so() -> None:
         assert outcomes(delivery) == ["unknown", None]
         assert offsets(delivery) == [None, 9]
         assert delivery.confirmed == 1
+        assert not delivery.complete
+
+
+async def test_the_time_for_an_acknowledgement_may_count_from_an_earlier_moment() -> None:
+    async with bench(ack_timeout_s=LONG) as b:
+        b.connect()
+        async with asyncio.timeout(LONG / 2):
+            delivery = await b.publisher.publish([b"key"], [b"value"], since=time.monotonic() - LONG)
         assert not delivery.complete
 
 

@@ -42,12 +42,14 @@ class FakePublisher:
         self.max_record_bytes = MAX_RECORD_BYTES
         self.published: list[bytes] = []
         self.calls = 0
+        self.since: list[float | None] = []
         self.failing: dict[int, Exception] = {}
         self.unacknowledged: set[int] = set()
         self.goes_on = asyncio.Event()
         self.goes_on.set()
 
-    async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
+    async def publish(self, keys: Sequence[bytes], values: Sequence[bytes], *, since: float | None = None) -> Delivery:
+        self.since.append(since)
         self.calls += 1
         call = self.calls
         await self.goes_on.wait()
@@ -258,6 +260,19 @@ async def test_a_first_chunk_that_found_no_room_does_not_hide_that_a_later_one_w
     assert made.answer is not None
     assert [receipt.outcome for receipt in made.answer.receipts] == ["not_written", "not_written", None, None]
     assert made.values[2:] == fake.published
+
+
+async def test_chunks_that_wait_for_an_earlier_one_are_given_up_with_it() -> None:
+    fake = FakePublisher()
+    fake.goes_on.clear()
+    generator_of(EVENTS)  # imports it, which takes long
+    making = asyncio.create_task(generate_and_send(EVENTS, as_publisher(fake), 40, chunk_records=2))
+    await until(lambda: fake.calls > 5)
+    waited = fake.calls
+    fake.goes_on.set()
+    await making
+    assert len(set(fake.since[:waited])) == 1
+    assert fake.since[-1] != fake.since[0]  # which was acknowledged long before
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Send the values of one call, or generate and send them, and return the answer."""
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from itertools import takewhile
@@ -67,20 +69,18 @@ async def generate_and_send(
 ) -> Generated:
     """Generate `number` values and send them in chunks. After a chunk fails, no more are sent or generated.
 
+    The time for acknowledgements counts from the oldest chunk without one, so that all chunks are given up together.
     Raises `Busy`, `OutOfReach` or `CannotGenerate` when nothing was sent.
     """
     generated: list[bytes] = []
     chunks: list[tuple[list[bytes], Delivery | Failed]] = []
     failure: Failed | None = None
+    begun: deque[float] = deque()
     generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
 
     async def chunk(keys: list[bytes], values: list[bytes] | CannotGenerate) -> tuple[list[bytes], Delivery | Failed]:
-        if failure or isinstance(values, CannotGenerate):
-            return keys, failure or values  # type: ignore[return-value]  # mypy does not follow the `or`
-        try:
-            return keys, await publisher.publish(keys, values)
-        except (Busy, OutOfReach) as error:
-            return keys, error
+        begun.append(time.monotonic())
+        return keys, failure or await _sent(publisher, keys, values, begun[0])
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, tuple[list[bytes], Delivery | Failed]]]:
         left = max_bytes
@@ -97,9 +97,19 @@ async def generate_and_send(
         async for keys, result in results:
             failure = failure or _failure_of(result)
             chunks.append((keys, result))
-    if failure and not any(isinstance(result, Delivery) for _, result in chunks):
-        raise failure
-    return Generated(generated, _answer_of(chunks) if failure else None)
+            begun.popleft()
+    return Generated(generated, _answer_of(chunks, failure) if failure else None)
+
+
+async def _sent(
+    publisher: Publisher, keys: list[bytes], values: list[bytes] | CannotGenerate, since: float
+) -> Delivery | Failed:
+    if isinstance(values, CannotGenerate):
+        return values
+    try:
+        return await publisher.publish(keys, values, since=since)
+    except (Busy, OutOfReach) as error:
+        return error
 
 
 async def _generated(
@@ -127,7 +137,10 @@ def _failure_of(result: Delivery | Failed) -> Failed | None:
     return None if result.complete else OutOfReach("not sent: an earlier record was not acknowledged")
 
 
-def _answer_of(chunks: Sequence[tuple[list[bytes], Delivery | Failed]]) -> Answer:
+def _answer_of(chunks: Sequence[tuple[list[bytes], Delivery | Failed]], failure: Failed) -> Answer:
+    """Return the result of each record. Raises `failure` when nothing was sent."""
+    if not any(isinstance(result, Delivery) for _, result in chunks):
+        raise failure
     answer = Answer(0, [])
     for keys, result in chunks:
         if isinstance(result, Delivery):

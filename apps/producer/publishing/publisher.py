@@ -5,6 +5,7 @@ The records of a call go to the lanes of their partitions by key. The call's `De
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
 
 from apps.chassis.background import Background
@@ -68,8 +69,8 @@ class Publisher:
         why = self.route.refusals.newest()
         return why and f"the last records were refused by {self.route.topic}: {why}"
 
-    async def publish(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
-        """Write records, and return the result of each within 10 s.
+    async def publish(self, keys: Sequence[bytes], values: Sequence[bytes], *, since: float | None = None) -> Delivery:
+        """Write records, and return the result of each within 10 s: of now, or of `since` (`time.monotonic`).
 
         `keys[i]` belongs to `values[i]`; no record may exceed `max_record_bytes`. Calls keep the order in which they
         start. Raises `Busy` if 32 MiB are in flight, or a quota delays records for more than 2 s. Raises `OutOfReach`
@@ -84,7 +85,7 @@ class Publisher:
         self._open.add(delivery)
         try:
             with self._traces.publishing(self.route.topic, len(keys)):
-                await self._deliver(delivery)
+                await self._deliver(delivery, time.monotonic() if since is None else since)
         except asyncio.CancelledError:
             delivery.give_up("the call was cancelled")  # waiting records must not be sent after their bytes are freed
             raise
@@ -122,12 +123,13 @@ class Publisher:
         finally:
             self._callers_waiting -= 1
 
-    async def _deliver(self, delivery: Delivery) -> None:
+    async def _deliver(self, delivery: Delivery, since: float) -> None:
         connection, ack_timeout_s = self.route.connection, self.route.limits.ack_timeout_s
+        ack_timeout_s = max(ack_timeout_s - (time.monotonic() - since), 0.0)
         for piece in delivery.slices:
             self._lane(piece.partition).add(piece)
         if not await delivery.wait(ack_timeout_s):
-            error = f"not acknowledged within {ack_timeout_s:g} s"
+            error = f"not acknowledged within {round(ack_timeout_s, 3):g} s"
             if throttling := connection.journal.throttling():
                 error = f"{error}: {throttling}"
             for broker in delivery.give_up(error):

@@ -26,12 +26,10 @@ export class DeadLetters {
   #said = byId("dead-said");
   #older = byId("older");
   #form = new Filters(byId("letter-filter"), "dead", byId("unfilter"));
-  #filters = null;
+  #filters; // of the letters in the list: null without any, and undefined before the first
   #letters = [];
-  #shownFilters = null; // those of the letters in the list
   #limit = SHOWN;
   #matching = null; // how many match that something can be done with
-  #done = new Map(); // Kafka may take a moment longer to show what the answer of an action has told
   #seen = null; // what made them be read last
   #gone = false;
 
@@ -61,7 +59,7 @@ export class DeadLetters {
   /** Show what an address names. */
   visit(parameters) {
     const filters = this.#form.of(parameters);
-    if (JSON.stringify(filters) !== this.#shownFilters) this.#reload(filters);
+    if (JSON.stringify(filters) !== JSON.stringify(this.#filters)) this.#reload(filters);
     this.#open(parameters.open);
   }
 
@@ -115,10 +113,8 @@ export class DeadLetters {
 
   async #reload(filters) {
     this.#filters = filters;
-    this.#shownFilters = JSON.stringify(filters);
     this.#limit = SHOWN;
     this.#matching = null;
-    this.#done.clear();
     say(this.#said, "");
     await Promise.all([this.#read(), this.#count()]);
   }
@@ -136,15 +132,10 @@ export class DeadLetters {
   }
 
   #show() {
-    for (const letter of this.#letters) {
-      const done = this.#done.get(placeOf(letter));
-      if (done) Object.assign(letter, { redriven: done === "redrive", discarded: done === "discard", redrivable: done === "restore" });
-    }
-    const shown = this.#letters.filter((one) => Boolean(one.discarded) === this.#discarded);
-    arrange(this.#list, shown, (one) => `${placeOf(one)} ${one.redriven}`, (one) => this.#row(one));
+    arrange(this.#list, this.#letters, (one) => `${placeOf(one)} ${one.redriven}`, (one) => this.#row(one));
     this.#offer();
     this.#open(address().tab === "dead" ? address().open : "");
-    if (shown.length === 0) say(this.#said, this.#said.textContent || NONE);
+    if (this.#letters.length === 0) say(this.#said, this.#said.textContent || NONE);
     else if (this.#said.textContent === NONE) say(this.#said, "");
   }
 
@@ -200,7 +191,7 @@ export class DeadLetters {
       try {
         for (const body of bodies) letters.push(...(await call(name, body, all ? filters : {})).dead_letters);
       } finally {
-        this.#note(name, letters);
+        await this.#readAgain(chosen);
       }
       const next = { redrive: inside(addressOf("records"), "Watch them arrive"), discard: button("Undo", () => this.#act("restore", letters)) };
       return element("span", {}, `${plural(letters.length, "was", "were")} ${done}. `, letters.length > 0 && next[name]);
@@ -214,13 +205,11 @@ export class DeadLetters {
     return held > 0 ? ` ${count(held)} more can only be sent back one by one: they came back too often, or are too large.` : "";
   }
 
-  /** Show what was done; the keyboard stays where the button was. */
-  #note(name, letters) {
-    for (const one of letters) this.#done.set(placeOf(one), name);
-    for (const box of this.#list.querySelectorAll(":checked")) box.checked = false;
+  /** Read the letters after an action; the keyboard stays where the button was. */
+  async #readAgain([first]) {
     this.#seen = null; // they are counted again
-    this.#show();
-    if (document.activeElement === document.body) this.#list.querySelector(`[data-open="${letters.map(placeOf)[0]}"]`)?.focus();
+    await this.#read();
+    if (first && document.activeElement === document.body) this.#list.querySelector(`[data-open="${placeOf(first)}"]`)?.focus();
   }
 }
 

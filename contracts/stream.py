@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType, UnionType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -173,6 +173,12 @@ def variables_of(stream: Stream[Any]) -> Iterator[str]:
 
 
 def _check_codec(stream: Stream[Any]) -> None:
+    is_union = get_origin(stream.record_type) in {Union, UnionType}
+    for kind in get_args(stream.record_type) if is_union else (stream.record_type,):
+        is_struct = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+        if not is_struct or kind.__struct_config__.array_like:  # a list in a body is a list of records
+            name = getattr(kind, "__name__", kind)
+            raise BadStream(f"stream {stream.name!r}: expected Structs that are objects in JSON, got {name}")
     try:
         stream.decode, stream.decode_all_strictly  # noqa: B018 - built now, so that a fault appears at the start
     except (TypeError, NameError) as error:

@@ -120,6 +120,10 @@ class Linked(msgspec.Struct):
     following: "Linked | None" = None
 
 
+class Row(msgspec.Struct, array_like=True):
+    cell: str
+
+
 class Page(msgspec.Struct):
     values: dict[str, Any]
 
@@ -140,6 +144,12 @@ class Page(msgspec.Struct):
             "stream 'consumer': the variable CONSUMER_GROUP_ID belongs to stream 'events'",
         ),
         ([Stream("links", Linked, key=str)], "stream 'links': Linked refers to itself"),
+        ([Stream("rows", Row, key=str)], "stream 'rows': expected Structs that are objects in JSON, got Row"),
+        ([Stream("numbers", int, key=str)], "stream 'numbers': expected Structs that are objects in JSON, got int"),
+        (
+            [Stream("maybe", Placed | None, key=str)],
+            "stream 'maybe': expected Structs that are objects in JSON, got None",
+        ),
     ],
 )
 def test_streams_that_cannot_live_side_by_side_stop_the_start_with_one_line(

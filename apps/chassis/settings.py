@@ -45,8 +45,8 @@ REDRIVEN = "-redriven"
 
 def _topic(longest: int) -> Meta:
     return _one(
-        rf"(?!\.{{1,2}}$)[a-zA-Z0-9._-]{{1,{longest}}}",
-        f"a topic's name (1 to {longest} of letters, digits, dots, underscores and hyphens)",
+        rf"(?!\.{{1,2}}$|__)[a-zA-Z0-9._-]{{1,{longest}}}",  # `__consumer_offsets` would be made with our settings
+        f"a topic's name (1 to {longest} of letters, digits, dots, underscores and hyphens, and no __ in front)",
     )
 
 

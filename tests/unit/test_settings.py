@@ -79,6 +79,7 @@ WRONG = [
     ("EVENTS_TOPIC", "events and others"),
     ("EVENTS_TOPIC", "."),
     ("EVENTS_TOPIC", ".."),
+    ("EVENTS_TOPIC", "__consumer_offsets"),
     ("EVENTS_TOPIC", "x" * 250),
     ("EVENTS_TOPIC", "leute-größe"),
     ("EVENTS_PARTITIONS", "0"),

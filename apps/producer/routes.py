@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -40,12 +41,12 @@ from apps.chassis.http.request_body import (
 from apps.chassis.http.request_middleware import WITHOUT_QUERY
 from apps.chassis.http.streaming import Streamed
 from apps.producer.generating.generators import CannotGenerate
-from apps.producer.publishing.calls import CHUNK_RECORDS, generate_and_send, generate_value, send
+from apps.producer.publishing.calls import CHUNK_RECORDS, generate_and_send, generate_value, send_records
 from apps.producer.publishing.line_answers import LineAnswers
 from apps.producer.publishing.lines import TIMES_IN_MEMORY
 from apps.producer.publishing.publisher import Busy, OutOfReach
 from apps.producer.publishing.receipts import Answer
-from apps.producer.publishing.values import BadRecords, is_list, read_values
+from apps.producer.publishing.values import BadRecords, memory_of, read_records
 from apps.producer.stream_producer import StreamProducer
 from contracts.stream import Stream
 
@@ -54,6 +55,8 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 """Most bytes of a JSON body; lines of JSON have no limit."""
 LARGE_BODY_BYTES = 1024 * 1024
 """A larger JSON body is read in a thread: it may take seconds, and other calls go on meanwhile."""
+MAX_DECODED_BYTES = 192 * 1024 * 1024
+"""Most bytes of memory that the values of a JSON body may take: small ones take 26 times as much as their JSON."""
 MAX_RECORDS = 200_000
 """Records of a JSON body: the smallest ones take far more memory than their JSON."""
 SEED_PATH = "/producers/basic_producer"
@@ -196,14 +199,25 @@ async def send_values(
         answers = LineAnswers(request, stream, publisher, producer.spools, at_end=at_end, root_path=root_path)
         return await answers.respond()
     body = await read_whole(request, ACCEPTED, MAX_BODY_BYTES, times_in_memory=TIMES_IN_MEMORY, hint=SEND_LINES)
+    read = partial(read_records, stream, body, publisher.max_record_bytes)
     if len(body) > LARGE_BODY_BYTES:
-        values = await asyncio.to_thread(read_values, stream, body)
+        require_memory(request, body)
+        keys, values = await asyncio.to_thread(read)
     else:
-        values = read_values(stream, body)
-    if len(values) > MAX_RECORDS:
-        detail = f"the body has {len(values)} records, expected at most {MAX_RECORDS}{SEND_LINES}"
+        keys, values = read()
+    if len(keys) > MAX_RECORDS:
+        detail = f"the body has {len(keys)} records, expected at most {MAX_RECORDS}{SEND_LINES}"
         raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
-    return _answer(await send(stream, publisher, values, "$[{}]" if is_list(body) else "$"))
+    return _answer(await send_records(publisher, keys, values))
+
+
+def require_memory(request: Request[Any, Any, Any], body: bytes) -> None:
+    """Take the memory that the values of a large body need. Raises 413 when that is too much, 503 when it is in use."""
+    needed = memory_of(body)
+    if needed > MAX_DECODED_BYTES:
+        detail = f"the body has so many values that they take {needed} bytes of memory, expected at most "
+        raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{detail}{MAX_DECODED_BYTES}{SEND_LINES}")
+    share_of(request.scope).require(max(needed - TIMES_IN_MEMORY * len(body), 0))
 
 
 class Encoded(Response[Answer]):

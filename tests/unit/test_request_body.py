@@ -3,6 +3,7 @@
 import errno
 import gzip
 import threading
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ from apps.chassis.http.spool import Spools
 from apps.chassis.settings import read_settings
 from apps.producer.app import create_app
 from apps.producer.publishing.lanes import Limits
+from apps.producer.publishing.values import memory_of
 from apps.producer.routes import MAX_RECORDS
 from contracts.stream import Stream
 from tests.event_services import create_producer
@@ -460,3 +462,37 @@ def test_more_records_than_memory_is_counted_for_are_refused(producer: TestClien
     assert (
         detail == f"the body has 200001 records, expected at most 200000; send more records as {NDJSON['content-type']}"
     )
+
+
+class Loose(msgspec.Struct, frozen=True):
+    id: str
+    payload: Any
+
+
+LOOSE = Stream("loose", Loose, key=lambda one: one.id)
+
+
+@pytest.mark.parametrize("item", [b"[]", b'{"a":1}', b"[[[]]]"])
+def test_a_body_whose_values_would_take_more_memory_than_there_is_is_refused(item: bytes) -> None:
+    settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, [LOOSE])
+    with TestClient(create_app(settings, streams=[LOOSE], limits=Limits(connect_s=0.01))) as client:
+
+        def refusal(size: int, status: int) -> str:
+            body = b'{"id":"a","payload":[' + b",".join([item] * (size // len(item))) + b"]}"
+            return detail_of(client.post("/producers/loose", content=body, headers=JSON), status)
+
+        assert refusal(10_000_000, 413).startswith("the body has so many values that they take ")
+        assert refusal(2_000_000, 400).startswith("the record has ")
+
+
+@pytest.mark.parametrize("item", [b"[]", b'{"a":1}', b"[[[]]]", b"1234", b'"ab"', b"1.5", b"{}", b'{"a":{"b":[2]}}'])
+def test_the_values_of_a_body_take_no_more_memory_than_is_counted(item: bytes) -> None:
+    body = b'[{"id":"a","payload":[' + b",".join([item] * (200_000 // len(item))) + b"]}]"
+    tracemalloc.start()
+    try:
+        values = LOOSE.decode_all_strictly(body)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(values) == 1
+    assert taken < memory_of(body)

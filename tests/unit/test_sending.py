@@ -17,13 +17,13 @@ from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
 from apps.chassis.http.repeated_names import check_names
 from apps.producer.generating.generators import CannotGenerate, generator_of
 from apps.producer.publishing import calls, values
-from apps.producer.publishing.calls import generate_and_send, send
+from apps.producer.publishing.calls import generate_and_send, send_records
 from apps.producer.publishing.deliveries import Delivery, Span
 from apps.producer.publishing.in_order import CHUNKS_ON_THE_WAY, in_order
 from apps.producer.publishing.lines import BAD_LINE_BYTES, MAX_LINES, send_lines, split_lines
 from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
-from apps.producer.publishing.receipts import BadLine, Receipt
-from apps.producer.publishing.values import BadRecords, read_line, read_values, to_records
+from apps.producer.publishing.receipts import Answer, BadLine, Receipt
+from apps.producer.publishing.values import BadRecords, read_line, read_records, to_records
 from contracts.depth import MAX_DEPTH, nests_freely
 from contracts.stream import Stream, encode
 from tests.event import EVENTS, Event
@@ -74,6 +74,14 @@ def as_publisher(fake: FakePublisher) -> Publisher:
 async def pieces_of(*pieces: bytes) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
+
+
+def read_values(stream: Stream[T], body: bytes) -> list[T]:
+    return list(map(stream.decode, read_records(stream, body, 10**9)[1]))
+
+
+async def send(stream: Stream[T], fake: FakePublisher, values: Sequence[T]) -> Answer:
+    return await send_records(as_publisher(fake), *to_records(stream, values, fake.max_record_bytes))
 
 
 async def answers_to(fake: FakePublisher, *pieces: bytes, stream: Stream[Any] = EVENTS) -> list[Receipt | BadLine]:
@@ -170,14 +178,14 @@ def test_a_record_larger_than_the_topic_takes_is_refused_at_its_place() -> None:
 async def test_events_are_sent_only_when_all_of_them_fit() -> None:
     fake = FakePublisher()
     with pytest.raises(BadRecords):
-        await send(EVENTS, as_publisher(fake), [an_event(), an_event(text="x" * MAX_RECORD_BYTES)])
+        await send(EVENTS, fake, [an_event(), an_event(text="x" * MAX_RECORD_BYTES)])
     assert fake.calls == 0
 
 
 async def test_every_event_sent_gets_a_receipt_in_the_order_given() -> None:
     fake = FakePublisher()
     events = [an_event(id=str(i)) for i in range(5)]
-    answer = await send(EVENTS, as_publisher(fake), events)
+    answer = await send(EVENTS, fake, events)
     assert answer.delivered == 5
     assert [(receipt.id, receipt.offset) for receipt in answer.receipts] == [(str(i), i) for i in range(5)]
     assert fake.published == [encode(event) for event in events]
@@ -364,8 +372,8 @@ async def test_a_bad_line_is_named_by_its_number_and_its_neighbours_are_sent() -
 
 async def test_a_receipt_names_the_key_of_its_record_whatever_that_is() -> None:
     stream = Stream("events-by-name", Event, key=lambda event: event.text)
-    publisher = as_publisher(fake := FakePublisher())
-    assert [receipt.id for receipt in (await send(stream, publisher, [an_event(text="Žofie")])).receipts] == ["Žofie"]
+    fake = FakePublisher()
+    assert [receipt.id for receipt in (await send(stream, fake, [an_event(text="Žofie")])).receipts] == ["Žofie"]
     expected = [Receipt("Žofie", partition=0, offset=1, timestamp=1)]
     assert await answers_to(fake, as_json(text="Žofie"), stream=stream) == expected
     fake.failing[3] = Busy("not now")
@@ -719,8 +727,7 @@ def test_a_body_is_read_or_nested_too_deeply_however_deep_it_is(opening: bytes) 
         one = b'{"id":"a","payload":' + opening * depth + b"1" + closing * depth + b"}"
         for body in (one, b"[" + one + b"]"):
             try:
-                values = read_values(LOOSE, body)
-                taken += len(below(depth % 40, partial(to_records, LOOSE, values, 1_000_000))[0])
+                taken += len(below(depth % 40, partial(read_records, LOOSE, body, 1_000_000))[0])
             except BadRecords as error:
                 faults.add(str(error))
     assert not taken

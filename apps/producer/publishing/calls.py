@@ -15,7 +15,6 @@ from apps.producer.publishing.deliveries import Delivery
 from apps.producer.publishing.in_order import in_order
 from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
 from apps.producer.publishing.receipts import Answer, ids_of, unwritten
-from apps.producer.publishing.values import to_records
 from contracts.stream import Stream, encode
 
 T = TypeVar("T")
@@ -36,15 +35,6 @@ class Generated(msgspec.Struct):
 
     values: list[bytes]
     answer: Answer | None
-
-
-async def send(stream: Stream[T], publisher: Publisher, values: Sequence[T], where: str = "$[{}]") -> Answer:
-    """Send values, and return the result of each within 10 s.
-
-    `where` is a template for the JSON path of a value by its index. Raises `BadRecords`, `Busy` or `OutOfReach` when
-    nothing was sent.
-    """
-    return await send_records(publisher, *to_records(stream, values, publisher.max_record_bytes, where))
 
 
 async def send_records(publisher: Publisher, keys: Sequence[bytes], values: Sequence[bytes]) -> Answer:

@@ -1,13 +1,15 @@
 """A stream in memory: polls, commits and redelivers as the consume loop on a real Kafka does."""
 
-from collections.abc import Callable, Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
-from samples import Stored, stored_event
+import pytest
+from samples import Stored, stored_event, until
 
 from apps.consumer.browsing.window import Window
-from apps.consumer.consuming.batch import Batch, Handle
-from apps.consumer.consuming.consumption import Consumption
+from apps.consumer.consuming.batch import Batch, Handle, Reject
+from apps.consumer.consuming.consumption import Consumption, Halted
 from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.policy import Batching, Policy, Retry
 from tests.event import EVENTS, Event
@@ -95,21 +97,92 @@ class Stream:
 
 
 class Handler:
-    """Does what a script says with each call, and remembers what was done; `fails` tells for whom a call fails."""
+    """Does what a script says with each call, and remembers what was done; `fails` tells for whom a call fails.
 
-    def __init__(self, fails: Callable[[str], bool] = lambda _: False, error: BaseException | None = None) -> None:
+    With `names`, it names the records that fail and does the others; else the whole call fails.
+    """
+
+    def __init__(
+        self,
+        fails: Callable[[str], bool] = lambda _: False,
+        error: BaseException | None = None,
+        *,
+        names: bool = False,
+    ) -> None:
         self.fails = fails
         self.error = error or ConnectionError("no database")
+        self.names = names
         self.calls: list[list[str]] = []
         self.done: list[str] = []
 
     async def __call__(self, batch: Batch[Event]) -> None:
         ids = [event.id for event in batch.values]
         self.calls.append(ids)
-        if any(map(self.fails, ids)):
+        failing = [*map(self.fails, ids)]
+        if any(failing) and not self.names:
             raise self.error
-        self.done += ids
+        for record, fails in zip(batch, failing, strict=True):
+            if fails:
+                batch.fail(record, self.error)
+            else:
+                self.done.append(record.value.id)
 
 
 def numbered(numbers: Iterable[int]) -> list[str]:
     return [f"{number:05}" for number in numbers]
+
+
+class Consumer:
+    """A consumption whose handler and dead letters are lists; `events` has them in the order in which they came."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of `Consumption`
+        self.handled: list[Event] = []
+        self.letters: list[BadRecord] = []
+        self.events: list[str] = []
+        self.rejected: set[str] = set()
+        self.handler_error: Exception | None = None
+        self.writer_error: Exception | None = None
+        self.window = Window(1_000)
+        options = {"policy": policy(), **options}
+        self.consumption = Consumption(EVENTS.decode, self.window.extend, self.handle, self.write, **options)
+
+    async def handle(self, batch: Batch[Event]) -> None:
+        self.events.append("handler")
+        if self.handler_error:
+            raise self.handler_error
+        if self.rejected & {event.id for event in batch.values}:
+            raise Reject
+        self.handled.extend(batch.values)
+
+    async def write(self, bad: Sequence[BadRecord]) -> None:
+        self.events.append("dead letters")
+        if self.writer_error:
+            raise self.writer_error
+        self.letters.extend(bad)
+
+    async def consume(self, *records: Stored) -> None:
+        """Consume a batch whose commit is taken."""
+        self.consumption.settle(await self.consumption.consume(records))
+
+    @property
+    def shown(self) -> list[int]:
+        """The offsets of the records in the window."""
+        return [record.offset for record in self.window.newest(1_000)[0]]
+
+    @property
+    def counters(self) -> tuple[int, int]:
+        return self.consumption.consumed, self.consumption.dead_lettered
+
+    async def broken_off(self, work: Coroutine[Any, Any, object], happened: Callable[[], object]) -> None:
+        """Consume until something has happened, and break that off as a stop does."""
+        consuming = asyncio.create_task(work)
+        await until(happened)
+        assert not consuming.done()
+        self.consumption.abandonment.ask("stop")
+        await consuming
+
+    async def until_halted(self, work: Coroutine[Any, Any, object]) -> str:
+        """Consume until so many records were refused that it halts, and break it off; return why it halted."""
+        with pytest.raises(Halted) as halted:
+            await self.broken_off(work, lambda: self.consumption.halted)
+        return str(halted.value)

@@ -71,8 +71,9 @@ async def test_five_that_no_database_takes_among_thousands_cost_few_calls() -> N
     assert len(handler.calls) < 100
 
 
-async def test_a_handler_that_is_dead_from_the_start_costs_no_dead_letter_and_goes_on_by_itself() -> None:
-    handler = Handler(lambda _: True)
+@pytest.mark.parametrize("names", [False, True], ids=["raising", "naming"])
+async def test_a_handler_that_is_dead_from_the_start_costs_no_dead_letter_and_goes_on_by_itself(*, names: bool) -> None:
+    handler = Handler(lambda _: True, names=names)
     stream = Stream(handler)
     stream.add(*numbered(range(2_500)))
     await stream.consume(turns=20)
@@ -182,8 +183,9 @@ async def test_a_lucky_success_in_an_outage_dead_letters_nothing() -> None:
     assert stream.consumption.retrying is None
 
 
-async def test_more_than_a_tenth_that_fail_are_an_outage_whatever_succeeds_in_between() -> None:
-    handler = Handler(lambda event_id: int(event_id) % 5 == 0)
+@pytest.mark.parametrize("names", [False, True], ids=["raising", "naming"])
+async def test_more_than_a_tenth_that_fail_are_an_outage_whatever_succeeds_in_between(*, names: bool) -> None:
+    handler = Handler(lambda event_id: int(event_id) % 5 == 0, names=names)
     stream = Stream(handler)
     stream.add(*numbered(range(1_000)))
     await stream.consume(turns=20)
@@ -215,25 +217,14 @@ async def test_what_fails_is_dead_lettered_while_retrying_when_an_operator_accep
     assert len(stream.letters) == 151
 
 
-async def test_accepting_ends_a_pause() -> None:
-    handler = Handler(lambda _: True)
-    stream = Stream(handler, policy(retry=Retry(first_backoff_s=600, max_backoff_s=600)))
-    stream.add("bad")
-    consuming = asyncio.create_task(stream.consume(turns=5))
-    await until(lambda: stream.consumption.redelivery.waiting)
-    stream.consumption.accept()
-    async with asyncio.timeout(LONG):
-        await consuming
-    assert stream.lettered == ["bad"]
-
-
-async def test_a_newer_record_ends_a_long_pause() -> None:
+@pytest.mark.parametrize("end", [lambda stream: stream.consumption.accept(), lambda stream: stream.add("good")])
+async def test_an_operator_that_accepts_or_a_newer_record_ends_a_long_pause(end: Callable[[Stream], None]) -> None:
     handler = Handler("bad".__eq__)
     stream = Stream(handler, policy(retry=Retry(first_backoff_s=600, max_backoff_s=600)))
     stream.add("bad")
     consuming = asyncio.create_task(stream.consume(turns=5))
     await until(lambda: stream.consumption.redelivery.waiting)
-    stream.add("good")
+    end(stream)
     async with asyncio.timeout(LONG):
         await consuming
     assert stream.lettered == ["bad"]

@@ -132,28 +132,6 @@ async def test_a_record_that_was_named_and_is_handled_later_is_no_dead_letter() 
     assert stream.is_consumed
 
 
-async def test_a_handler_that_names_all_records_is_an_outage_and_no_record_is_dead_lettered() -> None:
-    handler = Naming(*numbered(range(2_000)))
-    stream = Stream(handler)
-    stream.add(*numbered(range(2_000)))
-    await stream.consume(turns=10)
-    assert stream.letters == []
-    assert stream.committed == {0: 0}
-    assert stream.consumption.retrying
-    handler.failing.clear()
-    await stream.consume(turns=20)
-    assert sorted(handler.done) == numbered(range(2_000)), "each of them once"
-
-
-async def test_a_handler_that_names_every_fifth_record_is_an_outage() -> None:
-    handler = Naming(*numbered(range(0, 2_000, 5)))
-    stream = Stream(handler)
-    stream.add(*numbered(range(2_000)))
-    await stream.consume(turns=10)
-    assert stream.letters == []
-    assert stream.consumption.redelivery.outage
-
-
 async def test_what_was_rejected_stays_rejected_though_the_handler_raises_then() -> None:
     calls = []
 

@@ -74,13 +74,19 @@ def port_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     return set_port
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_an_answer_is_printed_as_formatted_json(
-    method: str, service: str, port_of: Callable[[str, int], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def answering(port_of: Callable[[str, int], None], service: str) -> Iterator[str]:
+    """A service that answers with what stands in the path; its name."""
     with listening(ThreadingHTTPServer(("127.0.0.1", 0), Answering)) as port:
         port_of(service, port)
-        assert main(service, method, "/200/json") == 0
+        yield service
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_answer_is_printed_as_formatted_json(
+    method: str, answering: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(answering, method, "/200/json") == 0
     out, err = capsys.readouterr()
     assert out == f'{{\n  "method": "{method}",\n  "café": [\n    1\n  ]\n}}\n'
     assert err == ""
@@ -88,29 +94,21 @@ def test_an_answer_is_printed_as_formatted_json(
 
 @pytest.mark.parametrize("status", [400, 404, 422, 500, 503])
 def test_an_error_of_the_service_is_shown_and_ends_with_another_status(
-    status: int, port_of: Callable[[str, int], None], capsys: pytest.CaptureFixture[str]
+    status: int, answering: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), Answering)) as port:
-        port_of("producer", port)
-        assert main("producer", "POST", f"/{status}/json") == 1
+    assert main(answering, "POST", f"/{status}/json") == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert json.loads(err) == {"method": "POST", "café": [1]}
 
 
 @pytest.mark.parametrize("status", [201, 207])
-def test_every_kind_of_success_ends_with_status_0(status: int, port_of: Callable[[str, int], None]) -> None:
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), Answering)) as port:
-        port_of("consumer", port)
-        assert main("consumer", "POST", f"/{status}/json") == 0
+def test_every_kind_of_success_ends_with_status_0(status: int, answering: str) -> None:
+    assert main(answering, "POST", f"/{status}/json") == 0
 
 
-def test_an_answer_that_is_no_json_is_printed_as_it_is(
-    port_of: Callable[[str, int], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), Answering)) as port:
-        port_of("producer", port)
-        assert main("producer", "GET", "/200/text") == 0
+def test_an_answer_that_is_no_json_is_printed_as_it_is(answering: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(answering, "GET", "/200/text") == 0
     assert capsys.readouterr().out == "plain \ufffd text\n"
 
 
@@ -143,12 +141,10 @@ def test_when_something_else_listens_one_line_says_so(
 
 
 def test_a_service_that_listens_everywhere_is_called_on_this_machine(
-    port_of: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch
+    answering: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), Answering)) as port:
-        port_of("producer", port)
-        monkeypatch.setenv("HOST", "0.0.0.0")  # noqa: S104 - listens only as far as the test goes
-        assert main("producer", "GET", "/200/json") == 0
+    monkeypatch.setenv("HOST", "0.0.0.0")  # noqa: S104 - listens only as far as the test goes
+    assert main(answering, "GET", "/200/json") == 0
 
 
 def test_a_wrong_setting_is_reported_in_one_line(
@@ -161,13 +157,11 @@ def test_a_wrong_setting_is_reported_in_one_line(
     assert err.count("\n") == 1
 
 
-def test_an_output_that_is_closed_early_ends_it_without_a_word(port_of: Callable[[str, int], None]) -> None:
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), Answering)) as port:
-        port_of("producer", port)
-        command = [sys.executable, "-m", "tools.call", "producer", "GET", "/200/json"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as call:
-            assert call.stdout
-            assert call.stderr
-            call.stdout.close()
-            assert call.stderr.read() == b""
+def test_an_output_that_is_closed_early_ends_it_without_a_word(answering: str) -> None:
+    command = [sys.executable, "-m", "tools.call", answering, "GET", "/200/json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as call:
+        assert call.stdout
+        assert call.stderr
+        call.stdout.close()
+        assert call.stderr.read() == b""
     assert call.returncode == 0

@@ -5,9 +5,6 @@ import random
 import pytest
 from streams import Handler, Stream, numbered, policy
 
-from apps.consumer.consuming.batch import Batch
-from tests.event import Event
-
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_stacks")]
 
 RECORDS, SIZE = 20_000, 500
@@ -42,16 +39,7 @@ async def test_a_stream_without_failures_gets_whole_batches_again() -> None:
 
 async def test_records_that_are_named_in_the_last_batch_are_dead_lettered_without_a_newer_record() -> None:
     poison = some(0.02)
-    calls = 0
-
-    async def handle(batch: Batch[Event]) -> None:
-        nonlocal calls
-        calls += 1
-        for record in batch:
-            if record.value.id in poison:
-                batch.fail(record, "no database takes it")
-
-    stream = Stream(handle, policy(records=SIZE))
+    stream = Stream(Handler(poison.__contains__, names=True), policy(records=SIZE))
     stream.add(*numbered(range(RECORDS)))
     await stream.consume(turns=2 * RECORDS // SIZE)
     assert stream.is_consumed

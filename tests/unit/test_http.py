@@ -181,15 +181,10 @@ def test_a_query_that_is_not_utf_8_is_bad(consumer: TestClient[Litestar]) -> Non
     ("body", "path"),
     [
         (b"", "$"),
-        (b"{", "$"),
-        (as_json(number="36"), "$.number"),
-        (as_json(no_field_of_anyone="x"), "$"),
         (b"[" + as_json() + b"," + as_json(id="") + b"]", "$[1].id"),
-        (as_json().replace(b"Ada", b"\xff"), "$"),
         (b"\xff", "$"),
         (b"[" * 100_000, "$[0]"),
         (b'{"unknown":' + b"[" * 100_000, "$"),
-        (b"7", "$"),
     ],
 )
 def test_a_body_that_holds_no_events_is_refused_at_the_place_that_is_wrong(

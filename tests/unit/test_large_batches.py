@@ -88,10 +88,15 @@ def varint(value: int) -> bytes:
     return bytes([*encoded, value])
 
 
+def fetched_result(fetched: bytes, offset: int = 0) -> FetchResult:
+    """Return what a client holds of a fetch from an offset on."""
+    records = PartitionRecords(PARTITION, Fetched(fetched), (), offset, None, None, True, 1)  # noqa: FBT003 - as aiokafka calls it
+    return FetchResult(PARTITION, assignment=Assignment(offset), partition_records=records, backoff=0)
+
+
 def polls(*fetched: bytes, offset: int = 0) -> Iterator[list[FetchedRecord]]:
     """Yield the records of each poll, until all were read."""
-    records = PartitionRecords(PARTITION, Fetched(b"".join(fetched)), (), offset, None, None, True, 1)  # noqa: FBT003 - as aiokafka calls it
-    result = FetchResult(PARTITION, assignment=Assignment(offset), partition_records=records, backoff=0)
+    result = fetched_result(b"".join(fetched), offset)
     while result.has_more():
         yield result.getall(2_000)
 
@@ -274,8 +279,7 @@ def test_many_tiny_records_are_no_more_at_a_time_than_memory_takes() -> None:
     record = batch[61:]
     many = with_content(with_count(batch, 1_000_000), 1, quick_gzip(record * 1_000_000))
     many = with_bytes(many[:23] + struct.pack(">i", 999_999) + many[27:], b"", b"")
-    records = PartitionRecords(PARTITION, Fetched(many), (), 0, None, None, True, 1)  # noqa: FBT003 - as aiokafka calls it
-    result = FetchResult(PARTITION, assignment=Assignment(0), partition_records=records, backoff=0)
+    result = fetched_result(many, 0)
     assert 0 < len(result.getall()) < 50_000
 
 
@@ -327,12 +331,7 @@ def test_a_batch_of_an_old_format_whose_messages_lie_about_their_size_cannot_be_
 @pytest.mark.anyio
 async def test_the_partitions_of_a_poll_share_its_bound() -> None:
     batch = compressed(batch_of(*((b"key", bytes(MB)) for _ in range(7))), "zstd")
-
-    def result() -> FetchResult:
-        records = PartitionRecords(PARTITION, Fetched(batch), (), 0, None, None, True, 1)  # noqa: FBT003 - as aiokafka calls it
-        return FetchResult(PARTITION, assignment=Assignment(0), partition_records=records, backoff=0)
-
-    results = [result() for _ in range(10)]
+    results = [fetched_result(batch) for _ in range(10)]
 
     async def poll(*_: object) -> list[FetchedRecord]:
         return [record for one in results if one.has_more() for record in one.getall()]
@@ -347,8 +346,7 @@ async def test_the_partitions_of_a_poll_share_its_bound() -> None:
 async def test_while_a_poll_passes_over_what_stands_before_its_offset_other_tasks_go_on() -> None:
     """A small batch can hold gigabytes of them: heartbeats and probes must not wait for all."""
     batch = compressed(batch_of(*((b"key", bytes(4 * MB)) for _ in range(50))), "zstd")
-    records = PartitionRecords(PARTITION, Fetched(batch), (), 49, None, None, True, 1)  # noqa: FBT003 - as aiokafka calls it
-    result = FetchResult(PARTITION, assignment=Assignment(49), partition_records=records, backoff=0)
+    result = fetched_result(batch, 49)
     turns = 0
 
     async def count_turns() -> None:
@@ -371,8 +369,7 @@ async def test_while_a_poll_passes_over_what_stands_before_its_offset_other_task
 @pytest.mark.anyio
 async def test_a_poll_that_finds_nothing_to_return_in_its_time_goes_on_at_the_next_one() -> None:
     batch = compressed(batch_of(*((b"key", bytes(4 * MB)) for _ in range(20))), "zstd")
-    records = PartitionRecords(PARTITION, Fetched(batch), (), 19, None, None, True, 1)  # noqa: FBT003 - as aiokafka calls it
-    result = FetchResult(PARTITION, assignment=Assignment(19), partition_records=records, backoff=0)
+    result = fetched_result(batch, 19)
 
     async def poll(*_: object) -> list[FetchedRecord]:
         return result.getall() if result.has_more() else []

@@ -1,52 +1,18 @@
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from samples import Stored, redriven_headers, stored_event, until
-from streams import policy
+from samples import Stored, redriven_headers, stored_event
+from streams import Consumer
 
-from apps.consumer.browsing.window import Window
-from apps.consumer.consuming.batch import Batch
-from apps.consumer.consuming.consumption import Consumption, Halted
-from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.redrive_addressing import divide
 from contracts.dead_letter import REDRIVEN_FOR, Header
-from tests.event import EVENTS, Event
 
 pytestmark = pytest.mark.anyio
 
 GROUP = "events-consumer"
 MINE, ANOTHERS = redriven_headers(GROUP), redriven_headers("another")
 PAIR, NAMED = ANOTHERS[:2], ANOTHERS[2]
-
-
-class Consumer:
-    """A consumption of a group whose handler and dead letters are lists."""
-
-    def __init__(self) -> None:
-        self.handled: list[Event] = []
-        self.letters: list[BadRecord] = []
-        self.writer_error: Exception | None = None
-        self.window = Window(100)
-        self.consumption = Consumption(
-            EVENTS.decode, self.window.extend, self._handle, self._write, policy=policy(), group=GROUP
-        )
-
-    async def _handle(self, batch: Batch[Event]) -> None:
-        self.handled += batch.values
-
-    async def _write(self, bad: Sequence[BadRecord]) -> None:
-        if self.writer_error:
-            raise self.writer_error
-        self.letters += bad
-
-    async def consume(self, *records: Stored) -> None:
-        self.consumption.settle(await self.consumption.consume(records))
-
-    @property
-    def shown(self) -> list[int]:
-        return [record.offset for record in self.window]
 
 
 def redriven(offset: int, headers: Sequence[Header], value: bytes | None = None) -> Stored:
@@ -97,7 +63,7 @@ def test_what_does_not_clearly_name_another_group_is_for_all_groups(headers: Seq
 
 
 async def test_what_is_for_another_group_is_neither_handled_nor_dead_lettered_nor_shown_but_counted() -> None:
-    consumer = Consumer()
+    consumer = Consumer(group=GROUP)
     await consumer.consume(
         stored_event(0), redriven(1, ANOTHERS), redriven(2, ANOTHERS, b"not json"), redriven(3, MINE, b"not json")
     )
@@ -108,13 +74,10 @@ async def test_what_is_for_another_group_is_neither_handled_nor_dead_lettered_no
 
 
 async def test_what_stands_behind_an_unfinished_record_is_passed_over_once_that_is_finished() -> None:
-    consumer = Consumer()
+    consumer = Consumer(group=GROUP)
     consumer.writer_error = TimeoutError()
     records = redriven(0, ANOTHERS), redriven(1, (), b"not json"), redriven(2, ANOTHERS)
-    consuming = asyncio.create_task(consumer.consume(*records))
-    await until(lambda: consumer.consumption.retrying)
-    consumer.consumption.abandonment.ask("stop")
-    await consuming
+    await consumer.broken_off(consumer.consume(*records), lambda: consumer.consumption.retrying)
     assert consumer.consumption.passed_over == 1
     consumer.writer_error = None
     consumer.consumption.resume(accept=False)
@@ -123,17 +86,9 @@ async def test_what_stands_behind_an_unfinished_record_is_passed_over_once_that_
 
 
 async def test_a_batch_of_nothing_but_records_for_another_group_ends_no_halt() -> None:
-    consumer = Consumer()
-    consuming = asyncio.create_task(consumer.consume(*(redriven(n, (), b"not json") for n in range(100))))
-    await until(lambda: consumer.consumption.halted)
-    consumer.consumption.abandonment.ask("stop")
-    with pytest.raises(Halted):
-        await consuming
+    consumer = Consumer(group=GROUP)
+    await consumer.until_halted(consumer.consume(*(redriven(n, (), b"not json") for n in range(100))))
     consumer.consumption.resume(accept=False)
     await consumer.consume(redriven(100, ANOTHERS))
     assert (consumer.consumption.passed_over, consumer.consumption.busy_since) == (1, None)
-    consuming = asyncio.create_task(consumer.consume(redriven(101, (), b"not json")))
-    await until(lambda: consumer.consumption.halted)
-    consumer.consumption.abandonment.ask("stop")
-    with pytest.raises(Halted, match="refused again after a halt"):
-        await consuming
+    assert "refused again after a halt" in await consumer.until_halted(consumer.consume(redriven(101, (), b"not json")))

@@ -2,22 +2,21 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, UnknownError
-from aiokafka.structs import OffsetAndMetadata
 from faststream._internal.endpoint.subscriber.utils import MultiLock
-from faststream.kafka import KafkaBroker, TestKafkaBroker
+from faststream.kafka import TestKafkaBroker
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import EVENT, LONG, Stored, as_json, everything_else_has_run, stored_event, until
-from streams import policy
+from streams import Consumer
 
 from apps.chassis.internals.record_fetching import PassedOver
 from apps.chassis.kafka.clients import client_options, new_broker
@@ -28,11 +27,9 @@ from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.consuming.commit_metadata import MARK
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import MAX_REASONS, Consumption, Halted
-from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.decode import sort_out
 from apps.consumer.consuming.stuck_loop import STALE_S, why_stuck
 from apps.consumer.consuming.subscriber import ConsumeLoop, FetchedBatch, records_waiting, subscribe
-from contracts.record import Record
 from contracts.stream import encode
 from tests.event import EVENTS, Event
 from tests.fakes import GroupMember
@@ -56,42 +53,31 @@ BAD_VALUES = {
 }
 
 
-class Consumer:
-    """A consumption whose handler and dead letters are lists; `events` has them in the order in which they came."""
+class Member(Consumer):
+    """A consumer that is a member of a group, over a broker in memory."""
 
     def __init__(self) -> None:
-        self.handled: list[Event] = []
-        self.letters: list[BadRecord] = []
-        self.events: list[str] = []
-        self.rejected: set[str] = set()
-        self.handler_error: Exception | None = None
-        self.writer_error: Exception | None = None
-        self.window = Window(1_000)
-        self.consumption = Consumption(EVENTS.decode, self.window.extend, self._handle, self._write, policy=policy())
+        super().__init__()
         self.client = GroupMember()
-        self.commits = Commits(nothing_committed, no_ends)
-
-    async def _handle(self, batch: Batch[Event]) -> None:
-        self.events.append("handler")
-        if self.handler_error:
-            raise self.handler_error
-        if self.rejected & {event.id for event in batch.values}:
-            raise Reject
-        self.handled.extend(batch.values)
-
-    async def _write(self, bad: Sequence[BadRecord]) -> None:
-        self.events.append("dead letters")
-        if self.writer_error:
-            raise self.writer_error
-        self.letters.extend(bad)
+        self.commits = no_commits()
+        self.broker = new_broker(client_options(Settings(), "consumer"))
+        self.subscriber = subscribe(self.broker, TOPIC, GROUP, self.consumption, self.commits)
 
     @property
-    def shown(self) -> list[Record]:
-        return self.window.newest(1_000)[0]
+    def loop(self) -> ConsumeLoop:
+        return cast("ConsumeLoop", self.subscriber._listener)
 
-    @property
-    def counters(self) -> tuple[int, int]:
-        return self.consumption.consumed, self.consumption.dead_lettered
+    async def process(self, *records: Stored) -> None:
+        """Process a batch as FastStream hands it over."""
+        await self.subscriber.process_message(records)
+
+
+@pytest.fixture
+async def consumer() -> AsyncIterator[Member]:
+    member = Member()
+    async with asyncio.timeout(LONG), TestKafkaBroker(member.broker):
+        member.subscriber.consumer = cast("Any", member.client)
+        yield member
 
 
 @contextmanager
@@ -107,25 +93,17 @@ def said_by(formatter: logging.Formatter) -> Iterator[list[str]]:
         logging.getLogger().removeHandler(handler)
 
 
-async def nothing_committed() -> dict[int, OffsetAndMetadata | None]:
-    return {}
+def no_commits() -> Commits:
+    """Return the commits of a group that has committed nothing, on a topic without ends."""
+
+    async def nothing(*_: object) -> dict[int, Any]:
+        return {}
+
+    return Commits(nothing, nothing)
 
 
-async def no_ends(_: int) -> dict[int, int]:
-    return {}
-
-
-@asynccontextmanager
-async def subscribed(consumer: Consumer) -> AsyncIterator[tuple[KafkaBroker, BatchSubscriber]]:
-    broker = new_broker(client_options(Settings(), "consumer"))
-    subscriber = subscribe(broker, TOPIC, GROUP, consumer.consumption, consumer.commits)
-    async with asyncio.timeout(LONG), TestKafkaBroker(broker):
-        subscriber.consumer = cast("Any", consumer.client)
-        yield broker, subscriber
-
-
-def loop_of(subscriber: BatchSubscriber) -> ConsumeLoop:
-    return cast("ConsumeLoop", subscriber._listener)
+def subscriber_of(consumption: Consumption, commits: Commits) -> BatchSubscriber:
+    return subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
 
 
 def bad_record(offset: int, value: bytes | None = b"not json") -> Stored:
@@ -169,39 +147,33 @@ def test_an_event_with_a_null_key_or_more_fields_is_good() -> None:
     assert (list(good), events, bad) == (records, [EVENT, EVENT], [])
 
 
-async def test_of_a_batch_the_handler_gets_the_good_and_the_dead_letters_the_bad() -> None:
-    consumer = Consumer()
+async def test_of_a_batch_the_handler_gets_the_good_and_the_dead_letters_the_bad(consumer: Member) -> None:
     records = [stored_event(0), bad_record(1), stored_event(2), bad_record(3, None), stored_event(4)]
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message(tuple(records))
+    await consumer.process(*records)
     assert [event.id for event in consumer.handled] == ["event-0", "event-2", "event-4"]
     assert [letter.record for letter in consumer.letters] == [records[1], records[3]]
     assert consumer.counters == (3, 2)
-    assert [record.offset for record in consumer.shown] == [0, 2, 4]
+    assert consumer.shown == [0, 2, 4]
     assert consumer.consumption.last_error is not None
     assert "events-0 offset 3" in consumer.consumption.last_error
 
 
-async def test_records_published_on_the_topic_arrive_at_the_handler() -> None:
-    consumer = Consumer()
+async def test_records_published_on_the_topic_arrive_at_the_handler(consumer: Member) -> None:
     values = [encode(EVENT), b"5", b"", as_json(number="36"), as_json(id="2")]
-    async with subscribed(consumer) as (broker, _):
-        await broker.publish_batch(*values, topic=TOPIC)
-        await broker.publish(None, TOPIC, key=b"deleted")
-        await broker.publish_batch(encode(EVENT), topic="another topic")
+    await consumer.broker.publish_batch(*values, topic=TOPIC)
+    await consumer.broker.publish(None, TOPIC, key=b"deleted")
+    await consumer.broker.publish_batch(encode(EVENT), topic="another topic")
     assert [event.id for event in consumer.handled] == [EVENT.id, "2"]
     assert [letter.record.value for letter in consumer.letters] == [b"5", b"", as_json(number="36"), None]
 
 
-async def test_a_consumed_batch_does_not_hold_itself_until_a_garbage_collection() -> None:
-    consumer = Consumer()
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((stored_event(0), stored_event(1)))
-        batches = [one for one in gc.get_objects() if type(one) is FetchedBatch]  # the test broker keeps them
-        assert batches
-        for batch in batches:
-            caches = [kept for kept in vars(batch).values() if isinstance(kept, dict)]
-            assert batch not in [kept for cache in caches for kept in cache.values()]
+async def test_a_consumed_batch_does_not_hold_itself_until_a_garbage_collection(consumer: Member) -> None:
+    await consumer.process(stored_event(0), stored_event(1))
+    batches = [one for one in gc.get_objects() if type(one) is FetchedBatch]  # the test broker keeps them
+    assert batches
+    for batch in batches:
+        caches = [kept for kept in vars(batch).values() if isinstance(kept, dict)]
+        assert batch not in [kept for cache in caches for kept in cache.values()]
 
 
 @pytest.mark.parametrize(
@@ -214,143 +186,115 @@ async def test_a_consumed_batch_does_not_hold_itself_until_a_garbage_collection(
     ],
     ids=["null", "binary", "of FastStream itself", "repeated"],
 )
-async def test_a_null_or_binary_header_stops_nobody(headers: tuple[tuple[str, bytes | None], ...]) -> None:
-    consumer = Consumer()
+async def test_a_null_or_binary_header_stops_nobody(
+    headers: tuple[tuple[str, bytes | None], ...], consumer: Member
+) -> None:
     good, bad = stored_event(0), bad_record(1)
     good.headers = bad.headers = headers
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((good, bad, stored_event(2)))
+    await consumer.process(good, bad, stored_event(2))
     assert [event.id for event in consumer.handled] == ["event-0", "event-2"]
     assert [letter.record.headers for letter in consumer.letters] == [headers]
 
 
-async def test_the_handler_comes_before_the_dead_letters() -> None:
-    consumer = Consumer()
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((bad_record(0), stored_event(1)))
+async def test_the_handler_comes_before_the_dead_letters(consumer: Member) -> None:
+    await consumer.process(bad_record(0), stored_event(1))
     assert consumer.events == ["handler", "dead letters"]
 
 
-async def test_neither_the_handler_nor_the_dead_letters_are_bothered_with_nothing() -> None:
-    consumer = Consumer()
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((stored_event(0),))
-        await subscriber.process_message((bad_record(1),))
+async def test_neither_the_handler_nor_the_dead_letters_are_bothered_with_nothing(consumer: Member) -> None:
+    await consumer.process(stored_event(0))
+    await consumer.process(bad_record(1))
     assert consumer.events == ["handler", "dead letters"]
     assert consumer.counters == (1, 1)
 
 
-async def test_while_the_handler_fails_nothing_is_written_counted_or_shown() -> None:
-    consumer = Consumer()
+async def test_while_the_handler_fails_nothing_is_written_counted_or_shown(consumer: Member) -> None:
     consumer.handler_error = RuntimeError("the database is down")
-    async with subscribed(consumer) as (_, subscriber):
-        for _ in range(5):
-            await subscriber.process_message((stored_event(0), bad_record(1)))
-        assert set(consumer.events) == {"handler"}
-        assert consumer.counters == (0, 0)
-        assert consumer.shown == []
-        consumer.handler_error = None
-        await subscriber.process_message((stored_event(0), bad_record(1)))
+    for _ in range(5):
+        await consumer.process(stored_event(0), bad_record(1))
+    assert set(consumer.events) == {"handler"}
+    assert consumer.counters == (0, 0)
+    assert consumer.shown == []
+    consumer.handler_error = None
+    await consumer.process(stored_event(0), bad_record(1))
     assert [event.id for event in consumer.handled] == ["event-0"]
     assert [letter.record.offset for letter in consumer.letters] == [1]
     assert consumer.counters == (1, 1)
-    assert [record.offset for record in consumer.shown] == [0]
+    assert consumer.shown == [0]
 
 
-async def test_a_failing_batch_that_is_given_up_is_not_committed_and_leaves_nothing_behind() -> None:
-    consumer = Consumer()
+async def test_a_failing_batch_that_is_given_up_is_not_committed_and_leaves_nothing_behind(consumer: Member) -> None:
     consumer.handler_error = RuntimeError("the database is down")
-    async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1))))
-        await until(lambda: consumer.events)
-        consumer.consumption.abandonment.ask("stop")
-        await consuming
+    await consumer.broken_off(consumer.process(stored_event(0), bad_record(1)), lambda: consumer.events)
     assert consumer.letters == []
     assert consumer.counters == (0, 0)
     assert consumer.shown == []
 
 
-async def test_a_batch_whose_dead_letters_cannot_be_written_is_given_up_at_its_first_bad_record() -> None:
-    consumer = Consumer()
+async def test_a_batch_whose_dead_letters_cannot_be_written_is_given_up_at_its_first_bad_record(
+    consumer: Member,
+) -> None:
     consumer.writer_error = TimeoutError()
-    async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1))))
-        await until(lambda: "dead letters" in consumer.events)
-        consumer.consumption.abandonment.ask("stop")
-        await consuming
+    await consumer.broken_off(
+        consumer.process(stored_event(0), bad_record(1)),
+        lambda: "dead letters" in consumer.events,
+    )
     assert consumer.counters == (1, 0), "the record before it is done"
-    assert [record.offset for record in consumer.shown] == [0]
+    assert consumer.shown == [0]
 
 
-async def test_who_is_rejected_by_the_handler_is_dead_lettered_among_the_bad_in_the_order_of_the_topic() -> None:
-    consumer = Consumer()
+async def test_who_is_rejected_by_the_handler_is_dead_lettered_among_the_bad_in_the_order_of_the_topic(
+    consumer: Member,
+) -> None:
     consumer.rejected = {"event-2"}
     records = [stored_event(0), bad_record(1), stored_event(2), bad_record(3), stored_event(4)]
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message(tuple(records))
+    await consumer.process(*records)
     assert [event.id for event in consumer.handled] == ["event-0", "event-4"]
     assert [letter.record for letter in consumer.letters] == records[1:4]
     assert isinstance(consumer.letters[1].error, Reject)
     assert consumer.letters[1].tries > 1
     assert consumer.counters == (2, 3)
-    assert [record.offset for record in consumer.shown] == [0, 4]
+    assert consumer.shown == [0, 4]
 
 
-async def test_too_many_bad_records_in_a_row_halt_the_consumer_and_none_of_the_batch_is_dead_lettered() -> None:
-    consumer = Consumer()
-    async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(100)))))
-        await until(lambda: consumer.consumption.halted)
-        assert not consuming.done()
-        consumer.consumption.abandonment.ask("stop")
-        with pytest.raises(Halted, match="100 consecutive records were refused"):
-            await consuming
-        assert consumer.letters == []
-        assert consumer.counters == (0, 0)
-        with pytest.raises(Halted):
-            await subscriber.process_message((stored_event(100),))
-        assert consumer.handled == []
-        consumer.consumption.resume(accept=True)
-        await subscriber.process_message(tuple(map(bad_record, range(100))))
-        assert consumer.counters == (0, 100)
-
-
-async def test_once_bad_records_were_accepted_a_batch_without_any_ends_that() -> None:
-    consumer = Consumer()
+async def test_too_many_bad_records_in_a_row_halt_the_consumer_and_none_of_the_batch_is_dead_lettered(
+    consumer: Member,
+) -> None:
+    assert "100 consecutive records were refused" in await consumer.until_halted(
+        consumer.process(*map(bad_record, range(100)))
+    )
+    assert consumer.letters == []
+    assert consumer.counters == (0, 0)
+    with pytest.raises(Halted):
+        await consumer.process(stored_event(100))
+    assert consumer.handled == []
     consumer.consumption.resume(accept=True)
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message(tuple(map(bad_record, range(150))))
-        await subscriber.process_message((stored_event(150),))
-        consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(151, 251)))))
-        await until(lambda: consumer.consumption.halted)
-        consumer.consumption.abandonment.ask("stop")
-        with pytest.raises(Halted):
-            await consuming
+    await consumer.process(*map(bad_record, range(100)))
+    assert consumer.counters == (0, 100)
+
+
+async def test_once_bad_records_were_accepted_a_batch_without_any_ends_that(consumer: Member) -> None:
+    consumer.consumption.resume(accept=True)
+    await consumer.process(*map(bad_record, range(150)))
+    await consumer.process(stored_event(150))
+    await consumer.until_halted(consumer.process(*map(bad_record, range(151, 251))))
     assert consumer.counters == (1, 150)
 
 
-async def test_what_is_accepted_of_a_partition_holds_until_that_one_had_only_good_ones() -> None:
-    consumer = Consumer()
+async def test_what_is_accepted_of_a_partition_holds_until_that_one_had_only_good_ones(consumer: Member) -> None:
     consumer.consumption.resume(accept=True)
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message(tuple(map(bad_record, range(150))))
-        await subscriber.process_message((Stored(partition=1, value=encode(EVENT)),))
-        await subscriber.process_message(tuple(map(bad_record, range(150, 300))))
+    await consumer.process(*map(bad_record, range(150)))
+    await consumer.process(Stored(partition=1, value=encode(EVENT)))
+    await consumer.process(*map(bad_record, range(150, 300)))
     assert consumer.counters == (1, 300)
 
 
-async def test_what_is_accepted_of_a_partition_ends_when_none_of_its_records_waits() -> None:
-    consumer = Consumer()
+async def test_what_is_accepted_of_a_partition_ends_when_none_of_its_records_waits(consumer: Member) -> None:
     consumer.consumption.resume(accept=True)
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message(tuple(map(bad_record, range(150))))
-        consumer.consumption.acceptance.note_recovered({0}, {0, 1})
-        assert consumer.consumption.acceptance.is_on, "partition 1 may have records that wait"
-        consuming = asyncio.create_task(subscriber.process_message(tuple(map(bad_record, range(150, 250)))))
-        await until(lambda: consumer.consumption.halted)
-        consumer.consumption.abandonment.ask("stop")
-        with pytest.raises(Halted):
-            await consuming
+    await consumer.process(*map(bad_record, range(150)))
+    consumer.consumption.acceptance.note_recovered({0}, {0, 1})
+    assert consumer.consumption.acceptance.is_on, "partition 1 may have records that wait"
+    await consumer.until_halted(consumer.process(*map(bad_record, range(150, 250))))
     assert consumer.counters == (0, 150)
     consumer.consumption.acceptance.note_recovered({1}, {0, 1})
     assert not consumer.consumption.acceptance.is_on
@@ -372,8 +316,8 @@ async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_stuck() -> None:
         await asyncio.Event().wait()
 
     consumption, commits = (
-        Consumption(EVENTS.decode, Window(10).extend, never, Consumer()._write),
-        Commits(nothing_committed, no_ends),
+        Consumption(EVENTS.decode, Window(10).extend, never, Consumer().write),
+        no_commits(),
     )
     broker = new_broker(client_options(Settings(), "consumer"))
     subscriber = subscribe(broker, TOPIC, GROUP, consumption, commits)
@@ -386,43 +330,43 @@ async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_stuck() -> None:
         handling.cancel()
 
 
-async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken() -> None:
-    consumer = Consumer()
+async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken(consumer: Member) -> None:
     consumer.client.positions, consumer.client.errors = {0: 1}, [UnknownError()]
-    async with subscribed(consumer) as (_, subscriber):
-        subscriber.lock = MultiLock()
-        consuming = asyncio.create_task(subscriber.process_message((stored_event(0),)))
-        await until(lambda: consumer.commits.retrying_since)
-        assert "UnknownError" in str(why_stuck(subscriber, consumer.consumption, consumer.commits, stale_s=0))
-        await consuming
-        assert consumer.commits.retrying_since is None
+    consumer.subscriber.lock = MultiLock()
+    consuming = asyncio.create_task(consumer.process(stored_event(0)))
+    await until(lambda: consumer.commits.retrying_since)
+    assert "UnknownError" in str(why_stuck(consumer.subscriber, consumer.consumption, consumer.commits, stale_s=0))
+    await consuming
+    assert consumer.commits.retrying_since is None
+
+
+def idle(client: Any) -> tuple[BatchSubscriber, Consumption, Commits]:  # noqa: ANN401 - a group member
+    """Return what a watch looks at of a client that has been idle for ever."""
+    consumption, commits = Consumer().consumption, no_commits()
+    consumption.idle_since = 0.0
+    subscriber = subscriber_of(consumption, commits)
+    subscriber.consumer, subscriber.lock = client, MultiLock()
+    return subscriber, consumption, commits
 
 
 async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None:
-    consumption = Consumption(EVENTS.decode, Window(10).extend, Consumer()._handle, Consumer()._write)
-    consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_ends)
-    subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
-    subscriber.consumer, subscriber.lock = cast("Any", GroupMember({0: 0})), MultiLock()
-    assert "has not polled" in str(why_stuck(subscriber, consumption, commits))
-    assert why_stuck(subscriber, consumption, commits, since_throttling=-5.0) is None
-    assert why_stuck(subscriber, consumption, commits, since_throttling=STALE_S - 1) is None
-    assert "has not polled" in str(why_stuck(subscriber, consumption, commits, since_throttling=STALE_S + 1))
+    looked_at = idle(GroupMember({0: 0}))
+    assert "has not polled" in str(why_stuck(*looked_at))
+    assert why_stuck(*looked_at, since_throttling=-5.0) is None
+    assert why_stuck(*looked_at, since_throttling=STALE_S - 1) is None
+    assert "has not polled" in str(why_stuck(*looked_at, since_throttling=STALE_S + 1))
 
 
 async def test_a_client_that_looks_for_its_offset_in_a_compressed_batch_is_not_taken_for_wedged() -> None:
-    consumption = Consumption(EVENTS.decode, Window(10).extend, Consumer()._handle, Consumer()._write)
-    consumption.idle_since, commits = 0.0, Commits(nothing_committed, no_ends)
-    subscriber = subscribe(new_broker(client_options(Settings(), "consumer")), TOPIC, GROUP, consumption, commits)
     client: Any = GroupMember({0: 0})
-    subscriber.consumer, subscriber.lock = client, MultiLock()
     for seconds_ago, stuck in ((0.0, False), (STALE_S + 1, True)):
         passed = PassedOver(TopicPartition(TOPIC, 0), 7, time.time() - seconds_ago)
         client._fetcher = SimpleNamespace(passes_over=passed)
-        assert (why_stuck(subscriber, consumption, commits) is not None) == stuck
+        assert (why_stuck(*idle(client)) is not None) == stuck
 
 
 async def test_partitions_are_given_up_only_once_the_in_flight_batch_is_done() -> None:
-    consumer = Consumer()
+    consumer = Member()
     may_end = asyncio.Event()
 
     async def slow(_: Batch[Event]) -> None:
@@ -430,10 +374,10 @@ async def test_partitions_are_given_up_only_once_the_in_flight_batch_is_done() -
         await may_end.wait()
         consumer.events.append("handler ends")
 
-    consumption = Consumption(EVENTS.decode, consumer.window.extend, slow, consumer._write)
+    consumption = Consumption(EVENTS.decode, consumer.window.extend, slow, consumer.write)
     broker = new_broker(client_options(Settings(), "consumer"))
-    subscriber = subscribe(broker, TOPIC, GROUP, consumption, Commits(nothing_committed, no_ends))
-    loop = ConsumeLoop(consumption, Commits(nothing_committed, no_ends))
+    subscriber = subscribe(broker, TOPIC, GROUP, consumption, no_commits())
+    loop = ConsumeLoop(consumption, no_commits())
     loop.subscriber = subscriber
     async with asyncio.timeout(LONG), TestKafkaBroker(broker):
         subscriber.lock = MultiLock()  # what a started one has
@@ -452,65 +396,53 @@ async def test_partitions_are_given_up_only_once_the_in_flight_batch_is_done() -
     assert consumer.events == ["handler begins", "handler ends", "given up"]
 
 
-async def test_dead_letters_are_counted_by_the_type_of_their_error() -> None:
-    consumer = Consumer()
+async def test_dead_letters_are_counted_by_the_type_of_their_error(consumer: Member) -> None:
     consumer.rejected = {"event-4"}
-    async with subscribed(consumer) as (_, subscriber):
-        bad = bad_record(0), bad_record(1, None), bad_record(2, b"7"), bad_record(3, b"8"), stored_event(4)
-        await subscriber.process_message(bad)
+    bad = bad_record(0), bad_record(1, None), bad_record(2, b"7"), bad_record(3, b"8"), stored_event(4)
+    await consumer.process(*bad)
     counted = {reason: number for reason, number in consumer.consumption.dead_letters.items() if number}
     assert counted == {"DecodeError": 1, "Tombstone": 1, "ValidationError": 2, "Reject": 1}
 
 
-async def test_a_handler_that_raises_ever_new_types_of_errors_makes_no_more_than_some_reasons() -> None:
-    consumer = Consumer()
-    async with subscribed(consumer) as (_, subscriber):
-        for number in range(2 * MAX_REASONS):
-            kind = type(f"Error{number}", (Reject,), {})
-            consumer.handler_error = kind()
-            await subscriber.process_message((stored_event(number),))
-            consumer.handler_error = None
-            consumer.consumption.resume(accept=False)
-            await subscriber.process_message((stored_event(number),))
+async def test_a_handler_that_raises_ever_new_types_of_errors_makes_no_more_than_some_reasons(consumer: Member) -> None:
+    for number in range(2 * MAX_REASONS):
+        kind = type(f"Error{number}", (Reject,), {})
+        consumer.handler_error = kind()
+        await consumer.process(stored_event(number))
+        consumer.handler_error = None
+        consumer.consumption.resume(accept=False)
+        await consumer.process(stored_event(number))
     assert consumer.consumption.dead_lettered == 2 * MAX_REASONS
     assert len(consumer.consumption.dead_letters) == MAX_REASONS + 1
     assert consumer.consumption.dead_letters["other"] > MAX_REASONS
 
 
-async def test_a_batch_whose_commit_is_refused_counts_nowhere_and_is_redelivered() -> None:
-    consumer = Consumer()
+async def test_a_batch_whose_commit_is_refused_counts_nowhere_and_is_redelivered(consumer: Member) -> None:
     consumer.client.positions = {0: 2}
     consumer.client.errors = [CommitFailedError()]
     batch = (stored_event(0), bad_record(1))
-    async with subscribed(consumer) as (_, subscriber):
-        loop_of(subscriber).polled = {TopicPartition(TOPIC, 0): 2}
-        await subscriber.process_message(batch)
-        assert [event.id for event in consumer.handled] == ["event-0"]
-        assert (consumer.counters, consumer.shown) == ((0, 0), [])
-        assert consumer.client.positions == {0: 0}, "it goes on at the first record of the batch"
-        consumer.client.positions = {0: 2}
-        await subscriber.process_message(batch)
+    consumer.loop.polled = {TopicPartition(TOPIC, 0): 2}
+    await consumer.process(*batch)
+    assert [event.id for event in consumer.handled] == ["event-0"]
+    assert (consumer.counters, consumer.shown) == ((0, 0), [])
+    assert consumer.client.positions == {0: 0}, "it goes on at the first record of the batch"
+    consumer.client.positions = {0: 2}
+    await consumer.process(*batch)
     assert consumer.client.commits == {0: (2, MARK)}
     assert consumer.counters == (1, 1)
-    assert [record.offset for record in consumer.shown] == [0]
+    assert consumer.shown == [0]
 
 
-async def test_a_batch_that_fails_after_its_partitions_were_given_away_moves_no_position() -> None:
-    consumer = Consumer()
+async def test_a_batch_that_fails_after_its_partitions_were_given_away_moves_no_position(consumer: Member) -> None:
     consumer.client.positions = {0: 7}  # where another member had come to meanwhile
     consumer.handler_error = RuntimeError("the database is down")
-    async with subscribed(consumer) as (_, subscriber):
-        loop_of(subscriber).polled = {TopicPartition(TOPIC, 0): 2}
-        consuming = asyncio.create_task(subscriber.process_message((stored_event(0),)))
-        await until(lambda: consumer.events)
-        consumer.consumption.abandonment.ask("stop")
-        await consuming
+    consumer.loop.polled = {TopicPartition(TOPIC, 0): 2}
+    await consumer.broken_off(consumer.process(stored_event(0)), lambda: consumer.events)
     assert consumer.client.positions == {0: 7}
     assert consumer.client.commits == {}
 
 
-async def test_an_in_flight_batch_has_an_age_until_it_is_committed() -> None:
-    consumer = Consumer()
+async def test_an_in_flight_batch_has_an_age_until_it_is_committed(consumer: Member) -> None:
     may_end = asyncio.Event()
 
     async def commit(_: object) -> None:
@@ -518,30 +450,27 @@ async def test_an_in_flight_batch_has_an_age_until_it_is_committed() -> None:
 
     consumer.client.positions = {0: 1}
     consumer.client.commit = commit  # type: ignore[assignment, method-assign]  # Kafka does not answer yet
-    async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message((stored_event(0),)))
-        await until(lambda: consumer.handled)
-        await everything_else_has_run()
-        assert consumer.consumption.batch_age > 0
-        may_end.set()
-        await consuming
+    consuming = asyncio.create_task(consumer.process(stored_event(0)))
+    await until(lambda: consumer.handled)
+    await everything_else_has_run()
+    assert consumer.consumption.batch_age > 0
+    may_end.set()
+    await consuming
     assert consumer.consumption.batch_age == 0
 
 
 async def test_every_assignment_of_partitions_is_counted() -> None:
     consumption = Consumer().consumption
-    loop = ConsumeLoop(consumption, Commits(nothing_committed, no_ends))
+    loop = ConsumeLoop(consumption, no_commits())
     await loop.on_partitions_assigned({TopicPartition(TOPIC, 0)})
     await loop.on_partitions_assigned(set())
     assert consumption.rebalances == 2
 
 
 async def test_a_batch_of_dead_letters_is_one_line_that_says_how_many_and_where_and_never_what(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, consumer: Member
 ) -> None:
-    consumer = Consumer()
-    async with subscribed(consumer) as (_, subscriber):
-        await subscriber.process_message((stored_event(5), bad_record(6, as_json(number="36")), bad_record(7, b"Ada")))
+    await consumer.process(stored_event(5), bad_record(6, as_json(number="36")), bad_record(7, b"Ada"))
     (line,) = caplog.records
     assert line.getMessage() == "2 records were dead-lettered, the first of them events-0 offset 6: ValidationError"
     fields = {name: vars(line)[name] for name in ("topic", "partition", "offset", "records", "error")}
@@ -549,43 +478,37 @@ async def test_a_batch_of_dead_letters_is_one_line_that_says_how_many_and_where_
 
 
 async def test_a_failing_batch_reports_once_where_the_handler_failed_and_never_what_it_says_of_an_event(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, consumer: Member
 ) -> None:
-    consumer = Consumer()
     consumer.handler_error = RuntimeError("cannot greet Ada Lovelace")
-    async with subscribed(consumer) as (_, subscriber):
-        with said_by(JsonFormatter()) as said:
-            await subscriber.process_message((stored_event(3),))
-            await subscriber.process_message((stored_event(3),))
+    with said_by(JsonFormatter()) as said:
+        await consumer.process(stored_event(3))
+        await consumer.process(stored_event(3))
     (line,) = [record for record in caplog.records if record.name == "apps.consumer.consuming.attempts"]
     assert (vars(line)["offset"], vars(line)["error"]) == (3, "RuntimeError")
     assert "in _handle" in said[0]
     assert not [line for line in said if "Ada" in line]
 
 
-async def test_a_halt_is_logged_without_what_the_handler_says_of_an_event(caplog: pytest.LogCaptureFixture) -> None:
-    consumer = Consumer()
+async def test_a_halt_is_logged_without_what_the_handler_says_of_an_event(
+    caplog: pytest.LogCaptureFixture, consumer: Member
+) -> None:
     consumer.handler_error = Reject("cannot greet Ada Lovelace")
-    async with subscribed(consumer) as (_, subscriber):
-        consuming = asyncio.create_task(subscriber.process_message(tuple(map(stored_event, range(100)))))
-        await until(lambda: consumer.consumption.halted)
-        consumer.consumption.abandonment.ask("stop")
-        with pytest.raises(Halted):
-            await consuming
+    await consumer.until_halted(consumer.process(*map(stored_event, range(100))))
     assert "Ada Lovelace" in (consumer.consumption.halted or "")
     assert caplog.records[-1].getMessage() == "halted: 100 consecutive records were refused of the stream: Reject"
 
 
-async def test_what_is_unfinished_of_a_batch_is_read_again_and_what_stands_before_it_is_committed() -> None:
-    consumer = Consumer()
+async def test_what_is_unfinished_of_a_batch_is_read_again_and_what_stands_before_it_is_committed(
+    consumer: Member,
+) -> None:
     consumer.client.positions = {0: 3}
-    async with subscribed(consumer) as (_, subscriber):
-        loop_of(subscriber).polled = {TopicPartition(TOPIC, 0): 3}
-        consumer.writer_error = TimeoutError()
-        consuming = asyncio.create_task(subscriber.process_message((stored_event(0), bad_record(1), stored_event(2))))
-        await until(lambda: "dead letters" in consumer.events)
-        consumer.consumption.abandonment.ask("stop")
-        await consuming
+    consumer.loop.polled = {TopicPartition(TOPIC, 0): 3}
+    consumer.writer_error = TimeoutError()
+    await consumer.broken_off(
+        consumer.process(stored_event(0), bad_record(1), stored_event(2)),
+        lambda: "dead letters" in consumer.events,
+    )
     assert consumer.client.commits == {0: (1, MARK)}
     assert consumer.client.positions == {0: 1}
     assert consumer.counters == (1, 0)

@@ -1,1 +1,1 @@
-"""Measures the services beside the raw client, on a real Kafka and in the same run."""
+"""Measures the services and the raw client, on a real Kafka and in the same run."""

@@ -1,7 +1,7 @@
-"""Measures the services beside the raw clients and beside a tutorial-style pair: `python -m benchmarks [--rounds 3]`.
+"""Measures the services, the raw clients and a tutorial-style pair: `python -m benchmarks [--rounds 3]`.
 
 Starts a Kafka and all services for itself, and ends them. Every round measures all ways in turn, short ones several
-times, so that what disturbs one disturbs all. Nothing is asserted: the table sets targets beside results.
+times, so that what disturbs one disturbs all. Nothing is asserted: the table shows targets and results.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from benchmarks.measures import (
     sent_by_raw_client,
 )
 from benchmarks.plot import draw
-from benchmarks.processes import BenchmarkFailed, Service, Took, asgi, service, told_by
+from benchmarks.processes import BenchmarkFailed, Service, Took, answer_of, asgi, service
 from benchmarks.report import load, machine, put_into, ratios, table
 from benchmarks.watching import create_topic, page_open, records_in, watch_drain
 from tools.attached import end_at_signals
@@ -138,10 +138,10 @@ def _measure_consuming(servers: str, options: argparse.Namespace, figures: Figur
 
 
 def _measure_latency(producer: Service, consumer: Service, seconds: int, figures: Figures) -> None:
-    told = told_by("caller", "visible", producer.port, consumer.port, POSTS_PER_SECOND, seconds)
+    reported = answer_of("caller", "visible", producer.port, consumer.port, POSTS_PER_SECOND, seconds)
     for what in ("answered", "visible"):
         for which in ("p50", "p99"):
-            figures.add(f"{which} until {what}", told[what][which])
+            figures.add(f"{which} until {what}", reported[what][which])
 
 
 def _measure_long_backlog(servers: str, figures: Figures) -> None:
@@ -159,7 +159,7 @@ def _measure_long_backlog(servers: str, figures: Figures) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks", description="Measure the services beside others' ways, on a Kafka of their own."
+        "python -m benchmarks", description="Measure the services and others' ways, on a Kafka of their own."
     )
     parser.add_argument("--rounds", type=_positive, default=3, help="of all ways in turn (default: 3)")
     parser.add_argument(
@@ -175,7 +175,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--write",
         type=Path,
         metavar="FOLDER",
-        help="whose speed.md and speed.svg get the figures, and the README.md beside it",
+        help="whose speed.md and speed.svg get the figures, and the README.md of its folder",
     )
     return parser.parse_args(arguments)
 

@@ -124,7 +124,7 @@ async def in_turn(
 ) -> tuple[float, list[float]]:
     """Make all requests; return the seconds that took, and the milliseconds that each took.
 
-    `then` is told of each answer: which it is of, and when its time began.
+    `then` is given each answer: its number, and when its time began.
     """
     todo = enumerate(requests)
     start = time.perf_counter()

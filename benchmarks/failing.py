@@ -1,7 +1,7 @@
 """Measures what failing records cost: `python -m benchmarks.failing [--rounds 3] [--write docs]`.
 
 Consumes topics with and without poison in turn, with handlers that do nothing else and that take 20 µs a record; then
-takes the delay of good records beside poison; then `@each` with a handler that waits. Checks that each poison record
+takes the delay of good records among poison; then `@each` with a handler that waits. Checks that each poison record
 was dead-lettered once. Starts a Kafka and the services for itself, and ends them.
 """
 
@@ -130,7 +130,7 @@ def _delays(servers: str) -> list[tuple[str, str, str]]:
             _wait_for_commit(servers, topic, group, consumer)
             p99[share] = quantiles(_seen(consumer, Path(folder, "seen"))["delays"], n=100)[98]
     added = (p99[0.01] - p99[0.0]) / 1_000
-    return [("added delay of good records beside 1 % poison, 1,000 records/s, p99, s", f"{added:.2f}", "under 2")]
+    return [("added delay of good records among 1 % poison, 1,000 records/s, p99, s", f"{added:.2f}", "under 2")]
 
 
 def _each(servers: str) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""What was measured, and how it is told: as tables and as bars."""
+"""What was measured, as tables and as bars."""
 
 from collections import defaultdict
 from statistics import median

@@ -1,6 +1,6 @@
 """Measures what a service takes before it does anything: `python -m benchmarks.idle [--rounds 9] [--seconds 30]`.
 
-How long from the start of the process to its first answer over HTTP, beside what importing the libraries takes that it
+How long from the start of the process to its first answer over HTTP, and what importing the libraries takes that it
 stands on; then, connected to a Kafka in which nothing happens, how much processor time and memory. Starts a Kafka and
 the services for itself, and ends them.
 """

@@ -8,7 +8,7 @@ from functools import partial
 
 import msgspec
 
-from benchmarks.processes import BenchmarkFailed, Measured, Service, Took, python, service, told_by
+from benchmarks.processes import BenchmarkFailed, Measured, Service, Took, answer_of, python, service
 from benchmarks.watching import records_in, watch_drain
 from contracts.person import Person
 
@@ -62,15 +62,15 @@ def made(producer: Service, servers: str, topic: str, number: int = MAX_REQUEST_
 
 def sent_by_raw_client(way: str, servers: str, topic: str, number: int = MAX_REQUEST_RECORDS) -> Took:
     """Have the raw client send as many, by `send_batch` or by `send`."""
-    told = told_by("raw", way, servers, topic, number)
-    return Took(number, told["seconds"], told["cpu_seconds"])
+    reported = answer_of("raw", way, servers, topic, number)
+    return Took(number, reported["seconds"], reported["cpu_seconds"])
 
 
 def posted(service: Service, people: int, requests: int, connections: int, target: str = "/producers/people") -> Took:
     """Post requests of so many people each, on connections that each wait for their answer before they post again."""
     cpu = service.cpu_seconds()
-    told = told_by("caller", "post", service.port, target, connections, people, requests)
-    return Took(people * requests, told["seconds"], service.cpu_seconds() - cpu)
+    reported = answer_of("caller", "post", service.port, target, connections, people, requests)
+    return Took(people * requests, reported["seconds"], service.cpu_seconds() - cpu)
 
 
 def lists_posted(producer: Service, servers: str, topic: str, lists: int = LISTS) -> Took:
@@ -87,8 +87,8 @@ def ones_posted(service: Service, target: str = "/producers/people", number: int
 def p99_at(service: Service, per_second: float, seconds: float) -> float:
     """Return the 99th percentile, in milliseconds, of people posted one by one at an even pace."""
     number = int(per_second * seconds)
-    told = told_by("caller", "post", service.port, "/producers/people", CALLERS, 1, number, per_second)
-    return float(told["p99"])
+    reported = answer_of("caller", "post", service.port, "/producers/people", CALLERS, 1, number, per_second)
+    return float(reported["p99"])
 
 
 def lines_posted(servers: str, topic: str, number: int) -> tuple[Took, float]:
@@ -97,11 +97,11 @@ def lines_posted(servers: str, topic: str, number: int) -> tuple[Took, float]:
     The producer is a new one, which has done nothing but a little warming up.
     """
     with service("producer", servers, topic) as producer:
-        told_by("caller", "lines", producer.port, min(number, MAX_REQUEST_RECORDS))
+        answer_of("caller", "lines", producer.port, min(number, MAX_REQUEST_RECORDS))
         with _written(servers, topic, number):
             cpu = producer.cpu_seconds()
-            told = told_by("caller", "lines", producer.port, number)
-            took = Took(number, told["seconds"], producer.cpu_seconds() - cpu)
+            reported = answer_of("caller", "lines", producer.port, number)
+            took = Took(number, reported["seconds"], producer.cpu_seconds() - cpu)
         return took, producer.peak_mb()
 
 

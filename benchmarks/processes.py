@@ -26,7 +26,7 @@ DONE_WITHIN = 600.0
 LOOK_AGAIN = 0.02
 """Seconds between two looks whether a service is healthy yet."""
 NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
-"""With this variable each start compiles all imports anew: what is measured starts as an installed service does."""
+"""With this variable each start compiles all imports again: what is measured starts as an installed service does."""
 
 
 class BenchmarkFailed(Exception):
@@ -158,7 +158,7 @@ def plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in unset}
 
 
-def told_by(module: str, *arguments: object) -> Any:  # noqa: ANN401 - JSON
+def answer_of(module: str, *arguments: object) -> Any:  # noqa: ANN401 - JSON
     """Run a module of the benchmarks to its end, and return the JSON that it prints."""
     with python(f"benchmarks.{module}", *map(str, arguments)) as process:
         printed, _ = process.communicate(timeout=DONE_WITHIN)

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measures import CALLERS, LIST, LISTS, MAX_REQUEST_RECORDS, ONES, SENDERS, fill
-from benchmarks.processes import BenchmarkFailed, Service, service, told_by
+from benchmarks.processes import BenchmarkFailed, Service, answer_of, service
 from benchmarks.report import put_into, table
 from benchmarks.watching import create_topic
 from tools.local_kafka import LocalKafka, LocalKafkaError
@@ -95,7 +95,7 @@ def _make(producer: Service) -> None:
 
 
 def _post(producer: Service, connections: int, people: int, requests: int) -> None:
-    told_by("caller", "post", producer.port, "/producers/people", connections, people, requests)
+    answer_of("caller", "post", producer.port, "/producers/people", connections, people, requests)
 
 
 @contextmanager
@@ -121,8 +121,8 @@ def _samples_of(running: Service, seconds: int) -> Samples:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "stacks"
         pid, rate = str(running.process.pid), str(A_SECOND)
-        told = ("--pid", pid, "--rate", rate, "--duration", str(seconds), "--format", "raw", "--output", str(output))
-        command = [str(Path(sys.executable).with_name("py-spy")), "record", "--nonblocking", *told]
+        more = ("--pid", pid, "--rate", rate, "--duration", str(seconds), "--format", "raw", "--output", str(output))
+        command = [str(Path(sys.executable).with_name("py-spy")), "record", "--nonblocking", *more]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchmarkFailed(f"py-spy: {done.stderr.strip()[-300:]}")

@@ -85,8 +85,8 @@ def commit() -> str:
     if git is None:
         return "unknown"
     asked = [git, "describe", "--always", "--dirty"]
-    told = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return told.stdout.strip() or "unknown"
+    reported = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return reported.stdout.strip() or "unknown"
 
 
 def machine() -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 
-from benchmarks.processes import BenchmarkFailed, Service, call, python, service, told_by
+from benchmarks.processes import BenchmarkFailed, Service, answer_of, call, python, service
 from tools.local_kafka import LocalKafka
 
 TOPIC = "people"
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with service("producer", servers, TOPIC) as producer, service("consumer", servers, TOPIC, "group") as consumer:
             alone = asyncio.run(_load(producer, consumer, options))
             print(f"nobody watches: {alone}", flush=True)
-            told = ("--watch", str(consumer.port), "--readers", str(options.readers))
-            with python("benchmarks.streaming", *told, *_same(options)) as readers:
+            arguments = ("--watch", str(consumer.port), "--readers", str(options.readers))
+            with python("benchmarks.streaming", *arguments, *_same(options)) as readers:
                 assert readers.stdout is not None  # noqa: S101 - it is a pipe
                 if not readers.stdout.readline():
                     raise BenchmarkFailed("not all readers could connect")
@@ -67,8 +67,8 @@ async def _load(producer: Service, consumer: Service, options: argparse.Namespac
     """Post people for some seconds; return what it took, in one line."""
     cpu, began = consumer.cpu_seconds(), time.perf_counter()
     posting = asyncio.create_task(asyncio.to_thread(_post, producer, options.rate // POSTS, options.seconds))
-    told = ("visible", producer.port, consumer.port, POSTS_PER_SECOND, options.seconds)
-    delays = (await asyncio.to_thread(told_by, "caller", *told))["visible"]
+    arguments = ("visible", producer.port, consumer.port, POSTS_PER_SECOND, options.seconds)
+    delays = (await asyncio.to_thread(answer_of, "caller", *arguments))["visible"]
     await posting
     used = (consumer.cpu_seconds() - cpu) / (time.perf_counter() - began)
     visible = f"visible p50 {delays['p50']:.1f} ms, p99 {delays['p99']:.1f} ms"

@@ -80,7 +80,7 @@ def no_stacks(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.fixture(autouse=True)
 def room(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Run beside the tests of other workers; a test marked `alone` runs while they wait.
+    """Run together with the tests of other workers; a test marked `alone` runs while they wait.
 
     The door is passed one by one, so that a test that waits to be alone is not overtaken for ever.
     """
@@ -122,7 +122,7 @@ def startable_kafka() -> None:
 
 @pytest.fixture(scope="session")
 def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of the logs of the services under test; whatever happened, none tells what stands in a record."""
+    """The folder of the logs of the services under test; none of them quotes a record."""
     folder = tmp_path_factory.mktemp("logs")
     request.config.stash[LOGS] = folder
     yield folder

@@ -1,4 +1,4 @@
-"""The stream that the tests carry, so that they hold whatever message the services carry: `contracts` declares that."""
+"""The stream that the tests carry, so that they hold for any message of the services: `contracts` declares that."""
 
 from typing import Annotated
 

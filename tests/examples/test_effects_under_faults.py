@@ -43,7 +43,7 @@ class Members:
         return any(one.status()["failures"] for one, _ in self._running)
 
     def join(self) -> None:
-        """Start one more: the partitions are divided anew."""
+        """Start one more: the partitions are divided again."""
         stack = ExitStack()
         self._running.append((stack.enter_context(self._stage.consumer()), stack))
 

@@ -1,4 +1,4 @@
-"""The examples on a real Kafka: whatever breaks, each record has one effect."""
+"""The examples on a real Kafka: each record has one effect, although something breaks."""
 
 from collections.abc import Iterator
 from pathlib import Path

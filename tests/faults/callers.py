@@ -47,7 +47,7 @@ decode_events = msgspec.json.Decoder(list[Event]).decode
 
 
 class Member:
-    """A copy of a service that may be started again, on another port, and frozen for a while."""
+    """An instance of a service that may be started again, on another port, and frozen for a while."""
 
     def __init__(self, number: int, start: Callable[[], Service]) -> None:
         self.number = number
@@ -67,7 +67,7 @@ class Member:
         self.service.__exit__()
 
     def restart(self) -> None:
-        """Start it anew, after its process has ended."""
+        """Start it again, after its process has ended."""
         self.service = self._start()
 
     @contextmanager
@@ -180,7 +180,7 @@ def call_with_many_keys(caller: Caller) -> int:
 
 
 def send_list(caller: Caller, numbers: range) -> tuple[int, bool]:
-    """Send events and note what is told of each; return how many they were, and whether all were delivered."""
+    """Send events and note the outcome of each; return how many they were, and whether all were delivered."""
     ledger = caller.ledger
     body = b"[" + b",".join(map(ledger.event, numbers)) + b"]"
     try:

@@ -165,7 +165,7 @@ def cluster_killed(stage: Stage, fault: Fault) -> Iterator[None]:
 
 
 def _must_tell(stage: Stage, fault: Fault, members: Sequence[Member]) -> None:
-    """Whoever can do nothing must say so after some seconds."""
+    """A service that can do nothing must say so after some seconds."""
     if fault.seconds < NOTICED_WITHIN:
         return
     for member in members:

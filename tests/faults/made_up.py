@@ -40,7 +40,7 @@ class MadeUp:
             self.receipts += receipts
 
     def note_unanswered(self, count: int) -> None:
-        """Note that nobody was told which records a call made, or whether they were written."""
+        """Note that no answer said which records a call made, or whether they were written."""
         with self._lock:
             self.unanswered += count
 

@@ -1,4 +1,4 @@
-"""Events flow for some minutes while everything breaks; then what was told is compared with what is.
+"""Events flow for some minutes while everything breaks; then the answers are compared with the log.
 
 A seed stands for a course of events: FAULTS_SEED. The run goes on until it has lasted FAULTS_SECONDS, has seen
 FAULTS_COUNT faults and has sent FAULTS_RECORDS records, FAULTS_RATE a second at most. A long one:
@@ -48,7 +48,7 @@ DRAIN = 180.0
 ENOUGH = 0.5
 """Share of the records that must have been acknowledged, or the run shows nothing."""
 MAX_HANDLED_AGAIN = 2_000 * (CONSUMERS + 1) * 2
-"""Records: what is in hand of every member is a batch of 2,000 at most."""
+"""Records: the in-flight batch of a member has 2,000 at most."""
 TRACE = re.compile(r"Traceback.*\n(?:(?:[ \t].*)?\n)*(\S.*)")
 """A stack trace, and the line with the error at its end."""
 
@@ -74,12 +74,12 @@ def everything(logs: Path, folder: Path, ledger: Ledger) -> Iterator[tuple[Pipel
             return pipeline.producer(**reached_by(number))
 
         def consumer(number: int) -> Service:
-            told = {
+            variables = {
                 "LEDGER": str(folder / f"{number}-{time.monotonic_ns()}.ledger"),
                 "OUTAGE": str(outage),
                 "FAILURES": FAILURES,
             }
-            return pipeline.running("consumer", HANDLER, **told, **reached_by(number))
+            return pipeline.running("consumer", HANDLER, **variables, **reached_by(number))
 
         def member(number: int, start: Callable[[int], Service]) -> Member:
             one = Member(number, partial(start, number))
@@ -185,9 +185,10 @@ def judge_times(findings: Findings, ledger: Ledger, steps: Sequence[Step]) -> No
 
 
 def judge_repeats(findings: Findings, handled: Handled, steps: Sequence[Step]) -> Counter[str]:
-    """What was handled again was in hand when something broke: no more than a batch of each member, twice.
+    """What was handled again was in flight when something broke: no more than a batch of each member, twice.
 
-    What the handler itself did before it failed counts as not done. Returns how many came again by what was broken.
+    What the handler itself did before it failed counts as not done.
+    Returns how many were handled again, by what was broken.
     """
     batches = sorted((batch for batch in handled.batches if batch[1] == DONE), key=lambda batch: batch[0])
     identities = np.concatenate([batch[2] for batch in batches])

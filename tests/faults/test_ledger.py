@@ -1,4 +1,4 @@
-"""The ledger itself: it finds nothing where all is well, and whatever is not."""
+"""The ledger itself: it finds nothing where all is well, and each thing that is not."""
 
 import time
 from array import array
@@ -36,7 +36,7 @@ class Course:
         self.log |= {21 + place: self.made(one) for place, one in enumerate([*LISTED, RECEIPTED, UNANSWERED])}
         self.handled = [[0, 1, 2], [3, 6], [identity_of(one.text) for one in [*LISTED, RECEIPTED, UNANSWERED]]]
         self.listed = [*LISTED]
-        self.told = [
+        self.reported = [
             Receipt(RECEIPTED.id, 0, 23, 1_023),
             Receipt("of-unknown", error="e", outcome="unknown"),
             Receipt("not-written", error="e", outcome="not_written"),
@@ -59,7 +59,7 @@ class Course:
             self.ledger.settle(number, receipt)
         self.ledger.settle_all([5], NOT_WRITTEN)
         self.ledger.made_up.note_list(3, self.listed)
-        self.ledger.made_up.note_receipts(self.told)
+        self.ledger.made_up.note_receipts(self.reported)
         self.ledger.made_up.note_unanswered(self.unanswered)
         log, letters, handled = Log(self.ledger), Letters("events", "group"), Handled(self.folder)
         for offset, raw in self.log.items():
@@ -99,9 +99,9 @@ def swap(course: Course, one: int, other: int) -> None:
         (lambda course: swap(course, 0, 1), "overtook an earlier one"),
         (lambda course: course.log.pop(22), "acknowledged records that are missing"),
         (lambda course: course.log.pop(23), "name another place"),
-        (lambda course: course.told.append(Receipt("of-a-receipt")), "acknowledged records that are missing"),
+        (lambda course: course.reported.append(Receipt("of-a-receipt")), "acknowledged records that are missing"),
         (
-            lambda course: course.told.append(Receipt("of-nobody", error="e", outcome="not_written")),
+            lambda course: course.reported.append(Receipt("of-nobody", error="e", outcome="not_written")),
             "written after all",
         ),
         (lambda course: course.listed.reverse(), "overtook an earlier one"),

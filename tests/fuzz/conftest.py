@@ -23,5 +23,5 @@ def fuzzing(request: pytest.FixtureRequest) -> Fuzzing:
 
 @pytest.fixture(scope="package")
 def services(bootstrap_servers: str, logs: Path) -> Iterator[Services]:
-    """Both services, which need a key for whatever changes something."""
+    """Both services, which need a key for each change."""
     yield from fuzzed(bootstrap_servers, logs, API_KEY=KEY)

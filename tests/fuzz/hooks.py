@@ -1,4 +1,4 @@
-"""What Schemathesis must be told about the services, which their documents cannot say."""
+"""What Schemathesis must know about the services, which their documents cannot say."""
 
 import re
 from typing import Any
@@ -30,7 +30,7 @@ WRONG_TYPE_OF_TEXT = re.compile(r"parameter `(key|reason)` in query - incorrect 
 
 @schemathesis.serializer(NDJSON)
 def lines(_: schemathesis.SerializationContext, body: object) -> bytes:
-    """Send text as it is: each line of it is answered by a line, whatever it holds."""
+    """Send text as it is: each line of it is answered by a line."""
     return body if isinstance(body, bytes) else str(body).encode("utf-8", "replace")
 
 

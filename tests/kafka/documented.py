@@ -1,4 +1,4 @@
-"""The calls that an OpenAPI document tells of, each as whoever tries it out on the page would make it first."""
+"""The calls of an OpenAPI document, each as somebody who tries it out on the page would make it first."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ def calls_of(document: Mapping[str, Any]) -> Iterator[Call]:
             yield Call(method, path.format(**in_path), query, media_type, body, answers)
 
 
-def example_of(described: Mapping[str, Any]) -> Any:  # noqa: ANN401 - whatever JSON has
+def example_of(described: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
     """Return the first example of a parameter or a body, or the default of one that has none."""
     if "example" in described:
         return described["example"]

@@ -109,11 +109,11 @@ def _serve(orders: socket.socket) -> tuple[Sequence[str], str]:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        told = json.loads(order)
+        given = json.loads(order)
         os.environ.clear()
-        os.environ.update(told["env"])
-        os.chdir(told["cwd"])
-        return told["command"], told["cwd"]
+        os.environ.update(given["env"])
+        os.chdir(given["cwd"])
+        return given["command"], given["cwd"]
 
 
 def _keep(connection: socket.socket, pid: int, log: int) -> None:

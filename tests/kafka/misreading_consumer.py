@@ -18,7 +18,7 @@ class Damaged:
     def __init__(self, batch: Any) -> None:  # noqa: ANN401 - aiokafka ships no types
         self._batch = batch
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a batch has
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all that a batch has
         return getattr(self._batch, name)
 
     def validate_crc(self) -> bool:

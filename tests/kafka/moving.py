@@ -9,7 +9,7 @@ BOOTSTRAP, FIRST, SECOND = "127.0.0.4", "127.0.0.5", "127.0.0.6"
 
 
 class Moving(Relays):
-    """Relays to a broker on a port of 127.0.0.1, which its clients are told to find elsewhere."""
+    """Relays to a broker on a port of 127.0.0.1, whose answers send its clients elsewhere."""
 
     def __init__(self, port: int) -> None:
         self.bootstrap_servers = f"{BOOTSTRAP}:{port}"

@@ -9,7 +9,7 @@ from services import Service
 CALLERS = 60
 """At a time: some twenty times as many of the largest calls as are taken."""
 MAX_MEMORY_BYTES = 600e6
-"""Bytes that a service may take, whatever it is asked for."""
+"""Bytes that a service may take under any load."""
 
 
 def statuses_of_many(service: Service, method: str, path: str, content: bytes = b"", times: int = CALLERS) -> set[int]:

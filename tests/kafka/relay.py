@@ -1,6 +1,6 @@
 """Relays between services and brokers, each of which may be closed, cut or slowed.
 
-Brokers tell their clients to come to 127.0.0.1. A relay listens on a broker's own port at another address of the
+Brokers advertise 127.0.0.1 to their clients. A relay listens on a broker's own port at another address of the
 loopback network (127.0.0.2 and on: Linux answers on all of them), and replaces the brokers' address in every answer by
 another one. It is as long, so no length in the protocol changes.
 """
@@ -24,7 +24,7 @@ def advertised_by(ports: Sequence[int]) -> re.Pattern[bytes]:
 
 
 class Link:
-    """Connections to one broker by way of `host`; services are told to find the brokers where `named` says."""
+    """Connections to one broker by way of `host`; answers send services to the address that `named` returns."""
 
     def __init__(self, host: str, port: int, advertised: re.Pattern[bytes], named: Callable[[], str]) -> None:
         self.delay = 0.0

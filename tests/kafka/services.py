@@ -85,7 +85,7 @@ class Record(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """A record to write as it is, whatever is wrong with it."""
+    """A record to write as it is, right or wrong."""
 
     value: bytes | None
     key: bytes | None = None

@@ -264,13 +264,13 @@ def test_a_produce_quota_refuses_records_before_they_are_taken_and_says_when_to_
 ) -> None:
     with pipeline.producer() as producer:
         producer.until_healthy()
-        told: dict[str, str] = {}
+        reported: dict[str, str] = {}
 
         def post(number: int) -> httpx.Response:
             events = [event(f"{number}-{index}") for index in range(1_000)]
             answer = producer.http.post("/producers/events", json=events)
             for receipt in answer.json().get("receipts", []):
-                told[receipt["id"]] = receipt.get("outcome", "delivered")
+                reported[receipt["id"]] = receipt.get("outcome", "delivered")
             return answer
 
         with quota(bootstrap_servers, "producer", "producer_byte_rate", 50_000):
@@ -282,10 +282,10 @@ def test_a_produce_quota_refuses_records_before_they_are_taken_and_says_when_to_
             health = producer.http.get("/health-check")
             assert health.status_code == 200
             assert "Kafka throttles this client by its quota" in health.json()["detail"]
-        assert "unknown" not in told.values()
-        assert "delivered" in told.values()
+        assert "unknown" not in reported.values()
+        assert "delivered" in reported.values()
         on_topic = {record.key.decode() for record in pipeline.records() if record.key}
-        assert on_topic == {event_id for event_id, outcome in told.items() if outcome == "delivered"}
+        assert on_topic == {event_id for event_id, outcome in reported.items() if outcome == "delivered"}
 
 
 def test_refused_records_are_reported_with_the_brokers_words_and_make_the_service_unhealthy_until_some_are_taken(

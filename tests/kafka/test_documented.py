@@ -17,7 +17,7 @@ def services(bootstrap_servers: str, logs: Path) -> Iterator[dict[str, Service]]
 
 
 def consuming(service: Service) -> Service:
-    """Have a consumer consume, whatever the call before it did."""
+    """Have a consumer consume, also after a call that stopped it."""
     service.post("/consumers/start")
     service.post("/consumers/resume")
     wait_until(lambda: service.status()["state"] == "running" and service.status()["partitions"])

@@ -66,7 +66,7 @@ def services(pipeline: Pipeline) -> Iterator[tuple[Service, Service]]:
 
 @pytest.fixture
 def curl() -> list[str]:
-    """A curl that offers HTTP/2, and what it is told each time; where CI runs there must be one."""
+    """A curl that offers HTTP/2, and its arguments of each call; where CI runs there must be one."""
     path = shutil.which("curl")
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no curl on this machine")

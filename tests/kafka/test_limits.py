@@ -82,7 +82,7 @@ def test_with_a_key_only_those_who_have_it_change_anything(pipeline: Pipeline, t
             ).status_code
             == 401
         )
-        told = {**os.environ, "API_KEY_FILE": str(keys), "PRODUCER_PORT": str(producer.port)}
+        variables = {**os.environ, "API_KEY_FILE": str(keys), "PRODUCER_PORT": str(producer.port)}
         called = [
             sys.executable,
             "-m",
@@ -91,7 +91,7 @@ def test_with_a_key_only_those_who_have_it_change_anything(pipeline: Pipeline, t
             "POST",
             "/producers/events/generate?number=2",
         ]
-        subprocess.run(called, cwd=ROOT, env=told, check=True, capture_output=True)
+        subprocess.run(called, cwd=ROOT, env=variables, check=True, capture_output=True)
         assert "of-all-keys" not in producer.log.read_text()
     assert len(pipeline.records()) == 4
 

@@ -112,11 +112,11 @@ def test_a_failed_download_is_reported_in_one_line_with_the_other_ways_to_get_a_
     nowhere = f"http://127.0.0.1:{free_port()}"
     tool = local_kafka("--port", free_port(), XDG_CACHE_HOME=tmp_path, HTTPS_PROXY=nowhere, NO_PROXY="")
     _, errors = tool.communicate(timeout=60)
-    (told,) = [line for line in errors.splitlines() if line.startswith("local_kafka:")]
+    (reported,) = [line for line in errors.splitlines() if line.startswith("local_kafka:")]
     assert tool.returncode == 1
     assert "Traceback" not in errors
-    assert "docker compose up kafka" in told
-    assert "KAFKA_BOOTSTRAP_SERVERS" in told
+    assert "docker compose up kafka" in reported
+    assert "KAFKA_BOOTSTRAP_SERVERS" in reported
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

@@ -1,4 +1,4 @@
-"""Whatever happens, health, status, group, metrics and Kafka itself say the same of a consumer."""
+"""In every state, health, status, group, metrics and Kafka itself say the same of a consumer."""
 
 import asyncio
 import time

@@ -31,10 +31,10 @@ def pipeline(kafka: LocalKafka, logs: Path) -> Pipeline:
 
 
 class Callers:
-    """Callers that send events, one request after the other, and note what they were told of each."""
+    """Callers that send events, one request after the other, and note the outcome of each."""
 
     def __init__(self, producer: Service, count: int = 3) -> None:
-        self.told: dict[str, str] = {}
+        self.reported: dict[str, str] = {}
         self.longest = 0.0
         self.statuses: set[int] = set()
         self.untrue: list[str] = []
@@ -55,7 +55,7 @@ class Callers:
             thread.join()
 
     def those(self, outcome: str) -> set[str]:
-        return {event_id for event_id, told in list(self.told.items()) if told == outcome}
+        return {event_id for event_id, reported in list(self.reported.items()) if reported == outcome}
 
     def _call(self) -> None:
         with httpx.Client(timeout=60) as http:
@@ -84,7 +84,7 @@ class Callers:
         if [receipt["id"] for receipt in receipts] != [one["id"] for one in events]:
             self.untrue.append(f"receipts of others: {answer.text[:200]}")
         for receipt in receipts:
-            self.told[receipt["id"]] = receipt.get("outcome", "delivered")
+            self.reported[receipt["id"]] = receipt.get("outcome", "delivered")
 
 
 def assert_truthful(callers: Callers, pipeline: Pipeline) -> None:
@@ -139,7 +139,7 @@ def test_lines_that_are_streamed_through_an_outage_are_each_answered_in_time(
     kafka: LocalKafka, pipeline: Pipeline
 ) -> None:
     async def talk(producer: Service) -> dict[str, str]:
-        told: dict[str, str] = {}
+        reported: dict[str, str] = {}
         async with Lines.opened(producer) as lines:
             receipts = lines.receipts()
 
@@ -149,8 +149,8 @@ def test_lines_that_are_streamed_through_an_outage_are_each_answered_in_time(
                 receipt = await anext(receipts)
                 assert receipt["id"] == event_id
                 assert time.monotonic() - began < BOUND + SLACK
-                told[event_id] = receipt.get("outcome", "delivered")
-                return told[event_id]
+                reported[event_id] = receipt.get("outcome", "delivered")
+                return reported[event_id]
 
             assert await outcome_of("before") == "delivered"
             kafka.suspend(0)
@@ -162,14 +162,14 @@ def test_lines_that_are_streamed_through_an_outage_are_each_answered_in_time(
                 if await outcome_of(f"after-{attempt}") == "delivered":
                     break
             await lines.end()
-        return told
+        return reported
 
     with pipeline.producer() as producer:
         producer.until_healthy()
-        told = in_time(talk(producer))
+        reported = in_time(talk(producer))
         on_topic = pipeline.records_by_key()
-        assert list(told.values())[-1] == "delivered"
-        for event_id, outcome in told.items():
+        assert list(reported.values())[-1] == "delivered"
+        for event_id, outcome in reported.items():
             assert outcome == "unknown" or (event_id in on_topic) == (outcome == "delivered")
 
 

@@ -79,7 +79,7 @@ def test_a_topic_that_is_recreated_while_it_is_consumed_is_consumed_once_from_it
         recreated.until_handled(last)
         handled = recreated.handled()
         assert {one: handled[one] for one in new if handled[one] != 1} == {}
-        told = [move for move in service.status()["moves"] if move["reason"] == "recreated"]
-        assert {move["partition"] for move in told} >= set(range(PARTITIONS))
-        assert [(move["after"], move["skipped"]) for move in told] == [(0, 0)] * len(told)
+        reported = [move for move in service.status()["moves"] if move["reason"] == "recreated"]
+        assert {move["partition"] for move in reported} >= set(range(PARTITIONS))
+        assert [(move["after"], move["skipped"]) for move in reported] == [(0, 0)] * len(reported)
         assert service.status()["skipped_count"] == 0

@@ -38,7 +38,7 @@ def kafka(startable_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def pipeline(kafka: SecuredKafka, logs: Path) -> Pipeline:
-    """Topics and group that whoever administers Kafka has made, and the least rights that the two services need."""
+    """Topics and group that an administrator has made, and the least rights that the two services need."""
     made = Pipeline(kafka.open_door, logs)
     made.create_topics(partitions=2)
     kafka.allow("events-producer", TOPIC, made.topic, "write", "describe configs")
@@ -50,7 +50,7 @@ def pipeline(kafka: SecuredKafka, logs: Path) -> Pipeline:
 
 
 def allow_redrives(kafka: SecuredKafka, pipeline: Pipeline) -> None:
-    """Give the rights that it takes beside the least, to show dead letters and to send them back."""
+    """Give the rights that it takes, besides the least, to show dead letters and to send them back."""
     kafka.allow("events-consumer", TOPIC, pipeline.topic, "write")
     kafka.allow("events-consumer", TOPIC, pipeline.dead_letter_topic, "read")
     kafka.allow("events-consumer", TOPIC, f"{pipeline.dead_letter_topic}-redriven", "read", "write")
@@ -175,8 +175,8 @@ def test_why_nobody_is_let_in_is_reported_in_words(cases: dict[str, dict[str, st
     async def ask() -> list[str | None]:
         return [await diagnosed(client_options(read_settings(case), "producer")) for case in cases.values()]
 
-    told = dict(zip(cases, asyncio.run(ask()), strict=True))
-    assert {words: reason for words, reason in told.items() if words not in (reason or "")} == {}
+    reported = dict(zip(cases, asyncio.run(ask()), strict=True))
+    assert {words: reason for words, reason in reported.items() if words not in (reason or "")} == {}
 
 
 def test_who_is_not_let_in_says_why_and_is_let_in_once_that_is_mended(

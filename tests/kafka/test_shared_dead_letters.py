@@ -273,18 +273,18 @@ def test_copies_of_a_record_that_two_groups_refuse_grow_by_one_with_each_redrive
             assert Counter(record.key for record in pipeline.records()) == dict.fromkeys(
                 [b"key", b"old"], 1 + 2 * (redrives + 1)
             )
-        told = pipeline.until_lettered(consumers, 8)
-        assert [one["dead_lettered_count"] for one in told] == [8, 8]
-        assert [one["passed_over_count"] for one in told] == [6, 6]
+        reported = pipeline.until_lettered(consumers, 8)
+        assert [one["dead_lettered_count"] for one in reported] == [8, 8]
+        assert [one["passed_over_count"] for one in reported] == [6, 6]
         held = {letter["group"]: letter for letter in newest(consumers[0], 16) if letter["key"] == {"text": "old"}}
         refusing.unlink()
         for consumer, group in zip(consumers, groups, strict=True):
             place = {"partition": held[group]["partition"], "offset": held[group]["offset"]}
             assert consumer.redrive(**place) == 1
-        told = pipeline.until_lettered(consumers, 8)
+        reported = pipeline.until_lettered(consumers, 8)
         assert [(tmp_path / group).read_text().split() for group in groups] == [["old"], ["old"]]
         assert [len(consumer.messages()) for consumer in consumers] == [1, 1]
-        assert [(one["messages_consumed_count"], one["passed_over_count"]) for one in told] == [(1, 7), (1, 7)]
+        assert [(one["messages_consumed_count"], one["passed_over_count"]) for one in reported] == [(1, 7), (1, 7)]
         passed_over = 'consumer_records_passed_over_total{reason="for_another_group",stream="events"} 7.0'
         assert all(passed_over in consumer.http.get("/metrics").text for consumer in consumers)
         assert {len(record.headers) for record in pipeline.records()[2:]} == {4}

@@ -1,4 +1,4 @@
-"""What is shown as the newest, whatever clients write as timestamps."""
+"""What is shown as the newest does not depend on the timestamps that clients write."""
 
 import time
 

@@ -69,7 +69,7 @@ def test_one_trace_leads_from_the_call_over_the_record_to_the_handler_and_quotes
         assert span is call or (span.parent is not None and span.parent.span_id == call.context.span_id)
     for record in pipeline.records():
         assert [name for name, _ in record.headers] == ["traceparent"]
-    told = [
+    reported = [
         (span.name, dict(span.attributes or {}), span.events, span.status) for span in exporter.get_finished_spans()
     ]
-    assert content_in("\n".join(map(str, told))) == []
+    assert content_in("\n".join(map(str, reported))) == []

@@ -223,9 +223,9 @@ def test_keys_that_are_weak_or_may_be_misread_stop_the_start_with_one_line_that_
     for variable, value in (("API_KEY", wrong), ("API_KEY_FILE", str(file))):
         with pytest.raises(WrongSetting, match=rf"^{variable}: key [12] [^\n]*$") as raised:
             read_settings({variable: value})
-        told = str(raised.value)
-        assert not [part for part in ("s3cret", "ada", "abc", ADAS, NAMELESS, OTHER) if part in told]
-        assert re.search("write name:key|openssl rand|give each its own|leave one out", told)
+        reported = str(raised.value)
+        assert not [part for part in ("s3cret", "ada", "abc", ADAS, NAMELESS, OTHER) if part in reported]
+        assert re.search("write name:key|openssl rand|give each its own|leave one out", reported)
 
 
 def test_a_file_of_keys_that_is_missing_or_empty_stops_the_start(tmp_path: Path) -> None:

@@ -39,20 +39,20 @@ def test_where_no_database_is_reached_the_printed_lines_and_the_file_say_that_no
     result = tmp_path / "dist" / "audit.txt"
     with pytest.raises(SystemExit) as ended:
         main(lambda: "no route to host", result)
-    told = result.read_text()
-    assert (ended.value.code, told) == (NOT_RUN, capsys.readouterr().out)
-    assert told == "THE AUDIT WAS NOT RUN, nothing was audited: no route to host\n"
+    reported = result.read_text()
+    assert (ended.value.code, reported) == (NOT_RUN, capsys.readouterr().out)
+    assert reported == "THE AUDIT WAS NOT RUN, nothing was audited: no route to host\n"
 
 
 def test_a_run_of_tests_ends_with_what_was_not_audited_and_its_own_closing_line(tmp_path: Path) -> None:
-    told = tmp_path / "audit.txt"
-    told.write_text("THE AUDIT WAS NOT RUN\n")
+    reported = tmp_path / "audit.txt"
+    reported.write_text("THE AUDIT WAS NOT RUN\n")
     plugins = [
         f"-pno:{name}" for name in ("xdist", "schemathesis", "hypothesispytest", "anyio")
     ]  # they take their time
     command = [sys.executable, "-m", "pytest", "--collect-only", *plugins, __file__, "-k", "known_fails"]
     run = subprocess.run(
-        command, env=os.environ | {"NOT_AUDITED": str(told)}, capture_output=True, text=True, check=False
+        command, env=os.environ | {"NOT_AUDITED": str(reported)}, capture_output=True, text=True, check=False
     )
     *_, section, line, closing = run.stdout.splitlines()
     assert "NOT AUDITED" in section

@@ -1,4 +1,4 @@
-"""What a Kafka client met is told as long as it describes the client, and no longer."""
+"""What a Kafka client met is reported as long as it describes the client, and no longer."""
 
 import socket
 import ssl

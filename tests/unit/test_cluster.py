@@ -1,4 +1,4 @@
-"""What is told of a cluster that cannot be used names what is wrong with it."""
+"""The report of a cluster that cannot be used names what is wrong with it."""
 
 import asyncio
 from types import SimpleNamespace

@@ -317,7 +317,7 @@ async def test_the_server_logs_of_which_request_the_answer_broke_off(method: str
     app.register(broken)
     token = request_id.set(None)
     try:
-        with pytest.raises(Exception):  # noqa: B017, PT011 - whatever Litestar makes of it
+        with pytest.raises(Exception):  # noqa: B017, PT011 - the error that Litestar makes of it
             await answered("/broken", {"x-request-id": "the-broken"}, app=app, method=method)
         assert request_id.get() == "the-broken"
     finally:
@@ -424,12 +424,12 @@ def test_what_is_logged_for_a_request_has_its_name(
     caplog.handler.addFilter(with_request)
     consumer.post("/consumers/pause", headers={"X-Request-Id": "the-pause"})
     consumer.post("/consumers/resume", headers={"X-Request-Id": "the-resume"})
-    told = [
+    reported = [
         (record.getMessage(), vars(record)["request_id"])
         for record in caplog.records
         if record.name == "apps.consumer.operating.routes"
     ]
-    assert told == [
+    assert reported == [
         ("an operator asked for pause of events: it is starting", "the-pause"),
         ("an operator asked for resume of events: it is starting", "the-resume"),
     ]

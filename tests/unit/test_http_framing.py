@@ -135,7 +135,7 @@ REFUSED = {
     "an encoding instead of chunks": POST + "Transfer-Encoding: identity\r\n\r\n",
     "an encoding before chunks": POST + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "chunks within chunks": POST + "Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
-    "chunks told in two headers": POST + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunks in two headers": POST + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "a header on two lines": POST + "Content-Length: 0\r\nX: a\r\n b\r\n\r\n",
     "HTTP/2.0": POST.replace("HTTP/1.1", "HTTP/2.0") + "Content-Length: 63\r\n\r\n",
     "HTTP/0.9": POST.replace("HTTP/1.1", "HTTP/0.9") + "Content-Length: 63\r\n\r\n",

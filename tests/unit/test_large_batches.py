@@ -240,7 +240,7 @@ LIES: dict[str, tuple[int, bytes]] = {
     "no zstd": (4, b"no zstd at all"),
     "no gzip": (1, b"no gzip at all"),
     "gzip of nothing": gzipped(b""),
-    "an unknown codec": (7, b"whatever"),
+    "an unknown codec": (7, b"anything"),
     "a record of a negative length": gzipped(varint(-5) + bytes(9 * MB)),
     "a record that is longer than the batch": gzipped(varint(15 * MB) + bytes(9 * MB)),
     "a number without an end": gzipped(b"\xff" * 9 * MB),

@@ -30,7 +30,7 @@ EVENT = re.compile(r"id: (\S+)\ndata: (.*)\n\n")
 
 
 class Topic(StoredTopic):
-    """A topic, and how a copy of the service reads it: some records at a time, and late."""
+    """A topic, and how an instance of the service reads it: some records at a time, and late."""
 
     def __init__(self, chance: Random) -> None:
         super().__init__({number: [] for number in range(PARTITIONS)})
@@ -64,7 +64,7 @@ class Topic(StoredTopic):
 
 
 class Copy:
-    """A copy of the service, with its live tail."""
+    """An instance of the service, with its live tail."""
 
     def __init__(self, topic: Topic, background: Background, **limits: float) -> None:
         reader = cast("LogReader", topic)
@@ -123,7 +123,7 @@ async def keep_writing(topic: Topic, times: int) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("wanted", [None, is_wanted])
-async def test_whoever_goes_from_copy_to_copy_is_given_each_record_once_and_in_order(
+async def test_whoever_goes_from_instance_to_instance_is_given_each_record_once_and_in_order(
     background: Background, seed: int, wanted: Wanted | None
 ) -> None:
     chance = Random(seed)
@@ -201,7 +201,7 @@ async def test_a_caller_that_reads_too_slowly_gets_a_last_event_and_is_cut_off(b
 
 
 class Stalling(Topic):
-    """A topic that is not answered any more once it is told to stall; `fails` has its reader say so."""
+    """A topic that is not answered any more once it stalls; `fails` has its reader say so."""
 
     def __init__(self) -> None:
         super().__init__(Random(1))

@@ -5,8 +5,8 @@ from tools.local_page import with_local_page
 
 
 def page_settings(environment: dict[str, str]) -> tuple[str, str]:
-    told = with_local_page(environment)
-    return told["PRODUCER_URL"], told["CORS_ORIGINS"]
+    variables = with_local_page(environment)
+    return variables["PRODUCER_URL"], variables["CORS_ORIGINS"]
 
 
 def test_the_page_and_the_producer_of_this_machine_find_each_other() -> None:
@@ -32,9 +32,9 @@ def test_they_do_over_ipv6_too(host: str) -> None:
 @pytest.mark.parametrize("value", ["", "https://events.example"])
 @pytest.mark.parametrize("variable", ["PRODUCER_URL", "CORS_ORIGINS"])
 def test_what_somebody_has_set_stays_even_when_it_is_nothing(variable: str, value: str) -> None:
-    told = with_local_page({variable: value, "OTHER": "kept"})
-    assert (told[variable], told["OTHER"]) == (value, "kept")
-    assert len(told) == 3
+    variables = with_local_page({variable: value, "OTHER": "kept"})
+    assert (variables[variable], variables["OTHER"]) == (value, "kept")
+    assert len(variables) == 3
 
 
 @pytest.mark.parametrize("wrong", [{"CONSUMER_PORT": "http"}, {"CORS_ORIGINS": "*"}, {"HOST": "no host name"}])

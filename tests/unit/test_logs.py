@@ -158,8 +158,8 @@ def test_an_error_is_reported_in_one_line_and_its_kind_once() -> None:
 
 
 def test_an_error_that_quotes_bytes_that_are_no_utf_8_can_be_shown() -> None:
-    told = one_line(OSError(2, "no such file", b"caf\xe9".decode("utf-8", "surrogateescape")))
-    assert told == "FileNotFoundError: [Errno 2] no such file: 'caf\\udce9'"
+    reported = one_line(OSError(2, "no such file", b"caf\xe9".decode("utf-8", "surrogateescape")))
+    assert reported == "FileNotFoundError: [Errno 2] no such file: 'caf\\udce9'"
     assert one_line(ValueError(b"caf\xe9".decode("utf-8", "surrogateescape"))) == "ValueError: caf\\udce9"
     assert msgspec.json.encode(one_line(ValueError("\ud83d"))) == b'"ValueError: \\\\ud83d"'
 

@@ -176,7 +176,7 @@ async def test_a_call_of_the_handler_counts_by_how_it_ended_and_changes_nothing(
     raised: BaseException | None = None
     try:
         await HandlerMetrics(registry).timed("events", handle)(batch_of(EVENTS, EVENT))
-    except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001 - whatever the handler raises
+    except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001 - any error of the handler
         raised = caught
     assert raised is error
     assert handled == ([] if error else [EVENT])

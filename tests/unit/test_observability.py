@@ -96,8 +96,8 @@ def test_an_expression_selects_and_shows_what_a_service_has(
                 assert matcher.value in shown[name][matcher.name]
     kept = {label for node in nodes(expression) if isinstance(node, promql.AggregateExpr) for label in kept_by(node)}
     assert kept <= known
-    told = set(re.findall(r"\$labels\.(\w+)|{{(\w+)}}", text))
-    assert {first or second for first, second in told} <= (kept or known)
+    named = set(re.findall(r"\$labels\.(\w+)|{{(\w+)}}", text))
+    assert {first or second for first, second in named} <= (kept or known)
 
 
 def kept_by(aggregation: promql.AggregateExpr) -> list[str]:

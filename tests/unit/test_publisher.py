@@ -888,15 +888,15 @@ async def test_records_that_are_not_taken_count_as_not_written() -> None:
 
 
 async def test_the_time_of_each_acknowledged_batch_is_reported_and_of_no_other() -> None:
-    told: list[float] = []
+    reported: list[float] = []
     async with bench(partitions=2) as b:
-        b.route.acknowledged_after = told.append
+        b.route.acknowledged_after = reported.append
         broker, publishing = await b.on_its_way(b"a", b"b", keys=keys_of_two_partitions())
         broker.batches[0].confirm(0)
         broker.batches[1].fail(errors.MessageSizeTooLargeError())
         await publishing
-    assert len(told) == 1
-    assert told[0] >= 0
+    assert len(reported) == 1
+    assert reported[0] >= 0
 
 
 class Following(Traces):
@@ -916,7 +916,7 @@ async def test_records_of_two_traces_never_travel_in_one_batch_and_those_of_one_
         b.publisher._traces = following = Following()
         broker = b.connect()
         broker.takes.clear()
-        calls = [b.publish(b"in hand")]
+        calls = [b.publish(b"in flight")]
         await until(lambda: broker.asked == 1)
         for trace, value in [("1", b"a"), ("1", b"b"), ("2", b"c"), ("", b"d"), ("", b"e"), ("1", b"f")]:
             following.current = {"traceparent": trace} if trace else None
@@ -928,7 +928,7 @@ async def test_records_of_two_traces_never_travel_in_one_batch_and_those_of_one_
         broker.confirm_all()
         await asyncio.gather(*calls)
     assert sent == [
-        (None, [b"in hand"]),
+        (None, [b"in flight"]),
         ({"traceparent": "1"}, [b"a", b"b"]),
         ({"traceparent": "2"}, [b"c"]),
         (None, [b"d", b"e"]),

@@ -302,7 +302,7 @@ async def test_what_is_accepted_of_a_partition_ends_when_none_of_its_records_wai
 
 async def test_records_wait_behind_the_position_of_a_partition_that_is_read() -> None:
     client = GroupMember({0: 5, 1: 5})
-    assert await records_waiting(cast("Any", client)) == {}, "no fetch has told"
+    assert await records_waiting(cast("Any", client)) == {}, "no fetch has returned"
     ends = {0: 5, 1: 6}
     client.last_stable_offset = lambda tp: ends[tp.partition]  # type: ignore[method-assign, assignment]  # what was fetched
     first, second = (TopicPartition(TOPIC, number) for number in (0, 1))

@@ -1,4 +1,4 @@
-"""Whatever way a handler tells its failures: the good records are handled once, and the others dead-lettered once."""
+"""In every way of reporting failures, good records are handled once, and the others dead-lettered once."""
 
 import random
 from collections import Counter

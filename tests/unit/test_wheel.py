@@ -30,9 +30,9 @@ def test_the_wheel_holds_every_file_of_the_services_and_nothing_else(wheel: ZipF
 def test_the_wheel_says_its_version_and_carries_its_licence(wheel: ZipFile) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     folder = f"people_over_kafka-{project['version']}.dist-info"
-    told = Parser().parsestr(wheel.read(f"{folder}/METADATA").decode())
-    assert told["Version"] == project["version"]
-    assert told["License-Expression"] == project["license"]
+    metadata = Parser().parsestr(wheel.read(f"{folder}/METADATA").decode())
+    assert metadata["Version"] == project["version"]
+    assert metadata["License-Expression"] == project["license"]
     assert wheel.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
 
 

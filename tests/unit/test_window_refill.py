@@ -25,12 +25,12 @@ def topic_of(*counts: int) -> StoredTopic:
 
 
 async def refilled(topic: StoredTopic, committed: dict[int, int | None], size: int) -> Window:
-    async def told() -> dict[int, int | None]:
+    async def read() -> dict[int, int | None]:
         return committed
 
     window, background = Window(size), Background()
     async with background.open():
-        refill = Refill(window, cast(LogReader, topic), told, background, EVENTS.decode, "events-consumer")
+        refill = Refill(window, cast(LogReader, topic), read, background, EVENTS.decode, "events-consumer")
         refill.begin(list(committed))
         await until(lambda: refill._running is not None and refill._running.done())
     assert background.failure is None
@@ -57,11 +57,11 @@ async def test_partitions_are_refilled_though_more_of_one_is_committed_than_ther
 
 
 async def test_what_could_be_read_is_in_the_window_though_the_rest_cannot_be() -> None:
-    async def told() -> dict[int, int | None]:
+    async def read() -> dict[int, int | None]:
         return {0: 3, 1: 3}
 
     window, background, topic = Window(6), Background(), topic_of(3, 3)
     topic.damaged = {1}
     async with background.open():
-        Refill(window, cast(LogReader, topic), told, background, EVENTS.decode, "events-consumer").begin([0, 1])
+        Refill(window, cast(LogReader, topic), read, background, EVENTS.decode, "events-consumer").begin([0, 1])
         await until(lambda: len(window) == 3)

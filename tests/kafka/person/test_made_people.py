@@ -25,7 +25,7 @@ def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
 def producer(pipeline: Pipeline) -> Iterator[Service]:
     with pipeline.shipped("producer", "PEOPLE") as service:
         yield service.until_healthy()
-        assert not any(told in service.log.read_text() for told in PERSONAL)
+        assert not any(reported in service.log.read_text() for reported in PERSONAL)
 
 
 def assert_written(people: list[dict[str, Any]], found: dict[str, Record]) -> None:

@@ -1,8 +1,8 @@
 """Shows where time goes: `uv run --group bench python -m benchmarks.profile [--seconds 8]`.
 
-Looks at a service under load 500 times a second (py-spy, from outside) and tells whose code it was in: that of a
+Looks at a service under load 500 times a second (py-spy, from outside) and reports whose code it was in: that of a
 library, Python's own, or this project's. It does not stop the service to look: one that is stopped is found at its next
-system call, whatever it did before. Starts a Kafka and the services for itself, and ends them. On Linux it needs
+system call instead. Starts a Kafka and the services for itself, and ends them. On Linux it needs
 the right to look at other processes of the same user (root has it; or kernel.yama.ptrace_scope=0).
 """
 

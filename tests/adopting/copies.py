@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def copy_with(how_to: str, folder: Path) -> Path:
     subprocess.run(["git", "add", "."], cwd=folder, check=True)
     for removed in REMOVAL.findall(text_of(how_to)):
         subprocess.run(["git", "rm", "-rqf", *shlex.split(removed)], cwd=folder, check=True)
+    if (known := ROOT / ".mypy_cache").exists():  # of the libraries, which take mypy a minute
+        shutil.copytree(known, folder / ".mypy_cache")
     changes = "".join(DIFF.findall(text_of(how_to)))
     subprocess.run(["git", "apply", "-"], cwd=folder, check=True, input=changes.encode())
     return folder

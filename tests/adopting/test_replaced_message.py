@@ -1,13 +1,11 @@
 """Where another message is put in the place of `Person`, as `docs/how-to/replace-the-message.md` says, all is green."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from copies import copy_with, size_of
-from services import ROOT
 
 HOW_TO = "replace-the-message.md"
 MAX_FILES, MAX_LINES = 4, 120
@@ -23,8 +21,6 @@ def test_it_takes_at_most_four_files_and_a_hundred_and_twenty_lines() -> None:
 
 def test_the_project_then_passes_its_own_checks(tmp_path: Path) -> None:
     project = copy_with(HOW_TO, tmp_path)
-    if (known := ROOT / ".mypy_cache").exists():  # of the libraries, which take mypy a minute
-        shutil.copytree(known, project / ".mypy_cache")
     given = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "NOT_AUDITED"))}
     environment = given | {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1"}
     for recipe in ("schema", CHECK):

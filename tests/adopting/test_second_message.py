@@ -112,9 +112,9 @@ def test_dead_letters_of_each_stream_are_shown_and_sent_back_apart(
     consumer, topic = orders["consumer"], str(of_orders(orders["consumer"])["topic"])
     Pipeline(bootstrap_servers, Path(), topic).write([Raw(b"no order")])
     wait_until(lambda: of_orders(consumer)["dead_lettered_count"] == 1)
-    (letter,) = consumer.get("/consumers/dead-letters", stream="orders")["dead_letters"]
+    (letter,) = consumer.letters(stream="orders")
     assert (letter["origin"]["topic"], letter["value"]["text"], letter["redriven"]) == (topic, "no order", False)
-    assert consumer.get("/consumers/dead-letters", stream="people")["dead_letters"] == []
+    assert consumer.letters(stream="people") == []
     sent_back = consumer.post("/consumers/dead-letters/redrive", json={"limit": 10})
     assert [one["stream"] for one in sent_back["dead_letters"]] == ["orders"]
     wait_until(lambda: of_orders(consumer)["dead_lettered_count"] == 2)

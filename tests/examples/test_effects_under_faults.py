@@ -97,7 +97,7 @@ def test_each_record_has_one_effect_after_many_faults(stage: Stage) -> None:
         wait_until(lambda: _has_letters(stage, poison), TAKES_S, "for the dead letters")
         wait_until(lambda: stage.origins() == len(stage.sent) - poison, TAKES_S, "for every other record")
         stage.database.accept()
-        while members.first.post("/consumers/dead-letters/redrive", json={"limit": 1_000})["redriven"]:
+        while members.first.redrive(limit=1_000):
             pass
         wait_until(lambda: stage.origins() == len(stage.sent), TAKES_S, "for what was redriven")
         stage.until_consumed(members.first)

@@ -37,7 +37,7 @@ def test_each_record_has_one_effect_whatever_is_killed_refused_redriven_and_read
         assert stage.origins() == len(stage.sent) - 3
 
         stage.database.accept()
-        assert second.post("/consumers/dead-letters/redrive", json={"limit": 10})["redriven"] == 3
+        assert second.redrive(limit=10) == 3
         wait_until(lambda: stage.origins() == len(stage.sent), what="for what was redriven")
         stage.expect_one_effect_each()
 

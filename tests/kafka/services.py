@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
 import httpx
+import psutil
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -487,6 +488,14 @@ def said_by(service: Service, sent: bytes) -> bytes:
         while more := connection.recv(65_536):
             said += more
     return said
+
+
+def ended(process: psutil.Process) -> bool:
+    """Return whether a process has ended, also one that process 1 has not taken note of yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _dotted(configs: dict[str, str]) -> dict[str, str]:

@@ -14,13 +14,12 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import NewTopic
-from services import ask, wait_until
+from services import ROOT, ask, ended, wait_until
 
 from tools.kafka_distribution import distribution, refuse_other_jars
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
 from tools.ports import free_ports
 
-ROOT = Path(__file__).parents[2]
 SOON = 20.0
 """Seconds that a condition may take."""
 Tool = Callable[..., subprocess.Popen[str]]
@@ -57,13 +56,6 @@ def local_kafka() -> Iterator[Tool]:
 
 def free_port() -> str:
     return str(free_ports(1)[0])
-
-
-def ended(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)  # until process 1 takes note
-    except psutil.NoSuchProcess:
-        return True
 
 
 async def send(kafka: LocalKafka, topic: str, value: bytes) -> None:

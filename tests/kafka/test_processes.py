@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from services import ROOT, wait_until
+from services import ROOT, ended, wait_until
 
 from contracts import STREAMS
 from tools.ports import free_ports
@@ -75,13 +75,6 @@ def command() -> Iterator[Callable[..., Command]]:
                 process.kill()
         with suppress(ChildProcessError):
             os.waitpid(one.pid, 0)
-
-
-def ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def until_all_ended(processes: list[psutil.Process]) -> None:

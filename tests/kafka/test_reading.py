@@ -103,13 +103,6 @@ def test_the_newest_of_the_whole_topic_are_the_same_whichever_instance_is_asked(
             assert newest(service, limit=1_000) == places(written)
 
 
-def test_what_no_consumer_has_read_yet_is_shown_too(consumer: Service, pipeline: Pipeline) -> None:
-    consumer.post("/consumers/stop")
-    written = write_events(pipeline, 7)
-    assert newest(consumer) == places(written)
-    assert consumer.messages() == []
-
-
 def test_records_are_found_by_key_text_partition_and_time(consumer: Service, pipeline: Pipeline) -> None:
     written = write_events(pipeline, 12)
     (marked,) = pipeline.write([Raw(value_of(event("k1", text="Grace Höpper")), b"k1")], partition=1)
@@ -151,12 +144,14 @@ def test_what_is_no_event_is_shown_as_what_it_is(consumer: Service, pipeline: Pi
     assert consumer.get(f"/consumers/messages/0/{written[1].offset}") == tombstone
 
 
-def test_one_record_is_found_by_its_offset_though_this_instance_never_consumed_it(
+def test_what_this_instance_never_consumed_is_shown_too_and_found_by_its_offset(
     consumer: Service, pipeline: Pipeline
 ) -> None:
     consumer.post("/consumers/stop")
     one = event("one")
     (written,) = pipeline.write([Raw(value_of(one), b"one", (("trace", b"1"),))], partition=2)
+    assert newest(consumer) == [(2, written.offset)]
+    assert consumer.messages() == []
     assert consumer.get(f"/consumers/messages/2/{written.offset}") == {
         "topic": pipeline.topic,
         "partition": 2,

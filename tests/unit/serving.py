@@ -7,15 +7,23 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import pytest
 import uvicorn
+from litestar import Litestar
 from litestar.types import ASGIApp
+from prometheus_client import CollectorRegistry
 from samples import LONG
 
+from apps.chassis.http.admission import Limit
 from apps.chassis.http.connection_limits import ConnectionLimits, LimitedProtocol
+from apps.chassis.http.problems import answer_error
+from apps.chassis.http.request_middleware import RequestMiddleware, admit
 from apps.chassis.settings import Settings
 from tests.event_services import create_producer
 
 Connect = Callable[[], Any]
+ON_UVLOOP = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
+"""Runs tests on the loop of the services: it raises where asyncio's own only warns."""
 
 
 @asynccontextmanager
@@ -102,3 +110,14 @@ async def answered(
     app = app or create_producer(Settings())
     await app(scope, receive, send)
     return sent
+
+
+def limited(handlers: list[Any], limit: Limit, settings: Settings | None = None) -> RequestMiddleware:
+    """Return an application whose calls count against a limit, as those of the services do."""
+    app = Litestar(
+        handlers,
+        before_request=admit(limit),
+        openapi_config=None,
+        exception_handlers={Exception: answer_error},
+    )
+    return RequestMiddleware(app, CollectorRegistry(), limit, settings or Settings(), asyncio.Event())

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from samples import until
-from serving import answer_to, closed, hello, serving
+from serving import ON_UVLOOP, answer_to, closed, hello, serving
 
 from apps.chassis.http.connection_limits import (
     ALL_HERE,
@@ -15,7 +15,7 @@ from apps.chassis.http.connection_limits import (
 from apps.chassis.service import server_config
 from apps.chassis.settings import Settings
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, ON_UVLOOP]
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ENDLESS = {
@@ -27,12 +27,6 @@ ENDLESS = {
     "trailers": b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
     + b"X: a\r\n" * 200_000,
 }
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    """Run on the loop of the services: it raises where asyncio's own only warns."""
-    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HT", GET[:-2], GET + b"GET /"], ids=["nothing", "some", "half", "next"])

@@ -2,8 +2,8 @@ import asyncio
 import json
 import re
 import tracemalloc
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from random import Random
 from typing import Any, cast
 
@@ -69,6 +69,13 @@ class Copy:
     def __init__(self, topic: Topic, background: Background, **limits: float) -> None:
         reader = cast("LogReader", topic)
         self.tail = Tail(reader, lambda: len(topic.records), background, EVENTS.decode, TailLimits(**limits))  # type: ignore[arg-type]  # some are whole numbers
+
+    @asynccontextmanager
+    async def greeted(self, wanted: Wanted | None = None) -> AsyncIterator[Pieces]:
+        """Follow from the end of the topic; the greeting is read."""
+        async with aclosing(self.tail.events(await self.tail.begin(None), wanted)) as pieces:
+            await anext(pieces)
+            yield pieces
 
     async def watch(self, seen: "Seen", least: int, wanted: Wanted | None = None) -> None:
         """Follow from where it was left until there are so many records."""
@@ -162,8 +169,7 @@ async def test_partitions_that_the_topic_gains_are_followed_from_their_start(bac
 async def test_a_caller_that_hears_nothing_for_long_is_sent_its_position(background: Background) -> None:
     topic = Topic(Random(1))
     copy = Copy(topic, background, heartbeat_s=0.01)
-    async with aclosing(copy.tail.events(await copy.tail.begin(None), lambda _: False)) as pieces:
-        await anext(pieces)
+    async with copy.greeted(lambda _: False) as pieces:
         topic.write(12)
         end = "_".join(f"{partition}-{len(records)}" for partition, records in topic.records.items())
         async with asyncio.timeout(LONG):
@@ -175,8 +181,7 @@ async def test_a_caller_that_hears_nothing_for_long_is_sent_its_position(backgro
 async def test_the_topic_is_read_only_while_somebody_watches(background: Background) -> None:
     topic = Topic(Random(1))
     copy = Copy(topic, background)
-    async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces:
-        await anext(pieces)
+    async with copy.greeted():
         assert background._tasks
     await until(lambda: not background._tasks)
 
@@ -188,8 +193,7 @@ def read(piece: bytes) -> list[Any]:
 async def test_a_caller_that_reads_too_slowly_gets_a_last_event_and_is_cut_off(background: Background) -> None:
     topic = Topic(Random(1))
     copy = Copy(topic, background, waiting_bytes=2_000)
-    async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces:
-        await anext(pieces)
+    async with copy.greeted() as pieces:
         waiting = asyncio.create_task(anext(pieces))
         await until(lambda: copy.tail._callers)
         topic.write(1)
@@ -221,8 +225,7 @@ class Stalling(Topic):
 async def test_a_heartbeat_says_that_all_is_well_only_while_the_topic_is_really_read(background: Background) -> None:
     topic = Stalling()
     copy = Copy(topic, background, heartbeat_s=0.05, retry_s=0.01)
-    async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces, asyncio.timeout(LONG):
-        await anext(pieces)
+    async with copy.greeted() as pieces, asyncio.timeout(LONG):
         assert (await anext(pieces)).startswith(b": all is well\n")
         topic.stalls.set()
         await anext(pieces)  # it was read since the last one, or not
@@ -239,8 +242,7 @@ async def test_a_heartbeat_says_that_all_is_well_only_while_the_topic_is_really_
 async def test_a_new_caller_does_not_rely_on_a_tail_that_is_cut_off(background: Background) -> None:
     topic = Stalling()
     copy = Copy(topic, background, stale_after_s=0.0)
-    async with aclosing(copy.tail.events(await copy.tail.begin(None), None)) as pieces:
-        await anext(pieces)
+    async with copy.greeted():
         topic.stalls.set()
         await everything_else_has_run()
         topic.write(5)

@@ -6,31 +6,21 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from litestar import Litestar, get, post
+from litestar import get, post
 from litestar.connection import Request
 from litestar.response import Response
 from litestar.types import Scope
-from prometheus_client import CollectorRegistry
 from samples import until
-from serving import Connect, serving
+from serving import ON_UVLOOP, Connect, limited, serving
 
 from apps.chassis.http.admission import Limit, UnsentAnswers, share_of
-from apps.chassis.http.problems import answer_error
 from apps.chassis.http.request_body import JSON, read_whole
-from apps.chassis.http.request_middleware import RequestMiddleware, admit
-from apps.chassis.settings import Settings
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, ON_UVLOOP]
 
 ROOM = 1_000_000
 MAX_CALLS = 3
 HEAD = b"POST /send HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    """Run on the loop of the services."""
-    return "asyncio", {"use_uvloop": True}
 
 
 class Served:
@@ -54,13 +44,7 @@ class Served:
             share_of(request.scope).take(ROOM // 2)
             return Response(b"a" * 100_000)
 
-        app = Litestar(
-            [send, large],
-            before_request=admit(self.limit),
-            openapi_config=None,
-            exception_handlers={Exception: answer_error},
-        )
-        self.app = RequestMiddleware(app, CollectorRegistry(), self.limit, Settings(), asyncio.Event())
+        self.app = limited([send, large], self.limit)
 
 
 async def begin(connect: Connect, sent: bytes) -> asyncio.StreamReader:

@@ -8,32 +8,23 @@ from typing import Any
 
 import msgspec
 import pytest
-from litestar import Litestar, get, post
+from litestar import get, post
 from litestar.connection import Request
 from litestar.response import Response
 from litestar.types import ASGIApp
-from prometheus_client import CollectorRegistry
 from samples import until
-from serving import Connect, closed, serving
+from serving import ON_UVLOOP, Connect, closed, limited, serving
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from apps.chassis.http.admission import UNSENT, Limit, UnsentAnswers, share_of
 from apps.chassis.http.connection_limits import LimitedProtocol
-from apps.chassis.http.problems import answer_error
-from apps.chassis.http.request_middleware import RequestMiddleware, admit
 from apps.chassis.settings import Settings
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, ON_UVLOOP]
 
 LARGE = 8 * 1024 * 1024
 """Bytes of a large answer: far more than the system holds of it for a caller that does not read."""
 ROOM = 3 * LARGE
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    """Run on the loop of the services."""
-    return "asyncio", {"use_uvloop": True}
 
 
 @get("/large", sync_to_thread=False)
@@ -57,14 +48,7 @@ def application(small_bytes: int = 0) -> ASGIApp:
         share_of(request.scope).require(small_bytes)
         return Response(b"a")
 
-    limit = Limit(ROOM)
-    app = Litestar(
-        [large, done, always, small],
-        before_request=admit(limit),
-        openapi_config=None,
-        exception_handlers={Exception: answer_error},
-    )
-    return RequestMiddleware(app, CollectorRegistry(), limit, Settings(root_path="/kafka"), asyncio.Event())
+    return limited([large, done, always, small], Limit(ROOM), Settings(root_path="/kafka"))
 
 
 class Caller:

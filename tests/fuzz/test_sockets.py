@@ -9,7 +9,7 @@ import psutil
 import pytest
 from fuzzing import KEY, Fuzzing, Services
 from mutations import bent
-from services import PATIENCE, Service, in_time, said_by
+from services import PATIENCE, Service, in_time
 
 MANY = 700
 """Connections at a time: more than wait for a request at a time, fewer than a process may have files open."""
@@ -79,6 +79,16 @@ def service(request: pytest.FixtureRequest, services: Services) -> Service:
 def size_of(service: Service) -> int:
     """Return the bytes of memory that a service takes."""
     return int(psutil.Process(service.process.pid).memory_info().rss)
+
+
+def said_by(service: Service, sent: bytes) -> bytes:
+    """Send something and return all that comes back until the service closes the connection."""
+    said = b""
+    with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as connection, suppress(ConnectionError):
+        connection.sendall(sent)
+        while more := connection.recv(65_536):
+            said += more
+    return said
 
 
 @pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED.keys())

@@ -111,6 +111,7 @@ async def test_orders_wait_while_their_handler_fails_and_refunds_do_not() -> Non
         await p.until(ORDERS, state="retrying", lag=1)
         assert (await p.consumer.get("/health-check?stream=orders")).status_code == HTTPStatus.SERVICE_UNAVAILABLE
         assert (await p.producer.post("/producers/refunds", json={"refund_id": "1"})).status_code == HTTPStatus.CREATED
+        await p.until(REFUNDS, messages_consumed_count=1)
         assert (await p.consumer.get("/health-check?stream=refunds")).status_code == HTTPStatus.OK
         orders.error = None
         await p.until(ORDERS, state="running", messages_consumed_count=1, dead_lettered_count=0, lag=0)

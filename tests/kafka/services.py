@@ -5,13 +5,12 @@ import itertools
 import json
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, TypeVar
@@ -478,16 +477,6 @@ def divided(*consumers: Service, partitions: int = 6) -> bool:
         return False
     held = [consumer.partitions() for consumer in consumers]
     return all(held) and sorted(itertools.chain(*held)) == list(range(partitions))
-
-
-def said_by(service: Service, sent: bytes) -> bytes:
-    """Send something and return all that comes back until the service closes the connection."""
-    said = b""
-    with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as connection, suppress(ConnectionError):
-        connection.sendall(sent)
-        while more := connection.recv(65_536):
-            said += more
-    return said
 
 
 def ended(process: psutil.Process) -> bool:

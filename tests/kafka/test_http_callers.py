@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -12,19 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 from proxies import nginx
-from services import Pipeline, Service, both, event, said_by, value_of, wait_until
+from services import Pipeline, Service, both, event, value_of, wait_until
 
-OFFERS = {
-    "none": "",
-    "h2c": "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
-    "websocket": "Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: "
-    "YWJjZGVmZ2hpamtsbW5vcA==\r\nSec-WebSocket-Version: 13\r\n",
-}
-HIDDEN = (
-    b"POST /producers/events/generate?number=7 HTTP/1.1\r\nHost: localhost\r\n"
-    b"Content-Type: application/json\r\nContent-Length: 0\r\n\r\n"
-)
-LAST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 JAVA = """
 import java.net.URI;
 import java.net.http.HttpClient;
@@ -71,45 +59,6 @@ def curl() -> list[str]:
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no curl on this machine")
     return [path, "--silent", "--show-error", "--fail", "--max-time", "30", "--http2", "--data-binary", "@-"]
-
-
-def statuses_of(said: bytes) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", said)]
-
-
-def posts_of(service: Service) -> list[str]:
-    paths = service.get("/schema/openapi.json")["paths"]
-    return [path.replace("{stream}", "events") for path, calls in paths.items() if "post" in calls]
-
-
-def made_offsets(pipeline: Pipeline) -> int:
-    return sum(pipeline.end_offsets().values())
-
-
-def test_every_post_takes_a_body_for_the_body_whatever_upgrade_is_offered_and_runs_nothing_of_it(
-    pipeline: Pipeline, services: tuple[Service, Service]
-) -> None:
-    body = HIDDEN  # which is no JSON, so that calls that read it refuse it
-    framings = (
-        b"Content-Length: %d\r\n\r\n%b" % (len(body), body),
-        b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
-    )
-    for service in services:
-        for path in posts_of(service):
-            if path.endswith(("/basic_producer", "/generate")):  # whose body counts for nothing, and which adds events
-                continue
-            seen = set()
-            for offer in OFFERS.values():
-                head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{offer}".encode()
-                for framing in framings:
-                    before = made_offsets(pipeline)
-                    seen.add(tuple(statuses_of(said_by(service, head + framing + LAST))))
-                    assert made_offsets(pipeline) == before, path
-            assert len(seen) == 1, (path, seen)
-            status, last = seen.pop()
-            assert last == 200
-            assert status == 400 or path.rpartition("/")[2] in {"stop", "pause", "resume"}, (path, status)
-    services[1].post("/consumers/start")
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/x-ndjson"])

@@ -275,11 +275,3 @@ def test_the_least_rights_are_enough_and_without_one_it_is_named_and_nothing_is_
         consumer.until_healthy()
         producer.post("/producers/events", json=event())
         consumer.until_consumed(records + 2)
-
-
-def test_a_file_that_is_missing_ends_the_start_with_one_line_that_names_its_variable(logs: Path) -> None:
-    tls = {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CAFILE": "missing"}
-    with Pipeline("127.0.0.1:1", logs).producer(**tls) as service:
-        assert service.exit_status(timeout=30) == 1
-        (line,) = service.log.read_text().splitlines()
-        assert line.startswith("KAFKA_SSL_CAFILE: cannot read 'missing'")

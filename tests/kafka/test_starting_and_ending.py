@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from services import Pipeline, Raw, Service, assert_end_well, both, event, value_of, wait_until
+from services import Pipeline, Raw, assert_end_well, both, event, value_of, wait_until
 
 from tools.local_kafka import LocalKafka
 from tools.ports import free_ports
@@ -104,18 +104,19 @@ def test_sigterm_in_the_middle_of_a_batch_commits_it(pipeline: Pipeline, tmp_pat
         assert pipeline.committed() == handled
 
 
-def test_a_taken_port_ends_the_start_with_one_line_that_names_the_setting(nowhere: Pipeline) -> None:
+def test_a_taken_port_or_a_missing_file_ends_the_start_with_one_line_that_names_the_setting(nowhere: Pipeline) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for service, variable in (
-            (nowhere.producer(PRODUCER_PORT=port), "PRODUCER_PORT"),
-            (nowhere.consumer(CONSUMER_PORT=port), "CONSUMER_PORT"),
+        for service, line in (
+            (nowhere.producer(PRODUCER_PORT=port), "PRODUCER_PORT: "),
+            (nowhere.consumer(CONSUMER_PORT=port), "CONSUMER_PORT: "),
+            (nowhere.consumer(LIVENESS_PORT=port), f"LIVENESS_PORT: cannot listen on 127.0.0.1:{port}: "),
+            (
+                nowhere.producer(KAFKA_SECURITY_PROTOCOL="SSL", KAFKA_SSL_CAFILE="missing"),
+                "KAFKA_SSL_CAFILE: cannot read 'missing'",
+            ),
         ):
-            assert_refuses_to_start(service, variable)
-
-
-def assert_refuses_to_start(service: Service, variable: str) -> None:
-    with service:
-        assert service.exit_status(timeout=30) == 1
-        (line,) = service.log.read_text().splitlines()
-        assert line.startswith(variable)
+            with service:
+                assert service.exit_status(timeout=30) == 1
+                (said,) = service.log.read_text().splitlines()
+                assert said.startswith(line)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from samples import until
 from streams import Stream, numbered, policy
 
-from apps.consumer.consuming.batch import Batch, NotTried, Received, Reject
-from apps.consumer.consuming.containment import Escaped
+from apps.consumer.consuming.batch import Batch, Received, Reject
 from apps.consumer.consuming.each import each
 from tests.batches import batch_of
 from tests.event import EVENTS, Event
@@ -228,14 +227,6 @@ async def test_a_record_function_that_cancels_all_tasks_around_it_leaves_no_reco
     assert {*done} == {*"abc"}
 
 
-async def test_what_follows_a_rejected_record_of_its_key_is_handled() -> None:
-    work = Work({"a": "reject"})
-    batch = batch_of(EVENTS, *[Event(one, 1, "") for one in "aba"])
-    await each()(work)(batch)
-    assert [type(error) for error in batch.named().values()] != [NotTried, NotTried]
-    assert work.calls.count("a") == 2
-
-
 async def test_a_record_that_was_not_tried_waits_behind_the_failed_one_of_its_key() -> None:
     work = Work({"0": "fail"})
     stream = Stream(each()(work))
@@ -246,13 +237,6 @@ async def test_a_record_that_was_not_tried_waits_behind_the_failed_one_of_its_ke
     await stream.consume(turns=10)
     assert [one for one in work.done if one in "012"] == ["1", "2"]
     assert [letter.tries for letter in stream.letters] == [work.calls.count("0")]
-
-
-async def test_a_system_exit_is_named_as_what_escaped() -> None:
-    batch = batch_of(EVENTS, Event("a", 1, ""))
-    await each()(Work({"a": "exit"}))(batch)
-    assert isinstance(batch.named()[0], Exception)
-    assert type(batch.named()[0]).__name__ == Escaped.__name__
 
 
 def plain(_: Event, __: Received[Event]) -> None:

@@ -119,7 +119,7 @@ async def test_the_brokers_words_about_a_refused_batch_are_kept(client: WatchedC
 
 
 async def test_records_wait_for_a_quota_that_lets_them_pass_soon(client: WatchedClient, answers: list[Any]) -> None:
-    answers += [produced(throttle_ms=30), produced()]
+    answers += [produced(throttle_ms=300), produced()]
     await client.send(NODE, PRODUCE)
     assert client.journal.throttled_for(NODE) > 0
     await client.send(NODE, PRODUCE)

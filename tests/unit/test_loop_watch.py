@@ -1,11 +1,8 @@
 import asyncio
 import logging
-import os
 import re
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -13,7 +10,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -31,8 +27,6 @@ from apps.chassis.settings import Settings
 from apps.consumer.operating.control import Control
 from tests.event_services import create_consumer, create_producer
 from tools.ports import free_ports
-
-ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
@@ -203,19 +197,6 @@ async def test_a_look_that_came_late_because_the_loop_was_blocked_replaces_nothi
     await until(lambda: control.replaced_at)
     watch.cancel()
     assert control.replaced_at[0] > 1
-
-
-def test_a_port_of_liveness_that_is_taken_stops_the_start_with_one_line_that_names_it() -> None:
-    (own,) = free_ports(1)
-    with listen("127.0.0.1", 0, "TAKEN") as taken:
-        port = taken.getsockname()[1]
-        variables = {"LIVENESS_PORT": str(port), "PRODUCER_PORT": str(own), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "apps.producer"]
-        done = subprocess.run(
-            command, env={**os.environ, **variables}, capture_output=True, text=True, check=False, timeout=60
-        )
-    assert done.returncode == 1
-    assert done.stderr == f"LIVENESS_PORT: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\n\r\n"])

@@ -56,7 +56,7 @@ async def test_what_hangs_while_it_is_opened_is_opened_again() -> None:
             await asyncio.sleep(3_600)
         yield handler
 
-    async with running(made_of(opening, open_timeout_s=0.01)) as stream:
+    async with running(made_of(opening, open_timeout_s=0.1)) as stream:
         stream.add("a")
         await stream.consume()
     assert handler.done == ["a"]

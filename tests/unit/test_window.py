@@ -119,17 +119,6 @@ def test_paging_back_shows_every_record_exactly_once(
     assert shown == sorted(last_consumed, key=lambda place: last_consumed[place])
 
 
-def test_paging_is_not_disturbed_by_records_that_come_in_between() -> None:
-    window = window_of(*map(at, range(6)))
-    _, before = window.newest(2)
-    window.extend([at(6), at(7)])
-    records, before = window.newest(2, before=before)
-    assert [record.timestamp for record in records] == [2, 3]
-    records, before = window.newest(2, before=before)
-    assert [record.timestamp for record in records] == [0, 1]
-    assert before is None
-
-
 def test_a_record_that_was_consumed_twice_stands_there_once() -> None:
     window = window_of(*map(at, [1, 2, 3]))
     window.extend([at(2), at(3), at(4)])

@@ -264,6 +264,15 @@ class Pipeline:
         """Start a consumer whose handler adds the ids of the events to a file."""
         return self.consumer("recording", LEDGER=str(ledger), **environment)
 
+    @contextmanager
+    def stuck_consumer(self, ledger: Path) -> Iterator[Service]:
+        """Run a consumer whose handler has begun a batch, never ends, and ignores any cancellation."""
+        with self.recording_consumer(ledger, STUBBORN="1") as consumer:
+            consumer.until_healthy()
+            self.write([Raw(value_of(event("one")), b"one")])
+            wait_until(lambda: ledger.exists() and "begin" in ledger.read_text())
+            yield consumer
+
     def create_topic(self, partitions: int, **configs: str) -> None:
         """Create the topic of events before a service does."""
         self._create(NewTopic(self.topic, partitions, 1, topic_configs=_dotted(configs)))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from services import REDRIVE, Pipeline, Raw, Service, both, event, value_of, wait_until
+from services import REDRIVE, Pipeline, Raw, Service, both, event
 
 from tools.local_kafka import LocalKafka
 
@@ -103,11 +103,7 @@ def test_operator_actions_on_a_handler_that_does_not_end_are_answered_in_time_an
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     """Each of them waits for the handler, one after the other: those whose turn does not come are refused."""
-    ledger = tmp_path / "handled"
-    with pipeline.recording_consumer(ledger, STUBBORN="1") as consumer:
-        consumer.until_healthy()
-        pipeline.write([Raw(value_of(event("one")), b"one")])
-        wait_until(lambda: ledger.exists() and "begin" in ledger.read_text())
+    with pipeline.stuck_consumer(tmp_path / "handled") as consumer:
         seek, stop = Call("POST", "/consumers/seek", {"to": "beginning"}), Call("POST", "/consumers/stop")
         answers = answers_to({consumer: [seek, seek, seek, Call("POST", "/consumers/pause")]})
         answers += answers_to({consumer: [seek, stop, stop, Call("POST", "/consumers/resume")]})

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from services import Pipeline, Raw, assert_end_well, both, event, value_of, wait_until
+from services import Pipeline, assert_end_well, both, event, wait_until
 
 from tools.local_kafka import LocalKafka
 from tools.ports import free_ports
@@ -81,10 +81,7 @@ def test_a_handler_that_does_not_end_is_broken_off_and_its_batch_is_redelivered(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     ledger = tmp_path / "handled"
-    with pipeline.recording_consumer(ledger, STUBBORN="1") as consumer:
-        consumer.until_healthy()
-        pipeline.write([Raw(value_of(event("one")), b"one")])
-        wait_until(lambda: ledger.exists() and "begin" in ledger.read_text())
+    with pipeline.stuck_consumer(ledger) as consumer:
         consumer.terminate()
         assert consumer.exit_status(11) == 1
     with pipeline.recording_consumer(ledger):

@@ -112,17 +112,21 @@ def test_an_answer_that_is_no_json_is_printed_as_it_is(answering: str, capsys: p
     assert capsys.readouterr().out == "plain \ufffd text\n"
 
 
+def assert_no_answer(service: str, port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Call a service that does not answer on this port: one line says so."""
+    assert main(service, "GET", "/livez") == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"the {service} does not answer on port {port}" in err
+
+
 def test_when_nothing_listens_one_line_says_so(
     service: str, port_of: Callable[[str, int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else takes the port, nobody answers
         port_of(service, port := taken.getsockname()[1])
-        assert main(service, "GET", "/livez") == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert f"the {service} does not answer on port {port}" in err
+        assert_no_answer(service, port, capsys)
 
 
 @pytest.mark.parametrize("handler", [SpeakingNoHttp, HangingUp], ids=["speaks no HTTP", "hangs up"])
@@ -133,11 +137,7 @@ def test_when_something_else_listens_one_line_says_so(
 ) -> None:
     with listening(socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler)) as port:
         port_of("producer", port)
-        assert main("producer", "GET", "/livez") == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert f"the producer does not answer on port {port}" in err
+        assert_no_answer("producer", port, capsys)
 
 
 def test_a_service_that_listens_everywhere_is_called_on_this_machine(

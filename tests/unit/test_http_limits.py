@@ -124,16 +124,6 @@ async def test_the_head_of_an_answer_does_not_wait_for_a_body_that_takes_its_tim
         assert await reader.readexactly(5) == b"hello"
 
 
-async def test_who_waits_to_be_asked_to_send_the_body_is_asked_so_and_answered() -> None:
-    async with serving(hello) as connect:
-        reader, writer = await connect()
-        for _ in range(2):
-            writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
-            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-            writer.write(b"abc")
-            assert (await answer_to(reader)).endswith(b"hello")
-
-
 async def test_a_request_is_known_to_be_all_here_as_soon_as_it_is_and_no_sooner() -> None:
     known: asyncio.Queue[bool] = asyncio.Queue()
 

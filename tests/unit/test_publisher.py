@@ -358,7 +358,10 @@ async def test_what_waits_for_one_partition_travels_in_one_batch_and_each_call_g
         assert offsets(await third) == [52]
 
 
-async def test_a_batch_is_sent_while_the_one_before_is_not_acknowledged_yet() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_batch_is_sent_while_the_one_before_is_not_acknowledged_yet_and_does_not_fail_with_it(
+    *, fails: bool
+) -> None:
     async with bench() as b:
         broker, first = await b.on_its_way(b"first")
         second = b.publish(b"second")
@@ -366,8 +369,12 @@ async def test_a_batch_is_sent_while_the_one_before_is_not_acknowledged_yet() ->
         broker.batches[1].confirm(1)
         assert offsets(await second) == [1]
         assert not first.done()
-        broker.batches[0].confirm(0)
-        assert offsets(await first) == [0]
+        if fails:
+            broker.batches[0].fail(errors.RequestTimedOutError())
+        else:
+            broker.batches[0].confirm(0)
+        assert outcomes(await first) == (["unknown"] if fails else [None])
+        assert offsets(await first) == ([None] if fails else [0])
 
 
 async def test_an_answered_call_leaves_nothing_for_a_collection_of_garbage_in_which_all_others_would_wait() -> None:
@@ -454,17 +461,6 @@ async def test_a_batch_that_fails_otherwise_may_have_been_written(
             broker.batches[0].answer.cancel()
         assert outcomes(await publishing) == ["unknown"]
         assert b.connection.replaced == (1 if error else 0)
-
-
-async def test_a_failed_batch_fails_nobody_else() -> None:
-    async with bench() as b:
-        broker, first = await b.on_its_way(b"first")
-        second = b.publish(b"second")
-        await until(lambda: len(broker.batches) == 2)
-        broker.batches[0].fail(errors.RequestTimedOutError())
-        broker.batches[1].confirm(4)
-        assert outcomes(await first) == ["unknown"]
-        assert offsets(await second) == [4]
 
 
 async def test_what_the_client_did_not_take_waits_and_is_sent_by_the_next_broker_in_order() -> None:

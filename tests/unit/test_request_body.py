@@ -389,34 +389,31 @@ async def test_an_answer_that_has_outgrown_its_spool_is_sent_while_the_rest_is_r
 
 
 @pytest.mark.anyio
-async def test_more_lines_than_one_answer_at_the_end_can_have_are_refused_with_receipts_of_those_taken() -> None:
+@pytest.mark.parametrize(
+    ("reason", "status"), [("too many lines for one answer", 413), ("the answers of others", 503), ("a full disk", 503)]
+)
+async def test_lines_whose_answer_finds_no_room_are_refused_with_receipts_of_those_taken(
+    reason: str, status: int
+) -> None:
     app, spools = await producer_with_spools()
-    spools.max_bytes_each = 2_000
+    match status, reason:
+        case 413, _:
+            spools.max_bytes_each = 2_000
+        case _, "a full disk":
+            spools.buffer_bytes = 100
+            spools.open_file = full_disk
+        case _:
+            spools.max_bytes = 5_000
+            await spools.open().write(b"x" * 4_000)
+    used_bytes = spools.used_bytes
     sent = await answered(EVENTS + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100, app=app)
-    assert sent[0]["status"] == 413
-    answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
-    taken = len(answer["receipts"])
-    assert 20 < taken < 200
-    assert f"too many lines for one answer; {taken} lines before that" in answer["detail"]
-    assert spools.used_bytes == 0
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("reason", ["the answers of others", "a full disk"])
-async def test_lines_whose_answer_others_leave_no_room_for_may_be_sent_again(reason: str) -> None:
-    app, spools = await producer_with_spools()
-    if reason == "a full disk":
-        spools.buffer_bytes = 100
-        spools.open_file = full_disk
-    else:
-        spools.max_bytes = 5_000
-        await spools.open().write(b"x" * 4_000)
-    sent = await answered(EVENTS + "?receipts=at-end", NDJSON, *[b"no\n" * 10] * 100, app=app)
-    assert sent[0]["status"] == 503
-    assert b"retry-after" in dict(sent[0]["headers"])
+    assert sent[0]["status"] == status
+    assert (b"retry-after" in dict(sent[0]["headers"])) == (status == 503)
     answer = msgspec.json.decode(b"".join(message["body"] for message in sent[1:]))
     assert 0 < len(answer["receipts"]) < 1_000
     assert f"{len(answer['receipts'])} lines before that" in answer["detail"]
+    assert (reason in answer["detail"]) == (status == 413)
+    assert spools.used_bytes == used_bytes
 
 
 def full_disk() -> NoReturn:

@@ -1,12 +1,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
 from apps.chassis.kafka.search import SEARCH_BYTES, Newest, Search, SearchLimits, Wanted, size_of
-from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from contracts.record import Record, latest_date
 
 Topic = Mapping[int, Sequence[Stored]]
@@ -154,16 +152,3 @@ def test_wherever_records_are_dated_ahead_each_comes_once_and_a_search_comes_to_
     limits = {"records": piece, "min_piece_records": piece, "max_piece_records": piece}
     found = [record for page in pages(topic, everything, limit, **limits) for record in page.records]
     assert_complete(found, topic, everything)
-
-
-@given(st.dictionaries(st.integers(0, 10**9 - 1), st.integers(0, 10**18 - 1)))
-def test_offsets_come_back_from_text_as_they_went(offsets: dict[int, int]) -> None:
-    assert read_offsets(write_offsets(offsets)) == offsets
-
-
-@pytest.mark.parametrize(
-    "text", ["1", "1-", "-1", "a-1", "1-1_", "1-1__2-2", "1-1_1-2", "1-1 ", "1-1\n", "٣-1", "1-" + "9" * 19]
-)
-def test_other_text_is_no_place_in_a_topic(text: str) -> None:
-    with pytest.raises(ValueError, match="not a cursor"):
-        read_offsets(text)

@@ -10,8 +10,8 @@ from fuzzing import KEY, Fuzzing, Services, fuzzed
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Take how much is tried; the defaults are those of `just test`."""
     group = parser.getgroup("fuzzing")
-    group.addoption("--fuzz-examples", type=int, default=3, help="calls of each operation")
-    group.addoption("--fuzz-records", type=int, default=20_000, help="mutated records")
+    group.addoption("--fuzz-examples", type=int, default=2, help="calls of each operation")
+    group.addoption("--fuzz-records", type=int, default=10_000, help="mutated records")
     group.addoption("--fuzz-seed", type=int, default=1, help="repeats a run")
 
 

@@ -136,16 +136,16 @@ def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def pipeline(bootstrap_servers: str, logs: Path) -> "Iterator[Pipeline]":
-    """A topic, its dead letters and a group for one test alone, where a module does not share one."""
+    """A topic, its dead letters and a group for one test alone."""
     from services import Pipeline  # noqa: PLC0415 - tests without a Kafka need no time for it
 
     with Pipeline(bootstrap_servers, logs) as pipeline:
         yield pipeline
 
 
-@pytest.fixture
-def own(bootstrap_servers: str, logs: Path) -> "Iterator[Pipeline]":
-    """A pipeline for one test alone, in a module whose other tests share one."""
+@pytest.fixture(scope="module")
+def shared(bootstrap_servers: str, logs: Path) -> "Iterator[Pipeline]":
+    """A topic, its dead letters and a group for the tests of a module."""
     from services import Pipeline  # noqa: PLC0415 - likewise
 
     with Pipeline(bootstrap_servers, logs) as pipeline:

@@ -17,14 +17,8 @@ MAX_BATCH_RECORDS = 2_000
 
 
 @pytest.fixture(scope="module")
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
-
-
-@pytest.fixture(scope="module")
-def services(pipeline: Pipeline) -> Iterator[tuple[Service, Service]]:
-    with both(pipeline) as running:
+def services(shared: Pipeline) -> Iterator[tuple[Service, Service]]:
+    with both(shared) as running:
         yield running
 
 
@@ -47,7 +41,7 @@ def place(message: dict[str, Any]) -> tuple[int, int]:
 
 
 def test_events_that_were_produced_are_consumed_and_shown_each_partition_in_its_order(
-    producer: Service, consumer: Service, pipeline: Pipeline
+    producer: Service, consumer: Service, shared: Pipeline
 ) -> None:
     before = consumer.status()["messages_consumed_count"]
     events = producer.send(500)
@@ -57,10 +51,10 @@ def test_events_that_were_produced_are_consumed_and_shown_each_partition_in_its_
         offsets = [message["offset"] for message in messages if message["partition"] == partition]
         assert offsets == sorted(offsets)
     assert {m["key"]: m["value"] for m in messages} == {one["id"]: one for one in events}
-    records = pipeline.records_by_key()
+    records = shared.records_by_key()
     for message in messages:
         record = records[message["key"]]
-        assert message["topic"] == pipeline.topic
+        assert message["topic"] == shared.topic
         assert (message["timestamp"], *place(message)) == (record.timestamp, record.partition, record.offset)
 
 
@@ -73,16 +67,16 @@ def test_the_newest_ten_are_shown_by_default_and_total_counts_all(producer: Serv
     assert answer["total"] == before + 30
 
 
-def test_the_status_reports_where_the_consumer_stands(producer: Service, consumer: Service, pipeline: Pipeline) -> None:
+def test_the_status_reports_where_the_consumer_stands(producer: Service, consumer: Service, shared: Pipeline) -> None:
     producer.send(10)
     wait_until(lambda: consumer.status()["lag"] == 0)
-    wait_until(lambda: pipeline.committed() == sum(pipeline.end_offsets().values()))
+    wait_until(lambda: shared.committed() == sum(shared.end_offsets().values()))
     status = consumer.status()
-    ends = pipeline.end_offsets()
+    ends = shared.end_offsets()
     assert status["running"] is True
     assert status["state"] == "running"
-    assert status["topic"] == pipeline.topic
-    assert status["group_id"] == pipeline.group
+    assert status["topic"] == shared.topic
+    assert status["group_id"] == shared.group
     assert status["member_id"]
     assert status["lag_seconds"] == 0
     assert status["last_error"] is None
@@ -186,11 +180,11 @@ def interleaved(good: list[Raw], bad: list[Raw]) -> list[Raw]:
     return [record for n in range(max(len(good), len(bad))) for record in good[n : n + 1] + bad[n : n + 1]]
 
 
-def test_a_bad_record_of_any_kind_is_dead_lettered_whole_and_its_neighbours_are_consumed(own: Pipeline) -> None:
-    own.create_topic(2, max_message_bytes="1500000")
+def test_a_bad_record_of_any_kind_is_dead_lettered_whole_and_its_neighbours_are_consumed(pipeline: Pipeline) -> None:
+    pipeline.create_topic(2, max_message_bytes="1500000")
     good, bad = records_of_every_kind()
-    written = own.write(interleaved(good, bad), partition=0) + own.write(interleaved(good, bad), partition=1)
-    with own.consumer() as consumer:
+    written = pipeline.write(interleaved(good, bad), partition=0) + pipeline.write(interleaved(good, bad), partition=1)
+    with pipeline.consumer() as consumer:
         status = consumer.until_healthy().until_consumed(2 * len(good + bad))
         assert status["messages_consumed_count"] == 2 * len(good)
         assert status["dead_lettered_count"] == 2 * len(bad)
@@ -202,12 +196,12 @@ def test_a_bad_record_of_any_kind_is_dead_lettered_whole_and_its_neighbours_are_
     expected = [record for record in written if (record.key, record.value, record.headers) in bad_values]
     good_places = {(record.partition, record.offset) for record in written} - {e[:2] for e in expected}
     assert {(message["partition"], message["offset"]) for message in messages} == good_places
-    assert_dead_letters(own, expected)
+    assert_dead_letters(pipeline, expected)
 
 
-def assert_dead_letters(pipeline: Pipeline, expected: list[Record]) -> None:
+def assert_dead_letters(shared: Pipeline, expected: list[Record]) -> None:
     """The dead-letter topic has these records, byte for byte and in order, each with what became of it."""
-    letters = pipeline.records(pipeline.dead_letter_topic)
+    letters = shared.records(shared.dead_letter_topic)
     read = [dead_letter.read(record.key, record.value, record.headers) for record in letters]
     for partition in {record.partition for record in expected}:
         whole = [
@@ -218,32 +212,32 @@ def assert_dead_letters(pipeline: Pipeline, expected: list[Record]) -> None:
         assert whole == [record[1:] for record in expected if record.partition == partition]
     assert len(read) == len(expected)
     for letter in read:
-        assert letter.topic == pipeline.topic
-        assert letter.group == pipeline.group
+        assert letter.topic == shared.topic
+        assert letter.group == shared.group
         assert letter.tries == 1
         assert letter.error
         assert letter.error_type
 
 
-def test_a_restarted_consumer_still_shows_what_it_consumed(own: Pipeline) -> None:
-    with own.producer() as producer, own.consumer() as consumer:
+def test_a_restarted_consumer_still_shows_what_it_consumed(pipeline: Pipeline) -> None:
+    with pipeline.producer() as producer, pipeline.consumer() as consumer:
         producer.until_healthy()
         consumer.until_healthy()
         producer.send(200)
-        own.write([Raw(b"bad", b"k")])
+        pipeline.write([Raw(b"bad", b"k")])
         consumer.until_consumed(201)
         before = consumer.messages(limit=1_000)
-    with own.consumer() as consumer:
+    with pipeline.consumer() as consumer:
         consumer.until_healthy()
         wait_until(lambda: len(consumer.messages(limit=1_000)) == 200, what="for the window to be refilled")
         answer = consumer.get("/consumers/messages", limit=1_000)
         assert sorted(answer["messages"], key=place) == sorted(before, key=place)
         assert answer["total"] == 0
-    assert len(own.records(own.dead_letter_topic)) == 1
+    assert len(pipeline.records(pipeline.dead_letter_topic)) == 1
 
 
-def test_two_consumers_divide_the_partitions_and_consume_each_record_once(own: Pipeline) -> None:
-    with own.producer() as p1, own.producer() as p2, own.consumer() as c1, own.consumer() as c2:
+def test_two_consumers_divide_the_partitions_and_consume_each_record_once(pipeline: Pipeline) -> None:
+    with pipeline.producer() as p1, pipeline.producer() as p2, pipeline.consumer() as c1, pipeline.consumer() as c2:
         for service in (p1, p2, c1, c2):
             service.until_healthy()
         wait_until(lambda: divided(c1, c2), what="for both to have partitions")
@@ -254,7 +248,7 @@ def test_two_consumers_divide_the_partitions_and_consume_each_record_once(own: P
         counts = [c.status()["messages_consumed_count"] for c in (c1, c2)]
         assert sum(counts) == 16_000
         assert min(counts) > 1_000
-        wait_until(lambda: own.committed() == 16_000)
+        wait_until(lambda: pipeline.committed() == 16_000)
 
         c1.post("/consumers/stop")
         wait_until(lambda: divided(c2))
@@ -266,12 +260,12 @@ def handled(ledger: Path) -> list[str]:
     return [line for line in ledger.read_text().splitlines() if line != "begin"] if ledger.exists() else []
 
 
-def test_a_consumer_killed_in_the_middle_of_50000_records_loses_none(own: Pipeline, tmp_path: Path) -> None:
+def test_a_consumer_killed_in_the_middle_of_50000_records_loses_none(pipeline: Pipeline, tmp_path: Path) -> None:
     ledgers = [tmp_path / "killed", tmp_path / "survivor"]
     with (
-        own.producer() as producer,
-        own.recording_consumer(ledgers[0], LEDGER_SECONDS="0.1") as killed,
-        own.recording_consumer(ledgers[1], LEDGER_SECONDS="0.02") as survivor,
+        pipeline.producer() as producer,
+        pipeline.recording_consumer(ledgers[0], LEDGER_SECONDS="0.1") as killed,
+        pipeline.recording_consumer(ledgers[1], LEDGER_SECONDS="0.02") as survivor,
         ThreadPoolExecutor() as pool,
     ):
         producer.until_healthy()
@@ -281,72 +275,72 @@ def test_a_consumer_killed_in_the_middle_of_50000_records_loses_none(own: Pipeli
         killed.kill()
         ids = {one["id"] for one in making.result()}
         wait_until(lambda: set().union(*map(handled, ledgers)) >= ids, what="for the survivor to handle the rest")
-        wait_until(lambda: own.committed() == 50_000)
+        wait_until(lambda: pipeline.committed() == 50_000)
     times = Counter(handled(ledgers[0]) + handled(ledgers[1]))
     assert set(times) == ids
     assert sum(times.values()) <= 50_000 + 2 * MAX_BATCH_RECORDS, "only in-flight batches are handled again"
 
 
 def test_a_batch_that_comes_damaged_is_read_again_and_nothing_that_was_read_with_it_is_left_out(
-    own: Pipeline, tmp_path: Path
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
     ledger = tmp_path / "ledger"
-    own.create_topic(6)
+    pipeline.create_topic(6)
     events = [event() for _ in range(600)]
     for partition in range(6):
-        own.write([Raw(value_of(one), one["id"].encode()) for one in events[partition::6]], partition=partition)
+        pipeline.write([Raw(value_of(one), one["id"].encode()) for one in events[partition::6]], partition=partition)
     misreading = str(Path(__file__).with_name("misreading_consumer.py"))
-    with own.running("consumer", misreading, LEDGER=str(ledger)) as consumer:
+    with pipeline.running("consumer", misreading, LEDGER=str(ledger)) as consumer:
         consumer.until_healthy()
-        wait_until(lambda: own.committed() == 600)
+        wait_until(lambda: pipeline.committed() == 600)
         assert sorted(handled(ledger)) == sorted(one["id"] for one in events)
         assert consumer.status()["restarts"] == 0
 
 
 def test_a_batch_that_cannot_be_read_holds_up_its_own_partition_alone_until_somebody_seeks_past_it(
-    own: Pipeline, tmp_path: Path
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
     ledger = tmp_path / "ledger"
-    own.create_topic(3)
+    pipeline.create_topic(3)
     events = [event() for _ in range(60)]
     for partition in range(3):
         of_partition = [Raw(value_of(one), one["id"].encode()) for one in events[partition::3]]
-        own.write(of_partition[:10], partition=partition)
+        pipeline.write(of_partition[:10], partition=partition)
         if partition == 1:
-            own.write_what_only_java_decompresses(value_of(event()), partition)
-        own.write(of_partition[10:], partition=partition)
-    with own.recording_consumer(ledger) as consumer:
-        wait_until(lambda: own.committed() == 50)
-        own.fill(30_000, partition=2)
-        wait_until(lambda: own.committed() == 30_050)
+            pipeline.write_what_only_java_decompresses(value_of(event()), partition)
+        pipeline.write(of_partition[10:], partition=partition)
+    with pipeline.recording_consumer(ledger) as consumer:
+        wait_until(lambda: pipeline.committed() == 50)
+        pipeline.fill(30_000, partition=2)
+        wait_until(lambda: pipeline.committed() == 30_050)
         assert consumer.status()["restarts"] == 0
-        wait_until(lambda: f"{own.topic}-1 offset 10 cannot be read" in consumer.http.get("/health-check").text)
+        wait_until(lambda: f"{pipeline.topic}-1 offset 10 cannot be read" in consumer.http.get("/health-check").text)
         assert consumer.get("/consumers/messages/1/9")["key"]
         wait_until(lambda: consumer.http.post("/consumers/seek", json={"partition": 1, "offset": 11}).is_success)
-        wait_until(lambda: own.committed() == 30_061)
+        wait_until(lambda: pipeline.committed() == 30_061)
         wait_until(lambda: consumer.answers("/health-check", 200))
     assert sorted(set(handled(ledger)) - {"one of many"}) == sorted(one["id"] for one in events)
 
 
-def test_a_topic_with_other_partitions_is_used_as_it_is_and_reported(own: Pipeline) -> None:
-    own.create_topic(3)
-    with both(own) as (producer, consumer):
+def test_a_topic_with_other_partitions_is_used_as_it_is_and_reported(pipeline: Pipeline) -> None:
+    pipeline.create_topic(3)
+    with both(pipeline) as (producer, consumer):
         events = producer.send(90)
         status = consumer.until_consumed(90)
         assert {p["partition"] for p in status["partitions"]} == {0, 1, 2}
         assert any("partitions 3, wanted 6" in note for note in status["notes"])
         assert {message["key"] for message in consumer.messages(limit=90)} == {one["id"] for one in events}
-        assert {record.partition for record in own.records()} == {0, 1, 2}
+        assert {record.partition for record in pipeline.records()} == {0, 1, 2}
         assert {m["value"]["id"]: encode(m["value"]) for m in consumer.messages(limit=90)} == {
             one["id"]: encode(one) for one in events
         }
 
 
-def test_a_header_name_that_is_no_utf_8_stops_nobody(own: Pipeline) -> None:
-    with own.consumer() as consumer:
+def test_a_header_name_that_is_no_utf_8_stops_nobody(pipeline: Pipeline) -> None:
+    with pipeline.consumer() as consumer:
         consumer.until_healthy()
         for value in (value_of(event("before")), b"no event", value_of(event("after"))):
-            own.write_with_a_wrong_header_name(value)
+            pipeline.write_with_a_wrong_header_name(value)
         assert consumer.until_consumed(3)["messages_consumed_count"] == 2
         assert consumer.answers("/health-check", 200)
         assert [message["key"] for message in consumer.messages()] == ["key", "key"]
@@ -358,6 +352,6 @@ def test_a_header_name_that_is_no_utf_8_stops_nobody(own: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
-def test_compressed_events_are_consumed(codec: str, consumer: Service, pipeline: Pipeline) -> None:
-    pipeline.write_batch(Raw(value_of(event(codec))), compression_type=codec)
+def test_compressed_events_are_consumed(codec: str, consumer: Service, shared: Pipeline) -> None:
+    shared.write_batch(Raw(value_of(event(codec))), compression_type=codec)
     wait_until(lambda: [message["value"]["id"] for message in consumer.messages(limit=1)] == [codec])

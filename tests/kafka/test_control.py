@@ -9,14 +9,8 @@ from services import Pipeline, Raw, Service, both, divided, event, value_of, wai
 
 
 @pytest.fixture(scope="module")
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
-
-
-@pytest.fixture(scope="module")
-def running(pipeline: Pipeline) -> Iterator[tuple[Service, Service]]:
-    with both(pipeline) as running:
+def running(shared: Pipeline) -> Iterator[tuple[Service, Service]]:
+    with both(shared) as running:
         yield running
 
 
@@ -60,12 +54,12 @@ def test_a_paused_consumer_keeps_its_partitions_reads_nothing_and_goes_on_where_
 
 
 def test_a_pause_holds_when_a_rebalance_gives_out_the_partitions_again(
-    services: tuple[Service, Service], pipeline: Pipeline
+    services: tuple[Service, Service], shared: Pipeline
 ) -> None:
     producer, consumer = services
     before = consumed(consumer)
     consumer.post("/consumers/pause")
-    with pipeline.consumer() as other:
+    with shared.consumer() as other:
         other.until_healthy()
         wait_until(lambda: divided(consumer, other))
         made = len(make(producer, 600))
@@ -91,13 +85,13 @@ def test_a_pause_holds_over_a_stop_and_a_start(services: tuple[Service, Service]
 
 
 def test_seeking_to_the_beginning_consumes_all_again_and_is_not_undone_by_a_restart(
-    services: tuple[Service, Service], pipeline: Pipeline
+    services: tuple[Service, Service], shared: Pipeline
 ) -> None:
     producer, consumer = services
     before = consumed(consumer)
     make(producer, 400)
     consumer.until_consumed(before + 400)
-    everything = sum(pipeline.end_offsets().values())
+    everything = sum(shared.end_offsets().values())
     consumer.post("/consumers/pause")
     sought = consumer.post("/consumers/seek", json={"to": "beginning"})
     assert sought["partitions"] == {str(partition): 0 for partition in range(6)}
@@ -189,41 +183,41 @@ def test_seeking_is_refused_for_a_partition_that_this_instance_does_not_hold_and
     assert consumer.http.post("/consumers/seek", json={"to": "beginning"}).status_code == 409
 
 
-def test_the_consumer_halts_before_it_dead_letters_everything_and_goes_on_when_asked_to(own: Pipeline) -> None:
-    with both(own) as (producer, consumer):
+def test_the_consumer_halts_before_it_dead_letters_everything_and_goes_on_when_asked_to(pipeline: Pipeline) -> None:
+    with both(pipeline) as (producer, consumer):
         consumer.post("/consumers/stop")
-        own.write_to([(Raw(b"not json %d" % number), number % 6) for number in range(240)])
+        pipeline.write_to([(Raw(b"not json %d" % number), number % 6) for number in range(240)])
         consumer.post("/consumers/start")
         wait_until(lambda: consumer.status()["state"] == "halted")
         assert "100 consecutive records were refused of the stream" in consumer.status()["last_error"]
         health = consumer.http.get("/health-check")
         assert (health.status_code, health.json()["status"]) == (503, "unavailable")
-        assert own.records(own.dead_letter_topic) == []
+        assert pipeline.records(pipeline.dead_letter_topic) == []
         consumer.post("/consumers/start")
         wait_until(lambda: consumer.status()["state"] == "halted")
-        assert own.records(own.dead_letter_topic) == []
+        assert pipeline.records(pipeline.dead_letter_topic) == []
         consumer.post("/consumers/start", json={"accept": True})
         make(producer, 200)
         consumer.until_consumed(440)
-        assert len(own.records(own.dead_letter_topic)) == 240
+        assert len(pipeline.records(pipeline.dead_letter_topic)) == 240
         consumer.until_healthy()
 
 
 def test_a_topic_that_is_recreated_while_the_consumer_is_cut_off_is_consumed_from_its_beginning(
-    own: Pipeline, tmp_path: Path
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
     def handled() -> set[str]:
         return set(ledger.read_text().split()) if ledger.exists() else set()
 
     ledger = tmp_path / "handled"
-    own.create_topic(1)
-    with own.recording_consumer(ledger) as consumer:
+    pipeline.create_topic(1)
+    with pipeline.recording_consumer(ledger) as consumer:
         consumer.until_healthy()
-        own.write([Raw(value_of(event(f"old{number}"))) for number in range(20)])
+        pipeline.write([Raw(value_of(event(f"old{number}"))) for number in range(20)])
         consumer.until_consumed(20)
         consumer.process.send_signal(signal.SIGSTOP)
-        own.delete_topic(own.topic)
-        own.create_topic(1)
-        own.write([Raw(value_of(event(f"new{number}"))) for number in range(60)])
+        pipeline.delete_topic(pipeline.topic)
+        pipeline.create_topic(1)
+        pipeline.write([Raw(value_of(event(f"new{number}"))) for number in range(60)])
         consumer.process.send_signal(signal.SIGCONT)
         wait_until(lambda: {f"new{number}" for number in range(60)} <= handled(), what="for all of the new topic")

@@ -41,14 +41,8 @@ IDLE_S = 6.0
 
 
 @pytest.fixture(scope="module")
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
-
-
-@pytest.fixture(scope="module")
-def services(pipeline: Pipeline) -> Iterator[tuple[Service, Service]]:
-    with both(pipeline) as services:
+def services(shared: Pipeline) -> Iterator[tuple[Service, Service]]:
+    with both(shared) as services:
         yield services
 
 

@@ -1,6 +1,4 @@
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +8,6 @@ from services import Pipeline, Raw, event, wait_until
 from tests.handlers import FAILING_ONCE, REFUSED
 
 KEY = f"{MARK}-as-a-key"
-
-
-@pytest.fixture
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
 
 
 def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_whom(pipeline: Pipeline) -> None:

@@ -1,15 +1,5 @@
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from services import Pipeline, Raw, Service, both, wait_until
-
-
-@pytest.fixture
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
 
 
 def measured(service: Service, name: str, **labels: str) -> float | None:

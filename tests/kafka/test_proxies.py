@@ -13,14 +13,8 @@ LINES = {"content-type": "application/x-ndjson"}
 
 
 @pytest.fixture(scope="module")
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
-
-
-@pytest.fixture(scope="module")
-def producer(pipeline: Pipeline) -> Iterator[Service]:
-    with pipeline.producer() as service:
+def producer(shared: Pipeline) -> Iterator[Service]:
+    with shared.producer() as service:
         yield service.until_healthy()
 
 
@@ -38,9 +32,9 @@ def chunks(body: bytes) -> Iterator[bytes]:
     ],
 )
 def test_sixty_thousand_lines_behind_nginx_are_all_answered(
-    producer: Service, pipeline: Pipeline, tmp_path: Path, directives: str, query: str
+    producer: Service, shared: Pipeline, tmp_path: Path, directives: str, query: str
 ) -> None:
-    before = sum(pipeline.end_offsets().values())
+    before = sum(shared.end_offsets().values())
     body = b"".join(json.dumps(event(f"{len(directives)}-{n}")).encode() + b"\n" for n in range(60_000))
     upstream = f"proxy_pass http://127.0.0.1:{producer.port}; {directives}"
     location = f"location / {{ {upstream} }}"
@@ -52,4 +46,4 @@ def test_sixty_thousand_lines_behind_nginx_are_all_answered(
     receipts = [json.loads(line) for line in answer.text.splitlines()]
     assert [receipt["id"] for receipt in receipts] == [f"{len(directives)}-{n}" for n in range(60_000)]
     assert all("offset" in receipt for receipt in receipts)
-    assert sum(pipeline.end_offsets().values()) - before == 60_000
+    assert sum(shared.end_offsets().values()) - before == 60_000

@@ -26,9 +26,9 @@ class Event(NamedTuple):
 
 
 @pytest.fixture
-def pipeline(own: Pipeline) -> Pipeline:
-    own.create_topic(PARTITIONS)
-    return own
+def pipeline(pipeline: Pipeline) -> Pipeline:
+    pipeline.create_topic(PARTITIONS)
+    return pipeline
 
 
 @pytest.fixture

@@ -1,7 +1,3 @@
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from confidential import MARK, content_in
 from litestar.testing import TestClient
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -17,12 +13,6 @@ from apps.producer.app import create_app as create_producer
 from tests.event import EVENTS, Event
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-
-
-@pytest.fixture
-def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Pipeline]:
-    with Pipeline(bootstrap_servers, logs) as pipeline:
-        yield pipeline
 
 
 def test_one_trace_leads_from_the_call_over_the_record_to_the_handler_and_quotes_no_record(

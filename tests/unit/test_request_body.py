@@ -18,7 +18,6 @@ from samples import as_json, fields_of_an_event
 from serving import answered
 
 from apps.chassis.http.admission import Limit
-from apps.chassis.http.repeated_names import count_quotes
 from apps.chassis.http.spool import Spools
 from apps.chassis.settings import read_settings
 from apps.producer.app import create_app
@@ -418,12 +417,6 @@ async def test_lines_whose_answer_finds_no_room_are_refused_with_receipts_of_tho
 
 def full_disk() -> NoReturn:
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize("events", [1, 3, 1_000], ids=["one", "few", "many"])
-def test_quotation_marks_are_counted_alike_in_short_and_in_long_json(events: int) -> None:
-    text = b'{"name": "A\\"d\\\\a", "city": "\\\\\\""}' * events
-    assert count_quotes(text) == 8 * events
 
 
 class Watched(msgspec.Struct, frozen=True):

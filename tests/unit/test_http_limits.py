@@ -49,7 +49,7 @@ async def test_a_connection_that_was_answered_may_be_idle_until_it_begins_the_ne
         assert await closed(reader) == b""
 
 
-def test_idle_connections_live_longer_than_the_pools_of_proxies_keep_them() -> None:
+async def test_idle_connections_live_longer_than_the_pools_of_proxies_keep_them() -> None:
     config = server_config(hello, Settings())
     assert config.http is LimitedProtocol
     assert config.timeout_keep_alive > 60  # nginx and the load balancers of AWS keep them so long

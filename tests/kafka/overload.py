@@ -13,18 +13,24 @@ MAX_MEMORY_BYTES = 600e6
 
 
 def statuses_of_many(service: Service, method: str, path: str, content: bytes = b"", times: int = CALLERS) -> set[int]:
-    """Make many calls at once; a refusal must be one of too much, and say when to come again."""
+    """Make many calls at once; a refusal is one of too much, and says when to try again.
 
-    def call(_: int) -> int:
+    On a busy machine Kafka may not answer some calls in time.
+    """
+
+    def call(_: int) -> tuple[int, str]:
         with httpx.Client(base_url=service.http.base_url, timeout=120) as http:
             answer = http.request(method, path, content=content, headers={"content-type": "application/json"})
-            if answer.status_code == 503:
-                assert answer.json()["type"] == "/problems/busy", answer.text
-                assert int(answer.headers["retry-after"]) > 0
-            return answer.status_code
+            if answer.status_code != 503:
+                return answer.status_code, ""
+            assert int(answer.headers["retry-after"]) > 0
+            return 503, answer.json()["type"]
 
     with ThreadPoolExecutor(times) as pool:
-        return set(pool.map(call, range(times)))
+        answers = set(pool.map(call, range(times)))
+    refusals = {kind for status, kind in answers if status == 503}
+    assert not refusals or {"/problems/busy"} <= refusals <= {"/problems/busy", "/problems/out-of-reach"}
+    return {status for status, _ in answers}
 
 
 def memory_of(service: Service) -> int:

@@ -105,8 +105,9 @@ def test_operator_actions_on_a_handler_that_does_not_end_are_answered_in_time_an
     """Each of them waits for the handler, one after the other: those whose turn does not come are refused."""
     with pipeline.stuck_consumer(tmp_path / "handled") as consumer:
         seek, stop = Call("POST", "/consumers/seek", {"to": "beginning"}), Call("POST", "/consumers/stop")
-        answers = answers_to({consumer: [seek, seek, seek, Call("POST", "/consumers/pause")]})
-        answers += answers_to({consumer: [seek, stop, stop, Call("POST", "/consumers/resume")]})
+        answers = answers_to({consumer: [seek] * 3})
+        answers += answers_to({consumer: [seek, seek, stop, Call("POST", "/consumers/pause")]})
+        answers += answers_to({consumer: [stop, stop, Call("POST", "/consumers/resume")]})
         assert [call for call, status in answers if status is None] == []
         assert {status for _, status in answers} <= {200, 409}
         assert answers[-2][1] == 200, "a stop that waits for another stop is no less one"

@@ -24,7 +24,7 @@ const LIMITS = { minimum: "min", maximum: "max", minLength: "minlength", maxLeng
 
 export class Produce {
   #dialog = byId("produce");
-  #form = byId("produce").querySelector("form");
+  #form = byId("produce-form");
   #said = byId("produce-said");
   #raw = byId("produce-raw");
   #text = byId("produce-text");

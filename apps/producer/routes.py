@@ -123,7 +123,8 @@ def stream_router(producer: StreamProducer) -> Router:
         return await generate(request, producer, number)
 
     async def generate_without_sending() -> Response[bytes]:
-        return Response(await generate_value(stream), media_type=MediaType.JSON)
+        value = await generate_value(stream, producer.publisher.max_record_bytes)
+        return Response(value, media_type=MediaType.JSON)
 
     return Router(
         f"/producers/{stream.name}",

@@ -43,11 +43,13 @@ async def send_records(publisher: Publisher, keys: Sequence[bytes], values: Sequ
     return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
 
 
-async def generate_value(stream: Stream[Any]) -> bytes:
+async def generate_value(stream: Stream[Any], max_record_bytes: int) -> bytes:
     """Generate a value and return it as JSON, without sending it. Raises `CannotGenerate`."""
     generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
-    (value,) = await generate(1)
-    return encode(value)
+    _, values = await _generated(stream, generate, 1, max_record_bytes, MAX_GENERATED_BYTES)
+    if isinstance(values, CannotGenerate):
+        raise values
+    return values[0]
 
 
 async def generate_and_send(

@@ -132,7 +132,7 @@ export class DeadLetters {
   }
 
   #show() {
-    arrange(this.#list, this.#letters, (one) => `${placeOf(one)} ${one.redriven}`, (one) => this.#row(one));
+    arrange(this.#list, this.#letters, (one) => `${placeOf(one)} ${stateOf(one)}`, (one) => this.#row(one));
     this.#offer();
     this.#open(address().tab === "dead" ? address().open : "");
     if (this.#letters.length === 0) say(this.#said, this.#said.textContent || NONE);

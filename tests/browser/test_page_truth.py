@@ -287,7 +287,7 @@ def test_what_waits_behind_an_open_transaction_is_shown_while_it_does(page: Page
 
 
 def test_throttling_by_a_quota_is_shown_while_it_lasts(page: Page, site: Site) -> None:
-    elsewhere(lambda: set_quota(site.pipeline.bootstrap_servers, "consumer", "consumer_byte_rate", 15_000))
+    elsewhere(lambda: set_quota(site.pipeline.bootstrap_servers, "consumer", "consumer_byte_rate", 50_000))
     try:
         site.write(3_000)  # more than the quota takes in 10 s, over which Kafka measures
         agreed(page, site, "running", fit=True, when=lambda status: status["throttled_seconds"] > 0)

@@ -108,6 +108,10 @@ RESPONSES = {
     **documented(*BODY_ERRORS, OUT_OF_REACH, BUSY, NOT_ACKNOWLEDGED),
     207: ResponseSpec(Answer, generate_examples=False, description="Some were delivered, others not"),
 }
+SENT = {
+    **RESPONSES,
+    200: ResponseSpec(str, generate_examples=False, description="A receipt per line", media_type=NDJSON),
+}
 GENERATED = {**RESPONSES, **documented(HTTPStatus.NOT_IMPLEMENTED)}
 
 
@@ -136,12 +140,7 @@ def stream_router(producer: StreamProducer) -> Router:
                 description=SENDING,
                 operation_class=body_of(stream),
                 opt={WITHOUT_QUERY: send_to_stream},
-                responses={
-                    **RESPONSES,
-                    200: ResponseSpec(
-                        str, generate_examples=False, description="A receipt per line", media_type=NDJSON
-                    ),
-                },
+                responses=SENT,
             )(send_to_stream),
             post(
                 GENERATE,

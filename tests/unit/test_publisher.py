@@ -605,6 +605,14 @@ async def test_what_was_given_up_while_the_client_was_not_taking_it_is_not_sent_
         assert new.values == [b"later"]
 
 
+async def test_without_a_connection_a_call_that_is_not_patient_is_refused_at_once() -> None:
+    async with bench(connect_s=LONG) as b, asyncio.timeout(LONG / 2):
+        with pytest.raises(OutOfReach, match="Kafka is out of reach"):
+            await b.publisher.publish([b"key"], [b"value"], patient=False)
+        b.connect().confirms = {0: 1}
+        assert (await b.publisher.publish([b"key"], [b"value"], patient=False)).complete
+
+
 async def test_without_a_connection_nothing_is_taken_and_the_reason_is_reported() -> None:
     async with bench(connect_s=A_WHILE) as b:
         with pytest.raises(OutOfReach, match="Kafka is out of reach"):

@@ -43,13 +43,17 @@ class FakePublisher:
         self.published: list[bytes] = []
         self.calls = 0
         self.since: list[float | None] = []
+        self.patient: list[bool] = []
         self.failing: dict[int, Exception] = {}
         self.unacknowledged: set[int] = set()
         self.goes_on = asyncio.Event()
         self.goes_on.set()
 
-    async def publish(self, keys: Sequence[bytes], values: Sequence[bytes], *, since: float | None = None) -> Delivery:
+    async def publish(
+        self, keys: Sequence[bytes], values: Sequence[bytes], *, since: float | None = None, patient: bool = True
+    ) -> Delivery:
         self.since.append(since)
+        self.patient.append(patient)
         self.calls += 1
         call = self.calls
         await self.goes_on.wait()
@@ -421,6 +425,26 @@ async def test_lines_that_could_not_be_sent_are_reported_and_later_ones_are_trie
         {"id": "4", "partition": 0, "offset": 0, "timestamp": 1},
     ]
     assert [answer.line for answer in answers if isinstance(answer, BadLine)] == [2]
+
+
+@pytest.mark.parametrize(("patient", "expected"), [(False, [True, False, False, True]), (True, [True] * 4)])
+async def test_a_call_of_lines_waits_for_kafka_with_each_chunk_only_if_it_is_answered_meanwhile(
+    patient: bool,  # noqa: FBT001 - as it is parametrized
+    expected: list[bool],
+) -> None:
+    fake = FakePublisher()
+    fake.failing = dict.fromkeys((1, 2), OutOfReach("no broker"))
+
+    async def body() -> AsyncIterator[bytes]:
+        for number in range(4):
+            yield line(str(number))
+            await until(lambda: len(fake.patient) > number)  # noqa: B023 - it is called here
+            await everything_else_has_run()
+
+    sent = send_lines(EVENTS, as_publisher(fake), body(), unbounded(), patient=patient)
+    answers = [one async for some in sent for one in some]
+    assert fake.patient == expected
+    assert [answer.error is None for answer in answers] == [False, False, True, True]
 
 
 async def test_a_slow_sender_is_answered_before_it_sends_more() -> None:

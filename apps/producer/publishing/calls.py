@@ -37,9 +37,11 @@ class Generated(msgspec.Struct):
     answer: Answer | None
 
 
-async def send_records(publisher: Publisher, keys: Sequence[bytes], values: Sequence[bytes]) -> Answer:
+async def send_records(
+    publisher: Publisher, keys: Sequence[bytes], values: Sequence[bytes], *, patient: bool = True
+) -> Answer:
     """Send records, and return the result of each within 10 s. Raises `Busy` or `OutOfReach` when nothing was sent."""
-    delivery = await publisher.publish(keys, values)
+    delivery = await publisher.publish(keys, values, patient=patient)
     return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
 
 

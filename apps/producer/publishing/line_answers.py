@@ -69,13 +69,13 @@ class LineAnswers:
         self._delivered = 0
         self._answered = 0
         self._tried = 0
-        self._results = send_lines(
-            stream, publisher, self._body(request, head_of(request.scope), publisher.ending), share_of(request.scope)
-        )
+        self._streams = not (at_end or self._scope.get("http_version") == "1.0" or _announces_length(self._scope))
+        body = self._body(request, head_of(request.scope), publisher.ending)
+        self._results = send_lines(stream, publisher, body, share_of(request.scope), patient=self._streams)
 
     async def respond(self) -> Response[Any]:
         """Return the answer. Raises a problem when no line was answered."""
-        if not (self._at_end or self._scope.get("http_version") == "1.0" or _announces_length(self._scope)):
+        if self._streams:
             return Streamed(self._stream(), NDJSON, HTTPStatus.OK, reads_body=True)
         try:
             return await self._answer_at_end()

@@ -34,14 +34,24 @@ class Chunk:
     answers: list[BadLine | None] = field(default_factory=list)
 
 
+@dataclass
+class Patience:
+    """Whether the next chunk of a call waits for a connection: after one that found none only if patience `lasts`."""
+
+    lasts: bool
+    left: bool = True
+
+
 async def send_lines(
-    stream: Stream[Any], publisher: Publisher, body: AsyncIterator[bytes], share: Share
+    stream: Stream[Any], publisher: Publisher, body: AsyncIterator[bytes], share: Share, *, patient: bool = True
 ) -> AsyncGenerator[list[Receipt | BadLine], None]:
     """Read values from lines of JSON, and yield the result of each line, in order, while reading on.
 
     Lines that arrived together are sent together. Empty lines are skipped. Raises the errors of `body` after all
     earlier lines are answered; an unfinished line is not sent. Raises `Busy` when `share` has no room for the answers.
+    Kafka may be out of reach: a caller that gets answers meanwhile is `patient`, and each chunk waits for a connection.
     """
+    patience = Patience(patient)
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, list[Receipt | BadLine]]]:
         number = 0
@@ -53,7 +63,7 @@ async def send_lines(
                 chunk = read_lines(stream, lines, number + 1, publisher.max_record_bytes)
                 if not share.take(_bad_lines_weight(chunk.answers)):
                     raise Busy("too many calls are under way")
-                yield _send_chunk(publisher, chunk, share)
+                yield _send_chunk(publisher, chunk, share, patience)
                 number += len(lines)
 
     async with aclosing(in_order(work())) as results:
@@ -97,15 +107,17 @@ def _read_lines(
     return chunk, taken
 
 
-async def _send_chunk(publisher: Publisher, chunk: Chunk, share: Share) -> list[Receipt | BadLine]:
+async def _send_chunk(publisher: Publisher, chunk: Chunk, share: Share, patience: Patience) -> list[Receipt | BadLine]:
     size = TIMES_IN_MEMORY * sum(map(len, chunk.values))
     receipts: list[Receipt] = []
     if chunk.keys and not share.take(size):
         receipts = unwritten(chunk.keys, Busy("too many calls are under way"))
     elif chunk.keys:
         try:
-            receipts = (await send_records(publisher, chunk.keys, chunk.values)).receipts
+            receipts = (await send_records(publisher, chunk.keys, chunk.values, patient=patience.left)).receipts
+            patience.left = True
         except (Busy, OutOfReach) as error:
+            patience.left = patience.lasts or isinstance(error, Busy)
             receipts = unwritten(chunk.keys, error)
         finally:
             share.give_back(size)

@@ -69,15 +69,18 @@ class Publisher:
         why = self.route.refusals.newest()
         return why and f"the last records were refused by {self.route.topic}: {why}"
 
-    async def publish(self, keys: Sequence[bytes], values: Sequence[bytes], *, since: float | None = None) -> Delivery:
+    async def publish(
+        self, keys: Sequence[bytes], values: Sequence[bytes], *, since: float | None = None, patient: bool = True
+    ) -> Delivery:
         """Write records, and return the result of each within 10 s: of now, or of `since` (`time.monotonic`).
 
         `keys[i]` belongs to `values[i]`; no record may exceed `max_record_bytes`. Calls keep the order in which they
         start. Raises `Busy` if 32 MiB are in flight, or a quota delays records for more than 2 s. Raises `OutOfReach`
-        without a connection within 1.5 s. Then nothing was sent. These are the defaults of `Limits`.
+        without a connection within 1.5 s, or at once if not `patient`. Then nothing was sent. These are the defaults
+        of `Limits`.
         """
         try:
-            delivery = await self._admit(keys, values)
+            delivery = await self._admit(keys, values, patient=patient)
         except (Busy, OutOfReach):
             self.outcomes["not_written"] += len(keys)
             raise
@@ -97,10 +100,10 @@ class Publisher:
                 self.outcomes[outcome] += number
         return delivery
 
-    async def _admit(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Delivery:
+    async def _admit(self, keys: Sequence[bytes], values: Sequence[bytes], *, patient: bool) -> Delivery:
         route, limits = self.route, self.route.limits
         if route.connection.current is None or self._callers_waiting:
-            await self._wait_for_connection()
+            await self._wait_for_connection(limits.connect_s if patient else 0.0)
         if self._ended:
             raise OutOfReach(ENDING)
         if (seconds := route.throttled_for()) > limits.throttling_s:
@@ -111,9 +114,9 @@ class Publisher:
             raise Busy(f"{self.in_flight} bytes are waiting for their acknowledgement")
         return delivery
 
-    async def _wait_for_connection(self) -> None:
+    async def _wait_for_connection(self, connect_s: float) -> None:
         """Wait for a connection in arrival order, so that late callers cannot overtake."""
-        connection, connect_s = self.route.connection, self.route.limits.connect_s
+        connection = self.route.connection
         self._callers_waiting += 1
         try:
             async with asyncio.timeout(connect_s), self._in_turn:

@@ -19,10 +19,10 @@ keys = itertools.count()
 class Lettered(Pipeline):
     """A pipeline with dead letters of its group that no consumer wrote."""
 
-    def letters(self, count: int, group: str | None = None) -> tuple[str, list[int]]:
+    def letters(self, count: int) -> tuple[str, list[int]]:
         """Write dead letters with a key of their own; return it, and their offsets."""
         key = f"key-{next(keys)}"
-        place = (self.topic, 0, 7, 1_700_000_000_000, self.group if group is None else group)
+        place = (self.topic, 0, 7, 1_700_000_000_000, self.group)
         letters = [DeadLetter(key.encode(), b"%d" % n, (), *place, "ValueError", "wrong", 1) for n in range(count)]
         raws = [Raw(one.value, one.key, (*one.all_headers(),)) for one in letters]
         last = self.write_batch(*raws, topic=self.dead_letter_topic, max_batch_size=2**20)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from samples import Stored
 
 from apps.consumer.redriving.actions import Action
-from apps.consumer.redriving.marks import TOPIC_ID, Marks, contains, merged, minus, next_outside
+from apps.consumer.redriving.marks import TOPIC_ID, Marks, contains, last_outside, merged, minus, next_outside
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)))
 
@@ -27,6 +27,17 @@ def test_merged_ranges_hold_the_same_offsets_and_are_apart(intervals: list[tuple
 def test_the_next_offset_to_read_is_the_first_that_is_not_marked(intervals: list[tuple[int, int]], at: int) -> None:
     marked = merged(intervals)
     assert next_outside(marked, at) == next(offset for offset in range(at, 50) if not contains(marked, offset))
+
+
+@given(INTERVALS, st.integers(0, 45))
+def test_the_last_offset_to_read_is_the_last_before_that_is_not_marked(
+    intervals: list[tuple[int, int]], end: int
+) -> None:
+    marked = merged(intervals)
+    read_up_to = last_outside(marked, end)
+    left = [offset for offset in range(end) if not contains(marked, offset)]
+    assert [offset for offset in range(read_up_to) if not contains(marked, offset)] == left
+    assert read_up_to in {0, end} or not left or read_up_to == left[-1] + 1
 
 
 @given(INTERVALS, INTERVALS)

@@ -66,7 +66,7 @@ class Bench:
         monkeypatch.setattr(self.redriver._transactions, "commit", self._commit)
         monkeypatch.setattr(self.redriver, "marks", self._marks)
 
-    async def _reach_marks_topic(self) -> None:
+    async def _reach_marks_topic(self, _: float = 0.0) -> None:
         pass
 
     async def _marks(self) -> Marks:

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from apps.chassis.kafka.search import SEARCH_BYTES, Newest, Search, SearchLimits, Wanted, size_of
+from apps.chassis.kafka.search import SEARCH_BYTES, Newest, Search, SearchLimits, Skip, Wanted, size_of, skip_nothing
+from apps.consumer.redriving.marks import contains, last_outside, merged
 from contracts.record import Record, latest_date
 
 Topic = Mapping[int, Sequence[Stored]]
@@ -40,8 +41,10 @@ def end_of(topic: Topic) -> dict[int, int]:
     return {partition: max((r.offset for r in records), default=-1) + 1 for partition, records in topic.items()}
 
 
-def run(topic: Topic, before: Mapping[int, int], wanted: Wanted, limit: int, **limits: int) -> Newest:
-    looking = Search(dict.fromkeys(before, 0), before, wanted, limit, SearchLimits(**limits))
+def run(
+    topic: Topic, before: Mapping[int, int], wanted: Wanted, limit: int, skip: Skip = skip_nothing, /, **limits: int
+) -> Newest:
+    looking = Search(dict.fromkeys(before, 0), before, wanted, limit, SearchLimits(**limits), skip)
     while pieces := looking.pieces():
         for partition, (start, stop) in pieces.items():
             if records := [record for record in topic[partition] if start <= record.offset < stop]:
@@ -50,11 +53,11 @@ def run(topic: Topic, before: Mapping[int, int], wanted: Wanted, limit: int, **l
     return looking.newest()
 
 
-def pages(topic: Topic, wanted: Wanted, limit: int, **limits: int) -> list[Newest]:
-    found = [run(topic, end_of(topic), wanted, limit, **limits)]
+def pages(topic: Topic, wanted: Wanted, limit: int, skip: Skip = skip_nothing, /, **limits: int) -> list[Newest]:
+    found = [run(topic, end_of(topic), wanted, limit, skip, **limits)]
     while (before := found[-1].before) is not None:
         assert len(found) < 500, "the search does not come to its end"
-        found.append(run(topic, before, wanted, limit, **limits))
+        found.append(run(topic, before, wanted, limit, skip, **limits))
     return found
 
 
@@ -94,6 +97,35 @@ def test_however_little_is_read_at_a_time_nothing_is_passed_over_or_comes_twice(
 def test_however_large_records_are_nothing_is_passed_over_or_comes_twice(topic: Topic, max_bytes: int) -> None:
     found = [record for page in pages(topic, everything, 5, bytes=max_bytes) for record in page.records]
     assert_complete(found, topic, everything)
+
+
+@given(topics, st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=4), st.integers(1, 5))
+def test_skipping_what_is_not_wanted_changes_nothing_of_what_is_found(
+    topic: Topic, unwanted: list[tuple[int, int]], piece: int
+) -> None:
+    skipped = merged(unwanted)
+
+    def is_left(record: Record) -> bool:
+        return not contains(skipped, record.offset)
+
+    limits = {"min_piece_records": piece, "max_piece_records": piece}
+    skipping = pages(topic, is_left, 3, lambda _, offset: last_outside(skipped, offset), **limits)
+    found = [record for page in skipping for record in page.records]
+    assert_complete(found, topic, is_left)
+    if all(is_in_order(records) for records in topic.values()):
+        assert found == [record for page in pages(topic, is_left, 3, **limits) for record in page.records]
+
+
+def test_what_is_skipped_is_not_read() -> None:
+    topic = {0: [Stored(0, offset, timestamp=offset) for offset in range(50_000)]}
+    skipped = [(100, 30_000), (30_010, 50_000)]
+
+    def is_left(record: Record) -> bool:
+        return not contains(skipped, record.offset)
+
+    found = run(topic, end_of(topic), is_left, 20, lambda _, offset: last_outside(skipped, offset))
+    assert [record.offset for record in found.records] == [*range(30_009, 29_999, -1), *range(99, 89, -1)]
+    assert found.scanned < 1_000
 
 
 def test_a_search_in_vain_stops_after_so_many_records_and_says_how_far_it_came() -> None:

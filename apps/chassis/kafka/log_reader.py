@@ -13,7 +13,7 @@ from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaE
 from apps.chassis.internals.fetched_batches import Unreadable
 from apps.chassis.internals.record_fetching import passed_over
 from apps.chassis.kafka.clients import ClientOptions
-from apps.chassis.kafka.search import Newest, Search, size_of
+from apps.chassis.kafka.search import Newest, Search, Skip, size_of, skip_nothing
 from contracts.record import Record
 
 MAX_CONNECTIONS = 4
@@ -126,17 +126,19 @@ class LogReader:
         wanted: Callable[[Record], bool],
         limit: int,
         since: Mapping[int, int] | None = None,
+        skip: Skip = skip_nothing,
     ) -> Newest:
         """Return the newest `limit` wanted records before an offset in each partition.
 
-        `since` is the lowest offset to read in each partition. A search reads about 100,000 records, or for 3 s, and
-        returns what it found; `Newest.before` continues it. Raises `TimeoutError` or `TooDeep` after 7 s.
+        `since` is the lowest offset to read in each partition, and `skip` leaves offsets out. A search reads about
+        100,000 records, or for 3 s, and returns what it found; `Newest.before` continues it. Raises `TimeoutError` or
+        `TooDeep` after 7 s.
         """
         deadline = asyncio.get_running_loop().time() + self._timeouts.search_ends_after_s
         async with self._connected(self._timeouts.search_s) as consumer:
             first = _by_number(await consumer.beginning_offsets(self._partitions(before)))
             bottom = {partition: max(first[partition], (since or first).get(partition, 0)) for partition in before}
-            search = Search(bottom, before, wanted, limit)
+            search = Search(bottom, before, wanted, limit, skip=skip)
             while (pieces := search.pieces()) and asyncio.get_running_loop().time() < deadline:
                 async for records in self._fetch(consumer, pieces):
                     search.take(records)

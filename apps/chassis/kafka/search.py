@@ -8,6 +8,7 @@ as the record before it in its partition.
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -19,6 +20,8 @@ SEARCH_BYTES = 16 * 1024 * 1024
 
 Wanted = Callable[[Record], bool]
 """Return whether a search looks for a record."""
+Skip = Callable[[int, int], int]
+"""Return the offset to go back from in a partition: that, or a lower one when nothing between is wanted."""
 
 
 class SearchLimits(NamedTuple):
@@ -33,6 +36,11 @@ class SearchLimits(NamedTuple):
 
 
 DEFAULT_LIMITS = SearchLimits()
+
+
+def skip_nothing(_: int, offset: int) -> int:
+    """Return the same offset."""
+    return offset
 
 
 class Newest(NamedTuple):
@@ -55,8 +63,10 @@ class _Column:
     as, the newest first.
     """
 
-    def __init__(self, bottom: int, end: int, latest: int) -> None:
+    def __init__(self, bottom: int, end: int, latest: int, skip: Callable[[int], int]) -> None:
+        end = max(bottom, skip(end))
         self._latest = latest
+        self._skip = skip
         self._undated: list[Record] = []
         self.bottom = bottom
         self.low = end
@@ -89,7 +99,7 @@ class _Column:
 
     def settle(self, wanted: Wanted) -> int:
         """Finish the piece: keep its wanted records, and return how many records it had."""
-        self.low = self._start
+        self.low = max(self.bottom, self._skip(self._start))
         for record in reversed(self._piece):
             is_dated = record.timestamp <= self._latest
             if is_dated:
@@ -130,17 +140,21 @@ class Search:
     Repeat until `pieces` returns nothing: read the pieces, pass the records to `take`, and call `settle`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what bounds a search
         self,
         bottom: Mapping[int, int],
         before: Mapping[int, int],
         wanted: Wanted,
         limit: int,
         limits: SearchLimits = DEFAULT_LIMITS,
+        skip: Skip = skip_nothing,
     ) -> None:
         latest = latest_date()
         self._limits = limits
-        self._columns = {partition: _Column(bottom[partition], offset, latest) for partition, offset in before.items()}
+        self._columns = {
+            partition: _Column(bottom[partition], offset, latest, partial(skip, partition))
+            for partition, offset in before.items()
+        }
         self._share = limits.bytes // (2 * max(1, len(before)))
         self._wanted = wanted
         self._limit = limit

@@ -10,9 +10,10 @@ of the marked ones were discarded.
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from uuid import UUID
 
 import msgspec
@@ -87,6 +88,10 @@ class Marks:
         """Return the offsets of a group's letters in a partition that were discarded, and not restored."""
         return self._discarded[partition].get(group, [])
 
+    def all_discarded(self, partition: int) -> Intervals:
+        """Return the offsets of the letters in a partition that any group has discarded."""
+        return merged(chain.from_iterable(self._discarded[partition].values()))
+
     def is_discarded(self, partition: int, offset: int) -> bool:
         """Return whether the group of a letter has discarded it."""
         return any(contains(intervals, offset) for intervals in self._discarded[partition].values())
@@ -127,6 +132,12 @@ def next_outside(intervals: Intervals, offset: int) -> int:
     """Return the first offset, from `offset` on, that is not in the intervals."""
     place = bisect_right(intervals, (offset, math.inf)) - 1
     return max(offset, intervals[place][1]) if place >= 0 else offset
+
+
+def last_outside(intervals: Intervals, end: int) -> int:
+    """Return the end of the offsets before `end` that are not in the intervals, without those behind them."""
+    place = bisect_left(intervals, (end,)) - 1
+    return intervals[place][0] if place >= 0 and intervals[place][1] >= end else end
 
 
 def merged(intervals: Iterable[tuple[int, int]]) -> Intervals:

@@ -13,8 +13,6 @@ from apps.consumer.redriving.refusals import RedriveNotNow
 
 OTHERS_S = 2.0
 """Seconds that a redrive waits for the open transactions of other groups."""
-VISIBLE_S = 1.0
-"""Seconds that an action waits at most until all readers see its marks."""
 SETTLING_S = 0.1
 """Seconds between two checks whether the transactions of other groups have ended."""
 
@@ -56,10 +54,10 @@ class MarksTopic:
             wrong = "; ".join(map(str, deletions))
             raise RedriveNotNow(f"topic {topic}: {wrong}. Set cleanup.policy=compact on it, without delete, and retry")
 
-    async def until_visible(self) -> None:
-        """Wait up to 1 s until all readers see the committed marks: Kafka confirms a commit before they do."""
+    async def until_visible(self, late: float) -> None:
+        """Wait until all readers see the committed marks, or it is `late`: Kafka confirms a commit before they do."""
         with suppress(*KAFKA_ERRORS, RedriveNotNow):
-            async with asyncio.timeout(VISIBLE_S):
+            async with asyncio.timeout_at(late):
                 await self._bounds()
 
     async def settled(self) -> Marks:

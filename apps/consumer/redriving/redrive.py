@@ -46,17 +46,19 @@ ALL = Filter()
 
 
 class RedriveLimits(NamedTuple):
-    """How long a redrive may take, in seconds from its call on, and how much a transaction sends back.
+    """How long an action may take, in seconds from its call on, and how much a transaction sends back.
 
-    It is answered after `call_s`. It waits `turn_s` for another redrive of this instance, begins transactions and looks
-    for dead letters within `begin_within_s`, and aborts its transaction after `work_s`. A transaction has
-    `transaction_bytes` of keys and values, but for one record of each partition.
+    It is answered after `call_s`. It waits `turn_s` for another action of this instance, begins transactions and looks
+    for dead letters within `begin_within_s`, and aborts its transaction after `work_s`. It waits until its marks are
+    visible, but not after `visible_s`. A transaction has `transaction_bytes` of keys and values, but for one record of
+    each partition.
     """
 
     call_s: float = CALL_S
     turn_s: float = 4.0
     begin_within_s: float = 5.0
     work_s: float = 6.5
+    visible_s: float = 7.5
     transaction_bytes: int = 16 * 1024 * 1024
 
 
@@ -168,6 +170,7 @@ class Redriver:
 
     async def _perform(self, action: Action, limit: int, only: Filter) -> Done:
         search, done = self._search(action, limit, only), list[LetterPlace]()
+        visible_by = self._visible_by()
         try:
             async with self._turn():
                 more = await self._perform_of(self._group, search, done)
@@ -181,7 +184,7 @@ class Redriver:
             log.warning("a %s ended after %d dead letters: %s", action, len(done), one_line(error))
             more = True
         if done:
-            await self._marks_topic.until_visible()
+            await self._marks_topic.until_visible(visible_by)
         return Done(done, more)
 
     async def _perform_of(self, owner: str | None, search: Search, done: list[LetterPlace]) -> bool:
@@ -227,14 +230,18 @@ class Redriver:
         late = asyncio.get_running_loop().time() + self._limits.begin_within_s
         return Search(action, limit, only, self._limits.transaction_bytes, late)
 
+    def _visible_by(self) -> float:
+        return asyncio.get_running_loop().time() + self._limits.visible_s
+
     async def _perform_one(self, action: Action, partition: int, offset: int) -> Done:
+        visible_by = self._visible_by()
         async with self._turn():
             record = await self._requested(action, partition, offset)
             owner = owner_of(letter_of(record))
             async with self._fenced(owner) as (producer, marks):
                 check_not_done(action, record, marks)
                 await self._transactions.commit(action, producer, owner, [record], marks)
-        await self._marks_topic.until_visible()
+        await self._marks_topic.until_visible(visible_by)
         return Done([LetterPlace(partition, offset)], more=False)
 
     async def _requested(self, action: Action, partition: int, offset: int) -> Record:

@@ -39,6 +39,7 @@ from apps.consumer.browsing.topic_search import Filter, newest
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letter_view import DeadLetter, view
 from apps.consumer.redriving.letters import letter_of
+from apps.consumer.redriving.marks import contains, last_outside, outside
 from apps.consumer.redriving.redrive import Done, LetterPlace
 from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
 from apps.consumer.stream_consumer import StreamConsumer
@@ -293,14 +294,17 @@ async def _newest(
     one: StreamConsumer, limit: int, only: Filter, cursor: Mapping[int, int] | None, *, discarded: bool
 ) -> DeadLetters:
     """Return the newest letters that match: either those that were discarded, or the others."""
-    marks = await one.redriver.marks()
+    marks, partitions = await one.redriver.marks(), one.cluster.partitions.get(one.dead_reader.topic, 0)
+    gone = {partition: marks.all_discarded(partition) for partition in range(partitions)}
+    unlisted = {partition: outside(offsets) if discarded else offsets for partition, offsets in gone.items()}
 
     def is_listed(record: Record) -> bool:
-        is_wanted = marks.is_discarded(record.partition, record.offset) == discarded
-        return is_wanted and (only.also is None or only.also(record))
+        return not contains(unlisted[record.partition], record.offset) and (only.also is None or only.also(record))
 
-    listed, partitions = only._replace(also=is_listed), one.cluster.partitions.get(one.dead_reader.topic, 0)
-    found = await newest(one.dead_reader, partitions, listed, limit, cursor)
+    def skip(partition: int, offset: int) -> int:
+        return last_outside(unlisted[partition], offset)
+
+    found = await newest(one.dead_reader, partitions, only._replace(also=is_listed), limit, cursor, skip)
     letters = [view(record, marks, one.redriver) for record in found.records]
     return DeadLetters(letters, write_offsets(found.before) if found.before else None)
 

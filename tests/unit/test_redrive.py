@@ -1,4 +1,5 @@
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
@@ -21,11 +22,12 @@ from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letter_view import FirstPlace, Origin, view
 from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
+from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.redrive import LetterPlace, RedriveLimits, Redriver
 from apps.consumer.redriving.refusals import DoneBefore, RedriveNotNow, TooLarge
 from apps.consumer.redriving.routes import of_one_stream
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
-from tests.fakes import StoredTopic
+from tests.fakes import A_WHILE, StoredTopic
 
 pytestmark = pytest.mark.anyio
 
@@ -59,15 +61,19 @@ class Bench:
         self.redriver = Redriver(options, self.cluster, dead, f"{DEAD}-redriven", TOPIC, "group", limits=limits)
         self.transactions: list[list[tuple[int, int]]] = []
         self.known = Marks()
+        self.seen = 0
         self.fails_from = 1_000
-        monkeypatch.setattr(self.redriver._marks_topic, "check", self._reach_marks_topic)
-        monkeypatch.setattr(self.redriver._marks_topic, "until_visible", self._reach_marks_topic)
+        monkeypatch.setattr(self.redriver._marks_topic, "check", self._check_marks_topic)
+        monkeypatch.setattr(self.redriver._marks_topic, "until_visible", self._until_visible)
         monkeypatch.setattr(self.redriver, "_fenced", self._fenced)
         monkeypatch.setattr(self.redriver._transactions, "commit", self._commit)
         monkeypatch.setattr(self.redriver, "marks", self._marks)
 
-    async def _reach_marks_topic(self, _: float = 0.0) -> None:
+    async def _check_marks_topic(self) -> None:
         pass
+
+    async def _until_visible(self, _: float) -> None:
+        self.seen = len(self.transactions)
 
     async def _marks(self) -> Marks:
         return deepcopy(self.known)  # what was written is known only to who reads the topic again
@@ -391,3 +397,45 @@ async def test_a_discarded_letter_is_listed_as_such_and_not_as_sent_back(monkeyp
     assert [letter.discarded for letter in listed] == [True, True, False]
     assert [letter.redriven for letter in listed] == [False, False, False]
     assert [letter.redrivable for letter in listed] == [False, False, True]
+
+
+async def test_an_action_is_answered_once_its_marks_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench([stored_letter(offset) for offset in range(3)], monkeypatch=monkeypatch)
+    await bench.redriver.perform(Action.DISCARD, 2)
+    assert bench.seen == len(bench.transactions) == 1
+    await bench.redriver.perform_one(Action.DISCARD, 0, 2)
+    assert bench.seen == len(bench.transactions) == 2
+
+
+class LateReader:
+    """Reads a marks topic that has one record, whose transaction ends after some looks."""
+
+    def __init__(self, looks: float, *, committed_only: bool) -> None:
+        self._looks = looks if committed_only else 0
+
+    async def offsets(self, _: int) -> tuple[dict[int, int], dict[int, int]]:
+        self._looks -= 1
+        return {0: 0}, {0: 0 if self._looks >= 0 else 1}
+
+
+def late_marks_topic(looks: float) -> tuple[MarksTopic, LateReader]:
+    """Return a marks topic, and the reader of what is committed."""
+    options, committed = client_options(Settings(), "consumer"), LateReader(looks, committed_only=True)
+
+    def reader(_: object, __: str, *, committed_only: bool = True) -> LateReader:
+        return committed if committed_only else LateReader(looks, committed_only=False)
+
+    return MarksTopic(options, Cluster(options, []), f"{DEAD}-redriven", DEAD, cast(Any, reader)), committed
+
+
+@pytest.mark.parametrize("looks", [0, 3])
+async def test_marks_are_waited_for_until_their_transaction_has_ended(looks: int) -> None:
+    topic, committed = late_marks_topic(looks)
+    await topic.until_visible(asyncio.get_running_loop().time() + LONG)
+    assert (await committed.offsets(1))[1] == {0: 1}
+
+
+async def test_marks_that_stay_hidden_are_not_waited_for_for_ever() -> None:
+    topic, committed = late_marks_topic(math.inf)
+    await topic.until_visible(asyncio.get_running_loop().time() + A_WHILE)
+    assert (await committed.offsets(1))[1] == {0: 0}

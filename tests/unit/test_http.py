@@ -368,8 +368,13 @@ def body_schema(client: TestClient[Litestar], path: str) -> Any:  # noqa: ANN401
     [
         (
             "/consumers/seek",
-            [{"to": "end"}, {"to": "end", "offset": None}, {"partition": 0, "offset": 3}],
-            [{}, {"to": None}, {"partition": 0}, {"offset": 3}, {"to": "end", "partition": 0}, {"to": "soon"}],
+            [
+                {"to": "end"},
+                {"to": "end", "offset": None},
+                {"partition": 0, "offset": 3},
+                {"to": "end", "partition": 0},
+            ],
+            [{}, {"to": None}, {"partition": 0}, {"offset": 3}, {"to": "end", "offset": 3}, {"to": "soon"}],
         ),
         *(
             (

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaError
 from services import PATIENCE, ask
@@ -14,6 +14,7 @@ from services import PATIENCE, ask
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.topic_settings import Topic
+from apps.chassis.kafka.topic_writer import Content, TopicWriter
 from apps.chassis.settings import read_settings
 from tools.local_kafka import LocalKafka
 
@@ -70,6 +71,36 @@ async def agree(kafka: LocalKafka) -> None:
         await until(partial(says, "two", "topic two: partition 0 has 1 of 2 in-sync replicas"))
         await until(partial(says, "one", None))
         await until(partial(says, "three", None))
+
+
+async def written_once(kafka: LocalKafka) -> None:
+    """Write to a partition without a leader, in vain; have its broker return; write again."""
+    options = client_options(read_settings({"KAFKA_BOOTSTRAP_SERVERS": ",".join(kafka.bootstrap_servers)}), "test")
+    async with health_of(kafka, "alone") as cluster:
+
+        async def is_well() -> bool:
+            return await cluster.trouble() is None
+
+        writer = TopicWriter(options, "alone", cluster, ack_timeout_s=3)
+        letter: dict[int, list[Content]] = {0: [(b"key", b"value", [])]}
+        async with writer.open():
+            kafka.kill(2)
+            for _ in range(3):
+                with pytest.raises((KafkaError, TimeoutError)):
+                    await writer.write_to(letter)
+            senders = [task for task in asyncio.all_tasks() if "Sender" in repr(task)]
+            assert senders == [], "each would write its record once the broker is back"
+            await asyncio.to_thread(kafka.start, 2)
+            await until(is_well)
+            await writer.write_to(letter)
+        async with AIOKafkaConsumer("alone", bootstrap_servers=kafka.bootstrap_servers) as consumer:
+            assert list((await consumer.end_offsets(consumer.assignment())).values()) == [1]
+
+
+def test_what_could_not_be_written_for_a_while_is_written_once_and_leaves_no_producer_behind() -> None:
+    with LocalKafka(brokers=3) as kafka:
+        ask(kafka.bootstrap_servers, lambda admin: admin.create_topics([topic("alone", [2], 1)]))
+        asyncio.run(written_once(kafka))
 
 
 def test_health_asks_for_as_many_replicas_in_sync_as_kafka_and_no_more() -> None:

@@ -2,7 +2,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
 from samples import until
 
 from apps.chassis.kafka.clients import client_options
@@ -35,6 +35,7 @@ class Producer:
 
     def __init__(self, answers: list[Exception | None]) -> None:
         self.answers = answers
+        self.partitions = {0}
         self.sent: list[list[bytes]] = []
         self.is_stopped = False
 
@@ -44,13 +45,13 @@ class Producer:
         self.is_stopped = True
 
     async def partitions_for(self, _: str) -> set[int]:
-        return {0}
+        return self.partitions
 
     def create_batch(self) -> Batch:
         return Batch()
 
     async def send_batch(self, batch: Batch, _: str, *, partition: int) -> "asyncio.Future[None]":
-        assert partition == 0
+        assert partition in self.partitions
         self.sent.append(batch.keys)
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.answers:
@@ -66,7 +67,8 @@ def writing(*producers: Producer, ack_timeout_s: float = 5) -> TopicWriter:
     def new_producer(**_: Any) -> Producer:  # noqa: ANN401 - aiokafka's options
         return next(made)
 
-    return TopicWriter(options, "events", Topics(options, []), new_producer, ack_timeout_s=ack_timeout_s)
+    topics = Topics(options, [])
+    return TopicWriter(options, "events", topics, new_producer, ack_timeout_s=ack_timeout_s, check_partitions_s=0.01)
 
 
 async def test_records_are_written_in_order_in_as_many_batches_as_they_need() -> None:
@@ -95,6 +97,19 @@ async def test_a_write_returns_only_once_all_is_acknowledged_and_gives_up_after_
         await writer.write([b"1"], [b""])
     assert first.is_stopped
     await writer.write([b"1"], [b""])
+
+
+async def test_what_is_written_to_a_partition_that_is_gone_is_given_up_and_written_to_one_that_is_there() -> None:
+    first, second = Producer([]), Producer([None])
+    first.partitions = {0, 1, 2}
+    writer = writing(first, second)
+    waiting = asyncio.create_task(writer.write_to({5: [(b"key", b"", ())]}))
+    await until(lambda: first.sent)
+    first.partitions = {0}
+    with pytest.raises(UnknownTopicOrPartitionError):
+        await waiting
+    await writer.write_to({5: [(b"key", b"", ())]})
+    assert second.sent == [[b"key"]]
 
 
 async def test_a_write_that_fails_late_does_not_close_the_producer_of_a_newer_one() -> None:

@@ -6,22 +6,24 @@ FastStream's publishing cannot be used: it rewrites null and binary headers, and
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError, UnknownTopicOrPartitionError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from apps.chassis.internals.transactions import close_producer
 from apps.chassis.kafka.clients import METADATA_MS, ClientOptions, size_of_batch
 from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.sent_batches import SentBatches
 from contracts.dead_letter import Header
 from contracts.partitioning import partitions_of
 
 ACK_TIMEOUT_S = 15.0
 """Seconds for Kafka to acknowledge records; later it is unknown whether they are written."""
-CLOSE_TIMEOUT_S = 2.0
-"""Seconds for a producer to close."""
+CHECK_PARTITIONS_S = 1.0
+"""Seconds between two checks whether the partitions of unacknowledged records still exist."""
 MAX_BATCH_BYTES = 512 * 1024
 """Bytes of a batch; less where the topic takes less. A larger record travels alone."""
 
@@ -50,6 +52,7 @@ class TopicWriter:
         *,
         prepare: Callable[[], Awaitable[None]] = nothing_to_prepare,
         ack_timeout_s: float = ACK_TIMEOUT_S,
+        check_partitions_s: float = CHECK_PARTITIONS_S,
     ) -> None:
         self.topic = topic
         self.compression: str | None = None
@@ -58,6 +61,7 @@ class TopicWriter:
         self._new_producer = new_producer
         self._prepare = prepare
         self._ack_timeout_s = ack_timeout_s
+        self._check_partitions_s = check_partitions_s
         self._producer: AIOKafkaProducer | None = None
         self._connecting = asyncio.Lock()
 
@@ -99,8 +103,8 @@ class TopicWriter:
     ) -> None:
         """Write records to partitions, in their order; return when all in-sync replicas have them.
 
-        Raises the errors of `prepare`, `KafkaError`, `OSError` or, after 15 s, `TimeoutError`: some of the records may
-        be written then.
+        The number of a partition that the topic does not have is taken modulo their count. Raises the errors of
+        `prepare`, `KafkaError`, `OSError` or, after 15 s, `TimeoutError`: some of the records may be written then.
         """
         async with self._producing() as producer:
             await self._write(producer, by_partition, on_acknowledged)
@@ -123,14 +127,16 @@ class TopicWriter:
         by_partition: Mapping[int, Sequence[Content]],
         on_acknowledged: OnAcknowledged | None = None,
     ) -> None:
-        sent: list[asyncio.Future[object]] = []
+        sent, count = SentBatches(), len(await producer.partitions_for(self.topic))
         for number, records in by_partition.items():
             for batch, places in _batches_of(producer, records):
-                sending = await producer.send_batch(batch, self.topic, partition=number)
+                sending = await producer.send_batch(batch, self.topic, partition=number % count)
                 if on_acknowledged is not None:
                     sending.add_done_callback(partial(_report, on_acknowledged, number, places))
-                sent.append(sending)
-        await asyncio.gather(*sent)
+                sent.add(sending)
+        while not await sent.acknowledged(self._check_partitions_s):
+            if len(await producer.partitions_for(self.topic)) < count:
+                raise UnknownTopicOrPartitionError(f"{self.topic} was created again with fewer partitions")
 
     async def _connected(self) -> AIOKafkaProducer:
         async with self._connecting:
@@ -149,7 +155,7 @@ class TopicWriter:
                 try:
                     await producer.start()
                 except BaseException:
-                    await _stop(producer)
+                    await close_producer(producer)
                     raise
                 self._producer = producer
             return self._producer
@@ -158,7 +164,7 @@ class TopicWriter:
         """Close a producer: of several writes that fail at once, the later ones find another one, or none."""
         if producer is not None and producer is self._producer:
             self._producer = None
-            await _stop(producer)
+            await close_producer(producer)
 
 
 def _batches_of(producer: AIOKafkaProducer, records: Sequence[Content]) -> Iterator[tuple[BatchBuilder, range]]:
@@ -175,9 +181,3 @@ def _batches_of(producer: AIOKafkaProducer, records: Sequence[Content]) -> Itera
 def _report(on_acknowledged: OnAcknowledged, partition: int, places: range, sending: "asyncio.Future[object]") -> None:
     if not sending.cancelled() and sending.exception() is None:
         on_acknowledged(partition, places)
-
-
-async def _stop(producer: AIOKafkaProducer) -> None:
-    with suppress(KafkaError, OSError, TimeoutError):
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await producer.stop()

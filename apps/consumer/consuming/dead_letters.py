@@ -62,7 +62,7 @@ class DeadLetters:
         unwritten: dict[int, list[BadRecord]] = {}
         for one in bad:
             if _identity_of(one) not in self._written:
-                unwritten.setdefault(one.record.partition % self._cluster.partitions[self.topic], []).append(one)
+                unwritten.setdefault(one.record.partition, []).append(one)
         letters = {
             partition: [(one.record.key, one.record.value, self._letter(one).all_headers()) for one in some]
             for partition, some in unwritten.items()

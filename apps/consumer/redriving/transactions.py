@@ -1,6 +1,5 @@
 """Writes what an action does to dead letters in one transaction: the records to send back, and the marks."""
 
-import asyncio
 from collections.abc import Sequence
 
 from aiokafka import AIOKafkaProducer
@@ -9,6 +8,7 @@ from aiokafka.errors import MessageSizeTooLargeError
 from apps.chassis.internals.transactions import transaction
 from apps.chassis.kafka.clients import size_of_batch
 from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.sent_batches import SentBatches
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letters import Letters, letter_of, offsets_of, size_sent_back
 from apps.consumer.redriving.marks import Marks
@@ -34,7 +34,7 @@ class Transactions:
         if not chosen:
             return
         mark_records = self._marks_to_write(action, owner, chosen, marks)
-        sent: list[asyncio.Future[object]] = []
+        sent = SentBatches()
         try:
             async with transaction(producer):
                 for record in chosen if action is Action.REDRIVE else ():
@@ -42,11 +42,11 @@ class Transactions:
                     batch = producer.create_batch()  # `send` takes no record that has neither key nor value
                     batch.append(timestamp=None, key=letter.key, value=letter.value, headers=self._headers_of(letter))
                     partition = self._partition_for(letter, record)
-                    sent.append(await producer.send_batch(batch, self._topic, partition=partition))
+                    sent.add(await producer.send_batch(batch, self._topic, partition=partition))
                 for key, value in mark_records:
                     mark = producer.send(self._marks_topic, value, key=key, partition=0, headers=marks.headers)
-                    sent.append(await mark)
-                await asyncio.gather(*sent)
+                    sent.add(await mark)
+                await sent.acknowledged()
         except MessageSizeTooLargeError:
             needed = max(size_sent_back(letter_of(record)) for record in chosen)
             allowed = self._cluster.max_message_bytes(self._topic)
@@ -54,8 +54,6 @@ class Transactions:
                 f"with the headers that count its tries it has {needed} bytes; {self._topic} takes {allowed} "
                 "(max.message.bytes)"
             ) from None
-        finally:
-            await asyncio.gather(*sent, return_exceptions=True)  # retrieves the errors, or asyncio logs each
 
     def _marks_to_write(
         self, action: Action, owner: str | None, chosen: Sequence[Record], marks: Marks

@@ -188,6 +188,23 @@ def test_where_no_record_is_the_answer_says_why(consumer: Service, pipeline: Pip
     assert newest(consumer, partition=0) == [(0, 4)]
 
 
+def test_of_a_record_behind_an_open_transaction_the_answer_says_that_it_waits(
+    consumer: Service, pipeline: Pipeline
+) -> None:
+    async def look() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=pipeline.bootstrap_servers, transactional_id=pipeline.group)
+        async with producer, producer.transaction():
+            await producer.send_and_wait(pipeline.topic, b"uncommitted", partition=0)
+            await asyncio.to_thread(pipeline.write, [Raw(b"behind")])
+            for offset in (0, 1):
+                answer = await asyncio.to_thread(consumer.http.get, f"/consumers/messages/0/{offset}")
+                assert answer.json()["detail"] == "it waits for the end of a transaction that began at offset 0"
+            answer = await asyncio.to_thread(consumer.http.get, "/consumers/messages/0/2")
+            assert answer.json()["detail"] == "nothing was written there yet: the next record will have offset 2"
+
+    asyncio.run(look())
+
+
 async def write_in_transactions(pipeline: Pipeline) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=pipeline.bootstrap_servers, transactional_id=pipeline.group)
     async with producer:

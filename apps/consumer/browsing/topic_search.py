@@ -71,7 +71,10 @@ async def record_at(log: LogReader, uncommitted: LogReader, partitions: int, par
     if partition not in end:
         raise NoSuchRecord(f"{log.topic} has no partition {partition}, but 0 to {len(end) - 1}")
     if offset >= end[partition]:
-        raise NoSuchRecord(f"nothing was written there yet: the next record will have offset {end[partition]}")
+        written = (await uncommitted.ends(partitions))[partition]
+        if offset < written:
+            raise NoSuchRecord(f"it waits for the end of a transaction that began at offset {end[partition]}")
+        raise NoSuchRecord(f"nothing was written there yet: the next record will have offset {written}")
     found = await log.record(partition, max(offset, first[partition]))
     if found is not None and found.offset == offset:
         return found

@@ -23,8 +23,9 @@ async def offsets_at(
     if isinstance(place, int):
         first, end = await asyncio.gather(consumer.beginning_offsets(wanted), consumer.end_offsets(wanted))
         for tp in wanted:
-            if not first[tp] <= place <= end[tp]:
-                raise ValueError(f"partition {tp.partition} has offsets {first[tp]} to {end[tp]}")
+            if not first[tp] <= place <= end[tp]:  # records of open transactions follow
+                within = f"{first[tp]} to {end[tp]} that can be consumed"
+                raise ValueError(f"partition {tp.partition} has offsets {within}, got {place}")
         return dict.fromkeys(wanted, place)
     if place == "beginning":
         return dict(await consumer.beginning_offsets(wanted))

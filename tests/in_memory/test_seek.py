@@ -8,8 +8,10 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError, UnknownError
 from memory import MemoryConsumer
-from pair import Pair
+from pair import Pair, pair
 from test_pair import ORDERS, Order, shop
+
+from apps.consumer.consuming.batch import Batch
 
 pytestmark = pytest.mark.anyio
 
@@ -81,3 +83,19 @@ async def test_a_dry_run_answers_what_a_seek_would_repeat_or_skip_and_moves_noth
         await p.consumer.post("/consumers/stop")
         refused = await p.consumer.post("/consumers/seek?stream=orders&dry_run=true", json=BEGINNING)
         assert refused.status_code == HTTPStatus.CONFLICT
+
+
+async def test_a_dry_run_counts_an_in_flight_batch_as_skipped_because_a_seek_may_abandon_it() -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: Batch[Order]) -> None:
+        begun.set()
+        await may_end.wait()
+
+    async with pair({ORDERS: wait}) as p:
+        await p.producer.post("/producers/orders", json={"order_id": "1", "amount_cents": 1})
+        await begun.wait()
+        for place, counts in (({"to": "end"}, (0, 1)), (BEGINNING, (0, 0))):
+            answer = (await p.consumer.post("/consumers/seek?dry_run=true", json=place)).json()
+            assert (answer["would_handle_again"], answer["would_skip"]) == counts
+        may_end.set()

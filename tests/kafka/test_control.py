@@ -84,6 +84,19 @@ def test_a_pause_holds_over_a_stop_and_a_start(services: tuple[Service, Service]
     assert consumed(consumer) == before
 
 
+def test_a_dry_run_of_a_seek_counts_what_waits_in_partitions_that_were_not_polled_yet(
+    services: tuple[Service, Service],
+) -> None:
+    producer, consumer = services
+    consumer.post("/consumers/pause")
+    consumer.post("/consumers/stop")
+    consumer.post("/consumers/start")
+    make(producer, 50)
+    wait_until(lambda: consumer.status()["lag"] == 50)
+    counted = consumer.post("/consumers/seek?dry_run=true", json={"to": "end"})
+    assert (counted["would_handle_again"], counted["would_skip"]) == (0, 50)
+
+
 def test_seeking_to_the_beginning_consumes_all_again_and_is_not_undone_by_a_restart(
     services: tuple[Service, Service], shared: Pipeline
 ) -> None:

@@ -40,7 +40,7 @@ REVOKED = "the group revoked the partitions in between: try again once they are 
 
 
 class SeekPreview(NamedTuple):
-    """Where a seek would go in each partition, and how many offsets it would consume again or skip."""
+    """Where a seek would go in each partition, and how many committed offsets it would repeat or others skip."""
 
     partitions: dict[int, int]
     again: int
@@ -179,15 +179,19 @@ class Control:
             return await self._seek(subscriber, consumer, _wanted(consumer, place), place)
 
     async def preview_seek(self, place: Place) -> SeekPreview:
-        """Return what `seek` would do now, and do nothing. Raises the errors of `seek`."""
+        """Return what `seek` would do now, and do nothing. Raises the errors of `seek`.
+
+        It counts from the committed offsets: a seek abandons an in-flight batch that fails or takes too long.
+        """
         async with asyncio.timeout(SEEK_TIMEOUT_S):
             _, consumer = self._consuming()
             try:
                 found = await offsets_at(consumer, _wanted(consumer, place), place)
-                before = await positions_of(consumer)
+                first = await consumer.beginning_offsets(list(found))
             except IllegalStateError:
                 raise NotNow(REVOKED) from None
-        moves = [to - before.get(tp, to) for tp, to in found.items()]
+            committed = await self._commits.read()
+        moves = [to - max(first[tp], committed.get(tp.partition) or 0) for tp, to in found.items()]
         partitions = {tp.partition: to for tp, to in sorted(found.items())}
         return SeekPreview(
             partitions, -sum(move for move in moves if move < 0), sum(move for move in moves if move > 0)
@@ -250,8 +254,8 @@ class Control:
         finally:
             self._consumption.abandonment.withdraw("seek")
         if not is_free:
-            took = f"was cancelled after {CANCEL_HANDLER_AFTER_S:g} s and still runs"
-            raise NotNow(f"the handler {took}: it blocks the in-flight batch")
+            why = "its handler ignores its cancellation, or its dead letters or its commit take long"
+            raise NotNow(f"the in-flight batch has not ended after {BATCH_TIMEOUT_S:g} s: {why}")
 
     async def state(self) -> State:
         """Return what the consumption is doing, after a check of the cluster (4 s at most)."""

@@ -60,7 +60,8 @@ class Seek(msgspec.Struct, forbid_unknown_fields=True):
 class Sought(msgspec.Struct):
     """The next offset of each requested partition of this instance: of the first sought stream, and of each.
 
-    With `dry_run=true` nothing moved: `would_handle_again` offsets were handled before, `would_skip` never were.
+    With `dry_run=true` nothing moved: `would_handle_again` offsets are committed and `would_skip` are not. Those of the
+    in-flight batch are not, and `seek` abandons it when it fails or takes too long.
     """
 
     partitions: dict[int, int]

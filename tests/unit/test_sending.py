@@ -1,6 +1,7 @@
 import asyncio
 import decimal
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
@@ -44,6 +45,7 @@ class FakePublisher:
         self.calls = 0
         self.since: list[float | None] = []
         self.patient: list[bool] = []
+        self.holds: dict[int, asyncio.Event] = {}
         self.failing: dict[int, Exception] = {}
         self.unacknowledged: set[int] = set()
         self.goes_on = asyncio.Event()
@@ -57,6 +59,8 @@ class FakePublisher:
         self.calls += 1
         call = self.calls
         await self.goes_on.wait()
+        if call in self.holds:
+            await self.holds[call].wait()
         if call in self.failing:
             raise self.failing[call]
         delivery = Delivery(keys, values, [0] * len(keys))
@@ -275,16 +279,18 @@ async def test_a_first_chunk_that_found_no_room_does_not_hide_that_a_later_one_w
 
 
 async def test_chunks_that_wait_for_an_earlier_one_are_given_up_with_it() -> None:
-    fake = FakePublisher()
-    fake.goes_on.clear()
+    fake, under_way = FakePublisher(), CHUNKS_ON_THE_WAY + 2
+    fake.holds = {1: asyncio.Event(), 2: asyncio.Event()}
     generator_of(EVENTS)  # imports it, which takes long
     making = asyncio.create_task(generate_and_send(EVENTS, as_publisher(fake), 40, chunk_records=2))
-    await until(lambda: fake.calls > 5)
-    waited = fake.calls
-    fake.goes_on.set()
+    await until(lambda: fake.calls == under_way)
+    acknowledged_after = time.monotonic()
+    fake.holds[1].set()
+    await until(lambda: fake.calls > under_way)
+    fake.holds[2].set()
     await making
-    assert len(set(fake.since[:waited])) == 1
-    assert fake.since[-1] != fake.since[0]  # which was acknowledged long before
+    assert len(set(fake.since[:under_way])) == 1
+    assert (fake.since[under_way] or 0) >= acknowledged_after
 
 
 @pytest.mark.parametrize(

@@ -63,18 +63,19 @@ async def generate_and_send(
 ) -> Generated:
     """Generate `number` values and send them in chunks. After a chunk fails, no more are sent or generated.
 
-    The time for acknowledgements counts from the oldest chunk without one, so that all chunks are given up together.
+    The time for acknowledgements counts from the beginning of the oldest chunk without one, or from the last result:
+    when Kafka does not answer, all chunks are given up together.
     Raises `Busy`, `OutOfReach` or `CannotGenerate` when nothing was sent.
     """
     generated: list[bytes] = []
     chunks: list[tuple[list[bytes], Delivery | Failed]] = []
     failure: Failed | None = None
-    begun: deque[float] = deque()
+    since: deque[float] = deque()
     generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
 
     async def chunk(keys: list[bytes], values: list[bytes] | CannotGenerate) -> tuple[list[bytes], Delivery | Failed]:
-        begun.append(time.monotonic())
-        return keys, failure or await _sent(publisher, keys, values, begun[0])
+        since.append(time.monotonic())
+        return keys, failure or await _sent(publisher, keys, values, since[0])
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, tuple[list[bytes], Delivery | Failed]]]:
         left = max_bytes
@@ -91,7 +92,7 @@ async def generate_and_send(
         async for keys, result in results:
             failure = failure or _failure_of(result)
             chunks.append((keys, result))
-            begun.popleft()
+            since = deque([time.monotonic()] * (len(since) - 1))
     return Generated(generated, _answer_of(chunks, failure) if failure else None)
 
 

@@ -199,7 +199,7 @@ def test_while_it_is_stopped_the_lag_grows_and_after_a_start_it_falls(page: Page
 
 
 def test_a_seek_asks_first_and_says_how_many_records_it_concerns(page: Page, site: Site) -> None:
-    site.write(Raw(value_of(event())))
+    site.write(Raw(value_of(event())), Raw(value_of(event())))
     before, handled = site.consumed, sum(site.pipeline_ends())
     place, said = page.get_by_label("Consume from"), page.locator("#control-said")
     seek = page.get_by_role("button", name="Seek …")

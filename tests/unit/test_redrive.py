@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import IllegalOperation, KafkaConnectionError, ProducerFenced
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from samples import LONG, Stored
 
@@ -18,6 +18,7 @@ from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.topic_search import Filter
+from apps.consumer.redriving import redrive
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letter_view import FirstPlace, Origin, view
 from apps.consumer.redriving.letters import oldest, size_sent_back
@@ -439,3 +440,32 @@ async def test_marks_that_stay_hidden_are_not_waited_for_for_ever() -> None:
     topic, committed = late_marks_topic(math.inf)
     await topic.until_visible(asyncio.get_running_loop().time() + A_WHILE)
     assert (await committed.offsets(1))[1] == {0: 0}
+
+
+class FencedProducer:
+    """A producer that another one with its id fenced: what aiokafka raises depends on when it learns of it."""
+
+    error: type[Exception] = ProducerFenced
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    async def start(self) -> None:
+        raise self.error
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("error", [ProducerFenced, IllegalOperation])
+async def test_an_action_that_another_one_fenced_is_refused_for_now(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = client_options(Settings(), "consumer")
+    dead = cast(LogReader, StoredTopic({0: [stored_letter(0)]}, topic=DEAD))
+    redriver = Redriver(options, Cluster(options, []), dead, f"{DEAD}-redriven", TOPIC, "group")
+    monkeypatch.setattr(redrive, "AIOKafkaProducer", FencedProducer)
+    monkeypatch.setattr(FencedProducer, "error", error)
+    with pytest.raises(RedriveNotNow, match="another redrive or discard has begun"):
+        async with redriver._fenced("group"):
+            pass

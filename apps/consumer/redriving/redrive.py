@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import ProducerFenced
+from aiokafka.errors import IllegalOperation, ProducerFenced
 
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.internals.transactions import close_producer
@@ -294,7 +294,7 @@ class Redriver:
         try:
             await producer.start()
             yield producer, await self._marks_topic.settled()
-        except ProducerFenced:
+        except (ProducerFenced, IllegalOperation):  # the latter if it was fenced between two records of a transaction
             raise RedriveNotNow("another redrive or discard has begun: try again") from None
         finally:
             await close_producer(producer)

@@ -10,6 +10,7 @@ import msgspec
 from litestar import Controller, Router, get, post
 from litestar.connection import Request
 from litestar.enums import MediaType
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Operation
 from litestar.params import Parameter, SkipValidation
@@ -61,6 +62,7 @@ MAX_RECORDS = 200_000
 """Records of a JSON body: the smallest ones take far more memory than their JSON."""
 SEED_PATH = "/producers/basic_producer"
 GENERATE = "/generate"
+SAMPLE = "/sample"
 SENDING = (
     "One value or a list as JSON: all are checked before any is sent. Or any number of values, one per line "
     "(`application/x-ndjson`): each is answered by a line with its receipt, in order, while the rest is read. With a "
@@ -126,14 +128,9 @@ def stream_router(producer: StreamProducer) -> Router:
     async def generate_for_stream(request: Request[Any, Any, Any], number: Number = 10) -> Response[Any]:
         return await generate(request, producer, number)
 
-    async def generate_without_sending() -> Response[bytes]:
-        value = await generate_value(stream, producer.publisher.max_record_bytes)
-        return Response(value, media_type=MediaType.JSON)
-
     return Router(
         f"/producers/{stream.name}",
         exception_handlers=PUBLISHING_ERRORS,
-        security=KEY_NEEDED,
         route_handlers=[
             post(
                 summary=f"Send {stream.name}",
@@ -141,20 +138,32 @@ def stream_router(producer: StreamProducer) -> Router:
                 operation_class=body_of(stream),
                 opt={WITHOUT_QUERY: send_to_stream},
                 responses=SENT,
+                security=KEY_NEEDED,
             )(send_to_stream),
             post(
                 GENERATE,
                 summary=f"Generate {stream.name} and send them",
                 description=f"Answers after the last acknowledgement, with the generated {stream.name}.",
                 responses=GENERATED,
+                security=KEY_NEEDED,
             )(generate_for_stream),
-            get(
-                GENERATE,
-                summary=f"Generate one of {stream.name}, and send nothing",
-                responses=documented(HTTPStatus.NOT_IMPLEMENTED),
-            )(generate_without_sending),
+            sample_of(producer),
         ],
     )
+
+
+def sample_of(producer: StreamProducer) -> HTTPRouteHandler:
+    """Return the route of a generated value of a stream that is not sent."""
+
+    async def generate_without_sending() -> Response[Any]:
+        value = await generate_value(producer.stream, producer.publisher.max_record_bytes)
+        return Response(value, media_type=MediaType.JSON)
+
+    return get(
+        SAMPLE,
+        summary=f"Generate one of {producer.stream.name}, and send nothing",
+        responses=documented(HTTPStatus.NOT_IMPLEMENTED),
+    )(generate_without_sending)
 
 
 class SeedController(Controller):

@@ -74,6 +74,14 @@ def test_looking_needs_no_key(guarded: dict[str, TestClient[Litestar]], service:
     assert guarded[service].get("/schema").status_code == 200
 
 
+@pytest.mark.parametrize("service", APPS)
+def test_the_documents_ask_for_a_key_for_changes_only(guarded: dict[str, TestClient[Litestar]], service: str) -> None:
+    paths: dict[str, Any] = guarded[service].get("/schema/openapi.json").json()["paths"]
+    looking = [operations["get"] for operations in paths.values() if "get" in operations]
+    assert looking
+    assert not any("security" in one for one in looking)
+
+
 @EVERY_POST
 def test_the_documents_say_which_calls_need_a_key(
     guarded: dict[str, TestClient[Litestar]], service: str, path: str

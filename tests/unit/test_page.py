@@ -190,8 +190,8 @@ def test_no_page_may_use_a_method_that_the_producer_has_no_call_for(producer: Te
 
 
 def test_a_record_to_begin_with_is_made_up_and_not_sent(producer: TestClient[Litestar]) -> None:
-    answer = producer.get("/producers/events/generate", headers={"Origin": PAGE})  # there is no Kafka to send it to
+    answer = producer.get("/producers/events/sample", headers={"Origin": PAGE})  # there is no Kafka to send it to
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == PAGE
     assert EVENTS.decode_strictly(answer.content).id
-    assert producer.get("/producers/events/generate").content != answer.content
+    assert producer.get("/producers/events/sample").content != answer.content

@@ -57,7 +57,7 @@ export class Produce {
     await report(this.#said, "One moment …", async () => {
       this.#take(await get("asyncapi.json", { stream: "" }));
       this.#raw.checked = this.#properties === null;
-      this.#show(value ?? (await get(`${records}/generate`).catch(() => ({}))));
+      this.#show(value ?? (await get(`${records}/sample`).catch(() => ({}))));
       return "";
     });
   }

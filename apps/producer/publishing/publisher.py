@@ -57,7 +57,8 @@ class Publisher:
     @property
     def max_record_bytes(self) -> int:
         """Most bytes of key and value together that one record may have."""
-        return self.route.max_batch_bytes - BATCH_OVERHEAD_BYTES - RECORD_OVERHEAD_BYTES - self._traces.header_bytes
+        overhead = BATCH_OVERHEAD_BYTES + RECORD_OVERHEAD_BYTES + self._traces.header_bytes
+        return max(0, self.route.max_batch_bytes - overhead)
 
     @property
     def records_in_flight(self) -> int:

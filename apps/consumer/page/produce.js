@@ -80,7 +80,7 @@ export class Produce {
     for (const input of this.#form.elements) this.#check(input);
   }
 
-  /** Show the value in the other way; what is no object of JSON stays as it is. */
+  /** Switch between the form and raw JSON; a value that is not a JSON object stays raw. */
   #switch(raw) {
     const value = raw ? this.#value() : parsed(this.#text.value);
     const fits = value !== undefined && (raw || Object.keys(value ?? {}).every((name) => name in this.#properties));

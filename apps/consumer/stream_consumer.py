@@ -214,6 +214,7 @@ class StreamConsumer:
             redriven_by_schedule_count=self.schedule.redriven,
             next_redrive_at=self.schedule.next_at,
             last_rebalance=self._rebalances.last,
+            failing_since=consumption.failing_since,
             failing_record=failing_record(consumption.redelivery.failing),
             notes=[f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines],
         )

@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,12 +64,13 @@ def test_poison_is_dead_lettered_alone_whatever_the_handler_raises_and_an_outage
     assert len(stage.handled()) == len(set(stage.handled())) == 1_496
     stage.consumer.until_healthy()
 
-    assert stage.consumer.status()["failing_record"] is None
+    assert {stage.consumer.status()[name] for name in ("failing_record", "failing_since")} == {None}
 
     stage.write(["poison"], start=1_500)
     wait_until(lambda: stage.state() == "retrying")
     failing = stage.consumer.status()["failing_record"]
     assert (failing["partition"], failing["offset"]) == (0, 1_500)
+    assert datetime.fromisoformat(stage.consumer.status()["failing_since"]) < datetime.now(UTC)
     assert stage.consumer.status()["last_error"] == f"{stage.pipeline.topic}-0 offset 1500: {failing['error']}"
     stage.write(["good"], partition=1)
     stage.consumer.until_consumed(1_502)

@@ -1,6 +1,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import pytest
 from samples import LONG, Stored, stored_event, until
@@ -115,14 +116,19 @@ async def test_a_handler_that_dies_in_the_middle_of_a_batch_with_poison_costs_th
 
 
 async def test_a_bad_record_alone_is_retried_until_a_record_of_another_key_succeeds() -> None:
+    began = datetime.now(UTC)
     handler = Handler(lambda event_id: event_id.startswith("bad"))
     stream = Stream(handler)
     stream.add("bad")
     await stream.consume(turns=10)
     assert (stream.letters, stream.committed) == ([], {0: 0})
     assert stream.consumption.retrying
+    since = stream.consumption.failing_since
+    assert since is not None
+    assert began <= since <= datetime.now(UTC)
     stream.add("of the same key", key=b"bad")
     await stream.consume(turns=10)
+    assert stream.consumption.failing_since == since
     assert (stream.letters, handler.done) == ([], []), "a later record of its key would overtake it"
     stream.add("good")
     await stream.consume(turns=10)
@@ -130,6 +136,7 @@ async def test_a_bad_record_alone_is_retried_until_a_record_of_another_key_succe
     assert handler.done == ["good", "of the same key"]
     assert stream.is_consumed
     assert stream.consumption.retrying is None
+    assert stream.consumption.failing_since is None
 
 
 async def test_a_record_that_only_seemed_bad_is_handled_before_later_ones_of_its_key() -> None:
@@ -489,6 +496,7 @@ async def test_dead_letters_that_cannot_be_written_are_reported() -> None:
     turn = asyncio.create_task(stream.turn())
     await until(lambda: stream.consumption.retrying)
     assert "dead letters cannot be written: OSError" in str(stream.consumption.retrying)
+    assert stream.consumption.failing_since is not None
     stream.consumption.abandonment.ask("rebalance")
     await turn
     assert stream.committed == {0: 0}

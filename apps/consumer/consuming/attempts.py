@@ -43,7 +43,7 @@ class Attempts:
     """Calls the handler of a stream, one call at a time.
 
     `failures` counts the failed calls since the last finished batch, `error` is the last one and `kind` its type.
-    `successes` counts the calls that did not fail.
+    `failing_since` is when the first of these failed. `successes` counts the calls that did not fail.
     """
 
     def __init__(self, decode: Callable[[bytes], object], handle: Handle) -> None:
@@ -53,13 +53,14 @@ class Attempts:
         self._decode = decode
         self._handle = handle
         self._call = HandlerCall(*KEPT_BASES)
+        self.failing_since: float | None = None
         self._is_logged = False
-        self._failing_since: float | None = None
+        self._unsuccessful_since: float | None = None
 
     @property
     def is_struggling(self) -> bool:
         """Whether the handler has failed for some seconds without a success."""
-        return self._failing_since is not None and time.monotonic() - self._failing_since > STRUGGLING_S
+        return self._unsuccessful_since is not None and time.monotonic() - self._unsuccessful_since > STRUGGLING_S
 
     def cancel(self) -> None:
         """Cancel the running call, if there is one."""
@@ -68,7 +69,7 @@ class Attempts:
     def reset(self) -> None:
         """Begin to count failures from 0: a batch is finished."""
         self.failures = 0
-        self._failing_since = None
+        self.failing_since = self._unsuccessful_since = None
         self._is_logged = False
 
     async def call(
@@ -108,17 +109,18 @@ class Attempts:
 
     def _succeeded(self) -> None:
         self.successes += 1
-        self._failing_since = None
+        self._unsuccessful_since = None
 
     def note_failure(self, error: Exception) -> None:
         """Count a failure, and keep its text."""
         self.failures += 1
+        self.failing_since = self.failing_since or time.time()
         self.error, self.kind = one_line(error)[:MAX_ERROR_CHARACTERS], type(error).__name__
 
     def _note(self, error: Exception, failed: Sequence[Record], called: int) -> None:
         """Count a call that failed for some of its `called` records; log the first of a batch, but no rejection."""
         self.note_failure(error)
-        self._failing_since = self._failing_since or time.monotonic()
+        self._unsuccessful_since = self._unsuccessful_since or time.monotonic()
         if self._is_logged or isinstance(error, Reject):
             return
         self._is_logged = True

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Container, Sequence
+from datetime import UTC, datetime
 from itertools import count
 
 from apps.chassis.observability.logs import one_line, without_values
@@ -126,6 +127,12 @@ class Consumption:
         outage = self.redelivery.outage
         why = "the handler fails for too many records" if outage else "records fail in the handler"
         return f"retrying: {why}: {attempts.failures} attempts failed, the last with {attempts.kind}"
+
+    @property
+    def failing_since(self) -> datetime | None:
+        """When what is retried first failed; None while nothing is retried."""
+        began = [since for since in (self.attempts.failing_since, self.resource.failing_since) if since]
+        return datetime.fromtimestamp(min(began), UTC) if began and self.retrying and not self.halted else None
 
     def handler_error(self) -> str | None:
         """Return the error of the in-flight or retried batch, and where the record stands that fails alone."""

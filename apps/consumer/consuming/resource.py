@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -78,8 +79,8 @@ AnyHandler = Handler[T] | Resource[T]
 class HandlerResource:
     """The handler of a stream, with what it needs open; without `make` there is nothing to open.
 
-    `trouble` is why it cannot be opened, without quotes of errors; `error` is the last error. Both are None when it is
-    open, and while it is opened again.
+    `trouble` is why it cannot be opened, without quotes of errors; `error` is the last error, `failing_since` the time
+    of the first. They are None when it is open, and while it is opened again.
     """
 
     def __init__(  # noqa: PLR0913 - policies with their defaults
@@ -95,6 +96,7 @@ class HandlerResource:
     ) -> None:
         self.trouble = None if make is None else OPENING
         self.error: str | None = None
+        self.failing_since: float | None = None
         self._handle = handle
         self._make = make
         self._name = name
@@ -161,7 +163,7 @@ class HandlerResource:
             await self._cancel(life)
             raise NotOpen(f"it was not open after {self._open_timeout_s:g} s")
         self._handle = as_async(opened.result())
-        self.trouble = self.error = None
+        self.trouble = self.error = self.failing_since = None
         self.is_open = not end.done()
         either = [life, end]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -194,6 +196,7 @@ class HandlerResource:
         kind = without_values(error)
         self.trouble = f"the resource of the handler cannot be opened: {kind}"
         self.error = one_line(error)[:MAX_ERROR_CHARACTERS]
+        self.failing_since = self.failing_since or time.time()
         if is_first:
             log.warning("the resource of the handler of %s is not open, retrying: %s", self._name, kind, exc_info=error)
 

@@ -34,7 +34,8 @@ class StreamStatus(msgspec.Struct):
     `notes` are differences between a topic and the settings: the topic is used as it is. `passed_over_count` records
     were sent back from the dead letters for another group. `redriven_by_schedule_count` dead letters were sent back by
     `REDRIVE_AFTER`, and the next is due at `next_redrive_at`, as far as this instance does that. `last_rebalance` is
-    null before the first one. `failing_record` is the first record that is retried alone.
+    null before the first one. `failing_since` is when what is retried first failed: a record, the opening of the
+    handler's resource, or the writing of dead letters. `failing_record` is the first record that is retried alone.
     """
 
     running: bool
@@ -63,6 +64,7 @@ class StreamStatus(msgspec.Struct):
     redriven_by_schedule_count: int = 0
     next_redrive_at: datetime | None = None
     last_rebalance: Rebalance | None = None
+    failing_since: datetime | None = None
     failing_record: FailingRecord | None = None
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from contracts.depth import nests_freely
 from contracts.example import example_of
-from contracts.strictness import strict
+from contracts.strictness import Spelled, spelled, strict
 
 T = TypeVar("T")
 
@@ -127,6 +127,17 @@ class Stream(Generic[T]):
         return decode
 
     @cached_property
+    def spelled(self) -> Spelled:
+        """The type that keeps times and the names of objects as text: decoding changes some of them silently."""
+        return spelled(self.record_type)
+
+    @cached_property
+    def decode_spelled(self) -> Callable[[bytes], Any]:
+        """Decode a value as `spelled`. Raises `msgspec.ValidationError` for a time that cannot be kept exactly."""
+        decode: Callable[[bytes], Any] = msgspec.json.Decoder(self.spelled.type).decode
+        return decode
+
+    @cached_property
     def nests_freely(self) -> bool:
         """Whether values may have any depth: `contracts.depth` limits it."""
         return nests_freely(msgspec.inspect.type_info(self.record_type))
@@ -180,6 +191,6 @@ def _check_codec(stream: Stream[Any]) -> None:
             name = getattr(kind, "__name__", kind)
             raise BadStream(f"stream {stream.name!r}: expected Structs that are objects in JSON, got {name}")
     try:
-        stream.decode, stream.decode_all_strictly  # noqa: B018 - built now, so that a fault appears at the start
+        stream.decode, stream.decode_all_strictly, stream.decode_spelled  # noqa: B018 - built now, so that a fault appears at the start
     except (TypeError, NameError) as error:
         raise BadStream(f"stream {stream.name!r}: {str(error).splitlines()[0]}") from None

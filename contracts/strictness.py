@@ -1,11 +1,17 @@
-"""Derive the type that the producer decodes: the same Structs, but unknown fields are refused at any depth."""
+"""Derive the types that the producer decodes: the same Structs, but what a decoder would drop or change is refused."""
 
+from collections.abc import Mapping
+from datetime import datetime, time, timedelta
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, is_typeddict
 
 import msgspec
-from msgspec import NODEFAULT
+from msgspec import NODEFAULT, Meta
 from msgspec.structs import fields
+
+TIMES = (datetime, time, timedelta)
+"""Types that keep six digits of a fraction: msgspec rounds the others, 23:59:59.9999999 to midnight."""
+EXACT_TIME = Annotated[str, Meta(pattern=r"^[^.,]*([.,][0-9]{0,6}0*([^0-9]|$)|$)")]
 
 
 def strict(record_type: Any) -> Any:  # noqa: ANN401 - any type that JSON can be decoded to
@@ -14,57 +20,109 @@ def strict(record_type: Any) -> Any:  # noqa: ANN401 - any type that JSON can be
     Raises `TypeError` for types that cannot be strict: a generic Struct, one that refers to itself, or a dataclass,
     `TypedDict` or `NamedTuple`.
     """
-    return _strict(record_type, {}, ())
+    return _Copies(spelled=False).of(record_type)
 
 
-def _strict(kind: Any, made: dict[type, type], within: tuple[type, ...]) -> Any:  # noqa: ANN401 - see `strict`
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return Annotated[(_strict(arguments[0], made, within), *arguments[1:])]
-    if origin in {Union, UnionType}:
-        return Union[tuple(_strict(argument, made, within) for argument in arguments)]  # noqa: UP007 - as many as there are
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+class Spelled(NamedTuple):
+    """A type whose times and names of objects are text, and whether it has such times and such names."""
+
+    type: Any
+    times: bool
+    names: bool
+
+
+def spelled(record_type: Any) -> Spelled:  # noqa: ANN401 - as above
+    """Return a type with times and the names of objects as text, times only if they are exact. Raises as `strict`."""
+    copies = _Copies(spelled=True)
+    return Spelled(copies.of(record_type), copies.times, copies.names)
+
+
+def find_lost(value: Any, text: Any) -> str | None:  # noqa: ANN401 - any value
+    """Return the JSON path of an object with two spellings of one name, of which `value` has one; else None.
+
+    `text` is the same value, decoded as the type from `spelled`.
+    """
+    waiting = [("$", value, text)]
+    while waiting:
+        path, one, other = waiting.pop()
+        if isinstance(one, msgspec.Struct):
+            names = zip(one.__struct_encode_fields__, one.__struct_fields__, strict=True)
+            waiting += [(f"{path}.{shown}", getattr(one, name), getattr(other, name)) for shown, name in names]
+        elif isinstance(one, Mapping):
+            if len(one) != len(other):
+                return path
+            waiting += [(f"{path}[...]", *pair) for pair in zip(one.values(), other.values(), strict=True)]
+        elif isinstance(one, list | tuple):
+            waiting += [(f"{path}[{index}]", *pair) for index, pair in enumerate(zip(one, other, strict=True))]
+    return None
+
+
+class _Copies:
+    """Copies of types, one per Struct. `times` and `names` are whether such types became text."""
+
+    def __init__(self, *, spelled: bool) -> None:
+        self.times = self.names = False
+        self._spelled = spelled
+        self._made: dict[type, type] = {}
+
+    def of(self, kind: Any, within: tuple[type, ...] = ()) -> Any:  # noqa: ANN401, PLR0911 - any type, each kind its way
+        origin, arguments = get_origin(kind), get_args(kind)
+        if self._spelled and (arguments[0] if origin is Annotated else kind) in TIMES:
+            self.times = True
+            return EXACT_TIME
+        if origin is Annotated:
+            return Annotated[(self.of(arguments[0], within), *arguments[1:])]
+        if origin in {Union, UnionType}:
+            return Union[tuple(self.of(argument, within) for argument in arguments)]  # noqa: UP007 - as many as there are
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            return self._struct(kind, within)
+        if kind in {Any, None} or origin is Literal:
+            return kind
+        if not isinstance(origin or kind, type) or _has_fields(origin or kind):
+            name = getattr(kind, "__name__", kind)
+            raise TypeError(f"{name}: expected a plain msgspec.Struct, which can refuse unknown fields")
+        if not origin:
+            return kind
+        if issubclass(origin, Mapping):
+            arguments = (self._name(arguments[0]), *arguments[1:])
+        return origin[tuple(a if a is Ellipsis else self.of(a, within) for a in arguments)]
+
+    def _name(self, kind: Any) -> Any:  # noqa: ANN401 - a type
+        """Return the type of an object's names; text, if types become text."""
+        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        self.names |= plain is not str
+        return str if self._spelled and plain not in TIMES else kind
+
+    def _struct(self, kind: type[msgspec.Struct], within: tuple[type, ...]) -> type[msgspec.Struct]:
+        """Return a Struct with the same name, fields, order, defaults and tag; a subclass unless types become text."""
         if kind in within:
             raise TypeError(f"{kind.__name__} refers to itself: unknown fields cannot be refused at every depth")
-        if kind not in made:
-            made[kind] = _strict_struct(kind, made, (*within, kind))
-        return made[kind]
-    if kind in {Any, None} or origin is Literal:
-        return kind
-    if not isinstance(origin or kind, type) or _has_fields(origin or kind):
-        name = getattr(kind, "__name__", kind)
-        raise TypeError(f"{name}: expected a plain msgspec.Struct, which can refuse unknown fields")
-    if not origin:
-        return kind
-    return origin[tuple(a if a is Ellipsis else _strict(a, made, within) for a in arguments)]
+        if kind in self._made:
+            return self._made[kind]
+        config = kind.__struct_config__
+        copied = []
+        for one in fields(kind):
+            default: dict[str, Any] = {} if one.default is NODEFAULT else {"default": one.default}
+            if one.default_factory is not NODEFAULT:
+                default = {"default_factory": one.default_factory}
+            copied.append(
+                (one.name, self.of(one.type, (*within, kind)), msgspec.field(name=one.encode_name, **default))
+            )
+        self._made[kind] = made = msgspec.defstruct(
+            kind.__name__,
+            copied,
+            bases=() if self._spelled else (kind,),
+            module=kind.__module__,
+            kw_only=True,
+            forbid_unknown_fields=True,
+            tag=config.tag,
+            tag_field=config.tag_field,
+            array_like=config.array_like,
+        )
+        return made
 
 
 def _has_fields(kind: type) -> bool:
     """Return whether a type has named fields, of any library."""
     others = ("__dataclass_fields__", "__attrs_attrs__", "_fields")
     return issubclass(kind, msgspec.Struct) or is_typeddict(kind) or any(hasattr(kind, name) for name in others)
-
-
-def _strict_struct(
-    kind: type[msgspec.Struct], made: dict[type, type], within: tuple[type, ...]
-) -> type[msgspec.Struct]:
-    """Return a subclass with the same name, fields, order, defaults and tag: documents show the name."""
-    config = kind.__struct_config__
-    strict_fields = []
-    for one in fields(kind):
-        default: dict[str, Any] = {} if one.default is NODEFAULT else {"default": one.default}
-        if one.default_factory is not NODEFAULT:
-            default = {"default_factory": one.default_factory}
-        strict_fields.append(
-            (one.name, _strict(one.type, made, within), msgspec.field(name=one.encode_name, **default))
-        )
-    return msgspec.defstruct(
-        kind.__name__,
-        strict_fields,
-        bases=(kind,),
-        module=kind.__module__,
-        kw_only=True,
-        forbid_unknown_fields=True,
-        tag=config.tag,
-        tag_field=config.tag_field,
-    )

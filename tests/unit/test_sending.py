@@ -1,7 +1,10 @@
 import asyncio
+import datetime as dt
 import decimal
 import re
+import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
@@ -12,6 +15,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Meta
 from samples import EVENT, LONG, an_event, as_json, everything_else_has_run, fields_of_an_event, until
 
 from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
@@ -128,6 +132,8 @@ def test_one_event_and_a_list_of_events_are_read() -> None:
         (b"", "$", "truncated"),
         (b"[", "$", "truncated"),
         (b"{not json", "$", "malformed"),
+        (as_json(text="x").replace(b'x"', b'\\ud800"'), "$", "malformed: half of a surrogate pair"),
+        (as_json(text="x").replace(b'x"}', b'\\ud800"'), "$", "truncated"),
         (as_json() + as_json(), "$", "malformed"),
         (as_json().replace(b"Ada", b"\xff"), "$", "UTF-8"),
         (b"\xff", "$", "malformed"),
@@ -316,6 +322,38 @@ async def test_records_that_cannot_be_generated_or_are_too_large_do_not_hide_wha
     with pytest.raises(CannotGenerate, match=fault):
         await generate_and_send(EVENTS, as_publisher(fake), 10, chunk_records=2, max_bytes=700)
     assert len(fake.published) == 4
+
+
+async def test_calls_whose_values_take_too_long_are_refused_and_hold_up_no_others() -> None:
+    goes_on, made = threading.Event(), 0
+
+    class Slow(msgspec.Struct):
+        id: str
+
+        def __post_init__(self) -> None:
+            nonlocal made
+            made += 1
+            goes_on.wait(LONG if made > 6 else 0)  # each value is built twice: made, and decoded
+
+    slow, fake = Stream("slow", Slow, key=lambda one: one.id), FakePublisher()
+    generate = partial(generate_and_send, slow, as_publisher(fake), within_s=0.2)
+    first = await generate(10, chunk_records=2)
+    assert first.answer is not None
+    assert [receipt.outcome for receipt in first.answer.receipts] == [None, None, "not_written", "not_written"]
+    refused = await asyncio.gather(*(generate(2) for _ in range(50)), return_exceptions=True)
+    assert {str(error) for error in refused} == {"too many slow are being generated: retry later, or generate fewer"}
+    assert {type(error) for error in refused} == {Busy}
+    assert len(fake.published) == 2
+    goes_on.set()
+    sent = await generate_and_send(slow, as_publisher(fake), 2)
+    assert sent.answer is None
+    assert made <= 8 + 2 * 2  # of what was given up, the value under way was finished and no other begun
+
+
+async def test_first_calls_that_arrive_together_share_one_generator() -> None:
+    stream = Stream("together", Event, key=lambda event: event.id)
+    generators = await asyncio.gather(*(asyncio.to_thread(generator_of, stream) for _ in range(4)))
+    assert len(set(generators)) == 1
 
 
 async def split(body: bytes, cuts: Sequence[int], longest: int) -> list[bytes | None]:
@@ -734,6 +772,63 @@ async def test_a_value_for_which_code_of_the_contract_fails_is_refused_and_costs
     fake = FakePublisher()
     sent = await answers_to(fake, b'{"id":"a","price":"1"}\n%b\n{"id":"c","price":"1"}' % wrong, stream=PRICED)
     assert sent == [Receipt("a", 0, 0, 1), BadLine(2, f"{fault} - at `$`"), Receipt("c", 0, 1, 1)]
+
+
+class Measured(msgspec.Struct, omit_defaults=True):
+    at: dt.datetime
+    hour: Annotated[dt.time, Meta(tz=True)] | None = None
+    took: dt.timedelta = dt.timedelta()
+    by_sensor: dict[uuid.UUID, float] = {}
+    by_time: list[dict[dt.datetime, Any]] = []
+
+
+MEASURED = Stream("measured", Measured, key=lambda measured: measured.at.isoformat())
+SENSOR = "0b0d5c4e-6b3f-4a55-9a43-0c8f5d1c7f11"
+AT = "2026-01-31T23:59:59"
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "fault"),
+    [
+        ({"at": f"{AT}.9999999Z"}, ".at", "more than 6 digits"),
+        ({"hour": "23:59:59.9999999Z"}, ".hour", "more than 6 digits"),
+        ({"took": "PT1.0000001S"}, ".took", "more than 6 digits"),
+        ({"by_time": [{}, {f"{AT}.1234567": 1}]}, ".by_time[1]", "more than 6 digits"),
+        ({"by_time": [{f"{AT}Z": 1, f"{AT}+00:00": 2}]}, ".by_time[0]", "two names of the object"),
+        ({"by_sensor": {SENSOR: 1, SENSOR.upper(): 2}}, ".by_sensor", "two names of the object"),
+        ({"by_sensor": {"first": 1}}, ".by_sensor", "Invalid UUID as a name"),
+    ],
+)
+async def test_what_decoding_would_round_or_drop_is_refused_at_its_place(
+    fields: dict[str, Any], path: str, fault: str
+) -> None:
+    good, bad = (msgspec.json.encode({"at": AT, **more}) for more in ({}, fields))
+    with pytest.raises(BadRecords, match=fault) as refused:
+        read_values(MEASURED, bad)
+    assert refused.value.path == f"${path}"
+    with pytest.raises(BadRecords, match=fault) as refused:
+        read_values(MEASURED, b"[%b, %b]" % (good, bad))
+    assert refused.value.path == f"$[1]{path}"
+    answers = await answers_to(FakePublisher(), good + b"\n" + bad + b"\n" + good, stream=MEASURED)
+    assert [isinstance(answer, BadLine) for answer in answers] == [False, True, False]
+
+
+def test_what_decoding_keeps_exactly_is_taken() -> None:
+    deep: Any = 1
+    for _ in range(MAX_DEPTH - 10):
+        deep = {"a": deep}
+    given: dict[str, Any] = {
+        "at": f"{AT}.1234560000+05:30",
+        "hour": "23:59:59.999999Z",
+        "took": "PT1.5S",
+        "by_sensor": {SENSOR: 1.5, SENSOR.replace("1", "2"): 2.5},
+        "by_time": [{f"{AT}Z": deep, f"{AT}.1Z": f"{AT}.9999999"}],
+    }
+    (measured,) = read_values(MEASURED, msgspec.json.encode(given))
+    assert msgspec.to_builtins(measured) == given | {
+        "at": f"{AT}.123456+05:30",
+        "by_time": [{f"{AT}Z": deep, f"{AT}.100000Z": f"{AT}.9999999"}],
+    }
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])

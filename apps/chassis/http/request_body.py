@@ -24,6 +24,7 @@ from litestar.types import Scope
 from apps.chassis.http.admission import Share, share_of
 from apps.chassis.http.connection_limits import ALL_HERE
 from apps.chassis.http.content_encoding import ACCEPTED_CODINGS, WINDOW_BITS, Decompressor
+from apps.chassis.http.json_faults import split_fault
 from apps.chassis.http.problems import BAD_BODY, RETRY_AFTER, BrokenBody, bad_body, problem
 from apps.chassis.http.repeated_names import RepeatedName, check_names
 from apps.chassis.http.request_headers import headers_of
@@ -221,8 +222,8 @@ async def read_json(request: Request[Any, Any, Any], kind: type[T]) -> T:
         asked = msgspec.json.decode(body, type=kind)
         check_names(body)
     except msgspec.MsgspecError as error:
-        detail, _, path = str(error).partition(" - at ")
-        raise bad_body(detail, path.strip("`") or "$") from None
+        path, detail = split_fault(error, body)
+        raise bad_body(detail, path) from None
     except RepeatedName as error:
         raise bad_body(str(error), f"$.{error.name}") from None
     except UnicodeDecodeError:

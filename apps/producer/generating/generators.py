@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, time, timedelta
 from functools import cache
+from itertools import takewhile
+from threading import Event, Lock
 from typing import Any, TypeVar, get_args
 
 from contracts.person import PEOPLE
@@ -17,18 +19,26 @@ Generate = Callable[[int], Awaitable[Sequence[T]]]
 MAX_ATTEMPTS = 100
 """Values generated in vain, one after the other, before a stream counts as one without a generator."""
 
+_BUILDING = Lock()
+"""Held while a generator is built: each stream has one thread, also when many first calls arrive together."""
+
 
 class CannotGenerate(Exception):
     """No valid value of a stream can be generated; the message says why."""
 
 
-@cache
 def generator_of(stream: Stream[T]) -> Generate[T]:
     """Return the generator of a stream's values. Blocks for up to a second while it imports polyfactory and Faker.
 
     They take a sixth of all import time and 9 MB of memory (50 MB without compiled bytecode). A producer that generates
     nothing does not need them.
     """
+    with _BUILDING:
+        return _generator_of(stream)
+
+
+@cache
+def _generator_of(stream: Stream[T]) -> Generate[T]:
     if stream is PEOPLE:
         return _people_generator()
     make = _value_factory(stream)
@@ -36,7 +46,11 @@ def generator_of(stream: Stream[T]) -> Generate[T]:
     thread = ThreadPoolExecutor(1, f"generate {stream.name}")
 
     async def generate(number: int) -> Sequence[T]:
-        return await asyncio.get_running_loop().run_in_executor(thread, make, number)
+        given_up = Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, make, number, given_up)
+        finally:
+            given_up.set()
 
     return generate
 
@@ -50,7 +64,7 @@ def _people_generator() -> Generate[Any]:
     return generate
 
 
-def _value_factory(stream: Stream[T]) -> Callable[[int], list[T]]:
+def _value_factory(stream: Stream[T]) -> Callable[[int, Event], list[T]]:
     kinds: Any = get_args(stream.record_type) or (stream.record_type,)
     base = _base_factory()
     factories = [base.create_factory(kind) for kind in kinds]
@@ -67,8 +81,9 @@ def _value_factory(stream: Stream[T]) -> Callable[[int], list[T]]:
                 return value
         raise CannotGenerate(f"no valid {stream.name} can be generated: {fault}")
 
-    def generate(number: int) -> list[T]:
-        return [build(factories[index % len(factories)]) for index in range(number)]
+    def generate(number: int, given_up: Event) -> list[T]:
+        wanted = takewhile(lambda _: not given_up.is_set(), range(number))
+        return [build(factories[index % len(factories)]) for index in wanted]
 
     return generate
 

@@ -25,6 +25,10 @@ CHUNK_RECORDS = 2_000
 
 MAX_GENERATED_BYTES = 64 * 1024 * 1024
 """Bytes of the values that one call may generate: they stay in memory until the call is answered."""
+GENERATE_S = 7.0
+"""Seconds that one call may generate, including its turns after others: all calls of a stream share one thread."""
+COUNTED_S = 5.0
+"""Most seconds of generating a chunk that count as waiting for its acknowledgement."""
 
 Failed = Busy | OutOfReach | CannotGenerate
 """Why nothing of a chunk was sent."""
@@ -48,23 +52,25 @@ async def send_records(
 async def generate_value(stream: Stream[Any], max_record_bytes: int) -> bytes:
     """Generate a value and return it as JSON, without sending it. Raises `CannotGenerate`."""
     generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
-    _, values = await _generated(stream, generate, 1, max_record_bytes, MAX_GENERATED_BYTES)
-    if isinstance(values, CannotGenerate):
+    _, values = await _generated(stream, generate, 1, max_record_bytes, MAX_GENERATED_BYTES, GENERATE_S)
+    if isinstance(values, Failed):
         raise values
     return values[0]
 
 
-async def generate_and_send(
+async def generate_and_send(  # noqa: PLR0913 - what tests replace
     stream: Stream[T],
     publisher: Publisher,
     number: int,
+    *,
     chunk_records: int = CHUNK_RECORDS,
     max_bytes: int = MAX_GENERATED_BYTES,
+    within_s: float = GENERATE_S,
 ) -> Generated:
     """Generate `number` values and send them in chunks. After a chunk fails, no more are sent or generated.
 
     The time for acknowledgements counts from the beginning of the oldest chunk without one, or from the last result:
-    when Kafka does not answer, all chunks are given up together.
+    when Kafka does not answer, all chunks are given up together. Generating may take `within_s` seconds in all.
     Raises `Busy`, `OutOfReach` or `CannotGenerate` when nothing was sent.
     """
     generated: list[bytes] = []
@@ -73,17 +79,21 @@ async def generate_and_send(
     since: deque[float] = deque()
     generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
 
-    async def chunk(keys: list[bytes], values: list[bytes] | CannotGenerate) -> tuple[list[bytes], Delivery | Failed]:
-        since.append(time.monotonic())
+    async def chunk(
+        keys: list[bytes], values: list[bytes] | Failed, begun: float
+    ) -> tuple[list[bytes], Delivery | Failed]:
+        since.append(max(begun, time.monotonic() - COUNTED_S))
         return keys, failure or await _sent(publisher, keys, values, since[0])
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, tuple[list[bytes], Delivery | Failed]]]:
-        left = max_bytes
+        left, left_s = max_bytes, within_s
         for start in takewhile(lambda _: failure is None, range(0, number, chunk_records)):
             records = min(chunk_records, number - start)
-            keys, values = await _generated(stream, generate, records, publisher.max_record_bytes, left)
-            yield chunk(keys, values)
-            if isinstance(values, CannotGenerate):
+            begun = time.monotonic()
+            keys, values = await _generated(stream, generate, records, publisher.max_record_bytes, left, left_s)
+            left_s -= time.monotonic() - begun
+            yield chunk(keys, values, begun)
+            if isinstance(values, Failed):
                 return
             generated.extend(values)
             left -= sum(map(len, values))
@@ -97,9 +107,9 @@ async def generate_and_send(
 
 
 async def _sent(
-    publisher: Publisher, keys: list[bytes], values: list[bytes] | CannotGenerate, since: float
+    publisher: Publisher, keys: list[bytes], values: list[bytes] | Failed, since: float
 ) -> Delivery | Failed:
-    if isinstance(values, CannotGenerate):
+    if isinstance(values, Failed):
         return values
     try:
         return await publisher.publish(keys, values, since=since)
@@ -107,14 +117,17 @@ async def _sent(
         return error
 
 
-async def _generated(
-    stream: Stream[T], generate: Generate[T], number: int, max_record_bytes: int, max_bytes: int
-) -> tuple[list[bytes], list[bytes] | CannotGenerate]:
+async def _generated(  # noqa: PLR0913, PLR0917 - what is generated, and within which limits
+    stream: Stream[T], generate: Generate[T], number: int, max_record_bytes: int, max_bytes: int, within_s: float
+) -> tuple[list[bytes], list[bytes] | Failed]:
     """Return the keys and values of one chunk, or empty keys and why there are no values."""
     try:
-        generated = await generate(number)
+        async with asyncio.timeout(within_s):
+            generated = await generate(number)
     except CannotGenerate as error:
         return [b""] * number, error
+    except TimeoutError:
+        return [b""] * number, Busy(f"too many {stream.name} are being generated: retry later, or generate fewer")
     keys, values = stream.keys_of(generated), list(map(encode, generated))
     largest = max(map(len, keys)) + max(map(len, values))
     if largest > max_record_bytes:

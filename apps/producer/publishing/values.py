@@ -1,14 +1,16 @@
 """Decode a caller's JSON to values, and encode values as records. Knows neither HTTP nor Kafka."""
 
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
+from apps.chassis.http.json_faults import split_fault
 from apps.chassis.http.repeated_names import RepeatedName, check_names, count_quotes, fewest_quotes
 from contracts.depth import MAX_DEPTH, is_too_deep
 from contracts.stream import NoKey, Stream, encode
+from contracts.strictness import find_lost
 
 T = TypeVar("T")
 
@@ -17,6 +19,7 @@ MAX_QUOTED_CHARACTERS = 300
 ITEM_BYTES, OBJECT_BYTES = 75, 150
 """Bytes of memory that an item of a list or an object takes, and those that an object takes beyond its items."""
 NESTED_TOO_DEEPLY = "the body is nested too deeply"
+ROUNDED = "the time has more than 6 digits behind the point, which would be rounded"
 
 
 class BadRecords(ValueError):
@@ -55,31 +58,53 @@ def read_line(stream: Stream[T], line: bytes) -> T:
 
 def _decode(stream: Stream[T], body: bytes) -> list[T]:
     try:
-        return stream.decode_all_strictly(body) if is_list(body) else [stream.decode_strictly(body)]
+        values = stream.decode_all_strictly(body) if is_list(body) else [stream.decode_strictly(body)]
+        if stream.spelled.times or stream.spelled.names:
+            _check_spelling(stream, body, values)
     except msgspec.MsgspecError as error:
-        detail, _, path = str(error).partition(" - at ")
-        raise BadRecords(path.strip("`") or "$", detail) from None
+        raise BadRecords(*split_fault(error, body)) from None
     except UnicodeDecodeError:
         raise BadRecords("$", "the body is not valid UTF-8") from None
     except RecursionError:
         raise BadRecords("$", NESTED_TOO_DEEPLY) from None
+    except BadRecords:
+        raise
     except Exception as error:  # noqa: BLE001 - the `__post_init__` of a Struct may raise anything
         raise BadRecords("$", f"{type(error).__name__}: {error}") from None
+    return values
+
+
+def _check_spelling(stream: Stream[Any], body: bytes, values: Sequence[Any]) -> None:
+    """Raise `BadRecords` for the first value that lost digits of a time, or one of two spellings of a name."""
+    for (path, text), value in zip(_texts_of(body), values, strict=True):
+        try:
+            kept = stream.decode_spelled(text)
+        except msgspec.ValidationError as error:
+            within, _ = split_fault(error, text)
+            raise BadRecords(path + within.removeprefix("$"), ROUNDED) from None
+        if stream.spelled.names and (lost := find_lost(value, kept)):
+            raise BadRecords(path + lost.removeprefix("$"), "two names of the object mean the same")
 
 
 def check_fields(stream: Stream[Any], body: bytes) -> None:
     """Raise `BadRecords` for the first repeated field, which the decoder does not report."""
-    several = is_list(body)
-    texts = msgspec.json.decode(body, type=list[msgspec.Raw]) if several else [body.removeprefix(BOM_UTF8)]
-    for index, text in enumerate(map(bytes, texts)):
+    for path, text in _texts_of(body):
         if count_quotes(text) == fewest_quotes(stream.strict_type):  # ten times as fast as reading the names
             continue
         try:
             check_names(text)
         except RepeatedName as error:
-            raise BadRecords(f"$[{index}].{error.name}" if several else f"$.{error.name}", str(error)) from None
+            raise BadRecords(f"{path}.{error.name}", str(error)) from None
         except RecursionError:  # this reader takes more of the stack than the decoder
             raise BadRecords("$", NESTED_TOO_DEEPLY) from None
+
+
+def _texts_of(body: bytes) -> Iterable[tuple[str, bytes]]:
+    """Return the JSON path and text of each value in a valid body."""
+    if not is_list(body):
+        return [("$", body.removeprefix(BOM_UTF8))]
+    texts = msgspec.json.decode(body, type=list[msgspec.Raw])
+    return ((f"$[{index}]", bytes(text)) for index, text in enumerate(texts))
 
 
 def is_list(body: bytes) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,12 @@ def count(number: int | None) -> str:
     return "\N{EN DASH}" if number is None else f"{number:,}"
 
 
+def clock(time: str) -> str:
+    """Return a time as the page writes it: with the day only when that is not today."""
+    local = datetime.fromisoformat(time).astimezone()
+    return f"{local:%H:%M:%S}" if local.date() == datetime.now().astimezone().date() else f"{local:%Y-%m-%d %H:%M:%S}"
+
+
 def answered(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what status and health answer now."""
     health: dict[str, Any] = service.http.get("/health-check").json()
@@ -150,6 +157,7 @@ def answered(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
 def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, object]:
     """Return what the page has to show of these answers."""
     fit, state = health["status"] == "ok", status["state"]
+    since = [f"Failing since {clock(status['failing_since'])}"] if status["failing_since"] else []
     error = [f"Last error: {status['last_error']}"] if status["last_error"] else []
     waiting = status["waiting_for_transaction"]
     return {
@@ -168,7 +176,7 @@ def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, ob
         "partitions": {
             str(p["partition"]): [count(p["lag"]), count(p["committed"]), count(p["end"])] for p in status["partitions"]
         },
-        "error": "; ".join([*error, *status["notes"]]),
+        "error": "; ".join([*since, *error, *status["notes"]]),
         "error colour": "muted" if fit else "bad",
         "dimmed": [],
         "banner": "",
@@ -243,11 +251,14 @@ def test_a_consumer_that_an_operator_holds_up_is_shown_with_its_lag_and_is_healt
     agreed(page, site, state, fit=True, when=lambda status: status["lag"] == 300)
 
 
-def test_a_failing_handler_makes_the_page_red_and_tells_the_error(page: Page, site: Site) -> None:
+def test_a_failing_handler_makes_the_page_red_and_tells_the_error_and_since_when_it_fails(
+    page: Page, site: Site
+) -> None:
     site.steer("fail")
     site.write(40)
     status = agreed(page, site, "retrying", fit=False)
     assert "the database is down" in status["last_error"]
+    expect(page.locator("#last-error")).to_contain_text(f"Failing since {clock(status['failing_since'])}; Last error: ")
 
 
 def test_the_record_that_fails_alone_is_one_click_away(page: Page, site: Site) -> None:

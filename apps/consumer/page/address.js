@@ -1,6 +1,6 @@
 /** What the page shows, as its address names it: stream, tab, filters and open record. A link can be sent, and Back works. */
 
-import { localTime, onSubmit, rfc3339 } from "./dom.js";
+import { localTime, onSubmit, rfc3339, say } from "./dom.js";
 
 const listeners = [];
 
@@ -50,6 +50,7 @@ const isBox = ({ type }) => type === "checkbox";
 /** The filters of a list: the form that sets them, and the address that names them. */
 export class Filters {
   #fields;
+  #shown;
 
   /** Have a form lead to the address of a tab with its filters, and a button to the one without. */
   constructor(form, tab, none) {
@@ -58,6 +59,7 @@ export class Filters {
     onSubmit(form, () => go(addressOf(tab, Object.fromEntries(this.#fields.map((field) => [field.name, asked(field)])))));
     form.addEventListener("change", ({ target }) => isBox(target) && form.requestSubmit());
     none.addEventListener("click", () => go(addressOf(tab)));
+    this.#shown = form.closest(".fold").querySelector("summary span");
     this.none = none;
   }
 
@@ -70,6 +72,7 @@ export class Filters {
     }
     const given = this.#fields.map(({ name }) => [name, parameters[name]]).filter(([, value]) => value);
     this.none.hidden = given.length === 0;
+    say(this.#shown, given.map(([name, value]) => `${name}: ${value}`).join(", "));
     return given.length === 0 ? null : Object.fromEntries(given);
   }
 }

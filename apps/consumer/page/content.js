@@ -3,7 +3,7 @@
 import { element } from "./dom.js";
 
 const BRIEF = 240; // characters of a value in its row
-const BEFORE = 60; // characters of them before a match
+const BEFORE = 25; // characters of them before a match, so that it is in sight in a narrow column
 
 /** A value of JSON as one line of text; a string of its own is without quotes. */
 export const textOf = (value) => (typeof value === "string" ? value : (JSON.stringify(value) ?? ""));
@@ -23,7 +23,7 @@ export const valueText = (record) => (record.value ? JSON.stringify(record.value
 /** A part of a text as nodes, with each occurrence of `wanted` marked, and the first of them in sight. */
 export function brief(text, wanted) {
   const first = wanted ? text.indexOf(wanted) : -1;
-  const begin = first > BRIEF - BEFORE ? first - BEFORE : 0;
+  const begin = Math.max(0, first - BEFORE);
   const part = text.slice(begin, begin + BRIEF);
   const pieces = first < 0 ? [part] : part.split(wanted);
   const nodes = pieces.flatMap((piece, index) => (index === 0 ? [piece] : [element("mark", {}, wanted), piece]));
@@ -84,6 +84,3 @@ export function facts(pairs) {
   const rows = pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
   return rows.length > 0 ? element("dl", { class: "facts" }, ...rows) : element("p", { class: "muted" }, "none");
 }
-
-/** Headers, one pair a line. */
-export const headerList = (headers) => facts(headers.map(({ name, value }) => [name, contentText(value)]));

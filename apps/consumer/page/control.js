@@ -22,7 +22,7 @@ const COMMANDS = {
 /** What to do in a state that is not good. */
 const ADVICE = {
   retrying: "The handler fails, and its records are retried. Consuming goes on by itself once the handler works again.",
-  halted: "Too many records in a row were refused: usually a wrong deploy, or a producer with another schema. Deploy a fix and start, or start and dead-letter the bad records.",
+  halted: "Too many records were refused, and Records shows them with their errors: usually a wrong deploy, or a producer with another schema. Deploy a fix and start, or start and dead-letter the bad records.",
   reconnecting: "Kafka is out of reach or refuses this service. The service connects again by itself.",
 };
 
@@ -138,8 +138,9 @@ function showFacts(status) {
 }
 
 /** Show the last error and the record that it is about; in grey while the service is healthy, since it is over then. */
-function showErrors({ last_error: error, notes, failing_record: failing }, health) {
-  showLine("last-error", [error && `Last error: ${error}`, ...notes].filter(Boolean).join("; "));
+function showErrors({ last_error: error, notes, failing_record: failing, failing_since: since }, health) {
+  const began = since && `Failing since ${time(Date.parse(since))}`;
+  showLine("last-error", [began, error && `Last error: ${error}`, ...notes].filter(Boolean).join("; "));
   byId("last-error").className = health.status === "ok" ? "muted" : "trouble";
   const named = failing ?? /-(?<partition>\d+) offset (?<offset>\d+)/.exec(error ?? "")?.groups;
   showLine("failing", named ? `Show the record: partition ${named.partition}, offset ${named.offset}` : "");

@@ -139,11 +139,6 @@ export class DeadLetters {
     else if (this.#said.textContent === NONE) say(this.#said, "");
   }
 
-  /** Whether something can be done with a letter. */
-  #isFree(letter) {
-    return this.#discarded ? letter.discarded : letter.redrivable && !letter.redriven;
-  }
-
   /** Name on each button what it is about, the selected ones or all that match; without any it is off. */
   #offer() {
     const some = this.#selected.length;
@@ -162,7 +157,7 @@ export class DeadLetters {
     const name = this.#discarded ? "restore" : "redrive";
     const { verb } = ACTIONS[name];
     const act = button(verb, () => this.#act(name, [letter]), { "aria-label": `${verb} ${label}` });
-    const free = this.#isFree(letter);
+    const free = this.#discarded ? letter.discarded : letter.redrivable && !letter.redriven;
     return openingRow(
       letter,
       cell("", free && box),
@@ -170,26 +165,30 @@ export class DeadLetters {
       cell("reason", ...reasonOf(letter)),
       cell("from", origin.offset === null ? (origin.topic ?? UNKNOWN) : originLink(origin, `${origin.partition} · ${count(origin.offset)}`)),
       cell("code wide", contentText(letter.key)),
-      cell("wide", triesOf(letter)),
+      cell("wide tries", triesOf(letter)),
       cell("letter-state", stateOf(letter), free && act),
     );
   }
 
   /** Do something with chosen letters, or all that match: say of how many, and ask first about what is not harmless. */
   #act(name, chosen) {
-    const { verb, done } = ACTIONS[name];
+    const { verb, done, will } = ACTIONS[name];
     const { discarded: _, ...filters } = this.#filters ?? {};
     const all = chosen.length === 0;
     const letters = [];
     return report(this.#said, "One moment …", async () => {
-      const counted = all ? await call(name, { limit: MOST }, { ...filters, dry_run: true }) : null;
-      const number = counted?.[`would_${name}`] ?? chosen.length;
+      const isMore = all || (name === "restore" && chosen.length > 1);
+      const counted = isMore ? await call(name, { limit: MOST }, { ...filters, dry_run: true }) : null;
+      const matching = counted?.[`would_${name}`];
+      const number = all ? matching : chosen.length;
+      const atOnce = all || (matching === number && !counted.more); // then the chosen are all that match
       if (number === 0) return `There is none to ${verb.toLowerCase()}.`;
       const asks = all || name === "discard" || (name === "redrive" && number > 1);
-      if (asks && !(await agreed(name, number, this.#leftOut(number, counted)))) return "Nothing was changed.";
-      const bodies = all ? [{ limit: number }] : chosen.map(({ partition, offset }) => ({ partition, offset }));
+      const question = `${plural(number, "dead letter", "dead letters")} will be ${will}.${this.#leftOut(number, counted)}`;
+      if (asks && !(await confirmed(question, `${verb} ${count(number)}`))) return "Nothing was changed.";
+      const bodies = atOnce ? [{ limit: number }] : chosen.map(({ partition, offset }) => ({ partition, offset }));
       try {
-        for (const body of bodies) letters.push(...(await call(name, body, all ? filters : {})).dead_letters);
+        for (const body of bodies) letters.push(...(await call(name, body, atOnce ? filters : {})).dead_letters);
       } finally {
         await this.#readAgain(chosen);
       }
@@ -214,9 +213,6 @@ export class DeadLetters {
 }
 
 const call = (name, body, parameters) => post(`consumers/dead-letters/${name}`, body, parameters);
-
-const agreed = (name, number, more = "") =>
-  confirmed(`${plural(number, "dead letter", "dead letters")} will be ${ACTIONS[name].will}.${more}`, `${ACTIONS[name].verb} ${count(number)}`);
 
 const className = (type) => type.split(".").at(-1);
 

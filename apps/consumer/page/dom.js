@@ -60,6 +60,16 @@ export const count = (value) => (value == null ? "–" : number.format(value));
 
 export const plural = (value, one, more) => `${count(value)} ${value === 1 ? one : more}`;
 
+const wide = matchMedia("(width >= 40rem)");
+
+/** Open what is folded where there is room: on a phone it would fill the first screen. */
+function unfold() {
+  for (const fold of document.querySelectorAll(".fold")) fold.open = wide.matches;
+}
+
+wide.addEventListener("change", unfold);
+unfold();
+
 /** A time in the browser's zone, as ISO 8601 writes it: so does Swedish. */
 const local = (at) => at.toLocaleString("sv");
 
@@ -113,6 +123,7 @@ export function onSubmit(form, work) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (form.ariaBusy === "true") return;
+    unfold();
     form.ariaBusy = "true";
     await Promise.resolve(work(Object.fromEntries(new FormData(form)))).finally(() => (form.ariaBusy = "false"));
   });

@@ -91,7 +91,7 @@ export class Produce {
 
   /** Say what is wrong with a field while it is typed. */
   #check(input) {
-    if ("json" in input.dataset) input.setCustomValidity(input.value === "" || parsed(input.value) !== undefined ? "" : "This is no JSON.");
+    if ("json" in input.dataset) input.setCustomValidity(input.value === "" ? "" : whyNotJson(input.value));
     const line = input.parentElement.querySelector(".wrong");
     if (line) say(line, input.validationMessage);
   }
@@ -112,6 +112,16 @@ export class Produce {
       const link = inside(addressOf("records", { open: placeOf(receipt) }), `partition ${receipt.partition}, offset ${receipt.offset}`);
       return element("span", {}, `${receipt.id} was written to `, link, ".");
     });
+  }
+}
+
+/** Why a text is not JSON, and where it breaks; "" when it is. */
+function whyNotJson(text) {
+  try {
+    JSON.parse(text);
+    return "";
+  } catch ({ message }) {
+    return `Write valid JSON: ${message}`;
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { addressOf, addressWith, go } from "./address.js";
 import { curlOf, get } from "./api.js";
-import { contentBlock, facts, headerList, keyText, valueText } from "./content.js";
+import { contentBlock, contentText, facts, keyText, valueText } from "./content.js";
 import { button, count, element, inside, say, timeElement } from "./dom.js";
 
 /** The place of a record or dead letter, as the address names it. */
@@ -30,8 +30,9 @@ export async function showRecord(panel, open, sendAgain) {
     const size = `${count(new TextEncoder().encode(text).length)} bytes${record.value ? " as compact JSON" : ""}`;
     const again = record.value && button("Send again …", () => sendAgain(record.value));
     const letters = key !== null && inside(addressOf("dead", { key }), "Dead letters of this key");
+    const like = record.error && inside(addressOf("dead", { reason: /^[^:]*:?/.exec(record.error)[0] }), "Dead letters like it");
     show(
-      actions(text, key, curlOf(path), again, letters),
+      actions(text, key, curlOf(path), again, letters, like),
       facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", key ?? "null"], ["size", size]]),
       record.error && element("p", { class: "trouble" }, record.error),
       ...contents(record.value ? { text } : record.content, record.headers, record.error),
@@ -54,7 +55,7 @@ export const contents = (value, headers, error) => [
   element("h4", {}, "Value"),
   contentBlock(value, error ?? ""),
   element("h4", {}, "Headers"),
-  headerList(headers),
+  facts(headers.map(({ name, value: content }) => [name, contentText(content)])),
 ];
 
 /** A button that copies a text, also where the browser's clipboard is closed to pages without TLS. */

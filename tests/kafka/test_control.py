@@ -202,7 +202,9 @@ def test_the_consumer_halts_before_it_dead_letters_everything_and_goes_on_when_a
         pipeline.write_to([(Raw(b"not json %d" % number), number % 6) for number in range(240)])
         consumer.post("/consumers/start")
         wait_until(lambda: consumer.status()["state"] == "halted")
-        assert "100 consecutive records were refused of the stream" in consumer.status()["last_error"]
+        assert (
+            f"100 consecutive records were refused of the stream: {pipeline.topic}-" in consumer.status()["last_error"]
+        )
         health = consumer.http.get("/health-check")
         assert (health.status_code, health.json()["status"]) == (503, "unavailable")
         assert pipeline.records(pipeline.dead_letter_topic) == []

@@ -8,6 +8,7 @@ from samples import LONG, Stored, stored_event, until
 from streams import Handler, Stream, numbered, policy
 
 from apps.consumer.consuming.batch import Batch, Reject
+from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.findings import Finding, Memory
 from apps.consumer.consuming.policy import Batching, OutageLimit, Policy, Retry
 from contracts.dead_letter import ROUNDS, TRIES
@@ -502,29 +503,58 @@ async def test_dead_letters_that_cannot_be_written_are_reported() -> None:
     assert stream.committed == {0: 0}
 
 
+class WithoutLeader(Stream):
+    """The dead-letter topic has no leader for partition 0: what is written there waits, until `has_leader`."""
+
+    def __init__(self, handler: Handler, give_way_s: float) -> None:
+        super().__init__(handler, give_way_s=give_way_s)
+        self.has_leader, self.waiting = asyncio.Event(), 0
+
+    async def _write(self, bad: Sequence[BadRecord]) -> None:
+        if any(one.record.partition == 0 for one in bad):
+            self.waiting += 1
+            await self.has_leader.wait()
+        await super()._write(bad)
+
+
 async def test_while_dead_letters_cannot_be_written_other_partitions_go_on_and_it_is_still_told() -> None:
-    tries: list[int] = []
-
-    def write() -> None:
-        tries.append(1)
-        raise OSError("gone")
-
-    stream = Stream(Handler(), give_way_s=0)
-    stream.write_with(write)
+    """Each batch waited 15 s for the letters of a partition without a leader, and all other partitions with it."""
+    handler = Handler({"poison", "fatal"}.__contains__)
+    stream = WithoutLeader(handler, give_way_s=0.01)
     stream.append(Stored(value=b"no event"))
-    stream.add("good", partition=1)
+    stream.add("poison")
+    stream.add("good", "fatal", "last", partition=1)
     await stream.turn()
-    assert stream.committed == {0: 0, 1: 1}
-    stream.add("another", partition=1)
-    await stream.turn()
-    assert stream.committed == {0: 0, 1: 2}
-    assert len(tries) == 2
-    assert "dead letters cannot be written: OSError" in str(stream.consumption.retrying)
-    stream.write_with(lambda: None)
-    await stream.turn()
+    assert stream.committed == {0: 0, 1: 3}
+    assert stream.lettered == ["fatal"]
+    assert "dead letters cannot be written: no acknowledgement" in str(stream.consumption.retrying)
+    assert stream.consumption.failing_since is not None
+    handler.fails = lambda _: False
+    for number in range(10):
+        stream.add(f"another {number}", partition=1)
+        await stream.turn()
+    assert stream.committed == {0: 0, 1: 13}
+    assert stream.waiting == 1
+    stream.has_leader.set()
+    await stream.consume(turns=5)
     assert stream.is_consumed
-    assert len(stream.letters) == 1
+    assert [letter.record.offset for letter in stream.letters if letter.record.partition == 0] == [0, 1]
+    assert "poison" not in handler.done, "its letter was being written"
     assert stream.consumption.retrying is None
+
+
+async def test_dead_letters_of_a_partition_that_was_revoked_are_written_no_further() -> None:
+    stream = WithoutLeader(Handler(), give_way_s=0.01)
+    stream.append(Stored(value=b"no event"))
+    await stream.turn()
+    stream.consumption.assigned([("events", 1)])
+    assert stream.consumption.retrying is None
+    stream.has_leader.set()
+    await asyncio.sleep(0)
+    assert stream.letters == []
+    stream.consumption.assigned([("events", 0)])
+    await stream.turn()
+    assert len(stream.letters) == 1
 
 
 async def test_what_is_sought_again_is_handled_again() -> None:

@@ -64,7 +64,7 @@ async def test_a_chunk_that_failed_is_halved_until_its_failing_record_is_alone()
 async def test_records_done_at_their_first_call_are_not_handled_again_because_dead_letters_cannot_be_written() -> None:
     poison = some(0.005)
     handler = Handler(poison.__contains__)
-    stream = Stream(handler, policy(records=SIZE), give_way_s=0.0)
+    stream = Stream(handler, policy(records=SIZE), give_way_s=0.01)
     writes = 0
 
     def write() -> None:

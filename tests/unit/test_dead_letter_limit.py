@@ -36,9 +36,11 @@ class Stream:
 
     def judge(self, kinds: str, accepted: Container[int] = ()) -> str | None:
         """Judge a batch that is committed when it passes."""
-        if (reason := self.limit.review(*self.batch(kinds), accepted)) is None:
+        if (excess := self.limit.review(*self.batch(kinds), accepted)) is None:
             self.limit.count()
-        return reason
+            return None
+        self.halted_at = excess.bad.record.offset
+        return excess.reason
 
     def judge_all(self, batches: Sequence[str]) -> list[str | None]:
         return [self.judge(kinds) for kinds in batches]
@@ -46,7 +48,9 @@ class Stream:
 
 def test_the_hundredth_bad_record_in_a_row_is_refused_and_the_ninety_ninth_is_not() -> None:
     assert Stream().judge("b" * 99) is None
-    assert "100 consecutive records were refused" in str(Stream().judge("b" * 100))
+    stream = Stream()
+    assert "100 consecutive records were refused" in str(stream.judge("g" + "b" * 120))
+    assert stream.halted_at == 100
 
 
 def test_bad_records_in_a_row_are_counted_over_batches() -> None:

@@ -7,9 +7,9 @@ counted and shown.
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from datetime import UTC, datetime
-from itertools import count
+from typing import Any
 
 from apps.chassis.observability.logs import one_line, without_values
 from apps.chassis.observability.traces import Traces
@@ -22,6 +22,7 @@ from apps.consumer.consuming.dead_letters import BadRecord
 from apps.consumer.consuming.decode import Decode, sort_out
 from apps.consumer.consuming.findings import Finding, Partition, completed
 from apps.consumer.consuming.outcome import Outcome, bad_record, finished_part
+from apps.consumer.consuming.pending_letters import GIVE_WAY_S, PendingLetters, WriteDeadLetters
 from apps.consumer.consuming.policy import DEFAULT, Policy
 from apps.consumer.consuming.redelivery import Newer, Redelivery, nothing_newer
 from apps.consumer.consuming.redrive_addressing import divide
@@ -30,12 +31,8 @@ from contracts.record import Record, fields_of
 
 log = logging.getLogger(__name__)
 
-WriteDeadLetters = Callable[[Sequence[BadRecord]], Awaitable[None]]
-
 UNREADABLE_FOR_S = 10.0
 """Seconds after which an unreadable batch that was not met again counts as read or skipped."""
-GIVE_WAY_S = 2.0
-"""Seconds after which a batch whose dead letters cannot be written is redelivered, so that other partitions go on."""
 MAX_REASONS = 30
 """Most types of errors that dead letters are counted by. A handler may raise any number; the rest share one label."""
 OTHER_REASON = "other"
@@ -44,14 +41,14 @@ REASONS = ("Tombstone", "DecodeError", "ValidationError", "UnicodeDecodeError", 
 
 
 class Halted(Exception):
-    """Too many records were refused: the code must be at fault, not the data. The message has their number.
+    """Too many records were refused: the code must be at fault, not the data. The message names the last of them.
 
-    `reason` is the message without the last `error`, for the log.
+    `reason` is the message without what its error quotes, for the log.
     """
 
-    def __init__(self, reason: str, error: BaseException | None = None) -> None:
-        super().__init__(reason if error is None else f"{reason}: {one_line(error)}")
-        self.reason = reason if error is None else f"{reason}: {without_values(error)}"
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Consumption:
@@ -90,14 +87,13 @@ class Consumption:
         self.abandonment = Abandonment(self.attempts.cancel)
         self.resource = resource or HandlerResource()
         self.acceptance = Acceptance()
+        self.letters = PendingLetters(write_dead_letters, policy.retry, self.attempts.note_failure, give_way_s)
         self.redelivery = Redelivery(self.attempts, self.abandonment, policy, self.resource)
         self._limiter = DeadLetterLimiter(policy.dead_letter_limit)
-        self._decode, self._show, self._write_dead_letters = decode, show, write_dead_letters
+        self._decode, self._show = decode, show
         self._group = group
         self._traces = traces or Traces()
         self._unreadable: tuple[str, float] = "", 0.0
-        self._unwritten: str | None = None
-        self._give_way_s = give_way_s
 
     @property
     def dead_lettered(self) -> int:
@@ -120,8 +116,8 @@ class Consumption:
         attempts = self.attempts
         if self.resource.trouble is not None:
             return f"retrying: {self.resource.trouble}"
-        if self._unwritten is not None:
-            return f"retrying: dead letters cannot be written: {self._unwritten}"
+        if self.letters.trouble is not None:
+            return f"retrying: dead letters cannot be written: {self.letters.trouble}"
         if not (self.redelivery.waiting or attempts.is_struggling):
             return None if self.resource.is_open else f"retrying: {OPENING}"
         outage = self.redelivery.outage
@@ -131,15 +127,20 @@ class Consumption:
     @property
     def failing_since(self) -> datetime | None:
         """When what is retried first failed; None while nothing is retried."""
-        began = [since for since in (self.attempts.failing_since, self.resource.failing_since) if since]
+        failing = self.attempts, self.resource, self.letters
+        began = [one.failing_since for one in failing if one.failing_since]
         return datetime.fromtimestamp(min(began), UTC) if began and self.retrying and not self.halted else None
 
     def handler_error(self) -> str | None:
         """Return the error of the in-flight or retried batch, and where the record stands that fails alone."""
         attempts, failing = self.attempts, self.redelivery.failing
+        if self.halted:
+            return self.halted
+        if self.letters.trouble is not None:
+            return self.letters.error
         if not (attempts.failures or self.retrying):
             return None
-        if failing is None or failing.error is None or self._unwritten is not None:
+        if failing is None or failing.error is None:
             return attempts.error
         return f"{_place(failing.record)}: {one_line(failing.error)[:MAX_ERROR_CHARACTERS]}"
 
@@ -180,7 +181,7 @@ class Consumption:
 
     def forget(self, is_gone: Callable[[Partition], bool] = lambda _: True) -> None:
         """Forget unfinished records of partitions, by default of all: they will not be redelivered as they were."""
-        self._unwritten = None
+        self.letters.forget(is_gone)
         self.redelivery.forget(is_gone)
 
     async def consume(self, records: Sequence[Record], newer: Newer = nothing_newer) -> Outcome:
@@ -204,7 +205,7 @@ class Consumption:
             log.critical("halted: %s", reason.reason)
         self.busy_since = None
         await self.abandonment.wait()  # the watch over the consume loop ends this connection
-        raise Halted(self.halted or "")
+        raise Halted(self.halted or "", self.halted_for)
 
     def settle(self, outcome: Outcome) -> None:
         """Count a committed batch, and show its records."""
@@ -218,10 +219,13 @@ class Consumption:
             name = type(letter.error).__name__
             is_counted = name in self.dead_letters or len(self.dead_letters) < MAX_REASONS
             self.dead_letters[name if is_counted else OTHER_REASON] += 1
+        self.letters.settle(outcome.bad)
+        if outcome.bad:
+            self._report(outcome.bad)
         self._show(outcome.good)
 
     async def _consume(self, records: Sequence[Record], newer: Newer) -> Outcome:
-        good, values, bad = sort_out(self._decode, records)
+        good, values, bad = self._sort_out(records)
         accepted = self.acceptance.partitions_of(records)
         findings: Sequence[Finding] = ()
         if values:
@@ -232,9 +236,9 @@ class Consumption:
         bad += [bad_record(one) for one in findings if one.is_bad]
         undecided = [id(one.record) for one in findings if one.is_undecided]
         outcome = self._review(finished_part(records, bad, undecided), accepted)
-        if outcome.bad and not await self._dead_letter(outcome.bad):
-            unwritten = [id(one.record) for one in outcome.bad]
-            outcome = self._review(finished_part(records, bad, [*undecided, *unwritten]), accepted)
+        if outcome.bad and (unwritten := await self._dead_letter(outcome.bad, records, newer)):
+            undecided += [id(one.record) for one in unwritten]
+            outcome = self._review(finished_part(records, bad, undecided), accepted)
         redelivered = [one for one in records if outcome.redelivers(one)] if outcome.redelivered else []
         known = completed(findings, good) if redelivered else ()
         kept = [one for one in known if outcome.redelivers(one.record)]
@@ -245,36 +249,35 @@ class Consumption:
     def _review(self, outcome: Outcome, accepted: Container[int]) -> Outcome:
         """Return an outcome as it is; raise `Halted` when too many of its records were refused."""
         if excess := self._limiter.review(outcome.records, outcome.bad, accepted):
-            raise Halted(excess, next(one.error for one in reversed(outcome.bad) if not one.is_poison))
+            why, error = f"{excess.reason}: {_place(excess.bad.record)}", excess.bad.error
+            raise Halted(f"{why}: {one_line(error)[:MAX_ERROR_CHARACTERS]}", f"{why}: {without_values(error)}")
         return outcome
 
-    async def _dead_letter(self, bad: Sequence[BadRecord]) -> bool:
-        """Write dead letters, retrying for some seconds; return False when their records are to be redelivered first.
+    def _sort_out(self, records: Sequence[Record]) -> tuple[Sequence[Record], list[Any], list[BadRecord]]:
+        """Return the good records, their decoded values, and the bad records. What has a dead letter is bad."""
+        if not (decided := self.letters.decided(records)):
+            return sort_out(self._decode, records)
+        good, values, bad = sort_out(self._decode, [one for one in records if id(one) not in decided])
+        return good, values, [*bad, *decided.values()]
 
-        The records of other partitions must not wait for it.
-        """
-        began = time.monotonic()
-        for tries in count(2):
-            try:
-                await self._write_dead_letters(bad)
-                break
-            except Exception as error:  # noqa: BLE001 - no error may lose the bad records
-                reason = without_values(error)
-                if self._unwritten != reason:
-                    log.warning("dead letters could not be written, retrying: %s", reason)
-                self._unwritten = reason
-                self.attempts.note_failure(error)
-            await self.abandonment.wait(self.policy.retry.backoff_s(tries))
-            if self.abandonment.is_asked or time.monotonic() - began > self._give_way_s:
-                return False
-        self._unwritten = None
+    async def _dead_letter(
+        self, bad: Sequence[BadRecord], records: Sequence[Record], newer: Newer
+    ) -> Sequence[BadRecord]:
+        """Write dead letters; return those that are not written yet. Records of other partitions wait for none."""
+        unwritten = await self.letters.write(bad)
+        waiting = {one.record.partition for one in unwritten}
+        if waiting.issuperset(one.partition for one in records):  # or it would be redelivered without a pause
+            await self.letters.wait(self.abandonment, newer)
+            unwritten = self.letters.unwritten(bad)
+        return unwritten
+
+    def _report(self, bad: Sequence[BadRecord]) -> None:
         first, kind = bad[0].record, type(bad[0].error).__name__
         fields = fields_of(first) | {"records": len(bad), "error": kind}
         log.warning(
             "%d records were dead-lettered, the first of them %s: %s", len(bad), _place(first), kind, extra=fields
         )
         self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
-        return True
 
     def _adapt_size(self, records: int, seconds: float) -> None:
         """Limit the next batch by how long the handler took for a number of records."""

@@ -25,6 +25,13 @@ class Row(NamedTuple):
     refused_at: tuple[int, ...] = ()
 
 
+class Excess(NamedTuple):
+    """Why a stream must halt, and the bad record with which that was so."""
+
+    reason: str
+    bad: BadRecord
+
+
 class DeadLetterLimiter:
     """Reviews the batches of a stream, in the order in which this instance consumes them.
 
@@ -38,34 +45,38 @@ class DeadLetterLimiter:
         self._reviewed: dict[int, Row] = {}
         self._is_halted = False
 
-    def review(self, records: Sequence[Record], bad: Sequence[BadRecord], accepted: Container[int] = ()) -> str | None:
+    def review(
+        self, records: Sequence[Record], bad: Sequence[BadRecord], accepted: Container[int] = ()
+    ) -> Excess | None:
         """Return why the bad ones among `records` must halt the stream, or None; `count` makes the batch count.
 
         Those of `accepted` partitions do not count.
         """
         self._reviewed = {}
         counting = {
-            id(one.record)
+            id(one.record): one
             for one in bad
             if not (one.is_poison or one.record.partition in accepted or is_redriven(one.record))
         }
         if counting and self._is_halted:
-            return "a record was refused again after a halt"
+            return Excess("a record was refused again after a halt", next(iter(counting.values())))
         if records and not bad:
             self._is_halted = False
         if not counting and not self._rows:
             return None
-        neutral = {id(one.record) for one in bad} - counting
-        outcomes: dict[int, list[bool]] = {}
+        neutral = {id(one.record) for one in bad} - counting.keys()
+        outcomes: dict[int, list[BadRecord | None]] = {}
         for record in records:
             if id(record) not in neutral:
                 for number in (STREAM, record.partition):
-                    outcomes.setdefault(number, []).append(id(record) in counting)
+                    outcomes.setdefault(number, []).append(counting.get(id(record)))
         for number, refused in outcomes.items():
             row = self._continue(self._rows.get(number, Row()), refused)
-            if isinstance(row, str):
+            if isinstance(row, Excess):
                 self._is_halted = True
-                return f"{row} of the stream" if number == STREAM else f"{row} of partition {number}"
+                return row._replace(
+                    reason=f"{row.reason} of {'the stream' if number == STREAM else f'partition {number}'}"
+                )
             self._reviewed[number] = row
         return None
 
@@ -85,18 +96,20 @@ class DeadLetterLimiter:
         self._rows.clear()
         self._is_halted = False
 
-    def _continue(self, row: Row, refused: Sequence[bool]) -> Row | str:
+    def _continue(self, row: Row, refused: Sequence[BadRecord | None]) -> Row | Excess:
         """Return a row with more records behind it, or which limit it exceeds."""
         seen, consecutive, refused_at = row.seen, row.consecutive, deque(row.refused_at)
-        for is_refused in refused:
+        for bad in refused:
             seen += 1
-            consecutive = consecutive + 1 if is_refused else 0
-            if is_refused:
+            consecutive = consecutive + 1 if bad else 0
+            if bad:
                 refused_at.append(seen)
             while refused_at and refused_at[0] <= seen - self._policy.window:
                 refused_at.popleft()
-            if consecutive >= self._policy.consecutive:
-                return f"{consecutive} consecutive records were refused"
-            if len(refused_at) > self._policy.ratio * self._policy.window:
-                return f"more than {self._policy.ratio:.0%} of the last {self._policy.window:,} were refused"
+            if bad and consecutive >= self._policy.consecutive:
+                return Excess(f"{consecutive} consecutive records were refused", bad)
+            if bad and len(refused_at) > self._policy.ratio * self._policy.window:
+                return Excess(
+                    f"more than {self._policy.ratio:.0%} of the last {self._policy.window:,} were refused", bad
+                )
         return Row(seen, consecutive, tuple(refused_at))

@@ -61,7 +61,7 @@ class DeadLetters:
         """
         unwritten: dict[int, list[BadRecord]] = {}
         for one in bad:
-            if _identity_of(one) not in self._written:
+            if identity_of(one.record) not in self._written:
                 unwritten.setdefault(one.record.partition, []).append(one)
         letters = {
             partition: [(one.record.key, one.record.value, self._letter(one).all_headers()) for one in some]
@@ -69,13 +69,14 @@ class DeadLetters:
         }
 
         def on_acknowledged(partition: int, places: range) -> None:
-            self._written.update(_identity_of(unwritten[partition][place]) for place in places)
+            self._written.update(identity_of(unwritten[partition][place].record) for place in places)
 
+        compression = self._writer.compression
         try:
             await self._writer.write_to(letters, on_acknowledged)
-            self._written.clear()
+            self._written.difference_update(identity_of(one.record) for one in bad)
         except MessageSizeTooLargeError:
-            if self._writer.compression is not None:
+            if compression is not None:
                 raise self._too_large(bad) from None
             self._writer.compression = "gzip"
             await self.write(bad)
@@ -109,7 +110,6 @@ class DeadLetters:
         )
 
 
-def _identity_of(bad: BadRecord) -> Hashable:
+def identity_of(record: Record) -> Hashable:
     """Return the place and the content of a record: a recreated topic has other records at the same places."""
-    record = bad.record
     return record.topic, record.partition, record.offset, record.timestamp, hash((record.key, record.value))

@@ -127,6 +127,7 @@ class Control:
             self._consumption.abandonment.ask("stop", CANCEL_HANDLER_AFTER_S)
             self._consumption_task.cancel()
             await asyncio.wait([self._consumption_task])
+            self._consumption.forget()  # its records may be redelivered to another member
             self._consumption_task, self._is_ending = None, False
 
     @asynccontextmanager

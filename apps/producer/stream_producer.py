@@ -71,7 +71,9 @@ class StreamProducer:
 
     async def health(self) -> Fitness:
         """Return whether records of the stream can be sent now."""
-        if trouble := await self._cluster.trouble() or self._connection.trouble():
+        if trouble := await self._cluster.trouble():  # perhaps of a topic, in a Kafka that answers
+            return Fitness(fit=False, kafka="connected" if self._cluster.reached else "connecting", detail=trouble)
+        if trouble := self._connection.trouble():
             return Fitness(fit=False, kafka="connecting", detail=trouble)
         if unfit := self._background.failure or self.publisher.recent_refusal():
             return Fitness(fit=False, kafka="connected", detail=unfit)

@@ -48,6 +48,7 @@ def test_no_more_replicas_need_to_be_in_sync_than_a_partition_has(
     partition: dict[str, Any] = {"partition": 0, "leader": 1, "replicas": replicas, "isr": in_sync}
     described = {"topic": "events", "error_code": 0, "partitions": [partition]}
     assert cluster._trouble_of(described, {1, 2, 3}) == trouble
+    assert (0 in cluster.unusable["events"]) == (trouble is not None)
 
 
 @pytest.mark.anyio

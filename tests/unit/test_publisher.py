@@ -559,6 +559,28 @@ async def test_what_was_acknowledged_before_the_deadline_stays_so() -> None:
         assert not delivery.complete
 
 
+async def test_records_of_a_partition_that_stalled_and_cannot_be_used_delay_no_others_until_it_can() -> None:
+    keys = keys_of_two_partitions()
+    async with bench(partitions=2, ack_timeout_s=A_WHILE) as b:
+        broker = b.connect()
+        broker.confirms = {1: 9}
+        b.cluster.unusable[TOPIC] = {0: "no leader"}
+        assert outcomes(await b.publish(b"1", b"2", keys=keys)) == ["unknown", None]  # a new leader is waited for
+        b.limits.ack_timeout_s = LONG
+        next(batch for batch in broker.batches if batch.partition == 0).fail(errors.KafkaTimeoutError())
+        broker = b.connect()
+        broker.confirms = {0: 8, 1: 10}
+        async with asyncio.timeout(LONG / 2):
+            refused = await b.publish(b"3", b"4", keys=keys)
+        assert outcomes(refused) == ["not_written", None]
+        assert receipts_of(refused)[0].error == "partition 0 has no leader"
+        assert broker.values == [b"4"]
+        b.cluster.unusable[TOPIC] = {}
+        assert outcomes(await b.publish(b"5", b"6", keys=keys)) == [None, None]
+        b.cluster.unusable[TOPIC] = {0: "no leader"}
+        assert outcomes(await b.publish(b"7", b"8", keys=keys)) == [None, None]
+
+
 async def test_the_time_for_an_acknowledgement_may_count_from_an_earlier_moment() -> None:
     async with bench(ack_timeout_s=LONG) as b:
         b.connect()

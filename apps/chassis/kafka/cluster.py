@@ -62,14 +62,17 @@ class Cluster:
     """Creates the missing topics of a service, and reports whether its topics can be used.
 
     By topic: `partitions` is their number, `configs` the configuration, and `reports` lists the differences from the
-    wanted settings; the topic is used as it is. The service must be authorized to join `group`. `unreadable_at` is when
-    it was last seen that the service may not read a topic or join the group (`time.monotonic`).
+    wanted settings; the topic is used as it is. `unusable` has the partitions that cannot be used now, each with what
+    it has instead. `reached` is whether Kafka answered the last check. The service must be authorized to join `group`.
+    `unreadable_at` is when it was last seen that the service may not read a topic or join the group (`time.monotonic`).
     """
 
     def __init__(self, options: ClientOptions, topics: Sequence[Topic], group: str | None = None) -> None:
         self.configs: dict[str, dict[str, str]] = {}
         self.partitions: dict[str, int] = {}
         self.reports: dict[str, list[str]] = {}
+        self.unusable: dict[str, dict[int, str]] = {}
+        self.reached = False
         self.unreadable_at = -math.inf
         self._risks: dict[str, list[str]] = {}
         self._options = options
@@ -168,7 +171,10 @@ class Cluster:
             self._looking = asyncio.create_task(self._look())
         looking = self._looking
         await asyncio.wait([looking], timeout=ANSWER_S)
-        return looking.result() if looking.done() else f"Kafka at {self._servers} does not answer in time"
+        if looking.done():
+            return looking.result()
+        self.reached = False
+        return f"Kafka at {self._servers} does not answer in time"
 
     async def watch(self, every_s: float = LOOK_EVERY_S) -> None:
         """Check the topics every `every_s` seconds, until cancelled; log each change of the result.
@@ -202,8 +208,10 @@ class Cluster:
                 topics = await self._admin.ask(lambda admin: _described(admin, list(self._topics)))
                 answering, denied = await asyncio.gather(self._answering(topics), self._denied(topics))
         except (KafkaError, OSError, TimeoutError) as error:
+            self.reached = False
             return await self._out_of_reach(error)
         else:
+            self.reached = True
             return denied or next(filter(None, (self._trouble_of(topic, answering) for topic in topics)), None)
         finally:
             self._looked_at = time.monotonic()
@@ -252,16 +260,19 @@ class Cluster:
         name = str(described["topic"])
         if code := described["error_code"]:
             return f"topic {name}: {for_code(code).__name__}"
-        wanted = int(self.configs.get(name, {}).get("min.insync.replicas", "1"))
         self.partitions[name] = len(described["partitions"])
-        for partition in described["partitions"]:
-            number, isr = partition["partition"], answering.intersection(partition["isr"])
-            if partition["leader"] not in answering:
-                return f"topic {name}: partition {number} has {self._why_without_leader(partition['leader'])}"
-            needed = min(wanted, len(partition["replicas"]))  # Kafka asks for no more than there are (KIP-966)
-            if len(isr) < needed:
-                return f"topic {name}: partition {number} has {len(isr)} of {needed} in-sync replicas"
-        return None
+        reasons = {one["partition"]: self._why_unusable(name, one, answering) for one in described["partitions"]}
+        self.unusable[name] = found = {partition: why for partition, why in reasons.items() if why}
+        return next((f"topic {name}: partition {partition} has {why}" for partition, why in found.items()), None)
+
+    def _why_unusable(self, topic: str, partition: dict[str, Any], answering: set[int]) -> str | None:
+        """Return what a partition has instead of a leader and enough in-sync replicas, or None."""
+        if partition["leader"] not in answering:
+            return self._why_without_leader(partition["leader"])
+        wanted = int(self.configs.get(topic, {}).get("min.insync.replicas", "1"))
+        needed = min(wanted, len(partition["replicas"]))  # Kafka asks for no more than there are (KIP-966)
+        in_sync = len(answering.intersection(partition["isr"]))
+        return f"{in_sync} of {needed} in-sync replicas" if in_sync < needed else None
 
     def _why_without_leader(self, leader: int) -> str:
         reason = self._options["client_id"].journal.reason_of(("connection", leader))

@@ -275,7 +275,7 @@ class Control:
     async def health(self) -> tuple[bool, str, str]:
         """Return whether the consumer can do its job, the state of Kafka, and why not."""
         unreachable = await self._cluster.trouble()
-        kafka = "connecting" if unreachable else "connected"
+        kafka = "connecting" if unreachable and not self._cluster.reached else "connected"
         if self._consumption.halted:
             return False, kafka, f"halted: {self._consumption.halted_for}"
         if self.stopped:

@@ -101,9 +101,14 @@ class Batch(msgspec.Struct, eq=False):
 
 
 class Lane:
-    """Sends the waiting records of one partition in order, while earlier batches are in flight."""
+    """Sends the waiting records of one partition in order, while earlier batches are in flight.
+
+    `stalled` is whether records were given up and none acknowledged since. While the partition is also known to be
+    unusable, records are refused at once: those for other partitions would wait with them.
+    """
 
     def __init__(self, route: Route, partition: int) -> None:
+        self.stalled = False
         self._route = route
         self._partition = partition
         self._waiting: deque[Slice] = deque()
@@ -114,6 +119,10 @@ class Lane:
 
     def add(self, piece: Slice) -> None:
         """Queue records behind those that already wait."""
+        unusable = self._route.cluster.unusable.get(self._route.topic, {})
+        if self.stalled and self._partition in unusable:
+            piece.refuse_rest(f"partition {self._partition} has {unusable[self._partition]}")
+            return
         self._waiting.append(piece)
         self._size_waiting += piece.size
         if not self._small_behind_others():
@@ -186,6 +195,7 @@ class Lane:
                 batch.timestamp = written.timestamp
             self._route.acknowledged_after(time.monotonic() - batch.made_at)
             self._route.refusals.clear(self._partition)
+            self.stalled = False
             batch.settle(offset=written.offset if written.offset >= 0 else None)
 
     def _failed(self, batch: Batch, error: BaseException) -> None:

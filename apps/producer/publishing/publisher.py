@@ -136,6 +136,8 @@ class Publisher:
             error = f"not acknowledged within {round(ack_timeout_s, 3):g} s"
             if throttling := connection.journal.throttling():
                 error = f"{error}: {throttling}"
+            for piece in delivery.slices:
+                self._lane(piece.partition).stalled |= piece.left > 0
             for broker in delivery.give_up(error):
                 # an idempotent producer would retry that batch for ever, and delay all later ones
                 connection.replace(broker, f"the last records to {self.route.topic} were {error}")

@@ -240,6 +240,26 @@ async def test_of_two_values_for_one_header_none_is_chosen(name: str, values: tu
             assert_problem(answer, 400)
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/livez/", 200),
+        ("/%6Civez", 200),
+        ("//livez", 404),
+        ("/livez//", 404),
+        ("/%2flivez", 404),
+        ("/livez%2F", 404),
+        ("http://localhost//livez", 404),
+    ],
+)
+async def test_a_path_with_an_empty_segment_or_an_encoded_slash_is_none(path: str, status: int) -> None:
+    async with serving(create_producer(read_settings({}))) as connect:
+        answer = await asked(connect, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n")
+        assert answer[0] == status
+        if status == HTTPStatus.NOT_FOUND:
+            assert_problem(answer, status)
+
+
 async def test_a_header_that_is_a_list_may_be_given_in_parts() -> None:
     parts = "Content-Encoding: identity\r\n" * 2 + "Expect: 100-continue\r\n" * 2 + "Accept: */*\r\nAccept: a/b\r\n"
     head = f"POST /producers/nowhere HTTP/1.1\r\nHost: localhost\r\n{parts}Content-Length: 2\r\n"

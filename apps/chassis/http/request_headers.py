@@ -1,4 +1,4 @@
-"""Reads the headers of a request once for all that look at them."""
+"""Reads the head of a request: its headers once for all that look at them, and what no call may have."""
 
 from http import HTTPStatus
 
@@ -36,10 +36,13 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
 
 
 def find_fault(scope: Scope) -> ProblemDetailsException | None:
-    """Return the problem of a request without a host, or with several values where one is allowed; None without any.
+    """Return the problem of a request without a host, with several values where one is allowed, or with an odd path.
 
     HTTP/1.0 has requests without a host (RFC 9112, section 3.2).
     """
+    path = scope.get("raw_path") or scope["path"].encode()
+    if b"//" in path or (b"%" in path and b"%2f" in path.lower()):  # Litestar would take both for one slash
+        return problem(HTTPStatus.NOT_FOUND, "no path here has an empty segment or an encoded slash")
     given = headers_of(scope)
     if b"host" not in given and scope.get("http_version") == "1.1":
         return problem(HTTPStatus.BAD_REQUEST, "the header Host is missing")

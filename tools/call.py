@@ -52,8 +52,8 @@ def _port_of(service: str, settings: Settings) -> int:
 
 def _key_of(settings: Settings) -> dict[str, str]:
     """Return the header with the first key of the settings, if there is any."""
-    first = next(iter(settings.api_keys), None)
-    return {} if first is None else {HEADER: first}
+    first = next(iter(settings.api_keys.current.values()), None)
+    return {} if first is None else {HEADER: first.secret}
 
 
 def _reachable(host: str) -> str:

@@ -12,13 +12,15 @@ from prometheus_client import CollectorRegistry
 
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.asyncapi import Operation, asyncapi_document
-from apps.chassis.http.authorization import ApiKeyGuard
+from apps.chassis.http.authentication import Authenticator
+from apps.chassis.http.authorization import ACCESS, Access
 from apps.chassis.http.documents import document_routes, openapi_config
 from apps.chassis.http.health import SERVICE, Examined, HealthController
 from apps.chassis.http.problems import ROOT_PATH, ProblemController, answer_error
 from apps.chassis.http.record_value import RecordValueSchema
 from apps.chassis.http.request_middleware import RequestMiddleware, admit
 from apps.chassis.http.served_streams import stream_dependencies
+from apps.chassis.http.sessions import SessionController
 from apps.chassis.loop_watch import LOOP_WATCH, LoopWatch
 from apps.chassis.observability.metrics import REGISTRY, Measured, MetricsController
 from apps.chassis.observability.traces import Traces
@@ -55,7 +57,7 @@ class Application(Litestar):
         return super().__call__(scope, receive, send)
 
 
-CONTROLLERS = (HealthController, MetricsController, ProblemController)
+CONTROLLERS = (HealthController, MetricsController, ProblemController, SessionController)
 """The controllers of any service."""
 
 
@@ -81,11 +83,15 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     """
     title, limit, end = name.capitalize(), admission or Limit(MAX_MEMORY_BYTES), ending or asyncio.Event()
     registry.register(watch := LoopWatch())
+    authenticator = Authenticator(settings.api_keys, name, settings.root_path, registry)
+    access = Access(authenticator, metrics_public=settings.metrics_public)
     app = Application(
         [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],
         dependencies=stream_dependencies(parts),
-        state=State({ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch}),
-        guards=[ApiKeyGuard(settings.api_keys, registry)] if settings.api_keys.needed else [],
+        state=State(
+            {ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch, ACCESS: access}
+        ),
+        guards=[access.guard] if access.keys.needed else [],
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},
         lifespan=[lambda _: _open(parts.values(), traces, end, watch)],

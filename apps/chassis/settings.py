@@ -149,6 +149,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     keep_alive_s: Annotated[int, Meta(ge=1, le=3_600)] = 75
     api_key: str | None = None
     api_key_file: str | None = None
+    api_key_reads: bool = False
+    metrics_public: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["console", "json"] = "console"
     accelerators: Literal["on", "off"] = "on"
@@ -202,7 +204,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     def api_keys(self) -> Keys:
         """The API keys of `API_KEY`, and those of the file `API_KEY_FILE`."""
         given = read_keys(self.api_key.split(",")) if self.api_key else {}
-        return Keys(given, Path(self.api_key_file) if self.api_key_file else None)
+        return Keys(given, Path(self.api_key_file) if self.api_key_file else None, reads=self.api_key_reads)
 
     @property
     def uses_sasl(self) -> bool:
@@ -324,6 +326,9 @@ def _check_keys(settings: Settings) -> None:
         raise WrongSetting(f"{variable}: {error}") from None
     except OSError as error:
         raise WrongSetting(f"{variable}: cannot read {settings.api_key_file!r}: {error.strerror}") from None
+    if not keys.needed and (settings.api_key_reads or not settings.metrics_public):
+        variable = "API_KEY_READS" if settings.api_key_reads else "METRICS_PUBLIC"
+        raise WrongSetting(f"{variable}: needs API_KEY or API_KEY_FILE")
 
 
 def _check_security(settings: Settings, given: Collection[str]) -> None:

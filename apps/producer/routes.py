@@ -18,7 +18,6 @@ from litestar.response import Response
 from litestar.types import Receive, Scope, Send
 
 from apps.chassis.http.admission import share_of
-from apps.chassis.http.authorization import KEY_NEEDED
 from apps.chassis.http.problems import (
     BUSY,
     NOT_ACKNOWLEDGED,
@@ -40,6 +39,7 @@ from apps.chassis.http.request_body import (
     schema_of,
 )
 from apps.chassis.http.request_middleware import WITHOUT_QUERY
+from apps.chassis.http.roles import READ, ROLE, SEND
 from apps.chassis.http.streaming import Streamed
 from apps.producer.generating.generators import CannotGenerate
 from apps.producer.publishing.calls import CHUNK_RECORDS, generate_and_send, generate_value, send_records
@@ -137,15 +137,15 @@ def stream_router(producer: StreamProducer) -> Router:
                 description=SENDING,
                 operation_class=body_of(stream),
                 opt={WITHOUT_QUERY: send_to_stream},
+                role=SEND,
                 responses=SENT,
-                security=KEY_NEEDED,
             )(send_to_stream),
             post(
                 GENERATE,
                 summary=f"Generate {stream.name} and send them",
                 description=f"Answers after the last acknowledgement, with the generated {stream.name}.",
                 responses=GENERATED,
-                security=KEY_NEEDED,
+                role=SEND,
             )(generate_for_stream),
             sample_of(producer),
         ],
@@ -163,6 +163,7 @@ def sample_of(producer: StreamProducer) -> HTTPRouteHandler:
         SAMPLE,
         summary=f"Generate one of {producer.stream.name}, and send nothing",
         responses=documented(HTTPStatus.NOT_IMPLEMENTED),
+        role=READ,
     )(generate_without_sending)
 
 
@@ -171,7 +172,7 @@ class SeedController(Controller):
 
     path = SEED_PATH
     exception_handlers = PUBLISHING_ERRORS
-    security = KEY_NEEDED
+    opt = {ROLE: SEND}  # noqa: RUF012 - Litestar's own attribute
 
     @post(
         summary="Generate records of the first stream and send them",

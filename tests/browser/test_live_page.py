@@ -338,28 +338,32 @@ def test_the_page_survives_a_restart_of_the_service(page: Page, site: Site) -> N
     expect(page.locator("#record-list > tr")).to_have_count(NEWEST)
 
 
-def test_a_service_that_wants_a_key_is_given_it(page: Page) -> None:
-    wanted: list[str | None] = []
+def test_who_signs_in_is_named_and_sees_what_their_key_allows(page: Page, site: Site, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("ada:the-key-that-reads roles=read\ngrace:the-key-of-grace roles=read,operate\n")
+    nobody_listens = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
 
-    def guard(route: Route) -> None:
-        key = route.request.headers.get("x-api-key")
-        wanted.append(key)
-        if key == "the key":
-            route.continue_()
-        else:
-            route.fulfill(status=401, content_type="application/problem+json", body='{"detail": "a key is needed"}')
+    def sign_in(key: str) -> None:
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
 
-    page.route("**/consumers/pause?*", guard)
-    page.get_by_role("button", name="Pause").click()
-    expect(page.locator("#control-said")).to_have_text("That failed: a key is needed")
-    page.get_by_label("API key").fill("the key")
-    page.keyboard.press("Enter")
-    page.get_by_role("button", name="Pause").click()
-    expect(state(page)).to_have_text("paused")
-    page.get_by_role("button", name="Resume").click()
-    expect(state(page)).to_have_text("running")
-    assert wanted == [None, "the key"]
-    expect(page.get_by_label("API key")).to_be_hidden()
+    with site.pipeline.consumer("refusing", REFUSING="", API_KEY_FILE=str(keys), **nobody_listens) as consumer:
+        consumer.until_answers("/livez", 200)
+        page.goto(f"http://localhost:{consumer.port}")
+        expect(page.locator("#health")).to_contain_text("needs a key with the role read")
+        expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+        sign_in("a-key-of-nobody-at-all")
+        expect(page.locator("#sign-in-said")).to_have_text("That failed: the key is not accepted")
+        sign_in("the-key-that-reads")
+        expect(page.locator("#who")).to_have_text("ada: read")
+        expect(page.locator("#health")).to_contain_text("127.0.0.1:1")
+        expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+        assert page.evaluate("document.cookie") == ""
+        page.get_by_role("button", name="Sign out").click()
+        sign_in("the-key-of-grace")
+        expect(page.locator("#who")).to_have_text("grace: read, operate")
+        page.get_by_role("button", name="Stop", exact=True).click()
+        expect(page.locator("#control-said")).to_contain_text("the consumer is stopped")
 
 
 def test_one_call_that_fails_or_hangs_hides_nothing_else(page: Page, site: Site) -> None:

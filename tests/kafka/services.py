@@ -48,6 +48,8 @@ OF_AN_OPERATOR = {
     "CORS_ORIGINS",
     "API_KEY",
     "API_KEY_FILE",
+    "API_KEY_READS",
+    "METRICS_PUBLIC",
 }
 """Variables that a shell may have set for other services than those under test."""
 numbers = itertools.count(1)

@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry
 from samples import fields_of_an_event, until
 
 from apps.chassis.http import api_keys as module
-from apps.chassis.http import authorization as access
-from apps.chassis.http.api_keys import Keys, read_key_file
+from apps.chassis.http import authentication as access
+from apps.chassis.http.api_keys import ApiKey, Keys, read_key_file
 from apps.chassis.observability.logs import ConsoleFormatter, request_id, set_up_logging, with_request
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 from tests.event_services import create_consumer, create_producer
@@ -87,7 +87,8 @@ def test_the_documents_say_which_calls_need_a_key(
     guarded: dict[str, TestClient[Litestar]], service: str, path: str
 ) -> None:
     document: dict[str, Any] = guarded[service].get("/schema/openapi.json").json()
-    assert document["paths"][path]["post"]["security"] == [{"ApiKey": []}]
+    role = "send" if service == "producer" else "operate"
+    assert document["paths"][path]["post"]["security"] == [{"ApiKey": [role]}, {"Session": [role]}]
     assert "401" in document["paths"][path]["post"]["responses"]
     scheme = document["components"]["securitySchemes"]["ApiKey"]
     assert (scheme["type"], scheme["in"], scheme["name"]) == ("apiKey", "header", "X-API-Key")
@@ -99,37 +100,38 @@ def test_without_a_key_in_the_settings_none_is_asked_for() -> None:
         assert '"security"' not in open_to_all.get("/schema/openapi.json").text
 
 
+def names_of(keys: Keys, *offered: str) -> list[str | None]:
+    """Return the name of each key that is accepted, None for the others."""
+    return [found.name if (found := keys.find(one)) else None for one in offered]
+
+
 def test_each_of_several_keys_is_accepted_and_known_by_its_name() -> None:
     keys = read_settings({"API_KEY": f"ada:{ADAS}, grace:{GRACES},{NAMELESS}"}).api_keys
-    assert keys.name_of(ADAS) == "ada"
-    assert keys.name_of(GRACES) == "grace"
-    assert keys.name_of(NAMELESS) == "default"
-    assert keys.name_of(f"ada:{ADAS}") is None
-    assert keys.name_of("") is None
-    assert keys.name_of("k\udcffy") is None
+    assert names_of(keys, ADAS, GRACES, NAMELESS) == ["ada", "grace", "default"]
+    assert names_of(keys, f"ada:{ADAS}", "", "k\udcffy") == [None, None, None]
 
 
 def test_keys_in_a_file_are_changed_without_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# who may\n\n  # and since when\nada:{ADAS}\n", encoding="utf-8-sig")
-    keys = Keys({"fixed": OTHER}, file, settled_after_s=0)
-    assert [keys.name_of(key) for key in (OTHER, ADAS, NAMELESS)] == ["fixed", "ada", None]
+    keys = Keys({"fixed": ApiKey("fixed", OTHER)}, file, settled_after_s=0)
+    assert names_of(keys, OTHER, ADAS, NAMELESS) == ["fixed", "ada", None]
     replace(file, f"ada:{NAMELESS}\n")
-    assert [keys.name_of(key) for key in (OTHER, ADAS, NAMELESS)] == ["fixed", None, "ada"]
+    assert names_of(keys, OTHER, ADAS, NAMELESS) == ["fixed", None, "ada"]
 
 
 def test_a_file_of_keys_that_is_half_written_changes_nothing_and_counts_once_it_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"ada:{ADAS}\ngrace:{GRACES}\n")
     keys = Keys({}, file, settled_after_s=60)
-    assert [keys.name_of(key) for key in (ADAS, GRACES)] == ["ada", "grace"]
+    assert names_of(keys, ADAS, GRACES) == ["ada", "grace"]
     for half in (f"new:{NAMELESS}\n", f"new:{NAMELESS}\nada:{ADAS[:16]}"):
         file.write_text(half)
-        assert [keys.name_of(key) for key in (ADAS, GRACES, ADAS[:16], NAMELESS)] == ["ada", "grace", None, None]
+        assert names_of(keys, ADAS, GRACES, ADAS[:16], NAMELESS) == ["ada", "grace", None, None]
     file.write_text(f"new:{NAMELESS}\nada:{ADAS}\n")
     aged = time.time() - 61
     os.utime(file, (aged, aged))
-    assert [keys.name_of(key) for key in (ADAS, GRACES, NAMELESS)] == ["ada", None, "new"]
+    assert names_of(keys, ADAS, GRACES, NAMELESS) == ["ada", None, "new"]
 
 
 @pytest.mark.anyio
@@ -137,12 +139,12 @@ async def test_a_file_of_keys_with_a_time_to_come_counts_once_it_is_left_alone(t
     file = tmp_path / "keys"
     file.write_text(f"ada:{ADAS}")
     keys = Keys({}, file, settled_after_s=0.05)
-    assert keys.name_of(ADAS) == "ada"
+    assert names_of(keys, ADAS) == ["ada"]
     file.write_text(f"grace:{GRACES}")
     ahead = time.time() + 3_600
     os.utime(file, (ahead, ahead))
-    await until(lambda: keys.name_of(GRACES) == "grace")
-    assert keys.name_of(ADAS) is None
+    await until(lambda: names_of(keys, GRACES) == ["grace"])
+    assert names_of(keys, ADAS) == [None]
 
 
 DAMAGES = {
@@ -170,13 +172,13 @@ def test_a_file_of_keys_that_a_start_would_refuse_leaves_those_in_use_and_is_log
     caplog.set_level(logging.WARNING)  # services that ran before may have set another
     file = tmp_path / "keys"
     file.write_text(f"ada:{ADAS}")
-    keys = Keys({"fixed": GRACES}, file, settled_after_s=0)
-    assert keys.name_of(ADAS) == "ada"
+    keys = Keys({"fixed": ApiKey("fixed", GRACES)}, file, settled_after_s=0)
+    assert names_of(keys, ADAS) == ["ada"]
     if isinstance(content, str):
         replace(file, content)
     else:
         file.unlink()
-    assert [keys.name_of(key) for key in (ADAS, GRACES, NAMELESS, OTHER, "")] == ["ada", "fixed", None, None, None]
+    assert names_of(keys, ADAS, GRACES, NAMELESS, OTHER, "") == ["ada", "fixed", None, None, None]
     logged = [record for record in caplog.records if record.name == module.__name__]
     (said,) = [record.getMessage() for record in logged if record.levelno > logging.INFO]
     assert damage in said
@@ -255,7 +257,7 @@ def test_what_looks_like_no_key_never_leaves_a_service_open(meant: str) -> None:
 def test_key_files_have_comments_and_empty_lines(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# a comment\n\na.b_c-1: {ADAS} \n  # and another\n{NAMELESS}")
-    assert read_key_file(file, {}) == {"a.b_c-1": ADAS, "default": NAMELESS}
+    assert [*read_key_file(file, {}).values()] == [ApiKey("a.b_c-1", ADAS), ApiKey("default", NAMELESS)]
 
 
 def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(
@@ -267,13 +269,13 @@ def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(
     async def guess() -> None:
         request_id.set("the-first")
         refused = access.RefusedKeys(registry, logged_every_s=0.05)
-        for number in range(7_500):
-            refused.note(f"guess {number}")
-        refused.note("")
+        for _ in range(7_500):
+            refused.note("wrong")
+        refused.note("missing")
         assert logged() == ["calls refused because of a wrong API key: 1"]
         await until(lambda: len(logged()) == 2)
         await asyncio.sleep(0.1)  # nothing to tell, and no timer is left
-        refused.note("guess")
+        refused.note("wrong")
 
     registry = CollectorRegistry()
     caplog.handler.addFilter(with_request)

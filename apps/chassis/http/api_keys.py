@@ -1,12 +1,16 @@
-"""API keys: each has a name, which may be logged; a file of keys is read again when it changes."""
+"""API keys: each has a name, which may be logged, and roles; a file of keys is read again when it changes."""
 
 import hmac
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
+
+from apps.chassis.http.roles import Role
 
 log = logging.getLogger(__name__)
 
@@ -19,43 +23,85 @@ KEY = re.compile(r"(?!#)[!-+\--~]+")
 """Printable ASCII that a header keeps unchanged: no spaces, no comma (between keys), no `#` (comments)."""
 SETTLED_AFTER_S = 1.0
 """Seconds for which a file must stay unchanged before it is read again: until then it may be half written."""
+WRONG_OPTIONS = "is followed by something else than roles=send,read,operate (some of them) and expires=2027-01-31"
 HOW_TO_MAKE_ONE = "make one with: openssl rand -hex 24"
 
 
-class Keys:
-    """The keys that are accepted: those given, and those of a file, which may change while the service runs."""
+class ApiKey(NamedTuple):
+    """A key; with no `roles` given it has all of them, and with no time to expire it never does."""
 
-    def __init__(self, given: Mapping[str, str], file: Path | None, settled_after_s: float = SETTLED_AFTER_S) -> None:
+    name: str
+    secret: str
+    given_roles: frozenset[Role] | None = None
+    expires: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"ApiKey({self.name!r})"
+
+    @property
+    def roles(self) -> list[Role]:
+        """The roles, in the order of `Role`."""
+        return [role for role in Role if self.may(role)]
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether the key has expired."""
+        return self.expires is not None and self.expires <= datetime.now(UTC)
+
+    def may(self, role: Role) -> bool:
+        """Return whether the key has a role."""
+        return self.given_roles is None or role in self.given_roles
+
+
+class Keys:
+    """The keys that are accepted: those given, and those of a file, which may change while the service runs.
+
+    With `reads`, or once any key is given roles, reading needs a key too.
+    """
+
+    def __init__(
+        self,
+        given: Mapping[str, ApiKey],
+        file: Path | None,
+        settled_after_s: float = SETTLED_AFTER_S,
+        *,
+        reads: bool = False,
+    ) -> None:
         self._settled_after_s = settled_after_s
+        self._reads = reads
         self._given = given
         self._file = file
-        self._of_file: Mapping[str, str] = {}
+        self._of_file: Mapping[str, ApiKey] = {}
         self._seen: object = None
         self._changed: object = None
         self._changed_at = 0.0
 
-    def __iter__(self) -> Iterator[str]:
-        """Go through the keys."""
+    @property
+    def current(self) -> Mapping[str, ApiKey]:
+        """The keys by name, expired ones too."""
         if self._file is not None:
             self._look_at(self._file)
-        return iter((*self._given.values(), *self._of_file.values()))
+        return {**self._given, **self._of_file}
 
     @property
     def needed(self) -> bool:
         """Whether a key is needed at all."""
         return bool(self._given) or self._file is not None
 
-    def name_of(self, offered: str) -> str | None:
-        """Return the name of a key, None for one that is not accepted. Compared in constant time."""
-        if self._file is not None:
-            self._look_at(self._file)
+    @property
+    def needed_to_read(self) -> bool:
+        """Whether reading needs a key."""
+        return self._reads or any(key.given_roles is not None for key in self.current.values())
+
+    def find(self, offered: str) -> ApiKey | None:
+        """Return the key with a secret, None without any. Compared in constant time."""
         found = None
-        for name, key in (*self._given.items(), *self._of_file.items()):
-            if hmac.compare_digest(key.encode(), offered.encode("utf-8", "surrogateescape")):
-                found = name
+        for key in self.current.values():
+            if hmac.compare_digest(key.secret.encode(), offered.encode("utf-8", "surrogateescape")):
+                found = key
         return found
 
-    def read_file(self) -> dict[str, str]:
+    def read_file(self) -> dict[str, ApiKey]:
         """Return the keys of the file, if there is one. Raises as `read_key_file` does."""
         return read_key_file(self._file, self._given) if self._file else {}
 
@@ -76,7 +122,8 @@ class Keys:
         except (OSError, ValueError) as error:
             log.error("API_KEY_FILE: the keys read before stay in use: %s", error)  # noqa: TRY400 - one line says it
         else:
-            log.info("API keys in use: %s", ", ".join(sorted({**self._given, **self._of_file})))
+            named = ", ".join(f"{key.name} ({', '.join(key.roles)})" for key in self.current.values())
+            log.info("API keys in use: %s", named)
 
     def _has_settled(self, seen: object, age_s: float) -> bool:
         """Return whether the file has this state for long enough, by its own time or since it was first seen so."""
@@ -86,7 +133,7 @@ class Keys:
         return max(age_s, now - self._changed_at) >= self._settled_after_s
 
 
-def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:
+def read_key_file(file: Path, given: Mapping[str, ApiKey]) -> dict[str, ApiKey]:
     """Return the keys of a file, one a line, by name; `given` are those of the environment.
 
     Lines that begin with `#` are skipped. Raises `OSError`, `ValueError` as `read_keys` does, and `ValueError` for a
@@ -101,42 +148,65 @@ def read_key_file(file: Path, given: Mapping[str, str]) -> dict[str, str]:
     return read_keys(("" if line.strip().startswith("#") else line for line in lines), given)
 
 
-def read_keys(lines: Iterable[str], given: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+def read_keys(lines: Iterable[str], given: Mapping[str, ApiKey] = MappingProxyType({})) -> dict[str, ApiKey]:
     """Return keys by name: each line is `name:key`, or a key without a colon, which is named `default`.
 
-    Empty lines are skipped. Raises `ValueError` when there is no key, and for a key that is weak, ambiguous, cannot be
-    sent in a header, or is one of `given`. The message quotes nothing: even a name may be a part of a secret.
+    Behind the key a line may have `roles=read,operate` and `expires=2027-01-31`. Empty lines are skipped. Raises
+    `ValueError` when there is no key, and for a key that is weak, ambiguous, cannot be sent in a header, or is one of
+    `given`. The message quotes nothing: even a name may be a part of a secret.
     """
-    keys: dict[str, str] = {}
+    keys: dict[str, ApiKey] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name, colon, key = (part.strip() for part in line.partition(":"))
+        name, colon, rest = (part.strip() for part in line.partition(":"))
         if not colon:
-            name, key = DEFAULT_NAME, name
-        if fault := _find_fault(name, key, {**given, **keys}):
+            name, rest = DEFAULT_NAME, name
+        secret, *options = rest.split() or [""]
+        if fault := _find_fault(name, secret, {**given, **keys}.values()):
             raise ValueError(f"key {number} {fault}")
-        keys[name] = key
+        try:
+            keys[name] = ApiKey(name, secret, *_read_options(options))
+        except ValueError:
+            raise ValueError(f"key {number} {WRONG_OPTIONS}; {HOW_TO_MAKE_ONE}") from None
     if not keys:
         raise ValueError(f"no key is given; {HOW_TO_MAKE_ONE}")
     return keys
 
 
-def _find_fault(name: str, key: str, others: Mapping[str, str]) -> str | None:
+def _read_options(options: Iterable[str]) -> tuple[frozenset[Role] | None, datetime | None]:
+    """Return the roles of a line and when its key expires. Raises `ValueError`."""
+    given: dict[str, str] = {}
+    for name, equals, value in (option.partition("=") for option in options):
+        if name not in {"roles", "expires"} or not equals or name in given:
+            raise ValueError
+        given[name] = value
+    roles = frozenset(map(Role, given["roles"].split(","))) if "roles" in given else None
+    expires = datetime.fromisoformat(given["expires"]) if "expires" in given else None
+    return roles, expires if expires is None or expires.tzinfo else expires.replace(tzinfo=UTC)
+
+
+def _find_fault(name: str, secret: str, others: Iterable[ApiKey]) -> str | None:
     checks = (
         (
             not NAME.fullmatch(name),
             "has no proper name before its colon: write name:key, the name of 1 to 32 letters, digits, . _ -",
         ),
         (
-            len(key) < MIN_LENGTH,
-            f"is too weak: expected {MIN_LENGTH} characters or more after name:, got {len(key)}; {HOW_TO_MAKE_ONE}",
+            len(secret) < MIN_LENGTH,
+            f"is too weak: expected {MIN_LENGTH} characters or more after name:, got {len(secret)}; {HOW_TO_MAKE_ONE}",
         ),
         (
-            not KEY.fullmatch(key),
-            f"begins with # or holds a space, a comma or a character that is not ASCII; {HOW_TO_MAKE_ONE}",
+            not KEY.fullmatch(secret),
+            f"begins with # or holds a comma or a character that is not ASCII; {HOW_TO_MAKE_ONE}",
         ),
-        (name in others, "has the same name as one in API_KEY or one before; give each its own, as name:key"),
-        (key in others.values(), "is in API_KEY too, or the same as one before, under another name; leave one out"),
+        (
+            name in {key.name for key in others},
+            "has the same name as one in API_KEY or one before; give each its own, as name:key",
+        ),
+        (
+            secret in {key.secret for key in others},
+            "is in API_KEY too, or the same as one before, under another name; leave one out",
+        ),
     )
     return next((fault for wrong, fault in checks if wrong), None)

@@ -1,33 +1,27 @@
-"""Authorization over HTTP: every call that changes something needs an API key, where any is set."""
+"""Authorization over HTTP: each route declares the role that a call of it needs, where keys are set.
 
-import asyncio
-import logging
-from collections.abc import Iterable, Mapping
-from contextvars import Context
-from http import HTTPStatus
+A route that declares nothing is refused.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from litestar.config.cors import CORSConfig
-from litestar.connection import ASGIConnection
+from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler
-from litestar.openapi.spec import Components, SecurityScheme
-from prometheus_client import CollectorRegistry, Counter
 
-from apps.chassis.http.api_keys import HEADER, Keys
-from apps.chassis.http.problems import problem
+from apps.chassis.http.api_keys import HEADER
+from apps.chassis.http.authentication import Authenticator, Connection
+from apps.chassis.http.problems import MISSING_ROLE, problem
+from apps.chassis.http.roles import ANYONE, METRICS, READ, ROLE, Role
 from apps.chassis.observability.logs import key_name
 
-log = logging.getLogger(__name__)
-
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-COMPONENTS = Components(
-    security_schemes={"ApiKey": SecurityScheme(type="apiKey", name=HEADER, security_scheme_in="header")}
-)
-"""How an OpenAPI document describes the keys."""
-KEY_NEEDED: list[dict[str, list[str]]] = [{"ApiKey": []}]
-"""The `security` of a route that changes something, for the document."""
-LOGGED_EVERY_S = 60.0
-"""Seconds between two log lines about refused keys; those in between are counted."""
+ACCESS = "access"
+"""The key of an application's state that holds its `Access`."""
+CHECKED_EVERY_S = 5.0
+"""Seconds after which a long answer checks again whether its caller may have it."""
 
 SECURITY_HEADERS = {
     b"cache-control": b"no-store",
@@ -39,64 +33,78 @@ SECURITY_HEADERS = {
 """The headers of every answer for browsers, unless it sets them itself, as pages do."""
 
 
-class RefusedKeys:
-    """Count calls without a key or with a wrong one. Log wrong keys at once, then in one line a minute."""
+class Access:
+    """Decides who may make a call."""
 
-    def __init__(self, registry: CollectorRegistry, logged_every_s: float = LOGGED_EVERY_S) -> None:
-        self._logged_every_s = logged_every_s
-        counter = Counter("api_key_refusals", "Calls refused without a valid API key.", ["reason"], registry=registry)
-        self._missing, self._wrong = counter.labels("missing"), counter.labels("wrong")
-        self._unlogged = 0
-        self._waiting = False
+    def __init__(self, authenticator: Authenticator, *, metrics_public: bool) -> None:
+        self.authenticator = authenticator
+        self.keys = authenticator.keys
+        self._metrics_public = metrics_public
 
-    def note(self, offered: str) -> None:
-        """Count a refused call."""
-        if not offered:
-            self._missing.inc()
+    async def guard(self, connection: Connection, route: BaseRouteHandler) -> None:
+        """Let a call through, and log it with the name of its key. Raises 401, 403 or 429."""
+        if connection.scope.get("method") == "OPTIONS" or (needed := self.role_of(route)) is None:
             return
-        self._wrong.inc()
-        self._unlogged += 1
-        if not self._waiting:
-            self._log()
+        key = self.authenticator.identify(connection)
+        if key is None:
+            detail = f"this call needs a key with the role {needed}, in the header {HEADER} or by signing in"
+            raise self.authenticator.refusal("missing", detail)
+        key_name.set(key.name)  # needs the request's own task: a synchronous guard would run in a thread
+        if not key.may(needed):
+            self.authenticator.refused.note("role")
+            raise problem(MISSING_ROLE, f"this call needs a key with the role {needed}; {key.name} does not have it")
 
-    def _log(self) -> None:
-        self._waiting = self._unlogged > 0
-        if self._unlogged:
-            log.warning("calls refused because of a wrong API key: %d", self._unlogged)
-            self._unlogged = 0
-            later = Context()  # the line belongs to no request, so it gets no request id
-            asyncio.get_running_loop().call_later(self._logged_every_s, self._log, context=later)
+    def role_of(self, route: BaseRouteHandler) -> Role | None:
+        """Return the role that a call needs now, None for a call that needs no key."""
+        declared = route.opt[ROLE]
+        if declared == ANYONE or not self.keys.needed or (declared == METRICS and self._metrics_public):
+            return None
+        if declared == READ and not self.keys.needed_to_read:
+            return None
+        return READ if declared == METRICS else Role(declared)
 
+    def roles_of(self, connection: Connection) -> tuple[str | None, list[Role]]:
+        """Return the name of the caller's key, None without any, and what the caller may do. Raises 401 or 429."""
+        if not self.keys.needed:
+            return None, [*Role]
+        if key := self.authenticator.identify(connection):
+            return key.name, key.roles
+        return None, [] if self.keys.needed_to_read else [READ]
 
-class ApiKeyGuard:
-    """A guard of a whole application: calls that change something need an accepted key."""
+    def may_read(self, connection: Connection) -> bool:
+        """Return whether the caller may read what needs the role. Raises 401 or 429."""
+        return READ in self.roles_of(connection)[1]
 
-    def __init__(self, keys: Keys, registry: CollectorRegistry) -> None:
-        self._keys = keys
-        self._refused = RefusedKeys(registry)
-        keys.name_of("")  # reads the file, which may be half written at the first call
+    async def while_allowed(
+        self, connection: Connection, pieces: AsyncGenerator[bytes, None], checked_every_s: float = CHECKED_EVERY_S
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the pieces of a long answer until the key or the session of its caller ends."""
+        checked = time.monotonic()
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if time.monotonic() - checked > checked_every_s:
+                    checked = time.monotonic()
+                    if not self._may_still_read(connection):
+                        return
+                yield piece
 
-    async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-        """Let a call through, and log it with the name of its key. Raises 401."""
-        if connection.scope.get("method") in SAFE_METHODS:
-            return
-        offered = connection.headers.get(HEADER, "")
-        name = self._keys.name_of(offered)
-        if name is None:
-            self._refused.note(offered)
-            raise problem(
-                HTTPStatus.UNAUTHORIZED,
-                f"this call needs a key in the header {HEADER}, and none that is accepted was given",
-                headers={"WWW-Authenticate": f'ApiKey header="{HEADER}"'},
-            )
-        key_name.set(name)  # needs the request's own task: a synchronous guard would run in a thread
+    def _may_still_read(self, connection: Connection) -> bool:
+        try:
+            return self.may_read(connection)
+        except HTTPException:
+            return False
 
 
 def cors(origins: list[str]) -> CORSConfig | None:
-    """Let pages of these origins call the service, and no other."""
+    """Let pages of these origins call the service, also with a session, and no other."""
     if not origins:
         return None
-    return CORSConfig(allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["Content-Type", HEADER])
+    return CORSConfig(
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Content-Type", HEADER],
+        allow_credentials=True,
+    )
 
 
 def missing_security_headers(own: Mapping[bytes, bytes]) -> Iterable[tuple[bytes, bytes]]:
@@ -104,3 +112,10 @@ def missing_security_headers(own: Mapping[bytes, bytes]) -> Iterable[tuple[bytes
     if SECURITY_HEADERS.keys().isdisjoint(own):
         return SECURITY_HEADERS.items()
     return [header for header in SECURITY_HEADERS.items() if header[0] not in own]
+
+
+def access_of(connection: Connection) -> Access:
+    """Return what decides on the calls of an application."""
+    found: Any = connection.app.state[ACCESS]
+    assert isinstance(found, Access)  # noqa: S101 - `build_application` put it there
+    return found

@@ -21,13 +21,16 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Server
 from litestar.response import Redirect, Response
+from litestar.routes import HTTPRoute
 from litestar.static_files import create_static_files_router
 
-from apps.chassis.http.authorization import COMPONENTS
+from apps.chassis.http.api_keys import HEADER
+from apps.chassis.http.authorization import access_of
 from apps.chassis.http.health import VERSION
 from apps.chassis.http.pages import page_policy, to_root
 from apps.chassis.http.problems import PATH as PROBLEMS
 from apps.chassis.http.problems import answer_error, problem
+from apps.chassis.http.roles import READ, ROLE
 from apps.chassis.settings import Settings
 
 PAGES = Path(__file__).parent / "document_pages"
@@ -54,18 +57,24 @@ class SwaggerPage(OpenAPIRenderPlugin):
 
 
 class OpenApiDocument(JsonRenderPlugin):
-    """The document, as the settings need it: with the prefix of problem types, and without keys if there are none."""
+    """The document, as the settings need it: with the prefix of problem types, and the role that each call needs."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self._root_path = settings.root_path
-        self._needs_key = settings.api_keys.needed
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         """Return the document as JSON."""
-        for calls in () if self._needs_key else openapi_schema["paths"].values():
-            for operation in calls.values():
+        access = access_of(request)
+        openapi_schema["components"]["securitySchemes"] = {
+            "ApiKey": {"type": "apiKey", "in": "header", "name": HEADER},
+            "Session": {"type": "apiKey", "in": "cookie", "name": access.authenticator.cookie_name},
+        }
+        for route in (route for route in request.app.routes if isinstance(route, HTTPRoute)):
+            for method, operation in openapi_schema["paths"].get(route.path_format, {}).items():
                 operation.pop("security", None)
+                if role := access.role_of(route.route_handler_map[method.upper()][0]):
+                    operation["security"] = [{"ApiKey": [role]}, {"Session": [role]}]
         document = super().render(request, openapi_schema)
         return document.replace(f'"type":"{PROBLEMS}/'.encode(), f'"type":"{self._root_path}{PROBLEMS}/'.encode())
 
@@ -75,6 +84,7 @@ def openapi_config(title: str, description: str, settings: Settings) -> OpenAPIC
     router = Router(
         "/schema",
         after_request=_raise_not_found,
+        opt={ROLE: READ},
         route_handlers=[],
         include_in_schema=False,
         response_headers=[page_policy()],
@@ -84,7 +94,6 @@ def openapi_config(title: str, description: str, settings: Settings) -> OpenAPIC
         version=VERSION,
         description=description + OTHER_ANSWERS,
         openapi_router=router,
-        components=COMPONENTS,
         servers=[Server(url=settings.root_path or "../")],  # relative to the document
         render_plugins=[SwaggerPage(path="/"), OpenApiDocument(settings)],
     )
@@ -102,7 +111,7 @@ def document_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | 
     return docs, _files_of("schema-ui", _folder_of("offapi"), PAGES), *_asyncapi_routes(asyncapi)
 
 
-@get("/docs", include_in_schema=False, sync_to_thread=False)
+@get("/docs", include_in_schema=False, role=READ, sync_to_thread=False)
 def docs(request: Request[Any, Any, Any]) -> Redirect:
     """Redirect from a usual name of the page."""
     return Redirect(to_root(request) + "schema")
@@ -116,7 +125,7 @@ def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler |
     (react,) = (piece for piece in manifest.values() if piece.get("isEntry") and piece["name"] == "react")
     (style,) = react["css"]
 
-    @get("/asyncapi.json", media_type=MediaType.JSON, include_in_schema=False, sync_to_thread=False)
+    @get("/asyncapi.json", media_type=MediaType.JSON, include_in_schema=False, role=READ, sync_to_thread=False)
     def asyncapi_document() -> bytes:
         return document
 
@@ -124,6 +133,7 @@ def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler |
         "/asyncapi",
         media_type=MediaType.HTML,
         include_in_schema=False,
+        role=READ,
         sync_to_thread=False,
         # AsyncAPI's parser, which the page draws from, compiles the JSON schemas that it checks the document with
         response_headers=[page_policy(scripts="'self' 'unsafe-eval'")],
@@ -139,6 +149,7 @@ def _files_of(path: str, *folders: Path) -> Router:
         f"/{path}",
         [*folders],
         include_in_schema=False,
+        opt={ROLE: READ},
         cache_control=CacheControlHeader(no_cache=True),
         exception_handlers=dict.fromkeys((NotFoundException, InternalServerException, ValueError), _no_such_file),
     )

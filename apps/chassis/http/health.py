@@ -13,11 +13,14 @@ from litestar.openapi import ResponseSpec
 from litestar.params import SkipValidation
 from litestar.response import Response
 
+from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problems import documented
+from apps.chassis.http.roles import ANYONE, ROLE
 from apps.chassis.loop_watch import LOOP_WATCH
 from contracts import PROJECT
 
 VERSION = version(PROJECT)
+WITHOUT_DETAILS = "details need a key with the role read"
 SERVICE = "service"
 """The key of an application's state that holds the name of the service."""
 
@@ -66,7 +69,7 @@ def overall(by_stream: Mapping[str, Fitness]) -> Fitness:
 class HealthController(Controller):
     """The two calls of probes; they are answered under any load."""
 
-    opt = {"unlimited": True}  # noqa: RUF012 - Litestar's own attribute
+    opt = {"unlimited": True, ROLE: ANYONE}  # noqa: RUF012 - Litestar's own attribute
 
     @get(
         "/health-check",
@@ -86,6 +89,7 @@ class HealthController(Controller):
         fit, kafka, detail = overall(dict(zip(served_streams, found, strict=True)))
         service, blocked = request.app.state[SERVICE], request.app.state[LOOP_WATCH].recent_block()
         detail = f"{detail}; {blocked}" if blocked else detail
+        detail = detail if access_of(request).may_read(request) else WITHOUT_DETAILS
         health = Health("ok" if fit else "unavailable", service, VERSION, kafka, detail)
         return Response(health, status_code=HTTPStatus.OK if fit else HTTPStatus.SERVICE_UNAVAILABLE)
 

@@ -17,6 +17,7 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.response import Response
 from litestar.types import ExceptionHandler
 
+from apps.chassis.http.roles import READ
 from apps.chassis.observability.logs import MISSING_PERMISSIONS, one_line
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,21 @@ UNKNOWN_HOST = Kind(
     "`Host` names a host that is not allowed, as with DNS rebinding; "
     "nothing was done. `ALLOWED_HOSTS` lists the allowed hosts.",
 )
+MISSING_ROLE = Kind(
+    "missing-role",
+    HTTPStatus.FORBIDDEN,
+    "The key lacks a role",
+    "The key is accepted, but does not have the role that the call needs; nothing was done. The file of keys "
+    "(`API_KEY_FILE`) gives each key its roles.",
+)
+TOO_MANY_GUESSES = Kind(
+    "too-many-guesses",
+    HTTPStatus.TOO_MANY_REQUESTS,
+    "Too many wrong keys",
+    "Many wrong keys came from the caller's address; for now it may only use keys that it has used before. Try again "
+    "after `Retry-After`.",
+    retry=True,
+)
 KINDS = (
     BAD_PARAMETER,
     BAD_BODY,
@@ -149,9 +165,19 @@ KINDS = (
     NOT_ACKNOWLEDGED,
     FOREIGN_ORIGIN,
     UNKNOWN_HOST,
+    MISSING_ROLE,
+    TOO_MANY_GUESSES,
 )
 KNOWN = ", ".join(kind.name for kind in KINDS)
-EVERYWHERE = (BAD_PARAMETER, FOREIGN_ORIGIN, UNKNOWN_HOST, HTTPStatus.INTERNAL_SERVER_ERROR)
+EVERYWHERE = (
+    BAD_PARAMETER,
+    HTTPStatus.UNAUTHORIZED,
+    MISSING_ROLE,
+    FOREIGN_ORIGIN,
+    UNKNOWN_HOST,
+    TOO_MANY_GUESSES,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+)
 """Errors that every route may answer."""
 
 
@@ -316,6 +342,7 @@ class ProblemController(Controller):
     @get(
         "/{name:str}",
         summary="What a type of problem means",
+        role=READ,
         responses=documented(HTTPStatus.NOT_FOUND),
         sync_to_thread=False,
     )

@@ -36,7 +36,6 @@ MAX_REQUEST_BYTES = 64 * 1024
 """Largest body, in bytes, of a call that carries no records."""
 BODY_ERRORS = (
     BAD_BODY,
-    HTTPStatus.UNAUTHORIZED,
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,

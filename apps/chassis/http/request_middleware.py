@@ -15,7 +15,8 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
 from apps.chassis.http.admission import Limit
-from apps.chassis.http.authorization import SAFE_METHODS, missing_security_headers
+from apps.chassis.http.authentication import SAFE_METHODS
+from apps.chassis.http.authorization import missing_security_headers
 from apps.chassis.http.origins import OriginPolicy
 from apps.chassis.http.problems import BUSY, RETRY_AFTER, encoded, problem, with_root_path
 from apps.chassis.http.query import check_query

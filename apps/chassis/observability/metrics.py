@@ -30,6 +30,7 @@ from prometheus_client.registry import Collector
 
 from apps.chassis.http.health import VERSION
 from apps.chassis.http.problems import documented
+from apps.chassis.http.roles import METRICS
 from apps.chassis.kafka.connection import Connection
 
 REGISTRY = "registry"
@@ -115,6 +116,7 @@ class MetricsController(Controller):
         summary="Metrics for Prometheus",
         media_type=TEXT,
         unlimited=True,
+        role=METRICS,
         responses={
             **documented(),
             200: ResponseSpec(str, generate_examples=False, description="Metrics", media_type="text/plain"),

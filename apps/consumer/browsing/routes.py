@@ -17,9 +17,11 @@ from litestar.response import Response
 
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.http.admission import share_of
+from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problems import BUSY, OUT_OF_REACH, UNREADABLE, bad_parameter, documented, problem
 from apps.chassis.http.query import ANY_NUMBER, PLAIN_INTEGER
 from apps.chassis.http.record_value import RecordValue
+from apps.chassis.http.roles import READ, ROLE
 from apps.chassis.http.streaming import Streamed
 from apps.chassis.kafka.search import SEARCH_BYTES
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
@@ -126,6 +128,7 @@ class MessageController(Controller):
     """Shows records."""
 
     path = "/consumers/messages"
+    opt = {ROLE: READ}  # noqa: RUF012 - Litestar's own attribute
 
     @get(
         summary="The newest records",
@@ -202,8 +205,9 @@ class MessageController(Controller):
         },
         unlimited=True,  # the tail has a limit of its own
     )
-    async def live_tail(
+    async def live_tail(  # noqa: PLR0913, PLR0917 - each is a parameter of the call
         self,
+        request: Request[Any, Any, Any],
         served_stream: SkipValidation[StreamConsumer],
         key: Key = None,
         partition: Number = None,
@@ -218,6 +222,7 @@ class MessageController(Controller):
         wanted = Filter(_encoded(key), partition, _encoded(q))
         beginning = await within(CALL_S, tail.begin(start))
         events = tail.events(beginning, None if wanted == Filter() else wanted.matches)
+        events = access_of(request).while_allowed(request, events)
         return Streamed(events, EVENTS, HTTPStatus.OK, UNBUFFERED, reads_body=False)
 
 

@@ -14,7 +14,7 @@ from litestar.connection import Request
 from litestar.params import Parameter, SkipValidation
 
 from apps.chassis.deadline import CALL_S, within
-from apps.chassis.http.authorization import KEY_NEEDED
+from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problems import NOT_NOW, OUT_OF_REACH, answer_as, bad_body, bad_parameter, documented
 from apps.chassis.http.request_body import (
     BODY_ERRORS,
@@ -25,6 +25,7 @@ from apps.chassis.http.request_body import (
     refuse_other_bodies,
     schema_of,
 )
+from apps.chassis.http.roles import OPERATE, READ, ROLE
 from apps.chassis.observability.logs import one_line
 from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.operating.control import Control, NotNow
@@ -71,7 +72,7 @@ class Sought(msgspec.Struct):
 
 
 Streams = SkipValidation[Mapping[str, StreamConsumer]]
-action = partial(post, status_code=HTTPStatus.OK, security=KEY_NEEDED)
+action = partial(post, status_code=HTTPStatus.OK, role=OPERATE)
 """Declares a route for an operator action."""
 ERRORS = documented(*BODY_ERRORS, NOT_NOW)
 START_BODY = documents_body({JSON: (schema_of(Start), {"accept": False})}, required=False)
@@ -84,6 +85,7 @@ class OperatingController(Controller):
     """Shows and controls the consumption of each stream."""
 
     path = "/consumers"
+    opt = {ROLE: READ}  # noqa: RUF012 - Litestar's own attribute
     exception_handlers: dict[int | type[Exception], Any] = {NotNow: answer_as(NOT_NOW)}  # noqa: RUF012 - Litestar's own
 
     @get("/status", summary="What the consumer is doing", responses=documented())
@@ -110,25 +112,25 @@ class OperatingController(Controller):
     async def start(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
         """Start the consumption."""
         wanted = await read_json(request, Start)
-        return await _act(served_streams, "start", partial(Control.start, accept=wanted.accept))
+        return await _act(request, served_streams, "start", partial(Control.start, accept=wanted.accept))
 
     @action("/stop", summary="Leave the group", responses=ERRORS)
     async def stop(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
         """Stop the consumption."""
         await refuse_other_bodies(request)
-        return await _act(served_streams, "stop", Control.stop)
+        return await _act(request, served_streams, "stop", Control.stop)
 
     @action("/pause", summary="Stop reading and keep the partitions", responses=ERRORS)
     async def pause(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
         """Pause the consumption."""
         await refuse_other_bodies(request)
-        return await _act(served_streams, "pause", Control.pause)
+        return await _act(request, served_streams, "pause", Control.pause)
 
     @action("/resume", summary="Resume reading after a pause", responses=ERRORS)
     async def resume(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
         """Resume the consumption."""
         await refuse_other_bodies(request)
-        return await _act(served_streams, "resume", Control.resume)
+        return await _act(request, served_streams, "resume", Control.resume)
 
     @action(
         "/seek",
@@ -171,8 +173,11 @@ async def _preview(wanted: Mapping[str, StreamConsumer], place: Place) -> Sought
     return Sought(next(iter(partitions.values())), partitions, again, skipped)
 
 
-async def _status(wanted: Mapping[str, StreamConsumer]) -> Status:
+async def _status(wanted: Mapping[str, StreamConsumer], *, errors: bool = True) -> Status:
+    """Return the status of some streams; an error may quote a record."""
     found = await asyncio.gather(*(one.status() for one in wanted.values()))
+    if not errors:
+        found = [msgspec.structs.replace(one, last_error=None, failing_record=None) for one in found]
     return status_of(dict(zip(wanted, found, strict=True)))
 
 
@@ -193,10 +198,15 @@ async def at_once(wanted: Mapping[str, StreamConsumer], act: Callable[[str, Cont
     return done
 
 
-async def _act(wanted: Mapping[str, StreamConsumer], action: str, act: Callable[[Control], Awaitable[None]]) -> Status:
+async def _act(
+    request: Request[Any, Any, Any],
+    wanted: Mapping[str, StreamConsumer],
+    action: str,
+    act: Callable[[Control], Awaitable[None]],
+) -> Status:
     """Take an operator action on some streams at once; return what they do then."""
     await at_once(wanted, lambda _, control: act(control))
-    status = await _status(wanted)
+    status = await _status(wanted, errors=access_of(request).may_read(request))
     for name, one in status.streams.items():
         details = {"action": action, "stream": name}
         log.info("an operator asked for %s of %s: it is %s", action, name, one.state, extra=details)

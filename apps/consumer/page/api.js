@@ -4,10 +4,6 @@ import { stream } from "./streams.js";
 
 const GET_TIMEOUT = 10_000; // ms: the slowest answer to a look, with Kafka out of reach, takes 8 s
 const POST_TIMEOUT = 120_000; // ms: for making 100,000 records on a slow machine
-const KEY = "api-key";
-
-/** Emits `refused` for every POST that was refused for want of an API key. */
-export const refusals = new EventTarget();
 
 /** Why a call failed: `status` is 0 without an answer, `problem` (RFC 9457) is undefined for an answer that is not JSON. */
 export const failure = (message, status = 0, problem = undefined) => Object.assign(new Error(message), { status, problem });
@@ -15,21 +11,12 @@ export const failure = (message, status = 0, problem = undefined) => Object.assi
 /** Return what a GET answers, of the stream that the page shows; raises `failure`. Empty parameters are left out. */
 export const get = (path, parameters = {}) => call(ofStream(path, parameters), {}, GET_TIMEOUT);
 
-/** Return what a POST answers; the API key goes with it when there is one. Raises `failure`. */
-export async function post(path, body, parameters = {}) {
-  const key = sessionStorage.getItem(KEY);
-  const headers = { ...(body !== undefined && { "Content-Type": "application/json" }), ...(key && { "X-API-Key": key }) };
+/** Return what a POST answers; raises `failure`. */
+export function post(path, body, parameters = {}) {
+  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
   const content = typeof body === "string" ? body : JSON.stringify(body);
-  try {
-    return await call(ofStream(path, parameters), { method: "POST", headers, body: content }, POST_TIMEOUT);
-  } catch (error) {
-    if (error.status === 401) refusals.dispatchEvent(new Event("refused"));
-    throw error;
-  }
+  return call(ofStream(path, parameters), { method: "POST", headers, body: content }, POST_TIMEOUT);
 }
-
-/** Keep an API key for this tab; an empty one is forgotten. */
-export const keepApiKey = (key) => sessionStorage.setItem(KEY, key);
 
 /** Return what the health check of a stream answers: with 503 it is an answer too. */
 export const getHealth = (name) =>
@@ -55,11 +42,12 @@ async function call(url, options, milliseconds) {
   let answer;
   let text;
   try {
-    answer = await fetch(url, { ...options, cache: "no-store", signal: AbortSignal.timeout(milliseconds) });
+    answer = await fetch(url, { ...options, cache: "no-store", credentials: "include", signal: AbortSignal.timeout(milliseconds) });
     text = await answer.text();
   } catch (error) {
     throw failure(error.name === "TimeoutError" ? `no answer within ${milliseconds / 1000} s` : "no answer");
   }
+  if (answer.status === 401) document.body.dataset.refused = ""; // the style shows the form that signs in
   const content = parsed(text);
   if (!answer.ok) throw failure(content?.detail ?? `it answers ${answer.status}`, answer.status, content);
   if (content === undefined) throw failure("it answers what is not JSON", answer.status);

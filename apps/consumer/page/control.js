@@ -1,7 +1,7 @@
 /** The state of the consumer, and the buttons that change it. */
 
 import { addressOf } from "./address.js";
-import { keepApiKey, post, refusals } from "./api.js";
+import { post } from "./api.js";
 import { facts } from "./content.js";
 import { byId, confirmed, count, localTime, onSubmit, plural, report, rfc3339, say, time, turn } from "./dom.js";
 import { GONE } from "./looks.js";
@@ -30,7 +30,7 @@ const said = byId("control-said");
 const seek = byId("seek");
 let lag = null;
 
-/** Wire the buttons, the seek and the field for the API key; `refresh` reads and shows the state. */
+/** Wire the buttons and the seek; `refresh` reads and shows the state. */
 export function control(refresh) {
   for (const [name, command] of Object.entries(COMMANDS)) byId(name).addEventListener("click", () => run(name, command, refresh));
   seek.elements.to.addEventListener("change", ({ target: { value } }) => {
@@ -42,7 +42,6 @@ export function control(refresh) {
     seek.elements.time.value ||= localTime(new Date()); // of which mostly the clock is to be changed
   });
   onSubmit(seek, (fields) => report(said, "Counting …", () => goTo(fields)));
-  askForKey();
   document.addEventListener("click", sayWhyOff, true);
 }
 
@@ -93,20 +92,6 @@ function clearOutdated() {
   if (state === undefined || state === byId("state").dataset.state) return;
   delete said.dataset.state;
   report(said, "", () => "");
-}
-
-function askForKey() {
-  const form = byId("key");
-  refusals.addEventListener("refused", () => {
-    form.hidden = false;
-    form.elements.key.focus();
-  });
-  onSubmit(form, ({ key }) => {
-    keepApiKey(key);
-    form.hidden = true;
-    form.reset();
-    return report(said, "", () => "The key goes with every call from now on. Please try again.");
-  });
 }
 
 /** Show what the service says of itself: its status and its health, read together. */

@@ -156,7 +156,7 @@ export class DeadLetters {
     const box = element("input", { type: "checkbox", name: placeOf(letter), "aria-label": `Select ${label}` });
     const name = this.#discarded ? "restore" : "redrive";
     const { verb } = ACTIONS[name];
-    const act = button(verb, () => this.#act(name, [letter]), { "aria-label": `${verb} ${label}` });
+    const act = button(verb, () => this.#act(name, [letter]), { "data-role": "operate", "aria-label": `${verb} ${label}` });
     const free = this.#discarded ? letter.discarded : letter.redrivable && !letter.redriven;
     return openingRow(
       letter,

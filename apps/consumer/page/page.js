@@ -10,6 +10,7 @@ import { look, poll } from "./looks.js";
 import { showLag } from "./partitions.js";
 import { Produce } from "./produce.js";
 import { Records } from "./records.js";
+import { SESSION } from "./session.js";
 import { names, showStreams, stream } from "./streams.js";
 
 const OTHERS = 5; // looks at the state for one at the health of the other streams
@@ -87,4 +88,4 @@ onAddress(() => {
   if (RECORDS.when()) look(RECORDS);
   if (onOverview()) look(GROUP);
 });
-for (const source of [STATE, GROUP, HISTORY, RECORDS]) poll(source.pause, () => look(source));
+for (const source of [SESSION, STATE, GROUP, HISTORY, RECORDS]) poll(source.pause, () => look(source));

@@ -28,7 +28,7 @@ export async function showRecord(panel, open, sendAgain) {
     const text = valueText(record);
     const key = record.key === null ? null : keyText(record.key);
     const size = `${count(new TextEncoder().encode(text).length)} bytes${record.value ? " as compact JSON" : ""}`;
-    const again = record.value && button("Send again …", () => sendAgain(record.value));
+    const again = record.value && button("Send again …", () => sendAgain(record.value), { "data-role": "send" });
     const letters = key !== null && inside(addressOf("dead", { key }), "Dead letters of this key");
     const like = record.error && inside(addressOf("dead", { reason: /^[^:]*:?/.exec(record.error)[0] }), "Dead letters like it");
     show(

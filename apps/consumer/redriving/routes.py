@@ -15,7 +15,6 @@ from litestar.response import Response
 
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.http.admission import share_of
-from apps.chassis.http.authorization import KEY_NEEDED
 from apps.chassis.http.problems import (
     DONE_BEFORE,
     NOT_NOW,
@@ -30,6 +29,7 @@ from apps.chassis.http.problems import (
 )
 from apps.chassis.http.query import ANY_NUMBER
 from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, either, read_json
+from apps.chassis.http.roles import OPERATE, READ, ROLE
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.observability.logs import one_line
 from apps.chassis.observability.operator_actions import operator_action
@@ -183,7 +183,7 @@ async def read_selection(
 
 ACTION: dict[str, Any] = {
     "status_code": HTTPStatus.OK,
-    "security": KEY_NEEDED,
+    "role": OPERATE,
     "responses": documented(*BODY_ERRORS, *REFUSALS, OUT_OF_REACH, UNREADABLE),
     "operation_class": documents_body(
         {JSON: (either(Choice, ["limit"], ["partition", "offset"]), {"limit": 10})}, required=True
@@ -210,6 +210,7 @@ class DeadLetterController(Controller):
     """Shows dead letters, sends them back, discards and restores them."""
 
     path = "/consumers/dead-letters"
+    opt = {ROLE: READ}  # noqa: RUF012 - Litestar's own attribute
     dependencies = {"only": Provide(letter_filter), "selection": Provide(read_selection)}  # noqa: RUF012 - Litestar's own attribute
     exception_handlers: dict[int | type[Exception], Any] = {RedriveRefused: answer_refusal}  # noqa: RUF012 - Litestar's own
 

@@ -1,0 +1,55 @@
+"""Slows the guessing of keys, without a lock-out of the keys that are in use."""
+
+import time
+from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address
+
+BURST = 50
+"""Wrong keys that an address may send at once."""
+SECONDS_PER_GUESS = 1.0
+REMEMBERED = 1_024
+"""Addresses, and pairs of an address and a key, that are remembered; of more, the oldest are forgotten."""
+
+
+class GuessLimit:
+    """Decides whether an address may try another key.
+
+    One that has sent too many wrong keys may only use the keys that it has used before, until it has waited. So callers
+    behind the same proxy as a guesser are still answered, and a right guess is not noticed.
+    """
+
+    def __init__(self, burst: int = BURST, now: Callable[[], float] = time.monotonic) -> None:
+        self._burst_s = burst * SECONDS_PER_GUESS
+        self._now = now
+        self._paid_off: dict[str, float] = {}
+        self._used: dict[tuple[str, str], None] = {}
+
+    def blocks(self, address: str, name: str | None) -> bool:
+        """Return whether an address may not use a key now; `name` is None for an unknown key."""
+        place = _place_of(address)
+        return self._paid_off.get(place, 0.0) - self._now() > self._burst_s and (place, name) not in self._used
+
+    def note_wrong(self, address: str) -> None:
+        """Count a wrong key of an address."""
+        place = _place_of(address)
+        paid_off = max(self._paid_off.pop(place, 0.0), self._now()) + SECONDS_PER_GUESS
+        self._paid_off[place] = paid_off
+        if len(self._paid_off) > REMEMBERED:
+            del self._paid_off[next(iter(self._paid_off))]
+
+    def note_used(self, address: str, name: str) -> None:
+        """Remember that an address used a key."""
+        used = _place_of(address), name
+        if used in self._used:
+            return
+        self._used[used] = None
+        if len(self._used) > REMEMBERED:
+            del self._used[next(iter(self._used))]
+
+
+def _place_of(address: str) -> str:
+    """Return an address, or the network of an IPv6 address: a host has 2^64 of those."""
+    if ":" not in address:
+        return address
+    given = ip_address(address.partition("%")[0])
+    return ":".join(given.exploded.split(":")[:4]) if isinstance(given, IPv6Address) else address

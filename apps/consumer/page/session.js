@@ -1,0 +1,25 @@
+/** Who uses the page: they sign in with a key, and the style hides what needs a role (`data-role`) that they lack. */
+
+import { get, post } from "./api.js";
+import { byId, onSubmit, report, say } from "./dom.js";
+
+const producer = document.querySelector("meta[name=producer-url]").content;
+
+/** How it is read who is signed in, and what they may do. */
+export const SESSION = { name: "session", pause: 10_000, read: () => get("session", { stream: "" }), show: showSession };
+
+function showSession({ name, roles }) {
+  document.body.dataset.roles = roles.join(" ");
+  say(byId("who"), name === null ? "" : `${name}: ${roles.join(", ")}`);
+}
+
+/** Do it at this service, then at the producer, which may not know the key. */
+async function atBoth(path, body) {
+  await post(path, body, { stream: "" });
+  if (producer !== "") await post(`${producer}/${path}`, body).catch(() => {});
+  location.reload();
+  return "";
+}
+
+onSubmit(byId("sign-in"), ({ key }) => report(byId("sign-in-said"), "One moment …", () => atBoth("session/start", { key })));
+byId("sign-out").addEventListener("click", () => atBoth("session/end"));

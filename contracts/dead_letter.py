@@ -94,6 +94,9 @@ def _field(field: str, meaning: str, *names: str, packing: Packing | None = None
 TRIES_FIELD = HeaderField(
     TRIES, "tries", "How many attempts were made to consume it, at least 1.", INT32, ("retry_topic-attempts",)
 )
+STACK_FIELD = _field(
+    "stack", "The stack of the handler, if it raised.", "exception-stacktrace", "key-exception-stacktrace"
+)
 LETTER_FIELDS = (
     _field("topic", "The original topic of the record.", "original-topic"),
     _field("partition", "Its original partition.", "original-partition", packing=INT32),
@@ -114,13 +117,12 @@ LETTER_FIELDS = (
         "verdict",
         "`poison`: the handler failed for it. `refused`: undecodable, or the handler rejected it.",
     ),
+    STACK_FIELD,
 )
 """The headers of a dead letter, in the order in which they follow the record's own."""
-STACK_FIELD = _field("stack", "The stack of the handler.", "exception-stacktrace", "key-exception-stacktrace")
-"""A header that other writers add."""
 NAMES = tuple(one.header for one in LETTER_FIELDS)
-NAMES_BEFORE = NAMES[:-1]
-"""The headers of dead letters of earlier versions, which have no verdict."""
+NAMES_ALWAYS, NAMES_BEFORE = NAMES[:-1], NAMES[:-2]
+"""The headers that each dead letter has, and those of earlier versions, which have no verdict."""
 
 APPENDED = (DLT, TRIES)
 """How the names of headers begin that every dead-lettering appends: the last of each name belongs to this letter."""
@@ -188,6 +190,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     error: str | None
     tries: int | None
     verdict: str | None = None
+    stack: str | None = None
 
     def all_headers(self) -> list[Header]:
         """Return the record's own headers, followed by those of the dead letter."""
@@ -302,7 +305,7 @@ def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter
     last header of each name counts, and all headers that dead-lettering adds are removed from the record's own.
     """
     last = tuple(name for name, _ in headers[-len(NAMES) :])
-    ours = len(NAMES) if last == NAMES else len(NAMES_BEFORE) if last[-len(NAMES_BEFORE) :] == NAMES_BEFORE else 0
+    ours = next((len(names) for names in (NAMES, NAMES_ALWAYS, NAMES_BEFORE) if last[-len(names) :] == names), 0)
     own, described = (headers[:-ours], dict(headers[-ours:])) if ours else _by_name(headers)
     fields: dict[str, Any] = {one.field: one.find(described) for one in LETTER_FIELDS}
     if not ours:

@@ -16,7 +16,7 @@ from apps.chassis.settings import Settings
 from contracts.dead_letter import (
     INT64,
     LETTER_FIELDS,
-    NAMES,
+    NAMES_ALWAYS,
     ORIGIN_FIELD,
     REDRIVE_FIELDS,
     TARGET_FIELD,
@@ -137,7 +137,7 @@ def _dead_letter() -> Document:
         "title": "A record that could not be consumed",
         "contentType": "application/octet-stream",
         "payload": AS_IT_WAS,
-        "headers": _headers(LETTER_FIELDS, description="Behind the record's own headers.", required=[*NAMES]),
+        "headers": _headers(LETTER_FIELDS, description="Behind the record's own headers.", required=[*NAMES_ALWAYS]),
         "bindings": _kafka(key=AS_IT_WAS),
     }
 

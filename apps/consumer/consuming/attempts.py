@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from apps.chassis.observability.logs import one_line, without_values
 from apps.consumer.consuming.batch import KEPT_BASES, Batch, Handle, Reject
-from apps.consumer.consuming.containment import BrokenOff, HandlerCall
+from apps.consumer.consuming.containment import BrokenOff, HandlerCall, HandlerError
+from apps.consumer.consuming.error_stacks import keep_stack
 from contracts.record import Record, fields_of
 
 log = logging.getLogger(__name__)
@@ -138,5 +139,7 @@ class Attempts:
 
 def _bare(error: Exception) -> Exception:
     """Return an error without what would keep the values of its batch in memory."""
+    if isinstance(error, HandlerError):
+        error.stack = keep_stack(error)
     error.__cause__ = None
     return error.with_traceback(None)

@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from apps.chassis.observability.logs import MAX_CHAINED_ERRORS, one_line
+from apps.consumer.consuming.error_stacks import Stack
 
 _contained: ContextVar[bool] = ContextVar("contained", default=False)
 """Whether the current task belongs to a handler: child tasks inherit the context of the task that creates them."""
@@ -23,7 +24,10 @@ class HandlerError(Exception):
     """A copy of a handler's error: its text, read once, in a class of the same name and module.
 
     The copy runs no code of the handler, whose methods might raise when the error is logged or dead-lettered.
+    `stack` is what is kept of its traceback, as `keep_stack` returns it.
     """
+
+    stack: Stack = ()
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -33,7 +37,7 @@ class HandlerError(Exception):
         return self.text
 
 
-class Escaped(Exception):
+class Escaped(HandlerError):
     """A handler's error that is no `Exception` (like `SystemExit`), or that cancels the handler."""
 
 

@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
+from msgspec.structs import replace
 
 from apps.chassis.kafka.clients import ClientOptions, size_of_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.topic_writer import TopicWriter
+from apps.consumer.consuming.containment import HandlerError
+from apps.consumer.consuming.error_stacks import stack_text
 from contracts.dead_letter import POISON, REFUSED, DeadLetter, describe, history
 from contracts.record import Record
 
@@ -94,7 +97,8 @@ class DeadLetters:
         record = bad.record
         error_type, error = describe(bad.error)
         _, tries_before, _ = history(record.headers)
-        return DeadLetter(
+        stack = stack_text(bad.error.stack) if isinstance(bad.error, HandlerError) else None
+        letter = DeadLetter(
             key=record.key,
             value=record.value,
             headers=tuple(record.headers),
@@ -108,6 +112,12 @@ class DeadLetters:
             tries=tries_before + bad.tries,
             verdict=POISON if bad.is_poison else REFUSED,
         )
+        return replace(letter, stack=stack) if stack and self._fits(replace(letter, stack=stack)) else letter
+
+    def _fits(self, letter: DeadLetter) -> bool:
+        """Return whether the dead-letter topic takes a letter, even uncompressed."""
+        size = size_of_batch(letter.key, letter.value, letter.all_headers())
+        return size <= self._cluster.max_message_bytes(self.topic)
 
 
 def identity_of(record: Record) -> Hashable:

@@ -64,7 +64,6 @@ class DeadLetter(msgspec.Struct):
 def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
     """Return the view of the dead letter in a record."""
     letter = letter_of(record)
-    stack = dead_letter.STACK_FIELD.find(dict(record.headers))
     headers, _, rounds = dead_letter.history(letter.headers)
     marked = marks.contains(owner_of(letter), record.partition, record.offset)
     discarded = marks.is_discarded(record.partition, record.offset)
@@ -86,7 +85,7 @@ def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
         redriven=marked and not discarded,
         redrivable=redriver.is_ours(letter) and not marked,
         verdict=letter.verdict,
-        stack=None if stack is None else str(stack)[:MAX_STACK_CHARACTERS],
+        stack=letter.stack and letter.stack[:MAX_STACK_CHARACTERS],
         discarded=discarded,
     )
 

@@ -565,7 +565,14 @@ def test_an_opened_dead_letter_says_in_words_what_is_wrong_where_and_what_change
     expect(letters).to_have_count(2)
     expect(page.locator("#dead")).not_to_contain_text("msgspec")
     expect(page.locator("#reasons a").filter(has_text="Validation error")).to_contain_text("since ")
-    letters.first.locator("a").first.click()
+    letters.first.locator("a").first.focus()
+    for key in ("Shift+Tab", "Tab", "Enter"):
+        page.keyboard.press(key)
+    expect(letter.get_by_role("link", name="Close")).to_be_focused()  # not behind all rows of the list
+    page.keyboard.press("Enter")
+    expect(letter).to_be_hidden()
+    expect(letters.first.locator("a").first).to_be_focused()
+    page.keyboard.press("Enter")
     expect(letter).to_contain_text("Validation error: Expected `int` <= 150 - at `$.number`")
     expect(letter).to_contain_text("1 try")
     expect(letter.locator("mark.wrong")).to_have_text("200")
@@ -647,7 +654,7 @@ def test_a_new_record_begins_made_up_and_may_be_written_as_raw_json(page: Page) 
     expect(page.locator("#record pre")).to_contain_text('"number": 9')
 
 
-def test_one_of_a_few_values_is_chosen_from_a_list_and_sent_as_what_it_is(page: Page) -> None:
+def test_a_value_of_few_is_chosen_and_a_yes_or_no_is_ticked_and_both_are_sent_as_what_they_are(page: Page) -> None:
     sent: list[Any] = []
 
     def with_choices(route: Route) -> None:
@@ -655,6 +662,7 @@ def test_one_of_a_few_values_is_chosen_from_a_list_and_sent_as_what_it_is(page: 
         fields = document["components"]["schemas"]["Event"]["properties"]
         fields["text"] = {"enum": ["rain", "snow"]}
         fields["number"] = {"enum": [1, 2, None]}
+        fields["sure"] = {"type": "boolean"}
         route.fulfill(json=document)
 
     def take(route: Route) -> None:
@@ -672,9 +680,10 @@ def test_one_of_a_few_values_is_chosen_from_a_list_and_sent_as_what_it_is(page: 
     expect(form.get_by_label("number")).to_have_value("2")
     expect(form.get_by_label("text").locator("option")).to_have_text(["rain", "snow"])
     form.get_by_label("text").select_option("snow")
+    form.get_by_label("sure").check()
     form.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#produce-said")).to_contain_text("chosen was written to")
-    assert sent == [{"id": "chosen", "number": 2, "text": "snow"}]
+    assert sent == [{"id": "chosen", "number": 2, "text": "snow", "sure": True}]
 
 
 def test_a_long_search_says_how_far_it_is_and_stops_when_it_is_told_to(page: Page) -> None:

@@ -157,8 +157,8 @@ def answered(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
 def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, object]:
     """Return what the page has to show of these answers."""
     fit, state = health["status"] == "ok", status["state"]
-    since = [f"Failing since {clock(status['failing_since'])}"] if status["failing_since"] else []
-    error = [f"Last error: {status['last_error']}"] if status["last_error"] else []
+    since = f" (failing since {clock(status['failing_since'])})" if status["failing_since"] else ""
+    error = [f"Last error{since}: {status['last_error']}"] if status["last_error"] else []
     waiting = status["waiting_for_transaction"]
     return {
         "state": state,
@@ -176,7 +176,7 @@ def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, ob
         "partitions": {
             str(p["partition"]): [count(p["lag"]), count(p["committed"]), count(p["end"])] for p in status["partitions"]
         },
-        "error": "; ".join([*since, *error, *status["notes"]]),
+        "error": "; ".join([*error, *status["notes"]]),
         "error colour": "muted" if fit else "bad",
         "dimmed": [],
         "banner": "",
@@ -258,7 +258,7 @@ def test_a_failing_handler_makes_the_page_red_and_tells_the_error_and_since_when
     site.write(40)
     status = agreed(page, site, "retrying", fit=False)
     assert "the database is down" in status["last_error"]
-    expect(page.locator("#last-error")).to_contain_text(f"Failing since {clock(status['failing_since'])}; Last error: ")
+    expect(page.locator("#last-error")).to_contain_text(f"(failing since {clock(status['failing_since'])})")
 
 
 def test_the_record_that_fails_alone_is_one_click_away(page: Page, site: Site) -> None:

@@ -70,9 +70,9 @@ export class Filters {
       if (isBox(field)) field.checked = value === field.value;
       else field.value = isTime(field) ? localTime(value) : value;
     }
-    const given = this.#fields.map(({ name }) => [name, parameters[name]]).filter(([, value]) => value);
+    const given = this.#fields.filter(({ name }) => parameters[name]);
     this.none.hidden = given.length === 0;
-    say(this.#shown, given.map(([name, value]) => `${name}: ${value}`).join(", "));
-    return given.length === 0 ? null : Object.fromEntries(given);
+    say(this.#shown, given.map(({ name, labels: [label] }) => `${label.textContent.trim()}: ${parameters[name]}`).join(", "));
+    return given.length === 0 ? null : Object.fromEntries(given.map(({ name }) => [name, parameters[name]]));
   }
 }

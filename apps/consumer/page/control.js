@@ -124,8 +124,8 @@ function showFacts(status) {
 
 /** Show the last error and the record that it is about; in grey while the service is healthy, since it is over then. */
 function showErrors({ last_error: error, notes, failing_record: failing, failing_since: since }, health) {
-  const began = since && `Failing since ${time(Date.parse(since))}`;
-  showLine("last-error", [began, error && `Last error: ${error}`, ...notes].filter(Boolean).join("; "));
+  const began = since ? ` (failing since ${time(Date.parse(since))})` : "";
+  showLine("last-error", [error && `Last error${began}: ${error}`, ...notes].filter(Boolean).join("; "));
   byId("last-error").className = health.status === "ok" ? "muted" : "trouble";
   const named = failing ?? /-(?<partition>\d+) offset (?<offset>\d+)/.exec(error ?? "")?.groups;
   showLine("failing", named ? `Show the record: partition ${named.partition}, offset ${named.offset}` : "");

@@ -5,7 +5,7 @@ import { curlOf, get, post } from "./api.js";
 import { block, contentBlock, contentText, facts } from "./content.js";
 import { arrange, button, byId, cell, confirmed, count, element, inside, inUse, onExport, plural, report, say, time, timeElement, turn } from "./dom.js";
 import { GONE, look } from "./looks.js";
-import { actions, contents, fill, openingRow, placeOf, pointRows } from "./record.js";
+import { actions, close, contents, fill, openingRow, placeOf, pointRows } from "./record.js";
 import { stream } from "./streams.js";
 
 const SHOWN = 50;
@@ -75,7 +75,7 @@ export class DeadLetters {
   #open(open) {
     const panel = byId("letter");
     pointRows(this.#list, open);
-    if (!open) return (panel.hidden = true);
+    if (!open) return close(panel, this.#list);
     const letter = this.#letters.find((one) => placeOf(one) === open);
     const heading = `Dead letter ${open.replace("-", " · ")}`;
     if (panel.dataset.open === open && !panel.hidden) return;
@@ -173,12 +173,13 @@ export class DeadLetters {
   /** Do something with chosen letters, or all that match: say of how many, and ask first about what is not harmless. */
   #act(name, chosen) {
     const { verb, done, will } = ACTIONS[name];
+    const path = `consumers/dead-letters/${name}`;
     const { discarded: _, ...filters } = this.#filters ?? {};
     const all = chosen.length === 0;
     const letters = [];
     return report(this.#said, "One moment …", async () => {
       const isMore = all || (name === "restore" && chosen.length > 1);
-      const counted = isMore ? await call(name, { limit: MOST }, { ...filters, dry_run: true }) : null;
+      const counted = isMore ? await post(path, { limit: MOST }, { ...filters, dry_run: true }) : null;
       const matching = counted?.[`would_${name}`];
       const number = all ? matching : chosen.length;
       const atOnce = all || (matching === number && !counted.more); // then the chosen are all that match
@@ -188,7 +189,7 @@ export class DeadLetters {
       if (asks && !(await confirmed(question, `${verb} ${count(number)}`))) return "Nothing was changed.";
       const bodies = atOnce ? [{ limit: number }] : chosen.map(({ partition, offset }) => ({ partition, offset }));
       try {
-        for (const body of bodies) letters.push(...(await call(name, body, atOnce ? filters : {})).dead_letters);
+        for (const body of bodies) letters.push(...(await post(path, body, atOnce ? filters : {})).dead_letters);
       } finally {
         await this.#readAgain(chosen);
       }
@@ -212,16 +213,11 @@ export class DeadLetters {
   }
 }
 
-const call = (name, body, parameters) => post(`consumers/dead-letters/${name}`, body, parameters);
-
 const className = (type) => type.split(".").at(-1);
 
 /** The name of an error in words: `msgspec.ValidationError` is a validation error. */
-function words(type) {
-  if (type === null) return "Unknown";
-  const name = className(type).replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
-  return name.charAt(0).toUpperCase() + name.slice(1);
-}
+const words = (type) =>
+  className(type ?? UNKNOWN).replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase().replace(/^./, (first) => first.toUpperCase());
 
 const triesOf = ({ tries, rounds }) =>
   (tries === null ? "" : plural(tries, "try", "tries")) + (rounds > 0 ? `, back ${plural(rounds, "time", "times")}` : "");

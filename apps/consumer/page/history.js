@@ -91,8 +91,7 @@ const sentence = ({ at, consumed, dead_lettered: dead, lag }) =>
 
 /** The next of 10, 20, 50, 100, 200 …: a scale that seldom changes. */
 function roundedUp(value) {
-  let power = 10;
-  while (power * 10 <= value) power *= 10;
+  const power = 10 ** Math.floor(Math.log10(Math.max(10, value)));
   return [1, 2, 5, 10].map((step) => step * power).find((most) => most >= value);
 }
 

@@ -135,7 +135,7 @@ function fieldOf(name, schema, value, required) {
   const isText = type === "string" && !choices;
   input.dataset.field = name;
   input.required = required && type !== "boolean" && (type !== "string" || schema.minLength > 0);
-  if (!isText) input.dataset.json = "";
+  if (!isText && type !== "boolean") input.dataset.json = "";
   input.checked = value === true;
   if (type !== "boolean") input.value = value === undefined ? "" : isText ? value : JSON.stringify(value);
   const hint = schema.description && element("small", { class: "muted" }, schema.description);

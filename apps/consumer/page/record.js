@@ -8,12 +8,21 @@ import { button, count, element, inside, say, timeElement } from "./dom.js";
 /** The place of a record or dead letter, as the address names it. */
 export const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
 
-/** Fill a panel and show it; its link closes it. */
+/** Fill a panel and show it; its link closes it, and is where the keyboard goes that opened it. */
 export function fill(panel, heading, ...children) {
-  const close = inside(addressWith({ open: "" }), "Close");
-  const head = element("div", { class: "bar" }, element("h3", {}, heading), close);
+  const byKeyboard = document.activeElement.matches("a[data-open]:focus-visible") || panel.contains(document.activeElement);
+  const closing = inside(addressWith({ open: "" }), "Close");
+  const head = element("div", { class: "bar" }, element("h3", {}, heading), closing);
   panel.replaceChildren(element("div", {}, head, ...children));
   panel.hidden = false;
+  if (byKeyboard) closing.focus();
+}
+
+/** Hide a panel; a keyboard that was in it goes back to the row in the list. */
+export function close(panel, list) {
+  const row = panel.contains(document.activeElement) && list.querySelector(`[data-open="${panel.dataset.open}"]`);
+  panel.hidden = true;
+  if (row) row.focus();
 }
 
 /** Read a record from the topic and show it in a panel; `sendAgain` opens the form with its value. */
@@ -58,20 +67,15 @@ export const contents = (value, headers, error) => [
   facts(headers.map(({ name, value: content }) => [name, contentText(content)])),
 ];
 
-/** A button that copies a text, also where the browser's clipboard is closed to pages without TLS. */
+/** A button that copies a text, by what works without TLS too: `navigator.clipboard` does not. */
 function copyButton(label, text) {
-  return button(label, async ({ currentTarget: pressed }) => {
-    let done = true;
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      const area = element("textarea", {}, text);
-      pressed.after(area);
-      area.select();
-      done = document.execCommand("copy");
-      area.remove();
-    }
-    say(pressed, done ? "Copied" : "Copying failed");
+  return button(label, ({ currentTarget: pressed }) => {
+    const area = element("textarea", {}, text);
+    pressed.after(area);
+    area.select();
+    say(pressed, document.execCommand("copy") ? "Copied" : "Copying failed");
+    area.remove();
+    pressed.focus();
     setTimeout(() => say(pressed, label), 2_000);
   });
 }

@@ -4,7 +4,7 @@ import { address, addressWith, Filters, go } from "./address.js";
 import { get } from "./api.js";
 import { brief, contentText, keyText, textOf, valueText } from "./content.js";
 import { arrange, byId, count, element, inUse, onExport, onSubmit, plural, report, say, time } from "./dom.js";
-import { openingRow, placeOf, pointRows, showRecord } from "./record.js";
+import { close, openingRow, placeOf, pointRows, showRecord } from "./record.js";
 import { stream } from "./streams.js";
 
 const SHOWN = 30; // newest records
@@ -53,7 +53,7 @@ export class Records {
     const filters = this.#filters.of(parameters);
     if (JSON.stringify(filters) !== this.#searched) this.#begin(filters);
     const panel = byId("record");
-    if (!parameters.open) panel.hidden = true;
+    if (!parameters.open) close(panel, this.#list);
     else if (panel.hidden || panel.dataset.open !== parameters.open) showRecord(panel, parameters.open, this.#sendAgain);
     pointRows(this.#list, parameters.open);
   }

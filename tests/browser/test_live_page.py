@@ -157,6 +157,12 @@ def create(page: Page, number: int) -> None:
     go_to(page, "Overview")
 
 
+def serious(page: Page) -> list[Any]:
+    """Return what keeps somebody from using what is shown."""
+    found = Axe().run(page).response["violations"]
+    return [one for one in found if one["impact"] in {"serious", "critical"}]
+
+
 def until(page: Page, condition: Callable[[], bool]) -> None:
     """Wait for a condition while the page goes on."""
     deadline = time.monotonic() + PATIENCE
@@ -321,10 +327,16 @@ def test_records_are_found_on_the_topic(page: Page, site: Site) -> None:
 
 
 def test_the_page_survives_a_restart_of_the_service(page: Page, site: Site) -> None:
-    site.write(*(Raw(value_of(event())) for _ in range(NEWEST)))
+    site.write(*(Raw(value_of(event())) for _ in range(NEWEST)), Raw(b"not json", b"bad"))
+    go_to(page, "Dead letters")
+    send_back = page.locator("#dead-list").get_by_role("button", name="Send back").first
+    expect(send_back).to_be_enabled()
     elsewhere(site.consumer.__exit__)
     expect(state(page)).to_have_text("no answer")
     expect(page.locator("#notices")).to_contain_text("Service gone since ")
+    expect(send_back).to_be_disabled()
+    assert serious(page) == []
+    go_to(page, "Overview")
     for button in ("Start", "Stop", "Pause", "Resume", "Seek …"):
         off = page.get_by_role("button", name=button, exact=True)
         expect(off).to_be_disabled()
@@ -407,8 +419,7 @@ def test_nothing_keeps_anybody_from_using_the_page(page: Page, site: Site, schem
         go_to(page, tab)  # type: ignore[arg-type]  # the names of the tabs
         page.get_by_text("As a table").click() if tab == "Overview" else page.locator(".list:visible a").first.click()
         expect(page.locator(selector).first).to_be_visible()
-        found = Axe().run(page).response["violations"]
-        assert [one for one in found if one["impact"] in {"serious", "critical"}] == []
+        assert serious(page) == []
         page.set_viewport_size(PHONE)
         expect(page.locator(".fold form:visible")).to_have_count(0)  # it would fill the first screen
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

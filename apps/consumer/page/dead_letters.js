@@ -143,6 +143,7 @@ export class DeadLetters {
   #offer() {
     const some = this.#selected.length;
     const all = this.#filters ? "all that match" : "all";
+    for (const one of this.#list.querySelectorAll("button")) turn(one, this.#gone ? GONE : "");
     for (const [name, { verb }] of Object.entries(ACTIONS)) {
       byId(name).hidden = (name === "restore") !== this.#discarded;
       say(byId(name), `${verb} ${some > 0 ? `the selected (${some})` : `${all} (${count(this.#matching)})`} …`);

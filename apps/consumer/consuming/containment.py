@@ -73,7 +73,9 @@ class HandlerCall:
             make = partial(_call_after, self._left_behind.copy(), make)
         task = self._task = start_contained(make, "handler", self._bases)
         try:
-            await asyncio.wait([task])
+            await asyncio.sleep(0)  # a handler that awaits nothing is done then, and `wait` costs more than such a call
+            if not task.done():
+                await asyncio.wait([task])
         except asyncio.CancelledError:  # the consume loop itself ends
             task.cancel()
             self._left_behind.add(task)

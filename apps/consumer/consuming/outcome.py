@@ -43,7 +43,7 @@ def finished_part(records: Sequence[Record], bad: Sequence[BadRecord], unfinishe
     if not bad and not unfinished:
         return Outcome(records, records)
     undecided, firsts = set(unfinished), dict[Partition, int]()
-    for record in records:
+    for record in records if undecided else ():
         if id(record) in undecided:
             partition = record.topic, record.partition
             firsts[partition] = min(record.offset, firsts.get(partition, record.offset))

@@ -83,7 +83,7 @@ class Trial:
         size = len(self._records)
         if not self._first_new and self._chunk_limit(size) == size:
             result = await self._hand_over(size)
-            if result.named and not self._must_stop() and (failed := self._failed()):
+            if not isinstance(result.error, Reject) and not self._must_stop() and (failed := self._failed(result)):
                 await self._attempt(failed)  # many errors pass
             size = max(1, size // 2)
         await self._judge()
@@ -216,8 +216,13 @@ class Trial:
                 return True
         return False
 
-    def _failed(self) -> list[Finding]:
-        """Return the records that the first call named, except those that another one succeeded after."""
+    def _failed(self, first: CallResult) -> list[Finding]:
+        """Return what to try once more after a first call.
+
+        Of records that it named those are judged at once after which another one was done.
+        """
+        if first.error is not None:
+            return [one for one in self.findings if one.is_undecided]
         return [one for one in self._suspects if one.successes == self._attempts.successes]
 
     async def _hand_over(self, count: int) -> CallResult:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError, UnknownError
-from memory import MemoryConsumer
+from memory import PARTITIONS, MemoryConsumer, MemoryProducer
 from pair import Pair, pair
 from test_pair import ORDERS, Order, shop
 
@@ -69,6 +69,33 @@ async def test_a_rebalance_waits_for_a_seek(monkeypatch: pytest.MonkeyPatch) -> 
             await asyncio.gather(*revoking)
         assert events == ["committed", "revoked"]
         await p.until(ORDERS, messages_consumed_count=2, lag=0)
+
+
+async def test_a_seek_of_one_partition_repeats_nothing_in_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that was known of records that wait was forgotten: those behind them were handled again."""
+    handled: list[int] = []
+
+    async def reject_one(batch: Batch[Order]) -> None:
+        for record in batch:
+            if record.value.amount_cents == 1:
+                batch.reject(record, "not ours")
+            else:
+                handled.append(record.value.amount_cents)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError("no dead-letter topic")
+
+    async with pair({ORDERS: reject_one}) as p:
+        with monkeypatch.context() as refusing:
+            refusing.setattr(MemoryProducer, "send_batch", refuse)
+            orders = [{"order_id": "1", "amount_cents": number} for number in (1, 2, 3)]
+            receipts = (await p.producer.post("/producers/orders", json=orders)).json()["receipts"]
+            await p.until(ORDERS, state="retrying")
+            other = (receipts[0]["partition"] + 1) % PARTITIONS
+            answer = await p.consumer.post("/consumers/seek", json={"partition": other, "to": "beginning"})
+            assert answer.json()["partitions"] == {str(other): 0}
+        await p.until(ORDERS, messages_consumed_count=2, dead_lettered_count=1, lag=0)
+        assert handled == [2, 3]
 
 
 async def test_a_dry_run_answers_what_a_seek_would_repeat_or_skip_and_moves_nothing() -> None:

@@ -49,7 +49,13 @@ Total = Annotated[int, msgspec.Meta(description="Records that this service has c
 Limit = Annotated[int, Parameter(ge=1, le=MAX_MESSAGES, description="How many at most.")]
 Key = Annotated[str | None, Parameter(description="Only records with this key.")]
 Number = Annotated[int | None, Parameter(ge=0, schema_extra=ANY_NUMBER, description="Only records of this partition.")]
-Text = Annotated[str | None, Parameter(min_length=1, description="Only records whose value has this text in it.")]
+Text = Annotated[
+    str | None,
+    Parameter(
+        min_length=1,
+        description="Only records whose value contains this text anywhere, in this case: `Ada` finds `Adambury` too.",
+    ),
+]
 Before = Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")]
 Where = Annotated[
     str,

@@ -108,6 +108,8 @@ class Redelivery:
     def forget(self, is_gone: Callable[[Partition], bool]) -> None:
         """Forget what is known of some partitions: their records will not be redelivered as they were."""
         self._memory.forget(is_gone)
+        if self.failing and is_gone((self.failing.record.topic, self.failing.record.partition)):
+            self.failing = None
         if not self._memory:
             self._begin_again()
 

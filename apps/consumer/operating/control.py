@@ -239,7 +239,7 @@ class Control:
             offsets = {tp: offset for tp, offset in found.items() if is_due(tp, topic_ids[tp])}
             with locked(subscriber):  # no batch is in flight, and a rebalance waits
                 await self._commits.seek(consumer, offsets, topic_ids)
-            self._consumption.forget()
+            self._consumption.forget(offsets.__contains__)
         except (CommitFailedError, IllegalStateError):
             raise NotNow(REVOKED) from None
         finally:

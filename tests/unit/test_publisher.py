@@ -313,6 +313,8 @@ async def test_a_batch_in_the_format_of_kafka_is_never_larger_than_was_reckoned(
 async def test_the_largest_record_that_is_taken_fits_the_topic() -> None:
     async with bench() as b:
         broker = b.connect()
+        b.cluster.configs[TOPIC] = {"max.message.bytes": "50"}
+        assert b.publisher.max_record_bytes == 0
         b.cluster.configs[TOPIC] = {"max.message.bytes": "2000"}
         value = bytes(b.publisher.max_record_bytes - len(b"key"))
         publishing = b.publish(value, value)
@@ -692,7 +694,7 @@ async def test_too_much_on_the_way_is_refused_until_some_of_it_is_acknowledged()
         broker = b.connect()
         first, second = b.publish(b"12345"), b.publish(b"12345")
         await until(lambda: len(broker.values) == 2)
-        with pytest.raises(Busy):
+        with pytest.raises(Busy, match="^[0-9]+ bytes are waiting for their acknowledgement$"):
             await b.publish(b"")
         broker.confirm_all()
         await asyncio.gather(first, second)

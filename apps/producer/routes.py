@@ -193,7 +193,7 @@ async def generate(request: Request[Any, Any, Any], producer: StreamProducer, nu
     """Generate records of a stream, send them, and answer with them."""
     share_of(request.scope).require(GENERATED_RECORD_BYTES * number)
     await refuse_other_bodies(request)
-    generated = await generate_and_send(producer.stream, producer.publisher, number)
+    generated = await generate_and_send(producer.stream, producer.publisher, number, producer.turns)
     return _answer(generated.answer) if generated.answer else _list_of(generated.values)
 
 

@@ -23,9 +23,12 @@ from apps.producer.publishing.lanes import MAX_BATCH_BYTES, Route
 from apps.producer.publishing.publisher import Publisher
 from contracts.stream import Stream
 
+GENERATING_CALLS = 2
+"""Calls of a stream that may generate values at a time: one thread makes them."""
+
 
 class StreamProducer:
-    """Publishes one stream, independently of others."""
+    """Publishes one stream, independently of others. `turns` are those of the calls that generate its values."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - its parts
         self,
@@ -39,6 +42,7 @@ class StreamProducer:
     ) -> None:
         self.stream = stream
         self.spools = Spools()
+        self.turns = asyncio.Semaphore(GENERATING_CALLS)
         topic = settings.of(stream).topic
         self._background = Background()
         self._cluster = kafka.cluster(for_purpose(options, "admin"), [record_topic(settings.of(stream), "write")])

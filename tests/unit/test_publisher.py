@@ -694,7 +694,7 @@ async def test_too_much_on_the_way_is_refused_until_some_of_it_is_acknowledged()
         broker = b.connect()
         first, second = b.publish(b"12345"), b.publish(b"12345")
         await until(lambda: len(broker.values) == 2)
-        with pytest.raises(Busy, match="^[0-9]+ bytes are waiting for their acknowledgement$"):
+        with pytest.raises(Busy, match=r"^[0-9]+ bytes are waiting for their acknowledgement$"):
             await b.publish(b"")
         broker.confirm_all()
         await asyncio.gather(first, second)

@@ -307,10 +307,11 @@ async def test_records_that_cannot_be_generated_or_are_too_large_do_not_hide_wha
 ) -> None:
     fake, sizes = FakePublisher(), iter([10, 10, size])
 
-    async def generate(number: int) -> list[Event]:
-        if not (text := "x" * next(sizes)):
-            raise CannotGenerate("no text is so short")
-        return [an_event(text=text) for _ in range(number)]
+    async def generate(number: int, at_a_time: int, _: asyncio.Semaphore) -> AsyncIterator[list[Event]]:
+        for _start in range(0, number, at_a_time):
+            if not (text := "x" * next(sizes)):
+                raise CannotGenerate("no text is so short")
+            yield [an_event(text=text) for _ in range(at_a_time)]
 
     monkeypatch.setattr(calls, "generator_of", lambda _: generate)
     made = await generate_and_send(EVENTS, as_publisher(fake), 10, chunk_records=2, max_bytes=1_000)
@@ -336,7 +337,7 @@ async def test_calls_whose_values_take_too_long_are_refused_and_hold_up_no_other
             goes_on.wait(LONG if made > 6 else 0)  # each value is built twice: made, and decoded
 
     slow, fake = Stream("slow", Slow, key=lambda one: one.id), FakePublisher()
-    generate = partial(generate_and_send, slow, as_publisher(fake), within_s=0.2)
+    generate = partial(generate_and_send, slow, as_publisher(fake), turns=asyncio.Semaphore(2), within_s=0.2)
     first = await generate(10, chunk_records=2)
     assert first.answer is not None
     assert [receipt.outcome for receipt in first.answer.receipts] == [None, None, "not_written", "not_written"]
@@ -348,6 +349,20 @@ async def test_calls_whose_values_take_too_long_are_refused_and_hold_up_no_other
     sent = await generate_and_send(slow, as_publisher(fake), 2)
     assert sent.answer is None
     assert made <= 8 + 2 * 2  # of what was given up, the value under way was finished and no other begun
+
+
+async def test_a_call_that_generates_has_the_turn_until_all_its_values_are_made() -> None:
+    turns, fake = asyncio.Semaphore(1), FakePublisher()
+    generate = partial(generate_and_send, EVENTS, as_publisher(fake), turns=turns, chunk_records=2)
+    async with turns:
+        with pytest.raises(Busy, match="being generated"):
+            await generate(2, within_s=0.01)
+        waiting = [asyncio.create_task(generate(6)) for _ in range(3)]
+        await everything_else_has_run()
+        assert not fake.published
+    made = [one.values for one in await asyncio.gather(*waiting)]
+    assert fake.published == [value for values in made for value in values]
+    assert not turns.locked()
 
 
 async def test_first_calls_that_arrive_together_share_one_generator() -> None:

@@ -206,6 +206,11 @@ def test_an_instance_may_serve_some_of_the_streams() -> None:
     assert Settings().served([EVENTS, CHANGES]) == [EVENTS, CHANGES]
 
 
+async def made_of(stream: Stream[Any], number: int) -> list[Any]:
+    chunks = generator_of(stream)(number, number, asyncio.Semaphore())
+    return [value async for chunk in chunks for value in chunk]
+
+
 @pytest.mark.anyio
 async def test_values_of_any_stream_are_made_up_and_the_event_loop_turns_in_between() -> None:
     turns = 0
@@ -217,7 +222,7 @@ async def test_values_of_any_stream_are_made_up_and_the_event_loop_turns_in_betw
             await asyncio.sleep(0)
 
     turning = asyncio.create_task(turn())
-    made = await generator_of(CHANGES)(200)
+    made = await made_of(CHANGES, 200)
     turning.cancel()
     assert {type(event) for event in made} == {Placed, Cancelled}
     assert all(CHANGES.decode_strictly(encode(event)) for event in made)
@@ -237,7 +242,7 @@ class Timed(msgspec.Struct, frozen=True):
 @pytest.mark.anyio
 async def test_values_that_are_made_up_are_such_as_a_caller_may_send() -> None:
     timed = Stream("timed", Timed, key=str)
-    made = await generator_of(timed)(200)
+    made = await made_of(timed, 200)
     assert len([timed.decode_strictly(encode(one)) for one in made]) == 200
 
 
@@ -253,8 +258,8 @@ GOES_ON = threading.Event()
 
 @pytest.mark.anyio
 async def test_however_many_calls_generate_other_work_finds_a_thread() -> None:
-    generate = generator_of(Stream("slow", Slow, key=lambda slow: slow.id))
-    generating = asyncio.gather(*(generate(1) for _ in range(100)))
+    slow = Stream("slow", Slow, key=lambda slow: slow.id)
+    generating = asyncio.gather(*(made_of(slow, 1) for _ in range(100)))
     await everything_else_has_run()
     try:
         async with asyncio.timeout(LONG / 2):
@@ -271,7 +276,7 @@ class Unmakeable(msgspec.Struct, frozen=True):
 @pytest.mark.anyio
 async def test_where_no_value_can_be_made_up_none_is_and_the_reason_is_reported() -> None:
     with pytest.raises(CannotGenerate, match=r"^no valid raws can be generated: "):
-        await generator_of(Stream("raws", Unmakeable, key=str))(1)
+        await made_of(Stream("raws", Unmakeable, key=str), 1)
 
 
 class Picky(msgspec.Struct):
@@ -293,7 +298,7 @@ async def test_where_code_of_the_contract_fails_for_each_value_none_is_made_up(
     stream: Stream[Any], reason: str
 ) -> None:
     with pytest.raises(CannotGenerate, match=reason):
-        await generator_of(stream)(1)
+        await made_of(stream, 1)
 
 
 FIELDS_OF_AN_EVENT = ["id", "number", "text"]

@@ -1,12 +1,13 @@
 """Generate values of a stream: with its own generator if it has one, otherwise any values of its type."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, time, timedelta
 from functools import cache
-from itertools import takewhile
+from itertools import count
 from threading import Event, Lock
+from time import monotonic
 from typing import Any, TypeVar, get_args
 
 from contracts.person import PEOPLE
@@ -14,8 +15,15 @@ from contracts.stream import Stream, encode
 
 T = TypeVar("T")
 
-Generate = Callable[[int], Awaitable[Sequence[T]]]
-"""Return this many generated values. Raises `CannotGenerate`."""
+Generate = Callable[[int, int, asyncio.Semaphore], AsyncGenerator[Sequence[T], None]]
+"""Yield so many generated values, up to so many at a time, perhaps after waiting for a turn.
+
+Raises `CannotGenerate`, or `TimeoutError` without a turn.
+"""
+TURN_S = 2.0
+"""Seconds that a call waits for its turn to generate: accepted calls can be finished."""
+AT_A_TIME_S = 0.25
+"""Seconds of generating without a break, in which no other call has a value generated."""
 MAX_ATTEMPTS = 100
 """Values generated in vain, one after the other, before a stream counts as one without a generator."""
 
@@ -45,12 +53,19 @@ def _generator_of(stream: Stream[T]) -> Generate[T]:
     # about 6,000 a second: it would block the event loop, and in more than one thread hold up all other calls
     thread = ThreadPoolExecutor(1, f"generate {stream.name}")
 
-    async def generate(number: int) -> Sequence[T]:
+    async def generate(number: int, at_a_time: int, turns: asyncio.Semaphore) -> AsyncGenerator[Sequence[T], None]:
+        async with asyncio.timeout(TURN_S):
+            await turns.acquire()
         given_up = Event()
         try:
-            return await asyncio.get_running_loop().run_in_executor(thread, make, number, given_up)
+            while number:
+                wanted = min(number, at_a_time)
+                made = await asyncio.get_running_loop().run_in_executor(thread, make, wanted, given_up)
+                number -= len(made)
+                yield made
         finally:
             given_up.set()
+            turns.release()
 
     return generate
 
@@ -58,15 +73,16 @@ def _generator_of(stream: Stream[T]) -> Generate[T]:
 def _people_generator() -> Generate[Any]:
     from apps.producer.generating.people import PersonFactory  # noqa: PLC0415 - see `generator_of`
 
-    async def generate(number: int) -> Sequence[Any]:
-        return PersonFactory.batch(number)
+    async def generate(number: int, at_a_time: int, _: asyncio.Semaphore) -> AsyncGenerator[Sequence[Any], None]:
+        for start in range(0, number, at_a_time):
+            yield PersonFactory.batch(min(at_a_time, number - start))
 
     return generate
 
 
 def _value_factory(stream: Stream[T]) -> Callable[[int, Event], list[T]]:
     kinds: Any = get_args(stream.record_type) or (stream.record_type,)
-    base = _base_factory()
+    base, numbers = _base_factory(), count()
     factories = [base.create_factory(kind) for kind in kinds]
 
     def build(factory: Any) -> T:  # noqa: ANN401 - a class that is imported late
@@ -82,8 +98,10 @@ def _value_factory(stream: Stream[T]) -> Callable[[int, Event], list[T]]:
         raise CannotGenerate(f"no valid {stream.name} can be generated: {fault}")
 
     def generate(number: int, given_up: Event) -> list[T]:
-        wanted = takewhile(lambda _: not given_up.is_set(), range(number))
-        return [build(factories[index % len(factories)]) for index in wanted]
+        made, until = list[T](), monotonic() + AT_A_TIME_S
+        while len(made) < number and not given_up.is_set() and (not made or monotonic() < until):
+            made.append(build(factories[next(numbers) % len(factories)]))
+        return made
 
     return generate
 

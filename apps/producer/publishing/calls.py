@@ -5,12 +5,11 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
-from itertools import takewhile
 from typing import Any, TypeVar
 
 import msgspec
 
-from apps.producer.generating.generators import CannotGenerate, Generate, generator_of
+from apps.producer.generating.generators import CannotGenerate, generator_of
 from apps.producer.publishing.deliveries import Delivery
 from apps.producer.publishing.in_order import in_order
 from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
@@ -52,7 +51,8 @@ async def send_records(
 async def generate_value(stream: Stream[Any], max_record_bytes: int) -> bytes:
     """Generate a value and return it as JSON, without sending it. Raises `CannotGenerate`."""
     generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
-    _, values = await _generated(stream, generate, 1, max_record_bytes, MAX_GENERATED_BYTES, GENERATE_S)
+    async with aclosing(generate(1, 1, asyncio.Semaphore())) as made:
+        _, values = await _next_of(stream, made, 1, max_record_bytes, MAX_GENERATED_BYTES, GENERATE_S)
     if isinstance(values, Failed):
         raise values
     return values[0]
@@ -62,6 +62,7 @@ async def generate_and_send(  # noqa: PLR0913 - what tests replace
     stream: Stream[T],
     publisher: Publisher,
     number: int,
+    turns: asyncio.Semaphore | None = None,
     *,
     chunk_records: int = CHUNK_RECORDS,
     max_bytes: int = MAX_GENERATED_BYTES,
@@ -70,7 +71,8 @@ async def generate_and_send(  # noqa: PLR0913 - what tests replace
     """Generate `number` values and send them in chunks. After a chunk fails, no more are sent or generated.
 
     The time for acknowledgements counts from the beginning of the oldest chunk without one, or from the last result:
-    when Kafka does not answer, all chunks are given up together. Generating may take `within_s` seconds in all.
+    when Kafka does not answer, all chunks are given up together. Generating may take `within_s` seconds in all, and
+    needs one of the `turns`.
     Raises `Busy`, `OutOfReach` or `CannotGenerate` when nothing was sent.
     """
     generated: list[bytes] = []
@@ -86,17 +88,18 @@ async def generate_and_send(  # noqa: PLR0913 - what tests replace
         return keys, failure or await _sent(publisher, keys, values, since[0])
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, tuple[list[bytes], Delivery | Failed]]]:
-        left, left_s = max_bytes, within_s
-        for start in takewhile(lambda _: failure is None, range(0, number, chunk_records)):
-            records = min(chunk_records, number - start)
-            begun = time.monotonic()
-            keys, values = await _generated(stream, generate, records, publisher.max_record_bytes, left, left_s)
-            left_s -= time.monotonic() - begun
-            yield chunk(keys, values, begun)
-            if isinstance(values, Failed):
-                return
-            generated.extend(values)
-            left -= sum(map(len, values))
+        records, left, left_s = number, max_bytes, within_s
+        async with aclosing(generate(number, chunk_records, turns or asyncio.Semaphore())) as made:
+            while records and failure is None:
+                begun, wanted = time.monotonic(), min(records, chunk_records)
+                keys, values = await _next_of(stream, made, wanted, publisher.max_record_bytes, left, left_s)
+                left_s -= time.monotonic() - begun
+                yield chunk(keys, values, begun)
+                if isinstance(values, Failed):
+                    return
+                generated.extend(values)
+                records -= len(values)
+                left -= sum(map(len, values))
 
     async with aclosing(in_order(work())) as results:
         async for keys, result in results:
@@ -117,17 +120,22 @@ async def _sent(
         return error
 
 
-async def _generated(  # noqa: PLR0913, PLR0917 - what is generated, and within which limits
-    stream: Stream[T], generate: Generate[T], number: int, max_record_bytes: int, max_bytes: int, within_s: float
+async def _next_of(  # noqa: PLR0913, PLR0917 - what is generated, and within which limits
+    stream: Stream[T],
+    made: AsyncIterator[Sequence[T]],
+    wanted: int,
+    max_record_bytes: int,
+    max_bytes: int,
+    within_s: float,
 ) -> tuple[list[bytes], list[bytes] | Failed]:
-    """Return the keys and values of one chunk, or empty keys and why there are no values."""
+    """Return the keys and values of the next chunk, or empty keys and why there are no values."""
     try:
         async with asyncio.timeout(within_s):
-            generated = await generate(number)
+            generated = await anext(made)
     except CannotGenerate as error:
-        return [b""] * number, error
+        return [b""] * wanted, error
     except TimeoutError:
-        return [b""] * number, Busy(f"too many {stream.name} are being generated: retry later, or generate fewer")
+        return [b""] * wanted, Busy(f"too many {stream.name} are being generated: retry later, or generate fewer")
     keys, values = stream.keys_of(generated), list(map(encode, generated))
     largest = max(map(len, keys)) + max(map(len, values))
     if largest > max_record_bytes:

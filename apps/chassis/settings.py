@@ -10,63 +10,25 @@ import msgspec
 from msgspec import Meta, inspect
 
 from apps.chassis.http.api_keys import Keys, read_keys
+from apps.chassis.setting_types import (
+    REDRIVEN,
+    Address,
+    DeadLetterTopicName,
+    Delays,
+    Hosts,
+    Origins,
+    Port,
+    Servers,
+    ServiceUrl,
+    TopicName,
+    UrlPath,
+    expected,
+)
 from contracts import STREAMS
 from contracts.stream import FIELDS, Stream, check_streams
 
 T = TypeVar("T", bound=msgspec.Struct)
 S = TypeVar("S", bound="Settings")
-
-PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-LABEL = r"[^\s,:/?#@\[\].]{1,63}"
-MACHINE = rf"(?:{LABEL}(?:\.{LABEL})*\.?|\[[0-9a-fA-F:.]+\])"
-"""A host name or an address; a name with an empty or longer label cannot be looked up."""
-SERVER = rf"{MACHINE}:{PORT}"
-ORIGIN = rf"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::{PORT})?"
-"""An origin as a browser sends it: lower case, without a path or a trailing slash."""
-DELAY = r"[1-9][0-9]{0,4}[smhd]"
-PATH = r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*/?"
-"""A path prefix of plain segments."""
-HOST_NAME = r"(?i:\*|(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[?[0-9a-f]*:[0-9a-f]*:[0-9a-f:.]*\]?)"
-"""A host name, all subdomains of one (`*.example`), any name (`*`), or an IPv6 address."""
-
-
-def _one(pattern: str, description: str) -> Meta:
-    return Meta(pattern=f"^{pattern}$", description=description)
-
-
-def _several(pattern: str, description: str, hint: str = "") -> Meta:
-    return _one(rf"\s*{pattern}\s*(?:,\s*{pattern}\s*)*", f"{description}, several with commas between them{hint}")
-
-
-Port = Annotated[int, Meta(ge=1, le=65_535)]
-REDRIVEN = "-redriven"
-"""Appended to a dead-letter topic, it names the topic that records which dead letters were sent back."""
-
-
-def _topic(longest: int) -> Meta:
-    return _one(
-        rf"(?!\.{{1,2}}$|__)[a-zA-Z0-9._-]{{1,{longest}}}",  # `__consumer_offsets` would be made with our settings
-        f"a topic's name (1 to {longest} of letters, digits, dots, underscores and hyphens, and no __ in front)",
-    )
-
-
-TopicName = Annotated[str, _topic(249)]
-DeadLetterTopicName = Annotated[str, _topic(249 - len(REDRIVEN))]
-Servers = Annotated[str, _several(SERVER, "host:port", " (an IPv6 address in brackets, like [::1]:9092)")]
-Origins = Annotated[str, _several(ORIGIN, "an origin like http://localhost:8000")]
-Hosts = Annotated[str, _several(HOST_NAME, "a host name without scheme or port, like kafka.example or *.kafka.example")]
-Address = Annotated[
-    str,
-    _one(
-        rf"(?:https?://(?:[^\s/?#@]+@)?{MACHINE}(?::{PORT})?(?:/[^\s?#]*)?)?", "an address like http://localhost:4318"
-    ),
-]
-UrlPath = Annotated[str, _one(PATH, "a path like /kafka, of letters, digits and . _ ~ -")]
-ServiceUrl = Annotated[
-    str, _one(rf"(?!/$)(?:{ORIGIN})?{PATH}", "an address like http://localhost:8000 or https://example.com/producer")
-]
-
-Delays = Annotated[str, _several(DELAY, "a delay like 30s, 10m, 6h or 1d")]
 
 PLAIN_INTEGER = re.compile(r"[0-9]{1,18}")
 BY_STREAM = "BY_STREAM"
@@ -81,24 +43,6 @@ SECONDS_OF = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 class WrongSetting(ValueError):
     """An environment variable has an invalid value; the message is one line that names the variable."""
-
-
-def expected(kind: inspect.Type) -> str:
-    """Return what a setting must be, as a phrase for an operator."""
-    if isinstance(kind, inspect.UnionType):  # of a type and None
-        kind = next(one for one in kind.types if not isinstance(one, inspect.NoneType))
-    match kind:
-        case inspect.Metadata(type=inner, extra_json_schema=extra):
-            return str((extra or {}).get("description") or expected(inner))
-        case inspect.IntType(ge=ge, le=le):
-            return f"a whole number from {ge} to {le}"
-        case inspect.LiteralType(values=values):
-            return "one of " + ", ".join(map(str, values))
-        case inspect.StrType(min_length=minimum, max_length=int(maximum)):
-            return f"text of {minimum or 0} to {maximum} characters"
-        case inspect.BoolType():
-            return "true or false"
-    return "text"
 
 
 class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -385,7 +385,7 @@ def test_one_call_that_fails_or_hangs_hides_nothing_else(page: Page, site: Site)
         hanging.append(route)
 
     page.route("**/consumers/history?*", leave_unanswered)
-    page.route("**/consumers/group?*", lambda route: route.fulfill(status=503, body="no problem, and no JSON"))
+    page.route("**/consumers/group?*", lambda route: route.fulfill(status=503, body="neither a problem nor JSON"))
     expect(page.locator("#notices")).to_contain_text("Cannot read group: it answers 503")
     consumed = page.locator("#facts dd").first
     before = consumed.text_content()
@@ -653,7 +653,7 @@ def test_a_new_record_begins_made_up_and_may_be_written_as_raw_json(page: Page) 
     value.fill('{"id": "raw", "number": 8, "text": rain}')
     expect(form.locator("#produce-json .wrong")).to_contain_text('"text": rain')  # where it breaks
     raw.click()
-    expect(raw).to_be_checked()  # what is no JSON fits into no fields
+    expect(raw).to_be_checked()  # invalid JSON fits into no fields
     value.fill('{"id": "raw", "number": 8, "text": "It pours."}')
     raw.uncheck()
     expect(form.get_by_label("text")).to_have_value("It pours.")

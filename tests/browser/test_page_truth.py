@@ -344,7 +344,7 @@ def test_behind_a_proxy_that_finds_no_service_nothing_is_shown_as_current(page: 
 
 
 def test_while_kafka_is_gone_no_lag_is_shown(page: Page, site: Site) -> None:
-    site.kafka.kill(0)  # and stays so: that it is found again is no matter of the page
+    site.kafka.kill(0)  # it stays down: reconnecting is tested elsewhere
     agreed(page, site, "reconnecting", fit=False, when=lambda status: status["lag"] is None)
 
 

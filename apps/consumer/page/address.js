@@ -10,7 +10,7 @@ export const address = () => Object.fromEntries(new URLSearchParams(location.sea
 /** Return the address with some parameters changed. */
 export const addressWith = (changes) => written({ ...address(), ...changes });
 
-/** Return the address of a tab with its own filters, and nothing of what another tab shows. */
+/** Return the address of a tab with its filters, without those of other tabs. */
 export const addressOf = (tab, filters = {}) => written({ stream: address().stream, tab, ...filters });
 
 function written(parameters) {
@@ -18,21 +18,21 @@ function written(parameters) {
   return given.length === 0 ? location.pathname : `?${new URLSearchParams(given)}`;
 }
 
-/** Show another address; nothing happens when it is the present one. */
+/** Go to another address of the page; the current one is left as it is. */
 export function go(to) {
   if (new URL(to, location.href).href === location.href) return;
   history.pushState(null, "", to);
   changed();
 }
 
-/** Call `listener` with the parameters of each new address. */
+/** Call `listener` with the parameters of every new address. */
 export const onAddress = (listener) => listeners.push(listener);
 
 function changed() {
   for (const listener of listeners) listener(address());
 }
 
-/** Follow links within the page without loading it again; those to another stream load it. */
+/** Follow links inside the page without a reload; links to another stream reload it. */
 function follow(event) {
   const link = event.target.closest?.("a[data-inside]");
   if (link === null || event.defaultPrevented || event.button !== 0) return;
@@ -52,7 +52,7 @@ export class Filters {
   #fields;
   #shown;
 
-  /** Have a form lead to the address of a tab with its filters, and a button to the one without. */
+  /** Let a form go to the address with its filters, and the button `none` to the one without. */
   constructor(form, tab, none) {
     this.#fields = [...form.elements].filter(({ name }) => name);
     const asked = (field) => (isTime(field) ? rfc3339(field.value) : isBox(field) && !field.checked ? "" : field.value);
@@ -63,7 +63,7 @@ export class Filters {
     this.none = none;
   }
 
-  /** Show the filters of an address; return them, and null without any. */
+  /** Show the filters of an address in the form and return them; null when there are none. */
   of(parameters) {
     for (const field of this.#fields) {
       const value = parameters[field.name] ?? "";

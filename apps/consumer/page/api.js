@@ -1,37 +1,37 @@
-/** The calls behind the page, for the stream that it shows. What fails, fails with a sentence that can be shown. */
+/** The calls behind the page, for the stream that it shows. Every failure has a sentence to show. */
 
 import { stream } from "./streams.js";
 
-const GET_TIMEOUT = 10_000; // ms: the slowest answer to a look, with Kafka out of reach, takes 8 s
-const POST_TIMEOUT = 120_000; // ms: for making 100,000 records on a slow machine
+const GET_TIMEOUT_MS = 10_000; // the slowest read, with Kafka out of reach, takes 8 s
+const POST_TIMEOUT_MS = 120_000; // enough to make 100,000 records on a slow machine
 
-/** Why a call failed: `status` is 0 without an answer, `problem` (RFC 9457) is undefined for an answer that is not JSON. */
+/** Why a call failed: `status` is 0 without an answer; `problem` (RFC 9457) is undefined when the answer is not JSON. */
 export const failure = (message, status = 0, problem = undefined) => Object.assign(new Error(message), { status, problem });
 
-/** Return what a GET answers, of the stream that the page shows; raises `failure`. Empty parameters are left out. */
-export const get = (path, parameters = {}) => call(ofStream(path, parameters), {}, GET_TIMEOUT);
+/** Return the answer of a GET for the stream that the page shows. Omit empty parameters. Throws `failure`. */
+export const get = (path, parameters = {}) => call(ofStream(path, parameters), {}, GET_TIMEOUT_MS);
 
-/** Return what a POST answers; raises `failure`. */
+/** Return the answer of a POST. Throws `failure`. */
 export function post(path, body, parameters = {}) {
   const headers = body === undefined ? {} : { "Content-Type": "application/json" };
   const content = typeof body === "string" ? body : JSON.stringify(body);
-  return call(ofStream(path, parameters), { method: "POST", headers, body: content }, POST_TIMEOUT);
+  return call(ofStream(path, parameters), { method: "POST", headers, body: content }, POST_TIMEOUT_MS);
 }
 
-/** Return what the health check of a stream answers: with 503 it is an answer too. */
+/** Return the health of a stream; 503 is an answer too. */
 export const getHealth = (name) =>
   get("health-check", { stream: name }).catch((error) => {
     if (error.problem?.status === "unavailable") return error.problem;
     throw error;
   });
 
-/** The command that makes the same call as `get`. */
+/** Return the command that makes the same call as `get`. */
 export function curlOf(path, parameters = {}) {
   const url = new URL(ofStream(path, parameters), document.baseURI).href.replaceAll("'", "%27");
   return `curl '${url}'`;
 }
 
-/** An address of this page is relative; the producer's are whole, or begin with a slash. */
+/** Add the stream to a relative path; addresses of the producer are absolute or begin with a slash. */
 function ofStream(path, parameters = {}) {
   const all = /^(https?:|\/)/.test(path) ? parameters : { stream, ...parameters };
   const query = new URLSearchParams(Object.entries(all).filter(([, value]) => value !== "" && value != null)).toString();
@@ -54,7 +54,7 @@ async function call(url, options, milliseconds) {
   return content;
 }
 
-/** Parse JSON; a whole number that JavaScript would round keeps its digits. */
+/** Parse JSON, or return undefined; integers that JavaScript would round keep their digits. */
 export function parsed(text) {
   const exact = (_, value, context) =>
     Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source ? JSON.rawJSON(context.source) : value;

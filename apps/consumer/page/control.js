@@ -19,7 +19,7 @@ const COMMANDS = {
   accept: { name: "Start", path: "consumers/start", body: { accept: true }, while: ["halted", "retrying"], next: "stop" },
 };
 
-/** What to do in a state that is not good. */
+/** What to do in each bad state. */
 const ADVICE = {
   retrying: "The handler fails, and its records are retried. Consuming goes on by itself once the handler works again.",
   halted: "Too many records were refused, and Records shows them with their errors: usually a wrong deploy, or a producer with another schema. Deploy a fix and start, or start and dead-letter the bad records.",
@@ -39,13 +39,13 @@ export function control(refresh) {
       seek.elements[name].parentElement.hidden = name !== value;
     }
     seek.elements.partition.required = value === "offset";
-    seek.elements.time.value ||= localTime(new Date()); // of which mostly the clock is to be changed
+    seek.elements.time.value ||= localTime(new Date()); // most often only the clock time has to change
   });
   onSubmit(seek, (fields) => report(said, "Counting …", () => goTo(fields)));
   document.addEventListener("click", sayWhyOff, true);
 }
 
-/** A button that is off does nothing but say why, also when Enter in a field of its form presses it. */
+/** Say why a disabled button is off when it is pressed, also by Enter in its form. */
 function sayWhyOff(event) {
   const off = event.target.closest("button[aria-disabled=true]");
   if (off === null) return;
@@ -83,10 +83,10 @@ async function run(name, command, refresh) {
   clearOutdated();
   button.ariaBusy = "false";
   const lost = document.activeElement === document.body || button.ariaDisabled === "true" || button.hidden;
-  if (lost) byId(command.next).focus(); // or the keyboard is at the top of the page again
+  if (lost) byId(command.next).focus(); // otherwise the keyboard focus returns to the top of the page
 }
 
-/** Clear the answer of a button once the state is another one: it must not contradict it. */
+/** Clear the answer of a button once the state has changed, so that they never contradict each other. */
 function clearOutdated() {
   const { state } = said.dataset;
   if (state === undefined || state === byId("state").dataset.state) return;
@@ -94,7 +94,7 @@ function clearOutdated() {
   report(said, "", () => "");
 }
 
-/** Show what the service says of itself: its status and its health, read together. */
+/** Show status and health of the service, which were read together. */
 export function showStatus(status, health) {
   lag = status.lag;
   showState(status.state, health);
@@ -122,7 +122,7 @@ function showFacts(status) {
   if (byId("facts").textContent !== list.textContent) byId("facts").replaceChildren(...list.children);
 }
 
-/** Show the last error and the record that it is about; in grey while the service is healthy, since it is over then. */
+/** Show the last error and link its record; in grey while the service is healthy, because the error is over. */
 function showErrors({ last_error: error, notes, failing_record: failing, failing_since: since }, health) {
   const began = since ? ` (failing since ${time(Date.parse(since))})` : "";
   showLine("last-error", [error && `Last error${began}: ${error}`, ...notes].filter(Boolean).join("; "));
@@ -132,7 +132,7 @@ function showErrors({ last_error: error, notes, failing_record: failing, failing
   if (named) byId("failing").setAttribute("href", addressOf("records", { open: placeOf(named) }));
 }
 
-/** Show a line that may be cut off, or none. */
+/** Show a line, cut off with its full text as title; hide it when it is empty. */
 function showLine(id, text = "") {
   byId(id).hidden = text === "";
   byId(id).title = text;
@@ -146,7 +146,7 @@ export function showNoState({ status, message }) {
   showLine("advice");
 }
 
-/** Show a state and the health in word and colour. */
+/** Show state and health as words in their colours. */
 function showState(state, { status, detail }) {
   showPill(byId("state"), state, status);
   showLine("health", `Health ${status}: ${detail}`);

@@ -1,4 +1,4 @@
-/** Dead letters: why records could not be consumed, how many, and what is done with them. */
+/** Dead letters: why records were refused, how many there are, and the actions on them. */
 
 import { address, addressOf, Filters } from "./address.js";
 import { curlOf, get, post } from "./api.js";
@@ -9,12 +9,12 @@ import { actions, close, contents, fill, openingRow, placeOf, pointRows } from "
 import { stream } from "./streams.js";
 
 const SHOWN = 50;
-const MOST = 1_000; // dead letters that one call is about
-const AGAIN = 15_000; // ms after which they are read again: other instances write some too
+const MAX_LETTERS = 1_000; // dead letters per call at most
+const REREAD_MS = 15_000; // reads them again, because other instances write some too
 const NONE = "None.";
-const UNKNOWN = "unknown"; // what another writer of dead letters did not say
+const UNKNOWN = "unknown"; // another writer of dead letters left it out
 
-/** What can be done with dead letters, by the name of the call: the words for it. */
+/** The actions on dead letters, by the name of the call, with their words. */
 const ACTIONS = {
   redrive: { verb: "Send back", done: "sent back", will: "sent back to the topic and handled again" },
   discard: { verb: "Discard", done: "discarded", will: "discarded: never sent back, and no longer listed" },
@@ -26,11 +26,11 @@ export class DeadLetters {
   #said = byId("dead-said");
   #older = byId("older");
   #form = new Filters(byId("letter-filter"), "dead", byId("unfilter"));
-  #filters; // of the letters in the list: null without any, and undefined before the first
+  #filters; // of the list: null for no filter, undefined before the first read
   #letters = [];
   #limit = SHOWN;
-  #matching = null; // how many match that something can be done with
-  #seen = null; // what made them be read last
+  #matching = null; // how many matching letters the buttons can act on
+  #seen = null; // the status that the last read was for
   #gone = false;
 
   constructor() {
@@ -39,24 +39,24 @@ export class DeadLetters {
     byId("reload").addEventListener("click", () => this.#reload(this.#filters && { ...this.#filters }));
     onExport("export-letters", `${stream}-dead-letters.ndjson`, this.#said, () => this.#letters.map((one) => `${JSON.stringify(one)}\n`));
     this.#older.addEventListener("click", () => {
-      this.#limit = Math.min(MOST, this.#limit + SHOWN);
+      this.#limit = Math.min(MAX_LETTERS, this.#limit + SHOWN);
       this.#read();
     });
   }
 
-  /** Read them again when this instance has written some, and now and again; not while somebody looks at older ones. */
+  /** Read the list again after this instance wrote some, and periodically; not while older ones are shown. */
   refresh(status) {
     this.#gone = status === null;
     this.#offer();
     if (this.#gone) return;
-    const seen = `${status.started_at} ${status.dead_lettered_count} ${Math.floor(Date.now() / AGAIN)}`;
+    const seen = `${status.started_at} ${status.dead_lettered_count} ${Math.floor(Date.now() / REREAD_MS)}`;
     if (seen === this.#seen) return;
     this.#seen = seen;
     this.#count();
     if (address().tab === "dead" && this.#limit === SHOWN && !inUse(this.#list)) this.#read();
   }
 
-  /** Show what an address names. */
+  /** Show what the address names. */
   visit(parameters) {
     const filters = this.#form.of(parameters);
     if (JSON.stringify(filters) !== JSON.stringify(this.#filters)) this.#reload(filters);
@@ -81,17 +81,17 @@ export class DeadLetters {
     if (panel.dataset.open === open && !panel.hidden) return;
     panel.dataset.open = letter ? open : "";
     fill(panel, heading, ...(letter ? partsOf(letter) : [element("p", { class: "muted" }, "It is not in the list: show older ones, or all.")]));
-    if (letter) showChanges(letter, panel).catch(() => {}); // the letter itself is shown
+    if (letter) showChanges(letter, panel).catch(() => {}); // the letter itself is shown anyway
   }
 
-  /** Count all of them for the head, and those that match for the buttons. */
+  /** Count all letters for the head, and the matching ones for the buttons. */
   #count() {
     const filters = this.#filters;
     const reasons = (only) => get("consumers/dead-letters/reasons", only);
     const read = async () => [await reasons(), filters ? await reasons(filters) : null];
     const show = ([all, matching]) => {
       this.#showCount(all);
-      if (filters !== this.#filters) return; // others are counted meanwhile
+      if (filters !== this.#filters) return; // the filter has changed meanwhile
       this.#matching = this.#discarded ? matching.letters : (matching ?? all).redrivable;
       this.#offer();
     };
@@ -123,12 +123,12 @@ export class DeadLetters {
     const filters = this.#filters;
     const read = () => get("consumers/dead-letters", { limit: this.#limit, ...filters });
     const show = ({ dead_letters: letters, next }) => {
-      if (filters !== this.#filters) return; // others are asked for meanwhile
+      if (filters !== this.#filters) return; // the filter has changed meanwhile
       this.#letters = letters;
-      this.#older.hidden = next === null || this.#limit === MOST;
+      this.#older.hidden = next === null || this.#limit === MAX_LETTERS;
       this.#show();
     };
-    return look({ name: "dead letters", read, show, lose: () => (this.#seen = null) }); // is read again with the next status
+    return look({ name: "dead letters", read, show, lose: () => (this.#seen = null) }); // the next status reads it again
   }
 
   #show() {
@@ -139,7 +139,7 @@ export class DeadLetters {
     else if (this.#said.textContent === NONE) say(this.#said, "");
   }
 
-  /** Name on each button what it is about, the selected ones or all that match; without any it is off. */
+  /** Write on each button what it acts on: the selected letters or all that match; disable it without any. */
   #offer() {
     const some = this.#selected.length;
     const all = this.#filters ? "all that match" : "all";
@@ -171,7 +171,7 @@ export class DeadLetters {
     );
   }
 
-  /** Do something with chosen letters, or all that match: say of how many, and ask first about what is not harmless. */
+  /** Apply an action to the chosen letters, or to all that match; ask first, with the number, unless it is harmless. */
   #act(name, chosen) {
     const { verb, done, will } = ACTIONS[name];
     const path = `consumers/dead-letters/${name}`;
@@ -180,7 +180,7 @@ export class DeadLetters {
     const letters = [];
     return report(this.#said, "One moment …", async () => {
       const isMore = all || (name === "restore" && chosen.length > 1);
-      const counted = isMore ? await post(path, { limit: MOST }, { ...filters, dry_run: true }) : null;
+      const counted = isMore ? await post(path, { limit: MAX_LETTERS }, { ...filters, dry_run: true }) : null;
       const matching = counted?.[`would_${name}`];
       const number = all ? matching : chosen.length;
       const atOnce = all || (matching === number && !counted.more); // then the chosen are all that match
@@ -199,16 +199,16 @@ export class DeadLetters {
     });
   }
 
-  /** What is said of letters that match, and that an action leaves out. */
+  /** Say how many matching letters an action leaves out. */
   #leftOut(number, counted) {
     if (counted?.more) return " There are more: repeat this for them.";
     const held = counted === null ? 0 : this.#matching - number;
     return held > 0 ? ` ${count(held)} more can only be sent back one by one: they came back too often, or are too large.` : "";
   }
 
-  /** Read the letters after an action; the keyboard stays where the button was. */
+  /** Read the letters again after an action; keep the keyboard focus where the button was. */
   async #readAgain([first]) {
-    this.#seen = null; // they are counted again
+    this.#seen = null; // counts them again
     await this.#read();
     if (first && document.activeElement === document.body) this.#list.querySelector(`[data-open="${placeOf(first)}"]`)?.focus();
   }
@@ -216,7 +216,7 @@ export class DeadLetters {
 
 const className = (type) => type.split(".").at(-1);
 
-/** The name of an error in words: `msgspec.ValidationError` is a validation error. */
+/** The name of an error in words: `msgspec.ValidationError` becomes "Validation error". */
 const words = (type) =>
   className(type ?? UNKNOWN).replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase().replace(/^./, (first) => first.toUpperCase());
 
@@ -263,7 +263,7 @@ function partsOf(letter) {
   ];
 }
 
-/** Show what differs from the dead letter of the same key before this one, if there is one. */
+/** Show what changed since the previous dead letter of the same key, if there is one. */
 async function showChanges(letter, panel) {
   if (letter.key === null || letter.key.text == null) return;
   const place = panel.querySelector(".changes");

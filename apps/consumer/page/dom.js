@@ -1,11 +1,11 @@
-/** Elements and texts. Nothing here, or elsewhere in the page, makes HTML of a string: a record may contain anything. */
+/** Elements and texts. The page never makes HTML of a string, because a record may contain anything. */
 
 const ZONED = { dateStyle: "medium", timeStyle: "full" };
 const number = new Intl.NumberFormat("en");
 
 export const byId = (id) => document.getElementById(id);
 
-/** Make an element; children are elements or texts, those that are null or false are left out. */
+/** Make an element; children are elements or texts, and null or false are skipped. */
 export function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -13,15 +13,15 @@ export function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Make a cell of a table, of a class. */
+/** Make a table cell with a class. */
 export const cell = (kind, ...children) => element("td", { class: kind }, ...children);
 
-/** Set a text where it differs, so that nobody hears it again and no selection is lost. */
+/** Set a text only when it differs, so that screen readers do not repeat it and selections stay. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Make the children of `list` those of `items`, in order. An item that is there keeps its element, with its focus. */
+/** Give `list` one child per item, in order. Items that stay keep their element and its focus. */
 export function arrange(list, items, keyOf, make, update = () => {}) {
   const there = new Map([...list.children].map((child) => [child.dataset.key, child]));
   const wanted = [...items].map((item) => {
@@ -37,17 +37,17 @@ export function arrange(list, items, keyOf, make, update = () => {}) {
   }
 }
 
-/** Whether somebody at the keyboard is in a list: then it stays as it is. */
+/** Whether the keyboard focus is in a list: then the list must not change. */
 export const inUse = (list) => list.querySelector(":focus-visible") !== null;
 
-/** A button that does `work` when it is pressed. */
+/** Make a button that does `work` when pressed. */
 export function button(label, work, attributes = {}) {
   const made = element("button", { type: "button", ...attributes }, label);
   made.addEventListener("click", work);
   return made;
 }
 
-/** Turn a button off for a reason, which it shows; without one it is on. */
+/** Disable a button and show the reason; an empty reason enables it. */
 export function turn(off, reason) {
   off.ariaDisabled = reason === "" ? null : "true";
   off.title = reason;
@@ -62,7 +62,7 @@ export const plural = (value, one, more) => `${count(value)} ${value === 1 ? one
 
 const wide = matchMedia("(width >= 40rem)");
 
-/** Open what is folded where there is room: on a phone it would fill the first screen. */
+/** Open the folded forms on wide screens; on a phone they would fill the first screen. */
 function unfold() {
   for (const fold of document.querySelectorAll(".fold")) fold.open = wide.matches;
 }
@@ -70,29 +70,29 @@ function unfold() {
 wide.addEventListener("change", unfold);
 unfold();
 
-/** A time in the browser's zone, as ISO 8601 writes it: so does Swedish. */
+/** A time in the browser's zone, written as in ISO 8601, which Swedish uses. */
 const local = (at) => at.toLocaleString("sv");
 
-/** A time in the browser's zone, with the day only when it is another one than today. */
+/** A time in the browser's zone; the day is shown only when it is not today. */
 export function time(milliseconds) {
   const [day, clock] = local(new Date(milliseconds)).split(" ");
   return local(new Date()).startsWith(day) ? clock : `${day} ${clock}`;
 }
 
-/** A time as an element, with its zone for those who look closely. */
+/** A time as an element, with its zone as title. */
 export function timeElement(milliseconds) {
   const at = new Date(milliseconds);
   if (Number.isNaN(at.getTime())) return element("time", {}, String(milliseconds));
   return element("time", { datetime: at.toISOString(), title: at.toLocaleString("en-GB", ZONED) }, time(milliseconds));
 }
 
-/** What a form's field of date and time says, as RFC 3339, or "". */
+/** The value of a date-and-time field as RFC 3339, or "". */
 export const rfc3339 = (local) => (local ? new Date(local).toISOString() : "");
 
-/** What a form's field of date and time shows of a time in RFC 3339, or "". */
+/** A time in RFC 3339 as the value of a date-and-time field, or "". */
 export const localTime = (rfc) => (Number.isNaN(Date.parse(rfc)) ? "" : local(new Date(rfc)).replace(" ", "T"));
 
-/** Have a button save lines as a file. */
+/** Let a button save lines as a file. */
 export function onExport(id, name, said, linesOf) {
   byId(id).addEventListener("click", () => {
     const lines = linesOf();
@@ -104,7 +104,7 @@ export function onExport(id, name, said, linesOf) {
   });
 }
 
-/** Show how a command went; a failure stays until the next one. */
+/** Show the outcome of a command; a failure stays until the next command. */
 export async function report(output, doing, work) {
   output.classList.remove("trouble");
   say(output, doing);
@@ -118,7 +118,7 @@ export async function report(output, doing, work) {
   }
 }
 
-/** Have a form's button do `work` with its fields, once at a time. */
+/** Let a form do `work` with its fields when it is submitted, one call at a time. */
 export function onSubmit(form, work) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -129,7 +129,7 @@ export function onSubmit(form, work) {
   });
 }
 
-/** Ask whether to do something, in words of what will happen; return whether to do it. "Cancel" has the focus. */
+/** Ask for confirmation and return it; "Cancel" has the focus. */
 export function confirmed(question, action) {
   const dialog = byId("ask");
   say(byId("ask-question"), question);

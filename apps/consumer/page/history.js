@@ -1,40 +1,40 @@
-/** Rate and lag over the last hour, as the service keeps them; what this page saw before a restart of the service stays. */
+/** Rate and lag of the last hour, as the service keeps them; points from before a restart stay while the page is open. */
 
 import { arrange, byId, cell, count, element, say, time, timeElement } from "./dom.js";
 
-const HOUR = 3_600_000; // ms
-const SHORTEST = 300_000; // ms that the drawing goes back at least
-const SHORT_RATE = 500; // ms between two counts: a rate over less is a guess
+const HOUR_MS = 3_600_000;
+const MIN_SPAN_MS = 300_000; // the drawing goes back at least this far
+const MIN_RATE_SPAN_MS = 500; // a rate over a shorter time is a guess
 const WIDTH = 600;
 const HEIGHT = 100;
 const KINDS = ["consumed", "dead_lettered", "lag"];
 
-let last = null; // the count that the rate of now is measured from
+let last = null; // the count that the current rate is measured from
 const points = new Map(); // by time
-let gap = 0; // ms between two points above which the service did not run
+let gap = 0; // milliseconds between two points that mean the service was down
 let from = 0;
 let until = 0;
 
-/** Show the records a second right now; without a status, that it is not known. A service that started again begins at 0. */
+/** Show the current rate; without a status it is unknown. A restarted service counts from 0. */
 export function showRate(status) {
   const records = status && status.messages_consumed_count + status.dead_lettered_count;
   const seen = status && { at: performance.now(), records, of: status.started_at };
-  if (last && seen && seen.at - last.at < SHORT_RATE) return;
+  if (last && seen && seen.at - last.at < MIN_RATE_SPAN_MS) return;
   const known = last && seen && last.of === seen.of && seen.records >= last.records;
   if (known) say(byId("rate-now"), count(Math.round(((seen.records - last.records) * 1000) / (seen.at - last.at))));
   else if (!seen) say(byId("rate-now"), "–");
   last = seen;
 }
 
-/** Take in what the service answers, and draw it. */
+/** Add the points that the service answers, and draw all of them. */
 export function showHistory({ step_seconds: step, points: read }) {
   gap = step * 2_500;
   for (const point of read) points.set(point.at, point);
   const now = Date.now();
-  for (const at of points.keys()) if (at < now - HOUR) points.delete(at);
+  for (const at of points.keys()) if (at < now - HOUR_MS) points.delete(at);
   const all = sorted();
   until = Math.max(now, all.at(-1)?.at ?? 0);
-  from = Math.min(until - SHORTEST, all[0]?.at ?? now);
+  from = Math.min(until - MIN_SPAN_MS, all[0]?.at ?? now);
   draw("rate", all, ["consumed", "dead_lettered"]);
   draw("lag", all, ["lag"]);
   say(byId("history-from"), time(from));
@@ -47,7 +47,7 @@ export function showHistory({ step_seconds: step, points: read }) {
 
 const sorted = () => [...points.values()].sort((one, other) => one.at - other.at);
 
-/** Draw some kinds on one scale, and say it in words. */
+/** Draw some kinds on one scale, and describe them in words. */
 function draw(name, all, kinds) {
   const most = roundedUp(Math.max(0, ...all.flatMap((point) => kinds.map((kind) => point[kind] ?? 0))));
   const svg = byId(`${name}-line`);
@@ -69,7 +69,7 @@ function lineOf(all, kind, most) {
 
 const xOf = (at) => (((at - from) / (until - from)) * WIDTH).toFixed(1);
 
-/** Say what was at the time under the pointer. */
+/** Show the numbers at the time under the pointer. */
 function showPoint({ currentTarget, clientX }) {
   const box = currentTarget.getBoundingClientRect();
   const at = from + ((clientX - box.left) / box.width) * (until - from);

@@ -1,4 +1,4 @@
-/** Asks the service again and again, gently; says what cannot be read, why and since when. */
+/** Polls the service; shows what cannot be read, why and since when. */
 
 import { failure } from "./api.js";
 import { arrange, byId, element, say, time } from "./dom.js";
@@ -6,10 +6,10 @@ import { arrange, byId, element, say, time } from "./dom.js";
 /** Why a button is off while the service does not answer. */
 export const GONE = "The service does not answer.";
 
-const LATE = 4_000; // ms after which what was read before is not current; with Kafka out of reach a status takes 3 s
+const LATE_MS = 4_000; // what is shown is outdated then; with Kafka out of reach a status takes 3 s
 const failing = new Map();
 
-/** Do some work, and wait `pause` milliseconds until the next time, for ever; not while nobody looks. */
+/** Repeat `work` with a pause in milliseconds in between; wait while the page is hidden. */
 export async function poll(pause, work) {
   for (;;) {
     while (document.hidden) await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
@@ -18,7 +18,7 @@ export async function poll(pause, work) {
   }
 }
 
-/** Read and show; what fails, or takes too long, is said and dimmed, and `lose` shows that it cannot be read. */
+/** Read and show. On a failure or a late answer, show the reason, dim old values and call `lose`. */
 export async function look({ name, read, show, lose = () => {}, when = () => true }) {
   const began = Date.now();
   const fail = (error) => {
@@ -27,7 +27,7 @@ export async function look({ name, read, show, lose = () => {}, when = () => tru
     failing.set(name, { reason: error.message, since, gone: error.problem === undefined });
     showFailing();
   };
-  const late = setTimeout(fail, LATE, failure(`no answer for ${LATE / 1000} s`));
+  const late = setTimeout(fail, LATE_MS, failure(`no answer for ${LATE_MS / 1000} s`));
   try {
     if (when()) show(await read());
     if (failing.delete(name)) showFailing();
@@ -44,7 +44,7 @@ function showFailing() {
   arrange(byId("notices"), linesOfFailing(), (line) => line.key, make, (item, line) => say(item, line.text));
 }
 
-/** One line a reason: when the whole service is gone, that is one thing and not four. */
+/** One line per reason; a service that is gone is a single reason. */
 function linesOfFailing() {
   const state = failing.get("state");
   if (state?.gone) {

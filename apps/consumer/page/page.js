@@ -1,4 +1,4 @@
-/** The live page: what is asked of the service, how often, and which part of the page shows it. */
+/** The live page: what it reads from the service, how often, and which part shows it. */
 
 import { address, addressOf, onAddress } from "./address.js";
 import { get, getHealth } from "./api.js";
@@ -13,14 +13,14 @@ import { Records } from "./records.js";
 import { SESSION } from "./session.js";
 import { names, showStreams, stream } from "./streams.js";
 
-const OTHERS = 5; // looks at the state for one at the health of the other streams
+const OTHERS = 5; // reads of the state per read of the health of the other streams
 const TABS = ["overview", "records", "dead"];
 
 const produce = new Produce();
 const records = new Records((value) => produce.open(value));
 const deadLetters = new DeadLetters();
-let asked = 0; // looks at the state so far
-let shown = 0; // the newest of them that is shown
+let asked = 0; // reads of the state that were started
+let shown = 0; // the newest of them that was shown
 let status = null;
 let group = null;
 let healths = {};
@@ -28,13 +28,13 @@ let healths = {};
 const tab = () => (TABS.includes(address().tab) ? address().tab : TABS[0]);
 const onOverview = () => tab() === "overview";
 
-/** What is read, and how many milliseconds lie between two answers. */
+/** What is read, and the pause after each answer in milliseconds. */
 const STATE = { name: "state", pause: 1_000, read: readState, show: showState, lose: loseState };
 const GROUP = { name: "group", pause: 1_500, when: onOverview, read: () => get("consumers/group"), show: showGroup };
 const HISTORY = { name: "history", pause: 5_000, when: onOverview, read: () => get("consumers/history"), show: showHistory };
 const RECORDS = records.newest;
 
-/** Read status and health together: neither is shown without the other. */
+/** Read status and health together, so that they are shown together. */
 async function readState() {
   asked += 1;
   const number = asked;
@@ -45,7 +45,7 @@ async function readState() {
 }
 
 function showState({ number, streams }) {
-  if (number < shown) return; // it was asked before a button was pressed
+  if (number < shown) return; // it was read before a button was pressed
   shown = number;
   status = streams[stream];
   showStreams(streams, healths);
@@ -78,7 +78,7 @@ function visit() {
 }
 
 control(() => {
-  look(GROUP); // which may take longer, and nobody waits for it
+  look(GROUP); // this may take longer, so do not wait for it
   return look(STATE);
 });
 produce.run();

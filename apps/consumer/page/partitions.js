@@ -2,16 +2,16 @@
 
 import { arrange, byId, cell, count, element, plural, say, time } from "./dom.js";
 
-const SHORTEST = 10; // records that a full bar means at least: a lag of 1 is no alarm
+const MIN_SCALE_RECORDS = 10; // a full bar means at least this many records, so that a lag of 1 looks small
 
-/** Show the lag; `group` adds what the status does not know: the owners, and the partitions of others (null: not read yet). */
+/** Show the lag. `group` adds owners and the partitions of other members; null before its first read. */
 export function showLag(status, group) {
   say(byId("lag-total"), count(status.lag));
   const age = status.lag_seconds > 0 ? `, the oldest waits ${count(Math.round(status.lag_seconds))} s` : "";
   say(byId("lag-age"), status.lag === null ? "not known" : `${status.lag === 1 ? "record" : "records"}${age}`);
   say(byId("lag-waiting"), status.waiting_for_transaction ? `${count(status.waiting_for_transaction)} behind an open transaction` : "");
   const partitions = merged(status, group);
-  const most = Math.max(SHORTEST, ...partitions.map(({ lag }) => lag ?? 0));
+  const most = Math.max(MIN_SCALE_RECORDS, ...partitions.map(({ lag }) => lag ?? 0));
   const owners = new Map(group?.members.map((member) => [member.member_id, `${member.client_id} at ${hostOf(member)}`]));
   owners.set(status.member_id, "this instance").set(null, "nobody");
   arrange(byId("lag-rows"), partitions, keyOf, newPartition, (row, one) => {
@@ -23,7 +23,7 @@ export function showLag(status, group) {
   say(byId("rebalance"), last ? `Last rebalance at ${time(Date.parse(last.at))}: ${last.reason}.` : "");
 }
 
-/** The partitions of the group; what the status says of some of them is newer, and stands above as their sum. */
+/** The partitions of the group, updated by the status, which is newer and whose sum is shown above. */
 function merged(status, group) {
   const partitions = new Map(group?.partitions.map((one) => [one.partition, one]));
   for (const one of status.partitions) partitions.set(one.partition, { owner: null, ...partitions.get(one.partition), ...one });

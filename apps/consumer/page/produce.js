@@ -1,4 +1,4 @@
-/** Producing records: one from a form that the stream's JSON schema makes, or many made-up ones. */
+/** Producing records: one by a form made from the stream's JSON schema, or many made-up ones. */
 
 import { addressOf } from "./address.js";
 import { get, parsed, post } from "./api.js";
@@ -8,11 +8,11 @@ import { poll } from "./looks.js";
 import { placeOf } from "./record.js";
 import { stream } from "./streams.js";
 
-const PAUSE = 2_000; // ms between two looks whether the producer answers
+const PAUSE_MS = 2_000; // between two checks whether the producer answers
 const producer = document.querySelector("meta[name=producer-url]").content;
 const records = `${producer}/producers/${stream}`;
 
-/** The inputs of a form by the type of a value; what no input can take is written as JSON. */
+/** The form input for each type of value; other types are written as JSON. */
 const INPUTS = {
   string: ["input", { type: "text", autocomplete: "off" }],
   integer: ["input", { type: "number", step: "1" }],
@@ -28,10 +28,10 @@ export class Produce {
   #said = byId("produce-said");
   #raw = byId("produce-raw");
   #text = byId("produce-text");
-  #properties = null; // of the schema; null for a stream whose values are of several types
+  #properties = null; // of the schema; null when the stream has several types
   #required = [];
 
-  /** Wire the buttons, and look now and again whether the producer answers. */
+  /** Wire the buttons, and check periodically whether the producer answers. */
   run() {
     if (producer === "") return;
     const create = byId("create");
@@ -44,14 +44,14 @@ export class Produce {
     this.#raw.addEventListener("change", ({ target }) => this.#switch(target.checked));
     onSubmit(this.#form, () => this.#send());
     say(byId("no-producer"), `No records can be created from here: ${producer} does not answer.`);
-    poll(PAUSE, async () => {
+    poll(PAUSE_MS, async () => {
       const there = await get(`${producer}/livez`).then(() => true, () => false);
       for (const name of ["create", "new-record"]) byId(name).hidden = !there;
       byId("no-producer").hidden = there;
     });
   }
 
-  /** Open the form, with a given value in it, or one that the producer makes up if it can. */
+  /** Open the form with the given value, or with one that the producer makes up. */
   async open(value) {
     this.#dialog.showModal();
     await report(this.#said, "One moment …", async () => {
@@ -70,7 +70,7 @@ export class Produce {
     this.#raw.parentElement.hidden = this.#properties === null;
   }
 
-  /** Show a value in fields, or as raw JSON. */
+  /** Show a value in form fields, or as raw JSON. */
   #show(value) {
     const raw = this.#raw.checked;
     const field = ([name, schema]) => fieldOf(name, schema, value[name], this.#required.includes(name));
@@ -80,7 +80,7 @@ export class Produce {
     for (const input of this.#form.elements) this.#check(input);
   }
 
-  /** Switch between the form and raw JSON; a value that is not a JSON object stays raw. */
+  /** Switch between fields and raw JSON; a value that does not fit the fields stays raw. */
   #switch(raw) {
     const value = raw ? this.#value() : parsed(this.#text.value);
     const fits = value !== undefined && (raw || Object.keys(value ?? {}).every((name) => name in this.#properties));
@@ -89,14 +89,14 @@ export class Produce {
     say(this.#said, fits ? "" : "The form has no fields for this.");
   }
 
-  /** Say what is wrong with a field while it is typed. */
+  /** Show what is wrong with a field while the user types. */
   #check(input) {
     if ("json" in input.dataset) input.setCustomValidity(input.value === "" ? "" : whyNotJson(input.value));
     const line = input.parentElement.querySelector(".wrong");
     if (line) say(line, input.validationMessage);
   }
 
-  /** The value of the fields; an optional one that is empty is left out, and one that is no JSON is null. */
+  /** The value of the fields; empty optional ones are omitted, and invalid JSON is null. */
   #value() {
     const isGiven = ({ value, dataset }) => value !== "" || this.#required.includes(dataset.field);
     const inputs = [...byId("produce-fields").querySelectorAll("[data-field]")].filter(isGiven);
@@ -115,7 +115,7 @@ export class Produce {
   }
 }
 
-/** Why a text is not JSON, and where it breaks; "" when it is. */
+/** Why a text is not JSON, and where it breaks; "" for valid JSON. */
 function whyNotJson(text) {
   try {
     JSON.parse(text);
@@ -125,7 +125,7 @@ function whyNotJson(text) {
   }
 }
 
-/** A field of the form: what it takes follows from its schema. */
+/** Make a form field from its schema. */
 function fieldOf(name, schema, value, required) {
   const { type, enum: choices } = schema;
   const [tag, attributes] = INPUTS[type] ?? JSON_INPUT;
@@ -142,7 +142,7 @@ function fieldOf(name, schema, value, required) {
   return element("label", {}, name, input, hint, element("small", { class: "trouble wrong", "aria-live": "polite" }));
 }
 
-/** The answer is the records, or receipts of which some have an error (207). */
+/** Describe the answer: the records, or receipts of which some have an error (207). */
 const created = (made) =>
   Array.isArray(made)
     ? `${plural(made.length, "was", "were")} created.`

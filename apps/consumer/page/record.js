@@ -1,4 +1,4 @@
-/** The panel beside a list: one record or dead letter at length, with what can be done with it. */
+/** The panel next to a list: one record or dead letter in full, with its actions. */
 
 import { addressOf, addressWith, go } from "./address.js";
 import { curlOf, get } from "./api.js";
@@ -8,7 +8,7 @@ import { button, count, element, inside, say, timeElement } from "./dom.js";
 /** The place of a record or dead letter, as the address names it. */
 export const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
 
-/** Fill a panel and show it; its link closes it, and is where the keyboard goes that opened it. */
+/** Fill and show a panel. When it was opened by keyboard, its "Close" link gets the focus. */
 export function fill(panel, heading, ...children) {
   const byKeyboard = document.activeElement.matches("a[data-open]:focus-visible") || panel.contains(document.activeElement);
   const closing = inside(addressWith({ open: "" }), "Close");
@@ -18,7 +18,7 @@ export function fill(panel, heading, ...children) {
   if (byKeyboard) closing.focus();
 }
 
-/** Hide a panel; a keyboard that was in it goes back to the row in the list. */
+/** Hide a panel; move keyboard focus inside it back to its row in the list. */
 export function close(panel, list) {
   const row = panel.contains(document.activeElement) && list.querySelector(`[data-open="${panel.dataset.open}"]`);
   panel.hidden = true;
@@ -53,13 +53,13 @@ export async function showRecord(panel, open, sendAgain) {
   }
 }
 
-/** What can be done with what a panel shows: copies, and more. */
+/** The actions of a panel: copy buttons, and more. */
 export function actions(value, key, curl, ...more) {
   const copies = [copyButton("Copy value", value), key !== null && copyButton("Copy key", key), copyButton("Copy curl", curl)];
   return element("div", { class: "row" }, ...copies, ...more);
 }
 
-/** Value and headers at length; the place that an error names is marked. */
+/** Value and headers in full; the place that an error names is marked. */
 export const contents = (value, headers, error) => [
   element("h4", {}, "Value"),
   contentBlock(value, error ?? ""),
@@ -67,7 +67,7 @@ export const contents = (value, headers, error) => [
   facts(headers.map(({ name, value: content }) => [name, contentText(content)])),
 ];
 
-/** A button that copies a text, by what works without TLS too: `navigator.clipboard` does not. */
+/** Make a button that copies a text; `navigator.clipboard` would need TLS. */
 function copyButton(label, text) {
   return button(label, ({ currentTarget: pressed }) => {
     const area = element("textarea", {}, text);
@@ -80,7 +80,7 @@ function copyButton(label, text) {
   });
 }
 
-/** A row of a list that opens at its link, wherever it is pressed. */
+/** Make a row of a list that opens when it is clicked anywhere. */
 export function openingRow(one, ...cells) {
   const link = element("a", { "data-inside": "", "data-open": placeOf(one) }, timeElement(one.timestamp));
   const row = element("tr", {}, ...cells.map((cell) => (cell === "time" ? element("td", { class: "time" }, link) : cell)));
@@ -90,7 +90,7 @@ export function openingRow(one, ...cells) {
   return row;
 }
 
-/** Point the links of a list to the present address with their record open, and mark the row that is open. */
+/** Let each link of a list open its record at the current address, and mark the open row. */
 export function pointRows(list, open) {
   for (const link of list.querySelectorAll("a[data-open]")) {
     link.setAttribute("href", addressWith({ open: link.dataset.open }));

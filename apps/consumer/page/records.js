@@ -1,4 +1,4 @@
-/** The newest records of the topic, and those that somebody looks for. */
+/** The newest records of the topic, and the search for records. */
 
 import { address, addressWith, Filters, go } from "./address.js";
 import { get } from "./api.js";
@@ -8,7 +8,7 @@ import { close, openingRow, placeOf, pointRows, showRecord } from "./record.js";
 import { stream } from "./streams.js";
 
 const SHOWN = 30; // newest records
-const PAGE = 100; // found records after which a search waits to be told to go on
+const PAGE = 100; // found records after which a search pauses
 const COLUMNS = `columns of ${stream}`;
 const MOST_FIELDS = 40; // fields offered as columns
 
@@ -35,20 +35,20 @@ export class Records {
     this.#showHead();
   }
 
-  /** How the newest records are read: not while somebody searches, or holds the list. */
+  /** How the newest records are read: not during a search, nor while the list is in use. */
   newest = {
     name: "newest records",
     pause: 2_000,
     when: () => address().tab === "records" && this.#found === null && byId("follow").firstElementChild.checked && !inUse(this.#list),
     read: () => get("consumers/messages", { scope: "topic", limit: SHOWN }),
     show: ({ messages }) => {
-      if (this.#found !== null) return; // somebody searches meanwhile
+      if (this.#found !== null) return; // a search has begun meanwhile
       this.#arrange(messages.toReversed());
       say(this.#said, messages.length === 0 ? "No records yet." : "");
     },
   };
 
-  /** Show what an address names. */
+  /** Show what the address names. */
   visit(parameters) {
     const filters = this.#filters.of(parameters);
     if (JSON.stringify(filters) !== this.#searched) this.#begin(filters);
@@ -69,7 +69,7 @@ export class Records {
     else this.#searchOn();
   }
 
-  /** Search until enough is found, somebody stops it, or the topic begins. */
+  /** Search until a page is found, the user stops it, or the topic's start is reached. */
   async #searchOn() {
     const found = this.#found;
     found.stopped = false;
@@ -134,7 +134,7 @@ function howFar({ scanned, next }, reached) {
   return `${passed}; ${next === null ? "there are no more." : "there are more."}`;
 }
 
-/** The records as a table: their place, and each field of their values. A spreadsheet must not take a text for a formula. */
+/** The records as CSV: place, key and each field. A spreadsheet must not run a text as a formula. */
 function csvOf(records) {
   const fields = [...new Set(records.flatMap(({ value }) => Object.keys(value ?? {})))];
   const places = ["partition", "offset", "timestamp"];

@@ -5,7 +5,7 @@ import { byId, onSubmit, report, say } from "./dom.js";
 
 const producer = document.querySelector("meta[name=producer-url]").content;
 
-/** How it is read who is signed in, and what they may do. */
+/** How the page reads who is signed in, and their roles. */
 export const SESSION = { name: "session", pause: 10_000, read: () => get("session", { stream: "" }), show: showSession };
 
 function showSession({ name, roles }) {
@@ -13,7 +13,7 @@ function showSession({ name, roles }) {
   say(byId("who"), name === null ? "" : `${name}: ${roles.join(", ")}`);
 }
 
-/** Do it at this service, then at the producer, which may not know the key. */
+/** Sign in or out at this service, then at the producer, which may not know the key. */
 async function atBoth(path, body) {
   await post(path, body, { stream: "" });
   if (producer !== "") await post(`${producer}/${path}`, body).catch(() => {});

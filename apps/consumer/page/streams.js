@@ -1,4 +1,4 @@
-/** The streams of this service, and the one that the page shows: the one in its address, or the first. */
+/** The streams of this service, and the one that the page shows: that of its address, or the first. */
 
 import { address, onAddress } from "./address.js";
 import { arrange, byId, element, say } from "./dom.js";
@@ -10,10 +10,10 @@ const asked = address().stream ?? names[0];
 /** The name of the stream that the page shows. */
 export const stream = names.includes(asked) ? asked : names[0];
 
-/** What the page is called: one of several streams is named. */
+/** The title of the page; it names the stream when there are several. */
 export const title = names.length === 1 ? "Consumer" : `${stream} · Consumer`;
 
-/** Show state and health of each stream, as a link to the same tab of it; with one stream there is nothing to choose. */
+/** Show state and health of each stream as a link to its tab; hide the choice with a single stream. */
 export function showStreams(streams, healths) {
   const list = byId("streams");
   list.parentElement.hidden = names.length === 1;
@@ -23,7 +23,7 @@ export function showStreams(streams, healths) {
   pointLinks();
 }
 
-/** Show a state as a word in its colour. */
+/** Show a state as a coloured word. */
 export function showPill(pill, state, health) {
   pill.dataset.state = state;
   pill.dataset.health = health;

@@ -10,6 +10,7 @@ from litestar.datastructures import State
 from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
+from apps.chassis.audit import Audit
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.asyncapi import Operation, asyncapi_document
 from apps.chassis.http.authentication import Authenticator
@@ -73,16 +74,18 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     traces: Traces,
     ending: asyncio.Event | None,
     admission: Limit | None,
+    audit: Audit | None = None,
     **options: Any,  # noqa: ANN401 - as Litestar takes them
 ) -> Litestar:
     """Return the application of a service, with the given routes and those of any service.
 
     `parts` are the service's parts by the name of their stream; they are open while the application runs. `ending` is
-    set when the shutdown begins. `admission` limits the calls, by default to 256 MiB of memory. `options` are passed to
-    Litestar.
+    set when the shutdown begins. `admission` limits the calls, by default to 256 MiB of memory. `audit` notes operator
+    actions. `options` are passed to Litestar.
     """
     title, limit, end = name.capitalize(), admission or Limit(MAX_MEMORY_BYTES), ending or asyncio.Event()
     registry.register(watch := LoopWatch())
+    audit = audit or Audit(name, registry)
     authenticator = Authenticator(settings.api_keys, name, settings.root_path, registry)
     access = Access(authenticator, metrics_public=settings.metrics_public)
     app = Application(
@@ -94,21 +97,21 @@ def build_application(  # noqa: PLR0913 - how the two services differ
         guards=[access.guard] if access.keys.needed else [],
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},
-        lifespan=[lambda _: _open(parts.values(), traces, end, watch)],
+        lifespan=[lambda _: _open(parts.values(), traces, end, watch, audit)],
         plugins=[RecordValueSchema(part.stream for part in parts.values())],
         logging_config=None,
         openapi_config=openapi_config(title, description, settings),
         **options,
     )
-    app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings, end)
+    app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings, end, audit.note)
     return app
 
 
 @asynccontextmanager
 async def _open(
-    parts: Iterable[StreamPart], traces: Traces, ending: asyncio.Event, watch: LoopWatch
+    parts: Iterable[StreamPart], traces: Traces, ending: asyncio.Event, watch: LoopWatch, audit: Audit
 ) -> AsyncIterator[None]:
-    async with traces.open(), AsyncExitStack() as opened:
+    async with traces.open(), audit.open(), AsyncExitStack() as opened:
         opened.enter_context(watch.open())
         for part in parts:
             await opened.enter_async_context(part.open(ending))

@@ -95,6 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     api_key_file: str | None = None
     api_key_reads: bool = False
     metrics_public: bool = True
+    audit_topic: TopicName | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["console", "json"] = "console"
     accelerators: Literal["on", "off"] = "on"
@@ -244,7 +245,7 @@ def _check_streams(settings: Settings, streams: Sequence[Stream[Any]]) -> None:
     for name in _listed(settings.streams):
         if name not in names:
             raise WrongSetting(f"STREAMS: expected some of {', '.join(names)}, got {name!r}")
-    topics: dict[str, str] = {}
+    topics = {settings.audit_topic: "AUDIT_TOPIC"} if settings.audit_topic else {}
     groups: dict[str, str] = {}
     for stream in streams:
         of = settings.of(stream)

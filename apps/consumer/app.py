@@ -9,6 +9,7 @@ from litestar import Litestar
 from prometheus_client import CollectorRegistry
 
 from apps.chassis.application import build_application
+from apps.chassis.audit import audit_of
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.asyncapi import Operation
 from apps.chassis.internals.protections import protect
@@ -74,6 +75,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         traces=traces,
         ending=ending,
         admission=admission,
+        audit=audit_of(settings, SERVICE, client_options(settings, SERVICE), kafka, registry),
     )
 
 

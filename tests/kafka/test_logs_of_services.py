@@ -18,7 +18,7 @@ def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_who
     ]
     with (
         pipeline.producer(LOG_FORMAT="json", API_KEY=f"of-the-test:{KEY}") as producer,
-        pipeline.consumer("quoting", LOG_FORMAT="json", API_KEY=KEY) as consumer,
+        pipeline.consumer("quoting", LOG_FORMAT="json", API_KEY=KEY, AUDIT_TOPIC=f"{pipeline.topic}-audit") as consumer,
     ):
         producer.until_healthy()
         consumer.until_healthy()
@@ -40,10 +40,17 @@ def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_who
             consumer.post(f"/consumers/dead-letters/{action}", json={"limit": 1}, headers=headers)
         consumer.post("/consumers/seek", json={"to": "end"}, headers={"X-Request-Id": "the-seek"})
         wait_until(lambda: "the-seek" in consumer.log.read_text())
+        audit = f"{pipeline.topic}-audit"
+        wait_until(lambda: b"the-seek" in b"".join(record.value or b"" for record in pipeline.records(audit)))
+        recorded = [json.loads(record.value or b"") for record in pipeline.records(audit)]
         lines: list[dict[str, Any]] = [json.loads(line) for line in consumer.log.read_text().splitlines()]
     orders = {line["action"]: line["request_id"] for line in lines if "action" in line}
     asked = ("pause", "resume", "stop", "start", "redrive", "discard", "restore", "seek")
     assert orders == {order: f"the-{order}" for order in asked}
+    assert [(one["who"], one["action"], one["outcome"]) for one in recorded] == [
+        ("default", one, "done") for one in asked
+    ]
+    assert content_in(json.dumps(recorded)) == []
     dead = next(line for line in lines if "were dead-lettered" in line["message"])
     assert (dead["topic"], dead["partition"], dead["offset"]) == (pipeline.topic, 3, written[0].offset)
     assert dead["error"] == "ValidationError"

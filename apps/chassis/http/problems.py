@@ -27,6 +27,8 @@ PATH = "/problems"
 ANY_ERROR = "an error of this service; its log says more"
 RETRY_AFTER = "2"
 """Seconds after which a caller may try again."""
+ANSWERED = "answered_problem"
+"""Set in the scope of a request: the detail of the problem that answers it."""
 ROOT_PATH = "root_path"
 """The key of an application's state that holds the path prefix that a proxy strips."""
 
@@ -288,6 +290,7 @@ def encoded(error: ProblemDetailsException) -> tuple[int, list[tuple[bytes, byte
 def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Answer an error by its problem: the exception handler of all routes. Log an unexpected error."""
     answer = to_problem(error)
+    request.scope[ANSWERED] = answer.detail  # type: ignore[literal-required]  # a key of our own
     if answer.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("%s %s failed", request.method, request.scope.get("path_template"), exc_info=error)
     return with_root_path(request.app.state.get(ROOT_PATH, ""), answer).to_response(request)

@@ -45,6 +45,8 @@ PARAMETER = re.compile(r';\s*(?P<name>[^\s;=]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\
 """A parameter of a media type (RFC 9110, section 5.6.6)."""
 MARK_BYTES = 4
 """Bytes at the beginning of a text that identify its encoding."""
+DECODED_BODY = "decoded_body"
+"""Set in the scope of a request: its decoded body."""
 STARTS_OF_JSON = b"{["
 
 
@@ -229,6 +231,7 @@ async def read_json(request: Request[Any, Any, Any], kind: type[T]) -> T:
         raise bad_body("the body is not valid UTF-8") from None
     except RecursionError:
         raise bad_body("the body is nested too deeply") from None
+    request.scope[DECODED_BODY] = asked  # type: ignore[literal-required]  # a key of our own
     return asked
 
 

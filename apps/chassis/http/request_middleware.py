@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from random import Random
 from typing import Any
@@ -49,11 +49,18 @@ class RequestMiddleware:
     the body. The server cancels calls that are not done some seconds after `ending` is set.
     """
 
-    def __init__(
-        self, app: ASGIApp, registry: CollectorRegistry, limit: Limit, settings: Settings, ending: asyncio.Event
+    def __init__(  # noqa: PLR0913, PLR0917 - what applies to every call
+        self,
+        app: ASGIApp,
+        registry: CollectorRegistry,
+        limit: Limit,
+        settings: Settings,
+        ending: asyncio.Event,
+        audit: Callable[[Scope, int], object] = lambda *_: None,
     ) -> None:
         self._app = app
         self._ending = ending
+        self._audit = audit
         self._metrics = HttpMetrics(registry)
         self._limit = limit
         self._origins = OriginPolicy(settings)
@@ -98,6 +105,7 @@ class RequestMiddleware:
                 await self._refuse(problem(HTTPStatus.SERVICE_UNAVAILABLE, CUT_OFF, headers=RETRY), see)
         finally:
             self._limit.let_out(scope)
+            self._audit(scope, status)
             self._metrics.note(scope, status or 500, time.perf_counter() - begun)  # the server answers 500 itself
 
     async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:

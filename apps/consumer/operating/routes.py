@@ -27,7 +27,6 @@ from apps.chassis.http.request_body import (
 )
 from apps.chassis.http.roles import OPERATE, READ, ROLE
 from apps.chassis.observability.logs import one_line
-from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.operating.control import Control, NotNow
 from apps.consumer.operating.group import Group
 from apps.consumer.operating.history import History
@@ -155,11 +154,7 @@ class OperatingController(Controller):
 
 
 async def _seek(wanted: Mapping[str, StreamConsumer], place: Place) -> Sought:
-    async def seek(name: str, control: Control) -> dict[int, int]:
-        with operator_action("seek", name):
-            return await control.seek(place)
-
-    sought = await at_once(wanted, seek)
+    sought = await at_once(wanted, lambda _, control: control.seek(place))
     for name, offsets in sought.items():
         details = {"action": "seek", "stream": name}
         log.info("an operator asked for seek of %s: it consumes from %s", name, offsets, extra=details)

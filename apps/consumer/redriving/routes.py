@@ -32,7 +32,6 @@ from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, ei
 from apps.chassis.http.roles import OPERATE, READ, ROLE
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.observability.logs import one_line
-from apps.chassis.observability.operator_actions import operator_action
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, read_time
 from apps.consumer.browsing.topic_search import Filter, newest
@@ -332,14 +331,13 @@ async def _count(action: Action, _: str, one: StreamConsumer, selection: Selecti
 
 async def _change(action: Action, name: str, one: StreamConsumer, selection: Selection) -> Done:
     """Apply an action to dead letters of a stream."""
-    with operator_action(action, name):
-        match selection.choice:
-            case Choice(limit=int(limit), partition=None, offset=None):
-                done = await one.redriver.perform(action, limit, selection.only)
-            case Choice(limit=None, partition=int(partition), offset=int(offset)) if selection.only == Filter():
-                done = await one.redriver.perform_one(action, partition, offset)
-            case _:
-                raise bad_body("give either `limit`, or `partition` and `offset` without filters")
+    match selection.choice:
+        case Choice(limit=int(limit), partition=None, offset=None):
+            done = await one.redriver.perform(action, limit, selection.only)
+        case Choice(limit=None, partition=int(partition), offset=int(offset)) if selection.only == Filter():
+            done = await one.redriver.perform_one(action, partition, offset)
+        case _:
+            raise bad_body("give either `limit`, or `partition` and `offset` without filters")
     count, details = len(done.letters), {"action": str(action), "stream": name}
     log.info("an operator asked for %s of %s: %d were %s", action, name, count, action.done, extra=details)
     return done._replace(letters=[msgspec.structs.replace(letter, stream=name) for letter in done.letters])

@@ -1,0 +1,161 @@
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import msgspec
+import pytest
+from aiokafka.errors import KafkaConnectionError
+from litestar import Litestar
+from litestar.testing import TestClient
+from prometheus_client import CollectorRegistry
+from samples import until
+
+from apps.chassis import audit as module
+from apps.chassis.audit import WAITING, Audit
+from apps.chassis.settings import WrongSetting, read_settings
+from tests.event_services import create_consumer
+
+READER, OPERATOR = "the-key-of-the-reader", "the-key-of-the-operator"
+MARK = "Muster-Person"
+
+
+@pytest.fixture
+def consumer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient[Litestar]]:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"ada:{READER} roles=read\ngrace:{OPERATOR} roles=operate\n")
+    with TestClient(create_consumer(read_settings({"API_KEY_FILE": str(keys), **NOBODY}))) as client:
+        yield client
+
+
+NOBODY = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is recorded of operator actions."""
+    records: list[dict[str, Any]] = []
+    new = module.AuditRecord
+
+    def note(**fields: Any) -> module.AuditRecord:  # noqa: ANN401
+        record = new(**fields)
+        records.append(msgspec.to_builtins(record))
+        return record
+
+    monkeypatch.setattr(module, "AuditRecord", note)
+    return records
+
+
+def test_each_operator_action_and_each_refused_one_is_noted_and_logged_once(
+    consumer: TestClient[Litestar], noted: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for key in (OPERATOR, READER, "a-key-of-nobody-at-all", None):
+        headers = {"X-Request-Id": f"by-{key}", **({"X-API-Key": key} if key else {})}
+        consumer.post("/consumers/pause?stream=events", headers=headers)
+        consumer.get("/consumers/status", headers=headers)
+    seen = [(one["who"], one["action"], one["outcome"], one["status"], one["parameters"]) for one in noted]
+    events = {"stream": "events"}
+    assert seen == [
+        ("grace", "pause", "done", 200, events),
+        ("ada", "pause", "refused", 403, events),
+        (None, "pause", "refused", 401, events),
+        (None, "pause", "refused", 401, events),
+    ]
+    assert {one["service"] for one in noted} == {"consumer"}
+    assert [one["request_id"] for one in noted] == [
+        f"by-{key}" for key in (OPERATOR, READER, "a-key-of-nobody-at-all", None)
+    ]
+    lines = [line.getMessage() for line in caplog.records if "an operator asked for" in line.getMessage()]
+    assert [line.rpartition(": ")[0] or line for line in lines] == [
+        "an operator asked for pause of events",
+        *["an operator asked for pause of events: refused"] * 3,
+    ]
+
+
+def test_an_operator_action_that_fails_is_noted_with_its_parameters_and_no_part_of_a_record(
+    consumer: TestClient[Litestar], noted: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    headers = {"X-API-Key": OPERATOR}
+    consumer.post("/consumers/seek", json={"partition": 3, "offset": 120}, headers=headers)
+    query = {"key": MARK, "reason": f"{MARK} is no number", MARK: MARK}
+    consumer.post("/consumers/dead-letters/redrive", params=query, json={"limit": 5}, headers=headers)
+    consumer.post("/consumers/seek", json={"to": f"{MARK} {MARK}"}, headers=headers)
+    assert (noted[0]["outcome"], noted[0]["parameters"]) == ("failed", {"partition": 3, "offset": 120})
+    assert MARK not in str([one["parameters"].get("key") for one in noted])
+    assert noted[1]["parameters"]["key"].startswith("sha256:")
+    assert not [one for one in noted if MARK in str([*one["parameters"].values()])]
+    lines = [line.getMessage() for line in caplog.records if line.name == module.__name__]
+    assert len(lines) == 3
+    assert "it is not connected yet" in lines[0] or "Kafka" in lines[0]
+    assert MARK not in "".join(lines)
+
+
+class Writer:
+    """Takes records once Kafka is there."""
+
+    topic = "audit"
+
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+        self.is_there = False
+
+    @asynccontextmanager
+    async def open(self) -> Any:  # noqa: ANN401
+        yield
+
+    async def write_to(self, by_partition: Mapping[int, Sequence[Any]]) -> None:
+        if not self.is_there:
+            raise KafkaConnectionError("nobody listens")
+        self.written += [msgspec.json.decode(value) for _, value, _ in by_partition[0]]
+
+
+class Route:
+    opt = {"role": "operate"}  # noqa: RUF012
+
+
+def a_call(path: str) -> Any:  # noqa: ANN401
+    return {"method": "POST", "path": path, "query_string": b"", "route_handler": Route()}
+
+
+@pytest.mark.anyio
+async def test_records_wait_for_kafka_in_order_and_their_number_is_bounded(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    registry, writer = CollectorRegistry(), Writer()
+    audit = Audit("consumer", registry, cast("Any", writer), cast("Any", writer))
+    for number in range(WAITING + 5):
+        audit.note(a_call(f"/consumers/{number}"), 200)
+    assert registry.get_sample_value("audit_records_lost_total") == 5
+    async with audit.open():
+        await until(lambda: "nobody listens" in caplog.text)
+        writer.is_there = True
+        await until(lambda: len(writer.written) == WAITING)
+        audit.note(a_call("/consumers/last"), 0)
+    assert [one["action"] for one in writer.written] == [*map(str, range(WAITING)), "last"]
+    assert writer.written[-1]["outcome"] == "unknown"
+    assert caplog.text.count("nobody listens") == 1
+
+
+@pytest.mark.anyio
+async def test_what_could_not_be_recorded_before_the_end_is_reported(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LAST_RECORDS_S", 0.01)
+    writer = Writer()
+    audit = Audit("consumer", CollectorRegistry(), cast("Any", writer), cast("Any", writer))
+    async with audit.open():
+        audit.note(a_call("/consumers/stop"), 200)
+        audit.note(a_call("/consumers/start"), 200)
+        await asyncio.sleep(0)
+    assert "the last audit records were not written" in caplog.text
+
+
+def test_the_topic_of_audit_records_is_no_topic_of_a_stream() -> None:
+    with pytest.raises(WrongSetting, match="AUDIT_TOPIC"):
+        read_settings(
+            {"AUDIT_TOPIC": "events-dlt", "EVENTS_TOPIC": "events", **NOBODY}, [*create_consumer.keywords["streams"]]
+        )

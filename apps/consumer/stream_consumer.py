@@ -37,6 +37,7 @@ from apps.consumer.operating.group import Group, look_at_group
 from apps.consumer.operating.history import Counts, HistoryKeeper
 from apps.consumer.operating.lag import GroupOffsets, Lag, LagMeter
 from apps.consumer.operating.metrics import of_commits, of_consumption, of_lag
+from apps.consumer.operating.missing_partitions import MissingPartitions
 from apps.consumer.operating.rebalances import Rebalances
 from apps.consumer.operating.recreated_topics import watch_topic
 from apps.consumer.operating.status import StreamStatus, failing_record
@@ -94,8 +95,12 @@ class StreamConsumer:
         self._meter, self.tail = LagMeter(offsets), Tail(self.log, self.partition_count, background, stream.decode)
         self._refill = Refill(self.window, self._reader, commits.read, background, stream.decode, own.group_id)
         self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
-        slow_s = settings.slow_batch_seconds
-        self.control = Control(self._connection, cluster, self.consumption, commits, background, slow_s, stream.name)
+        self._members = partial(cluster.members, own.group_id, own.topic)
+        self._missing = missing = MissingPartitions(self._members)
+        slow_s, consumption = settings.slow_batch_seconds, self.consumption
+        self.control = Control(
+            self._connection, cluster, consumption, commits, background, slow_s, stream.name, missing
+        )
         self.schedule = self._new_schedule()
 
     def _new_dead_letters(self, kafka: Kafka) -> DeadLetters:
@@ -159,6 +164,7 @@ class StreamConsumer:
                 self.control.watch(): "watch of the consume loop",
                 self.cluster.watch(): "watch of the cluster",
                 watch_topic(self.control, self._commits): "watch of the topic",
+                self._missing.watch(lambda: self.control.consumer): "watch of the partitions",
                 self.consumption.resource.keep_open(): "resource of the handler",
                 self.control.start(): "first start",
                 self.control.stop_at(ending): "last stop",
@@ -180,14 +186,15 @@ class StreamConsumer:
 
     async def group(self) -> Group:
         """Return the whole group; raises `KafkaError`, `OSError` or, after some seconds, `TimeoutError`."""
-        group, topic = self.settings.group_id, self.settings.topic
-        return await look_at_group(group, partial(self.cluster.members, group, topic), self._offsets)
+        return await look_at_group(self.settings.group_id, self._members, self._offsets)
 
     async def status(self) -> StreamStatus:
         """Return what the consumption of the stream is doing, within 4 s."""
         control, consumption, commits, connection = self.control, self.consumption, self._commits, self._connection
         consumer = control.consumer
-        state, lag, trouble = await asyncio.gather(control.state(), self._lag(consumer), self.cluster.trouble())
+        missing = await self._missing.reason(consumer)
+        lagging = self._lag(None if missing else consumer)
+        state, lag, trouble = await asyncio.gather(control.state(), lagging, self.cluster.trouble())
         return StreamStatus(
             running=state == "running",
             state=state,
@@ -208,7 +215,7 @@ class StreamConsumer:
             skipped_count=commits.moves.skipped.total(),
             passed_over_count=consumption.passed_over,
             moves=list(commits.moves.newest),
-            last_error=trouble or self._last_error(),
+            last_error=trouble or missing or self._last_error(),
             throttled_seconds=round(connection.journal.throttled_for(), 1),
             started_at=self._started_at,
             redriven_by_schedule_count=self.schedule.redriven,
@@ -240,6 +247,7 @@ class StreamConsumer:
     async def metrics(self) -> Iterator[Metric]:
         """Return what is read at each scrape: within 8 s, also while Kafka is out of reach."""
         consumer = None if self.consumption.halted else self.control.consumer
+        consumer = None if await self._missing.reason(consumer) else consumer
         health, state, lag = await asyncio.gather(self.health(), self.control.state(), self._meter.measure(consumer))
         metrics = chain(
             of_kafka(self._connection, healthy=health.fit, connected=health.kafka == "connected"),

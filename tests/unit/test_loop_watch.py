@@ -174,10 +174,9 @@ class Looking(Control):
         self.replaced_at: list[int] = []
         connection = SimpleNamespace(current=object(), replace=lambda *_: self.replaced_at.append(self.looks))
         cluster, consumption = SimpleNamespace(trouble=self._no_trouble), SimpleNamespace(halted=None)
+        seen = cast(Any, connection), cast(Any, cluster), cast(Any, consumption)
         of_no_matter: Any = None
-        super().__init__(
-            cast(Any, connection), cast(Any, cluster), cast(Any, consumption), of_no_matter, of_no_matter, 0, "events"
-        )
+        super().__init__(*seen, of_no_matter, of_no_matter, 0, "events", of_no_matter)
 
     def trouble(self) -> str | None:
         return "the consume loop has not polled for 25 s"

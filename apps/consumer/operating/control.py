@@ -20,6 +20,7 @@ from apps.consumer.consuming.commits import Commits, positions_of
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.containment import contain_child_tasks
 from apps.consumer.consuming.stuck_loop import why_stuck
+from apps.consumer.operating.missing_partitions import MissingPartitions
 from apps.consumer.operating.places import Place, offsets_at
 
 State = Literal["starting", "running", "retrying", "paused", "stopped", "reconnecting", "halted"]
@@ -63,6 +64,7 @@ class Control:
         background: Background,
         slow_batch_s: float,
         stream_name: str,
+        missing: MissingPartitions,
     ) -> None:
         self._connection = connection
         self._cluster = cluster
@@ -71,6 +73,7 @@ class Control:
         self._slow_batch_s = slow_batch_s
         self._background = background
         self._stream_name = stream_name
+        self._missing = missing
         self._consumption_task: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
         self._is_ending = False
@@ -266,7 +269,7 @@ class Control:
             return "stopped"
         if self._connection.current is None:
             return "reconnecting" if self._connection.replaced else "starting"
-        if self.obstacle() or await self._cluster.trouble():
+        if self.obstacle() or await self._cluster.trouble() or await self._missing.reason(self.consumer):
             return "reconnecting"
         if self._consumption.paused:
             return "paused"
@@ -281,7 +284,7 @@ class Control:
         if self.stopped:
             return True, kafka, self._cluster.at_risk("stopped by an operator")
         unfit = unreachable or self.obstacle() or self._consumption.unreadable or self._background.failure
-        if unfit := unfit or self._struggle():
+        if unfit := unfit or self._struggle() or await self._missing.reason(self.consumer):
             return False, kafka, unfit
         consumed = self._connection.journal.with_throttling(f"{self._stream_name} are consumed")
         return True, kafka, self._cluster.at_risk("paused by an operator" if self._consumption.paused else consumed)

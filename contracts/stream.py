@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin
 
@@ -26,6 +26,13 @@ encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 """Encode a value, or a list of values, as UTF-8 JSON, fields in the order of the Struct."""
 
 
+class Deletion(msgspec.Struct, frozen=True):
+    """What a tombstone is decoded to, where the stream takes deletions: nothing is left of the record's key."""
+
+
+DELETION = Deletion()
+
+
 class BadStream(ValueError):
     """A declaration of streams is invalid; the message is one line."""
 
@@ -44,9 +51,11 @@ class Stream(Generic[T]):
     `record_type` is a Struct or a tagged union of Structs. `key` returns the record's key as text; it is encoded as
     UTF-8, and records of one key keep their order. `summary` returns one line about a value, by default its JSON.
     `variables` are additional environment variables of settings, by field: `{"group_id": "CONSUMER_GROUP_ID"}`.
+    With `deletes` it takes tombstones, records with a key and no value, which are bad records otherwise: the producer
+    writes them (`DELETE /producers/{stream}/{key}`), and handlers get them as a `Deletion`, in the order of their key.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that is said of a message
         self,
         name: str,
         record_type: type[T] | UnionType,
@@ -54,8 +63,10 @@ class Stream(Generic[T]):
         key: Callable[[T], str],
         summary: Callable[[T], str] | None = None,
         variables: Mapping[str, str] = MappingProxyType({}),
+        deletes: bool = False,
     ) -> None:
         self.name = name
+        self.deletes = deletes
         self.record_type = record_type
         self._key = key
         self._summary = summary
@@ -109,10 +120,11 @@ class Stream(Generic[T]):
         """Decode a record's value; unknown fields are ignored, and types are never converted.
 
         Raises `msgspec.DecodeError` (`msgspec.ValidationError` names the JSON path), `UnicodeDecodeError` for strings
-        that are not UTF-8, or `RecursionError`.
+        that are not UTF-8, or `RecursionError`. A tombstone has no bytes: a stream that takes deletions decodes None to
+        `DELETION`, others raise `TypeError`.
         """
         decode: Callable[[bytes], T] = msgspec.json.Decoder(self.record_type).decode
-        return decode
+        return partial(_decode_or_delete, decode) if self.deletes else decode
 
     @cached_property
     def decode_strictly(self) -> Callable[[bytes], T]:
@@ -151,6 +163,10 @@ class Stream(Generic[T]):
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         return example
+
+
+def _decode_or_delete(decode: Callable[[bytes], T], value: bytes | None) -> T:
+    return DELETION if value is None else decode(value)  # type: ignore[return-value]  # known to handlers of such streams
 
 
 def check_streams(streams: Iterable[Stream[Any]], reserved: Iterable[str] = ()) -> None:

@@ -1,19 +1,19 @@
 """The producer's routes: they translate HTTP calls to `publishing`, and results to answers."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Controller, Router, get, post
+from litestar import Controller, Router, delete, get, post
 from litestar.connection import Request
 from litestar.enums import MediaType
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Operation
-from litestar.params import Parameter, SkipValidation
+from litestar.params import Parameter, PathParameter, SkipValidation
 from litestar.response import Response
 from litestar.types import Receive, Scope, Send
 
@@ -25,6 +25,7 @@ from apps.chassis.http.problems import (
     ROOT_PATH,
     answer_error,
     bad_body,
+    bad_parameter,
     documented,
     problem,
 )
@@ -42,7 +43,7 @@ from apps.chassis.http.request_middleware import WITHOUT_QUERY
 from apps.chassis.http.roles import READ, ROLE, SEND
 from apps.chassis.http.streaming import Streamed
 from apps.producer.generating.generators import CannotGenerate
-from apps.producer.publishing.calls import CHUNK_RECORDS, generate_and_send, generate_value, send_records
+from apps.producer.publishing.calls import CHUNK_RECORDS, generate_and_send, generate_value, send_deletion, send_records
 from apps.producer.publishing.line_answers import LineAnswers
 from apps.producer.publishing.lines import TIMES_IN_MEMORY
 from apps.producer.publishing.publisher import Busy, OutOfReach
@@ -102,6 +103,7 @@ PUBLISHING_ERRORS: dict[int | type[Exception], Any] = dict.fromkeys(
     (Busy, OutOfReach, BadRecords, CannotGenerate), _publishing_problem
 )
 Number = Annotated[int, Parameter(ge=1, le=MAX_GENERATED, description="How many to generate.")]
+Key = Annotated[str, PathParameter(description="The key of the record, percent-encoded; it cannot have a slash.")]
 Receipts = Annotated[
     Literal["at-end"] | None,
     Parameter(description="`at-end` answers after the last line, with one status for all lines."),
@@ -148,8 +150,39 @@ def stream_router(producer: StreamProducer) -> Router:
                 role=SEND,
             )(generate_for_stream),
             sample_of(producer),
+            *(deletions_of(producer) if stream.deletes else ()),
         ],
     )
+
+
+def deletions_of(producer: StreamProducer) -> Iterator[HTTPRouteHandler]:
+    """Yield the routes that delete a key: one for any key, and those for keys that are paths of other calls too."""
+    name = producer.stream.name
+
+    async def delete_key(request: Request[Any, Any, Any], key: Key) -> Response[Any]:
+        await refuse_other_bodies(request)
+        longest = producer.publisher.max_record_bytes
+        if (size := len(key.encode())) > longest:
+            raise bad_parameter("key", f"expected at most {longest} bytes, got {size}")
+        return _answer(await send_deletion(producer.publisher, key))
+
+    def delete_named(key: str) -> Callable[..., Any]:
+        async def delete_this_key(request: Request[Any, Any, Any]) -> Response[Any]:
+            return await delete_key(request, key)
+
+        return delete_this_key
+
+    yield delete(
+        "/{key:str}",
+        status_code=HTTPStatus.CREATED,
+        summary=f"Delete one of {name}",
+        description="Writes a tombstone: a record with the key and no value.",
+        responses=RESPONSES,
+        role=SEND,
+    )(delete_key)
+    for path in (GENERATE, SAMPLE):
+        hidden = delete(path, status_code=HTTPStatus.CREATED, include_in_schema=False, role=SEND)
+        yield hidden(delete_named(path.removeprefix("/")))
 
 
 def sample_of(producer: StreamProducer) -> HTTPRouteHandler:

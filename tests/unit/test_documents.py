@@ -180,7 +180,8 @@ def test_without_a_known_prefix_the_document_finds_the_service_from_where_it_sta
 
 def test_the_value_of_a_record_is_documented_as_the_type_of_the_streams_served() -> None:
     schemas = DOCUMENTS["consumer"]["components"]["schemas"]
-    assert schemas["Message"]["properties"]["value"] == {"$ref": "#/components/schemas/Event"}
+    value = schemas["Message"]["properties"]["value"]
+    assert value == {"oneOf": [{"$ref": "#/components/schemas/Event"}, {"type": "null"}]}
     assert {"$ref": "#/components/schemas/Event"} in schemas["StoredMessage"]["properties"]["value"]["oneOf"]
 
 

@@ -504,3 +504,7 @@ async def test_an_answer_to_lines_whose_caller_has_gone_says_so_and_does_not_end
     assert (cut["outcome"], cut["lines"]) == ("broken_off", 1)
     assert "the body broke off; 1 lines before that were taken" in cut["error"]
     assert sent[-1]["more_body"] is True
+
+
+def test_a_stream_that_takes_no_deletions_has_no_call_for_them(producer: TestClient[Litestar]) -> None:
+    assert producer.delete("/producers/events/ada").status_code == 404

@@ -22,15 +22,16 @@ from apps.chassis.internals.record_fetching import PassedOver
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.observability.logs import JsonFormatter
 from apps.chassis.settings import Settings
+from apps.consumer.browsing.record_view import show
 from apps.consumer.browsing.window import Window
 from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.consuming.commit_metadata import MARK
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import MAX_REASONS, Consumption, Halted
-from apps.consumer.consuming.decode import sort_out
+from apps.consumer.consuming.decode import Tombstone, sort_out
 from apps.consumer.consuming.stuck_loop import STALE_S, why_stuck
 from apps.consumer.consuming.subscriber import ConsumeLoop, FetchedBatch, records_waiting, subscribe
-from contracts.stream import encode
+from contracts.stream import DELETION, Stream, encode
 from tests.event import EVENTS, Event
 from tests.fakes import GroupMember
 
@@ -241,6 +242,16 @@ async def test_a_batch_whose_dead_letters_cannot_be_written_is_given_up_at_its_f
     )
     assert consumer.counters == (1, 0), "the record before it is done"
     assert consumer.shown == [0]
+
+
+def test_a_tombstone_is_a_deletion_only_where_the_stream_takes_deletions() -> None:
+    deletable = Stream("events", Event, key=lambda event: event.id, deletes=True)
+    records = [stored_event(0), Stored(offset=1, value=None), bad_record(2)]
+    good, values, bad = sort_out(deletable.decode, records)
+    assert (good, values[1:], [one.record for one in bad]) == (records[:2], [DELETION], records[2:])
+    _, _, refused = sort_out(EVENTS.decode, records[:2])
+    assert [type(one.error) for one in refused] == [Tombstone]
+    assert (show(deletable.decode, records[1]).deleted, show(EVENTS.decode, records[1]).deleted) == (True, False)
 
 
 async def test_who_is_rejected_by_the_handler_is_dead_lettered_among_the_bad_in_the_order_of_the_topic(

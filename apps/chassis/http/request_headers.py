@@ -43,6 +43,8 @@ def find_fault(scope: Scope) -> ProblemDetailsException | None:
     path = scope.get("raw_path") or scope["path"].encode()
     if b"//" in path or (b"%" in path and b"%2f" in path.lower()):  # Litestar would take both for one slash
         return problem(HTTPStatus.NOT_FOUND, "no path here has an empty segment or an encoded slash")
+    if "\ufffd" in scope["path"]:  # the server puts it where bytes are no UTF-8: they would name another record
+        return problem(HTTPStatus.BAD_REQUEST, "the path is not UTF-8, or has the character U+FFFD")
     given = headers_of(scope)
     if b"host" not in given and scope.get("http_version") == "1.1":
         return problem(HTTPStatus.BAD_REQUEST, "the header Host is missing")

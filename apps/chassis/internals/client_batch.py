@@ -20,8 +20,8 @@ REACHES = (
     "aiokafka.producer.message_accumulator:BatchBuilder.append(timestamp, key, value, headers)",
 )
 
-Records = Sequence[tuple[bytes, bytes | None]]
-"""Keys and values; a tombstone has no value."""
+Records = Sequence[tuple[bytes, bytes]]
+"""Keys and values; an empty value is written as null, a tombstone: JSON is never empty."""
 Acknowledgement = asyncio.Future[RecordMetadata]
 
 
@@ -43,7 +43,7 @@ async def send_client_batch(  # noqa: PLR0913, PLR0917 - what a batch is
         raise ConnectionError("the broker is closed")
     batch, encoded = client.create_batch(), [(name, value.encode()) for name, value in (headers or {}).items()]
     for key, value in records:
-        if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=encoded) is None:
+        if batch.append(timestamp=timestamp_ms, key=key, value=value or None, headers=encoded) is None:
             raise ValueError(f"{len(records)} records do not fit into a batch")
     acknowledgement: Acknowledgement = await client.send_batch(batch, topic, partition=partition)
     return acknowledgement

@@ -9,6 +9,7 @@ from apps.chassis.http.record_value import RecordValue
 from apps.chassis.observability.logs import one_line
 from apps.consumer.consuming.decode import Decode, sort_out
 from contracts.record import Record
+from contracts.stream import DELETION
 
 
 class Content(msgspec.Struct, omit_defaults=True):
@@ -28,7 +29,8 @@ class Header(msgspec.Struct):
 class StoredMessage(msgspec.Struct, kw_only=True):
     """A record as it stands on the topic; `timestamp` in milliseconds since 1970 UTC.
 
-    What cannot be decoded has its bytes in `content` (null for a tombstone) and the reason in `error`.
+    What cannot be decoded has its bytes in `content` (null for a tombstone) and the reason in `error`. `deleted` is a
+    tombstone where the stream takes deletions.
     """
 
     topic: str
@@ -40,21 +42,24 @@ class StoredMessage(msgspec.Struct, kw_only=True):
     content: Content | None = None
     headers: list[Header]
     error: str | None = None
+    deleted: bool = False
 
 
 def show(decode: Decode, record: Record) -> StoredMessage:
     """Return how a record is shown."""
     _, values, bad = sort_out(decode, [record])
+    deleted = DELETION in values
     return StoredMessage(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
         timestamp=record.timestamp,
         key=content_of(record.key),
-        value=values[0] if values else None,
+        value=values[0] if values and not deleted else None,
         content=content_of(record.value) if bad else None,
         headers=headers_of(record.headers),
         error=one_line(bad[0].error) if bad else None,
+        deleted=deleted,
     )
 
 

@@ -28,6 +28,7 @@ from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.record_view import StoredMessage, show
 from apps.consumer.browsing.topic_search import Filter, NoSuchRecord, newest, record_at
 from apps.consumer.browsing.window import Cursor, StaleCursor, Window
+from apps.consumer.consuming.decode import Decode, decode_value
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts.record import Record
 
@@ -85,15 +86,19 @@ LastEvent = Annotated[
 ]
 
 
-class Message(msgspec.Struct):
-    """A consumed record; `timestamp` in milliseconds since 1970 UTC, `key` as text."""
+class Message(msgspec.Struct, omit_defaults=True):
+    """A consumed record; `timestamp` in milliseconds since 1970 UTC, `key` as text.
+
+    A deletion (`deleted`) has no value.
+    """
 
     topic: str
     partition: int
     offset: int
     timestamp: int
     key: str | None
-    value: RecordValue
+    value: RecordValue | None
+    deleted: bool = False
 
 
 class Messages(msgspec.Struct):
@@ -279,6 +284,8 @@ def _read(parameter: str, text: str | None, reader: Callable[[str], T]) -> T | N
         raise bad_parameter(parameter, str(error)) from None
 
 
-def _message(decode: Callable[[bytes], object], record: Record) -> Message:
+def _message(decode: Decode, record: Record) -> Message:
     key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
-    return Message(record.topic, record.partition, record.offset, record.timestamp, key, decode(record.value or b""))
+    value, deleted = decode_value(decode, record), record.value is None
+    value = None if deleted else value
+    return Message(record.topic, record.partition, record.offset, record.timestamp, key, value, deleted)

@@ -5,12 +5,13 @@ Each call gets its own batch and freshly decoded values, so that a handler canno
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from apps.chassis.observability.logs import one_line, without_values
 from apps.consumer.consuming.batch import KEPT_BASES, Batch, Handle, Reject
 from apps.consumer.consuming.containment import BrokenOff, HandlerCall, HandlerError
+from apps.consumer.consuming.decode import Decode, decode_value
 from apps.consumer.consuming.error_stacks import keep_stack
 from contracts.record import Record, fields_of
 
@@ -47,7 +48,7 @@ class Attempts:
     `failing_since` is when the first of these failed. `successes` counts the calls that did not fail.
     """
 
-    def __init__(self, decode: Callable[[bytes], object], handle: Handle) -> None:
+    def __init__(self, decode: Decode, handle: Handle) -> None:
         self.failures = self.successes = 0
         self.error: str | None = None
         self.kind = ""
@@ -84,7 +85,7 @@ class Attempts:
 
         async def handle() -> object:
             nonlocal named
-            decoded = [self._decode(one.value or b"") for one in records] if values is None else values
+            decoded = [decode_value(self._decode, one) for one in records] if values is None else values
             batch = Batch[Any](records, decoded, tries and [number + 1 for number in tries])
             try:
                 return await self._handle(batch)

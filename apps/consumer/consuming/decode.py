@@ -9,7 +9,7 @@ from apps.consumer.consuming.dead_letters import BadRecord
 from contracts.record import Record
 
 Decode = Callable[[bytes], object]
-"""Decodes a record's value, as `Stream.decode` does; may raise anything."""
+"""Decodes a record's value, as `Stream.decode` does; may raise anything, and `TypeError` for a null value."""
 
 
 class Tombstone(ValueError):
@@ -23,7 +23,7 @@ def sort_out(decode: Decode, records: Sequence[Record]) -> tuple[Sequence[Record
     good, values, bad = [], [], []
     for record in records:
         try:
-            values.append(decode(_value_of(record)))
+            values.append(decode_value(decode, record))
             good.append(record)
         except Exception as error:  # noqa: BLE001 - a bad record must not stop its neighbours
             # its traceback and this list would form a reference cycle
@@ -31,9 +31,13 @@ def sort_out(decode: Decode, records: Sequence[Record]) -> tuple[Sequence[Record
     return good, values, bad
 
 
-def _value_of(record: Record) -> bytes:
+def decode_value(decode: Decode, record: Record) -> object:
+    """Return the decoded value of a record. Raises `TooLarge`, `Tombstone`, or what `decode` does."""
     if isinstance(record, OversizedRecord):
         raise TooLarge(record.detail)
-    if record.value is None:
-        raise Tombstone("a record without a value (tombstone)")
-    return record.value
+    try:
+        return decode(record.value)  # type: ignore[arg-type]  # a null is a deletion, or raises
+    except TypeError:
+        if record.value is None:
+            raise Tombstone("a record without a value (tombstone)") from None
+        raise

@@ -17,8 +17,9 @@ export function contentText(content) {
 /** A key as text. */
 export const keyText = (key) => (typeof key === "string" ? key : contentText(key));
 
-/** The value of a record as text: compact JSON when it was decoded, else its bytes. */
-export const valueText = (record) => (record.value ? JSON.stringify(record.value) : contentText(record.content));
+/** The value of a record as text: compact JSON when it was decoded, else its bytes; a deletion has none. */
+export const valueText = (record) =>
+  record.value ? JSON.stringify(record.value) : record.deleted ? "deleted" : contentText(record.content);
 
 /** Part of a text as nodes, each match of `wanted` marked and the first one near the beginning. */
 export function brief(text, wanted) {

@@ -44,7 +44,7 @@ export async function showRecord(panel, open, sendAgain) {
       actions(text, key, curlOf(path), again, letters, like),
       facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", key ?? "null"], ["size", size]]),
       record.error && element("p", { class: "trouble" }, record.error),
-      ...contents(record.value ? { text } : record.content, record.headers, record.error),
+      ...contents(record.value || record.deleted ? { text } : record.content, record.headers, record.error),
     );
   } catch (failure) {
     const next = failure.problem?.next;

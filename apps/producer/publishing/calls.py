@@ -26,6 +26,8 @@ MAX_GENERATED_BYTES = 64 * 1024 * 1024
 """Bytes of the values that one call may generate: they stay in memory until the call is answered."""
 GENERATE_S = 7.0
 """Seconds that one call may generate, including its turns after others: all calls of a stream share one thread."""
+TOMBSTONE = b""
+"""The value of a record that is written as null."""
 COUNTED_S = 5.0
 """Most seconds of generating a chunk that count as waiting for its acknowledgement."""
 
@@ -46,6 +48,11 @@ async def send_records(
     """Send records, and return the result of each within 10 s. Raises `Busy` or `OutOfReach` when nothing was sent."""
     delivery = await publisher.publish(keys, values, patient=patient)
     return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
+
+
+async def send_deletion(publisher: Publisher, key: str) -> Answer:
+    """Send a tombstone for a key. Raises `Busy` or `OutOfReach` when it was not sent."""
+    return await send_records(publisher, [key.encode()], [TOMBSTONE])
 
 
 async def generate_value(stream: Stream[Any], max_record_bytes: int) -> bytes:

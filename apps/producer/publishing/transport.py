@@ -52,7 +52,7 @@ async def publish(
 ) -> Acknowledgement | None:
     """Send a batch by FastStream's publisher; see `Send`."""
     publisher = publisher_of(broker)
-    if headers or any(value is None for _, value in records):
+    if headers or not all(value for _, value in records):
         return await send_client_batch(broker, publisher.topic, partition, timestamp_ms, records, headers)
     messages = [KafkaPublishMessage(value, key=key) for key, value in records]
     return await publisher.publish(*messages, partition=partition, timestamp_ms=timestamp_ms, no_confirm=True)

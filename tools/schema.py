@@ -50,6 +50,7 @@ def main(
             status = 1
         else:
             file.write_text(json.dumps(new, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            print(f"{file.name} is up to date")
     return status
 
 

@@ -1,9 +1,6 @@
-"""Batch in, commit out: what happens between a fetched batch and its commit.
+"""Poll batches, have `Consumption` process each, and commit what is finished. A rebalance waits for the batch.
 
-Each record is decoded by itself. Good records go to the handler and bad ones to the dead letters; then the batch is
-committed and counted. In this order a crash at any point loses nothing, no record is dead-lettered before its
-neighbours were handled, and nothing counts as consumed that will be redelivered. Raising commits nothing, and the batch
-is redelivered.
+When processing raises, nothing is committed, and the batch is redelivered.
 """
 
 import time
@@ -64,7 +61,7 @@ def subscribe(  # noqa: PLR0913, PLR0917 - the parts of a subscriber
         topic,
         batch=True,
         group_id=group,
-        auto_offset_reset="none",  # the first record, but `Commits` must know of it
+        auto_offset_reset="none",  # not `earliest`: `Commits.reset` goes there itself, so that the move is reported
         ack_policy=AckPolicy.NACK_ON_ERROR,
         isolation_level="read_committed",
         max_records=batching.records,
@@ -179,7 +176,7 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Resume after an assignment, paused if an operator wants that, and report the partitions.
 
-        An assignment does not pause by itself.
+        The client resumes newly assigned partitions.
         """
         self.consumption.assigned(assigned)
         self.commits.assigned()

@@ -38,6 +38,11 @@ def latest_date() -> int:
     return time.time_ns() // 1_000_000 + AHEAD_MS
 
 
+def name_of(record: Record) -> str:
+    """Return the topic, partition and offset of a record, as a person reads them."""
+    return f"{record.topic}-{record.partition} offset {record.offset}"
+
+
 def fields_of(record: Record) -> dict[str, object]:
     """Return the topic, partition and offset of a record as fields of a log line."""
     return {"topic": record.topic, "partition": record.partition, "offset": record.offset}

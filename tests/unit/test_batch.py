@@ -116,7 +116,7 @@ async def test_the_log_says_how_many_records_of_a_call_failed(caplog: pytest.Log
     stream.add(*"abc")
     await stream.turn()
     (line,) = [record for record in caplog.records if "retrying" in record.message]
-    assert line.message == "1 of 3 records failed, retrying: ConnectionError"
+    assert line.message == "1 of 3 records failed, the first of them events-0 offset 1, retrying: ConnectionError"
     assert (line.exc_info, vars(line)["offset"]) == (None, 1)
 
 

@@ -101,7 +101,7 @@ def cors(origins: list[str]) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=origins,
-        allow_methods=["GET", "POST", "DELETE"],
+        allow_methods=["GET", "POST"],
         allow_headers=["Content-Type", HEADER],
         allow_credentials=True,
     )

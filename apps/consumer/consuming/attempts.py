@@ -13,7 +13,7 @@ from apps.consumer.consuming.batch import KEPT_BASES, Batch, Handle, Reject
 from apps.consumer.consuming.containment import BrokenOff, HandlerCall, HandlerError
 from apps.consumer.consuming.decode import Decode, decode_value
 from apps.consumer.consuming.error_stacks import keep_stack
-from contracts.record import Record, fields_of
+from contracts.record import Record, fields_of, name_of
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +127,10 @@ class Attempts:
             return
         self._is_logged = True
         log.warning(
-            "%d of %d records failed, retrying: %s",
+            "%d of %d records failed, the first of them %s, retrying: %s",
             len(failed),
             called,
+            name_of(failed[0]),
             without_values(error),
             exc_info=error
             if error.__traceback__

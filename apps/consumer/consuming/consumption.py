@@ -28,7 +28,7 @@ from apps.consumer.consuming.policy import DEFAULT, Policy
 from apps.consumer.consuming.redelivery import Newer, Redelivery, nothing_newer
 from apps.consumer.consuming.redrive_addressing import divide
 from apps.consumer.consuming.resource import OPENING, HandlerResource
-from contracts.record import Record, fields_of
+from contracts.record import Record, fields_of, name_of
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Consumption:
             return None
         if failing is None or failing.error is None:
             return attempts.error
-        return f"{_place(failing.record)}: {one_line(failing.error)[:MAX_ERROR_CHARACTERS]}"
+        return f"{name_of(failing.record)}: {one_line(failing.error)[:MAX_ERROR_CHARACTERS]}"
 
     @property
     def unreadable(self) -> str | None:
@@ -250,7 +250,7 @@ class Consumption:
     def _review(self, outcome: Outcome, accepted: Container[int]) -> Outcome:
         """Return an outcome as it is; raise `Halted` when too many of its records were refused."""
         if excess := self._limiter.review(outcome.records, outcome.bad, accepted):
-            why, error = f"{excess.reason}: {_place(excess.bad.record)}", excess.bad.error
+            why, error = f"{excess.reason}: {name_of(excess.bad.record)}", excess.bad.error
             raise Halted(f"{why}: {one_line(error)[:MAX_ERROR_CHARACTERS]}", f"{why}: {without_values(error)}")
         return outcome
 
@@ -276,9 +276,9 @@ class Consumption:
         first, kind = bad[0].record, type(bad[0].error).__name__
         fields = fields_of(first) | {"records": len(bad), "error": kind}
         log.warning(
-            "%d records were dead-lettered, the first of them %s: %s", len(bad), _place(first), kind, extra=fields
+            "%d records were dead-lettered, the first of them %s: %s", len(bad), name_of(first), kind, extra=fields
         )
-        self.last_error = f"{_place(bad[-1].record)}: {one_line(bad[-1].error)}"
+        self.last_error = f"{name_of(bad[-1].record)}: {one_line(bad[-1].error)}"
 
     def _adapt_size(self, records: int, seconds: float) -> None:
         """Limit the next batch by how long the handler took for a number of records."""
@@ -286,7 +286,3 @@ class Consumption:
         if batching.seconds is not None:
             fitting = int(records * batching.seconds / max(seconds, 1e-9))
             self.batch_records = max(1, min(batching.records, fitting, 2 * max(records, self.batch_records)))
-
-
-def _place(record: Record) -> str:
-    return f"{record.topic}-{record.partition} offset {record.offset}"

@@ -11,7 +11,6 @@ from typing import Any
 
 from apps.consumer.consuming.abandonment import Abandonment
 from apps.consumer.consuming.attempts import Attempts
-from apps.consumer.consuming.bisect import Trial
 from apps.consumer.consuming.findings import (
     MAX_RECORDS,
     ChunkSize,
@@ -23,6 +22,7 @@ from apps.consumer.consuming.findings import (
 )
 from apps.consumer.consuming.policy import Policy
 from apps.consumer.consuming.resource import HandlerResource
+from apps.consumer.consuming.retry import Trial
 from contracts.record import Record
 
 Newer = Callable[[], Awaitable[bool]]

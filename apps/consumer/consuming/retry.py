@@ -1,8 +1,8 @@
-"""Isolate the failing records of one batch, and distinguish poison records from an outage of the handler.
+"""Retry what fails of one batch: isolate its failing records, and distinguish poison from an outage of the handler.
 
-What fails is halved and what succeeds grows, until each failing record is alone: it is a suspect. Once another
-call succeeds, each suspect that failed before is judged: it is retried a few times. If it fails again it is poison.
-While suspects succeed after all, the handler fails at random: a record is poison only after more judgements then.
+The batch is bisected: what fails is halved and what succeeds grows, until each failing record is alone: a suspect.
+Once another call succeeds, each suspect that failed before is judged: it is retried a few times. If it fails again it
+is poison. While suspects succeed after all, the handler fails at random: poison needs more judgements then.
 """
 
 import random
@@ -152,8 +152,9 @@ class Trial:
     def doubt(self, *, outage: bool) -> None:
         """Suspect poison again when the handler may have failed too.
 
-        That is so in an outage, with untried records left, and while it must be judged more often. Of poison that no
-        success followed, it is so while records are undecided, and for more than two redelivered ones judged once.
+        That is so in an outage, while untried records are left, and of poison that was judged too rarely. Of poison
+        after which no call has succeeded it is so while other records are undecided. It is so too for more than two
+        of them in a redelivery, or where the handler names failures: one lucky success may explain their judgements.
         """
         poison = [one for one in self.findings if one.state == "poison"]  # of earlier trials too
         everything, needed = outage or bool(self.ready()), self._judgements_needed()

@@ -3,7 +3,8 @@
 #   docker build --target producer --tag people-producer .
 #   docker build --target consumer --tag people-consumer .
 #
-# Without --target it is the producer; `docker run IMAGE python -m apps.consumer` runs the other one.
+# Without --target it is the producer; `docker run IMAGE python -m apps.consumer` runs the other one. It listens on all
+# addresses, and so does not start without API_KEY, API_KEY_FILE, or ALLOW_ANONYMOUS=true.
 
 FROM python:3.11-slim-bookworm AS build
 RUN pip install --no-cache-dir --root-user-action=ignore uv==0.13.9

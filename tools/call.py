@@ -6,8 +6,9 @@ ends with status 1.
 
 import json
 import os
+import ssl
 import sys
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TextIO
 
 from apps.chassis.http.api_keys import HEADER
@@ -26,7 +27,7 @@ def main(service: str, method: str, target: str) -> int:
         print(error, file=sys.stderr)
         return 1
     port = _port_of(service, settings)
-    connection = HTTPConnection(_reachable(settings.host), port, timeout=TIMEOUT)
+    connection = _connection_to(settings, port)
     try:
         connection.request(method, target, headers=_key_of(settings))
         answer = connection.getresponse()
@@ -37,6 +38,17 @@ def main(service: str, method: str, target: str) -> int:
     failed = answer.status >= 400  # noqa: PLR2004 - HTTP's own line between success and error
     _write(text, sys.stderr if failed else sys.stdout)
     return int(failed)
+
+
+def _connection_to(settings: Settings, port: int) -> HTTPConnection:
+    """Return a connection to the service; with TLS it must show the certificate of the settings."""
+    host = _reachable(settings.host)
+    if not settings.ssl_certfile:
+        return HTTPConnection(host, port, timeout=TIMEOUT)
+    context = ssl.create_default_context(cafile=settings.ssl_certfile)
+    context.check_hostname = False  # it is called by its address
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate itself is trusted, whoever signed it
+    return HTTPSConnection(host, port, timeout=TIMEOUT, context=context)
 
 
 def _write(text: str, output: TextIO) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from litestar import Litestar
 from litestar.types import ASGIApp
 
 from apps.chassis.http.connection_limits import LimitedProtocol
+from apps.chassis.http.tls import server_tls
 from apps.chassis.internals.canary import UnexpectedLibrary
 from apps.chassis.internals.protections import protect
 from apps.chassis.liveness import LivenessServer
@@ -79,18 +81,18 @@ def serve(
         set_up_logging(settings)
         address = str(listening.getsockname()[0])
         settings = msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
+        check_anonymous(settings, address)
+        tls = server_tls(settings)
         app = create_app(settings, ending)
     except (WrongSetting, BadStream, UnexpectedLibrary) as error:
         sys.exit(str(error))
-    if not settings.api_keys.needed and not ip_address(address).is_loopback:
-        log.warning("listening on %s without API_KEY: anyone who can reach it can change state", settings.host)
     if liveness:
         LivenessServer(liveness, app.state[LOOP_WATCH]).start()
     _collect_garbage_less_often()
     _raise_open_file_limit()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _ignore)  # uvicorn raises the signal again after its shutdown
-    Server(server_config(app, settings), ending).run(sockets=[listening])
+    Server(server_config(app, settings, tls), ending).run(sockets=[listening])
 
 
 def settings_from_environment() -> Settings:
@@ -113,10 +115,21 @@ def settings_from_environment() -> Settings:
     return msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
 
 
-def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def check_anonymous(settings: Settings, address: str) -> None:
+    """Raise `WrongSetting` when other machines could reach the service, and nothing says who may call it."""
+    if settings.api_keys.needed or settings.allow_anonymous or ip_address(address).is_loopback:
+        return
+    raise WrongSetting(
+        f"HOST: on {settings.host} anyone who can reach the service could change and read everything; "
+        "set API_KEY or API_KEY_FILE, or allow it with ALLOW_ANONYMOUS=true"
+    )
+
+
+def server_config(app: ASGIApp, settings: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """Return the uvicorn configuration of an application."""
     return uvicorn.Config(
         app,
+        ssl_context_factory=(lambda *_: tls) if tls else None,
         http=LimitedProtocol,
         ws="none",  # an offered WebSocket is ignored, like any other upgrade
         log_config=None,

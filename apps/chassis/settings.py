@@ -94,6 +94,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     api_key: str | None = None
     api_key_file: str | None = None
     api_key_reads: bool = False
+    allow_anonymous: bool = False
+    ssl_certfile: str = ""
+    ssl_keyfile: str = ""
     metrics_public: bool = True
     audit_topic: TopicName | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
@@ -290,6 +293,8 @@ def _check_security(settings: Settings, given: Collection[str]) -> None:
         )
     if settings.kafka_ssl_keyfile and not settings.kafka_ssl_certfile:
         raise WrongSetting("KAFKA_SSL_CERTFILE: is missing, but KAFKA_SSL_KEYFILE is set")
+    if settings.ssl_keyfile and not settings.ssl_certfile:
+        raise WrongSetting("SSL_CERTFILE: is missing, but SSL_KEYFILE is set")
     if settings.uses_sasl:
         _check_credentials(settings.kafka_sasl_mechanism, given)
 

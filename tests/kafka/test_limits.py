@@ -1,5 +1,7 @@
 import os
+import re
 import socket
+import ssl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 from overload import CALLERS, MAX_MEMORY_BYTES, memory_of, refuses_in_time_and_stays_small, statuses_of_many
-from services import PATIENCE, ROOT, Pipeline, Raw, Service, event, value_of, wait_until
+from services import PATIENCE, ROOT, Pipeline, Raw, event, value_of, wait_until
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - it is this that is tested
 
@@ -96,14 +99,31 @@ def test_with_a_key_only_those_who_have_it_change_anything(pipeline: Pipeline, t
     assert len(pipeline.records()) == 4
 
 
-def test_a_service_that_others_can_reach_without_a_key_says_so_at_its_start(pipeline: Pipeline) -> None:
-    def warned(service: Service) -> bool:
-        return "without API_KEY" in service.log.read_text()
-
+def test_a_service_that_others_can_reach_starts_only_with_a_key_or_where_that_is_allowed(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    authority, certificate = trustme.CA(), tmp_path / "tls.pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
     with (
-        pipeline.producer(HOST=EVERYWHERE) as exposed,
+        pipeline.producer(HOST=EVERYWHERE) as refused,
+        pipeline.producer(HOST=EVERYWHERE, ALLOW_ANONYMOUS="true", SSL_CERTFILE=str(certificate)) as allowed,
         pipeline.producer(HOST=EVERYWHERE, API_KEY="a-key-of-operators") as guarded,
+        httpx.Client(base_url=f"https://localhost:{allowed.port}", verify=trusted) as https,
     ):
-        wait_until(lambda: warned(exposed))
+        assert refused.exit_status(timeout=30) == 1
+        (line,) = refused.log.read_text().splitlines()
+        assert line.startswith("HOST: ")
+        assert {"API_KEY", "ALLOW_ANONYMOUS=true"} <= {*re.findall(r"[A-Z_]+(?:=true)?", line)}
         guarded.until_healthy()
-        assert not warned(guarded)
+        wait_until(lambda: answers(https))
+        sent = https.post("/producers/events", json=event(), headers={"Origin": f"https://localhost:{allowed.port}"})
+        assert sent.status_code == 201
+
+
+def answers(https: httpx.Client) -> bool:
+    try:
+        return https.get("/health-check").status_code == 200
+    except httpx.TransportError:
+        return False

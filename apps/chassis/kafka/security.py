@@ -47,6 +47,7 @@ class TlsContext(ssl.SSLContext):
         self._cafile = cafile
         self.certfile = certfile
         self._keyfile = keyfile
+        self.minimum_version = ssl.TLSVersion.TLSv1_2
         if not cafile:
             self.load_default_certs()
         self._load()
@@ -67,20 +68,20 @@ class TlsContext(ssl.SSLContext):
         if self._cafile:
             _load_trusted(self, "KAFKA_SSL_CAFILE", self._cafile)
         if self.certfile:
-            _load_trusted(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "KAFKA_SSL_CERTFILE", self.certfile)
-            self._load_own()
+            load_own(self, "KAFKA_SSL", self.certfile, self._keyfile)
 
-    def _load_own(self) -> None:
-        variable, path = "KAFKA_SSL_CERTFILE", self.certfile
-        if self._keyfile:
-            variable, path = "KAFKA_SSL_KEYFILE", self._keyfile
-            _read(variable, path)
-        try:  # without `password` OpenSSL would ask on the terminal for that of an encrypted key
-            self.load_cert_chain(self.certfile, self._keyfile or None, password="")
-        except OSError:
-            raise Unreadable(
-                f"{variable}: {path!r} does not hold the unencrypted private key of the certificate"
-            ) from None
+
+def load_own(context: ssl.SSLContext, prefix: str, certfile: str, keyfile: str) -> None:
+    """Load a certificate and its key, from the files that two variables name. Raises `Unreadable`."""
+    _load_trusted(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), f"{prefix}_CERTFILE", certfile)
+    variable, path = f"{prefix}_CERTFILE", certfile
+    if keyfile:
+        variable, path = f"{prefix}_KEYFILE", keyfile
+        _read(variable, path)
+    try:  # without `password` OpenSSL would ask on the terminal for that of an encrypted key
+        context.load_cert_chain(certfile, keyfile or None, password="")
+    except OSError:
+        raise Unreadable(f"{variable}: {path!r} does not hold the unencrypted private key of the certificate") from None
 
 
 def _load_trusted(context: ssl.SSLContext, variable: str, path: str) -> None:

@@ -1,0 +1,91 @@
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+import trustme
+
+from apps.chassis.http.tls import ServerTls
+from apps.chassis.kafka.security import TlsContext
+from apps.chassis.service import check_anonymous
+from apps.chassis.settings import Settings, WrongSetting, read_settings
+
+AUTHORITY = trustme.CA()
+
+
+def issue(folder: Path, name: str) -> tuple[Path, Path]:
+    """Write a certificate and its key, and return both files."""
+    issued, files = AUTHORITY.issue_cert(name, "localhost"), (folder / "tls.crt", folder / "tls.key")
+    issued.cert_chain_pems[0].write_to_path(files[0])
+    issued.private_key_pem.write_to_path(files[1])
+    return files
+
+
+async def names_shown(server: asyncio.Server, context: ssl.SSLContext) -> list[str]:
+    """Connect, and return the names in the certificate of the server."""
+    port = server.sockets[0].getsockname()[1]
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
+    certificate = writer.get_extra_info("peercert")
+    writer.close()
+    return [name for _, name in certificate["subjectAltName"]]
+
+
+@pytest.mark.anyio
+async def test_a_renewed_certificate_is_used_for_the_next_connection_and_one_without_its_key_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = issue(tmp_path, "first.example")
+    context, trusted = ServerTls(str(certificate), str(key)), ssl.create_default_context()
+    AUTHORITY.configure_trust(trusted)
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as server:
+        assert await names_shown(server, trusted) == ["first.example", "localhost"]
+        of_first = key.read_bytes()
+        issue(tmp_path, "second.example")
+        of_second = key.read_bytes()
+        key.write_bytes(of_first)
+        assert await names_shown(server, trusted) == ["first.example", "localhost"]
+        assert "the certificate read before stays in use: SSL_KEYFILE:" in caplog.text
+        key.write_bytes(of_second)
+        assert await names_shown(server, trusted) == ["second.example", "localhost"]
+        certificate.unlink()
+        assert await names_shown(server, trusted) == ["second.example", "localhost"]
+
+
+@pytest.mark.anyio
+async def test_a_caller_with_an_older_tls_than_1_2_is_refused(tmp_path: Path) -> None:
+    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.create_default_context()
+    AUTHORITY.configure_trust(trusted)
+    trusted.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        trusted.minimum_version = trusted.maximum_version = ssl.TLSVersion.TLSv1_1
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as server:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await names_shown(server, trusted)
+
+
+def test_kafka_is_never_talked_to_with_an_older_tls_than_1_2() -> None:
+    assert TlsContext("", "", "").minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize(
+    ("environment", "wrong"),
+    [
+        ({"SSL_KEYFILE": "key.pem"}, "SSL_CERTFILE: is missing, but SSL_KEYFILE is set"),
+        ({"ALLOW_ANONYMOUS": "perhaps"}, "ALLOW_ANONYMOUS: expected true or false, got 'perhaps'"),
+    ],
+)
+def test_wrong_settings_of_the_transport_stop_the_start(environment: dict[str, str], wrong: str) -> None:
+    with pytest.raises(WrongSetting) as raised:
+        read_settings(environment)
+    assert str(raised.value) == wrong
+
+
+def test_beyond_this_machine_a_service_needs_a_key_or_permission_to_have_none() -> None:
+    open_to_all = Settings(host="0.0.0.0")  # noqa: S104 - it is this that is tested
+    for address in ("0.0.0.0", "::", "192.0.2.1"):  # noqa: S104 - likewise
+        with pytest.raises(WrongSetting, match=r"^HOST: .*API_KEY .*ALLOW_ANONYMOUS=true"):
+            check_anonymous(open_to_all, address)
+        check_anonymous(Settings(allow_anonymous=True), address)
+        check_anonymous(Settings(api_key="a-key-of-operators"), address)
+    for address in ("127.0.0.1", "127.0.0.2", "::1"):
+        check_anonymous(open_to_all, address)

@@ -96,16 +96,17 @@ class StreamConsumer:
         self._refill = Refill(self.window, self._reader, commits.read, background, stream.decode, own.group_id)
         self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
         self._members = partial(cluster.members, own.group_id, own.topic)
-        self._missing = missing = MissingPartitions(self._members)
-        slow_s, consumption = settings.slow_batch_seconds, self.consumption
-        self.control = Control(
-            self._connection, cluster, consumption, commits, background, slow_s, stream.name, missing
-        )
+        self._missing = MissingPartitions(self._members)
+        self.control = self._new_control(background, settings.slow_batch_seconds)
         self.schedule = self._new_schedule()
 
     def _new_dead_letters(self, kafka: Kafka) -> DeadLetters:
         own, options = self.settings, for_purpose(self._options, "dead-letters")
         return DeadLetters(options, own.dead_letter_topic, self.cluster, own.group_id, kafka.producer)
+
+    def _new_control(self, background: Background, slow_s: float) -> Control:
+        consuming = self._connection, self.cluster, self.consumption, self._commits, background
+        return Control(*consuming, slow_s, self.stream.name, self._missing)
 
     def _new_schedule(self) -> Schedule:
         due = DueLetters(self.dead_reader, self.redriver, self.settings.group_id, self._delays_s)

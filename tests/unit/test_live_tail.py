@@ -347,3 +347,11 @@ async def test_callers_that_catch_up_and_do_not_read_hold_only_so_much_together(
         left = next(caller for caller, waited in zip(callers, waits, strict=True) if waited)
         places, _ = await read_places(left, len(all_of(topic)))
         assert sorted(places) == all_of(topic)
+
+
+def test_no_record_breaks_out_of_its_event() -> None:
+    trick = b"\r\rdata: 1\n\nevent: gap\ndata: {}\r\n\r\n"
+    record = Stored(0, 7, key=trick, value=trick, headers=((trick.decode(), trick),))
+    framed = events.event_of(EVENTS.decode, record, {0: 8})
+    begin, data, *rest = re.split(rb"\r\n|\r|\n", framed)
+    assert (begin[:4], data[:6], rest) == (b"id: ", b"data: ", [b"", b""])

@@ -116,6 +116,21 @@ def test_a_line_names_the_request_that_it_is_of(formatter: logging.Formatter) ->
     assert "request" not in formatter.format(record)
 
 
+@pytest.mark.parametrize("formatter", [ConsoleFormatter(), JsonFormatter()])
+def test_no_text_ends_a_line_controls_a_terminal_or_turns_the_direction_of_what_follows(
+    formatter: logging.Formatter,
+) -> None:
+    tricks = "\r\n\x00\x1b[2J\x7f\x9b2J\u2028\u2029\u202e\u2066\u200f"
+    written = formatter.format(line(f"asked for {tricks}by name", CorruptRecordException(tricks)))
+    kept = written.replace("\n", "") if isinstance(formatter, ConsoleFormatter) else written  # the lines of a stack
+    assert not [each for each in tricks if not each.isprintable() and each in kept]
+    assert written.count("\\u202e") == 2
+    if isinstance(formatter, JsonFormatter):
+        assert json.loads(written)["message"] == f"asked for {tricks}by name"
+    else:
+        assert written.splitlines()[1].startswith("Traceback")
+
+
 def test_of_a_task_or_callback_that_failed_asyncio_reports_no_result_and_no_argument() -> None:
     for message, kept in [
         (

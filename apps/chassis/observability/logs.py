@@ -49,6 +49,15 @@ MISSING_PERMISSIONS = {
 """The meaning of Kafka's errors for a missing ACL."""
 
 
+MISLEADING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that end a line, control a terminal, or turn the direction of what follows."""
+
+
+def plain(text: str) -> str:
+    """Return a text with `MISLEADING` characters escaped as in JSON, so that it stays one line and looks as it is."""
+    return MISLEADING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def one_line(error: BaseException) -> str:
     """Return the type and the message of an error in one line. Log it only for errors of Kafka's client.
 
@@ -96,11 +105,11 @@ class ConsoleFormatter(logging.Formatter):
         """Return the line, without an exception."""
         name, key = getattr(record, "request_id", None), getattr(record, "key_name", None)
         with_key = f", key {key}" if key else ""
-        return super().formatMessage(record) + (f" (request {name}{with_key})" if name else "")
+        return plain(super().formatMessage(record)) + (f" (request {name}{with_key})" if name else "")
 
     def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - the library's name
         """Return the stack of an exception."""
-        return stack_of(ei[1]) if ei[1] else ""
+        return "\n".join(map(plain, stack_of(ei[1]).split("\n"))) if ei[1] else ""
 
 
 class JsonFormatter(logging.Formatter):
@@ -120,7 +129,7 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
         if record.exc_info and record.exc_info[1]:
             line["exception"] = stack_of(record.exc_info[1])
-        return msgspec.json.encode(line).decode()
+        return plain(msgspec.json.encode(line).decode())
 
 
 def with_request(record: logging.LogRecord) -> bool:

@@ -18,17 +18,8 @@ from litestar.response import Response
 from litestar.types import Receive, Scope, Send
 
 from apps.chassis.http.admission import share_of
-from apps.chassis.http.problems import (
-    BUSY,
-    NOT_ACKNOWLEDGED,
-    OUT_OF_REACH,
-    ROOT_PATH,
-    answer_error,
-    bad_body,
-    bad_parameter,
-    documented,
-    problem,
-)
+from apps.chassis.http.problem_kinds import BUSY, NOT_ACKNOWLEDGED, OUT_OF_REACH
+from apps.chassis.http.problems import ROOT_PATH, answer_error, bad_body, bad_parameter, documented, problem
 from apps.chassis.http.request_body import (
     BODY_ERRORS,
     JSON,

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from litestar import Litestar
 from litestar.testing import TestClient
 
-from apps.chassis.http.problems import KINDS, Kind
+from apps.chassis.http.problem_kinds import KINDS, Kind
 from apps.chassis.settings import Settings
 from tests.event_services import create_consumer, create_producer
 

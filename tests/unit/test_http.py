@@ -22,7 +22,8 @@ from serving import answered, closed
 
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.connection_limits import LimitedProtocol
-from apps.chassis.http.problems import KINDS, to_problem
+from apps.chassis.http.problem_kinds import KINDS
+from apps.chassis.http.problems import to_problem
 from apps.chassis.http.request_middleware import RequestMiddleware
 from apps.chassis.observability.logs import request_id, with_request
 from apps.chassis.settings import Settings

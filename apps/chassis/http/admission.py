@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import Scope
 
-from apps.chassis.http.problems import BUSY, RETRY_AFTER, problem
+from apps.chassis.http.problem_kinds import BUSY
+from apps.chassis.http.problems import RETRY_AFTER, problem
 
 MAX_CALLS = 500
 """Calls under way at a time. One route may have four fifths of them, so that others find room while it hangs."""

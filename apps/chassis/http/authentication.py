@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry, Counter
 
 from apps.chassis.http.api_keys import HEADER, ApiKey, Keys
 from apps.chassis.http.guess_limit import GuessLimit
-from apps.chassis.http.problems import FOREIGN_ORIGIN, TOO_MANY_GUESSES, problem
+from apps.chassis.http.problem_kinds import FOREIGN_ORIGIN, TOO_MANY_GUESSES
+from apps.chassis.http.problems import problem
 
 log = logging.getLogger(__name__)
 

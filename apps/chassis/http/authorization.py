@@ -14,7 +14,8 @@ from litestar.handlers import BaseRouteHandler
 
 from apps.chassis.http.api_keys import HEADER
 from apps.chassis.http.authentication import Authenticator, Connection
-from apps.chassis.http.problems import MISSING_ROLE, problem
+from apps.chassis.http.problem_kinds import MISSING_ROLE
+from apps.chassis.http.problems import problem
 from apps.chassis.http.roles import ANYONE, METRICS, READ, ROLE, Role
 from apps.chassis.observability.logs import key_name
 

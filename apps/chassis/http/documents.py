@@ -28,7 +28,7 @@ from apps.chassis.http.api_keys import HEADER
 from apps.chassis.http.authorization import access_of
 from apps.chassis.http.health import VERSION
 from apps.chassis.http.pages import page_policy, to_root
-from apps.chassis.http.problems import PATH as PROBLEMS
+from apps.chassis.http.problem_kinds import PATH as PROBLEMS
 from apps.chassis.http.problems import answer_error, problem
 from apps.chassis.http.roles import READ, ROLE
 from apps.chassis.settings import Settings

@@ -13,7 +13,8 @@ from ipaddress import ip_address
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import Scope
 
-from apps.chassis.http.problems import FOREIGN_ORIGIN, UNKNOWN_HOST, problem
+from apps.chassis.http.problem_kinds import FOREIGN_ORIGIN, UNKNOWN_HOST
+from apps.chassis.http.problems import problem
 from apps.chassis.http.request_headers import headers_of
 from apps.chassis.settings import ANY_HOST, Settings, is_address
 

@@ -10,7 +10,8 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import HeaderParameter, ParameterKwarg, PathParameter
 from litestar.typing import FieldDefinition
 
-from apps.chassis.http.problems import BAD_PARAMETER, Fault, problem
+from apps.chassis.http.problem_kinds import BAD_PARAMETER
+from apps.chassis.http.problems import Fault, problem
 
 ANY_QUERY = "any_query"
 """The option of a route that is called with any query: a page."""

@@ -25,7 +25,8 @@ from apps.chassis.http.admission import Share, share_of
 from apps.chassis.http.connection_limits import ALL_HERE
 from apps.chassis.http.content_encoding import ACCEPTED_CODINGS, WINDOW_BITS, Decompressor
 from apps.chassis.http.json_faults import split_fault
-from apps.chassis.http.problems import BAD_BODY, RETRY_AFTER, BrokenBody, bad_body, problem
+from apps.chassis.http.problem_kinds import BAD_BODY
+from apps.chassis.http.problems import RETRY_AFTER, BrokenBody, bad_body, problem
 from apps.chassis.http.repeated_names import RepeatedName, check_names
 from apps.chassis.http.request_headers import headers_of
 

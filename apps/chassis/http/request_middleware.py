@@ -18,7 +18,8 @@ from apps.chassis.http.admission import Limit
 from apps.chassis.http.authentication import SAFE_METHODS
 from apps.chassis.http.authorization import missing_security_headers
 from apps.chassis.http.origins import OriginPolicy
-from apps.chassis.http.problems import BUSY, RETRY_AFTER, encoded, problem, with_root_path
+from apps.chassis.http.problem_kinds import BUSY
+from apps.chassis.http.problems import RETRY_AFTER, encoded, problem, with_root_path
 from apps.chassis.http.query import check_query
 from apps.chassis.http.request_headers import find_fault, headers_of
 from apps.chassis.observability.logs import request_id

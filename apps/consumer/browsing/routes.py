@@ -18,7 +18,8 @@ from litestar.response import Response
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.http.admission import share_of
 from apps.chassis.http.authorization import access_of
-from apps.chassis.http.problems import BUSY, OUT_OF_REACH, UNREADABLE, bad_parameter, documented, problem
+from apps.chassis.http.problem_kinds import BUSY, OUT_OF_REACH, UNREADABLE
+from apps.chassis.http.problems import bad_parameter, documented, problem
 from apps.chassis.http.query import ANY_NUMBER, PLAIN_INTEGER
 from apps.chassis.http.record_value import RecordValue
 from apps.chassis.http.roles import READ, ROLE

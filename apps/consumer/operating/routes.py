@@ -15,7 +15,8 @@ from litestar.params import Parameter, SkipValidation
 
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.http.authorization import access_of
-from apps.chassis.http.problems import NOT_NOW, OUT_OF_REACH, answer_as, bad_body, bad_parameter, documented
+from apps.chassis.http.problem_kinds import NOT_NOW, OUT_OF_REACH
+from apps.chassis.http.problems import answer_as, bad_body, bad_parameter, documented
 from apps.chassis.http.request_body import (
     BODY_ERRORS,
     JSON,

@@ -15,18 +15,8 @@ from litestar.response import Response
 
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.http.admission import share_of
-from apps.chassis.http.problems import (
-    DONE_BEFORE,
-    NOT_NOW,
-    OUT_OF_REACH,
-    RETRY_AFTER,
-    UNREADABLE,
-    answer_error,
-    bad_body,
-    bad_parameter,
-    documented,
-    problem,
-)
+from apps.chassis.http.problem_kinds import DONE_BEFORE, NOT_NOW, OUT_OF_REACH, UNREADABLE
+from apps.chassis.http.problems import RETRY_AFTER, answer_error, bad_body, bad_parameter, documented, problem
 from apps.chassis.http.query import ANY_NUMBER
 from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, either, read_json
 from apps.chassis.http.roles import OPERATE, READ, ROLE

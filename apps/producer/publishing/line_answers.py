@@ -14,15 +14,8 @@ from litestar.types import Receive, Scope, Send
 
 from apps.chassis.http.admission import share_of
 from apps.chassis.http.connection_limits import BREAK_OFF
-from apps.chassis.http.problems import (
-    BAD_BODY,
-    BUSY,
-    MEDIA_TYPE,
-    NOT_ACKNOWLEDGED,
-    BrokenBody,
-    problem,
-    with_root_path,
-)
+from apps.chassis.http.problem_kinds import BAD_BODY, BUSY, NOT_ACKNOWLEDGED
+from apps.chassis.http.problems import MEDIA_TYPE, BrokenBody, problem, with_root_path
 from apps.chassis.http.request_body import NDJSON, BodyHead, head_of, read_pieces
 from apps.chassis.http.spool import Spool, Spools
 from apps.chassis.http.streaming import BrokenOff, Streamed

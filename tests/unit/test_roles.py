@@ -128,6 +128,24 @@ def test_health_tells_no_details_to_who_may_not_read(guarded: dict[str, Client],
     assert "127.0.0.1" in details.json()["detail"]
 
 
+@pytest.mark.parametrize("reads", ["true", "false"])
+@pytest.mark.parametrize("given", ["", " expires=2020-01-01"])
+def test_a_probe_with_a_key_that_is_not_accepted_is_answered_as_without_one(
+    reads: str, given: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"ada:{ALL}{given}\n")
+    wrong = {"X-API-Key": ALL if given else "a-key-that-nobody-has"}
+    with client("consumer", API_KEY_FILE=str(file), API_KEY_READS=reads) as consumer:
+        health = consumer.get("/health-check", headers=wrong)
+        assert health.status_code == 503
+        assert (health.json()["detail"] == "details need a key with the role read") == (reads == "true")
+        for path in ("/livez", "/metrics"):
+            assert consumer.get(path, headers=wrong).status_code == 200
+        refused = f'api_key_refusals_total{{reason="{"expired" if given else "wrong"}"}} 1.0'
+        assert refused in consumer.get("/metrics").text  # a guess at health counts as one
+
+
 def test_one_key_protects_reading_where_the_setting_says_so() -> None:
     with client("consumer", API_KEY=ALL, API_KEY_READS="true", METRICS_PUBLIC="false") as consumer:
         for path in ("/consumers/status", "/consumers/messages", "/metrics", "/schema/openapi.json", "/asyncapi.json"):

@@ -73,8 +73,11 @@ class Access:
         return None, [] if self.keys.needed_to_read else [READ]
 
     def may_read(self, connection: Connection) -> bool:
-        """Return whether the caller may read what needs the role. Raises 401 or 429."""
-        return READ in self.roles_of(connection)[1]
+        """Return whether the caller may read; a key that is not accepted counts as none."""
+        try:
+            return READ in self.roles_of(connection)[1]
+        except HTTPException:
+            return not self.keys.needed_to_read
 
     async def while_allowed(
         self, connection: Connection, pieces: AsyncGenerator[bytes, None], checked_every_s: float = CHECKED_EVERY_S
@@ -85,15 +88,9 @@ class Access:
             async for piece in pieces:
                 if time.monotonic() - checked > checked_every_s:
                     checked = time.monotonic()
-                    if not self._may_still_read(connection):
+                    if not self.may_read(connection):
                         return
                 yield piece
-
-    def _may_still_read(self, connection: Connection) -> bool:
-        try:
-            return self.may_read(connection)
-        except HTTPException:
-            return False
 
 
 def cors(origins: list[str]) -> CORSConfig | None:

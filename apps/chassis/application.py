@@ -79,21 +79,18 @@ def build_application(  # noqa: PLR0913 - how the two services differ
 ) -> Litestar:
     """Return the application of a service, with the given routes and those of any service.
 
-    `parts` are the service's parts by the name of their stream; they are open while the application runs. `ending` is
-    set when the shutdown begins. `admission` limits the calls, by default to 256 MiB of memory. `audit` notes operator
-    actions. `options` are passed to Litestar.
+    `parts` serve the streams of their names, and are open while it runs. `ending` is set when the shutdown begins.
+    `admission` limits the calls, by default to 256 MiB of memory. `audit` notes actions, and Litestar takes `options`.
     """
     title, limit, end = name.capitalize(), admission or Limit(MAX_MEMORY_BYTES), ending or asyncio.Event()
     registry.register(watch := LoopWatch())
     audit = audit or Audit(name, registry)
-    authenticator = Authenticator(settings.api_keys, name, settings.root_path, registry)
-    access = Access(authenticator, metrics_public=settings.metrics_public)
+    access = Access(Authenticator(settings, name, registry), metrics_public=settings.metrics_public)
+    state = State({ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch, ACCESS: access})
     app = Application(
         [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],
         dependencies=stream_dependencies(parts),
-        state=State(
-            {ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch, ACCESS: access}
-        ),
+        state=state,
         guards=[access.guard] if access.keys.needed else [],
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},

@@ -18,10 +18,11 @@ from litestar.datastructures import Cookie
 from litestar.plugins.problem_details import ProblemDetailsException
 from prometheus_client import CollectorRegistry, Counter
 
-from apps.chassis.http.api_keys import HEADER, ApiKey, Keys
+from apps.chassis.http.api_keys import HEADER, ApiKey
 from apps.chassis.http.guess_limit import GuessLimit
 from apps.chassis.http.problem_kinds import FOREIGN_ORIGIN, TOO_MANY_GUESSES
 from apps.chassis.http.problems import problem
+from apps.chassis.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +68,14 @@ class RefusedKeys:
 class Authenticator:
     """Returns the key of a call."""
 
-    def __init__(self, keys: Keys, service: str, root_path: str, registry: CollectorRegistry) -> None:
-        self.keys = keys
+    def __init__(self, settings: Settings, service: str, registry: CollectorRegistry) -> None:
+        self.keys = settings.api_keys
         self.cookie_name = f"{service}_session"
-        self._path = root_path or "/"
+        self._path = settings.root_path or "/"
         self.refused = RefusedKeys(registry)
         self._guesses = GuessLimit()
-        if keys.needed:
-            _ = keys.current  # reads the file, which may be half written at the first call
+        if self.keys.needed:
+            _ = self.keys.current  # reads the file, which may be half written at the first call
 
     def identify(self, connection: Connection) -> ApiKey | None:
         """Return the key of a call, None for a call without any. Raises 401, 403 or 429."""

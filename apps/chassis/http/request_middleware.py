@@ -72,8 +72,7 @@ class RequestMiddleware:
         if scope.get("method") == "HEAD":
             await self._answer_head(scope, receive, send)
             return
-        name = _identify(scope)
-        status, refused = 0, False
+        name, status, refused = _identify(scope), 0, False
 
         def see(message: Message) -> Awaitable[None]:  # must not refer to itself: each call would be a reference cycle
             nonlocal status, refused

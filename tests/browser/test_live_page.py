@@ -214,7 +214,10 @@ def test_a_seek_asks_first_and_says_how_many_records_it_concerns(page: Page, sit
     expect(said).to_have_text("")
     place.select_option("beginning")
     seek.click()
-    expect(page.locator("#ask-question")).to_have_text(f"{handled:,} records will be handled again.")
+    expect(page.locator("#ask-question")).to_have_text(
+        f"events, all partitions, from the beginning: {handled:,} records will be handled again; "
+        "0 will be skipped and never handled."
+    )
     expect(page.get_by_role("button", name="Cancel")).to_be_focused()
     page.keyboard.press("Enter")
     expect(said).to_have_text("Nothing was moved.")
@@ -266,6 +269,10 @@ def test_a_dead_letter_that_is_sent_back_arrives(page: Page, site: Site) -> None
     page.get_by_role("button", name=f"Send back {waiting + 1}").click()
     expect(page.locator("#dead-said")).to_contain_text(f"{waiting + 1} w")  # bad ones are dead-lettered again
     expect(letters).to_have_count(len(before) + 2 + waiting + 1)
+    reason = page.locator("#reasons a").first
+    reason.click()
+    expect(reason).to_have_attribute("aria-current", "true")
+    expect(page.locator("#redrive")).to_be_focused()
     go_to(page, "Records")
     expect(rows(page, REFUSED)).to_have_count(2)  # the first one and the one that was sent back
 
@@ -432,6 +439,7 @@ def test_a_record_is_sent_again_with_another_text(page: Page, site: Site) -> Non
     rows(page, "It snows.").locator("a").click()
     page.get_by_role("button", name="Send again …").click()
     form = page.locator("#produce")
+    expect(form.get_by_role("heading")).to_have_text("Send again")
     expect(form.get_by_label("id")).to_have_value("ada")
     form.get_by_label("number").fill("151")
     expect(form.locator(".wrong").nth(1)).to_contain_text("150")  # while it is typed
@@ -522,7 +530,7 @@ def test_selected_dead_letters_are_discarded_and_a_discard_is_undone(page: Page,
         letters.nth(row).get_by_role("checkbox").check()
     expect(page.get_by_role("button", name="Send back the selected (2) …")).to_be_enabled()
     page.get_by_role("button", name="Discard the selected (2) …").click()
-    expect(page.locator("#ask-question")).to_contain_text("2 dead letters will be discarded")
+    expect(page.locator("#ask-question")).to_contain_text("2 dead letters of events will be discarded")
     page.keyboard.press("Enter")  # "Cancel" has the focus
     expect(said).to_have_text("Nothing was changed.")
     page.get_by_role("button", name="Discard the selected (2) …").click()
@@ -543,6 +551,7 @@ def test_all_dead_letters_that_match_are_discarded_and_found_again_among_the_dis
     refuse(site, "thrown", 3)
     letters, said = show_letters(page, "thrown"), page.locator("#dead-said")
     page.get_by_role("button", name="Discard all that match (3) …").click()
+    expect(page.locator("#ask-question")).to_contain_text("3 dead letters of events (key thrown) will be")
     page.get_by_role("button", name="Discard 3", exact=True).click()
     expect(said).to_contain_text("3 were discarded.")
     expect(letters).to_have_count(0)
@@ -550,7 +559,7 @@ def test_all_dead_letters_that_match_are_discarded_and_found_again_among_the_dis
     expect(discard).to_be_disabled()
     expect(discard).to_have_attribute("title", "There is none to discard.")
     assert [one["key"]["text"] for one in site.letters()].count("thrown") == 0
-    page.get_by_role("checkbox", name="Discarded").check()
+    page.get_by_role("checkbox", name="Show the discarded").check()
     expect(letters).to_have_count(3)
     expect(letters.first).to_contain_text("discarded")
     expect(page.get_by_role("button", name=re.compile("^Send back all"))).to_be_hidden()
@@ -559,13 +568,14 @@ def test_all_dead_letters_that_match_are_discarded_and_found_again_among_the_dis
     page.get_by_role("button", name="Restore all that match (2) …").click()
     page.get_by_role("button", name="Restore 2", exact=True).click()
     expect(said).to_have_text("2 were restored.")
-    page.get_by_role("checkbox", name="Discarded").uncheck()
+    page.get_by_role("checkbox", name="Show the discarded").uncheck()
     expect(letters).to_have_count(3)
     site.refusing.unlink()
     page.get_by_role("button", name="Send back all that match (3) …").click()
     page.get_by_role("button", name="Send back 3", exact=True).click()
     expect(said).to_contain_text("3 were sent back.")
     page.get_by_role("link", name="Watch them arrive").click()
+    expect(page.locator("#records-title")).to_be_focused()
     expect(page.locator("#record-list > tr [data-name=key]").first).to_have_text("thrown")
     assert len([one for one in site.letters() if one["key"] == {"text": "kept"} and not one["redriven"]]) == 1
 

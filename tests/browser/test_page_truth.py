@@ -134,6 +134,9 @@ def page(open_page: Page, site: Site) -> Page:
     return open_page
 
 
+FOR_CALLERS = " (see last_error of the status)"
+"""What health tells callers, and the page leaves out."""
+
 OF_KAFKA = {"lag-rows", "group", "member-rows", "dead-count"}
 """What the page shows of answers that only Kafka can give."""
 
@@ -164,7 +167,7 @@ def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, ob
         "state": state,
         "state colour": COLOURS.get(state, "warn") if fit or state == "retrying" else "bad",
         "title": f"{state if fit else f'{state}, unavailable'} · Consumer",
-        "health": without_seconds(f"Health {health['status']}: {health['detail']}"),
+        "health": without_seconds(f"Health {health['status']}: {health['detail'].removesuffix(FOR_CALLERS)}"),
         "health colour": "muted" if fit else "bad",
         "consumed": count(status["messages_consumed_count"]),
         "dead-lettered": count(status["dead_lettered_count"]),
@@ -270,6 +273,7 @@ def test_the_record_that_fails_alone_is_one_click_away(page: Page, site: Site) -
     page.get_by_role("link", name=f"Show the record: {place}").click()
     expect(page.locator("#record h3")).to_have_text(place.capitalize())
     expect(page.locator("#record pre")).to_be_visible()
+    expect(page.locator("#record .trouble")).to_contain_text("the database is down")
     page.get_by_role("link", name="Overview").click()
     expect(page.locator("#control")).to_be_visible()
 

@@ -64,7 +64,9 @@ def test_each_stream_is_shown_with_its_own_state_and_records_at_an_address_of_it
     expect(links).to_have_text(["eventsrunning", "ordersretrying"])
     expect(page).to_have_title("running · events · Consumer")
     expect(page.locator("#state")).to_have_text("running")
-    expect(page.locator("#health")).to_have_text("Health ok: events are consumed")
+    expect(page.locator("#health")).to_have_text(
+        "Health of events ok: events are consumed; the service is unavailable because of orders"
+    )
     page.get_by_role("link", name="Records").click()
     expect(page.locator("#record-list [data-name=key]")).to_have_text(["ada"])
     expect(links.last).to_have_attribute("href", "?stream=orders&tab=records")
@@ -73,7 +75,7 @@ def test_each_stream_is_shown_with_its_own_state_and_records_at_an_address_of_it
     links.last.click()
     expect(page).to_have_title("retrying, unavailable · orders · Consumer")
     expect(page.locator("#state")).to_have_text("retrying")
-    expect(page.locator("#health")).to_contain_text("Health unavailable: ")
+    expect(page.locator("#health")).to_contain_text("Health of orders unavailable: ")
     expect(page.locator("#last-error")).to_contain_text("no database")
     assert page.url == f"{site.url}/?stream=orders"
     page.go_back()

@@ -20,10 +20,7 @@ export function post(path, body, parameters = {}) {
 
 /** Return the health of a stream; 503 is an answer too. */
 export const getHealth = (name) =>
-  get("health-check", { stream: name }).catch((error) => {
-    if (error.problem?.status === "unavailable") return error.problem;
-    throw error;
-  });
+  get("health-check", { stream: name }).catch((error) => (error.problem?.status === "unavailable" ? error.problem : Promise.reject(error)));
 
 /** Return the command that makes the same call as `get`. */
 export function curlOf(path, parameters = {}) {
@@ -39,8 +36,7 @@ function ofStream(path, parameters = {}) {
 }
 
 async function call(url, options, milliseconds) {
-  let answer;
-  let text;
+  let answer, text;
   try {
     answer = await fetch(url, { ...options, cache: "no-store", credentials: "include", signal: AbortSignal.timeout(milliseconds) });
     text = await answer.text();

@@ -6,7 +6,7 @@ import { facts } from "./content.js";
 import { byId, confirmed, count, localTime, onSubmit, plural, report, rfc3339, say, time, turn } from "./dom.js";
 import { GONE } from "./looks.js";
 import { placeOf } from "./record.js";
-import { showPill, title } from "./streams.js";
+import { names, showPill, stream, title } from "./streams.js";
 
 const LIVELY = ["starting", "running", "retrying", "reconnecting"];
 
@@ -16,12 +16,12 @@ const COMMANDS = {
   stop: { name: "Stop", path: "consumers/stop", while: [...LIVELY, "paused"], next: "start" },
   pause: { name: "Pause", path: "consumers/pause", while: LIVELY, next: "resume" },
   resume: { name: "Resume", path: "consumers/resume", while: ["paused"], next: "pause" },
-  accept: { name: "Start", path: "consumers/start", body: { accept: true }, while: ["halted", "retrying"], next: "stop" },
+  accept: { name: "Start (bad records go to Dead letters)", path: "consumers/start", body: { accept: true }, while: ["halted", "retrying"], next: "stop" },
 };
 
 /** What to do in each bad state. */
 const ADVICE = {
-  retrying: "The handler fails, and its records are retried. Consuming goes on by itself once the handler works again.",
+  retrying: "The handler fails, and its records are retried. Consuming goes on by itself once another record succeeds or the handler works again; if the fault is in the records, dead-letter them now.",
   halted: "Too many records were refused, and Records shows them with their errors: usually a wrong deploy, or a producer with another schema. Deploy a fix and start, or start and dead-letter the bad records.",
   reconnecting: "Kafka is out of reach or refuses this service. The service connects again by itself.",
 };
@@ -58,11 +58,10 @@ async function goTo({ to, time: local, partition, offset }) {
   const spot = to === "offset" ? { offset: Number(offset) } : { to: to === "time" ? rfc3339(local) : to };
   const place = { ...spot, ...(partition && { partition: Number(partition) }) };
   const { would_handle_again: again, would_skip: skipped } = await post("consumers/seek", place, { dry_run: true });
-  const sentences = [
-    again > 0 && `${plural(again, "record", "records")} will be handled again.`,
-    skipped > 0 && `${plural(skipped, "record", "records")} will be skipped and never handled.`,
-  ].filter(Boolean);
-  if (!(await confirmed(sentences.join(" ") || "No record will be handled again or skipped.", "Seek"))) return "Nothing was moved.";
+  const from = to === "offset" ? `offset ${offset}` : to === "time" ? time(Date.parse(local)) : `the ${to}`;
+  const effect = `${plural(again, "record", "records")} will be handled again; ${count(skipped)} will be skipped and never handled`;
+  const where = `${stream}, ${partition ? `partition ${partition}` : "all partitions"}, from ${from}`;
+  if (!(await confirmed(`${where}: ${effect}.`, "Seek"))) return "Nothing was moved.";
   const { partitions } = await post("consumers/seek", place);
   return `Consumes from there in ${plural(Object.keys(partitions).length, "partition", "partitions")}.`;
 }
@@ -70,7 +69,7 @@ async function goTo({ to, time: local, partition, offset }) {
 async function run(name, command, refresh) {
   const button = byId(name);
   if (button.ariaBusy === "true") return;
-  const bad = `Bad records will be dead-lettered until a batch has only good ones: up to ${plural(lag ?? 0, "record waits", "records wait")}.`;
+  const bad = `Bad records of ${stream} will be dead-lettered until a batch has only good ones: up to ${plural(lag ?? 0, "record waits", "records wait")}.`;
   if (name === "accept" && !(await confirmed(bad, "Dead-letter the bad ones"))) return;
   button.ariaBusy = "true";
   let answered = byId("state").dataset.state;
@@ -94,13 +93,16 @@ function clearOutdated() {
   report(said, "", () => "");
 }
 
-/** Show status and health of the service, which were read together. */
-export function showStatus(status, health) {
+/** Show status and health of the stream, which were read together, and which other streams are unavailable. */
+export function showStatus(status, healths) {
+  const health = healths[stream];
+  const ill = names.filter((name) => name !== stream && healths[name]?.status === "unavailable");
   lag = status.lag;
-  showState(status.state, health);
+  showState(status.state, health, ill.length > 0 ? `; the service is unavailable${health.status === "ok" ? "" : " also"} because of ${ill.join(", ")}` : "");
   const why = (states) => (states.includes(status.state) ? "" : `It is ${status.state}.`);
   for (const [name, command] of Object.entries(COMMANDS)) turn(byId(name), why(command.while));
   turn(seek.querySelector("button"), why(COMMANDS.stop.while));
+  say(byId("accept"), status.state === "retrying" ? "Dead-letter the failing records …" : "Start, accepting bad records …");
   byId("accept").hidden = why(COMMANDS.accept.while) !== "";
   say(byId("what"), `reads ${status.topic} as ${status.group_id}`);
   showLine("advice", ADVICE[status.state]);
@@ -117,7 +119,7 @@ function showFacts(status) {
     ["skipped", count(status.skipped_count) + moved],
     ...(status.throttled_seconds > 0 ? [["throttled", `by a quota of Kafka, for ${count(Math.ceil(status.throttled_seconds))} s more`]] : []),
     ["member", status.member_id ?? "none"],
-    ["started", time(Date.parse(status.started_at))],
+    ["service started", time(Date.parse(status.started_at))],
   ]);
   if (byId("facts").textContent !== list.textContent) byId("facts").replaceChildren(...list.children);
 }
@@ -147,10 +149,10 @@ export function showNoState({ status, message }) {
 }
 
 /** Show state and health as words in their colours. */
-function showState(state, { status, detail }) {
+function showState(state, { status, detail }, others = "") {
   showPill(byId("state"), state, status);
-  showLine("health", `Health ${status}: ${detail}`);
-  byId("health").className = status === "ok" ? "muted" : "trouble";
+  showLine("health", `Health${names.length > 1 ? ` of ${stream}` : ""} ${status}: ${detail.replace(" (see last_error of the status)", "")}${others}`);
+  byId("health").className = status === "ok" && others === "" ? "muted" : "trouble";
   document.title = `${status === "unavailable" ? `${state}, unavailable` : state} · ${title}`;
   clearOutdated();
 }

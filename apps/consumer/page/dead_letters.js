@@ -16,8 +16,8 @@ const UNKNOWN = "unknown"; // another writer of dead letters left it out
 
 /** The actions on dead letters, by the name of the call, with their words. */
 const ACTIONS = {
-  redrive: { verb: "Send back", done: "sent back", will: "sent back to the topic and handled again" },
-  discard: { verb: "Discard", done: "discarded", will: "discarded: never sent back, and no longer listed" },
+  redrive: { verb: "Send back", done: "sent back", will: "sent back to the topic and handled again. Fix the handler first: records that fail again hold up their partitions" },
+  discard: { verb: "Discard", done: "discarded", will: "discarded: not listed and not sent back until you restore them" },
   restore: { verb: "Restore", done: "restored", will: "restored: listed again, and ready to be sent back" },
 };
 
@@ -36,6 +36,7 @@ export class DeadLetters {
   constructor() {
     for (const name of Object.keys(ACTIONS)) byId(name).addEventListener("click", () => this.#act(name, this.#selected));
     this.#list.addEventListener("change", () => this.#offer());
+    byId("reasons").addEventListener("click", ({ target }) => target.closest("a") && byId("redrive").focus());
     byId("reload").addEventListener("click", () => this.#reload(this.#filters && { ...this.#filters }));
     onExport("export-letters", `${stream}-dead-letters.ndjson`, this.#said, () => this.#letters.map((one) => `${JSON.stringify(one)}\n`));
     this.#older.addEventListener("click", () => {
@@ -105,7 +106,9 @@ export class DeadLetters {
     tag.classList.toggle("some", redrivable > 0);
     const make = (one) => element("li", {}, inside("", element("b", {}, words(one.error_type)), " ", element("span")));
     arrange(byId("reasons"), reasons, (one) => one.error_type ?? "", make, ({ firstElementChild: link }, one) => {
-      link.setAttribute("href", addressOf("dead", { reason: `${className(one.error_type ?? "")}:` }));
+      const reason = `${className(one.error_type ?? "")}:`;
+      link.setAttribute("href", addressOf("dead", { reason }));
+      link.ariaCurrent = this.#filters?.reason === reason ? "true" : null;
       const open = one.redrivable < one.letters ? `, ${count(one.redrivable)} to send back` : "";
       say(link.lastElementChild, `${count(one.letters)}${open}, since ${time(one.oldest)}`);
     });
@@ -186,7 +189,9 @@ export class DeadLetters {
       const atOnce = all || (matching === number && !counted.more); // then the chosen are all that match
       if (number === 0) return `There is none to ${verb.toLowerCase()}.`;
       const asks = all || name === "discard" || (name === "redrive" && number > 1);
-      const question = `${plural(number, "dead letter", "dead letters")} will be ${will}.${this.#leftOut(number, counted)}`;
+      const only = Object.entries(all ? filters : {}).map(([filter, value]) => `${filter} ${value.replace(/:$/, "")}`);
+      const which = `${plural(number, "dead letter", "dead letters")} of ${stream}${only.length > 0 ? ` (${only.join(", ")})` : ""}`;
+      const question = `${which} will be ${will}.${this.#leftOut(number, counted)}`;
       if (asks && !(await confirmed(question, `${verb} ${count(number)}`))) return "Nothing was changed.";
       const bodies = atOnce ? [{ limit: number }] : chosen.map(({ partition, offset }) => ({ partition, offset }));
       try {

@@ -38,6 +38,7 @@ export function showHistory({ step_seconds: step, points: read }) {
   draw("rate", all, ["consumed", "dead_lettered"]);
   draw("lag", all, ["lag"]);
   say(byId("history-from"), time(from));
+  say(byId("rate-title"), all[0]?.at > now - HOUR_MS + MIN_SPAN_MS ? `The last hour, since ${time(all[0].at)}` : "The last hour");
   const minutes = [...Map.groupBy(all, ({ at }) => Math.floor(at / 60_000)).values()].map((ones) => ones.at(-1)).reverse();
   const cells = (point) => KINDS.map((kind) => cell("number", count(point[kind])));
   const row = (point) => element("tr", {}, element("th", { scope: "row" }, timeElement(point.at)), ...cells(point));

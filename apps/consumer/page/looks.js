@@ -40,8 +40,7 @@ export async function look({ name, read, show, lose = () => {}, when = () => tru
 
 function showFailing() {
   document.body.dataset.failing = [...failing.keys()].join(" ");
-  const make = () => element("p", { class: "trouble" });
-  arrange(byId("notices"), linesOfFailing(), (line) => line.key, make, (item, line) => say(item, line.text));
+  arrange(byId("notices"), linesOfFailing(), (line) => line.key, () => element("p", { class: "trouble" }), (item, line) => say(item, line.text));
 }
 
 /** One line per reason; a service that is gone is a single reason. */

@@ -32,12 +32,10 @@ const onOverview = () => tab() === "overview";
 const STATE = { name: "state", pause: 1_000, read: readState, show: showState, lose: loseState };
 const GROUP = { name: "group", pause: 1_500, when: onOverview, read: () => get("consumers/group"), show: showGroup };
 const HISTORY = { name: "history", pause: 5_000, when: onOverview, read: () => get("consumers/history"), show: showHistory };
-const RECORDS = records.newest;
 
 /** Read status and health together, so that they are shown together. */
 async function readState() {
-  asked += 1;
-  const number = asked;
+  const number = ++asked;
   const wanted = number % OTHERS === 1 ? names : [stream];
   const [{ streams }, ...answers] = await Promise.all([get("consumers/status", { stream: "" }), ...wanted.map(getHealth)]);
   healths = { ...healths, ...Object.fromEntries(wanted.map((name, index) => [name, answers[index]])) };
@@ -49,7 +47,7 @@ function showState({ number, streams }) {
   shown = number;
   status = streams[stream];
   showStreams(streams, healths);
-  showStatus(status, healths[stream]);
+  showStatus(status, healths);
   showLag(status, group);
   showRate(status);
   deadLetters.refresh(status);
@@ -73,6 +71,7 @@ function visit() {
     link.setAttribute("href", addressOf(link.dataset.tab === TABS[0] ? "" : link.dataset.tab));
     link.ariaCurrent = link.dataset.tab === tab() ? "page" : null;
   }
+  if (document.activeElement.closest(".tab")?.hidden) byId(tab()).querySelector("h2").focus(); // a link led to another tab
   if (tab() === "records") records.visit(address());
   if (tab() === "dead") deadLetters.visit(address());
 }
@@ -85,7 +84,7 @@ produce.run();
 visit();
 onAddress(() => {
   visit();
-  if (RECORDS.when()) look(RECORDS);
+  if (records.newest.when()) look(records.newest);
   if (onOverview()) look(GROUP);
 });
-for (const source of [SESSION, STATE, GROUP, HISTORY, RECORDS]) poll(source.pause, () => look(source));
+for (const source of [SESSION, STATE, GROUP, HISTORY, records.newest]) poll(source.pause, () => look(source));

@@ -14,7 +14,7 @@ export function showLag(status, group) {
   const most = Math.max(MIN_SCALE_RECORDS, ...partitions.map(({ lag }) => lag ?? 0));
   const owners = new Map(group?.members.map((member) => [member.member_id, `${member.client_id} at ${hostOf(member)}`]));
   owners.set(status.member_id, "this instance").set(null, "nobody");
-  arrange(byId("lag-rows"), partitions, keyOf, newPartition, (row, one) => {
+  arrange(byId("lag-rows"), partitions, (one) => String(one.partition), newPartition, (row, one) => {
     row.querySelector("meter").value = (one.lag ?? 0) / most;
     sayCells(row, 2, count(one.lag), count(one.committed), count(one.end), owners.get(one.owner) ?? one.owner);
   });
@@ -43,10 +43,8 @@ function showMembers({ group_id: id, state, members }, ownMember) {
 
 const hostOf = ({ host }) => host.replace(/^\//, "");
 
-const keyOf = ({ partition }) => String(partition);
-
 function newPartition(one) {
-  const head = element("th", { scope: "row" }, keyOf(one));
+  const head = element("th", { scope: "row" }, String(one.partition));
   const meter = cell("meter", element("meter", { "aria-label": "Behind" }));
   return element("tr", {}, head, meter, cell("number"), cell("number wide"), cell("number wide"), cell(""));
 }

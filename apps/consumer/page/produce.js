@@ -53,6 +53,7 @@ export class Produce {
 
   /** Open the form with the given value, or with one that the producer makes up. */
   async open(value) {
+    say(byId("produce-title"), value ? "Send again" : "New record");
     this.#dialog.showModal();
     await report(this.#said, "One moment …", async () => {
       this.#take(await get("asyncapi.json", { stream: "" }));

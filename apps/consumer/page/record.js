@@ -3,7 +3,7 @@
 import { addressOf, addressWith, go } from "./address.js";
 import { curlOf, get } from "./api.js";
 import { contentBlock, contentText, facts, keyText, valueText } from "./content.js";
-import { button, count, element, inside, say, timeElement } from "./dom.js";
+import { button, count, element, inside, plural, say, time, timeElement } from "./dom.js";
 
 /** The place of a record or dead letter, as the address names it. */
 export const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
@@ -33,7 +33,8 @@ export async function showRecord(panel, open, sendAgain) {
   panel.dataset.open = open;
   show(element("p", { class: "muted" }, "Reading it from the topic …"));
   try {
-    const record = await get(path);
+    const [record, { failing_record: failing, failing_since: since, failures }] = await Promise.all([get(path), get("consumers/status").catch(() => ({}))]);
+    const tried = `Its batch failed ${plural(failures, "time", "times")}, since ${time(Date.parse(since))}. Error of the handler: `;
     const text = valueText(record);
     const key = record.key === null ? null : keyText(record.key);
     const size = `${count(new TextEncoder().encode(text).length)} bytes${record.value ? " as compact JSON" : ""}`;
@@ -43,6 +44,7 @@ export async function showRecord(panel, open, sendAgain) {
     show(
       actions(text, key, curlOf(path), again, letters, like),
       facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", key ?? "null"], ["size", size]]),
+      failing && placeOf(failing) === open && element("p", { class: "trouble" }, tried, failing.error),
       record.error && element("p", { class: "trouble" }, record.error),
       ...contents(record.value || record.deleted ? { text } : record.content, record.headers, record.error),
     );

@@ -78,8 +78,7 @@ export class Records {
     this.#halt.hidden = false;
     await report(this.#said, "Searching …", async () => {
       for (;;) {
-        const limit = found.page - found.records.length;
-        const answer = await get("consumers/messages", { scope: "topic", ...found.filters, limit, before: found.next });
+        const answer = await get("consumers/messages", { scope: "topic", ...found.filters, limit: found.page - found.records.length, before: found.next });
         if (found !== this.#found) return this.#said.textContent;
         found.records.push(...answer.messages.toReversed());
         found.scanned += answer.scanned;
@@ -150,7 +149,6 @@ function csvOf(records) {
 }
 
 function recordRow(record, columns, wanted) {
-  const text = valueText(record);
   const named = (name, kind, ...children) => element("td", { class: kind, "data-name": name }, ...children);
   const column = (name) => named(name, "column", ...brief(name in (record.value ?? {}) ? textOf(record.value[name]) : "", wanted));
   return openingRow(
@@ -160,6 +158,6 @@ function recordRow(record, columns, wanted) {
     named("offset", "number", String(record.offset)),
     named("key", "code", keyText(record.key)),
     ...columns.map(column),
-    named("value", "code value", record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(text, wanted)),
+    named("value", "code value", record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(valueText(record), wanted)),
   );
 }

@@ -33,6 +33,10 @@ class Deletion(msgspec.Struct, frozen=True):
 DELETION = Deletion()
 
 
+class TakesDeletions(partial[T]):
+    """How a stream that takes deletions decodes values: its tombstones, which have none, are no bad records."""
+
+
 class BadStream(ValueError):
     """A declaration of streams is invalid; the message is one line."""
 
@@ -120,11 +124,10 @@ class Stream(Generic[T]):
         """Decode a record's value; unknown fields are ignored, and types are never converted.
 
         Raises `msgspec.DecodeError` (`msgspec.ValidationError` names the JSON path), `UnicodeDecodeError` for strings
-        that are not UTF-8, or `RecursionError`. A tombstone has no bytes: a stream that takes deletions decodes None to
-        `DELETION`, others raise `TypeError`.
+        that are not UTF-8, or `RecursionError`. Raises `TypeError` for None.
         """
         decode: Callable[[bytes], T] = msgspec.json.Decoder(self.record_type).decode
-        return partial(_decode_or_delete, decode) if self.deletes else decode
+        return TakesDeletions(decode) if self.deletes else decode
 
     @cached_property
     def decode_strictly(self) -> Callable[[bytes], T]:
@@ -163,10 +166,6 @@ class Stream(Generic[T]):
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         return example
-
-
-def _decode_or_delete(decode: Callable[[bytes], T], value: bytes | None) -> T:
-    return DELETION if value is None else decode(value)  # type: ignore[return-value]  # known to handlers of such streams
 
 
 def check_streams(streams: Iterable[Stream[Any]], reserved: Iterable[str] = ()) -> None:

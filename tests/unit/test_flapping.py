@@ -166,3 +166,44 @@ def test_the_more_suspects_recover_late_the_more_judgements_are_needed_for_a_whi
         recoveries.note(Finding(Stored(), tries=9, judged=2), number)
     assert recoveries.judgements_needed(20) > 12
     assert recoveries.judgements_needed(20 + RECENT_SUCCESSES) == 1
+
+
+async def test_records_of_one_key_that_failed_in_an_outage_are_retried_though_no_other_key_comes() -> None:
+    backend = Backend(lambda _: False)
+
+    async def handle(batch: Batch[Event]) -> None:
+        for record in batch:
+            try:
+                if record.value.id != "other":
+                    backend.take(record.value)
+            except ConnectionError as error:
+                batch.fail(record, error)
+
+    stream = Stream(handle)
+    stream.add(*numbered(range(12)), key=b"one")
+    stream.add("other")
+    await stream.consume(turns=10)
+    backend.is_up = lambda _: True
+    await stream.consume(turns=50)
+    assert (stream.is_consumed, stream.letters, backend.done) == (True, [], numbered(range(12)))
+
+
+async def test_poison_is_not_handled_after_all_once_a_later_record_of_its_key_is_done() -> None:
+    done: list[str] = []
+    is_up = False
+
+    async def handle(batch: Batch[Event]) -> None:
+        ids = [event.id for event in batch.values]
+        if not (is_up or ids in (["b1"], ["a2"], ["b1", "a2"])):
+            raise ConnectionError
+        done.extend(ids)
+
+    stream = Stream(handle)
+    for event_id in ("a1", "b1", "a2"):
+        stream.add(event_id, key=event_id[:1].encode())
+    stream.add(*numbered(range(60)))
+    await stream.consume(turns=3)
+    is_up = True
+    await stream.consume(turns=30)
+    assert (stream.is_consumed, stream.lettered) == (True, ["a"])
+    assert [event_id for event_id in done if event_id[0] == "a"] == ["a2"]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from samples import EVENT, LONG, Stored, as_json, everything_else_has_run, stored_event, until
 from streams import Consumer
 
+from apps.chassis.internals.fetched_batches import OversizedRecord
 from apps.chassis.internals.record_fetching import PassedOver
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.observability.logs import JsonFormatter
@@ -31,6 +32,7 @@ from apps.consumer.consuming.consumption import MAX_REASONS, Consumption, Halted
 from apps.consumer.consuming.decode import Tombstone, sort_out
 from apps.consumer.consuming.stuck_loop import STALE_S, why_stuck
 from apps.consumer.consuming.subscriber import ConsumeLoop, FetchedBatch, records_waiting, subscribe
+from contracts.record import Record
 from contracts.stream import DELETION, Stream, encode
 from tests.event import EVENTS, Event
 from tests.fakes import GroupMember
@@ -249,6 +251,11 @@ def test_a_tombstone_is_a_deletion_only_where_the_stream_takes_deletions() -> No
     records = [stored_event(0), Stored(offset=1, value=None), bad_record(2)]
     good, values, bad = sort_out(deletable.decode, records)
     assert (good, values[1:], [one.record for one in bad]) == (records[:2], [DELETION], records[2:])
+    oversized = OversizedRecord("events", 0, 3, 0, b"key", None, (), "too large")
+    no_deletions: list[Record] = [oversized, Stored(value=None, key=None), Stored(value=None, key=b"")]
+    for one in no_deletions:
+        assert sort_out(deletable.decode, [one])[0] == []
+        assert not show(deletable.decode, one).deleted
     _, _, refused = sort_out(EVENTS.decode, records[:2])
     assert [type(one.error) for one in refused] == [Tombstone]
     assert (show(deletable.decode, records[1]).deleted, show(EVENTS.decode, records[1]).deleted) == (True, False)

@@ -66,7 +66,7 @@ class HandlerCall:
         """Await what `make` returns; anything but None is a failure (`NotDone`).
 
         Raises copies (`HandlerError`) of its `Exception`s, and `Escaped` for everything else. Raises `BrokenOff` after
-        `break_off`, unless the call succeeds regardless.
+        `break_off`, also if the call succeeds.
         """
         self._is_broken_off = False
         if self._left_behind:
@@ -85,11 +85,11 @@ class HandlerCall:
         finally:
             if self._task is task:  # not the call after one that was left behind
                 self._task = None
+        if self._is_broken_off:  # what it returns or raises then says nothing: it may have swallowed its cancellation
+            raise BrokenOff from None if task.cancelled() else task.exception()
         if task.cancelled():
-            raise BrokenOff if self._is_broken_off else Escaped("CancelledError: the handler cancelled its own task")
+            raise Escaped("CancelledError: the handler cancelled its own task")
         if (error := task.exception()) is not None:
-            if self._is_broken_off:
-                raise BrokenOff from error
             raise error
 
     def break_off(self) -> None:

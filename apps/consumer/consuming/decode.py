@@ -7,9 +7,10 @@ from typing import Any
 from apps.chassis.internals.fetched_batches import OversizedRecord, TooLarge
 from apps.consumer.consuming.dead_letters import BadRecord
 from contracts.record import Record
+from contracts.stream import DELETION, TakesDeletions
 
 Decode = Callable[[bytes], object]
-"""Decodes a record's value, as `Stream.decode` does; may raise anything, and `TypeError` for a null value."""
+"""Decodes a record's value, as `Stream.decode` does; may raise anything, and raises for a null value."""
 
 
 class Tombstone(ValueError):
@@ -35,9 +36,10 @@ def decode_value(decode: Decode, record: Record) -> object:
     """Return the decoded value of a record. Raises `TooLarge`, `Tombstone`, or what `decode` does."""
     if isinstance(record, OversizedRecord):
         raise TooLarge(record.detail)
-    try:
-        return decode(record.value)  # type: ignore[arg-type]  # a null is a deletion, or raises
-    except TypeError:
-        if record.value is None:
-            raise Tombstone("a record without a value (tombstone)") from None
-        raise
+    if record.value is not None:
+        return decode(record.value)
+    if not isinstance(decode, TakesDeletions):
+        raise Tombstone("a record without a value (tombstone)")
+    if not record.key:
+        raise Tombstone("a record without a value and without a key: it deletes nothing")
+    return DELETION

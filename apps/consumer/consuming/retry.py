@@ -7,7 +7,7 @@ is poison. While suspects succeed after all, the handler fails at random: poison
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -102,7 +102,8 @@ class Trial:
         """Probe few records alone; bisect once one of them succeeds, or another has since they failed."""
         self._begin_findings(self._pending())
         successes = self._attempts.successes
-        has_news = not outage and any(one.state == "suspect" and one.successes < successes for one in self.findings)
+        firsts = self._first_undecided()  # others of their keys wait for them
+        has_news = not outage and any(one.state == "suspect" and one.successes < successes for one in firsts)
         if not has_news and not await self._probe():
             return
         if outage:  # it seems to be over, and says nothing about the records that failed in it
@@ -155,8 +156,9 @@ class Trial:
         That is so in an outage, while untried records are left, and of poison that was judged too rarely. Of poison
         after which no call has succeeded it is so while other records are undecided. It is so too for more than two
         of them in a redelivery, or where the handler names failures: one lucky success may explain their judgements.
+        Poison stays poison once a later record of its key is done: its own turn cannot come after that one.
         """
-        poison = [one for one in self.findings if one.state == "poison"]  # of earlier trials too
+        poison = self._not_overtaken([one for one in self.findings if one.state == "poison"])  # of earlier trials too
         everything, needed = outage or bool(self.ready()), self._judgements_needed()
         for one in poison:
             if everything or one.judged < needed:
@@ -168,6 +170,16 @@ class Trial:
                 (self._is_redelivery or self.has_named) and len(last) > MAX_JUDGED_ONCE and one.judged == needed
             ):
                 one.state = "suspect"
+
+    def _not_overtaken(self, poison: Sequence[Finding]) -> list[Finding]:
+        """Return the poison of whose keys no later record is done."""
+        keys = {one.key for one in poison}
+        done: dict[object, int] = {}
+        undecided = {id(one.record) for one in self.findings if one.state != "done"} if keys else set()
+        for record in self._records[: self._first_new] if keys else ():
+            if (key := (record.partition, record.key)) in keys and id(record) not in undecided:
+                done[key] = record.offset
+        return [one for one in poison if done.get(one.key, -1) <= one.record.offset]
 
     def _judgements_needed(self) -> int:
         """Return how often a record must be judged: more often when suspects recover, or many records are failing."""
@@ -197,17 +209,22 @@ class Trial:
             self._suspects.remove(suspect)
             self._poison.append(suspect)
 
+    def _first_undecided(self) -> Collection[Finding]:
+        """Return the first undecided finding of each key."""
+        firsts: dict[object, Finding] = {}
+        for one in self.findings:
+            if one.is_undecided:
+                firsts.setdefault(one.key, one)
+        return firsts.values()
+
     async def _probe(self) -> bool:
         """Try a suspect, the newest and another untried record alone, until the handler decides about one.
 
         Each is the first undecided record of its key, so that the order is kept.
         """
-        firsts: dict[object, Finding] = {}
-        for one in self.findings:
-            if one.is_undecided:
-                firsts.setdefault(one.key, one)
-        suspects = [one for one in firsts.values() if one.state == "suspect"]
-        untried = [one for one in firsts.values() if one.state == "pending"]
+        firsts = self._first_undecided()
+        suspects = [one for one in firsts if one.state == "suspect"]
+        untried = [one for one in firsts if one.state == "pending"]
         for one in [*_any_of(suspects), *untried[-1:], *_any_of(untried[:-1])]:
             self.is_abandoned = self.is_abandoned or self._is_asked_to_stop()
             if self.is_abandoned:

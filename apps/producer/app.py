@@ -58,6 +58,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         )
         for stream in settings.served(streams)
     }
+    deletes = any(producer.stream.deletes for producer in producers.values())
     return build_application(
         SERVICE,
         DESCRIPTION,
@@ -69,7 +70,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         traces=traces,
         ending=ending,
         admission=admission,
-        cors_config=cors(settings.allowed_origins),
+        cors_config=cors(settings.allowed_origins, ("GET", "POST", *(("DELETE",) if deletes else ()))),
     )
 
 

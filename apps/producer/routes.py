@@ -1,6 +1,7 @@
 """The producer's routes: they translate HTTP calls to `publishing`, and results to answers."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
@@ -151,6 +152,8 @@ def deletions_of(producer: StreamProducer) -> Iterator[HTTPRouteHandler]:
     name = producer.stream.name
 
     async def delete_key(request: Request[Any, Any, Any], key: Key) -> Response[Any]:
+        if request.scope["raw_path"].endswith(b"/"):  # Litestar drops it, and the key that is left is another record's
+            raise problem(HTTPStatus.NOT_FOUND, "a key cannot end with a slash here")
         await refuse_other_bodies(request)
         longest = producer.publisher.max_record_bytes
         if (size := len(key.encode())) > longest:
@@ -233,6 +236,7 @@ async def send_values(
         answers = LineAnswers(request, stream, publisher, producer.spools, at_end=at_end, root_path=root_path)
         return await answers.respond()
     body = await read_whole(request, ACCEPTED, MAX_BODY_BYTES, times_in_memory=TIMES_IN_MEMORY, hint=SEND_LINES)
+    since = time.monotonic()
     read = partial(read_records, stream, body, publisher.max_record_bytes)
     if len(body) > LARGE_BODY_BYTES:
         require_memory(request, body)
@@ -242,7 +246,7 @@ async def send_values(
     if len(keys) > MAX_RECORDS:
         detail = f"the body has {len(keys)} records, expected at most {MAX_RECORDS}{SEND_LINES}"
         raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
-    return _answer(await send_records(publisher, keys, values))
+    return _answer(await send_records(publisher, keys, values, since=since))
 
 
 def require_memory(request: Request[Any, Any, Any], body: bytes) -> None:

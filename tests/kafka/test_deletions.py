@@ -38,6 +38,7 @@ def test_a_deletion_is_a_tombstone_that_the_handler_gets_in_the_order_of_its_key
         assert {one["value"] for one in shown} == {None}
         found = consumer.get(f"/consumers/messages/{tombstones[0].partition}/{tombstones[0].offset}")
         assert found["deleted"], found
+        assert producer.http.delete("/producers/events/ada/").status_code == 404
         refused = producer.http.delete("/producers/events/%FFada")
         assert (refused.status_code, "UTF-8" in refused.json()["detail"]) == (400, True)
         wait_until(lambda: consumer.status()["lag"] == 0)

@@ -40,6 +40,16 @@ T = TypeVar("T")
 MAX_RECORD_BYTES = 1_000
 
 
+async def test_the_time_to_read_a_body_counts_as_waiting_but_leaves_some_for_kafka() -> None:
+    publisher, begun = FakePublisher(), time.monotonic()
+    for since in (begun, begun - 60):
+        await send_records(cast("Publisher", publisher), [b"key"], [b"{}"], since=since)
+    just_now, long_ago = publisher.since
+    assert just_now == begun
+    assert long_ago is not None
+    assert begun - 60 < long_ago < begun
+
+
 class FakePublisher:
     """Acknowledges what it is given, except for the values that a test has fail or wait."""
 

@@ -4,13 +4,14 @@ A route that declares nothing is refused.
 """
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from litestar.config.cors import CORSConfig
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler
+from litestar.types import Method
 
 from apps.chassis.http.api_keys import HEADER
 from apps.chassis.http.authentication import Authenticator, Connection
@@ -93,13 +94,13 @@ class Access:
                 yield piece
 
 
-def cors(origins: list[str]) -> CORSConfig | None:
+def cors(origins: list[str], methods: Sequence[Method]) -> CORSConfig | None:
     """Let pages of these origins call the service, also with a session, and no other."""
     if not origins:
         return None
     return CORSConfig(
         allow_origins=origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=[*methods],
         allow_headers=["Content-Type", HEADER],
         allow_credentials=True,
     )

@@ -29,7 +29,7 @@ GENERATE_S = 7.0
 TOMBSTONE = b""
 """The value of a record that is written as null."""
 COUNTED_S = 5.0
-"""Most seconds of generating a chunk that count as waiting for its acknowledgement."""
+"""Most seconds of making or reading records that count as waiting for their acknowledgement."""
 
 Failed = Busy | OutOfReach | CannotGenerate
 """Why nothing of a chunk was sent."""
@@ -43,10 +43,20 @@ class Generated(msgspec.Struct):
 
 
 async def send_records(
-    publisher: Publisher, keys: Sequence[bytes], values: Sequence[bytes], *, patient: bool = True
+    publisher: Publisher,
+    keys: Sequence[bytes],
+    values: Sequence[bytes],
+    *,
+    patient: bool = True,
+    since: float | None = None,
 ) -> Answer:
-    """Send records, and return the result of each within 10 s. Raises `Busy` or `OutOfReach` when nothing was sent."""
-    delivery = await publisher.publish(keys, values, patient=patient)
+    """Send records, and return the result of each within 10 s of `since`, by default of now.
+
+    Raises `Busy` or `OutOfReach` when nothing was sent.
+    """
+    if since is not None:
+        since = max(since, time.monotonic() - COUNTED_S)
+    delivery = await publisher.publish(keys, values, since=since, patient=patient)
     return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
 
 

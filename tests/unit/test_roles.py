@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from apps.chassis.http.roles import ROLE, Role
 from apps.chassis.settings import WrongSetting, read_settings
 from tests.event import EVENTS
 from tests.event_services import create_consumer, create_producer
+from tests.kafka.deleting_services import DELETABLE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "roles.md"
-APPS: dict[str, Callable[..., Litestar]] = {"producer": create_producer, "consumer": create_consumer}
+APPS: dict[str, Callable[..., Litestar]] = {
+    "producer": partial(create_producer, streams=[DELETABLE]),
+    "consumer": create_consumer,
+}
 SECRETS = {role: f"the-key-that-may-{role}" for role in Role}
 ALL = "the-key-that-may-do-all"
 KEY_FILE = "".join(f"{role}r:{secret} roles={role}\n" for role, secret in SECRETS.items()) + f"all:{ALL}\n"
@@ -92,6 +97,7 @@ def test_each_call_of_both_services_is_documented_with_the_roles_that_may_make_i
             assert open_to_all == (role not in {"send", "operate"})
             cells = ["yes" if one else "" for one in (open_to_all, *may)]
             shown = re.sub(r"^/page/.*", "/page/{file}", path.replace(EVENTS.name, "{stream}"))
+            shown = "/producers/{stream}/{key}" if method == "DELETE" else shown  # also for keys that are other paths
             lines.append(f"| {service} | `{method} {shown}` | {' | '.join(cells)} |".replace("  ", " "))
     table = "\n".join(dict.fromkeys(lines))
     assert table in DOCUMENT.read_text(), f"the table in {DOCUMENT.name} is now:\n{table}"

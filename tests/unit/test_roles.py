@@ -20,11 +20,12 @@ from apps.chassis.http.authorization import Access
 from apps.chassis.http.guess_limit import BURST, REMEMBERED, GuessLimit
 from apps.chassis.http.roles import ROLE, Role
 from apps.chassis.settings import WrongSetting, read_settings
-from tests.event import EVENTS
+from contracts.stream import Stream
+from tests.event import EVENTS, Event
 from tests.event_services import create_consumer, create_producer
-from tests.kafka.deleting_services import DELETABLE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "roles.md"
+DELETABLE = Stream(EVENTS.name, Event, key=lambda event: event.id, deletes=True)
 APPS: dict[str, Callable[..., Litestar]] = {
     "producer": partial(create_producer, streams=[DELETABLE]),
     "consumer": create_consumer,

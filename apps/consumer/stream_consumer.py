@@ -93,9 +93,9 @@ class StreamConsumer:
         self.history = HistoryKeeper(self._counts, self._records_behind)
         self._meter, self.tail = LagMeter(offsets), Tail(self.log, self.partition_count, background, stream.decode)
         self._refill = Refill(self.window, self._reader, commits.read, background, stream.decode, own.group_id)
-        self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
         self._members = partial(cluster.members, own.group_id, own.topic)
         self._missing, self._rebalances = MissingPartitions(self._members), Rebalances()
+        self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
         self.control = self._new_control(background, settings.slow_batch_seconds)
         self.schedule = self._new_schedule()
 

@@ -162,6 +162,7 @@ def test_what_this_instance_never_consumed_is_shown_too_and_found_by_its_offset(
         "content": None,
         "headers": [{"name": "trace", "value": {"text": "1"}}],
         "error": None,
+        "deleted": False,
     }
 
 

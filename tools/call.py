@@ -47,7 +47,7 @@ def _connection_to(settings: Settings, port: int) -> HTTPConnection:
         return HTTPConnection(host, port, timeout=TIMEOUT)
     context = ssl.create_default_context(cafile=settings.ssl_certfile)
     context.check_hostname = False  # it is called by its address
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate itself is trusted, whoever signed it
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # trust this certificate itself, not only its authority
     return HTTPSConnection(host, port, timeout=TIMEOUT, context=context)
 
 

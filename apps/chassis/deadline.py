@@ -17,6 +17,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of `work`, or cancel it after `seconds` and raise `TimeoutError` at once.
 
     `asyncio.timeout` would wait until the cancelled work has cleaned up. Here the cleanup runs in the background.
+    Raises `ConnectionAbortedError` when something else cancelled the work: a client of Kafka cancels what waits for it.
     """
     task = asyncio.create_task(work)
     _ending.add(task)
@@ -27,6 +28,8 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
         task.cancel()  # no effect on a finished task
     if not task.done():
         raise TimeoutError(f"not done within {seconds:g} s")
+    if task.cancelled():  # raised as it is, it would look like a cancellation of the caller
+        raise ConnectionAbortedError("the client of Kafka has given up")
     return task.result()
 
 

@@ -20,6 +20,17 @@ async def test_work_that_ends_in_time_returns_or_raises_as_by_itself() -> None:
         await within(LONG, raises())
 
 
+async def test_work_that_something_else_cancels_is_an_error_and_no_cancellation_of_the_caller() -> None:
+    answer = asyncio.get_running_loop().create_future()
+    answer.cancel()
+
+    async def waits_for_a_client() -> None:
+        await answer
+
+    with pytest.raises(ConnectionAbortedError):
+        await within(LONG, waits_for_a_client())
+
+
 async def test_a_caller_does_not_wait_for_work_that_cleans_up_after_its_time() -> None:
     may_end, ended = asyncio.Event(), asyncio.Event()
 

@@ -30,7 +30,9 @@ APPS: dict[str, Callable[..., Litestar]] = {
     "producer": partial(create_producer, streams=[DELETABLE]),
     "consumer": create_consumer,
 }
-SECRETS = {role: f"the-key-that-may-{role}" for role in Role}
+CALLING = (Role.SEND, Role.READ, Role.OPERATE)
+"""The roles that calls need; `read:sensitive` is about what they show."""
+SECRETS = {role: f"the-key-that-may-{role}" for role in CALLING}
 ALL = "the-key-that-may-do-all"
 KEY_FILE = "".join(f"{role}r:{secret} roles={role}\n" for role, secret in SECRETS.items()) + f"all:{ALL}\n"
 SELF = "http://testserver.local"
@@ -94,7 +96,7 @@ def test_each_call_of_both_services_is_documented_with_the_roles_that_may_make_i
             open_to_all = is_let_through(lookable[service], method, path, None)
             may = [is_let_through(guarded[service], method, path, key) for key in (None, *SECRETS.values())]
             assert is_let_through(guarded[service], method, path, ALL)
-            assert may == [role in {"anyone", "metrics"} or role == one for one in ("nobody", *Role)]
+            assert may == [role in {"anyone", "metrics"} or role == one for one in ("nobody", *CALLING)]
             assert open_to_all == (role not in {"send", "operate"})
             cells = ["yes" if one else "" for one in (open_to_all, *may)]
             shown = re.sub(r"^/page/.*", "/page/{file}", path.replace(EVENTS.name, "{stream}"))
@@ -173,11 +175,13 @@ def test_a_switch_that_needs_keys_stops_the_start_without_them(wrong: dict[str, 
 @pytest.mark.parametrize(
     ("line", "roles"),
     [
-        (f"ada:{ALL}", ["send", "read", "operate"]),
+        (f"ada:{ALL}", [*Role]),
         (f"ada:{ALL}  roles=operate,read   expires=2999-01-31", ["read", "operate"]),
         (f"ada: {ALL} expires=2999-01-31T12:00:00+01:00 roles=send", ["send"]),
-        (f"ada:{ALL} expires=2999-01-31", ["send", "read", "operate"]),
+        (f"ada:{ALL} expires=2999-01-31", [*Role]),
         (f"{ALL} roles=read", ["read"]),
+        (f"{ALL} roles=read,read:sensitive", ["read", "read:sensitive"]),
+        (f"{ALL} expires=2999-01-31T12:00:00Z", [*Role]),
     ],
 )
 def test_a_line_gives_its_key_roles_and_an_end(line: str, roles: list[str], tmp_path: Path) -> None:
@@ -241,9 +245,9 @@ def test_a_page_signs_in_once_and_is_told_who_it_is_and_what_it_may_do(guarded: 
 
 def test_without_keys_everybody_may_do_everything_and_nobody_signs_in(lookable: dict[str, Client]) -> None:
     with client("consumer") as consumer:
-        assert consumer.get("/session").json() == {"name": None, "roles": ["send", "read", "operate"]}
+        assert consumer.get("/session").json() == {"name": None, "roles": [*Role]}
         assert "set-cookie" not in consumer.post("/session/start", json={"key": ALL}).headers
-    assert lookable["consumer"].get("/session").json() == {"name": None, "roles": ["read"]}
+    assert lookable["consumer"].get("/session").json() == {"name": None, "roles": ["read", "read:sensitive"]}
 
 
 def test_a_session_is_secure_under_tls_and_bound_to_the_prefix_of_the_service() -> None:
@@ -302,7 +306,7 @@ async def test_a_long_answer_ends_with_the_key_of_its_caller(guarded: dict[str, 
     allowed = [True, True, False]
 
     class Watched(Access):
-        def may_read(self, connection: Any) -> bool:  # noqa: ANN401, ARG002
+        def may_read(self, connection: Any, role: Role = Role.READ) -> bool:  # noqa: ANN401, ARG002
             return allowed.pop(0)
 
     async def pieces() -> Any:  # noqa: ANN401

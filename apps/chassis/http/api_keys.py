@@ -23,7 +23,9 @@ KEY = re.compile(r"(?!#)[!-+\--~]+")
 """Printable ASCII that a header keeps unchanged: no spaces, no comma (between keys), no `#` (comments)."""
 SETTLED_AFTER_S = 1.0
 """Seconds for which a file must stay unchanged before it is read again: until then it may be half written."""
-WRONG_OPTIONS = "is followed by something else than roles=send,read,operate (some of them) and expires=2027-01-31"
+WRONG_OPTIONS = (
+    "is followed by something else than roles=send,read,read:sensitive,operate (some of them) and expires=2027-01-31"
+)
 HOW_TO_MAKE_ONE = "make one with: openssl rand -hex 24"
 
 
@@ -160,8 +162,8 @@ def read_keys(lines: Iterable[str], given: Mapping[str, ApiKey] = MappingProxyTy
         if not line.strip():
             continue
         name, colon, rest = (part.strip() for part in line.partition(":"))
-        if not colon:
-            name, rest = DEFAULT_NAME, name
+        if not colon or any("=" in word for word in name.split()[1:]):  # a colon of its options
+            name, rest = DEFAULT_NAME, line
         secret, *options = rest.split() or [""]
         if fault := _find_fault(name, secret, {**given, **keys}.values()):
             raise ValueError(f"key {number} {fault}")

@@ -17,7 +17,7 @@ from apps.chassis.http.api_keys import HEADER
 from apps.chassis.http.authentication import Authenticator, Connection
 from apps.chassis.http.problem_kinds import MISSING_ROLE
 from apps.chassis.http.problems import problem
-from apps.chassis.http.roles import ANYONE, METRICS, READ, ROLE, Role
+from apps.chassis.http.roles import ANYONE, METRICS, READ, READ_SENSITIVE, ROLE, Role
 from apps.chassis.observability.logs import key_name
 
 ACCESS = "access"
@@ -71,25 +71,34 @@ class Access:
             return None, [*Role]
         if key := self.authenticator.identify(connection):
             return key.name, key.roles
-        return None, [] if self.keys.needed_to_read else [READ]
+        return None, self.roles_without_key
 
-    def may_read(self, connection: Connection) -> bool:
-        """Return whether the caller may read; a key that is not accepted counts as none."""
+    @property
+    def roles_without_key(self) -> list[Role]:
+        """What a caller without a key may do: where reading is open, it is open as a whole."""
+        return [] if self.keys.needed_to_read else [READ, READ_SENSITIVE]
+
+    def may_read(self, connection: Connection, role: Role = READ) -> bool:
+        """Return whether the caller has a role for reading; a key that is not accepted counts as none."""
         try:
-            return READ in self.roles_of(connection)[1]
+            return role in self.roles_of(connection)[1]
         except HTTPException:
-            return not self.keys.needed_to_read
+            return role in self.roles_without_key
 
     async def while_allowed(
-        self, connection: Connection, pieces: AsyncGenerator[bytes, None], checked_every_s: float = CHECKED_EVERY_S
+        self,
+        connection: Connection,
+        pieces: AsyncGenerator[bytes, None],
+        role: Role = READ,
+        checked_every_s: float = CHECKED_EVERY_S,
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the pieces of a long answer until the key or the session of its caller ends."""
+        """Yield the pieces of a long answer until its caller no longer has the role."""
         checked = time.monotonic()
         async with aclosing(pieces):
             async for piece in pieces:
                 if time.monotonic() - checked > checked_every_s:
                     checked = time.monotonic()
-                    if not self.may_read(connection):
+                    if not self.may_read(connection, role):
                         return
                 yield piece
 

@@ -8,12 +8,13 @@ class Role(StrEnum):
 
     SEND = "send"
     READ = "read"
+    READ_SENSITIVE = "read:sensitive"
     OPERATE = "operate"
 
 
 ROLE = "role"
 """The option of a route that declares the role that its calls need; a route without it is refused."""
-SEND, READ, OPERATE = Role.SEND, Role.READ, Role.OPERATE
+SEND, READ, READ_SENSITIVE, OPERATE = Role
 ANYONE = "anyone"
 """Declared by a route that needs no role."""
 METRICS = "metrics"

@@ -74,5 +74,4 @@ class SessionController(Controller):
         """Sign out."""
         await refuse_other_bodies(request)
         access = access_of(request)
-        roles = [] if access.keys.needed_to_read else [Role.READ]
-        return Response(Session(None, roles), cookies=[access.authenticator.end_of_session()])
+        return Response(Session(None, access.roles_without_key), cookies=[access.authenticator.end_of_session()])

@@ -19,7 +19,7 @@ NAME = re.compile(r"[a-z][a-z0-9_-]{0,59}")
 NAMES_OF_CALLS = frozenset({"basic_producer"})
 """Path segments after `/producers/` that are calls, so no stream may have them as its name."""
 SUMMARY_CHARACTERS = 200
-FIELDS = ("topic", "partitions", "replication", "dead_letter_topic", "group_id")
+FIELDS = ("topic", "partitions", "replication", "dead_letter_topic", "dead_letter_retention", "group_id")
 """The settings of each stream, read from variables like `ORDERS_TOPIC`."""
 
 encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode

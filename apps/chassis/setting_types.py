@@ -55,6 +55,8 @@ ServiceUrl = Annotated[
 ]
 
 Delays = Annotated[str, _several(DELAY, "a delay like 30s, 10m, 6h or 1d")]
+UNLIMITED = "unlimited"
+Retention = Annotated[str, _one(rf"(?:{DELAY}|{UNLIMITED})", f"a time like 12h or 30d, or {UNLIMITED}")]
 
 
 def expected(kind: inspect.Type) -> str:

@@ -12,12 +12,14 @@ from msgspec import Meta, inspect
 from apps.chassis.http.api_keys import Keys, read_keys
 from apps.chassis.setting_types import (
     REDRIVEN,
+    UNLIMITED,
     Address,
     DeadLetterTopicName,
     Delays,
     Hosts,
     Origins,
     Port,
+    Retention,
     Servers,
     ServiceUrl,
     TopicName,
@@ -35,6 +37,8 @@ BY_STREAM = "BY_STREAM"
 """The field of `Settings` that is not an environment variable."""
 SECRETS = frozenset({"api_key", "kafka_sasl_password"})
 """Fields whose value is hidden in `repr`."""
+RETENTION = "DEAD_LETTER_RETENTION"
+"""The variable that holds for every stream without its own, like `ORDERS_DEAD_LETTER_RETENTION`."""
 PASSWORD_OF_ADDRESS = re.compile(r"//.*@")
 """User and password in an address."""
 ANY_HOST = "*"
@@ -52,12 +56,19 @@ class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
     partitions: Annotated[int, Meta(ge=1, le=10_000)] = 6
     replication: Annotated[int, Meta(ge=1, le=100)] = 1
     dead_letter_topic: DeadLetterTopicName
+    dead_letter_retention: Retention = UNLIMITED
     group_id: Annotated[str, Meta(min_length=1, max_length=255)]
 
     @property
     def marks_topic(self) -> str:
         """The topic that records which dead letters were sent back."""
         return f"{self.dead_letter_topic}{REDRIVEN}"
+
+    @property
+    def dead_letter_retention_s(self) -> int | None:
+        """The seconds after which Kafka deletes a dead letter, None for never."""
+        kept = self.dead_letter_retention
+        return None if kept == UNLIMITED else _seconds(kept)
 
 
 def defaults_of(stream: Stream[Any]) -> dict[str, str]:
@@ -86,6 +97,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     slow_batch_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 300
     redrive_after: Delays = ""
+    dead_letter_retention: Retention = UNLIMITED
     producer_url: ServiceUrl | None = None
     cors_origins: Origins = ""
     allowed_hosts: Hosts = ""
@@ -136,7 +148,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     @property
     def redrive_after_s(self) -> list[int]:
         """The seconds after which a poison record is sent back, by round; empty for never."""
-        return [int(delay[:-1]) * SECONDS_OF[delay[-1]] for delay in _listed(self.redrive_after)]
+        return [_seconds(delay) for delay in _listed(self.redrive_after)]
 
     @property
     def allowed_origins(self) -> list[str]:
@@ -163,6 +175,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     def uses_tls(self) -> bool:
         """Whether connections are encrypted, and brokers identified by certificates."""
         return self.kafka_security_protocol.endswith("SSL")
+
+
+def _seconds(delay: str) -> int:
+    return int(delay[:-1]) * SECONDS_OF[delay[-1]]
 
 
 def _listed(text: str) -> list[str]:
@@ -220,6 +236,8 @@ def _read_stream_settings(environment: Mapping[str, str], stream: Stream[Any]) -
             value = environment.get(variable, "").strip()
             if value and given.setdefault(field, (variable, value))[1] != value:
                 raise WrongSetting(f"{variable}: means the same as {given[field][0]}, and differs from it: set one")
+    if common := environment.get(RETENTION, "").strip():
+        given.setdefault(RETENTION.lower(), (RETENTION, common))
     return _converted(StreamSettings, given, defaults_of(stream))
 
 
@@ -261,6 +279,10 @@ def _check_streams(settings: Settings, streams: Sequence[Stream[Any]]) -> None:
             variable = stream.variables(field)[-1]
             if taken.setdefault(name, variable) != variable:
                 raise WrongSetting(f"{variable}: must differ from {taken[name]}, both are {name!r}")
+        kept_s, longest_s = of.dead_letter_retention_s, max(settings.redrive_after_s, default=0)
+        if kept_s is not None and kept_s <= longest_s:
+            got = f"{of.dead_letter_retention!r} for {stream.name}"
+            raise WrongSetting(f"{RETENTION}: must be longer than the delays of REDRIVE_AFTER, got {got}")
 
 
 def _check_keys(settings: Settings) -> None:

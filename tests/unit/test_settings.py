@@ -142,6 +142,8 @@ WRONG = [
     ("CORS_ORIGINS", "http://a,"),
     ("CORS_ORIGINS", "http://a http://b"),
     ("CORS_ORIGINS", "http://a,*"),
+    ("DEAD_LETTER_RETENTION", "30"),
+    ("EVENTS_DEAD_LETTER_RETENTION", "for ever"),
     ("LOG_LEVEL", "LOUD"),
     ("LOG_LEVEL", "info"),
     ("LOG_FORMAT", "xml"),
@@ -165,6 +167,22 @@ def test_a_variable_that_is_not_set_takes_the_default_for_a_laptop(variable: str
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_variable_means_its_default(variable: str, empty: str) -> None:
     assert read_settings({variable: empty}) == read_settings({})
+
+
+@pytest.mark.parametrize(
+    ("own", "common", "seconds"),
+    [("", "", None), ("", "30d", 2_592_000), ("12h", "30d", 43_200), ("unlimited", "30d", None), ("12h", "", 43_200)],
+)
+def test_a_stream_keeps_dead_letters_as_long_as_its_own_variable_says_or_the_common_one(
+    own: str, common: str, seconds: int | None
+) -> None:
+    settings = read_settings({"EVENTS_DEAD_LETTER_RETENTION": own, "DEAD_LETTER_RETENTION": common})
+    assert settings.of(EVENTS).dead_letter_retention_s == seconds
+
+
+def test_dead_letters_must_not_be_deleted_before_they_are_sent_back() -> None:
+    with pytest.raises(WrongSetting, match=r"^DEAD_LETTER_RETENTION: must be longer .* REDRIVE_AFTER, got '1h' for ev"):
+        read_settings({"EVENTS_DEAD_LETTER_RETENTION": "1h", "REDRIVE_AFTER": "10m,60m"})
 
 
 @pytest.mark.parametrize(("variable", "value"), WRONG)

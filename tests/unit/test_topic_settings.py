@@ -10,6 +10,7 @@ from apps.chassis.settings import Settings, StreamSettings
 SETTINGS = StreamSettings(topic="events", dead_letter_topic="events-dlt", group_id="events-consumer")
 RECORDS, LETTERS, MARKS = record_topic(SETTINGS), dead_letter_topic(SETTINGS), marks_topic(SETTINGS)
 RETENTION_MS = "604800000"
+PASSING = dead_letter_topic(msgspec.structs.replace(SETTINGS, dead_letter_retention="7d"))
 
 
 def found(topic: Topic, replication: int = 1, /, **settings: str) -> Found:
@@ -19,7 +20,9 @@ def found(topic: Topic, replication: int = 1, /, **settings: str) -> Found:
     return Found(topic.partitions, replication, by_default | topic.configs | changed)
 
 
-@pytest.mark.parametrize("topic", [RECORDS, LETTERS, MARKS], ids=["events", "dead letters", "marks"])
+@pytest.mark.parametrize(
+    "topic", [RECORDS, LETTERS, MARKS, PASSING], ids=["events", "dead letters", "marks", "passing"]
+)
 def test_a_topic_that_a_service_created_is_as_it_is_wanted(topic: Topic) -> None:
     assert differences(topic, found(topic)) == []
 
@@ -35,6 +38,8 @@ def test_a_topic_that_a_service_created_is_as_it_is_wanted(topic: Topic) -> None
         (RECORDS, {"retention_bytes": "1000000"}, True),
         (LETTERS, {"retention_ms": RETENTION_MS}, True),
         (LETTERS, {"retention_bytes": "1000000"}, True),
+        (PASSING, {"retention_ms": "604799999"}, True),
+        (PASSING, {"retention_ms": "604800001"}, False),
         (LETTERS, {"cleanup_policy": "compact"}, True),
         (LETTERS, {"cleanup_policy": "delete, compact"}, True),
         (LETTERS, {"cleanup_policy": "", "retention_ms": RETENTION_MS}, False),
@@ -53,6 +58,18 @@ def test_settings_that_have_kafka_delete_what_must_be_kept_are_found(
     differing = differences(topic, found(topic, **settings))
     assert any(difference.deletes for difference in differing) == deletes
     assert all(difference.lost for difference in differing if difference.deletes)
+
+
+def test_dead_letters_that_are_kept_longer_than_the_settings_say_are_reported() -> None:
+    assert PASSING.configs["retention.ms"] == RETENTION_MS
+    (difference,) = differences(PASSING, found(PASSING, retention_ms="-1"))
+    assert str(difference) == "retention.ms -1, wanted 604800000: records are kept longer than the settings say"
+
+
+def test_the_segments_of_dead_letters_are_closed_before_their_retention_ends() -> None:
+    brief = dead_letter_topic(msgspec.structs.replace(SETTINGS, dead_letter_retention="12h"))
+    assert (brief.configs["retention.ms"], brief.configs["segment.ms"]) == ("43200000", "43200000")
+    assert "segment.ms" not in LETTERS.configs
 
 
 def test_a_marks_topic_that_is_not_compacted_is_reported_though_it_keeps_all() -> None:

@@ -1,5 +1,6 @@
 """Compare the settings of a topic with those that the guarantees need, and say which guarantee is lost."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ from apps.chassis.kafka.topic_metadata import Permission
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 UNLIMITED = "-1"
+DEFAULT_SEGMENT_MS = 7 * 24 * 60 * 60 * 1_000
+"""Milliseconds after which Kafka closes a segment by default."""
 SHORT_RETENTION_MS = 24 * 60 * 60 * 1_000
 """Retention in milliseconds that counts as too short: a consumer that is stopped overnight would lose records."""
 DEAD_LETTER_HEADERS_BYTES = 16 * 1024
@@ -23,17 +26,18 @@ class Topic(msgspec.Struct, frozen=True):
 
     `permission` is what the service needs besides Describe. `kind` is what messages call the topic.
 
-    With `kept_for_ever` Kafka deletes no records; with `compacted` it keeps the last record of each key; otherwise the
-    cluster's retention holds. `loss` is the consequence when Kafka deletes records. The largest record of the topic
-    `source` must fit into this one, with the headers of a dead letter. The largest batch must not be smaller than
-    `min_bytes`.
+    With `kept` Kafka deletes no records, or only after `retention_ms`; with `compacted` it keeps the last record of
+    each key; otherwise the cluster's retention holds. `loss` is the consequence when Kafka deletes records. The largest
+    record of the topic `source` must fit into this one, with the headers of a dead letter. The largest batch must not
+    be smaller than `min_bytes`.
     """
 
     name: str
     partitions: int
     replication: int
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-    kept_for_ever: bool = False
+    kept: bool = False
+    retention_ms: int | None = None
     compacted: bool = False
     permission: Permission | None = None
     kind: str = "topic"
@@ -56,21 +60,28 @@ class Topic(msgspec.Struct, frozen=True):
     def configs(self) -> dict[str, str]:
         """The configuration of a new topic: everything that the guarantees need, independent of the broker's defaults.
 
-        Brokers set the timestamps of topics that are kept for ever. Otherwise they would refuse records of a client
-        whose clock is wrong.
+        Brokers set the timestamps of topics that are kept. Otherwise they would refuse records of a client whose clock
+        is wrong. With a retention, segments are closed in time: Kafka deletes only whole ones.
         """
-        for_ever = {
-            "retention.ms": UNLIMITED,
+        kept = {
+            "retention.ms": self.wanted_retention_ms,
             "retention.bytes": UNLIMITED,
             "message.timestamp.type": "LogAppendTime",
         }
+        if self.retention_ms is not None:
+            kept["segment.ms"] = str(min(self.retention_ms, DEFAULT_SEGMENT_MS))
         return {
             "cleanup.policy": "compact" if self.compacted else "delete",
             "min.insync.replicas": str(self.min_insync_replicas),
             "max.message.bytes": str(self.max_message_bytes),
             "unclean.leader.election.enable": "false",
-            **(for_ever if self.kept_for_ever else {}),
+            **(kept if self.kept else {}),
         }
+
+    @property
+    def wanted_retention_ms(self) -> str:
+        """The `retention.ms` of a topic that is kept."""
+        return UNLIMITED if self.retention_ms is None else str(self.retention_ms)
 
 
 class Found(NamedTuple):
@@ -111,7 +122,7 @@ def _of_numbers(topic: Topic, found: Found, source_max_bytes: int) -> Iterable[D
     unclean = settings.get("unclean.leader.election.enable") == "true" and replication > 1
     max_bytes = int(settings.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
     needed = source_max_bytes + DEAD_LETTER_HEADERS_BYTES if topic.source else topic.min_bytes
-    clock = settings.get("message.timestamp.type", "LogAppendTime") if topic.kept_for_ever else "LogAppendTime"
+    clock = settings.get("message.timestamp.type", "LogAppendTime") if topic.kept else "LogAppendTime"
     fewer = "fewer brokers than wanted keep each record" if replication < topic.replication else None
     too_few = "records are acknowledged that too few brokers have" if in_sync < in_sync_wanted else None
     lost_leader = "a broker that lacks acknowledged records may become the leader"
@@ -145,10 +156,15 @@ def _of_cleanup(topic: Topic, settings: Settings) -> Iterator[Difference]:
 
 def _of_retention(topic: Topic, settings: Settings) -> Iterator[Difference]:
     time, size = settings.get("retention.ms", UNLIMITED), settings.get("retention.bytes", UNLIMITED)
-    is_short = topic.kept_for_ever or int(time) < SHORT_RETENTION_MS
-    if time != UNLIMITED and is_short:
-        wanted = UNLIMITED if topic.kept_for_ever else f"at least {SHORT_RETENTION_MS}"
+    least = math.inf if topic.kept else SHORT_RETENTION_MS
+    least = least if topic.retention_ms is None else topic.retention_ms
+    kept = math.inf if time == UNLIMITED else int(time)
+    if kept < least:
+        wanted = topic.wanted_retention_ms if topic.kept else f"at least {SHORT_RETENTION_MS}"
         yield Difference("retention.ms", time, wanted, f"after that time {topic.loss}", deletes=True)
+    elif topic.retention_ms is not None and kept > topic.retention_ms:
+        lost = "records are kept longer than the settings say"
+        yield Difference("retention.ms", time, topic.wanted_retention_ms, lost)
     if size != UNLIMITED:
         lost = f"beyond that many bytes per partition {topic.loss}"
         yield Difference("retention.bytes", size, UNLIMITED, lost, deletes=True)

@@ -16,13 +16,15 @@ def record_topic(settings: StreamSettings, permission: Permission | None = None)
 
 
 def dead_letter_topic(settings: StreamSettings) -> Topic:
-    """Return the dead-letter topic; Kafka must delete nothing of it."""
+    """Return the dead-letter topic; Kafka must delete nothing of it before its retention ends."""
+    kept_s = settings.dead_letter_retention_s
     return Topic(
         settings.dead_letter_topic,
         settings.partitions,
         settings.replication,
         max_message_bytes=MAX_DEAD_LETTER_BYTES,
-        kept_for_ever=True,
+        kept=True,
+        retention_ms=None if kept_s is None else 1_000 * kept_s,
         permission="write",
         kind="dead-letter topic",
         loss="dead letters are deleted",
@@ -36,7 +38,7 @@ def marks_topic(settings: StreamSettings) -> Topic:
         settings.marks_topic,
         1,
         settings.replication,
-        kept_for_ever=True,
+        kept=True,
         compacted=True,
         min_bytes=MIN_MARKS_BYTES,
         loss="what was sent back is forgotten, and could be sent back again",

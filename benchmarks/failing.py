@@ -39,6 +39,8 @@ SHARES = (0.0, 0.001, 0.01, 0.05)
 PACED, PACED_PER_SECOND, PACED_PIECE_S = 10_000, 1_000, 0.02
 KEYS, WAITED_ALONE, WAITED_AT_ONCE = 1_000, 200, 20_000
 """Keys of the topics for `@each`, and their records."""
+FIRST = b"first"
+"""The key of the first record of each partition of a dead-letter topic."""
 LOOK_S = 0.1
 DONE_WITHIN_S = 120.0
 
@@ -89,6 +91,7 @@ def _throughput(servers: str, records: int, rounds: int) -> list[tuple[str, str,
     for number, way, share in [*warm_up, *product(range(rounds), WAYS, SHARES)]:
         group = f"{way.way}-{way.microseconds:g}-{share}-{number}"
         letters = f"{group}-dlt"
+        _open_partitions(servers, letters)
         microseconds = str(way.microseconds)
         with _consumer(servers, _topic(share), group, letters, WAY=way.way, MICROSECONDS=microseconds) as consumer:
             took = watch_drain(servers, _topic(share), group, records, consumer)
@@ -168,6 +171,18 @@ def _fill(servers: str, topic: str, records: int, share: float) -> set[str]:
     ]
     asyncio.run(_send(servers, topic, poisoned))
     return {people[index].id for index in chosen}
+
+
+def _open_partitions(servers: str, topic: str) -> None:
+    """Write one record to each partition of a new topic: the first takes Kafka 8 ms, each later one 1 ms."""
+
+    async def write() -> None:
+        async with AIOKafkaProducer(bootstrap_servers=servers, acks="all", enable_idempotence=True) as producer:
+            for number in range(PARTITIONS):
+                await producer.send_and_wait(topic, key=FIRST, partition=number)
+
+    create_topic(servers, topic)
+    asyncio.run(write())
 
 
 async def _send(servers: str, topic: str, people: Sequence[Person]) -> None:
@@ -261,6 +276,7 @@ async def _keys_of(servers: str, topic: str) -> Counter[str]:
         while keys.total() < sum(ends.values()):
             for records in (await consumer.getmany(timeout_ms=1_000)).values():
                 keys.update(record.key.decode() for record in records)
+        del keys[FIRST.decode()]
         return keys
     finally:
         await consumer.stop()

@@ -236,18 +236,17 @@ async def test_a_call_that_is_broken_off_says_nothing_of_its_records_even_if_it_
             if error is not None:
                 raise error from None
 
-    async def break_off(error: BaseException | None) -> None:
+    async def break_off(error: BaseException | None) -> Exception | None:
         began.clear()
         running = asyncio.create_task(call.run(lambda: stop_with(error)))
         await began.wait()
         call.break_off()
-        await running
+        return await running
 
     for error in (asyncio.CancelledError(), ValueError("while cleaning up"), SystemExit(), None):
-        with pytest.raises(BrokenOff):
-            await break_off(error)
+        assert isinstance(await break_off(error), BrokenOff)
     call.break_off()  # nothing runs
-    await call.run(lambda: asyncio.sleep(0))
+    assert await call.run(lambda: asyncio.sleep(0)) is None
 
 
 @pytest.mark.anyio
@@ -284,10 +283,10 @@ async def test_while_a_call_ignores_that_consumption_was_stopped_the_next_one_wa
         events.append(f"call {number} ended")
         raise ValueError("quotes a record")
 
-    def begin(number: int) -> asyncio.Task[None]:
+    def begin(number: int) -> asyncio.Task[Exception | None]:
         return asyncio.create_task(call.run(lambda: handle(number)))
 
-    async def leave_behind(running: asyncio.Task[None]) -> None:
+    async def leave_behind(running: asyncio.Task[Exception | None]) -> None:
         while not running.done():
             running.cancel()
             await asyncio.sleep(0)
@@ -299,15 +298,13 @@ async def test_while_a_call_ignores_that_consumption_was_stopped_the_next_one_wa
         second = begin(2)
         await until(lambda: call._task is not None)
         call.break_off()
-        with pytest.raises(BrokenOff):
-            await asyncio.wait_for(second, LONG)
+        assert isinstance(await asyncio.wait_for(second, LONG), BrokenOff)
         third = begin(3)
         await asyncio.sleep(0.01)
         assert events == ["call 1 began"]
     finally:
         may_end.set()
-    with pytest.raises(HandlerError, match="quotes a record"):
-        await asyncio.wait_for(third, LONG)
+    assert str(await asyncio.wait_for(third, LONG)) == "quotes a record"
     assert events == ["call 1 began", "call 1 ended", "call 3 began", "call 3 ended"]
 
 
@@ -364,14 +361,13 @@ async def test_the_end_of_a_call_that_was_left_behind_leaves_the_next_one_to_be_
         await stopped
     await asyncio.wait_for(began.wait(), LONG)
     call.break_off()
-    with pytest.raises(BrokenOff):
-        await asyncio.wait_for(following, LONG)
+    assert isinstance(await asyncio.wait_for(following, LONG), BrokenOff)
 
 
 @pytest.mark.anyio
 async def test_what_is_no_exception_is_reported_by_its_name() -> None:
-    with pytest.raises(Escaped, match="SystemExit: 3"):
-        await HandlerCall().run(raising(SystemExit(3)))
+    escaped = await HandlerCall().run(raising(SystemExit(3)))
+    assert (type(escaped), str(escaped)) == (Escaped, "SystemExit: 3")
 
 
 @pytest.mark.anyio
@@ -390,12 +386,12 @@ async def test_what_is_no_exception_is_reported_by_its_name() -> None:
 async def test_the_copy_of_an_error_has_its_class_path_and_text_and_runs_none_of_its_code(
     error: Exception, described: tuple[str, str]
 ) -> None:
-    with pytest.raises(HandlerError) as raised:
-        await HandlerCall(Reject).run(raising(error))
+    copied = await HandlerCall(Reject).run(raising(error))
+    assert isinstance(copied, HandlerError)
     for _ in range(2):
-        assert describe(raised.value) == described
-    assert isinstance(raised.value, Reject) == issubclass(type(error), Reject)
-    assert "await make()" in stack_of(raised.value)
+        assert describe(copied) == described
+    assert isinstance(copied, Reject) == issubclass(type(error), Reject)
+    assert "await make()" in stack_of(copied)
 
 
 @pytest.mark.anyio
@@ -409,7 +405,7 @@ async def test_the_stack_of_a_copy_has_the_errors_that_led_to_it_and_quotes_only
         except KafkaError:
             raise LookupError("Ada")  # noqa: B904 - as a handler does
 
-    with pytest.raises(HandlerError) as raised:
-        await HandlerCall(KafkaError).run(fail)
-    ends = [line for line in stack_of(raised.value).splitlines() if line[0] not in " T"]
+    copied = await HandlerCall(KafkaError).run(fail)
+    assert copied is not None
+    ends = [line for line in stack_of(copied).splitlines() if line[0] not in " T"]
     assert ends == ["ValueError", "KafkaError: no broker", "LookupError"]

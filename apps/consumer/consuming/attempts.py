@@ -86,17 +86,16 @@ class Attempts:
         async def handle() -> object:
             nonlocal named
             decoded = [decode_value(self._decode, one) for one in records] if values is None else values
-            batch = Batch[Any](records, decoded, tries and [number + 1 for number in tries])
+            batch: Batch[Any] = Batch(records, decoded, tries and [number + 1 for number in tries])
             try:
                 return await self._handle(batch)
             finally:
                 named = batch.named()
 
-        try:
-            await self._call.run(handle)
-        except BrokenOff as error:
-            return CallResult(error.with_traceback(None))
-        except Exception as error:  # noqa: BLE001 - no error of the handler may lose a record
+        error = await self._call.run(handle)
+        if isinstance(error, BrokenOff):
+            return CallResult(error)
+        if error is not None:
             self._note(error, records, len(records))
             rejected = {index: _bare(one) for index, one in named.items() if isinstance(one, Reject)}
             return CallResult(_bare(error), rejected)
@@ -132,9 +131,8 @@ class Attempts:
             called,
             name_of(failed[0]),
             without_values(error),
-            exc_info=error
-            if error.__traceback__
-            else None,  # a record may be named with an error that was never raised
+            # a record may be named with an error that was never raised
+            exc_info=error if error.__traceback__ or error.__cause__ else None,
             extra=fields_of(failed[0]) | {"records": len(failed), "error": type(error).__name__},
         )
 

@@ -41,6 +41,10 @@ class Escaped(HandlerError):
     """A handler's error that is no `Exception` (like `SystemExit`), or that cancels the handler."""
 
 
+Contained = asyncio.Task[HandlerError | None]
+"""A task of a handler; its result is a copy of its error, if it failed."""
+
+
 class NotDone(TypeError):
     """A handler returned something: it may have forgotten to await its work."""
 
@@ -58,14 +62,14 @@ class HandlerCall:
 
     def __init__(self, *bases: type[Exception]) -> None:
         self._bases = bases
-        self._task: asyncio.Task[None] | None = None
+        self._task: Contained | None = None
         self._is_broken_off = False
-        self._left_behind: set[asyncio.Task[None]] = set()
+        self._left_behind: set[Contained] = set()
 
-    async def run(self, make: Callable[[], Awaitable[object]]) -> None:
-        """Await what `make` returns; anything but None is a failure (`NotDone`).
+    async def run(self, make: Callable[[], Awaitable[object]]) -> Exception | None:
+        """Await what `make` returns; return why that failed, or None. Anything but None is a failure (`NotDone`).
 
-        Raises copies (`HandlerError`) of its `Exception`s, and `Escaped` for everything else. Raises `BrokenOff` after
+        Returns a copy (`HandlerError`) of an `Exception`, and `Escaped` for everything else. Returns `BrokenOff` after
         `break_off`, also if the call succeeds.
         """
         self._is_broken_off = False
@@ -79,18 +83,17 @@ class HandlerCall:
         except asyncio.CancelledError:  # the consume loop itself ends
             task.cancel()
             self._left_behind.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(self._left_behind.discard)
             await asyncio.wait([task])
             raise
         finally:
             if self._task is task:  # not the call after one that was left behind
                 self._task = None
         if self._is_broken_off:  # what it returns or raises then says nothing: it may have swallowed its cancellation
-            raise BrokenOff from None if task.cancelled() else task.exception()
+            return BrokenOff()
         if task.cancelled():
-            raise Escaped("CancelledError: the handler cancelled its own task")
-        if (error := task.exception()) is not None:
-            raise error
+            return Escaped("CancelledError: the handler cancelled its own task")
+        return task.result()
 
     def break_off(self) -> None:
         """Cancel the running call, if there is one."""
@@ -98,38 +101,35 @@ class HandlerCall:
             self._is_broken_off = True
             self._task.cancel()
 
-    def _ended(self, left_behind: asyncio.Task[None]) -> None:
-        self._left_behind.discard(left_behind)
-        if not left_behind.cancelled():
-            left_behind.exception()  # retrieves it, or asyncio logs it with the values that it quotes
 
-
-async def _call_after(others: Collection[asyncio.Task[None]], make: Callable[[], Awaitable[object]]) -> object:
+async def _call_after(others: Collection[Contained], make: Callable[[], Awaitable[object]]) -> object:
     await asyncio.wait(others)
     return await make()
 
 
 def start_contained(
     make: Callable[[], Awaitable[object]], name: str, bases: tuple[type[Exception], ...] = ()
-) -> asyncio.Task[None]:
-    """Start a task of a handler: it raises copies of errors, `Escaped` for what is no `Exception`."""
+) -> Contained:
+    """Start a task of a handler: its result is a copy of its error, `Escaped` for what is no `Exception`, or None."""
     return asyncio.create_task(_contain(make, _contained.set, bases), name=name)
 
 
 async def _contain(
     make: Callable[[], Awaitable[object]], mark: Callable[[bool], object], bases: tuple[type[Exception], ...]
-) -> None:
+) -> HandlerError | None:
     mark(True)  # noqa: FBT003 - of a task of its own, so that it needs no reset
     try:
-        return _require_none(await make())
+        _require_none(await make())
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001 - an error of any kind is a failure of the handler alone
-        is_exception, copied = issubclass(type(error), Exception), copy_of(error, bases)
-    # raised here, so that the handler's own error is not the context of its copy
-    if is_exception:
-        raise copied
-    raise Escaped(one_line(copied)) from copied
+        copied = copy_of(error, bases)
+        if issubclass(type(error), Exception):
+            return copied
+        escaped = Escaped(one_line(copied))
+        escaped.__cause__ = copied
+        return escaped
+    return None
 
 
 def _require_none(result: object) -> None:

@@ -61,8 +61,6 @@ async def _handle_chains(handle: HandleOne[T], batch: Batch[T], chains: Iterator
             if has_failed:
                 batch.fail(record, NotTried("an earlier record of its key failed"))
                 continue
-            try:
-                await call.run(partial(handle, record.value, record))
-            except Exception as error:  # noqa: BLE001 - no error of one record may stop the others
+            if error := await call.run(partial(handle, record.value, record)):
                 batch.fail(record, error)
                 has_failed = not isinstance(error, Reject)

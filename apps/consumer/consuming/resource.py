@@ -19,7 +19,7 @@ from apps.chassis.observability.logs import one_line, without_values
 from apps.chassis.settings import Settings, read_own_settings
 from apps.consumer.consuming.abandonment import Abandonment
 from apps.consumer.consuming.batch import Batch, Handle, Handler
-from apps.consumer.consuming.containment import start_contained
+from apps.consumer.consuming.containment import Contained, start_contained
 from apps.consumer.consuming.handler_thread import as_async
 from apps.consumer.consuming.policy import Retry
 from apps.consumer.consuming.publish import Publisher
@@ -104,7 +104,7 @@ class HandlerResource:
         self._open_timeout_s, self._close_timeout_s = open_timeout_s, close_timeout_s
         self._give_way_s = give_way_s
         self.is_open = make is None
-        self._life: asyncio.Task[None] | None = None
+        self._life: Contained | None = None
         self._end: asyncio.Future[None] | None = None
 
     async def handle(self, batch: Batch[Any]) -> object:
@@ -186,7 +186,7 @@ class HandlerResource:
             log.warning("the resource of the handler of %s raised when it was closed", self._name, exc_info=error)
         self._life = None
 
-    async def _cancel(self, life: asyncio.Task[None]) -> None:
+    async def _cancel(self, life: Contained) -> None:
         life.cancel()
         await asyncio.wait([life], timeout=CANCEL_TIMEOUT_S)
         if not life.done():
@@ -246,6 +246,6 @@ def _finish(end: "asyncio.Future[None]") -> None:
         end.set_result(None)
 
 
-def _error_of(life: "asyncio.Task[None]") -> BaseException | None:
+def _error_of(life: Contained) -> BaseException | None:
     """Return why a context ended, None when it was left as it should be."""
-    return NotOpen("its task was cancelled") if life.cancelled() else life.exception()
+    return NotOpen("its task was cancelled") if life.cancelled() else life.result()

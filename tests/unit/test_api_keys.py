@@ -17,8 +17,8 @@ from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
 from samples import fields_of_an_event, until
 
-from apps.chassis.http import api_keys as module
 from apps.chassis.http import authentication as access
+from apps.chassis.http import watched_file as module
 from apps.chassis.http.api_keys import ApiKey, Keys, read_key_file
 from apps.chassis.observability.logs import ConsoleFormatter, request_id, set_up_logging, with_request
 from apps.chassis.settings import Settings, WrongSetting, read_settings
@@ -114,7 +114,7 @@ def test_each_of_several_keys_is_accepted_and_known_by_its_name() -> None:
 def test_keys_in_a_file_are_changed_without_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# who may\n\n  # and since when\nada:{ADAS}\n", encoding="utf-8-sig")
-    keys = Keys({"fixed": ApiKey("fixed", OTHER)}, file, settled_after_s=0)
+    keys = Keys({"fixed": ApiKey("fixed", secret=OTHER)}, file, settled_after_s=0)
     assert names_of(keys, OTHER, ADAS, NAMELESS) == ["fixed", "ada", None]
     replace(file, f"ada:{NAMELESS}\n")
     assert names_of(keys, OTHER, ADAS, NAMELESS) == ["fixed", None, "ada"]
@@ -172,7 +172,7 @@ def test_a_file_of_keys_that_a_start_would_refuse_leaves_those_in_use_and_is_log
     caplog.set_level(logging.WARNING)  # services that ran before may have set another
     file = tmp_path / "keys"
     file.write_text(f"ada:{ADAS}")
-    keys = Keys({"fixed": ApiKey("fixed", GRACES)}, file, settled_after_s=0)
+    keys = Keys({"fixed": ApiKey("fixed", secret=GRACES)}, file, settled_after_s=0)
     assert names_of(keys, ADAS) == ["ada"]
     if isinstance(content, str):
         replace(file, content)
@@ -257,7 +257,7 @@ def test_what_looks_like_no_key_never_leaves_a_service_open(meant: str) -> None:
 def test_key_files_have_comments_and_empty_lines(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# a comment\n\na.b_c-1: {ADAS} \n  # and another\n{NAMELESS}")
-    assert [*read_key_file(file, {}).values()] == [ApiKey("a.b_c-1", ADAS), ApiKey("default", NAMELESS)]
+    assert [*read_key_file(file, {}).values()] == [ApiKey("a.b_c-1", secret=ADAS), ApiKey("default", secret=NAMELESS)]
 
 
 def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(

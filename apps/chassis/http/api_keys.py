@@ -3,14 +3,15 @@
 import hmac
 import logging
 import re
-import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
+from apps.chassis.http.callers import Caller
 from apps.chassis.http.roles import Role
+from apps.chassis.http.watched_file import SETTLED_AFTER_S, WatchedFile, read_regular_file
 
 log = logging.getLogger(__name__)
 
@@ -21,44 +22,24 @@ MIN_LENGTH = 16
 NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 KEY = re.compile(r"(?!#)[!-+\--~]+")
 """Printable ASCII that a header keeps unchanged: no spaces, no comma (between keys), no `#` (comments)."""
-SETTLED_AFTER_S = 1.0
-"""Seconds for which a file must stay unchanged before it is read again: until then it may be half written."""
 WRONG_OPTIONS = (
     "is followed by something else than roles=send,read,read:sensitive,operate (some of them) and expires=2027-01-31"
 )
 HOW_TO_MAKE_ONE = "make one with: openssl rand -hex 24"
 
 
-class ApiKey(NamedTuple):
-    """A key; with no `roles` given it has all of them, and with no time to expire it never does."""
+@dataclass(frozen=True)
+class ApiKey(Caller):
+    """A key, which names its caller."""
 
-    name: str
-    secret: str
-    given_roles: frozenset[Role] | None = None
-    expires: datetime | None = None
-
-    def __repr__(self) -> str:
-        return f"ApiKey({self.name!r})"
-
-    @property
-    def roles(self) -> list[Role]:
-        """The roles, in the order of `Role`."""
-        return [role for role in Role if self.may(role)]
-
-    @property
-    def has_expired(self) -> bool:
-        """Whether the key has expired."""
-        return self.expires is not None and self.expires <= datetime.now(UTC)
-
-    def may(self, role: Role) -> bool:
-        """Return whether the key has a role."""
-        return self.given_roles is None or role in self.given_roles
+    secret: str = field(kw_only=True, repr=False)
 
 
 class Keys:
     """The keys that are accepted: those given, and those of a file, which may change while the service runs.
 
-    With `reads`, or once any key is given roles, reading needs a key too.
+    With `reads` or `tokens`, or once any key is given roles, reading needs a key too; with `tokens`, bearer tokens are
+    accepted as well as keys.
     """
 
     def __init__(
@@ -68,27 +49,31 @@ class Keys:
         settled_after_s: float = SETTLED_AFTER_S,
         *,
         reads: bool = False,
+        tokens: bool = False,
     ) -> None:
-        self._settled_after_s = settled_after_s
-        self._reads = reads
+        self._reads = reads or tokens
+        self._tokens = tokens
         self._given = given
         self._file = file
-        self._of_file: Mapping[str, ApiKey] = {}
-        self._seen: object = None
-        self._changed: object = None
-        self._changed_at = 0.0
+        self._watched = WatchedFile(file, "API_KEY_FILE", self.read_file, settled_after_s) if file else None
 
     @property
     def current(self) -> Mapping[str, ApiKey]:
         """The keys by name, expired ones too."""
-        if self._file is not None:
-            self._look_at(self._file)
-        return {**self._given, **self._of_file}
+        if self._watched is None:
+            return self._given
+        was_read = self._watched.look()
+        current = {**self._given, **(self._watched.keys or {})}
+        if was_read:
+            log.info(
+                "API keys in use: %s", ", ".join(f"{one.name} ({', '.join(one.roles)})" for one in current.values())
+            )
+        return current
 
     @property
     def needed(self) -> bool:
-        """Whether a key is needed at all."""
-        return bool(self._given) or self._file is not None
+        """Whether a key or a token is needed at all."""
+        return bool(self._given) or self._file is not None or self._tokens
 
     @property
     def needed_to_read(self) -> bool:
@@ -107,44 +92,14 @@ class Keys:
         """Return the keys of the file, if there is one. Raises as `read_key_file` does."""
         return read_key_file(self._file, self._given) if self._file else {}
 
-    def _look_at(self, file: Path) -> None:
-        """Read the file if it has changed and settled; keep the current keys if the file is invalid."""
-        age_s = 0.0
-        try:
-            status = file.stat()
-            seen: object = (status.st_mtime_ns, status.st_ino, status.st_size)
-            age_s = time.time() - status.st_mtime
-        except OSError as error:
-            seen = str(error)
-        if seen == self._seen or not (self._seen is None or self._has_settled(seen, age_s)):
-            return
-        self._seen = seen
-        try:
-            self._of_file = self.read_file()
-        except (OSError, ValueError) as error:
-            log.error("API_KEY_FILE: the keys read before stay in use: %s", error)  # noqa: TRY400 - one line says it
-        else:
-            named = ", ".join(f"{key.name} ({', '.join(key.roles)})" for key in self.current.values())
-            log.info("API keys in use: %s", named)
-
-    def _has_settled(self, seen: object, age_s: float) -> bool:
-        """Return whether the file has this state for long enough, by its own time or since it was first seen so."""
-        now = time.monotonic()
-        if seen != self._changed:
-            self._changed, self._changed_at = seen, now
-        return max(age_s, now - self._changed_at) >= self._settled_after_s
-
 
 def read_key_file(file: Path, given: Mapping[str, ApiKey]) -> dict[str, ApiKey]:
     """Return the keys of a file, one a line, by name; `given` are those of the environment.
 
-    Lines that begin with `#` are skipped. Raises `OSError`, `ValueError` as `read_keys` does, and `ValueError` for a
-    pipe or a directory: reading a pipe could block for ever.
+    Lines that begin with `#` are skipped. Raises `OSError`, and `ValueError` as `read_keys` and `read_regular_file` do.
     """
-    if file.exists() and not file.is_file():
-        raise ValueError("it is not a regular file")
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular_file(file).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError("the file is not UTF-8 text") from None
     return read_keys(("" if line.strip().startswith("#") else line for line in lines), given)
@@ -168,7 +123,7 @@ def read_keys(lines: Iterable[str], given: Mapping[str, ApiKey] = MappingProxyTy
         if fault := _find_fault(name, secret, {**given, **keys}.values()):
             raise ValueError(f"key {number} {fault}")
         try:
-            keys[name] = ApiKey(name, secret, *_read_options(options))
+            keys[name] = ApiKey(name, *_read_options(options), secret=secret)
         except ValueError:
             raise ValueError(f"key {number} {WRONG_OPTIONS}; {HOW_TO_MAKE_ONE}") from None
     if not keys:

@@ -95,7 +95,7 @@ class Authenticator:
     def check(self, connection: Connection, key: ApiKey | None, headers: dict[str, str] | None = None) -> ApiKey:
         """Return a key that is accepted; None stands for a wrong one. Raises 401 with the headers, or 429."""
         address = connection.client.host if connection.client else ""
-        if self._guesses.blocks(address, key and key.name):
+        if self._guesses.blocks(address, key.name if key else None):
             self.refused.note("slowed")
             raise problem(TOO_MANY_GUESSES, "too many wrong keys came from this address: wait before you try another")
         if key is None:

@@ -47,7 +47,7 @@ async def test_records_that_are_named_in_the_last_batch_are_dead_lettered_withou
     assert stream.polls < RECORDS // SIZE + 5, "hardly a batch was read again"
 
 
-async def test_a_chunk_that_failed_is_halved_until_its_failing_record_is_alone() -> None:
+async def test_a_chunk_that_failed_is_split_until_its_failing_record_is_alone() -> None:
     ids = numbered(range(1_024))
     for failing in (ids[0], ids[700], ids[-1]):
         handler = Handler(failing.__eq__)

@@ -395,6 +395,15 @@ async def test_the_copy_of_an_error_has_its_class_path_and_text_and_runs_none_of
 
 
 @pytest.mark.anyio
+async def test_an_error_that_is_raised_in_each_call_has_the_stack_of_one_call() -> None:
+    error = ValueError("the only one")
+    copies = [await HandlerCall().run(raising(error)) for _ in range(3)]
+    first, *others = [stack_of(one) for one in copies if one is not None]
+    assert others == [first, first]
+    assert error.__traceback__ is None
+
+
+@pytest.mark.anyio
 async def test_the_stack_of_a_copy_has_the_errors_that_led_to_it_and_quotes_only_those_of_kafka() -> None:
     async def fail() -> None:
         try:

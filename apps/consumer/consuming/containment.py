@@ -124,6 +124,8 @@ async def _contain(
         raise
     except BaseException as error:  # noqa: BLE001 - an error of any kind is a failure of the handler alone
         copied = copy_of(error, bases)
+        # an error object that is raised in each call collects the frames of all calls, and the values in them
+        _defined_by(BaseException, "with_traceback", error)(None)
         if issubclass(type(error), Exception):
             return copied
         escaped = Escaped(one_line(copied))

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,7 +22,7 @@ from apps.chassis.http.request_middleware import RequestMiddleware, admit
 from apps.chassis.settings import Settings
 from tests.event_services import create_producer
 
-Connect = Callable[[], Any]
+Connect = Callable[..., Any]
 ON_UVLOOP = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
 """Runs tests on the loop of the services: it raises where asyncio's own only warns."""
 
@@ -32,19 +33,27 @@ async def serving(
     connections: set[Any] | None = None,
     protocol: type[LimitedProtocol] = LimitedProtocol,
     close_after_s: float = 0.01,
+    tls: ssl.SSLContext | None = None,
     **limits: float,
 ) -> AsyncIterator[Connect]:
     """Serve an application within the limits; what is yielded opens connections to it, which are in `connections`."""
     limited: Any = partial(protocol, limits=ConnectionLimits(**limits), close_after_s=close_after_s)  # type: ignore[arg-type]  # one is a whole number
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, http=limited, log_config=None, lifespan="off", timeout_keep_alive=600)
+        config = uvicorn.Config(
+            app,
+            http=limited,
+            log_config=None,
+            lifespan="off",
+            timeout_keep_alive=600,
+            ssl_context_factory=(lambda *_: tls) if tls else None,
+        )
         server = uvicorn.Server(config)
         server.server_state.connections = set() if connections is None else connections
         async with asyncio.timeout(LONG):
             running = asyncio.create_task(server._serve([listening]))
             address = listening.getsockname()
             try:
-                yield lambda: asyncio.open_connection(*address)
+                yield partial(asyncio.open_connection, *address)
             finally:
                 server.should_exit = server.force_exit = True
                 for connection in list(server.server_state.connections):

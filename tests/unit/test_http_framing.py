@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import pytest
 from serving import closed, serving
 
-from apps.chassis.http.streaming import Streamed
+from apps.chassis.http.problems import encoded, problem
+from apps.chassis.http.streaming import BrokenOff, Streamed
+from apps.chassis.internals.http_framing import Refused
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +53,7 @@ class Recorder:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
+                await refuse(message["why"], send)
                 return
             body += message["body"]
             more = message["more_body"]
@@ -58,6 +61,13 @@ class Recorder:
         self.ran.append(Ran(scope["method"], scope["path"], body))
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def refuse(why: Refused, send: Any) -> None:  # noqa: ANN401 - ASGI
+    """Answer a request whose body broke off, as the services do."""
+    status, headers, body = encoded(problem(why.status, why.detail))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def framed(body: bytes, offer: str, version: str = "1.1") -> Iterable[tuple[bytes, bytes]]:
@@ -227,6 +237,8 @@ async def echoing(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 
         more = True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise BrokenOff
             more = message.get("more_body", False)
             yield message.get("body", b"")
 

@@ -176,17 +176,58 @@ async def test_who_closes_its_side_in_the_middle_of_a_body_learns_that_it_broke_
             assert "broke off" in assert_problem(answer, 400)
 
 
-async def test_who_closes_its_side_in_the_middle_of_lines_gets_the_lines_before_and_learns_that_it_broke_off() -> None:
-    head = b"POST /producers/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
-    async with serving(create_producer(read_settings({}))) as connect:
+LINES = b"POST /producers/events%b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
+ENDS = {
+    "the caller closes its side": (b"", 400, "the body broke off"),
+    "a chunk is no HTTP": (b"no size\r\n", 400, "what was sent is not a valid HTTP request"),
+    "a trailer is no HTTP": (b"0\r\nno trailer\0\r\n", 400, "what was sent is not a valid HTTP request"),
+    "a chunk has too much beside its size": (b"5;" + b"a" * 200_000, 431, "the head of the request is larger than"),
+}
+
+
+@pytest.mark.parametrize(("end", "status", "reason"), ENDS.values(), ids=ENDS.keys())
+@pytest.mark.parametrize("query", [b"", b"?receipts=at-end"], ids=["streamed", "at the end"])
+async def test_lines_before_the_place_where_a_body_breaks_off_are_answered_and_it_is_said_that_it_did(
+    query: bytes, end: bytes, status: int, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    producer, has_read = create_producer(read_settings({})), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        async def seen() -> Any:  # noqa: ANN401 - ASGI
+            message = await receive()
+            has_read.set()
+            return message
+
+        await producer(scope, seen, send)
+
+    async with serving(app, close_after_s=LONG) as connect:
         reader, writer = await connect()
-        writer.write(head + b"Transfer-Encoding: chunked\r\n\r\n9\r\nno event\n\r\n4\r\nmore\r\n")
-        writer.write_eof()
+        writer.write(LINES % query + b"Transfer-Encoding: chunked\r\n\r\n9\r\nno event\n\r\n")
+        await has_read.wait()
+        writer.write(end)
+        if not end:
+            writer.write_eof()
         said = await closed(reader)
-    assert said.startswith(b"HTTP/1.1 200 ")
-    assert b"broken_off" in said
-    assert b"1 lines before that were taken" in said
-    assert not said.endswith(b"0\r\n\r\n")
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert b"\r\nconnection: close\r\n" in said or not query
+    assert reason.encode() in said
+    assert b"; 1 lines before that were taken" in said
+    assert b'"line":1' in said
+    assert said.startswith(b"HTTP/1.1 %d " % (status if query else 200))
+    assert (b'"outcome":"broken_off"' in said) is (not query)
+    assert said.endswith(b"0\r\n\r\n") is (query != b"")
+    assert "Traceback" not in caplog.text
+
+
+async def test_who_still_sends_what_is_no_body_can_read_the_one_answer_of_the_call() -> None:
+    async with serving(create_producer(read_settings({})), close_after_s=LONG) as connect:
+        reader, writer = await connect()
+        writer.write(CHUNKED.replace(b"/events", b"/producers/events") + b"1\r\n \r\n")
+        for _ in range(50):
+            writer.write(b"5;" + b"a" * 100_000)
+            await writer.drain()
+        (answer,) = answers_in(await reader.read())
+    assert_problem(answer, 431)
 
 
 @pytest.mark.parametrize("create_app", [create_consumer, create_producer], ids=["consumer", "producer"])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from serving import ON_UVLOOP, closed, hello, serving
 
 from apps.chassis.http.tls import ServerTls
 from apps.chassis.kafka.security import TlsContext
@@ -89,3 +90,17 @@ def test_beyond_this_machine_a_service_needs_a_key_or_permission_to_have_none() 
         check_anonymous(Settings(api_key="a-key-of-operators"), address)
     for address in ("127.0.0.1", "127.0.0.2", "::1"):
         check_anonymous(open_to_all, address)
+
+
+@pytest.mark.anyio
+@ON_UVLOOP
+async def test_what_is_no_http_is_refused_over_tls_too_and_the_connection_is_closed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.create_default_context()
+    AUTHORITY.configure_trust(trusted)
+    async with serving(hello, tls=context) as connect:
+        reader, writer = await connect(ssl=trusted, server_hostname="localhost")
+        writer.write(b"no HTTP\r\n\r\n")
+        assert (await closed(reader)).startswith(b"HTTP/1.1 400 ")
+    assert not [record for record in caplog.records if record.exc_info]

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 import time
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -68,6 +69,7 @@ class Joined:
         self._transport = transport
         self._loop = loop
         self._head = b""
+        self.end: Callable[[], object] = transport.close
 
     def write(self, data: bytes) -> None:
         """Write; a head waits for what follows it."""
@@ -90,7 +92,7 @@ class Joined:
     def close(self) -> None:
         """Close after everything is written."""
         self._write_head()
-        self._transport.close()
+        self.end()
 
     def _write_head(self) -> None:
         if self._head and not self._transport.is_closing():
@@ -199,6 +201,8 @@ class LimitedProtocol(FramedProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request. Its time starts at its first byte, which may already be here."""
         super().on_response_complete()
+        if self.cycle.ended_by is not None:
+            return
         if self._refused is not None and self.waits and not self.transport.is_closing():
             self._joined.write(b"")  # a head may wait for its body
             super().refuse(self._refused)
@@ -219,19 +223,16 @@ class LimitedProtocol(FramedProtocol):
         super().resume_writing()
 
     def refuse(self, refused: Refused) -> None:
-        """Refuse what arrived: behind the answers to complete requests, and in place of an incomplete one.
+        """Refuse what arrived: behind the answers to complete requests, and in place of one that waits for its turn.
 
-        An answer that has begun while its body arrives is broken off.
+        A call whose body is incomplete answers itself: it may have sent records.
         """
         if self._refused is not None or self.transport.is_closing():
             return
         self._refused = refused
         if self._runs_an_incomplete_request():
-            self._disconnect_calls()
-            if self.cycle.response_started:
-                self.transport.close()
-            else:
-                super().refuse(refused)
+            self._joined.end = self.close_later
+            self.end_body_early(refused)
         elif self.waits:
             super().refuse(refused)
         elif self.cycle.more_body:
@@ -251,6 +252,7 @@ class LimitedProtocol(FramedProtocol):
         if http_version == "1.0":
             connected = self.transport.get_extra_info("socket")
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+            self._joined.end = self.transport.close
         self._disconnect_calls()
         self._joined.close()
 

@@ -29,6 +29,7 @@ from apps.chassis.http.problem_kinds import BAD_BODY
 from apps.chassis.http.problems import RETRY_AFTER, BrokenBody, bad_body, problem
 from apps.chassis.http.repeated_names import RepeatedName, check_names
 from apps.chassis.http.request_headers import headers_of
+from apps.chassis.internals.http_framing import BROKE_OFF, Refused
 
 T = TypeVar("T")
 
@@ -176,7 +177,8 @@ async def _receive(request: Request[Any, Any, Any], ending: asyncio.Event | None
     all_here = request.scope.get(ALL_HERE)
     message: Any = await (request.receive() if all_here else _wait_for_more(request, ending or asyncio.Event(), until))
     if message["type"] == "http.disconnect":
-        raise BrokenBody(HTTPStatus.BAD_REQUEST, "the body broke off")
+        why: Refused = message.get("why", BROKE_OFF)
+        raise BrokenBody(why.status, why.detail)
     return message.get("body", b""), message.get("more_body", False)
 
 

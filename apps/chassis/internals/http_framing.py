@@ -51,6 +51,7 @@ class Refused(httptools.HttpParserError):
 
 
 NOT_HTTP = Refused(HTTPStatus.BAD_REQUEST, "what was sent is not a valid HTTP request")
+BROKE_OFF = Refused(HTTPStatus.BAD_REQUEST, "the body broke off")
 
 
 class ClosingTransport:
@@ -96,14 +97,14 @@ class ClosingTransport:
 class Cycle(RequestResponseCycle):
     """A request and its answer; the body of a request may end early, and its call can still answer then."""
 
-    ended_early = False
+    ended_by: Refused | None = None
 
     async def receive(self) -> Any:  # noqa: ANN401 - an ASGI event
-        """Return the next piece of the body; a disconnect behind the last one of a body that ended early."""
+        """Return the next piece of the body; behind the last one of a body that ended early a disconnect and `why`."""
         message: Any = await super().receive()
-        if self.ended_early and message["type"] == "http.request":
+        if self.ended_by is not None and message["type"] == "http.request":
             if not message["body"]:
-                return {"type": "http.disconnect"}
+                return {"type": "http.disconnect", "why": self.ended_by}
             self.message_event.set()
         return message
 
@@ -154,7 +155,12 @@ class FramedProtocol(HttpToolsProtocol):
         lines = [b"%b: %b" % header for header in headers]
         first = b"HTTP/1.1 %d %b" % (refused.status, refused.status.phrase.encode())
         self.transport.write(b"\r\n".join([first, *lines, b"", body]))
-        self.transport.write_eof()
+        self.close_later()
+
+    def close_later(self) -> None:
+        """End the answers, and close the connection when the caller had time to read them."""
+        if self.transport.can_write_eof():  # TLS cannot
+            self.transport.write_eof()
         self.loop.call_later(self._close_after_s, self.transport.close)
 
     def data_received(self, data: bytes) -> None:
@@ -173,9 +179,9 @@ class FramedProtocol(HttpToolsProtocol):
             refused = error.__context__  # what a step of this class raised
             self.refuse(refused if isinstance(refused, Refused) else NOT_HTTP)
 
-    def end_body_early(self) -> None:
+    def end_body_early(self, why: Refused = BROKE_OFF) -> None:
         """Let the call that is being answered read what arrived of its body, and then a disconnect; it may answer."""
-        self.cycle.ended_early = True
+        self.cycle.ended_by = why
         self.cycle.keep_alive = False
         self.cycle.message_event.set()
 

@@ -97,6 +97,12 @@ TRIES_FIELD = HeaderField(
 STACK_FIELD = _field(
     "stack", "The stack of the handler, if it raised.", "exception-stacktrace", "key-exception-stacktrace"
 )
+WRITTEN_FIELD = HeaderField(
+    f"{DLT}written",
+    "written",
+    "Only on a dead letter that a purge has written again: when it was first written, in milliseconds since 1970 UTC.",
+    INT64,
+)
 LETTER_FIELDS = (
     _field("topic", "The original topic of the record.", "original-topic"),
     _field("partition", "Its original partition.", "original-partition", packing=INT32),
@@ -118,9 +124,10 @@ LETTER_FIELDS = (
         "`poison`: the handler failed for it. `refused`: undecodable, or the handler rejected it.",
     ),
     STACK_FIELD,
+    WRITTEN_FIELD,
 )
 """The headers of a dead letter, in the order in which they follow the record's own."""
-NAMES = tuple(one.header for one in LETTER_FIELDS)
+NAMES = tuple(one.header for one in LETTER_FIELDS[:-1])
 NAMES_ALWAYS, NAMES_BEFORE = NAMES[:-1], NAMES[:-2]
 """The headers that each dead letter has, and those of earlier versions, which have no verdict."""
 
@@ -191,6 +198,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     tries: int | None
     verdict: str | None = None
     stack: str | None = None
+    written: int | None = None
 
     def all_headers(self) -> list[Header]:
         """Return the record's own headers, followed by those of the dead letter."""
@@ -304,15 +312,31 @@ def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter
     A letter whose last headers are ours, in their order, is read exactly as it was written. In any other letter the
     last header of each name counts, and all headers that dead-lettering adds are removed from the record's own.
     """
-    last = tuple(name for name, _ in headers[-len(NAMES) :])
+    first_headers = headers[:-1] if _is_written_again(headers) else headers
+    last = tuple(name for name, _ in first_headers[-len(NAMES) :])
     ours = next((len(names) for names in (NAMES, NAMES_ALWAYS, NAMES_BEFORE) if last[-len(names) :] == names), 0)
-    own, described = (headers[:-ours], dict(headers[-ours:])) if ours else _by_name(headers)
+    own, described = (first_headers[:-ours], dict(headers[len(first_headers) - ours :])) if ours else _by_name(headers)
     fields: dict[str, Any] = {one.field: one.find(described) for one in LETTER_FIELDS}
     if not ours:
         _, tries_before, _ = history(own)
         fields["tries"] = None if fields["tries"] is None else min(fields["tries"] + tries_before, MAX_COUNT)
         fields |= {name: _shortened(fields[name]) for name in ("error_type", "error") if fields[name] is not None}
     return DeadLetter(key=key, value=value, headers=tuple(own), **fields)
+
+
+def first_written(headers: Headers, timestamp: int) -> int:
+    """Return when a dead letter was first written (ms since 1970 UTC); `timestamp` is that of its present record."""
+    written = WRITTEN_FIELD.unpack(headers[-1][1]) if _is_written_again(headers) else None
+    return written if isinstance(written, int) else timestamp
+
+
+def written_again(headers: Headers, timestamp: int) -> list[Header]:
+    """Return the headers to write a dead letter again with: they keep when it was first written."""
+    return [*headers] if _is_written_again(headers) else [*headers, WRITTEN_FIELD.pack(timestamp)]
+
+
+def _is_written_again(headers: Headers) -> bool:
+    return bool(headers) and headers[-1][0] == WRITTEN_FIELD.header
 
 
 def _by_name(headers: Headers) -> tuple[Headers, dict[str, bytes | None]]:

@@ -33,7 +33,7 @@ from apps.chassis.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PLAIN = frozenset({"stream", "limit", "partition", "offset", "from", "to", "accept", "dry_run"})
+PLAIN = frozenset({"stream", "limit", "partition", "offset", "from", "to", "before", "after", "accept", "dry_run"})
 """Parameters that are no part of a record; the text of others is hashed."""
 SHORT = re.compile(r"[A-Za-z0-9:.+_-]{1,64}")
 WAITING = 1_000

@@ -28,6 +28,7 @@ from apps.consumer.handlers import HANDLERS, POLICIES, handle_nothing
 from apps.consumer.operating.metrics import HandlerMetrics
 from apps.consumer.operating.routes import OperatingController
 from apps.consumer.page.routes import page_routes
+from apps.consumer.redriving.purge_routes import PurgeController
 from apps.consumer.redriving.routes import DeadLetterController
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts import STREAMS
@@ -68,6 +69,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
             OperatingController,
             MessageController,
             DeadLetterController,
+            PurgeController,
             *page_routes(settings.producer_url, [*consumers]),
         ],
         operations=[*_operations(consumers.values())],

@@ -122,6 +122,7 @@ class StreamConsumer:
             own.group_id,
             kafka.reader,
             max_rounds=len(self._delays_s) or MAX_ROUNDS,
+            kept_s=own.dead_letter_retention_s,
         )
 
     def _new_broker(self) -> KafkaBroker:

@@ -22,6 +22,9 @@ UNSAYABLE = {
     "only together with scope=topic",
     "without filters",
     "only with `limit`",
+    "give either `key` or `before`",
+    # Nor a time that must have passed.
+    "expected a time that has passed",
 }
 """What a refusal may say although the document allows what was sent."""
 WRONG_TYPE_OF_TEXT = re.compile(r"parameter `(key|reason)` in query - incorrect type")

@@ -16,7 +16,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
 from apps.chassis.settings import Settings, read_settings
-from contracts.dead_letter import LETTER_FIELDS, NAMES, NAMES_ALWAYS
+from contracts.dead_letter import LETTER_FIELDS, NAMES, NAMES_ALWAYS, WRITTEN_FIELD
 from tests.event import EVENTS, Event
 from tests.event_services import create_consumer, create_producer
 
@@ -129,7 +129,7 @@ def test_the_headers_of_a_dead_letter_are_those_that_are_written(
     service: str, documents: dict[str, dict[str, Any]]
 ) -> None:
     headers = documents[service]["components"]["messages"]["DeadLetter"]["headers"]
-    assert tuple(headers["properties"]) == NAMES
+    assert tuple(headers["properties"]) == (*NAMES, WRITTEN_FIELD.header)
     assert tuple(headers["required"]) == NAMES_ALWAYS
     for said in LETTER_FIELDS:
         described = headers["properties"][said.header]

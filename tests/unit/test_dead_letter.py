@@ -27,10 +27,12 @@ from contracts.dead_letter import (
     Target,
     describe,
     first_place,
+    first_written,
     history,
     read,
     redrive_headers,
     redriven_for,
+    written_again,
 )
 from contracts.record import Place
 
@@ -55,6 +57,7 @@ DEAD_LETTERS = st.builds(
     tries=INT32,
     verdict=st.sampled_from([POISON, REFUSED]),
     stack=st.none() | TEXT,
+    written=st.none() | INT64,
 )
 
 
@@ -113,9 +116,25 @@ def test_what_became_of_the_record_is_encoded_as_spring_kafka_does() -> None:
 
 @given(DEAD_LETTERS)
 def test_a_letter_of_an_earlier_version_is_read_as_it_was_written_and_has_no_verdict(letter: DeadLetter) -> None:
-    earlier = msgspec.structs.replace(letter, verdict=None, stack=None)
+    earlier = msgspec.structs.replace(letter, verdict=None, stack=None, written=None)
     assert read(letter.key, letter.value, earlier.all_headers()) == earlier
     assert [name for name, _ in earlier.all_headers()[-len(NAMES_BEFORE) :]] == [*NAMES_BEFORE]
+
+
+@given(DEAD_LETTERS, INT64, INT64)
+def test_a_letter_that_is_written_again_is_the_same_and_knows_when_it_was_first_written(
+    letter: DeadLetter, first: int, second: int
+) -> None:
+    letter = msgspec.structs.replace(letter, written=None)
+    headers = letter.all_headers()
+    assert first_written(headers, first) == first
+    once = written_again(headers, first)
+    twice = written_again(once, second)
+    assert once == twice
+    assert first_written(twice, second) == first
+    again = read(letter.key, letter.value, twice)
+    assert msgspec.structs.replace(again, written=None) == letter
+    assert redrive_headers(again) == redrive_headers(letter)
 
 
 INT = struct.Struct(">i").pack

@@ -106,6 +106,26 @@ def test_discarded_letters_are_marked_like_those_that_were_sent_back_and_are_tol
         assert each.discarded("one", 3) == [(4, 5)]
 
 
+def test_purged_letters_count_no_more_and_those_that_were_written_again_keep_their_marks() -> None:
+    marks = Marks()
+    marks.read(mark(b"3", b"[[0,1]]"))
+    written = [
+        *marks.apply(Action.REDRIVE, "one", 3, [(1, 2), (7, 8)]),
+        *marks.apply(Action.DISCARD, "one", 3, [(2, 3), (4, 5), (8, 9)]),
+        *marks.purge("one", 3, 5, {0: 20, 1: 21, 2: 23, 3: 24}),
+    ]
+    read = Marks()
+    for key, value in written:
+        read.read(mark(key, value))
+    for each in (marks, read):
+        assert [offset for offset in range(30) if not each.contains("one", 3, offset)][:2] == [5, 6]
+        assert [offset for offset in range(5, 30) if each.contains("one", 3, offset)] == [7, 8, 20, 21, 23]
+        assert each.discarded("one", 3) == [(8, 9), (23, 24)], "what is purged cannot be restored"
+        assert (each.purged("one", 3), each.purged("two", 3), each.purged("one", 2)) == (5, 0, 0)
+    marks.purge("one", 3, 4, {})
+    assert marks.purged("one", 3) == 5, "a purge that was slow brings none back"
+
+
 def test_an_earlier_version_takes_discarded_letters_for_sent_back_and_keeps_apart_what_was() -> None:
     class EarlierKey(msgspec.Struct, frozen=True):
         group: str | None

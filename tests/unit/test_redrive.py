@@ -18,13 +18,14 @@ from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.topic_search import Filter
-from apps.consumer.redriving import redrive
+from apps.consumer.redriving import fences
 from apps.consumer.redriving.actions import Action
+from apps.consumer.redriving.fences import RedriveLimits
 from apps.consumer.redriving.letter_view import FirstPlace, Origin, view
 from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
-from apps.consumer.redriving.redrive import LetterPlace, RedriveLimits, Redriver
+from apps.consumer.redriving.redrive import LetterPlace, Redriver
 from apps.consumer.redriving.refusals import DoneBefore, RedriveNotNow, TooLarge
 from apps.consumer.redriving.routes import of_one_stream
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
@@ -66,7 +67,7 @@ class Bench:
         self.fails_from = 1_000
         monkeypatch.setattr(self.redriver._marks_topic, "check", self._check_marks_topic)
         monkeypatch.setattr(self.redriver._marks_topic, "until_visible", self._until_visible)
-        monkeypatch.setattr(self.redriver, "_fenced", self._fenced)
+        monkeypatch.setattr(self.redriver._fences, "fenced", self._fenced)
         monkeypatch.setattr(self.redriver._transactions, "commit", self._commit)
         monkeypatch.setattr(self.redriver, "marks", self._marks)
 
@@ -236,7 +237,7 @@ async def test_a_redrive_that_only_met_letters_of_others_until_it_was_late_says_
 
 async def test_a_redrive_waits_for_its_turn_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench([stored_letter(0)], monkeypatch=monkeypatch, limits=RedriveLimits(turn_s=0.01))
-    async with bench.redriver._lock:
+    async with bench.redriver._fences._lock:
         with pytest.raises(RedriveNotNow, match="under way"):
             await bench.redriver.perform(Action.REDRIVE, 10)
     assert (await bench.redriver.perform(Action.REDRIVE, 10)).letters == [LetterPlace(0, 0)]
@@ -256,12 +257,12 @@ async def test_a_redrive_is_answered_in_time_even_when_what_it_began_does_not_en
         finally:
             await ended.wait()
 
-    monkeypatch.setattr(bench.redriver, "_fenced", never_closing)
+    monkeypatch.setattr(bench.redriver._fences, "fenced", never_closing)
     with pytest.raises(TimeoutError):
         await bench.redriver.perform(Action.REDRIVE, 10)
-    assert bench.redriver._lock.locked()  # no other one begins before this one has closed what is its own
+    assert bench.redriver._fences._lock.locked()  # no other one begins before this one has closed what is its own
     ended.set()
-    async with asyncio.timeout(LONG), bench.redriver._lock:
+    async with asyncio.timeout(LONG), bench.redriver._fences._lock:
         pass
 
 
@@ -464,8 +465,8 @@ async def test_an_action_that_another_one_fenced_is_refused_for_now(
     options = client_options(Settings(), "consumer")
     dead = cast(LogReader, StoredTopic({0: [stored_letter(0)]}, topic=DEAD))
     redriver = Redriver(options, Cluster(options, []), dead, f"{DEAD}-redriven", TOPIC, "group")
-    monkeypatch.setattr(redrive, "AIOKafkaProducer", FencedProducer)
+    monkeypatch.setattr(fences, "AIOKafkaProducer", FencedProducer)
     monkeypatch.setattr(FencedProducer, "error", error)
     with pytest.raises(RedriveNotNow, match="another redrive or discard has begun"):
-        async with redriver._fenced("group"):
+        async with redriver._fences.fenced("group"):
             pass

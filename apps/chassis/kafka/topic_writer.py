@@ -129,7 +129,7 @@ class TopicWriter:
     ) -> None:
         sent, count = SentBatches(), len(await producer.partitions_for(self.topic))
         for number, records in by_partition.items():
-            for batch, places in _batches_of(producer, records):
+            for batch, places in batches_of(producer, records):
                 sending = await producer.send_batch(batch, self.topic, partition=number % count)
                 if on_acknowledged is not None:
                     sending.add_done_callback(partial(_report, on_acknowledged, number, places))
@@ -167,7 +167,7 @@ class TopicWriter:
             await close_producer(producer)
 
 
-def _batches_of(producer: AIOKafkaProducer, records: Sequence[Content]) -> Iterator[tuple[BatchBuilder, range]]:
+def batches_of(producer: AIOKafkaProducer, records: Sequence[Content]) -> Iterator[tuple[BatchBuilder, range]]:
     """Yield the batches of a partition's records, each with the range of its records."""
     batch, first = producer.create_batch(), 0
     for number, (key, value, headers) in enumerate(records):

@@ -6,13 +6,14 @@ share. Earlier versions had one record for each partition, which all groups over
 its letters count as sent back for every group.
 
 A discarded letter is marked like one that was sent back, so that no version sends it back. A second record tells which
-of the marked ones were discarded.
+of the marked ones were discarded. A third one tells before which offset all letters were purged: they no longer count,
+even before Kafka has deleted them.
 """
 
 import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from uuid import UUID
 
@@ -34,12 +35,13 @@ class MarkKey(msgspec.Struct, frozen=True):
     """The key of a mark, as JSON: a group (None for letters that name none), and a partition of the dead letters.
 
     For discarded letters, `discarded_by` is that group, and `group` is "". No letter has that group, so earlier
-    versions, which know no `discarded_by`, ignore the mark.
+    versions, which know no `discarded_by`, ignore the mark. So is `purged_by` for purged letters.
     """
 
     group: str | None
     partition: int
     discarded_by: str | msgspec.UnsetType | None = msgspec.UNSET
+    purged_by: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 decode_key = msgspec.json.Decoder(int | MarkKey).decode
@@ -60,6 +62,7 @@ class Marks:
         self.unreadable: str | None = None
         self._intervals: dict[MarkKey | int, Intervals] = {}
         self._discarded: defaultdict[int, dict[str | None, Intervals]] = defaultdict(dict)
+        self._purged: dict[tuple[str | None, int], int] = {}
 
     def read(self, record: Record) -> None:
         """Add a record of the marks topic; ignore a record of an older topic of the same name."""
@@ -73,6 +76,8 @@ class Marks:
             return
         if isinstance(key, MarkKey) and key.discarded_by is not msgspec.UNSET:
             self._discarded[key.partition][key.discarded_by] = intervals
+        elif isinstance(key, MarkKey) and key.purged_by is not msgspec.UNSET:
+            self._purged[key.purged_by, key.partition] = intervals[-1][1] if intervals else 0
         else:
             self._intervals[key] = intervals
 
@@ -91,6 +96,10 @@ class Marks:
     def all_discarded(self, partition: int) -> Intervals:
         """Return the offsets of the letters in a partition that any group has discarded."""
         return merged(chain.from_iterable(self._discarded[partition].values()))
+
+    def purged(self, group: str | None, partition: int) -> int:
+        """Return the offset before which all letters of a group in a partition were purged."""
+        return self._purged.get((group, partition), 0)
 
     def is_discarded(self, partition: int, offset: int) -> bool:
         """Return whether the group of a letter has discarded it."""
@@ -119,8 +128,31 @@ class Marks:
                 marked, discarded = minus(marked, offsets), minus(discarded, offsets)
         self._intervals[key], self._discarded[partition][group] = marked, discarded
         changed = [(key, marked), (MarkKey("", partition, group), discarded)]
-        written = changed[:1] if action is Action.REDRIVE else changed
-        return [(msgspec.json.encode(key), msgspec.json.encode(intervals)) for key, intervals in written]
+        return _encoded(changed[:1] if action is Action.REDRIVE else changed)
+
+    def purge(
+        self, group: str | None, partition: int, before: int, moved: Mapping[int, int]
+    ) -> list[tuple[bytes, bytes]]:
+        """Mark all letters of a group before an offset as purged; return key and value of each record to write.
+
+        `moved` has the new offset of each letter that was written again, by its old one: it keeps its marks.
+        """
+        before = max(before, self.purged(group, partition))
+        key, purged = MarkKey(group, partition), [(0, before)]
+        sent, discarded = self.of(group, partition), self.discarded(group, partition)
+        marked_again, discarded_again = (
+            [(new, new + 1) for old, new in moved.items() if contains(marks, old)] for marks in (sent, discarded)
+        )
+        marked = merged([*purged, *self._intervals.get(key, []), *marked_again])
+        discarded = merged([*minus(discarded, purged), *discarded_again])
+        self._intervals[key], self._discarded[partition][group] = marked, discarded
+        self._purged[group, partition] = before
+        own = MarkKey("", partition, discarded_by=group), MarkKey("", partition, purged_by=group)
+        return _encoded([(key, marked), *zip(own, (discarded, purged), strict=True)])
+
+
+def _encoded(marks: Iterable[tuple[MarkKey, Intervals]]) -> list[tuple[bytes, bytes]]:
+    return [(msgspec.json.encode(key), msgspec.json.encode(intervals)) for key, intervals in marks]
 
 
 def contains(intervals: Intervals, offset: int) -> bool:

@@ -13,16 +13,13 @@ all of them; for such letters they share a transactional id and marks.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
 import msgspec
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import IllegalOperation, ProducerFenced
 
-from apps.chassis.deadline import CALL_S, within
-from apps.chassis.internals.transactions import close_producer
+from apps.chassis.deadline import within
 from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.errors import KAFKA_ERRORS
@@ -30,9 +27,11 @@ from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
+from apps.consumer.redriving.fences import Fences, RedriveLimits
 from apps.consumer.redriving.letters import MAX_ROUNDS, Letters, Wanted, letter_of, offsets_of, owner_of
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
+from apps.consumer.redriving.purge import Purger
 from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
 from apps.consumer.redriving.transactions import Transactions
 from contracts.dead_letter import DeadLetter, is_omitted
@@ -40,26 +39,7 @@ from contracts.record import Record
 
 log = logging.getLogger(__name__)
 
-TRANSACTION_S = 10.0
-"""Seconds after which Kafka aborts an abandoned transaction."""
 ALL = Filter()
-
-
-class RedriveLimits(NamedTuple):
-    """How long an action may take, in seconds from its call on, and how much a transaction sends back.
-
-    It is answered after `call_s`. It waits `turn_s` for another action of this instance, begins transactions and looks
-    for dead letters within `begin_within_s`, and aborts its transaction after `work_s`. It waits until its marks are
-    visible, but not after `visible_s`. A transaction has `transaction_bytes` of keys and values, but for one record of
-    each partition.
-    """
-
-    call_s: float = CALL_S
-    turn_s: float = 4.0
-    begin_within_s: float = 5.0
-    work_s: float = 6.5
-    visible_s: float = 7.5
-    transaction_bytes: int = 16 * 1024 * 1024
 
 
 class LetterPlace(msgspec.Struct):
@@ -109,17 +89,18 @@ class Redriver:
         reader: Callable[..., LogReader] = LogReader,
         limits: RedriveLimits = RedriveLimits(),  # noqa: B008 - it is immutable
         max_rounds: int = MAX_ROUNDS,
+        kept_s: int | None = None,
     ) -> None:
         self._limits = limits
         self.letters = Letters(dead, cluster, topic, max_rounds)
-        self._options = options
-        self._cluster = cluster
-        self._dead_topic = dead.topic
         self._topic = topic
         self._group = group
         self._marks_topic = MarksTopic(options, cluster, marks_topic, dead.topic, reader)
-        self._transactions = Transactions(cluster, self.letters, topic, marks_topic)
-        self._lock = asyncio.Lock()
+        self._transactions = Transactions(cluster, self.letters, topic, dead.topic, marks_topic)
+        self._fences = Fences(options, cluster, dead.topic, self._marks_topic, limits)
+        self.purger = Purger(
+            options, cluster, dead, group, self._fences, self._transactions, self._marks_topic, kept_s=kept_s
+        )
 
     def open(self) -> AbstractAsyncContextManager[None]:
         """Close the connections at the end."""
@@ -157,7 +138,7 @@ class Redriver:
         """
 
         async def redrive() -> int:
-            async with self._turn(), self._fenced(self._group) as (producer, marks):
+            async with self._fences.turn(), self._fences.fenced(self._group) as (producer, marks):
                 chosen = await find(marks)
                 await self._transactions.commit(Action.REDRIVE, producer, self._group, chosen, marks)
             return len(chosen)
@@ -172,7 +153,7 @@ class Redriver:
         search, done = self._search(action, limit, only), list[LetterPlace]()
         visible_by = self._visible_by()
         try:
-            async with self._turn():
+            async with self._fences.turn():
                 more = await self._perform_of(self._group, search, done)
                 if not more and len(done) < limit:
                     of_nobody = search._replace(limit=1).wanted(None, await self.marks(), 0)
@@ -189,7 +170,7 @@ class Redriver:
 
     async def _perform_of(self, owner: str | None, search: Search, done: list[LetterPlace]) -> bool:
         """Apply an action to letters of one owner, add them to `done`, and return whether there may be more."""
-        async with self._fenced(owner) as (producer, marks):
+        async with self._fences.fenced(owner) as (producer, marks):
 
             async def commit(chosen: Sequence[Record]) -> None:
                 await self._transactions.commit(search.action, producer, owner, chosen, marks)
@@ -235,10 +216,10 @@ class Redriver:
 
     async def _perform_one(self, action: Action, partition: int, offset: int) -> Done:
         visible_by = self._visible_by()
-        async with self._turn():
+        async with self._fences.turn():
             record = await self._requested(action, partition, offset)
             owner = owner_of(letter_of(record))
-            async with self._fenced(owner) as (producer, marks):
+            async with self._fences.fenced(owner) as (producer, marks):
                 check_not_done(action, record, marks)
                 await self._transactions.commit(action, producer, owner, [record], marks)
         await self._marks_topic.until_visible(visible_by)
@@ -263,46 +244,12 @@ class Redriver:
             raise RedriveNotNow(f"dead letter {partition}/{offset} is of the group {letter.group}: ask its consumer")
         return record
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Wait up to 4 s for this instance's other actions; end one that takes too long. Raises `RedriveNotNow`."""
-        start = asyncio.get_running_loop().time()
-        try:
-            async with asyncio.timeout(self._limits.turn_s):
-                await self._lock.acquire()
-        except TimeoutError:
-            raise RedriveNotNow("other redrives or discards of this instance are under way: try again") from None
-        try:
-            async with asyncio.timeout_at(start + self._limits.work_s):
-                await self._marks_topic.check()
-                yield
-        finally:
-            self._lock.release()
-
-    @asynccontextmanager
-    async def _fenced(self, owner: str | None) -> AsyncIterator[tuple[AIOKafkaProducer, Marks]]:
-        """Fence all other actions on the owner's letters; their marks are read after that, when they are final.
-
-        Raises `RedriveNotNow`.
-        """
-        producer = AIOKafkaProducer(
-            **self._options,
-            transactional_id=f"{self._dead_topic if owner is None else owner}-redrive",
-            transaction_timeout_ms=int(TRANSACTION_S * 1_000),
-            max_request_size=max(map(self._cluster.max_message_bytes, (self._dead_topic, self._marks_topic.name))),
-        )
-        try:
-            await producer.start()
-            yield producer, await self._marks_topic.settled()
-        except (ProducerFenced, IllegalOperation):  # the latter if it was fenced between two records of a transaction
-            raise RedriveNotNow("another redrive or discard has begun: try again") from None
-        finally:
-            await close_producer(producer)
-
 
 def check_not_done(action: Action, record: Record, marks: Marks) -> None:
-    """Raise `DoneBefore` when an action has nothing to do with a dead letter, by its marks."""
+    """Raise `DoneBefore` or `NoSuchLetter` when an action has nothing to do with a dead letter, by its marks."""
     place = f"dead letter {record.partition}/{record.offset}"
+    if record.offset < marks.purged(owner_of(letter_of(record)), record.partition):
+        raise NoSuchLetter(f"there is no {place}: it was purged, or has been written again since")
     discarded = marks.is_discarded(record.partition, record.offset)
     match action, discarded:
         case Action.RESTORE, False:

@@ -27,7 +27,7 @@ from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, read_time
 from apps.consumer.browsing.topic_search import Filter, newest
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letter_view import DeadLetter, view
-from apps.consumer.redriving.letters import letter_of
+from apps.consumer.redriving.letters import letter_of, owner_of
 from apps.consumer.redriving.marks import contains, last_outside, outside
 from apps.consumer.redriving.redrive import Done, LetterPlace
 from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
@@ -111,6 +111,7 @@ class Restores(msgspec.Struct):
 
 
 Answer = TypeVar("Answer", Redrives, Discards, Restores)
+DryRun = Annotated[bool, Parameter(description="Change nothing, and answer how many it would be.")]
 Discarded = Annotated[bool, Parameter(description="Those that were discarded, which are not shown otherwise.")]
 
 
@@ -161,7 +162,7 @@ async def read_selection(
     request: Request[Any, Any, Any],
     served_streams: SkipValidation[Mapping[str, StreamConsumer]],
     only: SkipValidation[Filter],
-    dry_run: Annotated[bool, Parameter(description="Change nothing, and answer how many it would be.")] = False,  # noqa: FBT002 - a query parameter
+    dry_run: DryRun = False,  # noqa: FBT002 - a query parameter
 ) -> Selection:
     """Return which dead letters an action means."""
     choice = await read_json(request, Choice)
@@ -289,7 +290,9 @@ async def _newest(
     unlisted = {partition: outside(offsets) if discarded else offsets for partition, offsets in gone.items()}
 
     def is_listed(record: Record) -> bool:
-        return not contains(unlisted[record.partition], record.offset) and (only.also is None or only.also(record))
+        purged = marks.purged(owner_of(letter_of(record)), record.partition)
+        is_hidden = record.offset < purged or contains(unlisted[record.partition], record.offset)
+        return not is_hidden and (only.also is None or only.also(record))
 
     def skip(partition: int, offset: int) -> int:
         return last_outside(unlisted[partition], offset)

@@ -1,4 +1,4 @@
-"""Writes what an action does to dead letters in one transaction: the records to send back, and the marks."""
+"""Writes what an action does to dead letters in one transaction: the records to send back or to move, and the marks."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,12 @@ from apps.chassis.internals.transactions import transaction
 from apps.chassis.kafka.clients import size_of_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.sent_batches import SentBatches
+from apps.chassis.kafka.topic_writer import batches_of
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letters import Letters, letter_of, offsets_of, size_sent_back
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.refusals import TooLarge
-from contracts.dead_letter import DeadLetter, Header, redrive_headers
+from contracts.dead_letter import DeadLetter, Header, redrive_headers, written_again
 from contracts.partitioning import partitions_of
 from contracts.record import Record
 
@@ -21,10 +22,11 @@ from contracts.record import Record
 class Transactions:
     """Writes to the topic of a stream, and to the marks topic of its dead letters."""
 
-    def __init__(self, cluster: Cluster, letters: Letters, topic: str, marks_topic: str) -> None:
+    def __init__(self, cluster: Cluster, letters: Letters, topic: str, dead_topic: str, marks_topic: str) -> None:
         self._cluster = cluster
         self._letters = letters
         self._topic = topic
+        self._dead_topic = dead_topic
         self._marks_topic = marks_topic
 
     async def commit(
@@ -43,10 +45,7 @@ class Transactions:
                     batch.append(timestamp=None, key=letter.key, value=letter.value, headers=self._headers_of(letter))
                     partition = self._partition_for(letter, record)
                     sent.add(await producer.send_batch(batch, self._topic, partition=partition))
-                for key, value in mark_records:
-                    mark = producer.send(self._marks_topic, value, key=key, partition=0, headers=marks.headers)
-                    sent.add(await mark)
-                await sent.acknowledged()
+                await self._write_marks(producer, mark_records, marks, sent)
         except MessageSizeTooLargeError:
             needed = max(size_sent_back(letter_of(record)) for record in chosen)
             allowed = self._cluster.max_message_bytes(self._topic)
@@ -54,6 +53,40 @@ class Transactions:
                 f"with the headers that count its tries it has {needed} bytes; {self._topic} takes {allowed} "
                 "(max.message.bytes)"
             ) from None
+
+    async def move(  # noqa: PLR0913, PLR0917 - what one transaction is about
+        self,
+        producer: AIOKafkaProducer,
+        owner: str | None,
+        partition: int,
+        before: int,
+        staying: Sequence[Record],
+        marks: Marks,
+    ) -> None:
+        """Write letters again behind the last one, with their marks; all of their owner before an offset are purged."""
+        contents = [(record.key, record.value, written_again(record.headers, record.timestamp)) for record in staying]
+        sent, moved, acknowledgements = SentBatches(), dict[int, int](), []
+        async with transaction(producer):
+            for batch, places in batches_of(producer, contents) if contents else ():
+                sending = await producer.send_batch(batch, self._dead_topic, partition=partition)
+                sent.add(sending)
+                acknowledgements.append((sending, places))
+            await sent.acknowledged()
+            for sending, places in acknowledgements:
+                first = sending.result().offset
+                moved |= {staying[place].offset: first + number for number, place in enumerate(places)}
+            changed = marks.purge(owner, partition, before, moved)
+            self._check_size(partition, max(size_of_batch(*mark, marks.headers) for mark in changed))
+            await self._write_marks(producer, changed, marks, sent)
+
+    async def _write_marks(
+        self, producer: AIOKafkaProducer, changed: Sequence[tuple[bytes, bytes]], marks: Marks, sent: SentBatches
+    ) -> None:
+        """Write marks, and wait until Kafka has them and all that was `sent` before."""
+        for key, value in changed:
+            mark = producer.send(self._marks_topic, value, key=key, partition=0, headers=marks.headers)
+            sent.add(await mark)
+        await sent.acknowledged()
 
     def _marks_to_write(
         self, action: Action, owner: str | None, chosen: Sequence[Record], marks: Marks

@@ -1,0 +1,191 @@
+"""Deletes dead letters for good: those that are older than a time, or those of one key.
+
+Kafka deletes only from the beginning of a partition on (DeleteRecords). So the letters that stay, up to the last one
+that goes, are first written again behind all others. The same transaction writes their marks (sent back, discarded),
+and that everything of their owner before that place is purged. It has the owner's transactional id, which fences
+redrives. So each letter counts once at any time, in its old place or in its new one. When the purge dies before
+DeleteRecords, what is purged is neither listed nor sent back; the next purge of the same letters deletes it.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from typing import NamedTuple
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import RecordsToDelete
+
+from apps.chassis.deadline import within
+from apps.chassis.kafka.admin import Admin
+from apps.chassis.kafka.clients import ClientOptions
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.log_reader import LogReader
+from apps.consumer.redriving.fences import Fences
+from apps.consumer.redriving.letters import letter_of, owner_of
+from apps.consumer.redriving.marks import Marks
+from apps.consumer.redriving.marks_topic import MarksTopic
+from apps.consumer.redriving.refusals import RedriveNotNow
+from apps.consumer.redriving.transactions import Transactions
+from contracts.dead_letter import first_written
+from contracts.record import Record
+
+MOVED_BYTES = 4 * 1024 * 1024
+"""Bytes of keys and values that are read, and written again, at a time."""
+
+Fenced = Callable[[str | None], Awaitable[tuple[AIOKafkaProducer, Marks]]]
+"""Fence all other actions on an owner's letters, once; return the producer and the marks."""
+Offsets = Mapping[int, int]
+"""An offset in each partition."""
+
+
+class Doomed(NamedTuple):
+    """Which letters to purge: those of a key, or those that were first written before a time (ms since 1970 UTC)."""
+
+    key: bytes | None = None
+    before: int | None = None
+
+    def matches(self, record: Record) -> bool:
+        """Return whether a letter is to be purged."""
+        if self.before is not None:
+            return first_written(record.headers, record.timestamp) < self.before
+        return record.key == self.key
+
+
+class Purged(NamedTuple):
+    """How many letters were purged and written again, and where to continue: None when all were searched."""
+
+    letters: int
+    written_again: int
+    cursor: Offsets | None
+
+
+class Found(NamedTuple):
+    """How many letters are to be purged, where they end in each partition, and where to continue the search."""
+
+    letters: int
+    ends: Offsets
+    cursor: Offsets | None
+
+
+class Purger:
+    """Purges dead letters of one topic, of all groups. Letters that are older than `kept_s` are not written again."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a purge
+        self,
+        options: ClientOptions,
+        cluster: Cluster,
+        dead: LogReader,
+        group: str,
+        fences: Fences,
+        transactions: Transactions,
+        marks_topic: MarksTopic,
+        kept_s: int | None = None,
+    ) -> None:
+        self._options = options
+        self._cluster = cluster
+        self._dead = dead
+        self._group = group
+        self._fences = fences
+        self._transactions = transactions
+        self._marks_topic = marks_topic
+        self._kept_s = kept_s
+
+    async def purge(self, doomed: Doomed, after: Offsets) -> Purged:
+        """Purge letters, within 9 s; `after` continues an earlier search.
+
+        Raises `RedriveRefused`, or `KafkaError`, `OSError` and `TimeoutError` when Kafka is out of reach; each letter
+        counts once then too, and purging again deletes the rest.
+        """
+        return await within(self._fences.limits.call_s, self._purge(doomed, after))
+
+    async def count(self, doomed: Doomed, after: Offsets) -> Purged:
+        """Return how many letters `purge` would purge now, and change nothing. Raises the errors of `LogReader`."""
+        return await within(self._fences.limits.call_s, self._count(doomed, after))
+
+    async def _count(self, doomed: Doomed, after: Offsets) -> Purged:
+        found = await self._search(doomed, await self._first_and_end(), after, await self._marks_topic.read())
+        return Purged(found.letters, 0, found.cursor)
+
+    async def _purge(self, doomed: Doomed, after: Offsets) -> Purged:
+        now, limits = asyncio.get_running_loop().time(), self._fences.limits
+        if self._cluster.may_be_compacted(self._dead.topic):
+            raise RedriveNotNow(
+                f"topic {self._dead.topic} may be compacted: set cleanup.policy=delete on it, and retry"
+            )
+        async with self._fences.turn(), AsyncExitStack() as stack:
+            opened: dict[str | None, tuple[AIOKafkaProducer, Marks]] = {}
+
+            async def fenced(owner: str | None) -> tuple[AIOKafkaProducer, Marks]:
+                if owner not in opened:
+                    opened[owner] = await stack.enter_async_context(self._fences.fenced(owner))
+                return opened[owner]
+
+            _, marks = await fenced(self._group)
+            first, end = await self._first_and_end()
+            found = await self._search(doomed, (first, end), after, marks)
+            gone = again = 0
+            reached = dict[int, int]()
+            for partition, behind in found.ends.items():
+                at = first[partition]
+                while at < behind and asyncio.get_running_loop().time() < now + limits.begin_within_s:
+                    at, purged, staying = await self._purge_some(doomed, partition, (at, behind), fenced)
+                    gone, again, reached[partition] = gone + purged, again + staying, at
+            await self._delete_before(reached)
+        await self._marks_topic.until_visible(now + limits.visible_s)
+        is_complete = reached == found.ends and gone >= found.letters  # fewer: another group has moved some meanwhile
+        return Purged(gone, again, found.cursor if is_complete else first)
+
+    async def _first_and_end(self) -> tuple[Offsets, Offsets]:
+        return await self._dead.offsets(self._cluster.partition_count(self._dead.topic))
+
+    async def _search(self, doomed: Doomed, bounds: tuple[Offsets, Offsets], after: Offsets, marks: Marks) -> Found:
+        """Search for letters to purge, also for those that are purged and that Kafka has not deleted."""
+        first, end = bounds
+        letters, ends, late = 0, dict[int, int](), asyncio.get_running_loop().time() + self._fences.limits.search_s
+        reached = {partition: max(offset, after.get(partition, 0)) for partition, offset in first.items()}
+        pieces = self._dead.read({partition: (start, end[partition]) for partition, start in reached.items()})
+        async with aclosing(pieces):
+            async for records in pieces:
+                for record in records:
+                    if doomed.matches(record):
+                        letters += record.offset >= marks.purged(owner_of(letter_of(record)), record.partition)
+                        ends[record.partition] = record.offset + 1
+                reached[records[0].partition] = records[-1].offset + 1
+                if asyncio.get_running_loop().time() >= late:
+                    return Found(letters, ends, reached)
+        return Found(letters, ends, None)
+
+    async def _purge_some(
+        self, doomed: Doomed, partition: int, places: tuple[int, int], fenced: Fenced
+    ) -> tuple[int, int, int]:
+        """Purge some letters from the first place on; return what was reached, and how many were purged and moved."""
+        records, reached = await self._dead.some({partition: places}, MOVED_BYTES)
+        by_owner, gone, again = defaultdict[str | None, list[Record]](list), 0, 0
+        for record in records:
+            by_owner[owner_of(letter_of(record))].append(record)
+        for owner, letters in by_owner.items():
+            producer, marks = await fenced(owner)
+            counting = [record for record in letters if record.offset >= marks.purged(owner, partition)]
+            staying = [record for record in counting if not doomed.matches(record) and not self._is_expired(record)]
+            if counting:
+                await self._transactions.move(producer, owner, partition, reached[partition], staying, marks)
+            gone += sum(map(doomed.matches, counting))
+            again += len(staying)
+        return reached[partition], gone, again
+
+    def _is_expired(self, record: Record) -> bool:
+        """Return whether a letter has been kept long enough: written again, it would be kept as long once more."""
+        age_s = time.time() - first_written(record.headers, record.timestamp) / 1_000
+        return self._kept_s is not None and age_s > self._kept_s
+
+    async def _delete_before(self, offsets: Offsets) -> None:
+        """Have Kafka delete the letters before an offset in each partition."""
+        topic, admin = self._dead.topic, Admin(self._options)
+        before = {TopicPartition(topic, partition): RecordsToDelete(offset) for partition, offset in offsets.items()}
+        try:
+            if before:
+                await admin.ask(lambda client: client.delete_records(before))
+        finally:
+            await admin.close()

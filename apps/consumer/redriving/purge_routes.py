@@ -1,0 +1,92 @@
+"""The purge of dead letters over HTTP: it deletes them for good."""
+
+import logging
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Controller, post
+from litestar.openapi.spec import Example
+from litestar.params import Parameter, SkipValidation
+
+from apps.chassis.http.problem_kinds import NOT_NOW, OUT_OF_REACH, UNREADABLE
+from apps.chassis.http.problems import bad_parameter, documented
+from apps.chassis.http.roles import OPERATE, ROLE
+from apps.consumer.browsing.cursors import read_offsets, write_offsets
+from apps.consumer.browsing.routes import TIME, read_time
+from apps.consumer.redriving.purge import Doomed
+from apps.consumer.redriving.refusals import RedriveRefused
+from apps.consumer.redriving.routes import DryRun, answer_refusal
+from apps.consumer.stream_consumer import StreamConsumer
+
+log = logging.getLogger(__name__)
+
+
+class Purges(msgspec.Struct):
+    """How many dead letters were deleted, and how many others were written again because they stood before one.
+
+    `next` given as `after` continues the purge; null when all dead letters were searched. `would_purge` is for
+    `dry_run=true`.
+    """
+
+    purged: int
+    written_again: int
+    next: str | None
+    would_purge: int | None = None
+
+
+class PurgeController(Controller):
+    """Deletes dead letters for good."""
+
+    path = "/consumers/dead-letters/purge"
+    opt = {ROLE: OPERATE}  # noqa: RUF012 - Litestar's own attribute
+    exception_handlers: dict[int | type[Exception], Any] = {RedriveRefused: answer_refusal}  # noqa: RUF012 - Litestar's own
+
+    @post(
+        summary="Delete dead letters for good: of a key, or before a time",
+        status_code=HTTPStatus.OK,
+        responses=documented(NOT_NOW, HTTPStatus.UNPROCESSABLE_ENTITY, OUT_OF_REACH, UNREADABLE),
+    )
+    async def purge(
+        self,
+        *,
+        served_streams: SkipValidation[Mapping[str, StreamConsumer]],
+        key: Annotated[
+            str | None,
+            Parameter(description="All dead letters whose record has this key.", examples=[Example(value="ada")]),
+        ] = None,
+        before: Annotated[
+            str | None,
+            Parameter(schema_extra=TIME, description="All that were first written before this time (RFC 3339)."),
+        ] = None,
+        after: Annotated[str | None, Parameter(description="Continues a purge: the `next` of its answer.")] = None,
+        dry_run: DryRun = False,
+    ) -> Purges:
+        """Delete dead letters of one stream, those of other groups too."""
+        if len(served_streams) > 1:
+            raise bad_parameter("stream", "name the stream: what is purged is gone for good")
+        ((name, one),) = served_streams.items()
+        doomed, purger = read_doomed(key, before), one.redriver.purger
+        try:
+            cursor = read_offsets(after or "")
+        except ValueError as error:
+            raise bad_parameter("after", str(error)) from None
+        done = await (purger.count if dry_run else purger.purge)(doomed, cursor)
+        following = None if done.cursor is None else write_offsets(done.cursor)
+        if dry_run:
+            return Purges(0, 0, following, done.letters)
+        details = {"action": "purge", "stream": name}
+        log.info("an operator asked for purge of %s: %d were purged", name, done.letters, extra=details)
+        return Purges(done.letters, done.written_again, following)
+
+
+def read_doomed(key: str | None, before: str | None) -> Doomed:
+    """Return which letters a call wants to purge."""
+    if (key is None) == (before is None):
+        raise bad_parameter("key", "give either `key` or `before`")
+    time_ms = read_time("before", before)
+    if time_ms is not None and time_ms > time.time() * 1_000:
+        raise bad_parameter("before", "expected a time that has passed")
+    return Doomed(None if key is None else key.encode(), time_ms)

@@ -1,0 +1,143 @@
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+from samples import Stored
+
+from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.settings import Settings
+from apps.consumer.redriving.fences import RedriveLimits
+from apps.consumer.redriving.marks import Marks
+from apps.consumer.redriving.purge import Doomed, Purged
+from apps.consumer.redriving.redrive import Redriver
+from apps.consumer.redriving.refusals import RedriveNotNow
+from contracts.dead_letter import DeadLetter, written_again
+from tests.fakes import StoredTopic
+
+pytestmark = pytest.mark.anyio
+
+TOPIC, DEAD = "events", "events-dlt"
+NO_HURRY = RedriveLimits()
+GONE = Doomed(b"gone")
+
+
+def letter(offset: int, key: str, age_s: float = 0, partition: int = 0, group: str = "group") -> Stored:
+    """Return a letter that was first written so many seconds ago, and again now."""
+    headers = DeadLetter(b"", b"", (), TOPIC, 0, 7, 0, group, "ValueError", "wrong", 1).all_headers()
+    now = int(time.time() * 1_000)
+    headers = written_again(headers, now - int(age_s * 1_000))
+    return Stored(partition, offset, now, key.encode(), b"bad", headers, DEAD)
+
+
+class Bench:
+    """A purger whose transactions and deletions are only noted, each letter by its offset."""
+
+    def __init__(
+        self,
+        *partitions: Sequence[Stored],
+        monkeypatch: pytest.MonkeyPatch,
+        limits: RedriveLimits = NO_HURRY,
+        kept_s: int | None = None,
+    ) -> None:
+        options = client_options(Settings(), "consumer")
+        cluster = Cluster(options, [])
+        cluster.partitions |= {TOPIC: 1, DEAD: len(partitions)}
+        cluster.configs[DEAD] = {"cleanup.policy": "delete"}
+        self.configs = cluster.configs
+        dead = cast(LogReader, StoredTopic(dict(enumerate(partitions)), topic=DEAD))
+        redriver = Redriver(options, cluster, dead, f"{DEAD}-redriven", TOPIC, "group", limits=limits, kept_s=kept_s)
+        self.purger = redriver.purger
+        self.marks: dict[str | None, Marks] = {}
+        self.moved: list[tuple[str | None, int, int]] = []
+        self.deleted: dict[int, int] = {}
+
+        async def nothing(*_: object) -> None:
+            pass
+
+        monkeypatch.setattr(redriver._marks_topic, "check", nothing)
+        monkeypatch.setattr(redriver._marks_topic, "until_visible", nothing)
+        monkeypatch.setattr(redriver._fences, "fenced", self._fenced)
+        monkeypatch.setattr(redriver._transactions, "move", self._move)
+        monkeypatch.setattr(redriver.purger, "_delete_before", self._delete_before)
+
+    @asynccontextmanager
+    async def _fenced(self, owner: str | None) -> AsyncIterator[tuple[Any, Marks]]:
+        yield None, self.marks.setdefault(owner, Marks())
+
+    async def _move(
+        self, _: object, owner: str | None, partition: int, before: int, staying: Sequence[Stored], marks: Marks
+    ) -> None:
+        self.moved += [(owner, partition, record.offset) for record in staying]
+        marks.purge(owner, partition, before, {})
+
+    async def _delete_before(self, offsets: Mapping[int, int]) -> None:
+        self.deleted |= offsets
+
+
+async def test_letters_that_stay_before_the_last_one_of_a_key_are_written_again_and_those_behind_it_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = [letter(0, "gone"), letter(1, "kept"), letter(2, "kept", group=""), letter(3, "gone"), letter(4, "kept")]
+    bench = Bench(first, [letter(0, "kept", partition=1)], monkeypatch=monkeypatch)
+    assert await bench.purger.purge(GONE, {}) == Purged(2, 2, None)
+    assert bench.moved == [("group", 0, 1), (None, 0, 2)]
+    assert bench.deleted == {0: 4}
+
+
+async def test_a_letter_that_was_kept_long_enough_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = [letter(0, "kept", age_s=50), letter(1, "kept", age_s=150), letter(2, "gone", age_s=150)]
+    bench = Bench(letters, monkeypatch=monkeypatch, kept_s=100)
+    assert await bench.purger.purge(GONE, {}) == Purged(1, 1, None)
+    assert bench.moved == [("group", 0, 0)]
+
+
+async def test_a_purge_by_time_goes_by_when_a_letter_was_first_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Doomed(before=int((time.time() - 100) * 1_000))
+    bench = Bench([letter(0, "a", age_s=50), letter(1, "b", age_s=150), letter(2, "c")], monkeypatch=monkeypatch)
+    assert await bench.purger.purge(before, {}) == Purged(1, 1, None)
+    assert (bench.moved, bench.deleted) == ([("group", 0, 0)], {0: 2})
+
+
+async def test_what_died_before_the_deletion_is_deleted_later_and_moved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench([letter(0, "kept"), letter(1, "gone"), letter(2, "kept")], monkeypatch=monkeypatch)
+    bench.marks["group"] = marks = Marks()
+    marks.purge("group", 0, 2, {})
+    assert await bench.purger.purge(GONE, {}) == Purged(0, 0, None)
+    assert (bench.moved, bench.deleted) == ([], {0: 2})
+
+
+async def test_a_search_that_ends_early_says_where_it_continues(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = [letter(0, "gone"), letter(1, "kept"), letter(2, "gone")]
+    bench = Bench(letters, monkeypatch=monkeypatch, limits=RedriveLimits(search_s=0))
+    first = await bench.purger.purge(GONE, {})
+    assert (first, bench.deleted) == (Purged(1, 0, {0: 1}), {0: 1})
+    assert (await bench.purger.purge(GONE, {0: 1})).cursor == {0: 2}
+
+
+async def test_a_purge_that_is_late_deletes_no_letter_that_it_has_not_written_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    letters = [letter(0, "kept"), letter(1, "gone")]
+    bench = Bench(letters, monkeypatch=monkeypatch, limits=RedriveLimits(begin_within_s=0))
+    assert await bench.purger.purge(GONE, {}) == Purged(0, 0, {0: 0})
+    assert (bench.moved, bench.deleted) == ([], {})
+
+
+async def test_letters_that_another_group_has_moved_meanwhile_are_searched_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench([letter(0, "gone", group="other")], monkeypatch=monkeypatch)
+    bench.marks["other"] = moved = Marks()
+    moved.purge("other", 0, 1, {})
+    assert await bench.purger.purge(GONE, {}) == Purged(0, 0, {0: 0})
+
+
+async def test_a_compacted_dead_letter_topic_is_not_purged(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench([letter(0, "gone")], monkeypatch=monkeypatch)
+    bench.configs[DEAD] = {"cleanup.policy": "compact"}
+    with pytest.raises(RedriveNotNow, match="may be compacted"):
+        await bench.purger.purge(GONE, {})

@@ -1,5 +1,6 @@
 import gc
 import gzip
+import inspect
 import random
 import struct
 import sys
@@ -327,9 +328,11 @@ def test_every_consumer_of_a_process_reads_so(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fetcher, "PartitionRecords", fetcher.PartitionRecords)
     monkeypatch.setattr(fetcher, "FetchResult", fetcher.FetchResult)
     monkeypatch.setattr(fetcher.Fetcher, "fetched_records", POLL)
+    monkeypatch.setattr(fetcher.Fetcher, "close", inspect.unwrap(fetcher.Fetcher.close))
     read_fetched_fast()
     read_fetched_fast()
     assert fetcher.Fetcher.fetched_records.__wrapped__ is POLL
+    assert not hasattr(fetcher.Fetcher.close.__wrapped__, "__wrapped__")
     names = fetcher.Fetcher._proc_fetch_request.__code__.co_names  # an upgrade may call others
     assert "getall" in POLL.__code__.co_names
     assert {"MemoryRecords", "PartitionRecords", "FetchResult"} <= set(names)

@@ -9,17 +9,20 @@ import aiokafka.client
 import aiokafka.consumer.consumer
 import pytest
 from aiokafka import errors
-from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, RequestTimedOutError
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 from aiokafka.protocol.produce import ProduceRequest
-from aiokafka.structs import BrokerMetadata
-from samples import LONG
+from aiokafka.structs import BrokerMetadata, TopicPartition
+from samples import LONG, everything_else_has_run
 
 from apps.chassis.internals import kafka_client
 from apps.chassis.internals.kafka_client import Throttled, WatchedClient, watch_kafka_clients
+from apps.chassis.internals.record_fetching import read_fetched_fast
 from apps.chassis.kafka.client_journal import ClientId
 from tools.ports import free_ports
 
@@ -201,3 +204,65 @@ async def test_bootstrapping_again_is_not_tried_all_the_time(
     for _ in range(5):
         await client._metadata_update(client.cluster, [])
     assert tried == ["127.0.0.1"]
+
+
+class OpenConnection:
+    """A connection that closes when the test says so, or at once, or whose peer has reset it."""
+
+    def __init__(self, *, is_reset: bool = False, is_slow: bool = False) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not is_slow:
+            self.ended.set_result(None)
+        self.closed_for: list[CloseReason] = []
+        self._writer = SimpleNamespace(is_closing=lambda: is_reset)
+
+    def connected(self) -> bool:
+        return not self.closed_for
+
+    def close(self, reason: CloseReason) -> "asyncio.Future[None]":
+        self.closed_for.append(reason)
+        return self.ended
+
+
+async def test_a_connection_that_was_reset_is_not_used_again_before_its_reader_has_noticed(
+    client: WatchedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    async def opens(*_: object, **__: object) -> OpenConnection:
+        opened.append(OpenConnection())
+        return opened[-1]
+
+    monkeypatch.setattr(aiokafka.client, "create_conn", opens)
+    client.cluster._brokers = {NODE: BrokerMetadata(NODE, "here", 9092, None)}
+    reset = client._conns[NODE, ConnectionGroup.DEFAULT] = OpenConnection(is_reset=True)
+    found = await client._get_conn(NODE)
+    assert [found] == opened
+    assert reset.closed_for == [CloseReason.CONNECTION_BROKEN]
+    assert await client._get_conn(NODE) is found
+
+
+async def test_a_client_can_be_closed_again_after_a_close_that_was_cut_off(client: WatchedClient) -> None:
+    connection = client._conns[NODE, ConnectionGroup.DEFAULT] = OpenConnection(is_slow=True)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.close(), 0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.close(), 0.01)
+    connection.ended.set_result(None)
+    await client.close()
+
+
+async def test_a_consumer_closes_while_a_fetch_waits_to_be_tried_again(
+    client: WatchedClient, answers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.cluster, "leader_for_partition", lambda _: NODE)
+    partitions = SubscriptionState()
+    partitions.assign_from_user({events := TopicPartition("events", 0)})
+    partitions.seek(events, 0)
+    read_fetched_fast()
+    answers.append(KafkaConnectionError())
+    fetcher = Fetcher(client, partitions, retry_backoff_ms=int(LONG * 1_000))
+    await everything_else_has_run()
+    assert answers == []
+    async with asyncio.timeout(LONG):
+        await fetcher.close()

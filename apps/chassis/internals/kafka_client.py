@@ -8,11 +8,14 @@ Lost without it:
 - The address or the request that failed.
 - Quotas: a throttled client looks stuck, and sends on a connection that the broker has muted (KIP-219).
 - The broker's message about a refused batch, and error codes newer than 79.
+- Work after a reset: uvloop raises `RuntimeError` for a request on a connection that is closing, which ends aiokafka's
+  tasks for good. Java's clients reconnect.
+- A second close, after one that was cut off: aiokafka cancels its caller then.
 
 Reaches for:
 
 - the name `AIOKafkaClient` in three modules; the client's `_get_conn`, `_conns`, `_metadata_update` and options;
-- `create_conn` and the request timeout of a connection;
+- `create_conn`, and the request timeout and the writer of a connection;
 - the group, topics and versions of requests; the table `kafka_errors`.
 """
 
@@ -27,7 +30,7 @@ import aiokafka.consumer.consumer
 import aiokafka.producer.producer
 from aiokafka import errors
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection, create_conn
+from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
 from aiokafka.errors import BrokerResponseError, KafkaError, NodeNotReadyError, for_code
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
@@ -44,10 +47,11 @@ REACHES = (
     "aiokafka.client:AIOKafkaClient.__init__ uses _conns, _ssl_context, _security_protocol, _sasl_mechanism",
     "aiokafka.client:AIOKafkaClient._get_conn(node_id, group, no_hint)",
     "aiokafka.client:AIOKafkaClient._metadata_update(cluster_metadata, topics)",
+    "aiokafka.client:AIOKafkaClient.close",
     "aiokafka.client:AIOKafkaClient.send(node_id, request, group)",
     "aiokafka.client:AIOKafkaClient.coordinator_lookup(coordinator_type, coordinator_key)",
     "aiokafka.conn:create_conn(request_timeout_ms, on_close, sasl_mechanism, sasl_oauth_token_provider)",
-    "aiokafka.conn:AIOKafkaConnection.__init__ uses _request_timeout",
+    "aiokafka.conn:AIOKafkaConnection.__init__ uses _request_timeout, _writer",
     "aiokafka.errors:kafka_errors",
     "aiokafka.protocol.group:JoinGroupRequest.__init__ uses _group",
     "aiokafka.protocol.produce:ProduceRequest._CLASSES",
@@ -99,6 +103,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         self.journal = client_id.journal if isinstance(client_id, ClientId) else ClientJournal()
         self._bootstrapped_again = -BOOTSTRAP_AGAIN_AFTER_S
         self._unanswered: set[tuple[str, int]] = set()
+        self._closing: asyncio.Task[None] | None = None
 
     async def bootstrap(self) -> None:
         """Ask the bootstrap servers for the brokers. Raises `KafkaConnectionError` when none answers."""
@@ -107,6 +112,12 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
             await super().bootstrap()
         finally:
             _connecting.reset(connecting)
+
+    async def close(self) -> None:
+        """Close the connections. It goes on when the caller is cancelled: the next caller waits for the same end."""
+        if self._closing is None or self._closing.done():
+            self._closing = asyncio.create_task(super().close())
+        await asyncio.shield(self._closing)
 
     async def send(
         self, node_id: Untyped, request: Untyped, *, group: Untyped = aiokafka.client.ConnectionGroup.DEFAULT
@@ -183,7 +194,9 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
     async def _get_conn(self, node_id: Untyped, **options: Untyped) -> AIOKafkaConnection | None:
         found = self._conns.get((node_id, options.get("group", aiokafka.client.ConnectionGroup.DEFAULT)))
         if found is not None and found.connected():
-            return found
+            if not found._writer.is_closing():
+                return found
+            found.close(CloseReason.CONNECTION_BROKEN)  # it was reset, and its reader has not noticed yet
         connecting = _connecting.set((self, node_id))
         try:
             return await super()._get_conn(node_id, **options)

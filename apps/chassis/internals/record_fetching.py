@@ -1,11 +1,14 @@
 """Fetched records are handed out in bounded memory, and never lost behind a batch that cannot be read: a PROTECTION.
 
 Reaches for the classes that aiokafka's fetcher makes: `MemoryRecords`, `PartitionRecords` and `FetchResult`, and for
-`Fetcher.fetched_records`. Lost without it: the same as without `fetched_batches`, which makes the records. No upstream
-issue is known.
+`Fetcher.fetched_records` and `Fetcher.close`. Lost without it: the same as without `fetched_batches`, which makes the
+records. No upstream issue is known.
 
 A batch that cannot be read blocks only its own partition: earlier records, and those fetched from other partitions, are
 returned first. aiokafka raises at once, and the poll loses the records that it had already taken.
+
+A consumer closes while a fetch waits for its retry. aiokafka raises the cancellation of that fetch in the caller, which
+then looks cancelled itself, and leaves the connections open.
 
 Memory is bounded for any batch: a large batch is read in parts, a record of more than 16 MiB is returned without its
 value, and a poll ends when its records have 8 MiB.
@@ -34,11 +37,14 @@ REACHES = (
     "apps.chassis.internals.record_fetching:FetchResult.__base__.getall(max_records)",
     "apps.chassis.internals.record_fetching:FetchResult.__base__._update_position uses _partition_records",
     "aiokafka.consumer.fetcher:Fetcher.fetched_records(partitions)",
+    "aiokafka.consumer.fetcher:Fetcher.close uses _fetch_task, _pending_tasks",
     "aiokafka:AIOKafkaConsumer.getmany uses _fetcher",
 )
 
 POLL_BYTES = 8 * 1024 * 1024
 """Bytes of records after which a poll returns."""
+CANCEL_AGAIN_S = 0.1
+"""Seconds for the fetching to end before it is cancelled again."""
 
 
 def read_fetched_fast() -> None:
@@ -48,6 +54,7 @@ def read_fetched_fast() -> None:
     fetcher.FetchResult = FetchResult
     if not hasattr(fetcher.Fetcher.fetched_records, "__wrapped__"):
         fetcher.Fetcher.fetched_records = _bounded(fetcher.Fetcher.fetched_records)
+        fetcher.Fetcher.close = _closing(fetcher.Fetcher.close)
 
 
 class PassedOver(NamedTuple):
@@ -96,6 +103,23 @@ def _bounded(poll: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any
             await asyncio.sleep(0)
 
     return bounded
+
+
+def _closing(close: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Return the fetcher's close, which first ends what it fetches."""
+
+    @wraps(close)
+    async def closing(fetch: Any) -> None:  # noqa: ANN401 - as aiokafka calls it
+        while not fetch._fetch_task.done():
+            fetch._fetch_task.cancel()  # it may lose one while it gives up partitions
+            await asyncio.wait([fetch._fetch_task], timeout=CANCEL_AGAIN_S)
+        for task in fetch._pending_tasks:
+            task.cancel()
+        await asyncio.gather(*fetch._pending_tasks, return_exceptions=True)
+        fetch._pending_tasks.clear()
+        await close(fetch)
+
+    return closing
 
 
 def passed_over(consumer: AIOKafkaConsumer) -> PassedOver | None:

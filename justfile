@@ -1,6 +1,7 @@
 # Every command of the project. `uv run just` lists them.
 
 set positional-arguments
+set dotenv-load # settings in a file `.env` here; the environment's own win
 
 # makes a system-wide `just` work too
 python := "uv run python"
@@ -44,15 +45,15 @@ kafka *arguments:
 postgres:
     @{{python}} -m tools.local_postgres
 
-# Starts the producer on port 8000; ends at Ctrl-C.
+# Starts the producer on port 8000; ends at Ctrl-C. `run-producer --help` lists its settings.
 [no-exit-message]
-run-producer:
-    @{{python}} -m tools.local_page producer
+run-producer *arguments:
+    @{{python}} -m tools.local_page producer "$@"
 
-# Starts the consumer on port 8001; ends at Ctrl-C.
+# Starts the consumer on port 8001; ends at Ctrl-C. `run-consumer --help` lists its settings.
 [no-exit-message]
-run-consumer:
-    @{{python}} -m tools.local_page consumer
+run-consumer *arguments:
+    @{{python}} -m tools.local_page consumer "$@"
 
 # Shows the health of the producer.
 [no-exit-message]

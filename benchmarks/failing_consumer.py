@@ -127,6 +127,5 @@ if __name__ == "__main__":
     handlers: Mapping[Stream[Any], AnyHandler[Any]] = {PEOPLE: resource(partial(opened, Seen()), Asked)}
     serve(
         lambda settings, ending: create_app(settings, ending, streams=STREAMS, handlers=handlers),
-        lambda settings: settings.consumer_port,
-        "CONSUMER_PORT",
+        "consumer",
     )

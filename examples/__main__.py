@@ -9,4 +9,4 @@ from apps.consumer.app import create_app
 
 if __name__ == "__main__":
     handlers = import_module(f"examples.{sys.argv[1]}").HANDLERS
-    serve(partial(create_app, handlers=handlers), lambda settings: settings.consumer_port, "CONSUMER_PORT")
+    serve(partial(create_app, handlers=handlers), "consumer")

@@ -20,13 +20,13 @@ create_consumer = partial(consumer.create_app, streams=STREAMS, handlers={}, pol
 
 def run_producer() -> None:
     """Serve until SIGTERM, as `python -m apps.producer` does."""
-    serve(create_producer, lambda settings: settings.producer_port, "PRODUCER_PORT", STREAMS)
+    serve(create_producer, "producer", STREAMS)
 
 
 def run_consumer(handle: AnyHandler[Event] = handle_nothing, policy: Policy = DEFAULT) -> None:
     """Serve until SIGTERM, as `python -m apps.consumer` does."""
     create_app = partial(create_consumer, handlers={EVENTS: handle}, policies={EVENTS: policy})
-    serve(create_app, lambda settings: settings.consumer_port, "CONSUMER_PORT", STREAMS)
+    serve(create_app, "consumer", STREAMS)
 
 
 if __name__ == "__main__":

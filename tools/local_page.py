@@ -39,4 +39,5 @@ def with_local_page(environment: Mapping[str, str]) -> dict[str, str]:
 if __name__ == "__main__":
     end_with_starters()
     os.environ.update(with_local_page(os.environ))
-    runpy.run_module(f"apps.{sys.argv[1]}", run_name="__main__", alter_sys=True)
+    service = f"apps.{sys.argv.pop(1)}"
+    runpy.run_module(service, run_name="__main__", alter_sys=True)

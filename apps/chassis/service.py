@@ -22,6 +22,7 @@ from litestar import Litestar
 from litestar.types import ASGIApp
 
 from apps.chassis.http.connection_limits import LimitedProtocol
+from apps.chassis.http.health import VERSION
 from apps.chassis.http.tls import server_tls
 from apps.chassis.internals.canary import UnexpectedLibrary
 from apps.chassis.internals.protections import protect
@@ -45,6 +46,10 @@ CreateApp = Callable[[Settings, asyncio.Event], Litestar]
 """Build an application; the event is set when the shutdown begins, before connections are closed."""
 
 
+WRONG_START = (WrongSetting, BadStream, UnexpectedLibrary)
+"""Errors that stop a start; their message is one line that says what to change."""
+
+
 class Server(uvicorn.Server):
     """Announces the shutdown to the application at once: uvicorn does so only after the last answer."""
 
@@ -62,13 +67,8 @@ class Server(uvicorn.Server):
         self._ending.set()
 
 
-def serve(
-    create_app: CreateApp,
-    port_of: Callable[[Settings], int],
-    port_variable: str,
-    streams: Sequence[Stream[Any]] = STREAMS,
-) -> None:
-    """Serve until SIGTERM or SIGINT, then end with status 0 within 10 s.
+def serve(create_app: CreateApp, service: str, streams: Sequence[Stream[Any]] = STREAMS) -> None:
+    """Serve a `producer` or `consumer` until SIGTERM or SIGINT, then end with status 0 within 10 s.
 
     The settings of `streams` are read from the environment. For a wrong setting, or a port that cannot be used, the
     process ends at once with status 1 and one line that names the variable.
@@ -76,16 +76,19 @@ def serve(
     ending = asyncio.Event()
     try:
         settings = read_settings(os.environ, streams)
-        listening = listen(settings.host, port_of(settings), port_variable)
+        listening = listen(settings.host, getattr(settings, f"{service}_port"), f"{service.upper()}_PORT")
         liveness = listen(settings.host, settings.liveness_port, "LIVENESS_PORT") if settings.liveness_port else None
         set_up_logging(settings)
         address = str(listening.getsockname()[0])
         settings = msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
         check_anonymous(settings, address)
-        tls = server_tls(settings)
-        app = create_app(settings, ending)
-    except (WrongSetting, BadStream, UnexpectedLibrary) as error:
+        app, tls = build(create_app, settings, ending)
+    except WRONG_START as error:
         sys.exit(str(error))
+    names = ", ".join(stream.name for stream in settings.served(streams))
+    url = f"{'https' if tls else 'http'}://{_shown(address)}:{listening.getsockname()[1]}"
+    servers = settings.kafka_bootstrap_servers
+    log.info("%s %s listens on %s, for Kafka at %s, streams: %s", service, VERSION, url, servers, names)
     if liveness:
         LivenessServer(liveness, app.state[LOOP_WATCH]).start()
     _collect_garbage_less_often()
@@ -93,6 +96,14 @@ def serve(
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _ignore)  # uvicorn raises the signal again after its shutdown
     Server(server_config(app, settings, tls), ending).run(sockets=[listening])
+
+
+def build(
+    create_app: CreateApp, settings: Settings, ending: asyncio.Event | None = None
+) -> tuple[Litestar, ssl.SSLContext | None]:
+    """Return the application and the TLS that it is served with, if any. Raises one of `WRONG_START`."""
+    tls = server_tls(settings)
+    return create_app(settings, ending or asyncio.Event()), tls
 
 
 def settings_from_environment() -> Settings:
@@ -103,7 +114,7 @@ def settings_from_environment() -> Settings:
     try:
         settings = read_settings(os.environ)
         protect()
-    except (WrongSetting, BadStream, UnexpectedLibrary) as error:
+    except WRONG_START as error:
         sys.exit(str(error))
     set_up_logging(settings)
     log.warning(
@@ -148,13 +159,19 @@ def allowed_hosts_at(settings: Settings, address: str) -> str:
     return ",".join(sorted({"localhost"} if is_address(settings.host) else {"localhost", settings.host}))
 
 
-def listen(host: str, port: int, port_variable: str) -> socket.socket:
-    """Return a listening socket. Raises `WrongSetting` with the variable to change."""
+def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Return the address to listen on. Raises `WrongSetting` for a host that is unknown."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:  # a name with an empty or too long label cannot be encoded
         why = getattr(error, "strerror", None) or "not a host name"
         raise WrongSetting(f"HOST: cannot listen on {host!r}: {why}") from None
+    return family, address
+
+
+def listen(host: str, port: int, port_variable: str) -> socket.socket:
+    """Return a listening socket. Raises `WrongSetting` with the variable to change."""
+    family, address = resolve(host, port)
     listening = socket.socket(family, socket.SOCK_STREAM)
     if os.name == "posix":  # elsewhere it would let two processes share a port
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -168,6 +185,10 @@ def listen(host: str, port: int, port_variable: str) -> socket.socket:
         wrong = "HOST" if error.errno == errno.EADDRNOTAVAIL else port_variable
         raise WrongSetting(f"{wrong}: cannot listen on {host}:{port}: {error.strerror}") from None
     return listening
+
+
+def _shown(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def _collect_garbage_less_often() -> None:

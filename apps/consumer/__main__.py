@@ -1,7 +1,13 @@
-"""Run the consumer: `python -m apps.consumer`."""
+"""Run the consumer: `python -m apps.consumer`, or the command `consumer`."""
 
-from apps.chassis.service import serve
-from apps.consumer.app import create_app
+from apps.chassis.command_line import run
+from apps.consumer.app import DESCRIPTION, SERVICE, create_app
+
+
+def main() -> None:
+    """Run the consumer as the arguments of the process ask for."""
+    run(SERVICE, DESCRIPTION, create_app)
+
 
 if __name__ == "__main__":
-    serve(create_app, lambda settings: settings.consumer_port, "CONSUMER_PORT")
+    main()

@@ -1,7 +1,13 @@
-"""Run the producer: `python -m apps.producer`."""
+"""Run the producer: `python -m apps.producer`, or the command `producer`."""
 
-from apps.chassis.service import serve
-from apps.producer.app import create_app
+from apps.chassis.command_line import run
+from apps.producer.app import DESCRIPTION, SERVICE, create_app
+
+
+def main() -> None:
+    """Run the producer as the arguments of the process ask for."""
+    run(SERVICE, DESCRIPTION, create_app)
+
 
 if __name__ == "__main__":
-    serve(create_app, lambda settings: settings.producer_port, "PRODUCER_PORT")
+    main()

@@ -28,4 +28,4 @@ async def handle(_: Batch[Order]) -> None:
 
 if __name__ == "__main__":
     two = partial(create_app, streams=STREAMS, handlers={ORDERS: handle})
-    serve(two, lambda settings: settings.consumer_port, "CONSUMER_PORT", STREAMS)
+    serve(two, "consumer", STREAMS)

@@ -13,4 +13,4 @@ if __name__ == "__main__":
     handlers = import_module(f"examples.{sys.argv[1]}").HANDLERS
     policies = {PEOPLE: Policy(session_timeout_s=6)}
     build = partial(create_app, handlers=handlers, policies=policies)
-    serve(build, lambda settings: settings.consumer_port, "CONSUMER_PORT")
+    serve(build, "consumer")

@@ -23,6 +23,6 @@ async def noting(batch: Batch[Event | Deletion]) -> None:
 if __name__ == "__main__":
     if os.environ["ROLE"] == "producer":
         create_app = partial(create_producer, streams=[DELETABLE])
-        serve(create_app, lambda settings: settings.producer_port, "PRODUCER_PORT", [DELETABLE])
+        serve(create_app, "producer", [DELETABLE])
     create_app = partial(create_consumer, streams=[DELETABLE], handlers={DELETABLE: noting})
-    serve(create_app, lambda settings: settings.consumer_port, "CONSUMER_PORT", [DELETABLE])
+    serve(create_app, "consumer", [DELETABLE])

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +28,9 @@ def test_both_services_start_without_kafka_say_so_and_work_once_it_is_there(nowh
     with nowhere.producer() as producer, nowhere.consumer() as consumer:
         for service in (producer, consumer):
             service.until_answers("/livez", 200)
+            place = str(service.http.base_url).rstrip("/")
+            started = f"listens on {place}, for Kafka at {nowhere.bootstrap_servers}, streams: events"
+            assert started in service.log.read_text()
             health = service.http.get("/health-check")
             assert health.status_code == 503
             assert health.json()["status"] == "unavailable"
@@ -50,6 +55,10 @@ def test_both_services_start_without_kafka_say_so_and_work_once_it_is_there(nowh
         with LocalKafka(port=port):
             producer.until_healthy()
             consumer.until_healthy()
+            environment = {"PATH": "", "KAFKA_BOOTSTRAP_SERVERS": nowhere.bootstrap_servers}
+            check = [sys.executable, "-m", "apps.consumer", "--check"]
+            checked = subprocess.run(check, env=environment, check=True, capture_output=True, text=True)
+            assert checked.stdout == f"the settings are valid, and Kafka answers at {nowhere.bootstrap_servers}\n"
             events = producer.send(10)
             consumer.until_consumed(10)
             assert {message["key"] for message in consumer.messages()} == {one["id"] for one in events}

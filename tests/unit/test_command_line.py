@@ -1,0 +1,61 @@
+"""What people try first: `producer --help`, `--version` and `--check`, and an argument that does not exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from apps.chassis.command_line import MEANINGS, run
+from apps.chassis.settings import BY_STREAM, Settings
+from apps.consumer.app import create_app
+from contracts import STREAMS
+from contracts.stream import variables_of
+
+SETTINGS_PAGE = Path(__file__).parents[2] / "docs/reference/settings.md"
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environment: str) -> object:
+    """Return the status, or the line, that the command line of a consumer ends with."""
+    monkeypatch.setattr("sys.argv", ["consumer", *arguments])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as end:
+        run("consumer", "Reads records.", create_app)
+    return end.value.code
+
+
+def test_help_lists_each_setting_with_its_default_and_its_meaning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch, "--help") == 0
+    listed = dict(re.findall(r"^  ([A-Z_]+)=\S* +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
+    own = {name for stream in STREAMS for name in variables_of(stream) if name.startswith(stream.name.upper())}
+    assert listed.keys() == {*Settings.__struct_encode_fields__, *own} - {BY_STREAM}
+    explained = SETTINGS_PAGE.read_text()
+    assert [name for name in listed if name not in own and name not in explained] == []
+    assert MEANINGS["window_size"] in listed["WINDOW_SIZE"]
+
+
+def test_the_version_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(monkeypatch, "--version") == 0
+    assert re.fullmatch(r"consumer \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_an_unknown_argument_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(monkeypatch, "--port", "80") == 2
+    assert "unrecognized arguments: --port 80" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "line"),
+    [
+        ("WINDOW_SIZE", "many", "WINDOW_SIZE: expected a whole number"),
+        ("HOST", "0.0.0.0", "HOST: on 0.0.0.0 anyone who can reach the service"),  # noqa: S104 - refused
+        ("SSL_CERTFILE", "missing.pem", "SSL_CERTFILE: "),
+        ("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1", "Kafka at 127.0.0.1:1 is out of reach"),
+    ],
+)
+def test_a_check_ends_with_the_line_that_a_start_would_end_with_or_why_kafka_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, line: str
+) -> None:
+    assert str(ended(monkeypatch, "--check", **{variable: value})).startswith(line)

@@ -45,6 +45,8 @@ def _example(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:  # noq
         return _example(parts[schema["$ref"]], parts)
     if "anyOf" in schema:
         return _example(schema["anyOf"][0], parts)
+    if "prefixItems" in schema:
+        return [_example(one, parts) for one in schema["prefixItems"]]
     if "properties" not in schema:
         return FORMATS.get(schema.get("format", ""), PLACEHOLDERS.get(schema.get("type", "")))
     fields = schema["properties"].items()

@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from contracts.sensitive import Sensitive
 from contracts.stream import Stream
 
 Id = Annotated[
@@ -25,9 +26,9 @@ class Person(msgspec.Struct, frozen=True, gc=False):
     id: Id
     name: Annotated[str, Meta(examples=["Ada Lovelace"])]
     age: Age
-    email: Annotated[str, Meta(examples=["ada.lovelace@example.com"])]
-    phone: Annotated[str, Meta(examples=["+1-202-555-0143"])]
-    address: Annotated[str, Meta(examples=["12 St James Square"])]
+    email: Annotated[str, Meta(examples=["ada.lovelace@example.com"]), Sensitive()]
+    phone: Annotated[str, Meta(examples=["+1-202-555-0143"]), Sensitive()]
+    address: Annotated[str, Meta(examples=["12 St James Square"]), Sensitive()]
     city: Annotated[str, Meta(examples=["London"])]
     state: Annotated[str, Meta(examples=["NY"])]
     zip: Annotated[str, Meta(examples=["10001"])]

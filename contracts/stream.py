@@ -10,6 +10,7 @@ import msgspec
 
 from contracts.depth import nests_freely
 from contracts.example import example_of
+from contracts.sensitive import Masking
 from contracts.strictness import Spelled, spelled, strict
 
 T = TypeVar("T")
@@ -151,6 +152,11 @@ class Stream(Generic[T]):
         """Decode a value as `spelled`. Raises `msgspec.ValidationError` for a time that cannot be kept exactly."""
         decode: Callable[[bytes], Any] = msgspec.json.Decoder(self.spelled.type).decode
         return decode
+
+    @cached_property
+    def masking(self) -> Masking:
+        """Masks the sensitive fields of values."""
+        return Masking(self.record_type, self._key)
 
     @cached_property
     def nests_freely(self) -> bool:

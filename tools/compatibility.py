@@ -17,7 +17,17 @@ UPPER_BOUNDS = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProp
 THE_SAME = {"pattern", "format", "multipleOf", "contentEncoding", "contentMediaType", "propertyNames"}
 """What a reader may ask for only where the writer keeps to the very same."""
 STRUCTURE = {"type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "items", "prefixItems"}
-WITHOUT_WEIGHT = {"$schema", "$defs", "$ref", "title", "description", "examples", "default", "deprecated"}
+WITHOUT_WEIGHT = {
+    "$schema",
+    "$defs",
+    "$ref",
+    "title",
+    "description",
+    "examples",
+    "default",
+    "deprecated",
+    "x-sensitive",
+}
 KNOWN = LOWER_BOUNDS | UPPER_BOUNDS | THE_SAME | STRUCTURE | WITHOUT_WEIGHT
 TYPES = {"string", "integer", "number", "boolean", "null", "object", "array"}
 

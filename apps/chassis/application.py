@@ -97,7 +97,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
         lifespan=[lambda _: _open(parts.values(), traces, end, watch, audit)],
         plugins=[RecordValueSchema(part.stream for part in parts.values())],
         logging_config=None,
-        openapi_config=openapi_config(title, description, settings),
+        openapi_config=openapi_config(title, description, settings, [part.stream for part in parts.values()]),
         **options,
     )
     app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings, end, audit.note)

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from apps.chassis.observability.logs import without_values
+
 log = logging.getLogger(__name__)
 
 
@@ -39,5 +41,5 @@ class Background:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            self.failure = self.failure or f"{task.get_name()} has failed: {error!r}"
+            self.failure = self.failure or f"{task.get_name()} has failed: {without_values(error)}"
             log.critical("%s has failed", task.get_name(), exc_info=error)

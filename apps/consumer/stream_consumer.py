@@ -23,6 +23,7 @@ from apps.chassis.observability.metrics import of_kafka, of_stream
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.live_tail import Tail
+from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.window import Window
 from apps.consumer.browsing.window_refill import Refill
 from apps.consumer.consuming.batch import Handle
@@ -55,7 +56,8 @@ GRACE_S = 5.0
 class StreamConsumer:
     """Consumes one stream, independently of the others.
 
-    `log` reads the topic as consumers see it; `uncommitted` also reads what transactions did not commit.
+    `log` reads the topic as consumers see it; `uncommitted` also reads what transactions did not commit. `view` shows
+    records as they are, `masked_view` to callers that may not see what is sensitive; each has a live tail.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
@@ -91,7 +93,10 @@ class StreamConsumer:
         self._commits = commits = Commits(read_commits, self._every.ends, kafka.ask_topic_ids)
         self._offsets = offsets = GroupOffsets(self._reader, self._every, commits.read)
         self.history = HistoryKeeper(self._counts, self._records_behind)
-        self._meter, self.tail = LagMeter(offsets), Tail(self.log, self.partition_count, background, stream.decode)
+        self._meter = LagMeter(offsets)
+        self.view = whole = View(stream.decode)
+        self.masked_view = masked = View(stream.decode, stream.masking) if stream.masking else whole
+        self.tails = {view: Tail(self.log, self.partition_count, background, view) for view in {whole, masked}}
         self._refill = Refill(self.window, self._reader, commits.read, background, stream.decode, own.group_id)
         self._members = partial(cluster.members, own.group_id, own.topic)
         self._missing, self._rebalances = MissingPartitions(self._members), Rebalances()
@@ -169,7 +174,7 @@ class StreamConsumer:
                 self.consumption.resource.keep_open(): "resource of the handler",
                 self.control.start(): "first start",
                 self.control.stop_at(ending): "last stop",
-                self.tail.end_at(ending): "end of the live tail",
+                **{tail.end_at(ending): "end of the live tail" for tail in self.tails.values()},
                 self.history.keep(): "history",
             }.items():
                 self._background.start(work, name)
@@ -189,8 +194,8 @@ class StreamConsumer:
         """Return the whole group; raises `KafkaError`, `OSError` or, after some seconds, `TimeoutError`."""
         return await look_at_group(self.settings.group_id, self._members, self._offsets)
 
-    async def status(self) -> StreamStatus:
-        """Return what the consumption of the stream is doing, within 4 s."""
+    async def status(self, *, quotes: bool = True) -> StreamStatus:
+        """Return what the consumption of the stream is doing, within 4 s; with `quotes`, errors may quote values."""
         control, consumption, commits, connection = self.control, self.consumption, self._commits, self._connection
         consumer = control.consumer
         missing = await self._missing.reason(consumer)
@@ -216,25 +221,26 @@ class StreamConsumer:
             skipped_count=commits.moves.skipped.total(),
             passed_over_count=consumption.passed_over,
             moves=list(commits.moves.newest),
-            last_error=trouble or missing or self._last_error(),
+            last_error=trouble or missing or self._last_error(quotes=quotes),
             throttled_seconds=round(connection.journal.throttled_for(), 1),
             started_at=self._started_at,
             redriven_by_schedule_count=self.schedule.redriven,
             next_redrive_at=self.schedule.next_at,
             last_rebalance=self._rebalances.last,
             failing_since=consumption.failing_since,
-            failing_record=failing_record(consumption.redelivery.failing),
+            failing_record=failing_record(consumption.redelivery.failing, quotes=quotes),
             notes=[f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines],
         )
 
-    def _last_error(self) -> str | None:
+    def _last_error(self, *, quotes: bool) -> str | None:
         control, consumption, connection = self.control, self.consumption, self._connection
+        resource = consumption.resource
         return (
-            consumption.resource.error
+            (resource.error if quotes else resource.error and resource.trouble)
             or self._commits.error
-            or consumption.handler_error()
+            or consumption.handler_error(quotes=quotes)
             or (None if control.stopped or consumption.halted else control.obstacle())
-            or consumption.last_error
+            or (consumption.last_error if quotes else consumption.last_trouble)
             or connection.error
             or self.schedule.error
         )

@@ -14,7 +14,7 @@ from services import Record as Written
 from apps.chassis.internals.fetched_batches import FetchedRecord
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.settings import Settings
-from apps.consumer.browsing.record_view import show
+from apps.consumer.browsing.record_view import View, show
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.dead_letters import BadRecord
@@ -45,7 +45,7 @@ class Sorting:
         wrong = iter(bad)
         right = zip(good, events, strict=True)
         for record in records:
-            if show(EVENTS.decode, record).error is None:
+            if show(View(EVENTS.decode), record).error is None:
                 found, one = next(right)
                 assert found is record
                 assert EVENTS.decode(encode(one)) == one
@@ -78,7 +78,7 @@ def assert_kept(bad: BadRecord) -> None:
     )
     assert read(letter.key, letter.value, letter.all_headers()) == letter
     assert redrive_headers(letter)
-    assert msgspec.json.encode(show(EVENTS.decode, record))
+    assert msgspec.json.encode(show(View(EVENTS.decode), record))
 
 
 def batches(records: Iterator[Raw], random: Random) -> Iterator[tuple[FetchedRecord, ...]]:
@@ -122,7 +122,7 @@ def test_every_mutated_record_on_a_real_kafka_is_consumed_or_dead_lettered_byte_
             record = written[offset]
             assert (letter.key, letter.value, letter.headers) == (record.key, record.value, record.headers)
         assert dead.keys() == {
-            o for o, r in written.items() if show(EVENTS.decode, cast("Any", _fetched(o, r))).error is not None
+            o for o, r in written.items() if show(View(EVENTS.decode), cast("Any", _fetched(o, r))).error is not None
         }
         assert consumer.answers("/health-check", 200)
         assert consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 from faststream.kafka import KafkaBroker, TestKafkaBroker
 from httpx import ASGITransport, AsyncClient
+from litestar import Litestar
 from memory import Memory
 
 from apps.chassis.observability.traces import Traces
@@ -23,11 +24,12 @@ IMPATIENT = Policy(retry=Retry(first_backoff_s=0.001, max_backoff_s=0.01))
 
 
 class Pair(NamedTuple):
-    """Both services as a caller sees them, and a broker to publish records as another producer would."""
+    """Both services as a caller sees them, a broker to publish records as another producer would, and the consumer."""
 
     producer: AsyncClient
     consumer: AsyncClient
     broker: KafkaBroker
+    app: Litestar
 
     async def until(self, stream: Stream[Any], **expected: object) -> dict[str, Any]:
         """Wait until the status of a stream has some values; return it. Raises `TimeoutError` in the end."""
@@ -47,10 +49,13 @@ class Pair(NamedTuple):
 
 @asynccontextmanager
 async def pair(
-    handlers: Mapping[Stream[Any], AnyHandler[Any]], memory: Memory | None = None, traces: Traces | None = None
+    handlers: Mapping[Stream[Any], AnyHandler[Any]],
+    memory: Memory | None = None,
+    traces: Traces | None = None,
+    settings: Settings | None = None,
 ) -> AsyncIterator[Pair]:
     """Run both services with some streams and their handlers; `memory` is the Kafka between them."""
-    memory, settings, streams = memory or Memory(), Settings(), list(handlers)
+    memory, settings, streams = memory or Memory(), settings or Settings(), list(handlers)
     policies = dict.fromkeys(streams, IMPATIENT)
     producer = create_producer(settings, streams=streams, kafka=memory.kafka)
     consumer = create_consumer(
@@ -63,7 +68,7 @@ async def pair(
         _caller_of(producer) as posting,
         _caller_of(consumer) as getting,
     ):
-        yield Pair(posting, getting, memory.brokers[0])
+        yield Pair(posting, getting, memory.brokers[0], consumer)
 
 
 def _caller_of(app: object) -> AsyncClient:

@@ -13,11 +13,13 @@ from apps.chassis.http.admission import FREE_BYTES, Limit, Share, share_of
 from apps.chassis.http.problems import answer_error
 from apps.chassis.http.request_middleware import admit
 from apps.chassis.http.served_streams import stream_dependencies
+from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.routes import COPIES_IN_MEMORY, SEARCH_MEMORY_BYTES, MessageController
 from apps.consumer.browsing.window import Window
 from apps.consumer.redriving.routes import DeadLetterController
 from apps.producer.publishing.lines import split_lines
 from apps.producer.publishing.publisher import Busy
+from tests.event import EVENTS
 
 
 class Part:
@@ -25,6 +27,7 @@ class Part:
 
     def __init__(self) -> None:
         self.window = Window(100)
+        self.view = self.masked_view = View(EVENTS.decode)
         self.window.extend([Stored(offset=offset, value=b"a" * 1_000) for offset in range(100)])
 
 

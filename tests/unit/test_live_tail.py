@@ -18,6 +18,7 @@ from apps.consumer.browsing import live_tail as module
 from apps.consumer.browsing import tail_events as events
 from apps.consumer.browsing.cursors import read_offsets
 from apps.consumer.browsing.live_tail import Tail, TailLimits
+from apps.consumer.browsing.record_view import View
 from contracts.record import Record
 from tests.event import EVENTS
 from tests.fakes import StoredTopic
@@ -68,7 +69,7 @@ class Copy:
 
     def __init__(self, topic: Topic, background: Background, **limits: float) -> None:
         reader = cast("LogReader", topic)
-        self.tail = Tail(reader, lambda: len(topic.records), background, EVENTS.decode, TailLimits(**limits))  # type: ignore[arg-type]  # some are whole numbers
+        self.tail = Tail(reader, lambda: len(topic.records), background, View(EVENTS.decode), TailLimits(**limits))  # type: ignore[arg-type]  # some are whole numbers
 
     @asynccontextmanager
     async def greeted(self, wanted: Wanted | None = None) -> AsyncIterator[Pieces]:
@@ -352,6 +353,6 @@ async def test_callers_that_catch_up_and_do_not_read_hold_only_so_much_together(
 def test_no_record_breaks_out_of_its_event() -> None:
     trick = b"\r\rdata: 1\n\nevent: gap\ndata: {}\r\n\r\n"
     record = Stored(0, 7, key=trick, value=trick, headers=((trick.decode(), trick),))
-    framed = events.event_of(EVENTS.decode, record, {0: 8})
+    framed = events.event_of(View(EVENTS.decode), record, {0: 8})
     begin, data, *rest = re.split(rb"\r\n|\r|\n", framed)
     assert (begin[:4], data[:6], rest) == (b"id: ", b"data: ", [b"", b""])

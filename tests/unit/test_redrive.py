@@ -17,11 +17,12 @@ from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
+from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving import fences
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.fences import RedriveLimits
-from apps.consumer.redriving.letter_view import FirstPlace, Origin, view
+from apps.consumer.redriving.letter_view import FirstPlace, Origin, show_letter
 from apps.consumer.redriving.letters import oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
@@ -29,12 +30,14 @@ from apps.consumer.redriving.redrive import LetterPlace, Redriver
 from apps.consumer.redriving.refusals import DoneBefore, RedriveNotNow, TooLarge
 from apps.consumer.redriving.routes import of_one_stream
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
+from tests.event import EVENTS
 from tests.fakes import A_WHILE, StoredTopic
 
 pytestmark = pytest.mark.anyio
 
 TOPIC, DEAD = "events", "events-dlt"
 NO_HURRY = RedriveLimits()
+VIEW = View(EVENTS.decode)
 
 
 def a_letter(
@@ -327,18 +330,18 @@ async def test_an_error_of_one_stream_says_how_many_letters_of_others_were_sent_
 
 async def test_a_listed_letter_names_the_first_place_of_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench([], monkeypatch=monkeypatch)
-    once = view(stored_letter(0), Marks(), bench.redriver)
+    once = show_letter(VIEW, stored_letter(0), Marks(), bench.redriver)
     assert once.first_place == FirstPlace(TOPIC, 0, 7)
     again = msgspec.structs.replace(a_letter(headers=tuple(redrive_headers(a_letter()))), offset=99)
-    shown = view(Stored(0, 1, 0, b"key", b"bad", again.all_headers(), DEAD), Marks(), bench.redriver)
+    shown = show_letter(VIEW, Stored(0, 1, 0, b"key", b"bad", again.all_headers(), DEAD), Marks(), bench.redriver)
     assert (shown.origin, shown.first_place) == (Origin(TOPIC, 0, 99, 1_700_000_000_000), FirstPlace(TOPIC, 0, 7))
-    assert view(Stored(0, 2, 0, b"key", b"bad", (), DEAD), Marks(), bench.redriver).first_place is None
+    assert show_letter(VIEW, Stored(0, 2, 0, b"key", b"bad", (), DEAD), Marks(), bench.redriver).first_place is None
 
 
 async def test_a_letter_that_was_sent_back_is_not_listed_as_redrivable(monkeypatch: pytest.MonkeyPatch) -> None:
     bench, marks = Bench([], monkeypatch=monkeypatch), Marks()
     marks.apply(Action.REDRIVE, "group", 0, [(0, 1)])
-    listed = [view(stored_letter(offset), marks, bench.redriver) for offset in (0, 1)]
+    listed = [show_letter(VIEW, stored_letter(offset), marks, bench.redriver) for offset in (0, 1)]
     assert [(letter.redriven, letter.redrivable) for letter in listed] == [(True, False), (False, True)]
 
 
@@ -395,7 +398,7 @@ async def test_a_discarded_letter_is_listed_as_such_and_not_as_sent_back(monkeyp
     marks.apply(Action.DISCARD, "group", 0, [(0, 1)])
     marks.apply(Action.DISCARD, "another", 0, [(1, 2)])
     groups = ("group", "another", "group")
-    listed = [view(stored_letter(n, group=group), marks, bench.redriver) for n, group in enumerate(groups)]
+    listed = [show_letter(VIEW, stored_letter(n, group=group), marks, bench.redriver) for n, group in enumerate(groups)]
     assert [letter.discarded for letter in listed] == [True, True, False]
     assert [letter.redriven for letter in listed] == [False, False, False]
     assert [letter.redrivable for letter in listed] == [False, False, True]

@@ -23,7 +23,7 @@ from apps.chassis.internals.record_fetching import PassedOver
 from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.observability.logs import JsonFormatter
 from apps.chassis.settings import Settings
-from apps.consumer.browsing.record_view import show
+from apps.consumer.browsing.record_view import View, show
 from apps.consumer.browsing.window import Window
 from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.consuming.commit_metadata import MARK
@@ -255,10 +255,13 @@ def test_a_tombstone_is_a_deletion_only_where_the_stream_takes_deletions() -> No
     no_deletions: list[Record] = [oversized, Stored(value=None, key=None), Stored(value=None, key=b"")]
     for one in no_deletions:
         assert sort_out(deletable.decode, [one])[0] == []
-        assert not show(deletable.decode, one).deleted
+        assert not show(View(deletable.decode), one).deleted
     _, _, refused = sort_out(EVENTS.decode, records[:2])
     assert [type(one.error) for one in refused] == [Tombstone]
-    assert (show(deletable.decode, records[1]).deleted, show(EVENTS.decode, records[1]).deleted) == (True, False)
+    assert (show(View(deletable.decode), records[1]).deleted, show(View(EVENTS.decode), records[1]).deleted) == (
+        True,
+        False,
+    )
 
 
 async def test_who_is_rejected_by_the_handler_is_dead_lettered_among_the_bad_in_the_order_of_the_topic(

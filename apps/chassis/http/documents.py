@@ -4,7 +4,7 @@
 All addresses in them are relative: a proxy in front may have stripped a path prefix.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from http import HTTPStatus
 from importlib.util import find_spec
@@ -32,6 +32,8 @@ from apps.chassis.http.problem_kinds import PATH as PROBLEMS
 from apps.chassis.http.problems import answer_error, problem
 from apps.chassis.http.roles import READ, ROLE
 from apps.chassis.settings import Settings
+from contracts.sensitive import MARK
+from contracts.stream import Stream
 
 PAGES = Path(__file__).parent / "document_pages"
 OTHER_ANSWERS = (
@@ -57,11 +59,12 @@ class SwaggerPage(OpenAPIRenderPlugin):
 
 
 class OpenApiDocument(JsonRenderPlugin):
-    """The document, as the settings need it: with the prefix of problem types, and the role that each call needs."""
+    """The document with what Litestar leaves out: the prefix of problem types, roles of calls, and sensitive fields."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, streams: Iterable[Stream[Any]]) -> None:
         super().__init__()
         self._root_path = settings.root_path
+        _, self._types = msgspec.json.schema_components([one.record_type for one in streams], ref_template="{name}")
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         """Return the document as JSON."""
@@ -75,11 +78,16 @@ class OpenApiDocument(JsonRenderPlugin):
                 operation.pop("security", None)
                 if role := access.role_of(route.route_handler_map[method.upper()][0]):
                     operation["security"] = [{"ApiKey": [role]}, {"Session": [role]}]
+        for name, kind in self._types.items():
+            properties = openapi_schema["components"]["schemas"].get(name, {}).get("properties", {})
+            for field, schema in kind.get("properties", {}).items():
+                if MARK in str(schema) and field in properties:
+                    properties[field][MARK] = True
         document = super().render(request, openapi_schema)
         return document.replace(f'"type":"{PROBLEMS}/'.encode(), f'"type":"{self._root_path}{PROBLEMS}/'.encode())
 
 
-def openapi_config(title: str, description: str, settings: Settings) -> OpenAPIConfig:
+def openapi_config(title: str, description: str, settings: Settings, streams: Iterable[Stream[Any]]) -> OpenAPIConfig:
     """Return the configuration of the page at `/schema` and the document at `/schema/openapi.json`."""
     router = Router(
         "/schema",
@@ -95,7 +103,7 @@ def openapi_config(title: str, description: str, settings: Settings) -> OpenAPIC
         description=description + OTHER_ANSWERS,
         openapi_router=router,
         servers=[Server(url=settings.root_path or "../")],  # relative to the document
-        render_plugins=[SwaggerPage(path="/"), OpenApiDocument(settings)],
+        render_plugins=[SwaggerPage(path="/"), OpenApiDocument(settings, streams)],
     )
 
 

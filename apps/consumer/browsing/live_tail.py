@@ -20,8 +20,8 @@ from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import Wanted
 from apps.chassis.observability.logs import one_line
+from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.tail_events import Batch, Caller, Gap, event, event_of, id_of, pieces_of
-from apps.consumer.consuming.decode import Decode
 from contracts.record import Record
 
 log = logging.getLogger(__name__)
@@ -73,13 +73,13 @@ class Tail:
         reader: LogReader,
         partitions: Callable[[], int],
         background: Background,
-        decode: Decode,
+        view: View,
         limits: TailLimits | None = None,
     ) -> None:
         self._reader = reader
         self._partitions = partitions
         self._background = background
-        self._decode = decode
+        self._view = view
         self._limits = limits or TailLimits()
         self._position: dict[int, int] = {}
         self._batches: deque[Batch] = deque()
@@ -115,7 +115,7 @@ class Tail:
 
     async def events(self, beginning: Beginning, wanted: Wanted | None) -> AsyncGenerator[bytes, None]:
         """Yield events, several at a time, until the service ends or the caller is cut off."""
-        caller = Caller(wanted, dict(beginning.position), self._decode)
+        caller = Caller(wanted, dict(beginning.position), self._view)
         with self._followed(beginning.end):
             yield GREETING + id_of(caller.position) + b"".join(event("gap", gap) for gap in beginning.gaps)
             while not self._ended and not self._joins(caller):
@@ -273,7 +273,7 @@ class Tail:
         events, start = [], dict(self._position)
         for record in records:
             self._position[record.partition] = record.offset + 1
-            events.append(event_of(self._decode, record, self._position))
+            events.append(event_of(self._view, record, self._position))
         batch = Batch(records, events, b"".join(events), start, dict(self._position))
         self._framing_s += time.perf_counter() - began
         await self._keep(batch)

@@ -4,12 +4,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from litestar import Controller, get
 from litestar.connection import Request
+from litestar.di import Provide
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example, Operation
 from litestar.params import HeaderParameter, Parameter, PathParameter, QueryParameter, SkipValidation
@@ -18,20 +20,21 @@ from litestar.response import Response
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.http.admission import share_of
 from apps.chassis.http.authorization import access_of
-from apps.chassis.http.problem_kinds import BUSY, OUT_OF_REACH, UNREADABLE
+from apps.chassis.http.problem_kinds import BUSY, MISSING_ROLE, OUT_OF_REACH, UNREADABLE
 from apps.chassis.http.problems import bad_parameter, documented, problem
 from apps.chassis.http.query import ANY_NUMBER, PLAIN_INTEGER
 from apps.chassis.http.record_value import RecordValue
-from apps.chassis.http.roles import READ, ROLE
+from apps.chassis.http.roles import READ, READ_SENSITIVE, ROLE
 from apps.chassis.http.streaming import Streamed
 from apps.chassis.kafka.search import SEARCH_BYTES
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
-from apps.consumer.browsing.record_view import StoredMessage, show
+from apps.consumer.browsing.record_view import StoredMessage, View, show
 from apps.consumer.browsing.topic_search import Filter, NoSuchRecord, newest, record_at
 from apps.consumer.browsing.window import Cursor, StaleCursor, Window
-from apps.consumer.consuming.decode import Decode, decode_value
+from apps.consumer.consuming.decode import decode_value
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts.record import Record
+from contracts.sensitive import MASK
 
 MAX_MESSAGES = 1_000
 EVENTS = "text/event-stream"
@@ -90,7 +93,7 @@ LastEvent = Annotated[
 class Message(msgspec.Struct, omit_defaults=True):
     """A consumed record; `timestamp` in milliseconds since 1970 UTC, `key` as text.
 
-    A deletion (`deleted`) has no value.
+    A deletion (`deleted`) has no value. `masked`: the caller may not see what is sensitive.
     """
 
     topic: str
@@ -100,6 +103,7 @@ class Message(msgspec.Struct, omit_defaults=True):
     key: str | None
     value: RecordValue | None
     deleted: bool = False
+    masked: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Messages(msgspec.Struct):
@@ -136,11 +140,18 @@ class EitherKind(Operation):
         schema.any_of, schema.one_of = schema.one_of, None
 
 
+async def view_of(request: Request[Any, Any, Any], served_stream: SkipValidation[StreamConsumer]) -> View:
+    """Return how the caller sees the records of a stream."""
+    may_see = served_stream.view is served_stream.masked_view or access_of(request).may_read(request, READ_SENSITIVE)
+    return served_stream.view if may_see else served_stream.masked_view
+
+
 class MessageController(Controller):
     """Shows records."""
 
     path = "/consumers/messages"
     opt = {ROLE: READ}  # noqa: RUF012 - Litestar's own attribute
+    dependencies = {"view": Provide(view_of)}  # noqa: RUF012 - Litestar's own attribute
 
     @get(
         summary="The newest records",
@@ -157,6 +168,7 @@ class MessageController(Controller):
         *,
         request: Request[Any, Any, Any],
         served_stream: SkipValidation[StreamConsumer],
+        view: SkipValidation[View],
         limit: Limit = 10,
         key: Key = None,
         partition: Number = None,
@@ -169,17 +181,19 @@ class MessageController(Controller):
         """Show the newest records of the window, or of the topic."""
         share = share_of(request.scope)
         if where == "topic":
-            wanted = Filter(_encoded(key), partition, _encoded(q), read_time("from", since), read_time("to", until))
+            times = read_time("from", since), read_time("to", until)
+            wanted = Filter(key_filter(view, key), partition, *times, _has_text(view, q))
             cursor = _read("before", before, read_offsets)
             share.require(SEARCH_MEMORY_BYTES)
-            return await within(CALL_S, _newest_of_topic(served_stream, wanted, limit, cursor))
+            return await within(CALL_S, _newest_of_topic(served_stream, view, wanted, limit, cursor))
         if where != "window":
             raise bad_parameter("scope", f"expected window or topic, got {where[:40]!r}")
         for name, value in {"q": q, "from": since, "to": until}.items():
             if value is not None:
                 raise bad_parameter(name, "only together with scope=topic")
         share.require(bytes_of(served_stream.window, limit))
-        return _newest_of_window(served_stream, limit, _encoded(key), partition, _read("before", before, Cursor.parse))
+        cursor_of_window = _read("before", before, Cursor.parse)
+        return _newest_of_window(served_stream, view, limit, key_filter(view, key), partition, cursor_of_window)
 
     @get(
         "/{partition:int}/{offset:int}",
@@ -192,6 +206,7 @@ class MessageController(Controller):
         self,
         request: Request[Any, Any, Any],
         served_stream: SkipValidation[StreamConsumer],
+        view: SkipValidation[View],
         partition: Annotated[int, PathParameter(description="The partition.", examples=[Example(value=0)])],
         offset: Annotated[int, PathParameter(description="The offset in it.", examples=[Example(value=0)])],
     ) -> StoredMessage:
@@ -203,7 +218,7 @@ class MessageController(Controller):
             found = await within(CALL_S, record_at(log, uncommitted, count, partition, offset))
         except NoSuchRecord as error:
             raise problem(HTTPStatus.NOT_FOUND, str(error), members={"next": error.next}) from None
-        return show(served_stream.stream.decode, found)
+        return show(view, found)
 
     @get(
         "/stream",
@@ -221,40 +236,42 @@ class MessageController(Controller):
         self,
         request: Request[Any, Any, Any],
         served_stream: SkipValidation[StreamConsumer],
+        view: SkipValidation[View],
         key: Key = None,
         partition: Number = None,
         q: Text = None,
         last_event: LastEvent = None,
     ) -> Response[Any]:
         """Send records as they are written."""
-        tail = served_stream.tail
+        tail = served_stream.tails[view]
         start = _read("Last-Event-ID", last_event, read_offsets)
         if tail.is_full:
             raise problem(BUSY, "too many callers watch already")
-        wanted = Filter(_encoded(key), partition, _encoded(q))
+        wanted = Filter(key_filter(view, key), partition, also=_has_text(view, q))
         beginning = await within(CALL_S, tail.begin(start))
         events = tail.events(beginning, None if wanted == Filter() else wanted.matches)
-        events = access_of(request).while_allowed(request, events)
+        role = READ_SENSITIVE if view is not served_stream.masked_view else READ
+        events = access_of(request).while_allowed(request, events, role)
         return Streamed(events, EVENTS, HTTPStatus.OK, UNBUFFERED, reads_body=False)
 
 
 async def _newest_of_topic(
-    one: StreamConsumer, wanted: Filter, limit: int, cursor: dict[int, int] | None
+    one: StreamConsumer, view: View, wanted: Filter, limit: int, cursor: dict[int, int] | None
 ) -> StoredMessages:
     found = await newest(one.log, one.partition_count(), wanted, limit, cursor)
-    shown = [show(one.stream.decode, record) for record in reversed(found.records)]
+    shown = [show(view, record) for record in reversed(found.records)]
     following = None if found.before is None else write_offsets(found.before)
     return StoredMessages(one.consumption.consumed, shown, following, found.scanned, found.reached)
 
 
-def _newest_of_window(
-    one: StreamConsumer, limit: int, key: bytes | None, partition: int | None, cursor: Cursor | None
+def _newest_of_window(  # noqa: PLR0913, PLR0917 - the parameters of a call
+    one: StreamConsumer, view: View, limit: int, key: bytes | None, partition: int | None, cursor: Cursor | None
 ) -> Messages:
     try:
         records, earlier = one.window.newest(limit, key=key, partition=partition, before=cursor)
     except StaleCursor as stale:
         raise bad_parameter("before", str(stale)) from None
-    shown = [_message(one.stream.decode, record) for record in records]
+    shown = [_message(view, record) for record in records]
     return Messages(one.consumption.consumed, shown, None if earlier is None else str(earlier))
 
 
@@ -263,8 +280,15 @@ def bytes_of(window: Window, limit: int) -> int:
     return COPIES_IN_MEMORY * window.bytes_of(limit)
 
 
-def _encoded(text: str | None) -> bytes | None:
-    return None if text is None else text.encode()
+def key_filter(view: View, key: str | None) -> bytes | None:
+    """Return the bytes of a key that is searched for. Raises 403 where the caller may not see keys: it could guess."""
+    if key is not None and view.hides_key:
+        raise problem(MISSING_ROLE, f"a search by key needs a key with the role {READ_SENSITIVE}: it is sensitive here")
+    return None if key is None else key.encode()
+
+
+def _has_text(view: View, text: str | None) -> Callable[[Record], bool] | None:
+    return None if text is None else partial(view.finds, text.encode())
 
 
 def read_time(parameter: str, text: str | None) -> int | None:
@@ -285,8 +309,8 @@ def _read(parameter: str, text: str | None, reader: Callable[[str], T]) -> T | N
         raise bad_parameter(parameter, str(error)) from None
 
 
-def _message(decode: Decode, record: Record) -> Message:
-    key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
-    value, deleted = decode_value(decode, record), record.value is None
-    value = None if deleted else value
-    return Message(record.topic, record.partition, record.offset, record.timestamp, key, value, deleted)
+def _message(view: View, record: Record) -> Message:
+    key = None if record.key is None else MASK if view.hides_key else record.key.decode("utf-8", "backslashreplace")
+    value, deleted = decode_value(view.decode, record), record.value is None
+    value, place = None if deleted else view.value(value), (record.topic, record.partition, record.offset)
+    return Message(*place, record.timestamp, key, value, deleted, view.masked)

@@ -8,8 +8,7 @@ import msgspec
 
 from apps.chassis.kafka.search import Wanted
 from apps.consumer.browsing.cursors import write_offsets
-from apps.consumer.browsing.record_view import show
-from apps.consumer.consuming.decode import Decode
+from apps.consumer.browsing.record_view import View, show
 from contracts.record import Record
 
 PIECE_BYTES = 64 * 1024
@@ -43,12 +42,12 @@ class Batch(NamedTuple):
 class Caller:
     """A reader of the live tail; `position` is what it has reached, and `next` the number of its next batch."""
 
-    def __init__(self, wanted: Wanted | None, position: dict[int, int], decode: Decode) -> None:
+    def __init__(self, wanted: Wanted | None, position: dict[int, int], view: View) -> None:
         self.position = position
         self.next = 0
         self.news = asyncio.Event()
         self._wanted = wanted
-        self._decode = decode
+        self._view = view
 
     def has_reached(self, position: Mapping[int, int]) -> bool:
         """Return whether the caller is there, or ahead, in every partition."""
@@ -61,7 +60,7 @@ class Caller:
             if record.offset >= self.position.get(record.partition, 0):
                 self.position[record.partition] = record.offset + 1
                 if self._wanted is None or self._wanted(record):
-                    events.append(event_of(self._decode, record, self.position))
+                    events.append(event_of(self._view, record, self.position))
         return events
 
     def events_of(self, batch: Batch) -> Sequence[bytes]:
@@ -91,9 +90,9 @@ def pieces_of(events: Iterable[bytes]) -> Iterator[bytes]:
         yield piece
 
 
-def event_of(decode: Decode, record: Record, position: Mapping[int, int]) -> bytes:
+def event_of(view: View, record: Record, position: Mapping[int, int]) -> bytes:
     """Return the event of a record; `position` is what is reached with it."""
-    return b"id: %b\ndata: %b\n\n" % (write_offsets(position).encode(), encode(show(decode, record)))
+    return b"id: %b\ndata: %b\n\n" % (write_offsets(position).encode(), encode(show(view, record)))
 
 
 def event(name: str, data: Any) -> bytes:  # noqa: ANN401 - anything that is JSON

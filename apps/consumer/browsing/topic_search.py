@@ -27,7 +27,6 @@ class Filter(NamedTuple):
 
     key: bytes | None = None
     partition: int | None = None
-    text: bytes | None = None
     since: int | None = None
     until: int | None = None
     also: Callable[[Record], bool] | None = None
@@ -37,7 +36,6 @@ class Filter(NamedTuple):
         return (
             (self.key is None or record.key == self.key)
             and (self.partition is None or record.partition == self.partition)
-            and (self.text is None or self.text in (record.value or b""))
             and (self.since is None or record.timestamp >= self.since)
             and (self.until is None or record.timestamp < self.until)
             and (self.also is None or self.also(record))

@@ -58,7 +58,7 @@ class Consumption:
     `halted` is the reason why it does not consume, until `resume`; `halted_for` is the same without quotes of errors.
     `paused` is whether an operator wants its partitions paused. `dead_letters` counts them by the type of their error,
     `rebalances` counts assignments, `passed_over` the records that were sent back for another group. `batch_records` is
-    the size of the next batch.
+    the size of the next batch. `last_trouble` is the `last_error` without quotes of values.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the steps of which it is composed
@@ -80,6 +80,7 @@ class Consumption:
         self.halted: str | None = None
         self.halted_for = ""
         self.last_error: str | None = None
+        self.last_trouble: str | None = None
         self.idle_since = time.time()
         self.busy_since: float | None = None
         self.policy = policy
@@ -132,18 +133,22 @@ class Consumption:
         began = [one.failing_since for one in failing if one.failing_since]
         return datetime.fromtimestamp(min(began), UTC) if began and self.retrying and not self.halted else None
 
-    def handler_error(self) -> str | None:
-        """Return the error of the in-flight or retried batch, and where the record stands that fails alone."""
+    def handler_error(self, *, quotes: bool = True) -> str | None:
+        """Return the error of the in-flight or retried batch, and where the record stands that fails alone.
+
+        With `quotes` it may quote values.
+        """
         attempts, failing = self.attempts, self.redelivery.failing
         if self.halted:
-            return self.halted
+            return self.halted if quotes else self.halted_for
         if self.letters.trouble is not None:
-            return self.letters.error
+            return self.letters.error if quotes else self.letters.trouble
         if not (attempts.failures or self.retrying):
             return None
         if failing is None or failing.error is None:
-            return attempts.error
-        return f"{name_of(failing.record)}: {one_line(failing.error)[:MAX_ERROR_CHARACTERS]}"
+            return attempts.error if quotes else attempts.kind
+        error = one_line(failing.error) if quotes else without_values(failing.error)
+        return f"{name_of(failing.record)}: {error[:MAX_ERROR_CHARACTERS]}"
 
     @property
     def unreadable(self) -> str | None:
@@ -156,7 +161,7 @@ class Consumption:
         if self.unreadable != what:
             log.error(what)
         self._unreadable = what, time.time()
-        self.last_error = what
+        self.last_error = self.last_trouble = what
 
     def resume(self, *, accept: bool) -> None:
         """Consume again after a stop or a halt; with `accept`, dead-letter the bad records that wait."""
@@ -202,7 +207,7 @@ class Consumption:
                 return outcome._replace(passed_over=passed_over) if others else outcome
         except Halted as reason:
             self.halted = self.last_error = str(reason)
-            self.halted_for = reason.reason
+            self.halted_for = self.last_trouble = reason.reason
             log.critical("halted: %s", reason.reason)
         self.busy_since = None
         await self.abandonment.wait()  # the watch over the consume loop ends this connection
@@ -278,7 +283,8 @@ class Consumption:
         log.warning(
             "%d records were dead-lettered, the first of them %s: %s", len(bad), name_of(first), kind, extra=fields
         )
-        self.last_error = f"{name_of(bad[-1].record)}: {one_line(bad[-1].error)}"
+        place, error = name_of(bad[-1].record), bad[-1].error
+        self.last_error, self.last_trouble = f"{place}: {one_line(error)}", f"{place}: {without_values(error)}"
 
     def _adapt_size(self, records: int, seconds: float) -> None:
         """Limit the next batch by how long the handler took for a number of records."""

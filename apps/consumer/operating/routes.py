@@ -26,7 +26,7 @@ from apps.chassis.http.request_body import (
     refuse_other_bodies,
     schema_of,
 )
-from apps.chassis.http.roles import OPERATE, READ, ROLE
+from apps.chassis.http.roles import OPERATE, READ, READ_SENSITIVE, ROLE
 from apps.chassis.observability.logs import one_line
 from apps.consumer.operating.control import Control, NotNow
 from apps.consumer.operating.group import Group
@@ -89,9 +89,9 @@ class OperatingController(Controller):
     exception_handlers: dict[int | type[Exception], Any] = {NotNow: answer_as(NOT_NOW)}  # noqa: RUF012 - Litestar's own
 
     @get("/status", summary="What the consumer is doing", responses=documented())
-    async def status(self, served_streams: Streams) -> Status:
+    async def status(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
         """Show what the consumption of each stream is doing."""
-        return await _status(served_streams)
+        return await _status(request, served_streams)
 
     @get(
         "/history",
@@ -169,10 +169,12 @@ async def _preview(wanted: Mapping[str, StreamConsumer], place: Place) -> Sought
     return Sought(next(iter(partitions.values())), partitions, again, skipped)
 
 
-async def _status(wanted: Mapping[str, StreamConsumer], *, errors: bool = True) -> Status:
-    """Return the status of some streams; an error may quote a record."""
-    found = await asyncio.gather(*(one.status() for one in wanted.values()))
-    if not errors:
+async def _status(request: Request[Any, Any, Any], wanted: Mapping[str, StreamConsumer]) -> Status:
+    """Return the status of some streams, with errors as far as the caller may see them: they may quote a record."""
+    may_read = access_of(request).may_read
+    may_see = may_read(request, READ_SENSITIVE)
+    found = await asyncio.gather(*(one.status(quotes=may_see or not one.stream.masking) for one in wanted.values()))
+    if not may_read(request):
         found = [msgspec.structs.replace(one, last_error=None, failing_record=None) for one in found]
     return status_of(dict(zip(wanted, found, strict=True)))
 
@@ -202,7 +204,7 @@ async def _act(
 ) -> Status:
     """Take an operator action on some streams at once; return what they do then."""
     await at_once(wanted, lambda _, control: act(control))
-    status = await _status(wanted, errors=access_of(request).may_read(request))
+    status = await _status(request, wanted)
     for name, one in status.streams.items():
         details = {"action": action, "stream": name}
         log.info("an operator asked for %s of %s: it is %s", action, name, one.state, extra=details)

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 
-from apps.chassis.observability.logs import one_line
+from apps.chassis.observability.logs import one_line, without_values
 from apps.consumer.consuming.findings import Finding
 from apps.consumer.consuming.resource import MAX_ERROR_CHARACTERS
 from apps.consumer.consuming.unplanned_moves import Move
@@ -78,13 +78,12 @@ class Status(StreamStatus, kw_only=True):
     streams: dict[str, StreamStatus]
 
 
-def failing_record(finding: Finding | None) -> FailingRecord | None:
-    """Return what is shown of a record that is retried alone."""
+def failing_record(finding: Finding | None, *, quotes: bool) -> FailingRecord | None:
+    """Return what is shown of a record that is retried alone; with `quotes`, the error may quote its value."""
     if finding is None or finding.error is None:
         return None
-    return FailingRecord(
-        finding.record.partition, finding.record.offset, one_line(finding.error)[:MAX_ERROR_CHARACTERS]
-    )
+    error = one_line(finding.error) if quotes else without_values(finding.error)
+    return FailingRecord(finding.record.partition, finding.record.offset, error[:MAX_ERROR_CHARACTERS])
 
 
 def status_of(by_stream: Mapping[str, StreamStatus]) -> Status:

@@ -1,15 +1,23 @@
 """View of a dead letter over HTTP: its record, where that came from, and why it could not be consumed."""
 
+import re
+
 import msgspec
 
-from apps.consumer.browsing.record_view import Content, Header, content_of, headers_of
+from apps.consumer.browsing.record_view import Content, Header, View
+from apps.consumer.consuming.decode import sort_out
 from apps.consumer.redriving.letters import letter_of, owner_of
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import Redriver
 from contracts import dead_letter
 from contracts.record import Place, Record
+from contracts.sensitive import MASK
 
 MAX_STACK_CHARACTERS = 20_000
+FRAME = re.compile(
+    r"^(?:Traceback \(most recent call last\):|  File \"[^\"\n]+\", line \d+, in [\w.<>]+)$", re.MULTILINE
+)
+"""A line of a stack that quotes no value: messages of errors do."""
 
 
 class Origin(msgspec.Struct):
@@ -37,7 +45,8 @@ class DeadLetter(msgspec.Struct):
     `redrivable` is whether this consumer does: the letter is of its topic, of its group or of none, and neither sent
     back (`redriven`) nor `discarded`. `origin` is the record that was dead-lettered, `first_place` where it was before
     any redrive. `verdict` is `poison` when the handler failed for it, and `refused` when it was undecodable or
-    rejected. Null is what a letter of another writer, or an earlier version, does not name.
+    rejected. Null is what a letter of another writer, or an earlier version, does not name. `masked`: the caller may
+    not see what is sensitive.
     """
 
     partition: int
@@ -59,10 +68,11 @@ class DeadLetter(msgspec.Struct):
     verdict: str | None
     stack: str | None
     discarded: bool
+    masked: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
-    """Return the view of the dead letter in a record."""
+def show_letter(view: View, record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
+    """Return how the dead letter in a record is shown."""
     letter = letter_of(record)
     headers, _, rounds = dead_letter.history(letter.headers)
     marked = marks.contains(owner_of(letter), record.partition, record.offset)
@@ -71,23 +81,34 @@ def view(record: Record, marks: Marks, redriver: Redriver) -> DeadLetter:
         partition=record.partition,
         offset=record.offset,
         timestamp=record.timestamp,
-        key=content_of(letter.key),
-        value=content_of(letter.value),
-        headers=headers_of(headers),
+        key=view.key(letter.key),
+        value=_value_of(view, record),
+        headers=view.headers(headers),
         origin=Origin(letter.topic, letter.partition, letter.offset, letter.timestamp),
         first_place=_first_place_of(letter),
         group=letter.group,
         error_type=letter.error_type,
-        error=letter.error,
+        error=MASK if view.masking and letter.error else letter.error,
         tries=letter.tries,
         rounds=rounds,
         held=redriver.letters.is_held(letter),
         redriven=marked and not discarded,
         redrivable=redriver.is_ours(letter) and not marked,
         verdict=letter.verdict,
-        stack=letter.stack and letter.stack[:MAX_STACK_CHARACTERS],
+        stack=letter.stack and _stack_of(view, letter.stack)[:MAX_STACK_CHARACTERS],
         discarded=discarded,
+        masked=view.masked,
     )
+
+
+def _value_of(view: View, record: Record) -> Content | None:
+    """Return a value as the caller sees it; the bytes of one that cannot be decoded are masked as a whole."""
+    _, values, _ = sort_out(view.decode, [record]) if view.masking and record.value is not None else ((), (), ())
+    return Content(msgspec.json.encode(view.value(values[0])).decode()) if values else view.stored(record.value)
+
+
+def _stack_of(view: View, stack: str) -> str:
+    return "\n".join(FRAME.findall(stack)) if view.masking else stack
 
 
 def _first_place_of(letter: dead_letter.DeadLetter) -> FirstPlace | None:

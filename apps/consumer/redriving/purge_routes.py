@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Controller, post
+from litestar.connection import Request
 from litestar.openapi.spec import Example
 from litestar.params import Parameter, SkipValidation
 
@@ -15,7 +16,7 @@ from apps.chassis.http.problem_kinds import NOT_NOW, OUT_OF_REACH, UNREADABLE
 from apps.chassis.http.problems import bad_parameter, documented
 from apps.chassis.http.roles import OPERATE, ROLE
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
-from apps.consumer.browsing.routes import TIME, read_time
+from apps.consumer.browsing.routes import TIME, key_filter, read_time, view_of
 from apps.consumer.redriving.purge import Doomed
 from apps.consumer.redriving.refusals import RedriveRefused
 from apps.consumer.redriving.routes import DryRun, answer_refusal
@@ -49,9 +50,10 @@ class PurgeController(Controller):
         status_code=HTTPStatus.OK,
         responses=documented(NOT_NOW, HTTPStatus.UNPROCESSABLE_ENTITY, OUT_OF_REACH, UNREADABLE),
     )
-    async def purge(
+    async def purge(  # noqa: PLR0913 - the parameters of its query
         self,
         *,
+        request: Request[Any, Any, Any],
         served_streams: SkipValidation[Mapping[str, StreamConsumer]],
         key: Annotated[
             str | None,
@@ -68,6 +70,7 @@ class PurgeController(Controller):
         if len(served_streams) > 1:
             raise bad_parameter("stream", "name the stream: what is purged is gone for good")
         ((name, one),) = served_streams.items()
+        key_filter(await view_of(request, one), key)
         doomed, purger = read_doomed(key, before), one.redriver.purger
         try:
             cursor = read_offsets(after or "")

@@ -23,10 +23,11 @@ from apps.chassis.http.roles import OPERATE, READ, ROLE
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
-from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, read_time
+from apps.consumer.browsing.record_view import View
+from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, key_filter, read_time, view_of
 from apps.consumer.browsing.topic_search import Filter, newest
 from apps.consumer.redriving.actions import Action
-from apps.consumer.redriving.letter_view import DeadLetter, view
+from apps.consumer.redriving.letter_view import DeadLetter, show_letter
 from apps.consumer.redriving.letters import letter_of, owner_of
 from apps.consumer.redriving.marks import contains, last_outside, outside
 from apps.consumer.redriving.redrive import Done, LetterPlace
@@ -124,8 +125,10 @@ class Selection(NamedTuple):
     dry_run: bool
 
 
-async def letter_filter(
+async def letter_filter(  # noqa: PLR0913 - each is a query parameter
     *,
+    request: Request[Any, Any, Any],
+    served: SkipValidation[Mapping[str, StreamConsumer]],
     partition: Annotated[
         int | None, Parameter(ge=0, schema_extra=ANY_NUMBER, description="Only those of this partition.")
     ] = None,
@@ -139,20 +142,21 @@ async def letter_filter(
         str | None, QueryParameter(name="to", schema_extra=TIME, description="Only those written before this time.")
     ] = None,
 ) -> Filter:
-    """Return which dead letters a call means, for the list and the actions alike."""
+    """Return which dead letters a call means, for the list and the actions alike.
+
+    A caller that may not see the error of a letter finds none by it.
+    """
+    named = request.query_params.get("stream")
+    views = [await view_of(request, one) for name, one in served.items() if named in {None, name}]
+    keys = [key_filter(view, key) for view in views]
+    is_masked = any(view.masking for view in views)
 
     def has_reason(record: Record) -> bool:
         letter = letter_of(record)
-        return (reason or "") in f"{letter.error_type or ''}: {letter.error or ''}"
+        return (reason or "") in f"{letter.error_type or ''}: {'' if is_masked else letter.error or ''}"
 
-    return Filter(
-        None if key is None else key.encode(),
-        partition,
-        None,
-        read_time("from", since),
-        read_time("to", until),
-        None if reason is None else has_reason,
-    )
+    times = read_time("from", since), read_time("to", until)
+    return Filter(next(iter(keys), None), partition, *times, None if reason is None else has_reason)
 
 
 REFUSALS = (HTTPStatus.NOT_FOUND, DONE_BEFORE, NOT_NOW, HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -201,7 +205,11 @@ class DeadLetterController(Controller):
 
     path = "/consumers/dead-letters"
     opt = {ROLE: READ}  # noqa: RUF012 - Litestar's own attribute
-    dependencies = {"only": Provide(letter_filter), "selection": Provide(read_selection)}  # noqa: RUF012 - Litestar's own attribute
+    dependencies = {  # noqa: RUF012 - Litestar's own attribute
+        "only": Provide(letter_filter),
+        "selection": Provide(read_selection),
+        "view": Provide(view_of),
+    }
     exception_handlers: dict[int | type[Exception], Any] = {RedriveRefused: answer_refusal}  # noqa: RUF012 - Litestar's own
 
     @get(summary="The newest dead letters", responses=documented(OUT_OF_REACH, UNREADABLE))
@@ -210,6 +218,7 @@ class DeadLetterController(Controller):
         *,
         request: Request[Any, Any, Any],
         served_stream: SkipValidation[StreamConsumer],
+        view: SkipValidation[View],
         only: SkipValidation[Filter],
         limit: Annotated[int, Parameter(ge=1, le=MAX_LETTERS, description="How many at most.")] = 10,
         before: Annotated[str | None, Parameter(description="Only those before: the `next` of an answer.")] = None,
@@ -221,19 +230,20 @@ class DeadLetterController(Controller):
         except ValueError as error:
             raise bad_parameter("before", str(error)) from None
         share_of(request.scope).require(SEARCH_MEMORY_BYTES)
-        return await within(CALL_S, _newest(served_stream, limit, only, cursor, discarded=discarded))
+        return await within(CALL_S, _newest(served_stream, view, limit, only, cursor, discarded=discarded))
 
     @get("/reasons", summary="The newest 1,000 dead letters, by reason", responses=documented(OUT_OF_REACH, UNREADABLE))
     async def by_reason(
         self,
         request: Request[Any, Any, Any],
         served_stream: SkipValidation[StreamConsumer],
+        view: SkipValidation[View],
         only: SkipValidation[Filter],
         discarded: Discarded = False,  # noqa: FBT002 - a query parameter
     ) -> Reasons:
         """Count dead letters by reason."""
         share_of(request.scope).require(SEARCH_MEMORY_BYTES)
-        found = await within(CALL_S, _newest(served_stream, MAX_LETTERS, only, None, discarded=discarded))
+        found = await within(CALL_S, _newest(served_stream, view, MAX_LETTERS, only, None, discarded=discarded))
         return _reasons_of(found)
 
     @post("/redrive", summary="Send dead letters back to their topic, each once", **ACTION)
@@ -281,8 +291,8 @@ def of_one_stream(action: Action, name: str, error: BaseException, changed: int)
     return error
 
 
-async def _newest(
-    one: StreamConsumer, limit: int, only: Filter, cursor: Mapping[int, int] | None, *, discarded: bool
+async def _newest(  # noqa: PLR0913 - the parameters of a call
+    one: StreamConsumer, view: View, limit: int, only: Filter, cursor: Mapping[int, int] | None, *, discarded: bool
 ) -> DeadLetters:
     """Return the newest letters that match: either those that were discarded, or the others."""
     marks, partitions = await one.redriver.marks(), one.cluster.partitions.get(one.dead_reader.topic, 0)
@@ -298,7 +308,7 @@ async def _newest(
         return last_outside(unlisted[partition], offset)
 
     found = await newest(one.dead_reader, partitions, only._replace(also=is_listed), limit, cursor, skip)
-    letters = [view(record, marks, one.redriver) for record in found.records]
+    letters = [show_letter(view, record, marks, one.redriver) for record in found.records]
     return DeadLetters(letters, write_offsets(found.before) if found.before else None)
 
 

@@ -107,3 +107,13 @@ def test_what_any_service_needs_does_not_speak_of_people() -> None:
     files = [*(Path(__file__).parents[3] / "apps" / "chassis").rglob("*.py")]
     assert files
     assert [file.name for file in files if re.search("person|people", file.read_text(), re.IGNORECASE)] == []
+
+
+def test_of_a_person_the_ways_to_reach_them_are_masked() -> None:
+    person = PEOPLE.decode(json.dumps(PEOPLE.example).encode())
+    shown = PEOPLE.masking.mask(person)
+    assert isinstance(shown, dict)
+    changed = {name for name, value in shown.items() if value != PEOPLE.example[name]}
+    assert changed == {"email", "phone", "address"}
+    assert list(shown) == list(PEOPLE.example)
+    assert not PEOPLE.masking.hides_key

@@ -61,6 +61,27 @@ async def serving(
                 await running
 
 
+LINES = b"POST /producers/events%b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
+
+
+def noting_reads(app: Any, has_read: asyncio.Event) -> Any:  # noqa: ANN401 - ASGI
+    """Return an application that sets an event when it asks for more of a body than it has."""
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        asked = 0
+
+        async def seen() -> Any:  # noqa: ANN401 - ASGI
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                has_read.set()
+            return await receive()
+
+        await app(scope, seen, send)
+
+    return noting
+
+
 async def hello(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
     """Answer when the body is there."""
     while scope["type"] == "http" and (await receive()).get("more_body"):

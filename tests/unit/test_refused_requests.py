@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from samples import LONG
-from serving import closed, serving
+from serving import LINES, closed, noting_reads, serving
 from test_http_framing import CHUNKED, HIDDEN, NEXT, Ran, Recorder, said_to
 from test_http_limits import ENDLESS
 
@@ -176,7 +176,6 @@ async def test_who_closes_its_side_in_the_middle_of_a_body_learns_that_it_broke_
             assert "broke off" in assert_problem(answer, 400)
 
 
-LINES = b"POST /producers/events%b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
 ENDS = {
     "the caller closes its side": (b"", 400, "the body broke off"),
     "a chunk is no HTTP": (b"no size\r\n", 400, "what was sent is not a valid HTTP request"),
@@ -190,16 +189,8 @@ ENDS = {
 async def test_lines_before_the_place_where_a_body_breaks_off_are_answered_and_it_is_said_that_it_did(
     query: bytes, end: bytes, status: int, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    producer, has_read = create_producer(read_settings({})), asyncio.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
-        async def seen() -> Any:  # noqa: ANN401 - ASGI
-            message = await receive()
-            has_read.set()
-            return message
-
-        await producer(scope, seen, send)
-
+    has_read = asyncio.Event()
+    app = noting_reads(create_producer(read_settings({})), has_read)
     async with serving(app, close_after_s=LONG) as connect:
         reader, writer = await connect()
         writer.write(LINES % query + b"Transfer-Encoding: chunked\r\n\r\n9\r\nno event\n\r\n")

@@ -1,5 +1,6 @@
 """Who may make which call: `docs/reference/roles.md` shows the table that is made here."""
 
+import asyncio
 import os
 import re
 import time
@@ -13,6 +14,7 @@ import pytest
 from litestar import Litestar
 from litestar.routes import HTTPRoute
 from litestar.testing import TestClient
+from serving import LINES, closed, noting_reads, serving
 
 from apps.chassis.http import authentication
 from apps.chassis.http.api_keys import ApiKey, read_key_file
@@ -52,6 +54,13 @@ def key_file(tmp_path: Path) -> Path:
     file = tmp_path / "keys"
     file.write_text(KEY_FILE)
     return file
+
+
+def rewrite(key_file: Path, text: str) -> None:
+    """Change a key file, as if that had been a minute ago."""
+    key_file.write_text(text)
+    settled = time.time() - 60
+    os.utime(key_file, (settled, settled))
 
 
 @pytest.fixture(scope="module")
@@ -278,9 +287,7 @@ def test_a_session_holds_on_every_instance_with_its_key_and_dies_with_the_key(ke
     with client("consumer", API_KEY_FILE=str(key_file)) as one, client("consumer", API_KEY_FILE=str(key_file)) as other:
         headers = by_session(signed_in(one, SECRETS[Role.READ]))
         assert other.get("/consumers/status", headers=headers).status_code == 200
-        key_file.write_text(KEY_FILE.replace(SECRETS[Role.READ], "another-key-of-readr"))
-        settled = time.time() - 60
-        os.utime(key_file, (settled, settled))
+        rewrite(key_file, KEY_FILE.replace(SECRETS[Role.READ], "another-key-of-readr"))
         answer = other.get("/consumers/status", headers=headers)
         assert answer.status_code == 401
         assert "max-age=0" in answer.headers["set-cookie"].lower()  # or an open page would count as one who guesses
@@ -316,6 +323,35 @@ async def test_a_long_answer_ends_with_the_key_of_its_caller(guarded: dict[str, 
     watched = Watched(access.authenticator, metrics_public=True)
     found = [piece async for piece in watched.while_allowed(Any, pieces(), checked_every_s=-1)]  # type: ignore[arg-type]
     assert (found, allowed) == ([b"event", b"event"], [])
+
+
+ENDED_KEYS = {
+    "removed": ("", b"401", b"the key is not accepted"),
+    "expired": (" roles=send expires=2020-01-31", b"401", b"the key sendr has expired"),
+    "without its role": (" roles=read", b"403", b"sendr does not have it"),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("options", "status", "reason"), ENDED_KEYS.values(), ids=ENDED_KEYS.keys())
+@pytest.mark.parametrize("query", [b"", b"?receipts=at-end"], ids=["streamed", "at the end"])
+async def test_lines_are_taken_until_the_key_of_their_caller_ends_and_those_are_answered(
+    key_file: Path, query: bytes, options: str, status: bytes, reason: bytes
+) -> None:
+    sendr, rest = KEY_FILE.split("\n", 1)
+    producer, has_read = create_producer(read_settings({"API_KEY_FILE": str(key_file)})), asyncio.Event()
+    async with serving(noting_reads(producer, has_read)) as connect:
+        reader, writer = await connect()
+        writer.write(LINES % query + f"X-API-Key: {SECRETS[Role.SEND]}\r\n".encode())
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n8\r\nno line\n\r\n")
+        await has_read.wait()
+        rewrite(key_file, (sendr.split()[0] + options + "\n") * bool(options) + rest)
+        writer.write(b"8\r\nno line\n\r\n")
+        said = await (reader.readuntil(b"\r\n0\r\n\r\n") if query else closed(reader))
+    assert reason + b"; 1 lines before that were taken" in said
+    assert said.count(b'"line":') == 1
+    assert said.startswith(b"HTTP/1.1 %b " % (status if query else b"200"))
+    assert (b'"outcome":"broken_off"' in said) is (not query)
 
 
 def test_guessing_is_slowed_and_keys_in_use_are_not_locked_out() -> None:

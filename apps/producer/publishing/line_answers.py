@@ -13,6 +13,7 @@ from litestar.response import Response
 from litestar.types import Receive, Scope, Send
 
 from apps.chassis.http.admission import share_of
+from apps.chassis.http.authorization import access_of
 from apps.chassis.http.connection_limits import BREAK_OFF
 from apps.chassis.http.problem_kinds import BAD_BODY, BUSY, NOT_ACKNOWLEDGED
 from apps.chassis.http.problems import MEDIA_TYPE, BrokenBody, problem, with_root_path
@@ -81,6 +82,7 @@ class LineAnswers:
     ) -> AsyncGenerator[bytes, None]:
         async with aclosing(read_pieces(request, head, ending)) as pieces:
             async for piece in pieces:
+                await access_of(request).guard(request, request.route_handler)  # the key may have ended meanwhile
                 if self._at_end and self._spool.full:
                     if not self._spool.too_large:
                         raise Busy("there is no room on the disk for more receipts")
@@ -94,10 +96,11 @@ class LineAnswers:
                 await self._spool.write(_encoded(answers))
                 if self._spool.full and not self._at_end:
                     return _Spooled(self._stream(), self._spool, HTTPStatus.OK, reads_body=True)
-        except BrokenBody as broken:
-            return self._refuse(problem(HTTPStatus(broken.status_code), self._cut_off(broken), headers=broken.headers))
+        except ProblemDetailsException as broken:
+            detail = self._cut_off(broken.detail)
+            return self._refuse(problem(HTTPStatus(broken.status_code), detail, headers=broken.headers))
         except Busy as busy:
-            return self._refuse(problem(BUSY, self._cut_off(busy)))
+            return self._refuse(problem(BUSY, self._cut_off(str(busy))))
         return self._answer_all()
 
     def _answer_all(self) -> Response[Any]:
@@ -119,8 +122,9 @@ class LineAnswers:
                 async for answers in self._results:
                     self._answered += len(answers)
                     yield _encoded(answers)
-        except (BrokenBody, Busy) as broken:
-            yield encode(LinesCut(self._cut_off(broken), self._answered)) + b"\n"
+        except (ProblemDetailsException, Busy) as broken:
+            reason = broken.detail if isinstance(broken, ProblemDetailsException) else str(broken)
+            yield encode(LinesCut(self._cut_off(reason), self._answered)) + b"\n"
             break_off: Any = self._scope.get(BREAK_OFF)
             if break_off is not None:
                 break_off()
@@ -131,10 +135,10 @@ class LineAnswers:
         self._delivered += sum(answer.error is None for answer in answers)
         self._tried += sum(isinstance(answer, Receipt) for answer in answers)
 
-    def _cut_off(self, error: Exception) -> str:
+    def _cut_off(self, reason: str) -> str:
         if not self._answered:
-            return str(error)
-        return f"{error}; {self._answered} lines before that were taken and are answered here"
+            return reason
+        return f"{reason}; {self._answered} lines before that were taken and are answered here"
 
     def _lines(self, status: HTTPStatus) -> Response[Any]:
         return _Spooled(self._spool.read(), self._spool, status, reads_body=False)

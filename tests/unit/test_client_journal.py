@@ -1,5 +1,6 @@
 """What a Kafka client met is reported as long as it describes the client, and no longer."""
 
+import math
 import socket
 import ssl
 
@@ -66,14 +67,27 @@ def test_throttling_is_reported_by_broker_and_for_all_until_the_next_answer_may_
 
 
 def test_a_wait_for_a_rebalance_goes_on_through_repeated_requests(journal: ClientJournal, clock: Clock) -> None:
-    journal.joins("group")
+    journal.joins("group", 35.0)
     clock.now += 5
     assert journal.awaited_rebalance() is None
-    journal.joins("group")
+    journal.joins("group", 35.0)
     clock.now += 5
     assert journal.awaited_rebalance() == "waiting for the rebalance of group group since 10 s"
+    assert journal.since_excused_silence() == -30.0
+    clock.now += 20
     journal.joined()
     assert journal.awaited_rebalance() is None
+    assert journal.since_excused_silence() == 0.0
+
+
+def test_silence_is_excused_no_longer_than_a_rebalance_may_take(journal: ClientJournal, clock: Clock) -> None:
+    assert journal.since_excused_silence() == math.inf
+    journal.throttled(1, 5.0)
+    journal.joins("group", 35.0)
+    clock.now += 45
+    assert journal.since_excused_silence() == 10.0
+    journal.joined()
+    assert journal.since_excused_silence() == 10.0
 
 
 def test_the_brokers_words_about_a_batch_are_reported_once(journal: ClientJournal) -> None:

@@ -115,6 +115,24 @@ async def test_a_member_waits_for_its_rebalance_until_it_is_given_its_partitions
         assert (client.journal.awaited_rebalance(after_s=-1) is not None) == waits
 
 
+async def test_an_answer_may_take_as_long_as_the_rebalance_it_waits_for(
+    client: WatchedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = client._conns[NODE, ConnectionGroup.DEFAULT] = OpenConnection()
+    patience: list[float] = []
+
+    async def send(*_: object, **__: object) -> Any:  # noqa: ANN401 - an answer
+        patience.append(connection._request_timeout)
+        return SimpleNamespace(throttle_time_ms=0, error_code=0)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", send)
+    join = JoinGroupRequest("group", 45_000, 30_000, "", None, "consumer", [])
+    for request in (join, SyncGroupRequest("group", 1, "member", None, []), FETCH):
+        await client.send(NODE, request)
+    assert patience == [35.0, 35.0, 20.0]
+    assert connection._request_timeout == 20.0
+
+
 async def test_the_brokers_words_about_a_refused_batch_are_kept(client: WatchedClient, answers: list[Any]) -> None:
     answers.append(produced(32, "rejected", "Timestamp 5 is out of range"))
     await client.send(NODE, PRODUCE)
@@ -214,6 +232,7 @@ class OpenConnection:
         if not is_slow:
             self.ended.set_result(None)
         self.closed_for: list[CloseReason] = []
+        self._request_timeout = 20.0
         self._writer = SimpleNamespace(is_closing=lambda: is_reset)
 
     def connected(self) -> bool:

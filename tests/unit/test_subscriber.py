@@ -373,9 +373,9 @@ def idle(client: Any) -> tuple[BatchSubscriber, Consumption, Commits]:  # noqa: 
 async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None:
     looked_at = idle(GroupMember({0: 0}))
     assert "has not polled" in str(why_stuck(*looked_at))
-    assert why_stuck(*looked_at, since_throttling=-5.0) is None
-    assert why_stuck(*looked_at, since_throttling=STALE_S - 1) is None
-    assert "has not polled" in str(why_stuck(*looked_at, since_throttling=STALE_S + 1))
+    assert why_stuck(*looked_at, since_excused=-5.0) is None
+    assert why_stuck(*looked_at, since_excused=STALE_S - 1) is None
+    assert "has not polled" in str(why_stuck(*looked_at, since_excused=STALE_S + 1))
 
 
 async def test_a_client_that_looks_for_its_offset_in_a_compressed_batch_is_not_taken_for_wedged() -> None:

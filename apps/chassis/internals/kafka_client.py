@@ -6,6 +6,8 @@ Lost without it:
 
 - Recovery when all known brokers are gone: Java's clients bootstrap again (KIP-899, KIP-1102).
 - The address or the request that failed.
+- A rebalance that takes longer than a request may: the member would ask again, and seem stuck meanwhile. Java's clients
+  wait for a rebalance timeout and 5 s (KAFKA-7610).
 - Quotas: a throttled client looks stuck, and sends on a connection that the broker has muted (KIP-219).
 - The broker's message about a refused batch, and error codes newer than 79.
 - Work after a reset: uvloop raises `RuntimeError` for a request on a connection that is closing, which ends aiokafka's
@@ -21,6 +23,8 @@ Reaches for:
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -53,7 +57,7 @@ REACHES = (
     "aiokafka.conn:create_conn(request_timeout_ms, on_close, sasl_mechanism, sasl_oauth_token_provider)",
     "aiokafka.conn:AIOKafkaConnection.__init__ uses _request_timeout, _writer",
     "aiokafka.errors:kafka_errors",
-    "aiokafka.protocol.group:JoinGroupRequest.__init__ uses _group",
+    "aiokafka.protocol.group:JoinGroupRequest.__init__ uses _group, _rebalance_timeout",
     "aiokafka.protocol.produce:ProduceRequest._CLASSES",
     "aiokafka.protocol.produce:ProduceRequest.__init__ uses _topics",
     "aiokafka.protocol.produce:ProduceRequest_v8",
@@ -67,6 +71,8 @@ BOOTSTRAP_AGAIN_AFTER_S = 1.0
 """Seconds between two attempts to bootstrap again."""
 MAX_THROTTLE_S = 5.0
 """Seconds that unsent records wait for a quota; records that would wait longer fail."""
+JOIN_LAPSE_S = 5.0
+"""Seconds that a broker may answer after a rebalance had to end."""
 NOT_A_FAILURE = {0, 27, 79}
 """Error codes of an ordinary join: none, a rebalance in progress, and a member id for the next request."""
 
@@ -104,6 +110,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         self._bootstrapped_again = -BOOTSTRAP_AGAIN_AFTER_S
         self._unanswered: set[tuple[str, int]] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._rebalance_s = 0.0
 
     async def bootstrap(self) -> None:
         """Ask the bootstrap servers for the brokers. Raises `KafkaConnectionError` when none answers."""
@@ -127,11 +134,13 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         if kind in {"Produce", "Fetch"} and self.journal.throttled_for(node_id):
             await self._wait_for_quota(node_id, kind, request)
         elif kind == "JoinGroup":
-            self.journal.joins(request._group)
+            self._rebalance_s = request._rebalance_timeout / 1_000 + JOIN_LAPSE_S
+            self.journal.joins(request._group, self._rebalance_s)
         elif kind == "OffsetCommit":
             refuse_commit_of_another_member(request)
         try:
-            answer = await super().send(node_id, request, group=group)
+            async with self._patience_for(kind, node_id, group):
+                answer = await super().send(node_id, request, group=group)
         except KafkaError as error:
             if kind == "Produce" and not isinstance(error, NodeNotReadyError):
                 self._unanswered |= _partitions_of(request)
@@ -139,6 +148,20 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
             raise
         self._record_answer(node_id, kind, request, answer)
         return answer
+
+    @asynccontextmanager
+    async def _patience_for(self, kind: str, node_id: Untyped, group: Untyped) -> AsyncIterator[None]:
+        """Let the answers to JoinGroup and SyncGroup take as long as a rebalance: the broker answers nothing else."""
+        connection = await self._get_conn(node_id, group=group) if kind in {"JoinGroup", "SyncGroup"} else None
+        if connection is None:
+            yield
+            return
+        usual = connection._request_timeout
+        connection._request_timeout = max(usual, self._rebalance_s)
+        try:
+            yield
+        finally:
+            connection._request_timeout = usual
 
     async def _wait_for_quota(self, node_id: Untyped, kind: str, request: Untyped) -> None:
         """Wait until a broker's quota lets a request pass. Raises `Throttled` for records that would wait too long.

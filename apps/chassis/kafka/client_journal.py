@@ -45,6 +45,7 @@ class ClientJournal:
         self._failures: dict[Hashable, Failure] = {}
         self._throttled_until: dict[Hashable, float] = {}
         self._joining: tuple[str, float] | None = None
+        self._rebalance_end = -math.inf
         self._messages: dict[tuple[str, int], str] = {}
 
     def failed(self, what: Hashable, reason: str, *, is_request: bool = True) -> None:
@@ -111,14 +112,23 @@ class ClientJournal:
         throttling = self.throttling()
         return f"{detail}; {throttling}" if throttling else detail
 
-    def joins(self, group: str) -> None:
-        """Record that a member waits for a rebalance of its group; a repeated request continues the same wait."""
+    def since_excused_silence(self) -> float:
+        """Return the seconds since Kafka last had a reason to send no records: a throttling, or an awaited rebalance.
+
+        Negative while it may last, infinite if there was none.
+        """
+        return self._now() - max(self._throttle_end, self._rebalance_end)
+
+    def joins(self, group: str, longest_s: float) -> None:
+        """Record that a member waits for a rebalance, up to `longest_s`; a repeated request continues the wait."""
+        self._rebalance_end = self._now() + longest_s
         if self._joining is None or self._joining[0] != group:
             self._joining = (group, self._now())
 
     def joined(self) -> None:
         """Record that the member no longer waits for a rebalance."""
         self._joining = None
+        self._rebalance_end = min(self._rebalance_end, self._now())
 
     def awaited_rebalance(self, after_s: float = NORMAL_REBALANCE_S) -> str | None:
         """Return a sentence about a rebalance that takes longer than `after_s` seconds, or None."""

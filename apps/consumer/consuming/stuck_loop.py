@@ -20,16 +20,16 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
     subscriber: BatchSubscriber,
     consumption: Consumption,
     commits: Commits,
-    since_throttling: float = math.inf,
+    since_excused: float = math.inf,
     *,
     stale_s: float = STALE_S,
     max_poll_interval_s: float = MAX_POLL_INTERVAL_MS / 1_000,
 ) -> str | None:
     """Return why a started consume loop has stopped consuming, or None.
 
-    A broker that throttles by a quota sends nothing: silence counts from the end of the throttling, `since_throttling`
-    seconds ago. A loop can end, or stop polling without a batch in flight, while `running` is true and the broker
-    answers a ping: after a cancelled coordination task, or when the right to the group was revoked and restored.
+    A broker sends nothing during a throttling or a rebalance: silence counts from its end, `since_excused` seconds ago.
+    A loop can end, or stop polling without a batch in flight, while `running` is true and the broker answers a ping:
+    after a cancelled coordination task, or when the right to the group was revoked and restored.
     """
     now, consumer = time.time(), subscriber.consumer
     if ended := why_ended(subscriber):
@@ -46,5 +46,5 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
     passed = passed_over(consumer)  # a deep offset in a compressed batch: nothing is fetched until then
     last = max([consumption.idle_since, passed.at if passed else 0.0, *(poll / 1_000 for poll in polls if poll)])
-    silent = min(now - last, since_throttling)
+    silent = min(now - last, since_excused)
     return f"the consume loop has not polled for {silent:.0f} s" if polls and silent > stale_s else None

@@ -307,7 +307,7 @@ class Control:
             return self._connection.trouble()
         if self._cluster.unreadable_at > self._connection.since:  # the client does not find back by itself
             return "what may not be read for a while may be read again"
-        return why_stuck(subscriber, self._consumption, self._commits, self._connection.journal.since_throttling())
+        return why_stuck(subscriber, self._consumption, self._commits, self._connection.journal.since_excused_silence())
 
     def obstacle(self) -> str | None:
         """Return why nothing is consumed now, even where a new connection would not help, or None."""

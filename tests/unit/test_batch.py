@@ -160,6 +160,28 @@ async def test_a_record_of_another_batch_cannot_be_named() -> None:
     assert batch.named() == {}
 
 
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_record_that_is_named_after_the_handler_has_returned_is_an_error(*, raises: bool) -> None:
+    kept: list[Batch[Event]] = []
+
+    async def handle(batch: Batch[Event]) -> None:
+        kept.append(batch)
+        if raises and len(kept) == 1:
+            raise ConnectionError("no database")
+
+    stream = Stream(handle)
+    stream.add("late")
+    await stream.turn()
+    for batch in kept:
+        (late,) = batch
+        with pytest.raises(RuntimeError, match=r"offset 0> is named too late: its handler has returned"):
+            batch.fail(late, "wrong")
+        with pytest.raises(RuntimeError, match="too late"):
+            batch.reject(late, "wrong")
+    assert stream.lettered == []
+    assert stream.is_consumed
+
+
 async def test_of_a_named_error_neither_a_long_text_nor_what_it_refers_to_is_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -91,6 +91,7 @@ class Attempts:
                 return await self._handle(batch)
             finally:
                 named = batch.named()
+                batch.close()
 
         error = await self._call.run(handle)
         if isinstance(error, BrokenOff):

@@ -98,13 +98,14 @@ class Batch(Generic[T]):
     returns, all records are done but those that it named by `fail` or `reject`. When it raises, only `reject` counts.
     """
 
-    __slots__ = ("_attempts", "_named", "_records", "values")
+    __slots__ = ("_attempts", "_is_closed", "_named", "_records", "values")
 
     def __init__(self, records: Sequence[Record], values: Sequence[T], attempts: Sequence[int] | None = None) -> None:
         self.values = tuple(values)
         self._records = records
         self._attempts = attempts
         self._named: dict[int, Exception] = {}
+        self._is_closed = False
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -119,19 +120,27 @@ class Batch(Generic[T]):
     def fail(self, record: Received[T], error: BaseException | str) -> None:
         """Name a record that failed and is to be retried; later records of its key may overtake it.
 
-        Raises `ValueError` for a record of another batch.
+        Raises `ValueError` for a record of another batch, and `RuntimeError` when the handler has returned.
         """
         self._name(record, copy_of(RuntimeError(error) if isinstance(error, str) else error, KEPT_BASES))
 
     def reject(self, record: Received[T], reason: str) -> None:
-        """Name a record that must not be retried: it is dead-lettered. Raises `ValueError` as `fail` does."""
+        """Name a record that must not be retried: it is dead-lettered. Raises the errors of `fail`."""
         self.fail(record, Reject(reason))
 
     def named(self) -> Mapping[int, Exception]:
         """Return copies of the errors of the records that were named, by their place in the batch; the last of each."""
         return dict(sorted(self._named.items()))
 
+    def close(self) -> None:
+        """Accept no more names: the call has ended, and what it named is known."""
+        self._is_closed = True
+
     def _name(self, record: Received[T], error: Exception) -> None:
+        if self._is_closed:
+            raise RuntimeError(
+                f"{record} is named too late: its handler has returned or was cancelled. Await all work before returning"
+            )
         if not (record.index < len(self.values) and record.is_of(self._records[record.index])):
             raise ValueError(f"{record} is not of this batch")
         self._named[record.index] = error

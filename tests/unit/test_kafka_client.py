@@ -8,12 +8,12 @@ from typing import Any
 import aiokafka.client
 import aiokafka.consumer.consumer
 import pytest
-from aiokafka import errors
+from aiokafka import AIOKafkaProducer, errors
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, RequestTimedOutError
+from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, UnknownTopicOrPartitionError
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 from aiokafka.protocol.produce import ProduceRequest
@@ -285,3 +285,25 @@ async def test_a_consumer_closes_while_a_fetch_waits_to_be_tried_again(
     assert answers == []
     async with asyncio.timeout(LONG):
         await fetcher.close()
+
+
+async def test_a_batch_for_a_new_partition_is_sent_once_the_client_has_asked_for_it() -> None:
+    known, sent = {0}, []
+
+    async def partitions_for(_: str) -> set[int]:
+        return known
+
+    async def look() -> None:
+        known.add(1)
+
+    async def send_batch(_: object, batch: str, topic: str, *, partition: int) -> None:
+        sent.append((batch, topic, partition))
+
+    producer = SimpleNamespace(partitions_for=partitions_for, client=SimpleNamespace(force_metadata_update=look))
+    send = kafka_client._to_new_partitions(send_batch)
+    await send(producer, "batch", "events", partition=1)
+    with pytest.raises(UnknownTopicOrPartitionError, match="no partition 2 of topic events"):
+        await send(producer, "batch", "events", partition=2)
+    assert sent == [("batch", "events", 1)]
+    watch_kafka_clients()
+    assert hasattr(AIOKafkaProducer.send_batch, "__wrapped__")

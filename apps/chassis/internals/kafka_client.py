@@ -12,30 +12,33 @@ Lost without it:
 - The broker's message about a refused batch, and error codes newer than 79.
 - Work after a reset: uvloop raises `RuntimeError` for a request on a connection that is closing, which ends aiokafka's
   tasks for good. Java's clients reconnect.
+- Batches for a new partition: a client learns of it up to 10 s later than an admin client, and fails an assertion.
 - A second close, after one that was cut off: aiokafka cancels its caller then.
 
 Reaches for:
 
 - the name `AIOKafkaClient` in three modules; the client's `_get_conn`, `_conns`, `_metadata_update` and options;
 - `create_conn`, and the request timeout and the writer of a connection;
+- a producer's `send_batch`;
 - the group, topics and versions of requests; the table `kafka_errors`.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import wraps
 from typing import Any
 
 import aiokafka.admin.client
 import aiokafka.client
 import aiokafka.consumer.consumer
 import aiokafka.producer.producer
-from aiokafka import errors
+from aiokafka import AIOKafkaProducer, errors
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
-from aiokafka.errors import BrokerResponseError, KafkaError, NodeNotReadyError, for_code
+from aiokafka.errors import BrokerResponseError, KafkaError, NodeNotReadyError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
@@ -58,6 +61,7 @@ REACHES = (
     "aiokafka.conn:AIOKafkaConnection.__init__ uses _request_timeout, _writer",
     "aiokafka.errors:kafka_errors",
     "aiokafka.protocol.group:JoinGroupRequest.__init__ uses _group, _rebalance_timeout",
+    "aiokafka.producer.producer:AIOKafkaProducer.send_batch(batch, topic, partition)",
     "aiokafka.protocol.produce:ProduceRequest._CLASSES",
     "aiokafka.protocol.produce:ProduceRequest.__init__ uses _topics",
     "aiokafka.protocol.produce:ProduceRequest_v8",
@@ -305,6 +309,20 @@ def _partitions_of(request: Untyped) -> set[tuple[str, int]]:
     return {(topic, partition) for topic, partitions in topics for partition, *_ in partitions}
 
 
+def _to_new_partitions(send_batch: Callable[..., Awaitable[Untyped]]) -> Callable[..., Awaitable[Untyped]]:
+    """Return a producer's `send_batch`, which asks the brokers for a partition that the client does not know."""
+
+    @wraps(send_batch)
+    async def send(producer: AIOKafkaProducer, batch: Untyped, topic: str, *, partition: int) -> Untyped:
+        if partition not in await producer.partitions_for(topic):
+            await producer.client.force_metadata_update()
+            if partition not in await producer.partitions_for(topic):
+                raise UnknownTopicOrPartitionError(f"the broker knows no partition {partition} of topic {topic}")
+        return await send_batch(producer, batch, topic, partition=partition)
+
+    return send
+
+
 def watch_kafka_clients() -> None:
     """Make aiokafka create watched clients from now on."""
     if aiokafka.client.create_conn is _connect:
@@ -312,6 +330,7 @@ def watch_kafka_clients() -> None:
     for module in (aiokafka.admin.client, aiokafka.consumer.consumer, aiokafka.producer.producer):
         module.AIOKafkaClient = WatchedClient
     aiokafka.client.create_conn = _connect
+    AIOKafkaProducer.send_batch = _to_new_partitions(AIOKafkaProducer.send_batch)
     if ProduceRequest_v8 not in ProduceRequest._CLASSES:
         ProduceRequest._CLASSES += (ProduceRequest_v8,)
     for code, (name, retriable) in NEWER_ERRORS.items():

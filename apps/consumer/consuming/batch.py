@@ -138,9 +138,7 @@ class Batch(Generic[T]):
 
     def _name(self, record: Received[T], error: Exception) -> None:
         if self._is_closed:
-            raise RuntimeError(
-                f"{record} is named too late: its handler has returned or was cancelled. Await all work before returning"
-            )
+            raise RuntimeError(f"{record} is named too late: its handler has returned or was cancelled. Await it all")
         if not (record.index < len(self.values) and record.is_of(self._records[record.index])):
             raise ValueError(f"{record} is not of this batch")
         self._named[record.index] = error

@@ -14,7 +14,7 @@ RUN uv venv "$VIRTUAL_ENV"
 # What the services need at run time, no more, and each file of it only with a hash that the lock file gives: the first
 # command says what, in the locked versions; the second refuses whatever has no hash there, or another one.
 COPY pyproject.toml requirements.lock README.md LICENSE ./
-RUN uv pip compile pyproject.toml --extra tracing --constraint requirements.lock --no-header --no-annotate --quiet --output-file run.txt \
+RUN uv pip compile pyproject.toml --extra tracing --extra oidc --constraint requirements.lock --no-header --no-annotate --quiet --output-file run.txt \
     && uv pip sync run.txt --constraint requirements.lock --require-hashes --no-build
 COPY contracts contracts
 COPY apps apps

@@ -113,7 +113,7 @@ schema *arguments:
 
 # Writes requirements.lock from pyproject.toml; --upgrade takes newer versions.
 lock *arguments:
-    uv pip compile pyproject.toml --extra tracing --group dev --group kafka --group audit --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
+    uv pip compile pyproject.toml --extra tracing --extra oidc --group dev --group kafka --group audit --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
 
 # Downloads Kafka's jars and writes their hashes to tools/kafka_jars.sha256, after an upgrade of Kafka.
 [no-exit-message]
@@ -129,7 +129,7 @@ audit:
 [private]
 install-wheel FOLDER:
     uv build --quiet --wheel --build-constraint requirements.lock --require-hashes --out-dir "$1"
-    uv pip compile pyproject.toml --extra tracing --constraint requirements.lock --no-header --no-annotate --quiet --output-file "$1/run.txt"
+    uv pip compile pyproject.toml --extra tracing --extra oidc --constraint requirements.lock --no-header --no-annotate --quiet --output-file "$1/run.txt"
     uv venv --quiet --clear "$1/environment"
     uv pip sync --quiet --python "$1/environment" --constraint requirements.lock --require-hashes "$1/run.txt"
     uv pip install --quiet --python "$1/environment" --no-deps "$1"/*.whl

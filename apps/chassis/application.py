@@ -85,7 +85,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     title, limit, end = name.capitalize(), admission or Limit(MAX_MEMORY_BYTES), ending or asyncio.Event()
     registry.register(watch := LoopWatch())
     audit = audit or Audit(name, registry)
-    access = Access(Authenticator(settings, name, registry), metrics_public=settings.metrics_public)
+    access = Access(authenticator := Authenticator(settings, name, registry), metrics_public=settings.metrics_public)
     state = State({ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch, ACCESS: access})
     app = Application(
         [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],
@@ -94,7 +94,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
         guards=[access.guard] if access.keys.needed else [],
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},
-        lifespan=[lambda _: _open(parts.values(), traces, end, watch, audit)],
+        lifespan=[lambda _: authenticator.open(), lambda _: _open(parts.values(), traces, end, watch, audit)],
         plugins=[RecordValueSchema(part.stream for part in parts.values())],
         logging_config=None,
         openapi_config=openapi_config(title, description, settings, [part.stream for part in parts.values()]),

@@ -132,7 +132,7 @@ def check_anonymous(settings: Settings, address: str) -> None:
         return
     raise WrongSetting(
         f"HOST: on {settings.host} anyone who can reach the service could change and read everything; "
-        "set API_KEY or API_KEY_FILE, or allow it with ALLOW_ANONYMOUS=true"
+        "set API_KEY, API_KEY_FILE or JWT_ISSUER, or allow it with ALLOW_ANONYMOUS=true"
     )
 
 

@@ -4,6 +4,8 @@ from typing import Annotated
 
 from msgspec import Meta, inspect
 
+from apps.chassis.http.roles import Role
+
 PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 LABEL = r"[^\s,:/?#@\[\].]{1,63}"
 MACHINE = rf"(?:{LABEL}(?:\.{LABEL})*\.?|\[[0-9a-fA-F:.]+\])"
@@ -54,6 +56,19 @@ ServiceUrl = Annotated[
     str, _one(rf"(?!/$)(?:{ORIGIN})?{PATH}", "an address like http://localhost:8000 or https://example.com/producer")
 ]
 
+Jwks = Annotated[
+    str,
+    _one(
+        rf"(?:https://{MACHINE}(?::{PORT})?(?:/[^\s#]*)?"
+        rf"|http://(?:localhost|127(?:\.[0-9]{{1,3}}){{3}}|\[::1\])(?::{PORT})?(?:/[^\s#]*)?"
+        r"|(?![A-Za-z0-9+.-]*://).+)?",
+        "a file, or an address like https://login.example.com/keys (http:// only on this machine)",
+    ),
+]
+TokenRoles = Annotated[
+    str,
+    _several(rf"[^,=\s](?:[^,=]*[^,=\s])?=(?:{'|'.join(Role)})", f"VALUE=ROLE (a role is one of {', '.join(Role)})"),
+]
 Delays = Annotated[str, _several(DELAY, "a delay like 30s, 10m, 6h or 1d")]
 UNLIMITED = "unlimited"
 Retention = Annotated[str, _one(rf"(?:{DELAY}|{UNLIMITED})", f"a time like 12h or 30d, or {UNLIMITED}")]

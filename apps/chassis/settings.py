@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -10,6 +11,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from apps.chassis.http.api_keys import Keys, read_keys
+from apps.chassis.http.roles import Role
 from apps.chassis.setting_types import (
     REDRIVEN,
     UNLIMITED,
@@ -17,11 +19,13 @@ from apps.chassis.setting_types import (
     DeadLetterTopicName,
     Delays,
     Hosts,
+    Jwks,
     Origins,
     Port,
     Retention,
     Servers,
     ServiceUrl,
+    TokenRoles,
     TopicName,
     UrlPath,
     expected,
@@ -106,6 +110,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     api_key: str | None = None
     api_key_file: str | None = None
     api_key_reads: bool = False
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_jwks: Jwks = ""
+    jwt_roles_claim: str = "roles"
+    jwt_roles: TokenRoles = ""
     allow_anonymous: bool = False
     ssl_certfile: str = ""
     ssl_keyfile: str = ""
@@ -163,8 +172,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     @property
     def api_keys(self) -> Keys:
         """The API keys of `API_KEY`, and those of the file `API_KEY_FILE`."""
-        given = read_keys(self.api_key.split(",")) if self.api_key else {}
-        return Keys(given, Path(self.api_key_file) if self.api_key_file else None, reads=self.api_key_reads)
+        given, file = read_keys(self.api_key.split(",")) if self.api_key else {}, self.api_key_file
+        return Keys(given, Path(file) if file else None, reads=self.api_key_reads, tokens=bool(self.jwt_issuer))
+
+    @property
+    def token_audiences(self) -> list[str]:
+        """The audiences of which a token must have one."""
+        return _listed(self.jwt_audience)
+
+    @property
+    def token_roles(self) -> Mapping[str, frozenset[Role]]:
+        """The roles that a value of the claim of roles gives; by default each role's own name."""
+        pairs = [pair.split("=") for pair in _listed(self.jwt_roles)] or [[role, role] for role in Role]
+        return {value: frozenset(Role(role) for other, role in pairs if other == value) for value, _ in pairs}
 
     @property
     def uses_sasl(self) -> bool:
@@ -202,6 +222,7 @@ def read_settings(environment: Mapping[str, str], streams: Sequence[Stream[Any]]
     settings = _converted(Settings, {name: (name, value) for name, value in given.items()}, {BY_STREAM: by_stream})
     _check_security(settings, given)
     _check_streams(settings, streams)
+    _check_tokens(given)
     _check_keys(settings)
     return msgspec.structs.replace(
         settings,
@@ -298,7 +319,19 @@ def _check_keys(settings: Settings) -> None:
         raise WrongSetting(f"{variable}: cannot read {settings.api_key_file!r}: {error.strerror}") from None
     if not keys.needed and (settings.api_key_reads or not settings.metrics_public):
         variable = "API_KEY_READS" if settings.api_key_reads else "METRICS_PUBLIC"
-        raise WrongSetting(f"{variable}: needs API_KEY or API_KEY_FILE")
+        raise WrongSetting(f"{variable}: needs API_KEY, API_KEY_FILE or JWT_ISSUER")
+
+
+def _check_tokens(given: Collection[str]) -> None:
+    """Check that bearer tokens have all of their settings, and the packages of the extra `oidc`."""
+    needed = ("JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS")
+    present = [name for name in (*needed, "JWT_ROLES_CLAIM", "JWT_ROLES") if name in given]
+    if not present:
+        return
+    if missing := [name for name in needed if name not in given]:
+        raise WrongSetting(f"{missing[0]}: is missing, but {present[0]} is set")
+    if not all(map(find_spec, ("httpx", "joserfc"))):
+        raise WrongSetting("JWT_ISSUER: needs the extra oidc: uv sync --extra oidc")
 
 
 def _check_security(settings: Settings, given: Collection[str]) -> None:

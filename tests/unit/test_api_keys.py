@@ -272,7 +272,7 @@ def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(
         for _ in range(7_500):
             refused.note("wrong")
         refused.note("missing")
-        assert logged() == ["calls refused because of a wrong API key: 1"]
+        assert logged() == ["calls refused because of a wrong API key or token: 1"]
         await until(lambda: len(logged()) == 2)
         await asyncio.sleep(0.1)  # nothing to tell, and no timer is left
         refused.note("wrong")
@@ -283,7 +283,7 @@ def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(
     caplog.handler.removeFilter(with_request)
     lines = [record for record in caplog.records if record.name == access.__name__]
     assert [vars(line)["request_id"] for line in lines] == ["the-first", None, "the-first"]
-    assert logged() == [f"calls refused because of a wrong API key: {count}" for count in (1, 7_499, 1)]
+    assert logged() == [f"calls refused because of a wrong API key or token: {count}" for count in (1, 7_499, 1)]
     counts = [registry.get_sample_value("api_key_refusals_total", {"reason": each}) for each in ("wrong", "missing")]
     assert counts == [7_501, 1]
 

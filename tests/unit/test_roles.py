@@ -134,7 +134,7 @@ def test_a_key_without_the_role_is_told_which_one_it_lacks(guarded: dict[str, Cl
     answer = guarded["consumer"].post("/consumers/stop", headers={"X-API-Key": SECRETS[Role.READ]})
     assert answer.status_code == 403
     assert answer.json()["type"] == "/problems/missing-role"
-    assert answer.json()["detail"] == "this call needs a key with the role operate; readr does not have it"
+    assert answer.json()["detail"] == "this call needs the role operate; readr does not have it"
 
 
 @pytest.mark.parametrize("service", APPS)
@@ -177,7 +177,7 @@ def test_one_key_protects_reading_where_the_setting_says_so() -> None:
 @pytest.mark.parametrize("wrong", [{"API_KEY_READS": "true"}, {"METRICS_PUBLIC": "false"}])
 def test_a_switch_that_needs_keys_stops_the_start_without_them(wrong: dict[str, str]) -> None:
     (name,) = wrong
-    with pytest.raises(WrongSetting, match=rf"^{name}: needs API_KEY or API_KEY_FILE$"):
+    with pytest.raises(WrongSetting, match=rf"^{name}: needs API_KEY, API_KEY_FILE or JWT_ISSUER$"):
         read_settings(wrong)
 
 

@@ -84,7 +84,7 @@ def test_wrong_settings_of_the_transport_stop_the_start(environment: dict[str, s
 def test_beyond_this_machine_a_service_needs_a_key_or_permission_to_have_none() -> None:
     open_to_all = Settings(host="0.0.0.0")  # noqa: S104 - it is this that is tested
     for address in ("0.0.0.0", "::", "192.0.2.1"):  # noqa: S104 - likewise
-        with pytest.raises(WrongSetting, match=r"^HOST: .*API_KEY .*ALLOW_ANONYMOUS=true"):
+        with pytest.raises(WrongSetting, match=r"^HOST: .*API_KEY, .*ALLOW_ANONYMOUS=true"):
             check_anonymous(open_to_all, address)
         check_anonymous(Settings(allow_anonymous=True), address)
         check_anonymous(Settings(api_key="a-key-of-operators"), address)

@@ -1,4 +1,4 @@
-"""Authentication over HTTP: whose key a call has, in its header or by a session that was made from the key.
+"""Authentication over HTTP: whose key or token a call has, in a header or by a session that was made from the key.
 
 A session is a cookie that is signed with the key itself: every instance that has the key accepts it, and none does once
 the key is gone.
@@ -9,9 +9,11 @@ import hmac
 import logging
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from contextvars import Context
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
@@ -19,10 +21,14 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from prometheus_client import CollectorRegistry, Counter
 
 from apps.chassis.http.api_keys import HEADER, ApiKey
+from apps.chassis.http.callers import Caller, ExpiredToken, InvalidToken, KeysOutOfReach
 from apps.chassis.http.guess_limit import GuessLimit
 from apps.chassis.http.problem_kinds import FOREIGN_ORIGIN, TOO_MANY_GUESSES
-from apps.chassis.http.problems import problem
-from apps.chassis.settings import Settings
+from apps.chassis.http.problems import RETRY_AFTER, problem
+from apps.chassis.settings import Settings, WrongSetting
+
+if TYPE_CHECKING:
+    from apps.chassis.http.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +36,12 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SESSION_S = 8 * 60 * 60
 """Seconds for which a session lasts: a working day."""
 SESSION = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,32})\.(?P<until>[0-9]{1,12})\.(?P<signature>[0-9a-f]{64})")
+BEARER = re.compile(r"bearer(?: +(?P<token>.*))?", re.IGNORECASE)
+INVALID_TOKEN = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 LOGGED_EVERY_S = 60.0
 """Seconds between two log lines about refused keys; those in between are counted."""
 
+AnyCaller = TypeVar("AnyCaller", bound=Caller)
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 
@@ -41,7 +50,9 @@ class RefusedKeys:
 
     def __init__(self, registry: CollectorRegistry, logged_every_s: float = LOGGED_EVERY_S) -> None:
         self._logged_every_s = logged_every_s
-        self._counter = Counter("api_key_refusals", "Calls refused for their API key.", ["reason"], registry=registry)
+        self._counter = Counter(
+            "api_key_refusals", "Calls refused for their API key or token.", ["reason"], registry=registry
+        )
         for reason in ("missing", "wrong", "expired", "role", "slowed"):
             self._counter.labels(reason)
         self._unlogged = 0
@@ -59,14 +70,14 @@ class RefusedKeys:
     def _log(self) -> None:
         self._waiting = self._unlogged > 0
         if self._unlogged:
-            log.warning("calls refused because of a wrong API key: %d", self._unlogged)
+            log.warning("calls refused because of a wrong API key or token: %d", self._unlogged)
             self._unlogged = 0
             later = Context()  # the line belongs to no request, so it gets no request id
             asyncio.get_running_loop().call_later(self._logged_every_s, self._log, context=later)
 
 
 class Authenticator:
-    """Returns the key of a call."""
+    """Returns who makes a call."""
 
     def __init__(self, settings: Settings, service: str, registry: CollectorRegistry) -> None:
         self.keys = settings.api_keys
@@ -74,42 +85,80 @@ class Authenticator:
         self._path = settings.root_path or "/"
         self.refused = RefusedKeys(registry)
         self._guesses = GuessLimit()
+        self.tokens = _tokens_of(settings) if settings.jwt_issuer else None
         if self.keys.needed:
             _ = self.keys.current  # reads the file, which may be half written at the first call
 
-    def identify(self, connection: Connection) -> ApiKey | None:
-        """Return the key of a call, None for a call without any. Raises 401, 403 or 429."""
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Keep the keys that verify tokens up to date until the end of the block."""
+        async with self.tokens.open() if self.tokens else nullcontext():
+            yield
+
+    @property
+    def note(self) -> str:
+        """What health should say of the keys that verify tokens; empty when they are up to date."""
+        failure = self.tokens and self.tokens.failure
+        return f"the token keys (JWT_JWKS) cannot be fetched: {failure}" if failure else ""
+
+    async def prepare(self, connection: Connection) -> None:
+        """Wait for the keys of the issuer when the token of a call needs them."""
+        if self.tokens and (token := _bearer_token(connection)) is not None:
+            await self.tokens.prepare(token)
+
+    def identify(self, connection: Connection) -> Caller | None:
+        """Return the caller, None for a call without a key or a token. Raises 401, 403, 429 or 503."""
         if offered := connection.headers.get(HEADER):
             return self.check(connection, self.keys.find(offered))
+        if self.tokens and (token := _bearer_token(connection)) is not None:
+            return self._check_token(connection, self.tokens, token)
         match = SESSION.fullmatch(connection.cookies.get(self.cookie_name, ""))
         key = match and self.keys.current.get(match["name"])
         if match is None or key is None or int(match["until"]) < time.time():
             return None
         is_signed = hmac.compare_digest(match["signature"], self._signature(key, match["until"]))
         removal = {"Set-Cookie": self.end_of_session().to_header(header="")}
-        found = self.check(connection, key if is_signed else None, removal)
+        found = self.check(connection, key if is_signed else None, headers=removal)
         if connection.scope.get("method") not in SAFE_METHODS:
             _require_own_page(connection)
         return found
 
-    def check(self, connection: Connection, key: ApiKey | None, headers: dict[str, str] | None = None) -> ApiKey:
+    def check(
+        self,
+        connection: Connection,
+        key: AnyCaller | None,
+        wrong: str = "the key is not accepted",
+        headers: dict[str, str] | None = None,
+    ) -> AnyCaller:
         """Return a key that is accepted; None stands for a wrong one. Raises 401 with the headers, or 429."""
         address = connection.client.host if connection.client else ""
         if self._guesses.blocks(address, key.name if key else None):
             self.refused.note("slowed")
-            raise problem(TOO_MANY_GUESSES, "too many wrong keys came from this address: wait before you try another")
+            detail = "too many wrong keys or tokens came from this address: wait before you try another"
+            raise problem(TOO_MANY_GUESSES, detail)
         if key is None:
             self._guesses.note_wrong(address)
-            raise self.refusal("wrong", "the key is not accepted", headers)
+            raise self.refusal("wrong", wrong, headers)
         if key.has_expired:
             raise self.refusal("expired", f"the key {key.name} has expired", headers)
         self._guesses.note_used(address, key.name)
         return key
 
+    def _check_token(self, connection: Connection, tokens: "Tokens", token: str) -> Caller:
+        try:
+            return self.check(connection, tokens.verify(token))
+        except ExpiredToken:
+            raise self.refusal("expired", "the token has expired", INVALID_TOKEN) from None
+        except InvalidToken as error:
+            return self.check(connection, None, f"the token is not accepted: {error}", INVALID_TOKEN)
+        except KeysOutOfReach:  # not 401: the caller would throw away a token that may be valid
+            detail = "the keys that sign tokens cannot be fetched now: try again later"
+            raise problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": RETRY_AFTER}) from None
+
     def refusal(self, reason: str, detail: str, headers: dict[str, str] | None = None) -> ProblemDetailsException:
         """Count a refused call, and return the 401 that answers it."""
         self.refused.note(reason)
-        asked_for = {"WWW-Authenticate": f'ApiKey header="{HEADER}"'}
+        asked_for = {"WWW-Authenticate": f'ApiKey header="{HEADER}"' + (", Bearer" if self.tokens else "")}
         return problem(HTTPStatus.UNAUTHORIZED, detail, headers={**asked_for, **(headers or {})})
 
     def session_of(self, key: ApiKey, *, secure: bool) -> Cookie:
@@ -135,6 +184,27 @@ class Authenticator:
     def _signature(self, key: ApiKey, until: str) -> str:
         signed = f"{self.cookie_name}\n{key.name}\n{until}"
         return hmac.digest(key.secret.encode(), signed.encode(), "sha256").hex()
+
+
+def _tokens_of(settings: Settings) -> "Tokens":
+    """Return what verifies tokens. Raises `WrongSetting` for a file without keys."""
+    from apps.chassis.http.token_keys import key_source  # noqa: PLC0415 - only with the extra `oidc`
+    from apps.chassis.http.tokens import Tokens  # noqa: PLC0415 - likewise
+
+    source = key_source(settings.jwt_jwks)
+    try:
+        source.check()
+    except ValueError as error:
+        raise WrongSetting(f"JWT_JWKS: {error}") from None
+    except OSError as error:
+        raise WrongSetting(f"JWT_JWKS: cannot read {settings.jwt_jwks!r}: {error.strerror}") from None
+    roles = settings.jwt_roles_claim, settings.token_roles
+    return Tokens(settings.jwt_issuer, settings.token_audiences, source, *roles)
+
+
+def _bearer_token(connection: Connection) -> str | None:
+    found = BEARER.fullmatch(connection.headers.get("Authorization", ""))
+    return None if found is None else found["token"] or ""
 
 
 def _require_own_page(connection: Connection) -> None:

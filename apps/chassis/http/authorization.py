@@ -44,17 +44,21 @@ class Access:
         self._metrics_public = metrics_public
 
     async def guard(self, connection: Connection, route: BaseRouteHandler) -> None:
-        """Let a call through, and log it with the name of its key. Raises 401, 403 or 429."""
-        if connection.scope.get("method") == "OPTIONS" or (needed := self.role_of(route)) is None:
+        """Let a call through, and log it with the name of its caller. Raises 401, 403, 429 or 503."""
+        if connection.scope.get("method") == "OPTIONS":
             return
-        key = self.authenticator.identify(connection)
-        if key is None:
-            detail = f"this call needs a key with the role {needed}, in the header {HEADER} or by signing in"
+        await self.authenticator.prepare(connection)
+        if (needed := self.role_of(route)) is None:
+            return
+        caller = self.authenticator.identify(connection)
+        if caller is None:
+            or_token = " or a bearer token" if self.authenticator.tokens else ""
+            detail = f"this call needs a key{or_token} with the role {needed}, in the header {HEADER} or by signing in"
             raise self.authenticator.refusal("missing", detail)
-        key_name.set(key.name)  # needs the request's own task: a synchronous guard would run in a thread
-        if not key.may(needed):
+        key_name.set(caller.name)  # needs the request's own task: a synchronous guard would run in a thread
+        if not caller.may(needed):
             self.authenticator.refused.note("role")
-            raise problem(MISSING_ROLE, f"this call needs a key with the role {needed}; {key.name} does not have it")
+            raise problem(MISSING_ROLE, f"this call needs the role {needed}; {caller.name} does not have it")
 
     def role_of(self, route: BaseRouteHandler) -> Role | None:
         """Return the role that a call needs now, None for a call that needs no key."""
@@ -110,7 +114,7 @@ def cors(origins: list[str], methods: Sequence[Method]) -> CORSConfig | None:
     return CORSConfig(
         allow_origins=origins,
         allow_methods=[*methods],
-        allow_headers=["Content-Type", HEADER],
+        allow_headers=["Content-Type", HEADER, "Authorization"],
         allow_credentials=True,
     )
 

@@ -1,4 +1,4 @@
-"""Who makes a call, as an API key says."""
+"""Who makes a call, as an API key or a bearer token says, and why a token is refused."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,3 +27,19 @@ class Caller:
     def may(self, role: Role) -> bool:
         """Return whether the caller has a role."""
         return self.given_roles is None or role in self.given_roles
+
+
+class InvalidToken(Exception):
+    """A bearer token is not accepted; the message says why and quotes nothing of it."""
+
+
+class ExpiredToken(InvalidToken):
+    """A bearer token was valid until it expired."""
+
+
+class UnknownKey(InvalidToken):
+    """A bearer token is signed with a key that is not known; fetching the keys again may change that."""
+
+
+class KeysOutOfReach(Exception):
+    """Nobody can say whether a bearer token is valid: the keys of its issuer cannot be fetched."""

@@ -69,15 +69,18 @@ class OpenApiDocument(JsonRenderPlugin):
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         """Return the document as JSON."""
         access = access_of(request)
-        openapi_schema["components"]["securitySchemes"] = {
+        schemes: dict[str, Any] = {
             "ApiKey": {"type": "apiKey", "in": "header", "name": HEADER},
             "Session": {"type": "apiKey", "in": "cookie", "name": access.authenticator.cookie_name},
         }
+        if access.authenticator.tokens:
+            schemes["Token"] = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+        openapi_schema["components"]["securitySchemes"] = schemes
         for route in (route for route in request.app.routes if isinstance(route, HTTPRoute)):
             for method, operation in openapi_schema["paths"].get(route.path_format, {}).items():
                 operation.pop("security", None)
                 if role := access.role_of(route.route_handler_map[method.upper()][0]):
-                    operation["security"] = [{"ApiKey": [role]}, {"Session": [role]}]
+                    operation["security"] = [{scheme: [role]} for scheme in schemes]
         for name, kind in self._types.items():
             properties = openapi_schema["components"]["schemas"].get(name, {}).get("properties", {})
             for field, schema in kind.get("properties", {}).items():

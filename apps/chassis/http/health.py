@@ -88,8 +88,8 @@ class HealthController(Controller):
         found = await asyncio.gather(*(one.health() for one in served_streams.values()))
         fit, kafka, detail = overall(dict(zip(served_streams, found, strict=True)))
         service, blocked = request.app.state[SERVICE], request.app.state[LOOP_WATCH].recent_block()
-        detail = f"{detail}; {blocked}" if blocked else detail
-        detail = detail if access_of(request).may_read(request) else WITHOUT_DETAILS
+        notes = [detail, blocked, access_of(request).authenticator.note]
+        detail = "; ".join(filter(None, notes)) if access_of(request).may_read(request) else WITHOUT_DETAILS
         health = Health("ok" if fit else "unavailable", service, VERSION, kafka, detail)
         return Response(health, status_code=HTTPStatus.OK if fit else HTTPStatus.SERVICE_UNAVAILABLE)
 

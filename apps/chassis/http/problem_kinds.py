@@ -96,16 +96,16 @@ UNKNOWN_HOST = Kind(
 MISSING_ROLE = Kind(
     "missing-role",
     HTTPStatus.FORBIDDEN,
-    "The key lacks a role",
-    "The key is accepted, but does not have the role that the call needs; nothing was done. The file of keys "
-    "(`API_KEY_FILE`) gives each key its roles.",
+    "A role is missing",
+    "The key or the token is accepted, but does not have the role that the call needs; nothing was done. The file of "
+    "keys (`API_KEY_FILE`) gives each key its roles, and the issuer each token.",
 )
 TOO_MANY_GUESSES = Kind(
     "too-many-guesses",
     HTTPStatus.TOO_MANY_REQUESTS,
     "Too many wrong keys",
-    "Many wrong keys came from the caller's address; for now it may only use keys that it has used before. Try again "
-    "after `Retry-After`.",
+    "Many wrong keys or tokens came from the caller's address; for now it may only use those that it has used before. "
+    "Try again after `Retry-After`.",
     retry=True,
 )
 KINDS = (

@@ -207,5 +207,6 @@ def set_up_logging(settings: Settings) -> None:
     handler.addFilter(ClientLines())
     for library in CLIENT_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each fetch of token keys
     logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)  # its messages quote callers' headers
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))

@@ -42,6 +42,7 @@ from apps.consumer.operating.missing_partitions import MissingPartitions
 from apps.consumer.operating.rebalances import Rebalances
 from apps.consumer.operating.recreated_topics import watch_topic
 from apps.consumer.operating.status import StreamStatus, failing_record
+from apps.consumer.redriving.deletions import Deletions
 from apps.consumer.redriving.letters import MAX_ROUNDS
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.schedule import DueLetters, Schedule, of_schedule
@@ -128,6 +129,7 @@ class StreamConsumer:
             kafka.reader,
             max_rounds=len(self._delays_s) or MAX_ROUNDS,
             kept_s=own.dead_letter_retention_s,
+            deletions=Deletions(self.log, self.cluster) if self.stream.deletes else None,
         )
 
     def _new_broker(self) -> KafkaBroker:

@@ -24,5 +24,6 @@ if __name__ == "__main__":
     if os.environ["ROLE"] == "producer":
         create_app = partial(create_producer, streams=[DELETABLE])
         serve(create_app, "producer", [DELETABLE])
-    create_app = partial(create_consumer, streams=[DELETABLE], handlers={DELETABLE: noting})
-    serve(create_app, "consumer", [DELETABLE])
+    else:
+        create_app = partial(create_consumer, streams=[DELETABLE], handlers={DELETABLE: noting})
+        serve(create_app, "consumer", [DELETABLE])

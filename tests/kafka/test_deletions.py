@@ -1,7 +1,11 @@
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from services import Pipeline, event, wait_until
+from services import REDRIVE, Pipeline, Raw, event, wait_until
+
+from contracts.dead_letter import POISON, DeadLetter
 
 SERVICES = str(Path(__file__).with_name("deleting_services.py"))
 ODD_KEY = "Zoë? #1 100%"
@@ -42,3 +46,32 @@ def test_a_deletion_is_a_tombstone_that_the_handler_gets_in_the_order_of_its_key
         refused = producer.http.delete("/producers/events/%FFada")
         assert (refused.status_code, "UTF-8" in refused.json()["detail"]) == (400, True)
         wait_until(lambda: consumer.status()["lag"] == 0)
+
+
+def dead_letter(pipeline: Pipeline, receipt: Mapping[str, Any]) -> int:
+    """Write the dead letter of a delivered record, as the consumer's group does; return its offset."""
+    key, place = receipt["id"].encode(), (pipeline.topic, receipt["partition"], receipt["offset"], 0, pipeline.group)
+    letter = DeadLetter(key, b"a letter", (), *place, "ValueError", "wrong", 1, POISON)
+    return pipeline.write_batch(Raw(letter.value, key, (*letter.all_headers(),)), topic=pipeline.dead_letter_topic)
+
+
+def test_a_deleted_record_is_not_sent_back_by_any_redrive_even_of_a_consumer_that_did_not_see_the_deletion(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    pipeline.create_topics(1)
+    with pipeline.running("producer", SERVICES, ROLE="producer") as producer:
+        producer.until_healthy()
+        written = {key: producer.post("/producers/events", json=event(key))["receipts"][0] for key in ("ada", "bob")}
+        letters = {key: dead_letter(pipeline, receipt) for key, receipt in written.items()}
+        producer.http.delete("/producers/events/ada").raise_for_status()
+    ledger = str(tmp_path / "ledger")
+    with pipeline.running("consumer", SERVICES, ROLE="consumer", LEDGER=ledger, REDRIVE_AFTER="1s") as consumer:
+        consumer.until_healthy()
+        refused = consumer.http.post(REDRIVE, json={"partition": 0, "offset": letters["ada"]})
+        assert (refused.status_code, "older than a deletion of its key" in refused.json()["detail"]) == (409, True)
+        wait_until(lambda: consumer.status()["redriven_by_schedule_count"] == 1)
+        for dry_run in ("true", "false"):
+            answer = consumer.post(f"{REDRIVE}?dry_run={dry_run}", json={"limit": 9})
+            assert (answer["redriven"], answer["refused"]) == (0, 1)
+            assert "older than a deletion of its key" in answer["refused_because"]
+    assert [record.key for record in pipeline.records() if record.value == b"a letter"] == [b"bob"]

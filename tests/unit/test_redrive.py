@@ -145,7 +145,7 @@ async def test_what_the_topic_would_not_take_is_held(monkeypatch: pytest.MonkeyP
     assert not bench.redriver.letters.is_held(a_letter(b"x" * 1_000))
     bench.cluster.configs[TOPIC] = {"max.message.bytes": str(size - 1)}
     assert bench.redriver.letters.is_held(a_letter(b"x" * 1_000))
-    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 1)], False)
+    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 1)], False, 0)
 
 
 async def test_a_dead_letter_without_its_value_is_held_and_refused_when_it_is_asked_for(
@@ -154,10 +154,40 @@ async def test_a_dead_letter_without_its_value_is_held_and_refused_when_it_is_as
     omitted = a_letter(None, ((OMITTED_BYTES, b"20971520"),))
     stored = Stored(0, 0, 0, b"key", None, omitted.all_headers(), DEAD)
     bench = Bench([stored, stored_letter(1)], monkeypatch=monkeypatch)
-    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 1)], False)
+    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 1)], False, 0)
     with pytest.raises(TooLarge, match="it stays on events, partition 0, offset 7"):
         await bench.redriver.perform_one(Action.REDRIVE, 0, 0)
     assert list(chain.from_iterable(bench.transactions)) == [(0, 1)]
+
+
+class OfOneKey:
+    """Knows that one key was deleted after all of its letters."""
+
+    def __init__(self) -> None:
+        self.read: list[DeadLetter] = []
+
+    async def read_for(self, letters: Sequence[DeadLetter], _: float) -> None:
+        self.read += letters
+
+    async def is_deleted(self, letter: DeadLetter) -> bool:
+        assert letter in self.read
+        return letter.key == b"deleted"
+
+
+async def test_letters_of_deleted_keys_are_not_sent_back_and_counted_as_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deleted = [replace(stored_letter(offset), key=b"deleted") for offset in (0, 2, 4)]
+    bench = Bench([deleted[0], stored_letter(1), deleted[1], stored_letter(3), deleted[2]], monkeypatch=monkeypatch)
+    monkeypatch.setattr(bench.redriver.letters, "_deletions", OfOneKey())
+    assert await bench.redriver.count(Action.REDRIVE, 10) == ([LetterPlace(0, 1), LetterPlace(0, 3)], False, 3)
+    assert await bench.redriver.perform(Action.REDRIVE, 1) == ([LetterPlace(0, 1)], True, 1)
+    bench.known.apply(Action.REDRIVE, "group", 0, [(1, 2)])
+    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 3)], False, 3)
+    with pytest.raises(DoneBefore, match="dead letter 0/2 is not sent back: it is older than a deletion of its key"):
+        await bench.redriver.perform_one(Action.REDRIVE, 0, 2)
+    assert (await bench.redriver.perform_one(Action.DISCARD, 0, 2)).letters == [LetterPlace(0, 2)]
+    assert len((await bench.redriver.count(Action.DISCARD, 10)).letters) == 4
 
 
 @pytest.mark.parametrize(
@@ -182,7 +212,7 @@ async def test_a_redrive_with_a_filter_sends_back_what_it_selects_alone(
     counted = await bench.redriver.count(Action.REDRIVE, 10, only)
     assert (sorted((one.partition, one.offset) for one in counted.letters), counted.more) == (sorted(places), False)
     assert bench.transactions == []
-    done, _ = await bench.redriver.perform(Action.REDRIVE, 10, only)
+    done, *_ = await bench.redriver.perform(Action.REDRIVE, 10, only)
     assert [(one.partition, one.offset) for one in done] == places
 
 
@@ -202,7 +232,7 @@ async def test_many_large_dead_letters_are_sent_back_in_several_transactions(mon
         monkeypatch=monkeypatch,
         limits=RedriveLimits(transaction_bytes=2 * 2 * (100 + len(b"key"))),
     )
-    done, more = await bench.redriver.perform(Action.REDRIVE, 7)
+    done, more, _ = await bench.redriver.perform(Action.REDRIVE, 7)
     assert len(bench.transactions) == 2
     assert all(len(transaction) <= 4 for transaction in bench.transactions)
     sent = list(chain.from_iterable(bench.transactions))
@@ -216,7 +246,7 @@ async def test_a_redrive_that_fails_in_the_middle_reports_what_is_back(monkeypat
         [stored_letter(n) for n in range(3)], monkeypatch=monkeypatch, limits=RedriveLimits(transaction_bytes=1)
     )
     bench.fails_from = 2
-    assert await bench.redriver.perform(Action.REDRIVE, 3) == ([LetterPlace(0, 0), LetterPlace(0, 1)], True)
+    assert await bench.redriver.perform(Action.REDRIVE, 3) == ([LetterPlace(0, 0), LetterPlace(0, 1)], True, 0)
     bench = Bench([stored_letter(0)], monkeypatch=monkeypatch)
     bench.fails_from = 0
     with pytest.raises(KafkaConnectionError):
@@ -226,7 +256,7 @@ async def test_a_redrive_that_fails_in_the_middle_reports_what_is_back(monkeypat
 async def test_letters_of_other_groups_are_read_once_and_passed_over_then(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [stored_letter(n, group="another") for n in range(5)]
     bench = Bench([*others, stored_letter(5), stored_letter(6, group="")], monkeypatch=monkeypatch)
-    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 5), LetterPlace(0, 6)], False)
+    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 5), LetterPlace(0, 6)], False, 0)
     assert bench.redriver.letters.passed[None, "group", 0] == [(0, 5), (6, 7)]
     assert bench.redriver.letters.passed[None, None, 0] == [(0, 6)]
 
@@ -235,7 +265,7 @@ async def test_a_redrive_that_only_met_letters_of_others_until_it_was_late_says_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bench = Bench([stored_letter(0)], monkeypatch=monkeypatch, limits=RedriveLimits(begin_within_s=0.0))
-    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([], True)
+    assert await bench.redriver.perform(Action.REDRIVE, 10) == ([], True, 0)
 
 
 async def test_a_redrive_waits_for_its_turn_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +383,7 @@ async def test_a_discard_takes_held_letters_too_and_those_without_a_value(monkey
     assert len((await bench.redriver.count(Action.REDRIVE, 10)).letters) == 1
     assert len((await bench.redriver.count(Action.DISCARD, 10)).letters) == 3
     assert (await bench.redriver.perform_one(Action.DISCARD, 0, 0)).letters == [LetterPlace(0, 0)]
-    done, more = await bench.redriver.perform(Action.DISCARD, 10, Filter(partition=1))
+    done, more, _ = await bench.redriver.perform(Action.DISCARD, 10, Filter(partition=1))
     assert ([(one.partition, one.offset) for one in done], more) == ([(1, 0), (1, 1)], False)
 
 
@@ -366,7 +396,7 @@ async def test_each_action_takes_the_letters_that_it_can_be_applied_to(monkeypat
     for action, expected in ((Action.REDRIVE, [3, 5]), (Action.DISCARD, [3, 5]), (Action.RESTORE, [1, 2])):
         counted = await bench.redriver.count(action, 10)
         assert ([letter.offset for letter in counted.letters], counted.more) == (expected, False)
-        done, more = await bench.redriver.perform(action, 10)
+        done, more, _ = await bench.redriver.perform(action, 10)
         assert ([letter.offset for letter in done], more) == (expected, False)
     assert (await bench.redriver.count(Action.RESTORE, 1)).more
 

@@ -55,6 +55,7 @@ class Bench:
         self.reader = FakeDeadLetters(*partitions)
         dead = cast(LogReader, self.reader)
         redriver = Redriver(options, cluster, dead, f"{DEAD}-redriven", TOPIC, GROUP, max_rounds=len(DELAYS_S))
+        self.letters = redriver.letters
         self.due = DueLetters(dead, redriver, GROUP, DELAYS_S, limits)
         self.marks = Marks()
 
@@ -102,6 +103,19 @@ async def test_a_record_that_had_all_its_rounds_is_held() -> None:
 async def test_only_what_the_handler_failed_for_is_sent_back_by_itself(verdict: str | None) -> None:
     bench = Bench([letter(0, 1_000, verdict=verdict), letter(1, 11)])
     assert await bench.found() == [(0, 1)]
+
+
+async def test_letters_of_deleted_keys_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench([letter(0, 11), letter(1, 11), letter(2, 11)])
+
+    async def is_deleted(one: DeadLetter) -> bool:
+        return one.key == b"deleted"
+
+    monkeypatch.setattr(bench.letters, "is_deleted", is_deleted)
+    bench.reader.partitions[0][0] = replace(letter(0, 11), key=b"deleted")
+    assert await bench.found() == [(0, 1), (0, 2)]
+    bench.mark(0, 1, 2)
+    assert await bench.found() == []
 
 
 async def test_letters_of_other_groups_are_left_alone() -> None:

@@ -13,6 +13,7 @@ from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import merged_by_time, size_of
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
+from apps.consumer.redriving.deletions import Deletions
 from apps.consumer.redriving.marks import Intervals, Marks, contains, merged, minus, next_outside, outside
 from contracts.dead_letter import DeadLetter, history, is_omitted, read, redrive_headers
 from contracts.record import Record, place_of
@@ -30,7 +31,7 @@ class Wanted(NamedTuple):
     """Letters of an owner that `only` selects and that an action may be about: at most `limit`.
 
     They have at most `max_bytes`, but for one of each partition. The search ends when it is `late` (event loop time).
-    A redrive leaves held letters out.
+    A redrive leaves held letters out, and those of deleted keys; it adds the places of the latter to `deleted`.
     """
 
     owner: str | None
@@ -38,6 +39,7 @@ class Wanted(NamedTuple):
     limit: int
     max_bytes: int
     late: float
+    deleted: set[tuple[int, int]]
     only: Filter = Filter()
     action: Action = Action.REDRIVE
 
@@ -51,12 +53,20 @@ class Wanted(NamedTuple):
 class Letters:
     """The dead letters of one topic. `passed` has the offsets without letters of an owner, by topic id."""
 
-    def __init__(self, reader: LogReader, cluster: Cluster, topic: str, max_rounds: int = MAX_ROUNDS) -> None:
+    def __init__(
+        self,
+        reader: LogReader,
+        cluster: Cluster,
+        topic: str,
+        max_rounds: int = MAX_ROUNDS,
+        deletions: Deletions | None = None,
+    ) -> None:
         self.passed: dict[tuple[UUID | None, str | None, int], Intervals] = {}
         self._reader = reader
         self._cluster = cluster
         self._topic = topic
         self._max_rounds = max_rounds
+        self._deletions = deletions
 
     def is_held(self, letter: DeadLetter) -> bool:
         """Return whether a dead letter is held: it was sent back too often, or is too large for the topic.
@@ -66,6 +76,15 @@ class Letters:
         _, _, rounds = history(letter.headers)
         too_large = size_sent_back(letter) > self._cluster.max_message_bytes(self._topic)
         return rounds >= self._max_rounds or is_omitted(letter) or too_large
+
+    async def read_deletions(self, letters: Sequence[DeadLetter], late: float) -> None:
+        """Find out which keys of letters were deleted, where the stream takes deletions. Raises `RedriveNotNow`."""
+        if self._deletions is not None:
+            await self._deletions.read_for(letters, late)
+
+    async def is_deleted(self, letter: DeadLetter) -> bool:
+        """Return whether a letter is older than a deletion of its key, as far as `read_deletions` found out."""
+        return self._deletions is not None and await self._deletions.is_deleted(letter)
 
     async def oldest(self, wanted: Wanted) -> tuple[list[Record], bool]:
         """Return the oldest letters that are wanted, and whether there may be more."""
@@ -102,19 +121,32 @@ class Letters:
                 return found, True
             records, reached = await self._reader.some({partition: (at, end)}, READ_BYTES)
             own = [(record, letter) for record in records if owner_of(letter := letter_of(record)) == wanted.owner]
-            for record, letter in own:
-                if contains(unwanted, record.offset) or letter.topic != self._topic or not wanted.only.matches(record):
-                    continue
-                if wanted.action is Action.REDRIVE and self.is_held(letter):
-                    continue
+            for record, letter in await self._selected(wanted, unwanted, own):
                 if len(found) == wanted.limit or (found and size + size_of(record) > share):
                     return found, True
+                if wanted.action is Action.REDRIVE and await self.is_deleted(letter):
+                    wanted.deleted.add(place_of(record))
+                    continue
                 found.append(record)
                 size += size_of(record)
             others = minus([(at, reached[partition])], [(record.offset, record.offset + 1) for record, _ in own])
             self.passed[place] = passed = merged([*passed, *others])
             at = next_outside(merged([*unwanted, *passed]), reached[partition])
         return found, False
+
+    async def _selected(
+        self, wanted: Wanted, unwanted: Intervals, own: Sequence[tuple[Record, DeadLetter]]
+    ) -> list[tuple[Record, DeadLetter]]:
+        """Return the letters that an action is about by their marks, their record and what was asked for."""
+        selected = [
+            (record, letter)
+            for record, letter in own
+            if not contains(unwanted, record.offset) and letter.topic == self._topic and wanted.only.matches(record)
+        ]
+        if wanted.action is Action.REDRIVE:
+            selected = [(record, letter) for record, letter in selected if not self.is_held(letter)]
+            await self.read_deletions([letter for _, letter in selected], wanted.late)
+        return selected
 
 
 def letter_of(record: Record) -> DeadLetter:

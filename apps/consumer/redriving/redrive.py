@@ -27,6 +27,7 @@ from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
+from apps.consumer.redriving.deletions import Deletions
 from apps.consumer.redriving.fences import Fences, RedriveLimits
 from apps.consumer.redriving.letters import MAX_ROUNDS, Letters, Wanted, letter_of, offsets_of, owner_of
 from apps.consumer.redriving.marks import Marks
@@ -40,6 +41,7 @@ from contracts.record import Record
 log = logging.getLogger(__name__)
 
 ALL = Filter()
+WHY_DELETED = "it is older than a deletion of its key, or its compacted topic has replaced its record; purge it"
 
 
 class LetterPlace(msgspec.Struct):
@@ -51,24 +53,33 @@ class LetterPlace(msgspec.Struct):
 
 
 class Done(NamedTuple):
-    """The dead letters to which an action was applied, and whether there may be more to which it was not."""
+    """The dead letters to which an action was applied, and whether there may be more to which it was not.
+
+    `deleted` is how many were not sent back because they are older than a deletion of their key.
+    """
 
     letters: list[LetterPlace]
     more: bool
+    deleted: int = 0
 
 
 class Search(NamedTuple):
-    """Which letters an action looks for: at most `limit` in all, `max_bytes` at a time, until it is `late`."""
+    """Which letters an action looks for: at most `limit` in all, `max_bytes` at a time, until it is `late`.
+
+    `deleted` has the places of those that it found, and that are older than a deletion of their key.
+    """
 
     action: Action
     limit: int
     only: Filter
     max_bytes: int
     late: float
+    deleted: set[tuple[int, int]]
 
     def wanted(self, owner: str | None, marks: Marks, found: int) -> Wanted:
         """Return the letters of an owner that are wanted when some were found before."""
-        return Wanted(owner, marks, self.limit - found, self.max_bytes, self.late, self.only, self.action)
+        limit = self.limit - found
+        return Wanted(owner, marks, limit, self.max_bytes, self.late, self.deleted, self.only, self.action)
 
 
 class Redriver:
@@ -90,9 +101,10 @@ class Redriver:
         limits: RedriveLimits = RedriveLimits(),  # noqa: B008 - it is immutable
         max_rounds: int = MAX_ROUNDS,
         kept_s: int | None = None,
+        deletions: Deletions | None = None,
     ) -> None:
         self._limits = limits
-        self.letters = Letters(dead, cluster, topic, max_rounds)
+        self.letters = Letters(dead, cluster, topic, max_rounds, deletions)
         self._topic = topic
         self._group = group
         self._marks_topic = MarksTopic(options, cluster, marks_topic, dead.topic, reader)
@@ -166,7 +178,7 @@ class Redriver:
             more = True
         if done:
             await self._marks_topic.until_visible(visible_by)
-        return Done(done, more)
+        return Done(done, more, len(search.deleted))
 
     async def _perform_of(self, owner: str | None, search: Search, done: list[LetterPlace]) -> bool:
         """Apply an action to letters of one owner, add them to `done`, and return whether there may be more."""
@@ -186,7 +198,7 @@ class Redriver:
                     marks.apply(action, owner, partition, offsets)
 
             more = more or await self._each(owner, marks, search, done, mark)
-        return Done(done, more)
+        return Done(done, more, len(search.deleted))
 
     async def _each(
         self,
@@ -209,7 +221,7 @@ class Redriver:
 
     def _search(self, action: Action, limit: int, only: Filter) -> Search:
         late = asyncio.get_running_loop().time() + self._limits.begin_within_s
-        return Search(action, limit, only, self._limits.transaction_bytes, late)
+        return Search(action, limit, only, self._limits.transaction_bytes, late, set())
 
     def _visible_by(self) -> float:
         return asyncio.get_running_loop().time() + self._limits.visible_s
@@ -221,9 +233,17 @@ class Redriver:
             owner = owner_of(letter_of(record))
             async with self._fences.fenced(owner) as (producer, marks):
                 check_not_done(action, record, marks)
+                if action is Action.REDRIVE:
+                    await self._check_not_deleted(record)
                 await self._transactions.commit(action, producer, owner, [record], marks)
         await self._marks_topic.until_visible(visible_by)
         return Done([LetterPlace(partition, offset)], more=False)
+
+    async def _check_not_deleted(self, record: Record) -> None:
+        letter, late = letter_of(record), asyncio.get_running_loop().time() + self._limits.search_s
+        await self.letters.read_deletions([letter], late)
+        if await self.letters.is_deleted(letter):
+            raise DoneBefore(f"dead letter {record.partition}/{record.offset} is not sent back: {WHY_DELETED}")
 
     async def _requested(self, action: Action, partition: int, offset: int) -> Record:
         record = await self.letters.at(partition, offset)

@@ -30,7 +30,7 @@ from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letter_view import DeadLetter, show_letter
 from apps.consumer.redriving.letters import letter_of, owner_of
 from apps.consumer.redriving.marks import contains, last_outside, outside
-from apps.consumer.redriving.redrive import Done, LetterPlace
+from apps.consumer.redriving.redrive import WHY_DELETED, Done, LetterPlace
 from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts.record import Record
@@ -84,13 +84,16 @@ class Redrives(msgspec.Struct):
     """The dead letters that were sent back, by their place among them.
 
     `more` is whether there may be others to send back: fewer than asked for are when they are large. `would_redrive`
-    is how many would be sent back, with `dry_run=true`: nothing is sent then.
+    is how many would be sent back, with `dry_run=true`: nothing is sent then. `refused` were found and not sent back,
+    for the reason `refused_because`: their keys were deleted after them.
     """
 
     redriven: int
     dead_letters: list[LetterPlace]
     more: bool
     would_redrive: int | None = None
+    refused: int = 0
+    refused_because: str | None = None
 
 
 class Discards(msgspec.Struct):
@@ -249,7 +252,10 @@ class DeadLetterController(Controller):
     @post("/redrive", summary="Send dead letters back to their topic, each once", **ACTION)
     async def redrive(self, selection: SkipValidation[Selection]) -> Redrives:
         """Send dead letters of each stream back, all streams at once."""
-        return _answer(Redrives, selection, await _perform(Action.REDRIVE, selection))
+        done = await _perform(Action.REDRIVE, selection)
+        answer = _answer(Redrives, selection, done)
+        answer.refused, answer.refused_because = done.deleted, WHY_DELETED if done.deleted else None
+        return answer
 
     @post("/discard", summary="Discard dead letters: they are neither sent back nor listed", **ACTION)
     async def discard(self, selection: SkipValidation[Selection]) -> Discards:
@@ -278,7 +284,7 @@ async def _perform(action: Action, selection: Selection) -> Done:
         if isinstance(result, BaseException):
             changed = 0 if selection.dry_run else len(letters)
             raise of_one_stream(action, name, result, changed) if len(results) > 1 else result
-    return Done(letters, any(result.more for result in done))
+    return Done(letters, any(result.more for result in done), sum(result.deleted for result in done))
 
 
 def of_one_stream(action: Action, name: str, error: BaseException, changed: int) -> BaseException:

@@ -126,9 +126,16 @@ class DueLetters:
         while reading and (at := next_outside(marked, at)) < end:
             records, reached = await self._reader.some({partition: (at, end)}, READ_BYTES)
             at = reached[partition]
-            for record in records:
-                number = self._round_of(record)
-                if number not in reading or record.offset < reading[number] or contains(marked, record.offset):
+            candidates = [
+                (number, record)
+                for record in records
+                if (number := self._round_of(record)) in reading
+                and record.offset >= reading[number]
+                and not contains(marked, record.offset)
+            ]
+            await self._redriver.letters.read_deletions([letter_of(record) for _, record in candidates], late)
+            for number, record in candidates:
+                if number not in reading or await self._redriver.letters.is_deleted(letter_of(record)):
                     continue
                 due = self._due(record, number, now)
                 stopped.setdefault(number, Stop(record.offset, due))

@@ -1,0 +1,110 @@
+"""Knows which dead letters are older than the deletion of their key: sent back, they would undo it.
+
+A deletion is a tombstone of the key behind the letter's record, on the topic itself, so this is also known after a
+restart. The topic is read from the oldest such record on; what was read is remembered, so the next call reads on.
+
+Kafka compacts away tombstones too, but only after the records before them. So on a compacted topic a letter whose
+record is gone counts as deleted: a tombstone, or a newer record of its key, has replaced it.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from uuid import UUID
+
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.log_reader import LogReader
+from apps.consumer.redriving.refusals import RedriveNotNow
+from contracts.dead_letter import DeadLetter
+
+READ_BYTES = 1024 * 1024
+"""Bytes of keys and values that are read at a time."""
+MAX_TOMBSTONES = 500_000
+"""Most tombstones that are remembered, some 100 bytes each."""
+MAX_GONE = 100_000
+"""Most records of which it is remembered that they are gone."""
+
+
+class Deletions:
+    """The tombstones of a topic, as far as they were read: the last one of each key in a partition."""
+
+    def __init__(self, log: LogReader, cluster: Cluster, max_tombstones: int = MAX_TOMBSTONES) -> None:
+        self._log = log
+        self._cluster = cluster
+        self._max_tombstones = max_tombstones
+        self._topic_id: UUID | None = None
+        self._read: dict[int, tuple[int, int]] = {}
+        self._tombstones: dict[tuple[int, int], int] = {}
+        self._gone: set[tuple[int, int]] = set()
+
+    async def read_for(self, letters: Sequence[DeadLetter], late: float) -> None:
+        """Read the topic from the oldest record of some letters to its end.
+
+        Raises `RedriveNotNow` when it is `late` (event loop time) or there are too many; a further call reads on.
+        """
+        starts = defaultdict[int, list[int]](list)
+        for partition, offset, _ in filter(None, map(self._origin_of, letters)):
+            starts[partition].append(offset + 1)
+        if not starts:
+            return
+        if (topic_id := await self._cluster.topic_id(self._log.topic)) != self._topic_id:
+            self._topic_id = topic_id
+            self._forget()
+        first, end = await self._log.offsets(self._cluster.partition_count(self._log.topic))
+        for partition in starts:
+            await self._read_on(partition, max(min(starts[partition]), first[partition]), end[partition], late)
+
+    async def is_deleted(self, letter: DeadLetter) -> bool:
+        """Return whether a letter, for which the topic was read, is older than a deletion of its key."""
+        if (origin := self._origin_of(letter)) is None:
+            return False
+        partition, offset, key = origin
+        if self._tombstones.get((partition, hash(key)), -1) > offset:
+            return True
+        return self._cluster.may_be_compacted(self._log.topic) and await self._is_gone(partition, offset)
+
+    def _origin_of(self, letter: DeadLetter) -> tuple[int, int, bytes] | None:
+        """Return partition, offset and key of a letter's record; None without a key or a place on the topic."""
+        if letter.key is None or letter.partition is None or letter.offset is None:
+            return None
+        if letter.partition >= self._cluster.partition_count(self._log.topic):
+            return None
+        return letter.partition, letter.offset, letter.key
+
+    async def _read_on(self, partition: int, start: int, end: int, late: float) -> None:
+        """Read a partition from `start`, or where an earlier call has come to, up to its end."""
+        begun, reached = self._read.get(partition, (start, start))
+        if start < begun:
+            begun = reached = start
+        while reached < end:
+            if asyncio.get_running_loop().time() >= late:
+                left = f"{end - reached} records of partition {partition} are left"
+                raise RedriveNotNow(f"deletions are still being looked for on {self._log.topic}, {left}: try again")
+            records, places = await self._log.some({partition: (reached, end)}, READ_BYTES)
+            reached = places[partition]
+            for record in records:
+                if record.value is None and record.key is not None:
+                    self._tombstones[partition, hash(record.key)] = record.offset
+            self._read[partition] = begun, reached
+            if len(self._tombstones) > self._max_tombstones:
+                self._forget()
+                raise RedriveNotNow(
+                    f"more than {self._max_tombstones} keys were deleted on {self._log.topic} since the oldest of the "
+                    "dead letters: send back newer ones (`from`), and discard or purge the older ones"
+                )
+
+    async def _is_gone(self, partition: int, offset: int) -> bool:
+        """Return whether the topic has no longer a record at a place."""
+        if (partition, offset) in self._gone:
+            return True
+        record = await self._log.record(partition, offset)
+        if record is not None and record.offset == offset:
+            return False
+        if len(self._gone) >= MAX_GONE:
+            self._gone.clear()
+        self._gone.add((partition, offset))
+        return True
+
+    def _forget(self) -> None:
+        for known in (self._read, self._tombstones, self._gone):
+            known.clear()

@@ -1,0 +1,138 @@
+import math
+from collections.abc import Sequence
+from typing import cast
+from uuid import UUID
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+from samples import Stored
+
+from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.settings import Settings
+from apps.consumer.redriving.deletions import MAX_TOMBSTONES, Deletions
+from apps.consumer.redriving.refusals import RedriveNotNow
+from contracts.dead_letter import DeadLetter
+from tests.fakes import Ranges, StoredTopic
+
+pytestmark = pytest.mark.anyio
+
+TOPIC = "events"
+COMPACTED, DELETED = {"cleanup.policy": "compact"}, {"cleanup.policy": "delete"}
+
+
+class Topic(StoredTopic):
+    """A topic whose reads are counted."""
+
+    reads, fails_after = 0, math.inf
+
+    async def some(self, ranges: Ranges, max_bytes: int) -> tuple[list[Stored], dict[int, int]]:
+        if self.reads >= self.fails_after:
+            raise KafkaConnectionError
+        self.reads += 1
+        return await super().some(ranges, max_bytes)
+
+    async def record(self, partition: int, offset: int) -> Stored | None:
+        return next(iter(self._between(partition, offset, self.end(partition))), None)
+
+
+class Bench(Cluster):
+    """A cluster with one topic of one partition, and its deletions."""
+
+    id = UUID(int=1)
+
+    def __init__(
+        self, records: Sequence[Stored], configs: dict[str, str] = DELETED, max_tombstones: int = MAX_TOMBSTONES
+    ) -> None:
+        super().__init__(client_options(Settings(), "consumer"), [])
+        self.partitions[TOPIC], self.configs[TOPIC] = 1, configs
+        self.topic = Topic({0: records})
+        self.found = Deletions(cast(LogReader, self.topic), self, max_tombstones)
+
+    async def topic_id(self, _: str) -> UUID | None:
+        return self.id
+
+    async def deleted(self, *letters: DeadLetter, late: float = math.inf) -> list[bool]:
+        await self.found.read_for(letters, late)
+        return [await self.found.is_deleted(letter) for letter in letters]
+
+
+def records(*keys: str) -> list[Stored]:
+    """Return a record of each key, a tombstone where a - is in front."""
+    return [
+        Stored(0, offset, 0, key.lstrip("-").encode(), None if key.startswith("-") else b"value")
+        for offset, key in enumerate(keys)
+    ]
+
+
+def letter(key: str | None, offset: int | None, partition: int | None = 0) -> DeadLetter:
+    own = None if key is None else key.encode()
+    return DeadLetter(own, b"bad", (), TOPIC, partition, offset, 0, "group", "ValueError", "wrong", 1)
+
+
+async def test_a_letter_is_older_than_a_deletion_of_its_key_that_stands_behind_its_record() -> None:
+    bench = Bench(records("ada", "bob", "-ada", "ada"))
+    assert await bench.deleted(letter("ada", 0), letter("bob", 1), letter("ada", 3)) == [True, False, False]
+    assert await bench.deleted(letter("ada", 2)) == [False], "the deletion itself failed, and is sent back"
+
+
+async def test_a_letter_without_a_key_or_a_place_on_the_topic_is_not_refused() -> None:
+    bench = Bench(records("ada", "-ada"))
+    strange = [letter(None, 0), letter("ada", None), letter("ada", 0, None), letter("ada", 0, 7)]
+    assert await bench.deleted(*strange) == [False] * 4
+    assert bench.topic.reads == 0
+
+
+async def test_what_was_read_is_not_read_again_and_a_new_deletion_is_found() -> None:
+    bench = Bench(records("ada", "bob", "eve"))
+    assert await bench.deleted(letter("ada", 0)) == [False]
+    bench.topic.reads = 0
+    assert await bench.deleted(letter("ada", 0), letter("bob", 1)) == [False, False]
+    assert bench.topic.reads == 0
+    bench.topic.records[0].append(Stored(0, 3, 0, b"ada", None))
+    assert await bench.deleted(letter("ada", 0), letter("bob", 1)) == [True, False]
+    assert bench.topic.reads == 1
+
+
+async def test_an_older_letter_has_the_topic_read_from_its_record_on() -> None:
+    bench = Bench(records("ada", "-ada", "bob", "eve"))
+    assert await bench.deleted(letter("bob", 2)) == [False]
+    assert await bench.deleted(letter("ada", 0)) == [True]
+
+
+async def test_a_search_that_is_late_refuses_for_now() -> None:
+    bench = Bench(records("ada", "bob", "-ada"))
+    with pytest.raises(RedriveNotNow, match="2 records of partition 0 are left: try again"):
+        await bench.deleted(letter("ada", 0), late=-math.inf)
+
+
+async def test_a_search_that_ended_early_goes_on_where_it_was() -> None:
+    bench = Bench(records("ada", "bob", "bob", "bob", "-ada"))
+    bench.topic.fails_after = 3
+    with pytest.raises(KafkaConnectionError):
+        await bench.deleted(letter("ada", 0))
+    bench.topic.reads, bench.topic.fails_after = 0, math.inf
+    assert await bench.deleted(letter("ada", 0)) == [True]
+    assert bench.topic.reads == 1
+
+
+async def test_a_recreated_topic_has_deletions_of_its_own() -> None:
+    bench = Bench(records("bob", "bob", "-ada"))
+    assert await bench.deleted(letter("ada", 0)) == [True]
+    bench.id = UUID(int=2)
+    bench.topic.records[0] = records("ada", "bob", "eve")
+    assert await bench.deleted(letter("ada", 0)) == [False]
+
+
+async def test_a_letter_whose_record_was_compacted_away_counts_as_deleted_where_records_are() -> None:
+    left = records("ada", "bob", "eve")[1:]
+    assert await Bench(left, COMPACTED).deleted(letter("ada", 0), letter("bob", 1)) == [True, False]
+    assert await Bench(left, DELETED).deleted(letter("ada", 0), letter("bob", 1)) == [False, False]
+
+
+async def test_too_many_deletions_are_not_kept_in_memory() -> None:
+    bench = Bench(records("ada", "-bob", "-eve", "-joe"), max_tombstones=2)
+    with pytest.raises(RedriveNotNow, match="more than 2 keys were deleted on events"):
+        await bench.deleted(letter("ada", 0))
+    assert await bench.deleted(letter("ada", 2)) == [False]

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from litestar import Controller, get, post
@@ -27,10 +27,11 @@ from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, key_filter, read_time, view_of
 from apps.consumer.browsing.topic_search import Filter, newest
 from apps.consumer.redriving.actions import Action
+from apps.consumer.redriving.answers import Answer, Discards, Redrives, Restores
 from apps.consumer.redriving.letter_view import DeadLetter, show_letter
 from apps.consumer.redriving.letters import letter_of, owner_of
 from apps.consumer.redriving.marks import contains, last_outside, outside
-from apps.consumer.redriving.redrive import WHY_DELETED, Done, LetterPlace
+from apps.consumer.redriving.redrive import WHY_DELETED, Done
 from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts.record import Record
@@ -80,41 +81,6 @@ class Choice(msgspec.Struct, forbid_unknown_fields=True):
     offset: Number | None = None
 
 
-class Redrives(msgspec.Struct):
-    """The dead letters that were sent back, by their place among them.
-
-    `more` is whether there may be others to send back: fewer than asked for are when they are large. `would_redrive`
-    is how many would be sent back, with `dry_run=true`: nothing is sent then. `refused` were found and not sent back,
-    for the reason `refused_because`: their keys were deleted after them.
-    """
-
-    redriven: int
-    dead_letters: list[LetterPlace]
-    more: bool
-    would_redrive: int | None = None
-    refused: int = 0
-    refused_because: str | None = None
-
-
-class Discards(msgspec.Struct):
-    """The dead letters that were discarded, and whether there may be `more`; `would_discard` is for `dry_run=true`."""
-
-    discarded: int
-    dead_letters: list[LetterPlace]
-    more: bool
-    would_discard: int | None = None
-
-
-class Restores(msgspec.Struct):
-    """The dead letters that were restored, and whether there may be `more`; `would_restore` is for `dry_run=true`."""
-
-    restored: int
-    dead_letters: list[LetterPlace]
-    more: bool
-    would_restore: int | None = None
-
-
-Answer = TypeVar("Answer", Redrives, Discards, Restores)
 DryRun = Annotated[bool, Parameter(description="Change nothing, and answer how many it would be.")]
 Discarded = Annotated[bool, Parameter(description="Those that were discarded, which are not shown otherwise.")]
 

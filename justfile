@@ -15,6 +15,11 @@ default:
 demo:
     @{{python}} -m tools.demo
 
+# Runs the demo with services that start again when their code changes.
+[no-exit-message]
+dev:
+    @{{python}} -m tools.dev
+
 # Runs the demo with people kept in SQLite, exactly once: examples/sqlite.py.
 [no-exit-message]
 demo-database:

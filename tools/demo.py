@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from http import HTTPStatus
@@ -46,10 +46,14 @@ class DemoFailed(Exception):
     """Why the demo ends early, in one line."""
 
 
-def main(consumer: Sequence[str] = ("apps.consumer",), show_more: Callable[[], None] = lambda: None) -> None:
-    """Run the demo with a consumer, a module and its arguments; `show_more` is called after the records were consumed.
+def main(
+    producer: Sequence[str] = ("apps.producer",),
+    consumer: Sequence[str] = ("apps.consumer",),
+    show_more: Callable[[], None] = lambda: None,
+) -> None:
+    """Run the demo with two services, each a module and its arguments.
 
-    Ends with status 1 and one line when something is in its way.
+    `show_more` is called after the records were consumed. Ends with status 1 and one line when something is in its way.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tools").setLevel(logging.INFO)  # how far a download is
@@ -59,7 +63,8 @@ def main(consumer: Sequence[str] = ("apps.consumer",), show_more: Callable[[], N
         settings = read_settings(os.environ)
         _refuse_taken("PRODUCER_PORT", settings.producer_port)
         _refuse_taken("CONSUMER_PORT", settings.consumer_port)
-        with _kafka(settings) as bootstrap_servers, _services(bootstrap_servers, consumer) as services:
+        modules = {"producer": producer, "consumer": consumer}
+        with _kafka(settings) as bootstrap_servers, _services(bootstrap_servers, modules) as services:
             _show(settings, services)
             show_more()
             print("\nCtrl-C ends all of it.", flush=True)
@@ -100,12 +105,12 @@ def _kafka(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def _services(bootstrap_servers: str, consumer: Sequence[str]) -> Iterator[Services]:
+def _services(bootstrap_servers: str, modules: Mapping[str, Sequence[str]]) -> Iterator[Services]:
     """Run both services, each in a session of its own: Ctrl-C is for the demo, which then ends them."""
     environment = with_local_page(os.environ) | {"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "LOG_LEVEL": "WARNING"}
     services: list[Attached] = []
     try:
-        for name, module in {"producer": ("apps.producer",), "consumer": consumer}.items():
+        for name, module in modules.items():
             print(f"Starting the {name} ...", flush=True)
             services.append(Attached(*module, env=environment, start_new_session=True))
         yield services

@@ -17,7 +17,7 @@ def main() -> None:
     """Run the demo, and show what is in the tables."""
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         file = os.environ.setdefault("SQLITE_FILE", f"{folder}/people.db")
-        demo.main(("examples", "sqlite"), lambda: _show_tables(file))
+        demo.main(consumer=("examples", "sqlite"), show_more=lambda: _show_tables(file))
 
 
 def _show_tables(file: str) -> None:

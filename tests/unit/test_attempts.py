@@ -503,6 +503,22 @@ async def test_dead_letters_that_cannot_be_written_are_reported() -> None:
     assert stream.committed == {0: 0}
 
 
+async def test_letters_that_are_refused_hold_up_no_other_partition_even_at_their_first_attempt() -> None:
+    class Refusing(Stream):
+        async def _write(self, bad: Sequence[BadRecord]) -> None:
+            if any(one.record.partition == 0 for one in bad):
+                raise OSError("refused")
+            await super()._write(bad)
+
+    stream = Refusing(Handler(), give_way_s=LONG)
+    for partition in (0, 1):
+        stream.append(Stored(value=b"no event"), partition)
+    async with asyncio.timeout(LONG / 4):
+        await stream.turn()
+    assert stream.committed == {0: 0, 1: 1}
+    assert [letter.record.partition for letter in stream.letters] == [1]
+
+
 class WithoutLeader(Stream):
     """The dead-letter topic has no leader for partition 0: what is written there waits, until `has_leader`."""
 

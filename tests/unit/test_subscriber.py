@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, UnknownError
@@ -121,6 +122,16 @@ def test_no_record_whatever_it_holds_stops_its_neighbours(records: list[Stored])
     assert events == [EVENT]
     assert [letter.record for letter in bad] == records
     assert all(letter.tries == 1 for letter in bad)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(b'{"id": "\\ud800"', "truncated"), (encode(EVENT)[:-2] + b'\\ud800"}', "half of a surrogate pair at the end")],
+)
+def test_a_letter_gives_the_true_reason_for_half_of_a_surrogate_pair(value: bytes, said: str) -> None:
+    _, _, (bad,) = sort_out(EVENTS.decode, [Stored(value=value)])
+    assert isinstance(bad.error, msgspec.DecodeError)
+    assert said in str(bad.error)
 
 
 @given(st.lists(st.booleans(), max_size=40))

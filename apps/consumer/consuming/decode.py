@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
+from apps.chassis.http.json_faults import HALF_A_PAIR_FAULT, is_half_a_pair
 from apps.chassis.internals.fetched_batches import OversizedRecord, TooLarge
 from apps.consumer.consuming.dead_letters import BadRecord
 from contracts.record import Record
@@ -28,8 +31,13 @@ def sort_out(decode: Decode, records: Sequence[Record]) -> tuple[Sequence[Record
             good.append(record)
         except Exception as error:  # noqa: BLE001 - a bad record must not stop its neighbours
             # its traceback and this list would form a reference cycle
-            bad.append(BadRecord(record, error.with_traceback(None), tries=1))
+            bad.append(BadRecord(record, explained(error, record.value).with_traceback(None), tries=1))
     return good, values, bad
+
+
+def explained(error: Exception, value: bytes | None) -> Exception:
+    """Return a decoder's error, or the true one where it takes half of a surrogate pair for the end of the text."""
+    return msgspec.DecodeError(HALF_A_PAIR_FAULT) if value and is_half_a_pair(error, value) else error
 
 
 def decode_value(decode: Decode, record: Record) -> object:

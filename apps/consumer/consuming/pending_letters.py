@@ -65,9 +65,9 @@ class PendingLetters:
         return found
 
     async def write(self, bad: Sequence[BadRecord]) -> list[BadRecord]:
-        """Write dead letters; return those that are not written within 2 s, or were not before."""
-        if begun := self._begin(bad):
-            _, late = await asyncio.wait(begun, timeout=self._give_way_s)
+        """Write dead letters; return those that the first attempt has not written within 2 s, or that waited before."""
+        if tried := self._begin(bad):
+            _, late = await asyncio.wait(tried, timeout=self._give_way_s)
             if late and not self.trouble:
                 self._report(f"no acknowledgement within {self._give_way_s:g} s")
         return self.unwritten(bad)
@@ -106,8 +106,11 @@ class PendingLetters:
     def _has(self, one: BadRecord) -> bool:
         return identity_of(one.record) in self._letters.get(_partition_of(one.record), ())
 
-    def _begin(self, bad: Sequence[BadRecord]) -> list[asyncio.Task[None]]:
-        """Begin to write letters, but not in partitions with earlier ones that are not written yet."""
+    def _begin(self, bad: Sequence[BadRecord]) -> list[asyncio.Future[None]]:
+        """Begin to write letters, but not in partitions with earlier ones that are not written yet.
+
+        Return for each partition what is done after the first attempt.
+        """
         if not self._writing:
             self._trouble = self.error = self.failing_since = None
         begun: dict[Partition, list[BadRecord]] = {}
@@ -115,14 +118,17 @@ class PendingLetters:
             partition = _partition_of(one.record)
             if partition not in self._writing and not self._has(one):
                 begun.setdefault(partition, []).append(one)
+        tried = {partition: asyncio.get_running_loop().create_future() for partition in begun}
         for partition, letters in begun.items():
             self._letters.setdefault(partition, {}).update((identity_of(one.record), one) for one in letters)
             self._writing[partition] = asyncio.create_task(
-                self._write_until_done(partition, letters), name="dead letters"
+                self._write_until_done(partition, letters, tried[partition]), name="dead letters"
             )
-        return [self._writing[partition] for partition in begun]
+        return list(tried.values())
 
-    async def _write_until_done(self, partition: Partition, letters: Sequence[BadRecord]) -> None:
+    async def _write_until_done(
+        self, partition: Partition, letters: Sequence[BadRecord], tried: "asyncio.Future[None]"
+    ) -> None:
         for tries in count(2):
             try:
                 await self._write(letters)
@@ -131,6 +137,9 @@ class PendingLetters:
                 self._note_failure(error)
                 self.error = one_line(error)[:MAX_ERROR_CHARACTERS]
                 self._report(without_values(error))
+            finally:
+                if not tried.done():
+                    tried.set_result(None)
             await asyncio.sleep(min(self._retry.backoff_s(tries), MAX_BACKOFF_S))
         del self._writing[partition]
 

@@ -10,7 +10,7 @@ from litestar.datastructures import State
 from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
-from apps.chassis.audit import Audit
+from apps.chassis.audit import AUDIT, Audit
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.asyncapi import Operation, asyncapi_document
 from apps.chassis.http.authentication import Authenticator
@@ -86,7 +86,8 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     registry.register(watch := LoopWatch())
     audit = audit or Audit(name, registry)
     access = Access(authenticator := Authenticator(settings, name, registry), metrics_public=settings.metrics_public)
-    state = State({ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch, ACCESS: access})
+    common = {ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch}
+    state = State({**common, ACCESS: access, AUDIT: audit})
     app = Application(
         [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],
         dependencies=stream_dependencies(parts),

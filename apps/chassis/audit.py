@@ -1,12 +1,13 @@
 """Audit: who asked for which operator action, with which parameters, and how it ended.
 
 Every refused or failed one is a log line here; routes log what was done. With `AUDIT_TOPIC` each is a record too. No
-record holds a value or a key: of a text that may be one there is a hash.
+record holds a value or a key: of a text that may be one there is a hash. The newest are kept in memory.
 """
 
 import asyncio
 import logging
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from litestar.types import Scope
 from prometheus_client import CollectorRegistry, Counter
 
 from apps.chassis.background import Background
+from apps.chassis.http.authentication import SAFE_METHODS
 from apps.chassis.http.problems import ANSWERED
 from apps.chassis.http.request_body import DECODED_BODY
 from apps.chassis.http.roles import OPERATE, ROLE
@@ -36,6 +38,10 @@ log = logging.getLogger(__name__)
 PLAIN = frozenset({"stream", "limit", "partition", "offset", "from", "to", "before", "after", "accept", "dry_run"})
 """Parameters that are no part of a record; the text of others is hashed."""
 SHORT = re.compile(r"[A-Za-z0-9:.+_-]{1,64}")
+NEWEST = 100
+"""Records that are kept in memory."""
+AUDIT = "audit"
+"""The key of an application's state that holds its `Audit`."""
 WAITING = 1_000
 """Records that wait for Kafka; of more, the newest are lost, and counted."""
 LAST_RECORDS_S = 1.0
@@ -60,7 +66,11 @@ class AuditRecord(msgspec.Struct, kw_only=True):
 
 
 class Audit:
-    """Logs and records the operator actions of a service; `writer` is None without a topic for them."""
+    """Logs and records the operator actions of a service; `writer` is None without a topic for them.
+
+    `newest` are the last ones, the newest first. A call that was refused without an accepted key is not among them:
+    anyone could push the others out.
+    """
 
     def __init__(
         self,
@@ -69,6 +79,7 @@ class Audit:
         writer: TopicWriter | None = None,
         cluster: Cluster | None = None,
     ) -> None:
+        self.newest: deque[AuditRecord] = deque(maxlen=NEWEST)
         self._service = service
         self._writer = writer
         self._cluster = cluster
@@ -78,7 +89,7 @@ class Audit:
     def note(self, scope: Scope, status: int) -> None:
         """Note the end of a call, if it was an operator action; a `status` of 0 means that nothing was answered."""
         route: Any = scope.get("route_handler")
-        if route is None or route.opt.get(ROLE) != OPERATE or scope.get("method") == "OPTIONS":
+        if route is None or route.opt.get(ROLE) != OPERATE or scope.get("method") in SAFE_METHODS:
             return
         done = AuditRecord(
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -95,6 +106,8 @@ class Audit:
             stream = done.parameters.get("stream", "all streams")
             details = {"action": done.action, "stream": stream}
             log.info("an operator asked for %s of %s: %s: %s", done.action, stream, done.outcome, why, extra=details)
+        if done.who is not None or done.outcome != "refused":
+            self.newest.appendleft(done)
         if self._writer is not None:
             try:
                 self._waiting.put_nowait(done)

@@ -8,16 +8,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect
 from services import PATIENCE, Pipeline, Raw, Service, event, value_of
 
+from apps.consumer.browsing.record_view import View, show
+from apps.consumer.browsing.routes import StoredMessages
+from contracts.sensitive import Sensitive
+from contracts.stream import Stream
+from tests.batches import Stored
 from tests.handlers import REFUSED
 from tools.ports import free_ports
 
@@ -359,7 +365,7 @@ def test_the_page_survives_a_restart_of_the_service(page: Page, site: Site) -> N
 
 def test_who_signs_in_is_named_and_sees_what_their_key_allows(page: Page, site: Site, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("ada:the-key-that-reads roles=read\ngrace:the-key-of-grace roles=read,operate\n")
+    keys.write_text("ada:the-key-that-reads roles=read\ngrace:the-key-of-grace roles=read,read:sensitive,operate\n")
     nobody_listens = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
 
     def sign_in(key: str) -> None:
@@ -374,15 +380,44 @@ def test_who_signs_in_is_named_and_sees_what_their_key_allows(page: Page, site: 
         sign_in("a-key-of-nobody-at-all")
         expect(page.locator("#sign-in-said")).to_have_text("That failed: the key is not accepted")
         sign_in("the-key-that-reads")
-        expect(page.locator("#who")).to_have_text("ada: read")
+        expect(page.locator("#who")).to_have_text("ada: read (sensitive fields are masked)")
         expect(page.locator("#health")).to_contain_text("127.0.0.1:1")
         expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+        expect(page.locator("#actions")).to_be_hidden()
         assert page.evaluate("document.cookie") == ""
+        see_what_is_masked(page)
         page.get_by_role("button", name="Sign out").click()
         sign_in("the-key-of-grace")
-        expect(page.locator("#who")).to_have_text("grace: read, operate")
+        expect(page.locator("#who")).to_have_text("grace: read, read:sensitive, operate")
         page.get_by_role("button", name="Stop", exact=True).click()
         expect(page.locator("#control-said")).to_contain_text("the consumer is stopped")
+        expect(page.locator("#action-rows > tr").first).to_contain_text(re.compile("grace *stop *stream=events *done"))
+
+
+def answering(body: bytes) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(body=body, content_type="application/json")
+
+
+def see_what_is_masked(page: Page) -> None:
+    """Look at a record as the service shows it to a key without `read:sensitive`."""
+    kind = msgspec.defstruct("Kind", [("id", Annotated[str, Sensitive()]), ("mood", str)])
+    stream = Stream[Any]("events", kind, key=lambda one: one.id)
+    record = Stored(key=b"Sesame", value=b'{"id": "Sesame", "mood": "happy"}', headers=[("whose", b"Sesame")])
+    shown = show(View(stream.decode, stream.masking), record)
+    answer = StoredMessages(1, [shown], None, 1, None)
+    for path, content in {"messages?*": answer, "messages/0/0*": shown}.items():
+        page.route(f"**/consumers/{path}", answering(msgspec.json.encode(content)))
+    go_to(page, "Records")
+    row = page.locator("#record-list > tr")
+    expect(row).to_contain_text('masked{"id":"…","mood":"happy"}')
+    assert "read:sensitive" in str(row.get_by_text("masked").get_attribute("title"))
+    row.get_by_role("link").click()
+    expect(page.locator("#record")).to_contain_text("whose")
+    expect(page.locator("#record").get_by_text("masked")).to_be_visible()
+    expect(page.get_by_role("button", name="Send again")).to_have_count(0)
+    assert "Sesame" not in page.content()
+    page.unroute_all()
+    go_to(page, "Overview")
 
 
 def test_one_call_that_fails_or_hangs_hides_nothing_else(page: Page, site: Site) -> None:

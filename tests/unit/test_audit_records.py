@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from samples import until
 
 from apps.chassis import audit as module
-from apps.chassis.audit import WAITING, Audit
+from apps.chassis.audit import NEWEST, WAITING, Audit
 from apps.chassis.settings import WrongSetting, read_settings
 from tests.event_services import create_consumer
 
@@ -72,6 +72,23 @@ def test_each_operator_action_and_each_refused_one_is_noted_and_logged_once(
         "an operator asked for pause of events",
         *["an operator asked for pause of events: refused"] * 3,
     ]
+
+
+def test_the_last_operator_actions_are_shown_to_operators_and_strangers_cannot_push_them_out(
+    consumer: TestClient[Litestar], noted: list[dict[str, Any]]
+) -> None:
+    for key in (OPERATOR, READER, "a-key-of-nobody-at-all", None):
+        headers = {"X-API-Key": key} if key else {}
+        consumer.post("/consumers/pause?stream=events", headers=headers)
+        assert consumer.get("/consumers/actions", headers=headers).status_code in {200, 401, 403}
+    by_operator, by_reader, *_ = noted
+    shown = consumer.get("/consumers/actions", headers={"X-API-Key": OPERATOR}).json()
+    assert shown == {"actions": [by_reader, by_operator]}
+    assert consumer.get("/consumers/actions", headers={"X-API-Key": READER}).status_code == 403
+    for _ in range(NEWEST):
+        consumer.post("/consumers/resume", headers={"X-API-Key": OPERATOR})
+    shown = consumer.get("/consumers/actions", headers={"X-API-Key": OPERATOR}).json()
+    assert [one["action"] for one in shown["actions"]] == ["resume"] * NEWEST
 
 
 def test_an_operator_action_that_fails_is_noted_with_its_parameters_and_no_part_of_a_record(

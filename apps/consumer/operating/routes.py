@@ -13,6 +13,7 @@ from litestar import Controller, get, post
 from litestar.connection import Request
 from litestar.params import Parameter, SkipValidation
 
+from apps.chassis.audit import AUDIT, AuditRecord
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problem_kinds import NOT_NOW, OUT_OF_REACH
@@ -71,6 +72,12 @@ class Sought(msgspec.Struct):
     would_skip: int | None = None
 
 
+class Actions(msgspec.Struct):
+    """Operator actions, the newest first."""
+
+    actions: list[AuditRecord]
+
+
 Streams = SkipValidation[Mapping[str, StreamConsumer]]
 action = partial(post, status_code=HTTPStatus.OK, role=OPERATE)
 """Declares a route for an operator action."""
@@ -107,6 +114,17 @@ class OperatingController(Controller):
     async def group(self, served_stream: SkipValidation[StreamConsumer]) -> Group:
         """Show the whole group."""
         return await within(CALL_S, served_stream.group())
+
+    @get(
+        "/actions",
+        summary="The last operator actions on this instance",
+        description="The last 100 since its start, the newest first, without values. `AUDIT_TOPIC` keeps all of them.",
+        role=OPERATE,  # it names colleagues, and a hash of a short parameter can be guessed
+        responses=documented(),
+    )
+    async def actions(self, request: Request[Any, Any, Any]) -> Actions:
+        """Show the last operator actions."""
+        return Actions([*request.app.state[AUDIT].newest])
 
     @action("/start", summary="Join the group and consume", responses=ERRORS, operation_class=START_BODY)
     async def start(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:

@@ -28,9 +28,7 @@ export function go(to) {
 /** Call `listener` with the parameters of every new address. */
 export const onAddress = (listener) => listeners.push(listener);
 
-function changed() {
-  for (const listener of listeners) listener(address());
-}
+const changed = () => listeners.forEach((listener) => listener(address()));
 
 /** Follow links inside the page without a reload; links to another stream reload it. */
 function follow(event) {

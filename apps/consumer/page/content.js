@@ -3,6 +3,8 @@
 import { element } from "./dom.js";
 
 const ROW_CHARACTERS = 240; // characters of a value that its row shows
+export const MASK = "…"; // stands for a key, a header or an error that is masked
+const WHY_MASKED = "Sensitive fields, headers and errors are masked (…): your key lacks the role read:sensitive.";
 const CHARACTERS_BEFORE_MATCH = 25; // characters before a match, few enough that a narrow column shows the match
 
 /** A JSON value on one line; a plain string has no quotes. */
@@ -14,8 +16,8 @@ export function contentText(content) {
   return content.text ?? `base64 ${content.base64}`;
 }
 
-/** A key as text. */
-export const keyText = (key) => (typeof key === "string" ? key : contentText(key));
+/** A sign that something is masked, and why. */
+export const maskedSign = ({ masked }) => masked && element("small", { class: "masked", title: WHY_MASKED }, "masked");
 
 /** The value of a record as text: compact JSON when it was decoded, else its bytes; a deletion has none. */
 export const valueText = (record) =>

@@ -3,7 +3,7 @@
 import { addressOf } from "./address.js";
 import { post } from "./api.js";
 import { facts } from "./content.js";
-import { byId, confirmed, count, localTime, onSubmit, plural, report, rfc3339, say, time, turn } from "./dom.js";
+import { arrange, byId, cell, confirmed, count, element, localTime, onSubmit, plural, report, rfc3339, say, time, timeElement, turn } from "./dom.js";
 import { GONE } from "./looks.js";
 import { placeOf } from "./record.js";
 import { names, showPill, stream, title } from "./streams.js";
@@ -139,6 +139,16 @@ function showLine(id, text = "") {
   byId(id).hidden = text === "";
   byId(id).title = text;
   say(byId(id), text);
+}
+
+/** Show the last operator actions on this instance. */
+export function showActions({ actions }) {
+  byId("no-actions").hidden = actions.length > 0;
+  arrange(byId("action-rows"), actions, ({ at, request_id: id }) => `${at} ${id}`, (one) => {
+    const given = Object.entries(one.parameters).map(([name, value]) => `${name}=${String(value).slice(0, 25)}`);
+    const texts = [one.who ?? "–", one.action, given.join(" "), one.outcome];
+    return element("tr", {}, cell("time", timeElement(Date.parse(one.at))), ...texts.map((text) => cell("", text)));
+  });
 }
 
 /** Show that the state cannot be read, and why. */

@@ -2,7 +2,7 @@
 
 import { address, addressOf, Filters } from "./address.js";
 import { curlOf, get, post } from "./api.js";
-import { block, contentBlock, contentText, facts } from "./content.js";
+import { block, contentBlock, contentText, facts, MASK, maskedSign } from "./content.js";
 import { arrange, button, byId, cell, confirmed, count, element, inside, inUse, onExport, plural, report, say, time, timeElement, turn } from "./dom.js";
 import { GONE, look } from "./looks.js";
 import { actions, close, contents, fill, openingRow, placeOf, pointRows } from "./record.js";
@@ -78,10 +78,9 @@ export class DeadLetters {
     pointRows(this.#list, open);
     if (!open) return close(panel, this.#list);
     const letter = this.#letters.find((one) => placeOf(one) === open);
-    const heading = `Dead letter ${open.replace("-", " · ")}`;
     if (panel.dataset.open === open && !panel.hidden) return;
     panel.dataset.open = letter ? open : "";
-    fill(panel, heading, ...(letter ? partsOf(letter) : [element("p", { class: "muted" }, "It is not in the list: show older ones, or all.")]));
+    fill(panel, `Dead letter ${open.replace("-", " · ")}`, ...(letter ? partsOf(letter) : [element("p", { class: "muted" }, "It is not in the list: show older ones, or all.")]));
     if (letter) showChanges(letter, panel).catch(() => {}); // the letter itself is shown anyway
   }
 
@@ -166,7 +165,7 @@ export class DeadLetters {
       letter,
       cell("", free && box),
       "time",
-      cell("reason", ...reasonOf(letter)),
+      cell("reason", ...reasonOf(letter), " ", maskedSign(letter)),
       cell("from", origin.offset === null ? (origin.topic ?? UNKNOWN) : originLink(origin, `${origin.partition} · ${count(origin.offset)}`)),
       cell("code wide", contentText(letter.key)),
       cell("wide tries", triesOf(letter)),
@@ -236,7 +235,6 @@ function stateOf({ redriven, discarded, held, redrivable, group }) {
 }
 
 const originLink = (origin, text) => inside(addressOf("records", { open: placeOf(origin) }), text);
-
 const reasonOf = ({ error_type: type, error }) => [element("b", {}, words(type)), error ? `: ${error}` : ""];
 
 function partsOf(letter) {
@@ -251,8 +249,9 @@ function partsOf(letter) {
       contentText(letter.value),
       key,
       curlOf("consumers/dead-letters", { key, partition: letter.partition, limit: 10 }),
-      key !== null && inside(addressOf("dead", { key }), "Dead letters of this key"),
-      key !== null && inside(addressOf("records", { key }), "Records of this key"),
+      key !== null && key !== MASK && inside(addressOf("dead", { key }), "Dead letters of this key"),
+      key !== null && key !== MASK && inside(addressOf("records", { key }), "Records of this key"),
+      maskedSign(letter),
     ),
     facts([
       ["dead letter", element("span", {}, `partition ${letter.partition}, offset ${letter.offset}, `, timeElement(letter.timestamp))],
@@ -270,7 +269,7 @@ function partsOf(letter) {
 
 /** Show what changed since the previous dead letter of the same key, if there is one. */
 async function showChanges(letter, panel) {
-  if (letter.key === null || letter.key.text == null) return;
+  if (letter.key?.text == null || letter.key.text === MASK) return;
   const place = panel.querySelector(".changes");
   const { dead_letters: letters } = await get("consumers/dead-letters", { key: letter.key.text, limit: SHOWN });
   const before = letters[letters.findIndex((one) => placeOf(one) === placeOf(letter)) + 1];

@@ -32,9 +32,7 @@ export function arrange(list, items, keyOf, make, update = () => {}) {
     return child;
   });
   for (const child of there.values()) child.remove();
-  for (const [index, child] of wanted.entries()) {
-    if (list.children[index] !== child) list.insertBefore(child, list.children[index] ?? null);
-  }
+  wanted.forEach((child, index) => list.children[index] !== child && list.insertBefore(child, list.children[index] ?? null));
 }
 
 /** Whether the keyboard focus is in a list: then the list must not change. */
@@ -63,10 +61,7 @@ export const plural = (value, one, more) => `${count(value)} ${value === 1 ? one
 const wide = matchMedia("(width >= 40rem)");
 
 /** Open the folded forms on wide screens; on a phone they would fill the first screen. */
-function unfold() {
-  for (const fold of document.querySelectorAll(".fold")) fold.open = wide.matches;
-}
-
+const unfold = () => document.querySelectorAll(".fold").forEach((fold) => (fold.open = wide.matches));
 wide.addEventListener("change", unfold);
 unfold();
 

@@ -47,6 +47,7 @@ export function showHistory({ step_seconds: step, points: read }) {
 }
 
 const sorted = () => [...points.values()].sort((one, other) => one.at - other.at);
+const xOf = (at) => (((at - from) / (until - from)) * WIDTH).toFixed(1);
 
 /** Draw some kinds on one scale, and describe them in words. */
 function draw(name, all, kinds) {
@@ -67,8 +68,6 @@ function lineOf(all, kind, most) {
   };
   return all.filter((point) => point[kind] !== null).map(piece).join("");
 }
-
-const xOf = (at) => (((at - from) / (until - from)) * WIDTH).toFixed(1);
 
 /** Show the numbers at the time under the pointer. */
 function showPoint({ currentTarget, clientX }) {

@@ -46,9 +46,8 @@ function showFailing() {
 /** One line per reason; a service that is gone is a single reason. */
 function linesOfFailing() {
   const state = failing.get("state");
-  if (state?.gone) {
-    return [{ key: "gone", text: `Service gone since ${time(state.since)}: ${state.reason}. What is dimmed is from before. Trying again.` }];
-  }
+  const gone = state?.gone && `Service gone since ${time(state.since)}: ${state.reason}. What is dimmed is from before. Trying again.`;
+  if (gone) return [{ key: "gone", text: gone }];
   return [...Map.groupBy(failing, ([, { reason }]) => reason)].map(([reason, sources]) => {
     const names = sources.map(([source]) => source).join(", ");
     const since = Math.min(...sources.map(([, failed]) => failed.since));

@@ -2,7 +2,7 @@
 
 import { address, addressOf, onAddress } from "./address.js";
 import { get, getHealth } from "./api.js";
-import { control, showNoState, showStatus } from "./control.js";
+import { control, showActions, showNoState, showStatus } from "./control.js";
 import { DeadLetters } from "./dead_letters.js";
 import { byId } from "./dom.js";
 import { showHistory, showRate } from "./history.js";
@@ -10,7 +10,7 @@ import { look, poll } from "./looks.js";
 import { showLag } from "./partitions.js";
 import { Produce } from "./produce.js";
 import { Records } from "./records.js";
-import { SESSION } from "./session.js";
+import { may, SESSION } from "./session.js";
 import { names, showStreams, stream } from "./streams.js";
 
 const OTHERS = 5; // reads of the state per read of the health of the other streams
@@ -31,6 +31,7 @@ const onOverview = () => tab() === "overview";
 /** What is read, and the pause after each answer in milliseconds. */
 const STATE = { name: "state", pause: 1_000, read: readState, show: showState, lose: loseState };
 const GROUP = { name: "group", pause: 1_500, when: onOverview, read: () => get("consumers/group"), show: showGroup };
+const ACTIONS = { name: "operator actions", pause: 2_000, when: () => onOverview() && may("operate"), read: () => get("consumers/actions", { stream: "" }), show: showActions };
 const HISTORY = { name: "history", pause: 5_000, when: onOverview, read: () => get("consumers/history"), show: showHistory };
 
 /** Read status and health together, so that they are shown together. */
@@ -87,4 +88,4 @@ onAddress(() => {
   if (records.newest.when()) look(records.newest);
   if (onOverview()) look(GROUP);
 });
-for (const source of [SESSION, STATE, GROUP, HISTORY, records.newest]) poll(source.pause, () => look(source));
+for (const source of [SESSION, STATE, GROUP, HISTORY, ACTIONS, records.newest]) poll(source.pause, () => look(source));

@@ -41,14 +41,11 @@ function showMembers({ group_id: id, state, members }, ownMember) {
   });
 }
 
+const sayCells = ({ children }, first, ...texts) => texts.forEach((text, index) => say(children[first + index], text));
 const hostOf = ({ host }) => host.replace(/^\//, "");
 
 function newPartition(one) {
   const head = element("th", { scope: "row" }, String(one.partition));
   const meter = cell("meter", element("meter", { "aria-label": "Behind" }));
   return element("tr", {}, head, meter, cell("number"), cell("number wide"), cell("number wide"), cell(""));
-}
-
-function sayCells({ children }, first, ...texts) {
-  for (const [index, text] of texts.entries()) say(children[first + index], text);
 }

@@ -35,9 +35,8 @@ export class Produce {
   run() {
     if (producer === "") return;
     const create = byId("create");
-    onSubmit(create, ({ number }) =>
-      report(create.querySelector("output"), "Creating …", async () => created(await post(`${records}/generate?number=${number}`))),
-    );
+    const make = async (number) => created(await post(`${records}/generate?number=${number}`));
+    onSubmit(create, ({ number }) => report(create.querySelector("output"), "Creating …", () => make(number)));
     byId("new-record").addEventListener("click", () => this.open());
     this.#said.addEventListener("click", ({ target }) => target.closest("a") && this.#dialog.close());
     this.#form.addEventListener("input", ({ target }) => this.#check(target));

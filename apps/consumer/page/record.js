@@ -2,7 +2,7 @@
 
 import { addressOf, addressWith, go } from "./address.js";
 import { curlOf, get } from "./api.js";
-import { contentBlock, contentText, facts, keyText, valueText } from "./content.js";
+import { contentBlock, contentText, facts, MASK, maskedSign, valueText } from "./content.js";
 import { button, count, element, inside, plural, say, time, timeElement } from "./dom.js";
 
 /** The place of a record or dead letter, as the address names it. */
@@ -36,13 +36,13 @@ export async function showRecord(panel, open, sendAgain) {
     const [record, { failing_record: failing, failing_since: since, failures }] = await Promise.all([get(path), get("consumers/status").catch(() => ({}))]);
     const tried = `Its batch failed ${plural(failures, "time", "times")}, since ${time(Date.parse(since))}. Error of the handler: `;
     const text = valueText(record);
-    const key = record.key === null ? null : keyText(record.key);
+    const key = record.key === null ? null : contentText(record.key);
     const size = `${count(new TextEncoder().encode(text).length)} bytes${record.value ? " as compact JSON" : ""}`;
-    const again = record.value && button("Send again …", () => sendAgain(record.value), { "data-role": "send" });
-    const letters = key !== null && inside(addressOf("dead", { key }), "Dead letters of this key");
+    const again = record.value && !record.masked && button("Send again …", () => sendAgain(record.value), { "data-role": "send" });
+    const letters = key !== null && key !== MASK && inside(addressOf("dead", { key }), "Dead letters of this key");
     const like = record.error && inside(addressOf("dead", { reason: /^[^:]*:?/.exec(record.error)[0] }), "Dead letters like it");
     show(
-      actions(text, key, curlOf(path), again, letters, like),
+      actions(text, key, curlOf(path), again, letters, like, maskedSign(record)),
       facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", key ?? "null"], ["size", size]]),
       failing && placeOf(failing) === open && element("p", { class: "trouble" }, tried, failing.error),
       record.error && element("p", { class: "trouble" }, record.error),
@@ -57,7 +57,7 @@ export async function showRecord(panel, open, sendAgain) {
 
 /** The actions of a panel: copy buttons, and more. */
 export function actions(value, key, curl, ...more) {
-  const copies = [copyButton("Copy value", value), key !== null && copyButton("Copy key", key), copyButton("Copy curl", curl)];
+  const copies = [copyButton("Copy value", value), key !== null && key !== MASK && copyButton("Copy key", key), copyButton("Copy curl", curl)];
   return element("div", { class: "row" }, ...copies, ...more);
 }
 

@@ -2,7 +2,7 @@
 
 import { address, addressWith, Filters, go } from "./address.js";
 import { get } from "./api.js";
-import { brief, contentText, keyText, textOf, valueText } from "./content.js";
+import { brief, contentText, maskedSign, textOf, valueText } from "./content.js";
 import { arrange, byId, count, element, inUse, onExport, onSubmit, plural, report, say, time } from "./dom.js";
 import { close, openingRow, placeOf, pointRows, showRecord } from "./record.js";
 import { stream } from "./streams.js";
@@ -97,8 +97,7 @@ export class Records {
   #arrange(records) {
     this.#shown = records;
     this.#offerFields(records);
-    const wanted = this.#found?.filters.q ?? "";
-    arrange(this.#list, records, placeOf, (record) => recordRow(record, this.#columns, wanted));
+    arrange(this.#list, records, placeOf, (record) => recordRow(record, this.#columns, this.#found?.filters.q ?? ""));
     pointRows(this.#list, address().open);
   }
 
@@ -141,7 +140,7 @@ function csvOf(records) {
   const quoted = (value) => `"${safe(value).replaceAll('"', '""')}"`;
   const rows = records.map((one) => [
     ...places.map((name) => one[name]),
-    one.key === null ? "" : keyText(one.key),
+    one.key === null ? "" : contentText(one.key),
     ...fields.map((name) => one.value?.[name]),
     one.value ? "" : contentText(one.content),
   ]);
@@ -156,8 +155,8 @@ function recordRow(record, columns, wanted) {
     "time",
     named("partition", "number", String(record.partition)),
     named("offset", "number", String(record.offset)),
-    named("key", "code", keyText(record.key)),
+    named("key", "code", contentText(record.key)),
     ...columns.map(column),
-    named("value", "code value", record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(valueText(record), wanted)),
+    named("value", "code value", maskedSign(record), record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(valueText(record), wanted)),
   );
 }

@@ -3,6 +3,8 @@
 import { get, post } from "./api.js";
 import { byId, onSubmit, report, say } from "./dom.js";
 
+/** Whether they have a role; not known before that was read. */
+export const may = (role) => document.body.dataset.roles?.split(" ").includes(role);
 const producer = document.querySelector("meta[name=producer-url]").content;
 
 /** How the page reads who is signed in, and their roles. */
@@ -10,7 +12,7 @@ export const SESSION = { name: "session", pause: 10_000, read: () => get("sessio
 
 function showSession({ name, roles }) {
   document.body.dataset.roles = roles.join(" ");
-  say(byId("who"), name === null ? "" : `${name}: ${roles.join(", ")}`);
+  say(byId("who"), name === null ? "" : `${name}: ${roles.join(", ")}${roles.includes("read:sensitive") ? "" : " (sensitive fields are masked)"}`);
 }
 
 /** Sign in or out at this service, then at the producer, which may not know the key. */

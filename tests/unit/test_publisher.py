@@ -33,6 +33,7 @@ from apps.producer.publishing.lanes import (
 )
 from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
 from apps.producer.publishing.receipts import Receipt
+from apps.producer.publishing.refusals import Refusals
 from apps.producer.publishing.transport import Send, accelerated, publish
 from contracts.partitioning import partitions_of
 
@@ -1030,9 +1031,21 @@ async def test_a_refusal_is_reported_in_the_brokers_words_and_counts_until_the_p
         assert b.publisher.recent_refusal() is None
 
 
+def test_a_refusal_is_over_with_its_producer_or_once_any_partition_accepts_what_was_refused_for_the_topic() -> None:
+    refusals = Refusals()
+    refusals.add(0, errors.OutOfOrderSequenceNumber(), "a recreated topic knows no such number")
+    assert refusals.newest() is None
+    refusals.add(0, errors.TopicAuthorizationFailedError(), "no permission")
+    refusals.add(1, errors.InvalidTimestampError(), "Timestamp 5 is out of range")
+    refusals.clear(2)
+    assert refusals.newest() == "Timestamp 5 is out of range"
+    refusals.clear(1)
+    assert refusals.newest() is None
+
+
 async def test_a_refusal_counts_no_longer_when_nothing_was_refused_for_a_while() -> None:
     async with bench() as b:
-        b.route.refusals.add(0, "Timestamp 5 is out of range")
+        b.route.refusals.add(0, errors.InvalidTimestampError(), "Timestamp 5 is out of range")
         assert b.publisher.recent_refusal()
         b.route.refusals.recent_s = 0.0
         assert b.publisher.recent_refusal() is None

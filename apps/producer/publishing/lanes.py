@@ -208,7 +208,7 @@ class Lane:
         unwritten = isinstance(error, Throttled) or (first_attempt and refused)
         batch.settle(error=why, outcome="not_written" if unwritten else "unknown")
         if refused:
-            route.refusals.add(self._partition, why)
+            route.refusals.add(self._partition, error, why)
         reason = f"{route.topic} refused a batch: {why if said else without_values(error)}"
         route.connection.replace(batch.broker, reason)
 

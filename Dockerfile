@@ -6,8 +6,9 @@
 # Without --target it is the producer; `docker run IMAGE python -m apps.consumer` runs the other one. It listens on all
 # addresses, and so does not start without API_KEY, API_KEY_FILE, or ALLOW_ANONYMOUS=true.
 
-FROM python:3.11-slim-bookworm AS build
-RUN pip install --no-cache-dir --root-user-action=ignore uv==0.13.9
+FROM python:3.11.17-slim-bookworm@sha256:2333bd330d12de02514770b3585cad313644316047cdee24a7acfdece6de6efb AS build
+COPY .ci/uv.txt uv.txt
+RUN pip install --no-cache-dir --root-user-action=ignore --require-hashes --requirement uv.txt
 ENV UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=/opt/people
 WORKDIR /build
 RUN uv venv "$VIRTUAL_ENV"
@@ -20,7 +21,7 @@ COPY contracts contracts
 COPY apps apps
 RUN uv pip install . --no-deps --build-constraint requirements.lock && uv pip check
 
-FROM python:3.11-slim-bookworm AS runtime
+FROM python:3.11.17-slim-bookworm@sha256:2333bd330d12de02514770b3585cad313644316047cdee24a7acfdece6de6efb AS runtime
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin people
 COPY --from=build /opt/people /opt/people
 ENV PATH=/opt/people/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0

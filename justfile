@@ -116,8 +116,9 @@ schema *arguments:
     @{{python}} -m tools.schema "$@"
     @{{python}} -m tools.scaling
 
-# Writes requirements.lock from pyproject.toml; --upgrade takes newer versions.
+# Writes requirements.lock from pyproject.toml, and .ci/uv.txt; --upgrade takes newer versions.
 lock *arguments:
+    uv pip compile .ci/uv.in --universal --generate-hashes --no-annotate --no-header --quiet --output-file .ci/uv.txt
     uv pip compile pyproject.toml --extra tracing --extra oidc --group dev --group kafka --group audit --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
 
 # Downloads Kafka's jars and writes their hashes to tools/kafka_jars.sha256, after an upgrade of Kafka.

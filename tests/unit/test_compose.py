@@ -15,6 +15,7 @@ from apps.chassis.settings import Settings
 from tools.kafka_distribution import KAFKA_VERSION
 
 COMPOSE = Path(__file__).parents[2] / "compose.yaml"
+PINNED = r"[a-z0-9./-]+:v?\d+\.\d+\.\d+[a-z-]*@sha256:[0-9a-f]{64}"
 
 
 class Service(msgspec.Struct):
@@ -63,15 +64,29 @@ def test_compose_yaml_follows_the_compose_specification() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_every_image_is_pinned_to_a_version(compose: Compose) -> None:
+def test_every_image_is_pinned_to_a_version_and_its_content(compose: Compose) -> None:
     for service in compose.services.values():
         assert (service.image is None) != (service.build is None)
         if service.image:
-            assert re.fullmatch(r"[a-z0-9./-]+:v?\d+\.\d+\.\d+", service.image)
+            assert re.fullmatch(PINNED, service.image)
+    bases = re.findall(r"(?m)^FROM (\S+:\S+)", (COMPOSE.parent / "Dockerfile").read_text())
+    assert len(bases) == 2
+    assert all(re.fullmatch(PINNED, base) for base in bases)
+
+
+def test_every_action_of_the_workflows_is_pinned_to_a_commit() -> None:
+    used = [
+        line
+        for file in (COMPOSE.parent / ".github" / "workflows").iterdir()
+        for line in file.read_text().splitlines()
+        if "uses:" in line
+    ]
+    assert used
+    assert [line for line in used if not re.fullmatch(r" +- uses: [\w/-]+@[0-9a-f]{40} # v[\d.]+", line)] == []
 
 
 def test_the_brokers_run_the_same_kafka_as_the_local_one(brokers: dict[str, Service]) -> None:
-    assert {broker.image for broker in brokers.values()} == {f"apache/kafka:{KAFKA_VERSION}"}
+    assert {str(broker.image).partition("@")[0] for broker in brokers.values()} == {f"apache/kafka:{KAFKA_VERSION}"}
 
 
 def test_nothing_is_published_beyond_this_machine(compose: Compose) -> None:

@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,13 +13,25 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = ("apps", "contracts")
 
 
+def built(root: Path, folder: Path) -> Path:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (file,) = folder.glob("*.whl")
-    return ZipFile(file)
+    return ZipFile(built(ROOT, tmp_path_factory.mktemp("wheel")))
+
+
+def test_the_same_sources_make_the_same_wheel_whenever_and_wherever_it_is_built(wheel: ZipFile, tmp_path: Path) -> None:
+    for name in SHIPPED:
+        shutil.copytree(ROOT / name, tmp_path / name, copy_function=shutil.copyfile)  # with other times and modes
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    assert wheel.filename is not None
+    assert built(tmp_path, tmp_path / "dist").read_bytes() == Path(wheel.filename).read_bytes()
 
 
 def test_the_wheel_holds_every_file_of_the_services_and_nothing_else(wheel: ZipFile) -> None:

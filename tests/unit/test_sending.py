@@ -21,11 +21,11 @@ from samples import EVENT, LONG, an_event, as_json, everything_else_has_run, fie
 from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
 from apps.chassis.http.repeated_names import check_names
 from apps.producer.generating.generators import CannotGenerate, generator_of
-from apps.producer.publishing import calls, values
+from apps.producer.publishing import calls, lines, values
 from apps.producer.publishing.calls import generate_and_send, send_records
 from apps.producer.publishing.deliveries import Delivery, Span
 from apps.producer.publishing.in_order import CHUNKS_ON_THE_WAY, in_order
-from apps.producer.publishing.lines import BAD_LINE_BYTES, MAX_LINES, send_lines, split_lines
+from apps.producer.publishing.lines import BAD_LINE_BYTES, MAX_LINES, read_lines, send_lines, split_lines
 from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
 from apps.producer.publishing.receipts import Answer, BadLine, Receipt
 from apps.producer.publishing.values import BadRecords, read_line, read_records, to_records
@@ -388,7 +388,7 @@ async def split(body: bytes, cuts: Sequence[int], longest: int) -> list[bytes | 
 
 
 @given(
-    st.text("ab\n", max_size=60).map(str.encode),
+    st.text("ab\n \r", max_size=60).map(str.encode),
     st.lists(st.integers(0, 60), max_size=20),
     st.integers(1, 8),
 )
@@ -396,7 +396,24 @@ async def test_wherever_a_body_is_cut_its_lines_are_the_same(body: bytes, cuts: 
     lines = body.split(b"\n")
     if not lines[-1]:
         lines.pop()
-    assert await split(body, cuts, longest) == [None if len(each) > longest else each for each in lines]
+    for found, line in zip(await split(body, cuts, longest), lines, strict=True):
+        assert found == (None if len(line) > longest else line) or (found == b"" and not line.strip())
+
+
+@pytest.mark.parametrize("blank", [b"\n", b" \r\n"])
+async def test_blank_lines_are_counted_and_neither_read_nor_sent_however_many_they_are(
+    blank: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def read_and_note(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401 - of `read_lines`
+        read.append(arguments[2])
+        return read_lines(*arguments, **more)
+
+    monkeypatch.setattr(lines, "read_lines", read_and_note)
+    answers = await answers_to(FakePublisher(), *[blank * 2_000] * 50, b"no event\n")
+    assert [answer.line for answer in answers if isinstance(answer, BadLine)] == [100_001]
+    assert read == [100_001]
 
 
 async def test_lines_come_as_soon_as_they_have_ended() -> None:

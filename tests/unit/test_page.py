@@ -152,6 +152,16 @@ def test_behind_a_prefix_an_origin_alone_leads_to_no_live_page() -> None:
         assert "live page" not in client.get("/").text
 
 
+@pytest.mark.parametrize("asked", [{"Method": "PUT"}, {"Method": "POST", "Headers": "x-other"}])
+def test_what_cors_does_not_allow_is_refused_by_a_problem(
+    asked: dict[str, str], producer: TestClient[Litestar]
+) -> None:
+    headers = {f"Access-Control-Request-{name}": value for name, value in asked.items()}
+    answer = producer.options("/producers/events", headers={"Origin": PAGE, **headers})
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+    assert "CORS" in answer.json()["detail"]
+
+
 def test_a_page_without_a_key_learns_that_it_needs_one() -> None:
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", cors_origins=PAGE, api_key="a-key-of-operators")
     with TestClient(create_producer(settings)) as client:

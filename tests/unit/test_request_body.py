@@ -1,5 +1,6 @@
 """What a request body means to both services, whichever call it is sent to."""
 
+import asyncio
 import errno
 import gzip
 import threading
@@ -14,7 +15,7 @@ import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 from litestar.types import ASGIApp
-from samples import as_json, fields_of_an_event
+from samples import LONG, as_json, fields_of_an_event
 from serving import answered
 
 from apps.chassis.http.admission import Limit
@@ -256,6 +257,13 @@ def test_a_body_that_decodes_to_too_much_is_refused(
     assert "larger than 16777216" in detail_of(producer.post(EVENTS, content=bomb(17), headers=JSON | encoded), 413)
     assert "200 times" in detail_of(producer.post(EVENTS, content=bomb(70), headers=NDJSON | encoded), 413)
     assert "larger than 65536" in detail_of(consumer.post(SEEK, content=bomb(1), headers=JSON | encoded), 413)
+
+
+@pytest.mark.anyio
+async def test_a_body_whose_length_is_too_large_is_refused_before_any_of_it_is_here() -> None:
+    async with asyncio.timeout(LONG):
+        sent = await answered(EVENTS, JSON | {"content-length": "99999999999"}, silent=True)
+    assert sent[0]["status"] == 413
 
 
 def test_a_body_of_very_many_gzip_members_without_content_is_refused_for_it_would_never_reach_a_limit(

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from itertools import pairwise
+from operator import attrgetter
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
@@ -398,6 +399,15 @@ async def test_wherever_a_body_is_cut_its_lines_are_the_same(body: bytes, cuts: 
         lines.pop()
     for found, line in zip(await split(body, cuts, longest), lines, strict=True):
         assert found == (None if len(line) > longest else line) or (found == b"" and not line.strip())
+
+
+def test_a_record_that_no_call_could_delete_is_refused_where_records_can_be_deleted() -> None:
+    body = b"[" + as_json(text="1") + b"," + as_json(text="") + b"]"
+    key_of = attrgetter("text")
+    assert read_values(Stream("kept", Event, key=key_of), body)
+    with pytest.raises(BadRecords, match="the key is empty") as raised:
+        read_values(Stream("deleted", Event, key=key_of, deletes=True), body)
+    assert raised.value.path == "$[1]"
 
 
 @pytest.mark.parametrize("blank", [b"\n", b" \r\n"])

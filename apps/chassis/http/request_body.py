@@ -120,6 +120,8 @@ async def read_whole(
         body = _without_mark(piece)
         check(len(body))
     else:
+        if not head.coding:
+            check(int(headers_of(request.scope).get(b"content-length", b"0")))
         body = await _read_arriving(request, head, share, check)
     share.require(times_in_memory * len(body))
     return body

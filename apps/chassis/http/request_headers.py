@@ -1,5 +1,6 @@
 """Reads the head of a request: its headers once for all that look at them, and what no call may have."""
 
+import re
 from http import HTTPStatus
 
 from litestar.plugins.problem_details import ProblemDetailsException
@@ -9,6 +10,8 @@ from apps.chassis.http.problems import problem
 
 HEADERS = "headers_by_name"
 """Set in the scope of a request: its headers by name."""
+NO_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+"""A `%` in a path that the server leaves as it is: it would name another record than the caller means."""
 GIVEN_ONCE = (
     "Host",
     "X-API-Key",
@@ -40,9 +43,11 @@ def find_fault(scope: Scope) -> ProblemDetailsException | None:
 
     HTTP/1.0 has requests without a host (RFC 9112, section 3.2).
     """
-    path = scope.get("raw_path") or scope["path"].encode()
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
     if b"//" in path or (b"%" in path and b"%2f" in path.lower()):  # Litestar would take both for one slash
         return problem(HTTPStatus.NOT_FOUND, "no path here has an empty segment or an encoded slash")
+    if b"%" in path and NO_ESCAPE.search(path):
+        return problem(HTTPStatus.BAD_REQUEST, "the path has a % without two hexadecimal digits behind it: send %25")
     if "\ufffd" in scope["path"]:  # the server puts it where bytes are no UTF-8: they would name another record
         return problem(HTTPStatus.BAD_REQUEST, "the path is not UTF-8, or has the character U+FFFD")
     given = headers_of(scope)

@@ -39,6 +39,7 @@ Litestar's reading of parameters, which it skips, takes a tenth of a short call.
 UNLIMITED = "unlimited"
 """The option of a route that is answered under any load: `@get(..., unlimited=True)`."""
 CUT_OFF = "the service has ended before the call was done; a part of it may have been done"
+DISALLOWED = "pages of other origins may not make this call: CORS does not allow its method or a header of it"
 RETRY = {"Retry-After": RETRY_AFTER}
 made_up = Random()  # noqa: S311 - an id is no secret, and the system's randomness is a system call
 
@@ -83,10 +84,9 @@ class RequestMiddleware:
             start: Any = message
             body: Any = None
             own = dict(message["headers"])
-            size = int(own.get(b"content-length", 0))
-            if size > SMALL_ANSWER_BYTES and not self._has_room_for(size, scope):
+            if error := self._refusal_of(scope, message["status"], int(own.get(b"content-length", 0))):
                 refused = True
-                start, body = self._events_of(problem(BUSY, self._limit.describe(scope)))
+                start, body = self._events_of(error)
                 own = dict(start["headers"])
             status = start["status"]
             start["headers"] = [*start["headers"], *missing_security_headers(own), (REQUEST_ID, name)]
@@ -126,9 +126,17 @@ class RequestMiddleware:
         for message in self._events_of(error):
             await send(message)
 
-    def _has_room_for(self, size: int, scope: Scope) -> bool:
-        """Count a large answer. Return False when there is no room for it and its call changed nothing."""
-        return self._limit.count_answer(scope, size, refusable=scope.get("method") in SAFE_METHODS)
+    def _refusal_of(self, scope: Scope, status: int, size: int) -> ProblemDetailsException | None:
+        """Return the problem to answer instead of an answer.
+
+        A large one is counted. When there is no room for it and its call changed nothing, it is not sent.
+        """
+        if size > SMALL_ANSWER_BYTES:
+            has_room = self._limit.count_answer(scope, size, refusable=scope.get("method") in SAFE_METHODS)
+            return None if has_room else problem(BUSY, self._limit.describe(scope))
+        if status == HTTPStatus.BAD_REQUEST and scope.get("method") == "OPTIONS":
+            return problem(HTTPStatus.BAD_REQUEST, DISALLOWED)  # Litestar says it in plain text
+        return None
 
     def _events_of(self, error: ProblemDetailsException) -> tuple[Any, Any]:
         """Return the ASGI events that answer a problem."""

@@ -129,6 +129,8 @@ def to_records(
     for index, (key, value) in enumerate(zip(keys, encoded, strict=True)):
         if stream.nests_freely and is_too_deep(value):
             raise BadRecords(where.format(index), f"the record is nested more than {MAX_DEPTH} levels deep")
+        if not key and stream.deletes:
+            raise BadRecords(where.format(index), "the key is empty: no call could delete the record")
         if len(key) + len(value) > max_record_bytes:
             size = len(key) + len(value)
             raise BadRecords(where.format(index), f"the record has {size} bytes, expected at most {max_record_bytes}")

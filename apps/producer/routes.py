@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from litestar import Controller, Router, delete, get, post
@@ -44,11 +44,15 @@ from apps.producer.publishing.values import BadRecords, memory_of, read_records
 from apps.producer.stream_producer import StreamProducer
 from contracts.stream import Stream
 
+T = TypeVar("T")
+
 MAX_GENERATED = 100_000
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Most bytes of a JSON body; lines of JSON have no limit."""
 LARGE_BODY_BYTES = 1024 * 1024
 """A larger JSON body is read in a thread: it may take seconds, and other calls go on meanwhile."""
+READING_TURN_S = 2.0
+"""Seconds that a large body waits to be read: they share one processor core, and the time of all would be too long."""
 MAX_DECODED_BYTES = 192 * 1024 * 1024
 """Most bytes of memory that the values of a JSON body may take: small ones take 26 times as much as their JSON."""
 MAX_RECORDS = 200_000
@@ -240,13 +244,26 @@ async def send_values(
     read = partial(read_records, stream, body, publisher.max_record_bytes)
     if len(body) > LARGE_BODY_BYTES:
         require_memory(request, body)
-        keys, values = await asyncio.to_thread(read)
+        keys, values = await read_in_turn(producer.reading, read)
     else:
         keys, values = read()
     if len(keys) > MAX_RECORDS:
         detail = f"the body has {len(keys)} records, expected at most {MAX_RECORDS}{SEND_LINES}"
         raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
     return _answer(await send_records(publisher, keys, values, since=since))
+
+
+async def read_in_turn(turn: asyncio.Semaphore, read: Callable[[], T], within_s: float = READING_TURN_S) -> T:
+    """Read a large body in a thread, one after the other. Raises 503 when others take too long."""
+    try:
+        async with asyncio.timeout(within_s):
+            await turn.acquire()
+    except TimeoutError:
+        raise problem(BUSY, "too many large bodies are being read: send fewer records at a time") from None
+    try:
+        return await asyncio.to_thread(read)
+    finally:
+        turn.release()
 
 
 def require_memory(request: Request[Any, Any, Any], body: bytes) -> None:

@@ -28,7 +28,10 @@ GENERATING_CALLS = 2
 
 
 class StreamProducer:
-    """Publishes one stream, independently of others. `turns` are those of the calls that generate its values."""
+    """Publishes one stream, independently of others.
+
+    `turns` are those of the calls that generate its values, `reading` is that of the one whose large body is read.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917 - its parts
         self,
@@ -43,6 +46,7 @@ class StreamProducer:
         self.stream = stream
         self.spools = Spools()
         self.turns = asyncio.Semaphore(GENERATING_CALLS)
+        self.reading = asyncio.Semaphore()
         topic = settings.of(stream).topic
         self._background = Background()
         self._cluster = kafka.cluster(for_purpose(options, "admin"), [record_topic(settings.of(stream), "write")])

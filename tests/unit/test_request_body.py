@@ -13,18 +13,19 @@ import httpx
 import msgspec
 import pytest
 from litestar import Litestar
+from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.testing import TestClient
 from litestar.types import ASGIApp
-from samples import LONG, as_json, fields_of_an_event
+from samples import LONG, as_json, fields_of_an_event, until
 from serving import answered
 
-from apps.chassis.http.admission import Limit
+from apps.chassis.http.admission import Limit, Share, UnsentAnswers
 from apps.chassis.http.spool import Spools
 from apps.chassis.settings import read_settings
 from apps.producer.app import create_app
 from apps.producer.publishing.lanes import Limits
 from apps.producer.publishing.values import memory_of
-from apps.producer.routes import MAX_RECORDS
+from apps.producer.routes import MAX_RECORDS, read_in_turn
 from contracts.stream import Stream
 from tests.event_services import create_producer
 
@@ -451,6 +452,31 @@ def test_a_large_body_is_read_while_other_calls_go_on() -> None:
         assert client.post("/producers/watched", json=[{"id": "large", "text": "a" * 2_000_000}]).status_code != 500
     assert read_in
     assert of_the_loop not in read_in
+
+
+@pytest.mark.anyio
+async def test_large_bodies_are_read_one_after_the_other_and_one_that_waits_too_long_is_refused() -> None:
+    turn, may_end = asyncio.Semaphore(), threading.Event()
+    first = asyncio.create_task(read_in_turn(turn, lambda: may_end.wait(LONG)))
+    await until(turn.locked)
+    with pytest.raises(ProblemDetailsException, match="too many large bodies") as raised:
+        await read_in_turn(turn, int, within_s=0.01)
+    second = asyncio.create_task(read_in_turn(turn, int, within_s=LONG))
+    may_end.set()
+    assert (raised.value.status_code, await first, await second) == (503, True, 0)
+
+
+@pytest.mark.anyio
+async def test_a_body_that_finds_no_room_is_not_copied() -> None:
+    limit = Limit(40_000_000)
+    Share(limit, UnsentAnswers()).require(30_000_000)
+    app = create_producer(read_settings({}), admission=limit)
+    pieces = [b" " * 65_536] * 64
+    tracemalloc.start()
+    sent = await answered(EVENTS, JSON, *pieces, app=app)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (sent[0]["status"], peak // 2**20 < 6) == (503, True)
 
 
 def test_more_records_than_memory_is_counted_for_are_refused(producer: TestClient[Litestar]) -> None:

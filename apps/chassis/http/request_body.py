@@ -117,19 +117,19 @@ async def read_whole(
     check = partial(_check_piece, head.media_type, accepted, max_bytes, hint)
     if request.scope.get(ALL_HERE) and not head.coding:  # the server has all of it: a small one costs a third
         piece, _ = await _receive(request, None, math.inf)
-        body = _without_mark(piece)
+        body: bytes | bytearray = _without_mark(piece)
         check(len(body))
     else:
         if not head.coding:
             check(int(headers_of(request.scope).get(b"content-length", b"0")))
         body = await _read_arriving(request, head, share, check)
     share.require(times_in_memory * len(body))
-    return body
+    return bytes(body)
 
 
 async def _read_arriving(
     request: Request[Any, Any, Any], head: BodyHead, share: Share, check: Callable[[int], None]
-) -> bytes:
+) -> bytearray:
     body = bytearray()
     async for piece in read_pieces(request, head, until=time.monotonic() + share.slow_body_s):
         body += piece
@@ -137,7 +137,7 @@ async def _read_arriving(
         if not share.set_arriving(len(body)):
             raise share.busy()
     share.set_arriving(0)
-    return bytes(body)
+    return body
 
 
 def _check_piece(media_type: str, accepted: Collection[str], max_bytes: int, hint: str, size: int) -> None:

@@ -285,6 +285,8 @@ def _settings(broker: _Broker, cluster: Sequence[_Broker], more: Mapping[str, st
         "transaction.state.log.num.partitions=6",
         # 128 MiB by default, half of the heap.
         "log.cleaner.dedupe.buffer.size=4194304",
+        # 15 s by default: who tries out compaction should see it soon.
+        "log.cleaner.backoff.ms=1000",
     ]
     if copies > 1:  # others notice its death in 3 s; a lone broker that stalls for 3 s should not lose its lease
         lines += ["broker.session.timeout.ms=3000", "broker.heartbeat.interval.ms=500"]

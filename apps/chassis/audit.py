@@ -1,7 +1,8 @@
-"""Audit: who asked for which operator action, with which parameters, and how it ended.
+"""Audit: who asked for which operator action or deletion, with which parameters, and how it ended.
 
-Every refused or failed one is a log line here; routes log what was done. With `AUDIT_TOPIC` each is a record too. No
-record holds a value or a key: of a text that may be one there is a hash. The newest are kept in memory.
+Every refused or failed action is a log line here; routes log what was done. With `AUDIT_TOPIC` each action, and each
+deletion of a record, is a record too. No record holds a value or a key: of a text that may be one there is a hash. The
+newest are kept in memory.
 """
 
 import asyncio
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 PLAIN = frozenset({"stream", "limit", "partition", "offset", "from", "to", "before", "after", "accept", "dry_run"})
 """Parameters that are no part of a record; the text of others is hashed."""
+DELETE = "DELETE"
+"""The method of calls that delete a record."""
 SHORT = re.compile(r"[A-Za-z0-9:.+_-]{1,64}")
 NEWEST = 100
 """Records that are kept in memory."""
@@ -87,21 +90,23 @@ class Audit:
         self._lost = Counter("audit_records_lost", "Audit records that were not written.", registry=registry)
 
     def note(self, scope: Scope, status: int) -> None:
-        """Note the end of a call, if it was an operator action; a `status` of 0 means that nothing was answered."""
+        """Note the end of a call, if it was an operator action or a deletion; a `status` of 0: nothing was answered."""
         route: Any = scope.get("route_handler")
-        if route is None or route.opt.get(ROLE) != OPERATE or scope.get("method") in SAFE_METHODS:
+        is_deletion, is_safe = scope.get("method") == DELETE, scope.get("method") in SAFE_METHODS
+        is_action = route is not None and route.opt.get(ROLE) == OPERATE and not is_safe
+        if not is_action and (route is None or not is_deletion):
             return
         done = AuditRecord(
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             service=self._service,
             who=key_name.get(),
-            action=str(scope["path"]).rsplit("/", 1)[-1],
-            parameters=_parameters_of(scope),
+            action=DELETE.lower() if is_deletion else str(scope["path"]).rsplit("/", 1)[-1],
+            parameters=_deleted_by(scope) if is_deletion else _parameters_of(scope),
             outcome=_outcome_of(status),
             status=status,
             request_id=request_id.get(),
         )
-        if done.outcome != "done":
+        if is_action and done.outcome != "done":
             why = "the request is invalid" if status in INVALID else scope.get(ANSWERED, "the caller has gone")
             stream = done.parameters.get("stream", "all streams")
             details = {"action": done.action, "stream": stream}
@@ -179,6 +184,12 @@ def _parameters_of(scope: Scope) -> Mapping[str, Any]:
         name: value if name in PLAIN and SHORT.fullmatch(str(value)) else _hash_of(value)
         for name, value in given.items()
     }
+
+
+def _deleted_by(scope: Scope) -> Mapping[str, Any]:
+    """Return the stream of a deletion, and the hash of the key: the last two segments of the path."""
+    _, stream, key = str(scope["path"]).rsplit("/", 2)
+    return {"stream": stream, "key": _hash_of(key)}
 
 
 def _hash_of(text: object) -> str:

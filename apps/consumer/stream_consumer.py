@@ -86,7 +86,7 @@ class StreamConsumer:
         self.dead_reader = kafka.reader(reading, own.dead_letter_topic)
         self._dead_letters = self._new_dead_letters(kafka)
         self.redriver = self._new_redriver(kafka)
-        self.window, write = Window(settings.window_size), self._dead_letters.write
+        self.window, write = Window(settings.window_size, deletes=stream.deletes), self._dead_letters.write
         self.consumption = Consumption(
             stream.decode, self.window.extend, handle, write, traces, policy, group=own.group_id, resource=resource
         )

@@ -8,6 +8,7 @@ from typing import Any
 from litestar import Litestar
 
 from apps.chassis.application import build_application
+from apps.chassis.audit import audit_of
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.asyncapi import Operation
 from apps.chassis.http.authorization import cors
@@ -70,6 +71,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         traces=traces,
         ending=ending,
         admission=admission,
+        audit=audit_of(settings, SERVICE, client_options(settings, SERVICE), kafka, registry) if deletes else None,
         cors_config=cors(settings.allowed_origins, ("GET", "POST", *(("DELETE",) if deletes else ()))),
     )
 

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from confidential import MARK
 from services import REDRIVE, Pipeline, Raw, event, wait_until
 
 from contracts.dead_letter import POISON, DeadLetter
@@ -75,3 +76,43 @@ def test_a_deleted_record_is_not_sent_back_by_any_redrive_even_of_a_consumer_tha
             assert (answer["redriven"], answer["refused"]) == (0, 1)
             assert "older than a deletion of its key" in answer["refused_because"]
     assert [record.key for record in pipeline.records() if record.value == b"a letter"] == [b"bob"]
+
+
+def test_of_a_forgotten_person_nothing_is_left_but_the_key(pipeline: Pipeline, tmp_path: Path) -> None:
+    compacted = {"segment_ms": "100", "min_cleanable_dirty_ratio": "0.01", "max_compaction_lag_ms": "100"}
+    pipeline.create_topic(1, cleanup_policy="compact", **compacted)
+    topics = pipeline.topic, pipeline.dead_letter_topic, f"{pipeline.dead_letter_topic}-redriven"
+    environment = {"EVENTS_PARTITIONS": "1", "LEDGER": str(tmp_path / "ledger")}
+    with (
+        pipeline.running("producer", SERVICES, ROLE="producer", **environment) as producer,
+        pipeline.running("consumer", SERVICES, ROLE="consumer", **environment) as consumer,
+    ):
+        producer.until_healthy()
+        consumer.until_healthy()
+        producer.post("/producers/events", json=event("ada", text=f"{MARK} of Ada"))
+        pipeline.write([Raw(f"{MARK} of Ada".encode(), b"ada"), Raw(b"not JSON", b"bob")])
+        consumer.until_consumed(3)
+        (letter,) = consumer.letters(key="ada")
+        consumer.post("/consumers/dead-letters/discard", json={"partition": 0, "offset": letter["offset"]})
+        assert f"{MARK} of Ada" in str(consumer.messages(key="ada"))
+        producer.http.delete("/producers/events/ada").raise_for_status()
+        consumer.until_consumed(4)
+        purged = consumer.post("/consumers/dead-letters/purge", params={"key": "ada"})
+        assert (purged["purged"], purged["next"]) == (1, None)
+
+        def is_compacted() -> bool:
+            producer.post("/producers/events", json=event("bob", text="closes the segment"))
+            return not any(record.key == b"ada" and record.value for record in pipeline.records())
+
+        wait_until(is_compacted, what="for Kafka to compact the topic")
+        left = {topic: pipeline.records(topic) for topic in topics}
+        assert [record.value for record in left[pipeline.topic] if record.key == b"ada"] == [None]
+        assert [record.value for record in left[pipeline.dead_letter_topic]] == [b"not JSON"]
+        told = {"topics": str(left)}
+        for service in (producer, consumer):
+            told |= {f"{service.log.name} metrics": service.http.get("/metrics").text}
+            told |= {service.log.name: service.log.read_text()}
+        for path in ("messages", "messages?scope=topic", "dead-letters", "dead-letters?discarded=true", "status"):
+            told[path] = consumer.http.get(f"/consumers/{path}").text
+        assert [where for where, text in told.items() if MARK in text] == []
+        assert {one["deleted"] for one in consumer.messages(key="ada")} == {True}

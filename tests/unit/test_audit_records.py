@@ -2,6 +2,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from typing import Any, cast
 
 import msgspec
@@ -15,10 +16,14 @@ from samples import until
 from apps.chassis import audit as module
 from apps.chassis.audit import NEWEST, WAITING, Audit
 from apps.chassis.settings import WrongSetting, read_settings
-from tests.event_services import create_consumer
+from apps.producer.publishing.lanes import Limits
+from contracts.stream import Stream
+from tests.event import Event
+from tests.event_services import create_consumer, create_producer
 
 READER, OPERATOR = "the-key-of-the-reader", "the-key-of-the-operator"
 MARK = "Muster-Person"
+DELETABLE = Stream("events", Event, key=lambda event: event.id, deletes=True)
 
 
 @pytest.fixture
@@ -89,6 +94,26 @@ def test_the_last_operator_actions_are_shown_to_operators_and_strangers_cannot_p
         consumer.post("/consumers/resume", headers={"X-API-Key": OPERATOR})
     shown = consumer.get("/consumers/actions", headers={"X-API-Key": OPERATOR}).json()
     assert [one["action"] for one in shown["actions"]] == ["resume"] * NEWEST
+
+
+def test_a_deletion_and_a_purge_are_noted_with_a_hash_of_the_key_alone(
+    consumer: TestClient[Litestar], noted: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    limits = Limits(connect_s=0.0)
+    with TestClient(create_producer(read_settings(NOBODY), streams=[DELETABLE], limits=limits)) as producer:
+        for key in (MARK, "generate"):
+            assert producer.delete(f"/producers/events/{key}").status_code == 503
+    headers = {"X-API-Key": OPERATOR}
+    consumer.post("/consumers/dead-letters/purge", params={"key": MARK, "dry_run": "true"}, headers=headers)
+    consumer.post("/consumers/dead-letters/purge", params={"before": "2999-01-31T12:00:00Z"}, headers=headers)
+    hashes = [f"sha256:{sha256(key.encode()).hexdigest()}" for key in (MARK, "generate")]
+    assert [(one["service"], one["action"], one["parameters"]) for one in noted] == [
+        *(("producer", "delete", {"stream": "events", "key": one}) for one in hashes),
+        ("consumer", "purge", {"key": hashes[0], "dry_run": "true"}),
+        ("consumer", "purge", {"before": "2999-01-31T12:00:00Z"}),
+    ]
+    assert not [line for line in caplog.records if MARK in line.getMessage() and line.name != "httpx"]
 
 
 def test_an_operator_action_that_fails_is_noted_with_its_parameters_and_no_part_of_a_record(

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from apps.consumer.browsing.window import Cursor, StaleCursor, Window
+from apps.consumer.browsing.window import PIECE_RECORDS, Cursor, StaleCursor, Window
 from contracts.record import Record, latest_date, place_of
 
 PLACES = st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9))
@@ -220,3 +220,30 @@ def test_any_text_is_a_cursor_that_pages_or_is_refused(text: str) -> None:
     assert Cursor.parse(str(cursor)) == cursor
     window = window_of(at(1), at(2))
     assert window.newest(10, before=cursor._replace(window=window._name))[1] is None
+
+
+def test_nothing_is_kept_of_a_record_whose_key_was_deleted_later_but_its_place_and_key() -> None:
+    window = Window(1_000, deletes=True)
+    window.extend([at(1, key=b"ada", value=b"one"), at(2, key=b"bob", value=b"two")])
+    window.extend([at(n, key=b"bob", value=b"x") for n in range(10, 10 + PIECE_RECORDS)])
+    handled = at(600, key=b"ada", value=b"three")
+    window.extend([handled, at(601, key=b"ada", value=None), at(602, key=b"ada", value=b"new")])
+    found, _ = window.newest(9, key=b"ada")
+    assert [(record.offset, record.value) for record in found] == [(1, None), (600, None), (601, None), (602, b"new")]
+    assert window.newest(1_000, key=b"bob")[0][0].value == b"two"
+    assert handled.value == b"three", "the handler may still have it"
+    assert window.bytes_of(len(window)) == len(b"two" + b"new") + PIECE_RECORDS
+
+
+def test_a_refilled_window_keeps_nothing_of_deleted_keys_either() -> None:
+    window = Window(100, deletes=True)
+    window.extend([at(5, key=b"ada", value=b"again")])
+    window.refill(
+        [at(1, key=b"ada", value=b"one"), at(2, 1, key=b"ada", value=b"other"), at(3, key=b"ada", value=None)]
+    )
+    assert [record.value for record in window.newest(9)[0]] == [None, b"other", None, b"again"]
+
+
+def test_a_record_without_a_value_deletes_nothing_where_the_stream_takes_no_deletions() -> None:
+    window = window_of(at(1, key=b"ada", value=b"one"), at(2, key=b"ada", value=None))
+    assert [record.value for record in window.newest(9)[0]] == [b"one", None]

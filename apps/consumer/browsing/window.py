@@ -1,13 +1,15 @@
 """Keep the last consumed records in memory: a cache of the topic, bounded in records and in bytes.
 
 They keep the order of consumption, not that of their timestamps. Records that were consumed before this instance
-started are read again from the topic, and come before those.
+started are read again from the topic, and come before those. Nothing is kept of a record whose key was deleted later
+but its place and key.
 """
 
 import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from itertools import chain, islice
 from operator import attrgetter
 from typing import NamedTuple
@@ -68,22 +70,23 @@ class Piece:
         self.size = sum([len(record.value or b"") for record in records]) if size is None else size
         self._keys: frozenset[bytes | None] | None = None
 
-    def has(self, key: bytes) -> bool:
-        """Return whether a record has this key."""
+    def has(self, *keys: bytes) -> bool:
+        """Return whether a record has one of these keys."""
         if self._keys is None:
             self._keys = frozenset(map(key_of, self.records))
-        return key in self._keys
+        return not self._keys.isdisjoint(keys)
 
 
 class Window:
     """Keeps the last `size` records that were added, fewer where they are large.
 
     Pieces are kept and dropped as a whole, so that a record costs next to nothing. Small batches are joined, so that
-    thousands of them are searched as fast.
+    thousands of them are searched as fast. With `deletes` a record without a value deletes its key.
     """
 
-    def __init__(self, size: int, max_bytes: int = WINDOW_BYTES) -> None:
+    def __init__(self, size: int, max_bytes: int = WINDOW_BYTES, *, deletes: bool = False) -> None:
         self.size = size
+        self._deletes = deletes
         self._max_bytes = max_bytes
         self._pieces: deque[Piece] = deque()
         self._records = 0
@@ -109,6 +112,7 @@ class Window:
         self._end += len(records)
         self._consumed += len(records)
         self._append(records)
+        self._forget(records)
 
     def _append(self, records: Sequence[Record]) -> None:
         if not records:
@@ -158,6 +162,28 @@ class Window:
         self._records = self._bytes = 0
         for start in range(0, len(merged), PIECE_RECORDS):
             self._append(merged[start : start + PIECE_RECORDS])
+        self._forget(merged)
+
+    def _forget(self, records: Sequence[Record]) -> None:
+        """Keep no value of earlier records whose keys some records delete."""
+        if not self._deletes:
+            return
+        deletions = {record.key: record for record in records if record.value is None and record.key is not None}
+        if not deletions:
+            return
+
+        def kept(record: Record) -> Record:
+            deletion = deletions.get(record.key or b"")
+            if deletion is None or deletion.partition != record.partition or deletion.offset <= record.offset:
+                return record
+            forgotten = copy(record)  # the handler may still have the other one
+            forgotten.value, forgotten.headers = None, ()
+            return forgotten
+
+        for number, piece in enumerate(self._pieces):
+            if piece.has(*deletions):
+                self._pieces[number] = left = Piece([kept(record) for record in piece.records])
+                self._bytes += left.size - piece.size
 
     def newest(
         self, limit: int, *, key: bytes | None = None, partition: int | None = None, before: Cursor | None = None

@@ -1,14 +1,21 @@
 """The report of a cluster that cannot be used names what is wrong with it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import NodeNotReadyError, TopicAlreadyExistsError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    NodeNotReadyError,
+    TopicAlreadyExistsError,
+)
 
 from apps.chassis.kafka import cluster as module
+from apps.chassis.kafka.admin import Admin
 from apps.chassis.kafka.clients import ClientOptions, client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.topic_settings import Difference, Topic
@@ -24,7 +31,10 @@ def test_a_partition_whose_leader_cannot_be_reached_is_reported_with_the_reason(
     cluster = Cluster(options, [])
     partition: dict[str, Any] = {"partition": 3, "leader": 2, "replicas": [1, 2], "isr": [1, 2]}
     described = {"topic": "events", "error_code": 0, "partitions": [partition]}
-    assert cluster._trouble_of(described, {1}) == "topic events: partition 3 has no leader"
+    silent = "topic events: partition 3 has no leader that answers: broker 2 is silent"
+    assert cluster._trouble_of(described, {1}) == silent
+    led_by_none = described | {"partitions": [partition | {"leader": -1}]}
+    assert cluster._trouble_of(led_by_none, {1}) == "topic events: partition 3 has no leader"
     options["client_id"].journal.failed(("connection", 2), "broker:9092 cannot be reached: connection refused")
     assert cluster._trouble_of(described, {1}) == (
         "topic events: partition 3 has no leader that answers: broker:9092 cannot be reached: connection refused"
@@ -105,3 +115,41 @@ async def test_a_topic_is_logged_as_created_only_by_the_instance_that_created_it
     with caplog.at_level("INFO"):
         await module._create(cast(AIOKafkaAdminClient, Admin()), Topic("events", 1, 1))
     assert caplog.messages == logged
+
+
+class Client:
+    """An admin client that answers while it is open; `closing` is called before an answer."""
+
+    def __init__(self, closing: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._client, self._closing, self.is_open = self, closing, True
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None:
+        self.is_open = False
+
+    async def send(self, *_: object) -> None:
+        if self._closing is not None:
+            await self._closing()
+        if not self.is_open:
+            raise KafkaConnectionError("closed")
+
+
+@pytest.mark.anyio
+async def test_a_broker_answers_although_another_question_closes_the_client_and_a_missing_permission_closes_none(
+    options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = Admin(options)
+    made = [Client(admin.close), Client(), Client()]
+    clients = iter(made)
+    monkeypatch.setattr("apps.chassis.kafka.admin.AIOKafkaAdminClient", lambda **_: next(clients))
+    assert await admin.answers(1, 1.0)
+
+    async def denied(_: object) -> None:
+        raise GroupAuthorizationFailedError
+
+    with pytest.raises(GroupAuthorizationFailedError):
+        await admin.ask(denied)
+    assert [client.is_open for client in made] == [False, True, True]
+    made[1].is_open = False  # by its broker: it is still the one that is in use
+    assert not await admin.answers(1, 1.0)

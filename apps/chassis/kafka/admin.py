@@ -6,8 +6,10 @@ from contextlib import suppress
 from typing import TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
+from aiokafka.protocol.metadata import MetadataRequest
 
+from apps.chassis.internals.client_parts import client_of_admin
 from apps.chassis.kafka.clients import ClientOptions
 
 T = TypeVar("T")
@@ -41,13 +43,30 @@ class Admin:
     async def ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
         """Return the answer to a question; after a failure ask again by a new client, which may find another broker.
 
-        Raises `KafkaError` or `OSError` after three attempts.
+        Raises `KafkaError` or `OSError` after three attempts, or at once for a missing permission.
         """
         for _ in range(ATTEMPTS - 1):
-            with suppress(KafkaError, OSError):
+            try:
                 return await question(await self.client())
-            await self.close()
+            except (GroupAuthorizationFailedError, TopicAuthorizationFailedError):
+                raise  # any broker says the same, and a closed client would fail what others ask with it
+            except (KafkaError, OSError):
+                await self.close()
         return await question(await self.client())
+
+    async def answers(self, node: int, timeout_s: float) -> bool:
+        """Return whether a broker answers. A client that another question closed meanwhile says nothing about that."""
+        for _ in range(ATTEMPTS):
+            client = await self.client()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await client_of_admin(client).send(node, MetadataRequest([]))
+            except (KafkaError, OSError, TimeoutError):
+                if client is self._client:
+                    return False
+            else:
+                return True
+        return False
 
     async def close(self) -> None:
         """Close the client within 2 s; the next question opens another."""

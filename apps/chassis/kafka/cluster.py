@@ -19,10 +19,9 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
     for_code,
 )
-from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import OffsetAndMetadata
 
-from apps.chassis.internals.client_parts import ask_any_broker, client_of_admin
+from apps.chassis.internals.client_parts import ask_any_broker
 from apps.chassis.kafka import consumer_groups
 from apps.chassis.kafka.admin import Admin
 from apps.chassis.kafka.clients import ClientOptions
@@ -47,6 +46,8 @@ FRESH_S = 1.0
 """Seconds for which the result of a check is reused."""
 LOOK_EVERY_S = 5.0
 """Seconds between two checks of the cluster in the background."""
+NO_LEADER = -1
+"""What Kafka says instead of the broker that leads a partition."""
 SETTINGS_EVERY_S = 20.0
 """Seconds between two checks of the topic settings, which an administrator may change at any time."""
 
@@ -242,18 +243,8 @@ class Cluster:
 
     async def _answering(self, topics: Sequence[dict[str, Any]]) -> set[int]:
         """Return which brokers with replicas answer: without a controller, metadata may be out of date."""
-        client = client_of_admin(await self._admin.client())
         nodes = {node for topic in topics for partition in topic["partitions"] for node in partition["replicas"]}
-
-        async def answers(node: int) -> bool:
-            try:
-                async with asyncio.timeout(BROKER_TIMEOUT_S):
-                    await client.send(node, MetadataRequest([]))
-            except (KafkaError, OSError, TimeoutError):
-                return False
-            return True
-
-        answered = await asyncio.gather(*map(answers, nodes))
+        answered = await asyncio.gather(*(self._admin.answers(node, BROKER_TIMEOUT_S) for node in nodes))
         return {node for node, did in zip(nodes, answered, strict=True) if did}
 
     def _trouble_of(self, described: dict[str, Any], answering: set[int]) -> str | None:
@@ -275,8 +266,10 @@ class Cluster:
         return f"{in_sync} of {needed} in-sync replicas" if in_sync < needed else None
 
     def _why_without_leader(self, leader: int) -> str:
-        reason = self._options["client_id"].journal.reason_of(("connection", leader))
-        return f"no leader that answers: {reason}" if reason else "no leader"
+        if leader == NO_LEADER:
+            return "no leader"
+        reason = self._options["client_id"].journal.reason_of(("connection", leader)) or f"broker {leader} is silent"
+        return f"no leader that answers: {reason}"
 
     async def _differences(self, admin: AIOKafkaAdminClient, topic: Topic) -> list[Difference]:
         """Return the differences between a topic and its wanted settings; remember its configuration."""

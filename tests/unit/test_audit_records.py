@@ -12,9 +12,11 @@ from litestar import Litestar
 from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
 from samples import until
+from serving import answered
 
 from apps.chassis import audit as module
 from apps.chassis.audit import NEWEST, WAITING, Audit
+from apps.chassis.observability.logs import key_name
 from apps.chassis.settings import WrongSetting, read_settings
 from apps.producer.publishing.lanes import Limits
 from contracts.stream import Stream
@@ -77,6 +79,13 @@ def test_each_operator_action_and_each_refused_one_is_noted_and_logged_once(
         "an operator asked for pause of events",
         *["an operator asked for pause of events: refused"] * 3,
     ]
+
+
+@pytest.mark.anyio
+async def test_a_request_behind_one_with_a_key_on_the_same_connection_is_of_nobody(noted: list[dict[str, Any]]) -> None:
+    key_name.set("grace")  # uvicorn begins a pipelined request in the context of the one before
+    await answered("/consumers/pause", {}, b"", app=create_consumer(read_settings({"API_KEY": OPERATOR, **NOBODY})))
+    assert [(one["who"], one["outcome"]) for one in noted] == [(None, "refused")]
 
 
 def test_the_last_operator_actions_are_shown_to_operators_and_strangers_cannot_push_them_out(

@@ -379,6 +379,10 @@ def test_what_is_remembered_of_guesses_is_bounded_and_a_network_of_addresses_is_
         limit.note_wrong(f"2001:db8:0:1::{number:x}")
     assert limit.blocks("2001:db8:0:1:ffff::1", None)
     assert not limit.blocks("2001:db8:0:2::1", None)
+    for _ in range(3):
+        limit.note_wrong("::ffff:10.9.9.1")  # how an IPv4 address appears to a service that listens on `::`
+    assert limit.blocks("::ffff:10.9.9.1", None)
+    assert not limit.blocks("::ffff:10.9.9.2", None)
 
 
 def test_a_guesser_is_answered_429_while_the_key_that_was_used_before_goes_on() -> None:

@@ -52,4 +52,6 @@ def _place_of(address: str) -> str:
     if ":" not in address:
         return address
     given = ip_address(address.partition("%")[0])
-    return ":".join(given.exploded.split(":")[:4]) if isinstance(given, IPv6Address) else address
+    if not isinstance(given, IPv6Address):
+        return address
+    return str(given.ipv4_mapped or ":".join(given.exploded.split(":")[:4]))

@@ -22,7 +22,7 @@ from apps.chassis.http.problem_kinds import BUSY
 from apps.chassis.http.problems import RETRY_AFTER, encoded, problem, with_root_path
 from apps.chassis.http.query import check_query
 from apps.chassis.http.request_headers import find_fault, headers_of
-from apps.chassis.observability.logs import request_id
+from apps.chassis.observability.logs import key_name, request_id, trace_id
 from apps.chassis.observability.metrics import HttpMetrics
 from apps.chassis.settings import Settings
 
@@ -165,6 +165,8 @@ def _identify(scope: Scope) -> bytes:
     given = headers_of(scope).get(REQUEST_ID, b"")
     name = given if SAFE_REQUEST_ID.fullmatch(given) else b"%016x" % made_up.getrandbits(64)
     request_id.set(name.decode())
+    key_name.set(None)  # uvicorn begins a pipelined request in the context of the one before
+    trace_id.set(None)
     return name
 
 

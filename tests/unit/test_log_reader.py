@@ -35,6 +35,10 @@ class FakeClient:
             self.connects.set()
         self.connected = self.stopped = False
         self.at = 0
+        self.assigned: list[TopicPartition] = []
+
+    def unsubscribe(self) -> None:
+        pass
 
     async def start(self) -> None:
         await self.connects.wait()
@@ -44,7 +48,7 @@ class FakeClient:
         self.stopped = True
 
     def assign(self, partitions: Sequence[TopicPartition]) -> None:
-        pass
+        self.assigned += partitions
 
     def seek(self, _: TopicPartition, offset: int) -> None:
         self.at = offset
@@ -75,6 +79,13 @@ async def read(client: FakeClient, stop: int, **timeouts: float) -> list[int]:
     reader = reader_of(client, **timeouts)
     async with asyncio.timeout(LONG):
         return [record.offset async for records in reader.read({0: (0, stop)}) for record in records]
+
+
+async def test_a_client_that_has_nothing_to_read_is_assigned_nothing_as_it_would_never_read_again() -> None:
+    client = FakeClient()
+    assert await reader_of(client).timestamps({0: (3, 3)}) == {}
+    assert client.connected
+    assert client.assigned == []
 
 
 async def test_what_is_asked_for_is_read_and_no_more() -> None:

@@ -97,6 +97,22 @@ class Bench:
             marks.apply(action, owner, record.partition, [(record.offset, record.offset + 1)])
 
 
+async def test_a_redrive_that_a_quota_keeps_from_ending_in_time_blames_no_silent_kafka(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench([stored_letter(0)], monkeypatch=monkeypatch, limits=RedriveLimits(work_s=0.01))
+
+    async def waits(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(bench.redriver._transactions, "commit", waits)
+    with pytest.raises(TimeoutError):
+        await bench.redriver.perform(Action.REDRIVE, 10)
+    bench.redriver._journal.throttled(1, LONG)
+    with pytest.raises(RedriveNotNow, match=r"Kafka throttles this client by its quota, for .* with fewer letters"):
+        await bench.redriver.perform(Action.REDRIVE, 10)
+
+
 def places(columns: Sequence[tuple[Sequence[Stored], bool]], limit: int) -> tuple[list[tuple[int, int]], bool]:
     records, more = oldest(columns, limit)
     return [(record.partition, record.offset) for record in records], more

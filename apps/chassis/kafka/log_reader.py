@@ -212,6 +212,8 @@ class LogReader:
     ) -> AsyncGenerator[list[Record], None]:
         """Yield the records of ranges, each list of one partition; with `first_only` at least the first of each."""
         left = {TopicPartition(self.topic, p): stop for p, (start, stop) in ranges.items() if start < stop}
+        if not left:
+            return  # aiokafka stops fetching for good when it is given back at once what it was just assigned
         self._assign(consumer, {tp.partition: ranges[tp.partition][0] for tp in left})
         while left:
             batches = await consumer.getmany(*left, timeout_ms=200, max_records=len(left) if first_only else None)

@@ -13,9 +13,9 @@ all of them; for such letters they share a transactional id and marks.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -39,6 +39,8 @@ from contracts.dead_letter import DeadLetter, is_omitted
 from contracts.record import Record
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ALL = Filter()
 WHY_DELETED = "it is older than a deletion of its key, or its compacted topic has replaced its record; purge it"
@@ -107,6 +109,7 @@ class Redriver:
         self.letters = Letters(dead, cluster, topic, max_rounds, deletions)
         self._topic = topic
         self._group = group
+        self._journal = options["client_id"].journal
         self._marks_topic = MarksTopic(options, cluster, marks_topic, dead.topic, reader)
         self._transactions = Transactions(cluster, self.letters, topic, dead.topic, marks_topic)
         self._fences = Fences(options, cluster, dead.topic, self._marks_topic, limits)
@@ -133,7 +136,7 @@ class Redriver:
 
         The group's own letters come first, then those that name no group.
         """
-        return await within(self._limits.call_s, self._perform(action, limit, only))
+        return await self._in_time(self._perform(action, limit, only))
 
     async def count(self, action: Action, limit: int, only: Filter = ALL) -> Done:
         """Return what `perform` would do now, and change nothing. Raises the errors of `LogReader`."""
@@ -141,7 +144,7 @@ class Redriver:
 
     async def perform_one(self, action: Action, partition: int, offset: int) -> Done:
         """Apply an action to one dead letter, even a held one; within 9 s. Raises the errors of `perform`."""
-        return await within(self._limits.call_s, self._perform_one(action, partition, offset))
+        return await self._in_time(self._perform_one(action, partition, offset))
 
     async def redrive_found(self, find: Callable[[Marks], Awaitable[Sequence[Record]]]) -> int:
         """Send back the group's letters that `find` returns for the final marks, in one transaction; return how many.
@@ -155,7 +158,16 @@ class Redriver:
                 await self._transactions.commit(Action.REDRIVE, producer, self._group, chosen, marks)
             return len(chosen)
 
-        return await within(self._limits.call_s, redrive())
+        return await self._in_time(redrive())
+
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return the result of `work` within 9 s. Raises `RedriveNotNow` when a quota has kept it from ending."""
+        try:
+            return await within(self._limits.call_s, work)
+        except TimeoutError:
+            if throttling := self._journal.throttling():
+                raise RedriveNotNow(f"{throttling}: try again then, with fewer letters") from None
+            raise
 
     def is_ours(self, letter: DeadLetter) -> bool:
         """Return whether this service may send back or discard a letter: of its topic, and of its group or of none."""

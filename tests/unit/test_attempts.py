@@ -138,6 +138,9 @@ async def test_a_bad_record_alone_is_retried_until_a_record_of_another_key_succe
     assert stream.is_consumed
     assert stream.consumption.retrying is None
     assert stream.consumption.failing_since is None
+    stream.add("bad again")
+    await stream.consume(turns=10)
+    assert (stream.consumption.failing_since or since) > since
 
 
 async def test_a_record_that_only_seemed_bad_is_handled_before_later_ones_of_its_key() -> None:
@@ -485,6 +488,7 @@ async def test_dead_letters_are_written_as_often_as_it_takes_and_no_one_is_handl
     assert next(failures, None) is None
     assert (stream.lettered, handler.done) == (["b"], ["a", "c"])
     assert stream.consumption.retrying is None
+    assert stream.consumption.failing_since is None
 
 
 async def test_dead_letters_that_cannot_be_written_are_reported() -> None:
@@ -544,11 +548,15 @@ async def test_while_dead_letters_cannot_be_written_other_partitions_go_on_and_i
     assert stream.committed == {0: 0, 1: 3}
     assert stream.lettered == ["fatal"]
     assert "dead letters cannot be written: no acknowledgement" in str(stream.consumption.retrying)
-    assert stream.consumption.failing_since is not None
+    of_handler, of_letters = stream.consumption.attempts.failing_since, stream.consumption.letters.failing_since
+    assert of_letters is not None
+    earliest = min(of_letters, of_handler or of_letters)
+    assert stream.consumption.failing_since == datetime.fromtimestamp(earliest, UTC)
     handler.fails = lambda _: False
     for number in range(10):
         stream.add(f"another {number}", partition=1)
         await stream.turn()
+    assert stream.consumption.letters.failing_since == of_letters
     assert stream.committed == {0: 0, 1: 13}
     assert stream.waiting == 1
     stream.has_leader.set()

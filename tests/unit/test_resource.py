@@ -63,6 +63,25 @@ async def test_what_hangs_while_it_is_opened_is_opened_again() -> None:
     assert (len(openings), stream.letters) == (3, [])
 
 
+async def test_what_cannot_be_opened_has_failed_since_its_first_failure() -> None:
+    seen: list[float | None] = []
+
+    @asynccontextmanager
+    async def opening(_: Settings) -> AsyncIterator[batch.Handler[Event]]:
+        seen.append(made.failing_since)
+        if len(seen) < 4:
+            raise OSError("no database")
+        yield Handler()
+
+    made = made_of(opening)
+    async with running(made):
+        await until(lambda: made.is_open)
+        before, first, *later = seen
+        assert before is None
+        assert later == [first, first] != [None, None]
+        assert made.failing_since is None
+
+
 async def test_while_it_is_opened_again_a_stop_and_a_start_do_not_make_all_seem_well() -> None:
     """Status and health said `running` and 200 for the 30 s that an opening may take, while all records waited."""
     may_open, openings = asyncio.Event(), []

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -379,7 +379,7 @@ class Issuer:
 
     def __init__(self) -> None:
         self.content, self.status, self.headers = key_set(RSA), 200, dict[str, str]()
-        self.answered = 0
+        self.answered, self.trickles = 0, False
         self.answering = threading.Event()
         self.answering.set()
         issuer = self
@@ -393,6 +393,10 @@ class Issuer:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(issuer.content)
+                with suppress(OSError):  # the caller has gone
+                    while issuer.trickles:
+                        self.wfile.write(b" ")
+                        time.sleep(0.02)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -407,6 +411,7 @@ def issuer() -> Iterator[Issuer]:
     issuer = Issuer()
     yield issuer
     issuer.answering.set()
+    issuer.trickles = False
     issuer.server.shutdown()
     issuer.server.server_close()
 
@@ -437,9 +442,10 @@ async def test_made_up_keys_cause_one_fetch_a_while(issuer: Issuer) -> None:
     source = FetchedKeys(issuer.address, pause_s=60)
     tokens = tokens_of(source)
     async with source.open():
-        for number in range(50):
+        for number in range(20):
             with pytest.raises(UnknownKey):
                 await name_of(tokens, token(header={"kid": str(number)}))
+            await asyncio.sleep(0.001)  # a fetch could begin
         assert issuer.answered == 1
 
 
@@ -484,27 +490,56 @@ async def test_an_answer_that_is_no_set_of_keys_is_a_failure(
         assert failure in str(source.failure)
 
 
+@pytest.mark.parametrize("trickles", [False, True])
 @pytest.mark.anyio
-async def test_an_address_that_does_not_answer_holds_up_neither_the_call_for_long_nor_the_others(
+async def test_an_address_that_does_not_answer_in_time_has_no_keys(
     issuer: Issuer,
+    trickles: bool,  # noqa: FBT001 - pytest gives it by name
 ) -> None:
-    issuer.answering.clear()
+    issuer.trickles = trickles
+    if not trickles:
+        issuer.answering.clear()
     source = FetchedKeys(issuer.address, timeout_s=0.2)
-    turns = 0
-
-    async def turn() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
     async with source.open():
-        turning = asyncio.create_task(turn())
         with pytest.raises(KeysOutOfReach):
             await name_of(tokens_of(source), token())
-        turning.cancel()
-        assert turns > 100
         await until(lambda: source.failure == "no answer within 0.2 s")
+
+
+@pytest.mark.anyio
+async def test_a_call_that_waits_for_the_keys_holds_up_no_other(issuer: Issuer) -> None:
+    issuer.answering.clear()
+    source = FetchedKeys(issuer.address, timeout_s=60)
+    async with source.open():
+        waiting = asyncio.create_task(name_of(tokens_of(source), token()))
+        await until(source._wanted.is_set)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        issuer.answering.set()
+        assert await waiting == "token:ada"
+
+
+@pytest.mark.anyio
+async def test_keys_that_nobody_fetches_hold_up_no_call() -> None:
+    with pytest.raises(KeysOutOfReach):
+        await name_of(tokens_of(FetchedKeys("http://127.0.0.1:1/", timeout_s=0.01)), token())
+
+
+def test_a_call_waits_for_the_keys(issuer: Issuer) -> None:
+    issuer.answering.clear()
+    with client("consumer", **settings_of(issuer.address)) as consumer:
+        source = consumer.app.state["access"].authenticator.tokens._source
+
+        def answer_once_wanted() -> None:
+            while not source._wanted.is_set() and not issuer.answering.is_set():
+                time.sleep(0.01)
+            issuer.answering.set()
+
+        threading.Thread(target=answer_once_wanted, daemon=True).start()
+        answer = consumer.get("/consumers/status", headers=by(token()))
+        issuer.answering.set()
+        assert answer.status_code == 200
 
 
 def test_a_service_starts_without_the_issuer_and_answers_503_until_it_is_there(issuer: Issuer) -> None:

@@ -149,7 +149,8 @@ class FetchedKeys:
             yield
 
     async def _keep_fetching(self) -> None:
-        async with httpx.AsyncClient(verify=ssl.create_default_context(), timeout=self._timeout_s) as client:
+        trusted = await asyncio.to_thread(ssl.create_default_context)  # reads many certificates
+        async with httpx.AsyncClient(verify=trusted, timeout=self._timeout_s) as client:
             while True:
                 await self._fetch(client)
                 self._wanted.clear()

@@ -16,10 +16,12 @@ from litestar import Litestar
 from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
 from samples import fields_of_an_event, until
+from serving import answered
 
 from apps.chassis.http import authentication as access
 from apps.chassis.http import watched_file as module
 from apps.chassis.http.api_keys import ApiKey, Keys, read_key_file
+from apps.chassis.http.authorization import ACCESS
 from apps.chassis.observability.logs import ConsoleFormatter, request_id, set_up_logging, with_request
 from apps.chassis.settings import Settings, WrongSetting, read_settings
 from tests.event_services import create_consumer, create_producer
@@ -62,6 +64,22 @@ def test_without_the_key_nothing_can_be_changed(
     assert KEY not in answer.text
 
 
+@pytest.mark.anyio
+async def test_a_key_that_is_removed_while_a_body_arrives_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_producer(read_settings({"KAFKA_BOOTSTRAP_SERVERS": NOBODY_LISTENS, "API_KEY": KEY}))
+
+    async def removing(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        async def remove_and_receive() -> Any:  # noqa: ANN401 - an ASGI event
+            monkeypatch.setattr(app.state[ACCESS].authenticator, "identify", lambda _: None)
+            return await receive()
+
+        await app(scope, remove_and_receive, send)
+
+    body, headers = msgspec.json.encode(fields_of_an_event()), {"content-type": "application/json", "x-api-key": KEY}
+    start, *_ = await answered("/producers/events", headers, body[:5], body[5:], app=removing)
+    assert start["status"] == 401
+
+
 @EVERY_POST
 def test_with_the_key_a_call_is_taken(guarded: dict[str, TestClient[Litestar]], service: str, path: str) -> None:
     headers = {"X-API-Key": KEY, "Content-Type": "application/json"}
@@ -75,9 +93,11 @@ def test_looking_needs_no_key(guarded: dict[str, TestClient[Litestar]], service:
 
 
 @pytest.mark.parametrize("service", APPS)
-def test_the_documents_ask_for_a_key_for_changes_only(guarded: dict[str, TestClient[Litestar]], service: str) -> None:
+def test_the_documents_ask_for_a_key_for_changes_and_who_made_them_only(
+    guarded: dict[str, TestClient[Litestar]], service: str
+) -> None:
     paths: dict[str, Any] = guarded[service].get("/schema/openapi.json").json()["paths"]
-    looking = [operations["get"] for operations in paths.values() if "get" in operations]
+    looking = [paths[path]["get"] for path in paths if "get" in paths[path] and path != "/consumers/actions"]
     assert looking
     assert not any("security" in one for one in looking)
 

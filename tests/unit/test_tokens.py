@@ -102,6 +102,7 @@ REFUSED: dict[str, Callable[[], str]] = {
     "an unknown header that must be understood": lambda: forged(
         {"alg": "RS256", "kid": "rsa", "crit": ["x"], "x": 1}, lambda _: b""
     ),
+    "a subject that cannot be shown": lambda: token(sub="ada\nops"),
     "another issuer": lambda: token(iss="https://evil.example"),
     "no issuer": lambda: token(iss=None),
     "another audience": lambda: token(aud="another-service"),

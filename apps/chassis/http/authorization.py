@@ -107,6 +107,12 @@ class Access:
                 yield piece
 
 
+async def check_again(connection: Connection) -> None:
+    """Refuse a call whose caller has lost its role since the call began. Raises the errors of `Access.guard`."""
+    if access := connection.app.state.get(ACCESS):
+        await access.guard(connection, connection.route_handler)
+
+
 def cors(origins: list[str], methods: Sequence[Method]) -> CORSConfig | None:
     """Let pages of these origins call the service, also with a session, and no other."""
     if not origins:

@@ -22,6 +22,7 @@ from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody
 from litestar.types import Scope
 
 from apps.chassis.http.admission import Share, share_of
+from apps.chassis.http.authorization import check_again
 from apps.chassis.http.connection_limits import ALL_HERE
 from apps.chassis.http.content_encoding import ACCEPTED_CODINGS, WINDOW_BITS, Decompressor
 from apps.chassis.http.json_faults import split_fault
@@ -111,7 +112,8 @@ async def read_whole(
     """Return a body, decoded and without a byte order mark.
 
     Raises 415; 408 after 60 s; 413 when it is larger than `max_bytes` (`hint` is appended to the message); 400 when
-    it breaks off; 503 when there is no room for `times_in_memory` copies of it, or when it stalls while others need it.
+    it breaks off; 503 when there is no room for `times_in_memory` copies of it, or when it stalls while others need it;
+    401 or 403 when its caller has lost its role meanwhile.
     """
     head, share = head_of(request.scope), share_of(request.scope)
     check = partial(_check_piece, head.media_type, accepted, max_bytes, hint)
@@ -123,6 +125,7 @@ async def read_whole(
         if not head.coding:
             check(int(headers_of(request.scope).get(b"content-length", b"0")))
         body = await _read_arriving(request, head, share, check)
+        await check_again(request)
     share.require(times_in_memory * len(body))
     return bytes(body)
 

@@ -90,8 +90,8 @@ class Tokens:
             raise ExpiredToken("it has expired") from None
         except (InvalidClaimError, MissingClaimError) as error:
             raise InvalidToken(f"wrong or missing: {error.claim}") from None
-        if len(claims["sub"]) > MAX_SUBJECT:
-            raise InvalidToken("sub is too long")
+        if len(claims["sub"]) > MAX_SUBJECT or not claims["sub"].isprintable():
+            raise InvalidToken("sub is too long, or has characters that cannot be shown")
         return Caller(f"token:{claims['sub']}", self._roles_of(claims))
 
     def _claims_of(self, token: str) -> Claims:

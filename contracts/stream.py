@@ -212,6 +212,6 @@ def _check_codec(stream: Stream[Any]) -> None:
             name = getattr(kind, "__name__", kind)
             raise BadStream(f"stream {stream.name!r}: expected Structs that are objects in JSON, got {name}")
     try:
-        stream.decode, stream.decode_all_strictly, stream.decode_spelled  # noqa: B018 - built now, so that a fault appears at the start
-    except (TypeError, NameError) as error:
+        stream.decode_all_strictly, stream.decode_spelled, stream.decode  # noqa: B018 - built now, so that a fault appears at the start
+    except (TypeError, NameError, ValueError) as error:
         raise BadStream(f"stream {stream.name!r}: {str(error).splitlines()[0]}") from None

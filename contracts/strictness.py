@@ -6,11 +6,14 @@ from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, is_typeddict
 
 import msgspec
-from msgspec import NODEFAULT, Meta
+from msgspec import NODEFAULT, Meta, UnsetType
+from msgspec.inspect import CustomType, type_info
 from msgspec.structs import fields
 
 TIMES = (datetime, time, timedelta)
 """Types that keep six digits of a fraction: msgspec rounds the others, 23:59:59.9999999 to midnight."""
+SETS = (set, frozenset)
+"""Types that keep one of several equal elements."""
 EXACT_TIME = Annotated[str, Meta(pattern=r"^[^.,]*([.,][0-9]{0,6}0*([^0-9]|$)|$)")]
 
 
@@ -24,7 +27,7 @@ def strict(record_type: Any) -> Any:  # noqa: ANN401 - any type that JSON can be
 
 
 class Spelled(NamedTuple):
-    """A type whose times and names of objects are text, and whether it has such times and such names."""
+    """A type whose times and names of objects are text, and whether it has such times, and such names or sets."""
 
     type: Any
     times: bool
@@ -32,13 +35,16 @@ class Spelled(NamedTuple):
 
 
 def spelled(record_type: Any) -> Spelled:  # noqa: ANN401 - as above
-    """Return a type with times and the names of objects as text, times only if they are exact. Raises as `strict`."""
+    """Return a type with times and the names of objects as text, times only if they are exact, and sets as lists.
+
+    Raises as `strict`.
+    """
     copies = _Copies(spelled=True)
     return Spelled(copies.of(record_type), copies.times, copies.names)
 
 
 def find_lost(value: Any, text: Any) -> str | None:  # noqa: ANN401 - any value
-    """Return the JSON path of an object with two spellings of one name, of which `value` has one; else None.
+    """Return the JSON path of an object or set with equal names or elements, of which `value` has one; else None.
 
     `text` is the same value, decoded as the type from `spelled`.
     """
@@ -52,6 +58,9 @@ def find_lost(value: Any, text: Any) -> str | None:  # noqa: ANN401 - any value
             if len(one) != len(other):
                 return path
             waiting += [(f"{path}[...]", *pair) for pair in zip(one.values(), other.values(), strict=True)]
+        elif isinstance(one, SETS):
+            if len(one) != len(other):
+                return path
         elif isinstance(one, list | tuple):
             waiting += [(f"{path}[{index}]", *pair) for index, pair in enumerate(zip(one, other, strict=True))]
     return None
@@ -76,12 +85,13 @@ class _Copies:
             return Union[tuple(self.of(argument, within) for argument in arguments)]  # noqa: UP007 - as many as there are
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             return self._struct(kind, within)
-        if kind in {Any, None} or origin is Literal:
+        if kind in {Any, None, UnsetType} or origin is Literal:
             return kind
-        if not isinstance(origin or kind, type) or _has_fields(origin or kind):
-            name = getattr(kind, "__name__", kind)
-            raise TypeError(f"{name}: expected a plain msgspec.Struct, which can refuse unknown fields")
-        if not origin:
+        if self._spelled and (origin or kind) in SETS:
+            self.names = True
+            return list[tuple(self.of(argument, within) for argument in arguments) or Any]  # type: ignore[misc]  # a type at run time
+        _require_known(kind, origin or kind)
+        if not origin or not arguments:
             return kind
         if issubclass(origin, Mapping):
             arguments = (self._name(arguments[0]), *arguments[1:])
@@ -105,9 +115,12 @@ class _Copies:
             default: dict[str, Any] = {} if one.default is NODEFAULT else {"default": one.default}
             if one.default_factory is not NODEFAULT:
                 default = {"default_factory": one.default_factory}
-            copied.append(
-                (one.name, self.of(one.type, (*within, kind)), msgspec.field(name=one.encode_name, **default))
-            )
+            copy = self.of(one.type, (*within, kind))
+            try:
+                msgspec.json.Decoder(one.type)
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"{kind.__name__}.{one.name}: {error}") from None
+            copied.append((one.name, copy, msgspec.field(name=one.encode_name, **default)))
         self._made[kind] = made = msgspec.defstruct(
             kind.__name__,
             copied,
@@ -120,6 +133,15 @@ class _Copies:
             array_like=config.array_like,
         )
         return made
+
+
+def _require_known(kind: Any, plain: Any) -> None:  # noqa: ANN401 - any type, with and without its arguments
+    """Raise `TypeError` for a type that JSON cannot be decoded to, or whose fields cannot be refused."""
+    name = getattr(kind, "__name__", kind)
+    if not isinstance(plain, type) or _has_fields(plain):
+        raise TypeError(f"{name}: expected a plain msgspec.Struct, which can refuse unknown fields")
+    if isinstance(type_info(plain), CustomType):
+        raise TypeError(f"{name}: JSON cannot be decoded to it; use list, dict or another type that msgspec knows")
 
 
 def _has_fields(kind: type) -> bool:

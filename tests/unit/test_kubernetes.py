@@ -316,3 +316,7 @@ def test_keda_looks_at_the_lag_as_the_consumer_does(overlay: Resource) -> None:
     assert added_to(overlay, "ScaledObject", "consumer") == {
         f"/spec/triggers/{number}/{path}": value for number, _ in enumerate(STREAMS) for path, value in login.items()
     }
+
+
+def test_memory_of_large_bodies_goes_back_to_the_system_in_the_image() -> None:
+    assert "ENV MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=131072\n" in (ROOT / "Dockerfile").read_text()

@@ -4,7 +4,9 @@ import decimal
 import enum
 import json
 import threading
+import typing
 import uuid
+from collections import deque
 from typing import Annotated, Any
 
 import msgspec
@@ -126,6 +128,7 @@ class Row(msgspec.Struct, array_like=True):
 
 class Page(msgspec.Struct):
     values: dict[str, Any]
+    more: typing.Dict  # type: ignore[type-arg]  # noqa: UP006 - as some write it
 
 
 @pytest.mark.parametrize(
@@ -150,6 +153,14 @@ class Page(msgspec.Struct):
             [Stream("maybe", Placed | None, key=str)],
             "stream 'maybe': expected Structs that are objects in JSON, got None",
         ),
+        (
+            [Stream("queues", msgspec.defstruct("Queued", [("waiting", deque[int])]), key=str)],
+            "stream 'queues': deque: JSON cannot be decoded to it; use list",
+        ),
+        (
+            [Stream("large", msgspec.defstruct("Large", [("size", Annotated[int, Meta(ge=2**63)])]), key=str)],
+            "stream 'large': Large.size: Integer bounds constraints",
+        ),
     ],
 )
 def test_streams_that_cannot_live_side_by_side_stop_the_start_with_one_line(
@@ -164,7 +175,7 @@ def test_streams_that_cannot_live_side_by_side_stop_the_start_with_one_line(
 def test_a_free_form_field_takes_anything() -> None:
     pages = Stream("pages", Page, key=str)
     check_streams([pages])
-    text = b'{"values":{"a":[1,{"b":null}]}}'
+    text = b'{"values":{"a":[1,{"b":null}]},"more":{"c":2}}'
     assert encode(pages.decode_strictly(text)) == text
 
 

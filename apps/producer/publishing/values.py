@@ -21,6 +21,8 @@ ITEM_BYTES, OBJECT_BYTES = 75, 150
 NESTED_TOO_DEEPLY = "the body is nested too deeply"
 ROUNDED = "the time has more than 6 digits behind the point, which would be rounded"
 
+EQUAL = "two names of the object, or elements of the set, are the same"
+
 
 class BadRecords(ValueError):
     """A body is not valid; `path` is the JSON path of the fault (`$` is the whole body)."""
@@ -75,7 +77,7 @@ def _decode(stream: Stream[T], body: bytes) -> list[T]:
 
 
 def _check_spelling(stream: Stream[Any], body: bytes, values: Sequence[Any]) -> None:
-    """Raise `BadRecords` for the first value that lost digits of a time, or one of two spellings of a name."""
+    """Raise `BadRecords` for the first value that lost digits of a time, or one of two equal names or elements."""
     for (path, text), value in zip(_texts_of(body), values, strict=True):
         try:
             kept = stream.decode_spelled(text)
@@ -83,7 +85,9 @@ def _check_spelling(stream: Stream[Any], body: bytes, values: Sequence[Any]) -> 
             within, _ = split_fault(error, text)
             raise BadRecords(path + within.removeprefix("$"), ROUNDED) from None
         if stream.spelled.names and (lost := find_lost(value, kept)):
-            raise BadRecords(path + lost.removeprefix("$"), "two names of the object mean the same")
+            raise BadRecords(
+                path + lost.removeprefix("$"), "two names of the object, or elements of the set, are the same"
+            )
 
 
 def check_fields(stream: Stream[Any], body: bytes) -> None:

@@ -182,6 +182,22 @@ def test_a_token_that_is_not_accepted_is_answered_401_and_says_so(
     assert noted == ["expired" if case == "an end that has passed" else "wrong"] * 2
 
 
+def test_a_probe_with_an_unknown_token_does_not_wait_for_the_identity_provider(
+    guarded: dict[str, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    async def prepare(token: str) -> None:
+        asked.append(token)
+
+    monkeypatch.setattr(guarded["consumer"].app.state["access"].authenticator.tokens, "prepare", prepare)
+    for path in ("/livez", "/health-check"):
+        guarded["consumer"].get(path, headers=by("unknown"))
+    assert asked == []
+    assert guarded["consumer"].get("/session", headers=by("unknown")).status_code == 401
+    assert asked == ["unknown"]
+
+
 def test_clocks_may_differ_a_little_and_a_token_may_have_several_audiences(guarded: dict[str, Client]) -> None:
     now = int(time.time())
     for claims in (

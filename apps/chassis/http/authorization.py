@@ -45,8 +45,8 @@ class Access:
 
     async def guard(self, connection: Connection, route: BaseRouteHandler) -> None:
         """Let a call through, and log it with the name of its caller. Raises 401, 403, 429 or 503."""
-        if connection.scope.get("method") == "OPTIONS":
-            return
+        if connection.scope.get("method") == "OPTIONS" or route.opt[ROLE] == ANYONE:
+            return  # a probe waits for no identity provider
         await self.authenticator.prepare(connection)
         if (needed := self.role_of(route)) is None:
             return

@@ -42,6 +42,7 @@ class SessionController(Controller):
     @get(summary="Who makes the call, and what they may do", responses=documented())
     async def show(self, request: Request[Any, Any, Any]) -> Session:
         """Return who makes the call."""
+        await access_of(request).authenticator.prepare(request)
         return Session(*access_of(request).roles_of(request))
 
     @post(

@@ -35,7 +35,7 @@ class FakeClient:
             self.connects.set()
         self.connected = self.stopped = False
         self.at = 0
-        self.assigned: list[TopicPartition] = []
+        self.assigned: list[Sequence[TopicPartition]] = []
 
     def unsubscribe(self) -> None:
         pass
@@ -48,7 +48,7 @@ class FakeClient:
         self.stopped = True
 
     def assign(self, partitions: Sequence[TopicPartition]) -> None:
-        self.assigned += partitions
+        self.assigned.append(partitions)
 
     def seek(self, _: TopicPartition, offset: int) -> None:
         self.at = offset

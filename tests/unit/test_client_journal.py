@@ -61,7 +61,7 @@ def test_throttling_is_reported_by_broker_and_for_all_until_the_next_answer_may_
     assert journal.throttled_seconds == 9.0
     clock.now += 6
     assert journal.throttled_for() == 0
-    assert journal.throttling() is not None
+    assert journal.throttling() == "Kafka throttles this client by its quota"
     clock.now += 2
     assert journal.throttling() is None
 

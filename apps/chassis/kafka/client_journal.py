@@ -105,7 +105,8 @@ class ClientJournal:
         """Return a sentence about the throttling by a quota, or None."""
         if self.since_throttling() > THROTTLED_LATELY_S:
             return None
-        return f"Kafka throttles this client by its quota, for {self.throttled_for():.1f} s more"
+        left_s = self.throttled_for()
+        return "Kafka throttles this client by its quota" + (f", for {left_s:.1f} s more" if left_s else "")
 
     def with_throttling(self, detail: str) -> str:
         """Return a health detail, with a sentence about throttling if there is any."""

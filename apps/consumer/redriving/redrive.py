@@ -166,7 +166,7 @@ class Redriver:
             return await within(self._limits.call_s, work)
         except TimeoutError:
             if throttling := self._journal.throttling():
-                raise RedriveNotNow(f"{throttling}: try again then, with fewer letters") from None
+                raise RedriveNotNow(f"{throttling}: try again later, with fewer letters") from None
             raise
 
     def is_ours(self, letter: DeadLetter) -> bool:

@@ -45,8 +45,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
 ) -> Litestar:
     """Build the producer. It connects to Kafka when the application starts, and disconnects when it ends.
 
-    By default `settings` are read from the environment, for `uvicorn --factory`. `ending` is set when the shutdown
-    begins, so that every caller is answered. Tests replace `kafka`, `limits` and `traces`.
+    `settings` are read from the environment by default. `ending` announces the shutdown. Tests replace the others.
     """
     settings = settings or settings_from_environment()
     traces, registry = traces or traces_of(settings, SERVICE), new_registry(SERVICE)

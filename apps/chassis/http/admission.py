@@ -14,7 +14,9 @@ from apps.chassis.http.problems import RETRY_AFTER, problem
 
 MAX_CALLS = 500
 """Calls under way at a time. One route may have four fifths of them, so that others find room while it hangs."""
-
+FOR_STRANGERS = "for_strangers"
+"""The option of a route that needs no key and reads a body: such calls take no room from those with a key."""
+STRANGERS_CALLS, STRANGERS_BYTES, STRANGERS_BODY_S = 100, 8 * 1024 * 1024, 5.0
 
 SHARE = "share_of_memory"
 """Set in the scope of an admitted call: its `Share`."""
@@ -89,8 +91,12 @@ class Limit:
         """Note that a call has ended, if it was let in."""
         share: Share | None = scope.pop(SHARE, None)  # type: ignore[misc]
         if share is not None and not share.dismissed:
-            self._calls[share.route] -= 1
-            share.release()
+            share.leave()
+
+    def end(self, share: "Share") -> None:
+        """Note that a call has ended."""
+        self._calls[share.route] -= 1
+        share.release()
 
     def dismiss_stalled(self, route: str | None = None, *, with_bytes: bool = False) -> bool:
         """End the longest stalled call: of a route if given, if `with_bytes` of those that take bytes.
@@ -192,6 +198,10 @@ class Share:
         self._limit.arriving_bytes += more
         return True
 
+    def leave(self) -> None:
+        """End the call where it was let in."""
+        self._limit.end(self)
+
     def release(self) -> None:
         """Give back everything."""
         self._limit.arriving_bytes -= self.arriving_bytes
@@ -201,6 +211,11 @@ class Share:
     def busy(self) -> ProblemDetailsException:
         """Return the error to raise where there is no room."""
         return problem(BUSY, self._limit.described(self._unsent), headers={"Retry-After": RETRY_AFTER})
+
+
+def for_strangers() -> Limit:
+    """Return the limit of calls that need no key."""
+    return Limit(STRANGERS_BYTES, STRANGERS_CALLS, slow_body_s=STRANGERS_BODY_S)
 
 
 def share_of(scope: Scope) -> Share:

@@ -14,7 +14,7 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
-from apps.chassis.http.admission import Limit
+from apps.chassis.http.admission import FOR_STRANGERS, Limit, for_strangers
 from apps.chassis.http.authentication import SAFE_METHODS
 from apps.chassis.http.authorization import missing_security_headers
 from apps.chassis.http.origins import OriginPolicy
@@ -147,12 +147,13 @@ class RequestMiddleware:
 
 def admit(limit: Limit) -> Any:  # noqa: ANN401 - a hook of Litestar's
     """Return a `before_request` hook that checks the query of a call, and that there is room for the call."""
+    strangers = for_strangers()
 
     async def check(request: Request[Any, Any, Any]) -> Any:  # noqa: ANN401 - an answer, None to call the route
         check_query(request)
         options = request.route_handler.opt
         if not options.get(UNLIMITED):
-            limit.let_in(request.scope)
+            (strangers if options.get(FOR_STRANGERS) else limit).let_in(request.scope)
         if WITHOUT_QUERY in options and not request.scope["query_string"]:
             return await options[WITHOUT_QUERY](request)
         return None

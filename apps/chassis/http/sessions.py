@@ -9,6 +9,7 @@ from litestar import Controller, get, post
 from litestar.connection import Request
 from litestar.response import Response
 
+from apps.chassis.http.admission import FOR_STRANGERS
 from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problems import documented
 from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, read_json, refuse_other_bodies, schema_of
@@ -37,7 +38,7 @@ class SessionController(Controller):
     """Signs in and out, and tells who is signed in."""
 
     path = "/session"
-    opt = {ROLE: ANYONE}  # noqa: RUF012 - Litestar's own attribute
+    opt = {ROLE: ANYONE, FOR_STRANGERS: True}  # noqa: RUF012 - Litestar's own attribute
 
     @get(summary="Who makes the call, and what they may do", responses=documented())
     async def show(self, request: Request[Any, Any, Any]) -> Session:

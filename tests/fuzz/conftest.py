@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fuzzing import KEY, Fuzzing, Services, fuzzed
+from fuzzing import KEY, KEYS, Fuzzing, Services, fuzzed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +22,8 @@ def fuzzing(request: pytest.FixtureRequest) -> Fuzzing:
 
 
 @pytest.fixture(scope="package")
-def services(bootstrap_servers: str, logs: Path) -> Iterator[Services]:
-    """Both services, which need a key for each change."""
-    yield from fuzzed(bootstrap_servers, logs, API_KEY=KEY)
+def services(bootstrap_servers: str, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Both services, which need a key with the role of each call."""
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text("".join(f"{role}r:{key} roles={role}\n" for role, key in KEYS.items()))
+    yield from fuzzed(bootstrap_servers, logs, API_KEY=KEY, API_KEY_FILE=str(file))

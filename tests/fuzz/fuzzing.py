@@ -7,6 +7,9 @@ from typing import NamedTuple
 from services import Pipeline, Service, both
 
 KEY = "a-key-of-these-tests"
+"""A key with all roles."""
+KEYS = {role: f"a-key-that-may-{role}" for role in ("send", "read", "operate")}
+"""A key for each role that a call needs."""
 
 
 class Fuzzing(NamedTuple):

@@ -1,14 +1,30 @@
 """What Schemathesis must know about the services, which their documents cannot say."""
 
+import json
+import os
 import re
+from collections import Counter
+from http import HTTPStatus
 from typing import Any
 
+import requests
 import schemathesis
 from schemathesis.core.failures import Failure
 
 NDJSON = "application/x-ndjson"
 MAX_MADE, MAX_ALLOWED = 500, 100_000
 """Events that a call makes here, and that it may make: that many take minutes."""
+
+KEYS: dict[str, str] = json.loads(os.environ.get("KEYS", "{}"))
+"""A key for each role; without any, every call is open."""
+CALLERS = [*KEYS.items(), ("no role", "")]
+EXAMPLES = 3
+"""Calls of each operation that are made again without its role; the first one is made with its role alone, too."""
+REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+GUARDED = {200, 201, 207, 400, 409, 422}
+"""How calls are answered that came as far as to their route: who makes them is checked before."""
+ENDLESS = "/consumers/messages/stream"
+repeated = Counter[str]()
 
 UNSAYABLE = {
     # JSON Schema counts 17.0 as an integer; the contract wants a type never converted.
@@ -57,3 +73,24 @@ def filter_failure(
         return True
     # Any bytes are lines, so nothing that could be sent is wrong as a whole: each line is answered by itself.
     return not (case.media_type == NDJSON or WRONG_TYPE_OF_TEXT.search(failure.message))
+
+
+@schemathesis.check
+def is_answered_to_its_role_alone(
+    _: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
+) -> None:
+    """Make some calls again with the key of each role and without one: all but its own role are refused."""
+    operation = case.operation
+    needed = {role for way in operation.definition.raw.get("security", ()) for role in way.get("ApiKey", ())}
+    if not KEYS or not needed or case.method != operation.method.upper() or response.status_code not in GUARDED:
+        return
+    repeated[operation.label] += 1
+    for role, key in CALLERS if repeated[operation.label] <= EXAMPLES else ():
+        may = role in needed
+        if may and (repeated[operation.label] > 1 or operation.path == ENDLESS):
+            continue
+        request = response.request.copy()
+        request.headers["X-API-Key"] = key
+        status = requests.Session().send(request, timeout=30).status_code
+        assert (status not in REFUSED) == may, f"{status} for the role {role}, of {needed}"
+        assert status < HTTPStatus.INTERNAL_SERVER_ERROR, f"{status} for the role {role}"

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
@@ -13,6 +13,8 @@ from litestar.routes import HTTPRoute
 from memory import Memory
 from pair import Pair, pair
 
+from apps.chassis.http.authorization import Access
+from apps.chassis.http.roles import Role
 from apps.chassis.settings import read_settings
 from apps.consumer.consuming.batch import Batch, Reject
 from contracts.sensitive import Sensitive
@@ -38,6 +40,7 @@ class Guest(msgspec.Struct):
     home: Home
     homes: list[Home | None]
     phones: dict[str, Secret]
+    room: Literal["small", "large"]
     email: Secret | None = None
 
 
@@ -52,7 +55,7 @@ PLAIN: Stream[Plain] = Stream("plain", Plain, key=lambda plain: plain.id)
 def guest(mood: str) -> dict[str, Any]:
     home = {"street": f"{SECRET} Street"}
     numbered = {"number": f"{SECRET}-{mood}", "mood": mood, "email": f"y{SECRET}@example.com"}
-    return {**numbered, "home": home, "homes": [home, None], "phones": {"mobile": SECRET}}
+    return {**numbered, "home": home, "homes": [home, None], "phones": {"mobile": SECRET}, "room": "small"}
 
 
 class Handler:
@@ -166,7 +169,7 @@ async def full_hotel(folder: Path) -> AsyncIterator[tuple[Pair, Handler]]:
     handler = Handler()
     async with hotel(folder, handler=handler) as p:
         await send(p, "happy", "happy", "sad")
-        await publish(p, b'{"number": "' + SECRET.encode() + b'", "mood": 7}')
+        await publish(p, b'{"room": "%b"}' % SECRET.encode())
         await publish(p, SECRET.encode())
         await p.until(GUESTS, dead_lettered_count=3, messages_consumed_count=2)
         await send(p, "angry")
@@ -195,7 +198,14 @@ async def test_the_rest_of_a_record_is_shown_and_says_that_it_is_masked(tmp_path
     async with full_hotel(tmp_path) as (p, _):
         (message, *_) = (await get(p, "/consumers/messages", READ)).json()["messages"]
         home = {"street": "…"}
-        expected = {"number": "…", "mood": "happy", "home": home, "homes": [home, None], "phones": {"mobile": "…"}}
+        expected = {
+            "number": "…",
+            "mood": "happy",
+            "home": home,
+            "homes": [home, None],
+            "phones": {"mobile": "…"},
+            "room": "small",
+        }
         assert message["value"] == {**expected, "email": "y…@example.com"}
         assert (message["key"], message["masked"]) == ("…", True)
         letters = (await get(p, "/consumers/dead-letters", READ)).json()["dead_letters"]
@@ -239,6 +249,24 @@ async def test_a_sensitive_key_cannot_be_guessed_by_a_search(path: str, tmp_path
         assert "403" in await tail_of(p, READ, 0, f"key={SECRET}")
 
 
+async def test_the_live_tail_goes_on_only_as_long_as_its_caller_may_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Role] = []
+
+    def note(_: Access, __: object, pieces: object, role: Role) -> object:
+        checked.append(role)
+        return pieces
+
+    monkeypatch.setattr(Access, "while_allowed", note)
+    async with hotel(tmp_path) as p:
+        await send(p, "happy")
+        await tail_of(p, READ, 1)
+        await tail_of(p, SEE, 1)
+        await tail_of(p, SEE, 0, "stream=plain&key=x")
+    assert checked == [Role.READ, Role.READ_SENSITIVE, Role.READ]
+
+
 async def test_an_operator_cannot_guess_what_an_error_quotes(tmp_path: Path) -> None:
     async with full_hotel(tmp_path) as (p, _):
         counts = {}
@@ -246,7 +274,7 @@ async def test_an_operator_cannot_guess_what_an_error_quotes(tmp_path: Path) -> 
             address = f"/consumers/dead-letters/discard?dry_run=true&stream=guests&reason={reason}"
             answer = await p.consumer.post(address, json={"limit": 9}, headers=calling(key))
             counts[key, reason] = answer.json()["would_discard"]
-        assert list(counts.values()) == [0, 1, 1, 1]
+        assert list(counts.values()) == [0, 2, 1, 1]
         for action in ("discard", "redrive", "purge"):
             address = f"/consumers/dead-letters/{action}?dry_run=true&stream=guests&key={SECRET}-sad"
             refused = await p.consumer.post(address, json={"limit": 9}, headers=calling(OPERATE))

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import replace
 from itertools import chain
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 import pytest
@@ -30,6 +30,8 @@ from apps.consumer.redriving.redrive import LetterPlace, Redriver
 from apps.consumer.redriving.refusals import DoneBefore, RedriveNotNow, TooLarge
 from apps.consumer.redriving.routes import of_one_stream
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
+from contracts.sensitive import Sensitive
+from contracts.stream import Stream
 from tests.event import EVENTS
 from tests.fakes import A_WHILE, StoredTopic
 
@@ -519,3 +521,15 @@ async def test_an_action_that_another_one_fenced_is_refused_for_now(
     with pytest.raises(RedriveNotNow, match="another redrive or discard has begun"):
         async with redriver._fences.fenced("group"):
             pass
+
+
+def test_a_masked_stack_keeps_its_frames_without_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = 'Traceback (most recent call last):\n  File "/app/handlers.py", line 7, in handle\n'
+    stack = f"{frames}    raise ValueError(person)\nValueError: Ada\nof London\n{frames}KeyError: 'Ada'\n"
+    letter = msgspec.structs.replace(a_letter(), error="Ada", error_type="builtins.KeyError", stack=stack)
+    record, bench = Stored(0, 1, 0, b"key", b"Ada", letter.all_headers(), DEAD), Bench([], monkeypatch=monkeypatch)
+    kind = msgspec.defstruct("Kind", [("id", str), ("name", Annotated[str, Sensitive()])])
+    stream = Stream[Any]("events", kind, key=lambda one: one.id)
+    assert show_letter(VIEW, record, Marks(), bench.redriver).stack == stack
+    shown = show_letter(View(stream.decode, stream.masking), record, Marks(), bench.redriver)
+    assert (shown.stack, shown.error, shown.error_type) == ((2 * frames).rstrip(), "…", "builtins.KeyError")

@@ -1,14 +1,20 @@
 """The pair in memory: POST at the producer, GET at the consumer, without a network. Read this test first."""
 
+import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey
 from pair import Pair, pair
 
+from apps.chassis.settings import Settings
 from apps.consumer.consuming.batch import Batch, Reject
 from contracts.stream import Stream
 
@@ -116,3 +122,18 @@ async def test_orders_wait_while_their_handler_fails_and_refunds_do_not() -> Non
         orders.error = None
         await p.until(ORDERS, state="running", messages_consumed_count=1, dead_lettered_count=0, lag=0)
         assert (orders, refunds) == ([Order("1", 5)], [Refund("1")])
+
+
+async def test_the_live_tail_and_the_page_answer_to_a_token_alone(tmp_path: Path) -> None:
+    """A proxy in front signs people in, and sends their token."""
+    key = ECKey.generate_key("P-256", {"kid": "a"})
+    jwks = tmp_path / "keys"
+    jwks.write_text(json.dumps({"keys": [key.as_dict(private=False)]}))
+    settings = Settings(jwt_issuer="https://login.example.com", jwt_audience="orders", jwt_jwks=str(jwks))
+    claims = {"iss": settings.jwt_issuer, "aud": "orders", "sub": "ada", "exp": time.time() + 600, "roles": ["read"]}
+    token = {"Authorization": f"Bearer {jwt.encode({'alg': 'ES256', 'kid': 'a'}, claims, key)}"}
+    async with pair({ORDERS: Handler()}, settings=settings) as p:
+        for path, kind in (("/", "text/html"), ("/consumers/messages/stream", "text/event-stream")):
+            answer = await p.consumer.head(path, headers=token)
+            assert (answer.status_code, answer.headers["content-type"].split(";")[0]) == (HTTPStatus.OK, kind)
+        assert (await p.consumer.head("/consumers/messages/stream")).status_code == HTTPStatus.UNAUTHORIZED

@@ -86,12 +86,11 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     registry.register(watch := LoopWatch())
     audit = audit or Audit(name, registry)
     access = Access(authenticator := Authenticator(settings, name, registry), metrics_public=settings.metrics_public)
-    common = {ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch}
-    state = State({**common, ACCESS: access, AUDIT: audit})
+    common = {ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch, AUDIT: audit}
     app = Application(
         [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],
         dependencies=stream_dependencies(parts),
-        state=state,
+        state=State({**common, ACCESS: access}),
         guards=[access.guard] if access.keys.needed else [],
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},

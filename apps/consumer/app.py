@@ -37,6 +37,8 @@ from contracts.stream import Stream
 SERVICE = "consumer"
 DESCRIPTION = "Reads records from Kafka topics, hands them to handlers, and shows the newest."
 
+CONTROLLERS = (OperatingController, MessageController, DeadLetterController, PurgeController)
+
 
 def create_app(  # noqa: PLR0913 - what tests replace
     settings: Settings | None = None,
@@ -65,13 +67,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         DESCRIPTION,
         settings,
         consumers,
-        [
-            OperatingController,
-            MessageController,
-            DeadLetterController,
-            PurgeController,
-            *page_routes(settings.producer_url, [*consumers]),
-        ],
+        [*CONTROLLERS, *page_routes(settings.producer_url, [*consumers])],
         operations=[*_operations(consumers.values())],
         registry=registry,
         traces=traces,

@@ -86,15 +86,12 @@ class StreamConsumer:
         self.dead_reader = kafka.reader(reading, own.dead_letter_topic)
         self._dead_letters = self._new_dead_letters(kafka)
         self.redriver = self._new_redriver(kafka)
-        self.window, write = Window(settings.window_size, deletes=stream.deletes), self._dead_letters.write
-        self.consumption = Consumption(
-            stream.decode, self.window.extend, handle, write, traces, policy, group=own.group_id, resource=resource
-        )
+        self.window = Window(settings.window_size, deletes=stream.deletes)
+        self.consumption = self._new_consumption(handle, traces, policy, resource)
         read_commits = partial(cluster.commits, own.group_id, own.topic)
         self._commits = commits = Commits(read_commits, self._every.ends, kafka.ask_topic_ids)
-        self._offsets = offsets = GroupOffsets(self._reader, self._every, commits.read)
-        self.history = HistoryKeeper(self._counts, self._records_behind)
-        self._meter = LagMeter(offsets)
+        self._offsets = GroupOffsets(self._reader, self._every, commits.read)
+        self.history, self._meter = HistoryKeeper(self._counts, self._records_behind), LagMeter(self._offsets)
         self.view = whole = View(stream.decode)
         self.masked_view = masked = View(stream.decode, stream.masking) if stream.masking else whole
         self.tails = {view: Tail(self.log, self.partition_count, background, view) for view in {whole, masked}}
@@ -108,6 +105,12 @@ class StreamConsumer:
     def _new_dead_letters(self, kafka: Kafka) -> DeadLetters:
         own, options = self.settings, for_purpose(self._options, "dead-letters")
         return DeadLetters(options, own.dead_letter_topic, self.cluster, own.group_id, kafka.producer)
+
+    def _new_consumption(
+        self, handle: Handle, traces: Traces, policy: Policy, resource: HandlerResource | None
+    ) -> Consumption:
+        decode, write, group = self.stream.decode, self._dead_letters.write, self.settings.group_id
+        return Consumption(decode, self.window.extend, handle, write, traces, policy, group=group, resource=resource)
 
     def _new_control(self, background: Background, slow_s: float) -> Control:
         consuming = self._connection, self.cluster, self.consumption, self._commits, background

@@ -86,6 +86,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     registry.register(watch := LoopWatch())
     audit = audit or Audit(name, registry)
     access = Access(authenticator := Authenticator(settings, name, registry), metrics_public=settings.metrics_public)
+    audit.keys_needed, audit.streams = access.keys.needed, parts.keys()
     common = {ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch, AUDIT: audit}
     app = Application(
         [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],

@@ -9,14 +9,16 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import Context
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 import msgspec
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 from litestar.types import Scope
 from prometheus_client import CollectorRegistry, Counter
 
@@ -30,14 +32,16 @@ from apps.chassis.kafka.cluster import Cluster, Unusable
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.kafka import Kafka
 from apps.chassis.kafka.topic_settings import Topic
-from apps.chassis.kafka.topic_writer import TopicWriter
+from apps.chassis.kafka.topic_writer import Content, TopicWriter
 from apps.chassis.observability.logs import key_name, one_line, request_id
 from apps.chassis.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PLAIN = frozenset({"stream", "limit", "partition", "offset", "from", "to", "before", "after", "accept", "dry_run"})
-"""Parameters that are no part of a record; the text of others is hashed."""
+PLAIN = frozenset({"limit", "partition", "offset", "from", "to", "before", "after", "accept", "dry_run"})
+"""Parameters that are no part of a record."""
+HASHED = frozenset({"key", "reason"})
+"""Parameters that may be a part of a record. Of names that no action has, nothing is kept."""
 DELETE = "DELETE"
 """The method of calls that delete a record."""
 SHORT = re.compile(r"[A-Za-z0-9:.+_-]{1,64}")
@@ -46,13 +50,24 @@ NEWEST = 100
 AUDIT = "audit"
 """The key of an application's state that holds its `Audit`."""
 WAITING = 1_000
-"""Records that wait for Kafka; of more, the newest are lost, and counted."""
+"""Records of callers that wait for Kafka; of more, the newest are lost, and counted."""
+STRANGERS_WAITING = 100
+"""Records of calls without an accepted key that may wait besides."""
+STRANGERS = 20
+"""Calls without an accepted key that are logged and recorded each minute; the others are counted."""
+MINUTE_S = 60.0
+UNKNOWN = "(unknown)"
+"""Stands for the name of a stream that is not served."""
+BATCH = 100
+"""Records that are written at once."""
 LAST_RECORDS_S = 1.0
 """Seconds for the last records to be written at the end."""
 RETRY_S = 1.0
 """Seconds between two attempts to write a record."""
 REFUSED, INVALID = frozenset({401, 403, 421, 429}), frozenset({400, 413, 415})
 """Statuses of calls that may not be made, and of those that make no sense: why not may quote a value."""
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+"""Errors of a record that Kafka will never take."""
 
 
 class AuditRecord(msgspec.Struct, kw_only=True):
@@ -71,9 +86,12 @@ class AuditRecord(msgspec.Struct, kw_only=True):
 class Audit:
     """Logs and records the operator actions of a service; `writer` is None without a topic for them.
 
-    `newest` are the last ones, the newest first. A call that was refused without an accepted key is not among them:
-    anyone could push the others out.
+    `newest` are the last ones, the newest first. A call of a stranger, without the key that it needs, is not among
+    them: anyone could push the others out. `keys_needed` is whether calls need keys, `streams` are the served ones.
     """
+
+    keys_needed = False
+    streams: Collection[str] = ()
 
     def __init__(
         self,
@@ -86,8 +104,16 @@ class Audit:
         self._service = service
         self._writer = writer
         self._cluster = cluster
-        self._waiting: asyncio.Queue[AuditRecord] = asyncio.Queue(WAITING)
+        self._waiting: asyncio.Queue[AuditRecord] = asyncio.Queue(WAITING + STRANGERS_WAITING)
         self._lost = Counter("audit_records_lost", "Audit records that were not written.", registry=registry)
+        self._background = Background()
+        self._waits_for = ""
+        self._strangers = 0
+
+    @property
+    def trouble(self) -> str:
+        """Why records are not written now; empty while they are."""
+        return self._background.failure or self._waits_for
 
     def note(self, scope: Scope, status: int) -> None:
         """Note the end of a call, if it was an operator action or a deletion; a `status` of 0: nothing was answered."""
@@ -96,28 +122,55 @@ class Audit:
         is_action = route is not None and route.opt.get(ROLE) == OPERATE and not is_safe
         if not is_action and (route is None or not is_deletion):
             return
+        who, outcome = key_name.get(), _outcome_of(status)
+        is_stranger = who is None and (self.keys_needed or outcome == "refused")
+        if is_stranger and not self._has_room_for_stranger():
+            return
         done = AuditRecord(
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             service=self._service,
-            who=key_name.get(),
+            who=who and who.encode("utf-8", "backslashreplace").decode(),
             action=DELETE.lower() if is_deletion else str(scope["path"]).rsplit("/", 1)[-1],
-            parameters=_deleted_by(scope) if is_deletion else _parameters_of(scope),
-            outcome=_outcome_of(status),
+            parameters=self._parameters_of(scope, is_kept=status not in REFUSED | INVALID),
+            outcome=outcome,
             status=status,
             request_id=request_id.get(),
         )
-        if is_action and done.outcome != "done":
+        if is_action and outcome != "done":
             why = "the request is invalid" if status in INVALID else scope.get(ANSWERED, "the caller has gone")
             stream = done.parameters.get("stream", "all streams")
             details = {"action": done.action, "stream": stream}
-            log.info("an operator asked for %s of %s: %s: %s", done.action, stream, done.outcome, why, extra=details)
-        if done.who is not None or done.outcome != "refused":
+            log.info("an operator asked for %s of %s: %s: %s", done.action, stream, outcome, why, extra=details)
+        if not is_stranger:
             self.newest.appendleft(done)
-        if self._writer is not None:
-            try:
-                self._waiting.put_nowait(done)
-            except asyncio.QueueFull:
-                self._lost.inc()
+        if self._writer is None:
+            return
+        if self._waiting.full() or (is_stranger and self._waiting.qsize() >= STRANGERS_WAITING):
+            self._lost.inc()
+        else:
+            self._waiting.put_nowait(done)
+
+    def _has_room_for_stranger(self) -> bool:
+        """Count a call of a stranger; return whether it is among the first of its minute."""
+        self._strangers += 1
+        if self._strangers == 1:  # the line that counts the others belongs to no request, so it gets no request id
+            asyncio.get_running_loop().call_later(MINUTE_S, self._report_strangers, context=Context())
+        return self._strangers <= STRANGERS
+
+    def _report_strangers(self) -> None:
+        left_out, self._strangers = self._strangers - STRANGERS, 0
+        if left_out > 0:
+            log.warning("more actions without an accepted key, neither logged nor recorded one by one: %d", left_out)
+
+    def _parameters_of(self, scope: Scope, *, is_kept: bool) -> Mapping[str, Any]:
+        """Return the parameters of a call that are kept, without what may be a part of a record."""
+        kept = {"stream"} | (PLAIN | HASHED if is_kept else set())
+        return {name: self._shown(name, value) for name, value in _given_to(scope).items() if name in kept}
+
+    def _shown(self, name: str, value: object) -> object:
+        if name == "stream":
+            return value if value in self.streams else UNKNOWN
+        return value if name in PLAIN and SHORT.fullmatch(str(value)) else _hash_of(value)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -125,9 +178,8 @@ class Audit:
         if self._writer is None or self._cluster is None:
             yield
             return
-        background = Background()
-        async with self._cluster.open(), self._writer.open(), background.open():
-            background.start(self._write(self._writer), "the writing of audit records")
+        async with self._cluster.open(), self._writer.open(), self._background.open():
+            self._background.start(self._write(self._writer), "the writing of audit records")
             yield
             await self._wait_for_last_records()
 
@@ -139,19 +191,35 @@ class Audit:
             log.error("the last audit records were not written: Kafka did not take them in time")  # noqa: TRY400 - one line says it
 
     async def _write(self, writer: TopicWriter) -> None:
-        """Write record after record, each until Kafka has it."""
-        reported = ""
+        """Write what waits in batches, and the records of a batch that is too large one by one."""
         while True:
-            record = await self._waiting.get()
-            while True:
-                try:
-                    await writer.write_to({0: [(None, msgspec.json.encode(record), [])]})
-                    break
-                except (*KAFKA_ERRORS, Unusable) as error:
-                    if reported != (reported := one_line(error)):
-                        log.error("audit records wait until %s takes them: %s", writer.topic, reported)  # noqa: TRY400 - one line says it
-                    await asyncio.sleep(RETRY_S)
-            self._waiting.task_done()
+            records = [await self._waiting.get()]
+            while len(records) < BATCH and not self._waiting.empty():
+                records.append(self._waiting.get_nowait())
+            if not await self._took(writer, records):
+                for record in records:
+                    if len(records) == 1 or not await self._took(writer, [record]):
+                        log.error("an audit record is lost: it is too large for %s: %s", writer.topic, record.action)
+                        self._lost.inc()
+            for _ in records:
+                self._waiting.task_done()
+
+    async def _took(self, writer: TopicWriter, records: Sequence[AuditRecord]) -> bool:
+        """Write records, however long Kafka is out of reach; return False when it will never take them."""
+        values: list[Content] = [(None, msgspec.json.encode(record), []) for record in records]
+        while True:
+            try:
+                await writer.write_to({0: values})
+            except TOO_LARGE:
+                return False
+            except (*KAFKA_ERRORS, Unusable) as error:
+                before, self._waits_for = self._waits_for, f"{writer.topic} takes no audit records: {one_line(error)}"
+                if self._waits_for != before:
+                    log.error("audit records wait: %s", self._waits_for)  # noqa: TRY400 - one line says it
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._waits_for = ""
+                return True
 
 
 def audit_of(
@@ -175,21 +243,13 @@ def _outcome_of(status: int) -> Literal["done", "refused", "failed", "unknown"]:
     return "done" if status < 400 else "failed"  # noqa: PLR2004 - HTTP's own line between success and error
 
 
-def _parameters_of(scope: Scope) -> Mapping[str, Any]:
-    """Return the parameters of a call, of its query and its body, without what may be a part of a record."""
+def _given_to(scope: Scope) -> Mapping[str, Any]:
+    """Return the parameters of a call, of its query and its body; of a deletion, the last two segments of its path."""
+    if scope.get("method") == DELETE:
+        return dict(zip(("stream", "key"), str(scope["path"]).rsplit("/", 2)[1:], strict=False))
     query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     body = msgspec.to_builtins(scope.get(DECODED_BODY) or {})
-    given = {name: value for name, value in [*query, *body.items()] if value is not None}
-    return {
-        name: value if name in PLAIN and SHORT.fullmatch(str(value)) else _hash_of(value)
-        for name, value in given.items()
-    }
-
-
-def _deleted_by(scope: Scope) -> Mapping[str, Any]:
-    """Return the stream of a deletion, and the hash of the key: the last two segments of the path."""
-    _, stream, key = str(scope["path"]).rsplit("/", 2)
-    return {"stream": stream, "key": _hash_of(key)}
+    return {name: value for name, value in [*query, *body.items()] if value is not None}
 
 
 def _hash_of(text: object) -> str:

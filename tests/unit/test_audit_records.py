@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 from litestar import Litestar
 from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
@@ -15,7 +15,7 @@ from samples import until
 from serving import answered
 
 from apps.chassis import audit as module
-from apps.chassis.audit import NEWEST, WAITING, Audit
+from apps.chassis.audit import BATCH, NEWEST, STRANGERS, STRANGERS_WAITING, WAITING, Audit
 from apps.chassis.observability.logs import key_name
 from apps.chassis.settings import WrongSetting, read_settings
 from apps.producer.publishing.lanes import Limits
@@ -115,12 +115,12 @@ def test_a_deletion_and_a_purge_are_noted_with_a_hash_of_the_key_alone(
             assert producer.delete(f"/producers/events/{key}").status_code == 503
     headers = {"X-API-Key": OPERATOR}
     consumer.post("/consumers/dead-letters/purge", params={"key": MARK, "dry_run": "true"}, headers=headers)
-    consumer.post("/consumers/dead-letters/purge", params={"before": "2999-01-31T12:00:00Z"}, headers=headers)
+    consumer.post("/consumers/dead-letters/purge", params={"before": "2001-01-31T12:00:00Z"}, headers=headers)
     hashes = [f"sha256:{sha256(key.encode()).hexdigest()}" for key in (MARK, "generate")]
     assert [(one["service"], one["action"], one["parameters"]) for one in noted] == [
         *(("producer", "delete", {"stream": "events", "key": one}) for one in hashes),
         ("consumer", "purge", {"key": hashes[0], "dry_run": "true"}),
-        ("consumer", "purge", {"before": "2999-01-31T12:00:00Z"}),
+        ("consumer", "purge", {"before": "2001-01-31T12:00:00Z"}),
     ]
     assert not [line for line in caplog.records if MARK in line.getMessage() and line.name != "httpx"]
 
@@ -131,26 +131,39 @@ def test_an_operator_action_that_fails_is_noted_with_its_parameters_and_no_part_
     caplog.set_level(logging.INFO)
     headers = {"X-API-Key": OPERATOR}
     consumer.post("/consumers/seek", json={"partition": 3, "offset": 120}, headers=headers)
-    query = {"key": MARK, "reason": f"{MARK} is no number", MARK: MARK}
+    query = {"key": MARK, "reason": f"{MARK} is no number"}
     consumer.post("/consumers/dead-letters/redrive", params=query, json={"limit": 5}, headers=headers)
-    consumer.post("/consumers/seek", json={"to": f"{MARK} {MARK}"}, headers=headers)
+    consumer.post("/consumers/seek", params={"stream": MARK}, json={"offset": 3}, headers=headers)
     assert (noted[0]["outcome"], noted[0]["parameters"]) == ("failed", {"partition": 3, "offset": 120})
-    assert MARK not in str([one["parameters"].get("key") for one in noted])
+    assert noted[1]["parameters"].keys() == {"key", "reason", "limit"}
     assert noted[1]["parameters"]["key"].startswith("sha256:")
-    assert not [one for one in noted if MARK in str([*one["parameters"].values()])]
+    assert noted[2]["parameters"]["stream"] == "(unknown)"
+    assert MARK not in str(noted)
     lines = [line.getMessage() for line in caplog.records if line.name == module.__name__]
     assert len(lines) == 3
     assert "it is not connected yet" in lines[0] or "Kafka" in lines[0]
     assert MARK not in "".join(lines)
 
 
+def test_of_a_refused_or_invalid_call_nothing_is_recorded_but_the_stream_that_it_names(
+    consumer: TestClient[Litestar], noted: list[dict[str, Any]]
+) -> None:
+    for key in ("", OPERATOR):
+        names = "&".join(f"{MARK}{number}&limit={MARK}&key={MARK}" for number in range(1_000))
+        consumer.post(f"/consumers/stop?{names}&stream=events", headers={"X-API-Key": key})
+        consumer.post(f"/consumers/stop?{names}&stream={MARK}", headers={"X-API-Key": key})
+    assert [one["status"] for one in noted] == [401, 401, 400, 400]
+    assert [one["parameters"] for one in noted] == [{"stream": "events"}, {"stream": "(unknown)"}] * 2
+
+
 class Writer:
-    """Takes records once Kafka is there."""
+    """Takes records once Kafka is there, and none that is too large."""
 
     topic = "audit"
 
     def __init__(self) -> None:
         self.written: list[dict[str, Any]] = []
+        self.writes = 0
         self.is_there = False
 
     @asynccontextmanager
@@ -160,6 +173,9 @@ class Writer:
     async def write_to(self, by_partition: Mapping[int, Sequence[Any]]) -> None:
         if not self.is_there:
             raise KafkaConnectionError("nobody listens")
+        if any(b"too-large" in value for _, value, _ in by_partition[0]):
+            raise MessageSizeTooLargeError
+        self.writes += 1
         self.written += [msgspec.json.decode(value) for _, value, _ in by_partition[0]]
 
 
@@ -178,17 +194,104 @@ async def test_records_wait_for_kafka_in_order_and_their_number_is_bounded(
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     registry, writer = CollectorRegistry(), Writer()
     audit = Audit("consumer", registry, cast("Any", writer), cast("Any", writer))
-    for number in range(WAITING + 5):
+    most = WAITING + STRANGERS_WAITING
+    for number in range(most + 5):
         audit.note(a_call(f"/consumers/{number}"), 200)
     assert registry.get_sample_value("audit_records_lost_total") == 5
     async with audit.open():
         await until(lambda: "nobody listens" in caplog.text)
+        assert "nobody listens" in audit.trouble
         writer.is_there = True
-        await until(lambda: len(writer.written) == WAITING)
+        await until(lambda: len(writer.written) == most)
+        assert (writer.writes, audit.trouble) == (most / BATCH, "")
         audit.note(a_call("/consumers/last"), 0)
-    assert [one["action"] for one in writer.written] == [*map(str, range(WAITING)), "last"]
+    assert [one["action"] for one in writer.written] == [*map(str, range(most)), "last"]
     assert writer.written[-1]["outcome"] == "unknown"
     assert caplog.text.count("nobody listens") == 1
+
+
+@pytest.mark.anyio
+async def test_a_record_that_is_too_large_is_lost_and_logged_and_those_around_it_are_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry, writer = CollectorRegistry(), Writer()
+    writer.is_there = True
+    audit = Audit("consumer", registry, cast("Any", writer), cast("Any", writer))
+    async with audit.open():
+        for action in ("first", "too-large", "last"):
+            audit.note(a_call(f"/consumers/{action}"), 200)
+        await until(lambda: len(writer.written) == 2)
+        assert audit.trouble == ""
+    assert [one["action"] for one in writer.written] == ["first", "last"]
+    assert registry.get_sample_value("audit_records_lost_total") == 1
+    assert "an audit record is lost: it is too large for audit: too-large" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_calls_without_an_accepted_key_push_out_no_action_of_a_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STRANGERS", 2 * WAITING)
+    writer = Writer()
+    writer.is_there = True
+    audit = Audit("consumer", CollectorRegistry(), cast("Any", writer), cast("Any", writer))
+    audit.keys_needed = True
+    for _ in range(WAITING):
+        audit.note(a_call("/consumers/stop"), 401)
+        audit.note(a_call("/consumers/stop"), 503)  # a token whose key cannot be fetched
+    assert not audit.newest
+    key_name.set("grace")
+    for _ in range(WAITING):
+        audit.note(a_call("/consumers/resume"), 200)
+    async with audit.open():
+        await until(lambda: len(writer.written) == WAITING + STRANGERS_WAITING)
+    assert [one["who"] for one in writer.written] == [None] * STRANGERS_WAITING + ["grace"] * WAITING
+
+
+@pytest.mark.anyio
+async def test_of_calls_without_an_accepted_key_the_first_of_a_minute_are_logged_and_the_others_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "MINUTE_S", 0.01)
+    writer = Writer()
+    writer.is_there = True
+    audit = Audit("consumer", CollectorRegistry(), cast("Any", writer), cast("Any", writer))
+    for _ in range(1_000):
+        audit.note(a_call("/consumers/stop"), 401)
+    assert caplog.text.count("an operator asked for stop") == STRANGERS
+    await until(lambda: f"neither logged nor recorded one by one: {1_000 - STRANGERS}" in caplog.text)
+    audit.note(a_call("/consumers/last"), 401)
+    async with audit.open():
+        await until(lambda: len(writer.written) == STRANGERS + 1)
+    assert writer.written[-1]["action"] == "last"
+
+
+@pytest.mark.anyio
+async def test_a_caller_whose_name_cannot_be_encoded_is_recorded_all_the_same() -> None:
+    writer = Writer()
+    writer.is_there = True
+    audit = Audit("consumer", CollectorRegistry(), cast("Any", writer), cast("Any", writer))
+    key_name.set("token:\ud800")
+    async with audit.open():
+        audit.note(a_call("/consumers/stop"), 200)
+        await until(lambda: len(writer.written) == 1)
+    assert [one["who"] for one in writer.written] == ["token:\\ud800"]
+    assert msgspec.json.encode([*audit.newest])
+
+
+@pytest.mark.anyio
+async def test_health_names_an_audit_that_has_failed(
+    consumer: TestClient[Litestar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer()
+    monkeypatch.setattr(writer, "write_to", None)
+    audit = Audit("consumer", CollectorRegistry(), cast("Any", writer), cast("Any", writer))
+    async with audit.open():
+        audit.note(a_call("/consumers/stop"), 200)
+        await until(lambda: audit.trouble != "")
+    assert audit.trouble == "the writing of audit records has failed: TypeError"
+    consumer.app.state[module.AUDIT] = audit
+    health = consumer.get("/health-check", headers={"X-API-Key": READER}).json()
+    assert audit.trouble in health["detail"]
 
 
 @pytest.mark.anyio

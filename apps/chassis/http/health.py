@@ -13,6 +13,7 @@ from litestar.openapi import ResponseSpec
 from litestar.params import SkipValidation
 from litestar.response import Response
 
+from apps.chassis.audit import AUDIT
 from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problems import documented
 from apps.chassis.http.roles import ANYONE, ROLE
@@ -88,7 +89,7 @@ class HealthController(Controller):
         found = await asyncio.gather(*(one.health() for one in served_streams.values()))
         fit, kafka, detail = overall(dict(zip(served_streams, found, strict=True)))
         service, blocked = request.app.state[SERVICE], request.app.state[LOOP_WATCH].recent_block()
-        notes = [detail, blocked, access_of(request).authenticator.note]
+        notes = [detail, blocked, access_of(request).authenticator.note, request.app.state[AUDIT].trouble]
         detail = "; ".join(filter(None, notes)) if access_of(request).may_read(request) else WITHOUT_DETAILS
         health = Health("ok" if fit else "unavailable", service, VERSION, kafka, detail)
         return Response(health, status_code=HTTPStatus.OK if fit else HTTPStatus.SERVICE_UNAVAILABLE)

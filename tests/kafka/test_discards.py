@@ -5,11 +5,12 @@ Purged ones are gone for good.
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -17,13 +18,14 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 from services import REDRIVE, Pipeline, Raw, Service, wait_until
 
-from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.clients import client_options, size_in_gzip
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.topics import dead_letter_topic, marks_topic, record_topic
 from apps.chassis.settings import Settings, StreamSettings
-from apps.consumer.redriving.purge import Doomed
+from apps.consumer.redriving.purge import Doomed, Purged
 from apps.consumer.redriving.redrive import Redriver
+from apps.consumer.redriving.refusals import TooLarge
 from contracts.dead_letter import DeadLetter
 
 PATH = "/consumers/dead-letters"
@@ -340,6 +342,19 @@ def test_a_purge_that_dies_before_kafka_deletes_leaves_each_letter_once(
 
 async def purge_without_deletion(pipeline: Lettered, key: str) -> None:
     """Purge as an instance does that dies once its transactions are committed."""
+
+    async def die(_: object) -> None:
+        raise KafkaConnectionError("killed")
+
+    async with redriving(pipeline) as redriver:
+        redriver.purger._delete_before = die  # type: ignore[assignment,method-assign]  # the crash
+        with pytest.raises(KafkaConnectionError):
+            await redriver.purger.purge(Doomed(key.encode()), {})
+
+
+@asynccontextmanager
+async def redriving(pipeline: Pipeline) -> AsyncIterator[Redriver]:
+    """Redrive as an instance of the consumer does."""
     settings = Settings(kafka_bootstrap_servers=pipeline.bootstrap_servers)
     options = client_options(settings, "purge")
     own = StreamSettings(topic=pipeline.topic, dead_letter_topic=pipeline.dead_letter_topic, group_id=pipeline.group)
@@ -348,13 +363,36 @@ async def purge_without_deletion(pipeline: Lettered, key: str) -> None:
     redriver = Redriver(options, cluster, dead, own.marks_topic, own.topic, own.group_id)
     async with cluster.open(), dead.open(), redriver.open():
         await cluster.ensure_topics()
+        yield redriver
 
-        async def die(_: object) -> None:
-            raise KafkaConnectionError("killed")
 
-        redriver.purger._delete_before = die  # type: ignore[assignment,method-assign]  # the crash
-        with pytest.raises(KafkaConnectionError):
-            await redriver.purger.purge(Doomed(key.encode()), {})
+def test_a_purge_writes_letters_again_that_just_fit_and_says_which_one_does_not(
+    bootstrap_servers: str, logs: Path
+) -> None:
+    async def purge_key(pipeline: Pipeline) -> Purged:
+        async with redriving(pipeline) as redriver:
+            return await redriver.purger.purge(Doomed(b"gone"), {})
+
+    with Pipeline(bootstrap_servers, logs) as pipeline:
+        pipeline.create_topics(1)
+        pipeline.alter_topic(pipeline.dead_letter_topic, max_message_bytes="20000")
+        place = (pipeline.topic, 0, 7, 1_700_000_000_000, pipeline.group)
+        headers = DeadLetter(b"", b"", (), *place, "ValueError", "wrong", 1).all_headers()
+        random = Random(1).randbytes(20_000)
+        around = size_in_gzip(b"noise", random, headers) - len(random)
+        noise = random[around + 4 :]
+        for key, value in ((b"noise", noise), (b"gzip", b" " * 40_000), (b"gone", b"")):
+            raw = Raw(value, key, (*headers,))
+            pipeline.write_batch(raw, topic=pipeline.dead_letter_topic, compression_type="gzip")
+        assert asyncio.run(purge_key(pipeline)) == Purged(1, 2, None)
+        left = pipeline.records(pipeline.dead_letter_topic)
+        assert [(one.key, one.value) for one in left] == [(b"noise", noise), (b"gzip", b" " * 40_000)]
+        assert [[name for name, _ in one.headers].count("kafka_dlt-written") for one in left] == [0, 1]
+
+        pipeline.write_batch(Raw(b"", b"gone", (*headers,)), topic=pipeline.dead_letter_topic)
+        pipeline.alter_topic(pipeline.dead_letter_topic, max_message_bytes="15000")
+        with pytest.raises(TooLarge, match=rf"0/{left[0].offset} is before .* 199.. bytes, and .* takes 15000"):
+            asyncio.run(purge_key(pipeline))
 
 
 def test_a_purge_and_redrives_at_once_send_each_letter_back_once_and_none_that_is_purged_after(

@@ -65,7 +65,7 @@ class Bench:
         monkeypatch.setattr(redriver.purger, "_delete_before", self._delete_before)
 
     @asynccontextmanager
-    async def _fenced(self, owner: str | None) -> AsyncIterator[tuple[Any, Marks]]:
+    async def _fenced(self, owner: str | None, _: str) -> AsyncIterator[tuple[Any, Marks]]:
         yield None, self.marks.setdefault(owner, Marks())
 
     async def _move(

@@ -67,19 +67,34 @@ def new_broker(options: ClientOptions, **tuning: Any) -> KafkaBroker:  # noqa: A
     )
 
 
+UNCOMPRESSED, GZIP = 0, 1
+"""Kafka's numbers of codecs."""
+
+
 def size_of_batch(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> int:
     """Return the bytes of a batch of one record, which the topic setting `max.message.bytes` limits."""
-    batch = DefaultRecordBatchBuilder(
+    batch = _new_batch(UNCOMPRESSED)
+    size: int = batch.size() + batch.size_in_bytes(0, 0, key, value, list(headers))
+    return size
+
+
+def size_in_gzip(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> int:
+    """Return the bytes of a batch of one record that a producer compresses with gzip."""
+    batch = _new_batch(GZIP)
+    batch.append(0, 0, key, value, list(headers))
+    return len(batch.build())
+
+
+def _new_batch(codec: int) -> DefaultRecordBatchBuilder:
+    return DefaultRecordBatchBuilder(
         magic=2,
-        compression_type=0,
+        compression_type=codec,
         is_transactional=0,
         producer_id=-1,
         producer_epoch=-1,
         base_sequence=-1,
         batch_size=0,
     )
-    size: int = batch.size() + batch.size_in_bytes(0, 0, key, value, list(headers))
-    return size
 
 
 def _for_faststream(options: Security) -> BaseSecurity | None:

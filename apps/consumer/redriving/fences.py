@@ -69,10 +69,12 @@ class Fences:
             self._lock.release()
 
     @asynccontextmanager
-    async def fenced(self, owner: str | None) -> AsyncIterator[tuple[AIOKafkaProducer, Marks]]:
+    async def fenced(
+        self, owner: str | None, compression: str | None = None
+    ) -> AsyncIterator[tuple[AIOKafkaProducer, Marks]]:
         """Fence all other actions on the owner's letters; their marks are read after that, when they are final.
 
-        Raises `RedriveNotNow`.
+        The producer writes with `compression`. Raises `RedriveNotNow`.
         """
         producer = AIOKafkaProducer(
             **self._options,
@@ -80,6 +82,7 @@ class Fences:
             transaction_timeout_ms=int(TRANSACTION_S * 1_000),
             max_batch_size=min(MAX_BATCH_BYTES, self._cluster.max_message_bytes(self._dead_topic)),
             max_request_size=max(map(self._cluster.max_message_bytes, (self._dead_topic, self._marks_topic.name))),
+            compression_type=compression,
         )
         try:
             await producer.start()

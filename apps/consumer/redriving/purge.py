@@ -33,6 +33,8 @@ from contracts.record import Record
 
 MOVED_BYTES = 4 * 1024 * 1024
 """Bytes of keys and values that are read, and written again, at a time."""
+MOVED_COMPRESSION = "gzip"
+"""Compresses what is written again: a letter may have been too large for its topic without."""
 
 Fenced = Callable[[str | None], Awaitable[tuple[AIOKafkaProducer, Marks]]]
 """Fence all other actions on an owner's letters, once; return the producer and the marks."""
@@ -119,7 +121,7 @@ class Purger:
 
             async def fenced(owner: str | None) -> tuple[AIOKafkaProducer, Marks]:
                 if owner not in opened:
-                    opened[owner] = await stack.enter_async_context(self._fences.fenced(owner))
+                    opened[owner] = await stack.enter_async_context(self._fences.fenced(owner, MOVED_COMPRESSION))
                 return opened[owner]
 
             _, marks = await fenced(self._group)

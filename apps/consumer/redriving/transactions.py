@@ -6,7 +6,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
 from apps.chassis.internals.transactions import transaction
-from apps.chassis.kafka.clients import size_of_batch
+from apps.chassis.kafka.clients import size_in_gzip, size_of_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.sent_batches import SentBatches
 from apps.chassis.kafka.topic_writer import batches_of
@@ -63,21 +63,39 @@ class Transactions:
         staying: Sequence[Record],
         marks: Marks,
     ) -> None:
-        """Write letters again behind the last one, with their marks; all of their owner before an offset are purged."""
-        contents = [(record.key, record.value, written_again(record.headers, record.timestamp)) for record in staying]
+        """Write letters again behind the last one, with their marks; all of their owner before an offset are purged.
+
+        Raises `TooLarge` when Kafka refuses the size of one, with its place.
+        """
+        contents = [(record.key, record.value, self._headers_again(record)) for record in staying]
         sent, moved, acknowledgements = SentBatches(), dict[int, int](), []
-        async with transaction(producer):
-            for batch, places in batches_of(producer, contents) if contents else ():
-                sending = await producer.send_batch(batch, self._dead_topic, partition=partition)
-                sent.add(sending)
-                acknowledgements.append((sending, places))
-            await sent.acknowledged()
-            for sending, places in acknowledgements:
-                first = sending.result().offset
-                moved |= {staying[place].offset: first + number for number, place in enumerate(places)}
-            changed = marks.purge(owner, partition, before, moved)
-            self._check_size(partition, max(size_of_batch(*mark, marks.headers) for mark in changed))
-            await self._write_marks(producer, changed, marks, sent)
+        try:
+            async with transaction(producer):
+                for batch, places in batches_of(producer, contents) if contents else ():
+                    sending = await producer.send_batch(batch, self._dead_topic, partition=partition)
+                    sent.add(sending)
+                    acknowledgements.append((sending, places))
+                await sent.acknowledged()
+                for sending, places in acknowledgements:
+                    first = sending.result().offset
+                    moved |= {staying[place].offset: first + number for number, place in enumerate(places)}
+                changed = marks.purge(owner, partition, before, moved)
+                self._check_size(partition, max(size_of_batch(*mark, marks.headers) for mark in changed))
+                await self._write_marks(producer, changed, marks, sent)
+        except MessageSizeTooLargeError:
+            needed, offset = max((size_in_gzip(*_content_of(record)), record.offset) for record in staying)
+            raise TooLarge(
+                f"dead letter {partition}/{offset} is before one to purge, and cannot be written again: with gzip it "
+                f"has {needed} bytes, and {self._dead_topic} takes {self._cluster.max_message_bytes(self._dead_topic)} "
+                "(max.message.bytes). Raise that for the purge"
+            ) from None
+
+    def _headers_again(self, record: Record) -> list[Header]:
+        """Return the headers to write a letter again with; without its first time if it does not fit with that."""
+        key, value, headers = _content_of(record)
+        again, allowed = written_again(headers, record.timestamp), self._cluster.max_message_bytes(self._dead_topic)
+        fits = any(size(key, value, again) <= allowed for size in (size_of_batch, size_in_gzip))
+        return again if fits else headers
 
     async def _write_marks(
         self, producer: AIOKafkaProducer, changed: Sequence[tuple[bytes, bytes]], marks: Marks, sent: SentBatches
@@ -123,3 +141,7 @@ class Transactions:
         if letter.key is not None:
             return partitions_of([letter.key], count)[0]
         return (record.partition if letter.partition is None else letter.partition) % count
+
+
+def _content_of(record: Record) -> tuple[bytes | None, bytes | None, list[Header]]:
+    return record.key, record.value, [*record.headers]

@@ -74,7 +74,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     traces: Traces,
     ending: asyncio.Event | None,
     admission: Limit | None,
-    audit: Audit | None = None,
+    audit: Audit,
     **options: Any,  # noqa: ANN401 - as Litestar takes them
 ) -> Litestar:
     """Return the application of a service, with the given routes and those of any service.
@@ -84,7 +84,6 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     """
     title, limit, end = name.capitalize(), admission or Limit(MAX_MEMORY_BYTES), ending or asyncio.Event()
     registry.register(watch := LoopWatch())
-    audit = audit or Audit(name, registry)
     access = Access(authenticator := Authenticator(settings, name, registry), metrics_public=settings.metrics_public)
     audit.keys_needed, audit.streams = access.keys.needed, parts.keys()
     common = {ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch, AUDIT: audit}

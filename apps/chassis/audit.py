@@ -27,7 +27,7 @@ from apps.chassis.http.authentication import SAFE_METHODS
 from apps.chassis.http.problems import ANSWERED
 from apps.chassis.http.request_body import DECODED_BODY
 from apps.chassis.http.roles import OPERATE, ROLE
-from apps.chassis.kafka.clients import ClientOptions, for_purpose
+from apps.chassis.kafka.clients import client_options, for_purpose
 from apps.chassis.kafka.cluster import Cluster, Unusable
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.kafka import Kafka
@@ -223,12 +223,15 @@ class Audit:
 
 
 def audit_of(
-    settings: Settings, service: str, options: ClientOptions, kafka: Kafka, registry: CollectorRegistry
+    settings: Settings, service: str, kafka: Kafka, registry: CollectorRegistry, *, is_written: bool = True
 ) -> Audit:
-    """Return the audit of a service, with a writer to `AUDIT_TOPIC` if that is set."""
-    if settings.audit_topic is None:
+    """Return the audit of a service; if `is_written`, with a writer to `AUDIT_TOPIC` where that is set."""
+    if settings.audit_topic is None or not is_written:
         return Audit(service, registry)
-    own, replication = for_purpose(options, "audit"), max(of.replication for of in settings.by_stream.values())
+    own, replication = (
+        for_purpose(client_options(settings, service), "audit"),
+        max(of.replication for of in settings.by_stream.values()),
+    )
     topic = Topic(settings.audit_topic, 1, replication, permission="write", kind="audit topic")
     cluster = kafka.cluster(own, [topic])
     writer = TopicWriter(own, topic.name, cluster, kafka.producer, prepare=cluster.ensure_topics)

@@ -73,7 +73,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         traces=traces,
         ending=ending,
         admission=admission,
-        audit=audit_of(settings, SERVICE, client_options(settings, SERVICE), kafka, registry),
+        audit=audit_of(settings, SERVICE, kafka, registry),
     )
 
 

@@ -70,7 +70,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         traces=traces,
         ending=ending,
         admission=admission,
-        audit=audit_of(settings, SERVICE, client_options(settings, SERVICE), kafka, registry) if deletes else None,
+        audit=audit_of(settings, SERVICE, kafka, registry, is_written=deletes),
         cors_config=cors(settings.allowed_origins, ("GET", "POST", *(("DELETE",) if deletes else ()))),
     )
 

@@ -3,9 +3,9 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -40,6 +40,14 @@ class Generated(msgspec.Struct):
 
     values: list[bytes]
     answer: Answer | None
+
+
+class Chunk(NamedTuple):
+    """Generated keys and values, or why there are no values, and when their generation began."""
+
+    keys: list[bytes]
+    values: list[bytes] | Failed
+    begun: float
 
 
 async def send_records(
@@ -93,37 +101,51 @@ async def generate_and_send(  # noqa: PLR0913 - what tests replace
     Raises `Busy`, `OutOfReach` or `CannotGenerate` when nothing was sent.
     """
     generated: list[bytes] = []
-    chunks: list[tuple[list[bytes], Delivery | Failed]] = []
+    results: list[tuple[list[bytes], Delivery | Failed]] = []
     failure: Failed | None = None
     since: deque[float] = deque()
-    generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
 
-    async def chunk(
-        keys: list[bytes], values: list[bytes] | Failed, begun: float
-    ) -> tuple[list[bytes], Delivery | Failed]:
-        since.append(max(begun, time.monotonic() - COUNTED_S))
-        return keys, failure or await _sent(publisher, keys, values, since[0])
+    async def send(chunk: Chunk) -> tuple[list[bytes], Delivery | Failed]:
+        since.append(max(chunk.begun, time.monotonic() - COUNTED_S))
+        return chunk.keys, failure or await _sent(publisher, chunk.keys, chunk.values, since[0])
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, tuple[list[bytes], Delivery | Failed]]]:
-        records, left, left_s = number, max_bytes, within_s
-        async with aclosing(generate(number, chunk_records, turns or asyncio.Semaphore())) as made:
-            while records and failure is None:
-                begun, wanted = time.monotonic(), min(records, chunk_records)
-                keys, values = await _next_of(stream, made, wanted, publisher.max_record_bytes, left, left_s)
-                left_s -= time.monotonic() - begun
-                yield chunk(keys, values, begun)
-                if isinstance(values, Failed):
+        async with aclosing(_chunks(stream, publisher, number, turns, chunk_records, max_bytes, within_s)) as made:
+            async for chunk in made:
+                yield send(chunk)
+                generated.extend(chunk.values if isinstance(chunk.values, list) else ())
+                if failure:
                     return
-                generated.extend(values)
-                records -= len(values)
-                left -= sum(map(len, values))
 
-    async with aclosing(in_order(work())) as results:
-        async for keys, result in results:
+    async with aclosing(in_order(work())) as sent:
+        async for keys, result in sent:
             failure = failure or _failure_of(result)
-            chunks.append((keys, result))
+            results.append((keys, result))
             since = deque([time.monotonic()] * (len(since) - 1))
-    return Generated(generated, _answer_of(chunks, failure) if failure else None)
+    return Generated(generated, _answer_of(results, failure) if failure else None)
+
+
+async def _chunks(  # noqa: PLR0913, PLR0917 - what is generated, and within which limits
+    stream: Stream[T],
+    publisher: Publisher,
+    number: int,
+    turns: asyncio.Semaphore | None,
+    chunk_records: int,
+    max_bytes: int,
+    within_s: float,
+) -> AsyncGenerator[Chunk, None]:
+    """Generate `number` values in chunks; the first without values is the last."""
+    generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
+    async with aclosing(generate(number, chunk_records, turns or asyncio.Semaphore())) as made:
+        while number:
+            begun, wanted = time.monotonic(), min(number, chunk_records)
+            keys, values = await _next_of(stream, made, wanted, publisher.max_record_bytes, max_bytes, within_s)
+            within_s -= time.monotonic() - begun
+            yield Chunk(keys, values, begun)
+            if isinstance(values, Failed):
+                return
+            number -= len(values)
+            max_bytes -= sum(map(len, values))
 
 
 async def _sent(

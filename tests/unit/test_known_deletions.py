@@ -1,5 +1,6 @@
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import cast
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from apps.chassis.settings import Settings
 from apps.consumer.redriving.deletions import MAX_TOMBSTONES, Deletions
 from apps.consumer.redriving.refusals import RedriveNotNow
 from contracts.dead_letter import DeadLetter
+from contracts.partitioning import partitions_of
 from tests.fakes import Ranges, StoredTopic
 
 pytestmark = pytest.mark.anyio
@@ -32,6 +34,12 @@ class Topic(StoredTopic):
             raise KafkaConnectionError
         self.reads += 1
         return await super().some(ranges, max_bytes)
+
+    async def at_time(self, time: int, end: Mapping[int, int]) -> dict[int, int]:
+        return {
+            partition: next((one.offset for one in self.records.get(partition, []) if one.timestamp >= time), stop)
+            for partition, stop in end.items()
+        }
 
     async def record(self, partition: int, offset: int) -> Stored | None:
         return next(iter(self._between(partition, offset, self.end(partition))), None)
@@ -66,9 +74,9 @@ def records(*keys: str) -> list[Stored]:
     ]
 
 
-def letter(key: str | None, offset: int | None, partition: int | None = 0) -> DeadLetter:
+def letter(key: str | None, offset: int | None, partition: int | None = 0, timestamp: int | None = 0) -> DeadLetter:
     own = None if key is None else key.encode()
-    return DeadLetter(own, b"bad", (), TOPIC, partition, offset, 0, "group", "ValueError", "wrong", 1)
+    return DeadLetter(own, b"bad", (), TOPIC, partition, offset, timestamp, "group", "ValueError", "wrong", 1)
 
 
 async def test_a_letter_is_older_than_a_deletion_of_its_key_that_stands_behind_its_record() -> None:
@@ -129,6 +137,48 @@ async def test_a_letter_whose_record_was_compacted_away_counts_as_deleted_where_
     left = records("ada", "bob", "eve")[1:]
     assert await Bench(left, COMPACTED).deleted(letter("ada", 0), letter("bob", 1)) == [True, False]
     assert await Bench(left, DELETED).deleted(letter("ada", 0), letter("bob", 1)) == [False, False]
+
+
+NOW = int(time.time() * 1_000)
+HOUR = 3_600_000
+
+
+def grown(age: int = HOUR, configs: dict[str, str] = DELETED) -> Bench:
+    """Return a topic whose keys ada and bob were in partition 0; then ada got partition 1, and was deleted there."""
+    bench = Bench(records("ada", "bob"), configs)
+    bench.partitions[TOPIC] = 2
+    assert partitions_of([b"ada", b"bob"], 2) == [1, 0]
+    bench.topic.records[1] = [Stored(1, 0, NOW - age, b"ada", None)]
+    return bench
+
+
+@pytest.mark.parametrize("configs", [DELETED, COMPACTED])
+async def test_a_deletion_is_found_in_the_partition_that_its_key_got_when_some_were_added(
+    configs: dict[str, str],
+) -> None:
+    bench = grown(configs=configs)
+    assert await bench.deleted(letter("ada", 0, 0, NOW - 2 * HOUR)) == [True]
+    assert await bench.deleted(letter("bob", 1, 0, NOW - 2 * HOUR)) == [False]
+
+
+async def test_a_deletion_in_another_partition_that_is_older_than_the_record_does_not_count() -> None:
+    bench = grown(age=2 * HOUR)
+    assert await bench.deleted(letter("ada", 0, 0, NOW - HOUR)) == [False]
+    for wrong in (None, -1, NOW + HOUR):
+        assert await bench.deleted(letter("ada", 0, 0, wrong)) == [True], "it cannot be told"
+
+
+async def test_a_letter_whose_key_still_has_its_partition_has_no_other_one_read() -> None:
+    bench = grown()
+    assert await bench.deleted(letter("bob", 1)) == [False]
+    assert bench.topic.reads == 0
+
+
+async def test_a_letter_whose_deletion_kafka_may_have_forgotten_counts_as_deleted_once_its_key_has_moved() -> None:
+    for hours, deleted in ((23, False), (25, True)):
+        bench = grown(configs=COMPACTED)
+        bench.topic.records[1] = []
+        assert await bench.deleted(letter("ada", 0, 0, NOW - hours * HOUR)) == [deleted]
 
 
 async def test_too_many_deletions_are_not_kept_in_memory() -> None:

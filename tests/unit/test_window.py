@@ -238,10 +238,15 @@ def test_nothing_is_kept_of_a_record_whose_key_was_deleted_later_but_its_place_a
 def test_a_refilled_window_keeps_nothing_of_deleted_keys_either() -> None:
     window = Window(100, deletes=True)
     window.extend([at(5, key=b"ada", value=b"again")])
-    window.refill(
-        [at(1, key=b"ada", value=b"one"), at(2, 1, key=b"ada", value=b"other"), at(3, key=b"ada", value=None)]
-    )
-    assert [record.value for record in window.newest(9)[0]] == [None, b"other", None, b"again"]
+    window.refill([at(1, key=b"ada", value=b"one"), at(2, key=b"bob", value=b"two"), at(3, key=b"ada", value=None)])
+    assert [record.value for record in window.newest(9)[0]] == [None, b"two", None, b"again"]
+
+
+def test_a_deletion_in_another_partition_counts_for_older_records_as_after_partitions_were_added() -> None:
+    window = Window(100, deletes=True)
+    window.extend([at(1, 1, key=b"ada", value=b"one"), at(3, 1, 0, key=b"ada", value=b"newer")])
+    window.extend([at(2, 2, 0, key=b"ada", value=None)])
+    assert [record.value for record in window.newest(9)[0]] == [None, b"newer", None]
 
 
 def test_a_record_without_a_value_deletes_nothing_where_the_stream_takes_no_deletions() -> None:

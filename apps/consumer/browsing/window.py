@@ -174,7 +174,7 @@ class Window:
 
         def kept(record: Record) -> Record:
             deletion = deletions.get(record.key or b"")
-            if deletion is None or deletion.partition != record.partition or deletion.offset <= record.offset:
+            if deletion is None or not _is_behind(deletion, record):
                 return record
             forgotten = copy(record)  # the handler may still have the other one
             forgotten.value, forgotten.headers = None, ()
@@ -225,3 +225,10 @@ class Window:
                     if matches and last <= number < top:
                         yield number, record
             end = begin
+
+
+def _is_behind(deletion: Record, record: Record) -> bool:
+    """Return whether a deletion is newer than a record; in another partition, if some were added, by its time."""
+    if deletion.partition == record.partition:
+        return deletion.offset > record.offset
+    return deletion.timestamp >= record.timestamp

@@ -2,12 +2,16 @@
 
 A deletion is a tombstone of the key behind the letter's record, on the topic itself, so this is also known after a
 restart. The topic is read from the oldest such record on; what was read is remembered, so the next call reads on.
+After partitions were added, the tombstone may be in another partition than the record. So for a letter whose key is
+not written to its partition any more, all partitions are read, and there the times are compared.
 
 Kafka compacts away tombstones too, but only after the records before them. So on a compacted topic a letter whose
-record is gone counts as deleted: a tombstone, or a newer record of its key, has replaced it.
+record is gone counts as deleted: a tombstone, or a newer record of its key, has replaced it. So does one whose key has
+another partition now, once Kafka may have forgotten the tombstone there.
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from uuid import UUID
@@ -16,13 +20,18 @@ from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.consumer.redriving.refusals import RedriveNotNow
 from contracts.dead_letter import DeadLetter
+from contracts.partitioning import partitions_of
 
 READ_BYTES = 1024 * 1024
 """Bytes of keys and values that are read at a time."""
 MAX_TOMBSTONES = 500_000
-"""Most tombstones that are remembered, some 100 bytes each."""
+"""Most tombstones that are remembered, some 200 bytes each."""
 MAX_GONE = 100_000
 """Most records of which it is remembered that they are gone."""
+CLOCKS_DIFFER_MS = 60_000
+"""By how much the times of records in different partitions may be wrong."""
+TOMBSTONES_KEPT_MS = 86_400_000
+"""How long a compacted topic keeps tombstones at least, by default (`delete.retention.ms`)."""
 
 
 class Deletions:
@@ -34,7 +43,7 @@ class Deletions:
         self._max_tombstones = max_tombstones
         self._topic_id: UUID | None = None
         self._read: dict[int, tuple[int, int]] = {}
-        self._tombstones: dict[tuple[int, int], int] = {}
+        self._tombstones: dict[tuple[int, int], tuple[int, int]] = {}  # offset and time
         self._gone: set[tuple[int, int]] = set()
 
     async def read_for(self, letters: Sequence[DeadLetter], late: float) -> None:
@@ -51,6 +60,9 @@ class Deletions:
             self._topic_id = topic_id
             self._forget()
         first, end = await self._log.offsets(self._cluster.partition_count(self._log.topic))
+        if moved := [_since(letter) for letter in letters if self._has_moved(letter)]:
+            for partition, offset in (await self._log.at_time(min(moved), end)).items():
+                starts[partition].append(offset)
         for partition in starts:
             await self._read_on(partition, max(min(starts[partition]), first[partition]), end[partition], late)
 
@@ -59,9 +71,23 @@ class Deletions:
         if (origin := self._origin_of(letter)) is None:
             return False
         partition, offset, key = origin
-        if self._tombstones.get((partition, hash(key)), -1) > offset:
+        compacted = self._cluster.may_be_compacted(self._log.topic)
+        for other in range(self._cluster.partition_count(self._log.topic)):
+            deleted_at, time_ms = self._tombstones.get((other, hash(key)), (-1, -1))
+            if deleted_at > offset if other == partition else time_ms >= _since(letter):
+                return True
+        if compacted and self._has_moved(letter) and _since(letter) < time.time() * 1_000 - self._tombstones_kept_ms():
             return True
-        return self._cluster.may_be_compacted(self._log.topic) and await self._is_gone(partition, offset)
+        return compacted and await self._is_gone(partition, offset)
+
+    def _has_moved(self, letter: DeadLetter) -> bool:
+        """Return whether the key of a letter is written to another partition now than its record was."""
+        if (origin := self._origin_of(letter)) is None:
+            return False
+        return partitions_of([origin[2]], self._cluster.partition_count(self._log.topic)) != [origin[0]]
+
+    def _tombstones_kept_ms(self) -> int:
+        return int(self._cluster.configs.get(self._log.topic, {}).get("delete.retention.ms", TOMBSTONES_KEPT_MS))
 
     def _origin_of(self, letter: DeadLetter) -> tuple[int, int, bytes] | None:
         """Return partition, offset and key of a letter's record; None without a key or a place on the topic."""
@@ -84,7 +110,7 @@ class Deletions:
             reached = places[partition]
             for record in records:
                 if record.value is None and record.key is not None:
-                    self._tombstones[partition, hash(record.key)] = record.offset
+                    self._tombstones[partition, hash(record.key)] = record.offset, record.timestamp
             self._read[partition] = begun, reached
             if len(self._tombstones) > self._max_tombstones:
                 self._forget()
@@ -108,3 +134,9 @@ class Deletions:
     def _forget(self) -> None:
         for known in (self._read, self._tombstones, self._gone):
             known.clear()
+
+
+def _since(letter: DeadLetter) -> int:
+    """Return the time (ms) from which on a deletion in another partition counts; 0 if that of the record is wrong."""
+    latest = time.time() * 1_000 + CLOCKS_DIFFER_MS
+    return 0 if letter.timestamp is None or letter.timestamp > latest else max(0, letter.timestamp - CLOCKS_DIFFER_MS)

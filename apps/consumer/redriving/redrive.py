@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ALL = Filter()
-WHY_DELETED = "it is older than a deletion of its key, or its compacted topic has replaced its record; purge it"
+WHY_DELETED = "it is older than a deletion of its key, or its compacted topic may have replaced its record; purge it"
 
 
 class LetterPlace(msgspec.Struct):

@@ -28,7 +28,7 @@ demo-database:
 # Runs the unit tests, the tests on a real Kafka and those in a browser.
 [no-exit-message]
 test *arguments:
-    {{python}} -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
+    {{python}} -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder "$@"
 
 # Runs tests that kill, freeze and disconnect brokers and services: takes minutes.
 [no-exit-message]

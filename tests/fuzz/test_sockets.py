@@ -131,7 +131,8 @@ def test_others_are_served_while_hundreds_of_connections_send_a_byte_now_and_the
 async def _slowly(service: Service) -> None:
     async with slow_connections(service):
         for path in ["/livez", "/schema/openapi.json", "/asyncapi.json"] * 7:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=PATIENCE) as newcomer:
+            place, own = f"http://127.0.0.1:{service.port}", {"X-API-Key": KEY}
+            async with httpx.AsyncClient(base_url=place, headers=own, timeout=PATIENCE) as newcomer:
                 assert (await newcomer.get(path)).status_code == 200
 
 

@@ -18,7 +18,7 @@ MAX_MADE, MAX_ALLOWED = 500, 100_000
 KEYS: dict[str, str] = json.loads(os.environ.get("KEYS", "{}"))
 """A key for each role; without any, every call is open."""
 CALLERS = [*KEYS.items(), ("no role", "")]
-EXAMPLES = 3
+EXAMPLES = 1
 """Calls of each operation that are made again without its role; the first one is made with its role alone, too."""
 REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 GUARDED = {200, 201, 207, 400, 409, 422}

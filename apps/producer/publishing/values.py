@@ -20,7 +20,6 @@ ITEM_BYTES, OBJECT_BYTES = 75, 150
 """Bytes of memory that an item of a list or an object takes, and those that an object takes beyond its items."""
 NESTED_TOO_DEEPLY = "the body is nested too deeply"
 ROUNDED = "the time has more than 6 digits behind the point, which would be rounded"
-
 EQUAL = "two names of the object, or elements of the set, are the same"
 
 
@@ -85,9 +84,7 @@ def _check_spelling(stream: Stream[Any], body: bytes, values: Sequence[Any]) -> 
             within, _ = split_fault(error, text)
             raise BadRecords(path + within.removeprefix("$"), ROUNDED) from None
         if stream.spelled.names and (lost := find_lost(value, kept)):
-            raise BadRecords(
-                path + lost.removeprefix("$"), "two names of the object, or elements of the set, are the same"
-            )
+            raise BadRecords(path + lost.removeprefix("$"), EQUAL)
 
 
 def check_fields(stream: Stream[Any], body: bytes) -> None:

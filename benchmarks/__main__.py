@@ -34,7 +34,7 @@ from benchmarks.measures import (
 )
 from benchmarks.plot import draw
 from benchmarks.processes import BenchmarkFailed, Service, Took, answer_of, asgi, service
-from benchmarks.report import load, machine, put_into, ratios, table
+from benchmarks.report import headlines, load, machine, put_into, table
 from benchmarks.watching import create_topic, page_open, records_in, watch_drain
 from tools.attached import end_at_signals
 from tools.local_kafka import LocalKafka, LocalKafkaError
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("", report, sep="\n")
     if options.write:
         put_into(options.write / "speed.md", "bench", report)
-        put_into(options.write.parent / "README.md", "bench", f"{ratios(rows)}\n\n{conditions}")
+        put_into(options.write.parent / "README.md", "bench", f"{headlines(rows)}\n\n{conditions}")
         (options.write / "speed.svg").write_text(draw(bars_of(figures)), encoding="utf-8")
 
 

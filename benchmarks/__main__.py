@@ -17,12 +17,16 @@ from pathlib import Path
 from benchmarks.figures import Figures, bars_of, rows_of, ways_of
 from benchmarks.measures import (
     LIST,
+    ONES,
     SENDERS,
+    TEN,
+    TENS,
     TUTORIAL_BACKLOG,
     TUTORIAL_LISTS,
     drained_by_raw_client,
     drained_by_service,
     drained_by_tutorial,
+    few_made,
     fill,
     lines_posted,
     lists_posted,
@@ -31,6 +35,7 @@ from benchmarks.measures import (
     p99_at,
     posted,
     sent_by_raw_client,
+    tens_posted,
 )
 from benchmarks.plot import draw
 from benchmarks.processes import BenchmarkFailed, Service, Took, answer_of, asgi, service
@@ -93,6 +98,9 @@ def _measure_producing(servers: str, options: argparse.Namespace, figures: Figur
             "lists": partial(lists_posted, producer, servers, TOPIC),
             "ones": partial(ones_posted, producer),
             "bare": partial(ones_posted, bare),
+            "made, ones": partial(few_made, producer, 1, ONES),
+            "tens": partial(tens_posted, producer),
+            "made, tens": partial(few_made, producer, TEN, TENS),
         }
         print("warming up ...", flush=True)  # above all Kafka's compiler, which takes its time
         for turn in turns.values():

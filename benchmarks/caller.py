@@ -4,10 +4,11 @@
     python -m benchmarks.caller lines PORT PEOPLE
     python -m benchmarks.caller visible PRODUCER_PORT CONSUMER_PORT PER_SECOND SECONDS
 
-`post` posts so many requests of so many people each (one alone is no list): each connection its next one as soon as it
-has its answer, or all of them together at an even pace. `lines` sends people as lines of JSON in one request, and reads
-the receipts meanwhile. `visible` posts people one by one at an even pace, and looks for some of them until the consumer
-shows them. All bodies are made beforehand. Each prints what it found as JSON: `seconds`, or times in milliseconds.
+`post` posts so many requests of so many people each (one alone is no list, none is no body): each connection its next
+one as soon as it has its answer, or all of them together at an even pace. `lines` sends people as lines of JSON in one
+request, and reads the receipts meanwhile. `visible` posts people one by one at an even pace, and looks for some of them
+until the consumer shows them. All bodies are made beforehand. Each prints what it found as JSON: `seconds`, or times in
+milliseconds.
 
 At a pace the time of a request runs from when its turn was, whether or not there was a connection to post it on: a
 stall counts for all whom it delays.
@@ -109,7 +110,9 @@ def post_of(target: str, body: bytes) -> bytes:
 
 
 def bodies(people: int, number: int) -> list[bytes]:
-    """Return bodies of so many people each: a list, or one person."""
+    """Return bodies of so many people each: a list, one person, or nothing."""
+    if not people:
+        return [b""]
     made = PersonFactory.batch(people * min(number, DISTINCT // people))
     if people == 1:
         return [encode(person) for person in made]

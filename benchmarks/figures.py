@@ -53,6 +53,8 @@ def rows_of(figures: Figures, lines: int) -> list[Row]:
             "people posted one by one, 64 connections, against a bare handler", series["ones"], series["bare"], 0.6
         ),
         bounded("p99 of them at half that load", values["p99 at half load"], 20, "ms"),
+        *compared("one made-up person a call, against one given", series["made, ones"], series["ones"], 0.9),
+        *compared("ten made-up people a call, against ten given", series["made, tens"], series["tens"], 0.9),
         *compared(
             "consuming with the live page open and metrics scraped, against `getmany`",
             series["consuming"],

@@ -18,6 +18,8 @@ LIST, LISTS, SENDERS = 500, 200, 4
 """People of a list, lists of a round, and connections that they are sent on."""
 ONES, CALLERS = 10_000, 64
 """People of a round that are posted one by one, and connections that they are posted on."""
+TEN, TENS = 10, 3_000
+"""People of a small call, and small calls of a round."""
 TUTORIAL_LISTS, TUTORIAL_BACKLOG = 10, 25_000
 """Lists of a round for the tutorial-style producer, which takes its time, and half of what is there to be consumed."""
 POLL = 0.05
@@ -67,7 +69,10 @@ def sent_by_raw_client(way: str, servers: str, topic: str, number: int = MAX_REQ
 
 
 def posted(service: Service, people: int, requests: int, connections: int, target: str = "/producers/people") -> Took:
-    """Post requests of so many people each, on connections that each wait for their answer before they post again."""
+    """Post requests of so many people each, on connections that each wait for their answer before they post again.
+
+    A request of no people has no body.
+    """
     cpu = service.cpu_seconds()
     reported = answer_of("caller", "post", service.port, target, connections, people, requests)
     return Took(people * requests, reported["seconds"], service.cpu_seconds() - cpu)
@@ -82,6 +87,17 @@ def lists_posted(producer: Service, servers: str, topic: str, lists: int = LISTS
 def ones_posted(service: Service, target: str = "/producers/people", number: int = ONES) -> Took:
     """Post people one by one from 64 connections."""
     return posted(service, 1, number, CALLERS, target)
+
+
+def tens_posted(producer: Service) -> Took:
+    """Post lists of ten people from 64 connections."""
+    return posted(producer, TEN, TENS, CALLERS)
+
+
+def few_made(producer: Service, number: int, calls: int) -> Took:
+    """Have the service make so many people and send them, in each call from 64 connections."""
+    took = posted(producer, 0, calls, CALLERS, f"/producers/people/generate?number={number}")
+    return took._replace(records=number * calls)
 
 
 def p99_at(service: Service, per_second: float, seconds: float) -> float:

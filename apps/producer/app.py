@@ -24,7 +24,7 @@ from apps.producer.home.routes import home_routes
 from apps.producer.metrics import acknowledgement_seconds
 from apps.producer.publishing.lanes import Limits, Route
 from apps.producer.publishing.transport import choose_transport
-from apps.producer.routes import SeedController, stream_router
+from apps.producer.routes import seed_route, stream_router
 from apps.producer.stream_producer import StreamProducer
 from contracts import STREAMS
 from contracts.stream import Stream
@@ -64,7 +64,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         DESCRIPTION,
         settings,
         producers,
-        [SeedController, *map(stream_router, producers.values()), *home_routes(settings)],
+        [seed_route(next(iter(producers.values()))), *map(stream_router, producers.values()), *home_routes(settings)],
         operations=[*_operations(settings.served(streams))],
         registry=registry,
         traces=traces,

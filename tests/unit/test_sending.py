@@ -11,6 +11,7 @@ from functools import partial
 from itertools import pairwise
 from operator import attrgetter
 from typing import Annotated, Any, TypeVar, cast
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
@@ -285,7 +286,7 @@ async def test_a_first_chunk_that_found_no_room_does_not_hide_that_a_later_one_w
     fake = FakePublisher()
     fake.failing[1] = Busy("too much")
     fake.goes_on.clear()
-    generator_of(EVENTS)  # imports it, which takes long
+    await generator_of(EVENTS)  # imports it, which takes long
     making = asyncio.create_task(generate_and_send(EVENTS, as_publisher(fake), 4, chunk_records=2))
     await until(lambda: fake.calls == 2)
     fake.goes_on.set()
@@ -298,7 +299,7 @@ async def test_a_first_chunk_that_found_no_room_does_not_hide_that_a_later_one_w
 async def test_chunks_that_wait_for_an_earlier_one_are_given_up_with_it() -> None:
     fake, under_way = FakePublisher(), CHUNKS_ON_THE_WAY + 2
     fake.holds = {1: asyncio.Event(), 2: asyncio.Event()}
-    generator_of(EVENTS)  # imports it, which takes long
+    await generator_of(EVENTS)  # imports it, which takes long
     making = asyncio.create_task(generate_and_send(EVENTS, as_publisher(fake), 40, chunk_records=2))
     await until(lambda: fake.calls == under_way)
     acknowledged_after = time.monotonic()
@@ -324,7 +325,7 @@ async def test_records_that_cannot_be_generated_or_are_too_large_do_not_hide_wha
                 raise CannotGenerate("no text is so short")
             yield [an_event(text=text) for _ in range(at_a_time)]
 
-    monkeypatch.setattr(calls, "generator_of", lambda _: generate)
+    monkeypatch.setattr(calls, "generator_of", AsyncMock(return_value=generate))
     made = await generate_and_send(EVENTS, as_publisher(fake), 10, chunk_records=2, max_bytes=1_000)
     assert made.answer is not None
     assert (made.answer.delivered, len(fake.published)) == (4, 4)
@@ -378,7 +379,7 @@ async def test_a_call_that_generates_has_the_turn_until_all_its_values_are_made(
 
 async def test_first_calls_that_arrive_together_share_one_generator() -> None:
     stream = Stream("together", Event, key=lambda event: event.id)
-    generators = await asyncio.gather(*(asyncio.to_thread(generator_of, stream) for _ in range(4)))
+    generators = await asyncio.gather(*(generator_of(stream) for _ in range(4)))
     assert len(set(generators)) == 1
 
 

@@ -218,7 +218,8 @@ def test_an_instance_may_serve_some_of_the_streams() -> None:
 
 
 async def made_of(stream: Stream[Any], number: int) -> list[Any]:
-    chunks = generator_of(stream)(number, number, asyncio.Semaphore())
+    generate = await generator_of(stream)
+    chunks = generate(number, number, asyncio.Semaphore())
     return [value async for chunk in chunks for value in chunk]
 
 

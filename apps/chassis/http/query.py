@@ -43,6 +43,20 @@ def check_query(request: Request[Any, Any, Any]) -> None:
         raise problem(BAD_PARAMETER, detail, faults)
 
 
+def numbers_of(request: Request[Any, Any, Any]) -> Mapping[str, int] | None:
+    """Return the parameters of a checked query when all of them are numbers within their bounds, otherwise None."""
+    if not request.scope["query_string"]:
+        return {}
+    expected, given = _parameters(request.route_handler), request.query_params
+    numbers = {name: int(value) for name, value in given.items() if _is_allowed(expected[name], value)}
+    return numbers if len(numbers) == len(given) else None
+
+
+def _is_allowed(field: FieldDefinition, value: str) -> bool:
+    bounds: Any = field.kwarg_definition
+    return field.annotation is int and bounds.ge <= int(value) <= bounds.le
+
+
 @lru_cache(maxsize=256)
 def _parameters(handler: BaseRouteHandler) -> Mapping[str, FieldDefinition]:
     """Return the query parameters of a route and of its dependencies, by their names in the query."""

@@ -20,7 +20,7 @@ from apps.chassis.http.authorization import missing_security_headers
 from apps.chassis.http.origins import OriginPolicy
 from apps.chassis.http.problem_kinds import BUSY
 from apps.chassis.http.problems import RETRY_AFTER, encoded, problem, with_root_path
-from apps.chassis.http.query import check_query
+from apps.chassis.http.query import check_query, numbers_of
 from apps.chassis.http.request_headers import find_fault, headers_of
 from apps.chassis.observability.logs import key_name, request_id, trace_id
 from apps.chassis.observability.metrics import HttpMetrics
@@ -31,8 +31,8 @@ SMALL_ANSWER_BYTES = 16 * 1024
 REQUEST_ID = b"x-request-id"
 SAFE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 """A caller's request id that is used: it cannot change the meaning of a log line."""
-WITHOUT_QUERY = "without_query"
-"""The option of a route: a function that answers a call without a query from its request.
+DIRECTLY = "directly"
+"""The option of a route: a function that answers a call from its request and its parameters, if those are numbers.
 
 Litestar's reading of parameters, which it skips, takes a tenth of a short call.
 """
@@ -154,8 +154,8 @@ def admit(limit: Limit) -> Any:  # noqa: ANN401 - a hook of Litestar's
         options = request.route_handler.opt
         if not options.get(UNLIMITED):
             (strangers if options.get(FOR_STRANGERS) else limit).let_in(request.scope)
-        if WITHOUT_QUERY in options and not request.scope["query_string"]:
-            return await options[WITHOUT_QUERY](request)
+        if DIRECTLY in options and (numbers := numbers_of(request)) is not None:
+            return await options[DIRECTLY](request, **numbers)
         return None
 
     return check

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from apps.producer.generating.generators import CannotGenerate, generator_of
+from apps.producer.generating.generators import CannotGenerate, generator_of, take_from_stock
 from apps.producer.publishing.deliveries import Delivery
 from apps.producer.publishing.in_order import in_order
 from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
@@ -62,8 +62,7 @@ async def send_records(
 
     Raises `Busy` or `OutOfReach` when nothing was sent.
     """
-    if since is not None:
-        since = max(since, time.monotonic() - COUNTED_S)
+    since = since and _counted(since)
     delivery = await publisher.publish(keys, values, since=since, patient=patient)
     return Answer(delivery.confirmed, delivery.receipts(ids_of(keys)))
 
@@ -75,7 +74,7 @@ async def send_deletion(publisher: Publisher, key: str) -> Answer:
 
 async def generate_value(stream: Stream[Any], max_record_bytes: int) -> bytes:
     """Generate a value and return it as JSON, without sending it. Raises `CannotGenerate`."""
-    generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
+    generate = await generator_of(stream)
     async with aclosing(generate(1, 1, asyncio.Semaphore())) as made:
         _, values = await _next_of(stream, made, 1, max_record_bytes, MAX_GENERATED_BYTES, GENERATE_S)
     if isinstance(values, Failed):
@@ -100,22 +99,39 @@ async def generate_and_send(  # noqa: PLR0913 - what tests replace
     needs one of the `turns`.
     Raises `Busy`, `OutOfReach` or `CannotGenerate` when nothing was sent.
     """
+    begun = time.monotonic()
+    if taken := take_from_stock(stream, number):
+        first = Chunk(*_encoded(stream, taken, publisher.max_record_bytes, max_bytes), begun)
+    else:
+        made = _chunks(stream, publisher, number, turns, chunk_records, max_bytes, within_s)
+        first = await anext(made)
+        if len(first.keys) < number:
+            return await _send_in_order(publisher, first, made)
+        await made.aclose()
+    result = await _sent(publisher, first, _counted(first.begun))  # tasks and a queue would double the cost of a record
+    values = first.values if isinstance(first.values, list) else []
+    failure = _failure_of(result)
+    return Generated(values, _answer_of([(first.keys, result)], failure) if failure else None)
+
+
+async def _send_in_order(publisher: Publisher, first: Chunk, others: AsyncGenerator[Chunk, None]) -> Generated:
+    """Send chunks, about eight at a time, while others are generated, and close `others`."""
     generated: list[bytes] = []
     results: list[tuple[list[bytes], Delivery | Failed]] = []
     failure: Failed | None = None
     since: deque[float] = deque()
 
     async def send(chunk: Chunk) -> tuple[list[bytes], Delivery | Failed]:
-        since.append(max(chunk.begun, time.monotonic() - COUNTED_S))
-        return chunk.keys, failure or await _sent(publisher, chunk.keys, chunk.values, since[0])
+        since.append(_counted(chunk.begun))
+        return chunk.keys, failure or await _sent(publisher, chunk, since[0])
 
     async def work() -> AsyncIterator[Coroutine[Any, Any, tuple[list[bytes], Delivery | Failed]]]:
-        async with aclosing(_chunks(stream, publisher, number, turns, chunk_records, max_bytes, within_s)) as made:
-            async for chunk in made:
+        chunk: Chunk | None = first
+        async with aclosing(others):
+            while chunk:
                 yield send(chunk)
                 generated.extend(chunk.values if isinstance(chunk.values, list) else ())
-                if failure:
-                    return
+                chunk = None if failure else await anext(others, None)
 
     async with aclosing(in_order(work())) as sent:
         async for keys, result in sent:
@@ -135,7 +151,7 @@ async def _chunks(  # noqa: PLR0913, PLR0917 - what is generated, and within whi
     within_s: float,
 ) -> AsyncGenerator[Chunk, None]:
     """Generate `number` values in chunks; the first without values is the last."""
-    generate = await asyncio.to_thread(generator_of, stream)  # the first call imports the generator
+    generate = await generator_of(stream)
     async with aclosing(generate(number, chunk_records, turns or asyncio.Semaphore())) as made:
         while number:
             begun, wanted = time.monotonic(), min(number, chunk_records)
@@ -148,15 +164,18 @@ async def _chunks(  # noqa: PLR0913, PLR0917 - what is generated, and within whi
             max_bytes -= sum(map(len, values))
 
 
-async def _sent(
-    publisher: Publisher, keys: list[bytes], values: list[bytes] | Failed, since: float
-) -> Delivery | Failed:
-    if isinstance(values, Failed):
-        return values
+async def _sent(publisher: Publisher, chunk: Chunk, since: float) -> Delivery | Failed:
+    if isinstance(chunk.values, Failed):
+        return chunk.values
     try:
-        return await publisher.publish(keys, values, since=since)
+        return await publisher.publish(chunk.keys, chunk.values, since=since)
     except (Busy, OutOfReach) as error:
         return error
+
+
+def _counted(since: float) -> float:
+    """Return from when the time for acknowledgements counts, for records whose reading or generating began then."""
+    return max(since, time.monotonic() - COUNTED_S)
 
 
 async def _next_of(  # noqa: PLR0913, PLR0917 - what is generated, and within which limits
@@ -175,6 +194,13 @@ async def _next_of(  # noqa: PLR0913, PLR0917 - what is generated, and within wh
         return [b""] * wanted, error
     except TimeoutError:
         return [b""] * wanted, Busy(f"too many {stream.name} are being generated: retry later, or generate fewer")
+    return _encoded(stream, generated, max_record_bytes, max_bytes)
+
+
+def _encoded(
+    stream: Stream[T], generated: Sequence[T], max_record_bytes: int, max_bytes: int
+) -> tuple[list[bytes], list[bytes] | Failed]:
+    """Return the keys and values of records, or why there are no values."""
     keys, values = stream.keys_of(generated), list(map(encode, generated))
     largest = max(map(len, keys)) + max(map(len, values))
     if largest > max_record_bytes:

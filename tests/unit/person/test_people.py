@@ -1,6 +1,10 @@
+import asyncio
 import re
 from uuid import UUID
 
+import pytest
+
+from apps.producer.generating.generators import STOCK_RECORDS, generator_of, take_from_stock
 from apps.producer.generating.people import MAIL_DOMAINS, PersonFactory
 from contracts.person import PEOPLE, Person
 from contracts.stream import encode
@@ -24,6 +28,17 @@ def test_every_id_is_a_random_uuid_and_none_comes_twice() -> None:
     assert {uuid.version for uuid in parsed} == {4}
     assert {uuid.variant for uuid in parsed} == {"specified in RFC 4122"}
     assert [str(uuid) for uuid in parsed] == ids
+
+
+@pytest.mark.anyio
+async def test_calls_that_want_a_few_people_get_each_of_them_once() -> None:
+    generate, ids = await generator_of(PEOPLE), set[str]()
+    numbers = (1, 10, STOCK_RECORDS - 1, 1, 2 * STOCK_RECORDS, 1, STOCK_RECORDS)
+    for number in numbers:
+        if not (people := [*take_from_stock(PEOPLE, number)]):
+            people = [person async for chunk in generate(number, 100, asyncio.Semaphore()) for person in chunk]
+        ids |= {person.id for person in people}
+    assert len(ids) == sum(numbers)
 
 
 def test_no_mail_can_reach_anyone() -> None:

@@ -116,6 +116,11 @@ schema *arguments:
     @{{python}} -m tools.schema "$@"
     @{{python}} -m tools.scaling
 
+# Starts a project of your own in FOLDER, named like it, with a stream of your own: `new-project ../sensor-feed sensor-readings`.
+[no-exit-message]
+new-project FOLDER STREAM="orders":
+    @{{python}} -m tools.new_project "$@"
+
 # Writes requirements.lock from pyproject.toml, and .ci/uv.txt; --upgrade takes newer versions.
 lock *arguments:
     uv pip compile .ci/uv.in --universal --generate-hashes --no-annotate --no-header --quiet --output-file .ci/uv.txt

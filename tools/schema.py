@@ -1,4 +1,4 @@
-"""Writes the JSON schema of each stream, like `contracts/people.schema.json`: `python -m tools.schema`.
+"""Writes the JSON schema of each stream, `contracts/STREAM.schema.json`: `python -m tools.schema`.
 
 A version that could not be read by services that run the version written there, or could not read what they wrote, is
 not written: the reasons are printed on standard error, and the status is 1. `--break` writes it all the same, for when

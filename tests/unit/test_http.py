@@ -4,6 +4,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
@@ -59,7 +60,7 @@ def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert answer.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = answer.json()
     titles = {kind.type: kind.title for kind in KINDS if kind.status == status}
-    titles["about:blank"] = httpx.codes.get_reason_phrase(status)
+    titles["about:blank"] = HTTPStatus(status).phrase
     assert problem["status"] == status
     assert problem["title"] == titles[problem["type"]]
     assert isinstance(problem["detail"], str)

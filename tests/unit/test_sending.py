@@ -900,7 +900,8 @@ def test_a_body_is_read_or_nested_too_deeply_however_deep_it_is(opening: bytes) 
             except BadRecords as error:
                 faults.add(str(error))
     assert not taken
-    assert faults == {"the body is nested too deeply", "the record is nested more than 500 levels deep"}
+    too_deep_for_python = {"the body is nested too deeply"}  # nowhere here since Python 3.12
+    assert faults - too_deep_for_python == {"the record is nested more than 500 levels deep"}
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"]a":', b'[{"\\"]":'])

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("apps", "contracts")
+MOST_BYTES = 1_000_000
 
 
 def built(root: Path, folder: Path) -> Path:
@@ -47,6 +48,15 @@ def test_the_wheel_says_its_version_and_carries_its_licence(wheel: ZipFile) -> N
     assert metadata["Version"] == project["version"]
     assert metadata["License-Expression"] == project["license"]
     assert wheel.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_wheel_is_small_typed_and_refused_by_every_public_index(wheel: ZipFile) -> None:
+    assert Path(str(wheel.filename)).stat().st_size < MOST_BYTES
+    assert {f"{package}/py.typed" for package in SHIPPED} <= set(wheel.namelist())
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    described = Parser().parsestr(wheel.read(metadata).decode())
+    assert "Private :: Do Not Upload" in described.get_all("Classifier", ())
+    assert described.get_all("Provides-Extra") == ["oidc", "tracing"]
 
 
 def test_the_changelog_begins_with_the_version() -> None:

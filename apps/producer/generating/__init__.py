@@ -1,4 +1,4 @@
-"""Generate sample values: realistic people, and values of any other type.
+"""Generate sample values: by a stream's own generator, or of any type.
 
 Depends on `contracts`; `publishing` depends on it.
 """

@@ -1,0 +1,76 @@
+"""A project that was started from this one has a stream of its own in the place of people, and passes its checks."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from copies import size_of, take_types_along
+
+from tools.new_project import GUIDE, new_project
+
+MAX_FILES, MAX_LINES = 4, 120
+CHECK = "lint" if "CI" in os.environ else "check"
+"""In CI without the unit tests, which ran there for minutes already: its limit is 15 minutes."""
+PEOPLE = re.compile(r"(?<!number_of_)people|\bPerson\b|PEOPLE")
+"""Nothing that runs or is deployed names them; prose and tests speak of people as such."""
+SHIPPED = (
+    "apps",
+    "contracts",
+    "deploy",
+    "observability",
+    "compose.yaml",
+    "Dockerfile",
+    "pyproject.toml",
+    ".devcontainer",
+)
+
+
+def test_the_guide_that_it_applies_takes_at_most_four_files_and_a_hundred_and_twenty_lines() -> None:
+    files, lines = size_of(GUIDE)
+    assert files <= MAX_FILES
+    assert lines <= MAX_LINES
+
+
+def test_it_names_no_people_and_passes_its_own_checks(tmp_path: Path) -> None:
+    project = tmp_path / "sensor-feed"
+    new_project(project, "sensor-readings")
+    command = ["git", "ls-files", "--", *SHIPPED, "justfile", "README.md", "requirements.lock"]
+    files = subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout.split()
+    assert [file for file in files if PEOPLE.search((project / file).read_text())] == []
+    assert "SENSOR_READINGS_TOPIC=sensor-readings" in (project / "deploy/kubernetes/settings.env").read_text()
+    take_types_along(project)
+    given = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "NOT_AUDITED"))}
+    environment = given | {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1"}
+    environment["PYTHONPATH"] = str(as_if_installed(project.name, tmp_path / "installed"))
+    for recipe in ("schema", CHECK):
+        done = subprocess.run(
+            ["uv", "run", "just", recipe], cwd=project, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-8_000:] + done.stderr[-2_000:]
+    assert subprocess.run(["git", "diff", "--stat"], cwd=project, check=True, capture_output=True).stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "stream", "line"),
+    [
+        ("Feed", "orders", "FOLDER: expected a name of lower-case letters"),
+        ("feed", "Orders", "STREAM: expected a name of lower-case letters"),
+        ("feed", "streams", "STREAM: contracts/stream.py cannot be the module of 'streams'"),
+        (".", "orders", "FOLDER: .* is not empty"),
+    ],
+)
+def test_a_name_that_it_cannot_have_is_refused_in_one_line(tmp_path: Path, name: str, stream: str, line: str) -> None:
+    (tmp_path / "other").touch()
+    with pytest.raises(ValueError, match=f"^{line}"):
+        new_project(tmp_path / name, stream)
+
+
+def as_if_installed(name: str, folder: Path) -> Path:
+    """Return a folder in which a package of this name is found: the environment of the tests holds this one alone."""
+    metadata = folder / f"{name.replace('-', '_')}-0.1.0.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
+    return folder

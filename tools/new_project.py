@@ -1,0 +1,203 @@
+"""Start a project of your own from this one: `python -m tools.new_project FOLDER [STREAM]`, with a stream of your own.
+
+It is named as its folder. People, and what is there to show them, are left out: docs/how-to/replace-the-message.md is
+applied, and then the names are changed. A record has a key and a note until you give it its own fields.
+"""
+
+import keyword
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from contracts import PROJECT
+
+ROOT = Path(__file__).parents[1]
+GUIDE = "replace-the-message.md"
+
+DIFF = re.compile(r"^```diff\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+REMOVAL = re.compile(r"^git rm -r (.*)$", re.MULTILINE)
+CODE = re.compile(r"^ *```.*?^ *```$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"!?\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
+OF_PEOPLE = (
+    "README.es.md",
+    "docs/how-to/add-a-message.md",
+    f"docs/how-to/{GUIDE}",
+    "docs/page-*.png",
+    "docs/speed.*",
+    "docs/tutorial*",
+    "tools/demo_database.py",
+    "tools/local_postgres.py",
+    "tools/new_project.py",
+)
+"""Files that only people need, besides those that the guide removes."""
+RECIPES = ("bench", "create-people", "demo-database", "new-project", "postgres")
+IMAGES = (
+    "Dockerfile",
+    "deploy/kubernetes/consumer.yaml",
+    "deploy/kubernetes/producer.yaml",
+    "tests/unit/test_kubernetes.py",
+)
+README = """# {title}
+
+`{stream}` over Kafka: a producer (port 8000) and a consumer (port 8001), each a Litestar service on FastStream.
+
+```sh
+uv run just demo     # Kafka and both services, with ten {stream}; Ctrl-C ends all of it
+uv run just check    # before every commit: formatting, lint, types and the fast tests
+uv run just test     # also on a real Kafka and in a browser
+```
+
+1. Give a record its fields in `contracts/{module}.py`, then `uv run just schema`.
+2. Do your work in `apps/consumer/handlers.py`: [how to write a handler](docs/how-to/write-a-handler.md).
+3. [Deploy](docs/how-to/deploy.md) and [operate](docs/how-to/operate.md) it.
+4. To add a stream, declare it in `contracts`, and add it to `STREAMS` there and to `HANDLERS`.
+
+[Contributing](CONTRIBUTING.md) lists all commands. Where a document shows the fields of a person, read your own.
+"""
+MESSAGE = '''"""The stream of {stream}."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from contracts.stream import Stream
+
+
+class {kind}(msgspec.Struct, frozen=True, gc=False):
+    """A record. A field that is added later needs a default, or running services could not read the records."""
+
+    {module}_id: Annotated[str, Meta(min_length=1, max_length=64, examples=["{module}-1"])]
+    note: str | None = None
+
+
+{constant} = Stream("{stream}", {kind}, key=lambda one: one.{module}_id)
+'''
+CHANGELOG = "# Changelog\n\n## [0.1.0] - Unreleased\n"
+
+
+Names = dict[str, str]
+"""What the new project and its stream are called, by the names of the templates."""
+
+
+def names_of(project: str, stream: str) -> Names:
+    """Return all names; a record is named in the singular where that is plain."""
+    plural = stream.replace("-", "_")
+    module = re.sub(r"(?<=[^s])s$", "", re.sub(r"ies$", "y", plural))
+    names = {"project": project, "title": project.replace("-", " ").capitalize(), "stream": stream, "module": module}
+    return names | {"kind": module.title().replace("_", ""), "plural": plural, "constant": plural.upper()}
+
+
+def copy_project(folder: Path) -> None:
+    """Copy the project into a folder, as git knows it."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout.split(b"\0")  # noqa: S607 - wherever it is installed
+    for name in filter(None, map(bytes.decode, names)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    _git(folder, "init", "--quiet")
+    _git(folder, "add", ".")
+
+
+def apply(guide: str, folder: Path) -> None:
+    """Do in a copy of the project what a how-to says."""
+    text = (ROOT / "docs" / "how-to" / guide).read_text("utf-8")
+    for removed in REMOVAL.findall(text):
+        _git(folder, "rm", "-rqf", *shlex.split(removed))
+    _git(folder, "apply", "-", given="".join(DIFF.findall(text)))
+
+
+def new_project(folder: Path, stream: str) -> None:
+    """Write the project into a folder. Raises `ValueError` for a name that it cannot have."""
+    names = names_of(folder.name, stream)
+    _check(folder, names)
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_project(folder)
+    apply(GUIDE, folder)
+    (folder / "contracts/order.py").unlink()
+    (folder / f"contracts/{names['module']}.py").write_text(MESSAGE.format(**names), "utf-8")
+    for name in ("contracts/__init__.py", "apps/consumer/handlers.py"):
+        (folder / name).write_text(_without_orders((folder / name).read_text("utf-8"), names), "utf-8")
+    for pattern in OF_PEOPLE:
+        for file in folder.glob(pattern):
+            _git(folder, "rm", "-rqf", str(file.relative_to(folder)))
+    (folder / "README.md").write_text(README.format(**names), "utf-8")
+    (folder / "CHANGELOG.md").write_text(CHANGELOG, "utf-8")
+    for file in filter(Path.is_file, _files(folder)):
+        _rename(file, file.relative_to(folder), names)
+    for command in (("ruff", "check", "--quiet", "--select", "I", "--fix"), ("ruff", "format", "--quiet")):
+        subprocess.run([sys.executable, "-m", *command], cwd=folder, check=True)
+    for module in ("tools.schema", "tools.scaling"):
+        subprocess.run([sys.executable, "-m", module], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    _git(folder, "add", ".")
+
+
+def _check(folder: Path, names: Names) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"FOLDER: {folder} is not empty")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", names["project"]):
+        raise ValueError(f"FOLDER: expected a name of lower-case letters, digits and '-', got {names['project']!r}")
+    if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", names["stream"]):
+        raise ValueError(f"STREAM: expected a name of lower-case letters, digits, '-' and '_', got {names['stream']!r}")
+    if keyword.iskeyword(names["module"]) or (ROOT / "contracts" / f"{names['module']}.py").exists():
+        raise ValueError(f"STREAM: contracts/{names['module']}.py cannot be the module of {names['stream']!r}")
+
+
+def _rename(file: Path, name: Path, names: Names) -> None:
+    """Change the names in a file; the licence and pictures stay as they are."""
+    if file.suffix in {".png", ".svg"} or name.name == "LICENSE":
+        return
+    text = before = file.read_text("utf-8")
+    if str(name) in IMAGES:
+        text = re.sub(r"\bpeople-(?!over)", f"{names['project']}-", text)
+    for old, new in ((PROJECT, names["project"]), ("People over Kafka", names["title"])):
+        text = text.replace(old, new).replace(old.replace("-", "_"), new.replace("-", "_"))
+    if name.suffix == ".md":
+        text = CODE.sub(lambda code: _without_people(code[0], names), text)
+        text = LINK.sub(lambda link: link[0] if (file.parent / link[2]).exists() else link[1], text)
+    elif name.suffix != ".py":
+        text = _without_people(text, names)
+    if name.name == "justfile":
+        text = "\n\n".join(
+            block for block in text.split("\n\n") if not re.search(rf"(?m)^({'|'.join(RECIPES)})\b", block)
+        )
+    if name.name == "pyproject.toml":
+        text = re.sub(r', "tests/(adopting|examples)"', "", text)
+    if text != before:
+        file.write_text(text, "utf-8")
+
+
+def _without_orders(code: str, names: Names) -> str:
+    for old, new in (("ORDERS", names["constant"]), ("orders", names["plural"]), ("Order", names["kind"])):
+        code = re.sub(rf"(?<![A-Za-z]){old}(?![a-z])", new, code)
+    return code.replace("contracts.order ", f"contracts.{names['module']} ")
+
+
+def _without_people(code: str, names: Names) -> str:
+    code = code.replace("PEOPLE", names["constant"]).replace("handle_people", f"handle_{names['plural']}")
+    return re.sub(r"\bPerson\b", names["kind"], re.sub(r"(?<!number_of_)people", names["stream"], code))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [folder / name for name in _git(folder, "ls-files").splitlines()] + [*(folder / "contracts").glob("*.py")]
+
+
+def _git(folder: Path, *arguments: str, given: str | None = None) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, check=True, input=given, text=True, stdout=subprocess.PIPE)  # noqa: S607 - wherever it is installed
+    return done.stdout
+
+
+def main() -> None:
+    """Write the project, and say what to do next."""
+    folder = Path(sys.argv[1]).absolute()
+    try:
+        new_project(folder, *(sys.argv[2:] or ("orders",)))
+    except ValueError as error:
+        sys.exit(str(error))
+    print(f"{folder} is yours: see its README.md")
+
+
+if __name__ == "__main__":
+    main()

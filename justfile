@@ -5,6 +5,7 @@ set dotenv-load # settings in a file `.env` here; the environment's own win
 
 # makes a system-wide `just` work too
 python := "uv run python"
+dev := "uv run --group dev"
 
 # Lists these commands.
 default:
@@ -28,17 +29,17 @@ demo-database:
 # Runs the unit tests, the tests on a real Kafka and those in a browser.
 [no-exit-message]
 test *arguments:
-    {{python}} -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder "$@"
+    {{dev}} python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder "$@"
 
 # Runs tests that kill, freeze and disconnect brokers and services: takes minutes.
 [no-exit-message]
 test-faults *arguments:
-    {{python}} -m pytest tests/faults "$@"
+    {{dev}} python -m pytest tests/faults "$@"
 
 # Runs tests that send malformed calls, records and connections: takes minutes; `--fuzz-seed N` chooses others.
 [no-exit-message]
 fuzz *arguments:
-    {{python}} -m pytest tests/fuzz --fuzz-examples 100 --fuzz-records 1000000 "$@"
+    {{dev}} python -m pytest tests/fuzz --fuzz-examples 100 --fuzz-records 1000000 "$@"
 
 # Starts a local Kafka on port 9092; ends at Ctrl-C.
 [no-exit-message]
@@ -48,7 +49,7 @@ kafka *arguments:
 # Starts a PostgreSQL for examples/postgres.py, and prints its DATABASE_URL; its data ends with it, at Ctrl-C.
 [no-exit-message]
 postgres:
-    @{{python}} -m tools.local_postgres
+    @{{dev}} python -m tools.local_postgres
 
 # Starts the producer on port 8000; ends at Ctrl-C. `run-producer --help` lists its settings.
 [no-exit-message]
@@ -102,13 +103,13 @@ consumer-start:
 
 # Checks formatting, lint and types, and runs the fast tests: before every commit.
 check: lint
-    {{python}} -m pytest -q --numprocesses 2 tests/in_memory tests/unit
+    {{dev}} python -m pytest -q --numprocesses 2 tests/in_memory tests/unit
 
 # Checks formatting, lint and types.
 lint:
-    uv run ruff format --check
-    uv run ruff check
-    uv run mypy
+    {{dev}} ruff format --check
+    {{dev}} ruff check
+    {{dev}} mypy
 
 # Writes the JSON schema of each stream to contracts/, and its scaling to deploy/; refuses an incompatible change of a message type.
 [no-exit-message]
@@ -119,12 +120,12 @@ schema *arguments:
 # Starts a project of your own in FOLDER, named like it, with a stream of your own: `new-project ../sensor-feed sensor-readings`.
 [no-exit-message]
 new-project FOLDER STREAM="orders":
-    @{{python}} -m tools.new_project "$@"
+    @{{dev}} python -m tools.new_project "$@"
 
-# Writes requirements.lock from pyproject.toml, and .ci/uv.txt; --upgrade takes newer versions.
+# Writes requirements.lock from pyproject.toml, its pins into that, and .ci/uv.txt; --upgrade takes newer versions. After a change: `uv run --no-sync just lock`.
 lock *arguments:
     uv pip compile .ci/uv.in --universal --generate-hashes --no-annotate --no-header --quiet --output-file .ci/uv.txt
-    uv pip compile pyproject.toml --extra tracing --extra oidc --group dev --group kafka --group audit --group build --universal --python-version 3.11 --generate-hashes --custom-compile-command "uv run just lock" --quiet --output-file requirements.lock "$@"
+    uv run --no-project python -m tools.lock "$@"
 
 # Downloads Kafka's jars and writes their hashes to tools/kafka_jars.sha256, after an upgrade of Kafka.
 [no-exit-message]
@@ -134,7 +135,7 @@ pin-kafka:
 # Lists known vulnerabilities of the packages in requirements.lock; status 3 when the database cannot be reached.
 [no-exit-message]
 audit:
-    @{{python}} -m tools.audit
+    @uv run --group audit python -m tools.audit
 
 # Builds the wheel into FOLDER, and installs it there with its dependencies in the versions of requirements.lock.
 [private]
@@ -148,7 +149,7 @@ install-wheel FOLDER:
 # Builds the wheel, and runs both services from it with nothing but its dependencies.
 [no-exit-message]
 test-wheel *arguments:
-    {{python}} -m pytest tests/shipping "$@"
+    {{dev}} python -m pytest tests/shipping "$@"
 
 # Writes a list of what ships, with versions and licences, to dist/sbom.cdx.json (CycloneDX).
 sbom:
@@ -158,9 +159,9 @@ sbom:
     trap 'rm -rf "$shipped"' EXIT
     just install-wheel "$shipped"
     mkdir -p dist
-    cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible --output-file dist/sbom.cdx.json "$shipped/environment"
+    uv run --group audit cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible --output-file dist/sbom.cdx.json "$shipped/environment"
 
 # Compares the speed of the services with raw clients and tutorial-style services.
 [no-exit-message]
 bench *arguments:
-    uv run --group bench python -m benchmarks "$@"
+    {{dev}} --group bench python -m benchmarks "$@"

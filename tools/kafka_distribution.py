@@ -203,7 +203,7 @@ def _format_storage(java: tuple[str, ...], folder: Path) -> None:
 
 
 def _not_installed(error: ImportError) -> LocalKafkaError:
-    return LocalKafkaError(f"{error}: `uv sync --group kafka` installs what a local Kafka needs")
+    return LocalKafkaError(f"{error}: `uv sync --group demo` installs what a local Kafka needs")
 
 
 if __name__ == "__main__":

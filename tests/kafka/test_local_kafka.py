@@ -145,7 +145,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them() -> Non
         [sys.executable, "-c", without, "--port", free_port()], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "uv sync --group kafka" in done.stderr
+    assert "uv sync --group demo" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

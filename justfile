@@ -114,7 +114,7 @@ lint:
 # Writes the JSON schema of each stream to contracts/, and its scaling to deploy/; refuses an incompatible change of a message type.
 [no-exit-message]
 schema *arguments:
-    @{{python}} -m tools.schema "$@"
+    @{{dev}} python -m tools.schema "$@"
     @{{python}} -m tools.scaling
 
 # Starts a project of your own in FOLDER, named like it, with a stream of your own: `new-project ../sensor-feed sensor-readings`.

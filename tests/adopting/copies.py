@@ -8,9 +8,13 @@ from services import ROOT
 from tools.new_project import DIFF, apply, copy_project
 
 
+def text_of(how_to: str) -> str:
+    return (ROOT / "docs" / "how-to" / how_to).read_text()
+
+
 def size_of(how_to: str) -> tuple[int, int]:
     """Return how many files the document adds or changes, and how many lines it adds."""
-    lines = "".join(DIFF.findall((ROOT / "docs" / "how-to" / how_to).read_text())).splitlines()
+    lines = "".join(DIFF.findall(text_of(how_to))).splitlines()
     files = sum(line.startswith("+++ ") for line in lines)
     return files, sum(line.startswith("+") for line in lines) - files
 

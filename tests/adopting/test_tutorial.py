@@ -9,8 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from copies import DIFF, text_of
+from copies import text_of
 from services import ROOT
+
+from tools.new_project import DIFF
 
 pytestmark = pytest.mark.anyio
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()

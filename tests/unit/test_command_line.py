@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from apps.chassis.command_line import MEANINGS, run
 from apps.chassis.settings import BY_STREAM, Settings
 from apps.consumer.app import create_app
 from contracts import STREAMS
-from contracts.stream import variables_of
+from contracts.stream import Stream, variables_of
 
 SETTINGS_PAGE = Path(__file__).parents[2] / "docs/reference/settings.md"
 
@@ -24,12 +25,16 @@ def ended(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environment: str) 
     return end.value.code
 
 
+def prefix_of(stream: Stream[Any]) -> str:
+    return stream.variables("topic")[0].removesuffix("TOPIC")
+
+
 def test_help_lists_each_setting_with_its_default_and_its_meaning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(monkeypatch, "--help") == 0
     listed = dict(re.findall(r"^  ([A-Z_]+)=\S* +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
-    own = {name for stream in STREAMS for name in variables_of(stream) if name not in Settings.__struct_encode_fields__}
+    own = {name for stream in STREAMS for name in variables_of(stream) if name.startswith(prefix_of(stream))}
     assert listed.keys() == {*Settings.__struct_encode_fields__, *own} - {BY_STREAM}
     explained = SETTINGS_PAGE.read_text()
     assert [name for name in listed if name not in own and name not in explained] == []

@@ -85,10 +85,10 @@ def serve(create_app: CreateApp, service: str, streams: Sequence[Stream[Any]] = 
         app, tls = build(create_app, settings, ending)
     except WRONG_START as error:
         sys.exit(str(error))
-    names = ", ".join(stream.name for stream in settings.served(streams))
+    topics = ", ".join(settings.of(stream).topic for stream in settings.served(streams))
     url = f"{'https' if tls else 'http'}://{_shown(address)}:{listening.getsockname()[1]}"
     servers = settings.kafka_bootstrap_servers
-    log.info("%s %s listens on %s, for Kafka at %s, streams: %s", service, VERSION, url, servers, names)
+    log.info("%s %s listens on %s, for Kafka at %s, topics: %s", service, VERSION, url, servers, topics)
     if liveness:
         LivenessServer(liveness, app.state[LOOP_WATCH]).start()
     _collect_garbage_less_often()

@@ -122,15 +122,15 @@ def test_a_kafka_that_just_started_ends_with_the_command(
     wait_until(lambda: not list(tmp_path.glob("local-kafka-*")), SOON)
 
 
-@pytest.mark.parametrize("name", ["producer", "consumer"])
+@pytest.mark.parametrize(("name", "end"), [("producer", signal.SIGTERM), ("consumer", signal.SIGKILL)])
 def test_a_service_that_just_started_ends_with_the_command(
-    name: str, command: Callable[..., Command], bootstrap_servers: str
+    name: str, end: signal.Signals, command: Callable[..., Command], bootstrap_servers: str
 ) -> None:
     ports = free_ports_of_services()
     service = command("uv", "run", "just", f"run-{name}", KAFKA_BOOTSTRAP_SERVERS=bootstrap_servers, **ports)
     service.until_said("connected")
     processes = service.processes()
-    os.kill(service.pid, signal.SIGKILL)
+    os.kill(service.pid, end)
     until_all_ended(processes)
 
 

@@ -29,7 +29,7 @@ def test_both_services_start_without_kafka_say_so_and_work_once_it_is_there(nowh
         for service in (producer, consumer):
             service.until_answers("/livez", 200)
             place = str(service.http.base_url).rstrip("/")
-            started = f"listens on {place}, for Kafka at {nowhere.bootstrap_servers}, streams: events"
+            started = f"listens on {place}, for Kafka at {nowhere.bootstrap_servers}, topics: {nowhere.topic}"
             assert started in service.log.read_text()
             health = service.http.get("/health-check")
             assert health.status_code == 503

@@ -1,5 +1,6 @@
 """Other servers run the applications by their factories; `python -m` is what production runs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -55,6 +56,13 @@ def test_a_server_that_knows_factories_runs_a_service_and_says_what_it_lacks(
     finally:
         process.terminate()
         process.wait(15)
+
+
+def test_litestar_writes_the_openapi_document_of_a_service_to_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "openapi.json"
+    options = ["--app", "apps.producer.app:create_app", "schema", "openapi", "--output", str(file)]
+    subprocess.run([sys.executable, "-m", "litestar", *options], cwd=tmp_path, env=environment(), check=True)
+    assert f"/producers/{STREAMS[0].name}" in json.loads(file.read_text())["paths"]
 
 
 def test_a_wrong_setting_stops_the_start_there_too_with_one_line_that_names_it(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
-"""The code of the tutorial does what the tutorial says, without Kafka: its own test is run."""
+"""The code of the tutorial, and that of the page about tests, does what they say, without Kafka."""
 
 import inspect
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from copies import text_of
+from msgspec import to_builtins
 from services import ROOT
 
+from apps.consumer.consuming.batch import Batch
+from contracts.person import PEOPLE, Person
 from tools.new_project import DIFF
 
 pytestmark = pytest.mark.anyio
@@ -19,9 +22,12 @@ TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 MODULES = dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```$", TUTORIAL, re.DOTALL | re.MULTILINE))
 
 
-def imported(name: str, code: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Run code as a module that others can import until the test ends."""
+def imported(
+    name: str, code: str, monkeypatch: pytest.MonkeyPatch, names: Mapping[str, object] | None = None
+) -> ModuleType:
+    """Run code as a module that others can import until the test ends; `names` are there already."""
     module = ModuleType(name)
+    module.__dict__.update(names or {})
     monkeypatch.setitem(sys.modules, name, module)
     exec(compile(code, name, "exec"), module.__dict__)  # noqa: S102 - our own document
     return module
@@ -39,3 +45,20 @@ async def test_its_handler_passes_its_test(tmp_path: Path, monkeypatch: pytest.M
     ]
     assert len(tests) == 1
     await tests[0](tmp_path, monkeypatch)
+
+
+async def handle_people(batch: Batch[Person]) -> None:
+    for record in batch:
+        if record.value.age < 18:
+            batch.reject(record, "not of age")
+
+
+async def test_the_tests_of_the_page_about_tests_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    adult, minor = (Person(str(age), "Ada", age, "a@x.example", "1", "1", "Oslo", "NO", "1", "NO") for age in (36, 9))
+    names = {"PEOPLE": PEOPLE, "handle_people": handle_people, "adult": adult, "minor": minor}
+    names["person"] = to_builtins(adult)
+    blocks = re.findall(r"^```python\n(.*?)^```$", text_of("test-without-a-broker.md"), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    for number, block in enumerate(blocks):
+        test = imported(f"test_of_page_{number}", block, monkeypatch, names)
+        await next(one for name, one in vars(test).items() if name.startswith("test_"))()

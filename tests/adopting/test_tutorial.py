@@ -33,7 +33,7 @@ def imported(
     return module
 
 
-async def test_its_handler_passes_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_its_handler_passes_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declared = DIFF.findall(text_of("add-a-message.md"))[0].splitlines()
     order = "\n".join(line[1:] for line in declared if line.startswith("+") and not line.startswith("+++"))
     imported("contracts.order", order, monkeypatch)
@@ -43,8 +43,11 @@ async def test_its_handler_passes_its_test(tmp_path: Path, monkeypatch: pytest.M
     tests: list[Callable[..., Awaitable[Any]]] = [
         one for name, one in inspect.getmembers(test, inspect.iscoroutinefunction) if name.startswith("test_")
     ]
-    assert len(tests) == 1
-    await tests[0](tmp_path, monkeypatch)
+    assert len(tests) == 2
+    for number, one in enumerate(tests):
+        (folder := tmp_path / str(number)).mkdir()
+        given = {"tmp_path": folder, "monkeypatch": monkeypatch}
+        await one(**{name: given[name] for name in inspect.signature(one).parameters})
 
 
 async def handle_people(batch: Batch[Person]) -> None:

@@ -115,6 +115,8 @@ def _measure_producing(servers: str, options: argparse.Namespace, figures: Figur
             half = figures.series["ones"].rates[-1] / 2
             figures.add("p99 at half load", p99_at(producer, half, options.seconds))
             figures.note("send", sent_by_raw_client("send", servers, RAW))
+            for way in ("produce", "produce_batch") if find_spec("confluent_kafka") else ():
+                figures.note(f"librdkafka, {way}", sent_by_raw_client(way, servers, RAW, client="librdkafka"))
             if tutorial:
                 figures.note("tutorial, lists", posted(tutorial, LIST, TUTORIAL_LISTS, SENDERS))
                 figures.note("tutorial, ones", ones_posted(tutorial, "/producers/person"))
@@ -140,6 +142,9 @@ def _measure_consuming(servers: str, options: argparse.Namespace, figures: Figur
                     if turn == TURNS - 1:
                         _measure_latency(producer, consumer, options.seconds, figures)
                         figures.add("memory of the consumer", consumer.peak_mb())
+            if find_spec("confluent_kafka"):
+                drained = drained_by_raw_client(servers, TOPIC, f"librdkafka-{number}", backlog, client="librdkafka")
+                figures.note("librdkafka, consume", drained)
             if find_spec("fastapi"):
                 with asgi("benchmarks.tutorial.consumer:app", servers, TUTORIAL, f"service-{number}") as consumer:
                     figures.note("tutorial, consuming", drained_by_tutorial(consumer, tutorial_backlog))

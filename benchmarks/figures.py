@@ -80,6 +80,8 @@ WAYS = (
         (
             ("aiokafka, `send`, gathered", "yardstick", "send"),
             ("aiokafka, `send_batch`", "yardstick", "send_batch"),
+            ("librdkafka, `produce` with callbacks", "yardstick", "librdkafka, produce"),
+            ("librdkafka, `produce_batch`", "yardstick", "librdkafka, produce_batch"),
             ("ours, made and sent", "ours", "made"),
             ("ours, lists of 500", "ours", "lists"),
             ("ours, lines of JSON", "ours", "lines"),
@@ -91,6 +93,7 @@ WAYS = (
         (
             ("Litestar, nothing but decoded", "yardstick", "bare"),
             ("ours", "ours", "ones"),
+            ("ours, made and sent", "ours", "made, ones"),
             ("tutorial-style", "tutorial", "tutorial, ones"),
         ),
     ),
@@ -98,6 +101,7 @@ WAYS = (
         "Consuming, records/s",
         (
             ("aiokafka, `getmany`", "yardstick", "getmany"),
+            ("librdkafka, `consume`", "yardstick", "librdkafka, consume"),
             ("ours, with the live page open", "ours", "consuming"),
             ("tutorial-style", "tutorial", "tutorial, consuming"),
         ),

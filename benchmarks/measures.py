@@ -62,9 +62,11 @@ def made(producer: Service, servers: str, topic: str, number: int = MAX_REQUEST_
     return took
 
 
-def sent_by_raw_client(way: str, servers: str, topic: str, number: int = MAX_REQUEST_RECORDS) -> Took:
-    """Have the raw client send as many, by `send_batch` or by `send`."""
-    reported = answer_of("raw", way, servers, topic, number)
+def sent_by_raw_client(
+    way: str, servers: str, topic: str, number: int = MAX_REQUEST_RECORDS, *, client: str = "raw"
+) -> Took:
+    """Have the raw client send as many, by `send_batch` or by `send`; or `librdkafka`, in its ways."""
+    reported = answer_of(client, way, servers, topic, number)
     return Took(number, reported["seconds"], reported["cpu_seconds"])
 
 
@@ -130,9 +132,9 @@ def drained_by_service(consumer: Service, servers: str, topic: str, group: str, 
     return took
 
 
-def drained_by_raw_client(servers: str, topic: str, group: str, backlog: int) -> Took:
-    """Have the raw client fetch, decode and commit the same backlog."""
-    with python("benchmarks.raw", "consume", servers, topic, group) as process:
+def drained_by_raw_client(servers: str, topic: str, group: str, backlog: int, *, client: str = "raw") -> Took:
+    """Have the raw client, or `librdkafka`, fetch, decode and commit the same backlog."""
+    with python(f"benchmarks.{client}", "consume", servers, topic, group) as process:
         return watch_drain(servers, topic, group, backlog, Measured(process))
 
 

@@ -93,9 +93,9 @@ class Service(Measured):
 
 @contextmanager
 def service(
-    name: str, bootstrap_servers: str, topic: str, group: str = "unused", *, partitions: int = 6
+    name: str, bootstrap_servers: str, topic: str, group: str = "unused", *, partitions: int = 6, **settings: str
 ) -> Iterator[Service]:
-    """Run `apps.NAME` on a free port, healthy when the block begins, ended when it ends."""
+    """Run `apps.NAME` on a free port, healthy when the block begins, ended when it ends; it knows more `settings`."""
     (port,) = free_ports(1)
     with python(
         f"apps.{name}",
@@ -107,6 +107,7 @@ def service(
         PRODUCER_PORT=str(port),
         CONSUMER_PORT=str(port),
         LOG_LEVEL="WARNING",
+        **settings,
     ) as process:
         started = Service(process, port)
         wait_until_healthy(started)

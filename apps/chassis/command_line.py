@@ -54,6 +54,7 @@ MEANINGS = {
     "log_level": "DEBUG, INFO, WARNING, ERROR or CRITICAL",
     "log_format": "console or json",
     "accelerators": "off publishes by FastStream's public means alone",
+    "compression": "how the producer compresses batches: none, lz4, zstd, snappy or gzip",
     "otel_exporter_otlp_endpoint": "a collector of traces (OTLP over HTTP)",
     "kafka_security_protocol": "PLAINTEXT, SSL, SASL_SSL or SASL_PLAINTEXT",
     "kafka_allow_plaintext_password": "allows SASL_PLAINTEXT",

@@ -58,6 +58,7 @@ class StreamProducer:
                 enable_idempotence=True,
                 max_batch_size=MAX_BATCH_BYTES,
                 max_request_size=4 * MAX_BATCH_BYTES,
+                compression_type=None if settings.compression == "none" else settings.compression,
                 id_generator=lambda: "",  # a correlation id would add a header to every record
             )
             broker.publisher(topic, batch=True, title=stream.name)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
@@ -122,6 +122,14 @@ async def test_orders_wait_while_their_handler_fails_and_refunds_do_not() -> Non
         orders.error = None
         await p.until(ORDERS, state="running", messages_consumed_count=1, dead_lettered_count=0, lag=0)
         assert (orders, refunds) == ([Order("1", 5)], [Refund("1")])
+
+
+@pytest.mark.parametrize(("compression", "codec"), [("none", None), ("zstd", "zstd")])
+async def test_batches_are_compressed_as_the_setting_says(
+    compression: Literal["none", "zstd"], codec: str | None
+) -> None:
+    async with pair({ORDERS: Handler()}, settings=Settings(compression=compression)) as p:
+        assert p.broker._connection_kwargs["compression_type"] == codec
 
 
 async def test_the_live_tail_and_the_page_answer_to_a_token_alone(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module", params=["on", "off"])
 def accelerators(request: pytest.FixtureRequest) -> str:
-    """All promises hold with the accelerators, and by public means alone."""
+    """All promises hold with the accelerators, and by public means alone with compressed batches."""
     return str(request.param)
 
 
@@ -31,7 +31,7 @@ def shared(accelerators: str, bootstrap_servers: str, logs: Path) -> Iterator[Pi
 
 @pytest.fixture(scope="module")
 def producer(accelerators: str, shared: Pipeline) -> Iterator[Service]:
-    with shared.producer(ACCELERATORS=accelerators) as service:
+    with shared.producer(ACCELERATORS=accelerators, COMPRESSION="lz4" if accelerators == "off" else "none") as service:
         yield service.until_healthy()
 
 

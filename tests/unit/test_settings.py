@@ -147,6 +147,7 @@ WRONG = [
     ("LOG_LEVEL", "LOUD"),
     ("LOG_LEVEL", "info"),
     ("LOG_FORMAT", "xml"),
+    ("COMPRESSION", "lzma"),
 ]
 
 
@@ -163,7 +164,9 @@ def test_a_variable_that_is_not_set_takes_the_default_for_a_laptop(variable: str
     assert setting(read_settings({"PATH": "/bin", "UNRELATED": ""}), variable) == value
 
 
-@pytest.mark.parametrize("variable", [*DEFAULTS, "LOG_LEVEL", "LOG_FORMAT", "OTEL_EXPORTER_OTLP_ENDPOINT"])
+@pytest.mark.parametrize(
+    "variable", [*DEFAULTS, "LOG_LEVEL", "LOG_FORMAT", "COMPRESSION", "OTEL_EXPORTER_OTLP_ENDPOINT"]
+)
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_variable_means_its_default(variable: str, empty: str) -> None:
     assert read_settings({variable: empty}) == read_settings({})

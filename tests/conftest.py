@@ -14,7 +14,7 @@ import pytest
 from confidential import content_in
 
 from tools.kafka_distribution import distribution
-from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
+from tools.local_kafka import LocalKafka, LocalKafkaError, learn_to_start, reachable
 
 if TYPE_CHECKING:  # tests without a browser or a Kafka need no time for them
     from litestar import Litestar
@@ -220,6 +220,7 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
     stack = ExitStack()
     config.add_cleanup(stack.close)
     with suppress(LocalKafkaError):  # the tests that need it say why there is none
+        learn_to_start()
         os.environ["KAFKA_BOOTSTRAP_SERVERS"] = ",".join(stack.enter_context(LocalKafka()).bootstrap_servers)
 
 

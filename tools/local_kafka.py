@@ -61,7 +61,7 @@ class LocalKafka:
     `brokers` is 1 (the default) or 3; with 3, topics have by default three replicas, two of which must be in sync.
     `port` is the first broker's, the others take the next ones; by default all are free ones. `data` is the folder
     that keeps the log from one start to the next; by default a temporary one. Topics are not created by being used.
-    `settings` are more of Kafka's own, `listeners` among them being more of those.
+    `settings` are more of Kafka's own, `listeners` among them being more of those; `java` are more options of Java.
 
     Entering waits until the cluster is ready and raises LocalKafkaError when it cannot be. Leaving ends every process
     and removes every temporary file, and so does the end of this process, even by SIGKILL. Brokers are named by their
@@ -74,11 +74,13 @@ class LocalKafka:
         port: int | None = None,
         data: Path | None = None,
         settings: Mapping[str, str] | None = None,
+        java: Sequence[str] = (),
     ) -> None:
         self._count = brokers
         self._port = port
         self._data = data
         self._settings = settings or {}
+        self._java = java
         self._brokers: list[_Broker] = []
         self._watchdog: subprocess.Popen[str] | None = None
 
@@ -116,6 +118,13 @@ class LocalKafka:
         self._brokers[node_id].end(at_once=True)
         self._tell_watchdog()
 
+    def leave(self, node_id: int) -> None:
+        """End this broker as an operator does (SIGTERM), and wait until it has ended; its data stays."""
+        broker = self._brokers[node_id]
+        broker.send_signal(signal.SIGTERM)
+        if broker.process:
+            broker.process.wait(READY_WITHIN)
+
     def suspend(self, node_id: int) -> None:
         """Freeze this broker (SIGSTOP; not on Windows): its connections stay open and nothing answers."""
         broker = self._brokers[node_id]
@@ -138,11 +147,12 @@ class LocalKafka:
         for port in ports:
             _refuse_taken(port)
         kafka = distribution()
+        java = (kafka.java[0], *self._java, *kafka.java[1:])
         self._brokers = []
         with ThreadPoolExecutor(1) as uninterrupted:
             folder = uninterrupted.submit(self._prepare_folder).result()
         for node_id, (port, controller_port) in enumerate(zip(ports, free_ports(self._count, ports), strict=True)):
-            self._brokers.append(_Broker(node_id, port, controller_port, folder, kafka.java))
+            self._brokers.append(_Broker(node_id, port, controller_port, folder, java))
         for broker in self._brokers:
             broker.configure(self._brokers, kafka.formatted, self._settings)
         self.start(*range(self._count))
@@ -194,6 +204,19 @@ class LocalKafka:
             with suppress(OSError):
                 self._watchdog.stdin.close()
             self._watchdog.wait()
+
+
+def learn_to_start() -> None:
+    """Start and end a broker once, so that each later start takes half of the time and work: 6 s, 65 MB of cache."""
+    learnt = distribution().learnt
+    if learnt.exists():
+        return
+    with tempfile.TemporaryDirectory(prefix="learn-", dir=learnt.parent) as scratch:
+        made = Path(scratch, learnt.name)
+        with LocalKafka(java=[f"-XX:AOTCacheOutput={made}"]) as kafka:
+            kafka.leave(0)
+        if made.exists():
+            made.replace(learnt)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from aiokafka.admin import NewTopic
 from services import ROOT, ask, ended, wait_until
 
 from tools.kafka_distribution import distribution, refuse_other_jars
-from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
+from tools.local_kafka import LocalKafka, LocalKafkaError, learn_to_start, reachable
 from tools.ports import free_ports
 
 SOON = 20.0
@@ -137,6 +137,11 @@ def test_a_jar_that_is_missing_or_that_nobody_pinned_is_named(tmp_path: Path) ->
         refuse_other_jars(tmp_path, {})
     with pytest.raises(LocalKafkaError, match=r"group:less:2 is missing"):
         refuse_other_jars(tmp_path, {"group:less:2": "0", "group:more:1": "0"})
+
+
+def test_java_starts_from_what_it_learnt() -> None:
+    learn_to_start()
+    subprocess.run([*distribution().java, "-XX:AOTMode=on", "-version"], check=True, capture_output=True)
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them() -> None:

@@ -4,9 +4,11 @@ import fcntl
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 import hypothesis
@@ -22,6 +24,8 @@ if TYPE_CHECKING:  # tests without a browser or a Kafka need no time for them
     from playwright.sync_api import Browser
     from services import Pipeline
 
+# jsonschema would build 38 grammars of it in each worker, for formats (`iri`) that no schema of ours has
+sys.modules["rfc3987_syntax"] = ModuleType("rfc3987_syntax")
 hypothesis.settings.register_profile(
     "no deadline", deadline=None
 )  # a busy machine is slow, and no test is wrong for it

@@ -29,7 +29,7 @@ demo-database:
 # Runs the unit tests, the tests on a real Kafka and those in a browser.
 [no-exit-message]
 test *arguments:
-    {{dev}} python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder "$@"
+    PYTHONDONTWRITEBYTECODE= {{dev}} python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder "$@"
 
 # Runs tests that kill, freeze and disconnect brokers and services: takes minutes.
 [no-exit-message]
@@ -103,7 +103,7 @@ consumer-start:
 
 # Checks formatting, lint and types, and runs the fast tests: before every commit.
 check: lint
-    {{dev}} python -m pytest -q --numprocesses 2 tests/in_memory tests/unit
+    PYTHONDONTWRITEBYTECODE= {{dev}} python -m pytest -q --numprocesses 2 tests/in_memory tests/unit
 
 # Checks formatting, lint and types.
 lint:

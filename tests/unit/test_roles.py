@@ -307,6 +307,16 @@ def test_a_session_ends_and_cannot_be_prolonged(guarded: dict[str, Client], monk
         assert consumer.get("/consumers/status", headers={"Cookie": cookie}).status_code == 401
 
 
+def test_a_forged_session_does_not_tell_whether_a_key_of_its_name_exists(guarded: dict[str, Client]) -> None:
+    forged = [f"consumer_session={name}.9999999999.{'0' * 64}" for name in ("readr", "nobody")]
+    answers = [guarded["consumer"].get("/session", headers={"Cookie": cookie}) for cookie in forged]
+    assert [answer.status_code for answer in answers] == [401, 401]
+    assert answers[0].content == answers[1].content
+    assert answers[0].headers["set-cookie"] == answers[1].headers["set-cookie"]
+    with client("consumer") as unguarded:  # its callers may still have a session of earlier days
+        assert unguarded.get("/session", headers={"Cookie": forged[0]}).status_code == 200
+
+
 @pytest.mark.anyio
 async def test_a_long_answer_ends_with_the_key_of_its_caller(guarded: dict[str, Client]) -> None:
     access: Access = guarded["consumer"].app.state["access"]

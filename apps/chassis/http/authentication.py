@@ -113,10 +113,10 @@ class Authenticator:
         if self.tokens and (token := _bearer_token(connection)) is not None:
             return self._check_token(connection, self.tokens, token)
         match = SESSION.fullmatch(connection.cookies.get(self.cookie_name, ""))
-        key = match and self.keys.current.get(match["name"])
-        if match is None or key is None or int(match["until"]) < time.time():
+        if match is None or not self.keys.needed or int(match["until"]) < time.time():
             return None
-        is_signed = hmac.compare_digest(match["signature"], self._signature(key, match["until"]))
+        key = self.keys.current.get(match["name"])  # without one the answer is the same: it tells no names
+        is_signed = key and hmac.compare_digest(match["signature"], self._signature(key, match["until"]))
         removal = {"Set-Cookie": self.end_of_session().to_header(header="")}
         found = self.check(connection, key if is_signed else None, headers=removal)
         if connection.scope.get("method") not in SAFE_METHODS:

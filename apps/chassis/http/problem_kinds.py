@@ -50,9 +50,9 @@ DONE_BEFORE = Kind(
 OUT_OF_REACH = Kind(
     "out-of-reach",
     HTTPStatus.SERVICE_UNAVAILABLE,
-    "Kafka is out of reach",
-    "Kafka cannot be reached or did not answer in time; the service keeps trying. Nothing was written unless the "
-    "answer's `receipts` say so. Try again after `Retry-After`.",
+    "Kafka cannot be used",
+    "Kafka cannot be reached, did not answer in time, or refuses the service for want of a permission; the service "
+    "keeps trying. Nothing was written unless the answer's `receipts` say so. Try again after `Retry-After`.",
     retry=True,
 )
 UNREADABLE = Kind(

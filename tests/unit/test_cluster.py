@@ -16,6 +16,7 @@ from aiokafka.errors import (
 
 from apps.chassis.kafka import cluster as module
 from apps.chassis.kafka.admin import Admin
+from apps.chassis.kafka.client_journal import ClientId
 from apps.chassis.kafka.clients import ClientOptions, client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.topic_settings import Difference, Topic
@@ -74,6 +75,34 @@ async def test_where_every_broker_lets_us_in_the_request_that_failed_is_reported
     assert await cluster._out_of_reach(TimeoutError()) == f"{says}TimeoutError"
     options["client_id"].journal.failed(("Metadata", 1), "no answer to Metadata from broker:9092")
     assert await cluster._out_of_reach(NodeNotReadyError()) == f"{says}no answer to Metadata from broker:9092"
+
+
+@pytest.mark.anyio
+async def test_what_was_found_of_the_topics_holds_while_a_quota_holds_up_the_answers(
+    options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Delayed(Cluster):
+        """Answers once, then too late."""
+
+        async def _find(self) -> str | None:
+            if self.reached:
+                journal.throttled(1, throttled_s)
+                raise TimeoutError
+            self.reached = True
+            return None
+
+    async def diagnosis(_: ClientOptions) -> str:
+        return "no answer in time"
+
+    monkeypatch.setattr(module, "diagnosis", diagnosis)
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
+    journal = options["client_id"].journal
+    for throttled_s, found in ((1.0, None), (-60.0, "no answer in time")):
+        cluster = Delayed(options | {"client_id": ClientId("consumer-admin")}, [])
+        journal = cluster._options["client_id"].journal
+        assert await cluster.trouble() is None
+        assert await cluster.trouble() == found
+        assert cluster.reached is (found is None)
 
 
 @pytest.mark.anyio
@@ -153,3 +182,5 @@ async def test_a_broker_answers_although_another_question_closes_the_client_and_
     assert [client.is_open for client in made] == [False, True, True]
     made[1].is_open = False  # by its broker: it is still the one that is in use
     assert not await admin.answers(1, 1.0)
+    options["client_id"].journal.throttled(1, 60.0)
+    assert await admin.answers(1, 1.0), "it has answered, and lets the next request wait for its quota"

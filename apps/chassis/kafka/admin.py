@@ -55,7 +55,10 @@ class Admin:
         return await question(await self.client())
 
     async def answers(self, node: int, timeout_s: float) -> bool:
-        """Return whether a broker answers. A client that another question closed meanwhile says nothing about that."""
+        """Return whether a broker answers, or only its quota holds up the answer.
+
+        A client that another question closed meanwhile says nothing about that.
+        """
         for _ in range(ATTEMPTS):
             client = await self.client()
             try:
@@ -63,7 +66,7 @@ class Admin:
                     await client_of_admin(client).send(node, MetadataRequest([]))
             except (KafkaError, OSError, TimeoutError):
                 if client is self._client:
-                    return False
+                    return self._options["client_id"].journal.is_held_up()
             else:
                 return True
         return False

@@ -20,6 +20,8 @@ RECENT_S = 5.0
 """A failure counts as ongoing within this many seconds of its last occurrence."""
 THROTTLED_LATELY_S = 2.0
 """Seconds after the end of throttling for which it is still reported: the next answer may announce more."""
+HELD_UP_FOR_S = 10.0
+"""Seconds after an announced delay in which missing answers are put down to it: each waiting request adds its own."""
 LASTING_S = 5.0
 """Seconds that a failure must last before a connected client counts as failed. A new leader is found sooner."""
 NORMAL_REBALANCE_S = 7.0
@@ -100,6 +102,10 @@ class ClientJournal:
     def since_throttling(self) -> float:
         """Return the seconds since the last throttling ended: negative while it lasts, infinite if there was none."""
         return self._now() - self._throttle_end
+
+    def is_held_up(self) -> bool:
+        """Return whether answers may be missing because a quota delays them (KIP-219)."""
+        return self.since_throttling() < HELD_UP_FOR_S
 
     def throttling(self) -> str | None:
         """Return a sentence about the throttling by a quota, or None."""

@@ -80,6 +80,7 @@ class Cluster:
         self._topics = {topic.name: topic for topic in topics}
         self._group = group
         self._admin = Admin(options)
+        self._found: str | None = None
         self._looking: asyncio.Task[str | None] | None = None
         self._looked_at = -math.inf
 
@@ -174,6 +175,8 @@ class Cluster:
         await asyncio.wait([looking], timeout=ANSWER_S)
         if looking.done():
             return looking.result()
+        if self._is_held_up:
+            return self._found
         self.reached = False
         return f"Kafka at {self._servers} does not answer in time"
 
@@ -204,18 +207,28 @@ class Cluster:
         return ", ".join(self._options["bootstrap_servers"])
 
     async def _look(self) -> str | None:
+        """Return why the topics cannot be used; what was found before, while a quota holds up Kafka's answers."""
         try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                topics = await self._admin.ask(lambda admin: _described(admin, list(self._topics)))
-                answering, denied = await asyncio.gather(self._answering(topics), self._denied(topics))
+            self._found = await self._find()
         except (KafkaError, OSError, TimeoutError) as error:
-            self.reached = False
-            return await self._out_of_reach(error)
-        else:
-            self.reached = True
-            return denied or next(filter(None, (self._trouble_of(topic, answering) for topic in topics)), None)
+            if not self._is_held_up:
+                self.reached = False
+                self._found = await self._out_of_reach(error)
         finally:
             self._looked_at = time.monotonic()
+        return self._found
+
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether Kafka was reached, and a quota may delay its answers."""
+        return self.reached and self._options["client_id"].journal.is_held_up()
+
+    async def _find(self) -> str | None:
+        async with asyncio.timeout(ASK_TIMEOUT_S):
+            topics = await self._admin.ask(lambda admin: _described(admin, list(self._topics)))
+            answering, denied = await asyncio.gather(self._answering(topics), self._denied(topics))
+        self.reached = True
+        return denied or next(filter(None, (self._trouble_of(topic, answering) for topic in topics)), None)
 
     async def _out_of_reach(self, error: Exception) -> str:
         """Close the admin client, and return why it failed, like a refused password or an unreachable address."""

@@ -16,7 +16,7 @@ from aiokafka.errors import (
 
 from apps.chassis.kafka import cluster as module
 from apps.chassis.kafka.admin import Admin
-from apps.chassis.kafka.client_journal import ClientId
+from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import ClientOptions, client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.topic_settings import Difference, Topic
@@ -86,7 +86,6 @@ async def test_what_was_found_of_the_topics_holds_while_a_quota_holds_up_the_ans
 
         async def _find(self) -> str | None:
             if self.reached:
-                journal.throttled(1, throttled_s)
                 raise TimeoutError
             self.reached = True
             return None
@@ -96,13 +95,12 @@ async def test_what_was_found_of_the_topics_holds_while_a_quota_holds_up_the_ans
 
     monkeypatch.setattr(module, "diagnosis", diagnosis)
     monkeypatch.setattr(module, "FRESH_S", 0.0)
-    journal = options["client_id"].journal
-    for throttled_s, found in ((1.0, None), (-60.0, "no answer in time")):
-        cluster = Delayed(options | {"client_id": ClientId("consumer-admin")}, [])
-        journal = cluster._options["client_id"].journal
-        assert await cluster.trouble() is None
-        assert await cluster.trouble() == found
-        assert cluster.reached is (found is None)
+    cluster = Delayed(options, [])
+    assert await cluster.trouble() is None
+    options["client_id"].journal.throttled(1, 1.0)
+    assert (await cluster.trouble(), cluster.reached) == (None, True)
+    options["client_id"].journal = ClientJournal()
+    assert (await cluster.trouble(), cluster.reached) == ("no answer in time", False)
 
 
 @pytest.mark.anyio

@@ -13,7 +13,13 @@ from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, UnknownTopicOrPartitionError
+from aiokafka.errors import (
+    KafkaConnectionError,
+    NodeNotReadyError,
+    NotLeaderForPartitionError,
+    RequestTimedOutError,
+    UnknownTopicOrPartitionError,
+)
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 from aiokafka.protocol.produce import ProduceRequest
@@ -166,6 +172,21 @@ async def test_records_that_may_have_been_written_are_never_said_to_be_unsent(
     client.journal.throttled(NODE, 60.0)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(client.send(NODE, PRODUCE), 0.05)  # it waits instead
+
+
+async def test_records_that_a_leader_answered_with_an_error_are_never_said_to_be_unsent(
+    client: WatchedClient, answers: list[Any]
+) -> None:
+    answers += [produced(NotLeaderForPartitionError.errno), produced(), produced()]
+    await client.send(NODE, PRODUCE)
+    client.journal.throttled(NODE, 60.0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.send(NODE, PRODUCE), 0.05)  # the followers may have it: it waits
+    client.journal._throttled_until.clear()
+    await client.send(NODE, PRODUCE)
+    client.journal.throttled(NODE, 60.0)
+    with pytest.raises(Throttled):
+        await client.send(NODE, PRODUCE)
 
 
 class FakeConnection:

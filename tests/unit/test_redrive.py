@@ -13,6 +13,7 @@ from aiokafka.errors import IllegalOperation, KafkaConnectionError, ProducerFenc
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from samples import LONG, Stored
 
+from apps.chassis.internals.kafka_client import Throttled
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
@@ -112,6 +113,13 @@ async def test_a_redrive_that_a_quota_keeps_from_ending_in_time_blames_no_silent
         await bench.redriver.perform(Action.REDRIVE, 10)
     bench.redriver._journal.throttled(1, LONG)
     with pytest.raises(RedriveNotNow, match=r"Kafka throttles this client by its quota, for .* with fewer letters"):
+        await bench.redriver.perform(Action.REDRIVE, 10)
+
+    async def is_throttled(*_: object) -> None:
+        raise Throttled("a quota lets no more records pass for 29.9 s")
+
+    monkeypatch.setattr(bench.redriver._transactions, "commit", is_throttled)
+    with pytest.raises(RedriveNotNow, match="Kafka throttles this client by its quota"):
         await bench.redriver.perform(Action.REDRIVE, 10)
 
 

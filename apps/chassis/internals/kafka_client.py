@@ -150,7 +150,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
                 self._unanswered |= _partitions_of(request)
             self._record_failure(node_id, kind, error)
             raise
-        self._record_answer(node_id, kind, request, answer)
+        self._record_answer(node_id, kind, answer)
         return answer
 
     @asynccontextmanager
@@ -181,12 +181,11 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         why = self.journal.reason_of(("connection", node_id)) if isinstance(error, NodeNotReadyError) else None
         self.journal.failed((kind, node_id), f"{kind} to {self._name_of(node_id)} failed: {why or one_line(error)}")
 
-    def _record_answer(self, node_id: Untyped, kind: str, request: Untyped, answer: Untyped) -> None:
+    def _record_answer(self, node_id: Untyped, kind: str, answer: Untyped) -> None:
         if milliseconds := getattr(answer, "throttle_time_ms", 0):
             self.journal.throttled(node_id, milliseconds / 1_000)
         if kind == "Produce":
-            if self._unanswered:
-                self._unanswered -= _partitions_of(request)
+            self._note_written(answer)
             self._keep_messages(answer)
         code = getattr(answer, "error_code", 0)
         if kind in {"JoinGroup", "SyncGroup"} and (code not in NOT_A_FAILURE or (kind == "SyncGroup" and not code)):
@@ -196,6 +195,13 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
             return
         said = getattr(answer, "error_message", None) or for_code(code).__name__
         self.journal.failed((kind, node_id), f"{kind} to {self._name_of(node_id)} failed: {said}")
+
+    def _note_written(self, answer: Untyped) -> None:
+        """Note which records are surely written: a leader that lost its office may have handed on what it refused."""
+        for topic, partitions in answer.topics:
+            written = {(topic, partition) for partition, code, *_ in partitions if not code}
+            refused = {(topic, partition) for partition, code, *_ in partitions if code}
+            self._unanswered = self._unanswered - written | refused
 
     def _keep_messages(self, answer: Untyped) -> None:
         if answer.API_VERSION < ProduceRequest_v8.API_VERSION:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from apps.chassis.deadline import within
+from apps.chassis.internals.kafka_client import Throttled
 from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.errors import KAFKA_ERRORS
@@ -164,7 +165,7 @@ class Redriver:
         """Return the result of `work` within 9 s. Raises `RedriveNotNow` when a quota has kept it from ending."""
         try:
             return await within(self._limits.call_s, work)
-        except TimeoutError:
+        except (TimeoutError, Throttled):
             if throttling := self._journal.throttling():
                 raise RedriveNotNow(f"{throttling}: try again later, with fewer letters") from None
             raise

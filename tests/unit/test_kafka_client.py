@@ -192,6 +192,8 @@ async def test_records_that_a_leader_answered_with_an_error_are_never_said_to_be
 class FakeConnection:
     """Answers with the metadata of a cluster."""
 
+    _writer = None
+
     def __init__(self, brokers: list[tuple[int, str, int, str | None]]) -> None:
         self.closed = False
         self._brokers = brokers
@@ -201,6 +203,14 @@ class FakeConnection:
 
     def close(self) -> None:
         self.closed = True
+
+
+async def test_a_client_closes_though_a_broker_does_not_confirm_the_end_of_its_encrypted_connection(
+    client: WatchedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_client, "GOODBYE_S", 0.01)
+    client._conns[NODE, ConnectionGroup.DEFAULT] = OpenConnection(is_slow=True)
+    await asyncio.wait_for(client.close(), 10)
 
 
 async def test_a_client_whose_brokers_are_all_gone_asks_the_bootstrap_servers_again(
@@ -254,10 +264,13 @@ class OpenConnection:
             self.ended.set_result(None)
         self.closed_for: list[CloseReason] = []
         self._request_timeout = 20.0
-        self._writer = SimpleNamespace(is_closing=lambda: is_reset)
+        self._writer = SimpleNamespace(is_closing=lambda: is_reset, transport=SimpleNamespace(abort=self.abort))
 
     def connected(self) -> bool:
         return not self.closed_for
+
+    def abort(self) -> None:
+        self.ended.set_result(None)
 
     def close(self, reason: CloseReason) -> "asyncio.Future[None]":
         self.closed_for.append(reason)

@@ -14,6 +14,7 @@ Lost without it:
   tasks for good. Java's clients reconnect.
 - Batches for a new partition: a client learns of it up to 10 s later than an admin client, and fails an assertion.
 - A second close, after one that was cut off: aiokafka cancels its caller then.
+- A close in time: the end of an encrypted connection to a silent broker is awaited for 30 s.
 
 Reaches for:
 
@@ -98,6 +99,10 @@ NEWER_ERRORS = {
 """Kafka's error codes that aiokafka calls `UnknownError`, each with its name and whether Kafka says to retry."""
 
 
+GOODBYE_S = 1.0
+"""Seconds for brokers to confirm the end of connections: with TLS the event loop would wait 30 s for a silent one."""
+
+
 class Throttled(KafkaError):  # type: ignore[misc]  # aiokafka ships no types
     """A quota delays records for longer than they may wait; they were not sent."""
 
@@ -127,8 +132,17 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
     async def close(self) -> None:
         """Close the connections. It goes on when the caller is cancelled: the next caller waits for the same end."""
         if self._closing is None or self._closing.done():
-            self._closing = asyncio.create_task(super().close())
+            self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        loop, open_ones = asyncio.get_running_loop(), [one for one in self._conns.values() if one._writer is not None]
+        cutting = [loop.call_later(GOODBYE_S, one._writer.transport.abort) for one in open_ones]
+        try:
+            await super().close()
+        finally:
+            for one in cutting:
+                one.cancel()
 
     async def send(
         self, node_id: Untyped, request: Untyped, *, group: Untyped = aiokafka.client.ConnectionGroup.DEFAULT

@@ -377,6 +377,16 @@ async def test_a_call_that_generates_has_the_turn_until_all_its_values_are_made(
     assert not turns.locked()
 
 
+async def test_a_call_that_waits_for_its_acknowledgement_leaves_its_turn_to_others() -> None:
+    turns, fake = asyncio.Semaphore(1), FakePublisher()
+    fake.goes_on.clear()
+    sending = asyncio.create_task(generate_and_send(EVENTS, as_publisher(fake), 2, turns))
+    await until(lambda: fake.calls == 1)
+    assert not turns.locked()
+    fake.goes_on.set()
+    await sending
+
+
 async def test_first_calls_that_arrive_together_share_one_generator() -> None:
     stream = Stream("together", Event, key=lambda event: event.id)
     generators = await asyncio.gather(*(generator_of(stream) for _ in range(4)))

@@ -60,9 +60,23 @@ def assert_problem(answer: Answer, status: int) -> str:
         (b"GET http://localhost:99999/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n", 400),
         (b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"DELETE /producers/events/a#b HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"POST http://localhost/purge?key=a#b HTTP/1.0\r\n\r\n", 400),
+        (b"POST /stop# HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 400),
         (GARBAGE, 400),
     ],
-    ids=["path", "query", *ENDLESS, "port", "chunk", "tunnel", "no HTTP"],
+    ids=[
+        "path",
+        "query",
+        *ENDLESS,
+        "port",
+        "chunk",
+        "tunnel",
+        "fragment",
+        "fragment of an address",
+        "empty fragment",
+        "no HTTP",
+    ],
 )
 async def test_what_the_server_refuses_itself_is_a_problem_document_too(sent: bytes, status: int) -> None:
     app = Recorder()
@@ -71,6 +85,40 @@ async def test_what_the_server_refuses_itself_is_a_problem_document_too(sent: by
     assert_problem(answer, status)
     assert answer[1][b"connection"] == b"close"
     assert app.ran == []
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("media_type", ["application/x-ndjson", "Application/X-NDJSON ; charset=utf-8"])
+async def test_lines_whose_length_is_unclear_are_refused_and_not_taken_for_none(version: str, media_type: str) -> None:
+    app = Recorder()
+    head = f"POST /events HTTP/{version}\r\nHost: localhost\r\nContent-Type: {media_type}\r\n"
+    async with serving(app, close_after_s=LONG) as connect:
+        for more in (
+            "",
+            "Connection: close\r\n",
+            "Upgrade: h2c\r\nConnection: Upgrade\r\n",
+            "Expect: 100-continue\r\n",
+        ):
+            reader, writer = await connect()
+            writer.write(f"{head}{more}\r\n".encode() + HIDDEN)
+            for _ in range(50):
+                writer.write(b"{}\n" * 30_000)
+                await writer.drain()
+            (answer,) = answers_in(await reader.read())
+            assert_problem(answer, 411)
+    assert app.ran == []
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_request_without_a_length_has_no_body_unless_it_announces_lines(version: str) -> None:
+    app = Recorder()
+    async with serving(app) as connect:
+        first = f" HTTP/{version}\r\nHost: localhost\r\n"
+        await asked(connect, f"POST /pause{first}")
+        await asked(connect, f"POST /pause{first}Content-Type: application/json\r\n")
+        await asked(connect, f"GET /{first}Content-Type: application/x-ndjson\r\n")
+        await asked(connect, f"POST /events{first}Content-Type: application/x-ndjson\r\nContent-Length: 0\r\n")
+    assert [one.path for one in app.ran] == ["/pause", "/pause", "/", "/events"]
 
 
 async def test_an_address_that_the_server_can_read_is_served() -> None:

@@ -29,6 +29,8 @@ JOINED_BYTES = 64 * 1024
 
 BREAK_OFF = "break_off"
 """Set in the scope of a request: a function that closes the connection in the middle of the answer."""
+SENDS_NO_MORE = "caller_sends_no_more"
+"""Set in the scope of a request whose caller has closed its sending side: it may still read, or have gone."""
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 """The value of `SO_LINGER` for a connection that is reset when it closes."""
 
@@ -146,12 +148,18 @@ class LimitedProtocol(FramedProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own may say to keep the connection open
-        """End the arriving body as incomplete, so that its call can say so; or treat the caller as disconnected."""
-        if self._refused is None and self._runs_an_incomplete_request():
-            self.end_body_early()
-            return True  # the connection stays open for the answer
-        self._disconnect_calls()
-        return False
+        """Keep the connection for the answers under way: a caller that has gone is noticed when they are written."""
+        if self.waits or not self.transport.can_write_eof():  # TLS ends in both directions
+            self._disconnect_calls()
+            return False
+        for one in self._unanswered():
+            one.scope[SENDS_NO_MORE] = True  # type: ignore[literal-required]  # a key of our own
+            one.message_event.set()
+        if self._refused is None:
+            self.cycle.keep_alive = False
+            if self.cycle.more_body:
+                self.end_body_early()
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes; refuse too many that belong to no body."""
@@ -184,8 +192,7 @@ class LimitedProtocol(FramedProtocol):
         super().request_begun()
         self.cycle.transport = self._joined
         self.cycle.scope[BREAK_OFF] = partial(self._break_off, self.scope["http_version"])  # type: ignore[literal-required]  # a key of our own
-        unanswered = [one for one in self._asked if not one.response_complete] if self.pipeline else []
-        self._asked = [*unanswered, self.cycle]
+        self._asked = [*(self._unanswered() if self.pipeline else ()), self.cycle]
 
     def on_body(self, body: bytes) -> None:
         """Add a piece to the body."""
@@ -261,10 +268,12 @@ class LimitedProtocol(FramedProtocol):
 
         Sending would be an error: uvloop raises for a closed transport.
         """
-        for one in self._asked:
-            if not one.response_complete:
-                one.disconnected = True
-                one.message_event.set()
+        for one in self._unanswered():
+            one.disconnected = True
+            one.message_event.set()
+
+    def _unanswered(self) -> list[Cycle]:
+        return [one for one in self._asked if not one.response_complete]
 
     def _close_longest_waiting(self) -> None:
         """Close waiting connections beyond the limit, and a twentieth more: finding them takes milliseconds."""

@@ -12,6 +12,7 @@ Lost without it:
 import asyncio
 import socket
 import struct
+from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -50,6 +51,12 @@ class Refused(httptools.HttpParserError):
         self.detail = detail
 
 
+LINES = b"application/x-ndjson"
+"""The media type of a body of lines: none would look like a body of which every line was taken."""
+NO_LENGTH = Refused(
+    HTTPStatus.LENGTH_REQUIRED, "lines need a Content-Length, which may be 0, or Transfer-Encoding: chunked"
+)
+FRAGMENT = Refused(HTTPStatus.BAD_REQUEST, "the request target has a #: send %23")
 NOT_HTTP = Refused(HTTPStatus.BAD_REQUEST, "what was sent is not a valid HTTP request")
 BROKE_OFF = Refused(HTTPStatus.BAD_REQUEST, "the body broke off")
 
@@ -190,16 +197,20 @@ class FramedProtocol(HttpToolsProtocol):
         super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
-        """Begin the request, unless the parser is about to stop at an offered upgrade."""
+        """Refuse a request that is unclear, or begin it, unless the parser is about to stop at an offered upgrade."""
         if self.parser.get_http_version() not in {"1.0", "1.1"}:
             raise Refused(HTTPStatus.BAD_REQUEST, "the version of HTTP is not 1.0 or 1.1")
-        if self.parser.should_upgrade():
-            self._head_without_offer = self._write_head_without_offer()
-            return
+        if b"#" in self.url:  # the parser would drop it with all that follows, and another record could be meant
+            raise FRAGMENT
         for name, value in self.headers:
             if name == b"transfer-encoding" and value.lower() != b"chunked":
                 raise Refused(HTTPStatus.BAD_REQUEST, "the only supported Transfer-Encoding is chunked")
-        self.request_begun()
+        if self.parser.get_method() == b"POST" and _are_lines_without_length(dict(self.headers)):
+            raise NO_LENGTH
+        if self.parser.should_upgrade():
+            self._head_without_offer = self._write_head_without_offer()
+        else:
+            self.request_begun()
 
     def on_message_complete(self) -> None:
         """End the request, unless the parser is about to stop at an offered upgrade."""
@@ -219,6 +230,11 @@ class FramedProtocol(HttpToolsProtocol):
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
         lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
+
+
+def _are_lines_without_length(headers: Mapping[bytes, bytes]) -> bool:
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    return media_type == LINES and not headers.keys() & {b"content-length", b"transfer-encoding"}
 
 
 async def _send_without_chunks(

@@ -252,7 +252,7 @@ class MessageController(Controller):
         events = tail.events(beginning, None if wanted == Filter() else wanted.matches)
         role = READ_SENSITIVE if view is not served_stream.masked_view else READ
         events = access_of(request).while_allowed(request, events, role)
-        return Streamed(events, EVENTS, HTTPStatus.OK, UNBUFFERED, reads_body=False)
+        return Streamed(events, EVENTS, HTTPStatus.OK, UNBUFFERED, reads_body=False, endless=True)
 
 
 async def _newest_of_topic(

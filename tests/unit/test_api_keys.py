@@ -170,6 +170,25 @@ def test_a_file_of_keys_that_is_half_written_changes_nothing_and_counts_once_it_
     assert names_of(keys, ADAS, GRACES, NAMELESS) == ["ada", None, "new"]
 
 
+def test_a_file_of_keys_that_could_not_be_read_is_read_once_its_permissions_are_mended(tmp_path: Path) -> None:
+    file, answers = tmp_path / "keys", ["first", PermissionError("denied"), "second"]
+    file.write_text("first")
+
+    def read() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, PermissionError):
+            raise answer
+        return str(answer)
+
+    watched = module.WatchedFile(file, "API_KEY_FILE", read, settled_after_s=0)
+    assert watched.look()
+    replace(file, "second")
+    assert [watched.look(), watched.look()] == [False, False]
+    file.chmod(0o604)
+    assert watched.look()
+    assert watched.keys == "second"
+
+
 @pytest.mark.anyio
 async def test_a_file_of_keys_with_a_time_to_come_counts_once_it_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "keys"

@@ -98,6 +98,14 @@ def test_an_origin_without_its_default_port_is_that_of_a_host_with_it(clients: C
 
 
 @BOTH
+def test_a_service_with_tls_takes_no_page_without_it_for_its_own(clients: Clients, service: str) -> None:
+    for scheme, status in (("https", 404), ("http", 403), ("ftp", 403)):
+        answer = clients[service].post(f"https://{OWN}/nowhere", headers={"Origin": f"{scheme}://{OWN}"})
+        assert answer.status_code == status
+    assert clients[service].post("/nowhere", headers={"Origin": f"ftp://{OWN}"}).status_code == 403
+
+
+@BOTH
 @pytest.mark.parametrize("path", ["/livez", "/metrics", "/health-check", "/schema", "/", "/nowhere"])
 def test_another_page_can_link_here_and_not_load_what_is_here(clients: Clients, service: str, path: str) -> None:
     client = clients[service]

@@ -7,6 +7,7 @@ document, knows no IPv6 address and does not check origins.
 """
 
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from ipaddress import ip_address
 
@@ -46,7 +47,7 @@ class OriginPolicy:
             detail = f"the host {quoted!r} is not allowed; if it is this service, add it to ALLOWED_HOSTS"
             return problem(UNKNOWN_HOST, detail)
         from_page = b"origin" in given or b"sec-fetch-site" in given
-        if from_page and self._is_foreign(str(scope.get("method")), host, given):
+        if from_page and self._is_foreign(scope, host, given):
             detail = "the call comes from a web page of another origin; CORS_ORIGINS names those that may call"
             return problem(FOREIGN_ORIGIN, detail)
         return None
@@ -68,23 +69,24 @@ class OriginPolicy:
             return not {".", ":"} & set(name)
         return is_address(name.strip("[]"))
 
-    def _is_foreign(self, method: str, host: str, given: dict[bytes, bytes]) -> bool:
+    def _is_foreign(self, scope: Scope, host: str, given: dict[bytes, bytes]) -> bool:
         origin, site = given.get(b"origin", b"").decode("latin-1").lower(), given.get(b"sec-fetch-site", b"")
         if site == b"same-origin" or origin in self._origins:  # `same-origin` stays true where a proxy changed `Host`
             return False
-        if method in {"GET", "HEAD"}:  # links may be followed, but nothing loaded; reading needs CORS
+        if scope.get("method") in {"GET", "HEAD"}:  # links may be followed, but nothing loaded; reading needs CORS
             return site in {b"same-site", b"cross-site"} and given.get(b"sec-fetch-mode") != b"navigate"
         if site not in {b"", b"none", b"same-site"}:
             return True
         if not origin:
             return site == b"same-site"
         forwarded = given.get(b"x-forwarded-host", b"").decode("latin-1").lower()  # pages need a preflight to send it
-        return not any(_is_origin_of(origin, name.strip()) for name in (host, *forwarded.split(",")))
+        schemes = ("https",) if scope.get("scheme") == "https" else ("http", "https")  # a proxy may have ended TLS
+        return not any(_is_origin_of(origin, name.strip(), schemes) for name in (host, *forwarded.split(",")))
 
 
-def _is_origin_of(origin: str, host: str) -> bool:
+def _is_origin_of(origin: str, host: str, schemes: Collection[str]) -> bool:
     scheme, _, name = origin.partition("://")
-    return bool(host) and name == host.removesuffix(DEFAULT_PORTS.get(scheme, ""))
+    return bool(host) and scheme in schemes and name == host.removesuffix(DEFAULT_PORTS[scheme])
 
 
 def _is_loopback(host: str) -> bool:

@@ -37,7 +37,8 @@ class WatchedFile(Generic[T]):
         age_s = 0.0
         try:
             status = self._file.stat()
-            seen: object = (status.st_mtime_ns, status.st_ino, status.st_size)
+            # with its permissions: a file that could not be read is read once they are mended
+            seen: object = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
             age_s = time.time() - status.st_mtime
         except OSError as error:
             seen = str(error)

@@ -136,7 +136,7 @@ function howFar({ scanned, next }, reached) {
 function csvOf(records) {
   const fields = [...new Set(records.flatMap(({ value }) => Object.keys(value ?? {})))];
   const places = ["partition", "offset", "timestamp"];
-  const safe = (value) => (typeof value === "string" ? value.replace(/^[=+\-@\t\r\n＝＋－＠]/, "'$&") : textOf(value ?? ""));
+  const safe = (value) => (typeof value === "string" ? value.replace(/(?<=^|[;\t])[=+\-@\t\r\n＝＋－＠]/g, "'$&") : textOf(value ?? ""));
   const quoted = (value) => `"${safe(value).replaceAll('"', '""')}"`;
   const rows = records.map((one) => [
     ...places.map((name) => one[name]),

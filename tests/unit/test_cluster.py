@@ -180,5 +180,20 @@ async def test_a_broker_answers_although_another_question_closes_the_client_and_
     assert [client.is_open for client in made] == [False, True, True]
     made[1].is_open = False  # by its broker: it is still the one that is in use
     assert not await admin.answers(1, 1.0)
+
+
+@pytest.mark.anyio
+async def test_a_quota_explains_the_silence_of_a_broker_and_no_refused_connection(
+    options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silence() -> None:
+        await asyncio.Event().wait()
+
+    client = Client(silence)
+    monkeypatch.setattr("apps.chassis.kafka.admin.AIOKafkaAdminClient", lambda **_: client)
+    admin = Admin(options)
+    assert not await admin.answers(1, 0.01)
     options["client_id"].journal.throttled(1, 60.0)
-    assert await admin.answers(1, 1.0), "it has answered, and lets the next request wait for its quota"
+    assert await admin.answers(1, 0.01)
+    client._closing, client.is_open = None, False
+    assert not await admin.answers(1, 0.01)

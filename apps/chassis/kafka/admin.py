@@ -64,9 +64,9 @@ class Admin:
             try:
                 async with asyncio.timeout(timeout_s):
                     await client_of_admin(client).send(node, MetadataRequest([]))
-            except (KafkaError, OSError, TimeoutError):
-                if client is self._client:
-                    return self._options["client_id"].journal.is_held_up()
+            except (KafkaError, OSError) as error:  # `TimeoutError` is one of them
+                if client is self._client:  # a quota explains silence, and no refused connection
+                    return isinstance(error, TimeoutError) and self._options["client_id"].journal.is_held_up()
             else:
                 return True
         return False

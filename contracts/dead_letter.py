@@ -21,7 +21,6 @@ Header = tuple[str, bytes | None]
 Headers = Sequence[Header]
 
 TRIES = "kafka_deliveryAttempt"
-
 ROUNDS = "dead-letter-rounds"
 """How often a record was sent back. It follows the record's own headers and `TRIES`, which counts its tries so far."""
 
@@ -40,8 +39,7 @@ ORIGIN = "dead-letter-origin"
 OMITTED_BYTES = "dead-letter-omitted-bytes"
 """Replaces the own headers of a record that is too large: its size in bytes, as decimal digits."""
 
-INT32 = Packing(">i")
-INT64 = Packing(">q")
+INT32, INT64 = Packing(">i"), Packing(">q")
 
 
 class HeaderField(NamedTuple):
@@ -283,13 +281,9 @@ def _place_of_redrive(headers: Headers) -> int | None:
     """Return the index of the first header that the last redrive wrote, or None."""
     for place in range(len(headers) - 2, -1, -1):
         (name, tries), (following, rounds) = headers[place : place + 2]
-        if (name, following) == (TRIES, ROUNDS) and _is_int32(tries) and _is_int32(rounds):
+        if (name, following) == (TRIES, ROUNDS) and len(tries or b"") == len(rounds or b"") == INT32.size:
             return place
     return None
-
-
-def _is_int32(content: bytes | None) -> bool:
-    return content is not None and len(content) == INT32.size
 
 
 def _counted(content: bytes | None) -> int:

@@ -13,7 +13,8 @@ from typing import TextIO
 
 from apps.chassis.http.api_keys import HEADER
 from apps.chassis.observability.logs import one_line
-from apps.chassis.settings import Settings, WrongSetting, read_settings
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import Settings, read_settings
 
 TIMEOUT = 120.0
 """Seconds; making 100,000 people takes one or two."""

@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 import psutil
 
-from apps.chassis.settings import Settings, WrongSetting, read_settings
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import Settings, read_settings
 from contracts import STREAMS
 from contracts.stream import Stream
 from tools.attached import Attached, end_at_signals

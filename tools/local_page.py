@@ -9,7 +9,8 @@ import runpy
 import sys
 from collections.abc import Mapping
 
-from apps.chassis.settings import WrongSetting, read_settings
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import read_settings
 from tools.starters import end_with_starters
 
 HERE = ("localhost", "127.0.0.1")

@@ -29,7 +29,8 @@ from apps.chassis.internals.protections import protect
 from apps.chassis.liveness import LivenessServer
 from apps.chassis.loop_watch import LOOP_WATCH
 from apps.chassis.observability.logs import set_up_logging
-from apps.chassis.settings import Settings, WrongSetting, is_address, read_settings
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import Settings, is_address, read_settings
 from contracts import STREAMS
 from contracts.stream import BadStream, Stream
 

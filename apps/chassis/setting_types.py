@@ -6,6 +6,8 @@ from msgspec import Meta, inspect
 
 from apps.chassis.http.roles import Role
 
+RETENTION = "DEAD_LETTER_RETENTION"
+"""The variable that holds for every stream without its own, like `ORDERS_DEAD_LETTER_RETENTION`."""
 PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 LABEL = r"[^\s,:/?#@\[\].]{1,63}"
 MACHINE = rf"(?:{LABEL}(?:\.{LABEL})*\.?|\[[0-9a-fA-F:.]+\])"
@@ -18,6 +20,15 @@ PATH = r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*/?"
 """A path prefix of plain segments."""
 HOST_NAME = r"(?i:\*|(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[?[0-9a-f]*:[0-9a-f]*:[0-9a-f:.]*\]?)"
 """A host name, all subdomains of one (`*.example`), any name (`*`), or an IPv6 address."""
+
+
+class WrongSetting(ValueError):
+    """An environment variable has an invalid value; the message is one line that names the variable."""
+
+
+def listed(text: str) -> list[str]:
+    """Return the items of a text that is separated by commas."""
+    return [item.strip() for item in text.split(",")] if text else []
 
 
 def _one(pattern: str, description: str) -> Meta:

@@ -1,8 +1,7 @@
 """Settings: one Struct, read from the environment once when a process starts."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,8 +11,10 @@ from msgspec import Meta, inspect
 
 from apps.chassis.http.api_keys import Keys, read_keys
 from apps.chassis.http.roles import Role
+from apps.chassis.setting_checks import check_keys, check_security, check_streams_differ, check_tokens
 from apps.chassis.setting_types import (
     REDRIVEN,
+    RETENTION,
     UNLIMITED,
     Address,
     DeadLetterTopicName,
@@ -28,7 +29,9 @@ from apps.chassis.setting_types import (
     TokenRoles,
     TopicName,
     UrlPath,
+    WrongSetting,
     expected,
+    listed,
 )
 from contracts import STREAMS
 from contracts.stream import FIELDS, Stream, check_streams
@@ -41,16 +44,10 @@ BY_STREAM = "BY_STREAM"
 """The field of `Settings` that is not an environment variable."""
 SECRETS = frozenset({"api_key", "kafka_sasl_password"})
 """Fields whose value is hidden in `repr`."""
-RETENTION = "DEAD_LETTER_RETENTION"
-"""The variable that holds for every stream without its own, like `ORDERS_DEAD_LETTER_RETENTION`."""
 PASSWORD_OF_ADDRESS = re.compile(r"//.*@")
 """User and password in an address."""
 ANY_HOST = "*"
 SECONDS_OF = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-
-
-class WrongSetting(ValueError):
-    """An environment variable has an invalid value; the message is one line that names the variable."""
 
 
 class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,28 +144,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     def served(self, streams: Sequence[Stream[Any]]) -> list[Stream[Any]]:
         """Return the streams that this instance serves, in the given order."""
-        wanted = _listed(self.streams)
+        wanted = listed(self.streams)
         return [stream for stream in streams if stream.name in wanted or not wanted]
 
     @property
     def bootstrap_servers(self) -> list[str]:
         """The brokers to ask first, as `host:port`, in the order given."""
-        return _listed(self.kafka_bootstrap_servers)
+        return listed(self.kafka_bootstrap_servers)
 
     @property
     def redrive_after_s(self) -> list[int]:
         """The seconds after which a poison record is sent back, by round; empty for never."""
-        return [_seconds(delay) for delay in _listed(self.redrive_after)]
+        return [_seconds(delay) for delay in listed(self.redrive_after)]
 
     @property
     def allowed_origins(self) -> list[str]:
         """The origins whose pages may call the producer, in the order given."""
-        return _listed(self.cors_origins)
+        return listed(self.cors_origins)
 
     @property
     def host_names(self) -> list[str]:
         """The allowed names in `Host`, in lower case; empty if all are allowed."""
-        return _listed(self.allowed_hosts.lower())
+        return listed(self.allowed_hosts.lower())
 
     @property
     def api_keys(self) -> Keys:
@@ -179,12 +176,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     @property
     def token_audiences(self) -> list[str]:
         """The audiences of which a token must have one."""
-        return _listed(self.jwt_audience)
+        return listed(self.jwt_audience)
 
     @property
     def token_roles(self) -> Mapping[str, frozenset[Role]]:
         """The roles that a value of the claim of roles gives; by default each role's own name."""
-        pairs = [pair.split("=") for pair in _listed(self.jwt_roles)] or [[role, role] for role in Role]
+        pairs = [pair.split("=") for pair in listed(self.jwt_roles)] or [[role, role] for role in Role]
         return {value: frozenset(Role(role) for other, role in pairs if other == value) for value, _ in pairs}
 
     @property
@@ -202,11 +199,6 @@ def _seconds(delay: str) -> int:
     return int(delay[:-1]) * SECONDS_OF[delay[-1]]
 
 
-def _listed(text: str) -> list[str]:
-    """Return the items of a text that is separated by commas."""
-    return [item.strip() for item in text.split(",")] if text else []
-
-
 def read_settings(environment: Mapping[str, str], streams: Sequence[Stream[Any]] = STREAMS) -> Settings:
     """Build the settings from environment variables; an unset or empty variable takes its default.
 
@@ -221,10 +213,10 @@ def read_settings(environment: Mapping[str, str], streams: Sequence[Stream[Any]]
     }
     by_stream = {stream.name: _read_stream_settings(environment, stream) for stream in streams}
     settings = _converted(Settings, {name: (name, value) for name, value in given.items()}, {BY_STREAM: by_stream})
-    _check_security(settings, given)
-    _check_streams(settings, streams)
-    _check_tokens(given)
-    _check_keys(settings)
+    check_security(settings, given)
+    check_streams_differ(settings, streams)
+    check_tokens(given)
+    check_keys(settings)
     return msgspec.structs.replace(
         settings,
         producer_url=settings.producer_url and settings.producer_url.rstrip("/"),
@@ -280,90 +272,6 @@ def _converted(kind: type[T], given: Mapping[str, tuple[str, str]], others: Mapp
                 f"{variable}: expected {expected(inspect.type_info(hints[name]))}, got {shown!r}"
             ) from None
     return msgspec.convert({**others, **{name: value for name, (_, value) in given.items()}}, kind, strict=False)
-
-
-def _check_streams(settings: Settings, streams: Sequence[Stream[Any]]) -> None:
-    """Check that the served streams exist, and that no two streams share a topic or a group."""
-    names = [stream.name for stream in streams]
-    for name in _listed(settings.streams):
-        if name not in names:
-            raise WrongSetting(f"STREAMS: expected some of {', '.join(names)}, got {name!r}")
-    topics = {settings.audit_topic: "AUDIT_TOPIC"} if settings.audit_topic else {}
-    groups: dict[str, str] = {}
-    for stream in streams:
-        of = settings.of(stream)
-        for field, name, taken in (
-            ("topic", of.topic, topics),
-            ("dead_letter_topic", of.dead_letter_topic, topics),
-            ("dead_letter_topic", of.marks_topic, topics),
-            ("group_id", of.group_id, groups),
-        ):
-            variable = stream.variables(field)[-1]
-            if taken.setdefault(name, variable) != variable:
-                raise WrongSetting(f"{variable}: must differ from {taken[name]}, both are {name!r}")
-        kept_s, longest_s = of.dead_letter_retention_s, max(settings.redrive_after_s, default=0)
-        if kept_s is not None and kept_s <= longest_s:
-            got = f"{of.dead_letter_retention!r} for {stream.name}"
-            raise WrongSetting(f"{RETENTION}: must be longer than the delays of REDRIVE_AFTER, got {got}")
-
-
-def _check_keys(settings: Settings) -> None:
-    """Check the keys of the environment, then those of the file."""
-    variable = "API_KEY"
-    try:
-        keys = settings.api_keys
-        variable = "API_KEY_FILE"
-        keys.read_file()
-    except ValueError as error:
-        raise WrongSetting(f"{variable}: {error}") from None
-    except OSError as error:
-        raise WrongSetting(f"{variable}: cannot read {settings.api_key_file!r}: {error.strerror}") from None
-    if not keys.needed and (settings.api_key_reads or not settings.metrics_public):
-        variable = "API_KEY_READS" if settings.api_key_reads else "METRICS_PUBLIC"
-        raise WrongSetting(f"{variable}: needs API_KEY, API_KEY_FILE or JWT_ISSUER")
-
-
-def _check_tokens(given: Collection[str]) -> None:
-    """Check that bearer tokens have all of their settings, and the packages of the extra `oidc`."""
-    needed = ("JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS")
-    present = [name for name in (*needed, "JWT_ROLES_CLAIM", "JWT_ROLES") if name in given]
-    if not present:
-        return
-    if missing := [name for name in needed if name not in given]:
-        raise WrongSetting(f"{missing[0]}: is missing, but {present[0]} is set")
-    if not all(map(find_spec, ("httpx", "joserfc"))):
-        raise WrongSetting("JWT_ISSUER: needs the extra oidc: uv sync --extra oidc")
-
-
-def _check_security(settings: Settings, given: Collection[str]) -> None:
-    protocol = settings.kafka_security_protocol
-    for name in given:
-        if name.startswith("KAFKA_SASL_") and not settings.uses_sasl:
-            raise WrongSetting(f"{name}: needs KAFKA_SECURITY_PROTOCOL=SASL_SSL, got {protocol}")
-        if name.startswith("KAFKA_SSL_") and not settings.uses_tls:
-            raise WrongSetting(f"{name}: needs KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL, got {protocol}")
-    if settings.uses_sasl and not settings.uses_tls and not settings.kafka_allow_plaintext_password:
-        raise WrongSetting(
-            "KAFKA_SECURITY_PROTOCOL: SASL_PLAINTEXT sends the password without TLS; use SASL_SSL, or allow it with "
-            "KAFKA_ALLOW_PLAINTEXT_PASSWORD=true"
-        )
-    if settings.kafka_ssl_keyfile and not settings.kafka_ssl_certfile:
-        raise WrongSetting("KAFKA_SSL_CERTFILE: is missing, but KAFKA_SSL_KEYFILE is set")
-    if settings.ssl_keyfile and not settings.ssl_certfile:
-        raise WrongSetting("SSL_CERTFILE: is missing, but SSL_KEYFILE is set")
-    if settings.uses_sasl:
-        _check_credentials(settings.kafka_sasl_mechanism, given)
-
-
-def _check_credentials(mechanism: str, given: Collection[str]) -> None:
-    password, token = ("KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"), ("KAFKA_SASL_TOKEN_FILE",)
-    needed, useless = (token, password) if mechanism == "OAUTHBEARER" else (password, token)
-    for name in needed:
-        if name not in given:
-            raise WrongSetting(f"{name}: is missing; {mechanism} needs it")
-    for name in useless:
-        if name in given:
-            raise WrongSetting(f"{name}: must not be set with {mechanism}")
 
 
 def is_address(host: str) -> bool:

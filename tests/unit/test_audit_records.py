@@ -17,7 +17,8 @@ from serving import answered
 from apps.chassis import audit as module
 from apps.chassis.audit import BATCH, NEWEST, STRANGERS, STRANGERS_WAITING, WAITING, Audit
 from apps.chassis.observability.logs import key_name
-from apps.chassis.settings import WrongSetting, read_settings
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import read_settings
 from apps.producer.publishing.lanes import Limits
 from contracts.stream import Stream
 from tests.event import Event

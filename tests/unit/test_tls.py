@@ -9,7 +9,8 @@ from serving import ON_UVLOOP, closed, hello, serving
 from apps.chassis.http.tls import ServerTls
 from apps.chassis.kafka.security import TlsContext
 from apps.chassis.service import check_anonymous
-from apps.chassis.settings import Settings, WrongSetting, read_settings
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import Settings, read_settings
 
 AUTHORITY = trustme.CA()
 

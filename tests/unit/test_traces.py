@@ -19,7 +19,8 @@ from apps.chassis.observability.logs import trace_id
 from apps.chassis.observability.opentelemetry import MAX_STATE_CHARACTERS, MAX_TRACES, OpenTelemetry, sending_to
 from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
-from apps.chassis.settings import Settings, WrongSetting
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import Settings
 from apps.producer.publishing.lanes import Limits
 from tests.event_services import create_consumer, create_producer
 

@@ -25,7 +25,8 @@ from apps.chassis.http.callers import Caller, ExpiredToken, InvalidToken, KeysOu
 from apps.chassis.http.guess_limit import GuessLimit
 from apps.chassis.http.problem_kinds import FOREIGN_ORIGIN, TOO_MANY_GUESSES
 from apps.chassis.http.problems import RETRY_AFTER, problem
-from apps.chassis.settings import Settings, WrongSetting
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import Settings
 
 if TYPE_CHECKING:
     from apps.chassis.http.tokens import Tokens

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from apps.chassis.kafka.security import Unreadable, load_own
-from apps.chassis.settings import Settings, WrongSetting
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -45,6 +45,7 @@ from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
 from apps.chassis.internals.member_commits import refuse_commit_of_another_member
 from apps.chassis.kafka.client_journal import ClientId, ClientJournal, why_unreachable
+from apps.chassis.kafka.newer_errors import NEWER_ERRORS
 from apps.chassis.observability.logs import one_line
 
 REACHES = (
@@ -80,24 +81,6 @@ JOIN_LAPSE_S = 5.0
 """Seconds that a broker may answer after a rebalance had to end."""
 NOT_A_FAILURE = {0, 27, 79}
 """Error codes of an ordinary join: none, a rebalance in progress, and a member id for the next request."""
-
-NEWER_ERRORS = {
-    73: ("TopicDeletionDisabledError", False),
-    74: ("FencedLeaderEpochError", True),
-    75: ("UnknownLeaderEpochError", True),
-    76: ("UnsupportedCompressionTypeError", False),
-    77: ("StaleBrokerEpochError", False),
-    78: ("OffsetNotAvailableError", True),
-    80: ("PreferredLeaderNotAvailableError", True),
-    81: ("GroupMaxSizeReachedError", False),
-    82: ("FencedInstanceIdError", False),
-    87: ("InvalidRecordError", False),
-    88: ("UnstableOffsetCommitError", True),
-    89: ("ThrottlingQuotaExceededError", True),
-    90: ("ProducerFencedError", False),
-}
-"""Kafka's error codes that aiokafka calls `UnknownError`, each with its name and whether Kafka says to retry."""
-
 
 GOODBYE_S = 1.0
 """Seconds for brokers to confirm the end of connections: with TLS the event loop would wait 30 s for a silent one."""

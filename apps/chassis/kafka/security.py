@@ -11,7 +11,8 @@ from typing import Any, Self, TypedDict
 
 from aiokafka.abc import AbstractTokenProvider
 
-from apps.chassis.settings import Settings, WrongSetting
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import Settings
 
 
 class Security(TypedDict):

@@ -1,7 +1,8 @@
 """Choose whether calls are traced; OpenTelemetry is imported only if they are."""
 
 from apps.chassis.observability.traces import Traces
-from apps.chassis.settings import Settings, WrongSetting
+from apps.chassis.setting_types import WrongSetting
+from apps.chassis.settings import Settings
 
 
 def traces_of(settings: Settings, service: str) -> Traces:

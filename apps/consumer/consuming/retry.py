@@ -1,9 +1,8 @@
 """Retry what fails of one batch: isolate its failing records, and distinguish poison from an outage of the handler.
 
-The batch is bisected: of what fails a third is tried next, and what succeeds grows, until each failing record is alone:
-a suspect.
-Once another call succeeds, each suspect that failed before is judged: it is retried a few times. If it fails again it
-is poison. While suspects succeed after all, the handler fails at random: poison needs more judgements then.
+The batch is bisected: of what fails a third is tried next, and what succeeds grows, until each failing record is a
+suspect alone. Once another call succeeds, each suspect that failed before is judged: it is retried a few times. If it
+fails again it is poison. While suspects succeed after all, the handler fails at random: it is judged more often then.
 """
 
 import random
@@ -61,12 +60,10 @@ class Trial:
         accept: bool = False,
     ) -> None:
         self.findings = findings
-        self.has_answered = self.has_named = False
-        self.is_abandoned = False
+        self.has_answered = self.has_named = self.is_abandoned = False
         self._records, self._values = records, values
         self._attempts = attempts
-        self._window = window
-        self._recoveries = recoveries
+        self._window, self._recoveries = window, recoveries
         self._is_redelivery = any(one.tries for one in findings)
         self._chunk_limit = chunk_limit
         self._is_asked_to_stop = is_asked_to_stop
@@ -301,10 +298,8 @@ class Trial:
         """
         failing: set[object] = set()
         self.has_named = True
-        before, last_done = (
-            self._position(),
-            next(index for index in range(len(chunk) - 1, -2, -1) if index not in named),
-        )
+        before = self._position()
+        last_done = next(index for index in range(len(chunk) - 1, -2, -1) if index not in named)
         for index, error in named.items():
             one = chunk[index]
             if isinstance(error, NotTried) and one.key in failing:

@@ -4,7 +4,7 @@ import time
 
 from aiokafka import errors
 
-from apps.chassis.internals.kafka_client import NEWER_ERRORS
+from apps.chassis.kafka.newer_errors import NEWER_ERRORS
 
 REFUSALS = (
     errors.ClusterAuthorizationFailedError,

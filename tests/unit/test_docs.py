@@ -25,7 +25,16 @@ SHORT_PAGES = [
     for path in DOCUMENTS
     if path.parent.name == "how-to"
     and path.stem
-    not in {"add-a-message", "deploy", "forget", "operate", "protect", "replace-the-message", "write-a-handler"}
+    not in {
+        "add-a-message",
+        "answer-an-alert",
+        "deploy",
+        "forget",
+        "operate",
+        "protect",
+        "replace-the-message",
+        "write-a-handler",
+    }
 ]
 """How-to pages for one task; the others are for a job of several."""
 FILES = [

@@ -1,6 +1,8 @@
 """The alert rules and the dashboard speak of what the services really show."""
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from apps.chassis.settings import Settings
 from apps.consumer.operating.lag import Lag, LagMeter, PartitionLag
 from tests.event_services import create_consumer, create_producer
+from tools import prometheus_rule
 from tools.dashboard import DASHBOARD, as_written
 
 OBSERVABILITY = DASHBOARD.parent
+ROOT = OBSERVABILITY.parent
+OPERATOR = prometheus_rule.RULE.parent
 PROMETHEUS_OWN = {"job", "instance"}
 """Labels that Prometheus adds to all that it collects; `up` is its own too."""
 OF_PROCESS = re.compile(r"process_\w+")
 """Metrics of the operating system's process, which are not there on every system."""
+
+PROMTOOL = shutil.which("promtool")
 
 Labels = dict[str, set[str]]
 
@@ -133,8 +140,57 @@ def test_no_alert_has_the_name_of_another_and_each_says_how_urgent_it_is() -> No
     assert {alert["labels"]["severity"] for alert in alerts()} == {"page", "ticket"}
 
 
+def test_each_alert_leads_to_what_to_do_about_it_and_nothing_is_left_there_of_another() -> None:
+    page, _, _ = alerts()[0]["annotations"]["runbook_url"].partition("#")
+    sections = re.findall(r"(?m)^## (\w+)$", (ROOT / page).read_text())
+    assert [alert["alert"] for alert in alerts()] == sections
+    for alert in alerts():
+        assert alert["annotations"]["runbook_url"] == f"{page}#{alert['alert'].lower()}"
+
+
+def test_each_section_says_as_the_alert_whether_a_person_is_needed_now() -> None:
+    page = (ROOT / "docs/how-to/answer-an-alert.md").read_text()
+    urgency = dict(re.findall(r"(?m)^## (\w+)\n\n(Page|Ticket)\.", page))
+    assert urgency == {alert["alert"]: alert["labels"]["severity"].title() for alert in alerts()}
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="there is no promtool on this machine")
+def test_the_alerts_about_missing_services_fire_whatever_their_jobs_are_called() -> None:
+    tested = [str(PROMTOOL), "test", "rules", str(OBSERVABILITY / "alerts_test.yml")]
+    done = subprocess.run(tested, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_operator_of_prometheus_has_the_same_alerts() -> None:
+    assert prometheus_rule.RULE.read_text() == prometheus_rule.as_written(), "run: python -m tools.prometheus_rule"
+    rule = msgspec.yaml.decode(prometheus_rule.RULE.read_bytes())
+    assert rule["spec"] == msgspec.yaml.decode(prometheus_rule.ALERTS.read_bytes())
+
+
+def test_the_operator_of_prometheus_finds_every_pod_of_the_services_and_calls_the_jobs_like_them() -> None:
+    monitor = msgspec.yaml.decode((OPERATOR / "pod-monitor.yaml").read_bytes())["spec"]
+    kustomization = msgspec.yaml.decode((ROOT / "deploy/kubernetes/kustomization.yaml").read_bytes())
+    (common,) = [each["pairs"] for each in kustomization["labels"] if each["includeTemplates"]]
+    assert monitor["selector"]["matchLabels"] == common
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    for service in ("producer", "consumer"):
+        deployment = next(
+            each
+            for part in (ROOT / f"deploy/kubernetes/{service}.yaml").read_text().split("\n---\n")
+            if (each := msgspec.yaml.decode(part))["kind"] == "Deployment"
+        )
+        pod = deployment["spec"]["template"]
+        assert pod["metadata"]["labels"][monitor["jobLabel"]] == service
+        assert endpoint["port"] in [port["name"] for port in pod["spec"]["containers"][0]["ports"]]
+    collected = msgspec.yaml.decode((OBSERVABILITY / "prometheus.yml").read_bytes())["global"]
+    assert (endpoint["interval"], endpoint["scrapeTimeout"]) == (
+        collected["scrape_interval"],
+        collected["scrape_timeout"],
+    )
+
+
 def test_prometheus_reads_the_rules_and_grafana_the_dashboard_from_where_they_are_mounted() -> None:
-    compose = msgspec.yaml.decode((OBSERVABILITY.parent / "compose.yaml").read_bytes())["services"]
+    compose = msgspec.yaml.decode((ROOT / "compose.yaml").read_bytes())["services"]
     mounted = dict(volume.split(":")[:2] for name in ("prometheus", "grafana") for volume in compose[name]["volumes"])
     (rules,) = msgspec.yaml.decode((OBSERVABILITY / "prometheus.yml").read_bytes())["rule_files"]
     assert mounted["./observability/alerts.yml"] == f"/etc/prometheus/{rules}"

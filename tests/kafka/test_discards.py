@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,7 +24,7 @@ from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.topics import dead_letter_topic, marks_topic, record_topic
 from apps.chassis.settings import Settings, StreamSettings
-from apps.consumer.redriving.purge import Doomed, Purged
+from apps.consumer.redriving.purge import Doomed, Purged, PurgedInPart
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.refusals import TooLarge
 from contracts.dead_letter import DeadLetter
@@ -369,8 +370,11 @@ async def redriving(pipeline: Pipeline) -> AsyncIterator[Redriver]:
 def test_a_purge_writes_letters_again_that_just_fit_and_says_which_one_does_not(
     bootstrap_servers: str, logs: Path
 ) -> None:
-    async def purge_key(pipeline: Pipeline) -> Purged:
+    async def purge_key(pipeline: Pipeline, max_message_bytes: str | None = None) -> Purged:
         async with redriving(pipeline) as redriver:
+            if max_message_bytes:
+                alter = partial(pipeline.alter_topic, max_message_bytes=max_message_bytes)
+                await asyncio.to_thread(alter, pipeline.dead_letter_topic)
             return await redriver.purger.purge(Doomed(b"gone"), {})
 
     with Pipeline(bootstrap_servers, logs) as pipeline:
@@ -390,8 +394,10 @@ def test_a_purge_writes_letters_again_that_just_fit_and_says_which_one_does_not(
         assert [[name for name, _ in one.headers].count("kafka_dlt-written") for one in left] == [0, 1]
 
         pipeline.write_batch(Raw(b"", b"gone", (*headers,)), topic=pipeline.dead_letter_topic)
-        pipeline.alter_topic(pipeline.dead_letter_topic, max_message_bytes="15000")
-        with pytest.raises(TooLarge, match=rf"0/{left[0].offset} is before .* 199.. bytes, and .* takes 15000"):
+        named = rf"0/{left[0].offset} is before .* 199.. bytes, and .* takes"
+        with pytest.raises(TooLarge, match=f"{named} 20000"):  # the purge does not know yet
+            asyncio.run(purge_key(pipeline, max_message_bytes="15000"))
+        with pytest.raises(PurgedInPart, match=f"{named} 15000"):
             asyncio.run(purge_key(pipeline))
 
 

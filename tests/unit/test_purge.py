@@ -1,6 +1,8 @@
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from random import Random
 from typing import Any, cast
 
 import pytest
@@ -12,7 +14,7 @@ from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
 from apps.consumer.redriving.fences import RedriveLimits
 from apps.consumer.redriving.marks import Marks
-from apps.consumer.redriving.purge import Doomed, Purged
+from apps.consumer.redriving.purge import Doomed, Purged, PurgedInPart
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.refusals import RedriveNotNow
 from contracts.dead_letter import DeadLetter, written_again
@@ -141,3 +143,38 @@ async def test_a_compacted_dead_letter_topic_is_not_purged(monkeypatch: pytest.M
     bench.configs[DEAD] = {"cleanup.policy": "compact"}
     with pytest.raises(RedriveNotNow, match="may be compacted"):
         await bench.purger.purge(GONE, {})
+
+
+def too_large(one: Stored) -> Stored:
+    """Return a letter that Kafka would not take again, since `max.message.bytes` was lowered."""
+    return replace(one, value=Random(1).randbytes(5_000))
+
+
+async def test_a_letter_that_cannot_be_written_again_keeps_those_behind_it_in_its_partition_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck = [letter(0, "kept"), letter(1, "gone"), too_large(letter(2, "kept")), letter(3, "gone")]
+    others = [letter(0, "gone", partition=1), letter(1, "kept", partition=1), letter(2, "gone", partition=1)]
+    bench = Bench(stuck, others, monkeypatch=monkeypatch)
+    bench.configs[DEAD] |= {"max.message.bytes": "3000"}
+    with pytest.raises(PurgedInPart, match=r"letter 0/2 is before one to purge, .* takes 3000 .*Raise that") as refused:
+        await bench.purger.purge(GONE, {})
+    assert refused.value.purged == Purged(3, 2, None)
+    assert bench.moved == [("group", 0, 0), ("group", 1, 1)]
+    assert bench.deleted == {0: 2, 1: 3}
+    bench.configs[DEAD] |= {"max.message.bytes": "9000"}
+    assert await bench.purger.purge(GONE, {}) == Purged(1, 1, None)
+
+
+async def test_letters_to_purge_or_purged_before_are_not_too_large_for_a_purge(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = [
+        too_large(letter(0, "kept")),
+        too_large(letter(1, "gone")),
+        letter(2, "gone"),
+        too_large(letter(3, "kept")),
+    ]
+    bench = Bench(letters, monkeypatch=monkeypatch)
+    bench.configs[DEAD] |= {"max.message.bytes": "3000"}
+    bench.marks["group"] = marks = Marks()
+    marks.purge("group", 0, 1, {})
+    assert await bench.purger.purge(GONE, {}) == Purged(2, 0, None)

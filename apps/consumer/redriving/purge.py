@@ -5,6 +5,8 @@ that goes, are first written again behind all others. The same transaction write
 and that everything of their owner before that place is purged. It has the owner's transactional id, which fences
 redrives. So each letter counts once at any time, in its old place or in its new one. When the purge dies before
 DeleteRecords, what is purged is neither listed nor sent back; the next purge of the same letters deletes it.
+
+A letter that must stay and that Kafka does not take again keeps those behind it in its partition, but no others.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -26,7 +29,7 @@ from apps.consumer.redriving.fences import Fences
 from apps.consumer.redriving.letters import letter_of, owner_of
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
-from apps.consumer.redriving.refusals import RedriveNotNow
+from apps.consumer.redriving.refusals import RedriveNotNow, TooLarge
 from apps.consumer.redriving.transactions import Transactions
 from contracts.dead_letter import first_written
 from contracts.record import Record
@@ -71,6 +74,25 @@ class Found(NamedTuple):
     cursor: Offsets | None
 
 
+class PurgedInPart(TooLarge):
+    """A letter cannot be written again, and so not those before it be deleted; the others are `purged`."""
+
+    def __init__(self, message: str, purged: Purged) -> None:
+        super().__init__(message)
+        self.purged = purged
+
+
+@dataclass
+class Progress:
+    """How far a purge has come: letters, the offset reached in each partition, and the letter where it is stuck."""
+
+    late: float
+    purged: int = 0
+    written_again: int = 0
+    reached: dict[int, int] = field(default_factory=dict)
+    stuck: dict[int, Record] = field(default_factory=dict)
+
+
 class Purger:
     """Purges dead letters of one topic, of all groups. Letters that are older than `kept_s` are not written again."""
 
@@ -97,8 +119,8 @@ class Purger:
     async def purge(self, doomed: Doomed, after: Offsets) -> Purged:
         """Purge letters, within 9 s; `after` continues an earlier search.
 
-        Raises `RedriveRefused`, or `KafkaError`, `OSError` and `TimeoutError` when Kafka is out of reach; each letter
-        counts once then too, and purging again deletes the rest.
+        Raises `PurgedInPart` or another `RedriveRefused`, or `KafkaError`, `OSError` and `TimeoutError` when Kafka is
+        out of reach; each letter counts once then too, and purging again deletes the rest.
         """
         return await within(self._fences.limits.call_s, self._purge(doomed, after))
 
@@ -127,17 +149,18 @@ class Purger:
             _, marks = await fenced(self._group)
             first, end = await self._first_and_end()
             found = await self._search(doomed, (first, end), after, marks)
-            gone = again = 0
-            reached = dict[int, int]()
+            progress = Progress(late=now + limits.begin_within_s)
             for partition, behind in found.ends.items():
-                at = first[partition]
-                while at < behind and asyncio.get_running_loop().time() < now + limits.begin_within_s:
-                    at, purged, staying = await self._purge_some(doomed, partition, (at, behind), fenced)
-                    gone, again, reached[partition] = gone + purged, again + staying, at
-            await self._delete_before(reached)
+                await self._purge_partition(doomed, partition, (first[partition], behind), fenced, progress)
+            await self._delete_before(progress.reached)
         await self._marks_topic.until_visible(now + limits.visible_s)
-        is_complete = reached == found.ends and gone >= found.letters  # fewer: another group has moved some meanwhile
-        return Purged(gone, again, found.cursor if is_complete else first)
+        left = {p for p, behind in found.ends.items() if progress.reached.get(p) != behind} - progress.stuck.keys()
+        # fewer letters than were found: another group has moved some meanwhile
+        is_complete = not left and (progress.purged >= found.letters or progress.stuck)
+        done = Purged(progress.purged, progress.written_again, found.cursor if is_complete else first)
+        if progress.stuck:
+            raise PurgedInPart(self._transactions.why_not_again(progress.stuck.values()), done)
+        return done
 
     async def _first_and_end(self) -> tuple[Offsets, Offsets]:
         return await self._dead.offsets(self._cluster.partition_count(self._dead.topic))
@@ -159,23 +182,41 @@ class Purger:
                     return Found(letters, ends, reached)
         return Found(letters, ends, None)
 
+    async def _purge_partition(
+        self, doomed: Doomed, partition: int, places: tuple[int, int], fenced: Fenced, progress: Progress
+    ) -> None:
+        """Purge letters from the first place up to the second, until it is late or one cannot be written again."""
+        at, behind = places
+        while at < behind and partition not in progress.stuck:
+            if asyncio.get_running_loop().time() >= progress.late:
+                return
+            at = await self._purge_some(doomed, partition, (at, behind), fenced, progress)
+            progress.reached[partition] = at
+
     async def _purge_some(
-        self, doomed: Doomed, partition: int, places: tuple[int, int], fenced: Fenced
-    ) -> tuple[int, int, int]:
-        """Purge some letters from the first place on; return what was reached, and how many were purged and moved."""
-        records, reached = await self._dead.some({partition: places}, MOVED_BYTES)
-        by_owner, gone, again = defaultdict[str | None, list[Record]](list), 0, 0
+        self, doomed: Doomed, partition: int, places: tuple[int, int], fenced: Fenced, progress: Progress
+    ) -> int:
+        """Purge some letters from the first place on; return what was reached."""
+        records, reaching = await self._dead.some({partition: places}, MOVED_BYTES)
+        by_owner, reached = defaultdict[str | None, list[Record]](list), reaching[partition]
         for record in records:
-            by_owner[owner_of(letter_of(record))].append(record)
+            _, marks = await fenced(owner := owner_of(letter_of(record)))
+            if record.offset < marks.purged(owner, partition):
+                continue
+            if self._stays(doomed, record) and not self._transactions.fits_again(record):
+                progress.stuck[partition], reached = record, record.offset
+                break
+            by_owner[owner].append(record)
         for owner, letters in by_owner.items():
             producer, marks = await fenced(owner)
-            counting = [record for record in letters if record.offset >= marks.purged(owner, partition)]
-            staying = [record for record in counting if not doomed.matches(record) and not self._is_expired(record)]
-            if counting:
-                await self._transactions.move(producer, owner, partition, reached[partition], staying, marks)
-            gone += sum(map(doomed.matches, counting))
-            again += len(staying)
-        return reached[partition], gone, again
+            staying = [record for record in letters if self._stays(doomed, record)]
+            await self._transactions.move(producer, owner, partition, reached, staying, marks)
+            progress.purged += sum(map(doomed.matches, letters))
+            progress.written_again += len(staying)
+        return reached
+
+    def _stays(self, doomed: Doomed, record: Record) -> bool:
+        return not doomed.matches(record) and not self._is_expired(record)
 
     def _is_expired(self, record: Record) -> bool:
         """Return whether a letter has been kept long enough: written again, it would be kept as long once more."""

@@ -13,12 +13,12 @@ from litestar.openapi.spec import Example
 from litestar.params import Parameter, SkipValidation
 
 from apps.chassis.http.problem_kinds import NOT_NOW, OUT_OF_REACH, UNREADABLE
-from apps.chassis.http.problems import bad_parameter, documented
+from apps.chassis.http.problems import bad_parameter, documented, problem
 from apps.chassis.http.request_body import BODY_ERRORS, refuse_other_bodies
 from apps.chassis.http.roles import OPERATE, ROLE
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.routes import TIME, key_filter, read_time, view_of
-from apps.consumer.redriving.purge import Doomed
+from apps.consumer.redriving.purge import Doomed, Purged, PurgedInPart
 from apps.consumer.redriving.refusals import RedriveRefused
 from apps.consumer.redriving.routes import DryRun, answer_refusal
 from apps.consumer.stream_consumer import StreamConsumer
@@ -78,13 +78,25 @@ class PurgeController(Controller):
             cursor = read_offsets(after or "")
         except ValueError as error:
             raise bad_parameter("after", str(error)) from None
-        done = await (purger.count if dry_run else purger.purge)(doomed, cursor)
-        following = None if done.cursor is None else write_offsets(done.cursor)
         if dry_run:
-            return Purges(0, 0, following, done.letters)
+            counted = await purger.count(doomed, cursor)
+            return Purges(0, 0, _next_of(counted), counted.letters)
+        try:
+            done = await purger.purge(doomed, cursor)
+        except PurgedInPart as error:
+            members = msgspec.to_builtins(_purges_of(error.purged))
+            raise problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), members=members) from None
         details = {"action": "purge", "stream": name}
         log.info("an operator asked for purge of %s: %d were purged", name, done.letters, extra=details)
-        return Purges(done.letters, done.written_again, following)
+        return _purges_of(done)
+
+
+def _purges_of(done: Purged) -> Purges:
+    return Purges(done.letters, done.written_again, _next_of(done))
+
+
+def _next_of(done: Purged) -> str | None:
+    return None if done.cursor is None else write_offsets(done.cursor)
 
 
 def read_doomed(key: str | None, before: str | None) -> Doomed:

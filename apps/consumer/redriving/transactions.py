@@ -1,6 +1,6 @@
 """Writes what an action does to dead letters in one transaction: the records to send back or to move, and the marks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
@@ -16,7 +16,7 @@ from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.refusals import TooLarge
 from contracts.dead_letter import DeadLetter, Header, redrive_headers, written_again
 from contracts.partitioning import partitions_of
-from contracts.record import Record
+from contracts.record import Record, place_of
 
 
 class Transactions:
@@ -82,20 +82,31 @@ class Transactions:
                 changed = marks.purge(owner, partition, before, moved)
                 self._check_size(partition, max(size_of_batch(*mark, marks.headers) for mark in changed))
                 await self._write_marks(producer, changed, marks, sent)
-        except MessageSizeTooLargeError:
-            needed, offset = max((size_in_gzip(*_content_of(record)), record.offset) for record in staying)
-            raise TooLarge(
-                f"dead letter {partition}/{offset} is before one to purge, and cannot be written again: with gzip it "
-                f"has {needed} bytes, and {self._dead_topic} takes {self._cluster.max_message_bytes(self._dead_topic)} "
-                "(max.message.bytes). Raise that for the purge"
-            ) from None
+        except MessageSizeTooLargeError:  # the topic's settings have changed meanwhile
+            raise TooLarge(self.why_not_again(staying)) from None
+
+    def fits_again(self, record: Record) -> bool:
+        """Return whether Kafka takes a letter again, as far as the settings of its topic are known."""
+        return self._fits(*_content_of(record))
+
+    def why_not_again(self, letters: Iterable[Record]) -> str:
+        """Return why the largest of some letters is not written again, and what to do."""
+        needed, place = max((size_in_gzip(*_content_of(record)), place_of(record)) for record in letters)
+        return (
+            f"dead letter {place[0]}/{place[1]} is before one to purge, and cannot be written again: with gzip it has "
+            f"{needed} bytes, and {self._dead_topic} takes {self._cluster.max_message_bytes(self._dead_topic)} "
+            "(max.message.bytes). Raise that for the purge"
+        )
 
     def _headers_again(self, record: Record) -> list[Header]:
         """Return the headers to write a letter again with; without its first time if it does not fit with that."""
         key, value, headers = _content_of(record)
-        again, allowed = written_again(headers, record.timestamp), self._cluster.max_message_bytes(self._dead_topic)
-        fits = any(size(key, value, again) <= allowed for size in (size_of_batch, size_in_gzip))
-        return again if fits else headers
+        again = written_again(headers, record.timestamp)
+        return again if self._fits(key, value, again) else headers
+
+    def _fits(self, key: bytes | None, value: bytes | None, headers: list[Header]) -> bool:
+        allowed = self._cluster.max_message_bytes(self._dead_topic)
+        return any(size(key, value, headers) <= allowed for size in (size_of_batch, size_in_gzip))
 
     async def _write_marks(
         self, producer: AIOKafkaProducer, changed: Sequence[tuple[bytes, bytes]], marks: Marks, sent: SentBatches

@@ -45,14 +45,14 @@ HASHED = frozenset({"key", "reason"})
 DELETE = "DELETE"
 """The method of calls that delete a record."""
 SHORT = re.compile(r"[A-Za-z0-9:.+_-]{1,64}")
-NEWEST = 100
-"""Records that are kept in memory."""
+NEWEST, NEWEST_REFUSED = 100, 20
+"""Records that are kept in memory, and how many of them may be of refused calls: these push out no others."""
 AUDIT = "audit"
 """The key of an application's state that holds its `Audit`."""
 WAITING = 1_000
 """Records of callers that wait for Kafka; of more, the newest are lost, and counted."""
-STRANGERS_WAITING = 100
-"""Records of calls without an accepted key that may wait besides."""
+REFUSED_WAITING = 100
+"""Records of refused calls, and of those without an accepted key, that may wait besides."""
 STRANGERS = 20
 """Calls without an accepted key that are logged and recorded each minute; the others are counted."""
 MINUTE_S = 60.0
@@ -86,8 +86,9 @@ class AuditRecord(msgspec.Struct, kw_only=True):
 class Audit:
     """Logs and records the operator actions of a service; `writer` is None without a topic for them.
 
-    `newest` are the last ones, the newest first. A call of a stranger, without the key that it needs, is not among
-    them: anyone could push the others out. `keys_needed` is whether calls need keys, `streams` are the served ones.
+    `newest` are the last ones, the newest first, and only some of them refused. A call of a stranger, without the key
+    that it needs, is not among them. So nobody who may do nothing can push out what was done. `keys_needed` is whether
+    calls need keys, `streams` are the served ones.
     """
 
     keys_needed = False
@@ -100,11 +101,11 @@ class Audit:
         writer: TopicWriter | None = None,
         cluster: Cluster | None = None,
     ) -> None:
-        self.newest: deque[AuditRecord] = deque(maxlen=NEWEST)
+        self.newest: deque[AuditRecord] = deque()
         self._service = service
         self._writer = writer
         self._cluster = cluster
-        self._waiting: asyncio.Queue[AuditRecord] = asyncio.Queue(WAITING + STRANGERS_WAITING)
+        self._waiting: asyncio.Queue[AuditRecord] = asyncio.Queue(WAITING + REFUSED_WAITING)
         self._lost = Counter("audit_records_lost", "Audit records that were not written.", registry=registry)
         self._background = Background()
         self._waits_for = ""
@@ -142,13 +143,22 @@ class Audit:
             details = {"action": done.action, "stream": stream}
             log.info("an operator asked for %s of %s: %s: %s", done.action, stream, outcome, why, extra=details)
         if not is_stranger:
-            self.newest.appendleft(done)
+            self._keep(done)
         if self._writer is None:
             return
-        if self._waiting.full() or (is_stranger and self._waiting.qsize() >= STRANGERS_WAITING):
+        gives_way = is_stranger or outcome == "refused"
+        if self._waiting.full() or (gives_way and self._waiting.qsize() >= REFUSED_WAITING):
             self._lost.inc()
         else:
             self._waiting.put_nowait(done)
+
+    def _keep(self, done: AuditRecord) -> None:
+        self.newest.appendleft(done)
+        refused = [one for one in self.newest if one.outcome == "refused"]
+        if len(refused) > NEWEST_REFUSED:
+            self.newest.remove(refused[-1])
+        if len(self.newest) > NEWEST:
+            self.newest.pop()
 
     def _has_room_for_stranger(self) -> bool:
         """Count a call of a stranger; return whether it is among the first of its minute."""

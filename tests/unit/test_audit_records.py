@@ -15,7 +15,7 @@ from samples import until
 from serving import answered
 
 from apps.chassis import audit as module
-from apps.chassis.audit import BATCH, NEWEST, STRANGERS, STRANGERS_WAITING, WAITING, Audit
+from apps.chassis.audit import BATCH, NEWEST, NEWEST_REFUSED, REFUSED_WAITING, STRANGERS, WAITING, Audit
 from apps.chassis.observability.logs import key_name
 from apps.chassis.setting_types import WrongSetting
 from apps.chassis.settings import read_settings
@@ -104,6 +104,17 @@ def test_the_last_operator_actions_are_shown_to_operators_and_strangers_cannot_p
         consumer.post("/consumers/resume", headers={"X-API-Key": OPERATOR})
     shown = consumer.get("/consumers/actions", headers={"X-API-Key": OPERATOR}).json()
     assert [one["action"] for one in shown["actions"]] == ["resume"] * NEWEST
+
+
+def test_no_number_of_refused_calls_pushes_an_action_out_of_the_last_ones(consumer: TestClient[Litestar]) -> None:
+    for action in ("pause", "resume"):
+        consumer.post(f"/consumers/{action}", headers={"X-API-Key": OPERATOR})
+        for _ in range(NEWEST):
+            consumer.post("/consumers/stop", headers={"X-API-Key": READER})
+    shown = consumer.get("/consumers/actions", headers={"X-API-Key": OPERATOR}).json()["actions"]
+    assert [one["action"] for one in shown if one["outcome"] == "done"] == ["resume", "pause"]
+    assert [one["outcome"] for one in shown[:NEWEST_REFUSED]] == ["refused"] * NEWEST_REFUSED
+    assert len(shown) == NEWEST_REFUSED + 2
 
 
 def test_a_deletion_and_a_purge_are_noted_with_a_hash_of_the_key_alone(
@@ -195,7 +206,7 @@ async def test_records_wait_for_kafka_in_order_and_their_number_is_bounded(
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     registry, writer = CollectorRegistry(), Writer()
     audit = Audit("consumer", registry, cast("Any", writer), cast("Any", writer))
-    most = WAITING + STRANGERS_WAITING
+    most = WAITING + REFUSED_WAITING
     for number in range(most + 5):
         audit.note(a_call(f"/consumers/{number}"), 200)
     assert registry.get_sample_value("audit_records_lost_total") == 5
@@ -229,7 +240,7 @@ async def test_a_record_that_is_too_large_is_lost_and_logged_and_those_around_it
 
 
 @pytest.mark.anyio
-async def test_calls_without_an_accepted_key_push_out_no_action_of_a_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_calls_push_out_no_action_of_a_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STRANGERS", 2 * WAITING)
     writer = Writer()
     writer.is_there = True
@@ -239,12 +250,14 @@ async def test_calls_without_an_accepted_key_push_out_no_action_of_a_caller(monk
         audit.note(a_call("/consumers/stop"), 401)
         audit.note(a_call("/consumers/stop"), 503)  # a token whose key cannot be fetched
     assert not audit.newest
+    key_name.set("ada")
+    audit.note(a_call("/consumers/stop"), 403)
     key_name.set("grace")
     for _ in range(WAITING):
         audit.note(a_call("/consumers/resume"), 200)
     async with audit.open():
-        await until(lambda: len(writer.written) == WAITING + STRANGERS_WAITING)
-    assert [one["who"] for one in writer.written] == [None] * STRANGERS_WAITING + ["grace"] * WAITING
+        await until(lambda: len(writer.written) == WAITING + REFUSED_WAITING)
+    assert [one["who"] for one in writer.written] == [None] * REFUSED_WAITING + ["grace"] * WAITING
 
 
 @pytest.mark.anyio

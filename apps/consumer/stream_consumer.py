@@ -94,13 +94,16 @@ class StreamConsumer:
         self.history, self._meter = HistoryKeeper(self._counts, self._records_behind), LagMeter(self._offsets)
         self.view = whole = View(stream.decode)
         self.masked_view = masked = View(stream.decode, stream.masking) if stream.masking else whole
-        self.tails = {view: Tail(self.log, self.partition_count, background, view) for view in {whole, masked}}
+        self.tails = {view: self._new_tail(view) for view in {whole, masked}}
         self._refill = Refill(self.window, self._reader, commits.read, background, stream.decode, own.group_id)
         self._members = partial(cluster.members, own.group_id, own.topic)
         self._missing, self._rebalances = MissingPartitions(self._members), Rebalances()
         self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
         self.control = self._new_control(background, settings.slow_batch_seconds)
         self.schedule = self._new_schedule()
+
+    def _new_tail(self, view: View) -> Tail:
+        return Tail(self.log, self.partition_count, self._background, view, deletes=self.stream.deletes)
 
     def _new_dead_letters(self, kafka: Kafka) -> DeadLetters:
         own, options = self.settings, for_purpose(self._options, "dead-letters")
@@ -114,7 +117,7 @@ class StreamConsumer:
 
     def _new_control(self, background: Background, slow_s: float) -> Control:
         consuming = self._connection, self.cluster, self.consumption, self._commits, background
-        return Control(*consuming, slow_s, self.stream.name, self._missing)
+        return Control(*consuming, slow_s, self.stream.name, self._missing, self._release)
 
     def _new_schedule(self) -> Schedule:
         due = DueLetters(self.dead_reader, self.redriver, self.settings.group_id, self._delays_s)
@@ -139,6 +142,7 @@ class StreamConsumer:
         broker = new_broker(self._options, consumer_only=True, graceful_timeout=GRACE_S)
         own = self.settings
         self._rebalances.joins()
+        self._release()
         subscribe(broker, own.topic, own.group_id, self.consumption, self._commits, self._on_assigned)
         return broker
 
@@ -151,7 +155,14 @@ class StreamConsumer:
     def _on_assigned(self, assigned: set[TopicPartition]) -> None:
         cause = self._connection.error if self._connection.replaced else None
         self._rebalances.assigned([tp.partition for tp in assigned], cause)
+        self._release()
         self._refill.begin([tp.partition for tp in assigned])
+
+    def _release(self) -> None:
+        """Keep nothing to show that can be deleted: another instance may consume its deletion from now on."""
+        self._refill.stop()
+        if self.stream.deletes:
+            self.consumption.forget_quotes()
 
     @asynccontextmanager
     async def open(self, ending: asyncio.Event) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from typing import Any
 from urllib.parse import quote
 
 from confidential import MARK
-from services import REDRIVE, Pipeline, Raw, event, wait_until
+from services import REDRIVE, Pipeline, Raw, Service, divided, event, wait_until
 
 from contracts.dead_letter import POISON, DeadLetter
 
@@ -116,3 +116,34 @@ def test_of_a_forgotten_person_nothing_is_left_but_the_key(pipeline: Pipeline, t
             told[path] = consumer.http.get(f"/consumers/{path}").text
         assert [where for where, text in told.items() if MARK in text] == []
         assert {one["deleted"] for one in consumer.messages(key="ada")} == {True}
+
+
+def shown(consumer: Service) -> set[str]:
+    """Return the keys of the records that a consumer shows."""
+    return {one["key"] for one in consumer.messages(limit=100)}
+
+
+def test_an_instance_shows_no_record_whose_deletion_another_one_consumed(pipeline: Pipeline, tmp_path: Path) -> None:
+    keys = [f"person-{number}" for number in range(30)]
+    consumer = {"ROLE": "consumer", "LEDGER": str(tmp_path / "ledger")}
+    with (
+        pipeline.running("producer", SERVICES, ROLE="producer") as producer,
+        pipeline.running("consumer", SERVICES, **consumer) as staying,
+    ):
+        producer.until_healthy()
+        staying.until_healthy()
+        producer.post("/producers/events", json=[event(key) for key in keys])
+        staying.until_consumed(len(keys))
+        assert shown(staying) == {*keys}
+        with pipeline.running("consumer", SERVICES, **consumer) as joining:
+            joining.until_healthy()
+            wait_until(lambda: divided(staying, joining), what="for both to have partitions")
+            wait_until(lambda: shown(staying) ^ shown(joining) == {*keys}, what="for each to show its own")
+            lost = min(shown(joining))
+            producer.http.delete(f"/producers/events/{lost}").raise_for_status()
+            wait_until(lambda: {one.get("deleted") for one in joining.messages(key=lost)} == {True})
+            assert staying.messages(key=lost) == []
+        wait_until(lambda: len(staying.messages(key=lost)) == 2, what="for the partition to come back")
+        assert {one.get("deleted") for one in staying.messages(key=lost)} == {True}
+        assert staying.post("/consumers/stop")["messages_consumed_count"] == len(keys)
+        assert staying.messages() == []

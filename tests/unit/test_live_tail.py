@@ -2,8 +2,9 @@ import asyncio
 import json
 import re
 import tracemalloc
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any, cast
 
@@ -20,12 +21,15 @@ from apps.consumer.browsing.cursors import read_offsets
 from apps.consumer.browsing.live_tail import Tail, TailLimits
 from apps.consumer.browsing.record_view import View
 from contracts.record import Record
-from tests.event import EVENTS
+from contracts.stream import Stream
+from tests.event import EVENTS, Event
 from tests.fakes import StoredTopic
 
 pytestmark = pytest.mark.anyio
 PARTITIONS = 3
+DELETABLE = Stream("events", Event, key=lambda event: event.id, deletes=True)
 Place = tuple[int, int]
+Headers = Sequence[tuple[str, bytes | None]]
 Pieces = AsyncGenerator[bytes, None]
 EVENT = re.compile(r"id: (\S+)\ndata: (.*)\n\n")
 
@@ -67,9 +71,10 @@ class Topic(StoredTopic):
 class Copy:
     """An instance of the service, with its live tail."""
 
-    def __init__(self, topic: Topic, background: Background, **limits: float) -> None:
-        reader = cast("LogReader", topic)
-        self.tail = Tail(reader, lambda: len(topic.records), background, View(EVENTS.decode), TailLimits(**limits))  # type: ignore[arg-type]  # some are whole numbers
+    def __init__(self, topic: Topic, background: Background, *, deletes: bool = False, **limits: float) -> None:
+        reader, limited = cast("LogReader", topic), TailLimits(**limits)  # type: ignore[arg-type]  # some are whole numbers
+        partitions, view = lambda: len(topic.records), View(DELETABLE.decode if deletes else EVENTS.decode)
+        self.tail = Tail(reader, partitions, background, view, limited, deletes=deletes)
 
     @asynccontextmanager
     async def greeted(self, wanted: Wanted | None = None) -> AsyncIterator[Pieces]:
@@ -177,6 +182,25 @@ async def test_a_caller_that_hears_nothing_for_long_is_sent_its_position(backgro
             async for piece in pieces:
                 if piece.decode().endswith(f"id: {end}\n\n"):
                     break
+
+
+@pytest.mark.parametrize("written", [0, 1])
+async def test_a_caller_that_is_given_nothing_is_looked_at_again_and_again_however_much_others_are_given(
+    background: Background, written: int
+) -> None:
+    topic = Topic(Random(1))
+    copy = Copy(topic, background, idle_s=0.05, rest=0.0)
+    async with copy.greeted(lambda _: False) as pieces:
+
+        async def keep_writing() -> None:
+            while True:
+                topic.write(written)
+                await asyncio.sleep(0)
+
+        writing = asyncio.create_task(keep_writing())
+        async with asyncio.timeout(LONG):
+            assert [await anext(pieces) for _ in range(3)] == [b""] * 3
+        writing.cancel()
 
 
 async def test_the_topic_is_read_only_while_somebody_watches(background: Background) -> None:
@@ -348,6 +372,73 @@ async def test_callers_that_catch_up_and_do_not_read_hold_only_so_much_together(
         left = next(caller for caller, waited in zip(callers, waits, strict=True) if waited)
         places, _ = await read_places(left, len(all_of(topic)))
         assert sorted(places) == all_of(topic)
+
+
+def add(topic: Topic, key: bytes, value: bytes | None, partition: int = 0, headers: Headers = ()) -> None:
+    stored = topic.records[partition]
+    stored.append(Stored(partition, len(stored), key=key, value=value, headers=headers))
+
+
+async def test_of_a_record_whose_key_was_deleted_later_nothing_is_kept_or_given_out_but_its_place_and_key(
+    background: Background,
+) -> None:
+    topic = Topic(Random(1))
+    copy = Copy(topic, background, deletes=True)
+    async with copy.greeted():
+        first = copy.tail._position.copy()
+        watching = asyncio.create_task(copy.watch(seen := Seen(), 3))
+        await until(lambda: copy.tail._callers)
+        add(topic, b"ada", b"of Ada", headers=[("mail", b"of Ada")])
+        add(topic, b"bob", b"of Bob")
+        add(topic, b"ada", b"also of Ada")
+        await watching
+        add(topic, b"ada", None)
+        await until(lambda: copy.tail._position[0] == 4)
+        assert "of Ada" not in repr(copy.tail._batches)
+        assert copy.tail._kept_bytes == sum(len(batch.whole) for batch in copy.tail._batches)
+        add(topic, b"ada", b"new of Ada")
+        topic.records[0][:3] = [replace(record, value=b"compacted away") for record in topic.records[0][:3]]
+        (late,) = await watchers(copy, 1, first, None)
+        async with aclosing(late):
+            text = b""
+            while len(given := read(text)) < 5:
+                text += await anext(late)
+    records = [json.loads(data) for _, data in given]
+    assert [record.get("content") for record in records] == [
+        None,
+        {"text": "of Bob"},
+        None,
+        None,
+        {"text": "new of Ada"},
+    ]
+    assert [record["headers"] for record in records] == [[]] * 5
+    assert [position for position, _ in given] == [f"0-{offset}_1-0_2-0" for offset in range(1, 6)]
+    assert seen.places == [(0, 0), (0, 1), (0, 2)]
+
+
+async def test_of_a_record_that_is_read_together_with_its_deletion_nothing_is_given_out_but_its_place_and_key(
+    background: Background,
+) -> None:
+    copy = Copy(Topic(Random(1)), background, deletes=True)
+    async with copy.greeted() as pieces:
+        waiting = asyncio.create_task(anext(pieces))
+        await until(lambda: copy.tail._callers)
+        await copy.tail._hand_out([Stored(offset=0, value=b"of Ada"), Stored(offset=1, value=None)])
+        piece = (await waiting).decode()
+    assert [json.loads(data)["offset"] for _, data in EVENT.findall(piece)] == [0, 1]
+    assert "of Ada" not in piece
+
+
+async def test_a_record_without_a_value_deletes_nothing_in_the_tail_where_the_stream_takes_no_deletions(
+    background: Background,
+) -> None:
+    topic = Topic(Random(1))
+    copy = Copy(topic, background)
+    async with copy.greeted():
+        add(topic, b"ada", b"of Ada")
+        add(topic, b"ada", None)
+        await until(lambda: copy.tail._position[0] == 2)
+        assert "of Ada" in repr(copy.tail._batches)
 
 
 def test_no_record_breaks_out_of_its_event() -> None:

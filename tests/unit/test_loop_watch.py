@@ -176,7 +176,7 @@ class Looking(Control):
         cluster, consumption = SimpleNamespace(trouble=self._no_trouble), SimpleNamespace(halted=None)
         seen = cast(Any, connection), cast(Any, cluster), cast(Any, consumption)
         of_no_matter: Any = None
-        super().__init__(*seen, of_no_matter, of_no_matter, 0, "events", of_no_matter)
+        super().__init__(*seen, of_no_matter, of_no_matter, 0, "events", of_no_matter, of_no_matter)
 
     def trouble(self) -> str | None:
         return "the consume loop has not polled for 25 s"

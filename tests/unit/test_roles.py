@@ -321,7 +321,7 @@ def test_a_forged_session_does_not_tell_whether_a_key_of_its_name_exists(guarded
 @pytest.mark.anyio
 async def test_a_long_answer_ends_with_the_key_of_its_caller(guarded: dict[str, Client]) -> None:
     access: Access = guarded["consumer"].app.state["access"]
-    allowed = [True, True, False]
+    allowed = [True, True, True, False]
 
     class Watched(Access):
         def may_read(self, connection: Any, role: Role = Role.READ) -> bool:  # noqa: ANN401, ARG002
@@ -330,6 +330,7 @@ async def test_a_long_answer_ends_with_the_key_of_its_caller(guarded: dict[str, 
     async def pieces() -> Any:  # noqa: ANN401
         for _ in range(9):  # not for ever: the test must end when the answer does not
             yield b"event"
+            yield b""  # there is nothing to send, but the caller is looked at
 
     watched = Watched(access.authenticator, metrics_public=True)
     found = [piece async for piece in watched.while_allowed(Any, pieces(), checked_every_s=-1)]  # type: ignore[arg-type]

@@ -252,3 +252,31 @@ def test_a_deletion_in_another_partition_counts_for_older_records_as_after_parti
 def test_a_record_without_a_value_deletes_nothing_where_the_stream_takes_no_deletions() -> None:
     window = window_of(at(1, key=b"ada", value=b"one"), at(2, key=b"ada", value=None))
     assert [record.value for record in window.newest(9)[0]] == [b"one", None]
+
+
+def test_a_deletion_of_the_empty_key_deletes_no_record_without_a_key() -> None:
+    window = Window(100, deletes=True)
+    window.extend([at(1, key=None, value=b"one"), at(2, key=b"", value=b"two"), at(3, key=b"", value=None)])
+    window.extend([at(4, key=None, value=None)])
+    assert [record.value for record in window.newest(9)[0]] == [b"one", None, None, None]
+
+
+def test_an_invalidated_window_begins_anew_where_records_can_be_deleted_and_its_cursors_end() -> None:
+    window = Window(100, deletes=True)
+    window.extend([at(1), at(2)])
+    _, cursor = window.newest(1)
+    window.invalidate()
+    assert (newest(window), len(window), window.bytes_of(2)) == ([], 0, 0)
+    window.refill([at(2)])
+    window.refill([at(1), at(3)])
+    window.extend([at(4)])
+    assert newest(window) == [1, 2, 3, 4]
+    with pytest.raises(StaleCursor):
+        window.newest(1, before=cursor)
+
+
+def test_an_invalidated_window_stays_as_it_is_where_no_record_can_be_deleted() -> None:
+    window = window_of(at(1), at(2))
+    _, cursor = window.newest(1)
+    window.invalidate()
+    assert [record.timestamp for record in window.newest(1, before=cursor)[0]] == [1]

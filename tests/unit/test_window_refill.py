@@ -1,15 +1,19 @@
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import cast
 
 import pytest
-from samples import redriven_headers, stored_event, until
+from samples import everything_else_has_run, redriven_headers, stored_event, until
 
 from apps.chassis.background import Background
 from apps.chassis.kafka.log_reader import LogReader
 from apps.consumer.browsing.window import Window
 from apps.consumer.browsing.window_refill import Refill
+from tests.batches import Stored
 from tests.event import EVENTS
-from tests.fakes import StoredTopic
+from tests.fakes import Ranges, StoredTopic
 
 pytestmark = pytest.mark.anyio
 
@@ -24,16 +28,26 @@ def topic_of(*counts: int) -> StoredTopic:
     )
 
 
-async def refilled(topic: StoredTopic, committed: dict[int, int | None], size: int) -> Window:
+@asynccontextmanager
+async def refilling(window: Window, topic: StoredTopic, committed: dict[int, int | None]) -> AsyncIterator[Refill]:
     async def read() -> dict[int, int | None]:
         return committed
 
-    window, background = Window(size), Background()
+    background = Background()
     async with background.open():
-        refill = Refill(window, cast(LogReader, topic), read, background, EVENTS.decode, "events-consumer")
-        refill.begin(list(committed))
-        await until(lambda: refill._running is not None and refill._running.done())
+        yield Refill(window, cast(LogReader, topic), read, background, EVENTS.decode, "events-consumer")
     assert background.failure is None
+
+
+async def fill(refill: Refill, own: Collection[int]) -> None:
+    refill.begin(own)
+    await until(lambda: refill._running is not None and refill._running.done())
+
+
+async def refilled(topic: StoredTopic, committed: dict[int, int | None], size: int) -> Window:
+    window = Window(size)
+    async with refilling(window, topic, committed) as refill:
+        await fill(refill, list(committed))
     return window
 
 
@@ -57,11 +71,56 @@ async def test_partitions_are_refilled_though_more_of_one_is_committed_than_ther
 
 
 async def test_what_could_be_read_is_in_the_window_though_the_rest_cannot_be() -> None:
-    async def read() -> dict[int, int | None]:
-        return {0: 3, 1: 3}
-
-    window, background, topic = Window(6), Background(), topic_of(3, 3)
+    window, topic = Window(6), topic_of(3, 3)
     topic.damaged = {1}
-    async with background.open():
-        Refill(window, cast(LogReader, topic), read, background, EVENTS.decode, "events-consumer").begin([0, 1])
+    async with refilling(window, topic, {0: 3, 1: 3}) as refill:
+        refill.begin([0, 1])
         await until(lambda: len(window) == 3)
+
+
+def partitions_in(window: Window) -> set[int]:
+    return {record.partition for record in window}
+
+
+async def test_nothing_stays_of_a_partition_that_went_to_another_instance_where_records_can_be_deleted() -> None:
+    window, topic = Window(9, deletes=True), topic_of(3, 3)
+    async with refilling(window, topic, {0: 3, 1: 3}) as refill:
+        await fill(refill, [0, 1])
+        window.extend(topic.records[1][2:])
+        assert partitions_in(window) == {0, 1}
+        await fill(refill, [0])
+        assert partitions_in(window) == {0}
+        refill.stop()
+        assert partitions_in(window) == set()
+
+
+async def test_a_partition_that_comes_back_is_shown_as_the_topic_has_it_then() -> None:
+    window, topic = Window(9, deletes=True), topic_of(2)
+    committed: dict[int, int | None] = {0: 2}
+    async with refilling(window, topic, committed) as refill:
+        await fill(refill, [0])
+        assert [record.offset for record in window] == [0, 1]
+        topic.records[0] = [topic.records[0][1], replace(stored_event(5), key=b"other")]  # deleted, and compacted away
+        committed[0] = 6
+        await fill(refill, [0])
+        assert [record.offset for record in window] == [1, 5]
+
+
+class SlowTopic(StoredTopic):
+    """A topic whose partition 1 is read up to its last record, and no further."""
+
+    async def read(self, ranges: Ranges) -> AsyncIterator[list[Stored]]:
+        async for records in super().read(ranges):
+            yield records
+        if 1 in ranges:
+            await asyncio.Event().wait()
+
+
+async def test_a_refill_that_a_rebalance_ends_adds_nothing_of_what_it_had_read() -> None:
+    window, topic = Window(9, deletes=True), SlowTopic(topic_of(3, 3).records)
+    async with refilling(window, topic, {0: 3, 1: 3}) as refill:
+        refill.begin([1])
+        await everything_else_has_run()
+        await fill(refill, [0])
+        await everything_else_has_run()
+        assert partitions_in(window) == {0}

@@ -2,7 +2,8 @@
 
 Each record is framed once, and the newest batches are kept for all callers. A caller that comes back, or begins
 earlier, first reads from the topic what it missed. The id of each event is the offset reached in every partition, so
-that any instance of the service can continue where another ended.
+that any instance of the service can continue where another ended. Nothing is kept of a record whose key was deleted
+later but its place and key.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.search import Wanted
 from apps.chassis.observability.logs import one_line
+from apps.consumer.browsing.forgetting import deletions_in, without_deleted
 from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.tail_events import Batch, Caller, Gap, event, event_of, id_of, pieces_of
 from contracts.record import Record
@@ -42,15 +44,17 @@ class TailLimits(NamedTuple):
 
     `callers` may watch at a time. `waiting_bytes` of events are kept for callers that read slowly; a caller for which
     more waits is cut off. `catch_up_bytes` may be used by all callers together that read what they missed: unlike live
-    events, no two share them. After `heartbeat_s` without an event a caller gets a heartbeat, or learns that reading
-    stalls. After `retry_s` reading is tried again when Kafka was out of reach. After `stale_after_s` without a read the
-    tail's place is too old for a new caller. For each second that framing events took, the tail rests `rest` seconds:
-    watching must not slow the consumption.
+    events, no two share them. After `idle_s` without an event an empty piece is yielded, so that its reader can end the
+    answer. After `heartbeat_s` a caller gets a heartbeat, or learns that reading stalls. After `retry_s` reading is
+    tried again when Kafka was out of reach. After `stale_after_s` without a read the tail's place is too old for a new
+    caller. For each second that framing events took, the tail rests `rest` seconds: watching must not slow the
+    consumption.
     """
 
     callers: int = 2_000
     waiting_bytes: int = 4 * 1024 * 1024
     catch_up_bytes: int = 64 * 1024 * 1024
+    idle_s: float = 2.4
     heartbeat_s: float = 15.0
     retry_s: float = 1.0
     stale_after_s: float = 5.0
@@ -66,21 +70,27 @@ class Beginning(NamedTuple):
 
 
 class Tail:
-    """Reads the end of the topic as long as somebody watches; `partitions` returns how many it has."""
+    """Reads the end of the topic as long as somebody watches; `partitions` returns how many it has.
 
-    def __init__(
+    With `deletes` a record without a value deletes its key.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         reader: LogReader,
         partitions: Callable[[], int],
         background: Background,
         view: View,
         limits: TailLimits | None = None,
+        *,
+        deletes: bool = False,
     ) -> None:
         self._reader = reader
         self._partitions = partitions
         self._background = background
         self._view = view
         self._limits = limits or TailLimits()
+        self._deletes = deletes
         self._position: dict[int, int] = {}
         self._batches: deque[Batch] = deque()
         self._first = 0  # the number of the first batch that is kept
@@ -145,11 +155,11 @@ class Tail:
         return caller.next >= 0
 
     async def _live(self, caller: Caller) -> AsyncGenerator[bytes, None]:
-        loop = asyncio.get_running_loop()
-        heartbeat_at = loop.time() + self._limits.heartbeat_s
+        loop, limits = asyncio.get_running_loop(), self._limits
+        idle_at, heartbeat_at = loop.time() + limits.idle_s, loop.time() + limits.heartbeat_s
         while not self._ended:
             if caller.next < self._first:
-                yield event("cut-off", {"reason": f"more than {self._limits.waiting_bytes} bytes waited to be read"})
+                yield event("cut-off", {"reason": f"more than {limits.waiting_bytes} bytes waited to be read"})
                 return
             if caller.next < self._first + len(self._batches):
                 began = time.perf_counter()
@@ -158,15 +168,19 @@ class Tail:
                 caller.next += 1
                 for piece in pieces_of(events):
                     yield piece
-                    heartbeat_at = loop.time() + self._limits.heartbeat_s
+                    idle_at, heartbeat_at = loop.time() + limits.idle_s, loop.time() + limits.heartbeat_s
                 continue
             caller.news.clear()
             try:
-                async with asyncio.timeout_at(heartbeat_at):
+                async with asyncio.timeout_at(min(idle_at, heartbeat_at)):
                     await caller.news.wait()
             except TimeoutError:
-                yield self._heartbeat(caller)
-                heartbeat_at = loop.time() + self._limits.heartbeat_s
+                if loop.time() < heartbeat_at:
+                    yield b""
+                else:
+                    yield self._heartbeat(caller)
+                    heartbeat_at = loop.time() + limits.heartbeat_s
+                idle_at = loop.time() + limits.idle_s
 
     def _heartbeat(self, caller: Caller) -> bytes:
         """Return a heartbeat if the topic was really read since the last one, else an event that reading stalls."""
@@ -270,6 +284,8 @@ class Tail:
         """Give records to all callers."""
         await self._keep_gaps(records)
         began = time.perf_counter()
+        if self._deletes:
+            records = self._without_deleted(records)
         events, start = [], dict(self._position)
         for record in records:
             self._position[record.partition] = record.offset + 1
@@ -277,6 +293,15 @@ class Tail:
         batch = Batch(records, events, b"".join(events), start, dict(self._position))
         self._framing_s += time.perf_counter() - began
         await self._keep(batch)
+
+    def _without_deleted(self, records: list[Record]) -> list[Record]:
+        """Return records without the values that some of them delete, and keep those of earlier ones no longer."""
+        if not (deletions := deletions_in(records)):
+            return records
+        for number, batch in enumerate(self._batches):
+            self._batches[number] = left = batch.without_deleted(deletions, self._view)
+            self._kept_bytes += len(left.whole) - len(batch.whole)
+        return without_deleted(records, deletions)
 
     async def _keep(self, batch: Batch) -> None:
         """Keep a batch for all callers; drop the oldest, but never the newest, beyond the limit of bytes."""

@@ -8,6 +8,7 @@ import msgspec
 
 from apps.chassis.kafka.search import Wanted
 from apps.consumer.browsing.cursors import write_offsets
+from apps.consumer.browsing.forgetting import Deletions, without_deleted
 from apps.consumer.browsing.record_view import View, show
 from contracts.record import Record
 
@@ -37,6 +38,17 @@ class Batch(NamedTuple):
     whole: bytes
     start: dict[int, int]
     position: dict[int, int]
+
+    def without_deleted(self, deletions: Deletions, view: View) -> "Batch":
+        """Return the batch without the values of records whose keys were deleted later."""
+        if deletions.keys().isdisjoint(record.key for record in self.records):
+            return self
+        left = without_deleted(self.records, deletions)
+        events = [
+            event if new is old else framed(event.partition(b"\n")[0], view, new)
+            for new, old, event in zip(left, self.records, self.events, strict=True)
+        ]
+        return self._replace(records=left, events=events, whole=b"".join(events))
 
 
 class Caller:
@@ -92,7 +104,12 @@ def pieces_of(events: Iterable[bytes]) -> Iterator[bytes]:
 
 def event_of(view: View, record: Record, position: Mapping[int, int]) -> bytes:
     """Return the event of a record; `position` is what is reached with it."""
-    return b"id: %b\ndata: %b\n\n" % (write_offsets(position).encode(), encode(show(view, record)))
+    return framed(b"id: %b" % write_offsets(position).encode(), view, record)
+
+
+def framed(event_id: bytes, view: View, record: Record) -> bytes:
+    """Return the event of a record behind the line with its id."""
+    return b"%b\ndata: %b\n\n" % (event_id, encode(show(view, record)))
 
 
 def event(name: str, data: Any) -> bytes:  # noqa: ANN401 - anything that is JSON

@@ -9,12 +9,12 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
 from itertools import chain, islice
 from operator import attrgetter
 from typing import NamedTuple
 
 from apps.chassis.kafka.search import merged_by_time
+from apps.consumer.browsing.forgetting import deletions_in, without_deleted
 from contracts.record import Record, place_of
 
 WINDOW_BYTES = 32 * 1024 * 1024
@@ -50,7 +50,7 @@ class Cursor(NamedTuple):
 
 
 class StaleCursor(ValueError):
-    """A cursor of another instance, or from before a restart of this one."""
+    """A cursor of another instance, or from before this one was restarted or dropped its records."""
 
 
 FIRST_NUMBER = 2**40
@@ -70,7 +70,7 @@ class Piece:
         self.size = sum([len(record.value or b"") for record in records]) if size is None else size
         self._keys: frozenset[bytes | None] | None = None
 
-    def has(self, *keys: bytes) -> bool:
+    def has(self, *keys: bytes | None) -> bool:
         """Return whether a record has one of these keys."""
         if self._keys is None:
             self._keys = frozenset(map(key_of, self.records))
@@ -158,31 +158,33 @@ class Window:
             refilled.pop(place_of(record), None)
         room = self.size - consumed
         merged = [*(merged_by_time(refilled.values())[-room:] if room else ()), *present[begin:]]
-        self._pieces.clear()
-        self._records = self._bytes = 0
+        self._clear()
         for start in range(0, len(merged), PIECE_RECORDS):
             self._append(merged[start : start + PIECE_RECORDS])
         self._forget(merged)
+
+    def invalidate(self) -> None:
+        """Drop all records if they can be deleted: from now on another instance may consume their deletions.
+
+        Cursors end with them.
+        """
+        if self._deletes:
+            self._clear()
+            self._consumed = 0
+            self._name += 1
+
+    def _clear(self) -> None:
+        self._pieces.clear()
+        self._records = self._bytes = 0
 
     def _forget(self, records: Sequence[Record]) -> None:
         """Keep no value of earlier records whose keys some records delete."""
         if not self._deletes:
             return
-        deletions = {record.key: record for record in records if record.value is None and record.key is not None}
-        if not deletions:
-            return
-
-        def kept(record: Record) -> Record:
-            deletion = deletions.get(record.key or b"")
-            if deletion is None or not _is_behind(deletion, record):
-                return record
-            forgotten = copy(record)  # the handler may still have the other one
-            forgotten.value, forgotten.headers = None, ()
-            return forgotten
-
+        deletions = deletions_in(records)
         for number, piece in enumerate(self._pieces):
-            if piece.has(*deletions):
-                self._pieces[number] = left = Piece([kept(record) for record in piece.records])
+            if deletions and piece.has(*deletions):
+                self._pieces[number] = left = Piece(without_deleted(piece.records, deletions))
                 self._bytes += left.size - piece.size
 
     def newest(
@@ -195,7 +197,9 @@ class Window:
         """
         name, top, below = before or (self._name, self._end, self._end)
         if name != self._name:
-            raise StaleCursor("a cursor of another instance, or of before its restart: begin again without it")
+            raise StaleCursor(
+                "a cursor of another instance, or of before a restart or rebalance: begin again without it"
+            )
         found: list[tuple[int, Record]] = []
         seen: set[tuple[int, int]] = set()
         for number, record in self._backwards(top, key, partition):
@@ -225,10 +229,3 @@ class Window:
                     if matches and last <= number < top:
                         yield number, record
             end = begin
-
-
-def _is_behind(deletion: Record, record: Record) -> bool:
-    """Return whether a deletion is newer than a record; in another partition, if some were added, by its time."""
-    if deletion.partition == record.partition:
-        return deletion.offset > record.offset
-    return deletion.timestamp >= record.timestamp

@@ -43,10 +43,15 @@ class Refill:
         self._running: asyncio.Task[None] | None = None
 
     def begin(self, own: Collection[int]) -> None:
-        """Refill for these partitions in the background, instead of a refill that is still running."""
+        """Refill for these partitions in the background, after `stop`."""
+        self.stop()
+        self._running = self._background.start(self._until_done(own), "refill of the window")
+
+    def stop(self) -> None:
+        """End a running refill, and invalidate the window: partitions may be another instance's."""
         if self._running is not None:
             self._running.cancel()
-        self._running = self._background.start(self._until_done(own), "refill of the window")
+        self._window.invalidate()
 
     async def _until_done(self, own: Collection[int]) -> None:
         pause = FIRST_BACKOFF_S
@@ -76,5 +81,7 @@ class Refill:
                 if sum(len(record.value or b"") for record in read) > MERGE_BYTES:
                     self._window.refill(read)
                     read = []
-        finally:  # a batch may be one that can never be read
+        except KAFKA_ERRORS:  # a batch may be one that can never be read
             self._window.refill(read)
+            raise
+        self._window.refill(read)

@@ -190,6 +190,10 @@ class Consumption:
         self.letters.forget(is_gone)
         self.redelivery.forget(is_gone)
 
+    def forget_quotes(self) -> None:
+        """Keep of the last error only what quotes no value."""
+        self.last_error = self.last_trouble
+
     async def consume(self, records: Sequence[Record], newer: Newer = nothing_newer) -> Outcome:
         """Handle a batch and write its dead letters; return the outcome to `settle` after the commit.
 
@@ -228,6 +232,8 @@ class Consumption:
         self.letters.settle(outcome.bad)
         if outcome.bad:
             self._report(outcome.bad)
+        if self.last_error != self.last_trouble and any(record.value is None for record in outcome.good):
+            self.forget_quotes()  # of a value that is deleted now, perhaps
         self._show(outcome.good)
 
     async def _consume(self, records: Sequence[Record], newer: Newer) -> Outcome:

@@ -65,6 +65,7 @@ class Control:
         slow_batch_s: float,
         stream_name: str,
         missing: MissingPartitions,
+        on_left: Callable[[], object],
     ) -> None:
         self._connection = connection
         self._cluster = cluster
@@ -74,6 +75,7 @@ class Control:
         self._background = background
         self._stream_name = stream_name
         self._missing = missing
+        self._on_left = on_left
         self._consumption_task: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
         self._is_ending = False
@@ -131,6 +133,7 @@ class Control:
             self._consumption_task.cancel()
             await asyncio.wait([self._consumption_task])
             self._consumption.forget()  # its records may be redelivered to another member
+            self._on_left()
             self._consumption_task, self._is_ending = None, False
 
     @asynccontextmanager

@@ -1,0 +1,130 @@
+"""What an instance still shows of records that were deleted, also when another instance consumed the deletion."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.structs import OffsetAndMetadata
+from memory import Memory
+from pair import Pair, pair
+
+from apps.consumer.consuming.batch import Batch
+from contracts.stream import Deletion, Stream, encode
+
+pytestmark = pytest.mark.anyio
+
+MARK = "Muster-Person"
+
+
+class Guest(msgspec.Struct):
+    number: str
+    name: str
+
+
+GUESTS: Stream[Guest] = Stream("guests", Guest, key=lambda guest: guest.number, deletes=True)
+
+
+async def refuse_the_rude(batch: Batch[Guest | Deletion]) -> None:
+    """Reject each rude guest, with an error that quotes the name."""
+    for record in batch:
+        if isinstance(record.value, Guest) and record.value.name.startswith("rude"):
+            batch.reject(record, f"{record.value.name} is refused")
+
+
+class Hotel:
+    """A consumer of guests, and its Kafka, in which another instance may have a part."""
+
+    def __init__(self, p: Pair, memory: Memory) -> None:
+        self.p = p
+        self._memory = memory
+        self.topic = "guests"
+
+    def write(self, key: str, name: str | None, partition: int = 0) -> None:
+        value = None if name is None else encode(Guest(key, name))
+        self._memory.append(self.topic, partition, int(time.time() * 1_000), (key.encode(), value, ()))
+
+    def commit_elsewhere(self, partition: int = 0) -> None:
+        """Commit all records of a partition, as another instance does that has consumed them."""
+        tp = TopicPartition(self.topic, partition)
+        self._memory.committed[tp] = OffsetAndMetadata(len(self._memory.records[tp]), "")
+
+    def compact_away(self, offset: int, partition: int = 0) -> None:
+        """Leave nothing of a record on the topic."""
+        records = self._memory.records[TopicPartition(self.topic, partition)]
+        records[offset] = msgspec.structs.replace(records[offset], key=b"compacted", value=None, headers=())
+
+    async def consumed(self, number: int) -> None:
+        await self.p.until(GUESTS, messages_consumed_count=number, lag=0)
+
+    async def shown(self, **query: str) -> list[tuple[str, Any]]:
+        """Return the keys and values of the window."""
+        answer = (await self.p.consumer.get("/consumers/messages", params={"limit": "100", **query})).json()
+        return [(one["key"], one["value"]) for one in answer["messages"]]
+
+    async def until_shown(self, *keys: str) -> None:
+        async with asyncio.timeout(30):
+            while sorted(key for key, _ in await self.shown()) != sorted(keys):  # noqa: ASYNC110 - no event tells of it
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def hotel() -> AsyncIterator[Hotel]:
+    memory = Memory()
+    async with pair({GUESTS: refuse_the_rude}, memory) as p:
+        yield Hotel(p, memory)
+
+
+async def test_a_stopped_instance_shows_no_record_whose_deletion_another_one_may_consume() -> None:
+    async with hotel() as own:
+        own.write("ada", MARK)
+        await own.consumed(1)
+        assert [key for key, _ in await own.shown()] == ["ada"]
+        stopped = (await own.p.consumer.post("/consumers/stop")).json()
+        assert (stopped["messages_consumed_count"], await own.shown(), await own.shown(key="ada")) == (1, [], [])
+        own.write("ada", None)
+        own.write("bob", "Bob")
+        own.commit_elsewhere()
+        await own.p.consumer.post("/consumers/start")
+        await own.until_shown("ada", "ada", "bob")
+        assert await own.shown(key="ada") == [("ada", None)] * 2
+        await own.consumed(1)
+
+
+async def test_after_a_start_what_was_compacted_away_meanwhile_is_not_shown_again() -> None:
+    async with hotel() as own:
+        own.write("ada", MARK)
+        own.write("bob", "Bob")
+        await own.consumed(2)
+        await own.p.consumer.post("/consumers/stop")
+        own.compact_away(0)
+        own.commit_elsewhere()
+        await own.p.consumer.post("/consumers/start")
+        await own.until_shown("bob", "compacted")
+
+
+async def test_the_last_error_quotes_no_value_once_a_deletion_was_consumed_or_may_be_elsewhere() -> None:
+    async def last_error() -> str:
+        status = (await own.p.consumer.get("/consumers/status")).json()
+        return str(status["last_error"])
+
+    async with hotel() as own:
+        own.write("ada", f"rude {MARK}")
+        await own.p.until(GUESTS, dead_lettered_count=1, lag=0)
+        assert MARK in await last_error()
+        own.write("bob", "Bob")
+        await own.consumed(1)
+        assert MARK in await last_error()
+        own.write("ada", None)
+        await own.consumed(2)
+        assert MARK not in (quoted := await last_error())
+        assert "guests-0 offset 0: Reject" in quoted
+        own.write("eve", f"rude {MARK}", partition=1)
+        await own.p.until(GUESTS, dead_lettered_count=2, lag=0)
+        assert MARK in await last_error()
+        await own.p.consumer.post("/consumers/stop")
+        assert MARK not in await last_error()

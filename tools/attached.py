@@ -3,14 +3,13 @@
 `Attached` starts a module that ends with this process.
 """
 
-import os
 import runpy
 import signal
 import subprocess
 import sys
-import threading
-from contextlib import suppress
 from typing import Any
+
+from apps.chassis.workers.lifeline import end_with_input
 
 
 class Attached(subprocess.Popen[bytes]):
@@ -42,16 +41,9 @@ def end_at_signals(*names: str) -> None:
             signal.signal(number, interrupt)
 
 
-def _end_with_input() -> None:
-    with suppress(OSError):
-        while os.read(0, 1024):
-            pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def main() -> None:
     """Run a module as `python -m` does, and end when the standard input does."""
-    threading.Thread(target=_end_with_input, daemon=True, name="lifeline").start()
+    end_with_input()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

@@ -11,12 +11,12 @@ from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Sen
 from prometheus_client import CollectorRegistry
 
 from apps.chassis.audit import AUDIT, Audit
-from apps.chassis.http.admission import Limit
+from apps.chassis.http.admission import MAX_CALLS, Limit, for_strangers
 from apps.chassis.http.asyncapi import Operation, asyncapi_document
 from apps.chassis.http.authentication import Authenticator
 from apps.chassis.http.authorization import ACCESS, Access
 from apps.chassis.http.documents import document_routes, openapi_config
-from apps.chassis.http.health import SERVICE, Examined, HealthController
+from apps.chassis.http.health import PARTS, SERVICE, Examined, HealthController
 from apps.chassis.http.problems import ROOT_PATH, ProblemController, answer_error
 from apps.chassis.http.record_value import RecordValueSchema
 from apps.chassis.http.request_middleware import RequestMiddleware, admit
@@ -82,7 +82,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     `parts` serve the streams of their names, and are open while it runs. `ending` is set when the shutdown begins.
     `admission` limits the calls, by default to 256 MiB of memory. `audit` notes actions, and Litestar takes `options`.
     """
-    title, limit, end = name.capitalize(), admission or Limit(MAX_MEMORY_BYTES), ending or asyncio.Event()
+    title, limit, end = name.capitalize(), admission or _limit_of(settings), ending or asyncio.Event()
     registry.register(watch := LoopWatch())
     access = Access(authenticator := Authenticator(settings, name, registry), metrics_public=settings.metrics_public)
     audit.keys_needed, audit.streams = access.keys.needed, parts.keys()
@@ -90,9 +90,9 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     app = Application(
         [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],
         dependencies=stream_dependencies(parts),
-        state=State({**common, ACCESS: access}),
+        state=State({**common, ACCESS: access, PARTS: parts}),
         guards=[access.guard] if access.keys.needed else [],
-        before_request=admit(limit),
+        before_request=admit(limit, for_strangers(settings.producer_workers)),
         exception_handlers={Exception: answer_error},
         lifespan=[lambda _: authenticator.open(), lambda _: _open(parts.values(), traces, end, watch, audit)],
         plugins=[RecordValueSchema(part.stream for part in parts.values())],
@@ -102,6 +102,10 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     )
     app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings, end, audit.note)
     return app
+
+
+def _limit_of(settings: Settings) -> Limit:
+    return Limit(settings.share_of(MAX_MEMORY_BYTES), settings.share_of(MAX_CALLS))
 
 
 @asynccontextmanager

@@ -100,6 +100,7 @@ class Audit:
         registry: CollectorRegistry,
         writer: TopicWriter | None = None,
         cluster: Cluster | None = None,
+        strangers: int = STRANGERS,
     ) -> None:
         self.newest: deque[AuditRecord] = deque()
         self._service = service
@@ -110,6 +111,7 @@ class Audit:
         self._background = Background()
         self._waits_for = ""
         self._strangers = 0
+        self._max_strangers = strangers
 
     @property
     def trouble(self) -> str:
@@ -165,10 +167,10 @@ class Audit:
         self._strangers += 1
         if self._strangers == 1:  # the line that counts the others belongs to no request, so it gets no request id
             asyncio.get_running_loop().call_later(MINUTE_S, self._report_strangers, context=Context())
-        return self._strangers <= STRANGERS
+        return self._strangers <= self._max_strangers
 
     def _report_strangers(self) -> None:
-        left_out, self._strangers = self._strangers - STRANGERS, 0
+        left_out, self._strangers = self._strangers - self._max_strangers, 0
         if left_out > 0:
             log.warning("more actions without an accepted key, neither logged nor recorded one by one: %d", left_out)
 
@@ -236,8 +238,9 @@ def audit_of(
     settings: Settings, service: str, kafka: Kafka, registry: CollectorRegistry, *, is_written: bool = True
 ) -> Audit:
     """Return the audit of a service; if `is_written`, with a writer to `AUDIT_TOPIC` where that is set."""
+    strangers = settings.share_of(STRANGERS)
     if settings.audit_topic is None or not is_written:
-        return Audit(service, registry)
+        return Audit(service, registry, strangers=strangers)
     own, replication = (
         for_purpose(client_options(settings, service), "audit"),
         max(of.replication for of in settings.by_stream.values()),
@@ -245,7 +248,7 @@ def audit_of(
     topic = Topic(settings.audit_topic, 1, replication, permission="write", kind="audit topic")
     cluster = kafka.cluster(own, [topic])
     writer = TopicWriter(own, topic.name, cluster, kafka.producer, prepare=cluster.ensure_topics)
-    return Audit(service, registry, writer, cluster)
+    return Audit(service, registry, writer, cluster, strangers)
 
 
 def _outcome_of(status: int) -> Literal["done", "refused", "failed", "unknown"]:

@@ -29,6 +29,7 @@ MEANINGS = {
     "host": "address to listen on; 0.0.0.0 for all",
     "producer_port": "port of the producer",
     "consumer_port": "port of the consumer",
+    "producer_workers": "processes of the producer, which share its port and limits",
     "liveness_port": "port that answers liveness probes even while the event loop is blocked; 0 for none",
     "window_size": "consumed records kept in memory for reading",
     "slow_batch_seconds": "seconds that a batch may be in flight before health says 503",

@@ -9,8 +9,7 @@ import socket
 import threading
 from contextlib import closing, suppress
 from http import HTTPStatus
-
-from apps.chassis.loop_watch import LoopWatch
+from typing import Protocol
 
 DEAD_AFTER_S = 30.0
 """Seconds without a turn of the event loop after which the process counts as dead."""
@@ -21,13 +20,21 @@ MAX_CALLERS = 100
 MAX_HEAD_BYTES = 8 * 1024
 
 
+class Watch(Protocol):
+    """Knows how long an event loop has not turned."""
+
+    @property
+    def without_turn_s(self) -> float:
+        """The seconds for which the loop has not answered; 0 when it has."""
+
+
 class LivenessServer:
     """Answers 200 if the event loop turned within the last 30 s, else 503. It has an event loop of its own."""
 
     def __init__(
         self,
         listening: socket.socket,
-        watch: LoopWatch,
+        watch: Watch,
         dead_after_s: float = DEAD_AFTER_S,
         *,
         caller_s: float = CALLER_S,

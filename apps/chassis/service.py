@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 from types import FrameType
 from typing import Any
@@ -21,7 +22,7 @@ import uvicorn
 from litestar import Litestar
 from litestar.types import ASGIApp
 
-from apps.chassis.http.connection_limits import LimitedProtocol
+from apps.chassis.http.connection_limits import MAX_WITHOUT_REQUEST, ConnectionLimits, LimitedProtocol
 from apps.chassis.http.health import VERSION
 from apps.chassis.http.tls import server_tls
 from apps.chassis.internals.canary import UnexpectedLibrary
@@ -31,6 +32,8 @@ from apps.chassis.loop_watch import LOOP_WATCH
 from apps.chassis.observability.logs import set_up_logging
 from apps.chassis.setting_types import WrongSetting
 from apps.chassis.settings import Settings, is_address, read_settings
+from apps.chassis.workers.supervisor import Supervisor
+from apps.chassis.workers.worker import this_worker
 from contracts import STREAMS
 from contracts.stream import BadStream, Stream
 
@@ -74,11 +77,15 @@ def serve(create_app: CreateApp, service: str, streams: Sequence[Stream[Any]] = 
     The settings of `streams` are read from the environment. For a wrong setting, or a port that cannot be used, the
     process ends at once with status 1 and one line that names the variable.
     """
-    ending = asyncio.Event()
+    ending, worker = asyncio.Event(), this_worker(os.environ)
     try:
         settings = read_settings(os.environ, streams)
-        listening = listen(settings.host, getattr(settings, f"{service}_port"), f"{service.upper()}_PORT")
-        liveness = listen(settings.host, settings.liveness_port, "LIVENESS_PORT") if settings.liveness_port else None
+        if service != "producer":
+            settings = alone(settings)
+        port = getattr(settings, f"{service}_port")
+        listening = worker.listening if worker else listen(settings.host, port, f"{service.upper()}_PORT")
+        has_liveness = settings.liveness_port and not worker
+        liveness = listen(settings.host, settings.liveness_port, "LIVENESS_PORT") if has_liveness else None
         set_up_logging(settings)
         address = str(listening.getsockname()[0])
         settings = msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
@@ -86,10 +93,15 @@ def serve(create_app: CreateApp, service: str, streams: Sequence[Stream[Any]] = 
         app, tls = build(create_app, settings, ending)
     except WRONG_START as error:
         sys.exit(str(error))
-    topics = ", ".join(settings.of(stream).topic for stream in settings.served(streams))
-    url = f"{'https' if tls else 'http'}://{_shown(address)}:{listening.getsockname()[1]}"
-    servers = settings.kafka_bootstrap_servers
-    log.info("%s %s listens on %s, for Kafka at %s, topics: %s", service, VERSION, url, servers, topics)
+    if worker:
+        worker.join(app)
+    else:
+        topics = ", ".join(settings.of(stream).topic for stream in settings.served(streams))
+        url = f"{'https' if tls else 'http'}://{_shown(address)}:{listening.getsockname()[1]}"
+        servers = settings.kafka_bootstrap_servers
+        log.info("%s %s listens on %s, for Kafka at %s, topics: %s", service, VERSION, url, servers, topics)
+        if settings.producer_workers > 1:
+            sys.exit(supervise(settings.producer_workers, listening, liveness))
     if liveness:
         LivenessServer(liveness, app.state[LOOP_WATCH]).start()
     _collect_garbage_less_often()
@@ -97,6 +109,18 @@ def serve(create_app: CreateApp, service: str, streams: Sequence[Stream[Any]] = 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _ignore)  # uvicorn raises the signal again after its shutdown
     Server(server_config(app, settings, tls), ending).run(sockets=[listening])
+
+
+def supervise(workers: int, listening: socket.socket, liveness: socket.socket | None) -> int:
+    """Run workers that serve on a socket until SIGTERM, SIGINT or SIGHUP; return the exit status."""
+
+    async def run() -> int:
+        supervisor = Supervisor(workers, listening)
+        if liveness:
+            LivenessServer(liveness, supervisor).start()
+        return await supervisor.run()
+
+    return asyncio.run(run())
 
 
 def build(
@@ -113,18 +137,23 @@ def settings_from_environment() -> Settings:
     For a wrong setting the process ends with one line that names the variable. A warning says what that server lacks.
     """
     try:
-        settings = read_settings(os.environ)
+        settings = alone(read_settings(os.environ))
         protect()
     except WRONG_START as error:
         sys.exit(str(error))
     set_up_logging(settings)
     log.warning(
         "this server does not limit slow, idle and unread connections, loses a body after an offered upgrade, does not "
-        "serve LIVENESS_PORT, and stops without time for the last answers: run `python -m apps.producer` or "
-        "`apps.consumer` in production"
+        "serve LIVENESS_PORT, starts no PRODUCER_WORKERS, and stops without time for the last answers: "
+        "run `python -m apps.producer` or `apps.consumer` in production"
     )
     address = settings.host if is_address(settings.host) else "127.0.0.1"
     return msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
+
+
+def alone(settings: Settings) -> Settings:
+    """Return the settings of a service that is one process, whose limits are not shared."""
+    return msgspec.structs.replace(settings, producer_workers=1)
 
 
 def check_anonymous(settings: Settings, address: str) -> None:
@@ -139,10 +168,11 @@ def check_anonymous(settings: Settings, address: str) -> None:
 
 def server_config(app: ASGIApp, settings: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """Return the uvicorn configuration of an application."""
+    limits = ConnectionLimits(max_without_request=settings.share_of(MAX_WITHOUT_REQUEST))
     return uvicorn.Config(
         app,
         ssl_context_factory=(lambda *_: tls) if tls else None,
-        http=LimitedProtocol,
+        http=LimitedProtocol if settings.producer_workers == 1 else partial(LimitedProtocol, limits=limits),  # type: ignore[arg-type]  # it is only called
         ws="none",  # an offered WebSocket is ignored, like any other upgrade
         log_config=None,
         access_log=False,

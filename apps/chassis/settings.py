@@ -94,6 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     producer_port: Port = 8000
     consumer_port: Port = 8001
+    producer_workers: Annotated[int, Meta(ge=1, le=64)] = 1
     liveness_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     slow_batch_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 300
@@ -183,6 +184,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         """The roles that a value of the claim of roles gives; by default each role's own name."""
         pairs = [pair.split("=") for pair in listed(self.jwt_roles)] or [[role, role] for role in Role]
         return {value: frozenset(Role(role) for other, role in pairs if other == value) for value, _ in pairs}
+
+    def share_of(self, limit: int) -> int:
+        """Return the part of a limit of the producer that each of its workers has, at least 1."""
+        return max(limit // self.producer_workers, 1)
 
     @property
     def uses_sasl(self) -> bool:

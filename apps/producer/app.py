@@ -22,7 +22,7 @@ from apps.chassis.service import settings_from_environment
 from apps.chassis.settings import Settings
 from apps.producer.home.routes import home_routes
 from apps.producer.metrics import acknowledgement_seconds
-from apps.producer.publishing.lanes import Limits, Route
+from apps.producer.publishing.lanes import IN_FLIGHT_BYTES, Limits, Route
 from apps.producer.publishing.transport import choose_transport
 from apps.producer.routes import seed_route, stream_router
 from apps.producer.stream_producer import StreamProducer
@@ -51,7 +51,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
     traces, registry = traces or traces_of(settings, SERVICE), new_registry(SERVICE)
     protect()
     seconds, send = acknowledgement_seconds(registry), choose_transport(settings.accelerators, registry)
-    new_route = partial(Route, send=send, limits=limits or Limits())
+    new_route = partial(Route, send=send, limits=limits or Limits(in_flight_bytes=settings.share_of(IN_FLIGHT_BYTES)))
     producers = {
         stream.name: StreamProducer(
             stream, settings, client_options(settings, SERVICE), traces, kafka, seconds.labels(stream.name), new_route

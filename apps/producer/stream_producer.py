@@ -11,7 +11,7 @@ from prometheus_client import Histogram, Metric
 
 from apps.chassis.background import Background
 from apps.chassis.http.health import Fitness
-from apps.chassis.http.spool import Spools
+from apps.chassis.http.spool import MAX_SPOOL_BYTES, MAX_SPOOLS_BYTES, Spools
 from apps.chassis.kafka.clients import ClientOptions, for_purpose, new_broker
 from apps.chassis.kafka.kafka import Kafka
 from apps.chassis.kafka.topics import record_topic
@@ -44,8 +44,8 @@ class StreamProducer:
         new_route: Callable[..., Route],
     ) -> None:
         self.stream = stream
-        self.spools = Spools()
-        self.turns = asyncio.Semaphore(GENERATING_CALLS)
+        self.spools = Spools(settings.share_of(MAX_SPOOLS_BYTES), settings.share_of(MAX_SPOOL_BYTES))
+        self.turns = asyncio.Semaphore(settings.share_of(GENERATING_CALLS))
         self.reading = asyncio.Semaphore()
         topic = settings.of(stream).topic
         self._background = Background()

@@ -129,6 +129,7 @@ if __name__ == "__main__":
     _import_libraries()
     (first, *arguments), root = _serve(socket.socket(fileno=int(sys.argv[1])))
     sys.path[0] = root
+    sys.orig_argv = [sys.executable, first, *arguments]  # a supervisor starts its workers by the command of its own
     if first == "-m":
         sys.argv = arguments
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

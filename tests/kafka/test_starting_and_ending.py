@@ -115,6 +115,7 @@ def test_a_taken_port_or_a_missing_file_ends_the_start_with_one_line_that_names_
         port = str(taken.getsockname()[1])
         for service, line in (
             (nowhere.producer(PRODUCER_PORT=port), "PRODUCER_PORT: "),
+            (nowhere.producer(PRODUCER_PORT=port, PRODUCER_WORKERS="2"), "PRODUCER_PORT: "),
             (nowhere.consumer(CONSUMER_PORT=port), "CONSUMER_PORT: "),
             (nowhere.consumer(LIVENESS_PORT=port), f"LIVENESS_PORT: cannot listen on 127.0.0.1:{port}: "),
             (

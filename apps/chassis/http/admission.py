@@ -213,9 +213,9 @@ class Share:
         return problem(BUSY, self._limit.described(self._unsent), headers={"Retry-After": RETRY_AFTER})
 
 
-def for_strangers() -> Limit:
-    """Return the limit of calls that need no key."""
-    return Limit(STRANGERS_BYTES, STRANGERS_CALLS, slow_body_s=STRANGERS_BODY_S)
+def for_strangers(workers: int = 1) -> Limit:
+    """Return the limit of calls that need no key, of one of the workers that share it."""
+    return Limit(STRANGERS_BYTES // workers, max(STRANGERS_CALLS // workers, 1), slow_body_s=STRANGERS_BODY_S)
 
 
 def share_of(scope: Scope) -> Share:

@@ -85,7 +85,7 @@ class Authenticator:
         self.cookie_name = f"{service}_session"
         self._path = settings.root_path or "/"
         self.refused = RefusedKeys(registry)
-        self._guesses = GuessLimit()
+        self._guesses = GuessLimit(workers=settings.producer_workers)
         self.tokens = _tokens_of(settings) if settings.jwt_issuer else None
         if self.keys.needed:
             _ = self.keys.current  # reads the file, which may be half written at the first call

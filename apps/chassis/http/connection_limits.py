@@ -16,6 +16,8 @@ MAX_HEAD_BYTES = 64 * 1024
 """Largest head of a request in bytes, and most bytes after its body or between two chunks of it."""
 MAX_URL_BYTES = 65_535
 """Longest path and query that the parser of httptools takes, in bytes."""
+MAX_WITHOUT_REQUEST = 2_000
+"""Most connections without a request: a thousand callers may connect at once."""
 MAX_PIPELINED = 100
 """Most requests that a connection may send before the first is answered."""
 
@@ -51,8 +53,7 @@ class ConnectionLimits(NamedTuple):
 
     Between two requests a connection may be idle for uvicorn's `timeout_keep_alive`.
     """
-    max_without_request: int = 2_000
-    """Most connections without a request: a thousand callers may connect at once."""
+    max_without_request: int = MAX_WITHOUT_REQUEST
     read_check_s: float = 30.0
     min_read_bytes: int = 1024 * 1024
     """A caller with unread bytes that reads fewer than this between two checks is disconnected."""

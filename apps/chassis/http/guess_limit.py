@@ -16,9 +16,11 @@ class GuessLimit:
 
     One that has sent too many wrong keys may only use the keys that it has used before, until it has waited. So callers
     behind the same proxy as a guesser are still answered, and a right guess is not noticed.
+    Each of several `workers` takes its part of the guesses.
     """
 
-    def __init__(self, burst: int = BURST, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, burst: int = BURST, now: Callable[[], float] = time.monotonic, *, workers: int = 1) -> None:
+        self._guess_s = SECONDS_PER_GUESS * workers
         self._burst_s = burst * SECONDS_PER_GUESS
         self._now = now
         self._paid_off: dict[str, float] = {}
@@ -32,7 +34,7 @@ class GuessLimit:
     def note_wrong(self, address: str) -> None:
         """Count a wrong key of an address."""
         place = _place_of(address)
-        paid_off = max(self._paid_off.pop(place, 0.0), self._now()) + SECONDS_PER_GUESS
+        paid_off = max(self._paid_off.pop(place, 0.0), self._now()) + self._guess_s
         self._paid_off[place] = paid_off
         if len(self._paid_off) > REMEMBERED:
             del self._paid_off[next(iter(self._paid_off))]

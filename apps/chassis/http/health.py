@@ -1,7 +1,7 @@
 """Liveness and health over HTTP: `/livez` says that the process answers, `/health-check` that it can do its job."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, Protocol
@@ -9,21 +9,25 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 from litestar import Controller, get
 from litestar.connection import Request
+from litestar.datastructures import State
 from litestar.openapi import ResponseSpec
 from litestar.params import SkipValidation
 from litestar.response import Response
 
 from apps.chassis.audit import AUDIT
-from apps.chassis.http.authorization import access_of
+from apps.chassis.http.authorization import ACCESS, access_of
 from apps.chassis.http.problems import documented
 from apps.chassis.http.roles import ANYONE, ROLE
 from apps.chassis.loop_watch import LOOP_WATCH
+from apps.chassis.workers.link import ASK_ALL, Question
 from contracts import PROJECT
 
 VERSION = version(PROJECT)
 WITHOUT_DETAILS = "details need a key with the role read"
 SERVICE = "service"
 """The key of an application's state that holds the name of the service."""
+PARTS = "parts"
+"""The key of an application's state that holds the parts of the service by their streams' names."""
 
 
 class Health(msgspec.Struct):
@@ -67,6 +71,15 @@ def overall(by_stream: Mapping[str, Fitness]) -> Fitness:
     return Fitness(not unfit, kafka, "; ".join(details))
 
 
+async def fitness_of(state: State, streams: Iterable[str]) -> Fitness:
+    """Return the fitness of this process for streams, by name, with what else an operator should know of it."""
+    parts = {name: state[PARTS][name] for name in streams}
+    found = await asyncio.gather(*(one.health() for one in parts.values()))
+    fit, kafka, detail = overall(dict(zip(parts, found, strict=True)))
+    notes = [detail, state[LOOP_WATCH].recent_block(), state[ACCESS].authenticator.note, state[AUDIT].trouble]
+    return Fitness(fit, kafka, "; ".join(filter(None, notes)))
+
+
 class HealthController(Controller):
     """The two calls of probes; they are answered under any load."""
 
@@ -86,12 +99,14 @@ class HealthController(Controller):
         served_streams: SkipValidation[Mapping[str, Examined]],
     ) -> Response[Health]:
         """Return the health of the service, or of one stream."""
-        found = await asyncio.gather(*(one.health() for one in served_streams.values()))
-        fit, kafka, detail = overall(dict(zip(served_streams, found, strict=True)))
-        service, blocked = request.app.state[SERVICE], request.app.state[LOOP_WATCH].recent_block()
-        notes = [detail, blocked, access_of(request).authenticator.note, request.app.state[AUDIT].trouble]
-        detail = "; ".join(filter(None, notes)) if access_of(request).may_read(request) else WITHOUT_DETAILS
-        health = Health("ok" if fit else "unavailable", service, VERSION, kafka, detail)
+        state, ask_all = request.app.state, request.app.state.get(ASK_ALL)
+        if ask_all:
+            answer = await ask_all(Question.HEALTH, ",".join(served_streams))
+            fit, kafka, detail = msgspec.msgpack.decode(answer, type=Fitness)
+        else:
+            fit, kafka, detail = await fitness_of(state, served_streams)
+        detail = detail if access_of(request).may_read(request) else WITHOUT_DETAILS
+        health = Health("ok" if fit else "unavailable", state[SERVICE], VERSION, kafka, detail)
         return Response(health, status_code=HTTPStatus.OK if fit else HTTPStatus.SERVICE_UNAVAILABLE)
 
     @get("/livez", summary="Does the process answer?", responses=documented(), sync_to_thread=False)

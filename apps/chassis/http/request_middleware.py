@@ -145,9 +145,9 @@ class RequestMiddleware:
         return start, {"type": "http.response.body", "body": body, "more_body": False}
 
 
-def admit(limit: Limit) -> Any:  # noqa: ANN401 - a hook of Litestar's
+def admit(limit: Limit, strangers: Limit | None = None) -> Any:  # noqa: ANN401 - a hook of Litestar's
     """Return a `before_request` hook that checks the query of a call, and that there is room for the call."""
-    strangers = for_strangers()
+    strangers = strangers or for_strangers()
 
     async def check(request: Request[Any, Any, Any]) -> Any:  # noqa: ANN401 - an answer, None to call the route
         check_query(request)

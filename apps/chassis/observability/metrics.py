@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any, Protocol
 
+import msgspec
 from litestar import Controller, get
 from litestar.connection import Request
+from litestar.datastructures import State
 from litestar.openapi import ResponseSpec
-from litestar.params import SkipValidation
 from litestar.response import Response
 from litestar.types import Scope
 from prometheus_client import (
@@ -28,10 +29,12 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from apps.chassis.http.health import VERSION
+from apps.chassis.http.health import PARTS, VERSION
 from apps.chassis.http.problems import documented
 from apps.chassis.http.roles import METRICS
 from apps.chassis.kafka.connection import Connection
+from apps.chassis.observability.metric_sums import Families, Sums
+from apps.chassis.workers.link import ASK_ALL, Question
 
 REGISTRY = "registry"
 """The key of an application's state that holds its registry."""
@@ -122,13 +125,19 @@ class MetricsController(Controller):
             200: ResponseSpec(str, generate_examples=False, description="Metrics", media_type="text/plain"),
         },
     )
-    async def metrics(
-        self, request: Request[Any, Any, Any], served: SkipValidation[Mapping[str, Measured]]
-    ) -> Response[Any]:
+    async def metrics(self, request: Request[Any, Any, Any]) -> Response[Any]:
         """Return all metrics of the service."""
-        of_streams = await asyncio.gather(*(one.metrics() for one in served.values()))
-        text = generate_latest(_AllMetrics(request.app.state[REGISTRY], merged(chain.from_iterable(of_streams))))
-        return Response(text, media_type=TEXT)
+        if ask_all := request.app.state.get(ASK_ALL):
+            metrics: Collector = Sums(msgspec.msgpack.decode(await ask_all(Question.METRICS), type=Families))
+        else:
+            metrics = await metrics_of(request.app.state)
+        return Response(generate_latest(metrics), media_type=TEXT)
+
+
+async def metrics_of(state: State) -> Collector:
+    """Return all metrics of this process."""
+    of_streams = await asyncio.gather(*(one.metrics() for one in state[PARTS].values()))
+    return _AllMetrics(state[REGISTRY], merged(chain.from_iterable(of_streams)))
 
 
 Values = float | Mapping[Any, float]

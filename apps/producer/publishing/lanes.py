@@ -31,6 +31,9 @@ RECORD_OVERHEAD_BYTES = 32
 HEADER_OVERHEAD_BYTES = 10
 """Most bytes that the format adds to name and value of a header (two varints)."""
 
+IN_FLIGHT_BYTES = 32 * 1024 * 1024
+"""Most bytes of keys and values of a stream that wait for their acknowledgement."""
+
 OUT_OF_REACH = "Kafka is out of reach"
 ENDING = "the service is shutting down"
 
@@ -54,7 +57,7 @@ class Limits(msgspec.Struct, kw_only=True):
     connect_s: float = 1.5
     throttling_s: float = 2.0
     last_chance_s: float = 1.0
-    in_flight_bytes: int = 32 * 1024 * 1024
+    in_flight_bytes: int = IN_FLIGHT_BYTES
     small_bytes: int = 8 * 1024
 
 

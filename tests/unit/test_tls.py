@@ -1,11 +1,16 @@
 import asyncio
+import socket
 import ssl
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
+from samples import LONG, until
 from serving import ON_UVLOOP, closed, hello, serving
 
+from apps.chassis.http.connection_limits import BREAK_OFF
 from apps.chassis.http.tls import ServerTls
 from apps.chassis.kafka.security import TlsContext
 from apps.chassis.service import check_anonymous
@@ -105,3 +110,71 @@ async def test_what_is_no_http_is_refused_over_tls_too_and_the_connection_is_clo
         writer.write(b"no HTTP\r\n\r\n")
         assert (await closed(reader)).startswith(b"HTTP/1.1 400 ")
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def broken_off(scope: Any, _: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+    """Answer a part."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"one of two\n", "more_body": True})
+    scope[BREAK_OFF]()
+
+
+def answer_to(connect: Any, trusted: ssl.SSLContext | None) -> bytes:  # noqa: ANN401 - a partial
+    """Return a whole answer; raise `OSError` where its end cannot be told from a broken connection."""
+    with socket.create_connection(connect.args, timeout=LONG) as connection:
+        asking: Any = connection
+        if trusted is not None:
+            asking = trusted.wrap_socket(connection, server_hostname="localhost", suppress_ragged_eofs=False)
+        asking.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        return b"".join(iter(partial(asking.recv, 65_536), b""))
+
+
+@pytest.mark.anyio
+@ON_UVLOOP
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_an_answer_without_a_length_that_breaks_off_never_ends_like_a_whole_one(
+    tmp_path: Path, *, encrypted: bool
+) -> None:
+    context = ServerTls(*map(str, issue(tmp_path, "first.example"))) if encrypted else None
+    trusted = ssl.create_default_context() if encrypted else None
+    if trusted is not None:
+        AUTHORITY.configure_trust(trusted)
+    async with serving(broken_off, tls=context) as connect:
+        with pytest.raises(OSError, match=r"(?i)reset|EOF"):
+            await asyncio.to_thread(answer_to, connect, trusted)
+
+
+def silent_caller(connect: Any, trusted: ssl.SSLContext) -> ssl.SSLSocket:  # noqa: ANN401 - as above
+    """Return a connection after a whole answer; it does not notice when the service closes it."""
+    connection = socket.create_connection(connect.args, timeout=LONG)
+    asking = trusted.wrap_socket(connection, server_hostname="localhost")
+    asking.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    while not asking.recv(65_536).endswith(b"hello"):
+        pass
+    return asking
+
+
+@pytest.mark.anyio
+@ON_UVLOOP
+async def test_a_service_that_stops_waits_for_no_good_bye_of_idle_callers_over_tls(tmp_path: Path) -> None:
+    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.create_default_context()
+    AUTHORITY.configure_trust(trusted)
+    connections: set[Any] = set()
+    async with serving(hello, connections, tls=context) as connect:
+        idle = await asyncio.to_thread(silent_caller, connect, trusted)
+        for one in list(connections):
+            one.shutdown()
+        await until(lambda: not connections)
+        idle.close()
+
+
+@pytest.mark.anyio
+@ON_UVLOOP
+async def test_a_quarter_of_the_connections_may_wait_when_they_have_tls(tmp_path: Path) -> None:
+    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.create_default_context()
+    AUTHORITY.configure_trust(trusted)
+    async with serving(hello, tls=context, max_without_request=12) as connect:
+        idle = [await connect(ssl=trusted, server_hostname="localhost") for _ in range(4)]
+        assert await closed(idle[0][0]) == b""
+        idle[1][1].write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await idle[1][0].readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")

@@ -3,11 +3,13 @@
 import asyncio
 import gc
 import socket
+import ssl
 from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
+import trustme
 from litestar import get, post
 from litestar.connection import Request
 from litestar.response import Response
@@ -21,6 +23,8 @@ from apps.chassis.http.connection_limits import LimitedProtocol
 from apps.chassis.settings import Settings
 
 pytestmark = [pytest.mark.anyio, ON_UVLOOP]
+
+AUTHORITY = trustme.CA()
 
 LARGE = 8 * 1024 * 1024
 """Bytes of a large answer: far more than the system holds of it for a caller that does not read."""
@@ -51,6 +55,16 @@ def application(small_bytes: int = 0) -> ASGIApp:
     return limited([large, done, always, small], Limit(ROOM), Settings(root_path="/kafka"))
 
 
+@pytest.fixture(params=["plain", "tls"])
+def tls(request: pytest.FixtureRequest) -> ssl.SSLContext | None:
+    """The TLS of the service, or None."""
+    if request.param == "plain":
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert("localhost").configure_cert(context)
+    return context
+
+
 class Caller:
     """Sends requests, and reads of the answers only what it is asked for."""
 
@@ -65,7 +79,7 @@ class Caller:
         return int(status.split()[1]), dict(line.split(": ", 1) for line in lines if line)
 
 
-async def caller(connect: Connect) -> Caller:
+async def caller(connect: Connect, tls: ssl.SSLContext | None = None) -> Caller:
     """Connect with a small buffer, so that nearly all of an answer stays with the service."""
     _, writer = await connect()
     address = writer.get_extra_info("peername")
@@ -74,17 +88,24 @@ async def caller(connect: Connect) -> Caller:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     connection.setblocking(False)  # noqa: FBT003 - positional alone
     await asyncio.get_running_loop().sock_connect(connection, address)
-    return Caller(*await asyncio.open_connection(sock=connection, limit=1_024))
+    if tls is None:
+        return Caller(*await asyncio.open_connection(sock=connection, limit=1_024))
+    trusting = ssl.create_default_context()
+    AUTHORITY.configure_trust(trusting)
+    encrypted = await asyncio.open_connection(sock=connection, limit=1_024, ssl=trusting, server_hostname="localhost")
+    return Caller(*encrypted)
 
 
-async def test_answers_that_are_not_read_count_until_they_are_and_leave_room_for_what_must_always_be_answered() -> None:
+async def test_answers_that_are_not_read_count_until_they_are_and_leave_room_for_what_must_always_be_answered(
+    tls: ssl.SSLContext | None,
+) -> None:
     connections: set[Any] = set()
-    async with serving(application(), connections) as connect:
-        unread = [await caller(connect) for _ in range(12)]
+    async with serving(application(), connections, tls=tls) as connect:
+        unread = [await caller(connect, tls) for _ in range(12)]
         statuses = [(await one.ask("/large"))[0] for one in unread]
         assert set(statuses) == {200, 503}
         assert sum(LARGE for status in statuses if status == 200) <= ROOM + 2 * LARGE  # of which the system holds some
-        refused = await caller(connect)
+        refused = await caller(connect, tls)
         status, headers = await refused.ask("/large")
         assert (status, headers["content-type"]) == (503, "application/problem+json")
         assert int(headers["retry-after"]) > 0
@@ -92,21 +113,23 @@ async def test_answers_that_are_not_read_count_until_they_are_and_leave_room_for
         assert problem["type"] == "/kafka/problems/busy"
         assert (await refused.ask("/small"))[0] == 200
         for path in ("/livez", "/health-check", "/metrics"):
-            assert (await (await caller(connect)).ask(path))[0] == 200
-        assert (await (await caller(connect)).ask("/large", "POST"))[0] == 201
+            assert (await (await caller(connect, tls)).ask(path))[0] == 200
+        assert (await (await caller(connect, tls)).ask("/large", "POST"))[0] == 201
         for connection in list(connections):
             connection.transport.abort()
-        again = await caller(connect)
+        again = await caller(connect, tls)
         assert (await again.ask("/large"))[0] == 200
         assert len(await again.reader.readexactly(LARGE)) == LARGE
 
 
-async def test_a_call_that_weighs_something_is_refused_while_answers_of_others_are_unread() -> None:
-    async with serving(application(2 * LARGE)) as connect:
-        asking = await caller(connect)
+async def test_a_call_that_weighs_something_is_refused_while_answers_of_others_are_unread(
+    tls: ssl.SSLContext | None,
+) -> None:
+    async with serving(application(2 * LARGE), tls=tls) as connect:
+        asking = await caller(connect, tls)
         assert (await asking.ask("/small"))[0] == 200
         await asking.reader.readexactly(1)
-        unread = [await caller(connect) for _ in range(3)]
+        unread = [await caller(connect, tls) for _ in range(3)]
         statuses = [(await one.ask("/large"))[0] for one in unread]
         assert statuses[0] == 200
         assert (await asking.ask("/small"))[0] == 503
@@ -116,7 +139,9 @@ async def test_a_call_that_weighs_something_is_refused_while_answers_of_others_a
     ("path", "more"),
     [("/large", ""), ("/large", "Connection: close\r\n"), ("/metrics", ""), ("/large", "Connection: keep-alive\r\n")],
 )
-async def test_a_caller_that_does_not_read_is_cut_off_and_its_memory_returned(path: str, more: str) -> None:
+async def test_a_caller_that_does_not_read_is_cut_off_and_its_memory_returned(
+    path: str, more: str, tls: ssl.SSLContext | None
+) -> None:
     connections: set[Any] = set()
     state: dict[str, Any] = {}
     app = application()
@@ -125,8 +150,8 @@ async def test_a_caller_that_does_not_read_is_cut_off_and_its_memory_returned(pa
         state.update(scope["state"])
         await app(scope, receive, send)
 
-    async with serving(seen, connections, read_check_s=0.05) as connect:
-        unread = await caller(connect)
+    async with serving(seen, connections, tls=tls, read_check_s=0.05) as connect:
+        unread = await caller(connect, tls)
         unread.writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode() * 5)
         await until(lambda: UNSENT in state and state[UNSENT].bytes > LARGE // 2)
         await until(lambda: not connections)
@@ -139,10 +164,10 @@ def went_on(connection: LimitedProtocol, held: int) -> bool:
     return connection.transport.get_write_buffer_size() < held or not held
 
 
-async def test_a_caller_that_reads_slowly_gets_all_of_its_answer() -> None:
+async def test_a_caller_that_reads_slowly_gets_all_of_its_answer(tls: ssl.SSLContext | None) -> None:
     connections: set[Any] = set()
-    async with serving(application(), connections, min_read_bytes=1) as connect:
-        slow = await caller(connect)
+    async with serving(application(), connections, tls=tls, min_read_bytes=1) as connect:
+        slow = await caller(connect, tls)
         await slow.ask("/large")
         (connection,) = connections
         for _ in range(8):
@@ -152,6 +177,27 @@ async def test_a_caller_that_reads_slowly_gets_all_of_its_answer() -> None:
             if connection._unsent:
                 connection._check_reading()
         assert (await slow.ask("/small"))[0] == 200
+
+
+async def test_what_a_caller_has_not_read_still_counts_after_it_has_read_a_little(tls: ssl.SSLContext | None) -> None:
+    connections: set[Any] = set()
+    async with serving(application(), connections, tls=tls) as connect:
+        slow = await caller(connect, tls)
+        await slow.ask("/large")
+        (connection,) = connections
+        held = connection.transport.get_write_buffer_size()
+        await slow.reader.readexactly(LARGE // 4)
+        await until(lambda: connection.transport.get_write_buffer_size() < held)
+        await slow.reader.readexactly(LARGE // 4)
+        assert connection._answers.bytes > LARGE // 4
+        assert connection.flow.write_paused
+
+
+async def test_an_answer_is_whole_though_its_connection_closes_behind_it(tls: ssl.SSLContext | None) -> None:
+    async with serving(application(), tls=tls) as connect:
+        asking = await caller(connect, tls)
+        await asking.ask("/large", more="Connection: close\r\n")
+        assert len(await asking.reader.read()) == LARGE
 
 
 async def test_a_call_is_freed_as_soon_as_it_is_answered() -> None:

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from apps.chassis.http.admission import UNSENT, UnsentAnswers
+from apps.chassis.http.paced_transport import PacedTransport
 from apps.chassis.internals.http_framing import Cycle, FramedProtocol, Refused
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -17,7 +18,7 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_URL_BYTES = 65_535
 """Longest path and query that the parser of httptools takes, in bytes."""
 MAX_WITHOUT_REQUEST = 2_000
-"""Most connections without a request: a thousand callers may connect at once."""
+"""Most connections without a request: a thousand callers may connect at once. Of those with TLS a quarter may wait."""
 MAX_PIPELINED = 100
 """Most requests that a connection may send before the first is answered."""
 
@@ -59,6 +60,8 @@ class ConnectionLimits(NamedTuple):
     """A caller with unread bytes that reads fewer than this between two checks is disconnected."""
 
 
+COST_OF_TLS = 4
+"""How many times as much memory a waiting connection with TLS may take, in whole numbers: its buffers stay."""
 DEFAULT_LIMITS = ConnectionLimits()
 
 
@@ -113,6 +116,7 @@ class LimitedProtocol(FramedProtocol):
     def __init__(self, *args: Any, limits: ConnectionLimits = DEFAULT_LIMITS, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
         super().__init__(*args, **options)
         self._limits = limits
+        self._max_waiting = limits.max_without_request
         self.waiting_since = 0.0
         self._begun = 0.0
         self._idle = False
@@ -121,6 +125,7 @@ class LimitedProtocol(FramedProtocol):
         self._answers: UnsentAnswers = self.app_state.setdefault(UNSENT, UnsentAnswers())
         self._unsent = 0
         self._read_check: asyncio.TimerHandle | None = None
+        self._paced: PacedTransport | None = None
         self._unused = 0
         self._asked: list[Cycle] = []
         self._refused: Refused | None = None
@@ -132,12 +137,15 @@ class LimitedProtocol(FramedProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin to wait for a request."""
+        if transport.get_extra_info("ssl_object") is not None:
+            transport = self._paced = PacedTransport(transport)  # type: ignore[assignment]  # a transport all the same
+            self._max_waiting = max(1, self._max_waiting // COST_OF_TLS)
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=UNCOUNTED_BYTES)
         self._joined: Any = Joined(transport, self.loop)
         self.waiting_since = time.monotonic()  # uvloop's own clock stands still for milliseconds
         self._expect_request()
-        if len(self.connections) > self._limits.max_without_request:
+        if len(self.connections) > self._max_waiting:
             self._close_longest_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -164,7 +172,7 @@ class LimitedProtocol(FramedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes; refuse too many that belong to no body."""
-        if self._refused is not None:
+        if self._refused is not None or (self._paced is not None and self._paced.is_closing()):
             return
         self._unused += len(data)
         if self._idle:
@@ -220,13 +228,24 @@ class LimitedProtocol(FramedProtocol):
         if not self._idle:
             self._expect_request()
 
+    def shutdown(self) -> None:
+        """Close when the answers under way are done: with TLS asyncio would wait for a caller's good-bye."""
+        super().shutdown()
+        if self._paced is not None and self.waits:
+            self._reset_later()
+
     def pause_writing(self) -> None:
         """Count the bytes that the caller has not read yet, until it reads them."""
+        if self._paced is not None:
+            self._paced.pause()
         super().pause_writing()
-        self._count_unsent()
+        if self._read_check is None:
+            self._count_unsent()
 
     def resume_writing(self) -> None:
-        """Stop counting the unread bytes."""
+        """Stop counting the unread bytes, once there are few."""
+        if self._paced is not None and not self._paced.resume():
+            return
         self._forget_unsent()
         super().resume_writing()
 
@@ -260,9 +279,12 @@ class LimitedProtocol(FramedProtocol):
         if http_version == "1.0":
             connected = self.transport.get_extra_info("socket")
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
-            self._joined.end = self.transport.close
+            self._joined.end = self.transport.close if self._paced is None else self._reset_later  # TLS says good-bye
         self._disconnect_calls()
         self._joined.close()
+
+    def _reset_later(self) -> None:
+        self.loop.call_later(self._close_after_s, self.transport.abort)
 
     def _disconnect_calls(self) -> None:
         """Mark all calls under way as disconnected; uvicorn marks only the last, and later.
@@ -278,7 +300,7 @@ class LimitedProtocol(FramedProtocol):
 
     def _close_longest_waiting(self) -> None:
         """Close waiting connections beyond the limit, and a twentieth more: finding them takes milliseconds."""
-        maximum = self._limits.max_without_request
+        maximum = self._max_waiting
         waiting = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.waits]
         if (excess := len(waiting) - maximum) > 0:
             for one in sorted(waiting, key=lambda one: one.waiting_since)[: excess + maximum // 20]:

@@ -273,7 +273,8 @@ def test_the_record_that_fails_alone_is_one_click_away(page: Page, site: Site) -
     page.get_by_role("link", name=f"Show the record: {place}").click()
     expect(page.locator("#record h3")).to_have_text(place.capitalize())
     expect(page.locator("#record pre")).to_be_visible()
-    expect(page.locator("#record .trouble")).to_contain_text("the database is down")
+    expect(page.locator("#record .trouble")).to_contain_text("RuntimeError: the database is down")
+    expect(page.get_by_role("link", name="Dead letters like it (0)")).to_be_visible()
     page.get_by_role("link", name="Overview").click()
     expect(page.locator("#control")).to_be_visible()
 

@@ -1,6 +1,6 @@
 /** What the page shows, as its address names it: stream, tab, filters and open record. A link can be sent, and Back works. */
 
-import { localTime, onSubmit, rfc3339, say } from "./dom.js";
+import { localTime, onSubmit, rfc3339, say, time } from "./dom.js";
 
 const listeners = [];
 
@@ -48,7 +48,6 @@ const isBox = ({ type }) => type === "checkbox";
 /** The filters of a list: the form that sets them, and the address that names them. */
 export class Filters {
   #fields;
-  #shown;
 
   /** Let a form go to the address with its filters, and the button `none` to the one without. */
   constructor(form, tab, none) {
@@ -57,7 +56,7 @@ export class Filters {
     onSubmit(form, () => go(addressOf(tab, Object.fromEntries(this.#fields.map((field) => [field.name, asked(field)])))));
     form.addEventListener("change", ({ target }) => isBox(target) && form.requestSubmit());
     none.addEventListener("click", () => go(addressOf(tab)));
-    this.#shown = form.closest(".fold").querySelector("summary span");
+    this.summary = form.closest(".fold").querySelector("summary span");
     this.none = none;
   }
 
@@ -70,7 +69,9 @@ export class Filters {
     }
     const given = this.#fields.filter(({ name }) => parameters[name]);
     this.none.hidden = given.length === 0;
-    say(this.#shown, given.map(({ name, labels: [label] }) => `${label.textContent.trim()}: ${parameters[name]}`).join(", "));
+    const worded = (field) => (isTime(field) ? time(Date.parse(parameters[field.name])) : parameters[field.name].replace(/:$/, ""));
+    this.words = given.map((field) => `${field.labels[0].textContent.trim()}: ${worded(field)}`).join(", ");
+    say(this.summary, this.words);
     return given.length === 0 ? null : Object.fromEntries(given.map(({ name }) => [name, parameters[name]]));
   }
 }

@@ -3,7 +3,7 @@
 import { addressOf } from "./address.js";
 import { get, parsed, post } from "./api.js";
 import { textOf } from "./content.js";
-import { byId, element, inside, onSubmit, plural, report, say } from "./dom.js";
+import { byId, confirmed, element, inside, onSubmit, plural, report, say } from "./dom.js";
 import { poll } from "./looks.js";
 import { placeOf } from "./record.js";
 import { stream } from "./streams.js";
@@ -19,26 +19,25 @@ const INPUTS = {
   number: ["input", { type: "number", step: "any" }],
   boolean: ["input", { type: "checkbox" }],
 };
-const JSON_INPUT = ["textarea", { rows: "3", spellcheck: "false" }];
 const LIMITS = { minimum: "min", maximum: "max", minLength: "minlength", maxLength: "maxlength", pattern: "pattern" };
 
 export class Produce {
-  #dialog = byId("produce");
   #form = byId("produce-form");
   #said = byId("produce-said");
   #raw = byId("produce-raw");
   #text = byId("produce-text");
   #properties = null; // of the schema; null when the stream has several types
   #required = [];
+  #sent = null; // the value that was sent last
 
   /** Wire the buttons, and check periodically whether the producer answers. */
   run() {
     if (producer === "") return;
     const create = byId("create");
-    const make = async (number) => created(await post(`${records}/generate?number=${number}`));
+    const make = (number) => post(`${records}/generate?number=${number}`).then(created);
     onSubmit(create, ({ number }) => report(create.querySelector("output"), "Creating …", () => make(number)));
     byId("new-record").addEventListener("click", () => this.open());
-    this.#said.addEventListener("click", ({ target }) => target.closest("a") && this.#dialog.close());
+    this.#said.addEventListener("click", ({ target }) => target.closest("a") && byId("produce").close());
     this.#form.addEventListener("input", ({ target }) => this.#check(target));
     this.#raw.addEventListener("change", ({ target }) => this.#switch(target.checked));
     onSubmit(this.#form, () => this.#send());
@@ -53,7 +52,9 @@ export class Produce {
   /** Open the form with the given value, or with one that the producer makes up. */
   async open(value) {
     say(byId("produce-title"), value ? "Send again" : "New record");
-    this.#dialog.showModal();
+    say(byId("send"), "Send");
+    this.#sent = null;
+    byId("produce").showModal();
     await report(this.#said, "One moment …", async () => {
       this.#take(await get("asyncapi.json", { stream: "" }));
       this.#raw.checked = this.#properties === null;
@@ -70,7 +71,6 @@ export class Produce {
     this.#raw.parentElement.hidden = this.#properties === null;
   }
 
-  /** Show a value in form fields, or as raw JSON. */
   #show(value) {
     const raw = this.#raw.checked;
     const field = ([name, schema]) => fieldOf(name, schema, value[name], this.#required.includes(name));
@@ -89,7 +89,6 @@ export class Produce {
     say(this.#said, fits ? "" : "The form has no fields for this.");
   }
 
-  /** Show what is wrong with a field while the user types. */
   #check(input) {
     if ("json" in input.dataset) input.setCustomValidity(input.value === "" ? "" : whyNotJson(input.value));
     const line = input.parentElement.querySelector(".wrong");
@@ -104,11 +103,14 @@ export class Produce {
     return Object.fromEntries(inputs.map((input) => [input.dataset.field, valueOf(input)]));
   }
 
-  #send() {
-    return report(this.#said, "Sending …", async () => {
-      const value = this.#raw.checked ? this.#text.value : this.#value();
+  async #send() {
+    const value = this.#raw.checked ? this.#text.value : JSON.stringify(this.#value());
+    if (value === this.#sent && !(await confirmed("This very record was just sent.", "Send it once more"))) return;
+    await report(this.#said, "Sending …", async () => {
       const { receipts: [receipt] } = await post(records, value);
       if (receipt.error) throw new Error(receipt.error);
+      this.#sent = value;
+      say(byId("send"), "Send another");
       const link = inside(addressOf("records", { open: placeOf(receipt) }), `partition ${receipt.partition}, offset ${receipt.offset}`);
       return element("span", {}, `${receipt.id} was written to `, link, ".");
     });
@@ -125,10 +127,9 @@ function whyNotJson(text) {
   }
 }
 
-/** Make a form field from its schema. */
 function fieldOf(name, schema, value, required) {
   const { type, enum: choices } = schema;
-  const [tag, attributes] = INPUTS[type] ?? JSON_INPUT;
+  const [tag, attributes] = INPUTS[type] ?? ["textarea", { rows: "3", spellcheck: "false" }];
   const limits = Object.entries(LIMITS).filter(([rule]) => rule in schema).map(([rule, limit]) => [limit, schema[rule]]);
   const options = choices?.map((one) => element("option", { value: JSON.stringify(one) }, textOf(one)));
   const input = options ? element("select", {}, ...options) : element(tag, { ...attributes, ...Object.fromEntries(limits) });

@@ -3,7 +3,7 @@
 import { addressOf, addressWith, go } from "./address.js";
 import { curlOf, get } from "./api.js";
 import { contentBlock, contentText, facts, MASK, maskedSign, valueText } from "./content.js";
-import { button, count, element, inside, plural, say, time, timeElement } from "./dom.js";
+import { button, count, element, inside, plural, say, timeElement } from "./dom.js";
 
 /** The place of a record or dead letter, as the address names it. */
 export const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
@@ -12,8 +12,7 @@ export const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
 export function fill(panel, heading, ...children) {
   const byKeyboard = document.activeElement.matches("a[data-open]:focus-visible") || panel.contains(document.activeElement);
   const closing = inside(addressWith({ open: "" }), "Close");
-  const head = element("div", { class: "bar" }, element("h3", {}, heading), closing);
-  panel.replaceChildren(element("div", {}, head, ...children));
+  panel.replaceChildren(element("div", {}, element("div", { class: "bar" }, element("h3", {}, heading), closing), ...children));
   panel.hidden = false;
   if (byKeyboard) closing.focus();
 }
@@ -34,18 +33,16 @@ export async function showRecord(panel, open, sendAgain) {
   show(element("p", { class: "muted" }, "Reading it from the topic …"));
   try {
     const [record, { failing_record: failing, failing_since: since, failures }] = await Promise.all([get(path), get("consumers/status").catch(() => ({}))]);
-    const tried = `Its batch failed ${plural(failures, "time", "times")}, since ${time(Date.parse(since))}. Error of the handler: `;
+    const isFailing = failing && placeOf(failing) === open;
+    const error = isFailing ? failing.error : record.error;
+    const tried = isFailing ? ["Its batch failed ", plural(failures, "time", "times"), ", since ", timeElement(Date.parse(since)), ". Error of the handler: "] : [];
     const text = valueText(record);
-    const key = record.key === null ? null : contentText(record.key);
     const size = `${count(new TextEncoder().encode(text).length)} bytes${record.value ? " as compact JSON" : ""}`;
     const again = record.value && !record.masked && button("Send again …", () => sendAgain(record.value), { "data-role": "send" });
-    const letters = key !== null && key !== MASK && inside(addressOf("dead", { key }), "Dead letters of this key");
-    const like = record.error && inside(addressOf("dead", { reason: /^[^:]*:?/.exec(record.error)[0] }), "Dead letters like it");
     show(
-      actions(text, key, curlOf(path), again, letters, like, maskedSign(record)),
-      facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", key ?? "null"], ["size", size]]),
-      failing && placeOf(failing) === open && element("p", { class: "trouble" }, tried, failing.error),
-      record.error && element("p", { class: "trouble" }, record.error),
+      error && element("p", { class: "trouble" }, ...tried, error),
+      actions(record, text, curlOf(path), again, error && linkToLike(error), sentBackSign(record)),
+      facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", contentText(record.key)], ["size", size]]),
       ...contents(record.value || record.deleted ? { text } : record.content, record.headers, record.error),
     );
   } catch (failure) {
@@ -55,11 +52,27 @@ export async function showRecord(panel, open, sendAgain) {
   }
 }
 
-/** The actions of a panel: copy buttons, and more. */
-export function actions(value, key, curl, ...more) {
-  const copies = [copyButton("Copy value", value), key !== null && key !== MASK && copyButton("Copy key", key), copyButton("Copy curl", curl)];
-  return element("div", { class: "row" }, ...copies, ...more);
+/** The key as text, as filters take it; undefined where there is none, or it is masked. */
+export const keyText = ({ key }) => (key?.text === MASK ? undefined : key?.text);
+
+/** The actions of a panel: its own, copy buttons, and links to what has the same key. */
+export function actions(one, value, curl, ...own) {
+  const key = keyText(one);
+  const ofKey = (tab, what) => key && inside(addressOf(tab, { key }), `${what} of this key`);
+  const copies = [copyButton("Copy value", value), key && copyButton("Copy key", key), copyButton("Copy curl", curl)];
+  return element("div", { class: "row" }, ...own, ...copies, ofKey("records", "Records"), ofKey("dead", "Dead letters"), maskedSign(one));
 }
+
+/** A link to the dead letters with the reason that an error begins with; their number follows once it is known. */
+export function linkToLike(error) {
+  const [reason] = /^[^:]*:?/.exec(error);
+  const link = inside(addressOf("dead", { reason }), "Dead letters like it");
+  get("consumers/dead-letters/reasons", { reason }).then(({ letters, more }) => link.append(` (${count(letters)}${more ? "+" : ""})`), () => {});
+  return link;
+}
+
+export const sentBackSign = ({ headers }) =>
+  headers.some(({ name }) => name === "dead-letter-rounds") && element("small", { class: "sign", title: "It comes from the dead letters." }, "sent back");
 
 /** Value and headers in full; the place that an error names is marked. */
 export const contents = (value, headers, error) => [

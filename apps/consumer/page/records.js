@@ -3,8 +3,8 @@
 import { address, addressWith, Filters, go } from "./address.js";
 import { get } from "./api.js";
 import { brief, contentText, maskedSign, textOf, valueText } from "./content.js";
-import { arrange, byId, count, element, inUse, onExport, onSubmit, plural, report, say, time } from "./dom.js";
-import { close, openingRow, placeOf, pointRows, showRecord } from "./record.js";
+import { arrange, byId, count, element, inUse, onExport, onSubmit, plural, report, say, timeElement } from "./dom.js";
+import { close, openingRow, placeOf, pointRows, sentBackSign, showRecord } from "./record.js";
 import { stream } from "./streams.js";
 
 const SHOWN = 30; // newest records
@@ -84,9 +84,11 @@ export class Records {
         found.scanned += answer.scanned;
         found.next = answer.next;
         this.#arrange(found.records);
-        const far = `${count(found.records.length)} found; ${howFar(found, answer.reached)}`;
+        const passed = `${count(found.records.length)} found; ${plural(found.scanned, "record", "records")} looked at`;
+        const back = found.next === null || answer.reached === null ? [] : [", back to ", timeElement(answer.reached)];
+        const far = element("span", {}, passed, ...back, found.next === null ? "; there are no more." : "; there are more.");
         if (found.stopped || found.next === null || found.records.length >= found.page) return far;
-        say(this.#said, `Searching … ${far}`);
+        this.#said.replaceChildren("Searching … ", far);
       }
     });
     if (found !== this.#found) return;
@@ -101,7 +103,6 @@ export class Records {
     pointRows(this.#list, address().open);
   }
 
-  /** Offer the fields of these records as columns. */
   #offerFields(records) {
     const names = records.flatMap(({ value }) => Object.keys(value ?? {}));
     this.#fields = new Set([...this.#fields, ...names].slice(0, MOST_FIELDS));
@@ -127,23 +128,14 @@ export class Records {
   }
 }
 
-function howFar({ scanned, next }, reached) {
-  const passed = `${plural(scanned, "record", "records")} looked at${next === null || reached === null ? "" : `, back to ${time(reached)}`}`;
-  return `${passed}; ${next === null ? "there are no more." : "there are more."}`;
-}
-
 /** The records as CSV: place, key and each field. A spreadsheet must not run a text as a formula. */
 function csvOf(records) {
   const fields = [...new Set(records.flatMap(({ value }) => Object.keys(value ?? {})))];
   const places = ["partition", "offset", "timestamp"];
   const safe = (value) => (typeof value === "string" ? value.replace(/(?<=^|[;\t])[=+\-@\t\r\n＝＋－＠]/g, "'$&") : textOf(value ?? ""));
   const quoted = (value) => `"${safe(value).replaceAll('"', '""')}"`;
-  const rows = records.map((one) => [
-    ...places.map((name) => one[name]),
-    one.key === null ? "" : contentText(one.key),
-    ...fields.map((name) => one.value?.[name]),
-    one.value ? "" : contentText(one.content),
-  ]);
+  const rest = ({ key, value, content }) => [key && contentText(key), ...fields.map((name) => value?.[name]), value ? "" : contentText(content)];
+  const rows = records.map((one) => [...places.map((name) => one[name]), ...rest(one)]);
   return [[...places, "key", ...fields, "not decoded"], ...rows].map((row) => `${row.map(quoted).join(",")}\r\n`);
 }
 
@@ -157,6 +149,6 @@ function recordRow(record, columns, wanted) {
     named("offset", "number", String(record.offset)),
     named("key", "code", contentText(record.key)),
     ...columns.map(column),
-    named("value", "code value", maskedSign(record), record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(valueText(record), wanted)),
+    named("value", "code value", maskedSign(record), sentBackSign(record), record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(valueText(record), wanted)),
   );
 }

@@ -48,9 +48,14 @@ class Measured:
     process: "subprocess.Popen[bytes]"
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that it has used so far, user and system."""
-        times = psutil.Process(self.process.pid).cpu_times()
-        return float(times.user + times.system)
+        """Return the processor time that it and its children have used so far, user and system."""
+        times = [one.cpu_times() for one in self.all()]
+        return float(sum(one.user + one.system for one in times))
+
+    def all(self) -> list[psutil.Process]:
+        """Return its process, and those that it has started."""
+        process = psutil.Process(self.process.pid)
+        return [process, *process.children(recursive=True)]
 
     def memory_mb(self) -> float:
         """Return the memory that it holds now, in MB."""

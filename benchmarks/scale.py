@@ -8,6 +8,7 @@ that comes to on paper, on a cluster. Starts a Kafka and the services for itself
 import argparse
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -21,7 +22,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.measures import MAX_REQUEST_RECORDS
+import psutil
+
+from benchmarks.measures import MAX_REQUEST_RECORDS, ones_posted
 from benchmarks.processes import BenchmarkFailed, Service, Took, call, service
 from benchmarks.report import load, machine, put_into, table
 from benchmarks.watching import Progress, create_topic, records_in
@@ -35,6 +38,8 @@ BEFORE_AND_AFTER = 4.0
 """Seconds that commits are watched after a member joined or left."""
 TRICKLE, TRICKLES = 50, 20
 """People of a request, and requests a second, while members join and leave."""
+POSTS, WORKERS_PARTITIONS = 20_000, 12
+"""People that are posted one by one in a round, and partitions of their topic."""
 CORE_HOUR = 0.05
 """US dollars: the order of what a cloud's core costs for an hour, on demand."""
 WANTED = 1_000_000
@@ -66,11 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     print(rows[-1], flush=True)
                     consumed.append(drained)
                 produced += producing
+            create_topic(servers, _topic(WORKERS_PARTITIONS), WORKERS_PARTITIONS)
+            working = [_work(servers, workers) for workers in options.workers]
     except (BenchmarkFailed, LocalKafkaError, HTTPException, OSError) as error:
         sys.exit(f"benchmarks.scale: {type(error).__name__}: {error}")
     report = "\n\n".join(
         [
             table([HEADINGS, *rows]),
+            table([HEADINGS_OF_WORKERS, *working]),
             f"{machine()}. Load average {before} before, {load()} after.",
             _on_paper(produced, consumed),
         ]
@@ -89,6 +97,14 @@ HEADINGS = (
     "longest time without a commit, ms: steady",
     "one joins",
     "one leaves",
+)
+
+
+HEADINGS_OF_WORKERS = (
+    "`PRODUCER_WORKERS`",
+    "CPU a record, µs",
+    "people posted one by one/s",
+    "shares of the workers, %",
 )
 
 
@@ -111,6 +127,43 @@ def _produce(servers: str, partitions: int, number: int, requests: int) -> Took:
 
         list(pool.map(lambda one: one.call("POST", "/producers/basic_producer?number_of_people=10000"), producers))
         return sorted((once() for _ in range(ROUNDS)), key=lambda took: took.seconds)[ROUNDS // 2]
+
+
+def _work(servers: str, workers: int) -> tuple[str, ...]:
+    """Post people one by one to a producer of so many workers, on cores that nothing else uses; return its row.
+
+    Kafka and the callers share the first core, so that the CPU time of a record shows what workers cost each other.
+    """
+    first, *others = cores = sorted(os.sched_getaffinity(0))
+    with service("producer", servers, _topic(WORKERS_PARTITIONS), PRODUCER_WORKERS=str(workers)) as producer:
+        _pin(psutil.Process().children(recursive=True), [first])
+        _pin(producer.all(), others)
+        os.sched_setaffinity(0, [first])  # callers inherit it
+        try:
+            found = [_posts(producer, workers) for _ in range(ROUNDS)]
+        finally:
+            os.sched_setaffinity(0, cores)
+    took, shares = sorted(found, key=lambda one: one[0].cpu_seconds)[ROUNDS // 2]
+    return str(workers), f"{took.cpu_seconds / took.records * 1e6:.0f}", _rate(took), shares
+
+
+def _pin(processes: Sequence[psutil.Process], cores: Sequence[int]) -> None:
+    """Let all threads of processes run on some cores alone."""
+    for process in processes:
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, cores)
+
+
+def _posts(producer: Service, workers: int) -> tuple[Took, str]:
+    """Post people one by one; return what that took the producer, and the shares of its workers."""
+
+    def used() -> list[float]:
+        return [sum(one.cpu_times()[:2]) for one in producer.all()[-workers:]]
+
+    before = used()
+    took = ones_posted(producer, number=POSTS)
+    each = [now - so_far for now, so_far in zip(used(), before, strict=True)]
+    return took, " / ".join(f"{100 * one / sum(each):.0f}" for one in each)
 
 
 def _fill(servers: str, partitions: int, upto: int) -> None:
@@ -237,6 +290,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.scale")
     parser.add_argument("--partitions", type=int, nargs="+", default=[6, 24], help="of the topics (default: 6 24)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 3], help="of each (default: 1 2 3)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of a producer (default: 1 2)")
     parser.add_argument("--backlog", type=int, default=1_000_000, help="to be consumed (default: 1000000)")
     parser.add_argument("--requests", type=int, default=3, help="of 100,000 people for each producer (default: 3)")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="whose speed.md gets the figures")

@@ -240,11 +240,10 @@ async def test_a_record_that_is_too_large_is_lost_and_logged_and_those_around_it
 
 
 @pytest.mark.anyio
-async def test_refused_calls_push_out_no_action_of_a_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STRANGERS", 2 * WAITING)
+async def test_refused_calls_push_out_no_action_of_a_caller() -> None:
     writer = Writer()
     writer.is_there = True
-    audit = Audit("consumer", CollectorRegistry(), cast("Any", writer), cast("Any", writer))
+    audit = Audit("consumer", CollectorRegistry(), cast("Any", writer), cast("Any", writer), 2 * WAITING)
     audit.keys_needed = True
     for _ in range(WAITING):
         audit.note(a_call("/consumers/stop"), 401)

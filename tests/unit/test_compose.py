@@ -27,6 +27,8 @@ class Service(msgspec.Struct):
     volumes: list[str] = []
     environment: dict[str, str | int] = {}
     healthcheck: dict[str, Any] | None = None
+    mem_limit: str | None = None
+    cpus: float | None = None
 
 
 class Compose(msgspec.Struct):
@@ -183,6 +185,15 @@ def test_a_service_answers_to_the_names_by_which_it_is_called_and_to_no_others(c
 def a_call(host: str) -> Scope:
     scope: Any = {"type": "http", "method": "GET", "headers": [(b"host", f"{host}:8000".encode())]}
     return cast("Scope", scope)
+
+
+def test_neither_a_service_nor_a_broker_takes_the_memory_or_the_processors_of_the_machine(
+    compose: Compose, brokers: dict[str, Service]
+) -> None:
+    for service in (*brokers.values(), *(each for each in compose.services.values() if each.build)):
+        assert (service.mem_limit, service.cpus) == (("512m", 1) if service.build else ("1g", 2))
+    for broker in brokers.values():
+        assert broker.environment["KAFKA_HEAP_OPTS"] == "-Xmx512m"  # half of its limit: Kafka needs as much outside
 
 
 def test_every_built_service_is_a_stage_of_the_dockerfile(compose: Compose) -> None:

@@ -30,6 +30,17 @@ def test_the_files_of_the_forge_follow_its_schemas(schema: str, files: list[Path
         validator_for(rules)(rules).validate({"on" if key is True else key: content[key] for key in content})
 
 
+def test_a_release_signs_the_very_image_that_was_scanned_and_no_other() -> None:
+    steps = msgspec.yaml.decode((GITHUB / "workflows/release.yml").read_bytes())["jobs"]["images"]["steps"]
+    scan = next(step for step in steps if step.get("uses", "").startswith("anchore/scan-action@"))
+    sign = steps[-1]
+    assert scan["with"]["image"].endswith("@${{ steps.built.outputs.digest }}")
+    assert sign["run"] == 'cosign sign --yes "$IMAGE@$DIGEST"'
+    assert sign["env"]["DIGEST"] == "${{ steps.built.outputs.digest }}"
+    assert "if" not in sign
+    assert not {"if", "continue-on-error"} & scan.keys()
+
+
 def test_an_editor_debugs_modules_that_exist() -> None:
     launch = json.loads((ROOT / ".vscode/launch.json").read_text())
     known = [one["name"] for one in launch["configurations"]]

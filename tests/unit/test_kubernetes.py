@@ -19,6 +19,7 @@ from tools import scaling as scaler
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
 SASL_FOLDER = ROOT / "deploy" / "kubernetes-sasl"
+INGRESS_FOLDER = ROOT / "deploy" / "kubernetes-ingress"
 MANIFESTS = ["producer.yaml", "consumer.yaml", "consumer-scaling.yaml", "network.yaml"]
 SERVICES = ["producer", "consumer"]
 ENDS_WITHIN = 10
@@ -27,10 +28,22 @@ ENDS_WITHIN = 10
 Resource = dict[str, Any]
 
 
+Resources = dict[tuple[str, str], Resource]
+
+
 @pytest.fixture(scope="module")
-def resources() -> dict[tuple[str, str], Resource]:
+def resources() -> Resources:
     """Return what the manifests hold by kind and name."""
-    documents = [each for name in MANIFESTS for each in re.split(r"(?m)^---$", (FOLDER / name).read_text())]
+    return resources_of(*(FOLDER / name for name in MANIFESTS))
+
+
+@pytest.fixture(scope="module")
+def of_ingress() -> Resources:
+    return resources_of(INGRESS_FOLDER / "ingress.yaml")
+
+
+def resources_of(*files: Path) -> Resources:
+    documents = [each for file in files for each in re.split(r"(?m)^---$", file.read_text())]
     decoded = [msgspec.yaml.decode(each) for each in documents]
     return {(each["kind"], each["metadata"]["name"]): each for each in decoded}
 
@@ -48,7 +61,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def scaling(resources: dict[tuple[str, str], Resource]) -> Resource:
+def scaling(resources: Resources) -> Resource:
     spec: Resource = resources["ScaledObject", "consumer"]["spec"]
     return spec
 
@@ -59,7 +72,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def pod(resources: dict[tuple[str, str], Resource], name: str) -> Resource:
+def pod(resources: Resources, name: str) -> Resource:
     spec: Resource = resources["Deployment", name]["spec"]["template"]["spec"]
     return spec
 
@@ -72,14 +85,14 @@ def container(pod: Resource) -> Resource:
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 def test_every_resource_follows_the_schema_of_the_oldest_and_the_newest_kubernetes(
-    resources: dict[tuple[str, str], Resource], version: str
+    resources: Resources, of_ingress: Resources, version: str
 ) -> None:
-    for (kind, _), resource in resources.items():
+    for (kind, _), resource in [*resources.items(), *of_ingress.items()]:
         if kind != "ScaledObject":
             kubernetes_validate.validate(resource, version, strict=True)
 
 
-def test_the_schema_refuses_what_kubernetes_does_not_know(resources: dict[tuple[str, str], Resource]) -> None:
+def test_the_schema_refuses_what_kubernetes_does_not_know(resources: Resources) -> None:
     wrong = resources["Service", "producer"] | {"spec": {"selectors": {}}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, "1.37", strict=True)
@@ -104,7 +117,7 @@ def test_every_variable_is_a_setting_with_a_value_that_it_may_have(
 
 
 def test_secrets_are_named_and_never_given(
-    environment: dict[str, str], pod: Resource, container: Resource, resources: dict[tuple[str, str], Resource]
+    environment: dict[str, str], pod: Resource, container: Resource, resources: Resources
 ) -> None:
     assert not [kind for kind, _ in resources if kind == "Secret"]
     assert not {"API_KEY", "KAFKA_SASL_PASSWORD"} & set(environment)
@@ -115,7 +128,7 @@ def test_secrets_are_named_and_never_given(
 
 
 def test_the_port_is_the_one_that_the_service_listens_on_and_others_reach_it_by_its_name(
-    environment: dict[str, str], container: Resource, resources: dict[tuple[str, str], Resource], name: str
+    environment: dict[str, str], container: Resource, resources: Resources, name: str
 ) -> None:
     settings = read_settings({key: value for key, value in environment.items() if key != "API_KEY_FILE"})
     port = {"producer": settings.producer_port, "consumer": settings.consumer_port}[name]
@@ -141,7 +154,7 @@ def test_each_probe_asks_a_route_that_answers_it(container: Resource) -> None:
     }
 
 
-def test_an_operator_reaches_a_consumer_that_is_not_ready(resources: dict[tuple[str, str], Resource]) -> None:
+def test_an_operator_reaches_a_consumer_that_is_not_ready(resources: Resources) -> None:
     assert resources["Service", "consumer"]["spec"]["publishNotReadyAddresses"] is True
     assert "publishNotReadyAddresses" not in resources["Service", "producer"]["spec"]
 
@@ -176,7 +189,7 @@ def test_memory_and_processor_are_asked_for_and_bounded(container: Resource) -> 
 
 
 def test_whatever_selects_the_pods_of_a_service_selects_those_only(
-    resources: dict[tuple[str, str], Resource], name: str, kustomization: Resource
+    resources: Resources, name: str, kustomization: Resource
 ) -> None:
     deployment = resources["Deployment", name]["spec"]
     labels = deployment["template"]["metadata"]["labels"]
@@ -192,7 +205,7 @@ def test_whatever_selects_the_pods_of_a_service_selects_those_only(
 
 
 def test_what_scales_a_service_is_not_undone_by_the_next_apply(
-    resources: dict[tuple[str, str], Resource], scaling: Resource, name: str
+    resources: Resources, scaling: Resource, name: str
 ) -> None:
     assert "replicas" not in resources["Deployment", name]["spec"]
     target = resources["HorizontalPodAutoscaler", "producer"]["spec"]["scaleTargetRef"]
@@ -209,7 +222,7 @@ def test_there_are_at_most_as_many_consumers_as_partitions_and_never_a_single_on
 
 
 def test_consumers_are_scaled_by_the_lag_of_the_very_group_and_topic_that_they_consume(
-    resources: dict[tuple[str, str], Resource], scaling: Resource, environment: dict[str, str]
+    resources: Resources, scaling: Resource, environment: dict[str, str]
 ) -> None:
     assert resources["ScaledObject", "consumer"]["apiVersion"] == "keda.sh/v1alpha1"
     for stream, trigger in zip(STREAMS, scaling["triggers"], strict=True):
@@ -232,9 +245,7 @@ def test_the_lag_of_a_group_that_was_stopped_or_paused_brings_no_consumers(scali
     assert all(trigger["useCachedMetrics"] for trigger in scaling["triggers"])
 
 
-def test_consumers_are_scaled_by_what_keda_and_kubernetes_know(
-    resources: dict[tuple[str, str], Resource], scaling: Resource
-) -> None:
+def test_consumers_are_scaled_by_what_keda_and_kubernetes_know(resources: Resources, scaling: Resource) -> None:
     assert scaling.keys() == {
         *("scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "advanced", "triggers"),
     }
@@ -316,6 +327,61 @@ def test_keda_looks_at_the_lag_as_the_consumer_does(overlay: Resource) -> None:
     assert added_to(overlay, "ScaledObject", "consumer") == {
         f"/spec/triggers/{number}/{path}": value for number, _ in enumerate(STREAMS) for path, value in login.items()
     }
+
+
+def test_pods_reach_name_servers_and_the_kafka_of_the_settings_and_nothing_else(
+    resources: Resources, overlay: Resource, environment: dict[str, str]
+) -> None:
+    given = [environment, dict(each.split("=", 1) for each in overlay["configMapGenerator"][0]["literals"])]
+    ports = {int(each["KAFKA_BOOTSTRAP_SERVERS"].rpartition(":")[2]) for each in given}
+    policy = resources["NetworkPolicy", "people-over-kafka"]["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    names, kafka = policy["egress"]
+    assert names == {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]}
+    assert kafka == {"ports": [{"port": port} for port in sorted(ports)]}
+
+
+def test_an_ingress_strips_the_prefix_that_its_service_knows_and_leads_to_it(of_ingress: Resources, name: str) -> None:
+    component = msgspec.yaml.decode((INGRESS_FOLDER / "kustomization.yaml").read_bytes())
+    (deployment,) = [
+        each for one in component["patches"] if (each := msgspec.yaml.decode(one["patch"]))["metadata"]["name"] == name
+    ]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["name"] == name
+    settings = read_settings({each["name"]: each["value"] for each in container["env"]})
+    ingress = of_ingress["Ingress", name]
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    assert path["backend"]["service"] == {"name": name, "port": {"name": "http"}}
+    rewritten = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/rewrite-target"].replace("$", "\\")
+    for asked, passed_on in (("/", "/"), ("/a/b", "/a/b"), ("", "/")):
+        found = re.match(path["path"], settings.root_path + asked)
+        assert found is not None
+        assert found.expand(rewritten) == passed_on
+    assert re.match(path["path"], f"{settings.root_path}-2/") is None
+
+
+def test_behind_an_ingress_the_page_finds_the_producer_and_no_other_host_name_leads_there(
+    of_ingress: Resources, kustomization: Resource
+) -> None:
+    component = msgspec.yaml.decode((INGRESS_FOLDER / "kustomization.yaml").read_bytes())
+    (merged,) = component["configMapGenerator"]
+    assert (merged["name"], merged["behavior"]) == (kustomization["configMapGenerator"][0]["name"], "merge")
+    settings = read_settings(dict(each.split("=", 1) for each in merged["literals"]))
+    hosts = {rule["host"] for service in SERVICES for rule in of_ingress["Ingress", service]["spec"]["rules"]}
+    assert hosts == {settings.allowed_hosts.split(",")[0]}
+    (path,) = of_ingress["Ingress", "producer"]["spec"]["rules"][0]["http"]["paths"]
+    assert path["path"].startswith(f"{settings.producer_url}(")
+
+
+def test_an_ingress_passes_each_event_on_at_once_and_keeps_an_operator_at_one_consumer(of_ingress: Resources) -> None:
+    annotations = of_ingress["Ingress", "consumer"]["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+    assert annotations["nginx.ingress.kubernetes.io/affinity"] == "cookie"
+    (path,) = of_ingress["Ingress", "consumer"]["spec"]["rules"][0]["http"]["paths"]
+    assert path["path"].startswith(f"{annotations['nginx.ingress.kubernetes.io/session-cookie-path']}(")
+    limit = of_ingress["Ingress", "producer"]["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
+    assert limit == "0"
 
 
 def test_memory_of_large_bodies_goes_back_to_the_system_in_the_image() -> None:

@@ -602,7 +602,7 @@ def test_an_address_is_not_asked_for_the_start(address: str) -> None:
 
 
 def test_without_the_extra_the_start_says_how_to_install_it(jwks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apps.chassis.settings.find_spec", {"httpx": True}.get)
+    monkeypatch.setattr("apps.chassis.setting_checks.find_spec", {"httpx": True}.get)
     with pytest.raises(WrongSetting, match=r"^JWT_ISSUER: needs the extra oidc: uv sync --extra oidc$"):
         read_settings(settings_of(jwks))
 

@@ -1,6 +1,7 @@
 """A Kafka for the tests that need one, and what the services said when such a test fails."""
 
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -226,6 +227,17 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
     with suppress(LocalKafkaError):  # the tests that need it say why there is none
         learn_to_start()
         os.environ["KAFKA_BOOTSTRAP_SERVERS"] = ",".join(stack.enter_context(LocalKafka()).bootstrap_servers)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Leave modules and tests to no garbage collection, of which each would look at all of them for half a second."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

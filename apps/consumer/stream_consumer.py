@@ -217,6 +217,7 @@ class StreamConsumer:
         missing = await self._missing.reason(consumer)
         lagging = self._lag(None if missing else consumer)
         state, lag, trouble = await asyncio.gather(control.state(), lagging, self.cluster.trouble())
+        error, error_at = self._last_error(trouble, missing, quotes=quotes)
         return StreamStatus(
             running=state == "running",
             state=state,
@@ -237,7 +238,8 @@ class StreamConsumer:
             skipped_count=commits.moves.skipped.total(),
             passed_over_count=consumption.passed_over,
             moves=list(commits.moves.newest),
-            last_error=trouble or missing or self._last_error(quotes=quotes),
+            last_error=error,
+            last_error_at=error_at,
             throttled_seconds=round(connection.journal.throttled_for(), 1),
             started_at=self._started_at,
             redriven_by_schedule_count=self.schedule.redriven,
@@ -245,21 +247,28 @@ class StreamConsumer:
             last_rebalance=self._rebalances.last,
             failing_since=consumption.failing_since,
             failing_record=failing_record(consumption.redelivery.failing, quotes=quotes),
+            next_retry_at=consumption.next_retry_at,
             notes=[f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines],
         )
 
-    def _last_error(self, *, quotes: bool) -> str | None:
-        control, consumption, connection = self.control, self.consumption, self._connection
-        resource = consumption.resource
-        return (
-            (resource.error if quotes else resource.error and resource.trouble)
-            or self._commits.error
-            or consumption.handler_error(quotes=quotes)
-            or (None if control.stopped or consumption.halted else control.obstacle())
-            or (consumption.last_error if quotes else consumption.last_trouble)
-            or connection.error
-            or self.schedule.error
+    def _last_error(
+        self, trouble: str | None, missing: str | None, *, quotes: bool
+    ) -> tuple[str | None, datetime | None]:
+        """Return the last error, and when it happened or began, as far as that is known."""
+        control, consumption, resource = self.control, self.consumption, self.consumption.resource
+        noted, since = consumption.last_error if quotes else consumption.last_trouble, self.cluster.trouble_since
+        found = (
+            (trouble, datetime.fromtimestamp(since, UTC) if since else None),
+            (missing, None),
+            (resource.error if quotes else resource.error and resource.trouble, consumption.failing_since),
+            (self._commits.error, None),
+            (consumption.handler_error(quotes=quotes), consumption.failing_since or consumption.last_error_at),
+            (None if control.stopped or consumption.halted else control.obstacle(), None),
+            (noted, consumption.last_error_at),
+            (self._connection.error, None),
+            (self.schedule.error, None),
         )
+        return next(((error, at) for error, at in found if error), (None, None))
 
     async def _lag(self, consumer: AIOKafkaConsumer | None) -> Lag:
         try:

@@ -11,7 +11,7 @@
   }
   probe.remove();
   const colour = (selector) => by(selector) && colours.get(getComputedStyle(by(selector)).color);
-  const facts = new Map([...document.querySelectorAll("#facts > div")].map((row) => [row.children[0].textContent, row.children[1].textContent]));
+  const facts = new Map([...document.querySelectorAll("#facts > div")].filter(({ lastElementChild: value }) => value.textContent).map((row) => [row.children[0].textContent, row.children[1].textContent]));
   const isDimmed = (node) => {
     for (let at = node; at !== null; at = at.parentElement) if (Number(getComputedStyle(at).opacity) < 1) return true;
     return false;
@@ -29,6 +29,7 @@
     member: facts.get("member"),
     throttled: facts.has("throttled"),
     lag: text("#lag-total"),
+    "drawn lag": /, lag (.+);/.exec(by("#lag-line").ariaLabel)?.[1],
     waiting: text("#lag-waiting"),
     partitions: Object.fromEntries(rows.map(([partition, , lag, committed, end]) => [partition, [lag, committed, end]])),
     error: text("#last-error"),

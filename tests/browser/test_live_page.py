@@ -221,8 +221,8 @@ def test_a_seek_asks_first_and_says_how_many_records_it_concerns(page: Page, sit
     place.select_option("beginning")
     seek.click()
     expect(page.locator("#ask-question")).to_have_text(
-        f"events, all partitions, from the beginning: {handled:,} records will be handled again; "
-        "0 will be skipped and never handled."
+        f"events, all partitions, from the beginning: up to {handled:,} records will be handled again; "
+        "no record will be skipped and never handled."
     )
     expect(page.get_by_role("button", name="Cancel")).to_be_focused()
     page.keyboard.press("Enter")
@@ -230,7 +230,9 @@ def test_a_seek_asks_first_and_says_how_many_records_it_concerns(page: Page, sit
     assert site.consumed == before
     seek.click()
     page.get_by_role("button", name="Seek", exact=True).click()
-    expect(said).to_have_text("Consumes from there in 6 partitions.")
+    expect(said).to_have_text(
+        "events is consumed from the beginning: " + ", ".join(f"partition {p} from offset 0" for p in range(6)) + "."
+    )
     until(page, lambda: site.consumed > before)
     place.select_option("offset")
     page.locator("#seek [name=partition]").fill("0")
@@ -242,7 +244,11 @@ def test_a_seek_asks_first_and_says_how_many_records_it_concerns(page: Page, sit
     until(page, lambda: site.consumer.status()["lag"] == 0)
     seek.click()
     page.get_by_role("button", name="Seek", exact=True).click()
-    expect(said).to_have_text("Consumes from there in 1 partition.")
+    expect(said).to_have_text("events is consumed from 2020-01-01 00:00:00: partition 0 from offset 0.")
+    actions = page.locator("#action-rows > tr")
+    expect(actions.nth(0)).to_contain_text("seekstream=events to=2020-01-01 00:00:00 partition=0 done")
+    expect(actions.nth(1)).to_contain_text("seek: dry runstream=events to=2020-01-01 00:00:00 partition=0 only counted")
+    expect(actions.nth(1).locator("time").last).to_have_attribute("title", re.compile("^1 Jan 2020, 00:00:00 [A-Z]"))
 
 
 def test_a_dead_letter_that_is_sent_back_arrives(page: Page, site: Site) -> None:
@@ -387,11 +393,15 @@ def test_who_signs_in_is_named_and_sees_what_their_key_allows(page: Page, site: 
         assert page.evaluate("document.cookie") == ""
         see_what_is_masked(page)
         page.get_by_role("button", name="Sign out").click()
+        consumer.http.post("/consumers/pause", headers={"X-API-Key": "the-key-that-reads"})
         sign_in("the-key-of-grace")
         expect(page.locator("#who")).to_have_text("grace: read, read:sensitive, operate")
         page.get_by_role("button", name="Stop", exact=True).click()
         expect(page.locator("#control-said")).to_contain_text("the consumer is stopped")
-        expect(page.locator("#action-rows > tr").first).to_contain_text(re.compile("grace *stop *stream=events *done"))
+        rows = page.locator("#action-rows > tr")
+        expect(rows).to_have_text([re.compile("grace *stop *stream=events *done"), re.compile("ada *pause *refused")])
+        plain = rows.first.locator("td").last.evaluate("node => getComputedStyle(node).color")
+        expect(rows.last.locator("td").last).not_to_have_css("color", plain)
 
 
 def answering(body: bytes) -> Callable[[Route], None]:

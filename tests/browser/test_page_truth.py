@@ -160,7 +160,8 @@ def answered(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
 def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, object]:
     """Return what the page has to show of these answers."""
     fit, state = health["status"] == "ok", status["state"]
-    since = f" (failing since {clock(status['failing_since'])})" if status["failing_since"] else ""
+    when = "failing since" if status["failing_since"] else "at" if fit else "since"
+    since = f" ({when} {clock(status['last_error_at'])})" if status["last_error_at"] else ""
     error = [f"Last error{since}: {status['last_error']}"] if status["last_error"] else []
     waiting = status["waiting_for_transaction"]
     return {
@@ -175,6 +176,7 @@ def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, ob
         "member": status["member_id"] or "none",
         "throttled": status["throttled_seconds"] > 0,
         "lag": count(status["lag"]),
+        "drawn lag": "not known" if status["lag"] is None else count(status["lag"]),
         "waiting": f"{count(waiting)} behind an open transaction" if waiting else "",
         "partitions": {
             str(p["partition"]): [count(p["lag"]), count(p["committed"]), count(p["end"])] for p in status["partitions"]
@@ -262,6 +264,13 @@ def test_a_failing_handler_makes_the_page_red_and_tells_the_error_and_since_when
     status = agreed(page, site, "retrying", fit=False)
     assert "the database is down" in status["last_error"]
     expect(page.locator("#last-error")).to_contain_text(f"(failing since {clock(status['failing_since'])})")
+    size = page.viewport_size
+    page.set_viewport_size({"width": 240, "height": 800})
+    expect(page.locator("#last-error[data-cut]")).to_be_visible()
+    page.locator("#last-error").click()
+    expect(page.locator("#last-error[data-cut]")).to_have_count(0)  # all of it is shown
+    page.set_viewport_size(size or {"width": 1280, "height": 720})
+    expect(page.locator("#next-retry")).to_have_text(re.compile(r"^The next retry is due at \S+\.$"))
 
 
 def test_the_record_that_fails_alone_is_one_click_away(page: Page, site: Site) -> None:
@@ -285,12 +294,19 @@ def test_a_batch_that_takes_too_long_is_not_shown_as_a_healthy_run(page: Page, s
     agreed(page, site, "running", fit=False)
 
 
-def test_no_answer_of_a_start_stays_beside_a_consumer_that_halted_since(page: Page, site: Site) -> None:
+def test_a_start_of_a_consumer_that_halts_again_is_answered_by_that(page: Page, site: Site) -> None:
     page.get_by_role("button", name="Stop").click()
     agreed(page, site, "stopped", fit=True)
     site.write_bad(120)
     page.get_by_role("button", name="Start", exact=True).click()
     agreed(page, site, "halted", fit=False, when=lambda status: status["member_id"] is None)
+    for _ in range(2):  # the first was answered before it halted, the second while it was halted
+        expect(page.locator("#control-said")).to_have_text(re.compile(r"^Start at \S+: .* halted\.$"))
+        page.get_by_role("button", name="Start", exact=True).click()
+    expect(page.locator("#control-said")).to_have_text(re.compile(r"^Start at \S+: .* halted\.$"))
+    page.get_by_role("button", name="Start, accepting").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#control-said")).to_have_text("Nothing was changed.")
     page.get_by_role("button", name="Start, accepting").click()
     expect(page.locator("#ask-question")).to_have_text(re.compile("up to [0-9]+ records wait"))
     page.get_by_role("button", name="Dead-letter the bad ones").click()
@@ -353,6 +369,30 @@ def test_while_kafka_is_gone_no_lag_is_shown(page: Page, site: Site) -> None:
     agreed(page, site, "reconnecting", fit=False, when=lambda status: status["lag"] is None)
 
 
+def test_while_kafka_is_gone_each_tab_says_why_and_since_when_and_what_needs_it_is_off(
+    open_page: Page, site: Site
+) -> None:
+    page = open_page.context.new_page()  # nothing was read before
+    page.goto(f"http://localhost:{site.port}/?tab=records")
+    address = site.pipeline.bootstrap_servers
+    expect(page.locator("#records-said")).to_contain_text("The records cannot be read: Kafka ")
+    expect(page.locator("#last-error")).to_contain_text(f"Kafka at {address} is out of reach")
+    since = clock(site.service.status()["last_error_at"])
+    expect(page.locator("#last-error")).to_contain_text(f"(since {since})")
+    for name in ("Search", "Look up", "Seek …"):
+        expect(button := page.locator(f'button:text-is("{name}")')).to_be_disabled()
+        expect(button).to_have_attribute("title", "The service does not reach Kafka.")
+    expect(page.get_by_role("button", name="Export CSV")).to_have_attribute("title", "There is nothing to export.")
+    page.locator("#search [name=key]").fill("ada")
+    page.keyboard.press("Enter")
+    expect(page.locator("#records-said")).to_have_text("The service does not reach Kafka.")
+    page.get_by_role("link", name="Overview").click()
+    expect(page.locator("#notices")).to_contain_text("group: ")
+    assert re.findall(r"since \d", page.locator("#head").text_content() or "") == [f"since {since[0]}"]
+    assert "AddressFamily" not in page.content()
+    page.close()
+
+
 def test_once_the_service_hangs_or_is_gone_nothing_is_shown_as_current(open_page: Page, site: Site) -> None:
     page = open_page
     site.service.process.send_signal(signal.SIGSTOP)
@@ -373,6 +413,6 @@ def assert_gone(shown: Mapping[str, Any], reason: str) -> None:
     assert shown["banner"].startswith("Service gone since ")
     assert reason in shown["banner"]
     assert shown["health"].startswith(f"Health unknown: {reason}")
-    assert (shown["state colour"], shown["health colour"]) == ("muted", "bad")
+    assert (shown["state colour"], shown["health colour"]) == ("bad", "bad")
     assert shown["title"] == f"{shown['state']} · Consumer"
     assert {"facts", "rate-now", "rate-line", "lag-total", "lag-rows", "member-rows"} <= set(shown["dimmed"])

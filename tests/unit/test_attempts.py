@@ -502,9 +502,33 @@ async def test_dead_letters_that_cannot_be_written_are_reported() -> None:
     await until(lambda: stream.consumption.retrying)
     assert "dead letters cannot be written: OSError" in str(stream.consumption.retrying)
     assert stream.consumption.failing_since is not None
+    assert stream.consumption.letters.retry_at is not None
     stream.consumption.abandonment.ask("rebalance")
     await turn
     assert stream.committed == {0: 0}
+
+
+async def test_it_is_known_when_what_fails_is_tried_again() -> None:
+    stream = Stream(Handler("b".__eq__), policy(retry=Retry(first_backoff_s=LONG, max_backoff_s=LONG)))
+    stream.add("b")
+    began, turns = datetime.now(UTC), asyncio.create_task(stream.consume(turns=10))
+    await until(lambda: stream.consumption.next_retry_at)
+    due = stream.consumption.next_retry_at
+    assert due is not None
+    assert 0.7 * LONG < (due - began).total_seconds() < 2 * LONG
+    stream.consumption.abandonment.ask("stop")
+    await turns
+    stream.consumption.forget()
+    assert stream.consumption.next_retry_at is None
+
+
+async def test_it_is_known_when_the_last_error_happened() -> None:
+    stream = Stream(Handler())
+    stream.append(Stored(value=b"no event"))
+    began = datetime.now(UTC)
+    await stream.consume()
+    assert stream.consumption.last_error_at is not None
+    assert began <= stream.consumption.last_error_at <= datetime.now(UTC)
 
 
 async def test_letters_that_are_refused_hold_up_no_other_partition_even_at_their_first_attempt() -> None:

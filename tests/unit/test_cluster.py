@@ -104,6 +104,28 @@ async def test_what_was_found_of_the_topics_holds_while_a_quota_holds_up_the_ans
 
 
 @pytest.mark.anyio
+async def test_trouble_has_lasted_since_it_was_first_found(
+    options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter(["no leader", "no leader", None, "no leader"])
+
+    class Troubled(Cluster):
+        async def _find(self) -> str | None:
+            return next(found)
+
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
+    cluster, since = Troubled(options, []), []
+    for _ in range(4):
+        await cluster.trouble()
+        since.append(cluster.trouble_since)
+    first, second, well, anew = since
+    assert first is not None
+    assert (second, well) == (first, None)
+    assert anew is not None
+    assert anew > first
+
+
+@pytest.mark.anyio
 async def test_settings_are_checked_while_the_topics_cannot_be_used_because_they_may_be_the_cause(
     options: ClientOptions,
 ) -> None:

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 import uvicorn
-from aiokafka.errors import KafkaTimeoutError, RequestTimedOutError
+from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, RequestTimedOutError
 from jsonschema import Draft202012Validator, FormatChecker
 from litestar import Litestar, get
 from litestar.response import Stream
@@ -243,6 +243,7 @@ def test_with_kafka_out_of_reach_the_consumer_shows_what_it_has_and_what_it_does
     assert (status["running"], status["state"], status["messages_consumed_count"]) == (False, "starting", 0)
     assert (status["topic"], status["group_id"]) == ("events", "events-consumer")
     assert "out of reach" in status["last_error"]
+    assert status["last_error_at"] > status["started_at"]
 
 
 @pytest.mark.parametrize(
@@ -275,6 +276,10 @@ def test_a_time_before_there_was_kafka_means_the_first_of_all_records(to: str) -
         (KafkaTimeoutError(), "Kafka did not answer in time"),
         (RequestTimedOutError(), "Kafka did not answer in time"),
         (ConnectionRefusedError("no"), "Kafka is out of reach: ConnectionRefusedError: no"),
+        (
+            KafkaConnectionError("No connection to broker at b:1"),
+            "Kafka is out of reach: No connection to broker at b:1",
+        ),
     ],
 )
 def test_a_caller_reads_in_words_that_kafka_cannot_be_asked(error: Exception, detail: str) -> None:

@@ -4,7 +4,8 @@ from typing import Any, NoReturn
 
 import msgspec
 import pytest
-from aiokafka.errors import CorruptRecordException, MessageSizeTooLargeError, ProducerClosed
+from aiokafka.conn import collect_hosts
+from aiokafka.errors import CorruptRecordException, KafkaConnectionError, MessageSizeTooLargeError, ProducerClosed
 from samples import Stored
 
 from apps.chassis.background import Background
@@ -170,6 +171,12 @@ def test_an_error_is_reported_in_one_line_and_its_kind_once() -> None:
     assert one_line(ProducerClosed()) == "ProducerClosed"
     assert one_line(CorruptRecordException("damaged")) == "CorruptRecordException: damaged"
     assert one_line(ValueError("[Error 2] x")) == "ValueError: [Error 2] x"
+
+
+def test_a_kafka_that_no_address_leads_to_is_named_as_people_name_it() -> None:
+    addresses = collect_hosts(["kafka-1.example:9092", "[::1]:9093"], randomize=False)
+    unreached = KafkaConnectionError(f"Unable to bootstrap from {addresses}")  # as aiokafka says it
+    assert one_line(unreached) == "no broker answers at kafka-1.example:9092, ::1:9093"
 
 
 def test_an_error_that_quotes_bytes_that_are_no_utf_8_can_be_shown() -> None:

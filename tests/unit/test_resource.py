@@ -81,6 +81,8 @@ async def test_what_cannot_be_opened_has_failed_since_its_first_failure() -> Non
         assert before is None
         assert later == [first, first] != [None, None]
         assert made.failing_since is None
+        assert made.retry_at is not None
+        assert made.retry_at > (first or 0.0)
 
 
 async def test_while_it_is_opened_again_a_stop_and_a_start_do_not_make_all_seem_well() -> None:

@@ -152,8 +152,9 @@ def _kafka_problem(error: KafkaError | OSError) -> ProblemDetailsException:
         return problem(UNREADABLE, str(error))
     if isinstance(error, TimeoutError | KafkaTimeoutError | RequestTimedOutError):
         return problem(OUT_OF_REACH, "Kafka did not answer in time")
-    lacks_rights = type(error).__name__ in MISSING_PERMISSIONS
-    return problem(OUT_OF_REACH, one_line(error) if lacks_rights else f"Kafka is out of reach: {one_line(error)}")
+    lacks_rights, reason = type(error).__name__ in MISSING_PERMISSIONS, one_line(error)
+    unreached = f"Kafka is out of reach: {reason.removeprefix('KafkaConnectionError: ')}"
+    return problem(OUT_OF_REACH, reason if lacks_rights else unreached)
 
 
 def _from_http_exception(error: HTTPException) -> ProblemDetailsException:

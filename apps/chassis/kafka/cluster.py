@@ -64,8 +64,9 @@ class Cluster:
 
     By topic: `partitions` is their number, `configs` the configuration, and `reports` lists the differences from the
     wanted settings; the topic is used as it is. `unusable` has the partitions that cannot be used now, each with what
-    it has instead. `reached` is whether Kafka answered the last check. The service must be authorized to join `group`.
-    `unreadable_at` is when it was last seen that the service may not read a topic or join the group (`time.monotonic`).
+    it has instead; `trouble_since` is since when (`time.time`), None without trouble. `reached` is whether Kafka
+    answered the last check. The service must be authorized to join `group`. `unreadable_at` is when it was last seen
+    that the service may not read a topic or join the group (`time.monotonic`).
     """
 
     def __init__(self, options: ClientOptions, topics: Sequence[Topic], group: str | None = None) -> None:
@@ -73,8 +74,8 @@ class Cluster:
         self.partitions: dict[str, int] = {}
         self.reports: dict[str, list[str]] = {}
         self.unusable: dict[str, dict[int, str]] = {}
-        self.reached = False
-        self.unreadable_at = -math.inf
+        self.reached, self.unreadable_at = False, -math.inf
+        self.trouble_since: float | None = None
         self._risks: dict[str, list[str]] = {}
         self._options = options
         self._topics = {topic.name: topic for topic in topics}
@@ -216,6 +217,7 @@ class Cluster:
                 self._found = await self._out_of_reach(error)
         finally:
             self._looked_at = time.monotonic()
+        self.trouble_since = (self.trouble_since or time.time()) if self._found else None
         return self._found
 
     @property

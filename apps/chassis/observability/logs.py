@@ -47,6 +47,9 @@ MISSING_PERMISSIONS = {
     "TransactionalIdAuthorizationFailed": "no permission for the transactional id",
 }
 """The meaning of Kafka's errors for a missing ACL."""
+NOT_REACHED = "Unable to bootstrap from "
+"""What stands in the client's error before the addresses of Kafka, which are written as Python objects."""
+ADDRESS = re.compile(r"\('([^']+)', (\d+), ")
 
 
 MISLEADING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -67,6 +70,8 @@ def one_line(error: BaseException) -> str:
     kind, message = type(error).__name__, " ".join(text.split())
     if kind in MISSING_PERMISSIONS:
         return f"{MISSING_PERMISSIONS[kind]} ({message})"
+    if NOT_REACHED in message:
+        return f"no broker answers at {', '.join(map(':'.join, ADDRESS.findall(message)))}"
     code, _, rest = message.partition("] ")
     if code.startswith("[Error ") and rest.startswith(kind):  # a broker's error: its code repeats its type
         return rest

@@ -58,7 +58,7 @@ class Consumption:
     `halted` is the reason why it does not consume, until `resume`; `halted_for` is the same without quotes of errors.
     `paused` is whether an operator wants its partitions paused. `dead_letters` counts them by the type of their error,
     `rebalances` counts assignments, `passed_over` the records that were sent back for another group. `batch_records` is
-    the size of the next batch. `last_trouble` is the `last_error` without quotes of values.
+    the size of the next batch. `last_trouble` is the `last_error` without quotes of values, `last_error_at` its time.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the steps of which it is composed
@@ -81,6 +81,7 @@ class Consumption:
         self.halted_for = ""
         self.last_error: str | None = None
         self.last_trouble: str | None = None
+        self.last_error_at: datetime | None = None
         self.idle_since = time.time()
         self.busy_since: float | None = None
         self.policy = policy
@@ -133,6 +134,13 @@ class Consumption:
         began = [one.failing_since for one in failing if one.failing_since]
         return datetime.fromtimestamp(min(began), UTC) if began and self.retrying and not self.halted else None
 
+    @property
+    def next_retry_at(self) -> datetime | None:
+        """When what is retried will be tried again, at the latest; None during an attempt, and without a retry."""
+        now, waiting = time.time(), (self.redelivery, self.resource, self.letters)
+        times = [one.retry_at for one in waiting if one.retry_at and one.retry_at > now]
+        return datetime.fromtimestamp(min(times), UTC) if times and self.retrying and not self.halted else None
+
     def handler_error(self, *, quotes: bool = True) -> str | None:
         """Return the error of the in-flight or retried batch, and where the record stands that fails alone.
 
@@ -160,6 +168,7 @@ class Consumption:
         """Note that a batch cannot be read: its partition waits until it can be read, or an operator seeks past it."""
         if self.unreadable != what:
             log.error(what)
+            self.last_error_at = datetime.now(UTC)
         self._unreadable = what, time.time()
         self.last_error = self.last_trouble = what
 
@@ -212,6 +221,7 @@ class Consumption:
         except Halted as reason:
             self.halted = self.last_error = str(reason)
             self.halted_for = self.last_trouble = reason.reason
+            self.last_error_at = datetime.now(UTC)
             log.critical("halted: %s", reason.reason)
         self.busy_since = None
         await self.abandonment.wait()  # the watch over the consume loop ends this connection
@@ -291,6 +301,7 @@ class Consumption:
         )
         place, error = name_of(bad[-1].record), bad[-1].error
         self.last_error, self.last_trouble = f"{place}: {one_line(error)}", f"{place}: {without_values(error)}"
+        self.last_error_at = datetime.now(UTC)
 
     def _adapt_size(self, records: int, seconds: float) -> None:
         """Limit the next batch by how long the handler took for a number of records."""

@@ -29,7 +29,8 @@ class PendingLetters:
     """Writes the dead letters of records that are not committed yet, each partition by itself.
 
     A letter that is being written is final: its record is not handled again. `trouble` is why letters cannot be
-    written, without quotes of errors; `error` is the last error and `failing_since` the time of the first.
+    written, without quotes of errors; `error` is the last error and `failing_since` the time of the first. `retry_at`
+    is when some were or will be written again after a failure.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class PendingLetters:
     ) -> None:
         self.error: str | None = None
         self.failing_since: float | None = None
+        self.retry_at: float | None = None
         self._trouble: str | None = None
         self._write = write
         self._retry = retry
@@ -140,7 +142,9 @@ class PendingLetters:
             finally:
                 if not tried.done():
                     tried.set_result(None)
-            await asyncio.sleep(min(self._retry.backoff_s(tries), MAX_BACKOFF_S))
+            backoff_s = min(self._retry.backoff_s(tries), MAX_BACKOFF_S)
+            self.retry_at = time.time() + backoff_s
+            await asyncio.sleep(backoff_s)
         del self._writing[partition]
 
     def _report(self, trouble: str) -> None:

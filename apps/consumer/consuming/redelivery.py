@@ -6,6 +6,7 @@ uncommitted, and they are redelivered with backoff. Newer records of other keys 
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
@@ -41,12 +42,14 @@ class Redelivery:
     """Handles the batches of a stream, one at a time, each as often as it is redelivered.
 
     `waiting` is whether records are retried with backoff; `failing` is the first that failed alone. `outage` is whether
-    too many records fail: the handler must be at fault. `window` has which of the last records failed.
+    too many records fail: the handler must be at fault. `window` has which of the last records failed. `retry_at` is
+    when the backoff ends (`time.time`), unless newer records end it earlier; None without a backoff.
     """
 
     def __init__(self, attempts: Attempts, abandonment: Abandonment, policy: Policy, resource: HandlerResource) -> None:
         self.waiting = self.outage = False
         self.failing: Finding | None = None
+        self.retry_at: float | None = None
         self.window = FailureWindow(policy.outage)
         self._attempts = attempts
         self._abandonment = abandonment
@@ -74,6 +77,7 @@ class Redelivery:
         findings = self._memory.recall(records)
         is_due = accept or not self._waits
         is_due_now = is_due or self._knows_enough(findings) or await self._back_off(newer)
+        self.retry_at = None
         if not (is_due_now and await self._resource.ready(self._abandonment)):
             return findings or [Finding(record) for record in records]
         trial = Trial(
@@ -148,6 +152,7 @@ class Redelivery:
         backoff_s = self._retry.backoff_s(self._waits) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, not a secret
         self.waiting = self.waiting or backoff_s > 0
         end = asyncio.get_running_loop().time() + backoff_s
+        self.retry_at = time.time() + backoff_s
         while (left := end - asyncio.get_running_loop().time()) > 0:
             if await self._abandonment.wait(min(left, CHECK_NEWER_S)):
                 return False

@@ -80,7 +80,8 @@ class HandlerResource:
     """The handler of a stream, with what it needs open; without `make` there is nothing to open.
 
     `trouble` is why it cannot be opened, without quotes of errors; `error` is the last error, `failing_since` the time
-    of the first. They are None when it is open, and while it is opened again.
+    of the first. They are None when it is open, and while it is opened again. `retry_at` is when it was or will be
+    opened again after a failure.
     """
 
     def __init__(  # noqa: PLR0913 - policies with their defaults
@@ -97,6 +98,7 @@ class HandlerResource:
         self.trouble = None if make is None else OPENING
         self.error: str | None = None
         self.failing_since: float | None = None
+        self.retry_at: float | None = None
         self._handle = handle
         self._make = make
         self._name = name
@@ -145,8 +147,9 @@ class HandlerResource:
             except Exception as error:  # noqa: BLE001 - after any error the records must wait for it
                 failures += 1
                 self._note(error, is_first=failures == 1)
-                backoff_s = self._retry.backoff_s(failures + 1)
-                await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, not a secret
+                backoff_s = self._retry.backoff_s(failures + 1) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, not a secret
+                self.retry_at = time.time() + backoff_s
+                await asyncio.sleep(backoff_s)
 
     async def _live(self, make: Callable[[], AbstractAsyncContextManager[Handler[Any]]]) -> None:
         """Open it; close it after `renew`. Raises the error of the opening, or `NotOpen` when it ended by itself."""

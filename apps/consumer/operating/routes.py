@@ -193,7 +193,8 @@ async def _status(request: Request[Any, Any, Any], wanted: Mapping[str, StreamCo
     may_see = may_read(request, READ_SENSITIVE)
     found = await asyncio.gather(*(one.status(quotes=may_see or not one.stream.masking) for one in wanted.values()))
     if not may_read(request):
-        found = [msgspec.structs.replace(one, last_error=None, failing_record=None) for one in found]
+        hidden = {"last_error": None, "last_error_at": None, "failing_record": None}
+        found = [msgspec.structs.replace(one, **hidden) for one in found]
     return status_of(dict(zip(wanted, found, strict=True)))
 
 

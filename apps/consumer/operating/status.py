@@ -27,7 +27,7 @@ class FailingRecord(msgspec.Struct):
 class StreamStatus(msgspec.Struct):
     """What the consumption of a stream is doing.
 
-    `lag` is high watermark - committed, in records; `waiting_for_transaction` is the part of it behind an open
+    `lag` is high watermark - committed, in offsets; `waiting_for_transaction` is the part of it behind an open
     transaction of another client. `failures` counts the failed attempts of the in-flight batch, `restarts` the
     connections that were replaced, `commit_failures` the commits that Kafka refused. `skipped_count` records were not
     consumed because a position moved; `moves` are the newest such moves, without consuming and operator actions.
@@ -36,6 +36,8 @@ class StreamStatus(msgspec.Struct):
     `REDRIVE_AFTER`, and the next is due at `next_redrive_at`, as far as this instance does that. `last_rebalance` is
     null before the first one. `failing_since` is when what is retried first failed: a record, the opening of the
     handler's resource, or the writing of dead letters. `failing_record` is the first record that is retried alone.
+    `next_retry_at` is when it is tried again at the latest. `last_error_at` is when the last error happened or, if it
+    lasts, began; null where that is unknown.
     """
 
     running: bool
@@ -66,6 +68,8 @@ class StreamStatus(msgspec.Struct):
     last_rebalance: Rebalance | None = None
     failing_since: datetime | None = None
     failing_record: FailingRecord | None = None
+    next_retry_at: datetime | None = None
+    last_error_at: datetime | None = None
 
 
 class Status(StreamStatus, kw_only=True):

@@ -11,10 +11,7 @@ const CHARACTERS_BEFORE_MATCH = 25; // characters before a match, few enough tha
 export const textOf = (value) => (typeof value === "string" ? value : (JSON.stringify(value) ?? ""));
 
 /** The content as text: null, UTF-8 text, or base64. */
-export function contentText(content) {
-  if (content === null) return "null";
-  return content.text ?? `base64 ${content.base64}`;
-}
+export const contentText = (content) => (content === null ? "null" : (content.text ?? `base64 ${content.base64}`));
 
 /** A sign that something is masked, and why. */
 export const maskedSign = ({ masked }) => masked && element("small", { class: "masked", title: WHY_MASKED }, "masked");

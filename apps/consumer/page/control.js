@@ -2,37 +2,20 @@
 
 import { addressOf } from "./address.js";
 import { post } from "./api.js";
-import { facts } from "./content.js";
 import { arrange, byId, cell, confirmed, count, element, localTime, onSubmit, plural, report, rfc3339, say, time, timeElement, turn } from "./dom.js";
 import { GONE } from "./looks.js";
 import { placeOf } from "./record.js";
-import { names, showPill, stream, title } from "./streams.js";
+import { names, showPill, showTitle, stream } from "./streams.js";
 
-const LIVELY = ["starting", "running", "retrying", "reconnecting"];
-
-/** Each command: its call, when it makes sense, and which button to press next. */
-const COMMANDS = {
-  start: { name: "Start", path: "consumers/start", while: ["stopped", "halted"], next: "stop" },
-  stop: { name: "Stop", path: "consumers/stop", while: [...LIVELY, "paused"], next: "start" },
-  pause: { name: "Pause", path: "consumers/pause", while: LIVELY, next: "resume" },
-  resume: { name: "Resume", path: "consumers/resume", while: ["paused"], next: "pause" },
-  accept: { name: "Start (bad records go to Dead letters)", path: "consumers/start", body: { accept: true }, while: ["halted", "retrying"], next: "stop" },
-};
-
-/** What to do in each bad state. */
-const ADVICE = {
-  retrying: "The handler fails, and its records are retried. Consuming goes on by itself once another record succeeds or the handler works again; if the fault is in the records, dead-letter them now.",
-  halted: "Too many records were refused, and Records shows them with their errors: usually a wrong deploy, or a producer with another schema. Deploy a fix and start, or start and dead-letter the bad records.",
-  reconnecting: "Kafka is out of reach or refuses this service. The service connects again by itself.",
-};
-
+const buttons = document.querySelectorAll("button:is([data-while], [data-list], [data-kafka])"); // what they need
 const said = byId("control-said");
 const seek = byId("seek");
 let lag = null;
+let done = null; // the last command in words, and the state that it led to
 
 /** Wire the buttons and the seek; `refresh` reads and shows the state. */
 export function control(refresh) {
-  for (const [name, command] of Object.entries(COMMANDS)) byId(name).addEventListener("click", () => run(name, command, refresh));
+  for (const button of document.querySelectorAll("[data-next]")) button.addEventListener("click", () => run(button, refresh));
   seek.elements.to.addEventListener("change", ({ target: { value } }) => {
     for (const name of ["time", "offset"]) {
       seek.elements[name].required = name === value;
@@ -51,46 +34,49 @@ function sayWhyOff(event) {
   if (off === null) return;
   event.preventDefault();
   event.stopImmediatePropagation();
+  done = null;
   say(off.closest("section").querySelector("output:not(form output)"), off.title);
 }
 
 async function goTo({ to, time: local, partition, offset }) {
+  done = null;
   const spot = to === "offset" ? { offset: Number(offset) } : { to: to === "time" ? rfc3339(local) : to };
   const place = { ...spot, ...(partition && { partition: Number(partition) }) };
   const { would_handle_again: again, would_skip: skipped } = await post("consumers/seek", place, { dry_run: true });
   const from = to === "offset" ? `offset ${offset}` : to === "time" ? time(Date.parse(local)) : `the ${to}`;
-  const effect = `${plural(again, "record", "records")} will be handled again; ${count(skipped)} will be skipped and never handled`;
+  const most = (number) => (number === 0 ? "no record" : `up to ${plural(number, "record", "records")}`); // some offsets have none
+  const effect = `${most(again)} will be handled again; ${most(skipped)} will be skipped and never handled`;
   const where = `${stream}, ${partition ? `partition ${partition}` : "all partitions"}, from ${from}`;
   if (!(await confirmed(`${where}: ${effect}.`, "Seek"))) return "Nothing was moved.";
   const { partitions } = await post("consumers/seek", place);
-  return `Consumes from there in ${plural(Object.keys(partitions).length, "partition", "partitions")}.`;
+  const places = Object.entries(partitions).map(([number, next]) => `partition ${number} from offset ${count(next)}`);
+  return `${stream} is consumed from ${from}: ${places.join(", ")}.`;
 }
 
-async function run(name, command, refresh) {
-  const button = byId(name);
+async function run(button, refresh) {
   if (button.ariaBusy === "true") return;
+  const accept = "accept" in button.dataset;
   const bad = `Bad records of ${stream} will be dead-lettered until a batch has only good ones: up to ${plural(lag ?? 0, "record waits", "records wait")}.`;
-  if (name === "accept" && !(await confirmed(bad, "Dead-letter the bad ones"))) return;
+  done = null;
+  if (accept && !(await confirmed(bad, "Dead-letter the bad ones"))) return report(said, "", () => "Nothing was changed.");
+  const name = button.textContent.replace(" …", "");
   button.ariaBusy = "true";
-  let answered = byId("state").dataset.state;
   await report(said, "One moment …", async () => {
-    ({ state: answered } = await post(command.path, command.body));
+    const { state } = await post(`consumers/${accept ? "start" : button.id}`, accept ? { accept } : undefined);
+    done = { words: `${name} at ${time(Date.now())}`, state };
     await refresh();
-    return `${command.name} at ${time(Date.now())}: the consumer is ${answered}.`;
+    return outcome();
   });
-  said.dataset.state = answered;
-  clearOutdated();
   button.ariaBusy = "false";
-  const lost = document.activeElement === document.body || button.ariaDisabled === "true" || button.hidden;
-  if (lost) byId(command.next).focus(); // otherwise the keyboard focus returns to the top of the page
+  const lost = document.activeElement === document.body || button.ariaDisabled === "true";
+  if (lost) byId(button.dataset.next).focus(); // otherwise the keyboard focus returns to the top of the page
 }
 
-/** Clear the answer of a button once the state has changed, so that they never contradict each other. */
-function clearOutdated() {
-  const { state } = said.dataset;
-  if (state === undefined || state === byId("state").dataset.state) return;
-  delete said.dataset.state;
-  report(said, "", () => "");
+/** What the last command did, and the state that is shown now: they never contradict each other. */
+function outcome() {
+  const { state, health } = byId("state").dataset;
+  const now = health === "unknown" ? "" : `, and is now ${state}`;
+  return `${done.words}: the consumer ${state === done.state ? `is ${state}` : `was ${done.state}${now}`}.`;
 }
 
 /** Show status and health of the stream, which were read together, and which other streams are unavailable. */
@@ -99,34 +85,36 @@ export function showStatus(status, healths) {
   const ill = names.filter((name) => name !== stream && healths[name]?.status === "unavailable");
   lag = status.lag;
   showState(status.state, health, ill.length > 0 ? `; the service is unavailable${health.status === "ok" ? "" : " also"} because of ${ill.join(", ")}` : "");
-  const why = (states) => (states.includes(status.state) ? "" : `It is ${status.state}.`);
-  for (const [name, command] of Object.entries(COMMANDS)) turn(byId(name), why(command.while));
-  turn(seek.querySelector("button"), why(COMMANDS.stop.while));
-  say(byId("accept"), status.state === "retrying" ? "Dead-letter the failing records …" : "Start, accepting bad records …");
-  byId("accept").hidden = why(COMMANDS.accept.while) !== "";
+  for (const button of buttons) turn(button, whyOff(button.dataset, status.state, health.kafka));
+  say(byId("next-retry"), status.next_retry_at ? `The next retry is due at ${time(Date.parse(status.next_retry_at))}.` : "");
   say(byId("what"), `reads ${status.topic} as ${status.group_id}`);
-  showLine("advice", ADVICE[status.state]);
   showFacts(status);
   showErrors(status, health);
+}
+
+/** Why a button is off: for the state, an empty list or a missing Kafka; "" when it is on. */
+function whyOff({ while: states, list, kafka: needed }, state, kafka) {
+  if (states && !states.split(" ").includes(state)) return `It is ${state}.`;
+  if (list && byId(list).children.length === 0) return "There is nothing to export.";
+  return needed === undefined || kafka === "connected" ? "" : "The service does not reach Kafka.";
 }
 
 function showFacts(status) {
   const last = status.moves.at(-1);
   const moved = last ? `; partition ${last.partition} moved from ${last.before} to ${last.after}: ${last.reason}` : "";
-  const list = facts([
-    ["consumed", count(status.messages_consumed_count)],
-    ["dead-lettered", count(status.dead_lettered_count)],
-    ["skipped", count(status.skipped_count) + moved],
-    ...(status.throttled_seconds > 0 ? [["throttled", `by a quota of Kafka, for ${count(Math.ceil(status.throttled_seconds))} s more`]] : []),
-    ["member", status.member_id ?? "none"],
-    ["service started", time(Date.parse(status.started_at))],
-  ]);
-  if (byId("facts").textContent !== list.textContent) byId("facts").replaceChildren(...list.children);
+  const seconds = Math.ceil(status.throttled_seconds);
+  say(byId("consumed"), count(status.messages_consumed_count));
+  say(byId("dead-lettered"), count(status.dead_lettered_count));
+  say(byId("skipped"), count(status.skipped_count) + moved);
+  say(byId("throttled"), seconds > 0 ? `by a quota of Kafka, for ${count(seconds)} s more` : "");
+  say(byId("member"), status.member_id ?? "none");
+  say(byId("started"), time(Date.parse(status.started_at)));
 }
 
 /** Show the last error and link its record; in grey while the service is healthy, because the error is over. */
-function showErrors({ last_error: error, notes, failing_record: failing, failing_since: since }, health) {
-  const began = since ? ` (failing since ${time(Date.parse(since))})` : "";
+function showErrors({ last_error: error, last_error_at: at, notes, failing_record: failing, failing_since: since }, health) {
+  const when = since ? "failing since" : health.status === "ok" ? "at" : "since";
+  const began = at ? ` (${when} ${time(Date.parse(at))})` : "";
   showLine("last-error", [error && `Last error${began}: ${error}`, ...notes].filter(Boolean).join("; "));
   byId("last-error").className = health.status === "ok" ? "muted" : "trouble";
   const named = failing ?? /-(?<partition>\d+) offset (?<offset>\d+)/.exec(error ?? "")?.groups;
@@ -134,28 +122,33 @@ function showErrors({ last_error: error, notes, failing_record: failing, failing
   if (named) byId("failing").setAttribute("href", addressOf("records", { open: placeOf(named) }));
 }
 
-/** Show a line, cut off with its full text as title; hide it when it is empty. */
-function showLine(id, text = "") {
-  byId(id).hidden = text === "";
-  byId(id).title = text;
-  say(byId(id), text);
+/** Show a line with its full text as title; the style shows where it is cut off. Hide it when it is empty. */
+function showLine(id, text) {
+  const line = byId(id);
+  line.hidden = text === "";
+  line.title = text;
+  say(line, text);
+  line.toggleAttribute("data-cut", line.scrollHeight > line.clientHeight);
 }
 
 /** Show the last operator actions on this instance. */
 export function showActions({ actions }) {
   byId("no-actions").hidden = actions.length > 0;
-  arrange(byId("action-rows"), actions, ({ at, request_id: id }) => `${at} ${id}`, (one) => {
-    const given = Object.entries(one.parameters).map(([name, value]) => `${name}=${String(value).slice(0, 25)}`);
-    const texts = [one.who ?? "–", one.action, given.join(" "), one.outcome];
-    return element("tr", {}, cell("time", timeElement(Date.parse(one.at))), ...texts.map((text) => cell("", text)));
-  });
+  arrange(byId("action-rows"), actions, ({ at, request_id: id }) => `${at} ${id}`, actionRow);
+}
+
+function actionRow({ at, who, action, parameters: { dry_run: dry, ...given }, outcome }) {
+  const shown = (value) => (/^\d{4}-.*T/.test(value) ? timeElement(Date.parse(value)) : String(value).slice(0, 25));
+  const words = Object.entries(given).flatMap(([name, value]) => [`${name}=`, shown(value), " "]);
+  const [what, result] = dry === "true" ? [`${action}: dry run`, outcome.replace("done", "only counted")] : [action, outcome];
+  const contents = [[timeElement(Date.parse(at))], [who ?? "–"], [what], words, [result]];
+  return element("tr", { "data-outcome": outcome }, ...contents.map((one) => cell("", ...one)));
 }
 
 /** Show that the state cannot be read, and why. */
 export function showNoState({ status, message }) {
   showState(status === 0 ? "no answer" : "unknown", { status: "unknown", detail: message });
-  for (const button of [...Object.keys(COMMANDS).map(byId), seek.querySelector("button")]) turn(button, GONE);
-  showLine("advice");
+  for (const button of buttons) turn(button, GONE);
 }
 
 /** Show state and health as words in their colours. */
@@ -163,6 +156,6 @@ function showState(state, { status, detail }, others = "") {
   showPill(byId("state"), state, status);
   showLine("health", `Health${names.length > 1 ? ` of ${stream}` : ""} ${status}: ${detail.replace(" (see last_error of the status)", "")}${others}`);
   byId("health").className = status === "ok" && others === "" ? "muted" : "trouble";
-  document.title = `${status === "unavailable" ? `${state}, unavailable` : state} · ${title}`;
-  clearOutdated();
+  if (done) say(said, outcome());
+  showTitle(status === "unavailable" ? `${state}, unavailable` : state);
 }

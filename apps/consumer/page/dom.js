@@ -55,15 +55,7 @@ export function turn(off, reason) {
 export const inside = (href, ...children) => element("a", { href, "data-inside": "" }, ...children);
 
 export const count = (value) => (value == null ? "–" : number.format(value));
-
 export const plural = (value, one, more) => `${count(value)} ${value === 1 ? one : more}`;
-
-const wide = matchMedia("(width >= 40rem)");
-
-/** Open the folded forms on wide screens; on a phone they would fill the first screen. */
-const unfold = () => document.querySelectorAll(".fold").forEach((fold) => (fold.open = wide.matches));
-wide.addEventListener("change", unfold);
-unfold();
 
 /** A time in the browser's zone, written as in ISO 8601, which Swedish uses. */
 const local = (at) => at.toLocaleString("sv");
@@ -90,9 +82,7 @@ export const localTime = (rfc) => (Number.isNaN(Date.parse(rfc)) ? "" : local(ne
 /** Let a button save lines as a file. */
 export function onExport(id, name, said, linesOf) {
   byId(id).addEventListener("click", () => {
-    const lines = linesOf();
-    if (lines.length === 0) return say(said, "There is nothing to export.");
-    const link = element("a", { href: URL.createObjectURL(new Blob(lines)), download: name });
+    const link = element("a", { href: URL.createObjectURL(new Blob(linesOf())), download: name });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
     say(said, `What is listed was saved as ${name}.`);
@@ -118,7 +108,7 @@ export function onSubmit(form, work) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (form.ariaBusy === "true") return;
-    unfold();
+    form.closest(".fold")?.removeAttribute("open"); // on a phone it would hide what is found
     form.ariaBusy = "true";
     await Promise.resolve(work(Object.fromEntries(new FormData(form)))).finally(() => (form.ariaBusy = "false"));
   });

@@ -9,44 +9,53 @@ const WIDTH = 600;
 const HEIGHT = 100;
 const KINDS = ["consumed", "dead_lettered", "lag"];
 
-let last = null; // the count that the current rate is measured from
+let last = null; // the counts that the current rates are measured from
+let rates = {}; // the current ones, by kind; none before the second status
+let now = null; // the point of this moment, with which the drawing ends as the head does
 const points = new Map(); // by time
 let gap = 0; // milliseconds between two points that mean the service was down
 let from = 0;
 let until = 0;
 
-/** Show the current rate; without a status it is unknown. A restarted service counts from 0. */
-export function showRate(status) {
-  const records = status && status.messages_consumed_count + status.dead_lettered_count;
-  const seen = status && { at: performance.now(), records, of: status.started_at };
-  if (last && seen && seen.at - last.at < MIN_RATE_SPAN_MS) return;
-  const known = last && seen && last.of === seen.of && seen.records >= last.records;
-  if (known) say(byId("rate-now"), count(Math.round(((seen.records - last.records) * 1000) / (seen.at - last.at))));
-  else if (!seen) say(byId("rate-now"), "–");
-  last = seen;
+/** Show the current rate, and lag and rate as the end of the drawing; without a status there is none. */
+export function showNow(status) {
+  const seen = status && { at: performance.now(), of: status.started_at, consumed: status.messages_consumed_count, dead_lettered: status.dead_lettered_count };
+  if (!(last && seen && seen.at - last.at < MIN_RATE_SPAN_MS)) {
+    const isKnown = last && seen && last.of === seen.of; // a restarted service counts from 0
+    const rate = (kind) => Math.round(((seen[kind] - last[kind]) * 10_000) / (seen.at - last.at)) / 10;
+    rates = isKnown ? { consumed: rate("consumed"), dead_lettered: rate("dead_lettered") } : {};
+    say(byId("rate-now"), isKnown ? count(Math.round(rates.consumed + rates.dead_lettered)) : "–");
+    last = seen;
+  }
+  now = status && { at: Date.now(), ...rates, lag: status.lag };
+  drawAll();
 }
 
-/** Add the points that the service answers, and draw all of them. */
+/** Add the points that the service answers, and show all of them. */
 export function showHistory({ step_seconds: step, points: read }) {
   gap = step * 2_500;
   for (const point of read) points.set(point.at, point);
-  const now = Date.now();
-  for (const at of points.keys()) if (at < now - HOUR_MS) points.delete(at);
+  for (const at of points.keys()) if (at < Date.now() - HOUR_MS) points.delete(at);
+  drawAll();
+  const minutes = [...Map.groupBy(sorted(), ({ at }) => Math.floor(at / 60_000)).values()].map((ones) => ones.at(-1)).reverse();
+  arrange(byId("history-rows"), minutes, ({ at }) => String(at), (point) => {
+    const cells = KINDS.map((kind) => cell("number", count(point[kind])));
+    return element("tr", {}, element("th", { scope: "row" }, timeElement(point.at)), ...cells);
+  });
+}
+
+/** Draw all points up to this moment. */
+function drawAll() {
   const all = sorted();
-  until = Math.max(now, all.at(-1)?.at ?? 0);
-  from = Math.min(until - MIN_SPAN_MS, all[0]?.at ?? now);
+  until = Math.max(Date.now(), all.at(-1)?.at ?? 0);
+  from = Math.min(until - MIN_SPAN_MS, all[0]?.at ?? until);
   draw("rate", all, ["consumed", "dead_lettered"]);
   draw("lag", all, ["lag"]);
   say(byId("history-from"), time(from));
-  say(byId("rate-title"), all[0]?.at > now - HOUR_MS + MIN_SPAN_MS ? `The last hour, since ${time(all[0].at)}` : "The last hour");
-  const minutes = [...Map.groupBy(all, ({ at }) => Math.floor(at / 60_000)).values()].map((ones) => ones.at(-1)).reverse();
-  const cells = (point) => KINDS.map((kind) => cell("number", count(point[kind])));
-  const row = (point) => element("tr", {}, element("th", { scope: "row" }, timeElement(point.at)), ...cells(point));
-  arrange(byId("history-rows"), minutes, ({ at }) => String(at), row);
-  showLast();
+  if (document.querySelector("figure svg:hover") === null) showLast();
 }
 
-const sorted = () => [...points.values()].sort((one, other) => one.at - other.at);
+const sorted = () => [...points.values(), ...(now ? [now] : [])].sort((one, other) => one.at - other.at);
 const xOf = (at) => (((at - from) / (until - from)) * WIDTH).toFixed(1);
 
 /** Draw some kinds on one scale, and describe them in words. */
@@ -66,7 +75,7 @@ function lineOf(all, kind, most) {
     before = point.at;
     return `${joined ? "L" : "M"}${xOf(point.at)} ${(HEIGHT - 2 - (point[kind] / most) * (HEIGHT - 4)).toFixed(1)}${joined ? "" : "h.1"}`;
   };
-  return all.filter((point) => point[kind] !== null).map(piece).join("");
+  return all.filter((point) => point[kind] != null).map(piece).join("");
 }
 
 /** Show the numbers at the time under the pointer. */
@@ -82,7 +91,7 @@ function showPoint({ currentTarget, clientX }) {
 
 function showLast() {
   const newest = sorted().at(-1);
-  say(byId("history-at"), newest ? sentence(newest) : "The first point follows after 10 s.");
+  say(byId("history-at"), newest ? sentence(newest) : "");
   for (const cursor of document.querySelectorAll(".cursor")) cursor.removeAttribute("d");
 }
 

@@ -48,9 +48,6 @@ function linesOfFailing() {
   const state = failing.get("state");
   const gone = state?.gone && `Service gone since ${time(state.since)}: ${state.reason}. What is dimmed is from before. Trying again.`;
   if (gone) return [{ key: "gone", text: gone }];
-  return [...Map.groupBy(failing, ([, { reason }]) => reason)].map(([reason, sources]) => {
-    const names = sources.map(([source]) => source).join(", ");
-    const since = Math.min(...sources.map(([, failed]) => failed.since));
-    return { key: reason, text: `Cannot read ${names}: ${reason} (since ${time(since)}). Trying again.` };
-  });
+  const text = (reason, sources) => `Cannot read ${sources.map(([name]) => name).join(", ")}: ${reason}. Trying again.`;
+  return [...Map.groupBy(failing, ([, { reason }]) => reason)].map(([reason, sources]) => ({ key: reason, text: text(reason, sources) }));
 }

@@ -5,15 +5,15 @@ import { get, getHealth } from "./api.js";
 import { control, showActions, showNoState, showStatus } from "./control.js";
 import { DeadLetters } from "./dead_letters.js";
 import { byId } from "./dom.js";
-import { showHistory, showRate } from "./history.js";
+import { showHistory, showNow } from "./history.js";
 import { look, poll } from "./looks.js";
-import { showLag } from "./partitions.js";
+import { keepGroup, showLag } from "./partitions.js";
 import { Produce } from "./produce.js";
 import { Records } from "./records.js";
 import { may, SESSION } from "./session.js";
 import { names, showStreams, stream } from "./streams.js";
 
-const OTHERS = 5; // reads of the state per read of the health of the other streams
+const HEALTHS = 5; // reads of the state per read of the health of the other streams
 const TABS = ["overview", "records", "dead"];
 
 const produce = new Produce();
@@ -21,23 +21,28 @@ const records = new Records((value) => produce.open(value));
 const deadLetters = new DeadLetters();
 let asked = 0; // reads of the state that were started
 let shown = 0; // the newest of them that was shown
-let status = null;
-let group = null;
 let healths = {};
+const letters = {}; // how many can be sent back, by the name of each other stream
 
 const tab = () => (TABS.includes(address().tab) ? address().tab : TABS[0]);
 const onOverview = () => tab() === "overview";
 
 /** What is read, and the pause after each answer in milliseconds. */
 const STATE = { name: "state", pause: 1_000, read: readState, show: showState, lose: loseState };
-const GROUP = { name: "group", pause: 1_500, when: onOverview, read: () => get("consumers/group"), show: showGroup };
+const GROUP = { name: "group", pause: 1_500, when: onOverview, read: () => get("consumers/group"), show: keepGroup };
 const ACTIONS = { name: "operator actions", pause: 2_000, when: () => onOverview() && may("operate"), read: () => get("consumers/actions", { stream: "" }), show: showActions };
 const HISTORY = { name: "history", pause: 5_000, when: onOverview, read: () => get("consumers/history"), show: showHistory };
+const OTHERS = names.filter((name) => name !== stream).map((name) => ({
+  name: `counts of ${name}`,
+  pause: 15_000,
+  read: () => get("consumers/dead-letters/reasons", { stream: name }),
+  show: ({ redrivable }) => (letters[name] = redrivable),
+}));
 
 /** Read status and health together, so that they are shown together. */
 async function readState() {
   const number = ++asked;
-  const wanted = number % OTHERS === 1 ? names : [stream];
+  const wanted = number % HEALTHS === 1 ? names : [stream];
   const [{ streams }, ...answers] = await Promise.all([get("consumers/status", { stream: "" }), ...wanted.map(getHealth)]);
   healths = { ...healths, ...Object.fromEntries(wanted.map((name, index) => [name, answers[index]])) };
   return { number, streams };
@@ -46,24 +51,19 @@ async function readState() {
 function showState({ number, streams }) {
   if (number < shown) return; // it was read before a button was pressed
   shown = number;
-  status = streams[stream];
-  showStreams(streams, healths);
+  const status = streams[stream];
+  showStreams(streams, healths, letters);
   showStatus(status, healths);
-  showLag(status, group);
-  showRate(status);
+  showLag(status);
+  showNow(status);
   deadLetters.refresh(status);
 }
 
 function loseState(failure) {
-  showStreams({}, {});
+  showStreams({}, {}, {});
   showNoState(failure);
-  showRate(null);
+  showNow(null);
   deadLetters.refresh(null);
-}
-
-function showGroup(answer) {
-  group = answer;
-  if (status !== null) showLag(status, group);
 }
 
 function visit() {
@@ -88,4 +88,4 @@ onAddress(() => {
   if (records.newest.when()) look(records.newest);
   if (onOverview()) look(GROUP);
 });
-for (const source of [SESSION, STATE, GROUP, HISTORY, ACTIONS, records.newest]) poll(source.pause, () => look(source));
+for (const source of [SESSION, STATE, GROUP, HISTORY, ACTIONS, records.newest, ...OTHERS]) poll(source.pause, () => look(source));

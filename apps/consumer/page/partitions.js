@@ -3,14 +3,17 @@
 import { arrange, byId, cell, count, element, plural, say, time } from "./dom.js";
 
 const MIN_SCALE_RECORDS = 10; // a full bar means at least this many records, so that a lag of 1 looks small
+let group = null;
 
-/** Show the lag. `group` adds owners and the partitions of other members; null before its first read. */
-export function showLag(status, group) {
+/** Keep what was read of the group, with owners and the partitions of other members; `showLag` shows it. */
+export const keepGroup = (read) => (group = read);
+
+/** Show the lag, and the group once it was read. */
+export function showLag(status) {
   say(byId("lag-total"), count(status.lag));
-  const age = status.lag_seconds > 0 ? `, the oldest waits ${count(Math.round(status.lag_seconds))} s` : "";
-  say(byId("lag-age"), status.lag === null ? "not known" : `${status.lag === 1 ? "record" : "records"}${age}`);
+  say(byId("lag-age"), status.lag_seconds > 0 ? `· oldest record waits ${count(Math.round(status.lag_seconds))} s` : "");
   say(byId("lag-waiting"), status.waiting_for_transaction ? `${count(status.waiting_for_transaction)} behind an open transaction` : "");
-  const partitions = merged(status, group);
+  const partitions = merged(status);
   const most = Math.max(MIN_SCALE_RECORDS, ...partitions.map(({ lag }) => lag ?? 0));
   const owners = new Map(group?.members.map((member) => [member.member_id, `${member.client_id} at ${hostOf(member)}`]));
   owners.set(status.member_id, "this instance").set(null, "nobody");
@@ -24,7 +27,7 @@ export function showLag(status, group) {
 }
 
 /** The partitions of the group, updated by the status, which is newer and whose sum is shown above. */
-function merged(status, group) {
+function merged(status) {
   const partitions = new Map(group?.partitions.map((one) => [one.partition, one]));
   for (const one of status.partitions) partitions.set(one.partition, { owner: null, ...partitions.get(one.partition), ...one });
   return [...partitions.values()].sort((one, other) => one.partition - other.partition);

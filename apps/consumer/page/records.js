@@ -46,6 +46,7 @@ export class Records {
       this.#arrange(messages.toReversed());
       say(this.#said, messages.length === 0 ? "No records yet." : "");
     },
+    lose: ({ message }) => this.#found === null && say(this.#said, `The records cannot be read: ${message}`),
   };
 
   /** Show what the address names. */

@@ -1,7 +1,7 @@
 /** The streams of this service, and the one that the page shows: that of its address, or the first. */
 
 import { address, onAddress } from "./address.js";
-import { arrange, byId, element, say } from "./dom.js";
+import { arrange, byId, count, element, say } from "./dom.js";
 
 /** The names of all streams of this service. */
 export const names = document.querySelector("meta[name=streams]").content.split(" ");
@@ -10,15 +10,17 @@ const asked = address().stream ?? names[0];
 /** The name of the stream that the page shows. */
 export const stream = names.includes(asked) ? asked : names[0];
 
-/** The title of the page; it names the stream when there are several. */
-export const title = names.length === 1 ? "Consumer" : `${stream} · Consumer`;
-
-/** Show state and health of each stream as a link to its tab; hide the choice with a single stream. */
-export function showStreams(streams, healths) {
+/** Show state, health, lag and dead letters of each stream as a link to its tab; hide the choice with a single stream. */
+export function showStreams(streams, healths, letters) {
   const list = byId("streams");
   list.parentElement.hidden = names.length === 1;
   arrange(list, names, String, newLink, (item, name) => {
-    showPill(item.querySelector(".pill"), streams[name]?.state ?? "unknown", healths[name]?.status ?? "unknown");
+    const { state = "unknown", lag } = streams[name] ?? {};
+    const health = healths[name]?.status ?? "unknown";
+    showPill(item.querySelector(".pill"), state === "running" && health === "unavailable" ? health : state, health);
+    const dead = name === stream ? byId("dead-count").textContent : count(letters[name] ?? 0);
+    const waiting = [lag > 0 && `lag ${count(lag)}`, !["", "0"].includes(dead) && `${dead} dead`];
+    say(item.querySelector("small"), lag === undefined ? "" : waiting.filter(Boolean).join(", "));
   });
   pointLinks();
 }
@@ -30,8 +32,15 @@ export function showPill(pill, state, health) {
   say(pill, state);
 }
 
+/** Name the state of the shown stream in the title of the page, and the other streams that are not well. */
+export function showTitle(state) {
+  const ill = [...byId("streams").querySelectorAll("a:not([aria-current]) .pill:not([data-state=running][data-health=ok])")];
+  const others = ill.map((pill) => `${pill.parentElement.dataset.name} ${pill.textContent}`);
+  document.title = [state, ...(names.length > 1 ? [stream] : []), ...others, "Consumer"].join(" · ");
+}
+
 function newLink(name) {
-  const link = element("a", { "data-name": name }, name, element("span", { class: "pill" }));
+  const link = element("a", { "data-name": name }, name, element("span", { class: "pill" }), element("small"));
   link.ariaCurrent = name === stream ? "page" : null;
   return element("li", {}, link);
 }

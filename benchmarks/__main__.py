@@ -140,7 +140,7 @@ def _measure_consuming(servers: str, options: argparse.Namespace, figures: Figur
                     with page_open(consumer, "/metrics"):
                         figures.note("consuming", drained_by_service(consumer, servers, TOPIC, group, backlog))
                     if turn == TURNS - 1:
-                        _measure_latency(producer, consumer, options.seconds, figures)
+                        _measure_latency(servers, producer, consumer, options.seconds, figures)
                         figures.add("memory of the consumer", consumer.peak_mb())
             if find_spec("confluent_kafka"):
                 drained = drained_by_raw_client(servers, TOPIC, f"librdkafka-{number}", backlog, client="librdkafka")
@@ -150,11 +150,14 @@ def _measure_consuming(servers: str, options: argparse.Namespace, figures: Figur
                     figures.note("tutorial, consuming", drained_by_tutorial(consumer, tutorial_backlog))
 
 
-def _measure_latency(producer: Service, consumer: Service, seconds: int, figures: Figures) -> None:
-    reported = answer_of("caller", "visible", producer.port, consumer.port, POSTS_PER_SECOND, seconds)
-    for what in ("answered", "visible"):
+def _measure_latency(servers: str, producer: Service, consumer: Service, seconds: int, figures: Figures) -> None:
+    pace = POSTS_PER_SECOND, seconds
+    reported = answer_of("caller", "visible", producer.port, consumer.port, *pace)
+    reported["pushed"] = answer_of("caller", "pushed", producer.port, consumer.port, *pace)
+    reported["fetched"] = answer_of("raw", "visible", servers, RAW, *pace)
+    for what, times in reported.items():
         for which in ("p50", "p99"):
-            figures.add(f"{which} until {what}", reported[what][which])
+            figures.add(f"{which} until {what}", times[which])
 
 
 def _measure_long_backlog(servers: str, figures: Figures) -> None:

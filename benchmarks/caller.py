@@ -3,12 +3,13 @@
     python -m benchmarks.caller post PORT TARGET CONNECTIONS PEOPLE REQUESTS [PER_SECOND]
     python -m benchmarks.caller lines PORT PEOPLE
     python -m benchmarks.caller visible PRODUCER_PORT CONSUMER_PORT PER_SECOND SECONDS
+    python -m benchmarks.caller pushed PRODUCER_PORT CONSUMER_PORT PER_SECOND SECONDS
 
 `post` posts so many requests of so many people each (one alone is no list, none is no body): each connection its next
 one as soon as it has its answer, or all of them together at an even pace. `lines` sends people as lines of JSON in one
 request, and reads the receipts meanwhile. `visible` posts people one by one at an even pace, and looks for some of them
-until the consumer shows them. All bodies are made beforehand. Each prints what it found as JSON: `seconds`, or times in
-milliseconds.
+until the consumer shows them. `pushed` posts them likewise, and takes all of them from the live tail. All bodies
+are made beforehand. Each prints what it found as JSON: `seconds`, or times in milliseconds.
 
 At a pace the time of a request runs from when its turn was, whether or not there was a connection to post it on: a
 stall counts for all whom it delays.
@@ -46,6 +47,7 @@ VISIBLE_WITHIN = 10.0
 HEAD = "{} {} HTTP/1.1\r\nHost: localhost\r\n{}\r\n"
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 RECEIPT = b'"offset":'
+KEY = re.compile(rb'"key":{"text":"([^"]+)"')
 
 
 class Connection(asyncio.Protocol):
@@ -217,12 +219,42 @@ async def visible(producer_port: str, consumer_port: str, per_second: str, secon
     return {"answered": spread_of(answered), "visible": spread_of(shown)}
 
 
+async def pushed(producer_port: str, consumer_port: str, per_second: str, seconds: str) -> Any:  # noqa: ANN401 - JSON
+    """Post at an even pace; return `p50`, `p99` and `max` of the times until the live tail has brought each person."""
+    rate = int(per_second)
+    people = PersonFactory.batch(rate * int(seconds))
+    requests = [post_of("/producers/people", encode(person)) for person in people]
+    began: dict[str, float] = {}
+    brought: dict[str, float] = {}
+    incoming, outgoing = await asyncio.open_connection("127.0.0.1", int(consumer_port), limit=2**20)
+    outgoing.write(HEAD.format("GET", "/consumers/messages/stream", "").encode())
+    await incoming.readuntil(b"retry:")
+
+    async def take() -> None:
+        while len(brought) < len(people):
+            key = KEY.search(await incoming.readuntil(b"\n\n"))
+            if key:
+                brought[key[1].decode()] = time.perf_counter()
+
+    taking = asyncio.create_task(take())
+    async with connected(int(producer_port), CONNECTIONS) as those:
+        await in_turn(those, requests, rate, lambda index, since: began.update({people[index].id: since}))
+    await asyncio.wait_for(taking, VISIBLE_WITHIN)
+    outgoing.close()
+    return spread_of([(brought[person_id] - since) * 1e3 for person_id, since in began.items()])
+
+
 def spread_of(times: Sequence[float]) -> dict[str, float]:
     """Return the median, the 99th percentile and the most."""
     return {"p50": median(times), "p99": quantiles(times, n=100)[98], "max": max(times)}
 
 
 if __name__ == "__main__":
-    ways: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {"post": post, "lines": lines, "visible": visible}
+    ways: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
+        "post": post,
+        "lines": lines,
+        "visible": visible,
+        "pushed": pushed,
+    }
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         print(json.dumps(runner.run(ways[sys.argv[1]](*sys.argv[2:]))))

@@ -6,7 +6,7 @@ from statistics import median
 from benchmarks.measures import Series
 from benchmarks.plot import Bar
 from benchmarks.processes import Took
-from benchmarks.report import HEADINGS, Row, bounded, compared, spread
+from benchmarks.report import HEADINGS, Row, bounded, compared, delayed, spread
 
 
 class Figures:
@@ -36,6 +36,10 @@ class Figures:
 def rows_of(figures: Figures, lines: int) -> list[Row]:
     """Return the table of what has a target; so many lines were sent in one request."""
     series, values = figures.series, figures.values
+
+    def both(name: str) -> tuple[list[float], list[float]]:
+        return values[name], values[f"{name[:3]} until fetched"]
+
     rows = [
         HEADINGS,
         *compared("`basic_producer`, 100,000 people, against `send_batch`", series["made"], series["send_batch"], 1.5),
@@ -63,8 +67,10 @@ def rows_of(figures: Figures, lines: int) -> list[Row]:
         ),
         bounded("one of 1,000 people a second, until answered, p50", values["p50 until answered"], None, "ms"),
         bounded("until answered, p99", values["p99 until answered"], None, "ms"),
-        bounded("until visible at the consumer, p50", values["p50 until visible"], 10, "ms"),
-        bounded("until visible, p99", values["p99 until visible"], 30, "ms"),
+        delayed("until visible, p50, against `send` to `getmany`", *both("p50 until visible"), 2.5),
+        delayed("until visible, p99, against `send` to `getmany`", *both("p99 until visible"), 3),
+        delayed("until pushed by the live tail, p50, against the same", *both("p50 until pushed"), 2.5),
+        delayed("until pushed, p99, against the same", *both("p99 until pushed"), 3),
         bounded("memory of the producer after all rounds, at most", values["memory of the producer"], None, "MB"),
         bounded("memory of the consumer after a round, at most", values["memory of the consumer"], None, "MB"),
     ]

@@ -98,7 +98,7 @@ def tens_posted(producer: Service) -> Took:
 
 def few_made(producer: Service, number: int, calls: int) -> Took:
     """Have the service make so many people and send them, in each call from 64 connections."""
-    took = posted(producer, 0, calls, CALLERS, f"/producers/people/generate?number={number}")
+    took = posted(producer, 0, calls, CALLERS, f"/producers/basic_producer?number_of_people={number}")
     return took._replace(records=number * calls)
 
 

@@ -3,6 +3,7 @@
     python -m benchmarks.raw send_batch HOST:PORT TOPIC RECORDS
     python -m benchmarks.raw send HOST:PORT TOPIC RECORDS
     python -m benchmarks.raw consume HOST:PORT TOPIC GROUP
+    python -m benchmarks.raw visible HOST:PORT TOPIC PER_SECOND SECONDS
 
 It runs on the event loop that uvicorn gives the services.
 """
@@ -20,6 +21,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from uvicorn.loops.auto import auto_loop_factory
 
 from apps.producer.generating.people import PersonFactory
+from benchmarks.caller import spread_of
 from contracts.person import PEOPLE
 from contracts.stream import encode
 
@@ -104,11 +106,44 @@ async def consume(bootstrap_servers: str, topic: str, group: str) -> None:
         await consumer.stop()
 
 
+async def visible(bootstrap_servers: str, topic: str, per_second: str, seconds: str) -> None:
+    """Send people one by one at an even pace, and print `p50`, `p99` and `max` of the milliseconds until `getmany`.
+
+    Both clients are in this process. A time runs from when its turn was, as for those who call the services.
+    """
+    rate = int(per_second)
+    people = PersonFactory.batch(rate * int(seconds))
+    records = [*zip(PEOPLE.keys_of(people), map(encode, people), strict=True)]
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all", enable_idempotence=True)
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=bootstrap_servers)
+    async with producer, consumer:
+        for partition in consumer.assignment():
+            await consumer.position(partition)
+        due: dict[bytes, float] = {}
+        times: list[float] = []
+
+        async def send() -> None:
+            start = time.perf_counter()
+            for number, (key, value) in enumerate(records):
+                due[key] = start + number / rate
+                await asyncio.sleep(max(0.0, due[key] - time.perf_counter()))
+                await producer.send(topic, value, key)
+
+        sending = asyncio.create_task(send())
+        while len(times) < len(records):
+            fetched = await consumer.getmany(timeout_ms=500)
+            now = time.perf_counter()
+            times += [(now - due[record.key]) * 1e3 for some in fetched.values() for record in some]
+        await sending
+    print(json.dumps(spread_of(times)))
+
+
 if __name__ == "__main__":
     ways: dict[str, Callable[..., Any]] = {
         "send_batch": partial(produce, way=by_send_batch),
         "send": partial(produce, way=by_send),
         "consume": consume,
+        "visible": visible,
     }
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(ways[sys.argv[1]](*sys.argv[2:]))

@@ -65,6 +65,13 @@ def bounded(name: str, values: Sequence[float], most: float | None, unit: str) -
     return Row(name, "", "", result, f"under {most:g} {unit}", _met(median(values) < most))
 
 
+def delayed(name: str, service: Sequence[float], yardstick: Sequence[float], most: float) -> Row:
+    """Return times in milliseconds; the result is their ratio, round by round, which must be at most `most`."""
+    ratios = [a / b for a, b in zip(service, yardstick, strict=True)]
+    times = spread(service, "{:.1f}"), spread(yardstick, "{:.1f}")
+    return Row(f"{name}, ms", *times, spread(ratios, "{:.2f}"), f"at most {most:g}", _met(median(ratios) <= most))
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table that is also easy to read as it is; the first row has the headings."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -84,7 +91,12 @@ def spread(values: Sequence[float], form: str) -> str:
 def headlines(rows: Sequence[Row]) -> str:
     """Return the rows for the first page, without the figures that depend on the machine most."""
     chosen = [row for row in rows if row.measured.startswith(HEADLINES)]
-    return table([(row.measured.removesuffix(", records/s"), row.result, row.target, row.met) for row in chosen])
+    return table(
+        [
+            (row.measured.removesuffix(", records/s").removesuffix(", ms"), row.result, row.target, row.met)
+            for row in chosen
+        ]
+    )
 
 
 def commit() -> str:

@@ -14,6 +14,7 @@ from memory import Memory
 from pair import Pair, pair
 
 from apps.consumer.consuming.batch import Batch
+from apps.consumer.redriving.purge import Purged, PurgedInPart, Purger
 from contracts.stream import Deletion, Stream, encode
 
 pytestmark = pytest.mark.anyio
@@ -128,3 +129,14 @@ async def test_the_last_error_quotes_no_value_once_a_deletion_was_consumed_or_ma
         assert MARK in await last_error()
         await own.p.consumer.post("/consumers/stop")
         assert MARK not in await last_error()
+
+
+async def test_a_purge_in_part_is_answered_with_what_was_purged(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def purge_some(*_: object) -> Purged:
+        raise PurgedInPart("dead letter 0/2 is too large", Purged(3, 2, {0: 7}))
+
+    monkeypatch.setattr(Purger, "purge", purge_some)
+    async with hotel() as own:
+        answer = await own.p.consumer.post("/consumers/dead-letters/purge", params={"key": "ada"})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "dead letter 0/2 is too large")
+    assert {"purged": 3, "written_again": 2, "next": "0-7"}.items() <= answer.json().items()

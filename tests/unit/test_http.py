@@ -168,6 +168,15 @@ def test_every_wrong_parameter_is_named_at_once(consumer: TestClient[Litestar]) 
     assert parameters_named(problem_of(answer, 400)) == {"limit", "partition", "limits"}
 
 
+@pytest.mark.parametrize(("query", "wrong"), [("&number_of_people=2", "number_of_people"), ("&people=2", "people")])
+def test_a_number_given_twice_or_with_an_unknown_one_is_refused_each_time(
+    query: str, wrong: str, producer: TestClient[Litestar]
+) -> None:
+    for _ in range(2):
+        answer = producer.post(f"/producers/basic_producer?number_of_people=1{query}")
+        assert parameters_named(problem_of(answer, 400)) == {wrong}
+
+
 @pytest.mark.parametrize("before", ["x", "1-2", "1-2-3-4", "9" * 5_000])
 def test_a_cursor_that_is_none_is_refused_and_named(before: str, consumer: TestClient[Litestar]) -> None:
     answer = consumer.get("/consumers/messages", params={"before": before})

@@ -18,6 +18,8 @@ ANY_QUERY = "any_query"
 PLAIN_INTEGER = re.compile(r"0|[1-9][0-9]*")
 MAX_DIGITS = 18
 """Digits of an integer: one that has more is larger than anything that may be asked for."""
+MAX_NUMBERS_BYTES = 100
+"""Longest query whose numbers are remembered."""
 ANY_NUMBER = {"minimum": 0, "maximum": 10**MAX_DIGITS - 1}
 """For the document: Litestar omits the bounds of a parameter that may also be null."""
 
@@ -44,17 +46,29 @@ def check_query(request: Request[Any, Any, Any]) -> None:
 
 
 def numbers_of(request: Request[Any, Any, Any]) -> Mapping[str, int] | None:
-    """Return the parameters of a checked query when all of them are numbers within their bounds, otherwise None."""
-    if not request.scope["query_string"]:
-        return {}
-    expected, given = _parameters(request.route_handler), request.query_params
-    numbers = {name: int(value) for name, value in given.items() if _is_allowed(expected[name], value)}
-    return numbers if len(numbers) == len(given) else None
+    """Return the parameters of a query when all of them are plain numbers within their bounds, otherwise None.
+
+    Such a query needs no `check_query`, which takes ten times as long.
+    """
+    query = request.scope["query_string"]
+    return _numbers_in(request.route_handler, query) if len(query) <= MAX_NUMBERS_BYTES else None
+
+
+@lru_cache(maxsize=256)  # nearly all callers send the same numbers
+def _numbers_in(handler: BaseRouteHandler, query: bytes) -> Mapping[str, int] | None:
+    expected, numbers = _parameters(handler), dict[str, int]()
+    for pair in query.decode("latin-1").split("&") if query else ():
+        name, _, value = pair.partition("=")
+        if name in numbers or name not in expected or not _is_allowed(expected[name], value):
+            return None
+        numbers[name] = int(value)
+    return numbers
 
 
 def _is_allowed(field: FieldDefinition, value: str) -> bool:
     bounds: Any = field.kwarg_definition
-    return field.annotation is int and bounds.ge <= int(value) <= bounds.le
+    is_number = field.annotation is int and len(value) <= MAX_DIGITS and PLAIN_INTEGER.fullmatch(value)
+    return bool(is_number) and bounds.ge <= int(value) <= bounds.le
 
 
 @lru_cache(maxsize=256)

@@ -150,13 +150,13 @@ def admit(limit: Limit, strangers: Limit | None = None) -> Any:  # noqa: ANN401 
     strangers = strangers or for_strangers()
 
     async def check(request: Request[Any, Any, Any]) -> Any:  # noqa: ANN401 - an answer, None to call the route
-        check_query(request)
         options = request.route_handler.opt
+        numbers = numbers_of(request) if DIRECTLY in options else None
+        if numbers is None:
+            check_query(request)
         if not options.get(UNLIMITED):
             (strangers if options.get(FOR_STRANGERS) else limit).let_in(request.scope)
-        if DIRECTLY in options and (numbers := numbers_of(request)) is not None:
-            return await options[DIRECTLY](request, **numbers)
-        return None
+        return None if numbers is None else await options[DIRECTLY](request, **numbers)
 
     return check
 

@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 
 AHEAD_MS = 60_000
 """Milliseconds that a record's timestamp may be ahead of now; beyond that it counts as wrong."""
+RECORD_OVERHEAD_BYTES = 256
+"""Bytes of memory that a record takes besides its content."""
 
 
 class Record(Protocol):
@@ -36,6 +38,24 @@ place_of = attrgetter("partition", "offset")
 def latest_date() -> int:
     """Return the latest plausible timestamp of a record (ms since 1970 UTC), by this machine's clock."""
     return time.time_ns() // 1_000_000 + AHEAD_MS
+
+
+def memory_of(records: Sequence[Record]) -> int:
+    """Return about how many bytes of memory records take."""
+    content = sum([len(record.key or b"") + len(record.value or b"") for record in records])
+    headers = sum([_size_of_header(header) for record in records if record.headers for header in record.headers])
+    return content + headers + RECORD_OVERHEAD_BYTES * len(records)
+
+
+def size_of(record: Record) -> int:
+    """Return the bytes of a record's key, value and headers."""
+    size = len(record.key or b"") + len(record.value or b"")
+    return size + sum(map(_size_of_header, record.headers)) if record.headers else size
+
+
+def _size_of_header(header: tuple[str, bytes | None]) -> int:
+    name, value = header
+    return len(name) + len(value or b"")
 
 
 def name_of(record: Record) -> str:

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
 
-from apps.chassis.kafka.search import SEARCH_BYTES, Newest, Search, SearchLimits, Skip, Wanted, size_of, skip_nothing
+from apps.chassis.kafka.search import SEARCH_BYTES, Newest, Search, SearchLimits, Skip, Wanted, skip_nothing
 from apps.consumer.redriving.marks import contains, last_outside, merged
-from contracts.record import Record, latest_date
+from contracts.record import Record, latest_date, size_of
 
 Topic = Mapping[int, Sequence[Stored]]
 topics = st.dictionaries(

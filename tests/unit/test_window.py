@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from samples import Stored
 
 from apps.consumer.browsing.window import PIECE_RECORDS, Cursor, StaleCursor, Window
-from contracts.record import Record, latest_date, place_of
+from contracts.record import RECORD_OVERHEAD_BYTES, Record, latest_date, place_of
 
 PLACES = st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9))
 MICROSECONDS = 1_790_000_000_000_000
@@ -55,19 +55,30 @@ def test_the_window_keeps_the_last_records_up_to_its_size() -> None:
     assert len(window) == 5
 
 
-def test_the_window_is_bounded_in_bytes_however_few_the_records_are() -> None:
-    window = window_of(*(at(i, value=b"x" * 40) for i in range(5)), max_bytes=100)
+@pytest.mark.parametrize("part", ["key", "value", "headers"])
+def test_the_window_is_bounded_in_bytes_of_any_part_however_few_the_records_are(part: str) -> None:
+    def taking(timestamp: int, size: int) -> Stored:
+        record, content = Stored(0, timestamp, timestamp, None, None), b"x" * (size - RECORD_OVERHEAD_BYTES)
+        setattr(record, part, [("", content)] if part == "headers" else content)
+        return record
+
+    window = window_of(*(taking(i, 400) for i in range(5)), max_bytes=1_000)
     assert newest(window) == [3, 4]
-    window.extend([at(5, value=b"x" * 61)])
+    window.extend([taking(5, 601)])
     assert newest(window) == [5]
-    window.extend([at(6, value=b"x" * 39), at(7, value=None)])
-    assert newest(window) == [5, 6, 7]
+    window.extend([taking(6, 399)])
+    assert newest(window) == [5, 6]
+
+
+def test_the_window_is_bounded_in_bytes_however_small_the_records_are() -> None:
+    window = window_of(*map(at, range(100)), max_bytes=10 * RECORD_OVERHEAD_BYTES)
+    assert 5 <= len(window) < 10
 
 
 def test_bytes_that_were_dropped_give_their_room_back() -> None:
-    window = Window(3, max_bytes=300)
+    window = Window(3, max_bytes=3 * 500)
     for i in range(1_000):
-        window.extend([at(i, value=b"x" * 100)])
+        window.extend([at(i, value=b"x" * 200)])
     assert newest(window) == [997, 998, 999]
 
 
@@ -183,7 +194,7 @@ def test_a_refill_of_a_full_window_drops_the_oldest_records() -> None:
 
 
 def test_a_refill_leaves_the_bound_in_bytes_as_it_was() -> None:
-    window = window_of(*(at(i, value=b"x" * 10) for i in range(5, 10)), max_bytes=100)
+    window = window_of(*(at(i, value=b"x" * 10) for i in range(5, 10)), max_bytes=10 * 270)
     for _ in range(3):
         window.refill([at(i, value=b"x" * 10) for i in range(5)])
     assert newest(window) == list(range(10))

@@ -36,6 +36,7 @@ from apps.chassis.internals.record_batches import (
 )
 from apps.chassis.observability.logs import without_values
 from contracts.dead_letter import OMITTED_BYTES, Header
+from contracts.record import RECORD_OVERHEAD_BYTES, memory_of
 
 REACHES = (
     "apps.chassis.internals.fetched_batches:Batches.__base__.__init__(tp, records, aborted_transactions, fetch_offset)",
@@ -49,9 +50,6 @@ REACHES = (
 
 PIECE = 500
 """Records that are made at a time: a batch that was compressed well has a great many."""
-RECORD_OVERHEAD_BYTES = 256
-"""Bytes of memory that a record takes besides its content."""
-
 NO_TIMESTAMP = -1
 """The timestamp of a record that has none, in Kafka's protocol."""
 LENGTH = Struct(">8xi")
@@ -191,7 +189,7 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
             for records in self._divided(batch):
                 for one in records:
                     one.timestamp = NO_TIMESTAMP if one.timestamp is None else one.timestamp  # before Kafka 0.10
-                yield records, sum(len(one.value or b"") + RECORD_OVERHEAD_BYTES for one in records)
+                yield records, memory_of(records)
         except Indivisible:
             omitted = Omitted(None, 0, None, MAX_RECORD_BYTES, MAX_RECORD_BYTES, rest=True)
             yield omitted, MAX_RECORD_BYTES

@@ -13,8 +13,8 @@ from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaE
 from apps.chassis.internals.fetched_batches import Unreadable
 from apps.chassis.internals.record_fetching import passed_over
 from apps.chassis.kafka.clients import ClientOptions
-from apps.chassis.kafka.search import Newest, Search, Skip, size_of, skip_nothing
-from contracts.record import Record
+from apps.chassis.kafka.search import Newest, Search, Skip, skip_nothing
+from contracts.record import Record, size_of
 
 MAX_CONNECTIONS = 4
 """Most connections for calls; further calls wait for their turn."""

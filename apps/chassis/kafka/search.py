@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
-from contracts.record import Record, latest_date, place_of
+from contracts.record import Record, latest_date, place_of, size_of
 
 SEARCH_BYTES = 16 * 1024 * 1024
 """Most bytes of keys and values that a search keeps, apart from one record of each partition."""
@@ -215,11 +215,6 @@ class Search:
     def _is_full(self) -> bool:
         size = sum(column.size for column in self._columns.values())
         return size >= self._limits.bytes // 2  # the other half is for the pieces being read
-
-
-def size_of(record: Record) -> int:
-    """Return the bytes of a record's key and value."""
-    return len(record.key or b"") + len(record.value or b"")
 
 
 def merged_by_time(records: Iterable[Record]) -> list[Record]:

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from apps.chassis.kafka.search import merged_by_time
 from apps.consumer.browsing.forgetting import deletions_in, without_deleted
-from contracts.record import Record, place_of
+from contracts.record import Record, memory_of, place_of
 
 WINDOW_BYTES = 32 * 1024 * 1024
-"""Bytes of values that the window keeps at most, however many records it may have."""
+"""Bytes of memory that the window takes at most, however many records it may have."""
 PIECE_RECORDS = 500
 """Records of one piece, where they did not arrive as a larger batch."""
 MAX_PIECES = 100
@@ -58,7 +58,7 @@ FIRST_NUMBER = 2**40
 
 
 class Piece:
-    """Records that are kept and dropped together, and the bytes of their values.
+    """Records that are kept and dropped together, and the bytes of memory that they take.
 
     Their keys are collected by the first search for a key: a caller that waits for a record searches again and again.
     """
@@ -67,7 +67,7 @@ class Piece:
 
     def __init__(self, records: Sequence[Record], size: int | None = None) -> None:
         self.records = records
-        self.size = sum([len(record.value or b"") for record in records]) if size is None else size
+        self.size = memory_of(records) if size is None else size
         self._keys: frozenset[bytes | None] | None = None
 
     def has(self, *keys: bytes | None) -> bool:
@@ -104,7 +104,7 @@ class Window:
         return islice(records, max(0, self._records - self.size), None)
 
     def bytes_of(self, count: int) -> int:
-        """Return the approximate bytes of the values of this many records: the average of all, times their number."""
+        """Return about how many bytes of memory this many records take: the average of all, times their number."""
         return self._bytes * min(count, self._records) // max(self._records, 1)
 
     def extend(self, records: Sequence[Record]) -> None:

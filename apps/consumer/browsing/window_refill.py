@@ -12,14 +12,14 @@ from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.window import Window
 from apps.consumer.consuming.decode import Decode, sort_out
 from apps.consumer.consuming.redrive_addressing import divide
-from contracts.record import Record
+from contracts.record import Record, memory_of
 
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
 """Seconds before a refill that failed is tried again; each pause is twice the one before."""
 MERGE_BYTES = 4 * 1024 * 1024
-"""Bytes of values that are read before they are merged into the window, which is bounded."""
+"""Bytes of records that are read before they are merged into the window, which is bounded."""
 
 
 class Refill:
@@ -78,7 +78,7 @@ class Refill:
         try:
             async for records in self._reader.read(ranges):
                 read += sort_out(self._decode, divide(records, self._group)[0])[0]
-                if sum(len(record.value or b"") for record in read) > MERGE_BYTES:
+                if memory_of(read) > MERGE_BYTES:
                     self._window.refill(read)
                     read = []
         except KAFKA_ERRORS:  # a batch may be one that can never be read

@@ -29,7 +29,7 @@ from apps.consumer.consuming.commits import CommitRefused, Commits, positions_of
 from apps.consumer.consuming.consumption import Consumption
 from apps.consumer.consuming.findings import Partition
 from apps.consumer.consuming.outcome import Outcome
-from contracts.record import Record
+from contracts.record import Record, memory_of
 
 POLL_MS = 500
 """Milliseconds that an empty poll takes; one that finds records ends at once."""
@@ -40,7 +40,7 @@ CANCEL_AFTER_S = DRAIN_S - 1
 REBALANCE_MS = 30_000
 """Milliseconds that a member has to give up its partitions: more than `DRAIN_S` and a heartbeat."""
 MAX_POLL_BYTES = 8 * 1024 * 1024
-"""Bytes of values after which a poll reaches no further for newer records."""
+"""Bytes of records after which a poll reaches no further for newer records."""
 MAX_POLL_INTERVAL_MS = 30 * 60 * 1000
 """Milliseconds that a batch may take, with all its attempts, before Kafka gives its partitions to another member."""
 
@@ -219,7 +219,7 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         with suppress(KafkaError):  # the next poll meets the error again
             while any((await records_waiting(consumer)).values()):
                 records = list(chain.from_iterable(fetched.values()))
-                if len(records) >= max_records or sum(len(one.value or b"") for one in records) >= MAX_POLL_BYTES:
+                if len(records) >= max_records or memory_of(records) >= MAX_POLL_BYTES:
                     return
                 more = await consumer.getmany(timeout_ms=POLL_MS, max_records=max_records - len(records))
                 if not more:

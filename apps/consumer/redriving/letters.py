@@ -10,13 +10,13 @@ from uuid import UUID
 from apps.chassis.kafka.clients import size_of_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
-from apps.chassis.kafka.search import merged_by_time, size_of
+from apps.chassis.kafka.search import merged_by_time
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.deletions import Deletions
 from apps.consumer.redriving.marks import Intervals, Marks, contains, merged, minus, next_outside, outside
 from contracts.dead_letter import DeadLetter, history, is_omitted, read, redrive_headers
-from contracts.record import Record, place_of
+from contracts.record import Record, place_of, size_of
 
 READ_BYTES = 256 * 1024
 """Bytes of keys and values that are read at a time."""

@@ -19,7 +19,6 @@ from prometheus_client import Metric
 
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
-from apps.chassis.kafka.search import size_of
 from apps.chassis.observability.logs import one_line
 from apps.chassis.observability.metrics import counter, gauge
 from apps.consumer.operating.control import Control
@@ -28,7 +27,7 @@ from apps.consumer.redriving.marks import Intervals, Marks, contains, minus, nex
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.refusals import RedriveRefused
 from contracts.dead_letter import POISON, history
-from contracts.record import Record
+from contracts.record import Record, size_of
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,6 @@ FROM python:3.11.17-slim-bookworm@sha256:2333bd330d12de02514770b3585cad313644316
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin people
 COPY --from=build /opt/people /opt/people
 ENV PATH=/opt/people/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0
-# Large bodies go back to the system: glibc would keep them, in pieces, and a producer grow from 350 to 570 MiB.
-ENV MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=131072
 WORKDIR /tmp
 USER people
 STOPSIGNAL SIGTERM

@@ -35,7 +35,7 @@ from apps.chassis.http.request_middleware import DIRECTLY
 from apps.chassis.http.roles import READ, SEND
 from apps.chassis.http.streaming import Streamed
 from apps.producer.generating.generators import CannotGenerate
-from apps.producer.publishing.calls import CHUNK_RECORDS, generate_and_send, generate_value, send_deletion, send_records
+from apps.producer.publishing.calls import generate_and_send, generate_value, send_deletion, send_records
 from apps.producer.publishing.line_answers import LineAnswers
 from apps.producer.publishing.lines import TIMES_IN_MEMORY
 from apps.producer.publishing.publisher import Busy, OutOfReach
@@ -223,7 +223,7 @@ async def generate(request: Request[Any, Any, Any], producer: StreamProducer, nu
     share_of(request.scope).require(GENERATED_RECORD_BYTES * number)
     await refuse_other_bodies(request)
     generated = await generate_and_send(producer.stream, producer.publisher, number, producer.turns)
-    return _answer(generated.answer) if generated.answer else _list_of(generated.values)
+    return _answer(generated.answer) if generated.answer else _list_of(generated.pieces)
 
 
 async def send_values(
@@ -304,16 +304,16 @@ def _answer(answer: Answer) -> Response[Any]:
     )
 
 
-def _list_of(values: Sequence[bytes]) -> Response[Any]:
+def _list_of(pieces: Sequence[bytes]) -> Response[Any]:
     """Answer 201 with a list of encoded values: up to 25 MB, sent in pieces without a copy of all of it."""
-    length = sum(map(len, values)) + max(len(values) - 1, 0) + len(b"[]")
+    length = sum(map(len, pieces)) + len(pieces) - 1 + len(b"[]")
     if length <= WHOLE_ANSWER_BYTES:
-        return Encoded(b"[" + b",".join(values) + b"]", HTTPStatus.CREATED)
+        return Encoded(b"[" + b",".join(pieces) + b"]", HTTPStatus.CREATED)
 
-    async def pieces() -> AsyncGenerator[bytes, None]:
-        yield b"["
-        for start in range(0, len(values), CHUNK_RECORDS):
-            yield (b"," if start else b"") + b",".join(values[start : start + CHUNK_RECORDS])
+    async def parts() -> AsyncGenerator[bytes, None]:
+        for number, piece in enumerate(pieces):
+            yield b"," if number else b"["
+            yield piece
         yield b"]"
 
-    return Streamed(pieces(), MediaType.JSON, HTTPStatus.CREATED, {"content-length": str(length)}, reads_body=False)
+    return Streamed(parts(), MediaType.JSON, HTTPStatus.CREATED, {"content-length": str(length)}, reads_body=False)

@@ -19,6 +19,7 @@ from apps.consumer.browsing.window import Window
 from apps.consumer.redriving.routes import DeadLetterController
 from apps.producer.publishing.lines import split_lines
 from apps.producer.publishing.publisher import Busy
+from contracts.record import RECORD_OVERHEAD_BYTES
 from tests.event import EVENTS
 
 
@@ -28,7 +29,8 @@ class Part:
     def __init__(self) -> None:
         self.window = Window(100)
         self.view = self.masked_view = View(EVENTS.decode)
-        self.window.extend([Stored(offset=offset, value=b"a" * 1_000) for offset in range(100)])
+        content = b"a" * (1_000 - RECORD_OVERHEAD_BYTES)
+        self.window.extend([Stored(offset=offset, key=None, value=content) for offset in range(100)])
 
 
 def status_beside(taken_bytes: int, query: str, controller: type[Controller], path: str) -> int:

@@ -382,7 +382,3 @@ def test_an_ingress_passes_each_event_on_at_once_and_keeps_an_operator_at_one_co
     assert path["path"].startswith(f"{annotations['nginx.ingress.kubernetes.io/session-cookie-path']}(")
     limit = of_ingress["Ingress", "producer"]["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
     assert limit == "0"
-
-
-def test_memory_of_large_bodies_goes_back_to_the_system_in_the_image() -> None:
-    assert "ENV MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=131072\n" in (ROOT / "Dockerfile").read_text()

@@ -31,6 +31,7 @@ from apps.consumer.redriving.redrive import LetterPlace, Redriver
 from apps.consumer.redriving.refusals import DoneBefore, RedriveNotNow, TooLarge
 from apps.consumer.redriving.routes import of_one_stream
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
+from contracts.record import size_of
 from contracts.sensitive import Sensitive
 from contracts.stream import Stream
 from tests.event import EVENTS
@@ -256,7 +257,7 @@ async def test_many_large_dead_letters_are_sent_back_in_several_transactions(mon
         [stored_letter(n, 0, n, large) for n in range(5)],
         [stored_letter(n, 1, n, large) for n in range(3)],
         monkeypatch=monkeypatch,
-        limits=RedriveLimits(transaction_bytes=2 * 2 * (100 + len(b"key"))),
+        limits=RedriveLimits(transaction_bytes=2 * 2 * size_of(stored_letter(0, 0, 0, large))),
     )
     done, more, _ = await bench.redriver.perform(Action.REDRIVE, 7)
     assert len(bench.transactions) == 2

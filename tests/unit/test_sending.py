@@ -24,7 +24,7 @@ from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
 from apps.chassis.http.repeated_names import check_names
 from apps.producer.generating.generators import CannotGenerate, generator_of
 from apps.producer.publishing import calls, lines, values
-from apps.producer.publishing.calls import generate_and_send, send_records
+from apps.producer.publishing.calls import Generated, generate_and_send, send_records
 from apps.producer.publishing.deliveries import Delivery, Span
 from apps.producer.publishing.in_order import CHUNKS_ON_THE_WAY, in_order
 from apps.producer.publishing.lines import BAD_LINE_BYTES, MAX_LINES, read_lines, send_lines, split_lines
@@ -217,12 +217,21 @@ async def test_every_event_sent_gets_a_receipt_in_the_order_given() -> None:
     assert fake.published == [encode(event) for event in events]
 
 
+def values_of(made: Generated) -> list[bytes]:
+    return [bytes(one) for one in msgspec.json.decode(b"[%b]" % b",".join(made.pieces), type=list[msgspec.Raw])]
+
+
+async def test_made_events_are_kept_by_chunk_so_that_their_memory_goes_back_to_the_system() -> None:
+    made = await generate_and_send(EVENTS, as_publisher(FakePublisher()), 10, chunk_records=3)
+    assert [piece.count(b'"id"') for piece in made.pieces] == [3, 3, 3, 1]
+
+
 async def test_events_are_made_in_the_number_asked_for_and_returned_in_the_order_sent() -> None:
     fake = FakePublisher()
     made = await generate_and_send(EVENTS, as_publisher(fake), 10, chunk_records=3)
     assert made.answer is None
-    assert made.values == fake.published
-    assert len(set(made.values)) == 10
+    assert values_of(made) == fake.published
+    assert len(set(values_of(made))) == 10
     assert fake.calls == 4
 
 
@@ -236,7 +245,7 @@ async def test_a_failure_in_the_middle_is_reported_for_each_event_in_order(failu
     made = await generate_and_send(EVENTS, as_publisher(fake), 10, chunk_records=3)
     assert made.answer is not None
     receipts = made.answer.receipts
-    assert [receipt.id for receipt in receipts] == [EVENTS.decode(event).id for event in made.values]
+    assert [receipt.id for receipt in receipts] == [EVENTS.decode(event).id for event in values_of(made)]
     assert [receipt.outcome for receipt in receipts[:3]] == [None] * 3
     if failure:
         assert [receipt.outcome for receipt in receipts[3:6]] == ["not_written"] * 3
@@ -263,9 +272,9 @@ async def test_what_was_not_begun_when_an_earlier_chunk_failed_is_neither_made_n
     assert fake.calls <= 2 + CHUNKS_ON_THE_WAY + 1
     assert made.answer is not None
     receipts = made.answer.receipts
-    assert len(made.values) == len(receipts) < 100
+    assert len(values_of(made)) == len(receipts) < 100
     sent = set(fake.published)
-    for value, receipt in zip(made.values, receipts, strict=True):
+    for value, receipt in zip(values_of(made), receipts, strict=True):
         if value in sent:
             assert receipt.outcome in {None, "unknown"}
         else:
@@ -293,7 +302,7 @@ async def test_a_first_chunk_that_found_no_room_does_not_hide_that_a_later_one_w
     made = await making
     assert made.answer is not None
     assert [receipt.outcome for receipt in made.answer.receipts] == ["not_written", "not_written", None, None]
-    assert made.values[2:] == fake.published
+    assert values_of(made)[2:] == fake.published
 
 
 async def test_chunks_that_wait_for_an_earlier_one_are_given_up_with_it() -> None:
@@ -372,7 +381,7 @@ async def test_a_call_that_generates_has_the_turn_until_all_its_values_are_made(
         waiting = [asyncio.create_task(generate(6)) for _ in range(3)]
         await everything_else_has_run()
         assert not fake.published
-    made = [one.values for one in await asyncio.gather(*waiting)]
+    made = [values_of(one) for one in await asyncio.gather(*waiting)]
     assert fake.published == [value for values in made for value in values]
     assert not turns.locked()
 

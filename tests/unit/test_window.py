@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from samples import Stored
 
 from apps.consumer.browsing.window import PIECE_RECORDS, Cursor, StaleCursor, Window
-from contracts.record import RECORD_OVERHEAD_BYTES, Record, latest_date, place_of
+from contracts.record import RECORD_OVERHEAD_BYTES, Record, latest_date, memory_of, place_of
 
 PLACES = st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9))
 MICROSECONDS = 1_790_000_000_000_000
@@ -243,7 +243,8 @@ def test_nothing_is_kept_of_a_record_whose_key_was_deleted_later_but_its_place_a
     assert [(record.offset, record.value) for record in found] == [(1, None), (600, None), (601, None), (602, b"new")]
     assert window.newest(1_000, key=b"bob")[0][0].value == b"two"
     assert handled.value == b"three", "the handler may still have it"
-    assert window.bytes_of(len(window)) == len(b"two" + b"new") + PIECE_RECORDS
+    assert window.bytes_of(len(window)) == memory_of([*window])
+    assert sum(len(record.value or b"") for record in window) == len(b"two" + b"new") + PIECE_RECORDS
 
 
 def test_a_refilled_window_keeps_nothing_of_deleted_keys_either() -> None:

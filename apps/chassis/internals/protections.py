@@ -11,12 +11,14 @@ from apps.chassis.internals import (
     partition_topic_ids,
     record_batches,
     record_fetching,
+    returned_memory,
     thread_stacks,
     transactions,
 )
 from apps.chassis.internals.canary import check
 from apps.chassis.internals.kafka_client import watch_kafka_clients
 from apps.chassis.internals.record_fetching import read_fetched_fast
+from apps.chassis.internals.returned_memory import return_large_buffers
 
 REACHES = (
     *batch_subscriber.REACHES,
@@ -29,6 +31,7 @@ REACHES = (
     *partition_topic_ids.REACHES,
     *record_batches.REACHES,
     *record_fetching.REACHES,
+    *returned_memory.REACHES,
     *thread_stacks.REACHES,
     *transactions.REACHES,
 )
@@ -39,3 +42,4 @@ def protect() -> None:
     check(REACHES)
     watch_kafka_clients()
     read_fetched_fast()
+    return_large_buffers()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from contracts.record import Record, latest_date, place_of, size_of
 
 SEARCH_BYTES = 16 * 1024 * 1024
-"""Most bytes of keys and values that a search keeps, apart from one record of each partition."""
+"""Most bytes of records that a search keeps, apart from one record of each partition."""
 
 Wanted = Callable[[Record], bool]
 """Return whether a search looks for a record."""

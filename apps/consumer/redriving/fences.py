@@ -26,8 +26,8 @@ class RedriveLimits(NamedTuple):
 
     It is answered after `call_s`. It waits `turn_s` for another action of this instance, begins transactions and looks
     for dead letters within `begin_within_s` (a purge looks for `search_s`), and aborts its transaction after `work_s`.
-    It waits until its marks are visible, but not after `visible_s`. A transaction has `transaction_bytes` of keys and
-    values, but for one record of each partition.
+    It waits until its marks are visible, but not after `visible_s`. A transaction has `transaction_bytes` of
+    records, but for one record of each partition.
     """
 
     call_s: float = CALL_S

@@ -13,8 +13,9 @@ from typing import TextIO
 
 from apps.chassis.http.api_keys import HEADER
 from apps.chassis.observability.logs import one_line
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.settings import Settings
 
 TIMEOUT = 120.0
 """Seconds; making 100,000 people takes one or two."""

@@ -20,8 +20,9 @@ from typing import Any
 import msgspec
 import psutil
 
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.settings import Settings
 from contracts import STREAMS
 from contracts.stream import Stream
 from tools.attached import Attached, end_at_signals

@@ -3,8 +3,8 @@
 import os
 import sys
 
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import read_settings
 from tools import demo
 
 WATCHED = ("apps", "contracts")

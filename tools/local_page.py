@@ -9,8 +9,9 @@ import runpy
 import sys
 from collections.abc import Mapping
 
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.settings import Settings
 from tools.ports import why_taken
 from tools.starters import end_with_starters
 

@@ -13,7 +13,8 @@ from apps.chassis.http.health import VERSION
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.diagnosis import diagnosis
 from apps.chassis.service import WRONG_START, CreateApp, build, check_anonymous, resolve, serve
-from apps.chassis.settings import BY_STREAM, Settings, StreamSettings, defaults_of, read_settings
+from apps.chassis.setting_reading import read_settings
+from apps.chassis.settings import BY_STREAM, Settings, StreamSettings, defaults_of
 from contracts import STREAMS
 from contracts.stream import FIELDS
 

@@ -30,8 +30,9 @@ from apps.chassis.internals.protections import protect
 from apps.chassis.liveness import LivenessServer
 from apps.chassis.loop_watch import LOOP_WATCH
 from apps.chassis.observability.logs import set_up_logging
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import Settings, is_address, read_settings
+from apps.chassis.settings import Settings, is_address
 from apps.chassis.workers.supervisor import Supervisor
 from apps.chassis.workers.worker import this_worker
 from contracts import STREAMS

@@ -2,16 +2,14 @@
 
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apps.chassis.setting_types import RETENTION, WrongSetting, listed
+from apps.chassis.settings import Settings
 from contracts.stream import Stream
 
-if TYPE_CHECKING:
-    from apps.chassis.settings import Settings
 
-
-def check_streams_differ(settings: "Settings", streams: Sequence[Stream[Any]]) -> None:
+def check_streams_differ(settings: Settings, streams: Sequence[Stream[Any]]) -> None:
     """Check that the served streams exist, and that no two streams share a topic or a group."""
     names = [stream.name for stream in streams]
     for name in listed(settings.streams):
@@ -36,7 +34,7 @@ def check_streams_differ(settings: "Settings", streams: Sequence[Stream[Any]]) -
             raise WrongSetting(f"{RETENTION}: must be longer than the delays of REDRIVE_AFTER, got {got}")
 
 
-def check_keys(settings: "Settings") -> None:
+def check_keys(settings: Settings) -> None:
     """Check the keys of the environment, then those of the file."""
     variable = "API_KEY"
     try:
@@ -64,7 +62,7 @@ def check_tokens(given: Collection[str]) -> None:
         raise WrongSetting("JWT_ISSUER: needs the extra oidc: uv sync --extra oidc")
 
 
-def check_security(settings: "Settings", given: Collection[str]) -> None:
+def check_security(settings: Settings, given: Collection[str]) -> None:
     """Check that passwords, tokens and certificates go with their protocol, and each key with its certificate."""
     protocol = settings.kafka_security_protocol
     for name in given:

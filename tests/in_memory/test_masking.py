@@ -15,7 +15,7 @@ from pair import Pair, pair
 
 from apps.chassis.http.authorization import Access
 from apps.chassis.http.roles import Role
-from apps.chassis.settings import read_settings
+from apps.chassis.setting_reading import read_settings
 from apps.consumer.consuming.batch import Batch, Reject
 from contracts.sensitive import Sensitive
 from contracts.stream import Stream

@@ -15,7 +15,7 @@ from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.topic_settings import Topic
 from apps.chassis.kafka.topic_writer import Content, TopicWriter
-from apps.chassis.settings import read_settings
+from apps.chassis.setting_reading import read_settings
 from tools.local_kafka import LocalKafka
 
 pytestmark = pytest.mark.usefixtures("startable_kafka")

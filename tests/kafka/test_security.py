@@ -21,7 +21,7 @@ from services import PATIENCE, REDRIVE, Pipeline, Raw, Service, event, value_of,
 
 from apps.chassis.kafka.clients import ClientOptions, client_options, new_broker
 from apps.chassis.kafka.diagnosis import diagnosis
-from apps.chassis.settings import read_settings
+from apps.chassis.setting_reading import read_settings
 
 SAID_WITHIN = 10.0
 """Seconds in which a service says what is wrong; its looks at Kafka are 5 s apart when nobody asks."""

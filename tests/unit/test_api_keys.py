@@ -24,8 +24,9 @@ from apps.chassis.http.admission import Limit
 from apps.chassis.http.api_keys import ApiKey, Keys, read_key_file
 from apps.chassis.http.authorization import ACCESS
 from apps.chassis.observability.logs import ConsoleFormatter, request_id, set_up_logging, with_request
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.settings import Settings
 from tests.event_services import create_consumer, create_producer
 
 NOBODY_LISTENS = "127.0.0.1:9"

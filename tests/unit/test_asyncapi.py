@@ -15,7 +15,8 @@ from litestar.testing import TestClient
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.setting_reading import read_settings
+from apps.chassis.settings import Settings
 from contracts.dead_letter import LETTER_FIELDS, NAMES, NAMES_ALWAYS, WRITTEN_FIELD
 from tests.event import EVENTS, Event
 from tests.event_services import create_consumer, create_producer

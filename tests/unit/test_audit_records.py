@@ -17,8 +17,8 @@ from serving import answered
 from apps.chassis import audit as module
 from apps.chassis.audit import BATCH, NEWEST, NEWEST_REFUSED, REFUSED_WAITING, STRANGERS, WAITING, Audit
 from apps.chassis.observability.logs import key_name
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import read_settings
 from apps.producer.publishing.lanes import Limits
 from contracts.stream import Stream
 from tests.event import Event

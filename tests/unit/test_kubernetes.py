@@ -10,7 +10,8 @@ import pytest
 from apps.chassis.http.health import VERSION
 from apps.chassis.kafka.connection import STOP_TIMEOUT_S
 from apps.chassis.service import LAST_ANSWERS_S
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.setting_reading import read_settings
+from apps.chassis.settings import Settings
 from contracts import STREAMS
 from contracts.stream import variables_of
 from tests.event import EVENTS

@@ -1,6 +1,6 @@
 import pytest
 
-from apps.chassis.settings import read_settings
+from apps.chassis.setting_reading import read_settings
 from tools import local_page
 from tools.local_page import with_free_port, with_local_page
 

@@ -15,7 +15,7 @@ from test_http_limits import ENDLESS
 
 from apps.chassis.http.connection_limits import MAX_HEAD_BYTES, MAX_PIPELINED
 from apps.chassis.http.problems import MEDIA_TYPE
-from apps.chassis.settings import read_settings
+from apps.chassis.setting_reading import read_settings
 from tests.event_services import create_consumer, create_producer
 
 pytestmark = pytest.mark.anyio

@@ -21,7 +21,7 @@ from serving import answered
 
 from apps.chassis.http.admission import Limit, Share, UnsentAnswers
 from apps.chassis.http.spool import Spools
-from apps.chassis.settings import read_settings
+from apps.chassis.setting_reading import read_settings
 from apps.producer.app import create_app
 from apps.producer.publishing.lanes import Limits
 from apps.producer.publishing.values import memory_of

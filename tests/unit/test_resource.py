@@ -11,8 +11,9 @@ from streams import AT_ONCE, Handler, Stream
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.kafka import REAL
 from apps.chassis.observability.traces import Traces
+from apps.chassis.setting_reading import read_own_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import Settings, read_own_settings
+from apps.chassis.settings import Settings
 from apps.consumer.app import create_app
 from apps.consumer.consuming import batch
 from apps.consumer.consuming.publish import Publisher

@@ -21,8 +21,8 @@ from apps.chassis.http.api_keys import ApiKey, read_key_file
 from apps.chassis.http.authorization import Access
 from apps.chassis.http.guess_limit import BURST, REMEMBERED, GuessLimit
 from apps.chassis.http.roles import ROLE, Role
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import read_settings
 from contracts.stream import Stream
 from tests.event import EVENTS, Event
 from tests.event_services import create_consumer, create_producer

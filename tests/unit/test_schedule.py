@@ -10,8 +10,9 @@ from samples import LONG, Stored
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.settings import Settings
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.redrive import Redriver

@@ -15,8 +15,9 @@ from apps.chassis.kafka.clients import client_options, new_broker
 from apps.chassis.kafka.diagnosis import expiry_of
 from apps.chassis.kafka.security import TlsContext, TokenFile, Unreadable
 from apps.chassis.observability.logs import one_line
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.settings import Settings
 
 PASSWORD = "a secret, with blanks "  # noqa: S105 - of no one
 USER = {"KAFKA_SASL_USERNAME": "events", "KAFKA_SASL_PASSWORD": PASSWORD}

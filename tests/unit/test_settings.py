@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.chassis.service import listen
+from apps.chassis.setting_reading import read_settings as read_settings_of
 from apps.chassis.setting_types import WrongSetting
 from apps.chassis.settings import BY_STREAM, Settings
-from apps.chassis.settings import read_settings as read_settings_of
 from contracts.stream import FIELDS, variables_of
 from tests.event import EVENTS
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from msgspec import Meta
 from samples import LONG, an_event, as_json, everything_else_has_run, fields_of_an_event
 
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.settings import Settings
 from apps.producer.generating.generators import CannotGenerate, generator_of
 from contracts.stream import BadStream, Stream, check_streams, encode
 from tests.event import Event

@@ -14,8 +14,9 @@ from apps.chassis.http.connection_limits import BREAK_OFF
 from apps.chassis.http.tls import ServerTls
 from apps.chassis.kafka.security import TlsContext
 from apps.chassis.service import check_anonymous
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import Settings, read_settings
+from apps.chassis.settings import Settings
 
 AUTHORITY = trustme.CA()
 

@@ -31,8 +31,8 @@ from apps.chassis.http.roles import Role
 from apps.chassis.http.token_keys import MAX_BYTES, FetchedKeys, read_key_set
 from apps.chassis.http.tokens import ALGORITHMS, LEEWAY_S, Tokens
 from apps.chassis.service import check_anonymous
+from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
-from apps.chassis.settings import read_settings
 from tests.event_services import create_consumer, create_producer
 
 ISSUER, AUDIENCE = "https://login.example.com/realms/people", "people-over-kafka"

@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from apps.chassis.observability.logs import one_line, without_values
-from apps.chassis.settings import Settings, read_own_settings
+from apps.chassis.setting_reading import read_own_settings
+from apps.chassis.settings import Settings
 from apps.consumer.consuming.abandonment import Abandonment
 from apps.consumer.consuming.batch import Batch, Handle, Handler
 from apps.consumer.consuming.containment import Contained, start_contained

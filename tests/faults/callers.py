@@ -33,6 +33,8 @@ MAX_LIST_RECORDS, MAX_MADE, MAX_PIECE_RECORDS = 400, 1_000, 60
 """Events of a list, that are made by one call, and that are sent as lines at once."""
 PATIENCE = 90.0
 """Seconds after which a caller gives up: long past the limit, so that what hangs is measured."""
+BROKEN_OFF = "broken_off"
+"""What the last line of an answer says when the service reads no more of the body, like one that is ending."""
 
 
 class Answer(msgspec.Struct):
@@ -278,6 +280,8 @@ class Stream:
 
     async def _read(self, lines: Lines) -> None:
         async for line in lines.receipts():
+            if line.get("outcome") == BROKEN_OFF:
+                return
             if not self._waiting:
                 self._complain(f"has a receipt too many: {line}")
                 return

@@ -81,25 +81,25 @@ create-people N="10":
 create STREAM N="10":
     @{{python}} -m tools.call producer POST "/producers/$1/generate?number=$2"
 
-# Shows the status of the consumer.
+# Shows the status of the consumer, or of one stream.
 [no-exit-message]
-consumer-status:
-    @{{python}} -m tools.call consumer GET /consumers/status
+consumer-status STREAM="":
+    @{{python}} -m tools.call consumer GET "/consumers/status${1:+?stream=$1}"
 
 # Shows the newest N consumed records of the first stream: `consumer-messages 50`; of another stream: `consumer-messages orders 50`.
 [no-exit-message]
 consumer-messages STREAM_OR_N="10" N="10":
     @{{python}} -m tools.call consumer GET "/consumers/messages?$(case "$1" in *[!0-9]*) echo "stream=$1&limit=$2" ;; *) echo "limit=$1" ;; esac)"
 
-# Stops consuming: the consumer leaves its group.
+# Stops consuming, all streams or one: the consumer leaves its group.
 [no-exit-message]
-consumer-stop:
-    @{{python}} -m tools.call consumer POST /consumers/stop
+consumer-stop STREAM="":
+    @{{python}} -m tools.call consumer POST "/consumers/stop${1:+?stream=$1}"
 
-# Starts consuming again: the consumer joins its group.
+# Starts consuming again, all streams or one: the consumer joins its group.
 [no-exit-message]
-consumer-start:
-    @{{python}} -m tools.call consumer POST /consumers/start
+consumer-start STREAM="":
+    @{{python}} -m tools.call consumer POST "/consumers/start${1:+?stream=$1}"
 
 # Checks formatting, lint and types, and runs the fast tests: before every commit.
 check: lint

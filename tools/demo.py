@@ -7,6 +7,7 @@ default, a local one is started for the demo. Everything that the demo started e
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,7 +32,8 @@ from tools.local_page import with_local_page
 from tools.ports import holder_of, why_taken
 from tools.starters import end_with_starters
 
-Services = Sequence[Attached]
+Services = Mapping[str, Attached]
+"""The processes of the services, by their names."""
 
 Call = Callable[[str, str], tuple[int, Any]]
 """Sends a method and a target to a service; returns the status and the JSON of the answer."""
@@ -63,8 +65,7 @@ def main(
     end_with_starters()
     try:
         settings = read_settings(os.environ)
-        _refuse_taken("PRODUCER_PORT", settings.producer_port)
-        _refuse_taken("CONSUMER_PORT", settings.consumer_port)
+        refuse_taken({"PRODUCER_PORT": settings.producer_port, "CONSUMER_PORT": settings.consumer_port})
         modules = {"producer": producer, "consumer": consumer}
         with _kafka(settings) as bootstrap_servers, _services(bootstrap_servers, modules) as services:
             _show(settings, services)
@@ -80,13 +81,16 @@ def main(
         sys.exit(str(error))
 
 
-def _refuse_taken(variable: str, port: int) -> None:
-    if reason := why_taken(port):
-        by = holder_of(port)
-        raise DemoFailed(
-            f"{variable}: port {port} is taken{f' by {by}' if by else f' ({reason})'}; end what listens there, "
-            f"or set {variable} to another port"
-        )
+def refuse_taken(ports: Mapping[str, int]) -> None:
+    """Raise `DemoFailed` with a line for each variable whose port is taken."""
+    lines = [
+        f"{variable}: port {port} is taken {f'by {by}' if (by := holder_of(port)) else f'({reason})'}; "
+        f"end what listens there, or set {variable} to another port"
+        for variable, port in ports.items()
+        if (reason := why_taken(port))
+    ]
+    if lines:
+        raise DemoFailed("\n".join(lines))
 
 
 @contextmanager
@@ -110,16 +114,16 @@ def _kafka(settings: Settings) -> Iterator[str]:
 def _services(bootstrap_servers: str, modules: Mapping[str, Sequence[str]]) -> Iterator[Services]:
     """Run both services, each in a session of its own: Ctrl-C is for the demo, which then ends them."""
     environment = with_local_page(os.environ) | {"KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers, "LOG_LEVEL": "WARNING"}
-    services: list[Attached] = []
+    services: dict[str, Attached] = {}
     try:
         for name, module in modules.items():
             print(f"Starting the {name} ...", flush=True)
-            services.append(Attached(*module, env=environment, start_new_session=True))
+            services[name] = Attached(*module, env=environment, start_new_session=True)
         yield services
     finally:
-        for service in services:
+        for service in services.values():
             service.terminate()
-        for service in services:
+        for service in services.values():
             with suppress(subprocess.TimeoutExpired):
                 service.wait(ENDED_WITHIN_S)
             service.kill()
@@ -129,8 +133,8 @@ def _services(bootstrap_servers: str, modules: Mapping[str, Sequence[str]]) -> I
 def _show(settings: Settings, services: Services) -> None:
     producer, consumer = settings.producer_port, settings.consumer_port
     host = "localhost" if settings.host == "127.0.0.1" else settings.host
-    for service, port in zip(services, (producer, consumer), strict=True):
-        _until(partial(_is_healthy, service, host, port), services)
+    for name, port in (("producer", producer), ("consumer", consumer)):
+        _until(partial(_is_healthy, services[name], host, port), services)
     for stream in settings.served(STREAMS):
         _show_stream(stream, partial(_call, host, producer), partial(_call, host, consumer), services)
     print(f"\n  live page  http://{host}:{consumer}/")
@@ -177,8 +181,18 @@ def _is_healthy(service: Attached, host: str, port: int) -> bool:
 
 
 def _refuse_ended(services: Services) -> None:
-    if any(service.poll() is not None for service in services):
-        raise DemoFailed("a service has ended; its last line above says why")
+    for name, service in services.items():
+        if (status := service.poll()) is not None:
+            raise DemoFailed(how_it_ended(name, status))
+
+
+def how_it_ended(name: str, status: int) -> str:
+    """Return a line about a service that has ended; a negative status is the signal that killed it."""
+    if status < 0:
+        number = -status
+        known = number in set(signal.Signals)
+        return f"the {name} was killed by {signal.Signals(number).name if known else f'signal {number}'}"
+    return f"the {name} has ended with status {status}" + ("; its last line above says why" if status else "")
 
 
 def _until(

@@ -151,7 +151,7 @@ def _cache_folder() -> Path:
         parent = Path.home() / "AppData" / "Local"
     else:
         parent = Path.home() / ".cache"
-    return parent / "people-over-kafka"
+    return parent / "local-kafka"  # of every project that was started from this one
 
 
 def _java() -> Path:

@@ -35,7 +35,9 @@ OF_PEOPLE = (
 )
 """Files that only people need, besides those that the guide removes."""
 RECIPES = ("bench", "create-people", "demo-database", "new-project", "postgres")
-OF_IMAGES = re.compile(r"Dockerfile|deploy/kubernetes/(consumer|producer)\.yaml|tests/unit/test_kubernetes\.py")
+OF_IMAGES = re.compile(
+    r"Dockerfile|\.github/workflows/release\.yml|deploy/kubernetes/(consumer|producer)\.yaml|tests/unit/test_kubernetes\.py"
+)
 README = """# {title}
 
 `{stream}` over Kafka: a producer (port 8000) and a consumer (port 8001), each a Litestar service on FastStream.
@@ -137,8 +139,11 @@ def _check(folder: Path, names: Names) -> None:
         raise ValueError(f"FOLDER: expected a name of lower-case letters, digits and '-', got {names['project']!r}")
     if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", names["stream"]):
         raise ValueError(f"STREAM: expected a name of lower-case letters, digits, '-' and '_', got {names['stream']!r}")
-    if keyword.iskeyword(names["module"]) or (ROOT / "contracts" / f"{names['module']}.py").exists():
-        raise ValueError(f"STREAM: contracts/{names['module']}.py cannot be the module of {names['stream']!r}")
+    module = f"contracts/{names['module']}.py"
+    if keyword.iskeyword(names["module"]):
+        raise ValueError(f"STREAM: {names['stream']!r} would be declared in {module}, which Python cannot import")
+    if (ROOT / module).exists():
+        raise ValueError(f"STREAM: {names['stream']!r} would be declared in {module}, which exists already")
 
 
 def _rename(file: Path, name: Path, names: Names) -> None:

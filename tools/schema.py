@@ -49,8 +49,10 @@ def main(
             print(f"{file.name} is left as it was:", *wrong, sep="\n", file=sys.stderr)
             status = 1
         else:
-            file.write_text(json.dumps(new, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            print(f"{file.name} is up to date")
+            text = json.dumps(new, indent=2, ensure_ascii=False) + "\n"
+            is_new = not file.exists() or file.read_text("utf-8") != text
+            file.write_text(text, encoding="utf-8")
+            print(f"{file.name} {'is written: commit it' if is_new else 'is up to date'}")
     return status
 
 

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -71,15 +71,16 @@ MEANINGS = {
 """What each setting means, in a few words; docs/reference/settings.md explains them."""
 
 
-def run(service: str, description: str, create_app: CreateApp) -> None:
+def run(service: str, description: str, create_app: CreateApp, handler_settings: Sequence[type[Settings]] = ()) -> None:
     """Serve until SIGTERM or SIGINT, or do what the arguments of the process ask for.
 
+    `--help` lists the fields that `handler_settings` add to `Settings` too.
     `--check` ends with status 0, or with status 1 and one line: a wrong setting, or why Kafka cannot be used.
     """
     parser = argparse.ArgumentParser(
         service,
         description=description,
-        epilog="\n".join(("settings, as environment variables:", *_settings())),
+        epilog="\n".join(("settings, as environment variables:", *_settings(handler_settings))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{service} {VERSION}")
@@ -103,7 +104,7 @@ def _problem(service: str, create_app: CreateApp) -> str | None:
     return problem
 
 
-def _settings() -> Iterator[str]:
+def _settings(handler_settings: Sequence[type[Settings]]) -> Iterator[str]:
     own = {one.name: one.default for one in msgspec.structs.fields(StreamSettings)}
     for stream in STREAMS:
         defaults: dict[str, Any] = {**own, **defaults_of(stream)}
@@ -113,6 +114,11 @@ def _settings() -> Iterator[str]:
     for one in msgspec.structs.fields(Settings):
         if one.encode_name != BY_STREAM:
             yield _line(one.encode_name, one.default, MEANINGS.get(one.name, ""))
+    for kind in handler_settings:
+        for one in msgspec.structs.fields(kind):
+            if one.name not in Settings.__struct_fields__:
+                default = "" if one.required else one.default
+                yield _line(one.encode_name, default, "of a handler" + (", which needs it" if one.required else ""))
 
 
 def _line(variable: str, default: object, meaning: str) -> str:

@@ -144,9 +144,10 @@ def settings_from_environment() -> Settings:
         sys.exit(str(error))
     set_up_logging(settings)
     log.warning(
-        "this server does not limit slow, idle and unread connections, loses a body after an offered upgrade, does not "
-        "serve LIVENESS_PORT, starts no PRODUCER_WORKERS, and stops without time for the last answers: "
-        "run `python -m apps.producer` or `apps.consumer` in production"
+        "this server listens where its own options say, not at HOST, PRODUCER_PORT or CONSUMER_PORT. It does not limit "
+        "slow, idle and unread connections, loses a body after an offered upgrade, does not serve LIVENESS_PORT, "
+        "starts no PRODUCER_WORKERS, and stops without time for the last answers: run `python -m apps.producer` or "
+        "`apps.consumer` in production"
     )
     address = settings.host if is_address(settings.host) else "127.0.0.1"
     return msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))

@@ -58,7 +58,8 @@ def test_it_names_no_people_and_passes_its_own_checks(tmp_path: Path) -> None:
     [
         ("Feed", "orders", "FOLDER: expected a name of lower-case letters"),
         ("feed", "Orders", "STREAM: expected a name of lower-case letters"),
-        ("feed", "streams", "STREAM: contracts/stream.py cannot be the module of 'streams'"),
+        ("feed", "streams", "STREAM: 'streams' would be declared in contracts/stream.py, which exists already"),
+        ("feed", "class", "STREAM: 'class' would be declared in contracts/class.py, which Python cannot import"),
         (".", "orders", "FOLDER: .* is not empty"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from apps.chassis.command_line import MEANINGS, run
 from apps.chassis.settings import BY_STREAM, Settings
 from apps.consumer.app import create_app
+from apps.consumer.consuming.resource import resource, settings_of
 from contracts import STREAMS
 from contracts.stream import Stream, variables_of
 
@@ -39,6 +40,22 @@ def test_help_lists_each_setting_with_its_default_and_its_meaning(
     explained = SETTINGS_PAGE.read_text()
     assert [name for name in listed if name not in own and name not in explained] == []
     assert MEANINGS["window_size"] in listed["WINDOW_SIZE"]
+
+
+class SinkSettings(Settings, kw_only=True, frozen=True):
+    database_url: str
+    pool_size: int = 4
+
+
+def test_help_lists_what_the_handlers_need_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sinks = [resource(lambda settings: settings, SinkSettings) for _ in range(2)]
+    monkeypatch.setattr("sys.argv", ["consumer", "--help"])
+    with pytest.raises(SystemExit):
+        run("consumer", "Reads records.", create_app, settings_of([*sinks, print]))
+    listed = re.findall(r"^  ([A-Z_]+=\S*) +(.*of a handler.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert listed == [("DATABASE_URL=", "of a handler, which needs it"), ("POOL_SIZE=4", "of a handler")]
 
 
 def test_the_version_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,13 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 from aiokafka.conn import collect_hosts
-from aiokafka.errors import CorruptRecordException, KafkaConnectionError, MessageSizeTooLargeError, ProducerClosed
+from aiokafka.errors import (
+    CorruptRecordException,
+    GroupCoordinatorNotAvailableError,
+    KafkaConnectionError,
+    MessageSizeTooLargeError,
+    ProducerClosed,
+)
 from samples import Stored
 
 from apps.chassis.background import Background
@@ -229,6 +235,23 @@ def test_of_faststream_only_errors_of_kafka_are_written() -> None:
     assert not ClientLines().filter(handlers)
     assert not ClientLines().filter(of_library("Auto create topics is disabled. Make sure", name="faststream_kafka"))
     assert ClientLines().filter(of_library("Kafka error occurred", error=ProducerClosed(), name="faststream_kafka"))
+
+
+def test_that_a_new_kafka_has_no_coordinator_yet_is_written_only_when_it_lasts() -> None:
+    clock = Clock()
+    lines = ClientLines(clock)
+
+    def is_written() -> bool:
+        refused = of_library("Group Coordinator Request failed: %s", GroupCoordinatorNotAvailableError())
+        return lines.filter(refused)
+
+    assert not is_written()
+    clock.now += 4
+    assert not is_written()
+    clock.now += 4
+    assert is_written()
+    clock.now += 61
+    assert not is_written()
 
 
 def test_lines_of_our_own_are_all_written() -> None:

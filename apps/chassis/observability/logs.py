@@ -34,6 +34,10 @@ CLIENT_LIBRARIES = ("aiokafka", "faststream_kafka")
 """The loggers of the libraries that talk to Kafka."""
 IGNORED_LINES = ("Auto create topics is disabled",)
 """How log messages begin that only report our own settings."""
+PASSING_LINES = ("Group Coordinator Request failed: GroupCoordinatorNotAvailableError",)
+"""How log messages begin that are normal for a moment: a new Kafka has no coordinator before the first group asks."""
+PASSING_S = 5.0
+"""Seconds for which such a line may be repeated before it is written. Health names the cause too, when it lasts."""
 QUIET_S = 60.0
 """Seconds for which an identical line of a client library is not repeated."""
 MAX_CLIENT_LINES = 20
@@ -165,6 +169,7 @@ class ClientLines(logging.Filter):
         super().__init__()
         self._now = now
         self._logged: dict[str, tuple[float, int]] = {}
+        self._passing: dict[str, tuple[float, float]] = {}
         self._suppressed = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -177,7 +182,7 @@ class ClientLines(logging.Filter):
         if isinstance(record.args, tuple):
             record.args = tuple(map(_without_quotes, record.args))
         message = " ".join(record.getMessage().split())
-        if message.startswith(IGNORED_LINES):
+        if message.startswith(IGNORED_LINES) or (message.startswith(PASSING_LINES) and not self._lasts(message)):
             return False
         since, repeated = self._logged.get(message, (-math.inf, 0))
         if self._now() - since < QUIET_S:
@@ -193,6 +198,14 @@ class ClientLines(logging.Filter):
         self._suppressed = 0
         record.msg, record.args = message + (f" ({', '.join(also)})" if also else ""), ()
         return True
+
+    def _lasts(self, message: str) -> bool:
+        """Return whether a line has been repeated for `PASSING_S`, without a pause as long."""
+        now = self._now()
+        first, last = self._passing.get(message, (now, now))
+        first = now if now - last > PASSING_S else first
+        self._passing[message] = first, now
+        return now - first >= PASSING_S
 
 
 def _without_quotes(argument: object) -> object:

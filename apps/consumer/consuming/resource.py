@@ -9,7 +9,7 @@ import inspect
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -75,6 +75,12 @@ def resource(open_handler: OpenHandler[T], settings_type: type[Settings] = Setti
 
 AnyHandler = Handler[T] | Resource[T]
 """What `HANDLERS` may contain."""
+
+
+def settings_of(handlers: Iterable[AnyHandler[Any]]) -> list[type[Settings]]:
+    """Return the types of settings that handlers declare, each once."""
+    declared = (one.settings_type for one in handlers if isinstance(one, Resource))
+    return list(dict.fromkeys(declared))
 
 
 class HandlerResource:

@@ -114,7 +114,7 @@ def test_a_failed_download_is_reported_in_one_line_with_the_other_ways_to_get_a_
 
 def test_a_jar_that_is_not_the_pinned_one_is_not_run(tmp_path: Path, local_kafka: Tool) -> None:
     real = Path(distribution().java[-1]).parent
-    home = tmp_path / "people-over-kafka" / real.parent.name
+    home = tmp_path / real.parent.parent.name / real.parent.name
     (home / "jars").mkdir(parents=True)
     (home / "formatted").symlink_to(distribution().formatted)
     for each in real.iterdir():

@@ -149,5 +149,6 @@ def limited(handlers: list[Any], limit: Limit, settings: Settings | None = None)
         before_request=admit(limit),
         openapi_config=None,
         exception_handlers={Exception: answer_error},
+        logging_config=None,  # Litestar would set the level of all loggers, for later tests too
     )
     return RequestMiddleware(app, CollectorRegistry(), limit, settings or Settings(), asyncio.Event())

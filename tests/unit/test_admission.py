@@ -44,6 +44,7 @@ def status_beside(taken_bytes: int, query: str, controller: type[Controller], pa
         dependencies=stream_dependencies({"events": Part()}),
         before_request=admit(limit),
         exception_handlers={Exception: answer_error},
+        logging_config=None,  # Litestar would set the level of all loggers, for later tests too
     )
     with TestClient(app) as client:
         return client.get(f"{path}?{query}").status_code

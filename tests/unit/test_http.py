@@ -351,7 +351,9 @@ async def test_head_does_not_wait_for_an_answer_without_end() -> None:
 
         return Stream(pieces())
 
-    app = RequestMiddleware(Litestar([endless]), CollectorRegistry(), Limit(1_000), Settings(), asyncio.Event())
+    app = RequestMiddleware(
+        Litestar([endless], logging_config=None), CollectorRegistry(), Limit(1_000), Settings(), asyncio.Event()
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:  # type: ignore[arg-type]  # an ASGI application
         answer = await client.head("/endless")
     assert (answer.status_code, answer.content) == (200, b"")

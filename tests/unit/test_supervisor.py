@@ -4,11 +4,12 @@ import asyncio
 import logging
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from samples import until
+from samples import LONG, until
 
 from apps.chassis.http.guess_limit import BURST, GuessLimit
 from apps.chassis.observability.metric_sums import Sums, families_of, summed
@@ -97,3 +98,13 @@ async def test_a_service_whose_workers_end_again_and_again_ends_with_a_line_and_
     with socket.create_server(("127.0.0.1", 0)) as listening, caplog.at_level(logging.ERROR):
         assert await Supervisor(2, listening).run() == 1
     assert "ended with status 3, the fourth within a minute: the service ends" in caplog.text
+
+
+async def test_a_service_whose_workers_cannot_be_started_ends_with_a_line_and_status_1(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with socket.create_server(("127.0.0.1", 0)) as listening, caplog.at_level(logging.ERROR):
+        async with asyncio.timeout(LONG):
+            assert await Supervisor(2, listening).run() == 1
+    assert "cannot be started: No such file or directory" in caplog.text

@@ -193,6 +193,18 @@ async def test_what_a_caller_has_not_read_still_counts_after_it_has_read_a_littl
         assert connection.flow.write_paused
 
 
+async def test_what_a_caller_that_has_gone_did_not_read_is_dropped_at_once(tls: ssl.SSLContext | None) -> None:
+    connections: set[Any] = set()
+    async with serving(application(), connections, tls=tls) as connect:
+        gone = await caller(connect, tls)
+        await gone.ask("/large")
+        (connection,) = connections
+        assert connection.transport.get_write_buffer_size() > LARGE // 2
+        gone.writer.transport.abort()
+        await until(lambda: not connections)
+        assert connection.transport.get_write_buffer_size() == 0
+
+
 async def test_an_answer_is_whole_though_its_connection_closes_behind_it(tls: ssl.SSLContext | None) -> None:
     async with serving(application(), tls=tls) as connect:
         asking = await caller(connect, tls)

@@ -153,6 +153,8 @@ class LimitedProtocol(FramedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._forget_unsent()
+        if self._paced is not None:
+            self._paced.abort()
         self._disconnect_calls()
         super().connection_lost(exc)
 

@@ -160,7 +160,11 @@ class Supervisor:
     async def _keep(self, worker: WorkerProcess) -> None:
         """Run a worker, and start it again when it ends by itself."""
         while not self._ending.is_set():
-            status = await worker.run(self._listening)
+            try:
+                status = await worker.run(self._listening)
+            except OSError as error:
+                log.error("%s cannot be started: %s", worker.name, error.strerror)  # noqa: TRY400 - one line says it
+                status = 1
             if self._ending.is_set():
                 self._status = self._status or int(status not in ENDED_WELL)
                 return

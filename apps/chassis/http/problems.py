@@ -1,12 +1,21 @@
 """Errors over HTTP: every one is `application/problem+json` (RFC 9457) and names what was wrong with the request."""
 
+import errno
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
-from aiokafka.errors import CorruptRecordException, KafkaError, KafkaTimeoutError, RequestTimedOutError
+from aiokafka.errors import (
+    BrokerResponseError,
+    CorruptRecordException,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    NodeNotReadyError,
+    RequestTimedOutError,
+)
 from litestar import Controller, get
 from litestar.connection import Request
 from litestar.exceptions import HTTPException
@@ -41,6 +50,10 @@ RETRY_AFTER = "2"
 """Seconds after which a caller may try again."""
 ANSWERED = "answered_problem"
 """Set in the scope of a request: the detail of the problem that answers it."""
+UNREACHED = (KafkaConnectionError, NodeNotReadyError, OSError)
+"""The errors of a Kafka that cannot be reached, but for those of this host."""
+OF_THIS_HOST = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC}
+"""The codes of an `OSError` that this host lacks what a connection takes."""
 ROOT_PATH = "root_path"
 """The key of an application's state that holds the path prefix that a proxy strips."""
 
@@ -147,14 +160,18 @@ def to_problem(error: Exception) -> ProblemDetailsException:
 
 
 def _kafka_problem(error: KafkaError | OSError) -> ProblemDetailsException:
-    """Return the problem for a Kafka that does not answer, or whose answer cannot be read."""
+    """Return the problem for a Kafka that does not answer, refuses, or whose answer cannot be read."""
     if isinstance(error, CorruptRecordException):
         return problem(UNREADABLE, str(error))
     if isinstance(error, TimeoutError | KafkaTimeoutError | RequestTimedOutError):
         return problem(OUT_OF_REACH, "Kafka did not answer in time")
-    lacks_rights, reason = type(error).__name__ in MISSING_PERMISSIONS, one_line(error)
-    unreached = f"Kafka is out of reach: {reason.removeprefix('KafkaConnectionError: ')}"
-    return problem(OUT_OF_REACH, reason if lacks_rights else unreached)
+    reason = one_line(error)
+    if type(error).__name__ in MISSING_PERMISSIONS:
+        return problem(OUT_OF_REACH, reason)
+    if isinstance(error, UNREACHED) and getattr(error, "errno", None) not in OF_THIS_HOST:
+        return problem(OUT_OF_REACH, f"Kafka is out of reach: {reason.removeprefix('KafkaConnectionError: ')}")
+    answered = isinstance(error, BrokerResponseError)
+    return problem(OUT_OF_REACH, f"Kafka {'answers with an error' if answered else 'cannot be used'}: {reason}")
 
 
 def _from_http_exception(error: HTTPException) -> ProblemDetailsException:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import IllegalOperation, ProducerFenced
+from aiokafka.errors import IllegalOperation, InvalidTransactionTimeout, ProducerFenced
 
 from apps.chassis.deadline import CALL_S
 from apps.chassis.internals.transactions import close_producer
@@ -89,5 +89,8 @@ class Fences:
             yield producer, await self._marks_topic.settled()
         except (ProducerFenced, IllegalOperation):  # the latter if it was fenced between two records of a transaction
             raise RedriveNotNow("another redrive or discard has begun: try again") from None
+        except InvalidTransactionTimeout:
+            needed = f"below the {TRANSACTION_S:g} s that a redrive or discard takes: raise it"
+            raise InvalidTransactionTimeout(f"the brokers' transaction.max.timeout.ms is {needed}") from None
         finally:
             await close_producer(producer)

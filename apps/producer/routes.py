@@ -40,7 +40,7 @@ from apps.producer.publishing.line_answers import LineAnswers
 from apps.producer.publishing.lines import TIMES_IN_MEMORY
 from apps.producer.publishing.publisher import Busy, OutOfReach
 from apps.producer.publishing.receipts import Answer
-from apps.producer.publishing.values import BadRecords, memory_of, read_records
+from apps.producer.publishing.values import BadRecords, expected_size, memory_of, read_records
 from apps.producer.stream_producer import StreamProducer
 from contracts.stream import Stream
 
@@ -164,7 +164,7 @@ def deletions_of(producer: StreamProducer) -> Iterator[HTTPRouteHandler]:
         await refuse_other_bodies(request)
         longest = producer.publisher.max_record_bytes
         if (size := len(key.encode())) > longest:
-            raise bad_parameter("key", f"expected at most {longest} bytes, got {size}")
+            raise bad_parameter("key", f"got {size} bytes, {expected_size(longest)}")
         return _answer(await send_deletion(producer.publisher, key))
 
     def delete_named(key: str) -> Callable[..., Any]:

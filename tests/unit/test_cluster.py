@@ -19,7 +19,7 @@ from apps.chassis.kafka.admin import Admin
 from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import ClientOptions, client_options
 from apps.chassis.kafka.cluster import Cluster
-from apps.chassis.kafka.topic_settings import Difference, Topic
+from apps.chassis.kafka.topic_settings import Topic
 from apps.chassis.settings import Settings
 
 
@@ -135,10 +135,9 @@ async def test_settings_are_checked_while_the_topics_cannot_be_used_because_they
         async def trouble(self) -> str | None:
             return None if self.configs else "topic events: partition 0 has 1 of 2 in-sync replicas"
 
-        async def deletions(self, topic: str) -> list[Difference]:
-            self.configs[topic] = {"min.insync.replicas": "1"}
+        async def check_settings(self) -> None:
+            self.configs["events"] = {"min.insync.replicas": "1"}
             checked.set()
-            return []
 
     checked = asyncio.Event()
     cluster = Lacking(options, [Topic("events", 1, 1)])

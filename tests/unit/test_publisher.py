@@ -35,6 +35,7 @@ from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
 from apps.producer.publishing.receipts import Receipt
 from apps.producer.publishing.refusals import Refusals
 from apps.producer.publishing.transport import Send, accelerated, publish
+from apps.producer.publishing.values import expected_size
 from contracts.partitioning import partitions_of
 
 pytestmark = pytest.mark.anyio
@@ -316,6 +317,8 @@ async def test_the_largest_record_that_is_taken_fits_the_topic() -> None:
         broker = b.connect()
         b.cluster.configs[TOPIC] = {"max.message.bytes": "50"}
         assert b.publisher.max_record_bytes == 0
+        words = expected_size(b.publisher.max_record_bytes)
+        assert words.startswith("and the topic takes none: its max.message.bytes")
         b.cluster.configs[TOPIC] = {"max.message.bytes": "2000"}
         value = bytes(b.publisher.max_record_bytes - len(b"key"))
         publishing = b.publish(value, value)

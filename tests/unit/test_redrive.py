@@ -4,15 +4,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Annotated, Any, cast
 
 import msgspec
 import pytest
-from aiokafka.errors import IllegalOperation, KafkaConnectionError, ProducerFenced
+from aiokafka.errors import IllegalOperation, InvalidTransactionTimeout, KafkaConnectionError, ProducerFenced
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from samples import LONG, Stored
 
+from apps.chassis.http.problems import to_problem
 from apps.chassis.internals.kafka_client import Throttled
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
@@ -173,6 +175,19 @@ async def test_what_the_topic_would_not_take_is_held(monkeypatch: pytest.MonkeyP
     bench.cluster.configs[TOPIC] = {"max.message.bytes": str(size - 1)}
     assert bench.redriver.letters.is_held(a_letter(b"x" * 1_000))
     assert await bench.redriver.perform(Action.REDRIVE, 10) == ([LetterPlace(0, 1)], False, 0)
+
+
+async def test_a_redrive_goes_by_what_the_topics_take_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench([stored_letter(0, value=b"x" * 1_000)], monkeypatch=monkeypatch)
+    marks = bench.redriver._marks_topic
+
+    async def check_settings() -> None:
+        bench.cluster.configs[TOPIC], bench.cluster.deletions[marks.name] = {"max.message.bytes": "2000"}, []
+
+    monkeypatch.setattr(marks, "check", partial(MarksTopic.check, marks))
+    monkeypatch.setattr(bench.cluster, "check_settings", check_settings)
+    bench.cluster.configs[TOPIC] = {"max.message.bytes": "900"}
+    assert (await bench.redriver.perform(Action.REDRIVE, 10)).letters == [LetterPlace(0, 0)]
 
 
 async def test_a_dead_letter_without_its_value_is_held_and_refused_when_it_is_asked_for(
@@ -530,6 +545,23 @@ async def test_an_action_that_another_one_fenced_is_refused_for_now(
     with pytest.raises(RedriveNotNow, match="another redrive or discard has begun"):
         async with redriver._fences.fenced("group"):
             pass
+
+
+async def test_a_redrive_whose_transactions_kafka_finds_too_long_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = client_options(Settings(), "consumer")
+    dead = cast(LogReader, StoredTopic({0: [stored_letter(0)]}, topic=DEAD))
+    redriver = Redriver(options, Cluster(options, []), dead, f"{DEAD}-redriven", TOPIC, "group")
+    monkeypatch.setattr(fences, "AIOKafkaProducer", FencedProducer)
+    monkeypatch.setattr(FencedProducer, "error", InvalidTransactionTimeout)
+    with pytest.raises(InvalidTransactionTimeout) as refused:
+        async with redriver._fences.fenced("group"):
+            pass
+    assert to_problem(refused.value).detail == (
+        "Kafka answers with an error: InvalidTransactionTimeout: the brokers' transaction.max.timeout.ms is below the "
+        "10 s that a redrive or discard takes: raise it"
+    )
 
 
 def test_a_masked_stack_keeps_its_frames_without_messages(monkeypatch: pytest.MonkeyPatch) -> None:

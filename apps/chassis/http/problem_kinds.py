@@ -52,7 +52,8 @@ OUT_OF_REACH = Kind(
     HTTPStatus.SERVICE_UNAVAILABLE,
     "Kafka cannot be used",
     "Kafka cannot be reached, did not answer in time, or answers with an error, as for want of a permission: `detail` "
-    "says which. The service keeps trying. Nothing was written unless the answer's `receipts` say so. Try again after `Retry-After`.",
+    "says which. The service keeps trying. Nothing was written unless the answer's `receipts` say so. Try again after "
+    "`Retry-After`.",
     retry=True,
 )
 UNREADABLE = Kind(

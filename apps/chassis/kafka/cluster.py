@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -63,16 +64,18 @@ class Cluster:
     """Creates the missing topics of a service, and reports whether its topics can be used.
 
     By topic: `partitions` is their number, `configs` the configuration, and `reports` lists the differences from the
-    wanted settings; the topic is used as it is. `unusable` has the partitions that cannot be used now, each with what
-    it has instead; `trouble_since` is since when (`time.time`), None without trouble. `reached` is whether Kafka
-    answered the last check. The service must be authorized to join `group`. `unreadable_at` is when it was last seen
-    that the service may not read a topic or join the group (`time.monotonic`).
+    wanted settings; the topic is used as it is. `deletions` are those of them that make Kafka delete records that must
+    be kept. `unusable` has the partitions that cannot be used now, each with what it has instead; `trouble_since` is
+    since when (`time.time`), None without trouble. `reached` is whether Kafka answered the last check. The service must
+    be authorized to join `group`. `unreadable_at` is when it was last seen that the service may not read a topic or
+    join the group (`time.monotonic`).
     """
 
     def __init__(self, options: ClientOptions, topics: Sequence[Topic], group: str | None = None) -> None:
         self.configs: dict[str, dict[str, str]] = {}
         self.partitions: dict[str, int] = {}
         self.reports: dict[str, list[str]] = {}
+        self.deletions: dict[str, list[Difference]] = {}
         self.unusable: dict[str, dict[int, str]] = {}
         self.reached, self.unreadable_at = False, -math.inf
         self.trouble_since: float | None = None
@@ -107,9 +110,9 @@ class Cluster:
             for topic in self._topics.values():
                 if (await _described(admin, [topic.name]))[0]["error_code"] == UnknownTopicOrPartitionError.errno:
                     await _create(admin, topic)
-                if await self._differences(admin, topic):
+                if await self._differences(topic, admin):
                     await asyncio.sleep(SETTLING_S)  # a new topic has its settings a moment later
-                self._report(topic, await self._differences(admin, topic))
+                self._report(topic, await self._differences(topic, admin))
             if denied := await self._denied(await _described(admin, list(self._topics))):
                 raise Unusable(denied)
         except (KafkaError, OSError) as error:
@@ -133,15 +136,11 @@ class Cluster:
         """Return the health detail of a working service: `well`, and the guarantees that do not hold."""
         return "; ".join([well, *(risk for risks in self._risks.values() for risk in risks)])
 
-    async def deletions(self, topic: str) -> list[Difference]:
-        """Check a topic again; return the settings that make Kafka delete records that must be kept.
-
-        Raises `Unusable`, `KafkaError`, `OSError` or, after 2 s, `TimeoutError`.
-        """
+    async def check_settings(self) -> None:
+        """Check the topics again. Raises `Unusable`, `KafkaError`, `OSError` or, after 2 s, `TimeoutError`."""
         async with asyncio.timeout(ASK_TIMEOUT_S):
-            found = await self._admin.ask(lambda admin: self._differences(admin, self._topics[topic]))
-        self._report(self._topics[topic], found)
-        return [difference for difference in found if difference.deletes]
+            for topic in self._topics.values():
+                self._report(topic, await self._admin.ask(partial(self._differences, topic)))
 
     async def topic_id(self, topic: str) -> UUID | None:
         """Return the id of a topic, None from a Kafka before 2.8. Raises the errors of `commits`."""
@@ -200,8 +199,7 @@ class Cluster:
             elif time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:  # even in trouble: they may be its cause
                 settings_checked_at = time.monotonic()
                 with suppress(KafkaError, OSError, TimeoutError, Unusable):  # the next check reports what is wrong
-                    for topic in self._topics:
-                        await self.deletions(topic)
+                    await self.check_settings()
 
     @property
     def _servers(self) -> str:
@@ -286,7 +284,7 @@ class Cluster:
         reason = self._options["client_id"].journal.reason_of(("connection", leader)) or f"broker {leader} is silent"
         return f"no leader that answers: {reason}"
 
-    async def _differences(self, admin: AIOKafkaAdminClient, topic: Topic) -> list[Difference]:
+    async def _differences(self, topic: Topic, admin: AIOKafkaAdminClient) -> list[Difference]:
         """Return the differences between a topic and its wanted settings; remember its configuration."""
         described = await _settled(admin, topic)
         self.configs[topic.name] = configs = await _config_of(admin, topic.name)
@@ -301,6 +299,7 @@ class Cluster:
             known = "; ".join(differing) or "none"
             log.warning("topic %s is used as it is; differences from the wanted settings: %s", topic.name, known)
         self.reports[topic.name] = differing
+        self.deletions[topic.name] = [difference for difference in found if difference.deletes]
         self._risks[topic.name] = [f"topic {topic.name}: {difference}" for difference in found if difference.lost]
 
 

@@ -47,10 +47,10 @@ class MarksTopic:
         """Raise `RedriveNotNow` when Kafka may delete marks: their letters would be sent back again."""
         topic = self.name
         try:
-            deletions = await self._cluster.deletions(topic)
+            await self._cluster.check_settings()  # of all topics: a refusal names what each takes now
         except Unusable as error:
             raise RedriveNotNow(f"whether {topic} keeps what was sent back is not known: {error}") from None
-        if deletions:
+        if deletions := self._cluster.deletions[topic]:
             wrong = "; ".join(map(str, deletions))
             raise RedriveNotNow(f"topic {topic}: {wrong}. Set cleanup.policy=compact on it, without delete, and retry")
 

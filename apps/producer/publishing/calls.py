@@ -14,6 +14,7 @@ from apps.producer.publishing.deliveries import Delivery
 from apps.producer.publishing.in_order import in_order
 from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
 from apps.producer.publishing.receipts import Answer, ids_of, unwritten
+from apps.producer.publishing.values import expected_size
 from contracts.stream import Stream, encode
 
 T = TypeVar("T")
@@ -212,7 +213,7 @@ def _encoded(
     keys, values = stream.keys_of(generated), list(map(encode, generated))
     largest = max(map(len, keys)) + max(map(len, values))
     if largest > max_record_bytes:
-        fault = f"generated records may have {largest} bytes, expected at most {max_record_bytes}"
+        fault = f"generated records may have {largest} bytes, {expected_size(max_record_bytes)}"
     elif sum(map(len, values)) > max_bytes:
         fault = "the generated records are too large for one call: generate fewer at a time"
     else:

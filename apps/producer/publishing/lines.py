@@ -12,7 +12,7 @@ from apps.producer.publishing.calls import send_records
 from apps.producer.publishing.in_order import in_order
 from apps.producer.publishing.publisher import Busy, OutOfReach, Publisher
 from apps.producer.publishing.receipts import BadLine, Receipt, unwritten
-from apps.producer.publishing.values import BadRecords, check_fields, read_line, to_records
+from apps.producer.publishing.values import BadRecords, check_fields, expected_size, read_line, to_records
 from contracts.stream import Stream
 
 TIMES_AS_LONG = 6
@@ -96,7 +96,7 @@ def _read_lines(
     for number, line in enumerate(lines, first):
         try:
             if line is None:
-                raise BadRecords("$", f"the line is too long: a record may have {max_record_bytes} bytes")  # noqa: TRY301 - a message of its own
+                raise BadRecords("$", f"the line is too long for a record, {expected_size(max_record_bytes)}")  # noqa: TRY301 - a message of its own
             if line.strip():
                 (key,), (value,) = to_records(stream, [read_line(stream, line)], max_record_bytes, "$")
                 if look_twice:

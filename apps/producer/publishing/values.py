@@ -23,6 +23,9 @@ ROUNDED = "the time has more than 6 digits behind the point, which would be roun
 EQUAL = "two names of the object, or elements of the set, are the same"
 
 
+LIMITED_BY = "by the limit of this service and the topic's max.message.bytes, which is read every 20 s"
+
+
 class BadRecords(ValueError):
     """A body is not valid; `path` is the JSON path of the fault (`$` is the whole body)."""
 
@@ -134,8 +137,15 @@ def to_records(
             raise BadRecords(where.format(index), "the key is empty: no call could delete the record")
         if len(key) + len(value) > max_record_bytes:
             size = len(key) + len(value)
-            raise BadRecords(where.format(index), f"the record has {size} bytes, expected at most {max_record_bytes}")
+            raise BadRecords(where.format(index), f"the record has {size} bytes, {expected_size(max_record_bytes)}")
     return keys, encoded
+
+
+def expected_size(max_record_bytes: int) -> str:
+    """Return how large a record may be, in words that say what limits it."""
+    if max_record_bytes <= 0:
+        return "and the topic takes none: its max.message.bytes, which is read every 20 s, is less than an empty record"
+    return f"expected at most {max_record_bytes} {LIMITED_BY}"
 
 
 def _shortened(text: str) -> str:

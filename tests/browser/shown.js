@@ -26,7 +26,7 @@
     consumed: facts.get("consumed"),
     "dead-lettered": facts.get("dead-lettered"),
     skipped: facts.get("skipped")?.split(";")[0],
-    member: facts.get("member"),
+    member: facts.get("member id"),
     throttled: facts.has("throttled"),
     lag: text("#lag-total"),
     "drawn lag": /, lag (.+);/.exec(by("#lag-line").ariaLabel)?.[1],

@@ -168,7 +168,7 @@ def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, ob
         "state": state,
         "state colour": COLOURS.get(state, "warn") if fit or state == "retrying" else "bad",
         "title": f"{state if fit else f'{state}, unavailable'} · Consumer",
-        "health": without_seconds(f"Health {health['status']}: {health['detail'].removesuffix(FOR_CALLERS)}"),
+        "health": without_seconds(f"Health {health['status']}{health_reason(status, health)}"),
         "health colour": "muted" if fit else "bad",
         "consumed": count(status["messages_consumed_count"]),
         "dead-lettered": count(status["dead_lettered_count"]),
@@ -186,6 +186,14 @@ def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, ob
         "dimmed": [],
         "banner": "",
     }
+
+
+def health_reason(status: Mapping[str, Any], health: Mapping[str, Any]) -> str:
+    """Return why the service is healthy or not; without the cause when the last error, which stands below, has it."""
+    detail = health["detail"].removesuffix(FOR_CALLERS)
+    kind, _, cause = detail.partition(": ") if re.match("[a-z]+: ", detail) else ("", "", detail)
+    why = kind if cause in (status["last_error"] or "") else detail
+    return f": {why}" if why else ""
 
 
 def disagreement(page: Page, status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
@@ -269,9 +277,9 @@ def test_a_failing_handler_makes_the_page_red_and_tells_the_error_and_since_when
     expect(page.locator("#last-error")).to_contain_text(f"(failing since {clock(status['failing_since'])})")
     size = page.viewport_size
     page.set_viewport_size({"width": 240, "height": 800})
-    expect(page.locator("#last-error[data-cut]")).to_be_visible()
-    page.locator("#last-error").click()
-    expect(page.locator("#last-error[data-cut]")).to_have_count(0)  # all of it is shown
+    expect(page.locator("#health[data-cut]")).to_be_visible()
+    page.locator("#health").click()
+    expect(page.locator("#health[data-cut]")).to_have_count(0)  # all of it is shown
     page.set_viewport_size(size or {"width": 1280, "height": 720})
     expect(page.locator("#next-retry")).to_have_text(re.compile(r"^The next retry is due at \S+\.$"))
 
@@ -307,10 +315,10 @@ def test_a_start_of_a_consumer_that_halts_again_is_answered_by_that(page: Page, 
         expect(page.locator("#control-said")).to_have_text(re.compile(r"^Start at \S+: .* halted\.$"))
         page.get_by_role("button", name="Start", exact=True).click()
     expect(page.locator("#control-said")).to_have_text(re.compile(r"^Start at \S+: .* halted\.$"))
-    page.get_by_role("button", name="Start, accepting").click()
+    page.get_by_role("button", name="Start and dead-letter").click()
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#control-said")).to_have_text("Nothing was changed.")
-    page.get_by_role("button", name="Start, accepting").click()
+    page.get_by_role("button", name="Start and dead-letter").click()
     expect(page.locator("#ask-question")).to_have_text(re.compile("up to [0-9]+ records wait"))
     page.get_by_role("button", name="Dead-letter the bad ones").click()
     agreed(page, site, "running", fit=True, when=lambda status: status["dead_lettered_count"] == 120)
@@ -389,8 +397,12 @@ def test_while_kafka_is_gone_each_tab_says_why_and_since_when_and_what_needs_it_
     page.locator("#search [name=key]").fill("ada")
     page.keyboard.press("Enter")
     expect(page.locator("#records-said")).to_have_text("The service does not reach Kafka.")
+    expect(page.locator("#dead-count")).to_have_text("…")
     page.get_by_role("link", name="Overview").click()
     expect(page.locator("#notices")).to_contain_text("group: ")
+    expect(page.locator("#lag-rows td:last-child")).to_have_text(["…"] * PARTITIONS)  # not nobody: it was not read
+    expect(page.locator("#group")).to_have_text("…")
+    assert (page.locator("#head").text_content() or "").count("connection refused") == 1  # the cause stands there once
     assert re.findall(r"since \d", page.locator("#head").text_content() or "") == [f"since {since[0]}"]
     assert "AddressFamily" not in page.content()
     page.close()

@@ -62,12 +62,12 @@ def page(browser: Browser) -> Iterator[Page]:
 def test_each_stream_is_shown_with_its_own_state_and_records_at_an_address_of_its_own(page: Page, site: Site) -> None:
     page.goto(site.url)
     links = page.get_by_role("navigation", name="Streams").get_by_role("link")
-    expect(links).to_have_text(["eventsrunning", "ordersretryinglag 1, 1 dead"])
+    expect(links).to_have_text(["eventsrunning", "ordersretryinglag 11 dead"])
     expect(page).to_have_title("running · events · orders retrying · Consumer")
     expect(page.locator("#state")).to_have_text("running")
-    expect(page.locator("#health")).to_have_text(
-        "Health of events ok: events are consumed; the service is unavailable because of orders"
-    )
+    expect(page.locator("#health")).to_have_text("Health of events ok: events are consumed")
+    expect(page.locator("#health")).to_have_class("muted")
+    expect(page.locator("#others")).to_have_text("The service is unavailable because of orders.")
     page.get_by_role("link", name="Records").click()
     expect(page.locator("#record-list [data-name=key]")).to_have_text(["ada"])
     expect(links.last).to_have_attribute("href", "?stream=orders&tab=records")
@@ -100,6 +100,28 @@ def test_a_button_changes_the_stream_that_is_shown_and_no_other(page: Page, site
     (row := page.locator("#record-list > tr").filter(has_text="ord-1")).wait_for()
     expect(row.locator(".value")).to_have_text(['{"order_id":"ord-1"}'])
     assert page.url == f"{site.url}/?stream=orders&tab=records"
+
+
+def test_the_number_of_dead_letters_is_the_same_in_the_head_and_at_the_tab_at_every_moment(
+    page: Page, site: Site
+) -> None:
+    page.goto(f"{site.url}/?stream=orders&tab=dead")
+    page.evaluate(
+        """() => {
+          window.numbers = [];
+          const text = (selector) => document.querySelector(selector).textContent;
+          const head = () => text("#streams [aria-current] .dead").replace(" dead", "") || "0";
+          const note = () => window.numbers.push([head(), text("#dead-count")]);
+          new MutationObserver(note).observe(document.getElementById("head"), { childList: true, subtree: true });
+        }"""
+    )
+    expect(page.locator("#dead-count")).to_have_text("1")
+    page.get_by_role("button", name="Discard all (1) …").click()
+    page.get_by_role("button", name="Discard 1", exact=True).click()
+    expect(page.locator("#dead-count")).to_have_text("0")
+    numbers = page.evaluate("window.numbers")
+    assert ["0", "0"] in numbers
+    assert [pair for pair in numbers if pair[0] != pair[1]] == []
 
 
 def test_a_stream_that_is_not_there_is_named(page: Page, site: Site) -> None:

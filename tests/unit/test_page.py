@@ -127,6 +127,10 @@ def test_nothing_of_the_page_needs_an_exception_from_its_policy() -> None:
     )
 
 
+def test_the_scripts_of_the_page_stay_few_enough_to_read_in_an_hour() -> None:
+    assert sum(len(module.read_text().splitlines()) for module in FOLDER.glob("*.js")) < 1_600
+
+
 def test_the_producers_first_page_leads_to_the_live_page_and_to_the_calls(producer: TestClient[Litestar]) -> None:
     answer = producer.get("/")
     leads = [attributes.get("href") for tag, attributes in Elements(answer.text).found if tag == "a"]

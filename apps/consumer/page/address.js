@@ -1,13 +1,9 @@
 /** What the page shows, as its address names it: stream, tab, filters and open record. A link can be sent, and Back works. */
 
-import { localTime, onSubmit, rfc3339, say, time } from "./dom.js";
+import { localTime, onSubmit, rfc3339, say, timeElement } from "./dom.js";
 
-const listeners = [];
-
-/** The parameters of the address. */
 export const address = () => Object.fromEntries(new URLSearchParams(location.search));
 
-/** Return the address with some parameters changed. */
 export const addressWith = (changes) => written({ ...address(), ...changes });
 
 /** Return the address of a tab with its filters, without those of other tabs. */
@@ -20,15 +16,11 @@ function written(parameters) {
 
 /** Go to another address of the page; the current one is left as it is. */
 export function go(to) {
-  if (new URL(to, location.href).href === location.href) return;
-  history.pushState(null, "", to);
-  changed();
+  if (new URL(to, location.href).href !== location.href) history.pushState(null, "", to);
+  window.dispatchEvent(new PopStateEvent("popstate"));
 }
 
-/** Call `listener` with the parameters of every new address. */
-export const onAddress = (listener) => listeners.push(listener);
-
-const changed = () => listeners.forEach((listener) => listener(address()));
+export const onAddress = (listener) => window.addEventListener("popstate", listener);
 
 /** Follow links inside the page without a reload; links to another stream reload it. */
 function follow(event) {
@@ -40,10 +32,21 @@ function follow(event) {
 }
 
 document.addEventListener("click", follow);
-window.addEventListener("popstate", changed);
 
 const isTime = ({ type }) => type === "datetime-local";
 const isBox = ({ type }) => type === "checkbox";
+const isName = ({ list }) => list; // its list has the names; in the address a colon ends one of them
+const shownOf = (field, value) => (isTime(field) ? localTime(value) : isName(field) ? value.replace(/:$/, "") : value);
+
+/** What a field asks for; "" for nothing. */
+function asked(field) {
+  const { value, list, checked } = field;
+  if (isTime(field)) return rfc3339(value);
+  if (isBox(field)) return checked ? value : "";
+  const bare = (text) => text.replaceAll(" ", "").toLowerCase();
+  const name = isName(field) && [...list.options].find((one) => bare(one.value) === bare(value)); // it may be typed in words
+  return name ? `${name.value}:` : value;
+}
 
 /** The filters of a list: the form that sets them, and the address that names them. */
 export class Filters {
@@ -52,7 +55,6 @@ export class Filters {
   /** Let a form go to the address with its filters, and the button `none` to the one without. */
   constructor(form, tab, none) {
     this.#fields = [...form.elements].filter(({ name }) => name);
-    const asked = (field) => (isTime(field) ? rfc3339(field.value) : isBox(field) && !field.checked ? "" : field.value);
     onSubmit(form, () => go(addressOf(tab, Object.fromEntries(this.#fields.map((field) => [field.name, asked(field)])))));
     form.addEventListener("change", ({ target }) => isBox(target) && form.requestSubmit());
     none.addEventListener("click", () => go(addressOf(tab)));
@@ -65,13 +67,13 @@ export class Filters {
     for (const field of this.#fields) {
       const value = parameters[field.name] ?? "";
       if (isBox(field)) field.checked = value === field.value;
-      else field.value = isTime(field) ? localTime(value) : value;
+      else field.value = shownOf(field, value);
     }
     const given = this.#fields.filter(({ name }) => parameters[name]);
     this.none.hidden = given.length === 0;
-    const worded = (field) => (isTime(field) ? time(Date.parse(parameters[field.name])) : parameters[field.name].replace(/:$/, ""));
-    this.words = given.map((field) => `${field.labels[0].textContent.trim()}: ${worded(field)}`).join(", ");
-    say(this.summary, this.words);
+    const worded = (field) => (isTime(field) ? timeElement : (value) => shownOf(field, value))(parameters[field.name]);
+    this.words = () => given.flatMap((field, index) => [index > 0 && ", ", `${field.labels[0].textContent.trim()}: `, worded(field)]);
+    say(this.summary, ...this.words());
     return given.length === 0 ? null : Object.fromEntries(given.map(({ name }) => [name, parameters[name]]));
   }
 }

@@ -11,7 +11,6 @@ export const failure = (message, status = 0, problem = undefined) => Object.assi
 /** Return the answer of a GET for the stream that the page shows. Omit empty parameters. Throws `failure`. */
 export const get = (path, parameters = {}) => call(ofStream(path, parameters), {}, GET_TIMEOUT_MS);
 
-/** Return the answer of a POST. Throws `failure`. */
 export function post(path, body, parameters = {}) {
   const headers = body === undefined ? {} : { "Content-Type": "application/json" };
   const content = typeof body === "string" ? body : JSON.stringify(body);
@@ -22,7 +21,6 @@ export function post(path, body, parameters = {}) {
 export const getHealth = (name) =>
   get("health-check", { stream: name }).catch((error) => (error.problem?.status === "unavailable" ? error.problem : Promise.reject(error)));
 
-/** Return the command that makes the same call as `get`. */
 export function curlOf(path, parameters = {}) {
   const url = new URL(ofStream(path, parameters), document.baseURI).href.replaceAll("'", "%27");
   return `curl '${url}'`;
@@ -50,12 +48,13 @@ async function call(url, options, milliseconds) {
   return content;
 }
 
-/** Parse JSON, or return undefined; integers that JavaScript would round keep their digits. */
-export function parsed(text) {
-  const exact = (_, value, context) =>
-    Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source ? JSON.rawJSON(context.source) : value;
+const exact = (_, value, context) =>
+  Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source ? JSON.rawJSON(context.source) : value;
+
+/** Parse JSON, or return undefined; by default, integers that JavaScript would round keep their digits. */
+export function parsed(text, reviver = exact) {
   try {
-    return JSON.parse(text, exact);
+    return JSON.parse(text, reviver);
   } catch {
     return undefined;
   }

@@ -1,7 +1,9 @@
 /** The content of a record as text: on one line, or formatted and coloured with the wrong place marked. */
 
+import { parsed } from "./api.js";
 import { element } from "./dom.js";
 
+export const UNKNOWN = "unknown"; // another writer of dead letters left it out
 const ROW_CHARACTERS = 240; // characters of a value that its row shows
 export const MASK = "…"; // stands for a key, a header or an error that is masked
 const WHY_MASKED = "Sensitive fields, headers and errors are masked (…): your key lacks the role read:sensitive.";
@@ -13,7 +15,8 @@ export const textOf = (value) => (typeof value === "string" ? value : (JSON.stri
 /** The content as text: null, UTF-8 text, or base64. */
 export const contentText = (content) => (content === null ? "null" : (content.text ?? `base64 ${content.base64}`));
 
-/** A sign that something is masked, and why. */
+export const keyContent = ({ key }) => (key === null ? element("span", { class: "muted" }, "no key") : contentText(key));
+
 export const maskedSign = ({ masked }) => masked && element("small", { class: "masked", title: WHY_MASKED }, "masked");
 
 /** The value of a record as text: compact JSON when it was decoded, else its bytes; a deletion has none. */
@@ -41,13 +44,9 @@ export function contentBlock(content, error = "") {
 /** JSON formatted and coloured; null when that would change more than white space. */
 export function formatted(text, error = "") {
   const asWritten = (_, value, context) => (context?.source === undefined ? value : JSON.rawJSON(context.source));
-  try {
-    const value = JSON.parse(text, asWritten);
-    const compact = text.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1");
-    return JSON.stringify(value) === compact ? block(coloured(value, /`(\$[^`]+)`/.exec(error)?.[1])) : null;
-  } catch {
-    return null;
-  }
+  const value = parsed(text, asWritten);
+  const compact = text.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1");
+  return JSON.stringify(value) === compact ? block(coloured(value, /`(\$[^`]+)`/.exec(error)?.[1])) : null;
 }
 
 /** The nodes of a value over several lines; the one at the path `wrong` is marked. */
@@ -76,11 +75,13 @@ function markedAt(text, byte) {
   return [before, element("mark", { class: "wrong" }, wrong || "end"), text.slice(before.length + wrong.length)];
 }
 
-/** A block of preformatted text. */
 export const block = (nodes, label = "Value") => element("pre", { tabindex: "0", role: "group", "aria-label": label }, ...nodes);
 
+/** The name of the error of a dead letter, as logs have it: of `msgspec.ValidationError` it is "ValidationError". */
+export const nameOf = ({ error_type: type }) => (type ?? UNKNOWN).split(".").at(-1);
+
+export const reasonOf = (letter) => [element("b", {}, nameOf(letter)), letter.error ? `: ${letter.error}` : ""];
+
 /** Names and values, one pair per line; a value may be an element. */
-export function facts(pairs) {
-  const rows = pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
-  return rows.length > 0 ? element("dl", { class: "facts" }, ...rows) : element("p", { class: "muted" }, "none");
-}
+export const facts = (pairs) =>
+  element("dl", { class: "facts" }, ...pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));

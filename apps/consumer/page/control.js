@@ -2,12 +2,12 @@
 
 import { addressOf } from "./address.js";
 import { post } from "./api.js";
-import { arrange, byId, cell, confirmed, count, element, localTime, onSubmit, plural, report, rfc3339, say, time, timeElement, turn } from "./dom.js";
+import { arrange, byId, cell, confirmed, count, element, localTime, onSubmit, plural, report, rfc3339, say, timeElement, turn } from "./dom.js";
 import { GONE } from "./looks.js";
 import { placeOf } from "./record.js";
 import { names, showPill, showTitle, stream } from "./streams.js";
 
-const buttons = document.querySelectorAll("button:is([data-while], [data-list], [data-kafka])"); // what they need
+const buttons = document.querySelectorAll("button:is([data-while], [data-kafka])"); // what they need
 const said = byId("control-said");
 const seek = byId("seek");
 let lag = null;
@@ -17,10 +17,7 @@ let done = null; // the last command in words, and the state that it led to
 export function control(refresh) {
   for (const button of document.querySelectorAll("[data-next]")) button.addEventListener("click", () => run(button, refresh));
   seek.elements.to.addEventListener("change", ({ target: { value } }) => {
-    for (const name of ["time", "offset"]) {
-      seek.elements[name].required = name === value;
-      seek.elements[name].parentElement.hidden = name !== value;
-    }
+    for (const name of ["time", "offset"]) seek.elements[name].required = name === value; // the style hides the other
     seek.elements.partition.required = value === "offset";
     seek.elements.time.value ||= localTime(new Date()); // most often only the clock time has to change
   });
@@ -43,27 +40,30 @@ async function goTo({ to, time: local, partition, offset }) {
   const spot = to === "offset" ? { offset: Number(offset) } : { to: to === "time" ? rfc3339(local) : to };
   const place = { ...spot, ...(partition && { partition: Number(partition) }) };
   const { would_handle_again: again, would_skip: skipped } = await post("consumers/seek", place, { dry_run: true });
-  const from = to === "offset" ? `offset ${offset}` : to === "time" ? time(Date.parse(local)) : `the ${to}`;
-  const most = (number) => (number === 0 ? "no record" : `up to ${plural(number, "record", "records")}`); // some offsets have none
-  const effect = `${most(again)} will be handled again; ${most(skipped)} will be skipped and never handled`;
-  const where = `${stream}, ${partition ? `partition ${partition}` : "all partitions"}, from ${from}`;
-  if (!(await confirmed(`${where}: ${effect}.`, "Seek"))) return "Nothing was moved.";
+  const from = () => (to === "offset" ? `offset ${offset}` : to === "time" ? timeElement(local) : `the ${to}`);
+  const most = (number) => (number === 0 ? "no record" : `up to ${plural(number, "record", "records")}`);
+  const effect = `: ${most(again)} will be handled again; ${most(skipped)} will be skipped and never handled. `;
+  const why = again + skipped > 0 ? "Offsets are counted, and some hold no record, like the markers of transactions. " : "";
+  const twice = again > 0 ? "Records that fail again become dead letters again, also those that are dead letters already." : "";
+  const where = `${stream}, ${partition ? `partition ${partition}` : "all partitions"}, from `;
+  if (!(await confirmed([where, from(), effect, why, twice], "Seek"))) return "Nothing was moved.";
   const { partitions } = await post("consumers/seek", place);
   const places = Object.entries(partitions).map(([number, next]) => `partition ${number} from offset ${count(next)}`);
-  return `${stream} is consumed from ${from}: ${places.join(", ")}.`;
+  return [`${stream} is consumed from `, from(), `: ${places.join(", ")}.`];
 }
 
 async function run(button, refresh) {
   if (button.ariaBusy === "true") return;
   const accept = "accept" in button.dataset;
-  const bad = `Bad records of ${stream} will be dead-lettered until a batch has only good ones: up to ${plural(lag ?? 0, "record waits", "records wait")}.`;
+  const most = lag === null ? "how many records wait is not known" : `up to ${plural(lag, "record waits", "records wait")}`;
+  const bad = `Bad records of ${stream} will be dead-lettered until a batch has only good ones: ${most}.`;
   done = null;
   if (accept && !(await confirmed(bad, "Dead-letter the bad ones"))) return report(said, "", () => "Nothing was changed.");
   const name = button.textContent.replace(" …", "");
   button.ariaBusy = "true";
   await report(said, "One moment …", async () => {
     const { state } = await post(`consumers/${accept ? "start" : button.id}`, accept ? { accept } : undefined);
-    done = { words: `${name} at ${time(Date.now())}`, state };
+    done = { name, at: Date.now(), state };
     await refresh();
     return outcome();
   });
@@ -76,7 +76,8 @@ async function run(button, refresh) {
 function outcome() {
   const { state, health } = byId("state").dataset;
   const now = health === "unknown" ? "" : `, and is now ${state}`;
-  return `${done.words}: the consumer ${state === done.state ? `is ${state}` : `was ${done.state}${now}`}.`;
+  const what = state === done.state ? `is ${state}` : `was ${done.state}${now}`;
+  return [`${done.name} at `, timeElement(done.at), `: the consumer ${what}.`];
 }
 
 /** Show status and health of the stream, which were read together, and which other streams are unavailable. */
@@ -84,18 +85,17 @@ export function showStatus(status, healths) {
   const health = healths[stream];
   const ill = names.filter((name) => name !== stream && healths[name]?.status === "unavailable");
   lag = status.lag;
-  showState(status.state, health, ill.length > 0 ? `; the service is unavailable${health.status === "ok" ? "" : " also"} because of ${ill.join(", ")}` : "");
+  showState(status.state, health, ill, status.last_error ?? "");
   for (const button of buttons) turn(button, whyOff(button.dataset, status.state, health.kafka));
-  say(byId("next-retry"), status.next_retry_at ? `The next retry is due at ${time(Date.parse(status.next_retry_at))}.` : "");
+  say(byId("next-retry"), ...(status.next_retry_at ? ["The next retry is due at ", timeElement(status.next_retry_at), "."] : []));
   say(byId("what"), `reads ${status.topic} as ${status.group_id}`);
   showFacts(status);
   showErrors(status, health);
 }
 
-/** Why a button is off: for the state, an empty list or a missing Kafka; "" when it is on. */
-function whyOff({ while: states, list, kafka: needed }, state, kafka) {
+/** Why a button is off: for the state or a missing Kafka; "" when it is on. */
+export function whyOff({ while: states, kafka: needed }, state, kafka) {
   if (states && !states.split(" ").includes(state)) return `It is ${state}.`;
-  if (list && byId(list).children.length === 0) return "There is nothing to export.";
   return needed === undefined || kafka === "connected" ? "" : "The service does not reach Kafka.";
 }
 
@@ -108,54 +108,55 @@ function showFacts(status) {
   say(byId("skipped"), count(status.skipped_count) + moved);
   say(byId("throttled"), seconds > 0 ? `by a quota of Kafka, for ${count(seconds)} s more` : "");
   say(byId("member"), status.member_id ?? "none");
-  say(byId("started"), time(Date.parse(status.started_at)));
+  say(byId("started"), timeElement(status.started_at), ", the start of the service");
 }
 
 /** Show the last error and link its record; in grey while the service is healthy, because the error is over. */
 function showErrors({ last_error: error, last_error_at: at, notes, failing_record: failing, failing_since: since }, health) {
   const when = since ? "failing since" : health.status === "ok" ? "at" : "since";
-  const began = at ? ` (${when} ${time(Date.parse(at))})` : "";
-  showLine("last-error", [error && `Last error${began}: ${error}`, ...notes].filter(Boolean).join("; "));
+  const began = at ? [` (${when} `, timeElement(at), ")"] : [];
+  const last = error ? ["Last error", ...began, `: ${error}`, notes.length > 0 && "; "] : [];
+  showLine("last-error", ...last, notes.join("; "));
   byId("last-error").className = health.status === "ok" ? "muted" : "trouble";
   const named = failing ?? /-(?<partition>\d+) offset (?<offset>\d+)/.exec(error ?? "")?.groups;
-  showLine("failing", named ? `Show the record: partition ${named.partition}, offset ${named.offset}` : "");
+  showLine("failing", named && `Show the record: partition ${named.partition}, offset ${named.offset}`);
   if (named) byId("failing").setAttribute("href", addressOf("records", { open: placeOf(named) }));
 }
 
 /** Show a line with its full text as title; the style shows where it is cut off. Hide it when it is empty. */
-function showLine(id, text) {
+function showLine(id, ...contents) {
   const line = byId(id);
-  line.hidden = text === "";
-  line.title = text;
-  say(line, text);
+  say(line, ...contents);
+  line.hidden = line.textContent === "";
+  line.title = line.textContent;
   line.toggleAttribute("data-cut", line.scrollHeight > line.clientHeight);
 }
 
-/** Show the last operator actions on this instance. */
 export function showActions({ actions }) {
   byId("no-actions").hidden = actions.length > 0;
   arrange(byId("action-rows"), actions, ({ at, request_id: id }) => `${at} ${id}`, actionRow);
 }
 
 function actionRow({ at, who, action, parameters: { dry_run: dry, ...given }, outcome }) {
-  const shown = (value) => (/^\d{4}-.*T/.test(value) ? timeElement(Date.parse(value)) : String(value).slice(0, 25));
+  const shown = (value) => (/^\d{4}-.*T/.test(value) ? timeElement(value) : String(value).replace(/^sha256:.*/, "(kept as a hash)").slice(0, 25));
   const words = Object.entries(given).flatMap(([name, value]) => [`${name}=`, shown(value), " "]);
   const [what, result] = dry === "true" ? [`${action}: dry run`, outcome.replace("done", "only counted")] : [action, outcome];
-  const contents = [[timeElement(Date.parse(at))], [who ?? "–"], [what], words, [result]];
+  const contents = [[timeElement(at)], [who ?? "no key"], [what], words, [result]];
   return element("tr", { "data-outcome": outcome }, ...contents.map((one) => cell("", ...one)));
 }
 
-/** Show that the state cannot be read, and why. */
 export function showNoState({ status, message }) {
   showState(status === 0 ? "no answer" : "unknown", { status: "unknown", detail: message });
   for (const button of buttons) turn(button, GONE);
 }
 
-/** Show state and health as words in their colours. */
-function showState(state, { status, detail }, others = "") {
+function showState(state, { status, detail }, ill = [], error = "") {
   showPill(byId("state"), state, status);
-  showLine("health", `Health${names.length > 1 ? ` of ${stream}` : ""} ${status}: ${detail.replace(" (see last_error of the status)", "")}${others}`);
-  byId("health").className = status === "ok" && others === "" ? "muted" : "trouble";
-  if (done) say(said, outcome());
+  const [, kind = "", cause] = /^([a-z]+: )?(.*?)(?: \(see last_error of the status\))?$/s.exec(detail);
+  const why = error.includes(cause) ? kind.slice(0, -2) : kind + cause; // the line below says it
+  showLine("health", `Health${names.length > 1 ? ` of ${stream}` : ""} ${status}${why && `: ${why}`}`);
+  byId("health").className = status === "ok" ? "muted" : "trouble";
+  say(byId("others"), ill.length > 0 && `${status === "ok" ? "The service is unavailable because of" : "Also unavailable:"} ${ill.join(", ")}.`);
+  if (done) say(said, ...outcome());
   showTitle(status === "unavailable" ? `${state}, unavailable` : state);
 }

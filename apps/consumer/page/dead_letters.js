@@ -2,24 +2,19 @@
 
 import { address, addressOf, Filters } from "./address.js";
 import { curlOf, get, post } from "./api.js";
-import { block, contentBlock, contentText, facts, maskedSign } from "./content.js";
+import { block, contentBlock, contentText, facts, keyContent, maskedSign, nameOf, reasonOf, UNKNOWN } from "./content.js";
 import { arrange, button, byId, cell, confirmed, count, element, inside, inUse, onExport, plural, report, say, timeElement, turn } from "./dom.js";
-import { GONE, look } from "./looks.js";
+import { look, poll } from "./looks.js";
 import { actions, close, contents, fill, keyText, linkToLike, openingRow, placeOf, pointRows } from "./record.js";
-import { stream } from "./streams.js";
+import { showDead, stream } from "./streams.js";
 
 const SHOWN = 50;
 const MAX_LETTERS = 1_000; // dead letters per call at most
+const FATE_MS = 2_000; // between two looks at a letter that was sent back
 const REREAD_MS = 15_000; // reads them again, because other instances write some too
-const UNKNOWN = "unknown"; // another writer of dead letters left it out
 
-const ACTIONS = {
-  redrive: { verb: "Send back", done: "sent back", will: "sent back to the topic and handled again. Fix the handler first: records that fail again hold up their partitions" },
-  discard: { verb: "Discard", done: "discarded", will: "discarded: not listed and not sent back until you restore them" },
-  restore: { verb: "Restore", done: "restored", will: "restored: listed again, and ready to be sent back" },
-};
-const PURGED = "deleted for good, with those that were sent back or discarded, and those of other groups. Nothing brings them back.";
-const WHY_NO_PURGE = "Filter by a key alone, or by “To time” alone: these dead letters can be deleted.";
+const ACTIONS = ["redrive", "discard", "restore"];
+const wordsOf = (name) => byId(name).dataset;
 
 export class DeadLetters {
   #list = byId("dead-list");
@@ -30,18 +25,15 @@ export class DeadLetters {
   #limit = SHOWN;
   #matching = null; // how many matching letters the buttons can act on
   #seen = null; // the status that the last read was for
-  #gone = false;
+  #off = ""; // why nothing can be done now
 
   constructor() {
-    for (const name of Object.keys(ACTIONS)) byId(name).addEventListener("click", () => this.#act(name, this.#selected));
+    for (const name of ACTIONS) byId(name).addEventListener("click", () => this.#act(name, this.#selected));
     this.#list.addEventListener("change", () => this.#offer());
-    byId("purge").addEventListener("click", () => this.#purge(this.#doomed, this.#form.words));
+    byId("purge").addEventListener("click", () => this.#purge(this.#doomed, this.#form.words()));
     byId("reasons").addEventListener("click", ({ target }) => target.closest("a") && byId("redrive").focus());
-    const bare = (text) => text.replaceAll(" ", "").toLowerCase();
-    const named = ({ value, list }) => [...list.options].find((one) => bare(one.value) === bare(value))?.value ?? value;
-    byId("letter-reason").addEventListener("change", ({ target }) => (target.value = named(target))); // which may be in words
     byId("reload").addEventListener("click", () => this.#reload(this.#filters && { ...this.#filters }));
-    onExport("export-letters", `${stream}-dead-letters.ndjson`, this.#said, () => this.#letters.map((one) => `${JSON.stringify(one)}\n`));
+    onExport("export-letters", this.#list, `${stream}-dead-letters.ndjson`, this.#said, () => this.#letters.map((one) => `${JSON.stringify(one)}\n`));
     byId("older").addEventListener("click", () => {
       this.#limit = Math.min(MAX_LETTERS, this.#limit + SHOWN);
       this.#read();
@@ -49,16 +41,15 @@ export class DeadLetters {
   }
 
   /** Read the list again after this instance wrote some, and periodically; not while older ones are shown. */
-  refresh(status) {
-    this.#gone = status === null;
+  refresh(status, off) {
+    this.#off = off;
     this.#offer();
     const seen = status && `${status.started_at} ${status.dead_lettered_count} ${Math.floor(Date.now() / REREAD_MS)}`;
-    if (this.#gone || seen === this.#seen) return;
+    if (status === null || seen === this.#seen) return;
     this.#seen = seen;
     this.#read(address().tab === "dead" && this.#limit === SHOWN && !inUse(this.#list));
   }
 
-  /** Show what the address names. */
   visit(parameters) {
     const filters = this.#form.of(parameters);
     if (JSON.stringify(filters) !== JSON.stringify(this.#filters)) this.#reload(filters);
@@ -84,7 +75,7 @@ export class DeadLetters {
     if (panel.dataset.shown === shown && !panel.hidden) return;
     Object.assign(panel.dataset, { open, shown });
     const missing = element("p", { class: "muted" }, "It is not in the list: show older ones, or all.");
-    fill(panel, `Dead letter ${open.replace("-", " · ")}`, ...(letter ? partsOf(letter, this.#buttonsOf(letter)) : [missing]));
+    fill(panel, "Dead letter", ...(letter ? partsOf(letter, this.#buttonsOf(letter)) : [missing]));
   }
 
   #read(withList = true) {
@@ -93,7 +84,8 @@ export class DeadLetters {
     const counts = async () => [await reasons(), filters && (await reasons(filters))];
     const read = () => Promise.all([counts(), withList && get("consumers/dead-letters", { limit: this.#limit, ...filters })]);
     const show = ([[all, matching], list]) => {
-      this.#showCount(all);
+      showDead(stream, all);
+      this.#showReasons(all.reasons);
       if (filters !== this.#filters) return; // the filter has changed meanwhile
       this.#matching = filters?.discarded === "true" ? matching.letters : (matching ?? all).redrivable;
       if (list) this.#show(list);
@@ -102,19 +94,15 @@ export class DeadLetters {
     return look({ name: "dead letters", read, show, lose: () => (this.#seen = null) }); // the next status reads it again
   }
 
-  #showCount({ letters, redrivable, reasons, more }) {
-    const tag = byId("dead-count");
-    say(tag, count(redrivable) + (more ? "+" : ""));
-    tag.title = `${count(redrivable)} of the newest ${count(letters)} can be sent back`;
-    tag.classList.toggle("some", redrivable > 0);
+  #showReasons(reasons) {
     byId("known-reasons").replaceChildren(...reasons.map((one) => element("option", { value: nameOf(one) })));
     const make = (one) => element("li", {}, inside("", element("b", {}, nameOf(one)), " ", element("span")));
     arrange(byId("reasons"), reasons, (one) => one.error_type ?? "", make, ({ firstElementChild: link }, one) => {
       const reason = `${nameOf(one)}:`;
       link.setAttribute("href", addressOf("dead", { reason }));
       link.ariaCurrent = this.#filters?.reason === reason ? "true" : null;
-      const open = one.redrivable < one.letters ? `, ${count(one.redrivable)} to send back` : "";
-      link.lastElementChild.replaceChildren(`${count(one.letters)}${open}, since `, timeElement(one.oldest));
+      const left = one.redrivable === 0 ? ", none to send back" : one.redrivable < one.letters ? `, ${count(one.redrivable)} of them to send back` : "";
+      say(link.lastElementChild, `${count(one.letters)}${left}, since `, timeElement(one.oldest));
     });
   }
 
@@ -139,12 +127,13 @@ export class DeadLetters {
   #offer() {
     const some = this.#selected.length;
     const all = this.#filters ? "all that match" : "all";
-    for (const one of document.querySelectorAll("#dead .split [data-role]")) turn(one, this.#gone ? GONE : "");
-    turn(byId("purge"), this.#gone ? GONE : this.#doomed ? "" : WHY_NO_PURGE);
-    for (const [name, { verb }] of Object.entries(ACTIONS)) {
+    for (const one of document.querySelectorAll("#dead .split [data-role]")) turn(one, this.#off);
+    turn(byId("purge"), this.#off || (this.#doomed ? "" : wordsOf("purge").needs));
+    for (const name of ACTIONS) {
+      const { verb } = wordsOf(name);
       byId(name).hidden = (name === "restore") !== (this.#filters?.discarded === "true");
-      say(byId(name), `${verb} ${some > 0 ? `the selected (${some})` : `${all} (${count(this.#matching)})`} …`);
-      turn(byId(name), this.#gone ? GONE : some === 0 && this.#matching === 0 ? `There is none to ${verb.toLowerCase()}.` : "");
+      say(byId(name), `${verb} ${some > 0 ? `the selected (${some})` : `${all} (${this.#matching === null ? "…" : count(this.#matching)})`} …`);
+      turn(byId(name), this.#off || (some === 0 && this.#matching === 0 ? `There is none to ${verb.toLowerCase()}.` : ""));
     }
   }
 
@@ -157,8 +146,8 @@ export class DeadLetters {
       cell("", act && box),
       "time",
       cell("reason", ...reasonOf(letter), " ", maskedSign(letter)),
-      cell("from", origin.offset === null ? (origin.topic ?? UNKNOWN) : originLink(origin, `${origin.partition} · ${count(origin.offset)}`)),
-      cell("code wide", contentText(letter.key)),
+      cell("from", origin.offset === null ? (origin.topic ?? UNKNOWN) : originLink(origin, placeIn(origin))),
+      cell("code wide", keyContent(letter)),
       cell("wide tries", triesOf(letter)),
       cell("letter-state", stateOf(letter), " ", act),
     );
@@ -167,12 +156,12 @@ export class DeadLetters {
   #buttonsOf(letter) {
     const names = letter.discarded ? ["restore"] : letter.redrivable ? ["redrive", "discard"] : [];
     const attributes = ({ verb }) => ({ "data-role": "operate", "aria-label": `${verb} ${placeIn(letter)}` });
-    return names.map((name) => button(ACTIONS[name].verb, () => this.#act(name, [letter]), attributes(ACTIONS[name])));
+    return names.map((name) => button(wordsOf(name).verb, () => this.#act(name, [letter]), attributes(wordsOf(name))));
   }
 
   /** Apply an action to the chosen letters, or to all that match; ask first, with the number, unless it is harmless. */
-  #act(name, chosen, words = chosen.length === 0 ? this.#form.words : "") {
-    const { verb, done, will } = ACTIONS[name];
+  #act(name, chosen, words = chosen.length === 0 ? this.#form.words() : []) {
+    const { verb, done, will } = wordsOf(name);
     const path = `consumers/dead-letters/${name}`;
     const { discarded: _, ...filters } = this.#filters ?? {};
     const all = chosen.length === 0;
@@ -187,7 +176,7 @@ export class DeadLetters {
       const asks = all || name === "discard" || (name === "redrive" && number > 1);
       const held = counted === null ? 0 : this.#matching - number;
       const others = held > 0 ? ` ${count(held)} more can only be sent back one by one: they came back too often, or are too large.` : "";
-      const question = `${lettersOf(number, words)} will be ${will}.${counted?.more ? " There are more: repeat this for them." : others}`;
+      const question = [...lettersOf(number, words), ` will be ${will}.${counted?.more ? " There are more: repeat this for them." : others}`];
       if (asks && !(await confirmed(question, `${verb} ${count(number)}`))) return "Nothing was changed.";
       const bodies = atOnce ? [{ limit: number }] : chosen.map(({ partition, offset }) => ({ partition, offset }));
       try {
@@ -198,7 +187,7 @@ export class DeadLetters {
         if (lost) this.#list.querySelector(`[data-open="${placeOf(lost)}"]`)?.focus();
       }
       const next = { redrive: inside(addressOf("records"), "Watch them arrive"), discard: button("Undo", () => this.#act("restore", letters)) };
-      return element("span", {}, `${plural(letters.length, "was", "were")} ${done}. `, letters.length > 0 && next[name]);
+      return [`${plural(letters.length, "was", "were")} ${done}. `, letters.length > 0 && next[name]];
     });
   }
 
@@ -211,17 +200,14 @@ export class DeadLetters {
     return report(this.#said, "Counting …", async () => {
       const number = await purge({ dry_run: true });
       if (number === 0) return "There is none to delete.";
-      if (!(await confirmed(`${lettersOf(number, words)} will be ${PURGED}`, `Delete ${count(number)} for good`))) return "Nothing was changed.";
+      if (!(await confirmed([...lettersOf(number, words), ` will be ${wordsOf("purge").will}.`], `Delete ${count(number)} for good`))) return "Nothing was changed.";
       return purge().then((gone) => `${plural(gone, "was", "were")} deleted for good.`).finally(() => this.#read());
     });
   }
 }
 
-/** The name of an error, as logs and `reason=` have it: of `msgspec.ValidationError` it is "ValidationError". */
-const nameOf = ({ error_type: type }) => (type ?? UNKNOWN).split(".").at(-1);
-const lettersOf = (number, words) => `${plural(number, "dead letter", "dead letters")} of ${stream}${words ? ` (${words})` : ""}`;
-const placeIn = ({ partition, offset }) => `${partition} · ${offset}`;
-const reasonOf = (letter) => [element("b", {}, nameOf(letter)), letter.error ? `: ${letter.error}` : ""];
+const lettersOf = (number, words) => [`${plural(number, "dead letter", "dead letters")} of ${stream}`, ...(words.length > 0 ? [" (", ...words, ")"] : [])];
+const placeIn = ({ partition, offset }) => `partition ${partition}, offset ${offset}`;
 const originLink = (origin, text) => inside(addressOf("records", { open: placeOf(origin) }), text);
 const backOf = ({ rounds }) => (rounds > 0 ? `, back ${plural(rounds, "time", "times")}` : "");
 const triesOf = (letter) => (letter.tries === null ? "" : plural(letter.tries, "try", "tries")) + backOf(letter);
@@ -242,6 +228,7 @@ function partsOf(letter, buttons) {
   const arrival = letter.redriven && inside(addressOf("records", since), "Show its arrival");
   return [
     element("p", { class: "trouble" }, ...reasonOf(letter)),
+    letter.redriven && fateOf(letter, since),
     actions(letter, contentText(letter.value), curlOf("consumers/dead-letters", { key, partition, limit: 10 }), ...buttons, arrival, like),
     facts([
       ["state", stateOf(letter) || "can be sent back"],
@@ -250,12 +237,34 @@ function partsOf(letter, buttons) {
       ["group", letter.group ?? UNKNOWN],
       ["verdict", letter.verdict ?? UNKNOWN],
       ["tries", triesOf(letter) || UNKNOWN],
-      ["key", contentText(letter.key)],
+      ["key", keyContent(letter)],
     ]),
     letter.stack && element("details", {}, element("summary", {}, "Stack of the handler"), block([letter.stack], "Stack")),
     ...contents(letter.value, letter.headers, letter.error),
     changesOf(letter),
   ];
+}
+
+/** Say how a dead letter that was sent back fared; empty where its arrival is not found. */
+function fateOf(letter, since) {
+  const place = element("p", { class: "muted" });
+  const first = JSON.stringify(letter.first_place);
+  const isArrival = ({ headers }) => headers.some(({ name, value }) => name === "dead-letter-origin" && value?.text === first);
+  const isAgain = ({ first_place: same, rounds }) => JSON.stringify(same) === first && rounds > letter.rounds;
+  const read = async () => {
+    const { messages } = await get("consumers/messages", { scope: "topic", ...since, limit: SHOWN });
+    const { partitions } = await get("consumers/status");
+    const { dead_letters: letters, next } = await get("consumers/dead-letters", { ...since, partition: "", limit: SHOWN }); // as it was after that
+    const [arrival, again] = [messages.findLast(isArrival), letters.findLast(isAgain)];
+    const committed = arrival && partitions.find(({ partition }) => partition === arrival.partition)?.committed;
+    const isConsumed = committed > arrival?.offset;
+    const sofar = isConsumed ? `, consumed since${next === null ? ", and not dead again" : ""}.` : ", not consumed yet.";
+    if (again) say(place, "It failed again: ", inside(addressOf("dead", { key: since.key, open: placeOf(again) }), "dead letter of ", timeElement(again.timestamp)), ".");
+    else if (arrival) say(place, "Sent back at ", timeElement(arrival.timestamp), sofar);
+    return again || isConsumed;
+  };
+  poll(FATE_MS, async () => !(await read().catch(() => false)) && place.closest(".panel:not([hidden])") !== null);
+  return place;
 }
 
 /** What changed since the previous dead letter of the same key: empty before that is read, and without one. */

@@ -13,12 +13,14 @@ export function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Make a table cell with a class. */
+export const copyOf = (template) => template.content.firstElementChild.cloneNode(true);
+
 export const cell = (kind, ...children) => element("td", { class: kind }, ...children);
 
-/** Set a text only when it differs, so that screen readers do not repeat it and selections stay. */
-export function say(node, text) {
-  if (node.textContent !== text) node.textContent = text;
+/** Fill a node only when its text differs, so that screen readers do not repeat it and selections stay. */
+export function say(node, ...contents) {
+  const { textContent, childNodes } = element("span", {}, ...contents);
+  if (node.textContent !== textContent) node.replaceChildren(...childNodes);
 }
 
 /** Give `list` one child per item, in order. Items that stay keep their element and its focus. */
@@ -38,7 +40,6 @@ export function arrange(list, items, keyOf, make, update = () => {}) {
 /** Whether the keyboard focus is in a list: then the list must not change. */
 export const inUse = (list) => list.querySelector(":focus-visible") !== null;
 
-/** Make a button that does `work` when pressed. */
 export function button(label, work, attributes = {}) {
   const made = element("button", { type: "button", ...attributes }, label);
   made.addEventListener("click", work);
@@ -51,7 +52,6 @@ export function turn(off, reason) {
   off.title = reason;
 }
 
-/** A link to another address of this page. */
 export const inside = (href, ...children) => element("a", { href, "data-inside": "" }, ...children);
 
 export const count = (value) => (value == null ? "–" : number.format(value));
@@ -60,27 +60,24 @@ export const plural = (value, one, more) => `${count(value)} ${value === 1 ? one
 /** A time in the browser's zone, written as in ISO 8601, which Swedish uses. */
 const local = (at) => at.toLocaleString("sv");
 
-/** A time in the browser's zone; the day is shown only when it is not today. */
-export function time(milliseconds) {
-  const [day, clock] = local(new Date(milliseconds)).split(" ");
-  return local(new Date()).startsWith(day) ? clock : `${day} ${clock}`;
+/** A time, in milliseconds or RFC 3339, in the browser's zone, which is its title; the day is shown only when it is not today. */
+export function timeElement(given) {
+  const at = new Date(given);
+  if (Number.isNaN(at.getTime())) return element("time", {}, String(given));
+  const [day, clock] = local(at).split(" ");
+  const isToday = local(new Date()).startsWith(day);
+  return element("time", { datetime: at.toISOString(), title: at.toLocaleString("en-GB", ZONED) }, isToday ? clock : `${day} ${clock}`);
 }
 
-/** A time as an element, with its zone as title. */
-export function timeElement(milliseconds) {
-  const at = new Date(milliseconds);
-  if (Number.isNaN(at.getTime())) return element("time", {}, String(milliseconds));
-  return element("time", { datetime: at.toISOString(), title: at.toLocaleString("en-GB", ZONED) }, time(milliseconds));
-}
-
-/** The value of a date-and-time field as RFC 3339, or "". */
 export const rfc3339 = (local) => (local ? new Date(local).toISOString() : "");
 
-/** A time in RFC 3339 as the value of a date-and-time field, or "". */
 export const localTime = (rfc) => (Number.isNaN(Date.parse(rfc)) ? "" : local(new Date(rfc)).replace(" ", "T"));
 
-/** Let a button save lines as a file. */
-export function onExport(id, name, said, linesOf) {
+/** Let a button save lines as a file; it is off while the list is empty. */
+export function onExport(id, list, name, said, linesOf) {
+  const offer = () => turn(byId(id), list.children.length === 0 ? "There is nothing to export." : "");
+  new MutationObserver(offer).observe(list, { childList: true });
+  offer();
   byId(id).addEventListener("click", () => {
     const link = element("a", { href: URL.createObjectURL(new Blob(linesOf())), download: name });
     link.click();
@@ -94,9 +91,7 @@ export async function report(output, doing, work) {
   output.classList.remove("trouble");
   say(output, doing);
   try {
-    const done = await work();
-    if (typeof done === "string") say(output, done);
-    else output.replaceChildren(done);
+    say(output, ...[await work()].flat());
   } catch (failure) {
     output.classList.add("trouble");
     say(output, `That failed: ${failure.message}`);
@@ -114,10 +109,10 @@ export function onSubmit(form, work) {
   });
 }
 
-/** Ask for confirmation and return it; "Cancel" has the focus. */
+/** Ask for confirmation and return it; "Cancel" has the focus. The question is a text, or texts and elements. */
 export function confirmed(question, action) {
   const dialog = byId("ask");
-  say(byId("ask-question"), question);
+  say(byId("ask-question"), ...[question].flat());
   say(byId("ask-yes"), action);
   dialog.returnValue = "";
   dialog.showModal();

@@ -1,6 +1,6 @@
 /** Rate and lag of the last hour, as the service keeps them; points from before a restart stay while the page is open. */
 
-import { arrange, byId, cell, count, element, say, time, timeElement } from "./dom.js";
+import { arrange, byId, cell, count, element, say, timeElement } from "./dom.js";
 
 const HOUR_MS = 3_600_000;
 const MIN_SPAN_MS = 300_000; // the drawing goes back at least this far
@@ -31,7 +31,6 @@ export function showNow(status) {
   drawAll();
 }
 
-/** Add the points that the service answers, and show all of them. */
 export function showHistory({ step_seconds: step, points: read }) {
   gap = step * 2_500;
   for (const point of read) points.set(point.at, point);
@@ -44,30 +43,30 @@ export function showHistory({ step_seconds: step, points: read }) {
   });
 }
 
-/** Draw all points up to this moment. */
 function drawAll() {
   const all = sorted();
   until = Math.max(Date.now(), all.at(-1)?.at ?? 0);
   from = Math.min(until - MIN_SPAN_MS, all[0]?.at ?? until);
   draw("rate", all, ["consumed", "dead_lettered"]);
   draw("lag", all, ["lag"]);
-  say(byId("history-from"), time(from));
+  say(byId("history-from"), timeElement(from));
+  const [oldest] = points.keys();
+  const since = oldest < until - HOUR_MS + gap ? [" of the last hour"] : [" since ", timeElement(oldest)];
+  say(byId("rate-title"), "Rate and lag", ...(oldest === undefined ? [] : since));
   if (document.querySelector("figure svg:hover") === null) showLast();
 }
 
 const sorted = () => [...points.values(), ...(now ? [now] : [])].sort((one, other) => one.at - other.at);
 const xOf = (at) => (((at - from) / (until - from)) * WIDTH).toFixed(1);
 
-/** Draw some kinds on one scale, and describe them in words. */
 function draw(name, all, kinds) {
   const most = roundedUp(Math.max(0, ...all.flatMap((point) => kinds.map((kind) => point[kind] ?? 0))));
   const svg = byId(`${name}-line`);
   for (const kind of kinds) svg.querySelector(`.${kind}`).setAttribute("d", lineOf(all, kind, most));
-  svg.ariaLabel = all.length > 0 ? `${sentence(all.at(-1))}; the table below has the last hour` : "no point yet";
+  svg.ariaLabel = all.length > 0 ? `${timeElement(all.at(-1).at).textContent}${words(all.at(-1))}; the table below has more` : "no point yet";
   say(byId(`${name}-most`), `up to ${count(most)}`);
 }
 
-/** A line through the points, broken where some are missing. */
 function lineOf(all, kind, most) {
   let before = null;
   const piece = (point) => {
@@ -78,25 +77,25 @@ function lineOf(all, kind, most) {
   return all.filter((point) => point[kind] != null).map(piece).join("");
 }
 
-/** Show the numbers at the time under the pointer. */
 function showPoint({ currentTarget, clientX }) {
   const box = currentTarget.getBoundingClientRect();
   const at = from + ((clientX - box.left) / box.width) * (until - from);
   const [near] = sorted().sort((one, other) => Math.abs(one.at - at) - Math.abs(other.at - at));
   if (near === undefined) return;
   const missing = Math.abs(near.at - at) > gap;
-  say(byId("history-at"), missing ? `${time(at)}: the service did not run, or nobody looked` : sentence(near));
+  say(byId("history-at"), ...(missing ? [timeElement(at), ": the service did not run, or nobody looked"] : sentence(near)));
   for (const cursor of document.querySelectorAll(".cursor")) cursor.setAttribute("d", `M${xOf(missing ? at : near.at)} 0v${HEIGHT}`);
 }
 
 function showLast() {
   const newest = sorted().at(-1);
-  say(byId("history-at"), newest ? sentence(newest) : "");
+  say(byId("history-at"), ...(newest ? sentence(newest) : []));
   for (const cursor of document.querySelectorAll(".cursor")) cursor.removeAttribute("d");
 }
 
-const sentence = ({ at, consumed, dead_lettered: dead, lag }) =>
-  `${time(at)}: ${count(consumed)} consumed/s, ${count(dead)} dead-lettered/s, lag ${lag === null ? "not known" : count(lag)}`;
+const words = ({ consumed, dead_lettered: dead, lag }) =>
+  `: ${count(consumed)} consumed/s, ${count(dead)} dead-lettered/s, lag ${lag === null ? "not known" : count(lag)}`;
+const sentence = (point) => [timeElement(point.at), words(point)];
 
 /** The next of 10, 20, 50, 100, 200 …: a scale that seldom changes. */
 function roundedUp(value) {

@@ -1,7 +1,7 @@
 /** Polls the service; shows what cannot be read, why and since when. */
 
 import { failure } from "./api.js";
-import { arrange, byId, element, say, time } from "./dom.js";
+import { arrange, byId, element, say, timeElement } from "./dom.js";
 
 /** Why a button is off while the service does not answer. */
 export const GONE = "The service does not answer.";
@@ -9,11 +9,11 @@ export const GONE = "The service does not answer.";
 const LATE_MS = 4_000; // what is shown is outdated then; with Kafka out of reach a status takes 3 s
 const failing = new Map();
 
-/** Repeat `work` with a pause in milliseconds in between; wait while the page is hidden. */
+/** Repeat `work` until it returns false, with a pause in milliseconds in between; wait while the page is hidden. */
 export async function poll(pause, work) {
   for (;;) {
     while (document.hidden) await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
-    await work();
+    if ((await work()) === false) return;
     await new Promise((resolve) => setTimeout(resolve, pause));
   }
 }
@@ -24,7 +24,8 @@ export async function look({ name, read, show, lose = () => {}, when = () => tru
   const fail = (error) => {
     lose(error);
     const since = failing.get(name)?.since ?? began;
-    failing.set(name, { reason: error.message, since, gone: error.problem === undefined });
+    const reason = error.message.replace(/^(Kafka is out of reach): .*/, "$1"); // the head says which and why
+    failing.set(name, { reason, since, gone: error.problem === undefined });
     showFailing();
   };
   const late = setTimeout(fail, LATE_MS, failure(`no answer for ${LATE_MS / 1000} s`));
@@ -40,14 +41,14 @@ export async function look({ name, read, show, lose = () => {}, when = () => tru
 
 function showFailing() {
   document.body.dataset.failing = [...failing.keys()].join(" ");
-  arrange(byId("notices"), linesOfFailing(), (line) => line.key, () => element("p", { class: "trouble" }), (item, line) => say(item, line.text));
+  arrange(byId("notices"), linesOfFailing(), (line) => line.key, () => element("p", { class: "trouble" }), (item, { contents }) => say(item, ...contents));
 }
 
 /** One line per reason; a service that is gone is a single reason. */
 function linesOfFailing() {
   const state = failing.get("state");
-  const gone = state?.gone && `Service gone since ${time(state.since)}: ${state.reason}. What is dimmed is from before. Trying again.`;
-  if (gone) return [{ key: "gone", text: gone }];
+  const gone = () => ["Service gone since ", timeElement(state.since), `: ${state.reason}. What is dimmed is from before. Trying again.`];
+  if (state?.gone) return [{ key: "gone", contents: gone() }];
   const text = (reason, sources) => `Cannot read ${sources.map(([name]) => name).join(", ")}: ${reason}. Trying again.`;
-  return [...Map.groupBy(failing, ([, { reason }]) => reason)].map(([reason, sources]) => ({ key: reason, text: text(reason, sources) }));
+  return [...Map.groupBy(failing, ([, { reason }]) => reason)].map(([reason, sources]) => ({ key: reason, contents: [text(reason, sources)] }));
 }

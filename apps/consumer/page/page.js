@@ -2,16 +2,16 @@
 
 import { address, addressOf, onAddress } from "./address.js";
 import { get, getHealth } from "./api.js";
-import { control, showActions, showNoState, showStatus } from "./control.js";
+import { control, showActions, showNoState, showStatus, whyOff } from "./control.js";
 import { DeadLetters } from "./dead_letters.js";
 import { byId } from "./dom.js";
 import { showHistory, showNow } from "./history.js";
-import { look, poll } from "./looks.js";
+import { GONE, look, poll } from "./looks.js";
 import { keepGroup, showLag } from "./partitions.js";
 import { Produce } from "./produce.js";
 import { Records } from "./records.js";
 import { may, SESSION } from "./session.js";
-import { names, showStreams, stream } from "./streams.js";
+import { names, showDead, showStreams, stream } from "./streams.js";
 
 const HEALTHS = 5; // reads of the state per read of the health of the other streams
 const TABS = ["overview", "records", "dead"];
@@ -22,7 +22,6 @@ const deadLetters = new DeadLetters();
 let asked = 0; // reads of the state that were started
 let shown = 0; // the newest of them that was shown
 let healths = {};
-const letters = {}; // how many can be sent back, by the name of each other stream
 
 const tab = () => (TABS.includes(address().tab) ? address().tab : TABS[0]);
 const onOverview = () => tab() === "overview";
@@ -36,7 +35,7 @@ const OTHERS = names.filter((name) => name !== stream).map((name) => ({
   name: `counts of ${name}`,
   pause: 15_000,
   read: () => get("consumers/dead-letters/reasons", { stream: name }),
-  show: ({ redrivable }) => (letters[name] = redrivable),
+  show: (reasons) => showDead(name, reasons),
 }));
 
 /** Read status and health together, so that they are shown together. */
@@ -52,18 +51,18 @@ function showState({ number, streams }) {
   if (number < shown) return; // it was read before a button was pressed
   shown = number;
   const status = streams[stream];
-  showStreams(streams, healths, letters);
+  showStreams(streams, healths);
   showStatus(status, healths);
   showLag(status);
   showNow(status);
-  deadLetters.refresh(status);
+  deadLetters.refresh(status, whyOff({ kafka: "" }, status.state, healths[stream].kafka));
 }
 
 function loseState(failure) {
-  showStreams({}, {}, {});
+  showStreams({}, {});
   showNoState(failure);
   showNow(null);
-  deadLetters.refresh(null);
+  deadLetters.refresh(null, GONE);
 }
 
 function visit() {

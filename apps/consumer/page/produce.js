@@ -3,7 +3,7 @@
 import { addressOf } from "./address.js";
 import { get, parsed, post } from "./api.js";
 import { textOf } from "./content.js";
-import { byId, confirmed, element, inside, onSubmit, plural, report, say } from "./dom.js";
+import { byId, confirmed, copyOf, element, inside, onSubmit, plural, report, say } from "./dom.js";
 import { poll } from "./looks.js";
 import { placeOf } from "./record.js";
 import { stream } from "./streams.js";
@@ -12,13 +12,6 @@ const PAUSE_MS = 2_000; // between two checks whether the producer answers
 const producer = document.querySelector("meta[name=producer-url]").content;
 const records = `${producer}/producers/${stream}`;
 
-/** The form input for each type of value; other types are written as JSON. */
-const INPUTS = {
-  string: ["input", { type: "text", autocomplete: "off" }],
-  integer: ["input", { type: "number", step: "1" }],
-  number: ["input", { type: "number", step: "any" }],
-  boolean: ["input", { type: "checkbox" }],
-};
 const LIMITS = { minimum: "min", maximum: "max", minLength: "minlength", maxLength: "maxlength", pattern: "pattern" };
 
 export class Produce {
@@ -30,7 +23,6 @@ export class Produce {
   #required = [];
   #sent = null; // the value that was sent last
 
-  /** Wire the buttons, and check periodically whether the producer answers. */
   run() {
     if (producer === "") return;
     const create = byId("create");
@@ -41,7 +33,6 @@ export class Produce {
     this.#form.addEventListener("input", ({ target }) => this.#check(target));
     this.#raw.addEventListener("change", ({ target }) => this.#switch(target.checked));
     onSubmit(this.#form, () => this.#send());
-    say(byId("no-producer"), `No records can be created from here: ${producer} does not answer.`);
     poll(PAUSE_MS, async () => {
       const there = await get(`${producer}/livez`).then(() => true, () => false);
       for (const name of ["create", "new-record"]) byId(name).hidden = !there;
@@ -117,7 +108,6 @@ export class Produce {
   }
 }
 
-/** Why a text is not JSON, and where it breaks; "" for valid JSON. */
 function whyNotJson(text) {
   try {
     JSON.parse(text);
@@ -129,10 +119,10 @@ function whyNotJson(text) {
 
 function fieldOf(name, schema, value, required) {
   const { type, enum: choices } = schema;
-  const [tag, attributes] = INPUTS[type] ?? ["textarea", { rows: "3", spellcheck: "false" }];
-  const limits = Object.entries(LIMITS).filter(([rule]) => rule in schema).map(([rule, limit]) => [limit, schema[rule]]);
+  const template = byId(`input-${type}`) ?? byId("input-json");
   const options = choices?.map((one) => element("option", { value: JSON.stringify(one) }, textOf(one)));
-  const input = options ? element("select", {}, ...options) : element(tag, { ...attributes, ...Object.fromEntries(limits) });
+  const input = options ? element("select", {}, ...options) : copyOf(template);
+  for (const [rule, limit] of Object.entries(LIMITS)) if (rule in schema) input.setAttribute(limit, schema[rule]);
   const isText = type === "string" && !choices;
   input.dataset.field = name;
   input.required = required && type !== "boolean" && (type !== "string" || schema.minLength > 0);
@@ -144,7 +134,7 @@ function fieldOf(name, schema, value, required) {
 }
 
 /** Describe the answer: the records, or receipts of which some have an error (207). */
-const created = (made) =>
-  Array.isArray(made)
-    ? `${plural(made.length, "was", "were")} created.`
-    : `${made.delivered} of ${made.receipts.length} were created: ${made.receipts.find(({ error }) => error).error}`;
+const created = ({ length, delivered, receipts }) =>
+  receipts
+    ? `${delivered} of ${receipts.length} were created: ${receipts.find(({ error }) => error).error}`
+    : `${plural(length, "was", "were")} created.`;

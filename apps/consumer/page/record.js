@@ -2,7 +2,7 @@
 
 import { addressOf, addressWith, go } from "./address.js";
 import { curlOf, get } from "./api.js";
-import { contentBlock, contentText, facts, MASK, maskedSign, valueText } from "./content.js";
+import { contentBlock, contentText, facts, keyContent, MASK, maskedSign, valueText } from "./content.js";
 import { button, count, element, inside, plural, say, timeElement } from "./dom.js";
 
 /** The place of a record or dead letter, as the address names it. */
@@ -32,9 +32,11 @@ export async function showRecord(panel, open, sendAgain) {
   panel.dataset.open = open;
   show(element("p", { class: "muted" }, "Reading it from the topic …"));
   try {
-    const [record, { failing_record: failing, failing_since: since, failures }] = await Promise.all([get(path), get("consumers/status").catch(() => ({}))]);
+    const [record, status] = await Promise.all([get(path), get("consumers/status").catch(() => ({}))]);
+    const { failing_record: failing, failing_since: since, failures, last_error: last } = status;
     const isFailing = failing && placeOf(failing) === open;
-    const error = isFailing ? failing.error : record.error;
+    const isLast = last?.includes(`-${partition} offset ${offset}: `); // it may be a dead letter by now
+    const error = isFailing ? failing.error : (record.error ?? (isLast ? last.split(` offset ${offset}: `)[1] : null));
     const tried = isFailing ? ["Its batch failed ", plural(failures, "time", "times"), ", since ", timeElement(Date.parse(since)), ". Error of the handler: "] : [];
     const text = valueText(record);
     const size = `${count(new TextEncoder().encode(text).length)} bytes${record.value ? " as compact JSON" : ""}`;
@@ -42,7 +44,7 @@ export async function showRecord(panel, open, sendAgain) {
     show(
       error && element("p", { class: "trouble" }, ...tried, error),
       actions(record, text, curlOf(path), again, error && linkToLike(error), sentBackSign(record)),
-      facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", contentText(record.key)], ["size", size]]),
+      facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", keyContent(record)], ["size", size]]),
       ...contents(record.value || record.deleted ? { text } : record.content, record.headers, record.error),
     );
   } catch (failure) {
@@ -74,7 +76,6 @@ export function linkToLike(error) {
 export const sentBackSign = ({ headers }) =>
   headers.some(({ name }) => name === "dead-letter-rounds") && element("small", { class: "sign", title: "It comes from the dead letters." }, "sent back");
 
-/** Value and headers in full; the place that an error names is marked. */
 export const contents = (value, headers, error) => [
   element("h4", {}, "Value"),
   contentBlock(value, error ?? ""),
@@ -95,7 +96,6 @@ function copyButton(label, text) {
   });
 }
 
-/** Make a row of a list that opens when it is clicked anywhere. */
 export function openingRow(one, ...cells) {
   const link = element("a", { "data-inside": "", "data-open": placeOf(one) }, timeElement(one.timestamp));
   const row = element("tr", {}, ...cells.map((cell) => (cell === "time" ? element("td", { class: "time" }, link) : cell)));

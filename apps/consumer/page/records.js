@@ -2,7 +2,7 @@
 
 import { address, addressWith, Filters, go } from "./address.js";
 import { get } from "./api.js";
-import { brief, contentText, maskedSign, textOf, valueText } from "./content.js";
+import { brief, contentText, keyContent, maskedSign, textOf, valueText } from "./content.js";
 import { arrange, byId, count, element, inUse, onExport, onSubmit, plural, report, say, timeElement } from "./dom.js";
 import { close, openingRow, placeOf, pointRows, sentBackSign, showRecord } from "./record.js";
 import { stream } from "./streams.js";
@@ -28,10 +28,12 @@ export class Records {
   constructor(sendAgain) {
     this.#sendAgain = sendAgain;
     onSubmit(byId("lookup"), (place) => go(addressWith({ tab: "records", open: placeOf(place) })));
-    this.#onward.addEventListener("click", () => this.#searchOn());
+    this.#onward.addEventListener("click", () => (this.#found.next === null ? this.#begin(this.#found.filters) : this.#searchOn()));
+    byId("search").addEventListener("submit", () => (this.#searched = ""), true); // the same search once more is a new one
+    byId("follow").addEventListener("change", ({ target }) => say(this.#said, ...(target.checked ? [] : ["As of ", timeElement(Date.now()), "."])));
     this.#halt.addEventListener("click", () => (this.#found.stopped = true));
-    onExport("export-records", `${stream}.ndjson`, this.#said, () => this.#shown.map((record) => `${JSON.stringify(record)}\n`));
-    onExport("export-csv", `${stream}.csv`, this.#said, () => (this.#shown.length > 0 ? csvOf(this.#shown) : []));
+    onExport("export-records", this.#list, `${stream}.ndjson`, this.#said, () => this.#shown.map((record) => `${JSON.stringify(record)}\n`));
+    onExport("export-csv", this.#list, `${stream}.csv`, this.#said, () => (this.#shown.length > 0 ? csvOf(this.#shown) : []));
     this.#showHead();
   }
 
@@ -49,7 +51,6 @@ export class Records {
     lose: ({ message }) => this.#found === null && say(this.#said, `The records cannot be read: ${message}`),
   };
 
-  /** Show what the address names. */
   visit(parameters) {
     const filters = this.#filters.of(parameters);
     if (JSON.stringify(filters) !== this.#searched) this.#begin(filters);
@@ -65,7 +66,7 @@ export class Records {
     this.#onward.hidden = this.#halt.hidden = true;
     byId("follow").hidden = filters !== null;
     say(byId("records-title"), filters === null ? "Newest records" : "Records found");
-    this.#found = filters && { filters, records: [], scanned: 0, next: null, page: 0 };
+    this.#found = filters && { filters, records: [], scanned: 0, next: null, page: 0, at: Date.now() };
     if (filters === null) report(this.#said, "", () => "");
     else this.#searchOn();
   }
@@ -87,14 +88,15 @@ export class Records {
         this.#arrange(found.records);
         const passed = `${count(found.records.length)} found; ${plural(found.scanned, "record", "records")} looked at`;
         const back = found.next === null || answer.reached === null ? [] : [", back to ", timeElement(answer.reached)];
-        const far = element("span", {}, passed, ...back, found.next === null ? "; there are no more." : "; there are more.");
+        const far = [passed, ...back, ...(found.next === null ? ["; there are no more as of ", timeElement(found.at), "."] : ["; there are more."])];
         if (found.stopped || found.next === null || found.records.length >= found.page) return far;
-        this.#said.replaceChildren("Searching … ", far);
+        say(this.#said, "Searching … ", ...far);
       }
     });
     if (found !== this.#found) return;
     this.#halt.hidden = true;
-    this.#onward.hidden = found.next === null;
+    this.#onward.hidden = false;
+    say(this.#onward, found.next === null ? "Search again" : "Go on");
   }
 
   #arrange(records) {
@@ -148,7 +150,7 @@ function recordRow(record, columns, wanted) {
     "time",
     named("partition", "number", String(record.partition)),
     named("offset", "number", String(record.offset)),
-    named("key", "code", contentText(record.key)),
+    named("key", "code", keyContent(record)),
     ...columns.map(column),
     named("value", "code value", maskedSign(record), sentBackSign(record), record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(valueText(record), wanted)),
   );

@@ -7,7 +7,6 @@ import { byId, onSubmit, report, say } from "./dom.js";
 export const may = (role) => document.body.dataset.roles?.split(" ").includes(role);
 const producer = document.querySelector("meta[name=producer-url]").content;
 
-/** How the page reads who is signed in, and their roles. */
 export const SESSION = { name: "session", pause: 10_000, read: () => get("session", { stream: "" }), show: showSession };
 
 function showSession({ name, roles }) {

@@ -3,29 +3,38 @@
 import { address, onAddress } from "./address.js";
 import { arrange, byId, count, element, say } from "./dom.js";
 
-/** The names of all streams of this service. */
 export const names = document.querySelector("meta[name=streams]").content.split(" ");
 const asked = address().stream ?? names[0];
 
-/** The name of the stream that the page shows. */
 export const stream = names.includes(asked) ? asked : names[0];
 
+const dead = {}; // how many dead letters can be sent back, by the name of each stream once that was read
+
 /** Show state, health, lag and dead letters of each stream as a link to its tab; hide the choice with a single stream. */
-export function showStreams(streams, healths, letters) {
+export function showStreams(streams, healths) {
   const list = byId("streams");
   list.parentElement.hidden = names.length === 1;
-  arrange(list, names, String, newLink, (item, name) => {
+  arrange(list, names, String, newItem, (item, name) => {
     const { state = "unknown", lag } = streams[name] ?? {};
     const health = healths[name]?.status ?? "unknown";
     showPill(item.querySelector(".pill"), state === "running" && health === "unavailable" ? health : state, health);
-    const dead = name === stream ? byId("dead-count").textContent : count(letters[name] ?? 0);
-    const waiting = [lag > 0 && `lag ${count(lag)}`, !["", "0"].includes(dead) && `${dead} dead`];
-    say(item.querySelector("small"), lag === undefined ? "" : waiting.filter(Boolean).join(", "));
+    say(item.querySelector(".lag"), lag > 0 ? `lag ${count(lag)}` : "");
   });
+  names.forEach((name) => showDead(name));
   pointLinks();
 }
 
-/** Show a state as a coloured word. */
+/** Show how many dead letters of a stream can be sent back, at its name and at the tab: everywhere from one answer. */
+export function showDead(name, reasons) {
+  if (reasons) dead[name] = count(reasons.redrivable) + (reasons.more ? "+" : "");
+  const number = dead[name] ?? "…";
+  const place = byId("streams").querySelector(`[data-name="${name}"] .dead`);
+  if (place) say(place, number === "0" ? "" : `${number} dead`);
+  if (name !== stream) return;
+  say(byId("dead-count"), number);
+  byId("dead-count").classList.toggle("some", !["0", "…"].includes(number));
+}
+
 export function showPill(pill, state, health) {
   pill.dataset.state = state;
   pill.dataset.health = health;
@@ -39,8 +48,9 @@ export function showTitle(state) {
   document.title = [state, ...(names.length > 1 ? [stream] : []), ...others, "Consumer"].join(" · ");
 }
 
-function newLink(name) {
-  const link = element("a", { "data-name": name }, name, element("span", { class: "pill" }), element("small"));
+function newItem(name) {
+  const waiting = element("small", {}, element("span", { class: "lag" }), element("span", { class: "dead" }));
+  const link = element("a", { "data-name": name }, name, element("span", { class: "pill" }), waiting);
   link.ariaCurrent = name === stream ? "page" : null;
   return element("li", {}, link);
 }

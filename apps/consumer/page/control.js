@@ -150,10 +150,11 @@ export function showNoState({ status, message }) {
   for (const button of buttons) turn(button, GONE);
 }
 
-function showState(state, { status, detail }, ill = [], error = "") {
+function showState(state, { status, detail, kafka }, ill = [], error = "") {
   showPill(byId("state"), state, status);
   const [, kind = "", cause] = /^([a-z]+: )?(.*?)(?: \(see last_error of the status\))?$/s.exec(detail);
-  const why = error.includes(cause) ? kind.slice(0, -2) : kind + cause; // the line below says it
+  const isBelow = error.includes(cause) || (kafka !== "connected" && error.startsWith("Kafka ")); // in the line of the last error
+  const why = isBelow ? kind.slice(0, -2) : kind + cause;
   showLine("health", `Health${names.length > 1 ? ` of ${stream}` : ""} ${status}${why && `: ${why}`}`);
   byId("health").className = status === "ok" ? "muted" : "trouble";
   say(byId("others"), ill.length > 0 && `${status === "ok" ? "The service is unavailable because of" : "Also unavailable:"} ${ill.join(", ")}.`);

@@ -44,7 +44,6 @@ function showFailing() {
   arrange(byId("notices"), linesOfFailing(), (line) => line.key, () => element("p", { class: "trouble" }), (item, { contents }) => say(item, ...contents));
 }
 
-/** One line per reason; a service that is gone is a single reason. */
 function linesOfFailing() {
   const state = failing.get("state");
   const gone = () => ["Service gone since ", timeElement(state.since), `: ${state.reason}. What is dimmed is from before. Trying again.`];

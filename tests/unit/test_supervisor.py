@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
+from asyncio.subprocess import Process
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from apps.chassis.http.guess_limit import BURST, GuessLimit
 from apps.chassis.observability.metric_sums import Sums, families_of, summed
 from apps.chassis.service import server_config
 from apps.chassis.settings import Settings
+from apps.chassis.workers import supervisor as module
 from apps.chassis.workers.link import Link, NoAnswer
 from apps.chassis.workers.supervisor import Supervisor
 from apps.producer.app import create_app
@@ -108,3 +111,36 @@ async def test_a_service_whose_workers_cannot_be_started_ends_with_a_line_and_st
         async with asyncio.timeout(LONG):
             assert await Supervisor(2, listening).run() == 1
     assert "cannot be started: No such file or directory" in caplog.text
+
+
+SLEEPS = "import time; time.sleep(600)"
+LOSES_ITS_LINK = f"import os; os.close(int(os.environ['SUPERVISED_WORKER'].split(',')[1])); {SLEEPS}"
+
+
+async def test_a_signal_that_comes_while_a_worker_is_started_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", SLEEPS])
+    start = asyncio.create_subprocess_exec
+
+    async def start_while_told_to_end(*command: str, **options: Any) -> Process:  # noqa: ANN401 - as asyncio has it
+        process = await start(*command, **options)
+        supervisor._end(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_while_told_to_end)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        supervisor = Supervisor(2, listening)
+        assert await supervisor.run() == 0, "it was killed in the end"
+
+
+async def test_a_worker_that_has_lost_its_link_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", LOSES_ITS_LINK])
+    monkeypatch.setattr(module, "LINGERS_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as listening, caplog.at_level(logging.ERROR):
+        async with asyncio.timeout(LONG):
+            assert await Supervisor(1, listening).run() == 1
+    assert caplog.messages[:2] == [
+        "worker 1 has lost its link, and is ended by SIGTERM",
+        "worker 1 ended with status -15, and is started again",
+    ]

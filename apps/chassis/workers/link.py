@@ -55,7 +55,7 @@ class Link:
         self._writer: asyncio.StreamWriter | None = None
 
     async def run(self) -> None:
-        """Answer questions until the other end closes the connection."""
+        """Answer questions until the other end closes the connection, or sends what is no message."""
         reader, self._writer = await asyncio.open_connection(sock=self._socket)
         background = Background()
         try:
@@ -67,7 +67,7 @@ class Link:
                         background.start(self._reply(received), f"answer about {received.question}")
                     elif waiting := self._open.pop(received.number, None):
                         waiting.set_result(received.content)
-        except (EOFError, ConnectionError):
+        except (EOFError, ConnectionError, msgspec.DecodeError):
             pass
         finally:
             self._writer.close()

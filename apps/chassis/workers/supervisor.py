@@ -24,6 +24,8 @@ ENDS, ENDS_WITHIN_S = 3, 60.0
 """Workers that may end by themselves within so many seconds; with one more, the whole service ends."""
 KILLED_AFTER_S = 9.7
 """Seconds from a signal after which workers are killed: they need 9.5 at most."""
+LINGERS_S = 1.0
+"""Seconds for a worker to end whose link has closed; one that stays cannot answer for the others, and is ended."""
 ASK_EVERY_S = 5.0
 """Seconds between two questions whether a worker's event loop turns."""
 HEALTHY = "service_healthy"
@@ -63,15 +65,27 @@ class WorkerProcess:
                 pass_fds=files,
                 start_new_session=True,  # Ctrl-C and the end of a terminal are for the supervisor
             )
+        if self._supervisor.signal is not None:  # it came while the worker was being started
+            self.send_signal(self._supervisor.signal)
         self._link = Link(ours, self._supervisor.answer)
         asking = asyncio.create_task(self._ask_for_turns(self._link))
         await self._link.run()
         asking.cancel()
-        status = await process.wait()
+        status = await self._ended_status(process)
         self._process = self._link = self._asked_at = None
         self._has_answered = False
         self._ended, self._known = summed([self._ended, counters_of(self._known)]), {}
         return status
+
+    async def _ended_status(self, process: Process) -> int:
+        """Return the exit status of a worker whose link has closed; end it if it stays."""
+        for number, within_s in ((signal.SIGTERM, LINGERS_S), (signal.SIGKILL, KILLED_AFTER_S)):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    return await process.wait()
+            log.error("%s has lost its link, and is ended by %s", self.name, signal.Signals(number).name)
+            self.send_signal(number)
+        return await process.wait()
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, if it runs."""
@@ -115,7 +129,10 @@ class WorkerProcess:
 
 
 class Supervisor:
-    """Runs workers until a signal, or until they end by themselves too often."""
+    """Runs workers until a signal, or until they end by themselves too often.
+
+    `signal` is what the workers were sent to end, None before that.
+    """
 
     def __init__(self, workers: int, listening: socket.socket) -> None:
         self._workers = [WorkerProcess(number, self) for number in range(1, workers + 1)]
@@ -123,6 +140,7 @@ class Supervisor:
         self._ends: deque[float] = deque(maxlen=ENDS + 1)
         self._ending = asyncio.Event()
         self._status = 0
+        self.signal: int | None = None
 
     @property
     def without_turn_s(self) -> float:
@@ -180,5 +198,6 @@ class Supervisor:
 
     def _end(self, number: int) -> None:
         self._ending.set()
+        self.signal = signal.SIGTERM if number == signal.SIGHUP else number
         for worker in self._workers:
-            worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            worker.send_signal(self.signal)

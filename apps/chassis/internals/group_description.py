@@ -1,8 +1,9 @@
-"""Describe groups of the newer consumer protocol (KIP-848), which DescribeGroups calls dead: a PROTECTION.
+"""Describe groups of newer protocols (KIP-848, KIP-932), which DescribeGroups calls dead: a PROTECTION.
 
-aiokafka does not know the request: ConsumerGroupDescribe is spelt out here as the protocol has it, from Kafka 3.7 on
-(https://kafka.apache.org/protocol.html), with the undocumented base classes of aiokafka's own requests. Lost without
-it: the members of such a group, which would look empty.
+aiokafka does not know the requests: ConsumerGroupDescribe and ListGroups with the types of groups are spelt out here as
+the protocol has them, from Kafka 3.7 and 3.8 on (https://kafka.apache.org/protocol.html), with the undocumented base
+classes of aiokafka's own requests. Lost without it: the members of such a group, which would look empty, and that an id
+is in use by a share group.
 """
 
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from apps.chassis.kafka.topic_metadata import Uuid
 REACHES = (
     "aiokafka.protocol.api:Request.build(request_struct_class)",
     "apps.chassis.internals.group_description:DescribeGroup._CLASSES",
+    "apps.chassis.internals.group_description:ListTypes._CLASSES",
 )
 
 GROUP_ID_NOT_FOUND = 69
@@ -126,3 +128,54 @@ async def describe_group(client: AIOKafkaClient, coordinator: int, group: str) -
         )
         for member in described["members"]
     ]
+
+
+class TypesAnswer(Response):  # type: ignore[misc]  # as above
+    """ListGroups, version 5: with the types of the groups."""
+
+    API_KEY = 16
+    API_VERSION = 5
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("error_code", Int16),
+        (
+            "groups",
+            CompactArray(
+                ("group", TEXT), ("protocol_type", TEXT), ("state", TEXT), ("type", TEXT), ("tags", TaggedFields)
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class TypesQuestion(RequestStruct):  # type: ignore[misc]  # as above
+    """ListGroups, version 5."""
+
+    FLEXIBLE_VERSION = True
+    API_KEY = 16
+    API_VERSION = 5
+    RESPONSE_TYPE = TypesAnswer
+    SCHEMA = Schema(("states", CompactArray(TEXT)), ("types", CompactArray(TEXT)), ("tags", TaggedFields))
+
+
+class ListTypes(Request[TypesQuestion]):  # type: ignore[misc]  # as above
+    """Asks a coordinator for all of its groups, with their types."""
+
+    API_KEY = 16
+
+    def build(self, kind: type[TypesQuestion]) -> TypesQuestion:
+        """Return the request as it is sent."""
+        return kind([], [], {})
+
+
+async def find_type(client: AIOKafkaClient, coordinator: int, group: str) -> tuple[str, str] | None:
+    """Return the type and the state of a group of any protocol; None when Kafka knows none, or does not say.
+
+    Raises `KafkaError` or `OSError`.
+    """
+    try:
+        answer = await client.send(coordinator, ListTypes())
+    except (IncompatibleBrokerVersion, NotImplementedError):  # the broker is older than the types
+        return None
+    groups = answer.to_object()["groups"]
+    return next(((one["type"], one["state"]) for one in groups if one["group"] == group), None)

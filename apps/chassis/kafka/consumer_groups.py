@@ -13,9 +13,11 @@ from aiokafka.protocol.api import Request
 from aiokafka.structs import OffsetAndMetadata
 
 from apps.chassis.internals.client_parts import client_of_admin
-from apps.chassis.internals.group_description import GROUP_ID_NOT_FOUND, describe_group
+from apps.chassis.internals.group_description import GROUP_ID_NOT_FOUND, describe_group, find_type
 from apps.chassis.kafka.topic_metadata import may
 
+DEAD = "Dead"
+"""The state in which DescribeGroups reports a group that is none, or of another protocol."""
 PERMISSION_TIMEOUT_S = 1.0
 """Seconds for the coordinator to say whether the client may join the group."""
 
@@ -72,6 +74,8 @@ async def commits(
 async def members(admin: AIOKafkaAdminClient, group: str, topic: str) -> tuple[str, list[Member]]:
     """Return the state of a group (`Stable`, `PreparingRebalance`, `Empty`, ...) and its members.
 
+    Of a group of another protocol than those of consumers the state says so, as in `Stable share group: ...`.
+
     Raises `KafkaError` when the coordinator answers with an error.
     """
     coordinator = await admin.find_coordinator(group)
@@ -82,7 +86,9 @@ async def members(admin: AIOKafkaAdminClient, group: str, topic: str) -> tuple[s
             return newer[0], [Member(m.member_id, m.client_id, m.host, m.partitions.get(topic, [])) for m in newer[1]]
     if code not in {0, GROUP_ID_NOT_FOUND}:
         raise for_code(code)(group)
-    return state or "Dead", [
+    if state in {"", DEAD} and (other := await find_type(client_of_admin(admin), coordinator, group)):
+        return f"{other[1]} {other[0].lower()} group: its members cannot be told", []
+    return state or DEAD, [
         Member(member_id, client_id, host.removeprefix("/"), _partitions_in(assignment, topic))
         for member_id, client_id, host, _, assignment in described
     ]

@@ -18,6 +18,7 @@ from apps.chassis.http.health import Fitness
 from apps.chassis.internals.client_parts import member_id_of
 from apps.chassis.kafka.clients import ClientOptions, for_purpose, new_broker
 from apps.chassis.kafka.kafka import Kafka
+from apps.chassis.kafka.open_transactions import OpenTransactions, in_words
 from apps.chassis.kafka.topics import dead_letter_topic, marks_topic, record_topic
 from apps.chassis.observability.metrics import of_kafka, of_stream
 from apps.chassis.observability.traces import Traces
@@ -37,7 +38,7 @@ from apps.consumer.operating.control import Control
 from apps.consumer.operating.group import Group, look_at_group
 from apps.consumer.operating.history import Counts, HistoryKeeper
 from apps.consumer.operating.lag import GroupOffsets, Lag, LagMeter
-from apps.consumer.operating.metrics import of_commits, of_consumption, of_lag
+from apps.consumer.operating.metrics import of_commits, of_consumption, of_dead_letters, of_lag
 from apps.consumer.operating.missing_partitions import MissingPartitions
 from apps.consumer.operating.rebalances import Rebalances
 from apps.consumer.operating.recreated_topics import watch_topic
@@ -135,7 +136,9 @@ class StreamConsumer:
             kafka.reader,
             max_rounds=len(self._delays_s) or MAX_ROUNDS,
             kept_s=own.dead_letter_retention_s,
-            deletions=Deletions(self.log, self.cluster) if self.stream.deletes else None,
+            deletions=Deletions(OpenTransactions(self.log, self.uncommitted), self.cluster)
+            if self.stream.deletes
+            else None,
         )
 
     def _new_broker(self) -> KafkaBroker:
@@ -213,10 +216,9 @@ class StreamConsumer:
     async def status(self, *, quotes: bool = True) -> StreamStatus:
         """Return what the consumption of the stream is doing, within 4 s; with `quotes`, errors may quote values."""
         control, consumption, commits, connection = self.control, self.consumption, self._commits, self._connection
-        consumer = control.consumer
-        missing = await self._missing.reason(consumer)
-        lagging = self._lag(None if missing else consumer)
-        state, lag, trouble = await asyncio.gather(control.state(), lagging, self.cluster.trouble())
+        missing = await self._missing.reason(consumer := control.consumer)
+        lagging, hiding = self._lag(None if missing else consumer), self.redriver.letters.waiting_if_known()
+        state, lag, trouble, hidden = await asyncio.gather(control.state(), lagging, self.cluster.trouble(), hiding)
         error, error_at = self._last_error(trouble, missing, quotes=quotes)
         return StreamStatus(
             running=state == "running",
@@ -228,6 +230,7 @@ class StreamConsumer:
             member_id=member_id_of(consumer) if consumer else None,
             lag=lag.records,
             waiting_for_transaction=lag.waiting_for_transaction,
+            dead_letters_waiting_for_transaction=hidden,
             lag_seconds=lag.seconds,
             partitions=lag.partitions,
             paused_partitions=sorted(tp.partition for tp in consumer.paused()) if consumer else [],
@@ -248,8 +251,13 @@ class StreamConsumer:
             failing_since=consumption.failing_since,
             failing_record=failing_record(consumption.redelivery.failing, quotes=quotes),
             next_retry_at=consumption.next_retry_at,
-            notes=[f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines],
+            notes=self._notes(hidden),
         )
+
+    def _notes(self, hidden_letters: int | None) -> list[str]:
+        hidden = in_words(self.settings.dead_letter_topic, hidden_letters)
+        settings = [f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines]
+        return [*settings, hidden] if hidden else settings
 
     def _last_error(
         self, trouble: str | None, missing: str | None, *, quotes: bool
@@ -280,12 +288,18 @@ class StreamConsumer:
         """Return what is read at each scrape: within 8 s, also while Kafka is out of reach."""
         consumer = None if self.consumption.halted else self.control.consumer
         consumer = None if await self._missing.reason(consumer) else consumer
-        health, state, lag = await asyncio.gather(self.health(), self.control.state(), self._meter.measure(consumer))
+        health, state, lag, hidden = await asyncio.gather(
+            self.health(),
+            self.control.state(),
+            self._meter.measure(consumer),
+            self.redriver.letters.waiting_if_known(),
+        )
         metrics = chain(
             of_kafka(self._connection, healthy=health.fit, connected=health.kafka == "connected"),
             of_consumption(self.consumption, self._connection, state),
             of_commits(self._commits, [partition.partition for partition in lag.partitions]),
             of_lag(lag, len(consumer.assignment()) if consumer else 0),
+            of_dead_letters(hidden),
             of_schedule(self.schedule),
         )
         return of_stream(self.stream.name, metrics)

@@ -45,6 +45,7 @@ class Memory:
         self.brokers: list[KafkaBroker] = []
         self.records: defaultdict[TopicPartition, list[FetchedRecord]] = defaultdict(list)
         self.committed: dict[TopicPartition, OffsetAndMetadata] = {}
+        self.hidden_from: dict[TopicPartition, int] = {}  # where an open transaction begins
         self.kafka = Kafka(
             partial(MemoryConnection, self),
             partial(MemoryCluster, self),
@@ -105,8 +106,9 @@ class MemoryConnection(Connection):
 class MemoryConsumer:
     """Reads topics in memory as an `AIOKafkaConsumer` does."""
 
-    def __init__(self, memory: Memory, **_: object) -> None:
+    def __init__(self, memory: Memory, isolation_level: str = "read_committed", **_: object) -> None:
         self.memory = memory
+        self._hidden_from = memory.hidden_from if isolation_level == "read_committed" else {}
         self._positions: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
         self._coordinator = SimpleNamespace(member_id=MEMBER, generation=1)
@@ -156,13 +158,14 @@ class MemoryConsumer:
         return int(time.time() * 1_000)
 
     def last_stable_offset(self, tp: TopicPartition) -> int:
-        return len(self.memory.records[tp])
+        end = len(self.memory.records[tp])
+        return min(end, self._hidden_from.get(tp, end))
 
     async def beginning_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(tps, 0)
 
     async def end_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        return {tp: len(self.memory.records[tp]) for tp in tps}
+        return {tp: self.last_stable_offset(tp) for tp in tps}
 
     async def getmany(
         self, *tps: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
@@ -170,7 +173,8 @@ class MemoryConsumer:
         """Return the next records of some partitions; wait a little when there are none."""
         found: dict[TopicPartition, list[FetchedRecord]] = {}
         for tp in set(tps or self._positions) - self._paused:
-            if batch := self.memory.records[tp][self._positions[tp] :][:max_records]:
+            visible = slice(self._positions[tp], self.last_stable_offset(tp))
+            if batch := self.memory.records[tp][visible][:max_records]:
                 found[tp] = batch
                 self._positions[tp] += len(batch)
         await asyncio.sleep(0 if found else min(timeout_ms, POLL_MS) / 1_000)
@@ -185,7 +189,7 @@ class MemoryReader(LogReader):
         self._memory = memory
 
     def _new_consumer(self, _: int) -> AIOKafkaConsumer:
-        return MemoryConsumer(self._memory)
+        return MemoryConsumer(self._memory, self._isolation)
 
 
 class MemoryCluster(Cluster):

@@ -222,6 +222,35 @@ def test_a_redrive_does_not_go_on_while_another_groups_transaction_hides_what_wa
     assert during + at_once(consumers) == 4
 
 
+def test_dead_letters_behind_another_clients_transaction_are_counted_and_named_until_it_ends(
+    pipeline: Sharing, consumers: tuple[Service, Service]
+) -> None:
+    pipeline.letters(1, consumers[0])
+    one, topic = consumers[0], pipeline.dead_letter_topic
+
+    def looked_at() -> tuple[int, dict[str, Any], dict[str, Any]]:
+        redriven = one.post(REDRIVE, json={"limit": 10})
+        return redriven["waiting_for_transaction"], one.get(LETTERS), one.status()
+
+    async def during_a_transaction() -> tuple[int, dict[str, Any], dict[str, Any]]:
+        options = {"bootstrap_servers": pipeline.bootstrap_servers, "transactional_id": f"{pipeline.name}-letters"}
+        async with AIOKafkaProducer(**options) as producer:
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, b"uncommitted", partition=0)
+            await asyncio.to_thread(pipeline.write_batch, *[Raw(b"behind")] * 2, topic=topic)
+            seen = await asyncio.to_thread(looked_at)
+            await producer.commit_transaction()
+        return seen
+
+    waiting, listed, status = asyncio.run(during_a_transaction())
+    said = f"{topic}: 3 records wait behind another client's open transaction, unseen until that ends"
+    assert (waiting, listed["waiting_for_transaction"], listed["notes"]) == (3, 3, [said])
+    assert (status["dead_letters_waiting_for_transaction"], said in status["notes"]) == (3, True)
+    wait_until(lambda: one.get(LETTERS)["waiting_for_transaction"] == 0)
+    assert [letter["value"]["text"] for letter in newest(one, 3)] == ["uncommitted", "behind", "behind"]
+    assert at_once(consumers) == 1
+
+
 def test_a_redrive_refuses_while_kafka_may_forget_what_was_sent_back_and_health_says_so(
     pipeline: Sharing, consumers: tuple[Service, Service]
 ) -> None:

@@ -11,6 +11,7 @@ from samples import Stored
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.settings import Settings
 from apps.consumer.redriving.deletions import MAX_TOMBSTONES, Deletions
 from apps.consumer.redriving.refusals import RedriveNotNow
@@ -56,7 +57,9 @@ class Bench(Cluster):
         super().__init__(client_options(Settings(), "consumer"), [])
         self.partitions[TOPIC], self.configs[TOPIC] = 1, configs
         self.topic = Topic({0: records})
-        self.found = Deletions(cast(LogReader, self.topic), self, max_tombstones)
+        self.every = StoredTopic({0: records})
+        transactions = OpenTransactions(cast(LogReader, self.topic), cast(LogReader, self.every))
+        self.found = Deletions(transactions, self, max_tombstones)
 
     async def topic_id(self, _: str) -> UUID | None:
         return self.id
@@ -90,6 +93,16 @@ async def test_a_letter_without_a_key_or_a_place_on_the_topic_is_not_refused() -
     strange = [letter(None, 0), letter("ada", None), letter("ada", 0, None), letter("ada", 0, 7)]
     assert await bench.deleted(*strange) == [False] * 4
     assert bench.topic.reads == 0
+
+
+async def test_a_deletion_that_an_open_transaction_hides_is_waited_for_because_it_may_be_aborted() -> None:
+    bench = Bench(records("ada", "bob", "-ada"))
+    bench.topic._end = 2
+    with pytest.raises(RedriveNotNow, match="hides a deletion of the key of a dead letter: try again when it has end"):
+        await bench.deleted(letter("ada", 0))
+    assert await bench.deleted(letter("bob", 1)) == [False]
+    bench.topic._end = None
+    assert await bench.deleted(letter("ada", 0)) == [True]
 
 
 async def test_what_was_read_is_not_read_again_and_a_new_deletion_is_found() -> None:

@@ -26,6 +26,7 @@ from apps.chassis.http.query import ANY_NUMBER, PLAIN_INTEGER
 from apps.chassis.http.record_value import RecordValue
 from apps.chassis.http.roles import READ, READ_SENSITIVE, ROLE
 from apps.chassis.http.streaming import Streamed
+from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.kafka.search import SEARCH_BYTES
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.record_view import StoredMessage, View, show
@@ -122,6 +123,7 @@ class StoredMessages(msgspec.Struct):
 
     `total` counts what this service has consumed since it started. `scanned` records were looked at for this answer;
     `reached` is the time (milliseconds since 1970 UTC) to which the search has come back, null at the topic's start.
+    `waiting_for_transaction` newer records stand behind another client's open transaction, and were not searched.
     """
 
     total: Total
@@ -129,6 +131,7 @@ class StoredMessages(msgspec.Struct):
     next: str | None
     scanned: int
     reached: int | None
+    waiting_for_transaction: int = 0
 
 
 @dataclass
@@ -259,9 +262,10 @@ async def _newest_of_topic(
     one: StreamConsumer, view: View, wanted: Filter, limit: int, cursor: dict[int, int] | None
 ) -> StoredMessages:
     found = await newest(one.log, one.partition_count(), wanted, limit, cursor)
+    waiting = await OpenTransactions(one.log, one.uncommitted).waiting(one.partition_count(), wanted.partition)
     shown = [show(view, record) for record in reversed(found.records)]
     following = None if found.before is None else write_offsets(found.before)
-    return StoredMessages(one.consumption.consumed, shown, following, found.scanned, found.reached)
+    return StoredMessages(one.consumption.consumed, shown, following, found.scanned, found.reached, waiting)
 
 
 def _newest_of_window(  # noqa: PLR0913, PLR0917 - the parameters of a call

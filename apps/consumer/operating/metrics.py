@@ -116,6 +116,15 @@ def of_commits(commits: Commits, partitions: Sequence[int]) -> Iterator[Metric]:
     )
 
 
+def of_dead_letters(waiting: int | None) -> Iterator[Metric]:
+    """Return how many dead letters nobody sees before a transaction ends; missing while that is not known."""
+    yield gauge(
+        "consumer_dead_letters_waiting_for_transaction_records",
+        "Records of the dead-letter topic that stand behind another client's open transaction.",
+        {} if waiting is None else waiting,
+    )
+
+
 def of_lag(lag: Lag, assigned: int) -> Iterator[Metric]:
     """Return how far consumption is behind; partitions that Kafka did not report are missing."""
     yield gauge("consumer_partitions", "Partitions that are assigned to this instance.", assigned)

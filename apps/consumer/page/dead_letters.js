@@ -108,15 +108,15 @@ export class DeadLetters {
 
   #reload(filters) {
     this.#filters = filters;
-    this.#limit = SHOWN;
-    this.#matching = null;
+    [this.#limit, this.#matching] = [SHOWN, null];
     this.#offer();
     say(this.#said, "");
     return this.#read();
   }
 
-  #show({ dead_letters: letters, next }) {
+  #show({ dead_letters: letters, next, notes }) {
     this.#letters = letters;
+    say(byId("dead-notes"), notes.join("; "));
     byId("older").hidden = next === null || this.#limit === MAX_LETTERS;
     byId("no-letters").hidden = letters.length > 0;
     arrange(this.#list, letters, (one) => `${placeOf(one)} ${stateOf(one)}`, (one) => this.#row(one));

@@ -13,11 +13,11 @@ another partition now, once Kafka may have forgotten the tombstone there.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 from apps.chassis.kafka.cluster import Cluster
-from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.consumer.redriving.refusals import RedriveNotNow
 from contracts.dead_letter import DeadLetter
 from contracts.partitioning import partitions_of
@@ -37,8 +37,9 @@ TOMBSTONES_KEPT_MS = 86_400_000
 class Deletions:
     """The tombstones of a topic, as far as they were read: the last one of each key in a partition."""
 
-    def __init__(self, log: LogReader, cluster: Cluster, max_tombstones: int = MAX_TOMBSTONES) -> None:
-        self._log = log
+    def __init__(self, transactions: OpenTransactions, cluster: Cluster, max_tombstones: int = MAX_TOMBSTONES) -> None:
+        self._transactions = transactions
+        self._log = transactions.stable
         self._cluster = cluster
         self._max_tombstones = max_tombstones
         self._topic_id: UUID | None = None
@@ -49,7 +50,8 @@ class Deletions:
     async def read_for(self, letters: Sequence[DeadLetter], late: float) -> None:
         """Read the topic from the oldest record of some letters to its end.
 
-        Raises `RedriveNotNow` when it is `late` (event loop time) or there are too many; a further call reads on.
+        Raises `RedriveNotNow` when it is `late` (event loop time), there are too many, or an open transaction hides
+        one; a further call reads on.
         """
         starts = defaultdict[int, list[int]](list)
         for partition, offset, _ in filter(None, map(self._origin_of, letters)):
@@ -65,6 +67,23 @@ class Deletions:
                 starts[partition].append(offset)
         for partition in starts:
             await self._read_on(partition, max(min(starts[partition]), first[partition]), end[partition], late)
+        await self._check_hidden({letter.key for letter in letters}, starts.keys(), late)
+
+    async def _check_hidden(self, keys: Collection[bytes | None], partitions: Collection[int], late: float) -> None:
+        """Raise `RedriveNotNow` when an open transaction hides a deletion of a key, which it may yet abort."""
+        hidden = await self._transactions.hidden(self._cluster.partition_count(self._log.topic))
+        for partition in hidden.keys() & partitions:
+            at, end = hidden[partition]
+            while at < end:
+                records, places = await self._transactions.every.some({partition: (at, end)}, READ_BYTES)
+                if any(record.value is None and record.key in keys for record in records):
+                    raise RedriveNotNow(
+                        f"another client's open transaction on {self._log.topic} hides a deletion of the key of a dead "
+                        "letter: try again when it has ended"
+                    )
+                at = places[partition]
+                if at < end and asyncio.get_running_loop().time() >= late:
+                    raise RedriveNotNow(f"{end - at} records behind an open transaction are left to be read: try again")
 
     async def is_deleted(self, letter: DeadLetter) -> bool:
         """Return whether a letter, for which the topic was read, is older than a deletion of its key."""

@@ -9,12 +9,13 @@ from uuid import UUID
 
 from apps.chassis.kafka.clients import size_of_batch
 from apps.chassis.kafka.cluster import Cluster
-from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.kafka.search import merged_by_time
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.deletions import Deletions
 from apps.consumer.redriving.marks import Intervals, Marks, contains, merged, minus, next_outside, outside
+from apps.consumer.redriving.refusals import RedriveNotNow
 from contracts.dead_letter import DeadLetter, history, is_omitted, read, redrive_headers
 from contracts.record import Record, place_of, size_of
 
@@ -55,14 +56,16 @@ class Letters:
 
     def __init__(
         self,
-        reader: LogReader,
+        transactions: OpenTransactions,
         cluster: Cluster,
         topic: str,
         max_rounds: int = MAX_ROUNDS,
         deletions: Deletions | None = None,
     ) -> None:
         self.passed: dict[tuple[UUID | None, str | None, int], Intervals] = {}
-        self._reader = reader
+        self.dead_topic = transactions.stable.topic
+        self._reader = transactions.stable
+        self._transactions = transactions
         self._cluster = cluster
         self._topic = topic
         self._max_rounds = max_rounds
@@ -103,6 +106,21 @@ class Letters:
             async for records in self._reader.read({partition: (offset, offset + 1)}):
                 return records[0]
         return None
+
+    async def check_visible(self, partition: int, offset: int) -> None:
+        """Raise `RedriveNotNow` when an open transaction hides what is at a place."""
+        hidden = await self._transactions.hidden(self._cluster.partition_count(self._reader.topic))
+        start, stop = hidden.get(partition, (0, 0))
+        if start <= offset < stop:
+            raise RedriveNotNow(f"it waits for the end of a transaction that began at offset {start}: try again then")
+
+    async def waiting(self, only: int | None = None) -> int:
+        """Return how many records wait behind another client's open transaction, in `only` one partition or in all."""
+        return await self._transactions.waiting(self._cluster.partition_count(self._reader.topic), only)
+
+    async def waiting_if_known(self, only: int | None = None) -> int | None:
+        """Return what `waiting` does, None when Kafka does not answer within 1 s."""
+        return await self._transactions.waiting_if_known(self._cluster.partitions.get(self._reader.topic, 0), only)
 
     async def offsets(self) -> tuple[dict[int, int], dict[int, int]]:
         """Return the first offset of each partition of the dead letters, and the one behind its last record."""

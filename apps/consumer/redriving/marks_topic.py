@@ -8,6 +8,7 @@ from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.cluster import Cluster, Unusable
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.refusals import RedriveNotNow
 
@@ -28,6 +29,7 @@ class MarksTopic:
         self._dead_topic = dead_topic
         self._marks = reader(options, name)
         self._uncommitted = reader(options, name, committed_only=False)
+        self._transactions = OpenTransactions(self._marks, self._uncommitted)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -42,6 +44,14 @@ class MarksTopic:
         """
         first, end = await self._marks.offsets(1)
         return await self._read(first[0], end[0])
+
+    async def why_incomplete(self) -> str | None:
+        """Return that an open transaction hides marks, None when none does. Raises the errors of `LogReader`."""
+        if not await self._transactions.waiting(1):
+            return None
+        return (
+            f"{self.name}: a transaction has not ended, and hides which dead letters were sent back or discarded last"
+        )
 
     async def check(self) -> None:
         """Raise `RedriveNotNow` when Kafka may delete marks: their letters would be sent back again."""

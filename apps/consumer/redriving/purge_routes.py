@@ -30,13 +30,15 @@ class Purges(msgspec.Struct):
     """How many dead letters were deleted, and how many others were written again because they stood before one.
 
     `next` given as `after` continues the purge; null when all dead letters were searched. `would_purge` is for
-    `dry_run=true`.
+    `dry_run=true`. `waiting_for_transaction` letters were not searched, as they stand behind another client's open
+    transaction: purge again when that has ended. Null when Kafka did not say.
     """
 
     purged: int
     written_again: int
     next: str | None
     would_purge: int | None = None
+    waiting_for_transaction: int | None = None
 
 
 class PurgeController(Controller):
@@ -78,21 +80,22 @@ class PurgeController(Controller):
             cursor = read_offsets(after or "")
         except ValueError as error:
             raise bad_parameter("after", str(error)) from None
+        waiting = await one.redriver.letters.waiting_if_known()  # before the purge has a transaction of its own
         if dry_run:
             counted = await purger.count(doomed, cursor)
-            return Purges(0, 0, _next_of(counted), counted.letters)
+            return Purges(0, 0, _next_of(counted), counted.letters, waiting)
         try:
             done = await purger.purge(doomed, cursor)
         except PurgedInPart as error:
-            members = msgspec.to_builtins(_purges_of(error.purged))
+            members = msgspec.to_builtins(_purges_of(error.purged, waiting))
             raise problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), members=members) from None
         details = {"action": "purge", "stream": name}
         log.info("an operator asked for purge of %s: %d were purged", name, done.letters, extra=details)
-        return _purges_of(done)
+        return _purges_of(done, waiting)
 
 
-def _purges_of(done: Purged) -> Purges:
-    return Purges(done.letters, done.written_again, _next_of(done))
+def _purges_of(done: Purged, waiting: int | None) -> Purges:
+    return Purges(done.letters, done.written_again, _next_of(done), waiting_for_transaction=waiting)
 
 
 def _next_of(done: Purged) -> str | None:

@@ -13,8 +13,8 @@ all of them; for such letters they share a transactional id and marks.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -25,6 +25,7 @@ from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.open_transactions import OpenTransactions, in_words
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
@@ -107,7 +108,8 @@ class Redriver:
         deletions: Deletions | None = None,
     ) -> None:
         self._limits = limits
-        self.letters = Letters(dead, cluster, topic, max_rounds, deletions)
+        self._every = reader(options, dead.topic, committed_only=False)
+        self.letters = Letters(OpenTransactions(dead, self._every), cluster, topic, max_rounds, deletions)
         self._topic = topic
         self._group = group
         self._journal = options["client_id"].journal
@@ -118,9 +120,19 @@ class Redriver:
             options, cluster, dead, group, self._fences, self._transactions, self._marks_topic, kept_s=kept_s
         )
 
-    def open(self) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
         """Close the connections at the end."""
-        return self._marks_topic.open()
+        async with self._marks_topic.open(), self._every.open():
+            yield
+
+    async def notes(self, waiting: int | None) -> list[str]:
+        """Return what a list of letters may lack, because open transactions hide it; `waiting` letters among that.
+
+        Raises the errors of `LogReader`.
+        """
+        notes = in_words(self.letters.dead_topic, waiting), await self._marks_topic.why_incomplete()
+        return [note for note in notes if note]
 
     async def marks(self) -> Marks:
         """Return which dead letters were sent back or discarded. Raises the errors of `LogReader`."""
@@ -261,6 +273,7 @@ class Redriver:
     async def _requested(self, action: Action, partition: int, offset: int) -> Record:
         record = await self.letters.at(partition, offset)
         if record is None:
+            await self.letters.check_visible(partition, offset)
             raise NoSuchLetter(f"there is no dead letter {partition}/{offset}")
         letter = letter_of(record)
         if letter.topic != self._topic:

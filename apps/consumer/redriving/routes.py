@@ -45,10 +45,16 @@ Number = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class DeadLetters(msgspec.Struct):
-    """Dead letters, the newest first; `next` given as `before` leads to those before them, null when there are none."""
+    """Dead letters, the newest first; `next` given as `before` leads to those before them, null when there are none.
+
+    `waiting_for_transaction` more stand behind another client's open transaction, and are listed when that has ended.
+    `notes` says so, and what else an open transaction hides.
+    """
 
     dead_letters: list[DeadLetter]
     next: str | None
+    waiting_for_transaction: int
+    notes: list[str]
 
 
 class Reason(msgspec.Struct):
@@ -65,12 +71,14 @@ class Reasons(msgspec.Struct):
     """The newest 1,000 dead letters that match, by the type of their error, the most frequent first.
 
     `redrivable` counts those that can be sent back and were not; `more` is whether there are older ones.
+    `waiting_for_transaction` newer ones stand behind another client's open transaction, and are not counted.
     """
 
     letters: int
     redrivable: int
     reasons: list[Reason]
     more: bool
+    waiting_for_transaction: int
 
 
 class Choice(msgspec.Struct, forbid_unknown_fields=True):
@@ -218,29 +226,38 @@ class DeadLetterController(Controller):
     @post("/redrive", summary="Send dead letters back to their topic, each once", **ACTION)
     async def redrive(self, selection: SkipValidation[Selection]) -> Redrives:
         """Send dead letters of each stream back, all streams at once."""
-        done = await _perform(Action.REDRIVE, selection)
-        answer = _answer(Redrives, selection, done)
+        done, waiting = await _perform(Action.REDRIVE, selection)
+        answer = _answer(Redrives, selection, done, waiting)
         answer.refused, answer.refused_because = done.deleted, WHY_DELETED if done.deleted else None
         return answer
 
     @post("/discard", summary="Discard dead letters: they are neither sent back nor listed", **ACTION)
     async def discard(self, selection: SkipValidation[Selection]) -> Discards:
         """Discard dead letters of each stream that were not sent back, also held ones, all streams at once."""
-        return _answer(Discards, selection, await _perform(Action.DISCARD, selection))
+        return _answer(Discards, selection, *await _perform(Action.DISCARD, selection))
 
     @post("/restore", summary="Restore discarded dead letters", **ACTION)
     async def restore(self, selection: SkipValidation[Selection]) -> Restores:
         """Undo the discard of dead letters of each stream, all streams at once."""
-        return _answer(Restores, selection, await _perform(Action.RESTORE, selection))
+        return _answer(Restores, selection, *await _perform(Action.RESTORE, selection))
 
 
-def _answer(kind: type[Answer], selection: Selection, done: Done) -> Answer:
+def _answer(kind: type[Answer], selection: Selection, done: Done, waiting: int | None) -> Answer:
     count = len(done.letters)
-    return kind(0, [], done.more, count) if selection.dry_run else kind(count, done.letters, done.more)
+    answer = kind(0, [], done.more, count) if selection.dry_run else kind(count, done.letters, done.more)
+    answer.waiting_for_transaction = waiting
+    return answer
 
 
-async def _perform(action: Action, selection: Selection) -> Done:
-    """Apply an action to what is selected of each stream."""
+async def _perform(action: Action, selection: Selection) -> tuple[Done, int | None]:
+    """Apply an action to what is selected of each stream; return also how many letters wait behind transactions."""
+    letters = [one.redriver.letters for one in selection.streams.values()]
+    counting = (each.waiting_if_known(selection.only.partition) for each in letters)
+    done, waiting = await asyncio.gather(_perform_all(action, selection), asyncio.gather(*counting))
+    return done, None if None in waiting else sum(filter(None, waiting))
+
+
+async def _perform_all(action: Action, selection: Selection) -> Done:
     streams, act = selection.streams, _count if selection.dry_run else _change
     performed = (act(action, name, one, selection) for name, one in streams.items())
     results = await asyncio.gather(*performed, return_exceptions=True)
@@ -281,7 +298,9 @@ async def _newest(  # noqa: PLR0913 - the parameters of a call
 
     found = await newest(one.dead_reader, partitions, only._replace(also=is_listed), limit, cursor, skip)
     letters = [show_letter(view, record, marks, one.redriver) for record in found.records]
-    return DeadLetters(letters, write_offsets(found.before) if found.before else None)
+    waiting = await one.redriver.letters.waiting(only.partition)
+    following = write_offsets(found.before) if found.before else None
+    return DeadLetters(letters, following, waiting, await one.redriver.notes(waiting))
 
 
 def _reasons_of(found: DeadLetters) -> Reasons:
@@ -293,7 +312,8 @@ def _reasons_of(found: DeadLetters) -> Reasons:
         reason.redrivable += one.redrivable
     reasons = sorted(letters.values(), key=lambda reason: -reason.letters)
     redrivable = sum(reason.redrivable for reason in reasons)
-    return Reasons(len(found.dead_letters), redrivable, reasons, found.next is not None)
+    more, waiting = found.next is not None, found.waiting_for_transaction
+    return Reasons(len(found.dead_letters), redrivable, reasons, more, waiting)
 
 
 async def _count(action: Action, _: str, one: StreamConsumer, selection: Selection) -> Done:

@@ -41,6 +41,7 @@ HARDLY_A_BROWSER = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-site-isolation-trials",  # a process less for each page
     "--host-resolver-rules=MAP *.example 127.0.0.1",  # names whose owner lets them lead to this machine
 ]
 WITHOUT_KAFKA = ("tests/in_memory", "tests/unit")

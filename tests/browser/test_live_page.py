@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Route, ViewportSize, expect
 from services import PATIENCE, Pipeline, Raw, Service, event, value_of
 
 from apps.consumer.browsing.record_view import View, show
@@ -32,6 +32,7 @@ T = TypeVar("T")
 PATIENCE_MS = 20_000
 NEWEST = 30
 """Records that the page shows."""
+DESKTOP = ViewportSize(width=1280, height=800)
 PHONE = ViewportSize(width=375, height=812)
 IMAGE = "<img src=x onerror=window.ran='name'>"
 SCRIPT = "</script><script>window.ran = 'key'</script>"
@@ -104,36 +105,63 @@ def site(chromium: str, bootstrap_servers: str, logs: Path, tmp_path_factory: py
             site.consumer.__exit__()  # the one of a restart, if there was one
 
 
+@dataclass
+class Tab:
+    """A tab of the browser, and what it asked of others than both services, or did against its own rules."""
+
+    page: Page
+    wrong: list[str] = field(default_factory=list)
+
+    def empty(self, site: Site) -> None:
+        """Leave it as a new one: that would take four times as long."""
+        self.page.unroute_all(behavior="ignoreErrors")
+        for other in self.page.context.pages:
+            if other != self.page:
+                other.close()
+        self.page.context.clear_permissions()
+        self.page.set_viewport_size(DESKTOP)
+        self.page.emulate_media(color_scheme="null")
+        devtools = self.page.context.new_cdp_session(self.page)
+        devtools.send("Storage.clearDataForOrigin", {"origin": site.url, "storageTypes": "all"})
+        devtools.detach()
+        self.wrong.clear()
+
+    def note_error(self, error: Error) -> None:
+        self.wrong.append(str(error))
+
+    def note_broken_rule(self, message: ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text or "Uncaught" in message.text:
+            self.wrong.append(message.text)
+
+    def block_what_is_elsewhere(self, route: Route) -> None:
+        if urlsplit(route.request.url).hostname in {"localhost", "127.0.0.1"}:
+            route.continue_()
+        else:
+            self.wrong.append(route.request.url)
+            route.abort()
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Iterator[Tab]:
+    with browser.new_context(locale="en-GB", viewport=DESKTOP) as context:
+        context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        tab = Tab(context.new_page())
+        tab.page.on("console", tab.note_broken_rule)
+        tab.page.on("pageerror", tab.note_error)
+        context.route("**/*", tab.block_what_is_elsewhere)
+        yield tab
+
+
 @pytest.fixture
-def page(browser: Browser, site: Site) -> Iterator[Page]:
+def page(tab: Tab, site: Site) -> Iterator[Page]:
     """The live page, while the consumer runs; it asked nobody but both services, and broke none of its own rules."""
     site.consumer.post("/consumers/start")
-    with browser.new_context(locale="en-GB") as context:
-        context.set_default_timeout(PATIENCE_MS)
-        page = context.new_page()
-        blocked: list[str] = []
-        broken: list[str] = []
-        page.on("console", lambda message: _note_broken_rule(message, broken))
-        page.on("pageerror", lambda error: broken.append(str(error)))
-
-        def block_what_is_elsewhere(route: Route) -> None:
-            if urlsplit(route.request.url).hostname in {"localhost", "127.0.0.1"}:
-                route.continue_()
-            else:
-                blocked.append(route.request.url)
-                route.abort()
-
-        context.route("**/*", block_what_is_elsewhere)
-        expect.set_options(timeout=PATIENCE_MS)
-        page.goto(site.url)
-        expect(state(page)).to_have_text("running")
-        yield page
-        assert (blocked, broken) == ([], [])
-
-
-def _note_broken_rule(message: ConsoleMessage, broken: list[str]) -> None:
-    if "Content Security Policy" in message.text or "Uncaught" in message.text:
-        broken.append(message.text)
+    tab.empty(site)
+    tab.page.goto(site.url)
+    expect(state(tab.page)).to_have_text("running")
+    yield tab.page
+    assert tab.wrong == []
 
 
 def state(page: Page) -> Locator:
@@ -471,7 +499,7 @@ def test_nothing_keeps_anybody_from_using_the_page(page: Page, site: Site) -> No
     schemes: list[Literal["light", "dark"]] = ["light", "dark"]
     opened = {"Overview": "#lag-rows tr", "Records": "#record pre", "Dead letters": "#letter pre"}
     for tab, selector in opened.items():
-        page.set_viewport_size({"width": 1280, "height": 800})
+        page.set_viewport_size(DESKTOP)
         go_to(page, tab)  # type: ignore[arg-type]  # the names of the tabs
         page.get_by_text("As a table").click() if tab == "Overview" else page.locator(".list:visible a").first.click()
         expect(page.locator(selector).first).to_be_visible()
@@ -666,7 +694,7 @@ def test_an_opened_dead_letter_is_discarded_restored_and_sent_back_and_its_arriv
     expect(letter.get_by_role("button", name="Send back")).to_have_count(0)
     page.set_viewport_size(PHONE)
     page.locator("#dead-said a").click(trial=True)  # the panel does not cover the answer
-    page.set_viewport_size({"width": 1280, "height": 800})
+    page.set_viewport_size(DESKTOP)
     expect(letters.get_by_role("button", name="Send back")).to_have_count(1)
     letter.get_by_role("link", name="Show its arrival").click()
     expect(page.locator("#record-list > tr")).to_have_count(1)

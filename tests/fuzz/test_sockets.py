@@ -9,7 +9,7 @@ import psutil
 import pytest
 from fuzzing import KEY, Fuzzing, Services
 from mutations import bent
-from services import PATIENCE, Service, in_time
+from services import NO_TLS, PATIENCE, Service, in_time
 
 MANY = 700
 """Connections at a time: more than wait for a request at a time, fewer than a process may have files open."""
@@ -132,7 +132,7 @@ async def _slowly(service: Service) -> None:
     async with slow_connections(service):
         for path in ["/livez", "/schema/openapi.json", "/asyncapi.json"] * 7:
             place, own = f"http://127.0.0.1:{service.port}", {"X-API-Key": KEY}
-            async with httpx.AsyncClient(base_url=place, headers=own, timeout=PATIENCE) as newcomer:
+            async with httpx.AsyncClient(base_url=place, headers=own, timeout=PATIENCE, verify=NO_TLS) as newcomer:
                 assert (await newcomer.get(path)).status_code == 200
 
 
@@ -177,7 +177,9 @@ def test_bent_requests_by_the_thousand_leave_the_service_serving(service: Servic
     async def send_all() -> None:
         for _ in range(2 * fuzzing.examples):
             await asyncio.gather(*(send_one(bent(random, random.choice(straight))) for _ in range(50)))
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=PATIENCE) as client:
+            async with httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{service.port}", timeout=PATIENCE, verify=NO_TLS
+            ) as client:
                 assert (await client.get("/livez")).status_code == 200
 
     before = size_of(service)

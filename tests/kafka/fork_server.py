@@ -4,6 +4,7 @@ A service imports the project's own modules itself, from its own folder and with
 """
 
 import array
+import gc
 import json
 import os
 import runpy
@@ -21,6 +22,15 @@ from typing import IO
 ROOT = Path(__file__).parents[2]
 OWN = {"apps", "contracts", "tests", "tools", "__main__"}
 MAX_ORDER_BYTES = 128 * 1024
+_NAMES = """
+import sys
+import anyio._backends._asyncio, encodings.idna, uvicorn.lifespan.on, uvicorn.loops.auto, uvloop
+from apps.chassis.settings import Settings
+from tests.event_services import create_consumer, create_producer
+for create in (create_consumer, create_producer):
+    create(Settings(kafka_bootstrap_servers="127.0.0.1:1"))
+print(*sys.modules)
+"""
 
 
 class ForkedProcess:
@@ -78,15 +88,15 @@ def _fork_server() -> socket.socket:
 
 
 def _import_libraries() -> None:
-    """Import what the services import, but for modules of the project."""
-    named = "import sys, tests.event_services; print(*sys.modules)"
-    names = subprocess.run([sys.executable, "-c", named], check=True, capture_output=True, text=True).stdout
+    """Import what the services import until they serve, but for modules of the project."""
+    names = subprocess.run([sys.executable, "-c", _NAMES], check=True, capture_output=True, text=True).stdout
     for name in names.split():
         if name.partition(".")[0] not in OWN:
             try:
                 import_module(name)
             except ImportError:  # a name that a library makes while it is imported
                 continue
+    gc.freeze()  # or each service would look through all of it for garbage
 
 
 def _serve(orders: socket.socket) -> tuple[Sequence[str], str]:

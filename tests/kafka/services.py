@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import ssl
 import struct
 import subprocess
 import sys
@@ -39,6 +40,8 @@ PATIENCE = 60.0
 """Seconds that a condition may take: far more than it does, on a machine that does other things too."""
 ENDED_WITHIN_S = 11.0
 """The contract's 10 s, and one more for a machine that does other things too."""
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""What a client of plain HTTP is given: by default each client reads the certificates of the system, for 30 ms."""
 OF_AN_OPERATOR = {
     "PYTHONDONTWRITEBYTECODE",
     "LOG_LEVEL",
@@ -116,7 +119,7 @@ class Service:
         given = environment.get(f"{name.upper()}_PORT")
         self.port = int(given) if given else free_ports(1)[0]
         self.log = logs / f"{next(numbers):03}-{name}.log"
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, verify=NO_TLS)
         kept = {k: v for k, v in os.environ.items() if k not in OF_AN_OPERATOR}
         variables = {"PYTHONPATH": str(root), f"{name.upper()}_PORT": str(self.port), **environment}
         with self.log.open("wb") as log:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import httpx
 import pytest
-from services import Lines, Pipeline, Service, assert_end_well, both, event, in_time, wait_until
+from services import NO_TLS, Lines, Pipeline, Service, assert_end_well, both, event, in_time, wait_until
 
 from tools.local_kafka import LocalKafka
 
@@ -58,7 +58,7 @@ class Callers:
         return {event_id for event_id, reported in list(self.reported.items()) if reported == outcome}
 
     def _call(self) -> None:
-        with httpx.Client(timeout=60) as http:
+        with httpx.Client(timeout=60, verify=NO_TLS) as http:
             while not self._enough.is_set():
                 events = [event(f"caller-{next(self._numbers)}") for _ in range(20)]
                 began = time.monotonic()

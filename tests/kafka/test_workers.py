@@ -9,7 +9,7 @@ from http import HTTPStatus
 import httpx
 import psutil
 import pytest
-from services import Pipeline, Service, assert_end_well, ended, event, wait_until
+from services import NO_TLS, Pipeline, Service, assert_end_well, ended, event, wait_until
 
 
 def workers_of(producer: Service) -> list[psutil.Process]:
@@ -20,7 +20,7 @@ def workers_of(producer: Service) -> list[psutil.Process]:
 def post(producer: Service, number: int = 1) -> list[dict[str, object]]:
     """Send events over a connection of its own, and return their receipts."""
     events = [event() for _ in range(number)]
-    with httpx.Client(base_url=producer.http.base_url, timeout=30) as http:
+    with httpx.Client(base_url=producer.http.base_url, timeout=30, verify=NO_TLS) as http:
         answer = http.post("/producers/events", json=events)
     assert answer.status_code == HTTPStatus.CREATED, answer.text
     receipts: list[dict[str, object]] = answer.json()["receipts"]
@@ -28,14 +28,14 @@ def post(producer: Service, number: int = 1) -> list[dict[str, object]]:
 
 
 def delivered(producer: Service) -> float:
-    with httpx.Client(base_url=producer.http.base_url, timeout=30) as http:
+    with httpx.Client(base_url=producer.http.base_url, timeout=30, verify=NO_TLS) as http:
         lines = http.get("/metrics").text.splitlines()
     (line,) = [one for one in lines if one.startswith("producer_records_total") and '"delivered"' in one]
     return float(line.split()[-1])
 
 
 def health(producer: Service) -> tuple[int, str]:
-    with httpx.Client(base_url=producer.http.base_url, timeout=30) as http:
+    with httpx.Client(base_url=producer.http.base_url, timeout=30, verify=NO_TLS) as http:
         answer = http.get("/health-check")
     return answer.status_code, answer.json()["detail"]
 

@@ -103,7 +103,7 @@ consumer-start STREAM="":
 
 # Checks formatting, lint and types, and runs the fast tests: before every commit.
 check: lint
-    PYTHONDONTWRITEBYTECODE= {{dev}} python -m pytest -q --numprocesses 2 tests/in_memory tests/unit
+    PYTHONDONTWRITEBYTECODE= {{dev}} python -m pytest -q --numprocesses 4 tests/in_memory tests/unit
 
 # Checks formatting, lint and types.
 lint:

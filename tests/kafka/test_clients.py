@@ -11,18 +11,21 @@ from typing import Any
 
 import httpx
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import CommitFailedError, GroupCoordinatorNotAvailableError
+from aiokafka.errors import CommitFailedError, GroupCoordinatorNotAvailableError, KafkaError
 from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest
 from aiokafka.structs import OffsetAndMetadata
 from moving import Moving
 from quotas import Quota, set_quota
+from relay import Link, Relays, advertised_by
 from services import Pipeline, Raw, Service, both, event, in_time, value_of, wait_until
 
+from apps.chassis.internals.client_parts import fail_unwritten
 from apps.chassis.internals.member_commits import commit_as_member
 from apps.chassis.internals.protections import protect
+from apps.chassis.kafka.client_journal import ClientId
 from tools.local_kafka import LocalKafka
 from tools.ports import free_ports
 
@@ -150,6 +153,37 @@ async def hold_up(pipeline: Pipeline, joined: threading.Event, enough: threading
         await client.send(coordinator, LeaveGroupRequest(pipeline.group, member))
     finally:
         await client.close()
+
+
+def test_what_the_network_held_back_of_one_producer_is_not_written_behind_records_of_the_next(
+    bootstrap_servers: str, logs: Path
+) -> None:
+    protect()
+    pipeline = Pipeline(bootstrap_servers, logs)
+    pipeline.create_topic(1)
+    port = int(bootstrap_servers.rpartition(":")[2])
+    slow = Link("127.0.0.2", port, advertised_by([port]), lambda: "127.0.0.2")
+
+    async def write(network: Relays) -> None:
+        options = {"client_id": ClientId("producer"), "acks": "all", "enable_idempotence": True}
+        first = AIOKafkaProducer(bootstrap_servers=f"127.0.0.2:{port}", **options)
+        await first.start()
+        try:
+            await first.send_and_wait(pipeline.topic, b"before")
+            network.each([slow], Link.hold)
+            held_back = await first.send(pipeline.topic, b"held back")
+            async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers, **options) as second:
+                await second.send_and_wait(pipeline.topic, b"later")
+                network.each([slow], Link.open)
+                with pytest.raises(KafkaError):
+                    await held_back
+        finally:
+            await fail_unwritten(first, 0.1)
+            await first.stop()
+
+    with Relays([slow]) as network:
+        in_time(write(network))
+    assert [record.value for record in pipeline.records()] == [b"before", b"later"]
 
 
 def test_a_member_that_holds_up_the_rebalance_is_what_the_consumer_says_it_waits_for(pipeline: Pipeline) -> None:

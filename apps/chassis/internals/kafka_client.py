@@ -29,7 +29,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import aiokafka.admin.client
@@ -141,7 +141,9 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
             refuse_commit_of_another_member(request)
         try:
             async with self._patience_for(kind, node_id, group):
-                answer = await super().send(node_id, request, group=group)
+                send = partial(super().send, node_id, group=group)
+                begin = self.journal.epochs.begin if kind == "InitProducerId" else None
+                answer = await (begin(request, send) if begin else send(request))
         except KafkaError as error:
             if kind == "Produce" and not isinstance(error, NodeNotReadyError):
                 self._unanswered |= _partitions_of(request)

@@ -12,6 +12,7 @@ from typing import Self
 
 import msgspec
 
+from apps.chassis.internals.producer_epochs import ProducerEpochs
 from apps.chassis.observability.logs import one_line
 
 FORGOTTEN_AFTER_S = 30.0
@@ -38,10 +39,14 @@ class Failure(msgspec.Struct):
 
 
 class ClientJournal:
-    """Records what happens to the clients of one purpose. `throttled_seconds` is the total delay by quotas."""
+    """Records what happens to the clients of one purpose.
+
+    `throttled_seconds` is the total delay by quotas, `epochs` are those of the producers.
+    """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.throttled_seconds = 0.0
+        self.epochs = ProducerEpochs()
         self._throttle_end = -math.inf
         self._now = now
         self._failures: dict[Hashable, Failure] = {}

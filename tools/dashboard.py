@@ -64,7 +64,10 @@ PANELS = [
     Panel(
         "Waiting for a transaction",
         "short",
-        {"{{stream}} {{partition}}": "max by (stream, partition) (consumer_lag_waiting_for_transaction_records)"},
+        {
+            "{{stream}} {{partition}}": "max by (stream, partition) (consumer_lag_waiting_for_transaction_records)",
+            "{{stream}} dead letters": "max by (stream) (consumer_dead_letters_waiting_for_transaction_records)",
+        },
     ),
     Panel(
         "Records skipped or for another group, and positions moved",

@@ -254,6 +254,17 @@ def test_a_refilled_window_keeps_nothing_of_deleted_keys_either() -> None:
     assert [record.value for record in window.newest(9)[0]] == [None, b"two", None, b"again"]
 
 
+@pytest.mark.parametrize("after", range(8, 14))
+def test_a_refill_that_ends_late_shows_nobody_whose_deletion_was_pushed_out_by_bytes_meanwhile(after: int) -> None:
+    window = Window(100, max_bytes=10 * (1_000 + RECORD_OVERHEAD_BYTES), deletes=True)
+    window.refill([at(2, key=b"bob", value=b"two")])
+    window.extend([at(9, key=b"ada", value=None)])
+    for number in range(10, 10 + after):
+        window.extend([at(number, key=b"other", value=b"x" * 1_000)])
+    window.refill([at(1, key=b"ada", value=b"one")])
+    assert [record.value for record in window.newest(100, key=b"ada")[0] if record.value] == []
+
+
 def test_a_deletion_in_another_partition_counts_for_older_records_as_after_partitions_were_added() -> None:
     window = Window(100, deletes=True)
     window.extend([at(1, 1, key=b"ada", value=b"one"), at(3, 1, 0, key=b"ada", value=b"newer")])

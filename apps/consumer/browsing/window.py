@@ -148,10 +148,12 @@ class Window:
     def refill(self, records: Iterable[Record]) -> None:
         """Add records that were read from the topic again, before all those consumed since the start.
 
-        They are merged by timestamp, each partition in offset order. Records that are already here are skipped.
+        They are merged by timestamp, each partition in offset order. Records that are already here are skipped. None
+        are added once consumed ones were dropped, which are newer, and may have deleted the keys of some.
         """
         present = list(self)
-        consumed = min(self._consumed, len(present))
+        if (consumed := self._consumed) > len(present):
+            return
         begin = len(present) - consumed
         refilled = {place_of(record): record for record in (*records, *present[:begin])}
         for record in present[begin:]:

@@ -4,15 +4,17 @@ import ssl
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trustme
 from samples import LONG, until
 from serving import ON_UVLOOP, closed, hello, serving
 
+from apps.chassis.http import tls
 from apps.chassis.http.connection_limits import BREAK_OFF
 from apps.chassis.http.tls import ServerTls
-from apps.chassis.kafka.security import TlsContext
+from apps.chassis.kafka.security import TlsContext, Unreadable
 from apps.chassis.service import check_anonymous
 from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
@@ -56,6 +58,22 @@ async def test_a_renewed_certificate_is_used_for_the_next_connection_and_one_wit
         key.write_bytes(of_second)
         assert await names_shown(server, trusted) == ["second.example", "localhost"]
         certificate.unlink()
+        assert await names_shown(server, trusted) == ["second.example", "localhost"]
+
+
+@pytest.mark.anyio
+async def test_a_renewed_certificate_that_could_not_be_read_is_used_once_its_permissions_are_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = issue(tmp_path, "first.example")
+    context, trusted = ServerTls(str(certificate), str(key)), ssl.create_default_context()
+    AUTHORITY.configure_trust(trusted)
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as server:
+        issue(tmp_path, "second.example")
+        with monkeypatch.context() as unreadable:  # root may read every file
+            unreadable.setattr(tls, "load_own", Mock(side_effect=Unreadable("permission denied")))
+            assert await names_shown(server, trusted) == ["first.example", "localhost"]
+        key.chmod(0o640)
         assert await names_shown(server, trusted) == ["second.example", "localhost"]
 
 

@@ -5,6 +5,7 @@ import ssl
 from pathlib import Path
 from typing import Any, Self
 
+from apps.chassis.http.watched_file import state_of
 from apps.chassis.kafka.security import Unreadable, load_own
 from apps.chassis.setting_types import WrongSetting
 from apps.chassis.settings import Settings
@@ -47,10 +48,9 @@ class ServerTls(ssl.SSLContext):
 
     def _state(self) -> object:
         try:
-            found = [Path(file).stat() for file in self._files if file]
+            return [state_of(Path(file)) for file in self._files if file]
         except OSError as error:
             return str(error)
-        return [(one.st_mtime_ns, one.st_ino, one.st_size) for one in found]
 
 
 def server_tls(settings: Settings) -> ServerTls | None:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,8 @@ class WatchedFile(Generic[T]):
         """Read the file if it has changed and settled; return whether it was read."""
         age_s = 0.0
         try:
-            status = self._file.stat()
-            # with its permissions: a file that could not be read is read once they are mended
-            seen: object = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
-            age_s = time.time() - status.st_mtime
+            seen: object = (status := state_of(self._file))
+            age_s = time.time() - status.changed_ns / 1e9
         except OSError as error:
             seen = str(error)
         if seen == self._seen or not (self._seen is None or self._has_settled(seen, age_s)):
@@ -58,6 +56,21 @@ class WatchedFile(Generic[T]):
         if seen != self._changed:
             self._changed, self._changed_at = seen, now
         return max(age_s, now - self._changed_at) >= self._settled_after_s
+
+
+class FileState(NamedTuple):
+    """What changes with the content of a file, or with its permissions: those may be why it was not read."""
+
+    changed_ns: int
+    status_changed_ns: int
+    inode: int
+    size: int
+
+
+def state_of(file: Path) -> FileState:
+    """Return the state of a file. Raises `OSError`."""
+    status = file.stat()
+    return FileState(status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
 
 
 def read_regular_file(file: Path) -> bytes:

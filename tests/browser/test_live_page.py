@@ -6,7 +6,10 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from csv import reader
 from dataclasses import dataclass, field
+from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -562,7 +565,7 @@ def test_a_link_shows_what_its_sender_saw_and_back_leads_back(page: Page, site: 
 
 
 def test_chosen_columns_stay_and_what_is_listed_is_exported(page: Page, site: Site) -> None:
-    site.write(Raw(value_of(event("exported", number=7, text="=1+1;=2")), b"exported"))
+    site.write(Raw(value_of(event("exported", number=7, text='=1+1;"=2\n@3;4\t -5')), b"exported"))
     go_to(page, "Records")
     page.locator("#search [name=key]").fill("exported")
     page.keyboard.press("Enter")
@@ -574,9 +577,13 @@ def test_chosen_columns_stay_and_what_is_listed_is_exported(page: Page, site: Si
     with page.expect_download() as csv:
         page.get_by_role("button", name="Export CSV").click()
     assert csv.value.suggested_filename == "events.csv"
-    head, line = csv.value.path().read_text().splitlines()
-    assert head.split(",")[3:] == ['"key"', '"id"', '"number"', '"text"', '"not decoded"']
-    assert line.endswith(""""exported","exported","7","'=1+1;'=2","\"""")  # a spreadsheet runs nothing
+    content = csv.value.path().read_bytes().decode()
+    head, line = reader(StringIO(content, newline=""))
+    assert head[3:] == ["key", "id", "number", "text", "not decoded"]
+    assert line[3:] == ["exported", "exported", "7", "'=1+1;\"'=2\n'@3;4\t '-5", ""]
+    for separator in ",;\t":
+        cells = chain.from_iterable(reader(StringIO(content, newline=""), delimiter=separator))
+        assert not [cell for cell in cells if cell.lstrip(' "').startswith(("=", "+", "-", "@"))], "would be run"
     with page.expect_download() as ndjson:
         page.get_by_role("button", name="Export NDJSON").click()
     (record,) = map(json.loads, ndjson.value.path().read_text().splitlines())

@@ -131,11 +131,11 @@ export class Records {
   }
 }
 
-/** The records as CSV: place, key and each field. A spreadsheet must not run a text as a formula. */
+/** The records as CSV: place, key and each field. A spreadsheet must not run a text as a formula, also where `;` or a tab separates its cells. */
 function csvOf(records) {
   const fields = [...new Set(records.flatMap(({ value }) => Object.keys(value ?? {})))];
   const places = ["partition", "offset", "timestamp"];
-  const safe = (value) => (typeof value === "string" ? value.replace(/(?<=^|[;\t])[=+\-@\t\r\n＝＋－＠]/g, "'$&") : textOf(value ?? ""));
+  const safe = (value) => (typeof value === "number" ? String(value) : textOf(value ?? "").replace(/(?<=(?:^|[;\t\r\n])["\s]*)[=+\-@＝＋－＠]/g, "'$&"));
   const quoted = (value) => `"${safe(value).replaceAll('"', '""')}"`;
   const rest = ({ key, value, content }) => [key && contentText(key), ...fields.map((name) => value?.[name]), value ? "" : contentText(content)];
   const rows = records.map((one) => [...places.map((name) => one[name]), ...rest(one)]);

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Annotated, Any, cast
+from unittest.mock import AsyncMock, Mock
 
 import msgspec
 import pytest
@@ -32,6 +33,7 @@ from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.redrive import LetterPlace, Redriver
 from apps.consumer.redriving.refusals import DoneBefore, RedriveNotNow, TooLarge
 from apps.consumer.redriving.routes import of_one_stream
+from apps.consumer.redriving.transactions import Transactions
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
 from contracts.record import size_of
 from contracts.sensitive import Sensitive
@@ -230,6 +232,33 @@ async def test_letters_of_deleted_keys_are_not_sent_back_and_counted_as_refused(
         await bench.redriver.perform_one(Action.REDRIVE, 0, 2)
     assert (await bench.redriver.perform_one(Action.DISCARD, 0, 2)).letters == [LetterPlace(0, 2)]
     assert len((await bench.redriver.count(Action.DISCARD, 10)).letters) == 4
+
+
+def a_producer() -> AsyncMock:
+    """Return a producer whose records are acknowledged at once."""
+    acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    acknowledged.set_result(None)
+    sending = AsyncMock(return_value=acknowledged)
+    manager = Mock(is_fatal_error=Mock(return_value=False))
+    return AsyncMock(_txn_manager=manager, create_batch=Mock(), send=sending, send_batch=sending)
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+async def test_a_deletion_that_comes_before_what_a_redrive_writes_is_not_undone(
+    *, deleted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, letter = Bench(monkeypatch=monkeypatch), stored_letter(0)
+    found = Mock(read_on=AsyncMock(), has_tombstone=AsyncMock(return_value=deleted))
+    monkeypatch.setattr(bench.redriver.letters, "_deletions", found)
+    producer = a_producer()
+    commit = partial(Transactions.commit, bench.redriver._transactions, Action.REDRIVE, producer, "group", [letter])
+    if deleted:
+        with pytest.raises(RedriveNotNow, match="was deleted meanwhile: try again"):
+            await commit(Marks())
+    else:
+        await commit(Marks())
+    found.read_on.assert_awaited_once()
+    assert (producer.commit_transaction.await_count, producer.abort_transaction.await_count) == (not deleted, deleted)
 
 
 @pytest.mark.parametrize(

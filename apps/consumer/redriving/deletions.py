@@ -3,7 +3,8 @@
 A deletion is a tombstone of the key behind the letter's record, on the topic itself, so this is also known after a
 restart. The topic is read from the oldest such record on; what was read is remembered, so the next call reads on.
 After partitions were added, the tombstone may be in another partition than the record. So for a letter whose key is
-not written to its partition any more, all partitions are read, and there the times are compared.
+not written to its partition any more, all partitions are read, and there the times are compared. So are they where
+the topic does not have the letter's record at its offset: a recreated topic has other records there, or none yet.
 
 Kafka compacts away tombstones too, but only after the records before them. So on a compacted topic a letter whose
 record is gone counts as deleted: a tombstone, or a newer record of its key, has replaced it. So does one whose key has
@@ -12,7 +13,6 @@ another partition now, once Kafka may have forgotten the tombstone there.
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.consumer.redriving.refusals import RedriveNotNow
 from contracts.dead_letter import DeadLetter
 from contracts.partitioning import partitions_of
+from contracts.record import Record
 
 READ_BYTES = 1024 * 1024
 """Bytes of keys and values that are read at a time."""
@@ -45,7 +46,7 @@ class Deletions:
         self._topic_id: UUID | None = None
         self._read: dict[int, tuple[int, int]] = {}
         self._tombstones: dict[tuple[int, int], tuple[int, int]] = {}  # offset and time
-        self._gone: set[tuple[int, int]] = set()
+        self._gone: set[tuple[int, int | None, int | None]] = set()
 
     async def read_for(self, letters: Sequence[DeadLetter], late: float) -> None:
         """Read the topic from the oldest record of some letters to its end.
@@ -53,21 +54,27 @@ class Deletions:
         Raises `RedriveNotNow` when it is `late` (event loop time), there are too many, or an open transaction hides
         one; a further call reads on.
         """
-        starts = defaultdict[int, list[int]](list)
-        for partition, offset, _ in filter(None, map(self._origin_of, letters)):
-            starts[partition].append(offset + 1)
-        if not starts:
-            return
+        if partitions := await self.read_on(letters, late):
+            await self._check_hidden({letter.key for letter in letters}, partitions, late)
+
+    async def read_on(self, letters: Sequence[DeadLetter], late: float) -> Collection[int]:
+        """Read what `read_for` does as far as no open transaction hides it; return the partitions that were read."""
+        placed = [(letter, origin) for letter in letters if (origin := _origin_of(letter))]
+        if not placed:
+            return ()
         if (topic_id := await self._cluster.topic_id(self._log.topic)) != self._topic_id:
             self._topic_id = topic_id
             self._forget()
         first, end = await self._log.offsets(self._cluster.partition_count(self._log.topic))
-        if moved := [_since(letter) for letter in letters if self._has_moved(letter)]:
-            for partition, offset in (await self._log.at_time(min(moved), end)).items():
-                starts[partition].append(offset)
-        for partition in starts:
-            await self._read_on(partition, max(min(starts[partition]), first[partition]), end[partition], late)
-        await self._check_hidden({letter.key for letter in letters}, starts.keys(), late)
+        starts = await self._log.at_time(min(_since(letter) for letter, _ in placed), end)
+        for _, (partition, offset, _) in placed:
+            if partition in starts:
+                starts[partition] = min(starts[partition], offset + 1)
+        own = {partition for _, (partition, _, _) in placed}
+        partitions = end.keys() if any(self._has_moved(letter) for letter, _ in placed) else own
+        for partition in partitions:
+            await self._read_partition(partition, max(starts[partition], first[partition]), end[partition], late)
+        return partitions
 
     async def _check_hidden(self, keys: Collection[bytes | None], partitions: Collection[int], late: float) -> None:
         """Raise `RedriveNotNow` when an open transaction hides a deletion of a key, which it may yet abort."""
@@ -85,38 +92,40 @@ class Deletions:
                 if at < end and asyncio.get_running_loop().time() >= late:
                     raise RedriveNotNow(f"{end - at} records behind an open transaction are left to be read: try again")
 
-    async def is_deleted(self, letter: DeadLetter) -> bool:
-        """Return whether a letter, for which the topic was read, is older than a deletion of its key."""
-        if (origin := self._origin_of(letter)) is None:
+    async def has_tombstone(self, letter: DeadLetter) -> bool:
+        """Return whether a deletion of its key that was read is newer than a letter."""
+        if (origin := _origin_of(letter)) is None:
             return False
         partition, offset, key = origin
-        compacted = self._cluster.may_be_compacted(self._log.topic)
         for other in range(self._cluster.partition_count(self._log.topic)):
             deleted_at, time_ms = self._tombstones.get((other, hash(key)), (-1, -1))
-            if deleted_at > offset if other == partition else time_ms >= _since(letter):
+            if other == partition and deleted_at > offset:
                 return True
-        if compacted and self._has_moved(letter) and _since(letter) < time.time() * 1_000 - self._tombstones_kept_ms():
+            if time_ms >= _since(letter) and (other != partition or await self._is_gone(partition, letter)):
+                return True
+        return False
+
+    async def is_deleted(self, letter: DeadLetter) -> bool:
+        """Return whether a letter, for which the topic was read, is older than a deletion of its key."""
+        if (origin := _origin_of(letter)) is None:
+            return False
+        if await self.has_tombstone(letter):
             return True
-        return compacted and await self._is_gone(partition, offset)
+        if not self._cluster.may_be_compacted(self._log.topic):
+            return False
+        is_forgotten = _since(letter) < time.time() * 1_000 - self._tombstones_kept_ms()
+        return (self._has_moved(letter) and is_forgotten) or await self._is_gone(origin[0], letter)
 
     def _has_moved(self, letter: DeadLetter) -> bool:
         """Return whether the key of a letter is written to another partition now than its record was."""
-        if (origin := self._origin_of(letter)) is None:
+        if letter.key is None:
             return False
-        return partitions_of([origin[2]], self._cluster.partition_count(self._log.topic)) != [origin[0]]
+        return partitions_of([letter.key], self._cluster.partition_count(self._log.topic)) != [letter.partition]
 
     def _tombstones_kept_ms(self) -> int:
         return int(self._cluster.configs.get(self._log.topic, {}).get("delete.retention.ms", TOMBSTONES_KEPT_MS))
 
-    def _origin_of(self, letter: DeadLetter) -> tuple[int, int, bytes] | None:
-        """Return partition, offset and key of a letter's record; None without a key or a place on the topic."""
-        if letter.key is None or letter.partition is None or letter.offset is None:
-            return None
-        if letter.partition >= self._cluster.partition_count(self._log.topic):
-            return None
-        return letter.partition, letter.offset, letter.key
-
-    async def _read_on(self, partition: int, start: int, end: int, late: float) -> None:
+    async def _read_partition(self, partition: int, start: int, end: int, late: float) -> None:
         """Read a partition from `start`, or where an earlier call has come to, up to its end."""
         begun, reached = self._read.get(partition, (start, start))
         if start < begun:
@@ -138,21 +147,34 @@ class Deletions:
                     "dead letters: send back newer ones (`from`), and discard or purge the older ones"
                 )
 
-    async def _is_gone(self, partition: int, offset: int) -> bool:
-        """Return whether the topic has no longer a record at a place."""
-        if (partition, offset) in self._gone:
+    async def _is_gone(self, partition: int, letter: DeadLetter) -> bool:
+        """Return whether the topic does not have the record of a letter at its place: not any more, or it never had."""
+        if (place := (partition, letter.offset, letter.timestamp)) in self._gone:
             return True
-        record = await self._log.record(partition, offset)
-        if record is not None and record.offset == offset:
-            return False
+        if partition < self._cluster.partition_count(self._log.topic):
+            record = await self._log.record(partition, letter.offset or 0)
+            if record is not None and _is_of(letter, record):
+                return False
         if len(self._gone) >= MAX_GONE:
             self._gone.clear()
-        self._gone.add((partition, offset))
+        self._gone.add(place)
         return True
 
     def _forget(self) -> None:
         for known in (self._read, self._tombstones, self._gone):
             known.clear()
+
+
+def _origin_of(letter: DeadLetter) -> tuple[int, int, bytes] | None:
+    """Return partition, offset and key of a letter's record; None without a key or a place on the topic."""
+    if letter.key is None or letter.partition is None or letter.offset is None:
+        return None
+    return letter.partition, letter.offset, letter.key
+
+
+def _is_of(letter: DeadLetter, record: Record) -> bool:
+    """Return whether a record at the partition of a letter is the one that was dead-lettered."""
+    return (record.offset, record.key) == (letter.offset, letter.key) and letter.timestamp in {None, record.timestamp}
 
 
 def _since(letter: DeadLetter) -> int:

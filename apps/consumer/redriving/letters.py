@@ -1,6 +1,7 @@
 """Finds the dead letters that an operator action is about, the oldest first."""
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
@@ -88,6 +89,15 @@ class Letters:
     async def is_deleted(self, letter: DeadLetter) -> bool:
         """Return whether a letter is older than a deletion of its key, as far as `read_deletions` found out."""
         return self._deletions is not None and await self._deletions.is_deleted(letter)
+
+    async def check_deletions(self, letters: Sequence[DeadLetter]) -> None:
+        """Raise `RedriveNotNow` when the key of a letter was deleted since the letters were selected."""
+        if self._deletions is None:
+            return
+        await self._deletions.read_on(letters, math.inf)
+        for letter in letters:
+            if await self._deletions.has_tombstone(letter):
+                raise RedriveNotNow("the key of a dead letter was deleted meanwhile: try again")
 
     async def oldest(self, wanted: Wanted) -> tuple[list[Record], bool]:
         """Return the oldest letters that are wanted, and whether there may be more."""

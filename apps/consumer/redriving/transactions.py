@@ -32,7 +32,10 @@ class Transactions:
     async def commit(
         self, action: Action, producer: AIOKafkaProducer, owner: str | None, chosen: Sequence[Record], marks: Marks
     ) -> None:
-        """Write the marks of an action, and apply it to `marks`; a redrive sends the records back with them."""
+        """Write the marks of an action, and apply it to `marks`; a redrive sends the records back with them.
+
+        Raises `RedriveNotNow` when the key of one was deleted meanwhile.
+        """
         if not chosen:
             return
         mark_records = self._marks_to_write(action, owner, chosen, marks)
@@ -46,6 +49,8 @@ class Transactions:
                     partition = self._partition_for(letter, record)
                     sent.add(await producer.send_batch(batch, self._topic, partition=partition))
                 await self._write_marks(producer, mark_records, marks, sent)
+                if action is Action.REDRIVE:  # a deletion that comes later stands behind what was sent back
+                    await self._letters.check_deletions([letter_of(record) for record in chosen])
         except MessageSizeTooLargeError:
             needed = max(size_sent_back(letter_of(record)) for record in chosen)
             allowed = self._cluster.max_message_bytes(self._topic)

@@ -28,7 +28,7 @@ from apps.chassis.http.request_body import (
     documents_body,
     head_of,
     read_whole,
-    refuse_other_bodies,
+    refuse_content,
     schema_of,
 )
 from apps.chassis.http.request_middleware import DIRECTLY
@@ -161,7 +161,7 @@ def deletions_of(producer: StreamProducer) -> Iterator[HTTPRouteHandler]:
     async def delete_key(request: Request[Any, Any, Any], key: Key) -> Response[Any]:
         if request.scope["raw_path"].endswith(b"/"):  # Litestar drops it, and the key that is left is another record's
             raise problem(HTTPStatus.NOT_FOUND, "a key cannot end with a slash here")
-        await refuse_other_bodies(request)
+        await refuse_content(request)
         longest = producer.publisher.max_record_bytes
         if (size := len(key.encode())) > longest:
             raise bad_parameter("key", f"got {size} bytes, {expected_size(longest)}")
@@ -221,7 +221,7 @@ def seed_route(producer: StreamProducer) -> HTTPRouteHandler:
 async def generate(request: Request[Any, Any, Any], producer: StreamProducer, number: int) -> Response[Any]:
     """Generate records of a stream, send them, and answer with them."""
     share_of(request.scope).require(GENERATED_RECORD_BYTES * number)
-    await refuse_other_bodies(request)
+    await refuse_content(request)
     generated = await generate_and_send(producer.stream, producer.publisher, number, producer.turns)
     return _answer(generated.answer) if generated.answer else _list_of(generated.pieces)
 

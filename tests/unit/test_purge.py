@@ -6,6 +6,7 @@ from random import Random
 from typing import Any, cast
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
 from samples import Stored
 
 from apps.chassis.kafka.clients import client_options
@@ -142,6 +143,15 @@ async def test_a_compacted_dead_letter_topic_is_not_purged(monkeypatch: pytest.M
     bench = Bench([letter(0, "gone")], monkeypatch=monkeypatch)
     bench.configs[DEAD] = {"cleanup.policy": "compact"}
     with pytest.raises(RedriveNotNow, match="may be compacted"):
+        await bench.purger.purge(GONE, {})
+
+
+async def test_a_dead_letter_topic_whose_settings_are_not_known_yet_is_not_called_compacted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench([letter(0, "gone")], monkeypatch=monkeypatch)
+    del bench.configs[DEAD]
+    with pytest.raises(KafkaConnectionError, match="the settings of topic events-dlt are not known yet"):
         await bench.purger.purge(GONE, {})
 
 

@@ -86,6 +86,14 @@ def test_without_a_body_no_content_type_is_needed(consumer: TestClient[Litestar]
         assert consumer.post("/consumers/resume", content=b"", headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize("body", ['{"stream":"events"}', "[]", "null", "{", '{"limit":0}'])
+def test_a_call_that_takes_no_body_ignores_none(body: str, consumer: TestClient[Litestar]) -> None:
+    headers = {"content-type": "application/json"}
+    for call in ("stop", "pause", "resume", "dead-letters/purge?key=ada"):
+        assert "takes no body" in detail_of(consumer.post(f"/consumers/{call}", content=body, headers=headers), 400)
+    assert consumer.post("/consumers/resume", content="{}\n", headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize(
     "parameter", ["utf-8", "UTF-8", '"utf-8"', '"utf\\-8"', "Utf8", "", '"" ; a=";charset=latin-1"']
 )

@@ -243,12 +243,14 @@ async def read_json(request: Request[Any, Any, Any], kind: type[T]) -> T:
     return asked
 
 
-async def refuse_other_bodies(request: Request[Any, Any, Any]) -> None:
-    """Refuse a body that is not JSON where a call takes none: a page of another site could send it unasked.
+async def refuse_content(request: Request[Any, Any, Any]) -> None:
+    """Refuse a body where a call takes none: what it names, like a stream, would be ignored. `{}` is allowed.
 
-    JSON is ignored.
+    One that is not JSON is refused as such: a page of another site could send it unasked.
     """
-    await read_whole(request, [JSON], MAX_REQUEST_BYTES)
+    body = await read_whole(request, [JSON], MAX_REQUEST_BYTES)
+    if body.strip() not in {b"", b"{}"}:
+        raise bad_body("this call takes no body: its parameters are those of its path and query")
 
 
 def documents_body(examples: Mapping[str, tuple[Mapping[str, Any], Any]], *, required: bool) -> type[Operation]:

@@ -12,7 +12,7 @@ from litestar.response import Response
 from apps.chassis.http.admission import FOR_STRANGERS
 from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problems import documented
-from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, read_json, refuse_other_bodies, schema_of
+from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, read_json, refuse_content, schema_of
 from apps.chassis.http.roles import ANYONE, ROLE, Role
 from apps.chassis.observability.logs import key_name
 
@@ -74,6 +74,6 @@ class SessionController(Controller):
     )
     async def sign_out(self, request: Request[Any, Any, Any]) -> Response[Session]:
         """Sign out."""
-        await refuse_other_bodies(request)
+        await refuse_content(request)
         access = access_of(request)
         return Response(Session(None, access.roles_without_key), cookies=[access.authenticator.end_of_session()])

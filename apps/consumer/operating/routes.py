@@ -24,7 +24,7 @@ from apps.chassis.http.request_body import (
     documents_body,
     either,
     read_json,
-    refuse_other_bodies,
+    refuse_content,
     schema_of,
 )
 from apps.chassis.http.roles import OPERATE, READ, READ_SENSITIVE, ROLE
@@ -135,19 +135,19 @@ class OperatingController(Controller):
     @action("/stop", summary="Leave the group", responses=ERRORS)
     async def stop(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
         """Stop the consumption."""
-        await refuse_other_bodies(request)
+        await refuse_content(request)
         return await _act(request, served_streams, "stop", Control.stop)
 
     @action("/pause", summary="Stop reading and keep the partitions", responses=ERRORS)
     async def pause(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
         """Pause the consumption."""
-        await refuse_other_bodies(request)
+        await refuse_content(request)
         return await _act(request, served_streams, "pause", Control.pause)
 
     @action("/resume", summary="Resume reading after a pause", responses=ERRORS)
     async def resume(self, request: Request[Any, Any, Any], served_streams: Streams) -> Status:
         """Resume the consumption."""
-        await refuse_other_bodies(request)
+        await refuse_content(request)
         return await _act(request, served_streams, "resume", Control.resume)
 
     @action(

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
+from aiokafka.errors import KafkaConnectionError
 
 from apps.chassis.deadline import within
 from apps.chassis.kafka.admin import Admin
@@ -134,6 +135,8 @@ class Purger:
 
     async def _purge(self, doomed: Doomed, after: Offsets) -> Purged:
         now, limits = asyncio.get_running_loop().time(), self._fences.limits
+        if self._dead.topic not in self._cluster.configs:
+            raise KafkaConnectionError(f"the settings of topic {self._dead.topic} are not known yet")
         if self._cluster.may_be_compacted(self._dead.topic):
             raise RedriveNotNow(
                 f"topic {self._dead.topic} may be compacted: set cleanup.policy=delete on it, and retry"

@@ -14,7 +14,7 @@ from litestar.params import Parameter, SkipValidation
 
 from apps.chassis.http.problem_kinds import NOT_NOW, OUT_OF_REACH, UNREADABLE
 from apps.chassis.http.problems import bad_parameter, documented, problem
-from apps.chassis.http.request_body import BODY_ERRORS, refuse_other_bodies
+from apps.chassis.http.request_body import BODY_ERRORS, refuse_content
 from apps.chassis.http.roles import OPERATE, ROLE
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.routes import TIME, key_filter, read_time, view_of
@@ -70,7 +70,7 @@ class PurgeController(Controller):
         dry_run: DryRun = False,
     ) -> Purges:
         """Delete dead letters of one stream, those of other groups too."""
-        await refuse_other_bodies(request)
+        await refuse_content(request)
         if len(served_streams) > 1:
             raise bad_parameter("stream", "name the stream: what is purged is gone for good")
         ((name, one),) = served_streams.items()

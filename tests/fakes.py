@@ -104,8 +104,8 @@ class StoredTopic:
         """Return one record of the first partition, and how far that came."""
         assert max_bytes > 0
         partition, places = next(iter(ranges.items()))
-        record = self._between(partition, *places)[0]
-        return [record], {partition: record.offset + 1}
+        records = self._between(partition, *places)[:1]
+        return records, {partition: records[0].offset + 1 if records else places[1]}
 
     async def read(self, ranges: Ranges) -> AsyncIterator[list[Stored]]:
         for partition, (start, stop) in ranges.items():

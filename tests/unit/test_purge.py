@@ -45,14 +45,23 @@ class Bench:
         monkeypatch: pytest.MonkeyPatch,
         limits: RedriveLimits = NO_HURRY,
         kept_s: int | None = None,
+        aborted: Sequence[Stored] = (),
     ) -> None:
         options = client_options(Settings(), "consumer")
         cluster = Cluster(options, [])
         cluster.partitions |= {TOPIC: 1, DEAD: len(partitions)}
         cluster.configs[DEAD] = {"cleanup.policy": "delete"}
         self.configs = cluster.configs
-        dead = cast(LogReader, StoredTopic(dict(enumerate(partitions)), topic=DEAD))
-        redriver = Redriver(options, cluster, dead, f"{DEAD}-redriven", TOPIC, "group", limits=limits, kept_s=kept_s)
+        written = dict(enumerate(partitions))
+        every = StoredTopic({**written, 0: sorted([*written[0], *aborted], key=lambda one: one.offset)}, topic=DEAD)
+        ends = max(map(every.end, written)) if aborted else None
+        dead = cast(LogReader, StoredTopic(written, ends, topic=DEAD))
+
+        def reader(*_: object, **__: object) -> LogReader:
+            return cast(LogReader, every)
+
+        names = f"{DEAD}-redriven", TOPIC, "group"
+        redriver = Redriver(options, cluster, dead, *names, reader, limits=limits, kept_s=kept_s)
         self.purger = redriver.purger
         self.marks: dict[str | None, Marks] = {}
         self.moved: list[tuple[str | None, int, int]] = []
@@ -111,6 +120,17 @@ async def test_what_died_before_the_deletion_is_deleted_later_and_moved_once(mon
     marks.purge("group", 0, 2, {})
     assert await bench.purger.purge(GONE, {}) == Purged(0, 0, None)
     assert (bench.moved, bench.deleted) == ([], {0: 2})
+
+
+@pytest.mark.parametrize("aborted_at", [1, 3])
+async def test_copies_of_a_purge_that_died_are_deleted_with_the_letters_of_their_key(
+    aborted_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters, copy = [letter(0, "kept"), letter(2, "kept")], letter(aborted_at, "gone")
+    bench = Bench(letters, monkeypatch=monkeypatch, aborted=[copy])
+    staying = [one.offset for one in letters if one.offset < aborted_at]
+    assert await bench.purger.purge(GONE, {}) == Purged(0, len(staying), None)
+    assert (bench.moved, bench.deleted) == ([("group", 0, at) for at in staying], {0: aborted_at + 1})
 
 
 async def test_a_search_that_ends_early_says_where_it_continues(monkeypatch: pytest.MonkeyPatch) -> None:

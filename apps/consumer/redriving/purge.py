@@ -102,6 +102,7 @@ class Purger:
         options: ClientOptions,
         cluster: Cluster,
         dead: LogReader,
+        every: LogReader,
         group: str,
         fences: Fences,
         transactions: Transactions,
@@ -111,6 +112,7 @@ class Purger:
         self._options = options
         self._cluster = cluster
         self._dead = dead
+        self._every = every
         self._group = group
         self._fences = fences
         self._transactions = transactions
@@ -169,21 +171,31 @@ class Purger:
         return await self._dead.offsets(self._cluster.partition_count(self._dead.topic))
 
     async def _search(self, doomed: Doomed, bounds: tuple[Offsets, Offsets], after: Offsets, marks: Marks) -> Found:
-        """Search for letters to purge, also for those that are purged and that Kafka has not deleted."""
+        """Search for letters to purge, also for those that are purged and that Kafka has not deleted.
+
+        Copies of a purge that died are found too: clients that read uncommitted records still see them.
+        """
         first, end = bounds
-        letters, ends, late = 0, dict[int, int](), asyncio.get_running_loop().time() + self._fences.limits.search_s
-        reached = {partition: max(offset, after.get(partition, 0)) for partition, offset in first.items()}
-        pieces = self._dead.read({partition: (start, end[partition]) for partition, start in reached.items()})
-        async with aclosing(pieces):
+        start = {partition: max(offset, after.get(partition, 0)) for partition, offset in first.items()}
+        late = asyncio.get_running_loop().time() + self._fences.limits.search_s / 2  # the rest is for the count
+        ends, reached, is_whole = dict[int, int](), dict(start), True
+        async with aclosing(self._every.read(_ranges(start, end))) as pieces:
             async for records in pieces:
-                for record in records:
-                    if doomed.matches(record):
-                        letters += record.offset >= marks.purged(owner_of(letter_of(record)), record.partition)
-                        ends[record.partition] = record.offset + 1
+                ends |= {record.partition: record.offset + 1 for record in records if doomed.matches(record)}
                 reached[records[0].partition] = records[-1].offset + 1
                 if asyncio.get_running_loop().time() >= late:
-                    return Found(letters, ends, reached)
-        return Found(letters, ends, None)
+                    is_whole = False
+                    break
+        letters = await self._count_letters(doomed, _ranges(start, end if is_whole else reached), marks)
+        return Found(letters, ends, None if is_whole else reached)
+
+    async def _count_letters(self, doomed: Doomed, ranges: Mapping[int, tuple[int, int]], marks: Marks) -> int:
+        letters = 0
+        async with aclosing(self._dead.read(ranges)) as pieces:
+            async for records in pieces:
+                for record in filter(doomed.matches, records):
+                    letters += record.offset >= marks.purged(owner_of(letter_of(record)), record.partition)
+        return letters
 
     async def _purge_partition(
         self, doomed: Doomed, partition: int, places: tuple[int, int], fenced: Fenced, progress: Progress
@@ -235,3 +247,7 @@ class Purger:
                 await admin.ask(lambda client: client.delete_records(before))
         finally:
             await admin.close()
+
+
+def _ranges(start: Offsets, end: Offsets) -> dict[int, tuple[int, int]]:
+    return {partition: (offset, end[partition]) for partition, offset in start.items()}

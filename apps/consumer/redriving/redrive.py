@@ -116,9 +116,8 @@ class Redriver:
         self._marks_topic = MarksTopic(options, cluster, marks_topic, dead.topic, reader)
         self._transactions = Transactions(cluster, self.letters, topic, dead.topic, marks_topic)
         self._fences = Fences(options, cluster, dead.topic, self._marks_topic, limits)
-        self.purger = Purger(
-            options, cluster, dead, group, self._fences, self._transactions, self._marks_topic, kept_s=kept_s
-        )
+        acting = self._fences, self._transactions, self._marks_topic
+        self.purger = Purger(options, cluster, dead, self._every, group, *acting, kept_s=kept_s)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:

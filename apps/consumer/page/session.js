@@ -7,9 +7,10 @@ import { byId, onSubmit, report, say } from "./dom.js";
 export const may = (role) => document.body.dataset.roles?.split(" ").includes(role);
 const producer = document.querySelector("meta[name=producer-url]").content;
 
-export const SESSION = { name: "session", pause: 10_000, read: () => get("session", { stream: "" }), show: showSession };
+export const SESSION = { name: "session", pause: 5_000, read: () => get("session", { stream: "" }), show: showSession };
 
 function showSession({ name, roles }) {
+  if ((document.body.dataset.session ??= `${name} ${roles}`) !== `${name} ${roles}`) location.reload(); // nothing stays that somebody else was shown
   document.body.dataset.roles = roles.join(" ");
   say(byId("who"), name === null ? "" : `${name}: ${roles.join(", ")}${roles.includes("read:sensitive") ? "" : " (sensitive fields are masked)"}`);
 }
@@ -19,8 +20,7 @@ async function atBoth(path, body) {
   await post(path, body, { stream: "" });
   if (producer !== "") await post(`${producer}/${path}`, body).catch(() => {});
   location.reload();
-  return "";
 }
 
-onSubmit(byId("sign-in"), ({ key }) => report(byId("sign-in-said"), "One moment …", () => atBoth("session/start", { key })));
+onSubmit(byId("sign-in"), ({ key }) => report(byId("sign-in-said"), "One moment …", () => atBoth("session/start", { key }).then(() => "")));
 byId("sign-out").addEventListener("click", () => atBoth("session/end"));

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
 from httpx import Response
+from litestar.connection import Request
 from litestar.routes import HTTPRoute
 from memory import Memory
 from pair import Pair, pair
@@ -25,7 +27,11 @@ pytestmark = pytest.mark.anyio
 SECRET = "Sesame"  # noqa: S105 - what no answer may show
 Secret = Annotated[str, Sensitive()]
 READ, SEE, ALL, OPERATE = "a-key-that-reads", "a-key-that-sees-all", "a-key-without-roles", "a-key-that-operates"
-KEYS = f"r:{READ} roles=read\ns:{SEE} roles=read,read:sensitive\na:{ALL}\no:{OPERATE} roles=operate\n"
+BLIND = "a-key-that-lacks-read"
+KEYS = (
+    f"r:{READ} roles=read\ns:{SEE} roles=read,read:sensitive\na:{ALL}\no:{OPERATE} roles=operate\n"
+    f"b:{BLIND} roles=operate,read:sensitive\n"
+)
 
 
 class Home(msgspec.Struct):
@@ -249,38 +255,63 @@ async def test_a_sensitive_key_cannot_be_guessed_by_a_search(path: str, tmp_path
         assert "403" in await tail_of(p, READ, 0, f"key={SECRET}")
 
 
-async def test_the_live_tail_goes_on_only_as_long_as_its_caller_may_see_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("begun_with", "now", "stream", "events"),
+    [
+        (SEE, SEE, "guests", 1),
+        (SEE, READ, "guests", 0),
+        (SEE, BLIND, "guests", 0),
+        (READ, READ, "guests", 1),
+        (READ, BLIND, "guests", 0),
+        (SEE, READ, "plain", 1),
+        (SEE, BLIND, "plain", 0),
+    ],
+)
+async def test_the_live_tail_goes_on_only_as_long_as_its_caller_may_see_it(  # noqa: PLR0913, PLR0917 - its parameters
+    begun_with: str, now: str, stream: str, events: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checked: list[Role] = []
+    original = Access.while_allowed
 
-    def note(_: Access, __: object, pieces: object, role: Role) -> object:
-        checked.append(role)
-        return pieces
+    def with_other_roles(access: Access, connection: Any, pieces: Any, role: Role) -> Any:  # noqa: ANN401 - as they come
+        headers = [(b"x-api-key", now.encode())]
+        scope: Any = {**connection.scope, "headers": headers, "state": {}}
+        return original(access, Request(scope), pieces, role, checked_every_s=-1)
 
-    monkeypatch.setattr(Access, "while_allowed", note)
+    monkeypatch.setattr(Access, "while_allowed", with_other_roles)
     async with hotel(tmp_path) as p:
-        await send(p, "happy")
-        await tail_of(p, READ, 1)
-        await tail_of(p, SEE, 1)
-        await tail_of(p, SEE, 0, "stream=plain&key=x")
-    assert checked == [Role.READ, Role.READ_SENSITIVE, Role.READ]
+        await send(p, "happy", stream=stream)
+        assert (await tail_of(p, begun_with, 1, f"stream={stream}")).count("\ndata: ") == events
 
 
 async def test_an_operator_cannot_guess_what_an_error_quotes(tmp_path: Path) -> None:
     async with full_hotel(tmp_path) as (p, _):
         counts = {}
-        for key, reason in [(OPERATE, SECRET), (ALL, SECRET), (OPERATE, "Reject:"), (ALL, "Reject:")]:
+        for key, reason in [(OPERATE, SECRET), (BLIND, SECRET), (ALL, SECRET), (OPERATE, "Reject:"), (ALL, "Reject:")]:
             address = f"/consumers/dead-letters/discard?dry_run=true&stream=guests&reason={reason}"
             answer = await p.consumer.post(address, json={"limit": 9}, headers=calling(key))
             counts[key, reason] = answer.json()["would_discard"]
-        assert list(counts.values()) == [0, 2, 1, 1]
-        for action in ("discard", "redrive", "purge"):
+        assert list(counts.values()) == [0, 0, 2, 1, 1]
+        for action, key in product(("discard", "redrive", "purge"), (OPERATE, BLIND)):
             address = f"/consumers/dead-letters/{action}?dry_run=true&stream=guests&key={SECRET}-sad"
-            refused = await p.consumer.post(address, json={"limit": 9}, headers=calling(OPERATE))
+            refused = await p.consumer.post(address, json={"limit": 9}, headers=calling(key))
             assert refused.json()["type"] == "/problems/missing-role"
         stopped = await p.consumer.post("/consumers/stop?stream=guests", headers=calling(OPERATE))
         assert SECRET not in stopped.text
+
+
+@pytest.mark.parametrize("key", [OPERATE, BLIND])
+async def test_who_may_not_read_finds_no_dead_letter_by_what_its_error_says(key: str, tmp_path: Path) -> None:
+    async with hotel(tmp_path, handler=Rejecting()) as p:
+        await send(p, SECRET, stream="plain")
+        await p.until(PLAIN, dead_lettered_count=1)
+        counts = {}
+        for action, by, reason in product(("discard", "redrive"), (key, ALL), (SECRET, "Reject:")):
+            address = f"/consumers/dead-letters/{action}?dry_run=true&stream=plain&reason={reason}"
+            answer = (await p.consumer.post(address, json={"limit": 9}, headers=calling(by))).json()
+            counts[action, by, reason] = answer[f"would_{action}"]
+        assert list(counts.values()) == [0, 1, 1, 1] * 2
+        status = (await p.consumer.post("/consumers/stop?stream=plain", headers=calling(key))).text
+        assert SECRET not in status
 
 
 async def test_a_stream_without_marks_is_shown_as_it_is(tmp_path: Path) -> None:

@@ -275,6 +275,7 @@ def test_a_session_changes_nothing_unless_the_browser_names_its_own_page(guarded
         {"Origin": "http://testserver.local:9"},
         {"Origin": "http://other.testserver.local", "Sec-Fetch-Site": "same-site"},
         {"Origin": "null"},
+        {"Origin": ""},
         {"Sec-Fetch-Site": "same-site"},
         {"Sec-Fetch-Site": "none"},
     ):

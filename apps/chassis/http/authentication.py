@@ -210,6 +210,6 @@ def _bearer_token(connection: Connection) -> str | None:
 
 def _require_own_page(connection: Connection) -> None:
     """Refuse a change by a session whose page a browser does not name; `OriginPolicy` has checked a given name."""
-    if "Origin" not in connection.headers and connection.headers.get("Sec-Fetch-Site") != "same-origin":
+    if not connection.headers.get("Origin") and connection.headers.get("Sec-Fetch-Site") != "same-origin":
         detail = "a call with a session needs the header Origin; callers other than browsers send their key instead"
         raise problem(FOREIGN_ORIGIN, detail)

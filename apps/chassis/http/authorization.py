@@ -86,11 +86,12 @@ class Access:
         return [] if self.keys.needed_to_read else [READ, READ_SENSITIVE]
 
     def may_read(self, connection: Connection, role: Role = READ) -> bool:
-        """Return whether the caller has a role for reading; a key that is not accepted counts as none."""
+        """Return whether the caller may read, and has a further role for it; a key not accepted counts as none."""
         try:
-            return role in self.roles_of(connection)[1]
+            roles = self.roles_of(connection)[1]
         except HTTPException:
-            return role in self.roles_without_key
+            roles = self.roles_without_key
+        return {READ, role} <= {*roles}
 
     async def while_allowed(
         self,
@@ -99,7 +100,7 @@ class Access:
         role: Role = READ,
         checked_every_s: float = CHECKED_EVERY_S,
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the pieces of a long answer until its caller no longer has the role.
+        """Yield the pieces of a long answer until its caller may no longer read, or lacks the role.
 
         An empty piece is not passed on: it is there for the check.
         """

@@ -16,7 +16,7 @@ class GuessLimit:
 
     One that has sent too many wrong keys may only use the keys that it has used before, until it has waited. So callers
     behind the same proxy as a guesser are still answered, and a right guess is not noticed.
-    Each of several `workers` takes its part of the guesses.
+    Each of several `workers` takes its part of the guesses, and remembers the keys that were used with it.
     """
 
     def __init__(self, burst: int = BURST, now: Callable[[], float] = time.monotonic, *, workers: int = 1) -> None:

@@ -15,6 +15,7 @@ from litestar.response import Response
 
 from apps.chassis.deadline import CALL_S, within
 from apps.chassis.http.admission import share_of
+from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problem_kinds import DONE_BEFORE, NOT_NOW, OUT_OF_REACH, UNREADABLE
 from apps.chassis.http.problems import RETRY_AFTER, answer_error, bad_body, bad_parameter, documented, problem
 from apps.chassis.http.query import ANY_NUMBER
@@ -121,16 +122,16 @@ async def letter_filter(  # noqa: PLR0913 - each is a query parameter
 ) -> Filter:
     """Return which dead letters a call means, for the list and the actions alike.
 
-    A caller that may not see the error of a letter finds none by it.
+    A caller that may not read, or not see the error of a letter, finds none by it.
     """
     named = request.query_params.get("stream")
     views = [await view_of(request, one) for name, one in served.items() if named in {None, name}]
     keys = [key_filter(view, key) for view in views]
-    is_masked = any(view.masking for view in views)
+    sees_errors = access_of(request).may_read(request) and not any(view.masking for view in views)
 
     def has_reason(record: Record) -> bool:
         letter = letter_of(record)
-        return (reason or "") in f"{letter.error_type or ''}: {'' if is_masked else letter.error or ''}"
+        return (reason or "") in f"{letter.error_type or ''}: {(letter.error or '') if sees_errors else ''}"
 
     times = read_time("from", since), read_time("to", until)
     return Filter(next(iter(keys), None), partition, *times, None if reason is None else has_reason)

@@ -28,10 +28,10 @@ from apps.chassis.http.problems import ANSWERED
 from apps.chassis.http.request_body import DECODED_BODY
 from apps.chassis.http.roles import OPERATE, ROLE
 from apps.chassis.kafka.clients import client_options, for_purpose
-from apps.chassis.kafka.cluster import Cluster, Unusable
+from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.kafka import Kafka
-from apps.chassis.kafka.topic_settings import Topic
+from apps.chassis.kafka.topic_settings import Topic, Unusable
 from apps.chassis.kafka.topic_writer import Content, TopicWriter
 from apps.chassis.observability.logs import key_name, one_line, request_id
 from apps.chassis.settings import Settings

@@ -11,7 +11,6 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
 from types import FrameType
@@ -30,6 +29,7 @@ from apps.chassis.internals.protections import protect
 from apps.chassis.liveness import LivenessServer
 from apps.chassis.loop_watch import LOOP_WATCH
 from apps.chassis.observability.logs import set_up_logging
+from apps.chassis.open_files import fewer_where_files_are_few, raise_limit
 from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
 from apps.chassis.settings import Settings, is_address
@@ -106,7 +106,7 @@ def serve(create_app: CreateApp, service: str, streams: Sequence[Stream[Any]] = 
     if liveness:
         LivenessServer(liveness, app.state[LOOP_WATCH]).start()
     _collect_garbage_less_often()
-    _raise_open_file_limit()
+    raise_limit()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _ignore)  # uvicorn raises the signal again after its shutdown
     Server(server_config(app, settings, tls), ending).run(sockets=[listening])
@@ -170,11 +170,11 @@ def check_anonymous(settings: Settings, address: str) -> None:
 
 def server_config(app: ASGIApp, settings: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """Return the uvicorn configuration of an application."""
-    limits = ConnectionLimits(max_without_request=settings.share_of(MAX_WITHOUT_REQUEST))
+    limits = ConnectionLimits(max_without_request=fewer_where_files_are_few(settings.share_of(MAX_WITHOUT_REQUEST)))
     return uvicorn.Config(
         app,
         ssl_context_factory=(lambda *_: tls) if tls else None,
-        http=LimitedProtocol if settings.producer_workers == 1 else partial(LimitedProtocol, limits=limits),  # type: ignore[arg-type]  # it is only called
+        http=LimitedProtocol if limits == ConnectionLimits() else partial(LimitedProtocol, limits=limits),  # type: ignore[arg-type]  # it is only called
         ws="none",  # an offered WebSocket is ignored, like any other upgrade
         log_config=None,
         access_log=False,
@@ -232,15 +232,6 @@ def _collect_garbage_less_often() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-def _raise_open_file_limit() -> None:
-    """Allow more connections than the usual 1,024: as many as the system permits."""
-    with suppress(ImportError, ValueError, OSError):  # Windows has no such limit
-        import resource  # noqa: PLC0415 - Windows has no such module
-
-        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 def _exit_now() -> None:

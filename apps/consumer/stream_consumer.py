@@ -22,8 +22,9 @@ from apps.chassis.kafka.open_transactions import OpenTransactions, in_words
 from apps.chassis.kafka.topics import dead_letter_topic, marks_topic, record_topic
 from apps.chassis.observability.metrics import of_kafka, of_stream
 from apps.chassis.observability.traces import Traces
+from apps.chassis.open_files import fewer_where_files_are_few
 from apps.chassis.settings import Settings
-from apps.consumer.browsing.live_tail import Tail
+from apps.consumer.browsing.live_tail import Tail, TailLimits
 from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.window import Window
 from apps.consumer.browsing.window_refill import Refill
@@ -104,7 +105,8 @@ class StreamConsumer:
         self.schedule = self._new_schedule()
 
     def _new_tail(self, view: View) -> Tail:
-        return Tail(self.log, self.partition_count, self._background, view, deletes=self.stream.deletes)
+        limits = TailLimits(callers=fewer_where_files_are_few(TailLimits().callers))
+        return Tail(self.log, self.partition_count, self._background, view, limits, deletes=self.stream.deletes)
 
     def _new_dead_letters(self, kafka: Kafka) -> DeadLetters:
         own, options = self.settings, for_purpose(self._options, "dead-letters")

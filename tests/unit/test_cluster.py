@@ -19,7 +19,7 @@ from apps.chassis.kafka.admin import Admin
 from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import ClientOptions, client_options
 from apps.chassis.kafka.cluster import Cluster
-from apps.chassis.kafka.topic_settings import Topic
+from apps.chassis.kafka.topic_settings import Difference, Topic, Unusable
 from apps.chassis.settings import Settings
 
 
@@ -146,6 +146,35 @@ async def test_settings_are_checked_while_the_topics_cannot_be_used_because_they
         await checked.wait()
     watching.cancel()
     assert await cluster.trouble() is None
+
+
+@pytest.mark.anyio
+async def test_a_configuration_that_may_no_longer_be_read_is_told_and_hides_no_difference_of_other_topics(
+    options: ClientOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    denied = {"events"}
+
+    class Denied(Cluster):
+        async def _differences(self, topic: Topic, _: AIOKafkaAdminClient) -> list[Difference]:
+            if topic.name in denied:
+                raise Unusable("no permission to read the configuration")
+            return (
+                []
+                if topic.name == "events"
+                else [Difference("cleanup.policy", "compact", "delete", "letters are lost")]
+            )
+
+    cluster = Denied(options, [Topic("events", 1, 1), Topic("events-dlt", 1, 1)])
+    cluster._admin = cast(Any, SimpleNamespace(ask=lambda ask: ask(None)))
+    with pytest.raises(Unusable):
+        await cluster.check_settings()
+    assert cluster.reports["events"] == ["no permission to read the configuration"]
+    assert cluster.reports["events-dlt"]
+    assert "no permission to read the configuration" in cluster.at_risk("events are consumed")
+    assert "no permission to read the configuration" in caplog.text
+    denied.clear()
+    await cluster.check_settings()
+    assert "no permission" not in cluster.at_risk("events are consumed")
 
 
 @pytest.mark.anyio

@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from apps.chassis.http.connection_limits import (
     MAX_PIPELINED,
     LimitedProtocol,
 )
+from apps.chassis.open_files import raise_limit
 from apps.chassis.service import server_config
 from apps.chassis.settings import Settings
 
@@ -54,6 +56,20 @@ async def test_idle_connections_live_longer_than_the_pools_of_proxies_keep_them(
     assert config.http is LimitedProtocol
     assert config.timeout_keep_alive > 60  # nginx and the load balancers of AWS keep them so long
     assert server_config(hello, Settings(keep_alive_s=620)).timeout_keep_alive == 620
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
+async def test_where_few_files_may_be_open_fewer_connections_wait_and_the_start_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import resource  # noqa: PLC0415 - Windows has no such module
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1_000))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    http: Any = server_config(hello, Settings()).http
+    assert http.keywords["limits"].max_without_request == 200
+    raise_limit()
+    assert "only 1000 files may be open" in caplog.text
 
 
 async def test_who_sends_a_byte_now_and_then_gains_no_time() -> None:

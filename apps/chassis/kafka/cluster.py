@@ -4,14 +4,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
@@ -28,7 +27,15 @@ from apps.chassis.kafka.admin import Admin
 from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.diagnosis import diagnosis
 from apps.chassis.kafka.topic_metadata import AskForTopics, id_in, may
-from apps.chassis.kafka.topic_settings import DEFAULT_MAX_MESSAGE_BYTES, Difference, Found, Topic, differences
+from apps.chassis.kafka.topic_settings import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    Difference,
+    Found,
+    Topic,
+    Unusable,
+    config_of,
+    differences,
+)
 from apps.chassis.observability.logs import one_line
 
 log = logging.getLogger(__name__)
@@ -47,17 +54,12 @@ FRESH_S = 1.0
 """Seconds for which the result of a check is reused."""
 LOOK_EVERY_S = 5.0
 """Seconds between two checks of the cluster in the background."""
-NO_LEADER = -1
-"""What Kafka says instead of the broker that leads a partition."""
+NO_LEADER = -1  # what Kafka says instead of the broker that leads a partition
 SETTINGS_EVERY_S = 20.0
 """Seconds between two checks of the topic settings, which an administrator may change at any time."""
 
 Committed = Callable[[], Awaitable[dict[int, int | None]]]
 """Return the committed offset of a group in each partition of a topic, None for a partition without one."""
-
-
-class Unusable(Exception):
-    """Kafka, or a topic, cannot be used now; the message says why, in one line."""
 
 
 class Cluster:
@@ -137,10 +139,17 @@ class Cluster:
         return "; ".join([well, *(risk for risks in self._risks.values() for risk in risks)])
 
     async def check_settings(self) -> None:
-        """Check the topics again. Raises `Unusable`, `KafkaError`, `OSError` or, after 2 s, `TimeoutError`."""
+        """Check the topics. Raises `KafkaError`, `OSError`, `TimeoutError` after 2 s, or `Unusable` at the end."""
+        unusable = None
         async with asyncio.timeout(ASK_TIMEOUT_S):
             for topic in self._topics.values():
-                self._report(topic, await self._admin.ask(partial(self._differences, topic)))
+                try:
+                    self._report(topic, await self._admin.ask(partial(self._differences, topic)))
+                except Unusable as error:
+                    unusable = unusable or error
+                    self._note(topic, [str(error)], [str(error)])
+        if unusable:
+            raise unusable
 
     async def topic_id(self, topic: str) -> UUID | None:
         """Return the id of a topic, None from a Kafka before 2.8. Raises the errors of `commits`."""
@@ -198,7 +207,9 @@ class Cluster:
                     await self.ensure_topics()
             elif time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:  # even in trouble: they may be its cause
                 settings_checked_at = time.monotonic()
-                with suppress(KafkaError, OSError, TimeoutError, Unusable):  # the next check reports what is wrong
+                with suppress(
+                    KafkaError, OSError, TimeoutError, Unusable
+                ):  # reported, or by the next check of `trouble`
                     await self.check_settings()
 
     @property
@@ -287,26 +298,26 @@ class Cluster:
     async def _differences(self, topic: Topic, admin: AIOKafkaAdminClient) -> list[Difference]:
         """Return the differences between a topic and its wanted settings; remember its configuration."""
         described = await _settled(admin, topic)
-        self.configs[topic.name] = configs = await _config_of(admin, topic.name)
+        self.configs[topic.name] = configs = await config_of(admin, topic.name)
         self.partitions[topic.name] = partitions = len(described["partitions"])
         found = Found(partitions, len(described["partitions"][0]["replicas"]), configs)
         return differences(topic, found, self.max_message_bytes(topic.source) if topic.source else 0)
 
     def _report(self, topic: Topic, found: Sequence[Difference]) -> None:
         """Remember the differences of a topic, and log them when they change."""
-        differing = [str(difference) for difference in found]
-        if differing != self.reports.get(topic.name, []):
+        self._note(topic, map(str, found), [f"topic {topic.name}: {one}" for one in found if one.lost])
+        self.deletions[topic.name] = [difference for difference in found if difference.deletes]
+
+    def _note(self, topic: Topic, found: Iterable[str], risks: list[str]) -> None:
+        if (differing := [*found]) != self.reports.get(topic.name, []):
             known = "; ".join(differing) or "none"
             log.warning("topic %s is used as it is; differences from the wanted settings: %s", topic.name, known)
-        self.reports[topic.name] = differing
-        self.deletions[topic.name] = [difference for difference in found if difference.deletes]
-        self._risks[topic.name] = [f"topic {topic.name}: {difference}" for difference in found if difference.lost]
+        self.reports[topic.name], self._risks[topic.name] = differing, risks
 
 
 async def _described(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> list[dict[str, Any]]:
     """Return a broker's description of topics, with the authorized `operations` on each."""
-    answer = await ask_any_broker(admin, AskForTopics(topics))
-    return list(answer.to_object()["topics"])
+    return list((await ask_any_broker(admin, AskForTopics(topics))).to_object()["topics"])
 
 
 async def _create(admin: AIOKafkaAdminClient, topic: Topic) -> None:
@@ -337,13 +348,3 @@ async def _settled(admin: AIOKafkaAdminClient, topic: Topic) -> dict[str, Any]:
         if time.monotonic() > deadline:
             raise Unusable(f"topic {topic.name}: {for_code(described['error_code']).__name__}")
         await asyncio.sleep(0.1)
-
-
-async def _config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
-    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-    ((code, _, _, _, entries),) = [resource for answer in answers for resource in answer.resources]
-    if code == TopicAuthorizationFailedError.errno:
-        raise Unusable(f"no permission to read the configuration of topic {topic} (DescribeConfigs)")
-    if code:
-        raise Unusable(f"topic {topic}: its configuration cannot be read: {for_code(code).__name__}")
-    return {name: value for name, value, *_ in entries}

@@ -14,7 +14,7 @@ from faststream.kafka import KafkaBroker
 
 from apps.chassis.internals.client_parts import fail_unwritten, producer_of
 from apps.chassis.kafka.client_journal import ClientJournal
-from apps.chassis.kafka.cluster import Unusable
+from apps.chassis.kafka.topic_settings import Unusable
 from apps.chassis.observability.logs import one_line
 
 log = logging.getLogger(__name__)

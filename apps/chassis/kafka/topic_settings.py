@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import TopicAuthorizationFailedError, for_code
 
 from apps.chassis.kafka.topic_metadata import Permission
 
@@ -19,6 +22,10 @@ DEAD_LETTER_HEADERS_BYTES = 16 * 1024
 
 Settings = Mapping[str, str]
 """The configuration of a topic, as Kafka describes it."""
+
+
+class Unusable(Exception):
+    """Kafka, or a topic, cannot be used now; the message says why, in one line."""
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -168,3 +175,14 @@ def _of_retention(topic: Topic, settings: Settings) -> Iterator[Difference]:
     if size != UNLIMITED:
         lost = f"beyond that many bytes per partition {topic.loss}"
         yield Difference("retention.bytes", size, UNLIMITED, lost, deletes=True)
+
+
+async def config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
+    """Return the configuration of a topic. Raises `Unusable` without the permission, or when it cannot be read."""
+    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    ((code, _, _, _, entries),) = [resource for answer in answers for resource in answer.resources]
+    if code == TopicAuthorizationFailedError.errno:
+        raise Unusable(f"no permission to read the configuration of topic {topic} (DescribeConfigs)")
+    if code:
+        raise Unusable(f"topic {topic}: its configuration cannot be read: {for_code(code).__name__}")
+    return {name: value for name, value, *_ in entries}

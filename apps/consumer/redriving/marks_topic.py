@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from apps.chassis.kafka.clients import ClientOptions
-from apps.chassis.kafka.cluster import Cluster, Unusable
+from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.open_transactions import OpenTransactions
+from apps.chassis.kafka.topic_settings import Unusable
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.refusals import RedriveNotNow
 

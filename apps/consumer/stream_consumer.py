@@ -24,6 +24,7 @@ from apps.chassis.observability.metrics import of_kafka, of_stream
 from apps.chassis.observability.traces import Traces
 from apps.chassis.open_files import fewer_where_files_are_few
 from apps.chassis.settings import Settings
+from apps.chassis.shared_reads import SharedReads
 from apps.consumer.browsing.live_tail import Tail, TailLimits
 from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.window import Window
@@ -60,7 +61,8 @@ class StreamConsumer:
     """Consumes one stream, independently of the others.
 
     `log` reads the topic as consumers see it; `uncommitted` also reads what transactions did not commit. `view` shows
-    records as they are, `masked_view` to callers that may not see what is sensitive; each has a live tail.
+    records as they are, `masked_view` to callers that may not see what is sensitive; each has a live tail. Calls read
+    through `shared_reads`.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
@@ -101,6 +103,7 @@ class StreamConsumer:
         self._members = partial(cluster.members, own.group_id, own.topic)
         self._missing, self._rebalances = MissingPartitions(self._members), Rebalances()
         self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
+        self.shared_reads = SharedReads()
         self.control = self._new_control(background, settings.slow_batch_seconds)
         self.schedule = self._new_schedule()
 

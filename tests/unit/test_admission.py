@@ -13,9 +13,11 @@ from apps.chassis.http.admission import FREE_BYTES, Limit, Share, share_of
 from apps.chassis.http.problems import answer_error
 from apps.chassis.http.request_middleware import admit
 from apps.chassis.http.served_streams import stream_dependencies
+from apps.chassis.shared_reads import SharedReads
 from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.routes import COPIES_IN_MEMORY, SEARCH_MEMORY_BYTES, MessageController
 from apps.consumer.browsing.window import Window
+from apps.consumer.page.routes import page_routes
 from apps.consumer.redriving.routes import DeadLetterController
 from apps.producer.publishing.lines import split_lines
 from apps.producer.publishing.publisher import Busy
@@ -28,6 +30,7 @@ class Part:
 
     def __init__(self) -> None:
         self.window = Window(100)
+        self.shared_reads = SharedReads()
         self.view = self.masked_view = View(EVENTS.decode)
         content = b"a" * (1_000 - RECORD_OVERHEAD_BYTES)
         self.window.extend([Stored(offset=offset, key=None, value=content) for offset in range(100)])
@@ -61,13 +64,20 @@ def test_the_newest_of_the_window_count_for_the_records_that_are_asked_for(query
 
 @pytest.mark.parametrize("query", ["scope=topic", "q=x&scope=%74opic"])
 def test_a_search_counts_for_what_it_holds(query: str) -> None:
-    full = 100_000_000 - SEARCH_MEMORY_BYTES + 1
-    for controller, path, wanted in (
-        (MessageController, "/consumers/messages", query),
-        (DeadLetterController, "/consumers/dead-letters", ""),
+    for controller, path, wanted, needed in (
+        (MessageController, "/consumers/messages", query, SEARCH_MEMORY_BYTES),
+        (DeadLetterController, "/consumers/dead-letters", "", SEARCH_MEMORY_BYTES),
+        (DeadLetterController, "/consumers/dead-letters/reasons", "", 8 * 1024**2),
     ):
+        full = 100_000_000 - needed + 1
         assert status_beside(full, wanted, controller, path) == HTTPStatus.SERVICE_UNAVAILABLE
         assert status_beside(0, wanted, controller, path) == HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def test_the_page_and_its_files_are_served_while_there_is_room_for_no_call() -> None:
+    with TestClient(Litestar(page_routes(None, ["events"]), before_request=admit(Limit(1, max_calls=0)))) as client:
+        assert client.get("/").status_code == HTTPStatus.OK
+        assert client.get("/page/page.css").status_code == HTTPStatus.OK
 
 
 def shares(number: int, max_bytes: int) -> tuple[Limit, list[Share]]:

@@ -75,7 +75,7 @@ async def test_calls_whose_bodies_have_stalled_give_way_to_others_the_longest_fi
         stalled[2].writer.write(b"        ]")  # type: ignore[attr-defined]
         assert await status_of(stalled[2]) == 201
         assert not served.limit.dismiss_stalled()  # nobody waits any longer
-    assert served.limit.described(UnsentAnswers()).startswith("0 calls are under way, which take 0 bytes")
+    assert served.limit.described(UnsentAnswers()).endswith("busy with 0 calls, which take 0 MiB of memory")
 
 
 async def test_calls_that_hang_leave_room_for_those_of_other_routes() -> None:

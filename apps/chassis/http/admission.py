@@ -1,5 +1,6 @@
 """Admission control: limit how much a service does at a time, so that accepted calls can finish."""
 
+import math
 import sys
 import time
 from collections import Counter
@@ -118,8 +119,8 @@ class Limit:
 
     def described(self, unsent: UnsentAnswers) -> str:
         """Return a summary of the calls under way and of the server's unread answers."""
-        under_way = f"{self._calls.total()} calls are under way, which take {self.taken_bytes} bytes"
-        return f"{under_way}; {unsent.bytes} bytes of answers are unread"
+        busy = f"the service is busy with {self._calls.total()} calls, which take {_mib(self.taken_bytes)} of memory"
+        return busy + (f"; callers have not read {_mib(unsent.bytes)} of answers" if unsent.bytes else "")
 
 
 class Share:
@@ -227,6 +228,10 @@ def share_of(scope: Scope) -> Share:
 def unbounded() -> Share:
     """Return a share that is never refused."""
     return Share(Limit(sys.maxsize), UnsentAnswers())
+
+
+def _mib(size: int) -> str:
+    return f"{math.ceil(size / 1024**2)} MiB"
 
 
 def _unsent_answers(scope: Scope) -> UnsentAnswers:

@@ -49,6 +49,7 @@ def page_file(path: str, name: str, content: bytes, *, connects_to: Sequence[str
         role=ANYONE,  # it holds no record, and asks for a key itself
         opt={ANY_QUERY: True},  # its script reads it
         sync_to_thread=False,
+        unlimited=True,  # it is needed most while all other calls hang
     )
     def show() -> bytes:
         return content

@@ -13,7 +13,7 @@ from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaE
 from apps.chassis.internals.fetched_batches import Unreadable
 from apps.chassis.internals.record_fetching import passed_over
 from apps.chassis.kafka.clients import ClientOptions
-from apps.chassis.kafka.search import Newest, Search, Skip, skip_nothing
+from apps.chassis.kafka.search import DEFAULT_LIMITS, Newest, Search, SearchLimits, Skip, skip_nothing
 from contracts.record import Record, size_of
 
 MAX_CONNECTIONS = 4
@@ -120,13 +120,14 @@ class LogReader:
             while records := await self._next(fetched):
                 yield records
 
-    async def newest(
+    async def newest(  # noqa: PLR0913, PLR0917 - what bounds a search
         self,
         before: Mapping[int, int],
         wanted: Callable[[Record], bool],
         limit: int,
         since: Mapping[int, int] | None = None,
         skip: Skip = skip_nothing,
+        limits: SearchLimits = DEFAULT_LIMITS,
     ) -> Newest:
         """Return the newest `limit` wanted records before an offset in each partition.
 
@@ -138,7 +139,7 @@ class LogReader:
         async with self._connected(self._timeouts.search_s) as consumer:
             first = _by_number(await consumer.beginning_offsets(self._partitions(before)))
             bottom = {partition: max(first[partition], (since or first).get(partition, 0)) for partition in before}
-            search = Search(bottom, before, wanted, limit, skip=skip)
+            search = Search(bottom, before, wanted, limit, limits, skip)
             while (pieces := search.pieces()) and asyncio.get_running_loop().time() < deadline:
                 async for records in self._fetch(consumer, pieces):
                     search.take(records)

@@ -1,7 +1,7 @@
 """Records over HTTP: the newest consumed, any record of the topic, and the live tail."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -149,6 +149,23 @@ async def view_of(request: Request[Any, Any, Any], served_stream: SkipValidation
     return served_stream.view if may_see else served_stream.masked_view
 
 
+async def read_shared(
+    request: Request[Any, Any, Any],
+    one: StreamConsumer,
+    view: View | None,
+    memory_bytes: int,
+    read: Callable[[], Awaitable[T]],
+) -> T:
+    """Return what a call reads, in one read for all callers that make the same call and see the same."""
+
+    def begin() -> Awaitable[T]:
+        share_of(request.scope).require(memory_bytes)
+        return read()
+
+    call = request.scope["path"], request.scope["query_string"], view
+    return await within(CALL_S, one.shared_reads.read(call, begin))
+
+
 class MessageController(Controller):
     """Shows records."""
 
@@ -182,19 +199,18 @@ class MessageController(Controller):
         where: Where = "window",
     ) -> Messages | StoredMessages:
         """Show the newest records of the window, or of the topic."""
-        share = share_of(request.scope)
         if where == "topic":
             times = read_time("from", since), read_time("to", until)
             wanted = Filter(key_filter(view, key), partition, *times, _has_text(view, q))
             cursor = _read("before", before, read_offsets)
-            share.require(SEARCH_MEMORY_BYTES)
-            return await within(CALL_S, _newest_of_topic(served_stream, view, wanted, limit, cursor))
+            read = partial(_newest_of_topic, served_stream, view, wanted, limit, cursor)
+            return await read_shared(request, served_stream, view, SEARCH_MEMORY_BYTES, read)
         if where != "window":
             raise bad_parameter("scope", f"expected window or topic, got {where[:40]!r}")
         for name, value in {"q": q, "from": since, "to": until}.items():
             if value is not None:
                 raise bad_parameter(name, "only together with scope=topic")
-        share.require(bytes_of(served_stream.window, limit))
+        share_of(request.scope).require(bytes_of(served_stream.window, limit))
         cursor_of_window = _read("before", before, Cursor.parse)
         return _newest_of_window(served_stream, view, limit, key_filter(view, key), partition, cursor_of_window)
 

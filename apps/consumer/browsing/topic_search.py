@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from apps.chassis.kafka.log_reader import LogReader
-from apps.chassis.kafka.search import Newest, Skip, skip_nothing
+from apps.chassis.kafka.search import DEFAULT_LIMITS, Newest, SearchLimits, Skip, skip_nothing
 from contracts.record import Record, latest_date
 
 OUT_OF_ORDER_MS = 60 * 60 * 1_000
@@ -49,6 +49,7 @@ async def newest(  # noqa: PLR0913, PLR0917 - what bounds a search
     limit: int,
     cursor: Mapping[int, int] | None,
     skip: Skip = skip_nothing,
+    limits: SearchLimits = DEFAULT_LIMITS,
 ) -> Newest:
     """Return the newest records that are wanted, going back from a cursor; raises the errors of `LogReader`."""
     first, end = await log.offsets(partitions)
@@ -60,7 +61,7 @@ async def newest(  # noqa: PLR0913, PLR0917 - what bounds a search
     since = first if wanted.since is None else await log.at_time(wanted.since, end)
     if wanted.partition is not None:
         before = {number: offset for number, offset in before.items() if number == wanted.partition}
-    return await log.newest(before, wanted.matches, limit, since, skip)
+    return await log.newest(before, wanted.matches, limit, since, skip, limits)
 
 
 async def record_at(log: LogReader, uncommitted: LogReader, partitions: int, partition: int, offset: int) -> Record:

@@ -33,7 +33,7 @@ from apps.consumer.operating.control import Control, NotNow
 from apps.consumer.operating.group import Group
 from apps.consumer.operating.history import History
 from apps.consumer.operating.places import Place, Spot
-from apps.consumer.operating.status import Status, status_of
+from apps.consumer.operating.status import Status, StreamStatus, status_of
 from apps.consumer.stream_consumer import StreamConsumer
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class OperatingController(Controller):
     @get("/group", summary="The whole group, from any instance", responses=documented(OUT_OF_REACH))
     async def group(self, served_stream: SkipValidation[StreamConsumer]) -> Group:
         """Show the whole group."""
-        return await within(CALL_S, served_stream.group())
+        return await within(CALL_S, served_stream.shared_reads.read("group", served_stream.group))
 
     @get(
         "/actions",
@@ -191,11 +191,17 @@ async def _status(request: Request[Any, Any, Any], wanted: Mapping[str, StreamCo
     """Return the status of some streams, with errors as far as the caller may see them: they may quote a record."""
     may_read = access_of(request).may_read
     may_see = may_read(request, READ_SENSITIVE)
-    found = await asyncio.gather(*(one.status(quotes=may_see or not one.stream.masking) for one in wanted.values()))
+    found = await asyncio.gather(
+        *(_status_of_one(one, quotes=may_see or not one.stream.masking) for one in wanted.values())
+    )
     if not may_read(request):
         hidden = {"last_error": None, "last_error_at": None, "failing_record": None}
         found = [msgspec.structs.replace(one, **hidden) for one in found]
     return status_of(dict(zip(wanted, found, strict=True)))
+
+
+async def _status_of_one(one: StreamConsumer, *, quotes: bool) -> StreamStatus:
+    return await one.shared_reads.read(("status", quotes), partial(one.status, quotes=quotes))
 
 
 async def at_once(wanted: Mapping[str, StreamConsumer], act: Callable[[str, Control], Awaitable[T]]) -> dict[str, T]:

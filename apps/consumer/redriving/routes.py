@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
 
@@ -13,8 +14,6 @@ from litestar.di import Provide
 from litestar.params import Parameter, QueryParameter, SkipValidation
 from litestar.response import Response
 
-from apps.chassis.deadline import CALL_S, within
-from apps.chassis.http.admission import share_of
 from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problem_kinds import DONE_BEFORE, NOT_NOW, OUT_OF_REACH, UNREADABLE
 from apps.chassis.http.problems import RETRY_AFTER, answer_error, bad_body, bad_parameter, documented, problem
@@ -23,15 +22,21 @@ from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, ei
 from apps.chassis.http.roles import OPERATE, READ, ROLE
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.observability.logs import one_line
-from apps.consumer.browsing.cursors import read_offsets, write_offsets
+from apps.consumer.browsing.cursors import read_offsets
 from apps.consumer.browsing.record_view import View
-from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, key_filter, read_time, view_of
-from apps.consumer.browsing.topic_search import Filter, newest
+from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, key_filter, read_shared, read_time, view_of
+from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.answers import Answer, Discards, Redrives, Restores
-from apps.consumer.redriving.letter_view import DeadLetter, show_letter
-from apps.consumer.redriving.letters import letter_of, owner_of
-from apps.consumer.redriving.marks import contains, last_outside, outside
+from apps.consumer.redriving.letter_lists import (
+    COUNT_LIMITS,
+    MAX_LETTERS,
+    DeadLetters,
+    Reasons,
+    count_by_reason,
+    newest_letters,
+)
+from apps.consumer.redriving.letters import letter_of
 from apps.consumer.redriving.redrive import WHY_DELETED, Done
 from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
 from apps.consumer.stream_consumer import StreamConsumer
@@ -39,47 +44,8 @@ from contracts.record import Record
 
 log = logging.getLogger(__name__)
 
-MAX_LETTERS = 1_000
-"""Dead letters of one answer, and of one redrive."""
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_LETTERS)]
 Number = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class DeadLetters(msgspec.Struct):
-    """Dead letters, the newest first; `next` given as `before` leads to those before them, null when there are none.
-
-    `waiting_for_transaction` more stand behind another client's open transaction, and are listed when that has ended.
-    `notes` says so, and what else an open transaction hides.
-    """
-
-    dead_letters: list[DeadLetter]
-    next: str | None
-    waiting_for_transaction: int
-    notes: list[str]
-
-
-class Reason(msgspec.Struct):
-    """Dead letters with one type of error: how many, how many can be sent back, the times of the ends (ms)."""
-
-    error_type: str | None
-    letters: int
-    redrivable: int
-    newest: int
-    oldest: int
-
-
-class Reasons(msgspec.Struct):
-    """The newest 1,000 dead letters that match, by the type of their error, the most frequent first.
-
-    `redrivable` counts those that can be sent back and were not; `more` is whether there are older ones.
-    `waiting_for_transaction` newer ones stand behind another client's open transaction, and are not counted.
-    """
-
-    letters: int
-    redrivable: int
-    reasons: list[Reason]
-    more: bool
-    waiting_for_transaction: int
 
 
 class Choice(msgspec.Struct, forbid_unknown_fields=True):
@@ -207,8 +173,8 @@ class DeadLetterController(Controller):
             cursor = None if before is None else read_offsets(before)
         except ValueError as error:
             raise bad_parameter("before", str(error)) from None
-        share_of(request.scope).require(SEARCH_MEMORY_BYTES)
-        return await within(CALL_S, _newest(served_stream, view, limit, only, cursor, discarded=discarded))
+        read = partial(newest_letters, served_stream, view, limit, only, cursor, discarded=discarded)
+        return await read_shared(request, served_stream, view, SEARCH_MEMORY_BYTES, read)
 
     @get("/reasons", summary="The newest 1,000 dead letters, by reason", responses=documented(OUT_OF_REACH, UNREADABLE))
     async def by_reason(
@@ -220,9 +186,8 @@ class DeadLetterController(Controller):
         discarded: Discarded = False,  # noqa: FBT002 - a query parameter
     ) -> Reasons:
         """Count dead letters by reason."""
-        share_of(request.scope).require(SEARCH_MEMORY_BYTES)
-        found = await within(CALL_S, _newest(served_stream, view, MAX_LETTERS, only, None, discarded=discarded))
-        return _reasons_of(found)
+        read = partial(count_by_reason, served_stream, view, only, discarded=discarded)
+        return await read_shared(request, served_stream, view, 2 * COUNT_LIMITS.bytes, read)
 
     @post("/redrive", summary="Send dead letters back to their topic, each once", **ACTION)
     async def redrive(self, selection: SkipValidation[Selection]) -> Redrives:
@@ -279,42 +244,6 @@ def of_one_stream(action: Action, name: str, error: BaseException, changed: int)
     if changed and isinstance(error, KAFKA_ERRORS):
         return RedriveNotNow(f"{name}: {one_line(error)}{elsewhere}")
     return error
-
-
-async def _newest(  # noqa: PLR0913 - the parameters of a call
-    one: StreamConsumer, view: View, limit: int, only: Filter, cursor: Mapping[int, int] | None, *, discarded: bool
-) -> DeadLetters:
-    """Return the newest letters that match: either those that were discarded, or the others."""
-    marks, partitions = await one.redriver.marks(), one.cluster.partitions.get(one.dead_reader.topic, 0)
-    gone = {partition: marks.all_discarded(partition) for partition in range(partitions)}
-    unlisted = {partition: outside(offsets) if discarded else offsets for partition, offsets in gone.items()}
-
-    def is_listed(record: Record) -> bool:
-        purged = marks.purged(owner_of(letter_of(record)), record.partition)
-        is_hidden = record.offset < purged or contains(unlisted[record.partition], record.offset)
-        return not is_hidden and (only.also is None or only.also(record))
-
-    def skip(partition: int, offset: int) -> int:
-        return last_outside(unlisted[partition], offset)
-
-    found = await newest(one.dead_reader, partitions, only._replace(also=is_listed), limit, cursor, skip)
-    letters = [show_letter(view, record, marks, one.redriver) for record in found.records]
-    waiting = await one.redriver.letters.waiting(only.partition)
-    following = write_offsets(found.before) if found.before else None
-    return DeadLetters(letters, following, waiting, await one.redriver.notes(waiting))
-
-
-def _reasons_of(found: DeadLetters) -> Reasons:
-    letters: dict[str | None, Reason] = {}
-    for one in found.dead_letters:  # the newest first
-        reason = letters.setdefault(one.error_type, Reason(one.error_type, 0, 0, one.timestamp, one.timestamp))
-        reason.letters += 1
-        reason.oldest = one.timestamp
-        reason.redrivable += one.redrivable
-    reasons = sorted(letters.values(), key=lambda reason: -reason.letters)
-    redrivable = sum(reason.redrivable for reason in reasons)
-    more, waiting = found.next is not None, found.waiting_for_transaction
-    return Reasons(len(found.dead_letters), redrivable, reasons, more, waiting)
 
 
 async def _count(action: Action, _: str, one: StreamConsumer, selection: Selection) -> Done:

@@ -1,0 +1,113 @@
+"""List the newest dead letters, and count them by reason."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from apps.chassis.kafka.search import DEFAULT_LIMITS, SearchLimits
+from apps.consumer.browsing.cursors import read_offsets, write_offsets
+from apps.consumer.browsing.record_view import View
+from apps.consumer.browsing.topic_search import Filter, newest
+from apps.consumer.redriving.letter_view import DeadLetter, show_letter
+from apps.consumer.redriving.letters import letter_of, owner_of
+from apps.consumer.redriving.marks import contains, last_outside, outside
+from apps.consumer.stream_consumer import StreamConsumer
+from contracts.record import Record
+
+MAX_LETTERS = 1_000
+"""Dead letters of one answer, and of one redrive."""
+COUNT_LIMITS = SearchLimits(bytes=4 * 1024 * 1024)
+COUNT_S = 3.0
+"""Seconds after which a count returns what it has, like a search."""
+
+
+class DeadLetters(msgspec.Struct):
+    """Dead letters, the newest first; `next` given as `before` leads to those before them, null when there are none.
+
+    `waiting_for_transaction` more stand behind another client's open transaction, and are listed when that has ended.
+    `notes` says so, and what else an open transaction hides.
+    """
+
+    dead_letters: list[DeadLetter]
+    next: str | None
+    waiting_for_transaction: int
+    notes: list[str]
+
+
+class Reason(msgspec.Struct):
+    """Dead letters with one type of error: how many, how many can be sent back, the times of the ends (ms)."""
+
+    error_type: str | None
+    letters: int
+    redrivable: int
+    newest: int
+    oldest: int
+
+
+class Reasons(msgspec.Struct):
+    """The newest 1,000 dead letters that match, by the type of their error, the most frequent first.
+
+    `redrivable` counts those that can be sent back and were not; `more` is whether there are older ones.
+    `waiting_for_transaction` newer ones stand behind another client's open transaction, and are not counted.
+    """
+
+    letters: int
+    redrivable: int
+    reasons: list[Reason]
+    more: bool
+    waiting_for_transaction: int
+
+
+async def newest_letters(  # noqa: PLR0913, PLR0917 - the parameters of a call
+    one: StreamConsumer,
+    view: View,
+    limit: int,
+    only: Filter,
+    cursor: Mapping[int, int] | None,
+    limits: SearchLimits = DEFAULT_LIMITS,
+    *,
+    discarded: bool,
+) -> DeadLetters:
+    """Return the newest letters that match: either those that were discarded, or the others."""
+    marks, partitions = await one.redriver.marks(), one.cluster.partitions.get(one.dead_reader.topic, 0)
+    gone = {partition: marks.all_discarded(partition) for partition in range(partitions)}
+    unlisted = {partition: outside(offsets) if discarded else offsets for partition, offsets in gone.items()}
+
+    def is_listed(record: Record) -> bool:
+        purged = marks.purged(owner_of(letter_of(record)), record.partition)
+        is_hidden = record.offset < purged or contains(unlisted[record.partition], record.offset)
+        return not is_hidden and (only.also is None or only.also(record))
+
+    def skip(partition: int, offset: int) -> int:
+        return last_outside(unlisted[partition], offset)
+
+    found = await newest(one.dead_reader, partitions, only._replace(also=is_listed), limit, cursor, skip, limits)
+    letters = [show_letter(view, record, marks, one.redriver) for record in found.records]
+    waiting = await one.redriver.letters.waiting(only.partition)
+    following = write_offsets(found.before) if found.before else None
+    return DeadLetters(letters, following, waiting, await one.redriver.notes(waiting))
+
+
+async def count_by_reason(one: StreamConsumer, view: View, only: Filter, *, discarded: bool) -> Reasons:
+    """Count the newest letters that match, some at a time: a count needs the memory of few letters."""
+    late = asyncio.get_running_loop().time() + COUNT_S
+    reasons, left, cursor = dict[str | None, Reason](), MAX_LETTERS, None
+    while True:
+        found = await newest_letters(one, view, left, only, cursor, COUNT_LIMITS, discarded=discarded)
+        _count_letters(found.dead_letters, reasons)
+        left -= len(found.dead_letters)
+        if found.next is None or not left or asyncio.get_running_loop().time() > late:
+            break
+        cursor = read_offsets(found.next)
+    counted = sorted(reasons.values(), key=lambda reason: -reason.letters)
+    redrivable = sum(reason.redrivable for reason in counted)
+    return Reasons(MAX_LETTERS - left, redrivable, counted, found.next is not None, found.waiting_for_transaction)
+
+
+def _count_letters(newest_first: Sequence[DeadLetter], reasons: dict[str | None, Reason]) -> None:
+    for one in newest_first:
+        reason = reasons.setdefault(one.error_type, Reason(one.error_type, 0, 0, one.timestamp, one.timestamp))
+        reason.letters += 1
+        reason.oldest = one.timestamp
+        reason.redrivable += one.redrivable

@@ -293,7 +293,8 @@ async def test_an_operator_cannot_guess_what_an_error_quotes(tmp_path: Path) -> 
         assert list(counts.values()) == [0, 0, 2, 1, 1]
         for action, key in product(("discard", "redrive", "purge"), (OPERATE, BLIND)):
             address = f"/consumers/dead-letters/{action}?dry_run=true&stream=guests&key={SECRET}-sad"
-            refused = await p.consumer.post(address, json={"limit": 9}, headers=calling(key))
+            body = None if action == "purge" else {"limit": 9}
+            refused = await p.consumer.post(address, json=body, headers=calling(key))
             assert refused.json()["type"] == "/problems/missing-role"
         stopped = await p.consumer.post("/consumers/stop?stream=guests", headers=calling(OPERATE))
         assert SECRET not in stopped.text

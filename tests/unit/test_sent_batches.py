@@ -2,10 +2,15 @@
 
 import asyncio
 import gc
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
-from aiokafka.errors import NotLeaderForPartitionError
+from aiokafka.errors import NotLeaderForPartitionError, TopicAuthorizationFailedError
+from aiokafka.producer.transaction_manager import TransactionManager
 
+from apps.chassis.internals.transactions import transaction
 from apps.chassis.kafka.sent_batches import SentBatches
 
 pytestmark = pytest.mark.anyio
@@ -24,6 +29,27 @@ async def test_of_a_batch_that_fails_when_nobody_waits_for_it_any_more_no_error_
     for _ in range(3):  # until the loop holds none of its callbacks
         await asyncio.sleep(0)
     del batch, sent
+    gc.collect()
+    assert logged == []
+
+
+async def refused_transaction() -> None:
+    """Raise what Kafka says to a transaction."""
+    manager = TransactionManager("redrive", 1_000)
+    manager.set_pid_and_epoch(1, 0)
+    begin, abort = AsyncMock(side_effect=manager.begin_transaction), AsyncMock(side_effect=manager.aborting_transaction)
+    producer: Any = SimpleNamespace(_txn_manager=manager, begin_transaction=begin, abort_transaction=abort)
+    async with transaction(producer):
+        refused = TopicAuthorizationFailedError("events")
+        manager.error_transaction(refused)
+        raise refused
+
+
+async def test_of_a_transaction_that_kafka_refuses_no_error_is_logged_besides_the_one_that_is_raised() -> None:
+    logged: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+    with pytest.raises(TopicAuthorizationFailedError):
+        await refused_transaction()
     gc.collect()
     assert logged == []
 

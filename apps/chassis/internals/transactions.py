@@ -20,6 +20,7 @@ from apps.chassis.internals.client_parts import fail_unwritten
 REACHES = (
     "aiokafka.producer.producer:AIOKafkaProducer.__init__ uses _txn_manager",
     "aiokafka.producer.transaction_manager:TransactionManager.is_fatal_error(self)",
+    "aiokafka.producer.transaction_manager:TransactionManager.wait_for_transaction_end(self)",
 )
 
 
@@ -36,6 +37,9 @@ async def transaction(producer: AIOKafkaProducer) -> AsyncIterator[None]:
     try:
         yield
     except BaseException:
+        ended = producer._txn_manager.wait_for_transaction_end()
+        if ended.done() and not ended.cancelled():
+            ended.exception()  # the block has raised it: asyncio would log it once more
         if not producer._txn_manager.is_fatal_error():
             with suppress(KafkaError, OSError, TimeoutError):
                 async with asyncio.timeout(ABORT_S):

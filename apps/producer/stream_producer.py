@@ -64,6 +64,7 @@ class StreamProducer:
             broker.publisher(topic, batch=True, title=stream.name)
             return broker
 
+        options["client_id"].journal.epochs.topic = topic
         self._connection = kafka.connection(make_broker, self._cluster.ensure_topics, options["client_id"].journal)
         retry_backoff_s = options["retry_backoff_ms"] / 1_000
         route = new_route(topic, self._connection, self._cluster, retry_backoff_s, seconds.observe)

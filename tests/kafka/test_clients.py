@@ -165,7 +165,9 @@ def test_what_the_network_held_back_of_one_producer_is_not_written_behind_record
     slow = Link("127.0.0.2", port, advertised_by([port]), lambda: "127.0.0.2")
 
     async def write(network: Relays) -> None:
-        options = {"client_id": ClientId("producer"), "acks": "all", "enable_idempotence": True}
+        client_id = ClientId("producer")
+        client_id.journal.epochs.topic = pipeline.topic
+        options = {"client_id": client_id, "acks": "all", "enable_idempotence": True}
         first = AIOKafkaProducer(bootstrap_servers=f"127.0.0.2:{port}", **options)
         await first.start()
         try:

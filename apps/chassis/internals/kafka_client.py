@@ -44,6 +44,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
 from apps.chassis.internals.member_commits import refuse_commit_of_another_member
+from apps.chassis.internals.producer_epochs import ProducerOfClient
 from apps.chassis.kafka.client_journal import ClientId, ClientJournal, why_unreachable
 from apps.chassis.kafka.newer_errors import NEWER_ERRORS
 from apps.chassis.observability.logs import one_line
@@ -103,6 +104,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         self._unanswered: set[tuple[str, int]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._rebalance_s = 0.0
+        self._producer = ProducerOfClient(self.journal.epochs)
 
     async def bootstrap(self) -> None:
         """Ask the bootstrap servers for the brokers. Raises `KafkaConnectionError` when none answers."""
@@ -142,8 +144,10 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         try:
             async with self._patience_for(kind, node_id, group):
                 send = partial(super().send, node_id, group=group)
-                begin = self.journal.epochs.begin if kind == "InitProducerId" else None
-                answer = await (begin(request, send) if begin else send(request))
+                if kind in {"Produce", "InitProducerId"}:
+                    answer = await self._producer.send(request, send, lambda: self._conns.get((node_id, group)))
+                else:
+                    answer = await send(request)
         except KafkaError as error:
             if kind == "Produce" and not isinstance(error, NodeNotReadyError):
                 self._unanswered |= _partitions_of(request)

@@ -57,6 +57,7 @@ class TopicWriter:
         self.topic = topic
         self.compression: str | None = None
         self._options = options
+        options["client_id"].journal.epochs.topic = topic
         self._cluster = cluster
         self._new_producer = new_producer
         self._prepare = prepare

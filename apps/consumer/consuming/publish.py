@@ -32,7 +32,7 @@ class Publisher:
 
     def __init__(self, settings: Settings, options: ClientOptions, traces: Traces, kafka: Kafka) -> None:
         self._settings = settings
-        self._options = for_purpose(options, "publish")
+        self._options = options
         self._traces = traces
         self._kafka = kafka
         self._writers: dict[str, TopicWriter] = {}
@@ -62,9 +62,10 @@ class Publisher:
     async def _writer_of(self, stream: Stream[Any]) -> TopicWriter:
         own = self._settings.of(stream)
         if own.topic not in self._writers:
-            cluster = self._kafka.cluster(self._options, [record_topic(own, "write")])
+            options = for_purpose(self._options, "publish")
+            cluster = self._kafka.cluster(options, [record_topic(own, "write")])
             prepare, new_producer = cluster.ensure_topics, self._kafka.producer
-            writer = TopicWriter(self._options, own.topic, cluster, new_producer, prepare=prepare)
+            writer = TopicWriter(options, own.topic, cluster, new_producer, prepare=prepare)
             self._writers[own.topic] = writer  # before another call can come
             await self._opened.enter_async_context(cluster.open())
             await self._opened.enter_async_context(writer.open())

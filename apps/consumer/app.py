@@ -32,7 +32,7 @@ from apps.consumer.redriving.purge_routes import PurgeController
 from apps.consumer.redriving.routes import DeadLetterController
 from apps.consumer.stream_consumer import StreamConsumer
 from contracts import STREAMS
-from contracts.stream import Stream
+from contracts.stream import Stream, check_streams
 
 SERVICE = "consumer"
 DESCRIPTION = "Reads records from Kafka topics, hands them to handlers, and shows the newest."
@@ -86,6 +86,7 @@ def _stream_consumers(  # noqa: PLR0913, PLR0917 - what `create_app` is given
     traces: Traces,
     kafka: Kafka,
 ) -> dict[str, StreamConsumer]:
+    check_streams(streams)  # also those that no settings were read for: what cannot be strict is not masked either
     measured, options = HandlerMetrics(registry), client_options(settings, SERVICE)
 
     def consumer_of(stream: Stream[Any]) -> StreamConsumer:

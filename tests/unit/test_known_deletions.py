@@ -15,7 +15,7 @@ from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.settings import Settings
 from apps.consumer.redriving.deletions import MAX_TOMBSTONES, Deletions
 from apps.consumer.redriving.refusals import RedriveNotNow
-from contracts.dead_letter import DeadLetter
+from contracts.dead_letter import ORIGIN, DeadLetter
 from contracts.partitioning import partitions_of
 from tests.fakes import Ranges, StoredTopic
 
@@ -110,6 +110,18 @@ async def test_a_deletion_that_an_open_transaction_hides_is_waited_for_because_i
     assert await bench.deleted(letter("bob", 1)) == [False]
     bench.topic._end = None
     assert await bench.deleted(letter("ada", 0)) == [True]
+
+
+async def test_a_redrive_waits_for_what_others_hide_before_it_commits_and_not_for_what_it_has_written_itself() -> None:
+    bench = Bench(records("ada", "bob"))
+    await bench.deleted(letter("ada", 0))
+    hidden = records("ada", "bob", "-ada")
+    bench.every.records[0] = hidden
+    bench.topic._end = 2
+    with pytest.raises(RedriveNotNow, match="hides a deletion of the key of a dead letter"):
+        await bench.found.read_again([letter("ada", 0)])
+    hidden[2].headers = [(ORIGIN, b"{}")]
+    await bench.found.read_again([letter("ada", 0)])
 
 
 async def test_what_was_read_is_not_read_again_and_a_new_deletion_is_found() -> None:

@@ -248,7 +248,7 @@ async def test_a_deletion_that_comes_before_what_a_redrive_writes_is_not_undone(
     *, deleted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, letter = Bench(monkeypatch=monkeypatch), stored_letter(0)
-    found = Mock(read_on=AsyncMock(), has_tombstone=AsyncMock(return_value=deleted))
+    found = Mock(read_again=AsyncMock(), has_tombstone=AsyncMock(return_value=deleted))
     monkeypatch.setattr(bench.redriver.letters, "_deletions", found)
     producer = a_producer()
     commit = partial(Transactions.commit, bench.redriver._transactions, Action.REDRIVE, producer, "group", [letter])
@@ -257,7 +257,7 @@ async def test_a_deletion_that_comes_before_what_a_redrive_writes_is_not_undone(
             await commit(Marks())
     else:
         await commit(Marks())
-    found.read_on.assert_awaited_once()
+    found.read_again.assert_awaited_once()
     assert (producer.commit_transaction.await_count, producer.abort_transaction.await_count) == (not deleted, deleted)
 
 

@@ -86,12 +86,13 @@ def test_without_a_body_no_content_type_is_needed(consumer: TestClient[Litestar]
         assert consumer.post("/consumers/resume", content=b"", headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("body", ['{"stream":"events"}', "[]", "null", "{", '{"limit":0}'])
+@pytest.mark.parametrize("body", ['{"stream":"events"}', "[]", "{", '{"limit":0}'])
 def test_a_call_that_takes_no_body_ignores_none(body: str, consumer: TestClient[Litestar]) -> None:
     headers = {"content-type": "application/json"}
     for call in ("stop", "pause", "resume", "dead-letters/purge?key=ada"):
         assert "takes no body" in detail_of(consumer.post(f"/consumers/{call}", content=body, headers=headers), 400)
-    assert consumer.post("/consumers/resume", content="{}\n", headers=headers).status_code == 200
+    for empty in ("{}\n", "{ }", "null"):
+        assert consumer.post("/consumers/resume", content=empty, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(

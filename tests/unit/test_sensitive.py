@@ -1,14 +1,17 @@
 """What is masked of a value, by where its type is marked."""
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 from msgspec import Meta
 
+from apps.chassis.settings import Settings
+from apps.consumer.app import create_app as create_consumer
 from contracts.sensitive import Sensitive, masked
-from contracts.stream import Stream
+from contracts.stream import BadStream, Stream
 
 Secret = Annotated[str, Sensitive()]
 
@@ -115,3 +118,22 @@ def test_a_key_of_a_union_is_hidden_if_it_is_sensitive_in_one_of_its_types() -> 
 def test_the_mask_tells_no_length() -> None:
     assert masked("x") == masked("x" * 99) == masked(12345) == "…"
     assert masked("a@example.com") == masked("a" * 50 + "@example.com")
+
+
+@dataclass
+class Unmasked:
+    """What cannot be masked: its fields cannot be refused at every depth either."""
+
+    chip: Secret
+
+
+class WithUnmasked(msgspec.Struct):
+    """An owner of what cannot be masked."""
+
+    id: str
+    pet: Unmasked
+
+
+def test_a_consumer_of_what_cannot_be_masked_does_not_start() -> None:
+    with pytest.raises(BadStream, match="Unmasked: expected a plain"):
+        create_consumer(Settings(), streams=[Stream("pets", WithUnmasked, key=lambda one: one.id)])

@@ -244,12 +244,12 @@ async def read_json(request: Request[Any, Any, Any], kind: type[T]) -> T:
 
 
 async def refuse_content(request: Request[Any, Any, Any]) -> None:
-    """Refuse a body where a call takes none: what it names, like a stream, would be ignored. `{}` is allowed.
+    """Refuse a body where a call takes none: what it names, like a stream, would be ignored.
 
-    One that is not JSON is refused as such: a page of another site could send it unasked.
+    `{}` and `null` are allowed. One that is not JSON is refused as such: a page of another site could send it unasked.
     """
     body = await read_whole(request, [JSON], MAX_REQUEST_BYTES)
-    if body.strip() not in {b"", b"{}"}:
+    if b"".join(body.split()) not in {b"", b"{}", b"null"}:
         raise bad_body("this call takes no body: its parameters are those of its path and query")
 
 

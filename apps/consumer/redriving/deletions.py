@@ -12,6 +12,7 @@ another partition now, once Kafka may have forgotten the tombstone there.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Collection, Sequence
 from uuid import UUID
@@ -19,7 +20,7 @@ from uuid import UUID
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.consumer.redriving.refusals import RedriveNotNow
-from contracts.dead_letter import DeadLetter
+from contracts.dead_letter import ORIGIN, DeadLetter
 from contracts.partitioning import partitions_of
 from contracts.record import Record
 
@@ -31,6 +32,8 @@ MAX_GONE = 100_000
 """Most records of which it is remembered that they are gone."""
 CLOCKS_DIFFER_MS = 60_000
 """By how much the times of records in different partitions may be wrong."""
+HIDDEN_S = 2.0
+"""Seconds for reading what open transactions hide before a redrive commits its own."""
 TOMBSTONES_KEPT_MS = 86_400_000
 """How long a compacted topic keeps tombstones at least, by default (`delete.retention.ms`)."""
 
@@ -54,10 +57,19 @@ class Deletions:
         Raises `RedriveNotNow` when it is `late` (event loop time), there are too many, or an open transaction hides
         one; a further call reads on.
         """
-        if partitions := await self.read_on(letters, late):
+        if partitions := await self._read_on(letters, late):
             await self._check_hidden({letter.key for letter in letters}, partitions, late)
 
-    async def read_on(self, letters: Sequence[DeadLetter], late: float) -> Collection[int]:
+    async def read_again(self, letters: Sequence[DeadLetter]) -> None:
+        """Read on in the transaction that sends letters back. Raises `RedriveNotNow` as `read_for` does.
+
+        Deletions that a redrive has written do not count: among them are those of this one.
+        """
+        if partitions := await self._read_on(letters, math.inf):
+            late = asyncio.get_running_loop().time() + HIDDEN_S
+            await self._check_hidden({letter.key for letter in letters}, partitions, late, is_again=True)
+
+    async def _read_on(self, letters: Sequence[DeadLetter], late: float) -> Collection[int]:
         """Read what `read_for` does as far as no open transaction hides it; return the partitions that were read."""
         placed = [(letter, origin) for letter in letters if (origin := _origin_of(letter))]
         if not placed:
@@ -76,14 +88,17 @@ class Deletions:
             await self._read_partition(partition, max(starts[partition], first[partition]), end[partition], late)
         return partitions
 
-    async def _check_hidden(self, keys: Collection[bytes | None], partitions: Collection[int], late: float) -> None:
+    async def _check_hidden(
+        self, keys: Collection[bytes | None], partitions: Collection[int], late: float, *, is_again: bool = False
+    ) -> None:
         """Raise `RedriveNotNow` when an open transaction hides a deletion of a key, which it may yet abort."""
         hidden = await self._transactions.hidden(self._cluster.partition_count(self._log.topic))
         for partition in hidden.keys() & partitions:
             at, end = hidden[partition]
             while at < end:
                 records, places = await self._transactions.every.some({partition: (at, end)}, READ_BYTES)
-                if any(record.value is None and record.key in keys for record in records):
+                deletions = (one for one in records if one.value is None and one.key in keys)
+                if any(not (is_again and ORIGIN in dict(one.headers)) for one in deletions):
                     raise RedriveNotNow(
                         f"another client's open transaction on {self._log.topic} hides a deletion of the key of a dead "
                         "letter: try again when it has ended"

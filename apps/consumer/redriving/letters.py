@@ -1,7 +1,6 @@
 """Finds the dead letters that an operator action is about, the oldest first."""
 
 import asyncio
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
@@ -94,7 +93,7 @@ class Letters:
         """Raise `RedriveNotNow` when the key of a letter was deleted since the letters were selected."""
         if self._deletions is None:
             return
-        await self._deletions.read_on(letters, math.inf)
+        await self._deletions.read_again(letters)
         for letter in letters:
             if await self._deletions.has_tombstone(letter):
                 raise RedriveNotNow("the key of a dead letter was deleted meanwhile: try again")

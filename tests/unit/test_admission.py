@@ -3,13 +3,16 @@
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from litestar import Controller, Litestar
+from litestar.datastructures import State
 from litestar.testing import TestClient
 from samples import Stored
 
 from apps.chassis.http.admission import FREE_BYTES, Limit, Share, share_of
+from apps.chassis.http.authorization import ACCESS, Access
 from apps.chassis.http.problems import answer_error
 from apps.chassis.http.request_middleware import admit
 from apps.chassis.http.served_streams import stream_dependencies
@@ -46,6 +49,7 @@ def status_beside(taken_bytes: int, query: str, controller: type[Controller], pa
         [controller],
         dependencies=stream_dependencies({"events": Part()}),
         before_request=admit(limit),
+        state=State({ACCESS: Mock(Access)}),
         exception_handlers={Exception: answer_error},
         logging_config=None,  # Litestar would set the level of all loggers, for later tests too
     )

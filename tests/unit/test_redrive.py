@@ -33,7 +33,7 @@ from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.redrive import LetterPlace, Redriver
 from apps.consumer.redriving.refusals import DoneBefore, RedriveNotNow, TooLarge
 from apps.consumer.redriving.routes import of_one_stream
-from apps.consumer.redriving.transactions import Transactions
+from apps.consumer.redriving.transactions import SentTo, Transactions
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
 from contracts.record import size_of
 from contracts.sensitive import Sensitive
@@ -97,12 +97,13 @@ class Bench:
 
     async def _commit(
         self, action: Action, _: object, owner: str | None, chosen: Sequence[Stored], marks: Marks
-    ) -> None:
+    ) -> list[None]:
         if len(self.transactions) >= self.fails_from:
             raise KafkaConnectionError("gone")
         self.transactions.append([(record.partition, record.offset) for record in chosen])
         for record in chosen:
             marks.apply(action, owner, record.partition, [(record.offset, record.offset + 1)])
+        return [None] * len(chosen)
 
 
 async def test_a_redrive_that_a_quota_keeps_from_ending_in_time_blames_no_silent_kafka(
@@ -236,8 +237,8 @@ async def test_letters_of_deleted_keys_are_not_sent_back_and_counted_as_refused(
 
 def a_producer() -> AsyncMock:
     """Return a producer whose records are acknowledged at once."""
-    acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    acknowledged.set_result(None)
+    acknowledged: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    acknowledged.set_result(Mock(partition=0, offset=7))
     sending = AsyncMock(return_value=acknowledged)
     manager = Mock(is_fatal_error=Mock(return_value=False))
     return AsyncMock(_txn_manager=manager, create_batch=Mock(), send=sending, send_batch=sending)
@@ -256,7 +257,7 @@ async def test_a_deletion_that_comes_before_what_a_redrive_writes_is_not_undone(
         with pytest.raises(RedriveNotNow, match="was deleted meanwhile: try again"):
             await commit(Marks())
     else:
-        await commit(Marks())
+        assert await commit(Marks()) == [SentTo(0, 7)]
     found.read_again.assert_awaited_once()
     assert (producer.commit_transaction.await_count, producer.abort_transaction.await_count) == (not deleted, deleted)
 

@@ -36,7 +36,7 @@ from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.purge import Purger
 from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
-from apps.consumer.redriving.transactions import Transactions
+from apps.consumer.redriving.transactions import SentTo, Transactions
 from contracts.dead_letter import DeadLetter, is_omitted
 from contracts.record import Record
 
@@ -49,11 +49,12 @@ WHY_DELETED = "it is older than a deletion of its key, or its compacted topic ma
 
 
 class LetterPlace(msgspec.Struct):
-    """The place of a dead letter among those of its stream."""
+    """The place of a dead letter among those of its stream; `sent_to` is where its record was sent back to."""
 
     partition: int
     offset: int
     stream: str = ""
+    sent_to: SentTo | None = None
 
 
 class Done(NamedTuple):
@@ -208,8 +209,8 @@ class Redriver:
         """Apply an action to letters of one owner, add them to `done`, and return whether there may be more."""
         async with self._fences.fenced(owner) as (producer, marks):
 
-            async def commit(chosen: Sequence[Record]) -> None:
-                await self._transactions.commit(search.action, producer, owner, chosen, marks)
+            async def commit(chosen: Sequence[Record]) -> Sequence[SentTo | None]:
+                return await self._transactions.commit(search.action, producer, owner, chosen, marks)
 
             return await self._each(owner, marks, search, done, commit)
 
@@ -217,9 +218,10 @@ class Redriver:
         search, done, more, marks = self._search(action, limit, only), list[LetterPlace](), False, await self.marks()
         for owner in (self._group, None):
 
-            async def mark(chosen: Sequence[Record], owner: str | None = owner) -> None:
+            async def mark(chosen: Sequence[Record], owner: str | None = owner) -> Sequence[SentTo | None]:
                 for partition, offsets in offsets_of(chosen).items():
                     marks.apply(action, owner, partition, offsets)
+                return [None] * len(chosen)
 
             more = more or await self._each(owner, marks, search, done, mark)
         return Done(done, more, len(search.deleted))
@@ -230,17 +232,17 @@ class Redriver:
         marks: Marks,
         search: Search,
         done: list[LetterPlace],
-        act: Callable[[Sequence[Record]], Awaitable[None]],
+        act: Callable[[Sequence[Record]], Awaitable[Sequence[SentTo | None]]],
     ) -> bool:
         """Pass letters of one owner to `act`, and add them to `done`; return whether there may be more.
 
-        `act` marks them.
+        `act` marks them, and returns where they were sent back to.
         """
         more = True
         while more and len(done) < search.limit and asyncio.get_running_loop().time() < search.late:
             chosen, more = await self.letters.oldest(search.wanted(owner, marks, len(done)))
-            await act(chosen)
-            done += [LetterPlace(record.partition, record.offset) for record in chosen]
+            places = await act(chosen)
+            done += [_done(record, place) for record, place in zip(chosen, places, strict=True)]
         return more
 
     def _search(self, action: Action, limit: int, only: Filter) -> Search:
@@ -259,9 +261,9 @@ class Redriver:
                 check_not_done(action, record, marks)
                 if action is Action.REDRIVE:
                     await self._check_not_deleted(record)
-                await self._transactions.commit(action, producer, owner, [record], marks)
+                (sent_to,) = await self._transactions.commit(action, producer, owner, [record], marks)
         await self._marks_topic.until_visible(visible_by)
-        return Done([LetterPlace(partition, offset)], more=False)
+        return Done([_done(record, sent_to)], more=False)
 
     async def _check_not_deleted(self, record: Record) -> None:
         letter, late = letter_of(record), asyncio.get_running_loop().time() + self._limits.search_s
@@ -288,6 +290,10 @@ class Redriver:
         if not self.is_ours(letter):
             raise RedriveNotNow(f"dead letter {partition}/{offset} is of the group {letter.group}: ask its consumer")
         return record
+
+
+def _done(record: Record, sent_to: SentTo | None) -> LetterPlace:
+    return LetterPlace(record.partition, record.offset, sent_to=sent_to)
 
 
 def check_not_done(action: Action, record: Record, marks: Marks) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
@@ -19,6 +20,13 @@ from contracts.partitioning import partitions_of
 from contracts.record import Record, place_of
 
 
+class SentTo(msgspec.Struct):
+    """Where a record was sent back to on its topic."""
+
+    partition: int
+    offset: int
+
+
 class Transactions:
     """Writes to the topic of a stream, and to the marks topic of its dead letters."""
 
@@ -31,15 +39,15 @@ class Transactions:
 
     async def commit(
         self, action: Action, producer: AIOKafkaProducer, owner: str | None, chosen: Sequence[Record], marks: Marks
-    ) -> None:
+    ) -> list[SentTo | None]:
         """Write the marks of an action, and apply it to `marks`; a redrive sends the records back with them.
 
-        Raises `RedriveNotNow` when the key of one was deleted meanwhile.
+        Return where each was sent back to. Raises `RedriveNotNow` when the key of one was deleted meanwhile.
         """
         if not chosen:
-            return
+            return []
         mark_records = self._marks_to_write(action, owner, chosen, marks)
-        sent = SentBatches()
+        sent, sendings = SentBatches(), []
         try:
             async with transaction(producer):
                 for record in chosen if action is Action.REDRIVE else ():
@@ -47,7 +55,8 @@ class Transactions:
                     batch = producer.create_batch()  # `send` takes no record that has neither key nor value
                     batch.append(timestamp=None, key=letter.key, value=letter.value, headers=self._headers_of(letter))
                     partition = self._partition_for(letter, record)
-                    sent.add(await producer.send_batch(batch, self._topic, partition=partition))
+                    sendings.append(await producer.send_batch(batch, self._topic, partition=partition))
+                    sent.add(sendings[-1])
                 await self._write_marks(producer, mark_records, marks, sent)
                 if action is Action.REDRIVE:  # a deletion that comes later stands behind what was sent back
                     await self._letters.check_deletions([letter_of(record) for record in chosen])
@@ -58,6 +67,8 @@ class Transactions:
                 f"with the headers that count its tries it has {needed} bytes; {self._topic} takes {allowed} "
                 "(max.message.bytes)"
             ) from None
+        written = (sending.result() for sending in sendings)
+        return [SentTo(one.partition, one.offset) for one in written] or [None] * len(chosen)
 
     async def move(  # noqa: PLR0913, PLR0917 - what one transaction is about
         self,

@@ -13,7 +13,7 @@ from apps.chassis.audit import audit_of
 from apps.chassis.http.admission import Limit
 from apps.chassis.http.asyncapi import Operation
 from apps.chassis.internals.protections import protect
-from apps.chassis.kafka.clients import client_options
+from apps.chassis.kafka.clients import client_options, with_own_journal
 from apps.chassis.kafka.kafka import REAL, Kafka
 from apps.chassis.observability.metrics import new_registry
 from apps.chassis.observability.traces import Traces
@@ -94,7 +94,8 @@ def _stream_consumers(  # noqa: PLR0913, PLR0917 - what `create_app` is given
         publisher = Publisher(settings, options, traces, kafka)
         resource = handler_resource(handler, settings, os.environ, stream.name, policy.retry, publisher)
         handle = measured.timed(stream.name, resource.handle)
-        return StreamConsumer(stream, settings, options, handle, policy, traces, kafka, resource)
+        own = with_own_journal(options)  # the rebalance of one group holds up no other stream
+        return StreamConsumer(stream, settings, own, handle, policy, traces, kafka, resource)
 
     return {stream.name: consumer_of(stream) for stream in settings.served(streams)}
 

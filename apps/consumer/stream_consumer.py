@@ -162,7 +162,8 @@ class StreamConsumer:
 
     def _on_assigned(self, assigned: set[TopicPartition]) -> None:
         cause = self._connection.error if self._connection.replaced else None
-        self._rebalances.assigned([tp.partition for tp in assigned], cause)
+        member = member_id_of(consumer) if (consumer := self.control.consumer) else None
+        self._rebalances.assigned([tp.partition for tp in assigned], cause, member)
         self._release()
         self._refill.begin([tp.partition for tp in assigned])
 

@@ -111,6 +111,7 @@ def test_the_live_page_controls_the_consumer_and_creates_events_by_either_name(
     page.goto(f"http://{host}:{site.consumer.port}/?tab=records")
     page.get_by_label("New records").fill("3")
     page.get_by_role("button", name="Create").click()
+    page.locator("#ask-yes").click()
     expect(page.locator("#create output")).to_have_text("3 were created.")
     page.get_by_role("link", name="Overview").click()
     for button, state in (("Pause", "paused"), ("Resume", "running")):

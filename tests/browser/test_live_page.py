@@ -190,6 +190,8 @@ def create(page: Page, number: int) -> None:
     go_to(page, "Records")
     page.get_by_label("New records").fill(str(number))
     page.get_by_role("button", name="Create", exact=True).click()
+    expect(page.locator("#ask-question")).to_contain_text(f"{number} invented records will be written to events")
+    page.locator("#ask-yes").click()
     expect(page.locator("#create output")).to_have_text(f"{number} were created.")
     go_to(page, "Overview")
 
@@ -673,9 +675,11 @@ def test_all_dead_letters_that_match_are_discarded_and_found_again_among_the_dis
     page.get_by_role("button", name="Send back all that match (3) …").click()
     page.get_by_role("button", name="Send back 3", exact=True).click()
     expect(said).to_contain_text("3 were sent back.")
-    page.get_by_role("link", name="Watch them arrive").click()
-    expect(page.locator("#records-title")).to_be_focused()
-    expect(page.locator("#record-list > tr [data-name=key]").first).to_have_text("thrown")
+    expect(said).to_contain_text("3 were sent back. 3 consumed, 0 failed again.")
+    expect(said.get_by_role("listitem")).to_have_text([re.compile(r"^partition \d+, offset \d+: consumed$")] * 3)
+    said.get_by_role("link").first.click()
+    expect(page.locator("#record .sign")).to_have_text("sent back")
+    expect(page.locator("#record")).to_contain_text("thrown")
     assert len([one for one in site.letters() if one["key"] == {"text": "kept"} and not one["redriven"]]) == 1
 
 
@@ -700,7 +704,7 @@ def test_an_opened_dead_letter_is_discarded_restored_and_sent_back_and_its_arriv
     site.refusing.unlink()
     letter.get_by_role("button", name="Send back").click()
     expect(letter.locator("dd").first).to_have_text("sent back")
-    expect(letter).to_contain_text(re.compile(r"Sent back at \S+, consumed since, and not dead again\."))
+    expect(letter).to_contain_text(re.compile(r"Sent back at \S+: 1 consumed, 0 failed again\."))
     expect(letter.get_by_role("button", name="Send back")).to_have_count(0)
     page.set_viewport_size(PHONE)
     page.locator("#dead-said a").click(trial=True)  # the panel does not cover the answer
@@ -726,7 +730,7 @@ def test_dead_letters_of_a_key_are_deleted_for_good_once_their_number_is_confirm
     expect(said).to_contain_text("1 was sent back.")
     expect(letters).to_have_count(4)  # it was refused again
     letters.filter(has_text="sent back").locator("a").first.click()
-    page.locator("#letter").get_by_role("link", name="dead letter of").click()  # that it failed again, and where
+    page.locator("#letter").get_by_role("link", name="failed again").click()  # that it failed again, and where
     expect(page.locator("#letter .trouble").first).to_contain_text("Reject")
     expect(page.locator("#letter dd").first).to_have_text("can be sent back")
     page.locator("#letter").get_by_role("link", name="Close").click()
@@ -785,8 +789,16 @@ def test_an_opened_dead_letter_says_in_words_what_is_wrong_where_and_what_change
     letter.get_by_role("link", name=re.compile(", partition 0, offset")).click()
     expect(page.locator("#record pre")).to_have_text(re.compile('"number": 200'))
     expect(page.locator("#record .trouble")).to_contain_text("ValidationError: Expected `int` <= 150 - at `$.number`")
-    page.get_by_role("link", name=re.compile(r"^Dead letters like it \([1-9]\d*\)$")).click()
-    expect(page.get_by_label("Reason")).to_have_value("ValidationError")
+    page.get_by_role("link", name=re.compile(r"^Dead letters like it \([1-9]\d* to send back, since ")).click()
+    expect(page.get_by_label("Reason")).to_have_value("ValidationError: Expected `int` <= 150 - at `$.number`")
+    expect(letters).to_have_text([re.compile("Expected `int` <= 150")])  # not the other one, of the same type
+    expect(page.locator("#matching")).to_have_text(re.compile(r"^These match: 1 to send back, since \S+\.$"))
+    letters.first.get_by_role("button", name="Send back").click()  # it is refused again
+    expect(page.locator("#dead-said")).to_contain_text("1 was sent back. 0 consumed, 1 failed again.")
+    page.get_by_role("button", name="Reload").click()
+    expect(page.locator("#matching")).to_have_text(
+        re.compile(r"^These match: 1 to send back, since \S+; 1 sent back before\.$")
+    )
 
 
 def test_the_stack_of_a_handler_is_shown_where_the_dead_letter_has_it(page: Page, site: Site) -> None:

@@ -294,7 +294,7 @@ def test_the_record_that_fails_alone_is_one_click_away(page: Page, site: Site) -
     expect(page.locator("#record h3")).to_have_text(place.capitalize())
     expect(page.locator("#record pre")).to_be_visible()
     expect(page.locator("#record .trouble")).to_contain_text("RuntimeError: the database is down")
-    expect(page.get_by_role("link", name="Dead letters like it (0)")).to_be_visible()
+    expect(page.get_by_role("link", name="Dead letters like it (none to send back)")).to_be_visible()
     page.get_by_role("link", name="Overview").click()
     expect(page.locator("#control")).to_be_visible()
 
@@ -311,6 +311,12 @@ def test_a_start_of_a_consumer_that_halts_again_is_answered_by_that(page: Page, 
     site.write_bad(120)
     page.get_by_role("button", name="Start", exact=True).click()
     agreed(page, site, "halted", fit=False, when=lambda status: status["member_id"] is None)
+    expect(page.locator("#rebalance")).to_contain_text("This instance is not in the group now.")
+    page.get_by_role("link", name="Show the first refused record").click()
+    expect(page.locator("#record .trouble").first).to_contain_text("DecodeError")
+    page.get_by_role("link", name=re.compile("^Dead letters [0-9]")).click()
+    expect(page.locator("#no-letters")).to_contain_text("What was refused waits on the topic")
+    page.get_by_role("link", name="Overview").click()
     for _ in range(2):  # the first was answered before it halted, the second while it was halted
         expect(page.locator("#control-said")).to_have_text(re.compile(r"^Start at \S+: .* halted\.$"))
         page.get_by_role("button", name="Start", exact=True).click()
@@ -398,6 +404,8 @@ def test_while_kafka_is_gone_each_tab_says_why_and_since_when_and_what_needs_it_
     page.keyboard.press("Enter")
     expect(page.locator("#records-said")).to_have_text("The service does not reach Kafka.")
     expect(page.locator("#dead-count")).to_have_text("…")
+    page.get_by_role("link", name="Dead letters").click()
+    expect(page.locator("#no-letters")).to_contain_text("The dead letters cannot be read: Kafka ")
     page.get_by_role("link", name="Overview").click()
     expect(page.locator("#notices")).to_contain_text("group: ")
     expect(page.locator("#lag-rows td:last-child")).to_have_text(["…"] * PARTITIONS)  # not nobody: it was not read

@@ -145,3 +145,11 @@ async def test_the_live_tail_and_the_page_answer_to_a_token_alone(tmp_path: Path
             answer = await p.consumer.head(path, headers=token)
             assert (answer.status_code, answer.headers["content-type"].split(";")[0]) == (HTTPStatus.OK, kind)
         assert (await p.consumer.head("/consumers/messages/stream")).status_code == HTTPStatus.UNAUTHORIZED
+
+
+async def test_what_one_stream_waits_for_in_kafka_is_no_trouble_of_another() -> None:
+    async with shop() as (p, _, _):
+        orders, refunds = (p.app.state["parts"][stream.name] for stream in (ORDERS, REFUNDS))
+        orders._connection.journal.joins("the-group-of-orders", 35.0)
+        assert orders._connection.journal.awaited_rebalance(after_s=-1) is not None
+        assert refunds._connection.journal.awaited_rebalance(after_s=-1) is None

@@ -66,3 +66,14 @@ def test_an_instance_that_joins_again_says_why() -> None:
     rebalances.assigned([0], "the consume loop hangs")
     assert rebalances.last is not None
     assert rebalances.last.reason == "this instance joined the group again: the consume loop hangs"
+
+
+def test_a_member_that_kafka_had_counted_as_gone_blames_no_other_member() -> None:
+    rebalances = Rebalances()
+    rebalances.joins()
+    rebalances.assigned([0], member="consumer-1")
+    rebalances.assigned([0], member="consumer-1")
+    assert rebalances.last is not None
+    assert rebalances.last.reason == "another member joined or left; this instance kept its partitions"
+    rebalances.assigned([0], member="consumer-2")
+    assert rebalances.last.reason == "this instance joined the group again: for Kafka it had been gone"

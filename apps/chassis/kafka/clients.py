@@ -42,6 +42,11 @@ def client_options(settings: Settings, service: str) -> ClientOptions:
     )
 
 
+def with_own_journal(options: ClientOptions) -> ClientOptions:
+    """Return the same options with a journal of their own."""
+    return ClientOptions(**{**options, "client_id": ClientId(options["client_id"])})
+
+
 def for_purpose(options: ClientOptions, purpose: str) -> ClientOptions:
     """Return the same options with a client id of their own, like `consumer-reader`, and its own journal.
 

@@ -20,16 +20,23 @@ class Rebalances:
     def __init__(self) -> None:
         self.last: Rebalance | None = None
         self._joining = False
+        self._member: str | None = None
 
     def joins(self) -> None:
         """Note that a new client is about to join the group."""
         self._joining = True
 
-    def assigned(self, partitions: Collection[int], error: str | None = None) -> None:
-        """Note the partitions of this instance after a rebalance; `error` is why its last client was replaced."""
+    def assigned(self, partitions: Collection[int], error: str | None = None, member: str | None = None) -> None:
+        """Note the partitions of this instance after a rebalance; `error` is why its last client was replaced.
+
+        Its id as a `member` is another when Kafka had counted it as gone.
+        """
         before, now = set(self.last.partitions if self.last else ()), set(partitions)
         joined = "this instance joined the group" + (f" again: {error}" if error else "")
-        reason = joined if self._joining else _cause(before - now, now - before)
+        expired = None not in {self._member, member} and self._member != member
+        again = "this instance joined the group again: for Kafka it had been gone"
+        reason = joined if self._joining else again if expired else _cause(before - now, now - before)
+        self._member = member
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         self.last, self._joining = Rebalance(at, reason, sorted(now)), False
 

@@ -3,7 +3,6 @@
 import { localTime, onSubmit, rfc3339, say, timeElement } from "./dom.js";
 
 export const address = () => Object.fromEntries(new URLSearchParams(location.search));
-
 export const addressWith = (changes) => written({ ...address(), ...changes });
 
 /** Return the address of a tab with its filters, without those of other tabs. */

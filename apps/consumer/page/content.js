@@ -14,9 +14,7 @@ export const textOf = (value) => (typeof value === "string" ? value : (JSON.stri
 
 /** The content as text: null, UTF-8 text, or base64. */
 export const contentText = (content) => (content === null ? "null" : (content.text ?? `base64 ${content.base64}`));
-
 export const keyContent = ({ key }) => (key === null ? element("span", { class: "muted" }, "no key") : contentText(key));
-
 export const maskedSign = ({ masked }) => masked && element("small", { class: "masked", title: WHY_MASKED }, "masked");
 
 /** The value of a record as text: compact JSON when it was decoded, else its bytes; a deletion has none. */
@@ -79,7 +77,6 @@ export const block = (nodes, label = "Value") => element("pre", { tabindex: "0",
 
 /** The name of the error of a dead letter, as logs have it: of `msgspec.ValidationError` it is "ValidationError". */
 export const nameOf = ({ error_type: type }) => (type ?? UNKNOWN).split(".").at(-1);
-
 export const reasonOf = (letter) => [element("b", {}, nameOf(letter)), letter.error ? `: ${letter.error}` : ""];
 
 /** Names and values, one pair per line; a value may be an element. */

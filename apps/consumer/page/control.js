@@ -112,7 +112,7 @@ function showFacts(status) {
 }
 
 /** Show the last error and link its record; in grey while the service is healthy, because the error is over. */
-function showErrors({ last_error: error, last_error_at: at, notes, failing_record: failing, failing_since: since }, health) {
+function showErrors({ state, last_error: error, last_error_at: at, notes, failing_record: failing, failing_since: since }, health) {
   const when = since ? "failing since" : health.status === "ok" ? "at" : "since";
   const began = at ? [` (${when} `, timeElement(at), ")"] : [];
   const last = error ? ["Last error", ...began, `: ${error}`, notes.length > 0 && "; "] : [];
@@ -120,7 +120,8 @@ function showErrors({ last_error: error, last_error_at: at, notes, failing_recor
   byId("last-error").className = health.status === "ok" ? "muted" : "trouble";
   const named = failing ?? /-(?<partition>\d+) offset (?<offset>\d+)/.exec(error ?? "")?.groups;
   showLine("failing", named && `Show the record: partition ${named.partition}, offset ${named.offset}`);
-  if (named) byId("failing").setAttribute("href", addressOf("records", { open: placeOf(named) }));
+  byId("refused").hidden = state !== "halted" || !named;
+  for (const id of ["failing", "refused"]) if (named) byId(id).setAttribute("href", addressOf("records", { open: placeOf(named) }));
 }
 
 /** Show a line with its full text as title; the style shows where it is cut off. Hide it when it is empty. */

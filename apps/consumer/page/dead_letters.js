@@ -2,17 +2,17 @@
 
 import { address, addressOf, Filters } from "./address.js";
 import { curlOf, get, post } from "./api.js";
-import { block, contentBlock, contentText, facts, keyContent, maskedSign, nameOf, reasonOf, UNKNOWN } from "./content.js";
+import { block, contentBlock, contentText, facts, keyContent, MASK, maskedSign, nameOf, reasonOf, UNKNOWN } from "./content.js";
 import { arrange, button, byId, cell, confirmed, count, element, inside, inUse, onExport, plural, report, say, timeElement, turn } from "./dom.js";
 import { look, poll } from "./looks.js";
-import { actions, close, contents, fill, keyText, linkToLike, openingRow, placeOf, pointRows } from "./record.js";
+import { actions, close, contents, fill, keyText, leftOf, linkToLike, openingRow, placeOf, pointRows } from "./record.js";
 import { showDead, stream } from "./streams.js";
 
 const SHOWN = 50;
 const MAX_LETTERS = 1_000; // dead letters per call at most
 const FATE_MS = 2_000; // between two looks at a letter that was sent back
+const CLOCKS_DIFFER_MS = 60_000; // the browser's and those of Kafka
 const REREAD_MS = 15_000; // reads them again, because other instances write some too
-
 const ACTIONS = ["redrive", "discard", "restore"];
 const wordsOf = (name) => byId(name).dataset;
 
@@ -34,10 +34,7 @@ export class DeadLetters {
     byId("reasons").addEventListener("click", ({ target }) => target.closest("a") && byId("redrive").focus());
     byId("reload").addEventListener("click", () => this.#reload(this.#filters && { ...this.#filters }));
     onExport("export-letters", this.#list, `${stream}-dead-letters.ndjson`, this.#said, () => this.#letters.map((one) => `${JSON.stringify(one)}\n`));
-    byId("older").addEventListener("click", () => {
-      this.#limit = Math.min(MAX_LETTERS, this.#limit + SHOWN);
-      this.#read();
-    });
+    byId("older").addEventListener("click", () => this.#read(true, Math.min(MAX_LETTERS, this.#limit + SHOWN)));
   }
 
   /** Read the list again after this instance wrote some, and periodically; not while older ones are shown. */
@@ -78,7 +75,8 @@ export class DeadLetters {
     fill(panel, "Dead letter", ...(letter ? partsOf(letter, this.#buttonsOf(letter)) : [missing]));
   }
 
-  #read(withList = true) {
+  #read(withList = true, limit = this.#limit) {
+    this.#limit = limit;
     const filters = this.#filters;
     const reasons = (only) => get("consumers/dead-letters/reasons", only);
     const counts = async () => [await reasons(), filters && (await reasons(filters))];
@@ -87,11 +85,21 @@ export class DeadLetters {
       showDead(stream, all);
       this.#showReasons(all.reasons);
       if (filters !== this.#filters) return; // the filter has changed meanwhile
+      say(byId("matching"), ...(matching && filters.discarded !== "true" ? ["These match: ", ...leftOf(matching), "."] : []));
       this.#matching = filters?.discarded === "true" ? matching.letters : (matching ?? all).redrivable;
       if (list) this.#show(list);
       this.#offer();
     };
-    return look({ name: "dead letters", read, show, lose: () => (this.#seen = null) }); // the next status reads it again
+    const lose = ({ message }) => {
+      this.#seen = null; // the next status reads it again
+      this.#sayNone(`The dead letters cannot be read: ${message}`);
+    };
+    return look({ name: "dead letters", read, show, lose });
+  }
+
+  #sayNone(...words) {
+    say(byId("no-letters"), ...words);
+    byId("no-letters").hidden = this.#list.children.length > 0;
   }
 
   #showReasons(reasons) {
@@ -101,8 +109,7 @@ export class DeadLetters {
       const reason = `${nameOf(one)}:`;
       link.setAttribute("href", addressOf("dead", { reason }));
       link.ariaCurrent = this.#filters?.reason === reason ? "true" : null;
-      const left = one.redrivable === 0 ? ", none to send back" : one.redrivable < one.letters ? `, ${count(one.redrivable)} of them to send back` : "";
-      say(link.lastElementChild, `${count(one.letters)}${left}, since `, timeElement(one.oldest));
+      say(link.lastElementChild, ...leftOf(one));
     });
   }
 
@@ -118,8 +125,8 @@ export class DeadLetters {
     this.#letters = letters;
     say(byId("dead-notes"), notes.join("; "));
     byId("older").hidden = next === null || this.#limit === MAX_LETTERS;
-    byId("no-letters").hidden = letters.length > 0;
     arrange(this.#list, letters, (one) => `${placeOf(one)} ${stateOf(one)}`, (one) => this.#row(one));
+    this.#sayNone("None.", !byId("refused").hidden && " What was refused waits on the topic, and is no dead letter yet: see Overview.");
     this.#open(address().tab === "dead" ? address().open : "");
   }
 
@@ -178,6 +185,7 @@ export class DeadLetters {
       const others = held > 0 ? ` ${count(held)} more can only be sent back one by one: they came back too often, or are too large.` : "";
       const question = [...lettersOf(number, words), ` will be ${will}.${counted?.more ? " There are more: repeat this for them." : others}`];
       if (asks && !(await confirmed(question, `${verb} ${count(number)}`))) return "Nothing was changed.";
+      const from = new Date(Date.now() - CLOCKS_DIFFER_MS).toISOString();
       const bodies = atOnce ? [{ limit: number }] : chosen.map(({ partition, offset }) => ({ partition, offset }));
       try {
         for (const body of bodies) letters.push(...(await post(path, body, atOnce ? filters : {})).dead_letters);
@@ -186,8 +194,8 @@ export class DeadLetters {
         const lost = document.activeElement === document.body && chosen[0]; // the focus was on its button
         if (lost) this.#list.querySelector(`[data-open="${placeOf(lost)}"]`)?.focus();
       }
-      const next = { redrive: inside(addressOf("records"), "Watch them arrive"), discard: button("Undo", () => this.#act("restore", letters)) };
-      return [`${plural(letters.length, "was", "were")} ${done}. `, letters.length > 0 && next[name]];
+      const next = { redrive: () => fatesOf(letters, from), discard: () => button("Undo", () => this.#act("restore", letters)) };
+      return [`${plural(letters.length, "was", "were")} ${done}. `, letters.length > 0 && next[name]?.()];
     });
   }
 
@@ -224,7 +232,7 @@ function partsOf(letter, buttons) {
   const place = `${origin.topic ?? UNKNOWN}, partition ${origin.partition ?? UNKNOWN}, offset ${origin.offset ?? UNKNOWN}`;
   const written = origin.timestamp === null ? [] : [", ", timeElement(origin.timestamp)];
   const since = { key, partition: key ? "" : origin.partition, from: timeElement(timestamp).dateTime };
-  const like = linkToLike(`${nameOf(letter)}:`);
+  const like = linkToLike(`${nameOf(letter)}:${letter.error && letter.error !== MASK ? ` ${letter.error}` : ""}`);
   const arrival = letter.redriven && inside(addressOf("records", since), "Show its arrival");
   return [
     element("p", { class: "trouble" }, ...reasonOf(letter)),
@@ -245,25 +253,35 @@ function partsOf(letter, buttons) {
   ];
 }
 
+/** Say what becomes of dead letters that were sent back, with a list of them, until each was consumed or failed again. */
+function fatesOf(letters, from) {
+  const [sum, list] = [element("span", {}, "One moment …"), element("ul", { class: "fates", "aria-live": "off" })];
+  const [consumed, failed, waiting] = ["consumed", "failed again", "not consumed yet"];
+  const row = ({ to, again, fate }) => element("li", {}, originLink(to, placeIn(to)), ": ", again ? inside(addressOf("dead", { key: keyText(again), open: placeOf(again) }), fate, ": ", ...reasonOf(again)) : fate);
+  const read = async () => {
+    const { partitions } = await get("consumers/group");
+    const { dead_letters: dead } = await get("consumers/dead-letters", { from, limit: MAX_LETTERS }); // as it was after that
+    const committed = Object.fromEntries(partitions.map((one) => [one.partition, one.committed]));
+    const fates = letters.map(({ sent_to: to }) => {
+      const again = dead.find(({ origin }) => placeOf(origin) === placeOf(to));
+      return { to, again, fate: again ? failed : committed[to.partition] > to.offset ? consumed : waiting };
+    });
+    const number = (wanted) => fates.filter(({ fate }) => fate === wanted).length;
+    say(sum, [consumed, failed, waiting].filter((fate) => fate !== waiting || number(fate) > 0).map((fate) => `${count(number(fate))} ${fate}`).join(", "), ".");
+    arrange(list, fates.slice(0, SHOWN), ({ to, fate }) => `${placeOf(to)} ${fate}`, row);
+    return number(waiting) > 0;
+  };
+  poll(FATE_MS, async () => (await read().catch(() => true)) && sum.isConnected && sum.closest(".panel[hidden]") === null);
+  return element("span", {}, sum, list);
+}
+
 /** Say how a dead letter that was sent back fared; empty where its arrival is not found. */
 function fateOf(letter, since) {
   const place = element("p", { class: "muted" });
   const first = JSON.stringify(letter.first_place);
   const isArrival = ({ headers }) => headers.some(({ name, value }) => name === "dead-letter-origin" && value?.text === first);
-  const isAgain = ({ first_place: same, rounds }) => JSON.stringify(same) === first && rounds > letter.rounds;
-  const read = async () => {
-    const { messages } = await get("consumers/messages", { scope: "topic", ...since, limit: SHOWN });
-    const { partitions } = await get("consumers/status");
-    const { dead_letters: letters, next } = await get("consumers/dead-letters", { ...since, partition: "", limit: SHOWN }); // as it was after that
-    const [arrival, again] = [messages.findLast(isArrival), letters.findLast(isAgain)];
-    const committed = arrival && partitions.find(({ partition }) => partition === arrival.partition)?.committed;
-    const isConsumed = committed > arrival?.offset;
-    const sofar = isConsumed ? `, consumed since${next === null ? ", and not dead again" : ""}.` : ", not consumed yet.";
-    if (again) say(place, "It failed again: ", inside(addressOf("dead", { key: since.key, open: placeOf(again) }), "dead letter of ", timeElement(again.timestamp)), ".");
-    else if (arrival) say(place, "Sent back at ", timeElement(arrival.timestamp), sofar);
-    return again || isConsumed;
-  };
-  poll(FATE_MS, async () => !(await read().catch(() => false)) && place.closest(".panel:not([hidden])") !== null);
+  const show = (arrival) => arrival && place.append("Sent back at ", timeElement(arrival.timestamp), ": ", fatesOf([{ sent_to: arrival }], since.from));
+  get("consumers/messages", { scope: "topic", ...since, limit: MAX_LETTERS }).then(({ messages }) => show(messages.find(isArrival)), () => {});
   return place;
 }
 

@@ -2,7 +2,6 @@
 
 const ZONED = { dateStyle: "medium", timeStyle: "full" };
 const number = new Intl.NumberFormat("en");
-
 export const byId = (id) => document.getElementById(id);
 
 /** Make an element; children are elements or texts, and null or false are skipped. */
@@ -14,7 +13,6 @@ export function element(tag, attributes = {}, ...children) {
 }
 
 export const copyOf = (template) => template.content.firstElementChild.cloneNode(true);
-
 export const cell = (kind, ...children) => element("td", { class: kind }, ...children);
 
 /** Fill a node only when its text differs, so that screen readers do not repeat it and selections stay. */
@@ -53,7 +51,6 @@ export function turn(off, reason) {
 }
 
 export const inside = (href, ...children) => element("a", { href, "data-inside": "" }, ...children);
-
 export const count = (value) => (value == null ? "–" : number.format(value));
 export const plural = (value, one, more) => `${count(value)} ${value === 1 ? one : more}`;
 
@@ -70,7 +67,6 @@ export function timeElement(given) {
 }
 
 export const rfc3339 = (local) => (local ? new Date(local).toISOString() : "");
-
 export const localTime = (rfc) => (Number.isNaN(Date.parse(rfc)) ? "" : local(new Date(rfc)).replace(" ", "T"));
 
 /** Let a button save lines as a file; it is off while the list is empty. */

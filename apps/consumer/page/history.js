@@ -103,7 +103,6 @@ function roundedUp(value) {
   return [1, 2, 5, 10].map((step) => step * power).find((most) => most >= value);
 }
 
-for (const svg of document.querySelectorAll("figure svg")) {
-  svg.addEventListener("pointermove", showPoint);
-  svg.addEventListener("pointerleave", showLast);
-}
+const drawings = document.querySelectorAll("figure svg");
+for (const svg of drawings) svg.addEventListener("pointermove", showPoint);
+for (const svg of drawings) svg.addEventListener("pointerleave", showLast);

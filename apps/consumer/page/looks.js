@@ -5,16 +5,17 @@ import { arrange, byId, element, say, timeElement } from "./dom.js";
 
 /** Why a button is off while the service does not answer. */
 export const GONE = "The service does not answer.";
-
 const LATE_MS = 4_000; // what is shown is outdated then; with Kafka out of reach a status takes 3 s
+const AGAIN_MS = 3_000; // what failed is read again after this time
 const failing = new Map();
 
 /** Repeat `work` until it returns false, with a pause in milliseconds in between; wait while the page is hidden. */
 export async function poll(pause, work) {
   for (;;) {
     while (document.hidden) await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
-    if ((await work()) === false) return;
-    await new Promise((resolve) => setTimeout(resolve, pause));
+    const next = await work();
+    if (next === false) return;
+    await new Promise((resolve) => setTimeout(resolve, next === AGAIN_MS ? Math.min(pause, next) : pause));
   }
 }
 
@@ -34,6 +35,7 @@ export async function look({ name, read, show, lose = () => {}, when = () => tru
     if (failing.delete(name)) showFailing();
   } catch (error) {
     fail(error);
+    return AGAIN_MS;
   } finally {
     clearTimeout(late);
   }
@@ -46,8 +48,7 @@ function showFailing() {
 
 function linesOfFailing() {
   const state = failing.get("state");
-  const gone = () => ["Service gone since ", timeElement(state.since), `: ${state.reason}. What is dimmed is from before. Trying again.`];
-  if (state?.gone) return [{ key: "gone", contents: gone() }];
+  if (state?.gone) return [{ key: "gone", contents: ["Service gone since ", timeElement(state.since), `: ${state.reason}. What is dimmed is from before. Trying again.`] }];
   const text = (reason, sources) => `Cannot read ${sources.map(([name]) => name).join(", ")}: ${reason}. Trying again.`;
   return [...Map.groupBy(failing, ([, { reason }]) => reason)].map(([reason, sources]) => ({ key: reason, contents: [text(reason, sources)] }));
 }

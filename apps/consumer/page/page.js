@@ -15,7 +15,6 @@ import { names, showDead, showStreams, stream } from "./streams.js";
 
 const HEALTHS = 5; // reads of the state per read of the health of the other streams
 const TABS = ["overview", "records", "dead"];
-
 const produce = new Produce();
 const records = new Records((value) => produce.open(value));
 const deadLetters = new DeadLetters();
@@ -31,12 +30,7 @@ const STATE = { name: "state", pause: 1_000, read: readState, show: showState, l
 const GROUP = { name: "group", pause: 1_500, when: onOverview, read: () => get("consumers/group"), show: keepGroup };
 const ACTIONS = { name: "operator actions", pause: 2_000, when: () => onOverview() && may("operate"), read: () => get("consumers/actions", { stream: "" }), show: showActions };
 const HISTORY = { name: "history", pause: 5_000, when: onOverview, read: () => get("consumers/history"), show: showHistory };
-const OTHERS = names.filter((name) => name !== stream).map((name) => ({
-  name: `counts of ${name}`,
-  pause: 15_000,
-  read: () => get("consumers/dead-letters/reasons", { stream: name }),
-  show: (reasons) => showDead(name, reasons),
-}));
+const OTHERS = names.filter((name) => name !== stream).map((name) => ({ name: `counts of ${name}`, pause: 15_000, read: () => get("consumers/dead-letters/reasons", { stream: name }), show: (reasons) => showDead(name, reasons) }));
 
 /** Read status and health together, so that they are shown together. */
 async function readState() {
@@ -76,10 +70,7 @@ function visit() {
   if (tab() === "dead") deadLetters.visit(address());
 }
 
-control(() => {
-  look(GROUP); // this may take longer, so do not wait for it
-  return look(STATE);
-});
+control(() => (look(GROUP), look(STATE))); // the group may take longer: nothing waits for it
 produce.run();
 visit();
 onAddress(() => {

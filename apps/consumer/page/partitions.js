@@ -22,7 +22,8 @@ export function showLag(status) {
   });
   if (group !== null) showMembers(group, status.member_id);
   const last = status.last_rebalance;
-  say(byId("rebalance"), ...(last ? ["Last rebalance at ", timeElement(last.at), `: ${last.reason}.`] : []));
+  const left = status.member_id === null ? "This instance is not in the group now. " : "";
+  say(byId("rebalance"), ...(last ? [`${left}Last rebalance at `, timeElement(last.at), `: ${last.reason}.`] : [left]));
 }
 
 /** The partitions of the group, updated by the status, which is newer and whose sum is shown above. */

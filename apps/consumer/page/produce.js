@@ -11,7 +11,6 @@ import { stream } from "./streams.js";
 const PAUSE_MS = 2_000; // between two checks whether the producer answers
 const producer = document.querySelector("meta[name=producer-url]").content;
 const records = `${producer}/producers/${stream}`;
-
 const LIMITS = { minimum: "min", maximum: "max", minLength: "minlength", maxLength: "maxlength", pattern: "pattern" };
 
 export class Produce {
@@ -27,7 +26,8 @@ export class Produce {
     if (producer === "") return;
     const create = byId("create");
     const make = (number) => post(`${records}/generate?number=${number}`).then(created);
-    onSubmit(create, ({ number }) => report(create.querySelector("output"), "Creating …", () => make(number)));
+    const asked = (number) => confirmed(`${plural(number, "invented record", "invented records")} will be written to ${stream}, and handled.`, "Create");
+    onSubmit(create, ({ number }) => report(create.querySelector("output"), "Creating …", async () => ((await asked(Number(number))) ? make(number) : "Nothing was created.")));
     byId("new-record").addEventListener("click", () => this.open());
     this.#said.addEventListener("click", ({ target }) => target.closest("a") && byId("produce").close());
     this.#form.addEventListener("input", ({ target }) => this.#check(target));
@@ -129,12 +129,9 @@ function fieldOf(name, schema, value, required) {
   if (!isText && type !== "boolean") input.dataset.json = "";
   input.checked = value === true;
   if (type !== "boolean") input.value = value === undefined ? "" : isText ? value : JSON.stringify(value);
-  const hint = schema.description && element("small", { class: "muted" }, schema.description);
-  return element("label", {}, name, input, hint, element("small", { class: "trouble wrong", "aria-live": "polite" }));
+  return element("label", {}, name, input, schema.description && element("small", { class: "muted" }, schema.description), element("small", { class: "trouble wrong", "aria-live": "polite" }));
 }
 
 /** Describe the answer: the records, or receipts of which some have an error (207). */
-const created = ({ length, delivered, receipts }) =>
-  receipts
-    ? `${delivered} of ${receipts.length} were created: ${receipts.find(({ error }) => error).error}`
-    : `${plural(length, "was", "were")} created.`;
+const created = ({ length, delivered, receipts: of }) =>
+  of ? `${delivered} of ${of.length} were created: ${of.find(({ error }) => error).error}` : `${plural(length, "was", "were")} created.`;

@@ -65,12 +65,17 @@ export function actions(one, value, curl, ...own) {
   return element("div", { class: "row" }, ...own, ...copies, ofKey("records", "Records"), ofKey("dead", "Dead letters"), maskedSign(one));
 }
 
-/** A link to the dead letters with the reason that an error begins with; their number follows once it is known. */
-export function linkToLike(error) {
-  const [reason] = /^[^:]*:?/.exec(error);
+/** A link to the dead letters with the same error; their numbers follow once they are known. */
+export function linkToLike(reason) {
   const link = inside(addressOf("dead", { reason }), "Dead letters like it");
-  get("consumers/dead-letters/reasons", { reason }).then(({ letters, more }) => link.append(` (${count(letters)}${more ? "+" : ""})`), () => {});
+  get("consumers/dead-letters/reasons", { reason }).then((counts) => link.append(" (", ...leftOf(counts), ")"), () => {});
   return link;
+}
+
+/** How many of some dead letters are still to be sent back, and since when; how many were. */
+export function leftOf({ redrivable, redriven, more, oldest_redrivable: since }) {
+  const left = redrivable === 0 ? ["none to send back"] : [`${count(redrivable)}${more ? "+" : ""} to send back, since `, timeElement(since)];
+  return [...left, redriven > 0 ? `; ${count(redriven)} sent back before` : ""];
 }
 
 export const sentBackSign = ({ headers }) =>
@@ -99,9 +104,7 @@ function copyButton(label, text) {
 export function openingRow(one, ...cells) {
   const link = element("a", { "data-inside": "", "data-open": placeOf(one) }, timeElement(one.timestamp));
   const row = element("tr", {}, ...cells.map((cell) => (cell === "time" ? element("td", { class: "time" }, link) : cell)));
-  row.addEventListener("click", ({ target }) => {
-    if (!target.closest("a, button, input") && getSelection().isCollapsed) go(link.href);
-  });
+  row.addEventListener("click", ({ target }) => !target.closest("a, button, input") && getSelection().isCollapsed && go(link.href));
   return row;
 }
 

@@ -6,7 +6,6 @@ import { byId, onSubmit, report, say } from "./dom.js";
 /** Whether they have a role; not known before that was read. */
 export const may = (role) => document.body.dataset.roles?.split(" ").includes(role);
 const producer = document.querySelector("meta[name=producer-url]").content;
-
 export const SESSION = { name: "session", pause: 5_000, read: () => get("session", { stream: "" }), show: showSession };
 
 function showSession({ name, roles }) {

@@ -5,9 +5,7 @@ import { arrange, byId, count, element, say } from "./dom.js";
 
 export const names = document.querySelector("meta[name=streams]").content.split(" ");
 const asked = address().stream ?? names[0];
-
 export const stream = names.includes(asked) ? asked : names[0];
-
 const dead = {}; // how many dead letters can be sent back, by the name of each stream once that was read
 
 /** Show state, health, lag and dead letters of each stream as a link to its tab; hide the choice with a single stream. */

@@ -36,19 +36,25 @@ class DeadLetters(msgspec.Struct):
 
 
 class Reason(msgspec.Struct):
-    """Dead letters with one type of error: how many, how many can be sent back, the times of the ends (ms)."""
+    """Dead letters with one type of error: how many, how many can be sent back, the times of the ends (ms).
+
+    `redriven` were sent back; `oldest_redrivable` is the time of the oldest that can be.
+    """
 
     error_type: str | None
     letters: int
     redrivable: int
     newest: int
     oldest: int
+    redriven: int = 0
+    oldest_redrivable: int | None = None
 
 
 class Reasons(msgspec.Struct):
     """The newest 1,000 dead letters that match, by the type of their error, the most frequent first.
 
     `redrivable` counts those that can be sent back and were not; `more` is whether there are older ones.
+    `redriven` were sent back; `oldest_redrivable` is the time of the oldest that can be (ms).
     `waiting_for_transaction` newer ones stand behind another client's open transaction, and are not counted.
     """
 
@@ -57,6 +63,8 @@ class Reasons(msgspec.Struct):
     reasons: list[Reason]
     more: bool
     waiting_for_transaction: int
+    redriven: int
+    oldest_redrivable: int | None
 
 
 async def newest_letters(  # noqa: PLR0913, PLR0917 - the parameters of a call
@@ -101,8 +109,15 @@ async def count_by_reason(one: StreamConsumer, view: View, only: Filter, *, disc
             break
         cursor = read_offsets(found.next)
     counted = sorted(reasons.values(), key=lambda reason: -reason.letters)
-    redrivable = sum(reason.redrivable for reason in counted)
-    return Reasons(MAX_LETTERS - left, redrivable, counted, found.next is not None, found.waiting_for_transaction)
+    return Reasons(
+        letters=MAX_LETTERS - left,
+        redrivable=sum(reason.redrivable for reason in counted),
+        reasons=counted,
+        more=found.next is not None,
+        waiting_for_transaction=found.waiting_for_transaction,
+        redriven=sum(reason.redriven for reason in counted),
+        oldest_redrivable=min(filter(None, (reason.oldest_redrivable for reason in counted)), default=None),
+    )
 
 
 def _count_letters(newest_first: Sequence[DeadLetter], reasons: dict[str | None, Reason]) -> None:
@@ -110,4 +125,7 @@ def _count_letters(newest_first: Sequence[DeadLetter], reasons: dict[str | None,
         reason = reasons.setdefault(one.error_type, Reason(one.error_type, 0, 0, one.timestamp, one.timestamp))
         reason.letters += 1
         reason.oldest = one.timestamp
-        reason.redrivable += one.redrivable
+        reason.redriven += one.redriven
+        if one.redrivable:
+            reason.redrivable += 1
+            reason.oldest_redrivable = one.timestamp

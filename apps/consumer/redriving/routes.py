@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
@@ -95,12 +96,19 @@ async def letter_filter(  # noqa: PLR0913 - each is a query parameter
     keys = [key_filter(view, key) for view in views]
     sees_errors = access_of(request).may_read(request) and not any(view.masking for view in views)
 
+    wanted = _one_line(reason or "")
+
     def has_reason(record: Record) -> bool:
         letter = letter_of(record)
-        return (reason or "") in f"{letter.error_type or ''}: {(letter.error or '') if sees_errors else ''}"
+        return wanted in _one_line(f"{letter.error_type or ''}: {(letter.error or '') if sees_errors else ''}")
 
     times = read_time("from", since), read_time("to", until)
     return Filter(next(iter(keys), None), partition, *times, None if reason is None else has_reason)
+
+
+def _one_line(text: str) -> str:
+    """Return a text with single spaces: errors are shown in one line elsewhere."""
+    return re.sub(r"\s+", " ", text)
 
 
 REFUSALS = (HTTPStatus.NOT_FOUND, DONE_BEFORE, NOT_NOW, HTTPStatus.UNPROCESSABLE_ENTITY)

@@ -1,7 +1,7 @@
 """Records over HTTP: the newest consumed, any record of the topic, and the live tail."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -149,23 +149,6 @@ async def view_of(request: Request[Any, Any, Any], served_stream: SkipValidation
     return served_stream.view if may_see else served_stream.masked_view
 
 
-async def read_shared(
-    request: Request[Any, Any, Any],
-    one: StreamConsumer,
-    view: View | None,
-    memory_bytes: int,
-    read: Callable[[], Awaitable[T]],
-) -> T:
-    """Return what a call reads, in one read for all callers that make the same call and see the same."""
-
-    def begin() -> Awaitable[T]:
-        share_of(request.scope).require(memory_bytes)
-        return read()
-
-    call = request.scope["path"], request.scope["query_string"], view
-    return await within(CALL_S, one.shared_reads.read(call, begin))
-
-
 class MessageController(Controller):
     """Shows records."""
 
@@ -204,7 +187,8 @@ class MessageController(Controller):
             wanted = Filter(key_filter(view, key), partition, *times, _has_text(view, q))
             cursor = _read("before", before, read_offsets)
             read = partial(_newest_of_topic, served_stream, view, wanted, limit, cursor)
-            return await read_shared(request, served_stream, view, SEARCH_MEMORY_BYTES, read)
+            share_of(request.scope).require(SEARCH_MEMORY_BYTES)
+            return await within(CALL_S, read())
         if where != "window":
             raise bad_parameter("scope", f"expected window or topic, got {where[:40]!r}")
         for name, value in {"q": q, "from": since, "to": until}.items():

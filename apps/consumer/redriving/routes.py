@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Awaitable, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
 
@@ -15,6 +14,8 @@ from litestar.di import Provide
 from litestar.params import Parameter, QueryParameter, SkipValidation
 from litestar.response import Response
 
+from apps.chassis.deadline import CALL_S, within
+from apps.chassis.http.admission import share_of
 from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problem_kinds import DONE_BEFORE, NOT_NOW, OUT_OF_REACH, UNREADABLE
 from apps.chassis.http.problems import RETRY_AFTER, answer_error, bad_body, bad_parameter, documented, problem
@@ -25,7 +26,7 @@ from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.cursors import read_offsets
 from apps.consumer.browsing.record_view import View
-from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, key_filter, read_shared, read_time, view_of
+from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, key_filter, read_time, view_of
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.answers import Answer, Discards, Redrives, Restores
@@ -181,8 +182,9 @@ class DeadLetterController(Controller):
             cursor = None if before is None else read_offsets(before)
         except ValueError as error:
             raise bad_parameter("before", str(error)) from None
-        read = partial(newest_letters, served_stream, view, limit, only, cursor, discarded=discarded)
-        return await read_shared(request, served_stream, view, SEARCH_MEMORY_BYTES, read)
+        share_of(request.scope).require(SEARCH_MEMORY_BYTES)
+        found = newest_letters(served_stream, view, limit, only, cursor, discarded=discarded)
+        return await within(CALL_S, found)
 
     @get("/reasons", summary="The newest 1,000 dead letters, by reason", responses=documented(OUT_OF_REACH, UNREADABLE))
     async def by_reason(
@@ -194,8 +196,13 @@ class DeadLetterController(Controller):
         discarded: Discarded = False,  # noqa: FBT002 - a query parameter
     ) -> Reasons:
         """Count dead letters by reason."""
-        read = partial(count_by_reason, served_stream, view, only, discarded=discarded)
-        return await read_shared(request, served_stream, view, 2 * COUNT_LIMITS.bytes, read)
+
+        def begin() -> Awaitable[Reasons]:
+            share_of(request.scope).require(2 * COUNT_LIMITS.bytes)
+            return count_by_reason(served_stream, view, only, discarded=discarded)
+
+        call = request.scope["path"], request.scope["query_string"], view
+        return await within(CALL_S, served_stream.shared_reads.read(call, begin))
 
     @post("/redrive", summary="Send dead letters back to their topic, each once", **ACTION)
     async def redrive(self, selection: SkipValidation[Selection]) -> Redrives:

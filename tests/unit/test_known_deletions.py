@@ -124,6 +124,25 @@ async def test_a_redrive_waits_for_what_others_hide_before_it_commits_and_not_fo
     await bench.found.read_again([letter("ada", 0)])
 
 
+async def test_a_deletion_whose_transaction_ends_between_two_looks_is_found() -> None:
+    bench = Bench(records("ada", "bob"))
+    await bench.deleted(letter("ada", 0))
+    bench.every.records[0] = records("ada", "bob", "-ada")
+
+    class Ending(Topic):
+        """A topic whose open transaction ends once its end was looked for."""
+
+        async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
+            found = await super().offsets(partitions)
+            self._end = 3
+            return found
+
+    bench.found._log = cast(LogReader, Ending({0: records("ada", "bob", "-ada")}, end=2))
+    bench.found._transactions.stable = bench.found._log
+    with pytest.raises(RedriveNotNow, match="hides a deletion of the key of a dead letter"):
+        await bench.found.read_again([letter("ada", 0)])
+
+
 async def test_what_was_read_is_not_read_again_and_a_new_deletion_is_found() -> None:
     bench = Bench(records("ada", "bob", "eve"))
     assert await bench.deleted(letter("ada", 0)) == [False]

@@ -14,7 +14,7 @@ another partition now, once Kafka may have forgotten the tombstone there.
 import asyncio
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from apps.chassis.kafka.cluster import Cluster
@@ -57,23 +57,23 @@ class Deletions:
         Raises `RedriveNotNow` when it is `late` (event loop time), there are too many, or an open transaction hides
         one; a further call reads on.
         """
-        if partitions := await self._read_on(letters, late):
-            await self._check_hidden({letter.key for letter in letters}, partitions, late)
+        if reached := await self._read_on(letters, late):
+            await self._check_hidden({letter.key for letter in letters}, reached, late)
 
     async def read_again(self, letters: Sequence[DeadLetter]) -> None:
         """Read on in the transaction that sends letters back. Raises `RedriveNotNow` as `read_for` does.
 
         Deletions that a redrive has written do not count: among them are those of this one.
         """
-        if partitions := await self._read_on(letters, math.inf):
+        if reached := await self._read_on(letters, math.inf):
             late = asyncio.get_running_loop().time() + HIDDEN_S
-            await self._check_hidden({letter.key for letter in letters}, partitions, late, is_again=True)
+            await self._check_hidden({letter.key for letter in letters}, reached, late, is_again=True)
 
-    async def _read_on(self, letters: Sequence[DeadLetter], late: float) -> Collection[int]:
-        """Read what `read_for` does as far as no open transaction hides it; return the partitions that were read."""
+    async def _read_on(self, letters: Sequence[DeadLetter], late: float) -> dict[int, int]:
+        """Read what `read_for` does as far as no open transaction hides it; return up to where, by partition."""
         placed = [(letter, origin) for letter in letters if (origin := _origin_of(letter))]
         if not placed:
-            return ()
+            return {}
         if (topic_id := await self._cluster.topic_id(self._log.topic)) != self._topic_id:
             self._topic_id = topic_id
             self._forget()
@@ -86,15 +86,18 @@ class Deletions:
         partitions = end.keys() if any(self._has_moved(letter) for letter, _ in placed) else own
         for partition in partitions:
             await self._read_partition(partition, max(starts[partition], first[partition]), end[partition], late)
-        return partitions
+        return {partition: end[partition] for partition in partitions}
 
     async def _check_hidden(
-        self, keys: Collection[bytes | None], partitions: Collection[int], late: float, *, is_again: bool = False
+        self, keys: Collection[bytes | None], reached: Mapping[int, int], late: float, *, is_again: bool = False
     ) -> None:
-        """Raise `RedriveNotNow` when an open transaction hides a deletion of a key, which it may yet abort."""
-        hidden = await self._transactions.hidden(self._cluster.partition_count(self._log.topic))
-        for partition in hidden.keys() & partitions:
-            at, end = hidden[partition]
+        """Raise `RedriveNotNow` when an open transaction hides a deletion of a key, which it may yet abort.
+
+        It may end meanwhile: what is behind the places `reached` was not read before, whether it is hidden now or not.
+        """
+        ends = await self._transactions.every.ends(self._cluster.partition_count(self._log.topic))
+        for partition, start in reached.items():
+            at, end = start, ends[partition]
             while at < end:
                 records, places = await self._transactions.every.some({partition: (at, end)}, READ_BYTES)
                 deletions = (one for one in records if one.value is None and one.key in keys)

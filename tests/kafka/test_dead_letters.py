@@ -135,7 +135,7 @@ def test_a_redrive_sends_back_what_the_list_shows_with_the_same_filters_and_a_dr
         written = len(pipeline.records())
         answer = consumer.post(REDRIVE, params={**filters, "dry_run": "true"}, json={"limit": 10})
         nothing = {"redriven": 0, "dead_letters": [], "more": False, "refused": 0, "refused_because": None}
-        assert answer == {**nothing, "would_redrive": count}
+        assert answer == {**nothing, "would_redrive": count, "waiting_for_transaction": 0}
         assert len(pipeline.records()) == written
         answer = consumer.post(REDRIVE, params=filters, json={"limit": 10})
         assert sorted(map(place_of, answer["dead_letters"])) == sorted(waiting)

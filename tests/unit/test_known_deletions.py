@@ -105,7 +105,7 @@ async def test_a_letter_without_a_key_or_a_place_on_the_topic_is_not_refused() -
 async def test_a_deletion_that_an_open_transaction_hides_is_waited_for_because_it_may_be_aborted() -> None:
     bench = Bench(records("ada", "bob", "-ada"))
     bench.topic._end = 2
-    with pytest.raises(RedriveNotNow, match="hides a deletion of the key of a dead letter: try again when it has end"):
+    with pytest.raises(RedriveNotNow, match="for the end of another client's transaction: try again then"):
         await bench.deleted(letter("ada", 0))
     assert await bench.deleted(letter("bob", 1)) == [False]
     bench.topic._end = None
@@ -118,7 +118,7 @@ async def test_a_redrive_waits_for_what_others_hide_before_it_commits_and_not_fo
     hidden = records("ada", "bob", "-ada")
     bench.every.records[0] = hidden
     bench.topic._end = 2
-    with pytest.raises(RedriveNotNow, match="hides a deletion of the key of a dead letter"):
+    with pytest.raises(RedriveNotNow, match="a deletion of the key of a dead letter"):
         await bench.found.read_again([letter("ada", 0)])
     hidden[2].headers = [(ORIGIN, b"{}")]
     await bench.found.read_again([letter("ada", 0)])
@@ -139,7 +139,7 @@ async def test_a_deletion_whose_transaction_ends_between_two_looks_is_found() ->
 
     bench.found._log = cast(LogReader, Ending({0: records("ada", "bob", "-ada")}, end=2))
     bench.found._transactions.stable = bench.found._log
-    with pytest.raises(RedriveNotNow, match="hides a deletion of the key of a dead letter"):
+    with pytest.raises(RedriveNotNow, match="a deletion of the key of a dead letter"):
         await bench.found.read_again([letter("ada", 0)])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from aiokafka.errors import IncompatibleBrokerVersion
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from apps.chassis.internals.producer_epochs import LAST_EPOCH, AnotherKafka, ProducerEpochs, ProducerOfClient, Send
@@ -24,7 +25,7 @@ class Kafka:
         self.topic = UUID(int=1)
         self.epoch = self.error_code = self.given = 0
         self.written: list[object] = []
-        self.is_old = False
+        self.too_old: Exception | None = None
 
     async def send(self, request: Any) -> Any:  # noqa: ANN401 - of aiokafka
         if request is PRODUCE:
@@ -34,8 +35,8 @@ class Kafka:
             self.given += 1
             answer = {"producer_id": self.given, "producer_epoch": self.epoch, "error_code": self.error_code}
             return SimpleNamespace(**answer)
-        if self.is_old:
-            raise NotImplementedError
+        if self.too_old:
+            raise self.too_old
         described = {"cluster_id": self.cluster, "topics": [{"topic_id": self.topic, "error_code": 0}]}
         return SimpleNamespace(to_object=lambda: described)
 
@@ -85,10 +86,14 @@ def no_topic(kafka: Kafka) -> None:
 
 
 def too_old(kafka: Kafka) -> None:
-    kafka.is_old = True
+    kafka.too_old = NotImplementedError()
 
 
-ELSEWHERE = [another_cluster, unnamed_cluster, another_topic, no_topic, too_old]
+def incompatible(kafka: Kafka) -> None:
+    kafka.too_old = IncompatibleBrokerVersion()
+
+
+ELSEWHERE = [another_cluster, unnamed_cluster, another_topic, no_topic, too_old, incompatible]
 
 
 @pytest.mark.parametrize("becomes", ELSEWHERE)
@@ -138,3 +143,12 @@ async def test_a_producer_writes_nothing_by_a_connection_to_another_kafka(
         with pytest.raises(AnotherKafka):
             await producer.send(PRODUCE, send, lambda: new)
     assert kafka.written == [PRODUCE, PRODUCE]
+
+
+async def test_a_connection_that_is_gone_once_it_was_checked_ends_no_producer(
+    epochs: ProducerEpochs, send: Send, kafka: Kafka
+) -> None:
+    producer = ProducerOfClient(epochs)
+    await producer.send(IDEMPOTENT, send, Connection)
+    assert await producer.send(PRODUCE, send, lambda: None) == "written"
+    assert kafka.written == [PRODUCE]

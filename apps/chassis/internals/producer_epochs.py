@@ -5,10 +5,10 @@ Kafka cannot know then that two producers are one: what the network held back of
 newer records of the same keys, perhaps behind a tombstone. Java's clients raise the epoch by themselves too, in
 `TransactionManager.bumpIdempotentProducerEpoch` (KIP-360).
 
-A Kafka that was set up anew gives the same ids to others, often under the same name. A batch with the id, epoch and
-number of somebody else's counts as a duplicate there: it is acknowledged, and never written. So the id of the topic
-tells one Kafka from another, and a producer is asked for it at each connection before it writes. No upstream issue is
-known. Reaches for the id of transactions in a request.
+When Kafka is installed again with empty disks, it hands out the same ids a second time, often with the same cluster id.
+Two producers may then have the same one. Kafka takes a batch whose id, epoch and sequence number it knows for a
+duplicate: it acknowledges it and does not write it. Topic ids are random, so each new connection is asked for that of
+the topic before the first batch. No upstream issue is known. Reaches for the id of transactions in a request.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from weakref import WeakSet
 
-from aiokafka.errors import KafkaError, NoError
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, NoError
 from aiokafka.protocol.transaction import InitProducerIdRequest, InitProducerIdResponse_v0
 
 from apps.chassis.kafka.topic_metadata import AskForTopics, id_in
@@ -36,16 +36,24 @@ Send = Callable[[Untyped], Awaitable[Untyped]]
 
 
 class AnotherKafka(KafkaError):  # type: ignore[misc]  # aiokafka ships no types
-    """A topic was recreated, perhaps with all of Kafka: the id of a producer may belong to somebody else there."""
+    """The topic was recreated, perhaps with the whole cluster: another producer may have the same id there."""
 
     retriable = False
 
 
 class Place(NamedTuple):
-    """A topic of a cluster; both ids are random, and a topic that is created again has another one."""
+    """The ids of a cluster and of a topic; a recreated topic has another one."""
 
-    cluster: str
-    topic: UUID
+    cluster_id: str
+    topic_id: UUID
+
+
+class Begun(NamedTuple):
+    """What the last producer has begun with."""
+
+    place: Place
+    producer_id: int
+    epoch: int
 
 
 class ProducerEpochs:
@@ -56,7 +64,7 @@ class ProducerEpochs:
 
     def __init__(self, topic: str | None = None) -> None:
         self.topic = topic
-        self._last: tuple[Place, int, int] | None = None
+        self._last: Begun | None = None
 
     async def place(self, send: Send) -> Place | None:
         """Return where the topic is, as a broker says; None when that is not known. Raises the errors of `send`."""
@@ -64,10 +72,10 @@ class ProducerEpochs:
             return None
         try:
             answer = (await send(AskForTopics([self.topic]))).to_object()
-        except NotImplementedError:  # before Kafka 2.3
+        except (IncompatibleBrokerVersion, NotImplementedError):  # before Kafka 2.3
             return None
-        topic_id, cluster = id_in(answer["topics"][0]), answer["cluster_id"]
-        return Place(cluster, topic_id) if cluster and topic_id else None
+        cluster_id, topic_id = answer["cluster_id"], id_in(answer["topics"][0])
+        return Place(cluster_id, topic_id) if cluster_id and topic_id else None
 
     async def begin(self, request: InitProducerIdRequest, send: Send) -> tuple[Untyped, Place | None]:
         """Return Kafka's answer to the request for an id, or the same id in the next epoch; and where it holds.
@@ -78,12 +86,12 @@ class ProducerEpochs:
             self._last = None
             return await send(request), None
         last, self._last = self._last, None
-        if last is not None and last[0] == place and last[2] < LAST_EPOCH:
-            answer = InitProducerIdResponse_v0(0, NoError.errno, last[1], last[2] + 1)
+        if last is not None and last.place == place and last.epoch < LAST_EPOCH:
+            answer = InitProducerIdResponse_v0(0, NoError.errno, last.producer_id, last.epoch + 1)
         else:
             answer = await send(request)
         if answer.error_code == NoError.errno:
-            self._last = place, answer.producer_id, answer.producer_epoch
+            self._last = Begun(place, answer.producer_id, answer.producer_epoch)
         return answer, place
 
 
@@ -106,5 +114,6 @@ class ProducerOfClient:
         if self._place is not None and connection() not in self._checked:
             if await self._epochs.place(send) != self._place:
                 raise AnotherKafka(f"topic {self._epochs.topic} was recreated")
-            self._checked.add(connection())
+            if (checked := connection()) is not None:  # it may be gone again
+                self._checked.add(checked)
         return await send(request)

@@ -17,7 +17,7 @@ from apps.chassis.internals.group_description import GROUP_ID_NOT_FOUND, describ
 from apps.chassis.kafka.topic_metadata import may
 
 DEAD = "Dead"
-"""The state in which DescribeGroups reports a group that is none, or of another protocol."""
+"""The state that DescribeGroups reports of a group that does not exist, or that uses another protocol."""
 PERMISSION_TIMEOUT_S = 1.0
 """Seconds for the coordinator to say whether the client may join the group."""
 

@@ -55,7 +55,7 @@ class Link:
         self._writer: asyncio.StreamWriter | None = None
 
     async def run(self) -> None:
-        """Answer questions until the other end closes the connection, or sends what is no message."""
+        """Answer questions until the other end closes the connection, or sends something other than a message."""
         reader, self._writer = await asyncio.open_connection(sock=self._socket)
         background = Background()
         try:

@@ -186,9 +186,8 @@ class MessageController(Controller):
             times = read_time("from", since), read_time("to", until)
             wanted = Filter(key_filter(view, key), partition, *times, _has_text(view, q))
             cursor = _read("before", before, read_offsets)
-            read = partial(_newest_of_topic, served_stream, view, wanted, limit, cursor)
             share_of(request.scope).require(SEARCH_MEMORY_BYTES)
-            return await within(CALL_S, read())
+            return await within(CALL_S, _newest_of_topic(served_stream, view, wanted, limit, cursor))
         if where != "window":
             raise bad_parameter("scope", f"expected window or topic, got {where[:40]!r}")
         for name, value in {"q": q, "from": since, "to": until}.items():

@@ -103,8 +103,8 @@ class Deletions:
                 deletions = (one for one in records if one.value is None and one.key in keys)
                 if any(not (is_again and ORIGIN in dict(one.headers)) for one in deletions):
                     raise RedriveNotNow(
-                        f"another client's open transaction on {self._log.topic} hides a deletion of the key of a dead "
-                        "letter: try again when it has ended"
+                        f"a deletion of the key of a dead letter has just come to {self._log.topic}, or waits there "
+                        "for the end of another client's transaction: try again then"
                     )
                 at = places[partition]
                 if at < end and asyncio.get_running_loop().time() >= late:

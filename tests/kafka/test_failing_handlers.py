@@ -129,7 +129,9 @@ def test_what_was_accepted_ends_with_what_waited_and_a_later_outage_or_a_wrong_d
 def test_a_seek_a_stop_and_a_signal_break_off_a_long_call_and_what_was_done_before_is_committed(stage: Failing) -> None:
     names = ["good"] * 200
     names[50], names[150] = "poison", "slow"
+    stage.consumer.post("/consumers/stop")  # so that all of them are handed to the handler as one batch
     stage.write(names)
+    stage.consumer.post("/consumers/start")
     wait_until(lambda: len(stage.handled()) >= 100, what="for the handler to be stuck")
     answer = stage.consumer.http.post("/consumers/seek", json={"partition": 1, "offset": 0})
     assert answer.status_code == 200

@@ -68,17 +68,19 @@ DEFAULT_LIMITS = ConnectionLimits()
 class Joined:
     """A transport that writes the head of an answer together with the beginning of its body, if that follows at once.
 
-    Two writes would be two system calls and two packets, also with uvloop.
+    Two writes would be two system calls and two packets, also with uvloop. `last_bytes` is the size of the last write.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._head = b""
+        self.last_bytes = 0
         self.end: Callable[[], object] = transport.close
 
     def write(self, data: bytes) -> None:
         """Write; a head waits for what follows it."""
+        self.last_bytes = len(data)
         if self._head and len(data) > JOINED_BYTES:
             self._write_head()
             self._transport.write(data)
@@ -123,7 +125,7 @@ class LimitedProtocol(FramedProtocol):
         self._between_requests = True
         self._timer: asyncio.TimerHandle | None = None
         self._answers: UnsentAnswers = self.app_state.setdefault(UNSENT, UnsentAnswers())
-        self._unsent = 0
+        self._unsent = self._counted = 0
         self._read_check: asyncio.TimerHandle | None = None
         self._paced: PacedTransport | None = None
         self._unused = 0
@@ -326,17 +328,18 @@ class LimitedProtocol(FramedProtocol):
             self.transport.close()
 
     def _count_unsent(self) -> None:
-        unsent = self.transport.get_write_buffer_size()
-        self._answers.bytes += unsent - self._unsent
-        self._unsent = unsent
+        self._unsent = self.transport.get_write_buffer_size()
+        counted = max(self._unsent, self._joined.last_bytes)  # uvloop keeps all of a write until its last byte is sent
+        self._answers.bytes += counted - self._counted
+        self._counted = counted
         self._read_check = self.loop.call_later(self._limits.read_check_s, self._check_reading)
 
     def _forget_unsent(self) -> None:
         if self._read_check is not None:
             self._read_check.cancel()
             self._read_check = None
-        self._answers.bytes -= self._unsent
-        self._unsent = 0
+        self._answers.bytes -= self._counted
+        self._unsent = self._counted = 0
 
     def _check_reading(self) -> None:
         if self._unsent - self.transport.get_write_buffer_size() < self._limits.min_read_bytes:

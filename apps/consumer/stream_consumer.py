@@ -51,6 +51,7 @@ from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.schedule import DueLetters, Schedule, of_schedule
 from contracts.stream import Stream
 
+NEVER = datetime.min.replace(tzinfo=UTC)
 LAG_S = 3.0
 """Seconds after which the status is answered without the lag: an earlier stop or start may have taken 6.5 s."""
 GRACE_S = 5.0
@@ -270,15 +271,16 @@ class StreamConsumer:
     ) -> tuple[str | None, datetime | None]:
         """Return the last error, and when it happened or began, as far as that is known."""
         control, consumption, resource = self.control, self.consumption, self.consumption.resource
-        noted, since = consumption.last_error if quotes else consumption.last_trouble, self.cluster.trouble_since
+        noted = consumption.last_error if quotes else consumption.last_trouble
+        over = (noted, consumption.last_error_at), (self.cluster.last_trouble[0], _as_time(self.cluster.last_trouble[1]))
         found = (
-            (trouble, datetime.fromtimestamp(since, UTC) if since else None),
+            (trouble, _as_time(self.cluster.trouble_since)),
             (missing, None),
             (resource.error if quotes else resource.error and resource.trouble, consumption.failing_since),
             (self._commits.error, None),
             (consumption.handler_error(quotes=quotes), consumption.failing_since or consumption.last_error_at),
             (None if control.stopped or consumption.halted else control.obstacle(), None),
-            (noted, consumption.last_error_at),
+            max(over, key=lambda one: one[1] or NEVER),
             (self._connection.error, None),
             (self.schedule.error, None),
         )
@@ -309,3 +311,7 @@ class StreamConsumer:
             of_schedule(self.schedule),
         )
         return of_stream(self.stream.name, metrics)
+
+
+def _as_time(seconds: float | None) -> datetime | None:
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None

@@ -531,6 +531,24 @@ async def test_it_is_known_when_the_last_error_happened() -> None:
     assert began <= stream.consumption.last_error_at <= datetime.now(UTC)
 
 
+async def test_the_last_error_is_the_newest_also_of_a_call_that_was_repeated_with_success() -> None:
+    failures = iter([True])
+    stream = Stream(Handler(lambda _: next(failures, False)))
+    stream.append(Stored(value=b"no event"))
+    await stream.consume()
+    dead_lettered_at = stream.consumption.last_error_at
+    assert "offset 0: MalformedValue" in str(stream.consumption.last_error)
+    stream.add(*"abcd")
+    await stream.turn()
+    assert stream.is_consumed
+    assert stream.consumption.handler_error() is None
+    assert str(stream.consumption.last_error).startswith("RuntimeError: ")
+    assert str(stream.consumption.last_trouble) == "RuntimeError"
+    assert dead_lettered_at is not None
+    assert stream.consumption.last_error_at is not None
+    assert stream.consumption.last_error_at > dead_lettered_at
+
+
 async def test_letters_that_are_refused_hold_up_no_other_partition_even_at_their_first_attempt() -> None:
     class Refusing(Stream):
         async def _write(self, bad: Sequence[BadRecord]) -> None:

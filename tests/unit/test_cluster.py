@@ -114,11 +114,13 @@ async def test_trouble_has_lasted_since_it_was_first_found(
             return next(found)
 
     monkeypatch.setattr(module, "FRESH_S", 0.0)
-    cluster, since = Troubled(options, []), []
+    cluster, since, last = Troubled(options, []), [], []
     for _ in range(4):
         await cluster.trouble()
         since.append(cluster.trouble_since)
+        last.append(cluster.last_trouble)
     first, second, well, anew = since
+    assert last == [("no leader", first)] * 3 + [("no leader", anew)]
     assert first is not None
     assert (second, well) == (first, None)
     assert anew is not None

@@ -68,9 +68,9 @@ class Cluster:
     By topic: `partitions` is their number, `configs` the configuration, and `reports` lists the differences from the
     wanted settings; the topic is used as it is. `deletions` are those of them that make Kafka delete records that must
     be kept. `unusable` has the partitions that cannot be used now, each with what it has instead; `trouble_since` is
-    since when (`time.time`), None without trouble. `reached` is whether Kafka answered the last check. The service must
-    be authorized to join `group`. `unreadable_at` is when it was last seen that the service may not read a topic or
-    join the group (`time.monotonic`).
+    since when (`time.time`), None without trouble, and `last_trouble` the last one with this time. `reached` is whether
+    Kafka answered the last check. The service must be authorized to join `group`. `unreadable_at` is when it was last
+    seen that the service may not read a topic or join the group (`time.monotonic`).
     """
 
     def __init__(self, options: ClientOptions, topics: Sequence[Topic], group: str | None = None) -> None:
@@ -81,6 +81,7 @@ class Cluster:
         self.unusable: dict[str, dict[int, str]] = {}
         self.reached, self.unreadable_at = False, -math.inf
         self.trouble_since: float | None = None
+        self.last_trouble: tuple[str | None, float | None] = None, None
         self._risks: dict[str, list[str]] = {}
         self._options = options
         self._topics = {topic.name: topic for topic in topics}
@@ -207,9 +208,7 @@ class Cluster:
                     await self.ensure_topics()
             elif time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:  # even in trouble: they may be its cause
                 settings_checked_at = time.monotonic()
-                with suppress(
-                    KafkaError, OSError, TimeoutError, Unusable
-                ):  # reported, or by the next check of `trouble`
+                with suppress(KafkaError, OSError, Unusable):  # reported, or by the next check of `trouble`
                     await self.check_settings()
 
     @property
@@ -227,6 +226,7 @@ class Cluster:
         finally:
             self._looked_at = time.monotonic()
         self.trouble_since = (self.trouble_since or time.time()) if self._found else None
+        self.last_trouble = (self._found, self.trouble_since) if self._found else self.last_trouble
         return self._found
 
     @property

@@ -5,7 +5,7 @@ Each call gets its own batch and freshly decoded values, so that a handler canno
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from apps.chassis.observability.logs import one_line, without_values
@@ -21,6 +21,13 @@ STRUGGLING_S = 3.0
 """Seconds of consecutive failed calls after which the state is `retrying`."""
 MAX_ERROR_CHARACTERS = 1_000
 """Characters of the last error that are kept."""
+
+NoteError = Callable[[str, str], object]
+"""Takes the text of an error that happened now, and the same without quotes of values."""
+
+
+def ignore_error(error: str, without_quotes: str) -> None:
+    """Note nothing."""
 
 
 class CallResult(NamedTuple):
@@ -45,15 +52,17 @@ class Attempts:
     """Calls the handler of a stream, one call at a time.
 
     `failures` counts the failed calls since the last finished batch, `error` is the last one and `kind` its type.
-    `failing_since` is when the first of these failed. `successes` counts the calls that did not fail.
+    `failing_since` is when the first of these failed. `successes` counts the calls that did not fail. `note_error` is
+    told each error.
     """
 
-    def __init__(self, decode: Decode, handle: Handle) -> None:
+    def __init__(self, decode: Decode, handle: Handle, note_error: NoteError = ignore_error) -> None:
         self.failures = self.successes = 0
         self.error: str | None = None
         self.kind = ""
         self._decode = decode
         self._handle = handle
+        self._note_error = note_error
         self._call = HandlerCall(*KEPT_BASES)
         self.failing_since: float | None = None
         self._is_logged = False
@@ -113,15 +122,16 @@ class Attempts:
         self.successes += 1
         self._unsuccessful_since = None
 
-    def note_failure(self, error: Exception) -> None:
-        """Count a failure, and keep its text."""
+    def note_failure(self, error: Exception, place: str = "") -> None:
+        """Count a failure, of the record at a place if it failed alone, and keep its text."""
         self.failures += 1
         self.failing_since = self.failing_since or time.time()
         self.error, self.kind = one_line(error)[:MAX_ERROR_CHARACTERS], type(error).__name__
+        self._note_error(f"{place}{self.error}", f"{place}{without_values(error)}")
 
     def _note(self, error: Exception, failed: Sequence[Record], called: int) -> None:
         """Count a call that failed for some of its `called` records; log the first of a batch, but no rejection."""
-        self.note_failure(error)
+        self.note_failure(error, f"{name_of(failed[0])}: " if len(failed) == 1 else "")
         self._unsuccessful_since = self._unsuccessful_since or time.monotonic()
         if self._is_logged or isinstance(error, Reject):
             return

@@ -86,9 +86,10 @@ class Consumption:
         self.busy_since: float | None = None
         self.policy = policy
         self.batch_records = policy.batching.records
-        self.attempts = Attempts(decode, handle)
+        self.attempts = Attempts(decode, handle, self.note_error)
         self.abandonment = Abandonment(self.attempts.cancel)
         self.resource = resource or HandlerResource()
+        self.resource.note_error = self.note_error
         self.acceptance = Acceptance()
         self.letters = PendingLetters(write_dead_letters, policy.retry, self.attempts.note_failure, give_way_s)
         self.redelivery = Redelivery(self.attempts, self.abandonment, policy, self.resource)
@@ -168,9 +169,9 @@ class Consumption:
         """Note that a batch cannot be read: its partition waits until it can be read, or an operator seeks past it."""
         if self.unreadable != what:
             log.error(what)
-            self.last_error_at = datetime.now(UTC)
+        if self.unreadable != what or self.last_error != what:
+            self.note_error(what, what)
         self._unreadable = what, time.time()
-        self.last_error = self.last_trouble = what
 
     def resume(self, *, accept: bool) -> None:
         """Consume again after a stop or a halt; with `accept`, dead-letter the bad records that wait."""
@@ -199,6 +200,10 @@ class Consumption:
         self.letters.forget(is_gone)
         self.redelivery.forget(is_gone)
 
+    def note_error(self, error: str, without_quotes: str) -> None:
+        """Note that an error happened now."""
+        self.last_error, self.last_trouble, self.last_error_at = error, without_quotes, datetime.now(UTC)
+
     def forget_quotes(self) -> None:
         """Keep of the last error only what quotes no value."""
         self.last_error = self.last_trouble
@@ -219,9 +224,8 @@ class Consumption:
                 passed_over = sum(not outcome.redelivers(one) for one in others)
                 return outcome._replace(passed_over=passed_over) if others else outcome
         except Halted as reason:
-            self.halted = self.last_error = str(reason)
-            self.halted_for = self.last_trouble = reason.reason
-            self.last_error_at = datetime.now(UTC)
+            self.halted, self.halted_for = str(reason), reason.reason
+            self.note_error(self.halted, self.halted_for)
             log.critical("halted: %s", reason.reason)
         self.busy_since = None
         await self.abandonment.wait()  # the watch over the consume loop ends this connection
@@ -300,8 +304,7 @@ class Consumption:
             "%d records were dead-lettered, the first of them %s: %s", len(bad), name_of(first), kind, extra=fields
         )
         place, error = name_of(bad[-1].record), bad[-1].error
-        self.last_error, self.last_trouble = f"{place}: {one_line(error)}", f"{place}: {without_values(error)}"
-        self.last_error_at = datetime.now(UTC)
+        self.note_error(f"{place}: {one_line(error)}", f"{place}: {without_values(error)}")
 
     def _adapt_size(self, records: int, seconds: float) -> None:
         """Limit the next batch by how long the handler took for a number of records."""

@@ -19,6 +19,7 @@ from apps.chassis.observability.logs import one_line, without_values
 from apps.chassis.setting_reading import read_own_settings
 from apps.chassis.settings import Settings
 from apps.consumer.consuming.abandonment import Abandonment
+from apps.consumer.consuming.attempts import MAX_ERROR_CHARACTERS, NoteError, ignore_error
 from apps.consumer.consuming.batch import Batch, Handle, Handler
 from apps.consumer.consuming.containment import Contained, start_contained
 from apps.consumer.consuming.handler_thread import as_async
@@ -40,8 +41,6 @@ GIVE_WAY_S = 10.0
 OPENING = "the resource of the handler is being opened"
 CHECK_OPEN_S = 0.05
 """Seconds between two checks whether a resource is open."""
-MAX_ERROR_CHARACTERS = 1_000
-"""Characters of the last error that are kept."""
 
 
 class NotOpen(RuntimeError):
@@ -88,7 +87,7 @@ class HandlerResource:
 
     `trouble` is why it cannot be opened, without quotes of errors; `error` is the last error, `failing_since` the time
     of the first. They are None when it is open, and while it is opened again. `retry_at` is when it was or will be
-    opened again after a failure.
+    opened again after a failure. `note_error` is told each error.
     """
 
     def __init__(  # noqa: PLR0913 - policies with their defaults
@@ -106,6 +105,7 @@ class HandlerResource:
         self.error: str | None = None
         self.failing_since: float | None = None
         self.retry_at: float | None = None
+        self.note_error: NoteError = ignore_error
         self._handle = handle
         self._make = make
         self._name = name
@@ -207,6 +207,7 @@ class HandlerResource:
         self.trouble = f"the resource of the handler cannot be opened: {kind}"
         self.error = one_line(error)[:MAX_ERROR_CHARACTERS]
         self.failing_since = self.failing_since or time.time()
+        self.note_error(self.error, self.trouble)
         if is_first:
             log.warning("the resource of the handler of %s is not open, retrying: %s", self._name, kind, exc_info=error)
 

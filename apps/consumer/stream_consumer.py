@@ -272,7 +272,10 @@ class StreamConsumer:
         """Return the last error, and when it happened or began, as far as that is known."""
         control, consumption, resource = self.control, self.consumption, self.consumption.resource
         noted = consumption.last_error if quotes else consumption.last_trouble
-        over = (noted, consumption.last_error_at), (self.cluster.last_trouble[0], _as_time(self.cluster.last_trouble[1]))
+        over = (
+            (noted, consumption.last_error_at),
+            (self.cluster.last_trouble[0], _as_time(self.cluster.last_trouble[1])),
+        )
         found = (
             (trouble, _as_time(self.cluster.trouble_since)),
             (missing, None),

@@ -6,8 +6,8 @@ from datetime import datetime
 import msgspec
 
 from apps.chassis.observability.logs import one_line, without_values
+from apps.consumer.consuming.attempts import MAX_ERROR_CHARACTERS
 from apps.consumer.consuming.findings import Finding
-from apps.consumer.consuming.resource import MAX_ERROR_CHARACTERS
 from apps.consumer.consuming.unplanned_moves import Move
 from apps.consumer.operating.control import State
 from apps.consumer.operating.lag import PartitionLag

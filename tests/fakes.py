@@ -43,7 +43,9 @@ class GroupMember:
         self.positions = dict(positions or {})
         self.commits: dict[int, tuple[int, str]] = {}
         self.first: dict[int, int] = {}
+        self.end: dict[int, int] = {}
         self.errors: list[Exception] = []
+        self._fetcher = SimpleNamespace(_preferred_read_replica={})
         self._coordinator = SimpleNamespace(member_id="member", generation=1)
 
     def lose_session(self) -> None:
@@ -67,6 +69,9 @@ class GroupMember:
 
     async def beginning_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         return {tp: self.first.get(tp.partition, 0) for tp in tps}
+
+    async def end_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return {tp: self.end[tp.partition] for tp in tps}
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         self.positions[partition.partition] = offset

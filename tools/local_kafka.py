@@ -34,6 +34,7 @@ from tools.starters import end_with_starters
 __all__ = ["LocalKafka", "LocalKafkaError", "main", "reachable"]
 
 READY_WITHIN = 90.0  # seconds; one broker takes 2 to 4, three take 4 to 8
+BY_RACK = "org.apache.kafka.common.replica.RackAwareReplicaSelector"
 STOPPED_WITHIN = 10.0  # seconds, before what does not stop is killed
 
 # Runs in a process and session of its own and reads the brokers' process ids, one list a line. Its input ends when
@@ -58,7 +59,8 @@ while sys.argv[1:] and os.path.exists(sys.argv[1]) and time.monotonic() < deadli
 class LocalKafka:
     """A cluster of Kafka brokers, each also a controller, listening on 127.0.0.1 only.
 
-    `brokers` is 1 (the default) or 3; with 3, topics have by default three replicas, two of which must be in sync.
+    `brokers` is 1 (the default) or 3; with 3, topics have by default three replicas, two of which must be in sync, and
+    each broker has a rack of its own: `rack-0`, `rack-1`, `rack-2`.
     `port` is the first broker's, the others take the next ones; by default all are free ones. `data` is the folder
     that keeps the log from one start to the next; by default a temporary one. Topics are not created by being used.
     `settings` are more of Kafka's own, `listeners` among them being more of those; `java` are more options of Java.
@@ -313,6 +315,7 @@ def _settings(broker: _Broker, cluster: Sequence[_Broker], more: Mapping[str, st
     ]
     if copies > 1:  # others notice its death in 3 s; a lone broker that stalls for 3 s should not lose its lease
         lines += ["broker.session.timeout.ms=3000", "broker.heartbeat.interval.ms=500"]
+        lines += [f"broker.rack=rack-{broker.node_id}", f"replica.selector.class={BY_RACK}"]
     lines += [f"{name}={value}" for name, value in more.items() if name != "listeners"]
     return "\n".join(lines) + "\n"
 

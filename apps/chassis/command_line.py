@@ -57,6 +57,7 @@ MEANINGS = {
     "log_format": "console or json",
     "accelerators": "off publishes by FastStream's public means alone",
     "compression": "how the producer compresses batches: none, lz4, zstd, snappy or gzip",
+    "client_rack": "rack of the consumer: it consumes from replicas in the same one",
     "otel_exporter_otlp_endpoint": "a collector of traces (OTLP over HTTP)",
     "kafka_security_protocol": "PLAINTEXT, SSL, SASL_SSL or SASL_PLAINTEXT",
     "kafka_allow_plaintext_password": "allows SASL_PLAINTEXT",

@@ -110,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     log_format: Literal["console", "json"] = "console"
     accelerators: Literal["on", "off"] = "on"
     compression: Literal["none", "lz4", "zstd", "snappy", "gzip"] = "none"
+    client_rack: Annotated[str, Meta(max_length=255)] = ""
     otel_exporter_otlp_endpoint: Address = ""
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"] = "PLAINTEXT"
     kafka_allow_plaintext_password: bool = False

@@ -79,7 +79,7 @@ class StreamConsumer:
     ) -> None:
         self.stream = stream
         self.settings = own = settings.of(stream)
-        self._options, reading = options, for_purpose(options, "reader")
+        self._options, self._rack, reading = options, settings.client_rack or None, for_purpose(options, "reader")
         self._background = background = Background()
         self._delays_s = settings.redrive_after_s
         self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -93,8 +93,7 @@ class StreamConsumer:
         self.redriver = self._new_redriver(kafka)
         self.window = Window(settings.window_size, deletes=stream.deletes)
         self.consumption = self._new_consumption(handle, traces, policy, resource)
-        read_commits = partial(cluster.commits, own.group_id, own.topic)
-        self._commits = commits = Commits(read_commits, self._every.ends, kafka.ask_topic_ids)
+        self._commits = commits = self._new_commits(kafka)
         self._offsets = GroupOffsets(self._reader, self._every, commits.read)
         self.history, self._meter = HistoryKeeper(self._counts, self._records_behind), LagMeter(self._offsets)
         self.view = whole = View(stream.decode)
@@ -111,6 +110,10 @@ class StreamConsumer:
     def _new_tail(self, view: View) -> Tail:
         limits = TailLimits(callers=fewer_where_files_are_few(TailLimits().callers))
         return Tail(self.log, self.partition_count, self._background, view, limits, deletes=self.stream.deletes)
+
+    def _new_commits(self, kafka: Kafka) -> Commits:
+        read = partial(self.cluster.commits, self.settings.group_id, self.settings.topic)
+        return Commits(read, self._every.ends, kafka.ask_topic_ids, followers=bool(self._rack))
 
     def _new_dead_letters(self, kafka: Kafka) -> DeadLetters:
         own, options = self.settings, for_purpose(self._options, "dead-letters")
@@ -148,7 +151,7 @@ class StreamConsumer:
         )
 
     def _new_broker(self) -> KafkaBroker:
-        broker = new_broker(self._options, consumer_only=True, graceful_timeout=GRACE_S)
+        broker = new_broker(self._options, consumer_only=True, graceful_timeout=GRACE_S, client_rack=self._rack)
         own = self.settings
         self._rebalances.joins()
         self._release()

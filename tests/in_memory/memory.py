@@ -112,6 +112,7 @@ class MemoryConsumer:
         self._positions: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
         self._coordinator = SimpleNamespace(member_id=MEMBER, generation=1)
+        self._fetcher = SimpleNamespace(_preferred_read_replica={})
 
     def subscribe(self, topics: Sequence[str], pattern: None, listener: ConsumerRebalanceListener) -> None:  # noqa: ARG002 - aiokafka's
         """Assign all partitions of the topics, from the committed offsets on."""

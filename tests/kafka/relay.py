@@ -28,6 +28,7 @@ class Link:
 
     def __init__(self, host: str, port: int, advertised: re.Pattern[bytes], named: Callable[[], str]) -> None:
         self.delay = 0.0
+        self.answered_bytes = 0
         self._host, self._port = host, port
         self._advertised, self._named = advertised, named
         self._passing = asyncio.Event()
@@ -91,6 +92,7 @@ class Link:
                 await sink.drain()
 
     def _readdress(self, frame: bytes) -> bytes:
+        self.answered_bytes += len(frame)
         return self._advertised.sub(self._named().encode(), frame)
 
 

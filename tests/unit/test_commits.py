@@ -1,4 +1,5 @@
 import asyncio
+import math
 from collections.abc import Collection
 from typing import Any, cast
 from uuid import UUID
@@ -28,12 +29,12 @@ OLD, NEW, NEWEST = UUID(int=1), UUID(int=2), UUID(int=3)
 class Group:
     """What a group has committed: `commits` of it, as one member reads and writes them through `client`."""
 
-    def __init__(self, **positions: int) -> None:
+    def __init__(self, *, followers: bool = False, **positions: int) -> None:
         self.committed: dict[int, OffsetAndMetadata | None] = {}
         self.client = GroupMember({int(name[1:]): position for name, position in positions.items()})
         self.ends: dict[int, int] = {0: 10_000, 1: 10_000}
         self.topic_id: UUID | None = None
-        self.commits = Commits(self.read, self.read_ends, self.topic_ids, retry_pause_s=0)
+        self.commits = Commits(self.read, self.read_ends, self.topic_ids, retry_pause_s=0, followers=followers)
         self.is_leaving = False
 
     async def read(self) -> dict[int, OffsetAndMetadata | None]:
@@ -58,8 +59,8 @@ class Group:
     async def idle(self) -> None:
         await self.commits.commit_idle(cast("Any", self.client))
 
-    async def reset(self, error: OffsetOutOfRangeError | NoOffsetForPartitionError) -> None:
-        await self.commits.reset(cast("Any", self.client), error)
+    async def reset(self, error: OffsetOutOfRangeError | NoOffsetForPartitionError) -> set[TopicPartition]:
+        return await self.commits.reset(cast("Any", self.client), error)
 
     async def seek(self, offset: int, topic_id: UUID | None = None) -> None:
         await self.commits.seek(cast("Any", self.client), {P0: offset}, {P0: topic_id})
@@ -358,9 +359,9 @@ async def test_a_partition_that_was_given_away_in_between_is_not_sought() -> Non
     assert group.client.positions == {}
 
 
-async def consuming(position: int) -> Group:
+async def consuming(position: int, *, followers: bool = False) -> Group:
     """Return a group whose position belongs to the old topic, which is recreated now."""
-    group = Group(p0=position)
+    group = Group(p0=position, followers=followers)
     group.topic_id = OLD
     group.committed = {0: OffsetAndMetadata(position, metadata_of(OLD))}
     await group.assign()
@@ -463,3 +464,40 @@ async def test_a_move_in_a_recreated_topic_is_reported_although_a_rebalance_came
     await group.reset(NoOffsetForPartitionError(P0))
     await group.idle()
     assert group.moves == [("recreated", 40, 0, 0)]
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 500), (500, 900)])
+async def test_a_position_that_only_a_follower_does_not_have_is_kept_and_nothing_counts_as_skipped(
+    first: int, end: int
+) -> None:
+    group = await consuming(500, followers=True)
+    group.topic_id, group.client.first, group.client.end = OLD, {0: first}, {0: end}
+    assert await group.reset(OffsetOutOfRangeError({P0: 500})) == set()
+    await group.idle()
+    assert (group.client.positions, group.moves) == ({0: 500}, [])
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "topic_id", "move"),
+    [
+        (0, 499, OLD, ("out_of_range", 500, 0, 0)),
+        (501, 900, OLD, ("deleted", 500, 501, 1)),
+        (0, 900, NEW, ("recreated", 500, 0, 0)),
+    ],
+)
+async def test_a_position_that_the_leader_does_not_have_either_is_moved_although_a_follower_was_asked(
+    first: int, end: int, topic_id: UUID, move: tuple[str, int, int, int]
+) -> None:
+    group = await consuming(500, followers=True)
+    group.topic_id, group.client.first, group.client.end = topic_id, {0: first}, {0: end}
+    assert await group.reset(OffsetOutOfRangeError({P0: 500})) == {P0}
+    await group.idle()
+    assert (group.client.positions, group.moves) == ({0: first}, [move])
+
+
+@pytest.mark.parametrize("how", ["sought", "reset"])
+async def test_records_at_a_new_position_are_fetched_from_the_leader_first(how: str) -> None:
+    group = await consuming(40)
+    group.client._fetcher._preferred_read_replica[P0] = (2, math.inf)  # it may serve the deleted topic for a while
+    await (group.seek(0, NEW) if how == "sought" else group.reset(NoOffsetForPartitionError(P0)))
+    assert group.client._fetcher._preferred_read_replica == {}

@@ -149,6 +149,7 @@ WRONG = [
     ("LOG_LEVEL", "info"),
     ("LOG_FORMAT", "xml"),
     ("COMPRESSION", "lzma"),
+    ("CLIENT_RACK", "r" * 256),
 ]
 
 
@@ -166,7 +167,7 @@ def test_a_variable_that_is_not_set_takes_the_default_for_a_laptop(variable: str
 
 
 @pytest.mark.parametrize(
-    "variable", [*DEFAULTS, "LOG_LEVEL", "LOG_FORMAT", "COMPRESSION", "OTEL_EXPORTER_OTLP_ENDPOINT"]
+    "variable", [*DEFAULTS, "LOG_LEVEL", "LOG_FORMAT", "COMPRESSION", "CLIENT_RACK", "OTEL_EXPORTER_OTLP_ENDPOINT"]
 )
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_variable_means_its_default(variable: str, empty: str) -> None:
@@ -207,6 +208,7 @@ def test_a_wrong_value_stops_the_start_with_one_line_that_names_its_variable(var
         ("WINDOW_SIZE", "1e4", "a whole number from 1 to 1000000, got '1e4'"),
         ("LOG_LEVEL", "LOUD", "one of CRITICAL, DEBUG, ERROR, INFO, WARNING, got 'LOUD'"),
         ("EVENTS_GROUP_ID", "g" * 256, "text of 1 to 255 characters, got "),
+        ("CLIENT_RACK", "r" * 256, "text of 0 to 255 characters, got "),
         ("EVENTS_TOPIC", "a b", "a topic's name "),
         ("EVENTS_DEAD_LETTER_TOPIC", "x" * 241, "a topic's name (1 to 240 "),
         ("PRODUCER_URL", "ftp://x", "an address like http://localhost:8000 or https://"),
@@ -274,6 +276,7 @@ def test_every_value_given_is_taken() -> None:
         "CORS_ORIGINS": "http://[::1]:8001,https://page.example",
         "LOG_LEVEL": "DEBUG",
         "LOG_FORMAT": "json",
+        "CLIENT_RACK": "use1-az1",
     }
     settings = read_settings({**given, "WINDOW_SIZE": " 1000000 "})
     assert {name: str(setting(settings, name)) for name in given} == given

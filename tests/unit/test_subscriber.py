@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -497,6 +498,13 @@ async def test_every_assignment_of_partitions_is_counted() -> None:
     await loop.on_partitions_assigned({TopicPartition(TOPIC, 0)})
     await loop.on_partitions_assigned(set())
     assert consumption.rebalances == 2
+
+
+async def test_an_assigned_partition_is_fetched_from_its_leader_first(consumer: Member) -> None:
+    kept, assigned = (TopicPartition(TOPIC, number) for number in (0, 1))
+    consumer.client._fetcher._preferred_read_replica = {kept: (2, math.inf), assigned: (2, math.inf)}
+    await consumer.loop.on_partitions_assigned({assigned})
+    assert consumer.client._fetcher._preferred_read_replica == {kept: (2, math.inf)}
 
 
 async def test_a_batch_of_dead_letters_is_one_line_that_says_how_many_and_where_and_never_what(

@@ -27,6 +27,7 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata
 
 from apps.chassis.internals.member_commits import commit_as_member
+from apps.chassis.internals.nearest_replica import ask_leaders
 from apps.chassis.internals.partition_topic_ids import partition_topic_ids
 from apps.chassis.observability.logs import one_line
 from apps.consumer.consuming.commit_metadata import is_own, metadata_of, topic_id_in
@@ -96,6 +97,7 @@ class Commits:
 
     `failures` counts failed commits by the type of the error. `error` is the last one, until a commit succeeds.
     `retrying_since` is when the commit of the in-flight batch first failed. `moves` are those of positions.
+    With `followers`, the consumer may fetch from them too.
     """
 
     def __init__(
@@ -104,6 +106,8 @@ class Commits:
         read_ends: ReadEnds,
         ask_topic_ids: AskTopicIds = partition_topic_ids,
         retry_pause_s: float = RETRY_PAUSE_S,
+        *,
+        followers: bool = False,
     ) -> None:
         self.failures: Counter[str] = Counter({CommitFailedError.__name__: 0})
         self.error: str | None = None
@@ -113,6 +117,7 @@ class Commits:
         self._read_ends = read_ends
         self._ask_topic_ids = ask_topic_ids
         self._retry_pause_s = retry_pause_s
+        self._followers = followers
         self._partitions: defaultdict[int, PartitionCommits] = defaultdict(PartitionCommits)
         self._reads_left = 0
         self._committing = asyncio.Lock()
@@ -165,18 +170,26 @@ class Commits:
     ) -> set[TopicPartition]:
         """Continue at the first record of each partition whose position the client cannot use; return the partitions.
 
-        The move is reported once the new position is committed. Raises `KafkaError`.
+        A position that only a follower does not have is kept: the client asks the leader next. The move is reported
+        once the new position is committed. Raises `KafkaError`.
         """
         (cause,) = error.args
         lost: Mapping[TopicPartition, int | None] = cause if isinstance(error, OffsetOutOfRangeError) else {cause: None}
         await consumer.beginning_offsets(list(lost))  # returns once the partitions have leaders to ask
         topic_ids = await self.ask_topic_ids(consumer, lost)
         first = await consumer.beginning_offsets(list(lost))
+        ends = await consumer.end_offsets(list(lost)) if self._followers else {}
+        moved: set[TopicPartition] = set()
         for tp, position in lost.items():
+            is_there = position is not None and first[tp] <= position <= ends.get(tp, -1)
+            if is_there and not self.is_of_another(tp, topic_ids[tp]):
+                continue
+            moved.add(tp)
             if tp in consumer.assignment():  # not given to another member since
                 consumer.seek(tp, first[tp])
+                ask_leaders(consumer, [tp])
                 self._reset(tp.partition, position, first[tp], topic_ids[tp])
-        return set(lost)
+        return moved
 
     def _reset(self, number: int, position: int | None, first: int, topic_id: UUID | None) -> None:
         """Plan the report of a move to the first record of a partition, from a position that cannot be used."""
@@ -249,6 +262,7 @@ class Commits:
                 raise
             for tp, commit in commits.items():
                 consumer.seek(tp, commit.offset)
+                ask_leaders(consumer, [tp])
                 known = self._partitions[tp.partition]
                 known.note(commit)
                 known.topic, known.highest, known.pending = topic_ids[tp], commit.offset, []

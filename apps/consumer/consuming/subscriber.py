@@ -24,6 +24,7 @@ from faststream.kafka.subscriber.usecase import BatchSubscriber
 from faststream.message import AckStatus
 
 from apps.chassis.internals.batch_subscriber import locked, poll_by, wait_for_batch
+from apps.chassis.internals.nearest_replica import ask_leaders
 from apps.chassis.observability.logs import one_line
 from apps.consumer.consuming.commits import CommitRefused, Commits, positions_of
 from apps.consumer.consuming.consumption import Consumption
@@ -180,6 +181,8 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """
         self.consumption.assigned(assigned)
         self.commits.assigned()
+        if self.consumer is not None:
+            ask_leaders(self.consumer, assigned)
         if self.consumption.paused and self.consumer is not None:
             self.consumer.pause(*assigned)
         self._on_assigned(assigned)

@@ -22,6 +22,7 @@ from apps.chassis.http.record_value import RecordValueSchema
 from apps.chassis.http.request_middleware import RequestMiddleware, admit
 from apps.chassis.http.served_streams import stream_dependencies
 from apps.chassis.http.sessions import SessionController
+from apps.chassis.internals.returned_memory import returning_memory
 from apps.chassis.loop_watch import LOOP_WATCH, LoopWatch
 from apps.chassis.observability.metrics import REGISTRY, Measured, MetricsController
 from apps.chassis.observability.traces import Traces
@@ -114,6 +115,7 @@ async def _open(
 ) -> AsyncIterator[None]:
     async with traces.open(), audit.open(), AsyncExitStack() as opened:
         opened.enter_context(watch.open())
+        opened.enter_context(returning_memory())
         for part in parts:
             await opened.enter_async_context(part.open(ending))
         yield

@@ -20,7 +20,7 @@ from apps.chassis.internals import (
 from apps.chassis.internals.canary import check
 from apps.chassis.internals.kafka_client import watch_kafka_clients
 from apps.chassis.internals.record_fetching import read_fetched_fast
-from apps.chassis.internals.returned_memory import return_large_buffers
+from apps.chassis.internals.returned_memory import keep_little_memory
 
 REACHES = (
     *batch_subscriber.REACHES,
@@ -46,4 +46,4 @@ def protect() -> None:
     check(REACHES)
     watch_kafka_clients()
     read_fetched_fast()
-    return_large_buffers()
+    keep_little_memory()

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey
+from memory import Memory
 from pair import Pair, pair
 
 from apps.chassis.settings import Settings
@@ -101,6 +102,18 @@ async def test_dead_letters_are_counted_by_their_reason() -> None:
         assert [one["letters"] for one in filtered["reasons"]] == [1]
 
 
+async def test_dead_letters_that_name_no_type_of_their_error_are_found_by_that() -> None:
+    memory = Memory()
+    async with pair({ORDERS: Handler()}, memory) as p:
+        topic = p.app.state["parts"]["orders"].settings.dead_letter_topic
+        memory.append(topic, 0, 1, (b"1", b"of another writer", ()))
+        counted = (await p.consumer.get("/consumers/dead-letters/reasons")).json()["reasons"]
+        assert [one["error_type"] for one in counted] == [None]
+        for reason, number in {"unknown:": 1, "ValueError:": 0}.items():
+            found = await p.consumer.get("/consumers/dead-letters", params={"reason": reason})
+            assert len(found.json()["dead_letters"]) == number
+
+
 async def test_an_order_that_the_handler_rejects_becomes_a_dead_letter_with_its_reason() -> None:
     async with shop() as (p, orders, _):
         orders.rejected = Order("2", 5)
@@ -153,3 +166,14 @@ async def test_what_one_stream_waits_for_in_kafka_is_no_trouble_of_another() -> 
         orders._connection.journal.joins("the-group-of-orders", 35.0)
         assert orders._connection.journal.awaited_rebalance(after_s=-1) is not None
         assert refunds._connection.journal.awaited_rebalance(after_s=-1) is None
+
+
+async def test_a_member_that_kafka_had_counted_as_gone_reports_that_it_joined_again() -> None:
+    async with shop() as (p, _, _):
+        await p.until(ORDERS, state="running")
+        consumer = p.app.state["parts"]["orders"].control.consumer
+        for member_id in ("one", "another"):
+            consumer._coordinator.member_id = member_id
+            await consumer._listener.on_partitions_assigned(consumer.assignment())
+        status = await p.until(ORDERS, state="running")
+        assert status["last_rebalance"]["reason"] == "this instance joined the group again: for Kafka it had been gone"

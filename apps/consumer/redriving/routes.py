@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_LETTERS)]
 Number = Annotated[int, msgspec.Meta(ge=0)]
+NO_TYPE = "unknown"
+"""What a filter by reason finds in a dead letter that names no type of its error."""
 
 
 class Choice(msgspec.Struct, forbid_unknown_fields=True):
@@ -79,7 +81,9 @@ async def letter_filter(  # noqa: PLR0913 - each is a query parameter
         int | None, Parameter(ge=0, schema_extra=ANY_NUMBER, description="Only those of this partition.")
     ] = None,
     key: Annotated[str | None, Parameter(description="Only those whose record has this key.")] = None,
-    reason: Annotated[str | None, Parameter(description="Only those whose error, or its type, has this text.")] = None,
+    reason: Annotated[
+        str | None, Parameter(description="Only those whose error or its type, else `unknown`, has this text.")
+    ] = None,
     since: Annotated[
         str | None,
         QueryParameter(name="from", schema_extra=TIME, description="None written before this time (RFC 3339)."),
@@ -101,7 +105,7 @@ async def letter_filter(  # noqa: PLR0913 - each is a query parameter
 
     def has_reason(record: Record) -> bool:
         letter = letter_of(record)
-        return wanted in _one_line(f"{letter.error_type or ''}: {(letter.error or '') if sees_errors else ''}")
+        return wanted in _one_line(f"{letter.error_type or NO_TYPE}: {(letter.error or '') if sees_errors else ''}")
 
     times = read_time("from", since), read_time("to", until)
     return Filter(next(iter(keys), None), partition, *times, None if reason is None else has_reason)

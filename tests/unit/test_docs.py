@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -37,22 +38,9 @@ SHORT_PAGES = [
     }
 ]
 """How-to pages for one task; the others are for a job of several."""
-FILES = [
-    str(path.relative_to(ROOT)) for path in ROOT.rglob("*.*") if not any(part.startswith(".") for part in path.parts)
-]
-TESTS = {
-    name
-    for path in ROOT.glob("tests/**/test_*.py")
-    for name in [path.stem, *re.findall(r"def (test_\w+)", path.read_text())]
-}
-
 CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 """All but the one that also names what is gone."""
 DELETING = [Stream("people", Person, key=lambda person: person.id, deletes=True)]
-PATHS: dict[str, dict[str, Any]] = {
-    "8000": create_producer(Settings(), streams=DELETING).openapi_schema.to_schema()["paths"],
-    "8001": create_consumer(Settings(), streams=DELETING, handlers={}).openapi_schema.to_schema()["paths"],
-}
 OTHERS = ("FAULTS_", "POSTGRES_", "UV_")
 """How variables begin that are not read by the services."""
 SETTINGS = {
@@ -61,6 +49,29 @@ SETTINGS = {
     *(name.replace("PEOPLE", "ORDERS") for name in variables_of(PEOPLE)),
     *("DATABASE_URL", "ORDER_DATABASE"),
 }
+
+
+@cache
+def _files() -> list[str]:
+    """Return the files of the project, but for those that begin with a point."""
+    shown = [one for one in ROOT.iterdir() if not one.name.startswith(".")]
+    found = [path.relative_to(ROOT) for one in shown for path in [one, *one.rglob("*.*")]]
+    return [str(path) for path in found if not any(part.startswith(".") for part in path.parts)]
+
+
+@cache
+def _tests() -> set[str]:
+    """Return the names of all tests, and of their files."""
+    texts = {path.stem: path.read_text() for path in ROOT.glob("tests/**/test_*.py")}
+    return {*texts, *(name for text in texts.values() for name in re.findall(r"def (test_\w+)", text))}
+
+
+@cache
+def _paths() -> dict[str, dict[str, Any]]:
+    """Return what the documents of both services say of their calls, by the port of the service."""
+    producer = create_producer(Settings(), streams=DELETING)
+    consumer = create_consumer(Settings(), streams=DELETING, handlers={})
+    return {port: app.openapi_schema.to_schema()["paths"] for port, app in (("8000", producer), ("8001", consumer))}
 
 
 def _anchors(document: Path) -> set[str]:
@@ -88,8 +99,8 @@ def test_every_file_and_test_that_a_document_names_exists(document: Path) -> Non
         return  # it names what is gone
     quoted = re.findall(r"`([^`\s]+)`", document.read_text())
     named = [one for one in quoted if re.fullmatch(r"\w[\w/.-]*\.(py|js|md|yaml|json|html|toml)", one)]
-    assert [one for one in named if not any(file == one or file.endswith(f"/{one}") for file in FILES)] == []
-    assert [one for one in quoted if re.fullmatch(r"test_\w+", one) and one not in TESTS] == []
+    assert [one for one in named if not any(file == one or file.endswith(f"/{one}") for file in _files())] == []
+    assert [one for one in quoted if re.fullmatch(r"test_\w+", one) and one not in _tests()] == []
 
 
 def test_the_readme_is_read_in_five_minutes() -> None:
@@ -162,7 +173,7 @@ def _calls() -> Iterator[Any]:
 @pytest.mark.parametrize(("port", "method", "target"), list(_calls()))
 def test_every_call_that_a_document_makes_is_there_with_its_parameters(port: str, method: str, target: str) -> None:
     address = urlsplit(target)
-    for path, operations in PATHS[port].items():
+    for path, operations in _paths()[port].items():
         if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", path), address.path) and method.lower() in operations:
             known = {one["name"] for one in operations[method.lower()].get("parameters", [])}
             assert {name for name, _ in parse_qsl(address.query, keep_blank_values=True)} <= known

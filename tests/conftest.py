@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import hypothesis
 import pytest
 from confidential import content_in
+from fork_server import start_fork_server
 
 from tools.kafka_distribution import distribution
 from tools.local_kafka import LocalKafka, LocalKafkaError, learn_to_start, reachable
@@ -219,9 +220,12 @@ def without_kafka(error: LocalKafkaError) -> NoReturn:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config) -> None:
-    """Start one Kafka for all workers, unless one answers, or only tests run that need none."""
-    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
-    if reachable(given) or all(argument.startswith(WITHOUT_KAFKA) for argument in config.args):
+    """Start for all workers what starts services, and a Kafka unless one answers; or only tests run that need none."""
+    if all(argument.startswith(WITHOUT_KAFKA) for argument in config.args):
+        return
+    if sys.platform == "linux":
+        start_fork_server()
+    if reachable(os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")):
         return
     stack = ExitStack()
     config.add_cleanup(stack.close)

@@ -1,6 +1,6 @@
-"""Starts services from a process that has imported their libraries already: that takes most of the time of a start.
+"""Starts services from a process that has built both already: importing takes most of the time of a start.
 
-A service imports the project's own modules itself, from its own folder and with its own environment. Linux only.
+A service still builds its own application, with its own settings, as importing reads no environment. Linux only.
 """
 
 import array
@@ -14,23 +14,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[2]
-OWN = {"apps", "contracts", "tests", "tools", "__main__"}
+ADDRESS = "PYTEST_FORK_SERVER"
+"""The variable that names where the server listens."""
+EVENT_SERVICES = "tests.event_services"
 MAX_ORDER_BYTES = 128 * 1024
-_NAMES = """
-import sys
-import anyio._backends._asyncio, encodings.idna, uvicorn.lifespan.on, uvicorn.loops.auto, uvloop
-from apps.chassis.settings import Settings
-from tests.event_services import create_consumer, create_producer
-for create in (create_consumer, create_producer):
-    create(Settings(kafka_bootstrap_servers="127.0.0.1:1"))
-print(*sys.modules)
-"""
 
 
 class ForkedProcess:
@@ -39,9 +31,10 @@ class ForkedProcess:
     def __init__(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], log: IO[bytes]) -> None:
         order = json.dumps({"command": command, "cwd": str(cwd), "env": dict(env)}).encode()
         self._command = command
-        self._keeper, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(_fork_server(), [order], [theirs.fileno(), log.fileno()])
+        start_fork_server()
+        self._keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._keeper.connect(f"\0{os.environ[ADDRESS]}")
+        socket.send_fds(self._keeper, [order], [log.fileno()])
         self.returncode: int | None = None
         self.pid = self._read()
 
@@ -76,46 +69,61 @@ class ForkedProcess:
         return array.array("q", self._keeper.recv(8, socket.MSG_WAITALL))[0]
 
 
-@cache
-def _fork_server() -> socket.socket:
-    """Start the server of this process; it ends with it."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def start_fork_server() -> None:
+    """Start the server of this process and of those that it starts, unless there is one; it ends with this process."""
+    if ADDRESS in os.environ:
+        return
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    with theirs:
-        command = [sys.executable, __file__, str(theirs.fileno())]
-        subprocess.Popen(command, cwd=ROOT, env=env | {"PYTHONPATH": str(ROOT)}, pass_fds=[theirs.fileno()])
-    return ours
+    ends_with_this_process, _ = os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind("")  # to a free name, which is no file
+        listening.listen(100)
+        subprocess.Popen(
+            [sys.executable, __file__, str(listening.fileno())],
+            cwd=ROOT,
+            env=env | {"PYTHONPATH": str(ROOT)},
+            stdin=ends_with_this_process,
+            pass_fds=[listening.fileno()],
+        )
+        os.environ[ADDRESS] = listening.getsockname()[1:].decode()
+    os.close(ends_with_this_process)
 
 
-def _import_libraries() -> None:
-    """Import what the services import until they serve, but for modules of the project."""
-    names = subprocess.run([sys.executable, "-c", _NAMES], check=True, capture_output=True, text=True).stdout
-    for name in names.split():
-        if name.partition(".")[0] not in OWN:
-            try:
-                import_module(name)
-            except ImportError:  # a name that a library makes while it is imported
-                continue
+def _import_services() -> None:
+    """Import what the services import until they serve: also what they do when they are built."""
+    for name in ("anyio._backends._asyncio", "encodings.idna", "uvicorn.lifespan.on", "uvicorn.loops.auto", "uvloop"):
+        import_module(name)
+    event_services = import_module(EVENT_SERVICES)
+    for create in (event_services.create_consumer, event_services.create_producer):
+        create(import_module("apps.chassis.settings").Settings(kafka_bootstrap_servers="127.0.0.1:1"))
+    del sys.modules[EVENT_SERVICES]  # a service runs it as its own `__main__`
+    made_up = import_module("apps.chassis.http.request_middleware").made_up
+    os.register_at_fork(after_in_child=made_up.seed)  # or all services would make up the same request ids
     gc.freeze()  # or each service would look through all of it for garbage
 
 
-def _serve(orders: socket.socket) -> tuple[Sequence[str], str]:
-    """Fork for each order; return it in the process that is to follow it."""
+def _serve(listening: socket.socket) -> tuple[Sequence[str], str]:
+    """Fork for each order until standard input ends; return it in the process that is to follow it."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:
-        order, files, _, _ = socket.recv_fds(orders, MAX_ORDER_BYTES, 2)
-        if not order:
+        ready, _, _ = select.select([listening, sys.stdin], [], [])
+        if sys.stdin in ready:
             sys.exit()
-        connection, log = socket.socket(fileno=files[0]), files[1]
+        connection, _ = listening.accept()
         with connection:
+            order, files, _, _ = socket.recv_fds(connection, MAX_ORDER_BYTES, 1)
+            if not order:  # who connected has gone
+                continue
+            (log,) = files
             if os.fork():
                 os.close(log)
                 continue
-            orders.close()
+            listening.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             pid = os.fork()
             if pid:
                 _keep(connection, pid, log)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
@@ -136,7 +144,7 @@ def _keep(connection: socket.socket, pid: int, log: int) -> None:
 
 
 if __name__ == "__main__":
-    _import_libraries()
+    _import_services()
     (first, *arguments), root = _serve(socket.socket(fileno=int(sys.argv[1])))
     sys.path[0] = root
     sys.orig_argv = [sys.executable, first, *arguments]  # a supervisor starts its workers by the command of its own

@@ -104,8 +104,8 @@ MAX_LIST_RECORDS = 20_000
 def _start(
     command: Sequence[str], root: Path, env: dict[str, str], log: IO[bytes]
 ) -> subprocess.Popen[bytes] | ForkedProcess:
-    """Start a service: as it ships in a new Python, as tests change it from one that has imported the libraries."""
-    if sys.platform == "linux" and not any(part.startswith("apps.") for part in command):
+    """Start a service: as it ships in a new Python, as tests change it from one that has imported all of it."""
+    if sys.platform == "linux" and root == ROOT and not any(part.startswith("apps.") for part in command):
         return ForkedProcess(command, root, env, log)
     return subprocess.Popen([sys.executable, *command], cwd=root, env=env, stdout=log, stderr=subprocess.STDOUT)
 

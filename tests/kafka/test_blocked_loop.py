@@ -23,8 +23,12 @@ def test_a_handler_that_blocks_the_loop_is_named_costs_no_rebalance_and_every_pr
         consumer.until_healthy()
         pipeline.write([Raw(value_of(event("blocking", number=BLOCKED_S)))])
         wait_until(lambda: "the event loop is blocked for" in consumer.log.read_text())
-        while not (tmp_path / "ledger").exists():
+
+        def probed() -> bool:
             assert prober.get("/livez").status_code == 200
+            return (tmp_path / "ledger").exists()
+
+        wait_until(probed)
         pipeline.write([Raw(value_of(event("behind it", number=0)))])
         status = consumer.until_consumed(2)
         assert (status["commit_failures"], status["restarts"], status["skipped_count"]) == (0, 0, 0)

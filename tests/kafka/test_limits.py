@@ -4,14 +4,21 @@ import socket
 import ssl
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 import trustme
-from overload import CALLERS, MAX_MEMORY_BYTES, memory_of, refuses_in_time_and_stays_small, statuses_of_many
+from overload import (
+    CALLERS,
+    LOOK_EVERY_S,
+    MAX_MEMORY_BYTES,
+    memory_of,
+    refuses_in_time_and_stays_small,
+    statuses_of_many,
+)
 from services import PATIENCE, ROOT, Pipeline, Raw, event, value_of, wait_until
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - it is this that is tested
@@ -34,7 +41,7 @@ def test_under_many_searches_a_consumer_stays_small_and_goes_on_consuming(pipeli
         search = "/consumers/messages?scope=topic&limit=1000&q=nobody"
         calls = pool.submit(statuses_of_many, consumer, "GET", search)
         peak = 0
-        while not calls.done():
+        while wait([calls], LOOK_EVERY_S).not_done:
             assert consumer.get("/livez") == {"status": "alive"}
             peak = max(peak, memory_of(consumer))
         assert calls.result() == {200, 503}

@@ -1,4 +1,4 @@
-"""What becomes of the long-lived Kafka clients when addresses, quotas, coordinators or the clock of Kafka change."""
+"""What becomes of the long-lived Kafka clients when addresses, coordinators or the clock of Kafka change."""
 
 import asyncio
 import json
@@ -18,7 +18,6 @@ from aiokafka.errors import CommitFailedError, GroupCoordinatorNotAvailableError
 from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest
 from aiokafka.structs import OffsetAndMetadata
 from moving import Moving
-from quotas import Quota, set_quota
 from relay import Link, Relays, advertised_by
 from services import Pipeline, Raw, Service, both, event, in_time, value_of, wait_until
 
@@ -264,64 +263,6 @@ def test_all_clients_find_brokers_that_come_back_under_other_addresses(bootstrap
             assert consumer.get("/consumers/messages", scope="topic")["messages"]
             wait_until(lambda: consumer.status()["dead_lettered_count"] == 2)
             assert consumer.status()["restarts"] == restarts == 0, "a client that finds back is not replaced"
-
-
-@contextmanager
-def quota(bootstrap_servers: str, client_id: str, name: Quota, bytes_per_second: float) -> Iterator[None]:
-    set_quota(bootstrap_servers, client_id, name, bytes_per_second)
-    try:
-        yield
-    finally:
-        set_quota(bootstrap_servers, client_id, name, None)
-
-
-@pytest.mark.alone  # a quota is of all clients of a name
-def test_a_fetch_quota_is_reported_as_such_and_holds_up_no_client_of_another_purpose(
-    pipeline: Pipeline, bootstrap_servers: str
-) -> None:
-    pipeline.create_topics(1)
-    pipeline.fill(4_000)
-    with quota(bootstrap_servers, "consumer", "consumer_byte_rate", 20_000), pipeline.consumer() as consumer:
-        consumer.until_healthy()
-        wait_until(lambda: consumer.status()["throttled_seconds"] > 1)
-        health = consumer.http.get("/health-check")
-        assert health.status_code == 200
-        assert "Kafka throttles this client by its quota" in health.json()["detail"]
-        assert consumer.status()["state"] == "running"
-        assert consumer.status()["partitions"][0]["end"] == 4_000, "readers are not held up"
-        assert len(consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]) == 1_000
-        metrics = consumer.http.get("/metrics").text
-        assert float(metrics.partition('\nkafka_throttled_seconds_total{stream="events"} ')[2].partition("\n")[0]) > 1
-
-
-@pytest.mark.alone  # a quota is of all clients of a name
-def test_a_produce_quota_refuses_records_before_they_are_taken_and_says_when_to_come_back(
-    pipeline: Pipeline, bootstrap_servers: str
-) -> None:
-    with pipeline.producer() as producer:
-        producer.until_healthy()
-        reported: dict[str, str] = {}
-
-        def post(number: int) -> httpx.Response:
-            events = [event(f"{number}-{index}") for index in range(1_000)]
-            answer = producer.http.post("/producers/events", json=events)
-            for receipt in answer.json().get("receipts", []):
-                reported[receipt["id"]] = receipt.get("outcome", "delivered")
-            return answer
-
-        with quota(bootstrap_servers, "producer", "producer_byte_rate", 50_000):
-            answers = [post(number) for number in range(6)]
-            refused = next(answer for answer in answers if answer.status_code == 503)
-            assert refused.json()["type"] == "/problems/busy"
-            assert "quota" in refused.json()["detail"]
-            assert int(refused.headers["retry-after"]) > 2
-            health = producer.http.get("/health-check")
-            assert health.status_code == 200
-            assert "Kafka throttles this client by its quota" in health.json()["detail"]
-        assert "unknown" not in reported.values()
-        assert "delivered" in reported.values()
-        on_topic = {record.key.decode() for record in pipeline.records() if record.key}
-        assert on_topic == {event_id for event_id, outcome in reported.items() if outcome == "delivered"}
 
 
 def test_refused_records_are_reported_with_the_brokers_words_and_make_the_service_unhealthy_until_some_are_taken(

@@ -25,12 +25,6 @@ SOON = 20.0
 Tool = Callable[..., subprocess.Popen[str]]
 
 
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[LocalKafka]:
-    with LocalKafka() as running:
-        yield running
-
-
 @pytest.fixture
 def local_kafka() -> Iterator[Tool]:
     """Start the command-line tool; at the end of the test kill what a failed one left."""
@@ -74,8 +68,8 @@ async def first_value(kafka: LocalKafka, topic: str) -> bytes:
     return value
 
 
-def test_reachable_knows_a_kafka_from_a_port_that_is_merely_open_or_closed(kafka: LocalKafka) -> None:
-    (address,) = kafka.bootstrap_servers
+def test_reachable_knows_a_kafka_from_a_port_that_is_merely_open_or_closed(bootstrap_servers: str) -> None:
+    address, *_ = bootstrap_servers.split(",")
     with socket.create_server(("127.0.0.1", 0)) as mute:
         merely_open = f"127.0.0.1:{mute.getsockname()[1]}"
         assert not reachable(merely_open)
@@ -88,9 +82,9 @@ def test_reachable_knows_a_kafka_from_a_port_that_is_merely_open_or_closed(kafka
 
 
 def test_a_port_taken_by_a_kafka_is_named_in_one_line_with_the_way_to_use_it(
-    kafka: LocalKafka, local_kafka: Tool
+    bootstrap_servers: str, local_kafka: Tool
 ) -> None:
-    port = kafka.bootstrap_servers[0].partition(":")[2]
+    port = bootstrap_servers.rpartition(":")[2]
     tool = local_kafka("--port", port)
     output, errors = tool.communicate(timeout=30)
     assert (tool.returncode, output, errors.count("\n")) == (1, "", 1)

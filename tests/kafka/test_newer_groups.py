@@ -16,6 +16,8 @@ from apps.chassis.settings import Settings
 from tools.kafka_distribution import distribution
 
 MEMBER = Path(__file__).with_name("NewerMember.java")
+SHORT_LIVED = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""Options of Java for a process that ends before anything else would pay."""
 
 
 @contextmanager
@@ -24,8 +26,8 @@ def newer_member(pipeline: Pipeline, *share: str) -> Iterator[None]:
     java = shutil.which("java")
     if java is None or shutil.which("javac") is None:
         pytest.skip("there is no Java compiler, which a member of the newer protocol takes")
-    jars = distribution().java[-1]
-    command = [java, "-cp", jars, str(MEMBER), pipeline.bootstrap_servers, pipeline.topic, pipeline.group, *share]
+    program = [java, *SHORT_LIVED, "-cp", distribution().java[-1], str(MEMBER)]
+    command = [*program, pipeline.bootstrap_servers, pipeline.topic, pipeline.group, *share]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:

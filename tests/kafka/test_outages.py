@@ -3,11 +3,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 import pytest
+from quotas import Quota, set_quota
 from services import NO_TLS, Lines, Pipeline, Service, assert_end_well, both, event, in_time, wait_until
 
 from tools.local_kafka import LocalKafka
@@ -185,3 +187,61 @@ def test_services_end_at_sigterm_although_kafka_has_gone_and_tell_their_callers_
         finally:
             kafka.resume(0)
     assert callers.untrue == []
+
+
+@contextmanager
+def quota(kafka: LocalKafka, client_id: str, name: Quota, bytes_per_second: float) -> Iterator[None]:
+    """Limit all clients of a name: on a Kafka that other tests share, these would be slow meanwhile."""
+    (server,) = kafka.bootstrap_servers
+    set_quota(server, client_id, name, bytes_per_second)
+    try:
+        yield
+    finally:
+        set_quota(server, client_id, name, None)
+
+
+def test_a_fetch_quota_is_reported_as_such_and_holds_up_no_client_of_another_purpose(
+    kafka: LocalKafka, pipeline: Pipeline
+) -> None:
+    pipeline.create_topics(1)
+    pipeline.fill(4_000)
+    with quota(kafka, "consumer", "consumer_byte_rate", 20_000), pipeline.consumer() as consumer:
+        consumer.until_healthy()
+        wait_until(lambda: consumer.status()["throttled_seconds"] > 1)
+        health = consumer.http.get("/health-check")
+        assert health.status_code == 200
+        assert "Kafka throttles this client by its quota" in health.json()["detail"]
+        assert consumer.status()["state"] == "running"
+        assert consumer.status()["partitions"][0]["end"] == 4_000, "readers are not held up"
+        assert len(consumer.get("/consumers/messages", scope="topic", limit=1_000)["messages"]) == 1_000
+        metrics = consumer.http.get("/metrics").text
+        assert float(metrics.partition('\nkafka_throttled_seconds_total{stream="events"} ')[2].partition("\n")[0]) > 1
+
+
+def test_a_produce_quota_refuses_records_before_they_are_taken_and_says_when_to_come_back(
+    kafka: LocalKafka, pipeline: Pipeline
+) -> None:
+    with pipeline.producer() as producer:
+        producer.until_healthy()
+        reported: dict[str, str] = {}
+
+        def post(number: int) -> httpx.Response:
+            events = [event(f"{number}-{index}") for index in range(1_000)]
+            answer = producer.http.post("/producers/events", json=events)
+            for receipt in answer.json().get("receipts", []):
+                reported[receipt["id"]] = receipt.get("outcome", "delivered")
+            return answer
+
+        with quota(kafka, "producer", "producer_byte_rate", 50_000):
+            answers = [post(number) for number in range(6)]
+            refused = next(answer for answer in answers if answer.status_code == 503)
+            assert refused.json()["type"] == "/problems/busy"
+            assert "quota" in refused.json()["detail"]
+            assert int(refused.headers["retry-after"]) > 2
+            health = producer.http.get("/health-check")
+            assert health.status_code == 200
+            assert "Kafka throttles this client by its quota" in health.json()["detail"]
+        assert "unknown" not in reported.values()
+        assert "delivered" in reported.values()
+        on_topic = {record.key.decode() for record in pipeline.records() if record.key}
+        assert on_topic == {event_id for event_id, outcome in reported.items() if outcome == "delivered"}

@@ -39,7 +39,7 @@ class Pair(NamedTuple):
         """Wait until the status of a stream is as a condition says; return it. Raises `TimeoutError` in the end."""
         async with asyncio.timeout(PATIENCE_S):
             while not is_reached(status := await self._status(stream)):  # noqa: ASYNC110 - no event tells of a status
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.01)
         return status
 
     async def _status(self, stream: Stream[Any]) -> dict[str, Any]:

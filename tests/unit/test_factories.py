@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from services import wait_until
+from services import NO_TLS, wait_until
 
 from contracts import STREAMS
 from tools.ports import free_ports
@@ -37,7 +37,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 def answers(address: str) -> bool:
     with suppress(httpx.TransportError):
-        return httpx.get(address).is_success
+        return httpx.get(address, verify=NO_TLS).is_success
     return False
 
 

@@ -179,7 +179,7 @@ async def test_who_leaves_over_tls_is_noticed_at_once_and_not_logged(
         await disconnected(receive)
         left.set()
 
-    trusted = ssl.create_default_context()
+    trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(trusted)
     async with serving(waiting, tls=ServerTls(*map(str, issue(tmp_path, "localhost")))) as connect:
         for sent in (WHOLE, WHOLE[:-1]):

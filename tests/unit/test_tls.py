@@ -45,7 +45,7 @@ async def test_a_renewed_certificate_is_used_for_the_next_connection_and_one_wit
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     certificate, key = issue(tmp_path, "first.example")
-    context, trusted = ServerTls(str(certificate), str(key)), ssl.create_default_context()
+    context, trusted = ServerTls(str(certificate), str(key)), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(trusted)
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as server:
         assert await names_shown(server, trusted) == ["first.example", "localhost"]
@@ -66,7 +66,7 @@ async def test_a_renewed_certificate_that_could_not_be_read_is_used_once_its_per
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate, key = issue(tmp_path, "first.example")
-    context, trusted = ServerTls(str(certificate), str(key)), ssl.create_default_context()
+    context, trusted = ServerTls(str(certificate), str(key)), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(trusted)
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as server:
         issue(tmp_path, "second.example")
@@ -79,7 +79,7 @@ async def test_a_renewed_certificate_that_could_not_be_read_is_used_once_its_per
 
 @pytest.mark.anyio
 async def test_a_caller_with_an_older_tls_than_1_2_is_refused(tmp_path: Path) -> None:
-    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.create_default_context()
+    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(trusted)
     trusted.set_ciphers("DEFAULT:@SECLEVEL=0")
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):
@@ -122,7 +122,7 @@ def test_beyond_this_machine_a_service_needs_a_key_or_permission_to_have_none() 
 async def test_what_is_no_http_is_refused_over_tls_too_and_the_connection_is_closed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.create_default_context()
+    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(trusted)
     async with serving(hello, tls=context) as connect:
         reader, writer = await connect(ssl=trusted, server_hostname="localhost")
@@ -155,7 +155,7 @@ async def test_an_answer_without_a_length_that_breaks_off_never_ends_like_a_whol
     tmp_path: Path, *, encrypted: bool
 ) -> None:
     context = ServerTls(*map(str, issue(tmp_path, "first.example"))) if encrypted else None
-    trusted = ssl.create_default_context() if encrypted else None
+    trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if encrypted else None
     if trusted is not None:
         AUTHORITY.configure_trust(trusted)
     async with serving(broken_off, tls=context) as connect:
@@ -176,7 +176,7 @@ def silent_caller(connect: Any, trusted: ssl.SSLContext) -> ssl.SSLSocket:  # no
 @pytest.mark.anyio
 @ON_UVLOOP
 async def test_a_service_that_stops_waits_for_no_good_bye_of_idle_callers_over_tls(tmp_path: Path) -> None:
-    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.create_default_context()
+    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(trusted)
     connections: set[Any] = set()
     async with serving(hello, connections, tls=context) as connect:
@@ -190,7 +190,7 @@ async def test_a_service_that_stops_waits_for_no_good_bye_of_idle_callers_over_t
 @pytest.mark.anyio
 @ON_UVLOOP
 async def test_a_quarter_of_the_connections_may_wait_when_they_have_tls(tmp_path: Path) -> None:
-    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.create_default_context()
+    context, trusted = ServerTls(*map(str, issue(tmp_path, "first.example"))), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(trusted)
     async with serving(hello, tls=context, max_without_request=12) as connect:
         idle = [await connect(ssl=trusted, server_hostname="localhost") for _ in range(4)]

@@ -90,7 +90,7 @@ async def caller(connect: Connect, tls: ssl.SSLContext | None = None) -> Caller:
     await asyncio.get_running_loop().sock_connect(connection, address)
     if tls is None:
         return Caller(*await asyncio.open_connection(sock=connection, limit=1_024))
-    trusting = ssl.create_default_context()
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(trusting)
     encrypted = await asyncio.open_connection(sock=connection, limit=1_024, ssl=trusting, server_hostname="localhost")
     return Caller(*encrypted)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 from uuid import UUID
 
+import msgspec
 import pytest
 from aiokafka.errors import KafkaConnectionError
 from samples import Stored
@@ -15,7 +16,7 @@ from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.settings import Settings
 from apps.consumer.redriving.deletions import MAX_TOMBSTONES, Deletions
 from apps.consumer.redriving.refusals import RedriveNotNow
-from contracts.dead_letter import ORIGIN, DeadLetter
+from contracts.dead_letter import DeadLetter, redrive_headers
 from contracts.partitioning import partitions_of
 from tests.fakes import Ranges, StoredTopic
 
@@ -95,11 +96,44 @@ async def test_a_letter_is_older_than_a_deletion_of_its_key_that_stands_behind_i
     assert await bench.deleted(letter("ada", 2)) == [False], "the deletion itself failed, and is sent back"
 
 
-async def test_a_letter_without_a_key_or_a_place_on_the_topic_is_not_refused() -> None:
+async def test_a_letter_without_a_key_is_not_refused() -> None:
     bench = Bench(records("ada", "-ada"))
-    strange = [letter(None, 0), letter("ada", None), letter("ada", 0, None)]
-    assert await bench.deleted(*strange) == [False] * 3
+    assert await bench.deleted(letter(None, 0)) == [False]
     assert bench.topic.reads == 0
+
+
+@pytest.mark.parametrize(("partition", "offset"), [(None, None), (None, 0), (0, None)])
+@pytest.mark.parametrize("configs", [DELETED, COMPACTED])
+async def test_a_letter_that_does_not_name_its_whole_place_is_compared_with_deletions_by_its_time(
+    partition: int | None, offset: int | None, configs: dict[str, str]
+) -> None:
+    bench = grown(configs=configs)
+    ada, bob, newer = (
+        letter(key, offset, partition, time)
+        for key, time in (("ada", NOW - 2 * HOUR), ("bob", NOW - 2 * HOUR), ("ada", NOW))
+    )
+    assert await bench.deleted(ada, bob, newer) == [True, False, False]
+    undated = msgspec.structs.replace(newer, timestamp=None)
+    assert await bench.deleted(undated) == [True], "it cannot be told"
+    assert await Bench(records("bob", "-bob")).deleted(bob) == [True], "where the key has its partition"
+
+
+@pytest.mark.parametrize(("partition", "offset"), [(None, None), (None, 0), (0, None)])
+async def test_a_letter_without_its_whole_place_counts_as_deleted_once_kafka_may_have_forgotten_the_deletion(
+    partition: int | None, offset: int | None
+) -> None:
+    for hours, deleted in ((23, False), (25, True)):
+        bench = Bench(records("bob"), COMPACTED)
+        assert await bench.deleted(letter("ada", offset, partition, NOW - hours * HOUR)) == [deleted]
+
+
+async def test_a_deletion_that_failed_is_sent_back_also_when_its_letter_does_not_name_its_place() -> None:
+    bench = Bench(records("ada", "-ada"))
+    deletion = msgspec.structs.replace(letter("ada", None), value=None)
+    assert await bench.deleted(deletion) == [False]
+    bench.every.records[0] = [*records("ada", "-ada"), Stored(0, 2, NOW, b"ada", None, redrive_headers(deletion))]
+    bench.topic._end = 2
+    await bench.found.read_again([deletion])
 
 
 async def test_a_deletion_that_an_open_transaction_hides_is_waited_for_because_it_may_be_aborted() -> None:
@@ -120,7 +154,7 @@ async def test_a_redrive_waits_for_what_others_hide_before_it_commits_and_not_fo
     bench.topic._end = 2
     with pytest.raises(RedriveNotNow, match="a deletion of the key of a dead letter"):
         await bench.found.read_again([letter("ada", 0)])
-    hidden[2].headers = [(ORIGIN, b"{}")]
+    hidden[2].headers = redrive_headers(letter("ada", 0))
     await bench.found.read_again([letter("ada", 0)])
 
 

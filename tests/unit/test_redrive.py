@@ -244,22 +244,27 @@ def a_producer() -> AsyncMock:
     return AsyncMock(_txn_manager=manager, create_batch=Mock(), send=sending, send_batch=sending)
 
 
-@pytest.mark.parametrize("deleted", [True, False])
+@pytest.mark.parametrize("looks", [(True,), (False, True), (False, False)], ids=["before", "meanwhile", "none"])
 async def test_a_deletion_that_comes_before_what_a_redrive_writes_is_not_undone(
-    *, deleted: bool, monkeypatch: pytest.MonkeyPatch
+    looks: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, letter = Bench(monkeypatch=monkeypatch), stored_letter(0)
-    found = Mock(read_again=AsyncMock(), has_tombstone=AsyncMock(return_value=deleted))
+    found = Mock(read_again=AsyncMock(), has_tombstone=AsyncMock(side_effect=looks))
     monkeypatch.setattr(bench.redriver.letters, "_deletions", found)
     producer = a_producer()
     commit = partial(Transactions.commit, bench.redriver._transactions, Action.REDRIVE, producer, "group", [letter])
-    if deleted:
+    if any(looks):
         with pytest.raises(RedriveNotNow, match="was deleted meanwhile: try again"):
             await commit(Marks())
     else:
         assert await commit(Marks()) == [SentTo(0, 7)]
-    found.read_again.assert_awaited_once()
-    assert (producer.commit_transaction.await_count, producer.abort_transaction.await_count) == (not deleted, deleted)
+    assert found.read_again.await_count == len(looks)
+    begun, aborted = len(looks) == 2, any(looks[1:])
+    assert producer.send_batch.called is begun, "a copy of an aborted transaction would stay behind the deletion"
+    assert (producer.commit_transaction.await_count, producer.abort_transaction.await_count) == (
+        begun and not aborted,
+        aborted,
+    )
 
 
 @pytest.mark.parametrize(

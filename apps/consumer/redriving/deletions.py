@@ -3,12 +3,13 @@
 A deletion is a tombstone of the key behind the letter's record, on the topic itself, so this is also known after a
 restart. The topic is read from the oldest such record on; what was read is remembered, so the next call reads on.
 After partitions were added, the tombstone may be in another partition than the record. So for a letter whose key is
-not written to its partition any more, all partitions are read, and there the times are compared. So are they where
-the topic does not have the letter's record at its offset: a recreated topic has other records there, or none yet.
+not written to its partition any more, all partitions are read, and there the times are compared. So are they for a
+letter of another writer that does not name the whole place of its record, and where the topic does not have the
+letter's record at its offset: a recreated topic has other records there, or none yet.
 
 Kafka compacts away tombstones too, but only after the records before them. So on a compacted topic a letter whose
 record is gone counts as deleted: a tombstone, or a newer record of its key, has replaced it. So does one whose key has
-another partition now, once Kafka may have forgotten the tombstone there.
+another partition now, or that does not name its place, once Kafka may have forgotten the tombstone.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from uuid import UUID
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.consumer.redriving.refusals import RedriveNotNow
-from contracts.dead_letter import ORIGIN, DeadLetter
+from contracts.dead_letter import ROUNDS, DeadLetter
 from contracts.partitioning import partitions_of
 from contracts.record import Record
 
@@ -49,7 +50,7 @@ class Deletions:
         self._topic_id: UUID | None = None
         self._read: dict[int, tuple[int, int]] = {}
         self._tombstones: dict[tuple[int, int], tuple[int, int]] = {}  # offset and time
-        self._gone: set[tuple[int, int | None, int | None]] = set()
+        self._gone: set[tuple[int, int, int | None]] = set()
 
     async def read_for(self, letters: Sequence[DeadLetter], late: float) -> None:
         """Read the topic from the oldest record of some letters to its end.
@@ -61,7 +62,7 @@ class Deletions:
             await self._check_hidden({letter.key for letter in letters}, reached, late)
 
     async def read_again(self, letters: Sequence[DeadLetter]) -> None:
-        """Read on in the transaction that sends letters back. Raises `RedriveNotNow` as `read_for` does.
+        """Read on before a transaction sends letters back, and in it. Raises `RedriveNotNow` as `read_for` does.
 
         Deletions that a redrive has written do not count: among them are those of this one.
         """
@@ -71,19 +72,19 @@ class Deletions:
 
     async def _read_on(self, letters: Sequence[DeadLetter], late: float) -> dict[int, int]:
         """Read what `read_for` does as far as no open transaction hides it; return up to where, by partition."""
-        placed = [(letter, origin) for letter in letters if (origin := _origin_of(letter))]
-        if not placed:
+        letters = [letter for letter in letters if _may_undo_deletions(letter)]
+        if not letters:
             return {}
         if (topic_id := await self._cluster.topic_id(self._log.topic)) != self._topic_id:
             self._topic_id = topic_id
             self._forget()
         first, end = await self._log.offsets(self._cluster.partition_count(self._log.topic))
-        starts = await self._log.at_time(min(_since(letter) for letter, _ in placed), end)
-        for _, (partition, offset, _) in placed:
-            if partition in starts:
-                starts[partition] = min(starts[partition], offset + 1)
-        own = {partition for _, (partition, _, _) in placed}
-        partitions = end.keys() if any(self._has_moved(letter) for letter, _ in placed) else own
+        starts = await self._log.at_time(min(map(_since, letters)), end)
+        for letter in letters:
+            if letter.partition in starts and letter.offset is not None:
+                starts[letter.partition] = min(starts[letter.partition], letter.offset + 1)
+        has_moved, own = any(map(self._has_moved, letters)), {letter.partition for letter in letters}
+        partitions = [partition for partition in end if has_moved or partition in own]
         for partition in partitions:
             await self._read_partition(partition, max(starts[partition], first[partition]), end[partition], late)
         return {partition: end[partition] for partition in partitions}
@@ -101,7 +102,7 @@ class Deletions:
             while at < end:
                 records, places = await self._transactions.every.some({partition: (at, end)}, READ_BYTES)
                 deletions = (one for one in records if one.value is None and one.key in keys)
-                if any(not (is_again and ORIGIN in dict(one.headers)) for one in deletions):
+                if any(not (is_again and ROUNDS in dict(one.headers)) for one in deletions):
                     raise RedriveNotNow(
                         f"a deletion of the key of a dead letter has just come to {self._log.topic}, or waits there "
                         "for the end of another client's transaction: try again then"
@@ -112,33 +113,32 @@ class Deletions:
 
     async def has_tombstone(self, letter: DeadLetter) -> bool:
         """Return whether a deletion of its key that was read is newer than a letter."""
-        if (origin := _origin_of(letter)) is None:
+        if not _may_undo_deletions(letter):
             return False
-        partition, offset, key = origin
-        for other in range(self._cluster.partition_count(self._log.topic)):
-            deleted_at, time_ms = self._tombstones.get((other, hash(key)), (-1, -1))
-            if other == partition and deleted_at > offset:
+        for partition in range(self._cluster.partition_count(self._log.topic)):
+            deleted_at, time_ms = self._tombstones.get((partition, hash(letter.key)), (-1, -1))
+            offset = letter.offset if partition == letter.partition else None
+            if offset is not None and deleted_at > offset:
                 return True
-            if time_ms >= _since(letter) and (other != partition or await self._is_gone(partition, letter)):
+            if time_ms >= _since(letter) and (offset is None or await self._is_gone(letter)):
                 return True
         return False
 
     async def is_deleted(self, letter: DeadLetter) -> bool:
         """Return whether a letter, for which the topic was read, is older than a deletion of its key."""
-        if (origin := _origin_of(letter)) is None:
-            return False
         if await self.has_tombstone(letter):
             return True
-        if not self._cluster.may_be_compacted(self._log.topic):
+        if not (_may_undo_deletions(letter) and self._cluster.may_be_compacted(self._log.topic)):
             return False
         is_forgotten = _since(letter) < time.time() * 1_000 - self._tombstones_kept_ms()
-        return (self._has_moved(letter) and is_forgotten) or await self._is_gone(origin[0], letter)
+        return (self._has_moved(letter) and is_forgotten) or (_has_place(letter) and await self._is_gone(letter))
 
     def _has_moved(self, letter: DeadLetter) -> bool:
-        """Return whether the key of a letter is written to another partition now than its record was."""
+        """Return whether the key of a letter may be written to another partition now than its record was."""
         if letter.key is None:
             return False
-        return partitions_of([letter.key], self._cluster.partition_count(self._log.topic)) != [letter.partition]
+        now = partitions_of([letter.key], self._cluster.partition_count(self._log.topic))
+        return not _has_place(letter) or now != [letter.partition]
 
     def _tombstones_kept_ms(self) -> int:
         return int(self._cluster.configs.get(self._log.topic, {}).get("delete.retention.ms", TOMBSTONES_KEPT_MS))
@@ -165,12 +165,13 @@ class Deletions:
                     "dead letters: send back newer ones (`from`), and discard or purge the older ones"
                 )
 
-    async def _is_gone(self, partition: int, letter: DeadLetter) -> bool:
+    async def _is_gone(self, letter: DeadLetter) -> bool:
         """Return whether the topic does not have the record of a letter at its place: not any more, or it never had."""
-        if (place := (partition, letter.offset, letter.timestamp)) in self._gone:
+        partition, offset = letter.partition or 0, letter.offset or 0
+        if (place := (partition, offset, letter.timestamp)) in self._gone:
             return True
         if partition < self._cluster.partition_count(self._log.topic):
-            record = await self._log.record(partition, letter.offset or 0)
+            record = await self._log.record(partition, offset)
             if record is not None and _is_of(letter, record):
                 return False
         if len(self._gone) >= MAX_GONE:
@@ -183,11 +184,17 @@ class Deletions:
             known.clear()
 
 
-def _origin_of(letter: DeadLetter) -> tuple[int, int, bytes] | None:
-    """Return partition, offset and key of a letter's record; None without a key or a place on the topic."""
-    if letter.key is None or letter.partition is None or letter.offset is None:
-        return None
-    return letter.partition, letter.offset, letter.key
+def _has_place(letter: DeadLetter) -> bool:
+    """Return whether a letter names the whole place of its record on the topic."""
+    return letter.partition is not None and letter.offset is not None
+
+
+def _may_undo_deletions(letter: DeadLetter) -> bool:
+    """Return whether a letter has a key whose deletion it may undo.
+
+    A letter that is itself a deletion, and does not name its place, cannot be told from a later one.
+    """
+    return letter.key is not None and (letter.value is not None or _has_place(letter))
 
 
 def _is_of(letter: DeadLetter, record: Record) -> bool:

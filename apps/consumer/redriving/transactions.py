@@ -48,18 +48,20 @@ class Transactions:
             return []
         mark_records = self._marks_to_write(action, owner, chosen, marks)
         sent, sendings = SentBatches(), []
+        letters = [letter_of(record) for record in chosen] if action is Action.REDRIVE else []
+        # a copy of an aborted transaction stays behind the deletion, and clients that read uncommitted records see it
+        await self._letters.check_deletions(letters)
         try:
             async with transaction(producer):
-                for record in chosen if action is Action.REDRIVE else ():
-                    letter = letter_of(record)
+                for record, letter in zip(chosen, letters, strict=False):  # none of another action
                     batch = producer.create_batch()  # `send` takes no record that has neither key nor value
                     batch.append(timestamp=None, key=letter.key, value=letter.value, headers=self._headers_of(letter))
                     partition = self._partition_for(letter, record)
                     sendings.append(await producer.send_batch(batch, self._topic, partition=partition))
                     sent.add(sendings[-1])
                 await self._write_marks(producer, mark_records, marks, sent)
-                if action is Action.REDRIVE:  # a deletion that comes later stands behind what was sent back
-                    await self._letters.check_deletions([letter_of(record) for record in chosen])
+                # a deletion that comes later stands behind what was sent back
+                await self._letters.check_deletions(letters)
         except MessageSizeTooLargeError:
             needed = max(size_sent_back(letter_of(record)) for record in chosen)
             allowed = self._cluster.max_message_bytes(self._topic)

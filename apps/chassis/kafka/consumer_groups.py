@@ -16,6 +16,8 @@ from apps.chassis.internals.client_parts import client_of_admin
 from apps.chassis.internals.group_description import GROUP_ID_NOT_FOUND, describe_group, find_type
 from apps.chassis.kafka.topic_metadata import may
 
+CONSUMERS = "consumer"
+"""The protocol type of a group of consumers; Kafka Connect and schema registries have others."""
 DEAD = "Dead"
 """The state that DescribeGroups reports of a group that does not exist, or that uses another protocol."""
 PERMISSION_TIMEOUT_S = 1.0
@@ -79,7 +81,7 @@ async def members(admin: AIOKafkaAdminClient, group: str, topic: str) -> tuple[s
     Raises `KafkaError` when the coordinator answers with an error.
     """
     coordinator = await admin.find_coordinator(group)
-    code, _, state, _, _, described, _ = await _described(admin, group, coordinator)
+    code, _, state, protocol_type, _, described, _ = await _described(admin, group, coordinator)
     if code in {0, GROUP_ID_NOT_FOUND} and (not described or code):  # perhaps a group of the newer protocol (KIP-848)
         newer = await describe_group(client_of_admin(admin), coordinator, group)
         if newer is not None:
@@ -88,6 +90,8 @@ async def members(admin: AIOKafkaAdminClient, group: str, topic: str) -> tuple[s
         raise for_code(code)(group)
     if state in {"", DEAD} and (other := await find_type(client_of_admin(admin), coordinator, group)):
         return f"{other[1]} {other[0].lower()} group: its members cannot be told", []
+    if described and protocol_type != CONSUMERS:
+        return f"{state} {protocol_type} group: its members cannot be told", []
     return state or DEAD, [
         Member(member_id, client_id, host.removeprefix("/"), _partitions_in(assignment, topic))
         for member_id, client_id, host, _, assignment in described
@@ -102,8 +106,12 @@ async def _described(admin: AIOKafkaAdminClient, group: str, coordinator: int) -
 
 
 def _partitions_in(assignment: bytes, topic: str) -> list[int]:
-    """Return which partitions of a topic a member was assigned; none while the group rebalances."""
-    if not assignment:
+    """Return which partitions of a topic a member was assigned; none while the group rebalances.
+
+    Kafka stores whatever the leader of the group wrote: none of what cannot be read either.
+    """
+    try:
+        given = ConsumerProtocolMemberAssignment.decode(assignment).partitions() if assignment else []
+    except (ValueError, TypeError):
         return []
-    given = ConsumerProtocolMemberAssignment.decode(assignment).partitions()
     return sorted(tp.partition for tp in given if tp.topic == topic)

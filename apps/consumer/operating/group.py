@@ -30,8 +30,9 @@ class Group(msgspec.Struct):
     """A consumer group; `state` is Kafka's word.
 
     `Stable`, `PreparingRebalance`, `CompletingRebalance` or `Empty`; with members of the newer protocol (KIP-848)
-    `Assigning`, `Reconciling`, `Stable` or `Empty`. Where a share group (KIP-932) has the id, it says so: the members
-    of such a group cannot be told. `lag` and `waiting_for_transaction` are the sums over all partitions.
+    `Assigning`, `Reconciling`, `Stable` or `Empty`. Where a share group (KIP-932) or one of another protocol (Kafka
+    Connect) has the id, it says so: the members of such a group cannot be told. `lag` and `waiting_for_transaction`
+    are the sums over all partitions.
     """
 
     group_id: str

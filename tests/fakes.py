@@ -106,11 +106,11 @@ class StoredTopic:
         return {partition: records[0].timestamp for partition, records in found.items() if records}
 
     async def some(self, ranges: Ranges, max_bytes: int) -> tuple[list[Stored], dict[int, int]]:
-        """Return one record of the first partition, and how far that came."""
+        """Return one record of each partition, and how far that came."""
         assert max_bytes > 0
-        partition, places = next(iter(ranges.items()))
-        records = self._between(partition, *places)[:1]
-        return records, {partition: records[0].offset + 1 if records else places[1]}
+        first = {partition: self._between(partition, *places)[:1] for partition, places in ranges.items()}
+        reached = {one: first[one][0].offset + 1 if first[one] else stop for one, (_, stop) in ranges.items()}
+        return [record for records in first.values() for record in records], reached
 
     async def read(self, ranges: Ranges) -> AsyncIterator[list[Stored]]:
         for partition, (start, stop) in ranges.items():

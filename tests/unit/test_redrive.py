@@ -27,7 +27,7 @@ from apps.consumer.redriving import fences
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.fences import RedriveLimits
 from apps.consumer.redriving.letter_view import FirstPlace, Origin, show_letter
-from apps.consumer.redriving.letters import oldest, size_sent_back
+from apps.consumer.redriving.letters import Wanted, oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.redrive import LetterPlace, Redriver
@@ -39,7 +39,7 @@ from contracts.record import size_of
 from contracts.sensitive import Sensitive
 from contracts.stream import Stream
 from tests.event import EVENTS
-from tests.fakes import A_WHILE, StoredTopic
+from tests.fakes import A_WHILE, Ranges, StoredTopic
 
 pytestmark = pytest.mark.anyio
 
@@ -421,8 +421,70 @@ def test_a_letter_names_its_group_only_where_the_original_is_kept_for_the_other_
     assert redriven_for(redriver._transactions._headers_of(a_letter())) == expected
 
 
-def test_a_column_that_was_not_read_at_all_keeps_the_others_back() -> None:
-    assert places([([], True), (column(1, 20, 40), False)], 9) == ([], True)
+def test_a_partition_that_was_not_read_in_time_does_not_keep_the_others_back() -> None:
+    assert places([([], True), (column(1, 20, 40), False)], 9) == ([(1, 0), (1, 1)], True)
+
+
+class SlowTopic(StoredTopic):
+    """A topic of which each read takes a second."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    async def some(self, ranges: Ranges, max_bytes: int) -> tuple[list[Stored], dict[int, int]]:
+        self.now += 1
+        return await super().some(ranges, max_bytes)
+
+
+def of_many_partitions(monkeypatch: pytest.MonkeyPatch) -> tuple[Bench, SlowTopic]:
+    """Return a redriver of a slow topic with a letter in each of 100 partitions, the newest in the first."""
+    bench = Bench(*([stored_letter(0, number, 100 - number)] for number in range(100)), monkeypatch=monkeypatch)
+    topic = SlowTopic(bench.redriver.letters._reader.records, topic=DEAD)  # type: ignore[attr-defined]
+    monkeypatch.setattr(bench.redriver.letters, "_reader", topic)
+    monkeypatch.setattr("apps.consumer.redriving.letters.asyncio", Mock(get_running_loop=Mock(return_value=topic)))
+    return bench, topic
+
+
+def wanted(late: float, limit: int = 10) -> Wanted:
+    return Wanted("group", Marks(), limit, 1_000_000, late, set())
+
+
+async def test_letters_of_many_partitions_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, topic = of_many_partitions(monkeypatch)
+    found, more = await bench.redriver.letters.oldest(wanted(late=LONG))
+    assert ([record.partition for record in found], more) == ([*range(99, 89, -1)], True)
+    assert topic.now < 10
+
+
+async def test_a_redrive_that_cannot_read_all_partitions_in_time_sends_the_oldest_of_those_that_it_has_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, topic = of_many_partitions(monkeypatch)
+    found, more = await bench.redriver.letters.oldest(wanted(late=2, limit=100))
+    read = len(found)
+    assert (topic.now, 0 < read < 100, more) == (2, True, True)
+    assert [record.partition for record in found] == [*reversed(range(read))]
+
+
+async def test_a_search_ends_in_time_where_it_takes_long_to_learn_which_letters_are_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, topic = of_many_partitions(monkeypatch)
+
+    async def is_deleted(_: DeadLetter) -> bool:
+        topic.now += 1
+        return False
+
+    monkeypatch.setattr(bench.redriver.letters, "is_deleted", is_deleted)
+    found, more = await bench.redriver.letters.oldest(wanted(late=5, limit=100))
+    assert (len(found), more) == (4, True)
+
+
+async def test_a_search_leaves_time_to_send_what_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Bench(monkeypatch=monkeypatch).redriver._search(Action.REDRIVE, 10, Filter())
+    assert search.wanted("group", Marks(), 0).late < search.late
 
 
 async def test_an_error_of_one_stream_says_how_many_letters_of_others_were_sent_back() -> None:

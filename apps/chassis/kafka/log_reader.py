@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ SHORT_POLL_MS, LONG_POLL_MS = 5, 500
 """Milliseconds that a broker waits for new records: short where records are known to exist, long for `follow`."""
 FETCH_BYTES = 256 * 1024
 """Bytes that are fetched of a partition at a time; a larger batch is fetched whole."""
+PARTITIONS_AT_ONCE = 16
+"""Partitions of which `in_groups` has one call read: as many times the bytes above are in memory."""
 FOLLOWED_RECORDS = 500
 """Most records that `follow` yields at a time."""
 
@@ -317,6 +319,13 @@ class Answers:
             if answer != self._answers.get(tp):
                 self._answers[tp], self._answered_at[tp] = answer, now
         return now - min(self._answered_at.values(), default=now)
+
+
+def in_groups(ranges: Mapping[int, tuple[int, int]]) -> Iterator[dict[int, tuple[int, int]]]:
+    """Yield the ranges that are not empty, of 16 partitions at a time: one call for these takes as long as for one."""
+    left = [(partition, places) for partition, places in ranges.items() if places[0] < places[1]]
+    for number in range(0, len(left), PARTITIONS_AT_ONCE):
+        yield dict(left[number : number + PARTITIONS_AT_ONCE])
 
 
 def _by_number(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.log_reader import FETCH_BYTES, in_groups
 from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.consumer.redriving.refusals import RedriveNotNow
 from contracts.dead_letter import ROUNDS, DeadLetter
@@ -26,7 +27,7 @@ from contracts.partitioning import partitions_of
 from contracts.record import Record
 
 READ_BYTES = 1024 * 1024
-"""Bytes of keys and values that are read at a time."""
+"""Bytes of keys and values that are read at a time, or as much as is fetched of several partitions."""
 MAX_TOMBSTONES = 500_000
 """Most tombstones that are remembered, some 200 bytes each."""
 MAX_GONE = 100_000
@@ -85,9 +86,11 @@ class Deletions:
                 starts[letter.partition] = min(starts[letter.partition], letter.offset + 1)
         has_moved, own = any(map(self._has_moved, letters)), {letter.partition for letter in letters}
         partitions = [partition for partition in end if has_moved or partition in own]
-        for partition in partitions:
-            await self._read_partition(partition, max(starts[partition], first[partition]), end[partition], late)
-        return {partition: end[partition] for partition in partitions}
+        reaching = {partition: end[partition] for partition in partitions}
+        await self._read_up_to(
+            reaching, {partition: max(starts[partition], first[partition]) for partition in end}, late
+        )
+        return reaching
 
     async def _check_hidden(
         self, keys: Collection[bytes | None], reached: Mapping[int, int], late: float, *, is_again: bool = False
@@ -97,19 +100,20 @@ class Deletions:
         It may end meanwhile: what is behind the places `reached` was not read before, whether it is hidden now or not.
         """
         ends = await self._transactions.every.ends(self._cluster.partition_count(self._log.topic))
-        for partition, start in reached.items():
-            at, end = start, ends[partition]
-            while at < end:
-                records, places = await self._transactions.every.some({partition: (at, end)}, READ_BYTES)
+        left = {partition: (start, ends[partition]) for partition, start in reached.items()}
+        while groups := list(in_groups(left)):
+            for ranges in groups:
+                if asyncio.get_running_loop().time() >= late:
+                    count = _count(left)
+                    raise RedriveNotNow(f"{count} records behind an open transaction are left to be read: try again")
+                records, places = await self._transactions.every.some(ranges, _bytes_of(ranges))
                 deletions = (one for one in records if one.value is None and one.key in keys)
                 if any(not (is_again and ROUNDS in dict(one.headers)) for one in deletions):
                     raise RedriveNotNow(
                         f"a deletion of the key of a dead letter has just come to {self._log.topic}, or waits there "
                         "for the end of another client's transaction: try again then"
                     )
-                at = places[partition]
-                if at < end and asyncio.get_running_loop().time() >= late:
-                    raise RedriveNotNow(f"{end - at} records behind an open transaction are left to be read: try again")
+                left |= {partition: (at, ends[partition]) for partition, at in places.items()}
 
     async def has_tombstone(self, letter: DeadLetter) -> bool:
         """Return whether a deletion of its key that was read is newer than a letter."""
@@ -143,27 +147,31 @@ class Deletions:
     def _tombstones_kept_ms(self) -> int:
         return int(self._cluster.configs.get(self._log.topic, {}).get("delete.retention.ms", TOMBSTONES_KEPT_MS))
 
-    async def _read_partition(self, partition: int, start: int, end: int, late: float) -> None:
-        """Read a partition from `start`, or where an earlier call has come to, up to its end."""
-        begun, reached = self._read.get(partition, (start, start))
-        if start < begun:
-            begun = reached = start
-        while reached < end:
-            if asyncio.get_running_loop().time() >= late:
-                left = f"{end - reached} records of partition {partition} are left"
-                raise RedriveNotNow(f"deletions are still being looked for on {self._log.topic}, {left}: try again")
-            records, places = await self._log.some({partition: (reached, end)}, READ_BYTES)
-            reached = places[partition]
-            for record in records:
-                if record.value is None and record.key is not None:
-                    self._tombstones[partition, hash(record.key)] = record.offset, record.timestamp
-            self._read[partition] = begun, reached
-            if len(self._tombstones) > self._max_tombstones:
-                self._forget()
-                raise RedriveNotNow(
-                    f"more than {self._max_tombstones} keys were deleted on {self._log.topic} since the oldest of the "
-                    "dead letters: send back newer ones (`from`), and discard or purge the older ones"
-                )
+    async def _read_up_to(self, ends: Mapping[int, int], starts: Mapping[int, int], late: float) -> None:
+        """Read partitions from `starts`, or where an earlier call has come to, up to their `ends`."""
+        for partition in ends:
+            if starts[partition] < self._read.get(partition, (math.inf, 0))[0]:
+                self._read[partition] = starts[partition], starts[partition]
+        while groups := list(in_groups(left := {one: (self._read[one][1], end) for one, end in ends.items()})):
+            for ranges in groups:
+                if asyncio.get_running_loop().time() >= late:
+                    where = f"{self._log.topic}, {_count(left)} records are left"
+                    raise RedriveNotNow(f"deletions are still being looked for on {where}: try again")
+                records, places = await self._log.some(ranges, _bytes_of(ranges))
+                self._keep(records)
+                self._read |= {partition: (self._read[partition][0], at) for partition, at in places.items()}
+
+    def _keep(self, records: Sequence[Record]) -> None:
+        """Remember the tombstones among records. Raises `RedriveNotNow` when there are too many."""
+        for record in records:
+            if record.value is None and record.key is not None:
+                self._tombstones[record.partition, hash(record.key)] = record.offset, record.timestamp
+        if len(self._tombstones) > self._max_tombstones:
+            self._forget()
+            raise RedriveNotNow(
+                f"more than {self._max_tombstones} keys were deleted on {self._log.topic} since the oldest of the "
+                "dead letters: send back newer ones (`from`), and discard or purge the older ones"
+            )
 
     async def _is_gone(self, letter: DeadLetter) -> bool:
         """Return whether the topic does not have the record of a letter at its place: not any more, or it never had."""
@@ -182,6 +190,14 @@ class Deletions:
     def _forget(self) -> None:
         for known in (self._read, self._tombstones, self._gone):
             known.clear()
+
+
+def _count(ranges: Mapping[int, tuple[int, int]]) -> int:
+    return sum(max(0, end - at) for at, end in ranges.values())
+
+
+def _bytes_of(ranges: Mapping[int, tuple[int, int]]) -> int:
+    return max(READ_BYTES, FETCH_BYTES * len(ranges))
 
 
 def _has_place(letter: DeadLetter) -> bool:

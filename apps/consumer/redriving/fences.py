@@ -24,8 +24,8 @@ TRANSACTION_S = 10.0
 class RedriveLimits(NamedTuple):
     """How long an action may take, in seconds from its call on, and how much a transaction sends back.
 
-    It is answered after `call_s`. It waits `turn_s` for another action of this instance, begins transactions and looks
-    for dead letters within `begin_within_s` (a purge looks for `search_s`), and aborts its transaction after `work_s`.
+    It is answered after `call_s`. It waits `turn_s` for another action of this instance, begins transactions within
+    `begin_within_s`, looks for the dead letters of one for `search_s`, and aborts its transaction after `work_s`.
     It waits until its marks are visible, but not after `visible_s`. A transaction has `transaction_bytes` of
     records, but for one record of each partition.
     """

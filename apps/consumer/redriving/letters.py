@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 from uuid import UUID
 
 from apps.chassis.kafka.clients import size_of_batch
 from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.log_reader import in_groups
 from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.kafka.search import merged_by_time
 from apps.consumer.browsing.topic_search import Filter
@@ -20,7 +22,7 @@ from contracts.dead_letter import DeadLetter, history, is_omitted, read, redrive
 from contracts.record import Record, place_of, size_of
 
 READ_BYTES = 256 * 1024
-"""Bytes of keys and values that are read at a time."""
+"""Bytes of keys and values that are read of a partition at a time."""
 MAX_ROUNDS = 3
 """How often a dead letter is sent back before it is held: then only when it is requested by itself."""
 
@@ -99,14 +101,22 @@ class Letters:
                 raise RedriveNotNow("the key of a dead letter was deleted meanwhile: try again")
 
     async def oldest(self, wanted: Wanted) -> tuple[list[Record], bool]:
-        """Return the oldest letters that are wanted, and whether there may be more."""
+        """Return the oldest letters that are wanted, and whether there may be more.
+
+        When it is late, they are the oldest of the partitions that were read by then.
+        """
         first, end = await self.offsets()
-        starts = [
-            await self._start_of(wanted, partition, first[partition], end[partition])
+        starts = {
+            partition: self._start_of(wanted, partition, first[partition], end[partition])
             for partition in first
             if wanted.only.partition in {None, partition}
-        ]
-        return oldest(starts, wanted.limit)
+        }
+        while groups := list(in_groups({number: one.left for number, one in starts.items() if not one.is_full})):
+            for ranges in groups:
+                if asyncio.get_running_loop().time() >= wanted.late:
+                    return oldest([one.result for one in starts.values()], wanted.limit)
+                await self._read_on(wanted, {partition: starts[partition] for partition in ranges})
+        return oldest([one.result for one in starts.values()], wanted.limit)
 
     async def at(self, partition: int, offset: int) -> Record | None:
         """Return the dead letter at a place, None when there is none."""
@@ -135,45 +145,77 @@ class Letters:
         """Return the first offset of each partition of the dead letters, and the one behind its last record."""
         return await self._reader.offsets(self._cluster.partition_count(self._reader.topic))
 
-    async def _start_of(self, wanted: Wanted, partition: int, first: int, end: int) -> PartitionStart:
-        """Return the first letters of a partition that are wanted; each partition has an equal share of the bytes."""
-        found: list[Record] = []
-        size, share = 0, wanted.max_bytes // self._cluster.partition_count(self._reader.topic)
-        unwanted = wanted.unwanted(partition)
+    def _start_of(self, wanted: Wanted, partition: int, first: int, end: int) -> "_Start":
         place = (wanted.marks.topic_id, wanted.owner, partition)
-        passed = self.passed.get(place, [])
-        at = next_outside(merged([*unwanted, *passed]), first)
-        while at < end:
-            if asyncio.get_running_loop().time() >= wanted.late:
-                return found, True
-            records, reached = await self._reader.some({partition: (at, end)}, READ_BYTES)
-            own = [(record, letter) for record in records if owner_of(letter := letter_of(record)) == wanted.owner]
-            for record, letter in await self._selected(wanted, unwanted, own):
-                if len(found) == wanted.limit or (found and size + size_of(record) > share):
-                    return found, True
-                if wanted.action is Action.REDRIVE and await self.is_deleted(letter):
-                    wanted.deleted.add(place_of(record))
-                    continue
-                found.append(record)
-                size += size_of(record)
-            others = minus([(at, reached[partition])], [(record.offset, record.offset + 1) for record, _ in own])
-            self.passed[place] = passed = merged([*passed, *others])
-            at = next_outside(merged([*unwanted, *passed]), reached[partition])
-        return found, False
+        unwanted = wanted.unwanted(partition)
+        at = next_outside(merged([*unwanted, *self.passed.get(place, [])]), first)
+        return _Start(place, unwanted, (at, end))
+
+    async def _read_on(self, wanted: Wanted, starts: Mapping[int, "_Start"]) -> None:
+        """Read on in some partitions; each has an equal share of the bytes."""
+        ranges = {partition: start.left for partition, start in starts.items()}
+        records, reached = await self._reader.some(ranges, READ_BYTES * len(ranges))
+        own = [(record, letter) for record in records if owner_of(letter := letter_of(record)) == wanted.owner]
+        selected = await self._selected(wanted, starts, own)
+        owned = offsets_of([record for record, _ in own])
+        for partition, start in starts.items():
+            letters = [(record, letter) for record, letter in selected if record.partition == partition]
+            start.is_full = not await self._add(wanted, start, letters)
+            if not start.is_full:
+                at, end = start.left
+                others = minus([(at, reached[partition])], owned.get(partition, []))
+                self.passed[start.place] = passed = merged([*self.passed.get(start.place, []), *others])
+                start.left = next_outside(merged([*start.unwanted, *passed]), reached[partition]), end
+
+    async def _add(self, wanted: Wanted, start: "_Start", letters: Sequence[tuple[Record, DeadLetter]]) -> bool:
+        """Add letters to the first ones of a partition; return whether there was room and time for all."""
+        share = wanted.max_bytes // self._cluster.partition_count(self._reader.topic)
+        for record, letter in letters:
+            is_full = start.found and start.size + size_of(record) > share
+            if is_full or len(start.found) == wanted.limit or asyncio.get_running_loop().time() >= wanted.late:
+                return False
+            if wanted.action is Action.REDRIVE and await self.is_deleted(letter):
+                wanted.deleted.add(place_of(record))
+                continue
+            start.found.append(record)
+            start.size += size_of(record)
+        return True
 
     async def _selected(
-        self, wanted: Wanted, unwanted: Intervals, own: Sequence[tuple[Record, DeadLetter]]
+        self, wanted: Wanted, starts: Mapping[int, "_Start"], own: Sequence[tuple[Record, DeadLetter]]
     ) -> list[tuple[Record, DeadLetter]]:
         """Return the letters that an action is about by their marks, their record and what was asked for."""
         selected = [
             (record, letter)
             for record, letter in own
-            if not contains(unwanted, record.offset) and letter.topic == self._topic and wanted.only.matches(record)
+            if not contains(starts[record.partition].unwanted, record.offset)
+            and letter.topic == self._topic
+            and wanted.only.matches(record)
         ]
         if wanted.action is Action.REDRIVE:
             selected = [(record, letter) for record, letter in selected if not self.is_held(letter)]
             await self.read_deletions([letter for _, letter in selected], wanted.late)
         return selected
+
+
+@dataclass
+class _Start:
+    """The first wanted letters of a partition: those that were found, and the offsets that are left to be read.
+
+    `place` is that of its offsets in `Letters.passed`. It `is_full` when it has what an action takes of a partition.
+    """
+
+    place: tuple[UUID | None, str | None, int]
+    unwanted: Intervals
+    left: tuple[int, int]
+    found: list[Record] = field(default_factory=list)
+    size: int = 0
+    is_full: bool = False
+
+    @property
+    def result(self) -> PartitionStart:
+        at, end = self.left
+        return self.found, at < end
 
 
 def letter_of(record: Record) -> DeadLetter:
@@ -202,12 +244,11 @@ def size_sent_back(letter: DeadLetter) -> int:
 def oldest(starts: Sequence[PartitionStart], limit: int) -> tuple[list[Record], bool]:
     """Merge the starts of partitions by age, each in offset order; return `limit` records, and whether there are more.
 
-    Nothing is taken beyond the end of a start that has more behind it: that may be older than what the others have.
+    Nothing is taken beyond the end of a start that has more behind it: that may be older than what the others have. One
+    that was not read in time keeps nothing back: of very many partitions none would ever be sent back.
     """
     by_age = merged_by_time(chain.from_iterable(records for records, _ in starts))
-    ends = {place_of(records[-1]) if records else None for records, has_more in starts if has_more}
-    if None in ends:
-        return [], True
+    ends = {place_of(records[-1]) for records, has_more in starts if has_more and records}
     safe = next((number for number, record in enumerate(by_age, 1) if place_of(record) in ends), len(by_age))
     chosen = by_age[: min(limit, safe)]
-    return chosen, bool(ends) or len(chosen) < len(by_age)
+    return chosen, any(has_more for _, has_more in starts) or len(chosen) < len(by_age)

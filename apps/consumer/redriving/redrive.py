@@ -71,7 +71,8 @@ class Done(NamedTuple):
 class Search(NamedTuple):
     """Which letters an action looks for: at most `limit` in all, `max_bytes` at a time, until it is `late`.
 
-    `deleted` has the places of those that it found, and that are older than a deletion of their key.
+    A search takes `search_s` at most, so that there is time to send what it finds. `deleted` has the places of those
+    that it found, and that are older than a deletion of their key.
     """
 
     action: Action
@@ -79,12 +80,13 @@ class Search(NamedTuple):
     only: Filter
     max_bytes: int
     late: float
+    search_s: float
     deleted: set[tuple[int, int]]
 
     def wanted(self, owner: str | None, marks: Marks, found: int) -> Wanted:
         """Return the letters of an owner that are wanted when some were found before."""
-        limit = self.limit - found
-        return Wanted(owner, marks, limit, self.max_bytes, self.late, self.deleted, self.only, self.action)
+        limit, late = self.limit - found, min(self.late, asyncio.get_running_loop().time() + self.search_s)
+        return Wanted(owner, marks, limit, self.max_bytes, late, self.deleted, self.only, self.action)
 
 
 class Redriver:
@@ -247,7 +249,7 @@ class Redriver:
 
     def _search(self, action: Action, limit: int, only: Filter) -> Search:
         late = asyncio.get_running_loop().time() + self._limits.begin_within_s
-        return Search(action, limit, only, self._limits.transaction_bytes, late, set())
+        return Search(action, limit, only, self._limits.transaction_bytes, late, self._limits.search_s, set())
 
     def _visible_by(self) -> float:
         return asyncio.get_running_loop().time() + self._limits.visible_s

@@ -133,7 +133,7 @@ async def test_a_deletion_that_failed_is_sent_back_also_when_its_letter_does_not
     assert await bench.deleted(deletion) == [False]
     bench.every.records[0] = [*records("ada", "-ada"), Stored(0, 2, NOW, b"ada", None, redrive_headers(deletion))]
     bench.topic._end = 2
-    await bench.found.read_again([deletion])
+    await bench.found.read_again([deletion, letter("ada", 1)])
 
 
 async def test_a_deletion_that_an_open_transaction_hides_is_waited_for_because_it_may_be_aborted() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import pytest
+from aiokafka.errors import KafkaError
 from samples import LONG, Stored, stored_event, until
 from streams import Handler, Stream, numbered, policy
 
@@ -547,6 +548,21 @@ async def test_the_last_error_is_the_newest_also_of_a_call_that_was_repeated_wit
     assert dead_lettered_at is not None
     assert stream.consumption.last_error_at is not None
     assert stream.consumption.last_error_at > dead_lettered_at
+
+
+async def test_an_error_of_kafkas_client_that_a_handler_raises_is_told_without_its_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def publishing(_: Batch[Event]) -> None:
+        raise KafkaError("cannot publish ada@example.com")
+
+    stream = Stream(publishing)
+    stream.add("ada")
+    await stream.turn()
+    assert "KafkaError" in caplog.text
+    assert "ada@example.com" not in caplog.text
+    assert "ada@example.com" not in str(stream.consumption.last_trouble)
+    assert "ada@example.com" not in str(stream.consumption.handler_error(quotes=False))
 
 
 async def test_letters_that_are_refused_hold_up_no_other_partition_even_at_their_first_attempt() -> None:

@@ -40,6 +40,37 @@ class Naming:
                 self.done.append(record.value.id)
 
 
+async def test_what_is_behind_a_failed_record_of_its_key_is_handled_again_behind_it() -> None:
+    done, failing = [], {"ada 1"}
+
+    async def handle(batch: Batch[Event]) -> None:
+        for record in batch:
+            if record.value.id in failing:
+                failing.remove(record.value.id)
+                batch.fail(record, "the database is busy")
+            else:
+                done.append(record.value.id)
+
+    stream = Stream(handle)
+    stream.add("ada 0", "ada 1", "ada 2", "ada 3", key=b"ada")
+    stream.add("bob 0", key=b"bob")
+    stream.add("ada of another partition", key=b"ada", partition=1)
+    await stream.consume(turns=3)
+    assert stream.is_consumed
+    too_early = ["ada 2", "ada 3"]
+    assert done == ["ada 0", *too_early, "bob 0", "ada of another partition", "ada 1", "ada 2", "ada 3"]
+
+
+async def test_what_is_behind_poison_of_its_key_is_handled_again_and_behind_a_rejected_record_once() -> None:
+    handler = Naming("ada 0", rejected="ada 2")
+    stream = Stream(handler)
+    stream.add("ada 0", "ada 1", "ada 2", "ada 3", key=b"ada")
+    stream.add("bob 0", key=b"bob")
+    await stream.consume()
+    assert handler.done == ["ada 1", "ada 3", "bob 0", "ada 1", "ada 3"]
+    assert len(stream.letters) == 2
+
+
 async def test_a_record_says_all_that_is_known_of_it() -> None:
     (record,) = batch_of(EVENTS, Event("event-1", 36, "It rains."), tries=2)
     assert (record.value.text, record.key, record.headers, record.attempt) == ("It rains.", b"event-1", (), 3)

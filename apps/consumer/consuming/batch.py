@@ -3,8 +3,6 @@
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from aiokafka.errors import KafkaError
-
 from apps.consumer.consuming.containment import copy_of
 from contracts.dead_letter import first_place
 from contracts.record import Place, Record
@@ -21,10 +19,14 @@ class Reject(Exception):
 
 
 class NotTried(Exception):
-    """The failure of a record that was not handled because an earlier one of its key failed."""
+    """The failure of a record that waits because an earlier one of its key failed."""
+
+    def __str__(self) -> str:
+        """Return why it waits."""
+        return "an earlier record of its key failed"
 
 
-KEPT_BASES = (Reject, NotTried, KafkaError)
+KEPT_BASES = (Reject, NotTried)
 """Classes of errors that a copy of a handler's error keeps, because each is treated differently."""
 
 
@@ -95,16 +97,18 @@ class Batch(Generic[T]):
     """Records of several partitions, those of one partition in the order of their offsets.
 
     `values` are the decoded values, in the same order. Iterating gives a `Received` for each record. When the handler
-    returns, all records are done but those that it named by `fail` or `reject`. When it raises, only `reject` counts.
+    returns, all records are done but those that it named by `fail` or `reject`, and those behind a failed one of their
+    key: they are handed over again after it. When the handler raises, only `reject` counts.
     """
 
-    __slots__ = ("_attempts", "_is_closed", "_named", "_records", "values")
+    __slots__ = ("_attempts", "_failed", "_is_closed", "_named", "_records", "values")
 
     def __init__(self, records: Sequence[Record], values: Sequence[T], attempts: Sequence[int] | None = None) -> None:
         self.values = tuple(values)
         self._records = records
         self._attempts = attempts
         self._named: dict[int, Exception] = {}
+        self._failed: dict[object, int] = {}
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -118,18 +122,29 @@ class Batch(Generic[T]):
             yield Received(record, value, index, attempts[index] if attempts else 1)
 
     def fail(self, record: Received[T], error: BaseException | str) -> None:
-        """Name a record that failed and is to be retried; later records of its key may overtake it.
+        """Name a record that failed and is to be retried, and after it those of its key that are behind it.
 
         Raises `ValueError` for a record of another batch, and `RuntimeError` when the handler has returned.
         """
-        self._name(record, copy_of(RuntimeError(error) if isinstance(error, str) else error, KEPT_BASES))
+        copy = copy_of(RuntimeError(error) if isinstance(error, str) else error, KEPT_BASES)
+        self._name(record, copy)
+        if record.key is not None and not isinstance(copy, Reject):
+            key = record.partition, record.key
+            self._failed[key] = min(record.index, self._failed.get(key, record.index))
 
     def reject(self, record: Received[T], reason: str) -> None:
         """Name a record that must not be retried: it is dead-lettered. Raises the errors of `fail`."""
         self.fail(record, Reject(reason))
 
     def named(self) -> Mapping[int, Exception]:
-        """Return copies of the errors of the records that were named, by their place in the batch; the last of each."""
+        """Return copies of the errors of the records that were named, by their place in the batch; the last of each.
+
+        Those behind a failed one of their key have failed too: what was done with them came too early.
+        """
+        if self._failed:
+            for index, record in enumerate(self._records):
+                if index > self._failed.get(_key_of(record), index):
+                    self._named.setdefault(index, NotTried())
         return dict(sorted(self._named.items()))
 
     def close(self) -> None:
@@ -142,6 +157,10 @@ class Batch(Generic[T]):
         if not (record.index < len(self.values) and record.is_of(self._records[record.index])):
             raise ValueError(f"{record} is not of this batch")
         self._named[record.index] = error
+
+
+def _key_of(record: Record) -> object:
+    return record.partition, record.key
 
 
 Handle = Callable[[Batch[Any]], Awaitable[object]]

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial, wraps
 from typing import TypeVar
 
-from apps.consumer.consuming.batch import KEPT_BASES, Batch, NotTried, Received, Reject
+from apps.consumer.consuming.batch import KEPT_BASES, Batch, Received, Reject
 from apps.consumer.consuming.containment import HandlerCall
 from apps.consumer.consuming.handler_thread import is_asynchronous
 
@@ -56,11 +56,8 @@ def _chains_of(batch: Batch[T]) -> Sequence[Sequence[Received[T]]]:
 async def _handle_chains(handle: HandleOne[T], batch: Batch[T], chains: Iterator[Sequence[Received[T]]]) -> None:
     call = HandlerCall(*KEPT_BASES)
     for chain in chains:
-        has_failed = False
         for record in chain:
-            if has_failed:
-                batch.fail(record, NotTried("an earlier record of its key failed"))
-                continue
             if error := await call.run(partial(handle, record.value, record)):
                 batch.fail(record, error)
-                has_failed = not isinstance(error, Reject)
+                if not isinstance(error, Reject):
+                    break  # later ones of its key wait for it

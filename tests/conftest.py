@@ -37,13 +37,15 @@ LOGS = pytest.StashKey[Path]()
 HARDLY_A_BROWSER = [
     "--no-sandbox",
     "--disable-gpu",
+    "--in-process-gpu",  # what draws instead takes no process of its own
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
     "--disable-site-isolation-trials",  # a process less for each page
-    "--host-resolver-rules=MAP *.example 127.0.0.1",  # names whose owner lets them lead to this machine
+    # names whose owner lets them lead to this machine; no others lead anywhere
+    "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
 ]
 WITHOUT_KAFKA = ("tests/in_memory", "tests/unit")
 """Folders of tests that need no Kafka."""

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,13 @@ def is_within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
-def imports_of(module: str) -> Iterator[str]:
-    """Yield the modules of the project that a module imports, also inside its functions."""
+@cache
+def imports_of(module: str) -> frozenset[str]:
+    """Return the modules of the project that a module imports, also inside its functions."""
+    return frozenset(_imports_of(module))
+
+
+def _imports_of(module: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name in MODULES)
@@ -55,7 +61,7 @@ def test_a_package_imports_nothing_that_depends_on_it(package: str, others: list
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    graph = {module: set(imports_of(module)) - {module} for module in MODULES}
+    graph = {module: imports_of(module) - {module} for module in MODULES}
     while free := [module for module, imported in graph.items() if not imported & graph.keys()]:
         for module in free:
             del graph[module]
@@ -66,4 +72,4 @@ def test_what_any_service_needs_knows_no_stream() -> None:
     messages = {*imports_of("contracts")} - {"contracts.stream"}
     assert messages
     chassis = [module for module in MODULES if is_within(module, "apps.chassis")]
-    assert [module for module in chassis if messages & set(imports_of(module))] == []
+    assert [module for module in chassis if messages & imports_of(module)] == []

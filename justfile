@@ -102,7 +102,11 @@ consumer-start STREAM="":
     @{{python}} -m tools.call consumer POST "/consumers/start${1:+?stream=$1}"
 
 # Checks formatting, lint and types, and runs the fast tests: before every commit.
-check: lint
+[parallel]
+check: lint fast-tests
+
+[private]
+fast-tests:
     PYTHONDONTWRITEBYTECODE= {{dev}} python -m pytest -q --numprocesses 4 tests/in_memory tests/unit
 
 # Checks formatting, lint and types.

@@ -45,7 +45,10 @@ HARDLY_A_BROWSER = [
     "--disable-sync",
     "--disable-site-isolation-trials",  # a process less for each page
     # names whose owner lets them lead to this machine; no others lead anywhere
-    "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
+    (
+        "--host-resolver-rules=MAP *.example 127.0.0.1, MAP rebound 127.0.0.1, MAP * ~NOTFOUND, "
+        "EXCLUDE localhost, EXCLUDE 127.0.0.1"
+    ),
 ]
 WITHOUT_KAFKA = ("tests/in_memory", "tests/unit")
 """Folders of tests that need no Kafka."""

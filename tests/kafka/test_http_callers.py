@@ -95,9 +95,12 @@ def test_a_proxy_keeps_its_connection_to_a_service_while_nothing_is_sent_and_pas
     producer, _ = services
     pool = f"upstream producer {{ server 127.0.0.1:{producer.port}; keepalive 1; }}"
     kept = """
-        location / { proxy_pass http://producer; proxy_http_version 1.1; proxy_set_header Connection ""; }
+        location / {
+            proxy_pass http://producer; proxy_http_version 1.1;
+            proxy_set_header Host localhost; proxy_set_header Connection "";
+        }
         location /offering/ {
-            proxy_pass http://producer/; proxy_http_version 1.1;
+            proxy_pass http://producer/; proxy_http_version 1.1; proxy_set_header Host localhost;
             proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "upgrade";
         }
     """

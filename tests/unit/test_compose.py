@@ -29,6 +29,7 @@ class Service(msgspec.Struct):
     healthcheck: dict[str, Any] | None = None
     mem_limit: str | None = None
     cpus: float | None = None
+    networks: dict[str, dict[str, list[str]]] = {}
 
 
 class Compose(msgspec.Struct):
@@ -170,7 +171,7 @@ def test_prometheus_collects_from_both_services_where_they_listen(compose: Compo
         target for job in config["scrape_configs"] for static in job["static_configs"] for target in static["targets"]
     }
     built = {name: service for name, service in compose.services.items() if service.build}
-    assert targets == {f"{name}:{service.ports[0].split(':')[2]}" for name, service in built.items()}
+    assert targets == {f"{name}.internal:{service.ports[0].split(':')[2]}" for name, service in built.items()}
     assert all("metrics" in service.profiles for service in built.values())
 
 
@@ -178,8 +179,10 @@ def test_a_service_answers_to_the_names_by_which_it_is_called_and_to_no_others(c
     for name, service in compose.services.items():
         if service.build:
             policy = OriginPolicy(Settings(allowed_hosts=str(service.environment["ALLOWED_HOSTS"])))
-            called = {host: policy.refusal(a_call(host)) for host in (name, "localhost", "127.0.0.1", "evil.example")}
-            assert [host for host, refusal in called.items() if refusal] == ["evil.example"]
+            (own,) = service.networks["default"]["aliases"]
+            hosts = own, "localhost", "127.0.0.1", name, "evil.example"
+            assert own == f"{name}.internal"  # another could have the name without a dot in a local network
+            assert [host for host in hosts if policy.refusal(a_call(host))] == [name, "evil.example"]
 
 
 def a_call(host: str) -> Scope:

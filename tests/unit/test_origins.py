@@ -139,6 +139,10 @@ REBOUND = [
     "localhost, evil.example",
     "localhost:8001:1",
     "127.1",
+    "evil",  # a network gives its machines such names, and any name to one of them
+    "evil:8001",
+    "wpad.",
+    "ai.",
     "",
 ]
 
@@ -175,14 +179,6 @@ def test_of_a_header_that_is_given_twice_neither_is_believed(
 
 
 @BOTH
-@pytest.mark.parametrize("host", ["backend", "events_upstream:8001", "producer"])
-def test_a_proxy_of_this_machine_may_call_a_service_by_the_name_of_its_upstream(
-    clients: Clients, service: str, host: str
-) -> None:
-    assert clients[service].get("/livez", headers={"Host": host}).status_code == 200
-
-
-@BOTH
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:1", "localhost.", "tool.localhost", "127.0.0.1:8001", "127.0.0.2", "[::1]:8001"]
 )
@@ -202,6 +198,7 @@ def test_this_machine_may_be_called_by_any_of_its_own_names(clients: Clients, se
         ("events.example", "[fd00::1]:8001", 200),
         ("events.example", "localhost:8001", 200),
         ("events.example", "backend", 421),
+        ("backend", "backend:8001", 200),  # as nginx calls an `upstream`
         ("*", "evil.example", 200),
         ("", "events.example", 200),
     ],

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 from litestar import Litestar
 from litestar.datastructures import State
+from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
+from litestar.utils import normalize_path
 from prometheus_client import CollectorRegistry
 
 from apps.chassis.audit import AUDIT, Audit
@@ -58,6 +60,14 @@ class Application(Litestar):
         """Answer a call without the outermost middleware."""
         return super().__call__(scope, receive, send)
 
+    def route_of(self, scope: Scope) -> Any:  # noqa: ANN401 - any of Litestar's handlers
+        """Return the route of a call that Litestar has not seen, None for an unknown one."""
+        try:
+            found = self.asgi_router.handle_routing(path=normalize_path(scope["path"]), method=scope.get("method"))
+        except HTTPException:
+            return None
+        return found[1]
+
 
 CONTROLLERS = (HealthController, MetricsController, ProblemController, SessionController)
 """The controllers of any service."""
@@ -86,7 +96,6 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     title, limit, end = name.capitalize(), admission or _limit_of(settings), ending or asyncio.Event()
     registry.register(watch := LoopWatch())
     access = Access(authenticator := Authenticator(settings, name, registry), metrics_public=settings.metrics_public)
-    audit.keys_needed, audit.streams = access.keys.needed, parts.keys()
     common = {ROOT_PATH: settings.root_path, SERVICE: name, REGISTRY: registry, LOOP_WATCH: watch, AUDIT: audit}
     app = Application(
         [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],
@@ -101,6 +110,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
         openapi_config=openapi_config(title, description, settings, [part.stream for part in parts.values()]),
         **options,
     )
+    audit.keys_needed, audit.streams, audit.route_of = access.keys.needed, parts.keys(), app.route_of
     app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings, end, audit.note)
     return app
 

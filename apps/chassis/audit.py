@@ -1,15 +1,15 @@
 """Audit: who asked for which operator action or deletion, with which parameters, and how it ended.
 
-Every refused or failed action is a log line here; routes log what was done. With `AUDIT_TOPIC` each action, and each
-deletion of a record, is a record too. No record holds a value or a key: of a text that may be one there is a hash. The
-newest are kept in memory.
+Every refused or failed action, and every deletion of a record, is a log line here; routes log what was done. With
+`AUDIT_TOPIC` each of them is a record too. Neither holds a value or a key: of a text that may be one there is a hash.
+The newest are kept in memory.
 """
 
 import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
 from datetime import UTC, datetime
@@ -56,6 +56,8 @@ REFUSED_WAITING = 100
 STRANGERS = 20
 """Calls without an accepted key that are logged and recorded each minute; the others are counted."""
 MINUTE_S = 60.0
+ALL = "all streams"
+"""Stands for the name of a stream where a call names none."""
 UNKNOWN = "(unknown)"
 """Stands for the name of a stream that is not served."""
 BATCH = 100
@@ -88,7 +90,7 @@ class Audit:
 
     `newest` are the last ones, the newest first, and only some of them refused. A call of a stranger, without the key
     that it needs, is not among them. So nobody who may do nothing can push out what was done. `keys_needed` is whether
-    calls need keys, `streams` are the served ones.
+    calls need keys, `streams` are the served ones, and `route_of` finds the route of a call that was refused before.
     """
 
     keys_needed = False
@@ -103,6 +105,7 @@ class Audit:
         strangers: int = STRANGERS,
     ) -> None:
         self.newest: deque[AuditRecord] = deque()
+        self.route_of: Callable[[Scope], Any] = lambda _: None
         self._service = service
         self._writer = writer
         self._cluster = cluster
@@ -120,10 +123,11 @@ class Audit:
 
     def note(self, scope: Scope, status: int) -> None:
         """Note the end of a call, if it was an operator action or a deletion; a `status` of 0: nothing was answered."""
-        route: Any = scope.get("route_handler")
-        is_deletion, is_safe = scope.get("method") == DELETE, scope.get("method") in SAFE_METHODS
-        is_action = route is not None and route.opt.get(ROLE) == OPERATE and not is_safe
-        if not is_action and (route is None or not is_deletion):
+        if scope.get("method") in SAFE_METHODS:
+            return
+        route: Any = scope.get("route_handler") or (self.route_of(scope) if status in REFUSED | INVALID else None)
+        is_deletion = scope.get("method") == DELETE
+        if route is None or not (is_deletion or route.opt.get(ROLE) == OPERATE):
             return
         who, outcome = key_name.get(), _outcome_of(status)
         is_stranger = who is None and (self.keys_needed or outcome == "refused")
@@ -139,11 +143,8 @@ class Audit:
             status=status,
             request_id=request_id.get(),
         )
-        if is_action and outcome != "done":
-            why = "the request is invalid" if status in INVALID else scope.get(ANSWERED, "the caller has gone")
-            stream = done.parameters.get("stream", "all streams")
-            details = {"action": done.action, "stream": stream}
-            log.info("an operator asked for %s of %s: %s: %s", done.action, stream, outcome, why, extra=details)
+        if is_deletion or outcome != "done":
+            _log(done, "the request is invalid" if status in INVALID else scope.get(ANSWERED, "the caller has gone"))
         if not is_stranger:
             self._keep(done)
         if self._writer is None:
@@ -182,7 +183,7 @@ class Audit:
     def _shown(self, name: str, value: object) -> object:
         if name == "stream":
             return value if value in self.streams else UNKNOWN
-        return value if name in PLAIN and SHORT.fullmatch(str(value)) else _hash_of(value)
+        return value if name in PLAIN and SHORT.fullmatch(str(value)) else hash_of(value)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -251,6 +252,14 @@ def audit_of(
     return Audit(service, registry, writer, cluster, strangers)
 
 
+def _log(done: AuditRecord, why: object) -> None:
+    who, stream = "a caller" if done.action == DELETE.lower() else "an operator", done.parameters.get("stream", ALL)
+    key = f", key {done.parameters['key']}" if "key" in done.parameters else ""
+    ended = done.outcome if done.outcome == "done" else f"{done.outcome}: {why}"
+    details = {"action": done.action, "stream": stream}
+    log.info("%s asked for %s of %s%s: %s", who, done.action, stream, key, ended, extra=details)
+
+
 def _outcome_of(status: int) -> Literal["done", "refused", "failed", "unknown"]:
     if status == 0:
         return "unknown"
@@ -268,5 +277,6 @@ def _given_to(scope: Scope) -> Mapping[str, Any]:
     return {name: value for name, value in [*query, *body.items()] if value is not None}
 
 
-def _hash_of(text: object) -> str:
+def hash_of(text: object) -> str:
+    """Return what a record or a log line has instead of a text that may be a key of a record."""
     return "sha256:" + sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()

@@ -19,7 +19,10 @@ from apps.chassis.audit import BATCH, NEWEST, NEWEST_REFUSED, REFUSED_WAITING, S
 from apps.chassis.observability.logs import key_name
 from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
+from apps.consumer.redriving.purge import Purged, Purger
+from apps.producer import routes
 from apps.producer.publishing.lanes import Limits
+from apps.producer.publishing.receipts import Answer, Receipt
 from contracts.stream import Stream
 from tests.event import Event
 from tests.event_services import create_consumer, create_producer
@@ -135,6 +138,77 @@ def test_a_deletion_and_a_purge_are_noted_with_a_hash_of_the_key_alone(
         ("consumer", "purge", {"before": "2001-01-31T12:00:00Z"}),
     ]
     assert not [line for line in caplog.records if MARK in line.getMessage() and line.name != "httpx"]
+
+
+def test_a_deletion_that_is_done_has_its_own_log_line_with_a_hash_of_the_key(
+    noted: list[dict[str, Any]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def delete(_: object, key: str) -> Answer:
+        return Answer(1, [Receipt(key, 0, 7)])
+
+    monkeypatch.setattr(routes, "send_deletion", delete)
+    caplog.set_level(logging.INFO)
+    with TestClient(create_producer(read_settings(NOBODY), streams=[DELETABLE])) as producer:
+        assert producer.delete(f"/producers/events/{MARK}").status_code == 201
+        assert producer.delete("/producers/events/%FF").status_code == 400
+    lines = [line.getMessage() for line in caplog.records if line.name == module.__name__]
+    assert lines == [
+        f"a caller asked for delete of events, key sha256:{sha256(MARK.encode()).hexdigest()}: done",
+        "a caller asked for delete of events: failed: the request is invalid",
+    ]
+    assert [one["outcome"] for one in noted] == ["done", "failed"]
+
+
+def test_the_log_line_of_a_purge_of_a_key_has_the_hash_of_it(
+    consumer: TestClient[Litestar], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def purge(*_: object) -> Purged:
+        return Purged(3, 0, None)
+
+    monkeypatch.setattr(Purger, "purge", purge)
+    caplog.set_level(logging.INFO)
+    for query in ({"key": MARK}, {"before": "2001-01-31T12:00:00Z"}):
+        answer = consumer.post("/consumers/dead-letters/purge", params=query, headers={"X-API-Key": OPERATOR})
+        assert (answer.status_code, answer.json()["purged"]) == (200, 3)
+    lines = [line.getMessage() for line in caplog.records if "operator asked for" in line.getMessage()]
+    assert lines == [
+        f"an operator asked for purge of events, key sha256:{sha256(MARK.encode()).hexdigest()}: 3 were purged",
+        "an operator asked for purge of events: 3 were purged",
+    ]
+
+
+FOREIGN = {
+    403: {"Origin": "http://evil.example"},
+    421: {"Host": "evil.example"},
+}
+
+
+@pytest.mark.parametrize("status", FOREIGN)
+def test_an_action_or_a_deletion_that_is_refused_before_its_route_is_known_is_noted_and_logged_once(
+    status: int, noted: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    settings = read_settings({"API_KEY": OPERATOR, "ALLOWED_HOSTS": "testserver.local", **NOBODY})
+    headers = {"X-API-Key": OPERATOR, **FOREIGN[status]}
+    with (
+        TestClient(create_consumer(settings)) as consumer,
+        TestClient(create_producer(settings, streams=[DELETABLE])) as producer,
+    ):
+        assert consumer.post("/consumers/pause?stream=events", headers=headers).status_code == status
+        assert producer.delete(f"/producers/events/{MARK}", headers=headers).status_code == status
+        for unnoted in ("/consumers/status", "/nowhere"):
+            consumer.get(unnoted, headers=headers)
+        producer.post("/producers/events", headers=headers)
+        producer.delete("/nowhere", headers=headers)
+    assert [(one["who"], one["action"], one["outcome"], one["status"], one["parameters"]) for one in noted] == [
+        (None, action, "refused", status, {"stream": "events"}) for action in ("pause", "delete")
+    ]
+    lines = [line.getMessage() for line in caplog.records if line.name == module.__name__]
+    assert [line.split(":")[0] for line in lines] == [
+        "an operator asked for pause of events",
+        "a caller asked for delete of events",
+    ]
+    assert "the caller has gone" not in caplog.text
 
 
 def test_an_operator_action_that_fails_is_noted_with_its_parameters_and_no_part_of_a_record(

@@ -19,7 +19,7 @@ from apps.chassis.http.authentication import SAFE_METHODS
 from apps.chassis.http.authorization import missing_security_headers
 from apps.chassis.http.origins import OriginPolicy
 from apps.chassis.http.problem_kinds import BUSY
-from apps.chassis.http.problems import RETRY_AFTER, encoded, problem, with_root_path
+from apps.chassis.http.problems import ANSWERED, RETRY_AFTER, encoded, problem, with_root_path
 from apps.chassis.http.query import check_query, numbers_of
 from apps.chassis.http.request_headers import find_fault, headers_of
 from apps.chassis.observability.logs import key_name, request_id, trace_id
@@ -95,14 +95,14 @@ class RequestMiddleware:
         begun = time.perf_counter()
         try:
             if refusal := find_fault(scope) or self._origins.refusal(scope):
-                await self._refuse(refusal, see)
+                await self._refuse(scope, refusal, see)
             else:
                 await self._app(scope, receive, see)
         except asyncio.CancelledError:
             if not self._ending.is_set():
                 raise
             if not status:  # the server closes the connection of an answer that has begun
-                await self._refuse(problem(HTTPStatus.SERVICE_UNAVAILABLE, CUT_OFF, headers=RETRY), see)
+                await self._refuse(scope, problem(HTTPStatus.SERVICE_UNAVAILABLE, CUT_OFF, headers=RETRY), see)
         finally:
             self._limit.let_out(scope)
             self._audit(scope, status)
@@ -121,8 +121,9 @@ class RequestMiddleware:
 
             await self(as_get, receive, send_head)
 
-    async def _refuse(self, error: ProblemDetailsException, send: Send) -> None:
+    async def _refuse(self, scope: Scope, error: ProblemDetailsException, send: Send) -> None:
         """Answer a call by a problem."""
+        scope[ANSWERED] = error.detail  # type: ignore[literal-required]  # a key of our own
         for message in self._events_of(error):
             await send(message)
 

@@ -12,6 +12,7 @@ from litestar.connection import Request
 from litestar.openapi.spec import Example
 from litestar.params import Parameter, SkipValidation
 
+from apps.chassis.audit import hash_of
 from apps.chassis.http.problem_kinds import NOT_NOW, OUT_OF_REACH, UNREADABLE
 from apps.chassis.http.problems import bad_parameter, documented, problem
 from apps.chassis.http.request_body import BODY_ERRORS, refuse_content
@@ -90,7 +91,8 @@ class PurgeController(Controller):
             members = msgspec.to_builtins(_purges_of(error.purged, waiting))
             raise problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), members=members) from None
         details = {"action": "purge", "stream": name}
-        log.info("an operator asked for purge of %s: %d were purged", name, done.letters, extra=details)
+        of = name if key is None else f"{name}, key {hash_of(key)}"
+        log.info("an operator asked for purge of %s: %d were purged", of, done.letters, extra=details)
         return _purges_of(done, waiting)
 
 

@@ -336,7 +336,8 @@ def test_keys_in_a_file_are_exchanged_without_a_restart(tmp_path: Path) -> None:
             return consumer.get("/consumers/status", headers=by(token(key))).status_code
 
         assert (status_of(RSA), status_of(OTHER)) == (200, 401)
-        for content, expected in ((key_set(OTHER), (401, 200)), (b"[]", (401, 200))):
+        none_left = b'{"keys": []}', (401, 401)
+        for content, expected in ((key_set(OTHER), (401, 200)), (b"[]", (401, 200)), none_left):
             file.write_bytes(content)
             settled = time.time() - 60 - len(content)
             os.utime(file, (settled, settled))
@@ -486,6 +487,30 @@ async def test_known_keys_stay_in_use_while_the_address_is_down(
         issuer.status, issuer.content = 200, key_set(RSA, NEXT)
         await until(lambda: source.failure is None)
         assert await name_of(tokens, token(NEXT, "ES256")) == "token:ada"
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"keys": []}', key_set(RSA, use="enc")], ids=["no key", "none that can verify a signature"]
+)
+@pytest.mark.anyio
+async def test_an_issuer_that_takes_back_its_last_key_has_its_tokens_refused(
+    issuer: Issuer, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with client("consumer", **settings_of(issuer.address, API_KEY=KEY)) as consumer:
+        authenticator = consumer.app.state["access"].authenticator
+        source = FetchedKeys(issuer.address, pause_s=0.02)
+        authenticator.tokens = tokens = tokens_of(source)
+        async with source.open():
+            assert await name_of(tokens, token()) == "token:ada"
+            issuer.content = content
+            await until(lambda: not source._fetched.is_set())
+            with pytest.raises(UnknownKey):
+                await name_of(tokens, token(NEXT, "ES256"))
+            with pytest.raises(UnknownKey):
+                tokens.verify(token())
+        health = consumer.get("/health-check", headers={"X-API-Key": KEY}).json()
+    assert health["detail"].endswith("no token is accepted: no key of JWT_JWKS can verify one")
+    assert caplog.text.count("no key in it has a kid and can verify a signature; every token is refused") == 1
 
 
 @pytest.mark.parametrize(

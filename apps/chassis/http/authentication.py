@@ -98,9 +98,12 @@ class Authenticator:
 
     @property
     def note(self) -> str:
-        """What health should say of the keys that verify tokens; empty when they are up to date."""
-        failure = self.tokens and self.tokens.failure
-        return f"the token keys (JWT_JWKS) cannot be fetched: {failure}" if failure else ""
+        """What health should say of the keys that verify tokens; empty when there are some, up to date."""
+        if self.tokens is None:
+            return ""
+        if failure := self.tokens.failure:
+            return f"the token keys (JWT_JWKS) cannot be fetched: {failure}"
+        return "" if self.tokens.has_keys else "no token is accepted: no key of JWT_JWKS can verify one"
 
     async def prepare(self, connection: Connection) -> None:
         """Wait for the keys of the issuer when the token of a call needs them."""

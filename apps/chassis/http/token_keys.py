@@ -29,6 +29,7 @@ REFRESH_S = 600.0
 MAX_BYTES = 256 * 1024
 """Largest set of keys, in bytes."""
 MIN_RSA_BITS = 2_048
+NO_KEY = "no key in it has a kid and can verify a signature; every token is refused"
 
 KeysById = Mapping[str, Key]
 
@@ -40,7 +41,7 @@ class _KeySet(msgspec.Struct):
 def read_key_set(content: bytes) -> KeysById:
     """Return the public keys of a JWKS by `kid`; those that cannot verify a signature are skipped.
 
-    Raises `ValueError` when there is none.
+    There may be none: so an issuer takes back its last one. Raises `ValueError` for what is no JWKS.
     """
     if len(content) > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES} bytes")
@@ -48,10 +49,7 @@ def read_key_set(content: bytes) -> KeysById:
         given = msgspec.json.decode(content, type=_KeySet).keys
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ValueError('it is not a set of keys (JWKS): {"keys": [...]}') from None
-    keys = {key.kid: key for one in given if (key := _read_key(one)) is not None and key.kid}
-    if not keys:
-        raise ValueError("no key in it has a kid and can verify a signature")
-    return keys
+    return {key.kid: key for one in given if (key := _read_key(one)) is not None and key.kid}
 
 
 def _read_key(given: dict[str, Any]) -> Key | None:
@@ -94,11 +92,15 @@ class FileKeys:
         self._watched = WatchedFile(file, VARIABLE, self._read)
 
     def _read(self) -> KeysById:
-        return read_key_set(read_regular_file(self._file))
+        keys = read_key_set(read_regular_file(self._file))
+        if not keys:
+            log.error("%s: %s", VARIABLE, NO_KEY)
+        return keys
 
     def check(self) -> None:
         """Raise `OSError` or `ValueError` when the file has no keys."""
-        self._read()
+        if not read_key_set(read_regular_file(self._file)):
+            raise ValueError(NO_KEY)
 
     @property
     def keys(self) -> KeysById:
@@ -117,7 +119,8 @@ class FileKeys:
 class FetchedKeys:
     """The keys at an address: fetched at the start, when a token names an unknown one, and every ten minutes.
 
-    When a fetch fails, the known keys stay in use, and the next fetch follows ten seconds later.
+    When a fetch fails, the known keys stay in use, and the next fetch follows ten seconds later. A set that has no
+    usable key was fetched: the known ones are gone.
     """
 
     def __init__(self, address: str, pause_s: float = PAUSE_S, timeout_s: float = TIMEOUT_S) -> None:
@@ -163,6 +166,7 @@ class FetchedKeys:
 
     async def _fetch(self, client: httpx.AsyncClient) -> None:
         failure: str | None = None
+        before = self.failure, bool(self.keys)
         try:
             async with asyncio.timeout(self._timeout_s):
                 self.keys = read_key_set(await self._download(client))
@@ -170,13 +174,18 @@ class FetchedKeys:
             failure = f"no answer within {self._timeout_s:g} s"
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
             failure = " ".join(str(error).split()) or type(error).__name__
-        if failure != self.failure:
-            if failure is None:
-                log.info("%s: token keys in use: %s", VARIABLE, ", ".join(self.keys))
-            else:
-                kept = "the keys fetched before stay in use" if self.keys else "tokens are refused until it works"
-                log.error("%s: cannot fetch the token keys: %s; %s", VARIABLE, failure, kept)
         self.failure = failure
+        if before != (failure, bool(self.keys)):
+            self._log()
+
+    def _log(self) -> None:
+        if self.failure is None and self.keys:
+            log.info("%s: token keys in use: %s", VARIABLE, ", ".join(self.keys))
+        elif self.failure is None:
+            log.error("%s: %s", VARIABLE, NO_KEY)
+        else:
+            kept = "the keys fetched before stay in use" if self.keys else "tokens are refused until it works"
+            log.error("%s: cannot fetch the token keys: %s; %s", VARIABLE, self.failure, kept)
 
     async def _download(self, client: httpx.AsyncClient) -> bytes:
         content = b""

@@ -64,6 +64,11 @@ class Tokens:
         """Why the keys of the issuer may not be those of now."""
         return self._source.failure
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether any token can be verified."""
+        return bool(self._source.keys)
+
     def open(self) -> AbstractAsyncContextManager[None]:
         """Keep the keys of the issuer up to date until the end of the block."""
         return self._source.open()

@@ -1,4 +1,4 @@
-"""Slows the guessing of keys, without a lock-out of the keys that are in use."""
+"""Slows the guessing of keys, but of those that are in use at the same address: these are not locked out."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,8 @@ class GuessLimit:
     """Decides whether an address may try another key.
 
     One that has sent too many wrong keys may only use the keys that it has used before, until it has waited. So callers
-    behind the same proxy as a guesser are still answered, and a right guess is not noticed.
+    behind the same proxy as a guesser are still answered. A right guess of another key is not noticed; one of a key
+    that is in use there is, however fast they come: only a random key is safe from that.
     Each of several `workers` takes its part of the guesses, and remembers the keys that were used with it.
     """
 

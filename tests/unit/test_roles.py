@@ -1,6 +1,7 @@
 """Who may make which call: `docs/reference/roles.md` shows the table that is made here."""
 
 import asyncio
+import hmac
 import os
 import re
 import time
@@ -309,12 +310,17 @@ def test_a_session_ends_and_cannot_be_prolonged(guarded: dict[str, Client], monk
         assert consumer.get("/consumers/status", headers={"Cookie": cookie}).status_code == 401
 
 
-def test_a_forged_session_does_not_tell_whether_a_key_of_its_name_exists(guarded: dict[str, Client]) -> None:
+def test_a_forged_session_does_not_tell_whether_a_key_of_its_name_exists(
+    guarded: dict[str, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed, sign = list[bytes](), hmac.digest
+    monkeypatch.setattr(hmac, "digest", lambda *given: signed.append(given[1]) or sign(*given))  # type: ignore[func-returns-value]
     forged = [f"consumer_session={name}.9999999999.{'0' * 64}" for name in ("readr", "nobody")]
     answers = [guarded["consumer"].get("/session", headers={"Cookie": cookie}) for cookie in forged]
     assert [answer.status_code for answer in answers] == [401, 401]
     assert answers[0].content == answers[1].content
     assert answers[0].headers["set-cookie"] == answers[1].headers["set-cookie"]
+    assert len(signed) == 2  # or the time of the answer would tell it
     with client("consumer") as unguarded:  # its callers may still have a session of earlier days
         assert unguarded.get("/session", headers={"Cookie": forged[0]}).status_code == 200
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from contextvars import Context
 from http import HTTPStatus
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from litestar.connection import ASGIConnection
@@ -39,6 +40,8 @@ SESSION_S = 8 * 60 * 60
 SESSION = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,32})\.(?P<until>[0-9]{1,12})\.(?P<signature>[0-9a-f]{64})")
 BEARER = re.compile(r"bearer(?: +(?P<token>.*))?", re.IGNORECASE)
 INVALID_TOKEN = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+MISSING_KEY = ApiKey("", secret=token_hex())
+"""Stands for a key that does not exist."""
 LOGGED_EVERY_S = 60.0
 """Seconds between two log lines about refused keys; those in between are counted."""
 
@@ -119,8 +122,11 @@ class Authenticator:
         match = SESSION.fullmatch(connection.cookies.get(self.cookie_name, ""))
         if match is None or not self.keys.needed or int(match["until"]) < time.time():
             return None
-        key = self.keys.current.get(match["name"])  # without one the answer is the same: it tells no names
-        is_signed = key and hmac.compare_digest(match["signature"], self._signature(key, match["until"]))
+        key = self.keys.current.get(match["name"])
+        # without one the answer, and the time that it takes, are the same: it tells no names
+        is_signed = hmac.compare_digest(
+            match["signature"], self._signature(match["name"], key or MISSING_KEY, match["until"])
+        )
         removal = {"Set-Cookie": self.end_of_session().to_header(header="")}
         found = self.check(connection, key if is_signed else None, headers=removal)
         if connection.scope.get("method") not in SAFE_METHODS:
@@ -168,7 +174,7 @@ class Authenticator:
     def session_of(self, key: ApiKey, *, secure: bool) -> Cookie:
         """Return the cookie of a new session of a key."""
         until = str(int(time.time()) + SESSION_S)
-        return self._cookie(f"{key.name}.{until}.{self._signature(key, until)}", SESSION_S, secure=secure)
+        return self._cookie(f"{key.name}.{until}.{self._signature(key.name, key, until)}", SESSION_S, secure=secure)
 
     def end_of_session(self) -> Cookie:
         """Return the cookie that removes the one of a session."""
@@ -185,8 +191,8 @@ class Authenticator:
             samesite="strict",
         )
 
-    def _signature(self, key: ApiKey, until: str) -> str:
-        signed = f"{self.cookie_name}\n{key.name}\n{until}"
+    def _signature(self, name: str, key: ApiKey, until: str) -> str:
+        signed = f"{self.cookie_name}\n{name}\n{until}"
         return hmac.digest(key.secret.encode(), signed.encode(), "sha256").hex()
 
 

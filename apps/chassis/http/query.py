@@ -25,7 +25,7 @@ ANY_NUMBER = {"minimum": 0, "maximum": 10**MAX_DIGITS - 1}
 
 
 def check_query(request: Request[Any, Any, Any]) -> None:
-    """Refuse a query with an unknown parameter, one given twice, or a number or truth value that is not plain.
+    """Refuse a query with an unknown parameter, one given twice, or a value that is not plain.
 
     Raises 400 with every fault. Litestar itself takes `1e3` for 1000, the last of two values, and ignores a parameter
     whose name is misspelt.
@@ -98,11 +98,16 @@ def _find_fault(field: FieldDefinition, values: Sequence[str]) -> str | None:
     """Return the error of a known parameter that Litestar would not see."""
     if len(values) > 1:
         return f"given {len(values)} times"
-    if field.annotation is bool and values[0] not in {"true", "false"}:
-        return f"expected true or false, got {values[0][:40]!r}"
-    if int not in (field.annotation, *getattr(field.annotation, "__args__", ())):
-        return None
     (value,) = values
+    if "\ufffd" in value:  # Litestar puts it where bytes are no UTF-8: they would name another key
+        return "the value is not UTF-8, or has the character U+FFFD"
+    if field.annotation is bool and value not in {"true", "false"}:
+        return f"expected true or false, got {value[:40]!r}"
+    is_number = int in (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return _find_fault_of_number(field, value) if is_number else None
+
+
+def _find_fault_of_number(field: FieldDefinition, value: str) -> str | None:
     if not PLAIN_INTEGER.fullmatch(value):
         return f"expected a whole number in digits, got {value[:40]!r}"
     if len(value) > MAX_DIGITS:

@@ -14,10 +14,10 @@ from contracts.record import Place, Record
 from contracts.sensitive import MASK
 
 MAX_STACK_CHARACTERS = 20_000
-FRAME = re.compile(
-    r"^(?:Traceback \(most recent call last\):|  File \"[^\"\n]+\", line \d+, in [\w.<>]+)$", re.MULTILINE
-)
-"""A line of a stack that quotes no value: messages of errors do."""
+FRAMES = re.compile(r"Traceback \(most recent call last\):\n(?:  .*\n)*")
+"""The calls of a stack before the first message: a message quotes values, and may have lines that look like calls."""
+FRAME = re.compile(r"^(?:Traceback .+|  File \"[^\"\n]+\", line \d+, in [\w.<>]+)$", re.MULTILINE)
+"""A line of them that is no code."""
 
 
 class Origin(msgspec.Struct):
@@ -108,7 +108,10 @@ def _value_of(view: View, record: Record) -> Content | None:
 
 
 def _stack_of(view: View, stack: str) -> str:
-    return "\n".join(FRAME.findall(stack)) if view.masking else stack
+    if not view.masking:
+        return stack
+    frames = FRAMES.match(stack)
+    return "\n".join(FRAME.findall(frames[0])) if frames else MASK
 
 
 def _first_place_of(letter: dead_letter.DeadLetter) -> FirstPlace | None:

@@ -9,6 +9,8 @@ AHEAD_MS = 60_000
 """Milliseconds that a record's timestamp may be ahead of now; beyond that it counts as wrong."""
 RECORD_OVERHEAD_BYTES = 256
 """Bytes of memory that a record takes besides its content."""
+HEADER_OVERHEAD_BYTES = 200
+"""Bytes of memory that a header takes besides its content: a tuple with its place, and two objects."""
 
 
 class Record(Protocol):
@@ -48,14 +50,14 @@ def memory_of(records: Sequence[Record]) -> int:
 
 
 def size_of(record: Record) -> int:
-    """Return the bytes of a record's key, value and headers."""
+    """Return about how many bytes of memory a record's key, value and headers take."""
     size = len(record.key or b"") + len(record.value or b"")
     return size + sum(map(_size_of_header, record.headers)) if record.headers else size
 
 
 def _size_of_header(header: tuple[str, bytes | None]) -> int:
     name, value = header
-    return len(name) + len(value or b"")
+    return HEADER_OVERHEAD_BYTES + len(name) + len(value or b"")
 
 
 def name_of(record: Record) -> str:

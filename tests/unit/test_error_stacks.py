@@ -50,10 +50,11 @@ async def one_by_one(event: Event, _: object) -> None:
 
 
 class Written:
-    """A producer that keeps the headers of what it writes."""
+    """A producer that keeps the value and the headers of what it writes."""
 
     def __init__(self, **_: object) -> None: ...
 
+    value: bytes | None = None
     headers: Sequence[Header] = ()
 
     async def start(self) -> None: ...
@@ -66,8 +67,8 @@ class Written:
     def create_batch(self) -> "Written":
         return self
 
-    def append(self, *, headers: Sequence[Header], **_: object) -> bool:
-        Written.headers = headers
+    def append(self, *, value: bytes | None, headers: Sequence[Header], **_: object) -> bool:
+        Written.value, Written.headers = value, headers
         return True
 
     async def send_batch(self, *_: object, **__: object) -> "asyncio.Future[None]":
@@ -82,7 +83,7 @@ async def letter_of(bad: BadRecord, max_message_bytes: int = 1_000_000) -> DeadL
     cluster = Cluster(options, [])
     cluster.configs["events-dlt"] = {"max.message.bytes": str(max_message_bytes)}
     await DeadLetters(options, "events-dlt", cluster, "group", Written).write([bad])
-    return read(bad.record.key, bad.record.value, Written.headers)
+    return read(bad.record.key, Written.value, Written.headers)
 
 
 async def bad_of(handler: Any, *ids: str) -> BadRecord:  # noqa: ANN401 - of any kind

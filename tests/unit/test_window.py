@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from samples import Stored
 
 from apps.consumer.browsing.window import PIECE_RECORDS, Cursor, StaleCursor, Window
-from contracts.record import RECORD_OVERHEAD_BYTES, Record, latest_date, memory_of, place_of
+from contracts.record import HEADER_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, Record, latest_date, memory_of, place_of
 
 PLACES = st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9))
 MICROSECONDS = 1_790_000_000_000_000
@@ -58,15 +58,16 @@ def test_the_window_keeps_the_last_records_up_to_its_size() -> None:
 @pytest.mark.parametrize("part", ["key", "value", "headers"])
 def test_the_window_is_bounded_in_bytes_of_any_part_however_few_the_records_are(part: str) -> None:
     def taking(timestamp: int, size: int) -> Stored:
-        record, content = Stored(0, timestamp, timestamp, None, None), b"x" * (size - RECORD_OVERHEAD_BYTES)
+        overhead = RECORD_OVERHEAD_BYTES + (HEADER_OVERHEAD_BYTES if part == "headers" else 0)
+        record, content = Stored(0, timestamp, timestamp, None, None), b"x" * (size - overhead)
         setattr(record, part, [("", content)] if part == "headers" else content)
         return record
 
-    window = window_of(*(taking(i, 400) for i in range(5)), max_bytes=1_000)
+    window = window_of(*(taking(i, 600) for i in range(5)), max_bytes=1_400)
     assert newest(window) == [3, 4]
-    window.extend([taking(5, 601)])
+    window.extend([taking(5, 801)])
     assert newest(window) == [5]
-    window.extend([taking(6, 399)])
+    window.extend([taking(6, 599)])
     assert newest(window) == [5, 6]
 
 

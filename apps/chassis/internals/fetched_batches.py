@@ -26,17 +26,20 @@ from aiokafka.structs import TopicPartition
 
 from apps.chassis.internals.decompression import Indivisible
 from apps.chassis.internals.record_batches import (
+    MAX_HEADERS,
     MAX_RECORD_BYTES,
     LegacyBatch,
     Omitted,
+    Part,
     count_of,
     is_compressed,
     is_legacy,
+    may_have_many_headers,
     parts_of,
 )
 from apps.chassis.observability.logs import without_values
 from contracts.dead_letter import OMITTED_BYTES, Header
-from contracts.record import RECORD_OVERHEAD_BYTES, memory_of
+from contracts.record import HEADER_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, memory_of
 
 REACHES = (
     "apps.chassis.internals.fetched_batches:Batches.__base__.__init__(tp, records, aborted_transactions, fetch_offset)",
@@ -79,6 +82,10 @@ class OversizedRecord(FetchedRecord):
 
 class TooLarge(ValueError):
     """A record that is larger than the largest that is read; the message has its size."""
+
+
+class ManyHeaders(Exception):
+    """Records have so many headers that they are made in smaller parts."""
 
 
 class Unreadable(CorruptRecordException):  # type: ignore[misc]  # aiokafka ships no types
@@ -171,15 +178,23 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
         fetched = self._records.fetched
         if is_legacy(fetched, begin):
             yield from self._legacy(batch, begin, end)
-        elif end - begin <= MAX_RECORD_BYTES and not is_compressed(fetched, begin):
-            yield from self._made(batch, lambda: fetched[begin:end], count_of(fetched, begin), end - begin)
-        else:
-            for part in parts_of(fetched[begin:end]):
-                if isinstance(part, Omitted):
-                    yield part, part.work
-                else:
-                    content, count = part
-                    yield from self._made(DefaultRecordBatch(content), lambda c=content: c, count, len(content))  # type: ignore[misc]  # mypy cannot infer it
+            return
+        try:
+            is_small = end - begin <= MAX_RECORD_BYTES and not is_compressed(fetched, begin)
+            if is_small and not may_have_many_headers(fetched, begin, end):
+                yield from self._made(batch, lambda: fetched[begin:end], count_of(fetched, begin), end - begin)
+            else:
+                yield from self._divided_in(parts_of(fetched[begin:end]))
+        except ManyHeaders:
+            yield from self._divided_in(parts_of(fetched[begin:end], max_part_bytes=0))
+
+    def _divided_in(self, parts: Iterable[Part | Omitted]) -> Iterator[tuple[list[FetchedRecord] | Omitted, int]]:
+        for part in parts:
+            if isinstance(part, Omitted):
+                yield part, part.work
+            else:
+                content, count = part
+                yield from self._made(DefaultRecordBatch(content), lambda c=content: c, count, len(content))  # type: ignore[misc]  # mypy cannot infer it
 
     def _legacy(self, batch: Any, begin: int, end: int) -> Iterator[tuple[list[FetchedRecord] | Omitted, int]]:  # noqa: ANN401 - as above
         fetched = self._records.fetched
@@ -205,19 +220,28 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
         of_each = RECORD_OVERHEAD_BYTES + size // max(1, count)
         try:
             for records in filter(None, (self._make(batch),) if count <= PIECE else self._divided(batch)):
-                yield records, len(records) * of_each
+                yield records, len(records) * of_each + self._headers.count * HEADER_OVERHEAD_BYTES
         except UnicodeDecodeError:
             for records in self._divided(_EscapingBatch(content())):
-                yield records, len(records) * of_each
+                yield records, len(records) * of_each + self._headers.count * HEADER_OVERHEAD_BYTES
 
     def _divided(self, records: Iterable[Any]) -> Iterator[list[FetchedRecord]]:
         left = chain(records)  # asked for more behind its end, a batch raises; a chain does not ask
         return iter(lambda: self._make(islice(left, PIECE)), [])
 
     def _make(self, records: Iterable[Any]) -> list[FetchedRecord]:
-        topic, partition = self._tp
+        topic, part = self._tp
+        made, self._headers = FetchedRecord, (headers := _Headers())
         return [
-            FetchedRecord(topic, partition, one.offset, one.timestamp, one.key, one.value, tuple(one.headers))
+            made(
+                topic,
+                part,
+                one.offset,
+                one.timestamp,
+                one.key,
+                one.value,
+                headers.take(h) if (h := one.headers) else (),
+            )
             for one in records
         ]
 
@@ -228,6 +252,8 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
             raise CorruptRecordException(f"a record says that it has offset {offset}, its batch that it ends before")
         headers: list[Header] = [(OMITTED_BYTES, b"%d" % omitted.size)]
         detail = f"the record has {omitted.size:,} bytes, more than the {MAX_RECORD_BYTES:,} that are read"
+        if omitted.headers > MAX_HEADERS:
+            detail = f"the record has {omitted.headers:,} headers, more than the {MAX_HEADERS:,} that are read"
         if omitted.rest:
             detail = (
                 f"the records from offset {offset} to {reached - 1} stand in a compressed batch of more than "
@@ -235,6 +261,19 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
             )
         detail += f"; it stays on {topic}, partition {partition}, until its retention ends"
         return OversizedRecord(topic, partition, offset, omitted.timestamp, omitted.key, None, headers, detail)
+
+
+class _Headers:
+    """Counts the headers of records that are made together. Raises `ManyHeaders`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def take(self, of_record: Sequence[Header]) -> tuple[Header, ...]:
+        self.count += len(of_record)
+        if self.count > 2 * MAX_HEADERS or len(of_record) > MAX_HEADERS:
+            raise ManyHeaders
+        return tuple(of_record)
 
 
 class _EscapingBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka ships no types

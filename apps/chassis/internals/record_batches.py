@@ -21,11 +21,15 @@ REACHES = ("aiokafka.record.legacy_records:_LegacyRecordBatchPy._decompress(key_
 
 MAX_RECORD_BYTES = 16 * 1024 * 1024
 """Largest record (key, value and headers) that is read, in bytes: as much as a dead letter may have."""
+MAX_HEADERS = 10_000
+"""Most headers of a record that is read: a header of two bytes takes 90 bytes of memory."""
 MAX_PART_BYTES = 8 * 1024 * 1024
 """Largest batch, in decompressed bytes, that is read as a whole; a larger one is divided."""
+MAX_UNSEEN_BYTES = 1024 * 1024
+"""Largest batch that is read as a whole even if a record may have more than `MAX_HEADERS`: only reading shows it."""
 MAX_GROUP_BYTES = 2 * 1024 * 1024
 MAX_GROUP_RECORDS = 500
-"""Bytes and records of each part of a divided batch."""
+"""Bytes and records of each part of a divided batch, which has less than twice `MAX_HEADERS`."""
 MAX_SKIP_BYTES = 256 * 1024 * 1024
 """Decompressed bytes that are skipped to reach later records; beyond that, the rest of the batch is omitted."""
 MAX_KEY_BYTES = 64 * 1024
@@ -36,14 +40,14 @@ ATTRIBUTES_AT, COUNT_AT, FIRST_TIMESTAMP_AT, MAX_TIMESTAMP_AT = 21, 57, 27, 35
 LOG_APPEND_TIME, CODEC = 8, 7
 LEGACY_ATTRIBUTES_AT, LEGACY_OVERHEAD_BYTES, LEGACY_MIN_BYTES = 17, 12, 14
 MAGIC_AT, LEGACY_MAGIC = 16, 1
-VARINT_BYTES = 10
+VARINT_BYTES, MIN_RECORD_BYTES = 10, 6
 
 
 class Omitted(NamedTuple):
     """An omitted record, or several from the offset on where `rest` is true; `size` is in bytes.
 
     `offset` is None where it is unknown: then it follows the records before. `work` is the number of bytes decompressed
-    for it.
+    for it. `headers` is their number where they are too many.
     """
 
     offset: int | None
@@ -52,6 +56,7 @@ class Omitted(NamedTuple):
     size: int
     work: int
     rest: bool
+    headers: int = 0
 
 
 class Part(NamedTuple):
@@ -115,8 +120,33 @@ def count_of(fetched: bytes, begin: int) -> int:
     return count
 
 
-def parts_of(batch: bytes, max_skip_bytes: int = MAX_SKIP_BYTES) -> Iterator[Part | Omitted]:
-    """Yield the parts of a batch, and the omitted records. Raises `CorruptRecordException`."""
+def may_have_many_headers(batches: bytes, begin: int, end: int) -> bool:
+    """Return whether a large batch that is not compressed has a record that may have more than `MAX_HEADERS`."""
+    if end - begin <= MAX_UNSEEN_BYTES:
+        return False
+    at = begin + HEADER_BYTES
+    try:
+        for _ in range(count_of(batches, begin)):
+            first, second = batches[at], batches[at + 1]
+            if first >= 0x80 > second:  # noqa: PLR2004 - a varint of two bytes, as nearly all: twice as fast by itself
+                at += 2 + ((first & 0x7F | second << 7) >> 1)
+                continue
+            length, at = _varint(batches, at)
+            if not MIN_RECORD_BYTES <= length <= 2 * MAX_HEADERS:
+                return True
+            at += length
+    except (IndexError, CorruptRecordException):
+        return True  # who divides it says what is wrong
+    return False
+
+
+def parts_of(
+    batch: bytes, max_skip_bytes: int = MAX_SKIP_BYTES, max_part_bytes: int = MAX_PART_BYTES
+) -> Iterator[Part | Omitted]:
+    """Yield the parts of a batch, and the omitted records. Raises `CorruptRecordException`.
+
+    Only a batch that is read as a whole may have a record with more than `MAX_HEADERS`.
+    """
     codec = batch[ATTRIBUTES_AT + 1] & CODEC
     header = batch[:HEADER_BYTES]
     pieces = decompressed(codec, batch[HEADER_BYTES:]) if codec else _slices(batch)
@@ -127,11 +157,13 @@ def parts_of(batch: bytes, max_skip_bytes: int = MAX_SKIP_BYTES) -> Iterator[Par
         for piece in pieces:
             first.append(piece)
             size += len(piece)
-            if size > MAX_PART_BYTES:
+            if size > max_part_bytes:
                 break
         else:
-            yield _part(header, first, size, count_of(header, 0))
-            return
+            whole = _part(header, first, size, count_of(header, 0))
+            if not may_have_many_headers(whole.batch, 0, len(whole.batch)):
+                yield whole
+                return
         yield from divided.parts()
     except Indivisible:
         yield divided.rest()
@@ -199,19 +231,34 @@ class _Divided:
 
     def _group(self) -> tuple[int, int]:
         """Return how many of the next records form a part, and their bytes; none where the next one is too large."""
-        count = size = 0
-        while count < min(self._left, MAX_GROUP_RECORDS) and size < MAX_GROUP_BYTES:
+        count = size = headers = 0
+        limit = min(self._left, MAX_GROUP_RECORDS)
+        while count < limit and size < MAX_GROUP_BYTES and headers < MAX_HEADERS:
             self._content.fill(size + VARINT_BYTES)
             length, begin = _varint(self._content.buffer, size)
             if length < 0:
                 raise CorruptRecordException(f"a record of {length} bytes")
             if length > MAX_RECORD_BYTES:
                 break
-            size = begin + length
-            if not self._content.fill(size):
+            if not self._content.fill(begin + length):
                 raise CorruptRecordException("a record is longer than its batch")
+            of_record = self._headers_at(begin, length)
+            if of_record > MAX_HEADERS:
+                break
+            headers += of_record
+            size = begin + length
             count += 1
         return count, size
+
+    def _headers_at(self, begin: int, length: int) -> int:
+        """Return how many headers a record has, or of a small one how many at most."""
+        if length <= 2 * MAX_HEADERS:
+            return length // 2
+        at = begin + 1  # behind its attributes
+        for is_content in (False, False, True, True):  # times and offsets have none; key and value do
+            size, at = _varint(self._content.buffer, at)
+            at += max(size, 0) if is_content else 0
+        return _varint(self._content.buffer, at)[0]
 
     def _omitted(self) -> tuple[Omitted, int]:
         """Return the kept part of the next record, and its bytes."""
@@ -227,7 +274,9 @@ class _Divided:
         (base,) = struct.unpack_from(">q", self._header)
         first, newest = struct.unpack_from(">qq", self._header, FIRST_TIMESTAMP_AT)
         timestamp = newest if self._attributes & LOG_APPEND_TIME else first + later
-        return Omitted(base + offset_delta, timestamp, key, length, content.read, rest=False), begin + length
+        headers = self._headers_at(begin, length) if length <= MAX_RECORD_BYTES else 0
+        omitted = Omitted(base + offset_delta, timestamp, key, length, content.read, rest=False, headers=headers)
+        return omitted, begin + length
 
 
 def _slices(batch: bytes) -> Iterator[Buffer]:

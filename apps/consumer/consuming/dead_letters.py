@@ -8,12 +8,13 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 from msgspec.structs import replace
 
+from apps.chassis.internals.record_batches import MAX_HEADERS
 from apps.chassis.kafka.clients import ClientOptions, size_of_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.topic_writer import TopicWriter
 from apps.consumer.consuming.containment import HandlerError
 from apps.consumer.consuming.error_stacks import stack_text
-from contracts.dead_letter import POISON, REFUSED, DeadLetter, describe, history
+from contracts.dead_letter import LETTER_FIELDS, OMITTED_BYTES, POISON, REFUSED, DeadLetter, describe, history
 from contracts.record import Record
 
 
@@ -67,7 +68,7 @@ class DeadLetters:
             if identity_of(one.record) not in self._written:
                 unwritten.setdefault(one.record.partition, []).append(one)
         letters = {
-            partition: [(one.record.key, one.record.value, self._letter(one).all_headers()) for one in some]
+            partition: [(one.key, one.value, one.all_headers()) for one in map(self._letter, some)]
             for partition, some in unwritten.items()
         }
 
@@ -112,6 +113,9 @@ class DeadLetters:
             tries=tries_before + bad.tries,
             verdict=POISON if bad.is_poison else REFUSED,
         )
+        if len(record.headers) > MAX_HEADERS - len(LETTER_FIELDS):  # with the letter's they are more than are read
+            size = size_of_batch(record.key, record.value, letter.headers)
+            letter = replace(letter, value=None, headers=((OMITTED_BYTES, b"%d" % size),))
         return replace(letter, stack=stack) if stack and self._fits(replace(letter, stack=stack)) else letter
 
     def _fits(self, letter: DeadLetter) -> bool:

@@ -30,7 +30,10 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
         raise TimeoutError(f"not done within {seconds:g} s")
     if task.cancelled():  # raised as it is, it would look like a cancellation of the caller
         raise ConnectionAbortedError("the client of Kafka has given up")
-    return task.result()
+    try:
+        return task.result()
+    finally:
+        del task  # with its error it would form a reference cycle, which keeps all that the work had in memory
 
 
 def _ended(task: asyncio.Task[Any]) -> None:

@@ -37,6 +37,8 @@ from contracts.stream import Stream, check_streams
 SERVICE = "consumer"
 DESCRIPTION = "Reads records from Kafka topics, hands them to handlers, and shows the newest."
 
+MAX_MEMORY_BYTES = 192 * 1024 * 1024
+"""Most bytes of memory that all concurrent calls may take: with the records in memory they fit into the manifest."""
 CONTROLLERS = (OperatingController, MessageController, DeadLetterController, PurgeController)
 
 
@@ -72,7 +74,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         registry=registry,
         traces=traces,
         ending=ending,
-        admission=admission,
+        admission=admission or Limit(MAX_MEMORY_BYTES),
         audit=audit_of(settings, SERVICE, kafka, registry),
     )
 

@@ -2,8 +2,9 @@
 
 from collections.abc import AsyncIterator
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from litestar import Controller, Litestar
@@ -16,11 +17,13 @@ from apps.chassis.http.authorization import ACCESS, Access
 from apps.chassis.http.problems import answer_error
 from apps.chassis.http.request_middleware import admit
 from apps.chassis.http.served_streams import stream_dependencies
+from apps.chassis.kafka.search import Newest
 from apps.chassis.shared_reads import SharedReads
 from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.routes import COPIES_IN_MEMORY, SEARCH_MEMORY_BYTES, MessageController
 from apps.consumer.browsing.window import Window
 from apps.consumer.page.routes import page_routes
+from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.routes import DeadLetterController
 from apps.producer.publishing.lines import split_lines
 from apps.producer.publishing.publisher import Busy
@@ -39,7 +42,33 @@ class Part:
         self.window.extend([Stored(offset=offset, key=None, value=content) for offset in range(100)])
 
 
-def status_beside(taken_bytes: int, query: str, controller: type[Controller], path: str) -> int:
+class Topic:
+    """What the routes need of a stream: a topic of records whose values are read as text."""
+
+    def __init__(self, *values: bytes) -> None:
+        self.shown = Mock(side_effect=lambda shown: shown.decode() if isinstance(shown, bytes) else False)
+        self.view = self.masked_view = View(self.shown)
+        self.window = Window(100)
+        records = [Stored(offset=offset, value=value) for offset, value in enumerate(values)]
+        self.window.extend(records)
+        found = Newest([*records], None, len(records), None)
+        ends = {0: len(records)}
+        self.log = AsyncMock(topic="events", **{"newest.return_value": found, "record.return_value": records[0]})
+        self.log.offsets.return_value = {0: 0}, ends
+        self.log.ends.return_value = ends
+        self.uncommitted = self.dead_reader = self.log
+        self.consumption = SimpleNamespace(consumed=0)
+        self.cluster = SimpleNamespace(partitions={"events": 1})
+        self.redriver = AsyncMock(is_ours=self.shown, letters=AsyncMock(is_held=self.shown))
+        self.redriver.marks.return_value = Marks()
+        self.redriver.letters.waiting.return_value = 0
+        self.redriver.notes.return_value = []
+
+    def partition_count(self) -> int:
+        return 1
+
+
+def status_beside(taken_bytes: int, query: str, controller: type[Controller], path: str, part: Any = None) -> int:  # noqa: ANN401 - of either kind
     """Return how a call is answered while others take so many bytes of 100 MB."""
     limit = Limit(100_000_000)
     scope: Any = {"path": "/", "state": {}}
@@ -47,7 +76,7 @@ def status_beside(taken_bytes: int, query: str, controller: type[Controller], pa
     assert share_of(scope).take(taken_bytes)
     app = Litestar(
         [controller],
-        dependencies=stream_dependencies({"events": Part()}),
+        dependencies=stream_dependencies({"events": part or Part()}),
         before_request=admit(limit),
         state=State({ACCESS: Mock(Access)}),
         exception_handlers={Exception: answer_error},
@@ -76,6 +105,28 @@ def test_a_search_counts_for_what_it_holds(query: str) -> None:
         full = 100_000_000 - needed + 1
         assert status_beside(full, wanted, controller, path) == HTTPStatus.SERVICE_UNAVAILABLE
         assert status_beside(0, wanted, controller, path) == HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+@pytest.mark.parametrize(
+    ("controller", "path", "room"),
+    [
+        (MessageController, "/consumers/messages?limit=100", 50_000_000),
+        (MessageController, "/consumers/messages?scope=topic", 50_000_000),
+        (MessageController, "/consumers/messages/0/0", 5_000_000),
+        (DeadLetterController, "/consumers/dead-letters", 50_000_000),
+    ],
+)
+def test_an_answer_without_room_is_refused_before_it_is_made(
+    controller: type[Controller], path: str, room: int
+) -> None:
+    path, _, query = path.partition("?")
+    topic = Topic(*[b"\x01" * 500_000] * 20)  # 60 MB in JSON
+    refused = status_beside(100_000_000 - room, query, controller, path, topic)
+    assert refused == HTTPStatus.SERVICE_UNAVAILABLE
+    assert not topic.shown.called
+    small = Topic(*[b"\x01" * 5_000] * 20)
+    assert status_beside(100_000_000 - room, query, controller, path, small) == HTTPStatus.OK
+    assert small.shown.called
 
 
 def test_the_page_and_its_files_are_served_while_there_is_room_for_no_call() -> None:

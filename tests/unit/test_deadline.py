@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import weakref
 
 import pytest
 from samples import LONG
@@ -18,6 +20,30 @@ async def test_work_that_ends_in_time_returns_or_raises_as_by_itself() -> None:
     assert await within(LONG, returns()) == 7
     with pytest.raises(ValueError, match="wrong"):
         await within(LONG, raises())
+
+
+async def test_nothing_is_kept_of_work_that_has_failed() -> None:
+    """It may have found megabytes, and garbage is collected seldom."""
+
+    class Found:
+        pass
+
+    kept: list[weakref.ref[Found]] = []
+
+    async def raises() -> None:
+        found = Found()
+        kept.append(weakref.ref(found))
+        raise ValueError("wrong")
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="wrong") as raised:
+            await within(LONG, raises())
+        del raised
+        await asyncio.sleep(0)
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 async def test_work_that_something_else_cancels_is_an_error_and_no_cancellation_of_the_caller() -> None:

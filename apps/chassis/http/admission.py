@@ -180,6 +180,10 @@ class Share:
         if not self.take(more):
             raise self.busy()
 
+    def require_in_all(self, size: int) -> None:
+        """Take bytes until the call has this many. Raises 503 when there is no room for them."""
+        self.require(max(0, size - self.taken_bytes))
+
     def give_back(self, fewer: int) -> None:
         """Give back bytes that were taken."""
         self.taken_bytes -= fewer

@@ -18,7 +18,7 @@ from litestar.params import HeaderParameter, Parameter, PathParameter, QueryPara
 from litestar.response import Response
 
 from apps.chassis.deadline import CALL_S, within
-from apps.chassis.http.admission import share_of
+from apps.chassis.http.admission import Share, share_of
 from apps.chassis.http.authorization import access_of
 from apps.chassis.http.problem_kinds import BUSY, MISSING_ROLE, OUT_OF_REACH, UNREADABLE
 from apps.chassis.http.problems import bad_parameter, documented, problem
@@ -28,13 +28,14 @@ from apps.chassis.http.roles import READ, READ_SENSITIVE, ROLE
 from apps.chassis.http.streaming import Streamed
 from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.kafka.search import SEARCH_BYTES
+from apps.consumer.browsing.counted_answers import MAKE_LATER, counted, memory_of_answer
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.record_view import StoredMessage, View, show
 from apps.consumer.browsing.topic_search import Filter, NoSuchRecord, newest, record_at
 from apps.consumer.browsing.window import Cursor, StaleCursor, Window
 from apps.consumer.consuming.decode import decode_value
 from apps.consumer.stream_consumer import StreamConsumer
-from contracts.record import Record
+from contracts.record import Record, memory_of
 from contracts.sensitive import MASK
 
 MAX_MESSAGES = 1_000
@@ -43,6 +44,8 @@ UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """Headers of the live tail: by default nginx delays even the head of the answer until it has 1,460 bytes."""
 SEARCH_MEMORY_BYTES = 2 * SEARCH_BYTES
 """What a search finds, and the answer that is made of it."""
+RECORD_MEMORY_BYTES = 1024 * 1024
+"""What reading one record takes; what that and its answer take more is counted once it is read."""
 COPIES_IN_MEMORY = 3
 """How many times a value of the window is in memory during a call: in the window, decoded, and in the answer."""
 TIME = {"format": "date-time"}
@@ -155,6 +158,7 @@ class MessageController(Controller):
     path = "/consumers/messages"
     opt = {ROLE: READ}  # noqa: RUF012 - Litestar's own attribute
     dependencies = {"view": Provide(view_of)}  # noqa: RUF012 - Litestar's own attribute
+    type_encoders = MAKE_LATER
 
     @get(
         summary="The newest records",
@@ -182,20 +186,21 @@ class MessageController(Controller):
         where: Where = "window",
     ) -> Messages | StoredMessages:
         """Show the newest records of the window, or of the topic."""
+        share = share_of(request.scope)
         if where == "topic":
             times = read_time("from", since), read_time("to", until)
             wanted = Filter(key_filter(view, key), partition, *times, _has_text(view, q))
             cursor = _read("before", before, read_offsets)
-            share_of(request.scope).require(SEARCH_MEMORY_BYTES)
-            return await within(CALL_S, _newest_of_topic(served_stream, view, wanted, limit, cursor))
+            share.require(SEARCH_MEMORY_BYTES)
+            return await within(CALL_S, _newest_of_topic(served_stream, view, wanted, limit, cursor, share))
         if where != "window":
             raise bad_parameter("scope", f"expected window or topic, got {where[:40]!r}")
         for name, value in {"q": q, "from": since, "to": until}.items():
             if value is not None:
                 raise bad_parameter(name, "only together with scope=topic")
-        share_of(request.scope).require(bytes_of(served_stream.window, limit))
+        share.require(bytes_of(served_stream.window, limit))
         cursor_of_window = _read("before", before, Cursor.parse)
-        return _newest_of_window(served_stream, view, limit, key_filter(view, key), partition, cursor_of_window)
+        return _newest_of_window(served_stream, view, limit, key_filter(view, key), partition, cursor_of_window, share)
 
     @get(
         "/{partition:int}/{offset:int}",
@@ -215,11 +220,13 @@ class MessageController(Controller):
         """Show one record."""
         if not PLACE.search(request.scope["path"]):  # Litestar takes -1, +1, 1_0 and the digits of any script too
             raise problem(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.phrase)
+        (share := share_of(request.scope)).require(RECORD_MEMORY_BYTES)
         log, uncommitted, count = served_stream.log, served_stream.uncommitted, served_stream.partition_count()
         try:
             found = await within(CALL_S, record_at(log, uncommitted, count, partition, offset))
         except NoSuchRecord as error:
             raise problem(HTTPStatus.NOT_FOUND, str(error), members={"next": error.next}) from None
+        share.require_in_all(memory_of([found]) + memory_of_answer([found]))
         return show(view, found)
 
     @get(
@@ -257,24 +264,30 @@ class MessageController(Controller):
         return Streamed(events, EVENTS, HTTPStatus.OK, UNBUFFERED, reads_body=False, endless=True)
 
 
-async def _newest_of_topic(
-    one: StreamConsumer, view: View, wanted: Filter, limit: int, cursor: dict[int, int] | None
+async def _newest_of_topic(  # noqa: PLR0913, PLR0917 - the parameters of a call
+    one: StreamConsumer, view: View, wanted: Filter, limit: int, cursor: dict[int, int] | None, share: Share
 ) -> StoredMessages:
     found = await newest(one.log, one.partition_count(), wanted, limit, cursor)
+    shown = counted(share, found.records[::-1], partial(show, view), memory_of(found.records))
     waiting = await OpenTransactions(one.log, one.uncommitted).waiting(one.partition_count(), wanted.partition)
-    shown = [show(view, record) for record in reversed(found.records)]
     following = None if found.before is None else write_offsets(found.before)
     return StoredMessages(one.consumption.consumed, shown, following, found.scanned, found.reached, waiting)
 
 
 def _newest_of_window(  # noqa: PLR0913, PLR0917 - the parameters of a call
-    one: StreamConsumer, view: View, limit: int, key: bytes | None, partition: int | None, cursor: Cursor | None
+    one: StreamConsumer,
+    view: View,
+    limit: int,
+    key: bytes | None,
+    partition: int | None,
+    cursor: Cursor | None,
+    share: Share,
 ) -> Messages:
     try:
         records, earlier = one.window.newest(limit, key=key, partition=partition, before=cursor)
     except StaleCursor as stale:
         raise bad_parameter("before", str(stale)) from None
-    shown = [_message(view, record) for record in records]
+    shown = counted(share, records, partial(_message, view))
     return Messages(one.consumption.consumed, shown, None if earlier is None else str(earlier))
 
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from apps.chassis.http.admission import Share
 from apps.chassis.kafka.search import DEFAULT_LIMITS, SearchLimits
+from apps.consumer.browsing.counted_answers import counted
 from apps.consumer.browsing.cursors import read_offsets, write_offsets
 from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.topic_search import Filter, newest
@@ -13,7 +15,7 @@ from apps.consumer.redriving.letter_view import DeadLetter, show_letter
 from apps.consumer.redriving.letters import letter_of, owner_of
 from apps.consumer.redriving.marks import contains, last_outside, outside
 from apps.consumer.stream_consumer import StreamConsumer
-from contracts.record import Record
+from contracts.record import Record, memory_of
 
 MAX_LETTERS = 1_000
 """Dead letters of one answer, and of one redrive."""
@@ -76,8 +78,12 @@ async def newest_letters(  # noqa: PLR0913, PLR0917 - the parameters of a call
     limits: SearchLimits = DEFAULT_LIMITS,
     *,
     discarded: bool,
+    share: Share | None = None,
 ) -> DeadLetters:
-    """Return the newest letters that match: either those that were discarded, or the others."""
+    """Return the newest letters that match: either those that were discarded, or the others.
+
+    With the share of a call they are only made when its answer is. Raises 503 when there is no room for that.
+    """
     marks, partitions = await one.redriver.marks(), one.cluster.partitions.get(one.dead_reader.topic, 0)
     gone = {partition: marks.all_discarded(partition) for partition in range(partitions)}
     unlisted = {partition: outside(offsets) if discarded else offsets for partition, offsets in gone.items()}
@@ -91,7 +97,15 @@ async def newest_letters(  # noqa: PLR0913, PLR0917 - the parameters of a call
         return last_outside(unlisted[partition], offset)
 
     found = await newest(one.dead_reader, partitions, only._replace(also=is_listed), limit, cursor, skip, limits)
-    letters = [show_letter(view, record, marks, one.redriver) for record in found.records]
+
+    def shown(record: Record) -> DeadLetter:
+        return show_letter(view, record, marks, one.redriver)
+
+    letters = (
+        [*map(shown, found.records)]
+        if share is None
+        else counted(share, found.records, shown, memory_of(found.records))
+    )
     waiting = await one.redriver.letters.waiting(only.partition)
     following = write_offsets(found.before) if found.before else None
     return DeadLetters(letters, following, waiting, await one.redriver.notes(waiting))

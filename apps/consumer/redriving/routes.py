@@ -24,6 +24,7 @@ from apps.chassis.http.request_body import BODY_ERRORS, JSON, documents_body, ei
 from apps.chassis.http.roles import OPERATE, READ, ROLE
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.observability.logs import one_line
+from apps.consumer.browsing.counted_answers import MAKE_LATER
 from apps.consumer.browsing.cursors import read_offsets
 from apps.consumer.browsing.record_view import View
 from apps.consumer.browsing.routes import SEARCH_MEMORY_BYTES, TIME, key_filter, read_time, view_of
@@ -162,6 +163,7 @@ class DeadLetterController(Controller):
 
     path = "/consumers/dead-letters"
     opt = {ROLE: READ}  # noqa: RUF012 - Litestar's own attribute
+    type_encoders = MAKE_LATER
     dependencies = {  # noqa: RUF012 - Litestar's own attribute
         "only": Provide(letter_filter),
         "selection": Provide(read_selection),
@@ -186,8 +188,8 @@ class DeadLetterController(Controller):
             cursor = None if before is None else read_offsets(before)
         except ValueError as error:
             raise bad_parameter("before", str(error)) from None
-        share_of(request.scope).require(SEARCH_MEMORY_BYTES)
-        found = newest_letters(served_stream, view, limit, only, cursor, discarded=discarded)
+        (share := share_of(request.scope)).require(SEARCH_MEMORY_BYTES)
+        found = newest_letters(served_stream, view, limit, only, cursor, discarded=discarded, share=share)
         return await within(CALL_S, found)
 
     @get("/reasons", summary="The newest 1,000 dead letters, by reason", responses=documented(OUT_OF_REACH, UNREADABLE))

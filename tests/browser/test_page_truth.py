@@ -137,6 +137,9 @@ def page(open_page: Page, site: Site) -> Page:
 FOR_CALLERS = " (see last_error of the status)"
 """What health tells callers, and the page leaves out."""
 
+HELD_BY = {"paused": "pause", "stopped": "stop"}
+"""The operator action behind a state."""
+
 OF_KAFKA = {"lag-rows", "group", "member-rows", "dead-count"}
 """What the page shows of answers that only Kafka can give."""
 
@@ -152,9 +155,13 @@ def clock(time: str) -> str:
 
 
 def answered(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what status and health answer now."""
+    """Return what status and health answer now, with the time since when an operator holds up the stream."""
     health: dict[str, Any] = service.http.get("/health-check").json()
-    return service.status(), health
+    status = service.status()
+    if (action := HELD_BY.get(status["state"])) is not None:
+        began = next(one["at"] for one in service.get("/consumers/actions")["actions"] if one["action"] == action)
+        health["detail"] = health["detail"].replace("by an operator", f"by an operator at {clock(began)}")
+    return status, health
 
 
 def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, object]:
@@ -427,12 +434,12 @@ def test_once_the_service_hangs_or_is_gone_nothing_is_shown_as_current(open_page
     site.service.process.send_signal(signal.SIGSTOP)
     expect(page.locator("#notices")).to_contain_text("Service gone since ")
     since = (page.locator("#notices").text_content() or "").split()[3]
-    assert_gone(page.evaluate(SHOWN), "no answer for 4 s")
+    assert_gone(page.evaluate(SHOWN), ": no answer for 4 s.")
     site.service.kill()
-    expect(page.locator("#health")).to_have_text("Health unknown: no answer")
+    expect(page.locator("#notices")).to_contain_text(": no answer.")
     shown = page.evaluate(SHOWN)
-    assert_gone(shown, "no answer")
-    assert (shown["state"], shown["banner"].split()[3]) == ("no answer", since)
+    assert_gone(shown, ": no answer.")
+    assert shown["banner"].split()[3] == since
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     expect(page.locator("#notices")).to_be_in_viewport()
 
@@ -441,7 +448,7 @@ def assert_gone(shown: Mapping[str, Any], reason: str) -> None:
     """Check that the page calls the service gone, and dims what was read before."""
     assert shown["banner"].startswith("Service gone since ")
     assert reason in shown["banner"]
-    assert shown["health"].startswith(f"Health unknown: {reason}")
+    assert (shown["state"], shown["health"]) == ("unknown", "Health unknown")
     assert (shown["state colour"], shown["health colour"]) == ("bad", "bad")
     assert shown["title"] == f"{shown['state']} · Consumer"
     assert {"facts", "rate-now", "rate-line", "lag-total", "lag-rows", "member-rows"} <= set(shown["dimmed"])

@@ -19,6 +19,7 @@ PATIENCE_MS = 20_000
 class Site:
     """A consumer of two streams; orders fail while the file `failing` is there."""
 
+    events: Pipeline
     consumer: Service
     url: str
     failing: Path
@@ -44,7 +45,7 @@ def site(chromium: str, bootstrap_servers: str, logs: Path, tmp_path_factory: py
                 thread.submit(events.write, [Raw(value_of(event("ada")), key=b"ada")]).result()
                 thread.submit(orders.write, [Raw(b'{"order_id": "ord-1"}', key=b"ord-1")]).result()
                 thread.submit(orders.write, [Raw(b"not json", key=b"bad")], 1).result()
-            yield Site(consumer, f"http://localhost:{port}", failing)
+            yield Site(events, consumer, f"http://localhost:{port}", failing)
 
 
 @pytest.fixture
@@ -128,3 +129,37 @@ def test_a_stream_that_is_not_there_is_named(page: Page, site: Site) -> None:
     page.goto(f"{site.url}/?stream=unknown")
     expect(page.locator("#no-stream")).to_have_text('There is no stream "unknown" here: this is events.')
     expect(page.locator("#state")).to_have_text("running")
+
+
+def test_what_failed_to_be_read_is_read_again_long_before_its_turn(page: Page, site: Site) -> None:
+    counts = "**/consumers/dead-letters/reasons?stream=orders"
+    page.clock.install()
+    page.route(counts, lambda route: route.fulfill(status=503, body="neither a problem nor JSON"))
+    page.goto(site.url)
+    notices = page.locator("#notices")
+    expect(notices).to_have_text("Cannot read dead-letter count of orders: it answers 503. Trying again.")
+    page.unroute(counts)
+    page.clock.pause_at(page.evaluate("Date.now() / 1_000") + 4)
+    expect(notices).to_have_text("")
+
+
+def test_what_was_not_read_yet_is_shown_by_dots(page: Page, site: Site) -> None:
+    page.clock.install(time=0)
+    page.clock.pause_at(1)  # so that no answer is late
+    page.route("**/consumers/*", lambda _: None)
+    on_overview = "#history-at, #lag-waiting, #group, #no-actions"
+    for tab, places in {"overview": on_overview, "records": "#records-said", "dead": "#no-letters"}.items():
+        page.goto(f"{site.url}?tab={tab}")
+        expect(page.locator(places)).to_have_text(["…"] * len(places.split()))
+
+
+def test_the_page_shows_no_record_that_the_topic_has_lost_meanwhile(page: Page, site: Site) -> None:
+    page.goto(f"{site.url}?tab=records&key=ada")
+    row = page.locator("#record-list > tr")
+    row.locator("a").click()
+    expect(page.locator("#record pre")).to_be_visible()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(site.events.delete_before, {0: 1}).result()
+    expect(row).to_have_count(0)
+    expect(page.locator("#record")).to_contain_text("It cannot be shown: ")
+    expect(page.locator("#records-said")).to_have_text("The topic no longer has partition 0, offset 0.")

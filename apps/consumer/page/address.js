@@ -37,7 +37,6 @@ const isBox = ({ type }) => type === "checkbox";
 const isName = ({ list }) => list; // its list has the names; in the address a colon ends one of them
 const shownOf = (field, value) => (isTime(field) ? localTime(value) : isName(field) ? value.replace(/:$/, "") : value);
 
-/** What a field asks for; "" for nothing. */
 function asked(field) {
   const { value, list, checked } = field;
   if (isTime(field)) return rfc3339(value);
@@ -47,11 +46,10 @@ function asked(field) {
   return name ? `${name.value}:` : value;
 }
 
-/** The filters of a list: the form that sets them, and the address that names them. */
+/** The filters of a list: the form that sets them, and the address that names them; `none` leads to the one without. */
 export class Filters {
   #fields;
 
-  /** Let a form go to the address with its filters, and the button `none` to the one without. */
   constructor(form, tab, none) {
     this.#fields = [...form.elements].filter(({ name }) => name);
     onSubmit(form, () => go(addressOf(tab, Object.fromEntries(this.#fields.map((field) => [field.name, asked(field)])))));

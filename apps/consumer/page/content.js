@@ -6,7 +6,7 @@ import { element } from "./dom.js";
 export const UNKNOWN = "unknown"; // another writer of dead letters left it out
 const ROW_CHARACTERS = 240; // characters of a value that its row shows
 export const MASK = "…"; // stands for a key, a header or an error that is masked
-const WHY_MASKED = "Sensitive fields, headers and errors are masked (…): your key lacks the role read:sensitive.";
+const WHY_MASKED = "Sensitive fields, headers and errors are shown as …, because your key lacks the role read:sensitive.";
 const CHARACTERS_BEFORE_MATCH = 25; // characters before a match, few enough that a narrow column shows the match
 
 /** A JSON value on one line; a plain string has no quotes. */
@@ -66,7 +66,6 @@ function coloured(value, wrong, path = "$", line = "\n") {
   return path === wrong ? [element("mark", { class: "wrong" }, ...nodes)] : nodes;
 }
 
-/** A text with the character at a byte of its UTF-8 marked. */
 function markedAt(text, byte) {
   const before = new TextDecoder().decode(new TextEncoder().encode(text).slice(0, byte));
   const wrong = [...text.slice(before.length)][0] ?? "";

@@ -11,7 +11,8 @@ const buttons = document.querySelectorAll("button:is([data-while], [data-kafka])
 const said = byId("control-said");
 const seek = byId("seek");
 let lag = null;
-let done = null; // the last command in words, and the state that it led to
+let done = null; // the last command in words, and when it was done
+let actions = []; // of operators, the newest first
 
 /** Wire the buttons and the seek; `refresh` reads and shows the state. */
 export function control(refresh) {
@@ -43,10 +44,9 @@ async function goTo({ to, time: local, partition, offset }) {
   const from = () => (to === "offset" ? `offset ${offset}` : to === "time" ? timeElement(local) : `the ${to}`);
   const most = (number) => (number === 0 ? "no record" : `up to ${plural(number, "record", "records")}`);
   const effect = `: ${most(again)} will be handled again; ${most(skipped)} will be skipped and never handled. `;
-  const why = again + skipped > 0 ? "Offsets are counted, and some hold no record, like the markers of transactions. " : "";
   const twice = again > 0 ? "Records that fail again become dead letters again, also those that are dead letters already." : "";
   const where = `${stream}, ${partition ? `partition ${partition}` : "all partitions"}, from `;
-  if (!(await confirmed([where, from(), effect, why, twice], "Seek"))) return "Nothing was moved.";
+  if (!(await confirmed([where, from(), effect, twice], "Seek"))) return "Nothing was moved.";
   const { partitions } = await post("consumers/seek", place);
   const places = Object.entries(partitions).map(([number, next]) => `partition ${number} from offset ${count(next)}`);
   return [`${stream} is consumed from `, from(), `: ${places.join(", ")}.`];
@@ -62,8 +62,8 @@ async function run(button, refresh) {
   const name = button.textContent.replace(" …", "");
   button.ariaBusy = "true";
   await report(said, "One moment …", async () => {
-    const { state } = await post(`consumers/${accept ? "start" : button.id}`, accept ? { accept } : undefined);
-    done = { name, at: Date.now(), state };
+    await post(`consumers/${accept ? "start" : button.id}`, accept ? { accept } : undefined);
+    done = { name, at: Date.now() };
     await refresh();
     return outcome();
   });
@@ -72,12 +72,10 @@ async function run(button, refresh) {
   if (lost) byId(button.dataset.next).focus(); // otherwise the keyboard focus returns to the top of the page
 }
 
-/** What the last command did, and the state that is shown now: they never contradict each other. */
+/** The last command, and the state that is shown now: they never contradict each other. */
 function outcome() {
-  const { state, health } = byId("state").dataset;
-  const now = health === "unknown" ? "" : `, and is now ${state}`;
-  const what = state === done.state ? `is ${state}` : `was ${done.state}${now}`;
-  return [`${done.name} at `, timeElement(done.at), `: the consumer ${what}.`];
+  const { state } = byId("state").dataset;
+  return [`${done.name} at `, timeElement(done.at), state === "unknown" ? "." : `: the consumer is ${state}.`];
 }
 
 /** Show status and health of the stream, which were read together, and which other streams are unavailable. */
@@ -88,9 +86,16 @@ export function showStatus(status, healths) {
   showState(status.state, health, ill, status.last_error ?? "");
   for (const button of buttons) turn(button, whyOff(button.dataset, status.state, health.kafka));
   say(byId("next-retry"), ...(status.next_retry_at ? ["The next retry is due at ", timeElement(status.next_retry_at), "."] : []));
-  say(byId("what"), `reads ${status.topic} as ${status.group_id}`);
+  say(byId("what"), `reads the topic ${status.topic} as the group ${status.group_id}`);
   showFacts(status);
   showErrors(status, health);
+}
+
+/** Who paused or stopped the stream, and when, as far as that is known: health says only that an operator did. */
+function whoHeldUp(state) {
+  const held = ({ action, outcome: how, parameters: { stream: of = stream } }) => action === { paused: "pause", stopped: "stop" }[state] && how === "done" && of === stream;
+  const { who, at } = actions.find(held) ?? {};
+  return `by ${who ?? "an operator"}${at ? ` at ${timeElement(at).textContent}` : ""}`;
 }
 
 /** Why a button is off: for the state or a missing Kafka; "" when it is on. */
@@ -124,30 +129,29 @@ function showErrors({ state, last_error: error, last_error_at: at, notes, failin
   for (const id of ["failing", "refused"]) if (named) byId(id).setAttribute("href", addressOf("records", { open: placeOf(named) }));
 }
 
-/** Show a line with its full text as title; the style shows where it is cut off. Hide it when it is empty. */
+/** Show a line; the style shows where it is cut off, and hides an empty one. */
 function showLine(id, ...contents) {
   const line = byId(id);
   say(line, ...contents);
-  line.hidden = line.textContent === "";
-  line.title = line.textContent;
   line.toggleAttribute("data-cut", line.scrollHeight > line.clientHeight);
 }
 
-export function showActions({ actions }) {
-  byId("no-actions").hidden = actions.length > 0;
+export function showActions(read) {
+  actions = read.actions;
+  say(byId("no-actions"), "None on this instance since its start.");
   arrange(byId("action-rows"), actions, ({ at, request_id: id }) => `${at} ${id}`, actionRow);
 }
 
 function actionRow({ at, who, action, parameters: { dry_run: dry, ...given }, outcome }) {
   const shown = (value) => (/^\d{4}-.*T/.test(value) ? timeElement(value) : String(value).replace(/^sha256:.*/, "(kept as a hash)").slice(0, 25));
-  const words = Object.entries(given).flatMap(([name, value]) => [`${name}=`, shown(value), " "]);
+  const words = Object.entries(given).flatMap(([name, value], index) => [index > 0 && ", ", `${name} `, shown(value)]);
   const [what, result] = dry === "true" ? [`${action}: dry run`, outcome.replace("done", "only counted")] : [action, outcome];
-  const contents = [[timeElement(at)], [who ?? "no key"], [what], words, [result]];
+  const contents = [[timeElement(at)], [who ?? "not known"], [what], words, [result]];
   return element("tr", { "data-outcome": outcome }, ...contents.map((one) => cell("", ...one)));
 }
 
-export function showNoState({ status, message }) {
-  showState(status === 0 ? "no answer" : "unknown", { status: "unknown", detail: message });
+export function showNoState() {
+  showState("unknown", { status: "unknown", detail: "" }); // the banner says why
   for (const button of buttons) turn(button, GONE);
 }
 
@@ -155,7 +159,7 @@ function showState(state, { status, detail, kafka }, ill = [], error = "") {
   showPill(byId("state"), state, status);
   const [, kind = "", cause] = /^([a-z]+: )?(.*?)(?: \(see last_error of the status\))?$/s.exec(detail);
   const isBelow = error.includes(cause) || (kafka !== "connected" && error.startsWith("Kafka ")); // in the line of the last error
-  const why = isBelow ? kind.slice(0, -2) : kind + cause;
+  const why = isBelow ? kind.slice(0, -2) : kind + cause.replace("by an operator", whoHeldUp(state));
   showLine("health", `Health${names.length > 1 ? ` of ${stream}` : ""} ${status}${why && `: ${why}`}`);
   byId("health").className = status === "ok" ? "muted" : "trouble";
   say(byId("others"), ill.length > 0 && `${status === "ok" ? "The service is unavailable because of" : "Also unavailable:"} ${ill.join(", ")}.`);

@@ -14,13 +14,15 @@ const FATE_MS = 2_000; // between two looks at a letter that was sent back
 const CLOCKS_DIFFER_MS = 60_000; // the browser's and those of Kafka
 const REREAD_MS = 15_000; // reads them again, because other instances write some too
 const ACTIONS = ["redrive", "discard", "restore"];
+const CAUSES = { poison: "the handler failed for it", refused: "it cannot be decoded, or the handler rejected it" };
 const wordsOf = (name) => byId(name).dataset;
 
 export class DeadLetters {
   #list = byId("dead-list");
   #said = byId("dead-said");
   #form = new Filters(byId("letter-filter"), "dead", byId("unfilter"));
-  #filters; // of the list: null for no filter, undefined before the first read
+  #filters; // null for no filter, undefined before the first read
+  #listed; // the filters of what is listed
   #letters = [];
   #limit = SHOWN;
   #matching = null; // how many matching letters the buttons can act on
@@ -87,19 +89,15 @@ export class DeadLetters {
       if (filters !== this.#filters) return; // the filter has changed meanwhile
       say(byId("matching"), ...(matching && filters.discarded !== "true" ? ["These match: ", ...leftOf(matching), "."] : []));
       this.#matching = filters?.discarded === "true" ? matching.letters : (matching ?? all).redrivable;
-      if (list) this.#show(list);
+      if (list) this.#show(list, filters);
       this.#offer();
     };
     const lose = ({ message }) => {
       this.#seen = null; // the next status reads it again
-      this.#sayNone(`The dead letters cannot be read: ${message}`);
+      if (JSON.stringify(filters) !== JSON.stringify(this.#listed)) this.#list.replaceChildren(); // others found it
+      say(byId("no-letters"), `The dead letters cannot be read: ${message}`);
     };
     return look({ name: "dead letters", read, show, lose });
-  }
-
-  #sayNone(...words) {
-    say(byId("no-letters"), ...words);
-    byId("no-letters").hidden = this.#list.children.length > 0;
   }
 
   #showReasons(reasons) {
@@ -117,29 +115,30 @@ export class DeadLetters {
     this.#filters = filters;
     [this.#limit, this.#matching] = [SHOWN, null];
     this.#offer();
-    say(this.#said, "");
+    for (const id of ["dead-said", "matching"]) say(byId(id), "");
+    say(byId("no-letters"), "…");
     return this.#read();
   }
 
-  #show({ dead_letters: letters, next, notes }) {
-    this.#letters = letters;
+  #show({ dead_letters: letters, next, notes }, filters) {
+    [this.#letters, this.#listed] = [letters, filters];
     say(byId("dead-notes"), notes.join("; "));
     byId("older").hidden = next === null || this.#limit === MAX_LETTERS;
     arrange(this.#list, letters, (one) => `${placeOf(one)} ${stateOf(one)}`, (one) => this.#row(one));
-    this.#sayNone("None.", !byId("refused").hidden && " What was refused waits on the topic, and is no dead letter yet: see Overview.");
+    say(byId("no-letters"), "None.", !byId("refused").hidden && " What was refused waits on the topic, and is no dead letter yet: see Overview.");
     this.#open(address().tab === "dead" ? address().open : "");
   }
 
   /** Write on each button what it acts on: the selected letters or all that match; disable it without any. */
   #offer() {
     const some = this.#selected.length;
-    const all = this.#filters ? "all that match" : "all";
+    const all = (this.#filters ? "all that match" : "all") + (this.#matching === null ? "" : ` (${count(this.#matching)})`);
     for (const one of document.querySelectorAll("#dead .split [data-role]")) turn(one, this.#off);
     turn(byId("purge"), this.#off || (this.#doomed ? "" : wordsOf("purge").needs));
     for (const name of ACTIONS) {
       const { verb } = wordsOf(name);
       byId(name).hidden = (name === "restore") !== (this.#filters?.discarded === "true");
-      say(byId(name), `${verb} ${some > 0 ? `the selected (${some})` : `${all} (${this.#matching === null ? "…" : count(this.#matching)})`} …`);
+      say(byId(name), `${verb} ${some > 0 ? `the selected (${some})` : all} …`);
       turn(byId(name), this.#off || (some === 0 && this.#matching === 0 ? `There is none to ${verb.toLowerCase()}.` : ""));
     }
   }
@@ -217,13 +216,12 @@ export class DeadLetters {
 const lettersOf = (number, words) => [`${plural(number, "dead letter", "dead letters")} of ${stream}`, ...(words.length > 0 ? [" (", ...words, ")"] : [])];
 const placeIn = ({ partition, offset }) => `partition ${partition}, offset ${offset}`;
 const originLink = (origin, text) => inside(addressOf("records", { open: placeOf(origin) }), text);
-const backOf = ({ rounds }) => (rounds > 0 ? `, back ${plural(rounds, "time", "times")}` : "");
-const triesOf = (letter) => (letter.tries === null ? "" : plural(letter.tries, "try", "tries")) + backOf(letter);
+const triesOf = ({ tries, rounds }) => [tries && plural(tries, "try", "tries"), rounds > 0 && `came back ${plural(rounds, "time", "times")}`].filter(Boolean).join(", ");
 
 function stateOf({ redriven, discarded, held, redrivable, group }) {
   if (redriven || discarded) return redriven ? "sent back" : "discarded";
-  if (!redrivable) return group === null ? "of another topic" : `of ${group}`;
-  return held ? "held: only by itself" : "";
+  if (!redrivable) return group === null ? "of another topic" : `of the group ${group}`;
+  return held ? "sent back only one by one" : "";
 }
 
 function partsOf(letter, buttons) {
@@ -243,7 +241,7 @@ function partsOf(letter, buttons) {
       ["dead letter", element("span", {}, `partition ${partition}, offset ${offset}, `, timeElement(timestamp))],
       ["came from", element("span", {}, origin.offset === null ? place : originLink(origin, place), ...written)],
       ["group", letter.group ?? UNKNOWN],
-      ["verdict", letter.verdict ?? UNKNOWN],
+      ["why", CAUSES[letter.verdict] ?? UNKNOWN],
       ["tries", triesOf(letter) || UNKNOWN],
       ["key", keyContent(letter)],
     ]),

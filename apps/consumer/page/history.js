@@ -7,7 +7,6 @@ const MIN_SPAN_MS = 300_000; // the drawing goes back at least this far
 const MIN_RATE_SPAN_MS = 500; // a rate over a shorter time is a guess
 const WIDTH = 600;
 const HEIGHT = 100;
-const KINDS = ["consumed", "dead_lettered", "lag"];
 
 let last = null; // the counts that the current rates are measured from
 let rates = {}; // the current ones, by kind; none before the second status
@@ -27,7 +26,7 @@ export function showNow(status) {
     say(byId("rate-now"), isKnown ? count(Math.round(rates.consumed + rates.dead_lettered)) : "–");
     last = seen;
   }
-  now = status && { at: Date.now(), ...rates, lag: status.lag };
+  now = status && { at: Math.max(Date.now(), ...points.keys()), ...rates, lag: status.lag }; // the service's clock may be ahead
   drawAll();
 }
 
@@ -38,7 +37,7 @@ export function showHistory({ step_seconds: step, points: read }) {
   drawAll();
   const minutes = [...Map.groupBy(sorted(), ({ at }) => Math.floor(at / 60_000)).values()].map((ones) => ones.at(-1)).reverse();
   arrange(byId("history-rows"), minutes, ({ at }) => String(at), (point) => {
-    const cells = KINDS.map((kind) => cell("number", count(point[kind])));
+    const cells = ["consumed", "dead_lettered", "lag"].map((kind) => cell("number", count(point[kind])));
     return element("tr", {}, element("th", { scope: "row" }, timeElement(point.at)), ...cells);
   });
 }
@@ -50,9 +49,6 @@ function drawAll() {
   draw("rate", all, ["consumed", "dead_lettered"]);
   draw("lag", all, ["lag"]);
   say(byId("history-from"), timeElement(from));
-  const [oldest] = points.keys();
-  const since = oldest < until - HOUR_MS + gap ? [" of the last hour"] : [" since ", timeElement(oldest)];
-  say(byId("rate-title"), "Rate and lag", ...(oldest === undefined ? [] : since));
   if (document.querySelector("figure svg:hover") === null) showLast();
 }
 
@@ -83,19 +79,19 @@ function showPoint({ currentTarget, clientX }) {
   const [near] = sorted().sort((one, other) => Math.abs(one.at - at) - Math.abs(other.at - at));
   if (near === undefined) return;
   const missing = Math.abs(near.at - at) > gap;
-  say(byId("history-at"), ...(missing ? [timeElement(at), ": the service did not run, or nobody looked"] : sentence(near)));
+  say(byId("history-at"), ...(missing ? ["At ", timeElement(at), ": the service did not run, or nobody looked"] : sentence(near)));
   for (const cursor of document.querySelectorAll(".cursor")) cursor.setAttribute("d", `M${xOf(missing ? at : near.at)} 0v${HEIGHT}`);
 }
 
 function showLast() {
   const newest = sorted().at(-1);
-  say(byId("history-at"), ...(newest ? sentence(newest) : []));
+  say(byId("history-at"), ...(newest ? sentence(newest) : ["…"]));
   for (const cursor of document.querySelectorAll(".cursor")) cursor.removeAttribute("d");
 }
 
 const words = ({ consumed, dead_lettered: dead, lag }) =>
   `: ${count(consumed)} consumed/s, ${count(dead)} dead-lettered/s, lag ${lag === null ? "not known" : count(lag)}`;
-const sentence = (point) => [timeElement(point.at), words(point)];
+const sentence = (point) => [...(point === now ? ["Now"] : ["At ", timeElement(point.at)]), words(point)];
 
 /** The next of 10, 20, 50, 100, 200 …: a scale that seldom changes. */
 function roundedUp(value) {

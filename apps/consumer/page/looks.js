@@ -3,7 +3,6 @@
 import { failure } from "./api.js";
 import { arrange, byId, element, say, timeElement } from "./dom.js";
 
-/** Why a button is off while the service does not answer. */
 export const GONE = "The service does not answer.";
 const LATE_MS = 4_000; // what is shown is outdated then; with Kafka out of reach a status takes 3 s
 const AGAIN_MS = 3_000; // what failed is read again after this time

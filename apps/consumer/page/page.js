@@ -10,7 +10,7 @@ import { GONE, look, poll } from "./looks.js";
 import { keepGroup, showLag } from "./partitions.js";
 import { Produce } from "./produce.js";
 import { Records } from "./records.js";
-import { may, SESSION } from "./session.js";
+import { showSession } from "./session.js";
 import { names, showDead, showStreams, stream } from "./streams.js";
 
 const HEALTHS = 5; // reads of the state per read of the health of the other streams
@@ -27,10 +27,11 @@ const onOverview = () => tab() === "overview";
 
 /** What is read, and the pause after each answer in milliseconds. */
 const STATE = { name: "state", pause: 1_000, read: readState, show: showState, lose: loseState };
+const SESSION = { name: "session", pause: 5_000, read: () => get("session", { stream: "" }), show: (session) => showSession(session, () => look(ACTIONS)) };
 const GROUP = { name: "group", pause: 1_500, when: onOverview, read: () => get("consumers/group"), show: keepGroup };
-const ACTIONS = { name: "operator actions", pause: 2_000, when: () => onOverview() && may("operate"), read: () => get("consumers/actions", { stream: "" }), show: showActions };
+const ACTIONS = { name: "operator actions", read: () => get("consumers/actions", { stream: "" }), show: showActions };
 const HISTORY = { name: "history", pause: 5_000, when: onOverview, read: () => get("consumers/history"), show: showHistory };
-const OTHERS = names.filter((name) => name !== stream).map((name) => ({ name: `counts of ${name}`, pause: 15_000, read: () => get("consumers/dead-letters/reasons", { stream: name }), show: (reasons) => showDead(name, reasons) }));
+const OTHERS = names.filter((name) => name !== stream).map((name) => ({ name: `dead-letter count of ${name}`, pause: 15_000, read: () => get("consumers/dead-letters/reasons", { stream: name }), show: (reasons) => showDead(name, reasons) }));
 
 /** Read status and health together, so that they are shown together. */
 async function readState() {
@@ -52,9 +53,9 @@ function showState({ number, streams }) {
   deadLetters.refresh(status, whyOff({ kafka: "" }, status.state, healths[stream].kafka));
 }
 
-function loseState(failure) {
+function loseState() {
   showStreams({}, {});
-  showNoState(failure);
+  showNoState();
   showNow(null);
   deadLetters.refresh(null, GONE);
 }
@@ -70,12 +71,12 @@ function visit() {
   if (tab() === "dead") deadLetters.visit(address());
 }
 
-control(() => (look(GROUP), look(STATE))); // the group may take longer: nothing waits for it
+control(() => (look(GROUP), look(ACTIONS), look(STATE))); // only the state is waited for
 produce.run();
 visit();
 onAddress(() => {
   visit();
-  if (records.newest.when()) look(records.newest);
-  if (onOverview()) look(GROUP);
+  [records.newest, GROUP, HISTORY].forEach(look);
 });
-for (const source of [SESSION, STATE, GROUP, HISTORY, ACTIONS, records.newest, ...OTHERS]) poll(source.pause, () => look(source));
+for (const source of [SESSION, HISTORY, STATE, GROUP, records.newest, ...OTHERS]) poll(source.pause, () => look(source));
+poll(2_000, () => records.check());

@@ -34,9 +34,7 @@ function merged(status) {
 }
 
 function showMembers({ group_id: id, state, members }, ownMember) {
-  const idle = members.filter(({ partitions }) => partitions.length === 0).length;
-  const waiting = idle > 0 && state === "Stable" ? `, ${idle} of them without a partition` : "";
-  say(byId("group"), `Group ${id}: ${state}, ${plural(members.length, "member", "members")}${waiting}.`);
+  say(byId("group"), `Group ${id}: ${state}, ${plural(members.length, "member", "members")}.`);
   arrange(byId("member-rows"), members, (one) => one.member_id, () => copyOf(byId("member-row")), (row, one) => {
     const own = one.member_id === ownMember ? " (this instance)" : "";
     row.firstElementChild.title = one.member_id;

@@ -132,6 +132,5 @@ function fieldOf(name, schema, value, required) {
   return element("label", {}, name, input, schema.description && element("small", { class: "muted" }, schema.description), element("small", { class: "trouble wrong", "aria-live": "polite" }));
 }
 
-/** Describe the answer: the records, or receipts of which some have an error (207). */
 const created = ({ length, delivered, receipts: of }) =>
   of ? `${delivered} of ${of.length} were created: ${of.find(({ error }) => error).error}` : `${plural(length, "was", "were")} created.`;

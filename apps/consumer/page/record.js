@@ -3,7 +3,7 @@
 import { addressOf, addressWith, go } from "./address.js";
 import { curlOf, get } from "./api.js";
 import { contentBlock, contentText, facts, keyContent, MASK, maskedSign, valueText } from "./content.js";
-import { button, count, element, inside, plural, say, timeElement } from "./dom.js";
+import { button, count, element, inside, say, timeElement } from "./dom.js";
 
 /** The place of a record or dead letter, as the address names it. */
 export const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
@@ -21,6 +21,8 @@ export function fill(panel, heading, ...children) {
 export function close(panel, list) {
   const row = panel.contains(document.activeElement) && list.querySelector(`[data-open="${panel.dataset.open}"]`);
   panel.hidden = true;
+  panel.dataset.open = ""; // what is being read for it is not shown any more
+  panel.replaceChildren(); // it would keep what the topic may lose
   if (row) row.focus();
 }
 
@@ -33,16 +35,14 @@ export async function showRecord(panel, open, sendAgain) {
   show(element("p", { class: "muted" }, "Reading it from the topic …"));
   try {
     const [record, status] = await Promise.all([get(path), get("consumers/status").catch(() => ({}))]);
-    const { failing_record: failing, failing_since: since, failures, last_error: last } = status;
-    const isFailing = failing && placeOf(failing) === open;
-    const isLast = last?.includes(`-${partition} offset ${offset}: `); // it may be a dead letter by now
-    const error = isFailing ? failing.error : (record.error ?? (isLast ? last.split(` offset ${offset}: `)[1] : null));
-    const tried = isFailing ? ["Its batch failed ", plural(failures, "time", "times"), ", since ", timeElement(Date.parse(since)), ". Error of the handler: "] : [];
+    const { failing_record: failing, last_error: last } = status;
+    const [, ofLast] = last?.split(`-${partition} offset ${offset}: `) ?? []; // it may be a dead letter by now
+    const error = failing && placeOf(failing) === open ? failing.error : (record.error ?? ofLast);
     const text = valueText(record);
     const size = `${count(new TextEncoder().encode(text).length)} bytes${record.value ? " as compact JSON" : ""}`;
     const again = record.value && !record.masked && button("Send again …", () => sendAgain(record.value), { "data-role": "send" });
     show(
-      error && element("p", { class: "trouble" }, ...tried, error),
+      error && element("p", { class: "trouble" }, error),
       actions(record, text, curlOf(path), again, error && linkToLike(error), sentBackSign(record)),
       facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", keyContent(record)], ["size", size]]),
       ...contents(record.value || record.deleted ? { text } : record.content, record.headers, record.error),
@@ -57,7 +57,6 @@ export async function showRecord(panel, open, sendAgain) {
 /** The key as text, as filters take it; undefined where there is none, or it is masked. */
 export const keyText = ({ key }) => (key?.text === MASK ? undefined : key?.text);
 
-/** The actions of a panel: its own, copy buttons, and links to what has the same key. */
 export function actions(one, value, curl, ...own) {
   const key = keyText(one);
   const ofKey = (tab, what) => key && inside(addressOf(tab, { key }), `${what} of this key`);

@@ -15,11 +15,10 @@ const MOST_FIELDS = 40; // fields offered as columns
 export class Records {
   #list = byId("record-list");
   #said = byId("records-said");
-  #onward = byId("onward");
-  #halt = byId("halt-search");
   #shown = [];
   #found = null; // what a search has found so far; null while the newest are shown
   #searched = "null"; // the filters of that search
+  #checks = 0; // of records that stay listed
   #fields = new Set();
   #columns = localStorage.getItem(COLUMNS)?.split("\n").filter(Boolean) ?? [];
   #filters = new Filters(byId("search"), "records", byId("newest"));
@@ -28,12 +27,12 @@ export class Records {
   constructor(sendAgain) {
     this.#sendAgain = sendAgain;
     onSubmit(byId("lookup"), (place) => go(addressWith({ tab: "records", open: placeOf(place) })));
-    this.#onward.addEventListener("click", () => (this.#found.next === null ? this.#begin(this.#found.filters) : this.#searchOn()));
+    byId("onward").addEventListener("click", () => (this.#found.next === null ? this.#begin(this.#found.filters) : this.#searchOn()));
     byId("search").addEventListener("submit", () => (this.#searched = ""), true); // the same search once more is a new one
     byId("follow").addEventListener("change", ({ target }) => say(this.#said, ...(target.checked ? [] : ["As of ", timeElement(Date.now()), "."])));
-    this.#halt.addEventListener("click", () => (this.#found.stopped = true));
+    byId("halt-search").addEventListener("click", () => (this.#found.stopped = true));
     onExport("export-records", this.#list, `${stream}.ndjson`, this.#said, () => this.#shown.map((record) => `${JSON.stringify(record)}\n`));
-    onExport("export-csv", this.#list, `${stream}.csv`, this.#said, () => (this.#shown.length > 0 ? csvOf(this.#shown) : []));
+    onExport("export-csv", this.#list, `${stream}.csv`, this.#said, () => csvOf(this.#shown));
     this.#showHead();
   }
 
@@ -41,7 +40,7 @@ export class Records {
   newest = {
     name: "newest records",
     pause: 2_000,
-    when: () => address().tab === "records" && this.#found === null && byId("follow").firstElementChild.checked && !inUse(this.#list),
+    when: () => address().tab === "records" && this.#found === null && (byId("follow").firstElementChild.checked || this.#shown.length === 0) && !inUse(this.#list),
     read: () => get("consumers/messages", { scope: "topic", limit: SHOWN }),
     show: ({ messages }) => {
       if (this.#found !== null) return; // a search has begun meanwhile
@@ -50,6 +49,21 @@ export class Records {
     },
     lose: ({ message }) => this.#found === null && say(this.#said, `The records cannot be read: ${message}`),
   };
+
+  /** Read one of the records that stay listed or open again: what the topic no longer has is shown no longer. */
+  async check() {
+    const panel = byId("record");
+    const open = panel.querySelector(".facts") ? [panel.dataset.open] : [];
+    const places = [...open, ...(this.newest.when() ? [] : this.#shown.map(placeOf))];
+    if (address().tab !== "records" || places.length === 0) return;
+    const place = places[this.#checks++ % places.length];
+    const failure = await get(`consumers/messages/${place.replace("-", "/")}`).then(() => null, (error) => error);
+    if (failure?.status !== 404) return;
+    this.#arrange(this.#shown.filter((one) => placeOf(one) !== place));
+    if (this.#found) this.#found.records = this.#shown;
+    if (panel.dataset.open === place) showRecord(panel, place, this.#sendAgain);
+    say(this.#said, `The topic no longer has partition ${place.replace("-", ", offset ")}.`);
+  }
 
   visit(parameters) {
     const filters = this.#filters.of(parameters);
@@ -63,11 +77,10 @@ export class Records {
   #begin(filters) {
     this.#searched = JSON.stringify(filters);
     this.#arrange([]);
-    this.#onward.hidden = this.#halt.hidden = true;
-    byId("follow").hidden = filters !== null;
+    this.#said.dataset.search = "none"; // the style shows the buttons
     say(byId("records-title"), filters === null ? "Newest records" : "Records found");
     this.#found = filters && { filters, records: [], scanned: 0, next: null, page: 0, at: Date.now() };
-    if (filters === null) report(this.#said, "", () => "");
+    if (filters === null) report(this.#said, "", () => "…");
     else this.#searchOn();
   }
 
@@ -76,8 +89,7 @@ export class Records {
     const found = this.#found;
     found.stopped = false;
     found.page += PAGE;
-    this.#onward.hidden = true;
-    this.#halt.hidden = false;
+    this.#said.dataset.search = "under way";
     await report(this.#said, "Searching …", async () => {
       for (;;) {
         const answer = await get("consumers/messages", { scope: "topic", ...found.filters, limit: found.page - found.records.length, before: found.next });
@@ -89,14 +101,14 @@ export class Records {
         const passed = `${count(found.records.length)} found; ${plural(found.scanned, "record", "records")} looked at`;
         const back = found.next === null || answer.reached === null ? [] : [", back to ", timeElement(answer.reached)];
         const far = [passed, ...back, ...(found.next === null ? ["; there are no more as of ", timeElement(found.at), "."] : ["; there are more."])];
+        if (found.next === null && found.filters.q && found.records.length === 0) far.push(" Upper and lower case matter: try it written otherwise.");
         if (found.stopped || found.next === null || found.records.length >= found.page) return far;
         say(this.#said, "Searching … ", ...far);
       }
     });
     if (found !== this.#found) return;
-    this.#halt.hidden = true;
-    this.#onward.hidden = false;
-    say(this.#onward, found.next === null ? "Search again" : "Go on");
+    this.#said.dataset.search = "paused";
+    say(byId("onward"), found.next === null ? "Search again" : "Go on");
   }
 
   #arrange(records) {

@@ -1,16 +1,15 @@
 /** Who uses the page: they sign in with a key, and the style hides what needs a role (`data-role`) that they lack. */
 
-import { get, post } from "./api.js";
+import { post } from "./api.js";
 import { byId, onSubmit, report, say } from "./dom.js";
 
-/** Whether they have a role; not known before that was read. */
-export const may = (role) => document.body.dataset.roles?.split(" ").includes(role);
 const producer = document.querySelector("meta[name=producer-url]").content;
-export const SESSION = { name: "session", pause: 5_000, read: () => get("session", { stream: "" }), show: showSession };
 
-function showSession({ name, roles }) {
+/** Name the user; with the role `operate`, do also what is for operators. */
+export function showSession({ name, roles }, forOperators) {
   if ((document.body.dataset.session ??= `${name} ${roles}`) !== `${name} ${roles}`) location.reload(); // nothing stays that somebody else was shown
   document.body.dataset.roles = roles.join(" ");
+  if (roles.includes("operate")) forOperators();
   say(byId("who"), name === null ? "" : `${name}: ${roles.join(", ")}${roles.includes("read:sensitive") ? "" : " (sensitive fields are masked)"}`);
 }
 

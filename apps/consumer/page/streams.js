@@ -8,11 +8,9 @@ const asked = address().stream ?? names[0];
 export const stream = names.includes(asked) ? asked : names[0];
 const dead = {}; // how many dead letters can be sent back, by the name of each stream once that was read
 
-/** Show state, health, lag and dead letters of each stream as a link to its tab; hide the choice with a single stream. */
+/** Show state, health, lag and dead letters of each stream as a link to its tab; the style hides a single one. */
 export function showStreams(streams, healths) {
-  const list = byId("streams");
-  list.parentElement.hidden = names.length === 1;
-  arrange(list, names, String, newItem, (item, name) => {
+  arrange(byId("streams"), names, String, newItem, (item, name) => {
     const { state = "unknown", lag } = streams[name] ?? {};
     const health = healths[name]?.status ?? "unknown";
     showPill(item.querySelector(".pill"), state === "running" && health === "unavailable" ? health : state, health);

@@ -20,7 +20,12 @@ from apps.chassis.http.served_streams import stream_dependencies
 from apps.chassis.kafka.search import Newest
 from apps.chassis.shared_reads import SharedReads
 from apps.consumer.browsing.record_view import View
-from apps.consumer.browsing.routes import COPIES_IN_MEMORY, SEARCH_MEMORY_BYTES, MessageController
+from apps.consumer.browsing.routes import (
+    COPIES_IN_MEMORY,
+    RECORD_MEMORY_BYTES,
+    SEARCH_MEMORY_BYTES,
+    MessageController,
+)
 from apps.consumer.browsing.window import Window
 from apps.consumer.page.routes import page_routes
 from apps.consumer.redriving.marks import Marks
@@ -96,9 +101,10 @@ def test_the_newest_of_the_window_count_for_the_records_that_are_asked_for(query
 
 
 @pytest.mark.parametrize("query", ["scope=topic", "q=x&scope=%74opic"])
-def test_a_search_counts_for_what_it_holds(query: str) -> None:
+def test_a_call_that_reads_the_topic_counts_for_what_it_holds(query: str) -> None:
     for controller, path, wanted, needed in (
         (MessageController, "/consumers/messages", query, SEARCH_MEMORY_BYTES),
+        (MessageController, "/consumers/messages/0/0", "", RECORD_MEMORY_BYTES),
         (DeadLetterController, "/consumers/dead-letters", "", SEARCH_MEMORY_BYTES),
         (DeadLetterController, "/consumers/dead-letters/reasons", "", 8 * 1024**2),
     ):

@@ -494,9 +494,9 @@ async def test_known_keys_stay_in_use_while_the_address_is_down(
 )
 @pytest.mark.anyio
 async def test_an_issuer_that_takes_back_its_last_key_has_its_tokens_refused(
-    issuer: Issuer, content: bytes, caplog: pytest.LogCaptureFixture
+    issuer: Issuer, jwks: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with client("consumer", **settings_of(issuer.address, API_KEY=KEY)) as consumer:
+    with client("consumer", **settings_of(jwks, API_KEY=KEY)) as consumer:
         authenticator = consumer.app.state["access"].authenticator
         source = FetchedKeys(issuer.address, pause_s=0.02)
         authenticator.tokens = tokens = tokens_of(source)

@@ -128,6 +128,17 @@ async def test_trouble_has_lasted_since_it_was_first_found(
 
 
 @pytest.mark.anyio
+async def test_a_topic_that_is_not_there_yet_at_the_start_is_no_trouble_later(options: ClientOptions) -> None:
+    class Starting(Cluster):
+        async def _find(self) -> str | None:
+            return "topic events: UnknownTopicOrPartitionError"
+
+    cluster = Starting(options, [Topic("events", 6, 1)])
+    assert await cluster.trouble()
+    assert cluster.last_trouble == (None, None)
+
+
+@pytest.mark.anyio
 async def test_settings_are_checked_while_the_topics_cannot_be_used_because_they_may_be_the_cause(
     options: ClientOptions,
 ) -> None:

@@ -191,10 +191,7 @@ class Cluster:
         return f"Kafka at {self._servers} does not answer in time"
 
     async def watch(self, every_s: float = LOOK_EVERY_S) -> None:
-        """Check the topics every `every_s` seconds, until cancelled; log each change of the result.
-
-        A deleted topic is created again.
-        """
+        """Check the topics every `every_s` seconds, until cancelled; log changes, and create deleted topics again."""
         known: str | None = None
         settings_checked_at = -math.inf
         while True:
@@ -208,7 +205,7 @@ class Cluster:
                     await self.ensure_topics()
             elif time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:  # even in trouble: they may be its cause
                 settings_checked_at = time.monotonic()
-                with suppress(KafkaError, OSError, Unusable):  # reported, or by the next check of `trouble`
+                with suppress(KafkaError, OSError, Unusable):  # likewise
                     await self.check_settings()
 
     @property
@@ -226,7 +223,8 @@ class Cluster:
         finally:
             self._looked_at = time.monotonic()
         self.trouble_since = (self.trouble_since or time.time()) if self._found else None
-        self.last_trouble = (self._found, self.trouble_since) if self._found else self.last_trouble
+        if self._found and self.configs.keys() >= self._topics.keys():  # it is none that topics are still created
+            self.last_trouble = self._found, self.trouble_since
         return self._found
 
     @property

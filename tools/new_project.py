@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from contracts import PROJECT
@@ -21,10 +22,19 @@ DIFF = re.compile(r"^```diff\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 REMOVAL = re.compile(r"^git rm -r (.*)$", re.MULTILINE)
 CODE = re.compile(r"^ *```.*?^ *```$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
+IDENTIFIER = re.compile(
+    r"(?<=save_)people|(?<=agent\()people|people(?=_[a-z]| = )|(?<=apps/consumer/)people|(?<=UPDATE )people"
+)
+"""People in names that cannot have a hyphen."""
+ADDING = "add-a-message.md"
+EXAMPLE = re.compile(
+    r"ORDERS|orders|\bOrder\b|\bAn order\b|(?<=contracts[./])order\b|\border(?=_id\b|: |\.order_id)|\bord-1"
+)
+INSTEAD = {"ORDERS": "INVOICES", "orders": "invoices", "Order": "Invoice", "An order": "An invoice"}
+INSTEAD |= {"order": "invoice", "ord-1": "inv-1"}
+"""The example of the guide that adds a message, where the project's own are orders."""
 OF_PEOPLE = (
     "README.es.md",
-    "docs/how-to/add-a-message.md",
-    "docs/how-to/keep-records-in-a-database.md",
     f"docs/how-to/{GUIDE}",
     "docs/page-*.png",
     "docs/speed.*",
@@ -48,12 +58,14 @@ uv run just check    # before every commit: formatting, lint, types and the fast
 uv run just test     # also on a real Kafka and in a browser
 ```
 
-1. Give a record its fields in `contracts/{module}.py`, then `uv run just schema`.
+1. Give a record its fields in `contracts/{module}.py`, then `uv run just schema --break`: this once, because no record
+   has the starter's fields yet. Later use `uv run just schema`, which refuses what running services could not read.
 2. Do your work in `apps/consumer/handlers.py`: [how to write a handler](docs/how-to/write-a-handler.md).
-3. [Deploy](docs/how-to/deploy.md) and [operate](docs/how-to/operate.md) it.
-4. To add a stream, declare it in `contracts`, and add it to `STREAMS` there and to `HANDLERS`.
+3. `git commit`: all files are staged.
+4. [Deploy](docs/how-to/deploy.md) and [operate](docs/how-to/operate.md) it.
 
-[Contributing](CONTRIBUTING.md) lists all commands. Where a document shows the fields of a person, read your own.
+[Add a message](docs/how-to/add-a-message.md) adds another stream. [Contributing](CONTRIBUTING.md) lists all commands.
+Where a document shows the fields of a person, read your own.
 """
 MESSAGE = '''"""The stream of {stream}."""
 
@@ -74,6 +86,32 @@ class {kind}(msgspec.Struct, frozen=True, gc=False):
 
 {constant} = Stream("{stream}", {kind}, key=lambda one: one.{module}_id)
 '''
+EDITS: dict[str, tuple[tuple[str, str], ...]] = {
+    "CONTRIBUTING.md": (
+        (r"\| `uv run just bench` .*\n", ""),
+        (r" · adopting · shipping", " · shipping"),
+        (r"examples/ .*\n", ""),
+        (
+            r"deploy/ observability/ benchmarks/ .*\n",
+            "deploy/ observability/    Kubernetes manifests; alerts and dashboard\n",
+        ),
+        (r"docs/           tutorial, ", "docs/           "),
+    ),
+    "docs/README.md": (
+        (r", then the \[tutorial\].* \|", " |"),
+        (r", \[replace `Person`\].* \|", " |"),
+        (r"\[speed\]\(speed\.md\) ·\n", ""),
+    ),
+    "docs/explanation/guarantees.md": ((r"\(\[examples\]", "([how]"),),
+    "docs/how-to/add-a-message.md": ((r"`Order` next to `Person`", "`Order` next to yours"),),
+    "docs/how-to/handle-dead-letters.md": ((r"!\[.*\]\(.*\)\n\n", ""),),
+    "docs/how-to/keep-records-in-a-database.md": ((r"(?s)\[examples/postgres\.py\].*?(?=How it works)", ""),),
+    "docs/how-to/protect.md": ((r"Of a person, .* are:", "For example:"),),
+    "docs/how-to/upgrade.md": ((r"3\. `uv run just bench`.*\n", ""),),
+    "docs/reference/calls.md": ((r"A person is (?s:.*?)\. All fields are required.*\n.*the record's key\. ", ""),),
+    "tests/faults/README.md": ((r"\| in the examples .*\n", ""),),
+}
+"""Passages about what a new project lacks, as patterns, and what replaces them."""
 CHANGELOG = "# Changelog\n\n## [0.1.0] - Unreleased\n"
 
 
@@ -107,6 +145,15 @@ def apply(guide: str, folder: Path) -> None:
     _git(folder, "apply", "-", given="".join(DIFF.findall(text)))
 
 
+def edited(text: str, edits: Sequence[tuple[str, str]]) -> str:
+    """Return the text with each passage replaced. Raises `LookupError` for one that is not there any more."""
+    for passage, replacement in edits:
+        text, found = re.subn(passage, replacement, text)
+        if not found:
+            raise LookupError(passage)
+    return text
+
+
 def new_project(folder: Path, stream: str) -> None:
     """Write the project into a folder. Raises `ValueError` for a name that it cannot have."""
     names = names_of(folder.name, stream)
@@ -121,6 +168,8 @@ def new_project(folder: Path, stream: str) -> None:
     for pattern in OF_PEOPLE:
         for file in folder.glob(pattern):
             _git(folder, "rm", "-rqf", str(file.relative_to(folder)))
+    for name, edits in EDITS.items():
+        (folder / name).write_text(edited((folder / name).read_text("utf-8"), edits), "utf-8")
     (folder / "README.md").write_text(README.format(**names), "utf-8")
     (folder / "CHANGELOG.md").write_text(CHANGELOG, "utf-8")
     for file in filter(Path.is_file, _files(folder)):
@@ -156,6 +205,8 @@ def _rename(file: Path, name: Path, names: Names) -> None:
     for old, new in ((PROJECT, names["project"]), ("People over Kafka", names["title"])):
         text = text.replace(old, new).replace(old.replace("-", "_"), new.replace("-", "_"))
     if name.suffix == ".md":
+        if name.name == ADDING and names["constant"] == "ORDERS":
+            text = EXAMPLE.sub(lambda found: INSTEAD[found[0]], text)
         text = CODE.sub(lambda code: _without_people(code[0], names), text)
         text = LINK.sub(lambda link: link[0] if (file.parent / link[2]).exists() else link[1], text)
     elif name.suffix != ".py":
@@ -178,7 +229,10 @@ def _without_orders(code: str, names: Names) -> str:
 
 def _without_people(code: str, names: Names) -> str:
     code = code.replace("PEOPLE", names["constant"]).replace("handle_people", f"handle_{names['plural']}")
-    return re.sub(r"\bPerson\b", names["kind"], re.sub(r"(?<!number_of_)people", names["stream"], code))
+    code = re.sub(r"contracts([./])person\b", rf"contracts\1{names['module']}", code)
+    code = IDENTIFIER.sub(names["plural"], code)
+    code = re.sub(r"(?<!number_of_)(?<!_few_)people", names["stream"], code)
+    return re.sub(r"\bPerson\b", names["kind"], code)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -192,12 +246,12 @@ def _git(folder: Path, *arguments: str, given: str | None = None) -> str:
 
 def main() -> None:
     """Write the project, and say what to do next."""
-    folder = Path(sys.argv[1]).absolute()
+    folder = Path(sys.argv[1]).resolve()
     try:
         new_project(folder, *(sys.argv[2:] or ("orders",)))
     except ValueError as error:
         sys.exit(str(error))
-    print(f"{folder} is yours: see its README.md")
+    print(f"{folder} is yours: see its README.md. All of it is staged; `git commit` when you like")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ from contracts.stream import Stream
 from tools.compatibility import incompatibilities
 
 FOLDER = Path(__file__).parents[1] / "contracts"
+REMEDY = (
+    "Give a new field a default, and keep the others. Only when nothing of the old version is left, no service and no "
+    "record, as before the first deploy: `uv run just schema --break`"
+)
 
 
 def schema_of(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - a type, or a union of types
@@ -46,7 +50,7 @@ def main(
         file, new = file_of(stream, folder), schema_of(stream.record_type)
         wrong = incompatibilities(json.loads(file.read_text()), new) if file.exists() else []
         if wrong and not breaking:
-            print(f"{file.name} is left as it was:", *wrong, sep="\n", file=sys.stderr)
+            print(f"{file.name} is left as it was:", *wrong, REMEDY, sep="\n", file=sys.stderr)
             status = 1
         else:
             text = json.dumps(new, indent=2, ensure_ascii=False) + "\n"

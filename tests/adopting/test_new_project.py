@@ -1,10 +1,12 @@
 """A project that was started from this one has a stream of its own in the place of people, and passes its checks."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from copies import size_of, take_types_along
@@ -16,6 +18,7 @@ KNOW_THE_STREAMS = [f"tests/unit/test_{name}.py" for name in ("command_line", "k
 """Tests of the streams that ship. Other unit tests bring their own, or start servers of a project that is installed."""
 PEOPLE = re.compile(r"(?<!number_of_)people|\bPerson\b|PEOPLE")
 """Nothing that runs or is deployed names them; prose and tests speak of people as such."""
+PYTHON = re.compile(r"^ *```python\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 SHIPPED = (
     "apps",
     "contracts",
@@ -51,6 +54,14 @@ def test_it_names_no_people_and_passes_its_own_checks(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout[-8_000:] + done.stderr[-2_000:]
     assert subprocess.run(["git", "diff", "--stat"], cwd=project, check=True, capture_output=True).stdout == b""
+    for page in project.glob("**/*.md"):
+        for code in PYTHON.findall(page.read_text()):
+            compile(dedent(code), page, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    message = project / "contracts/sensor_reading.py"
+    message.write_text(message.read_text().replace("note: str | None = None", "celsius: float"))
+    first = re.search(r"`uv run (just schema.*?)`: this once", (project / "README.md").read_text())
+    assert first
+    subprocess.run(["uv", "run", *first[1].split()], cwd=project, env=environment, check=True)
 
 
 @pytest.mark.parametrize(

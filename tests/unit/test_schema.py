@@ -188,7 +188,10 @@ def test_a_version_that_cannot_live_beside_the_old_one_is_not_written(
     file.write_text(old)
     assert main([], streams, tmp_path) == 1
     assert file.read_text() == old
-    assert f"$.text is required, and not written: {BACKWARD}" in capsys.readouterr().err
+    refusal = capsys.readouterr().err
+    assert f"$.text is required, and not written: {BACKWARD}" in refusal
+    assert "Only when nothing of the old version is left" in refusal
+    assert refusal.endswith("`uv run just schema --break`\n")
     assert main(["--break"], streams, tmp_path) == 0
     assert json.loads(file.read_text()) == schema_of(Event)
 

@@ -31,8 +31,10 @@ GUESTS: Stream[Guest] = Stream("guests", Guest, key=lambda guest: guest.number, 
 
 
 async def refuse_the_rude(batch: Batch[Guest | Deletion]) -> None:
-    """Reject each rude guest, with an error that quotes the name."""
+    """Reject each rude guest, with an error that quotes the name; and the deletion of those who owe something."""
     for record in batch:
+        if isinstance(record.value, Deletion) and record.key == "debtor":
+            batch.reject(record, "a bill refers to it")
         if isinstance(record.value, Guest) and record.value.name.startswith("rude"):
             batch.reject(record, f"{record.value.name} is refused")
 
@@ -140,3 +142,12 @@ async def test_a_purge_in_part_is_answered_with_what_was_purged(monkeypatch: pyt
         answer = await own.p.consumer.post("/consumers/dead-letters/purge", params={"key": "ada"})
     assert (answer.status_code, answer.json()["detail"]) == (422, "dead letter 0/2 is too large")
     assert {"purged": 3, "written_again": 2, "next": "0-7"}.items() <= answer.json().items()
+
+
+async def test_a_deletion_that_the_handler_has_not_carried_out_is_kept_by_the_purge_of_its_key() -> None:
+    async with hotel() as own:
+        own.write("debtor", f"rude {MARK}")
+        own.write("debtor", None)
+        await own.p.until(GUESTS, dead_lettered_count=2, lag=0)
+        purge = await own.p.consumer.post("/consumers/dead-letters/purge?dry_run=true", params={"key": "debtor"})
+    assert {"would_purge": 1, "kept_deletions": 1}.items() <= purge.json().items()

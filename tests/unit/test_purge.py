@@ -13,12 +13,14 @@ from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
+from apps.consumer.redriving.actions import Action
+from apps.consumer.redriving.deletions import Deletions
 from apps.consumer.redriving.fences import RedriveLimits
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.purge import Doomed, Purged, PurgedInPart
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.refusals import RedriveNotNow
-from contracts.dead_letter import DeadLetter, written_again
+from contracts.dead_letter import OMITTED_BYTES, DeadLetter, written_again
 from tests.fakes import StoredTopic
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +48,7 @@ class Bench:
         limits: RedriveLimits = NO_HURRY,
         kept_s: int | None = None,
         aborted: Sequence[Stored] = (),
+        deletes: bool = True,
     ) -> None:
         options = client_options(Settings(), "consumer")
         cluster = Cluster(options, [])
@@ -61,7 +64,8 @@ class Bench:
             return cast(LogReader, every)
 
         names = f"{DEAD}-redriven", TOPIC, "group"
-        redriver = Redriver(options, cluster, dead, *names, reader, limits=limits, kept_s=kept_s)
+        deletions = cast(Deletions, object()) if deletes else None
+        redriver = Redriver(options, cluster, dead, *names, reader, limits=limits, kept_s=kept_s, deletions=deletions)
         self.purger = redriver.purger
         self.marks: dict[str | None, Marks] = {}
         self.moved: list[tuple[str | None, int, int]] = []
@@ -75,6 +79,9 @@ class Bench:
         monkeypatch.setattr(redriver._fences, "fenced", self._fenced)
         monkeypatch.setattr(redriver._transactions, "move", self._move)
         monkeypatch.setattr(redriver.purger, "_delete_before", self._delete_before)
+
+    async def read_marks(self) -> Marks:
+        return self.marks["group"]
 
     @asynccontextmanager
     async def _fenced(self, owner: str | None, _: str) -> AsyncIterator[tuple[Any, Marks]]:
@@ -208,3 +215,47 @@ async def test_letters_to_purge_or_purged_before_are_not_too_large_for_a_purge(m
     bench.marks["group"] = marks = Marks()
     marks.purge("group", 0, 1, {})
     assert await bench.purger.purge(GONE, {}) == Purged(2, 0, None)
+
+
+def deletion(offset: int, key: str = "gone", age_s: float = 0, group: str = "group") -> Stored:
+    """Return the letter of a deletion that the handler could not carry out."""
+    return replace(letter(offset, key, age_s, group=group), value=None)
+
+
+@pytest.mark.parametrize("doomed", [GONE, Doomed(before=int(time.time() * 1_000) + 60_000)])
+@pytest.mark.parametrize("action", [Action.REDRIVE, Action.DISCARD])
+@pytest.mark.parametrize("group", ["group", "another"])
+async def test_a_deletion_that_was_not_carried_out_stays_until_it_is_sent_back_or_discarded(
+    group: str, action: Action, doomed: Doomed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = [deletion(0, group=group), letter(1, "gone", group=group), deletion(2, group=group)]
+    bench = Bench(letters, monkeypatch=monkeypatch)
+    bench.marks |= dict.fromkeys(["group", "another"], marks := Marks())
+    monkeypatch.setattr(bench.purger._marks_topic, "read", bench.read_marks)
+    assert await bench.purger.count(doomed, {}) == Purged(1, 0, None, 2)
+    assert await bench.purger.purge(doomed, {}) == Purged(1, 1, None, 2)
+    assert (bench.moved, bench.deleted) == ([(group, 0, 0)], {0: 2})
+    marks.apply(action, group, 0, [(2, 3)])
+    assert await bench.purger.purge(doomed, {}) == Purged(1, 0, None, 0)
+    assert bench.deleted == {0: 3}
+
+
+async def test_a_deletion_that_was_not_carried_out_is_written_again_however_long_it_was_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench([deletion(0, "kept", age_s=150), letter(1, "gone")], monkeypatch=monkeypatch, kept_s=100)
+    assert await bench.purger.purge(GONE, {}) == Purged(1, 1, None)
+
+
+async def test_only_a_letter_without_a_value_that_can_be_sent_back_as_a_deletion_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = TOPIC, 0, 7, 0, "group", "ValueError", "wrong", 1
+    omitted = DeadLetter(b"", None, ((OMITTED_BYTES, b"9"),), *place)
+    elsewhere = DeadLetter(b"", None, (), "elsewhere", *place[1:])
+    letters = [replace(deletion(at), headers=one.all_headers()) for at, one in enumerate((omitted, elsewhere))]
+    by_age = Doomed(before=int(time.time() * 1_000) + 60_000)
+    bench = Bench([*letters, replace(deletion(2), key=None)], monkeypatch=monkeypatch)
+    assert await bench.purger.purge(by_age, {}) == Purged(3, 0, None)
+    bench = Bench([deletion(0)], monkeypatch=monkeypatch, deletes=False)
+    assert await bench.purger.purge(GONE, {}) == Purged(1, 0, None)

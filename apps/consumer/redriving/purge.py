@@ -7,6 +7,9 @@ redrives. So each letter counts once at any time, in its old place or in its new
 DeleteRecords, what is purged is neither listed nor sent back; the next purge of the same letters deletes it.
 
 A letter that must stay and that Kafka does not take again keeps those behind it in its partition, but no others.
+
+A deletion that the handler has not carried out stays until it is sent back or discarded: without it nobody would ever
+delete what the handler keeps of the key.
 """
 
 import asyncio
@@ -32,7 +35,7 @@ from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.refusals import RedriveNotNow, TooLarge
 from apps.consumer.redriving.transactions import Transactions
-from contracts.dead_letter import first_written
+from contracts.dead_letter import first_written, is_omitted
 from contracts.record import Record
 
 MOVED_BYTES = 4 * 1024 * 1024
@@ -47,32 +50,40 @@ Offsets = Mapping[int, int]
 
 
 class Doomed(NamedTuple):
-    """Which letters to purge: those of a key, or those that were first written before a time (ms since 1970 UTC)."""
+    """Which letters a purge is about: of a key, or first written before a time (ms since 1970 UTC)."""
 
     key: bytes | None = None
     before: int | None = None
 
     def matches(self, record: Record) -> bool:
-        """Return whether a letter is to be purged."""
+        """Return whether a purge is about a letter."""
         if self.before is not None:
             return first_written(record.headers, record.timestamp) < self.before
         return record.key == self.key
 
 
 class Purged(NamedTuple):
-    """How many letters were purged and written again, and where to continue: None when all were searched."""
+    """How many letters were purged and written again, and where to continue: None when all were searched.
+
+    `kept_deletions` are those that match too, and were left because the handler has not carried them out.
+    """
 
     letters: int
     written_again: int
     cursor: Offsets | None
+    kept_deletions: int = 0
 
 
 class Found(NamedTuple):
-    """How many letters are to be purged, where they end in each partition, and where to continue the search."""
+    """How many letters are to be purged, where they end in each partition, and where to continue the search.
+
+    `kept_deletions` match, and are not to be purged.
+    """
 
     letters: int
     ends: Offsets
     cursor: Offsets | None
+    kept_deletions: int
 
 
 class PurgedInPart(TooLarge):
@@ -95,7 +106,10 @@ class Progress:
 
 
 class Purger:
-    """Purges dead letters of one topic, of all groups. Letters that are older than `kept_s` are not written again."""
+    """Purges dead letters of one topic, of all groups. Letters that are older than `kept_s` are not written again.
+
+    `deleting_topic` is the topic of the stream when that takes deletions.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts of a purge
         self,
@@ -108,6 +122,7 @@ class Purger:
         transactions: Transactions,
         marks_topic: MarksTopic,
         kept_s: int | None = None,
+        deleting_topic: str | None = None,
     ) -> None:
         self._options = options
         self._cluster = cluster
@@ -118,6 +133,7 @@ class Purger:
         self._transactions = transactions
         self._marks_topic = marks_topic
         self._kept_s = kept_s
+        self._deleting_topic = deleting_topic
 
     async def purge(self, doomed: Doomed, after: Offsets) -> Purged:
         """Purge letters, within 9 s; `after` continues an earlier search.
@@ -133,7 +149,7 @@ class Purger:
 
     async def _count(self, doomed: Doomed, after: Offsets) -> Purged:
         found = await self._search(doomed, await self._first_and_end(), after, await self._marks_topic.read())
-        return Purged(found.letters, 0, found.cursor)
+        return Purged(found.letters, 0, found.cursor, found.kept_deletions)
 
     async def _purge(self, doomed: Doomed, after: Offsets) -> Purged:
         now, limits = asyncio.get_running_loop().time(), self._fences.limits
@@ -162,7 +178,8 @@ class Purger:
         left = {p for p, behind in found.ends.items() if progress.reached.get(p) != behind} - progress.stuck.keys()
         # fewer letters than were found: another group has moved some meanwhile
         is_complete = not left and (progress.purged >= found.letters or progress.stuck)
-        done = Purged(progress.purged, progress.written_again, found.cursor if is_complete else first)
+        cursor = found.cursor if is_complete else first
+        done = Purged(progress.purged, progress.written_again, cursor, found.kept_deletions)
         if progress.stuck:
             raise PurgedInPart(self._transactions.why_not_again(progress.stuck.values()), done)
         return done
@@ -181,21 +198,27 @@ class Purger:
         ends, reached, is_whole = dict[int, int](), dict(start), True
         async with aclosing(self._every.read(_ranges(start, end))) as pieces:
             async for records in pieces:
-                ends |= {record.partition: record.offset + 1 for record in records if doomed.matches(record)}
+                going = (record for record in records if self._goes(doomed, record, marks))
+                ends |= {record.partition: record.offset + 1 for record in going}
                 reached[records[0].partition] = records[-1].offset + 1
                 if asyncio.get_running_loop().time() >= late:
                     is_whole = False
                     break
-        letters = await self._count_letters(doomed, _ranges(start, end if is_whole else reached), marks)
-        return Found(letters, ends, None if is_whole else reached)
+        letters, kept = await self._count_letters(doomed, _ranges(start, end if is_whole else reached), marks)
+        return Found(letters, ends, None if is_whole else reached, kept)
 
-    async def _count_letters(self, doomed: Doomed, ranges: Mapping[int, tuple[int, int]], marks: Marks) -> int:
-        letters = 0
+    async def _count_letters(
+        self, doomed: Doomed, ranges: Mapping[int, tuple[int, int]], marks: Marks
+    ) -> tuple[int, int]:
+        """Return how many letters are to be purged, and how many deletions are kept of those that match."""
+        letters = kept = 0
         async with aclosing(self._dead.read(ranges)) as pieces:
             async for records in pieces:
                 for record in filter(doomed.matches, records):
-                    letters += record.offset >= marks.purged(owner_of(letter_of(record)), record.partition)
-        return letters
+                    if record.offset >= marks.purged(owner_of(letter_of(record)), record.partition):
+                        is_kept = self._is_unhandled_deletion(record, marks)
+                        letters, kept = letters + (not is_kept), kept + is_kept
+        return letters, kept
 
     async def _purge_partition(
         self, doomed: Doomed, partition: int, places: tuple[int, int], fenced: Fenced, progress: Progress
@@ -218,20 +241,33 @@ class Purger:
             _, marks = await fenced(owner := owner_of(letter_of(record)))
             if record.offset < marks.purged(owner, partition):
                 continue
-            if self._stays(doomed, record) and not self._transactions.fits_again(record):
+            if self._stays(doomed, record, marks) and not self._transactions.fits_again(record):
                 progress.stuck[partition], reached = record, record.offset
                 break
             by_owner[owner].append(record)
         for owner, letters in by_owner.items():
             producer, marks = await fenced(owner)
-            staying = [record for record in letters if self._stays(doomed, record)]
+            staying = [record for record in letters if self._stays(doomed, record, marks)]
+            going = sum(self._goes(doomed, record, marks) for record in letters)
             await self._transactions.move(producer, owner, partition, reached, staying, marks)
-            progress.purged += sum(map(doomed.matches, letters))
+            progress.purged += going
             progress.written_again += len(staying)
         return reached
 
-    def _stays(self, doomed: Doomed, record: Record) -> bool:
-        return not doomed.matches(record) and not self._is_expired(record)
+    def _goes(self, doomed: Doomed, record: Record, marks: Marks) -> bool:
+        return doomed.matches(record) and not self._is_unhandled_deletion(record, marks)
+
+    def _stays(self, doomed: Doomed, record: Record, marks: Marks) -> bool:
+        is_expendable = doomed.matches(record) or self._is_expired(record)
+        return not is_expendable or self._is_unhandled_deletion(record, marks)
+
+    def _is_unhandled_deletion(self, record: Record, marks: Marks) -> bool:
+        """Return whether a letter is a deletion that was not carried out, and was neither sent back nor discarded."""
+        if self._deleting_topic is None or record.value is not None or record.key is None:
+            return False
+        letter = letter_of(record)
+        is_deletion = letter.topic == self._deleting_topic and not is_omitted(letter)
+        return is_deletion and not marks.contains(owner_of(letter), record.partition, record.offset)
 
     def _is_expired(self, record: Record) -> bool:
         """Return whether a letter has been kept long enough: written again, it would be kept as long once more."""

@@ -31,14 +31,16 @@ class Purges(msgspec.Struct):
     """How many dead letters were deleted, and how many others were written again because they stood before one.
 
     `next` given as `after` continues the purge; null when all dead letters were searched. `would_purge` is for
-    `dry_run=true`. `waiting_for_transaction` letters were not searched, as they stand behind another client's open
-    transaction: purge again when that has ended. Null when Kafka did not say.
+    `dry_run=true`. `kept_deletions` would have gone too, but are deletions that the handler has not carried out: send
+    them back or discard them first. `waiting_for_transaction` letters were not searched, as they stand behind another
+    client's open transaction: purge again when that has ended. Null when Kafka did not say.
     """
 
     purged: int
     written_again: int
     next: str | None
     would_purge: int | None = None
+    kept_deletions: int = 0
     waiting_for_transaction: int | None = None
 
 
@@ -84,7 +86,7 @@ class PurgeController(Controller):
         waiting = await one.redriver.letters.waiting_if_known()  # before the purge has a transaction of its own
         if dry_run:
             counted = await purger.count(doomed, cursor)
-            return Purges(0, 0, _next_of(counted), counted.letters, waiting)
+            return Purges(0, 0, _next_of(counted), counted.letters, counted.kept_deletions, waiting)
         try:
             done = await purger.purge(doomed, cursor)
         except PurgedInPart as error:
@@ -97,7 +99,7 @@ class PurgeController(Controller):
 
 
 def _purges_of(done: Purged, waiting: int | None) -> Purges:
-    return Purges(done.letters, done.written_again, _next_of(done), waiting_for_transaction=waiting)
+    return Purges(done.letters, done.written_again, _next_of(done), None, done.kept_deletions, waiting)
 
 
 def _next_of(done: Purged) -> str | None:

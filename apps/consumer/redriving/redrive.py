@@ -45,7 +45,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ALL = Filter()
-WHY_DELETED = "it is older than a deletion of its key, or its compacted topic may have replaced its record; purge it"
+WHY_DELETED = (
+    "it is older than a deletion of its key, or its compacted topic may have replaced its record; purge it (one that "
+    "is a deletion itself: delete the key again, and discard it)"
+)
 
 
 class LetterPlace(msgspec.Struct):
@@ -120,7 +123,8 @@ class Redriver:
         self._transactions = Transactions(cluster, self.letters, topic, dead.topic, marks_topic)
         self._fences = Fences(options, cluster, dead.topic, self._marks_topic, limits)
         acting = self._fences, self._transactions, self._marks_topic
-        self.purger = Purger(options, cluster, dead, self._every, group, *acting, kept_s=kept_s)
+        deleting_topic = None if deletions is None else topic
+        self.purger = Purger(options, cluster, dead, self._every, group, *acting, kept_s, deleting_topic)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:

@@ -57,7 +57,7 @@ class Stream(Generic[T]):
     UTF-8, and records of one key keep their order. `summary` returns one line about a value, by default its JSON.
     `variables` are additional environment variables of settings, by field: `{"group_id": "CONSUMER_GROUP_ID"}`.
     With `deletes` it takes tombstones, records with a key and no value, which are bad records otherwise: the producer
-    writes them (`DELETE /producers/{stream}/{key}`), and handlers get them as a `Deletion`, in the order of their key.
+    writes them (`DELETE /producers/{stream}?key=`), and handlers get them as a `Deletion`, in the order of their key.
     """
 
     def __init__(  # noqa: PLR0913 - all that is said of a message

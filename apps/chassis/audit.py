@@ -269,12 +269,12 @@ def _outcome_of(status: int) -> Literal["done", "refused", "failed", "unknown"]:
 
 
 def _given_to(scope: Scope) -> Mapping[str, Any]:
-    """Return the parameters of a call, of its query and its body; of a deletion, the last two segments of its path."""
-    if scope.get("method") == DELETE:
-        return dict(zip(("stream", "key"), str(scope["path"]).rsplit("/", 2)[1:], strict=False))
+    """Return the parameters of a call, of its query and its body; of a deletion, those of its path too."""
+    segments = str(scope["path"]).split("/", 3)[2:] if scope.get("method") == DELETE else ()
     query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     body = msgspec.to_builtins(scope.get(DECODED_BODY) or {})
-    return {name: value for name, value in [*query, *body.items()] if value is not None}
+    given = *query, *body.items(), *zip(("stream", "key"), segments, strict=False)
+    return {name: value for name, value in given if value is not None}
 
 
 def hash_of(text: object) -> str:

@@ -102,6 +102,7 @@ PUBLISHING_ERRORS: dict[int | type[Exception], Any] = dict.fromkeys(
 )
 Number = Annotated[int, Parameter(ge=1, le=MAX_GENERATED, description="How many to generate.")]
 Key = Annotated[str, PathParameter(description="The key of the record, percent-encoded; it cannot have a slash.")]
+AnyKey = Annotated[str, Parameter(min_length=1, description="The key of the record, whatever characters it has.")]
 Receipts = Annotated[
     Literal["at-end"] | None,
     Parameter(description="`at-end` answers after the last line, with one status for all lines."),
@@ -155,17 +156,20 @@ def stream_router(producer: StreamProducer) -> Router:
 
 
 def deletions_of(producer: StreamProducer) -> Iterator[HTTPRouteHandler]:
-    """Yield the routes that delete a key: one for any key, and those for keys that are paths of other calls too."""
+    """Yield the routes that delete a key of the query or of the path, and those for keys that are other paths too."""
     name = producer.stream.name
 
-    async def delete_key(request: Request[Any, Any, Any], key: Key) -> Response[Any]:
-        if request.scope["raw_path"].endswith(b"/"):  # Litestar drops it, and the key that is left is another record's
-            raise problem(HTTPStatus.NOT_FOUND, "a key cannot end with a slash here")
+    async def delete_any_key(request: Request[Any, Any, Any], key: AnyKey) -> Response[Any]:
         await refuse_content(request)
         longest = producer.publisher.max_record_bytes
         if (size := len(key.encode())) > longest:
             raise bad_parameter("key", f"got {size} bytes, {expected_size(longest)}")
         return _answer(await send_deletion(producer.publisher, key))
+
+    async def delete_key(request: Request[Any, Any, Any], key: Key) -> Response[Any]:
+        if request.scope["raw_path"].endswith(b"/"):  # Litestar drops it, and the key that is left is another record's
+            raise problem(HTTPStatus.NOT_FOUND, "a key cannot end with a slash here: send it in the query, as `key`")
+        return await delete_any_key(request, key)
 
     def delete_named(key: str) -> Callable[..., Any]:
         async def delete_this_key(request: Request[Any, Any, Any]) -> Response[Any]:
@@ -173,14 +177,15 @@ def deletions_of(producer: StreamProducer) -> Iterator[HTTPRouteHandler]:
 
         return delete_this_key
 
-    yield delete(
-        "/{key:str}",
-        status_code=HTTPStatus.CREATED,
-        summary=f"Delete one of {name}",
-        description="Writes a tombstone: a record with the key and no value.",
-        responses=RESPONSES,
-        role=SEND,
-    )(delete_key)
+    for at, deleting in (("/", delete_any_key), ("/{key:str}", delete_key)):
+        yield delete(
+            at,
+            status_code=HTTPStatus.CREATED,
+            summary=f"Delete one of {name}",
+            description="Writes a tombstone: a record with the key and no value.",
+            responses=RESPONSES,
+            role=SEND,
+        )(deleting)
     for path in (GENERATE, SAMPLE):
         hidden = delete(path, status_code=HTTPStatus.CREATED, include_in_schema=False, role=SEND)
         yield hidden(delete_named(path.removeprefix("/")))

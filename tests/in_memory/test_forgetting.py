@@ -15,11 +15,15 @@ from pair import Pair, pair
 
 from apps.consumer.consuming.batch import Batch
 from apps.consumer.redriving.purge import Purged, PurgedInPart, Purger
+from apps.producer import routes
+from apps.producer.publishing.receipts import Answer, Receipt
 from contracts.stream import Deletion, Stream, encode
 
 pytestmark = pytest.mark.anyio
 
 MARK = "Muster-Person"
+ODD_KEYS = ("/ada", "ada/", "x/../ada", "//ada", "..", "a/generate", "generate", "a b+c&d=%2F#?", "a\ufffdb")
+NO_KEYS = ("", "?key=", "?key=%FF", "?key=a%FF%EF%BF%BD", "?key=ada&key=bob", "?key=ada&number=1")
 
 
 class Guest(msgspec.Struct):
@@ -33,7 +37,7 @@ GUESTS: Stream[Guest] = Stream("guests", Guest, key=lambda guest: guest.number, 
 async def refuse_the_rude(batch: Batch[Guest | Deletion]) -> None:
     """Reject each rude guest, with an error that quotes the name; and the deletion of those who owe something."""
     for record in batch:
-        if isinstance(record.value, Deletion) and record.key == "debtor":
+        if isinstance(record.value, Deletion) and record.key == b"debtor":
             batch.reject(record, "a bill refers to it")
         if isinstance(record.value, Guest) and record.value.name.startswith("rude"):
             batch.reject(record, f"{record.value.name} is refused")
@@ -149,5 +153,23 @@ async def test_a_deletion_that_the_handler_has_not_carried_out_is_kept_by_the_pu
         own.write("debtor", f"rude {MARK}")
         own.write("debtor", None)
         await own.p.until(GUESTS, dead_lettered_count=2, lag=0)
-        purge = await own.p.consumer.post("/consumers/dead-letters/purge?dry_run=true", params={"key": "debtor"})
-    assert {"would_purge": 1, "kept_deletions": 1}.items() <= purge.json().items()
+        query = {"key": "debtor", "dry_run": "true"}
+        purge = await own.p.consumer.post("/consumers/dead-letters/purge", params=query)
+    assert (purge.json()["would_purge"], purge.json()["kept_deletions"]) == (1, 1), purge.text
+
+
+async def test_any_key_is_deleted_by_a_query_and_none_that_is_not_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted = []
+
+    async def delete(_: object, key: str) -> Answer:
+        deleted.append(key)
+        return Answer(1, [Receipt(key, 0, 7)])
+
+    monkeypatch.setattr(routes, "send_deletion", delete)
+    path = "/producers/guests"
+    async with hotel() as own:
+        answers = [await own.p.producer.delete(path, params={"key": key}) for key in ODD_KEYS]
+        assert [answer.status_code for answer in answers] == [201] * len(ODD_KEYS)
+        refused = [await own.p.producer.delete(f"{path}{query}") for query in NO_KEYS]
+        assert [answer.status_code for answer in refused] == [400] * len(NO_KEYS)
+    assert deleted == [*ODD_KEYS]

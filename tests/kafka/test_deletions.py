@@ -22,16 +22,20 @@ def test_a_deletion_is_a_tombstone_that_the_handler_gets_in_the_order_of_its_key
     ):
         producer.until_healthy()
         consumer.until_healthy()
-        keys = ["ada", ODD_KEY, "generate"]
+        keys = ["ada", ODD_KEY, "generate", "/x/../\ufffd"]
         for key in keys:
             written = producer.post("/producers/events", json=event(key, text="first"))
-            deletion = producer.http.delete(f"/producers/events/{quote(key, safe='')}")
+            is_for_path = "/" not in key
+            deletion = producer.http.delete(
+                f"/producers/events/{quote(key, safe='')}" if is_for_path else "/producers/events",
+                params=None if is_for_path else {"key": key},
+            )
             assert deletion.status_code == 201, deletion.text
             (receipt,) = deletion.json()["receipts"]
             assert receipt["id"] == key
             assert receipt["partition"] == written["receipts"][0]["partition"]
         producer.post("/producers/events", json=event("ada", text="again"))
-        consumer.until_consumed(7)
+        consumer.until_consumed(9)
         lines = ledger.read_text().splitlines()
         assert [line for line in lines if line.startswith("ada")] == ["ada: first", "ada: deleted", "ada: again"]
         assert {f"{key}: deleted" for key in keys} <= set(lines)

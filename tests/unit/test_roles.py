@@ -111,7 +111,8 @@ def test_each_call_of_both_services_is_documented_with_the_roles_that_may_make_i
             assert open_to_all == (role not in {"send", "operate"})
             cells = ["yes" if one else "" for one in (open_to_all, *may)]
             shown = re.sub(r"^/page/.*", "/page/{file}", path.replace(EVENTS.name, "{stream}"))
-            shown = "/producers/{stream}/{key}" if method == "DELETE" else shown  # also for keys that are other paths
+            if method == "DELETE":  # also of keys that are other paths
+                shown = re.sub(r"(?<={stream}/).+", "{key}", shown)
             lines.append(f"| {service} | `{method} {shown}` | {' | '.join(cells)} |".replace("  ", " "))
     table = "\n".join(dict.fromkeys(lines))
     assert table in DOCUMENT.read_text(), f"the table in {DOCUMENT.name} is now:\n{table}"

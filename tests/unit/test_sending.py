@@ -429,6 +429,11 @@ def test_a_record_that_no_call_could_delete_is_refused_where_records_can_be_dele
     with pytest.raises(BadRecords, match="the key is empty") as raised:
         read_values(Stream("deleted", Event, key=key_of, deletes=True), body)
     assert raised.value.path == "$[1]"
+    longest = "é" * 8_192
+    deletable = Stream("deleted", Event, key=key_of, deletes=True)
+    assert read_values(deletable, as_json(text=longest))
+    with pytest.raises(BadRecords, match="the key has 16385 bytes, expected at most 16384: no call could delete"):
+        read_values(deletable, as_json(text=f"{longest}a"))
 
 
 @pytest.mark.parametrize("blank", [b"\n", b" \r\n"])

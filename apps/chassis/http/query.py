@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from litestar.connection import Request
 from litestar.handlers import BaseRouteHandler
@@ -38,7 +39,7 @@ def check_query(request: Request[Any, Any, Any]) -> None:
         if name not in expected:
             known = ", ".join(sorted(expected)) or "none"
             faults.append(Fault(parameter=name, detail=f"no such parameter; this call knows: {known}"))
-        elif wrong := _find_fault(expected[name], request.query_params.getall(name)):
+        elif wrong := _find_fault(expected[name], request.query_params.getall(name), request.scope["query_string"]):
             faults.append(Fault(parameter=name, detail=wrong))
     if faults:
         detail = "; ".join(f"{fault.parameter}: {fault.detail}" for fault in faults)
@@ -94,17 +95,25 @@ def _fields(handler: BaseRouteHandler) -> Iterator[tuple[str, FieldDefinition]]:
         waiting += [provided[name].parsed_fn_signature for name in needed]
 
 
-def _find_fault(field: FieldDefinition, values: Sequence[str]) -> str | None:
+def _find_fault(field: FieldDefinition, values: Sequence[str], query: bytes) -> str | None:
     """Return the error of a known parameter that Litestar would not see."""
     if len(values) > 1:
         return f"given {len(values)} times"
     (value,) = values
-    if "\ufffd" in value:  # Litestar puts it where bytes are no UTF-8: they would name another key
-        return "the value is not UTF-8, or has the character U+FFFD"
+    if "\ufffd" in value and not _is_utf8(query):  # Litestar puts it where bytes are none: they would name another key
+        return "the query is not UTF-8"
     if field.annotation is bool and value not in {"true", "false"}:
         return f"expected true or false, got {value[:40]!r}"
     is_number = int in (field.annotation, *getattr(field.annotation, "__args__", ()))
     return _find_fault_of_number(field, value) if is_number else None
+
+
+def _is_utf8(query: bytes) -> bool:
+    try:
+        unquote_to_bytes(query).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _find_fault_of_number(field: FieldDefinition, value: str) -> str | None:

@@ -200,17 +200,15 @@ export class DeadLetters {
 
   /** Delete letters for good, in several calls where they are many; ask first, with the number. */
   #purge(doomed, words) {
-    let kept = "";
     const purge = async (parameters, after) => {
-      const { would_purge: would, purged, next, kept_deletions: deletions } = await post("consumers/dead-letters/purge", undefined, { ...doomed, ...parameters, after });
-      if (deletions > 0) kept = " Deletions that the handler has not carried out stay: send them back or discard them first.";
+      const { would_purge: would, purged, next } = await post("consumers/dead-letters/purge", undefined, { ...doomed, ...parameters, after });
       return (would ?? purged) + (next === null ? 0 : await purge(parameters, next));
     };
     return report(this.#said, "Counting …", async () => {
       const number = await purge({ dry_run: true });
-      if (number === 0) return `There is none to delete.${kept}`;
+      if (number === 0) return "There is none to delete.";
       if (!(await confirmed([...lettersOf(number, words), ` will be ${wordsOf("purge").will}.`], `Delete ${count(number)} for good`))) return "Nothing was changed.";
-      return purge().then((gone) => `${plural(gone, "was", "were")} deleted for good.${kept}`).finally(() => this.#read());
+      return purge().then((gone) => `${plural(gone, "was", "were")} deleted for good.`).finally(() => this.#read());
     });
   }
 }

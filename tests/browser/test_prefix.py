@@ -11,7 +11,7 @@ import httpx
 import pytest
 import trustme
 from playwright.sync_api import Browser, Page, expect
-from proxies import nginx
+from proxies import documented_location, nginx
 from services import Pipeline, Service, event
 
 from apps.chassis.http.health import VERSION
@@ -40,11 +40,8 @@ def site(chromium: str, bootstrap_servers: str, logs: Path, tmp_path_factory: py
     folder = tmp_path_factory.mktemp("nginx")
     port, *others = free_ports(3)
     ports = dict(zip(("producer", "consumer"), others, strict=True))
-    headers = {"producer": "", "consumer": "proxy_set_header Host $http_host;"}
-    locations = "".join(
-        f"location {prefix}/ {{ proxy_pass http://127.0.0.1:{ports[service]}/; {headers[service]} }}\n"
-        for service, prefix in PREFIXES.items()
-    )
+    locations = {service: documented_location(prefix, ports[service]) for service, prefix in PREFIXES.items()}
+    locations["producer"] = re.sub("proxy_set_header Host .*", "", locations["producer"])
     authority, trust = trustme.CA(), ssl.create_default_context()
     authority.configure_trust(trust)
     certificate = folder / "certificate.pem"
@@ -52,7 +49,7 @@ def site(chromium: str, bootstrap_servers: str, logs: Path, tmp_path_factory: py
     tls = f"listen 127.0.0.1:{port} ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate};"
     origin = f"https://localhost:{port}"
     with (
-        nginx(folder, locations, server=tls),
+        nginx(folder, "".join(locations.values()), server=tls),
         Pipeline(bootstrap_servers, logs) as pipeline,
         pipeline.producer(PRODUCER_PORT=str(ports["producer"])) as producer,
         pipeline.consumer(

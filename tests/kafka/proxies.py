@@ -1,6 +1,7 @@
 """Runs a real nginx in front of a service, with its own defaults and nothing of the machine's configuration."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,8 +16,15 @@ from tools.ports import free_ports
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 STARTED_WITHIN_S = 20.0
+DEPLOY = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 """What nginx keeps in temporary folders, which it would otherwise create where only root may."""
+
+
+def documented_location(prefix: str, port: int) -> str:
+    """Return the location block of the documents that strips a path prefix, for a service on a port."""
+    (block,) = re.findall(r"```nginx\n(.*?)```", DEPLOY.read_text(), re.DOTALL)
+    return str(block).replace("/kafka/consumer", prefix).replace(":8001", f":{port}")
 
 
 @contextmanager

@@ -130,7 +130,8 @@ def test_the_openapi_document_names_the_role_of_each_call(guarded: dict[str, Cli
         if (method, path) in asked:
             expected = None if role in {"anyone", "metrics"} else [{"ApiKey": [role]}, {"Session": [role]}]
             assert asked[method, path] == expected
-    assert document["components"]["securitySchemes"]["Session"]["name"] == f"{service}_session"
+    session = signed_in(guarded[service], ALL).partition("=")[0]
+    assert document["components"]["securitySchemes"]["Session"]["name"] == session
 
 
 def test_a_key_without_the_role_is_told_which_one_it_lacks(guarded: dict[str, Client]) -> None:
@@ -296,7 +297,7 @@ def test_a_session_holds_on_every_instance_with_its_key_and_dies_with_the_key(ke
         assert answer.status_code == 401
         assert "max-age=0" in answer.headers["set-cookie"].lower()  # or an open page would count as one who guesses
     with client("producer", API_KEY=f"readr:{SECRETS[Role.READ]}", API_KEY_READS="true") as producer:
-        cookie = headers["Cookie"].replace("consumer_session", "producer_session")
+        cookie = headers["Cookie"].replace("consumer", "producer")
         assert producer.get("/schema", headers={"Cookie": cookie}).status_code == 401
 
 
@@ -305,18 +306,20 @@ def test_a_session_ends_and_cannot_be_prolonged(guarded: dict[str, Client], monk
     with monkeypatch.context() as patched:
         patched.setattr(authentication, "SESSION_S", -1)
         old = signed_in(consumer, SECRETS[Role.READ]).partition(";")[0]
+    name = old.partition("=")[0]
     _, until, signature = old.rsplit(".", 2)
-    longer = f"consumer_session=readr.{int(until) + 1_000}.{signature}"
-    for cookie in (old, longer, "consumer_session=readr", f"consumer_session=allr.9999999999.{'0' * 64}"):
+    longer = f"{name}=readr.{int(until) + 1_000}.{signature}"
+    for cookie in (old, longer, f"{name}=readr", f"{name}=allr.9999999999.{'0' * 64}"):
         assert consumer.get("/consumers/status", headers={"Cookie": cookie}).status_code == 401
 
 
 def test_a_forged_session_does_not_tell_whether_a_key_of_its_name_exists(
     guarded: dict[str, Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    session = signed_in(guarded["consumer"], ALL).partition("=")[0]
     signed, sign = list[bytes](), hmac.digest
     monkeypatch.setattr(hmac, "digest", lambda *given: signed.append(given[1]) or sign(*given))  # type: ignore[func-returns-value]
-    forged = [f"consumer_session={name}.9999999999.{'0' * 64}" for name in ("readr", "nobody")]
+    forged = [f"{session}={name}.9999999999.{'0' * 64}" for name in ("readr", "nobody")]
     answers = [guarded["consumer"].get("/session", headers={"Cookie": cookie}) for cookie in forged]
     assert [answer.status_code for answer in answers] == [401, 401]
     assert answers[0].content == answers[1].content
@@ -324,6 +327,48 @@ def test_a_forged_session_does_not_tell_whether_a_key_of_its_name_exists(
     assert len(signed) == 2  # or the time of the answer would tell it
     with client("consumer") as unguarded:  # its callers may still have a session of earlier days
         assert unguarded.get("/session", headers={"Cookie": forged[0]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("hosts", "prefixes"),
+    [
+        (("localhost:8001", "localhost:8002"), ("", "")),
+        (("localhost", "localhost:8002"), ("", "")),
+        (("[::1]:8001", "[::1]:8002"), ("", "")),
+        (("localhost", "localhost"), ("", "/kafka/consumer")),
+    ],
+)
+def test_two_services_of_one_host_neither_take_nor_end_the_session_of_the_other(
+    hosts: tuple[str, str], prefixes: tuple[str, str]
+) -> None:
+    with ExitStack() as stack:
+        cookie_of, sessions, asked = dict[str, str](), [], []
+        for name, host, prefix in zip(("ada", "bob"), hosts, prefixes, strict=True):
+            keys = {"API_KEY": f"{name}:the-key-of-{name}-alone", "API_KEY_READS": "true", "ROOT_PATH": prefix}
+            service = stack.enter_context(client("consumer", **keys))
+            service.headers["Host"] = host
+            sessions.append(signed_in(service, f"the-key-of-{name}-alone", f"http://{host}").partition(";")[0])
+            cookie_of[name] = sessions[-1].partition("=")[0]
+            asked.append((name, service))
+        sent = "; ".join(sessions)
+        for name, service in asked:
+            answer = service.get("/session", headers={"Cookie": sent})
+            assert (answer.json().get("name"), answer.headers.get("set-cookie")) == (name, None)
+            out = service.post("/session/end", headers={"Cookie": sent, "Sec-Fetch-Site": "same-origin"})
+            assert out.headers["set-cookie"].partition("=")[0] == cookie_of[name]
+
+
+def test_a_page_whose_session_has_ended_slows_nobody_behind_its_address_and_a_guesser_of_sessions_is_slowed() -> None:
+    with client("consumer", API_KEY=ALL, API_KEY_READS="true") as consumer:
+        session = signed_in(consumer, ALL).partition("=")[0]
+
+        def status(until: int) -> int:
+            cookie = f"{session}=nobody.{until}.{'0' * 64}"
+            return consumer.get("/session", headers={"Cookie": cookie}).status_code
+
+        assert {status(9_999_999_999) for _ in range(2 * BURST)} == {401}
+        tried = [status(9_999_999_998 - number) for number in range(2 * BURST)]
+        assert (tried[0], tried[-1]) == (401, 429)
 
 
 @pytest.mark.anyio

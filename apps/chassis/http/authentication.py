@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from contextvars import Context
+from hashlib import sha256
 from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,9 +38,12 @@ log = logging.getLogger(__name__)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SESSION_S = 8 * 60 * 60
 """Seconds for which a session lasts: a working day."""
+PORT = re.compile(r":([0-9]{1,5})$")
+"""The port of a `Host`."""
 SESSION = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,32})\.(?P<until>[0-9]{1,12})\.(?P<signature>[0-9a-f]{64})")
 BEARER = re.compile(r"bearer(?: +(?P<token>.*))?", re.IGNORECASE)
 INVALID_TOKEN = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+WRONG_KEY = "the key is not accepted"
 MISSING_KEY = ApiKey("", secret=token_hex())
 """Stands for a key that does not exist."""
 LOGGED_EVERY_S = 60.0
@@ -85,7 +89,7 @@ class Authenticator:
 
     def __init__(self, settings: Settings, service: str, registry: CollectorRegistry) -> None:
         self.keys = settings.api_keys
-        self.cookie_name = f"{service}_session"
+        self._service = service
         self._path = settings.root_path or "/"
         self.refused = RefusedKeys(registry)
         self._guesses = GuessLimit(workers=settings.producer_workers)
@@ -119,15 +123,17 @@ class Authenticator:
             return self.check(connection, self.keys.find(offered))
         if self.tokens and (token := _bearer_token(connection)) is not None:
             return self._check_token(connection, self.tokens, token)
-        match = SESSION.fullmatch(connection.cookies.get(self.cookie_name, ""))
+        match = SESSION.fullmatch(connection.cookies.get(cookie := self.cookie_of(connection), ""))
         if match is None or not self.keys.needed or int(match["until"]) < time.time():
             return None
         key = self.keys.current.get(match["name"])
         # without one the answer, and the time that it takes, are the same: it tells no names
         is_signed = hmac.compare_digest(
-            match["signature"], self._signature(match["name"], key or MISSING_KEY, match["until"])
+            match["signature"], self._signature(cookie, match["name"], key or MISSING_KEY, match["until"])
         )
-        removal = {"Set-Cookie": self.end_of_session().to_header(header="")}
+        removal = {"Set-Cookie": self.end_of_session(connection).to_header(header="")}
+        if not is_signed and self._guesses.is_repeated(_address_of(connection), match[0]):
+            raise self.refusal("wrong", WRONG_KEY, removal)
         found = self.check(connection, key if is_signed else None, headers=removal)
         if connection.scope.get("method") not in SAFE_METHODS:
             _require_own_page(connection)
@@ -137,11 +143,11 @@ class Authenticator:
         self,
         connection: Connection,
         key: AnyCaller | None,
-        wrong: str = "the key is not accepted",
+        wrong: str = WRONG_KEY,
         headers: dict[str, str] | None = None,
     ) -> AnyCaller:
         """Return a key that is accepted; None stands for a wrong one. Raises 401 with the headers, or 429."""
-        address = connection.client.host if connection.client else ""
+        address = _address_of(connection)
         if self._guesses.blocks(address, key.name if key else None):
             self.refused.note("slowed")
             detail = "too many wrong keys or tokens came from this address: wait before you try another"
@@ -171,18 +177,25 @@ class Authenticator:
         asked_for = {"WWW-Authenticate": f'ApiKey header="{HEADER}"' + (", Bearer" if self.tokens else "")}
         return problem(HTTPStatus.UNAUTHORIZED, detail, headers={**asked_for, **(headers or {})})
 
-    def session_of(self, key: ApiKey, *, secure: bool) -> Cookie:
+    def cookie_of(self, connection: Connection) -> str:
+        """Return the name of the cookie. Browsers send the cookies of all ports of a host, and of shorter paths."""
+        port = PORT.search(connection.headers.get("Host", ""))
+        place = f"{self._path} {port[1] if port else ''}"
+        return f"{self._service}_session_{sha256(place.encode()).hexdigest()[:8]}"
+
+    def session_of(self, connection: Connection, key: ApiKey, *, secure: bool) -> Cookie:
         """Return the cookie of a new session of a key."""
-        until = str(int(time.time()) + SESSION_S)
-        return self._cookie(f"{key.name}.{until}.{self._signature(key.name, key, until)}", SESSION_S, secure=secure)
+        until, cookie = str(int(time.time()) + SESSION_S), self.cookie_of(connection)
+        signature = self._signature(cookie, key.name, key, until)
+        return self._cookie(cookie, f"{key.name}.{until}.{signature}", SESSION_S, secure=secure)
 
-    def end_of_session(self) -> Cookie:
+    def end_of_session(self, connection: Connection) -> Cookie:
         """Return the cookie that removes the one of a session."""
-        return self._cookie("", 0, secure=False)
+        return self._cookie(self.cookie_of(connection), "", 0, secure=False)
 
-    def _cookie(self, value: str, max_age: int, *, secure: bool) -> Cookie:
+    def _cookie(self, name: str, value: str, max_age: int, *, secure: bool) -> Cookie:
         return Cookie(
-            key=self.cookie_name,
+            key=name,
             value=value,
             path=self._path,
             max_age=max_age,
@@ -191,8 +204,9 @@ class Authenticator:
             samesite="strict",
         )
 
-    def _signature(self, name: str, key: ApiKey, until: str) -> str:
-        signed = f"{self.cookie_name}\n{name}\n{until}"
+    @staticmethod
+    def _signature(cookie: str, name: str, key: ApiKey, until: str) -> str:
+        signed = f"{cookie}\n{name}\n{until}"
         return hmac.digest(key.secret.encode(), signed.encode(), "sha256").hex()
 
 
@@ -210,6 +224,10 @@ def _tokens_of(settings: Settings) -> "Tokens":
         raise WrongSetting(f"JWT_JWKS: cannot read {settings.jwt_jwks!r}: {error.strerror}") from None
     roles = settings.jwt_roles_claim, settings.token_roles
     return Tokens(settings.jwt_issuer, settings.token_audiences, source, *roles)
+
+
+def _address_of(connection: Connection) -> str:
+    return connection.client.host if connection.client else ""
 
 
 def _bearer_token(connection: Connection) -> str | None:

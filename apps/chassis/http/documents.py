@@ -71,7 +71,7 @@ class OpenApiDocument(JsonRenderPlugin):
         access = access_of(request)
         schemes: dict[str, Any] = {
             "ApiKey": {"type": "apiKey", "in": "header", "name": HEADER},
-            "Session": {"type": "apiKey", "in": "cookie", "name": access.authenticator.cookie_name},
+            "Session": {"type": "apiKey", "in": "cookie", "name": access.authenticator.cookie_of(request)},
         }
         if access.authenticator.tokens:
             schemes["Token"] = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}

@@ -8,7 +8,7 @@ BURST = 50
 """Wrong keys that an address may send at once."""
 SECONDS_PER_GUESS = 1.0
 REMEMBERED = 1_024
-"""Addresses, and pairs of an address and a key, that are remembered; of more, the oldest are forgotten."""
+"""Addresses, and pairs of one and a key or a session, that are remembered; of more, the oldest are forgotten."""
 
 
 class GuessLimit:
@@ -26,6 +26,7 @@ class GuessLimit:
         self._now = now
         self._paid_off: dict[str, float] = {}
         self._used: dict[tuple[str, str], None] = {}
+        self._wrong_sessions: dict[tuple[str, str], None] = {}
 
     def blocks(self, address: str, name: str | None) -> bool:
         """Return whether an address may not use a key now; `name` is None for an unknown key."""
@@ -40,14 +41,23 @@ class GuessLimit:
         if len(self._paid_off) > REMEMBERED:
             del self._paid_off[next(iter(self._paid_off))]
 
+    def is_repeated(self, address: str, session: str) -> bool:
+        """Remember a wrong session; return whether its address sent it before: a page does, and that is no guess."""
+        return not _remember(self._wrong_sessions, (_place_of(address), session))
+
     def note_used(self, address: str, name: str) -> None:
         """Remember that an address used a key."""
-        used = _place_of(address), name
-        if used in self._used:
-            return
-        self._used[used] = None
-        if len(self._used) > REMEMBERED:
-            del self._used[next(iter(self._used))]
+        _remember(self._used, (_place_of(address), name))
+
+
+def _remember(known: dict[tuple[str, str], None], new: tuple[str, str]) -> bool:
+    """Remember a pair, and forget the oldest of too many; return whether it was not known."""
+    if new in known:
+        return False
+    known[new] = None
+    if len(known) > REMEMBERED:
+        del known[next(iter(known))]
+    return True
 
 
 def _place_of(address: str) -> str:

@@ -64,7 +64,9 @@ class SessionController(Controller):
         log.info("signed in")
         # a proxy may have ended TLS: then only the browser knows
         secure = request.scope["scheme"] == "https" or request.headers.get("Origin", "").startswith("https:")
-        return Response(Session(key.name, key.roles), cookies=[access.authenticator.session_of(key, secure=secure)])
+        return Response(
+            Session(key.name, key.roles), cookies=[access.authenticator.session_of(request, key, secure=secure)]
+        )
 
     @post(
         "/end",
@@ -76,4 +78,4 @@ class SessionController(Controller):
         """Sign out."""
         await refuse_content(request)
         access = access_of(request)
-        return Response(Session(None, access.roles_without_key), cookies=[access.authenticator.end_of_session()])
+        return Response(Session(None, access.roles_without_key), cookies=[access.authenticator.end_of_session(request)])

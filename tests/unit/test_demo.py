@@ -2,10 +2,14 @@
 
 import signal
 import socket
+from http import HTTPStatus
+from typing import Any
 
 import pytest
 
-from tools.demo import DemoFailed, how_it_ended, refuse_taken
+from contracts.stream import Stream
+from tests.event import Event
+from tools.demo import RECORDS, DemoFailed, how_it_ended, refuse_taken, show_stream
 from tools.ports import free_ports
 
 
@@ -36,3 +40,25 @@ def test_each_port_that_is_taken_is_named_with_its_own_variable() -> None:
 )
 def test_a_service_that_was_killed_is_not_said_to_have_said_why(status: int, line: str) -> None:
     assert how_it_ended("consumer", status) == line
+
+
+@pytest.mark.parametrize("refused", [0, 4, RECORDS])
+def test_made_up_records_that_the_handler_refuses_are_counted_and_not_waited_for(
+    capsys: pytest.CaptureFixture[str], refused: int
+) -> None:
+    counts = {"messages_consumed_count": 7, "dead_lettered_count": 2, "last_error": "cancelled"}
+    value = {"id": "a", "number": 1, "text": "b"}
+
+    def call_producer(_method: str, _target: str) -> tuple[int, Any]:
+        counts.update(messages_consumed_count=7 + RECORDS - refused, dead_lettered_count=2 + refused)
+        return HTTPStatus.CREATED, []
+
+    def call_consumer(_method: str, target: str) -> tuple[int, Any]:
+        listed = int(target.rpartition("limit=")[2]) if "limit=" in target else 0
+        messages = [{"value": value, "partition": 0, "offset": offset} for offset in range(listed)]
+        return HTTPStatus.OK, {"streams": {"events": dict(counts)}, "messages": messages}
+
+    show_stream(Stream("events", Event, key=lambda event: event.id), call_producer, call_consumer, {})
+    shown = capsys.readouterr().out
+    assert (f"{refused} of {RECORDS} made-up events were dead-lettered: cancelled" in shown) == bool(refused)
+    assert shown.count("partition 0 offset") == RECORDS - refused

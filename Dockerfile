@@ -1,7 +1,7 @@
 # Both services from one set of layers:
 #
-#   docker build --target producer --tag people-producer .
-#   docker build --target consumer --tag people-consumer .
+#   docker build --target producer --tag people-producer:0.1.0 .
+#   docker build --target consumer --tag people-consumer:0.1.0 .
 #
 # Without --target it is the producer; `docker run IMAGE python -m apps.consumer` runs the other one. It listens on all
 # addresses, and so does not start without API_KEY, API_KEY_FILE, or ALLOW_ANONYMOUS=true.

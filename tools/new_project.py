@@ -46,7 +46,8 @@ OF_PEOPLE = (
 """Files that only people need, besides those that the guide removes."""
 RECIPES = ("bench", "create-people", "demo-database", "new-project", "postgres")
 OF_IMAGES = re.compile(
-    r"Dockerfile|\.github/workflows/release\.yml|deploy/kubernetes/(consumer|producer)\.yaml|tests/unit/test_kubernetes\.py"
+    r"Dockerfile|docs/how-to/deploy\.md|"
+    r"\.github/workflows/release\.yml|deploy/kubernetes/(consumer|producer)\.yaml|tests/unit/test_kubernetes\.py"
 )
 README = """# {title}
 
@@ -109,7 +110,7 @@ EDITS: dict[str, tuple[tuple[str, str], ...]] = {
     "docs/how-to/protect.md": ((r"Of a person, .* are:", "For example:"),),
     "docs/how-to/upgrade.md": ((r"3\. `uv run just bench`.*\n", ""),),
     "docs/reference/calls.md": ((r"A person is (?s:.*?)\. All fields are required.*\n.*the record's key\. ", ""),),
-    "tests/faults/README.md": ((r"\| in the examples .*\n", ""),),
+    "tests/faults/README.md": ((r"\| (in the examples|a person generated in advance) .*\n", ""),),
 }
 """Passages about what a new project lacks, as patterns, and what replaces them."""
 CHANGELOG = "# Changelog\n\n## [0.1.0] - Unreleased\n"
@@ -231,7 +232,7 @@ def _without_people(code: str, names: Names) -> str:
     code = code.replace("PEOPLE", names["constant"]).replace("handle_people", f"handle_{names['plural']}")
     code = re.sub(r"contracts([./])person\b", rf"contracts\1{names['module']}", code)
     code = IDENTIFIER.sub(names["plural"], code)
-    code = re.sub(r"(?<!number_of_)(?<!_few_)people", names["stream"], code)
+    code = re.sub(r"(?<!number_of_)people", names["stream"], code)
     return re.sub(r"\bPerson\b", names["kind"], code)
 
 

@@ -181,7 +181,7 @@ def test_nothing_may_be_done_but_what_is_needed(pod: Resource, container: Resour
 
 def test_the_image_is_a_stage_of_the_dockerfile_in_the_version_of_the_project(container: Resource, name: str) -> None:
     assert container["image"] == f"people-{name}:{VERSION}"
-    assert f"docker build --target {name} --tag people-{name} ." in (ROOT / "Dockerfile").read_text()
+    assert f"docker build --target {name} --tag people-{name}:{VERSION} ." in (ROOT / "Dockerfile").read_text()
 
 
 def test_memory_and_processor_are_asked_for_and_bounded(container: Resource) -> None:

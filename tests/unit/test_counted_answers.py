@@ -2,13 +2,16 @@
 
 import gc
 import tracemalloc
+from http import HTTPStatus
 
 import msgspec
 import pytest
+from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.serialization import encode_json, get_serializer
 from samples import Stored, as_json
 
-from apps.chassis.http.admission import unbounded
+from apps.chassis.http.admission import Limit, Share, UnsentAnswers, unbounded
+from apps.consumer.browsing import counted_answers as module
 from apps.consumer.browsing.counted_answers import MAKE_LATER, TEXT_COPIES, counted, memory_of_answer
 from apps.consumer.browsing.record_view import View, show
 from contracts.record import size_of
@@ -49,3 +52,15 @@ def test_making_an_answer_takes_no_more_memory_than_it_is_counted_for(name: str)
         assert tracemalloc.get_traced_memory()[1] <= 1.6 * memory_of_answer(records)  # the encoder reserves more
     finally:
         tracemalloc.stop()
+
+
+def test_a_call_without_room_is_refused_before_each_byte_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[object] = []
+    monkeypatch.setattr(module, "memory_of_answer", looked_at.append)
+    share = Share(Limit(1_000_000), UnsentAnswers())
+    other = Share(share._limit, UnsentAnswers())
+    assert other.take(500_000)
+    with pytest.raises(ProblemDetailsException) as refused:
+        counted(share, [RECORDS["good"]] * 4, lambda record: show(VIEW, record))
+    assert refused.value.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+    assert not looked_at

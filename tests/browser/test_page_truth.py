@@ -167,7 +167,8 @@ def answered(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
 def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, object]:
     """Return what the page has to show of these answers."""
     fit, state = health["status"] == "ok", status["state"]
-    when = "failing since" if status["failing_since"] else "at" if fit else "since"
+    is_failing = status["failing_since"] and status["failing_since"] == status["last_error_at"]
+    when = "failing since" if is_failing else "at" if fit else "since"
     since = f" ({when} {clock(status['last_error_at'])})" if status["last_error_at"] else ""
     error = [f"Last error{since}: {status['last_error']}"] if status["last_error"] else []
     waiting = status["waiting_for_transaction"]
@@ -274,6 +275,16 @@ def test_a_consumer_that_an_operator_holds_up_is_shown_with_its_lag_and_is_healt
     page.unroute(kept)
 
 
+KAFKA_GONE = {"last_error": "Kafka at nowhere is out of reach", "last_error_at": "2026-01-31T12:00:00Z"}
+
+
+def with_kafka_gone(route: Route) -> None:
+    document = route.fetch().json()
+    for one in (document, *document["streams"].values()):
+        one.update(KAFKA_GONE)
+    route.fulfill(json=document)
+
+
 def test_a_failing_handler_makes_the_page_red_and_tells_the_error_and_since_when_it_fails(
     page: Page, site: Site
 ) -> None:
@@ -282,6 +293,10 @@ def test_a_failing_handler_makes_the_page_red_and_tells_the_error_and_since_when
     status = agreed(page, site, "retrying", fit=False)
     assert "the database is down" in status["last_error"]
     expect(page.locator("#last-error")).to_contain_text(f"(failing since {clock(status['failing_since'])})")
+    page.route("**/consumers/status", with_kafka_gone)
+    expect(page.locator("#last-error")).to_contain_text(f"(since {clock(KAFKA_GONE['last_error_at'])}): Kafka")
+    expect(page.locator("#failing")).to_be_hidden()  # the record that fails is none of Kafka's error
+    page.unroute("**/consumers/status")
     size = page.viewport_size
     page.set_viewport_size({"width": 240, "height": 800})
     expect(page.locator("#health[data-cut]")).to_be_visible()

@@ -118,12 +118,13 @@ function showFacts(status) {
 
 /** Show the last error and link its record; in grey while the service is healthy, because the error is over. */
 function showErrors({ state, last_error: error, last_error_at: at, notes, failing_record: failing, failing_since: since }, health) {
-  const when = since ? "failing since" : health.status === "ok" ? "at" : "since";
+  const isFailing = since !== null && at === since; // else it is Kafka's, while the handler fails too
+  const when = isFailing ? "failing since" : health.status === "ok" ? "at" : "since";
   const began = at ? [` (${when} `, timeElement(at), ")"] : [];
   const last = error ? ["Last error", ...began, `: ${error}`, notes.length > 0 && "; "] : [];
   showLine("last-error", ...last, notes.join("; "));
   byId("last-error").className = health.status === "ok" ? "muted" : "trouble";
-  const named = failing ?? /-(?<partition>\d+) offset (?<offset>\d+)/.exec(error ?? "")?.groups;
+  const named = (isFailing && failing) || /-(?<partition>\d+) offset (?<offset>\d+)/.exec(`${state === "halted" ? health.detail : error}`)?.groups;
   showLine("failing", named && `Show the record: partition ${named.partition}, offset ${named.offset}`);
   byId("refused").hidden = state !== "halted" || !named;
   for (const id of ["failing", "refused"]) if (named) byId(id).setAttribute("href", addressOf("records", { open: placeOf(named) }));
@@ -158,7 +159,7 @@ export function showNoState() {
 function showState(state, { status, detail, kafka }, ill = [], error = "") {
   showPill(byId("state"), state, status);
   const [, kind = "", cause] = /^([a-z]+: )?(.*?)(?: \(see last_error of the status\))?$/s.exec(detail);
-  const isBelow = error.includes(cause) || (kafka !== "connected" && error.startsWith("Kafka ")); // in the line of the last error
+  const isBelow = error.includes(cause) || (kafka !== "connected" && [cause, error].every((one) => one.startsWith("Kafka "))); // in the line of the last error
   const why = isBelow ? kind.slice(0, -2) : kind + cause.replace("by an operator", whoHeldUp(state));
   showLine("health", `Health${names.length > 1 ? ` of ${stream}` : ""} ${status}${why && `: ${why}`}`);
   byId("health").className = status === "ok" ? "muted" : "trouble";

@@ -49,7 +49,7 @@ function drawAll() {
   draw("rate", all, ["consumed", "dead_lettered"]);
   draw("lag", all, ["lag"]);
   say(byId("history-from"), timeElement(from));
-  if (document.querySelector("figure svg:hover") === null) showLast();
+  if (byId("history-at").textContent.startsWith("Now") || document.querySelector("figure svg:hover") === null) showLast();
 }
 
 const sorted = () => [...points.values(), ...(now ? [now] : [])].sort((one, other) => one.at - other.at);

@@ -119,8 +119,7 @@ function showFacts(status) {
 /** Show the last error and link its record; in grey while the service is healthy, because the error is over. */
 function showErrors({ state, last_error: error, last_error_at: at, notes, failing_record: failing, failing_since: since }, health) {
   const isFailing = since !== null && at === since; // else it is Kafka's, while the handler fails too
-  const when = isFailing ? "failing since" : health.status === "ok" ? "at" : "since";
-  const began = at ? [` (${when} `, timeElement(at), ")"] : [];
+  const began = at ? [` (${isFailing ? "failing since" : health.status === "ok" ? "at" : "since"} `, timeElement(at), ")"] : [];
   const last = error ? ["Last error", ...began, `: ${error}`, notes.length > 0 && "; "] : [];
   showLine("last-error", ...last, notes.join("; "));
   byId("last-error").className = health.status === "ok" ? "muted" : "trouble";

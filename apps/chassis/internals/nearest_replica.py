@@ -1,4 +1,4 @@
-"""The replica that a consumer fetches a partition from, chosen anew for a new position: a PROTECTION.
+"""The replica that a consumer fetches a partition from, chosen again for each new position: a PROTECTION.
 
 A leader names a follower in the consumer's rack that has its position (KIP-392). aiokafka fetches from it for the next
 10 s, also after a seek or a rebalance. That follower may not have the new position yet, or still serve the deleted

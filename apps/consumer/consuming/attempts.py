@@ -52,8 +52,8 @@ class Attempts:
     """Calls the handler of a stream, one call at a time.
 
     `failures` counts the failed calls since the last finished batch, `error` is the last one and `kind` its type.
-    `failing_since` is when the first of these failed. `successes` counts the calls that did not fail. `note_error` is
-    told each error.
+    `failing_since` is when the first of these failed. `successes` counts the calls that did not fail. `note_error` gets
+    each error.
     """
 
     def __init__(self, decode: Decode, handle: Handle, note_error: NoteError = ignore_error) -> None:

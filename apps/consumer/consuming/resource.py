@@ -87,7 +87,7 @@ class HandlerResource:
 
     `trouble` is why it cannot be opened, without quotes of errors; `error` is the last error, `failing_since` the time
     of the first. They are None when it is open, and while it is opened again. `retry_at` is when it was or will be
-    opened again after a failure. `note_error` is told each error.
+    opened again after a failure. `note_error` gets each error.
     """
 
     def __init__(  # noqa: PLR0913 - policies with their defaults

@@ -1,6 +1,7 @@
 """The parts of a producer of several processes, without the processes."""
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -130,6 +131,19 @@ async def test_a_signal_that_comes_while_a_worker_is_started_ends_it_too(monkeyp
     with socket.create_server(("127.0.0.1", 0)) as listening:
         supervisor = Supervisor(2, listening)
         assert await supervisor.run() == 0, "it was killed in the end"
+
+
+async def test_a_worker_that_can_no_longer_be_started_because_the_service_ends_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def start_with_a_closed_socket(*_: str, **__: Any) -> Process:  # noqa: ANN401 - as asyncio has it
+        supervisor._end(signal.SIGTERM)
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_with_a_closed_socket)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        supervisor = Supervisor(1, listening)
+        assert await supervisor.run() == 0
 
 
 async def test_a_worker_that_has_lost_its_link_is_replaced(

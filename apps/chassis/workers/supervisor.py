@@ -181,6 +181,8 @@ class Supervisor:
             try:
                 status = await worker.run(self._listening)
             except OSError as error:
+                if self._ending.is_set():  # the socket is closed already
+                    return
                 log.error("%s cannot be started: %s", worker.name, error.strerror)  # noqa: TRY400 - one line says it
                 status = 1
             if self._ending.is_set():

@@ -11,7 +11,14 @@ from unittest.mock import AsyncMock, Mock
 
 import msgspec
 import pytest
-from aiokafka.errors import IllegalOperation, InvalidTransactionTimeout, KafkaConnectionError, ProducerFenced
+from aiokafka.errors import (
+    IllegalOperation,
+    InvalidTransactionTimeout,
+    KafkaConnectionError,
+    KafkaError,
+    ProducerFenced,
+    UnknownError,
+)
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from samples import LONG, Stored
 
@@ -640,6 +647,21 @@ async def test_an_action_that_another_one_fenced_is_refused_for_now(
     monkeypatch.setattr(fences, "AIOKafkaProducer", FencedProducer)
     monkeypatch.setattr(FencedProducer, "error", error)
     with pytest.raises(RedriveNotNow, match="another redrive or discard has begun"):
+        async with redriver._fences.fenced("group"):
+            pass
+
+
+async def test_an_action_whose_transaction_kafka_ends_with_an_unexpected_error_is_refused_for_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = KafkaError("Unexpected error during batch delivery")
+    error.__cause__ = UnknownError()
+    options = client_options(Settings(), "consumer")
+    dead = cast(LogReader, StoredTopic({0: [stored_letter(0)]}, topic=DEAD))
+    redriver = Redriver(options, Cluster(options, []), dead, f"{DEAD}-redriven", TOPIC, "group")
+    monkeypatch.setattr(fences, "AIOKafkaProducer", FencedProducer)
+    monkeypatch.setattr(FencedProducer, "error", error)
+    with pytest.raises(RedriveNotNow, match="ended the transaction with an unexpected error"):
         async with redriver._fences.fenced("group"):
             pass
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import IllegalOperation, InvalidTransactionTimeout, ProducerFenced
+from aiokafka.errors import IllegalOperation, InvalidTransactionTimeout, KafkaError, ProducerFenced, UnknownError
 
 from apps.chassis.deadline import CALL_S
 from apps.chassis.internals.transactions import close_producer
@@ -19,6 +19,7 @@ from apps.consumer.redriving.refusals import RedriveNotNow
 
 TRANSACTION_S = 10.0
 """Seconds after which Kafka aborts an abandoned transaction."""
+UNEXPECTED = "Kafka ended the transaction with an unexpected error, as it may when another redrive or discard begins"
 
 
 class RedriveLimits(NamedTuple):
@@ -92,5 +93,9 @@ class Fences:
         except InvalidTransactionTimeout:
             needed = f"below the {TRANSACTION_S:g} s that a redrive or discard takes: raise it"
             raise InvalidTransactionTimeout(f"the brokers' transaction.max.timeout.ms is {needed}") from None
+        except KafkaError as error:
+            if isinstance(error.__cause__, UnknownError):  # the sender of aiokafka raises another error from it
+                raise RedriveNotNow(f"{UNEXPECTED}: try again") from None
+            raise
         finally:
             await close_producer(producer)

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from apps.chassis.port_holder import holder_of
 from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
 from apps.chassis.settings import Settings
@@ -29,7 +30,7 @@ from contracts.stream import Stream
 from tools.attached import Attached, end_at_signals
 from tools.local_kafka import LocalKafka, LocalKafkaError, reachable
 from tools.local_page import with_local_page
-from tools.ports import holder_of, why_taken
+from tools.ports import why_taken
 from tools.starters import end_with_starters
 
 Services = Mapping[str, Attached]

@@ -3,11 +3,17 @@
 import os
 import sys
 
+from litestar import Litestar
+
+from apps.chassis.service import settings_from_environment
 from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
+from apps.consumer.app import create_app as create_consumer
+from apps.producer.app import create_app as create_producer
 from tools import demo
 
-WATCHED = ("apps", "contracts")
+SHARED = ("apps/chassis", "contracts")
+"""Folders of both services; each has one of its own, too."""
 
 
 def main() -> None:
@@ -19,14 +25,24 @@ def main() -> None:
     demo.main(
         _reloading("producer", settings.host, settings.producer_port),
         _reloading("consumer", settings.host, settings.consumer_port),
-        lambda: print(f"\nA change in {' or '.join(WATCHED)} starts the services again."),
+        lambda: print("\nA change in apps or contracts starts the services again that it belongs to."),
     )
 
 
+def producer() -> Litestar:
+    """Build the producer, without a warning about a server that is not for production."""
+    return create_producer(settings_from_environment())
+
+
+def consumer() -> Litestar:
+    """Build the consumer, likewise."""
+    return create_consumer(settings_from_environment())
+
+
 def _reloading(service: str, host: str, port: int) -> tuple[str, ...]:
-    watched = [part for folder in WATCHED for part in ("--reload-dir", folder)]
+    watched = [part for folder in (f"apps/{service}", *SHARED) for part in ("--reload-dir", folder)]
     place = ("--host", host, "--port", str(port))
-    return ("uvicorn", "--factory", f"apps.{service}.app:create_app", *place, "--no-access-log", "--reload", *watched)
+    return ("uvicorn", "--factory", f"tools.dev:{service}", *place, "--no-access-log", "--reload", *watched)
 
 
 if __name__ == "__main__":

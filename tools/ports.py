@@ -6,10 +6,7 @@ import random
 import socket
 import struct
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import islice
-
-import psutil
 
 _CORRELATION_ID = 0x6B61666B
 # Metadata, version 1, without a client id, of no topic: any Kafka since 0.10 answers it.
@@ -66,15 +63,6 @@ def why_taken(port: int) -> str | None:
         except OSError as error:  # any other error: there is no IPv6 here
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 return os.strerror(error.errno)
-    return None
-
-
-def holder_of(port: int) -> str | None:
-    """Return the name and id of the process that listens on a port of this machine, None where that is unknown."""
-    with suppress(psutil.Error, OSError):
-        for at in psutil.net_connections("tcp"):
-            if at.status == psutil.CONN_LISTEN and at.laddr.port == port and at.pid is not None:
-                return f"{psutil.Process(at.pid).name()} (process {at.pid})"
     return None
 
 

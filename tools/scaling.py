@@ -97,9 +97,15 @@ def _variable(stream: Stream[Any], field: str, given: dict[str, str]) -> str:
 
 def main() -> None:
     """Write the files."""
-    SETTINGS.write_text(settings_with(STREAMS), "utf-8")
-    SCALED_OBJECT.write_text(scaled_object_of(STREAMS, set_variables()), "utf-8")
-    WITH_PASSWORDS.write_text(with_passwords_for(STREAMS), "utf-8")
+    _write(SETTINGS, settings_with(STREAMS))
+    _write(SCALED_OBJECT, scaled_object_of(STREAMS, set_variables()))
+    _write(WITH_PASSWORDS, with_passwords_for(STREAMS))
+
+
+def _write(file: Path, text: str) -> None:
+    if file.read_text("utf-8") != text:
+        file.write_text(text, "utf-8")
+        print(f"{file.relative_to(FOLDER.parent)} is written: commit it")
 
 
 if __name__ == "__main__":

@@ -103,12 +103,11 @@ def build_application(  # noqa: PLR0913 - how the two services differ
         state=State({**common, ACCESS: access, PARTS: parts}),
         guards=[access.guard] if access.keys.needed else [],
         before_request=admit(limit, for_strangers(settings.producer_workers)),
-        exception_handlers={Exception: answer_error},
         lifespan=[lambda _: authenticator.open(), lambda _: _open(parts.values(), traces, end, watch, audit)],
         plugins=[RecordValueSchema(part.stream for part in parts.values())],
         logging_config=None,
         openapi_config=openapi_config(title, description, settings, [part.stream for part in parts.values()]),
-        **options,
+        **{"exception_handlers": {Exception: answer_error}, **options},
     )
     audit.keys_needed, audit.streams, audit.route_of = access.keys.needed, parts.keys(), app.route_of
     app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings, end, audit.note)

@@ -2,9 +2,11 @@
 
 import argparse
 import asyncio
+import difflib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -16,7 +18,7 @@ from apps.chassis.service import WRONG_START, CreateApp, build, check_anonymous,
 from apps.chassis.setting_reading import read_settings
 from apps.chassis.settings import BY_STREAM, Settings, StreamSettings, defaults_of
 from contracts import STREAMS
-from contracts.stream import FIELDS
+from contracts.stream import FIELDS, variables_of
 
 MEANINGS = {
     "kafka_bootstrap_servers": "brokers to ask first, as host:port, separated by commas",
@@ -70,6 +72,12 @@ MEANINGS = {
     "kafka_ssl_keyfile": "its private key",
 }
 """What each setting means, in a few words; docs/reference/settings.md explains them."""
+CLOSE = 0.9
+"""How alike a variable and a setting are, from 0 to 1, for one to be taken for a misspelling of the other."""
+OF_OTHERS = frozenset({"SSL_CERT_FILE", *(f"OTEL_EXPORTER_OTLP_{of}_ENDPOINT" for of in ("LOGS", "METRICS", "TRACES"))})
+"""Variables of OpenSSL and OpenTelemetry whose names are close to settings."""
+OF_KUBERNETES = "tcp://"
+"""How Kubernetes begins the value of `NAME_PORT`, for each of its services."""
 
 
 def run(service: str, description: str, create_app: CreateApp, handler_settings: Sequence[type[Settings]] = ()) -> None:
@@ -86,9 +94,22 @@ def run(service: str, description: str, create_app: CreateApp, handler_settings:
     )
     parser.add_argument("--version", action="version", version=f"{service} {VERSION}")
     parser.add_argument("--check", action="store_true", help="check the settings and that Kafka can be used, and exit")
-    if parser.parse_args().check:
+    check = parser.parse_args().check
+    warnings = [*_misspelt(os.environ, handler_settings)]
+    if check:
+        print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)  # noqa: T201 - what the caller asked for
         sys.exit(_problem(service, create_app))
-    serve(create_app, service)
+    serve(create_app, service, warnings=warnings)
+
+
+def _misspelt(environment: Mapping[str, str], handler_settings: Sequence[type[Settings]]) -> Iterator[str]:
+    """Yield a line about each variable that is no setting, but nearly one."""
+    kinds: Sequence[type[Settings]] = (Settings, *handler_settings)
+    known = {*chain(*map(variables_of, STREAMS)), *chain(*(kind.__struct_encode_fields__ for kind in kinds))}
+    for name, value in sorted(environment.items()):
+        if name not in known and name not in OF_OTHERS and not value.startswith(OF_KUBERNETES):
+            for meant in difflib.get_close_matches(name, sorted(known - {BY_STREAM}), n=1, cutoff=CLOSE):
+                yield f"{name}: no setting is called so, and it is ignored; did you mean {meant}?"
 
 
 def _problem(service: str, create_app: CreateApp) -> str | None:

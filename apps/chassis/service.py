@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address
 from types import FrameType
@@ -30,6 +30,7 @@ from apps.chassis.liveness import LivenessServer
 from apps.chassis.loop_watch import LOOP_WATCH
 from apps.chassis.observability.logs import set_up_logging
 from apps.chassis.open_files import fewer_where_files_are_few, raise_limit
+from apps.chassis.port_holder import holder_of
 from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
 from apps.chassis.settings import Settings, is_address
@@ -72,11 +73,13 @@ class Server(uvicorn.Server):
         self._ending.set()
 
 
-def serve(create_app: CreateApp, service: str, streams: Sequence[Stream[Any]] = STREAMS) -> None:
+def serve(
+    create_app: CreateApp, service: str, streams: Sequence[Stream[Any]] = STREAMS, *, warnings: Sequence[str] = ()
+) -> None:
     """Serve a `producer` or `consumer` until SIGTERM or SIGINT, then end with status 0 within 10 s.
 
-    The settings of `streams` are read from the environment. For a wrong setting, or a port that cannot be used, the
-    process ends at once with status 1 and one line that names the variable.
+    The settings of `streams` are read from the environment, and `warnings` about it are logged. For a wrong setting, or
+    a port that cannot be used, the process ends at once with status 1 and one line that names the variable.
     """
     ending, worker = asyncio.Event(), this_worker(os.environ)
     try:
@@ -99,8 +102,7 @@ def serve(create_app: CreateApp, service: str, streams: Sequence[Stream[Any]] = 
     else:
         topics = ", ".join(settings.of(stream).topic for stream in settings.served(streams))
         url = f"{'https' if tls else 'http'}://{_shown(address)}:{listening.getsockname()[1]}"
-        servers = settings.kafka_bootstrap_servers
-        log.info("%s %s listens on %s, for Kafka at %s, topics: %s", service, VERSION, url, servers, topics)
+        _log_start(service, url, settings.kafka_bootstrap_servers, topics, warnings)
         if settings.producer_workers > 1:
             sys.exit(supervise(settings.producer_workers, listening, liveness))
     if liveness:
@@ -110,6 +112,12 @@ def serve(create_app: CreateApp, service: str, streams: Sequence[Stream[Any]] = 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _ignore)  # uvicorn raises the signal again after its shutdown
     Server(server_config(app, settings, tls), ending).run(sockets=[listening])
+
+
+def _log_start(service: str, url: str, servers: str, topics: str, warnings: Iterable[str]) -> None:
+    log.info("%s %s listens on %s, for Kafka at %s, topics: %s", service, VERSION, url, servers, topics)
+    for warning in warnings:
+        log.warning(warning)
 
 
 def supervise(workers: int, listening: socket.socket, liveness: socket.socket | None) -> int:
@@ -135,7 +143,7 @@ def build(
 def settings_from_environment() -> Settings:
     """Return the settings for an application that another server runs, like `uvicorn --factory`.
 
-    For a wrong setting the process ends with one line that names the variable. A warning says what that server lacks.
+    For a wrong setting the process ends with one line that names the variable.
     """
     try:
         settings = alone(read_settings(os.environ))
@@ -143,14 +151,18 @@ def settings_from_environment() -> Settings:
     except WRONG_START as error:
         sys.exit(str(error))
     set_up_logging(settings)
+    address = settings.host if is_address(settings.host) else "127.0.0.1"
+    return msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
+
+
+def warn_of_other_server() -> None:
+    """Log what a server lacks that another program than this one runs: when it starts, not for `litestar routes`."""
     log.warning(
         "this server listens where its own options say, not at HOST, PRODUCER_PORT or CONSUMER_PORT. It does not limit "
         "slow, idle and unread connections, loses a body after an offered upgrade, does not serve LIVENESS_PORT, "
         "starts no PRODUCER_WORKERS, and stops without time for the last answers: run `python -m apps.producer` or "
         "`apps.consumer` in production"
     )
-    address = settings.host if is_address(settings.host) else "127.0.0.1"
-    return msgspec.structs.replace(settings, allowed_hosts=allowed_hosts_at(settings, address))
 
 
 def alone(settings: Settings) -> Settings:
@@ -216,7 +228,8 @@ def listen(host: str, port: int, port_variable: str) -> socket.socket:
     except OSError as error:
         listening.close()
         wrong = "HOST" if error.errno == errno.EADDRNOTAVAIL else port_variable
-        raise WrongSetting(f"{wrong}: cannot listen on {host}:{port}: {error.strerror}") from None
+        by = f", by {holder}" if error.errno == errno.EADDRINUSE and (holder := holder_of(port)) else ""
+        raise WrongSetting(f"{wrong}: cannot listen on {host}:{port}: {error.strerror}{by}") from None
     return listening
 
 

@@ -18,7 +18,7 @@ from apps.chassis.kafka.kafka import REAL, Kafka
 from apps.chassis.observability.metrics import new_registry
 from apps.chassis.observability.traces import Traces
 from apps.chassis.observability.tracing import traces_of
-from apps.chassis.service import settings_from_environment
+from apps.chassis.service import settings_from_environment, warn_of_other_server
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.routes import MessageController
 from apps.consumer.consuming.policy import DEFAULT, Policy
@@ -60,6 +60,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
     are made, retried and limited. `traces` traces its calls and its handlers; by default as the settings say.
     """
     _prepare_process()
+    at_start = [] if settings else [warn_of_other_server]
     settings = settings or settings_from_environment()
     traces = traces or traces_of(settings, SERVICE)
     registry = new_registry(SERVICE)
@@ -76,6 +77,7 @@ def create_app(  # noqa: PLR0913 - what tests replace
         ending=ending,
         admission=admission or Limit(MAX_MEMORY_BYTES),
         audit=audit_of(settings, SERVICE, kafka, registry),
+        on_startup=at_start,
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,10 +16,10 @@ from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Operation
 from litestar.params import Parameter, PathParameter
 from litestar.response import Response
-from litestar.types import Receive, Scope, Send
+from litestar.types import ExceptionHandler, Receive, Scope, Send
 
 from apps.chassis.http.admission import share_of
-from apps.chassis.http.problem_kinds import BUSY, NOT_ACKNOWLEDGED, OUT_OF_REACH
+from apps.chassis.http.problem_kinds import BUSY, NO_DELETIONS, NOT_ACKNOWLEDGED, OUT_OF_REACH
 from apps.chassis.http.problems import ROOT_PATH, answer_error, bad_body, bad_parameter, documented, problem
 from apps.chassis.http.request_body import (
     BODY_ERRORS,
@@ -191,6 +191,21 @@ def deletions_of(producer: StreamProducer) -> Iterator[HTTPRouteHandler]:
         yield hidden(delete_named(path.removeprefix("/")))
 
 
+def answer_with_reason(streams: Iterable[Stream[Any]]) -> ExceptionHandler:  # type: ignore[type-arg]  # a text at run time
+    """Return an exception handler that says of a DELETE why these streams have no such call."""
+    without = {stream.name for stream in streams if not stream.deletes}
+
+    def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+        match request.method, request.scope["path"].split("/"):
+            case "DELETE", ["", "producers", name, *_] if name in without:
+                detail = f"{name} takes no deletions: declare it with deletes=True"
+                allowed = getattr(error, "headers", None) or {"Allow": ""}
+                return answer_error(request, problem(NO_DELETIONS, detail, headers=allowed))
+        return answer_error(request, error)
+
+    return answer
+
+
 def sample_of(producer: StreamProducer) -> HTTPRouteHandler:
     """Return the route of a generated value of a stream that is not sent."""
 
@@ -200,7 +215,7 @@ def sample_of(producer: StreamProducer) -> HTTPRouteHandler:
 
     return get(
         SAMPLE,
-        summary=f"Generate one of {producer.stream.name}, and send nothing",
+        summary=f"Generate one value of {producer.stream.name} without sending it",
         responses=documented(HTTPStatus.NOT_IMPLEMENTED),
         role=READ,
     )(generate_without_sending)

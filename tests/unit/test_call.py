@@ -19,7 +19,11 @@ class Answering(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         status, body = self.path[1:].split("/", 1)
-        content = {"json": b'{"method": "%s", "caf\xc3\xa9": [1]}' % self.command.encode(), "text": b"plain \xff text"}
+        content = {
+            "10": json.dumps([*range(10)]).encode(),
+            "json": b'{"method": "%s", "caf\xc3\xa9": [1]}' % self.command.encode(),
+            "text": b"plain \xff text",
+        }
         self.send_response(int(status))
         self.end_headers()
         self.wfile.write(content.get(body, b""))
@@ -105,6 +109,15 @@ def test_an_error_of_the_service_is_shown_and_ends_with_another_status(
 @pytest.mark.parametrize("status", [201, 207])
 def test_every_kind_of_success_ends_with_status_0(status: int, answering: str) -> None:
     assert main(answering, "POST", f"/{status}/json") == 0
+
+
+def test_of_a_long_list_the_last_values_are_printed_and_how_many_there_are(
+    answering: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(answering, "GET", "/200/10") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == [7, 8, 9]
+    assert err == "the last 3 of 10:\n"
 
 
 def test_an_answer_that_is_no_json_is_printed_as_it_is(answering: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,3 +81,43 @@ def test_a_check_ends_with_the_line_that_a_start_would_end_with_or_why_kafka_can
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, line: str
 ) -> None:
     assert str(ended(monkeypatch, "--check", **{variable: value})).startswith(line)
+
+
+MISSPELT = {
+    "KAFKA_BOOTSTRAP_SERVER": "KAFKA_BOOTSTRAP_SERVERS",
+    "PRODUCER_PROT": "PRODUCER_PORT",
+    f"{prefix_of(STREAMS[0])}TOPICS": f"{prefix_of(STREAMS[0])}TOPIC",
+    "DEAD_LETTER_RETENTIONS": "DEAD_LETTER_RETENTION",
+    "DATABASE_URI": "DATABASE_URL",
+}
+OF_OTHERS = {
+    "SSL_CERT_FILE": "/etc/ssl/cert.pem",
+    "SSL_CERT_DIR": "/etc/ssl/certs",
+    "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://localhost:4318",
+    "OTEL_EXPORTER_OTLP_HEADERS": "a=b",
+    "KAFKA_HOME": "/opt/kafka",
+    "AWS_REGION": "eu-west-1",
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+    "PRODUCERS_PORT": "tcp://10.0.0.2:80",
+    "PRODUCER_SERVICE_PORT": "80",
+    "PRODUCER_PORT_80_TCP_PORT": "80",
+    "HOSTS": "a",
+}
+
+
+def test_a_misspelt_setting_is_named_with_the_one_that_was_meant_and_no_variable_of_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**dict.fromkeys(MISSPELT, "1"), **OF_OTHERS, "WINDOW_SIZE": "many"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["consumer", "--check"])
+    with pytest.raises(SystemExit):
+        run("consumer", "Reads records.", create_app, [SinkSettings])
+    assert (
+        dict(
+            re.findall(
+                r"^(\w+): no setting is called so.* did you mean (\w+)\?$", capsys.readouterr().err, re.MULTILINE
+            )
+        )
+        == MISSPELT
+    )

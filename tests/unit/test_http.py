@@ -115,6 +115,24 @@ def test_another_method_is_a_problem_that_names_the_ones_allowed(
     assert "GET" in answer.headers["allow"]
 
 
+@pytest.mark.parametrize("path", ["?key=one", "/", "/one", "/one/two", "/generate"])
+def test_a_deletion_of_a_stream_that_takes_none_is_refused_with_the_reason(
+    path: str, producer: TestClient[Litestar]
+) -> None:
+    answer = producer.delete(f"/producers/events{path}")
+    problem = problem_of(answer, 405)
+    assert problem["type"] == "/problems/no-deletions"
+    assert problem["detail"] == "events takes no deletions: declare it with deletes=True"
+    assert answer.headers["allow"] in {"", "POST, OPTIONS", "OPTIONS, POST"}
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/producers/others/one"), ("GET", "/producers/events/one")])
+def test_other_calls_of_an_unknown_path_are_still_not_found(
+    method: str, path: str, producer: TestClient[Litestar]
+) -> None:
+    assert problem_of(producer.request(method, path), 404)["type"] == "about:blank"
+
+
 @BOTH
 def test_a_parameter_that_no_call_knows_is_refused_and_named(
     service: str, clients: dict[str, TestClient[Litestar]]
@@ -540,7 +558,3 @@ async def test_an_answer_to_lines_whose_caller_has_gone_says_so_and_does_not_end
     assert (cut["outcome"], cut["lines"]) == ("broken_off", 1)
     assert "the body broke off; 1 lines before that were taken" in cut["error"]
     assert sent[-1]["more_body"] is True
-
-
-def test_a_stream_that_takes_no_deletions_has_no_call_for_them(producer: TestClient[Litestar]) -> None:
-    assert producer.delete("/producers/events/ada").status_code == 404

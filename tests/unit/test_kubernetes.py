@@ -1,4 +1,5 @@
 import re
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,22 @@ def test_the_manifests_scale_by_every_stream() -> None:
     given = scaler.set_variables()
     assert scaler.scaled_object_of(STREAMS, given) == scaler.SCALED_OBJECT.read_text("utf-8")
     assert scaler.with_passwords_for(STREAMS) == scaler.WITH_PASSWORDS.read_text("utf-8")
+
+
+def test_a_manifest_that_is_changed_is_named_and_another_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(scaler.FOLDER, tmp_path / "deploy")
+    for name in ("SETTINGS", "SCALED_OBJECT", "WITH_PASSWORDS"):
+        monkeypatch.setattr(scaler, name, copied / getattr(scaler, name).relative_to(scaler.FOLDER))
+    monkeypatch.setattr(scaler, "FOLDER", copied)
+    scaler.main()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(scaler, "STREAMS", (*STREAMS, EVENTS))
+    scaler.main()
+    assert [Path(line.split()[0]).name for line in capsys.readouterr().out.splitlines()] == [
+        *("settings.env", "consumer-scaling.yaml", "kustomization.yaml")
+    ]
 
 
 def test_a_further_stream_gets_settings_and_a_trigger_that_logs_in() -> None:

@@ -1,3 +1,4 @@
+import os
 import socket
 from functools import partial
 
@@ -342,5 +343,6 @@ def test_an_address_of_another_machine_is_a_wrong_host() -> None:
 def test_a_port_that_is_taken_is_a_wrong_port() -> None:
     with listen("127.0.0.1", 0, "PRODUCER_PORT") as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(WrongSetting, match=f"PRODUCER_PORT: cannot listen on 127.0.0.1:{port}"):
+        holder = rf"by .* \(process {os.getpid()}\)"
+        with pytest.raises(WrongSetting, match=f"PRODUCER_PORT: cannot listen on 127.0.0.1:{port}: .*, {holder}$"):
             listen("127.0.0.1", port, "PRODUCER_PORT")

@@ -515,6 +515,8 @@ async def test_a_batch_of_dead_letters_is_one_line_that_says_how_many_and_where_
     assert line.getMessage() == "2 records were dead-lettered, the first of them events-0 offset 6: ValidationError"
     fields = {name: vars(line)[name] for name in ("topic", "partition", "offset", "records", "error")}
     assert fields == {"topic": "events", "partition": 0, "offset": 6, "records": 2, "error": "ValidationError"}
+    await consumer.process(bad_record(8, b"Ada"))
+    assert caplog.messages[1:] == ["1 record was dead-lettered: events-0 offset 8: DecodeError"]
 
 
 async def test_a_failing_batch_reports_once_where_the_handler_failed_and_never_what_it_says_of_an_event(

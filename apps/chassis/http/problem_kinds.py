@@ -80,6 +80,13 @@ NOT_ACKNOWLEDGED = Kind(
     "to send again, one that is `unknown` may have been written.",
     retry=True,
 )
+NO_DELETIONS = Kind(
+    "no-deletions",
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    "The stream takes no deletions",
+    "A record can be deleted from a stream that is declared with `deletes=True`, and this one is not; nothing was "
+    "deleted. A retry will fail too.",
+)
 FOREIGN_ORIGIN = Kind(
     "foreign-origin",
     HTTPStatus.FORBIDDEN,
@@ -118,6 +125,7 @@ KINDS = (
     UNREADABLE,
     BUSY,
     NOT_ACKNOWLEDGED,
+    NO_DELETIONS,
     FOREIGN_ORIGIN,
     UNKNOWN_HOST,
     MISSING_ROLE,

@@ -300,9 +300,10 @@ class Consumption:
     def _report(self, bad: Sequence[BadRecord]) -> None:
         first, kind = bad[0].record, type(bad[0].error).__name__
         fields = fields_of(first) | {"records": len(bad), "error": kind}
-        log.warning(
-            "%d records were dead-lettered, the first of them %s: %s", len(bad), name_of(first), kind, extra=fields
+        counted = (
+            f"{len(bad)} records were dead-lettered, the first of them" if bad[1:] else "1 record was dead-lettered:"
         )
+        log.warning("%s %s: %s", counted, name_of(first), kind, extra=fields)
         place, error = name_of(bad[-1].record), bad[-1].error
         self.note_error(f"{place}: {one_line(error)}", f"{place}: {without_values(error)}")
 

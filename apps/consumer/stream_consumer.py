@@ -1,6 +1,8 @@
 """Everything that the consumer has for one stream: group member, readers, window and dead letters."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -36,10 +38,11 @@ from apps.consumer.consuming.dead_letters import DeadLetters
 from apps.consumer.consuming.policy import Policy
 from apps.consumer.consuming.resource import HandlerResource
 from apps.consumer.consuming.subscriber import subscribe
-from apps.consumer.operating.control import Control
+from apps.consumer.operating.control import READABLE_AGAIN, Control
 from apps.consumer.operating.group import Group, look_at_group
 from apps.consumer.operating.history import Counts, HistoryKeeper
 from apps.consumer.operating.lag import GroupOffsets, Lag, LagMeter
+from apps.consumer.operating.lasting_errors import LastingErrors, TimedError
 from apps.consumer.operating.metrics import of_commits, of_consumption, of_dead_letters, of_lag
 from apps.consumer.operating.missing_partitions import MissingPartitions
 from apps.consumer.operating.rebalances import Rebalances
@@ -103,7 +106,7 @@ class StreamConsumer:
         self._members = partial(cluster.members, own.group_id, own.topic)
         self._missing, self._rebalances = MissingPartitions(self._members), Rebalances()
         self._connection = kafka.connection(self._new_broker, cluster.ensure_topics, options["client_id"].journal)
-        self.shared_reads = SharedReads()
+        self.shared_reads, self._lasting = SharedReads(), LastingErrors(lambda: math.isfinite(self._connection.since))
         self.control = self._new_control(background, settings.slow_batch_seconds)
         self.schedule = self._new_schedule()
 
@@ -205,6 +208,7 @@ class StreamConsumer:
                 self.control.stop_at(ending): "last stop",
                 **{tail.end_at(ending): "end of the live tail" for tail in self.tails.values()},
                 self.history.keep(): "history",
+                self._lasting.watch(self._errors_without_time): "watch of the errors",
             }.items():
                 self._background.start(work, name)
             if self._delays_s:
@@ -269,26 +273,32 @@ class StreamConsumer:
         settings = [f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines]
         return [*settings, hidden] if hidden else settings
 
-    def _last_error(
-        self, trouble: str | None, missing: str | None, *, quotes: bool
-    ) -> tuple[str | None, datetime | None]:
-        """Return the last error, and when it happened or began, as far as that is known."""
-        control, consumption, resource = self.control, self.consumption, self.consumption.resource
-        noted = consumption.last_error if quotes else consumption.last_trouble
-        over = (
-            (noted, consumption.last_error_at),
-            (self.cluster.last_trouble[0], _as_time(self.cluster.last_trouble[1])),
+    def _errors_without_time(self) -> dict[str, str | None]:
+        control, connection = self.control, self._connection
+        found = control.trouble() if control.subscriber else None, connection.failure()
+        errors = [error for error in found if error not in {None, READABLE_AGAIN}]
+        lost = None if control.stopped or self.consumption.halted else next(iter(errors), None)
+        return {"commit": self._commits.error, "connection": lost, "scheduled redrive": self.schedule.error}
+
+    def _last_error(self, trouble: str | None, missing: str | None, *, quotes: bool) -> TimedError:
+        """Return the error that lasts, or else the newest of those that are over; and when it happened or began."""
+        consumption, resource, lasting = self.consumption, self.consumption.resource, self._lasting
+        timed = {source: lasting.note(source, error) for source, error in self._errors_without_time().items()}
+        failing_since = consumption.failing_since or consumption.last_error_at
+        last_trouble, trouble_at = self.cluster.last_trouble
+        over: tuple[TimedError, ...] = (
+            (consumption.last_error if quotes else consumption.last_trouble, consumption.last_error_at),
+            (last_trouble, _as_time(trouble_at)),
+            lasting.newest,
         )
-        found = (
-            (trouble, _as_time(self.cluster.trouble_since)),
-            (missing, None),
-            (resource.error if quotes else resource.error and resource.trouble, consumption.failing_since),
-            (self._commits.error, None),
-            (consumption.handler_error(quotes=quotes), consumption.failing_since or consumption.last_error_at),
-            (None if control.stopped or consumption.halted else control.obstacle(), None),
+        found: tuple[TimedError, ...] = (
+            (trouble, _as_time(self.cluster.trouble_since or time.time())),
+            lasting.note("partitions", missing),
+            (resource.error if quotes else resource.error and resource.trouble, failing_since),
+            timed["commit"],
+            (consumption.handler_error(quotes=quotes), failing_since),
+            timed["connection"],
             max(over, key=lambda one: one[1] or NEVER),
-            (self._connection.error, None),
-            (self.schedule.error, None),
         )
         return next(((error, at) for error, at in found if error), (None, None))
 

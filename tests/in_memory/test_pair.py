@@ -15,6 +15,7 @@ from joserfc.jwk import ECKey
 from memory import Memory
 from pair import Pair, pair
 
+from apps.chassis.kafka.client_journal import LASTING_S, NORMAL_REBALANCE_S
 from apps.chassis.settings import Settings
 from apps.consumer.consuming.batch import Batch, Reject
 from contracts.stream import Stream
@@ -177,3 +178,39 @@ async def test_a_member_that_kafka_had_counted_as_gone_reports_that_it_joined_ag
             await consumer._listener.on_partitions_assigned(consumer.assignment())
         status = await p.until(ORDERS, state="running")
         assert status["last_rebalance"]["reason"] == "this instance joined the group again: for Kafka it had been gone"
+
+
+async def test_an_error_of_kafka_has_a_time_and_stays_the_newest_once_it_is_over() -> None:
+    async with shop() as (p, orders, _):
+        orders.rejected = Order("1", 5)
+        await p.producer.post("/producers/orders", json={"order_id": "1", "amount_cents": 5})
+        refused = await p.until(ORDERS, dead_lettered_count=1, lag=0)
+        journal = p.app.state["parts"]["orders"]._connection.journal
+        journal._now = lambda: time.monotonic() - LASTING_S
+        journal.failed("reading", "broker 1 at kafka:9092 cannot be reached")
+        journal._now = time.monotonic
+        journal.failed("reading", "broker 1 at kafka:9092 cannot be reached")
+        lasting = await p.until(ORDERS, state="reconnecting")
+        assert lasting["last_error"] == "broker 1 at kafka:9092 cannot be reached"
+        assert lasting["last_error_at"] > refused["last_error_at"]
+        journal.succeeded("reading")
+        over = await p.until(ORDERS, state="running")
+        assert [over[name] for name in ("last_error", "last_error_at")] == [
+            lasting[name] for name in ("last_error", "last_error_at")
+        ]
+        await p.producer.post("/producers/orders", json={"order_id": "1", "amount_cents": 5})
+        newer = await p.until(ORDERS, dead_lettered_count=2, lag=0)
+        assert newer["last_error"].endswith("Reject: not ours")
+
+
+async def test_a_member_that_waits_for_its_group_has_met_no_error() -> None:
+    async with shop() as (p, _, _):
+        await p.until(ORDERS, state="running")
+        journal = p.app.state["parts"]["orders"]._connection.journal
+        journal._now = lambda: time.monotonic() - NORMAL_REBALANCE_S
+        journal.joins("the-group-of-orders", 35.0)
+        journal._now = time.monotonic
+        waiting = await p.until(ORDERS, state="reconnecting")
+        health = (await p.consumer.get("/health-check", params={"stream": "orders"})).json()
+        assert health["detail"].startswith("waiting for the rebalance of group the-group-of-orders since ")
+        assert waiting["last_error"] is None

@@ -198,7 +198,7 @@ def test_a_member_that_holds_up_the_rebalance_is_what_the_consumer_says_it_waits
         with pipeline.consumer() as consumer:
             consumer.until_answers("/livez", 200)
             wait_until(lambda: waits in consumer.http.get("/health-check").json()["detail"], PROMPT_S + 2)
-            assert waits in consumer.status()["last_error"]
+            assert waits not in str(consumer.status()["last_error"])  # it is no error
             wait_until(lambda: waits in consumer.log.read_text(), PROMPT_S)
             enough.set()
             consumer.until_healthy()

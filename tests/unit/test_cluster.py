@@ -128,6 +128,23 @@ async def test_trouble_has_lasted_since_it_was_first_found(
 
 
 @pytest.mark.anyio
+async def test_a_cluster_that_does_not_answer_in_time_has_a_time_too(
+    options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(Cluster):
+        async def _find(self) -> str | None:
+            await asyncio.Event().wait()
+            return None
+
+    monkeypatch.setattr(module, "ANSWER_S", 0.0)
+    cluster = Silent(options, [])
+    async with cluster.open():
+        trouble = await cluster.trouble()
+        assert cluster.last_trouble == (trouble, cluster.trouble_since)
+        assert (trouble is None, cluster.trouble_since is None) == (False, False)
+
+
+@pytest.mark.anyio
 async def test_a_topic_that_is_not_there_yet_at_the_start_is_no_trouble_later(options: ClientOptions) -> None:
     class Starting(Cluster):
         async def _find(self) -> str | None:

@@ -81,7 +81,7 @@ async def test_a_request_that_failed_is_reported_with_its_broker_until_one_succe
     answers += [RequestTimedOutError(), SimpleNamespace(throttle_time_ms=0, error_code=0)]
     with pytest.raises(RequestTimedOutError):
         await client.send(NODE, FETCH)
-    assert str(client.journal.last_failure()).startswith("Fetch to broker 1 failed: ")
+    assert str(client.journal.last_failure()).startswith("reading records from broker 1 failed: ")
     await client.send(NODE, FETCH)
     assert client.journal.last_failure() is None
 
@@ -95,15 +95,13 @@ async def test_a_broker_that_cannot_be_reached_is_reported_with_its_address(clie
         await client.send(NODE, FETCH)
     address = f"broker 1 at 127.0.0.1:{port}"
     assert client.journal.reason_of(("connection", NODE)) == f"{address} cannot be reached: connection refused"
-    assert (
-        client.journal.last_failure() == f"Fetch to {address} failed: {address} cannot be reached: connection refused"
-    )
+    assert client.journal.last_failure() == f"{address} cannot be reached: connection refused"
 
 
 async def test_an_answer_with_an_error_is_a_failure_of_its_request(client: WatchedClient, answers: list[Any]) -> None:
     answers.append(SimpleNamespace(throttle_time_ms=0, error_code=15, error_message=None))
     await client.send(NODE, FETCH)
-    assert client.journal.last_failure() == "Fetch to broker 1 failed: GroupCoordinatorNotAvailableError"
+    assert client.journal.last_failure() == "reading records from broker 1 failed: GroupCoordinatorNotAvailableError"
 
 
 async def test_a_member_waits_for_its_rebalance_until_it_is_given_its_partitions(

@@ -45,7 +45,7 @@ from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
 from apps.chassis.internals.member_commits import refuse_commit_of_another_member
 from apps.chassis.internals.producer_epochs import ProducerOfClient
-from apps.chassis.kafka.client_journal import ClientId, ClientJournal, why_unreachable
+from apps.chassis.kafka.client_journal import ClientId, ClientJournal, in_words, why_unreachable
 from apps.chassis.kafka.newer_errors import NEWER_ERRORS
 from apps.chassis.observability.logs import one_line
 
@@ -182,7 +182,8 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
 
     def _record_failure(self, node_id: Untyped, kind: str, error: KafkaError) -> None:
         why = self.journal.reason_of(("connection", node_id)) if isinstance(error, NodeNotReadyError) else None
-        self.journal.failed((kind, node_id), f"{kind} to {self._name_of(node_id)} failed: {why or one_line(error)}")
+        what = f"{in_words(kind)} {self._name_of(node_id)}"
+        self.journal.failed((kind, node_id), why or f"{what} failed: {one_line(error)}")
 
     def _record_answer(self, node_id: Untyped, kind: str, answer: Untyped) -> None:
         if milliseconds := getattr(answer, "throttle_time_ms", 0):
@@ -197,7 +198,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
             self.journal.succeeded((kind, node_id))
             return
         said = getattr(answer, "error_message", None) or for_code(code).__name__
-        self.journal.failed((kind, node_id), f"{kind} to {self._name_of(node_id)} failed: {said}")
+        self.journal.failed((kind, node_id), f"{in_words(kind)} {self._name_of(node_id)} failed: {said}")
 
     def _note_written(self, answer: Untyped) -> None:
         """Note which records are surely written: a leader that lost its office may have handed on what it refused."""
@@ -261,7 +262,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
             try:
                 metadata = await connection.send(MetadataRequest(list(topics) if topics else None))
             except (TimeoutError, KafkaError) as error:
-                said = f"Metadata from {host}:{port} failed: {one_line(error)}"
+                said = f"{in_words('Metadata')} {host}:{port} failed: {one_line(error)}"
                 self.journal.failed(("bootstrap", host, port), said, is_request=False)
                 continue
             finally:

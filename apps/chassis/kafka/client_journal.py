@@ -27,6 +27,20 @@ LASTING_S = 5.0
 """Seconds that a failure must last before a connected client counts as failed. A new leader is found sooner."""
 NORMAL_REBALANCE_S = 7.0
 """Seconds that a normal rebalance may take."""
+IN_WORDS = {
+    "AskForTopics": "asking for topics at",
+    "Fetch": "reading records from",
+    "Heartbeat": "staying in the group at",
+    "InitProducerId": "beginning to write at",
+    "JoinGroup": "joining the group at",
+    "Metadata": "asking for topics at",
+    "Offset": "asking for offsets at",
+    "OffsetCommit": "committing at",
+    "OffsetFetch": "asking for committed offsets at",
+    "Produce": "writing records to",
+    "SyncGroup": "joining the group at",
+}
+"""What the requests that repeat themselves do; Kafka's name of a request says it to few operators."""
 
 
 class Failure(msgspec.Struct):
@@ -172,6 +186,11 @@ class ClientId(str):  # noqa: SLOT000 - it has an attribute
         made = super().__new__(cls, name)
         made.journal = ClientJournal()
         return made
+
+
+def in_words(request: str) -> str:
+    """Return what a request does, ready for the name of a broker."""
+    return IN_WORDS.get(request, f"the request {request} to")
 
 
 def why_unreachable(error: BaseException) -> str:

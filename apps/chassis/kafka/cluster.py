@@ -181,14 +181,13 @@ class Cluster:
         """
         if self._looking is None or (self._looking.done() and time.monotonic() - self._looked_at >= FRESH_S):
             self._looking = asyncio.create_task(self._look())
-        looking = self._looking
-        await asyncio.wait([looking], timeout=ANSWER_S)
+        await asyncio.wait([looking := self._looking], timeout=ANSWER_S)
         if looking.done():
             return looking.result()
         if self._is_held_up:
             return self._found
         self.reached = False
-        return f"Kafka at {self._servers} does not answer in time"
+        return self._timed(f"Kafka at {self._servers} does not answer in time")
 
     async def watch(self, every_s: float = LOOK_EVERY_S) -> None:
         """Check the topics every `every_s` seconds, until cancelled; log changes, and create deleted topics again."""
@@ -222,10 +221,13 @@ class Cluster:
                 self._found = await self._out_of_reach(error)
         finally:
             self._looked_at = time.monotonic()
-        self.trouble_since = (self.trouble_since or time.time()) if self._found else None
-        if self._found and self.configs.keys() >= self._topics.keys():  # it is none that topics are still created
-            self.last_trouble = self._found, self.trouble_since
-        return self._found
+        return self._timed(self._found)
+
+    def _timed(self, found: str | None) -> str | None:
+        self.trouble_since = (self.trouble_since or time.time()) if found else None
+        if found and self.configs.keys() >= self._topics.keys():  # it is none that topics are still created
+            self.last_trouble = found, self.trouble_since
+        return found
 
     @property
     def _is_held_up(self) -> bool:

@@ -82,12 +82,16 @@ class Connection:
 
         `otherwise` is returned for an attempt to connect that has met no error yet.
         """
+        starts_or_works = self.current is not None or self._starting_since is not None
+        waits = self.journal.awaited_rebalance() if starts_or_works else None
+        return waits or self.failure() or (otherwise if self.current is None else None)
+
+    def failure(self) -> str | None:
+        """Return the error that prevents the broker from connecting or working; None while it only waits."""
         if self.current is not None:
-            return self.journal.awaited_rebalance() or self.journal.lasting_failure()
-        found = None
-        if self._starting_since is not None:
-            found = self.journal.awaited_rebalance() or self.journal.last_failure(self._starting_since)
-        return found or self.error or otherwise
+            return self.journal.lasting_failure()
+        found = None if self._starting_since is None else self.journal.last_failure(self._starting_since)
+        return found or self.error
 
     def replace(self, broker: KafkaBroker, reason: str) -> None:
         """Replace `broker` with a new one, unless it was replaced before."""

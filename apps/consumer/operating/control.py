@@ -37,6 +37,7 @@ SEEK_TIMEOUT_S = 9.0
 """Seconds that a `seek` may take in all."""
 WATCH_EVERY_S = 2.0
 """Seconds between two checks of the consume loop."""
+READABLE_AGAIN = "what may not be read for a while may be read again"
 REVOKED = "the group revoked the partitions in between: try again once they are assigned"
 
 
@@ -309,7 +310,7 @@ class Control:
         if subscriber is None:
             return self._connection.trouble()
         if self._cluster.unreadable_at > self._connection.since:  # the client does not find back by itself
-            return "what may not be read for a while may be read again"
+            return READABLE_AGAIN
         return why_stuck(subscriber, self._consumption, self._commits, self._connection.journal.since_excused_silence())
 
     def obstacle(self) -> str | None:

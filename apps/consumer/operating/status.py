@@ -38,7 +38,7 @@ class StreamStatus(msgspec.Struct):
     null before the first one. `failing_since` is when what is retried first failed: a record, the opening of the
     handler's resource, or the writing of dead letters. `failing_record` is the first record that is retried alone.
     `next_retry_at` is when it is tried again at the latest. `last_error_at` is when the last error happened or, if it
-    lasts, began; null where that is unknown.
+    lasts, began.
     """
 
     running: bool

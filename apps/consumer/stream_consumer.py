@@ -292,7 +292,7 @@ class StreamConsumer:
             lasting.newest,
         )
         found: tuple[TimedError, ...] = (
-            (trouble, _as_time(self.cluster.trouble_since or time.time())),
+            (trouble, _as_time(self.cluster.trouble_since or trouble_at or time.time())),
             lasting.note("partitions", missing),
             (resource.error if quotes else resource.error and resource.trouble, failing_since),
             timed["commit"],

@@ -443,7 +443,7 @@ def test_who_signs_in_is_named_and_sees_what_their_key_allows(page: Page, site: 
         sign_in("the-key-of-grace")
         expect(page.locator("#who")).to_have_text("grace: read, read:sensitive, operate")
         page.get_by_role("button", name="Stop", exact=True).click()
-        expect(page.locator("#control-said")).to_contain_text("the consumer is stopped")
+        expect(page.locator("#control-said")).to_contain_text(": it is stopped.")
         rows = page.locator("#action-rows > tr")
         expect(rows).to_have_text([re.compile("grace *stop *stream events *done"), re.compile("ada *pause *refused")])
         plain = rows.first.locator("td").last.evaluate("node => getComputedStyle(node).color")
@@ -806,6 +806,19 @@ def test_an_opened_dead_letter_says_in_words_what_is_wrong_where_and_what_change
     expect(page.locator("#matching")).to_have_text(
         re.compile(r"^These match: 1 to send back, since \S+; 1 sent back before\.$")
     )
+
+
+def test_a_record_says_why_it_is_a_dead_letter_also_once_newer_ones_failed(page: Page, site: Site) -> None:
+    refuse(site, "older", 1)
+    refuse(site, "newer", 1)
+    letters = show_letters(page, "older")
+    expect(letters).to_have_count(1)
+    letters.locator(".from a").click()
+    record = page.locator("#record")
+    expect(record.locator(".trouble")).to_contain_text("Reject: ")
+    expect(record.get_by_role("link", name=re.compile(r"^Dead letters like it \([1-9]"))).to_be_visible()
+    record.get_by_role("link", name="Its dead letter").click()
+    expect(page.locator("#letter .trouble").first).to_contain_text("Reject: ")
 
 
 def test_the_stack_of_a_handler_is_shown_where_the_dead_letter_has_it(page: Page, site: Site) -> None:

@@ -213,11 +213,12 @@ def disagreement(page: Page, status: Mapping[str, Any], health: Mapping[str, Any
     }
     if status["lag"] is None:  # then nobody can read the group, and what the page knows of it is dimmed
         shown["dimmed"] = [name for name in shown["dimmed"] if name not in OF_KAFKA]
-        shown["banner"] = "" if shown["banner"].startswith("Cannot read ") else shown["banner"]
+        is_of_kafka = shown["banner"].startswith(("Cannot read ", "Kafka is out of reach."))
+        shown["banner"] = "" if is_of_kafka else shown["banner"]
     if not want["error"]:
         shown["error colour"] = want["error colour"]
     found = {name: (shown[name], value) for name, value in want.items() if shown[name] != value}
-    if shown["answer"] and not shown["answer"].endswith(f" {status['state']}."):
+    if (answer := re.search(r": it is (\w+)\.$", shown["answer"])) and answer[1] != status["state"]:
         found["answer"] = shown["answer"], f"that it is {status['state']}"
     return found
 
@@ -267,7 +268,7 @@ def test_a_consumer_that_an_operator_holds_up_is_shown_with_its_lag_and_is_healt
     page: Page, site: Site, button: str, state: str
 ) -> None:
     page.get_by_role("button", name=button).click()
-    expect(page.locator("#control-said")).to_contain_text(f"the consumer is {state}.")
+    expect(page.locator("#control-said")).to_have_text(re.compile(rf"^{button} of events at \S+: it is {state}\.$"))
     kept = "**/consumers/history?*"  # without a new point there, the drawing must end with the lag of the head
     page.route(kept, lambda route: route.fulfill(json={"step_seconds": 10, "points": []}))
     site.write(300)
@@ -334,15 +335,20 @@ def test_a_start_of_a_consumer_that_halts_again_is_answered_by_that(page: Page, 
     page.get_by_role("button", name="Start", exact=True).click()
     agreed(page, site, "halted", fit=False, when=lambda status: status["member_id"] is None)
     expect(page.locator("#rebalance")).to_contain_text("This instance is not in the group now.")
+    page.route("**/consumers/status", with_kafka_gone)
+    expect(page.locator("#last-error")).to_contain_text("Kafka at nowhere is out of reach")
+    expect(page.locator("#failing")).to_be_hidden()
+    expect(page.get_by_role("link", name="Show the first refused record")).to_be_visible()
+    page.unroute("**/consumers/status")
     page.get_by_role("link", name="Show the first refused record").click()
     expect(page.locator("#record .trouble").first).to_contain_text("DecodeError")
     page.get_by_role("link", name=re.compile("^Dead letters [0-9]")).click()
     expect(page.locator("#no-letters")).to_contain_text("What was refused waits on the topic")
     page.get_by_role("link", name="Overview").click()
     for _ in range(2):  # the first was answered before it halted, the second while it was halted
-        expect(page.locator("#control-said")).to_have_text(re.compile(r"^Start at \S+: .* halted\.$"))
+        expect(page.locator("#control-said")).to_have_text(re.compile(r"^Start of events at \S+: it is halted\.$"))
         page.get_by_role("button", name="Start", exact=True).click()
-    expect(page.locator("#control-said")).to_have_text(re.compile(r"^Start at \S+: .* halted\.$"))
+    expect(page.locator("#control-said")).to_have_text(re.compile(r"^Start of events at \S+: it is halted\.$"))
     page.get_by_role("button", name="Start and dead-letter").click()
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#control-said")).to_have_text("Nothing was changed.")
@@ -412,9 +418,39 @@ def test_behind_a_proxy_that_finds_no_service_nothing_is_shown_as_current(page: 
     agreed(page, site, "running", fit=True)
 
 
+def test_buttons_that_need_kafka_are_called_off_only_while_they_are(page: Page, site: Site) -> None:
+    def in_state(name: str) -> Callable[[Route], None]:
+        def answer(route: Route) -> None:
+            document = route.fetch().json()
+            for one in (document, *document["streams"].values()):
+                one.update(state=name, running=False)
+            route.fulfill(json=document)
+
+        return answer
+
+    seek, without_kafka = page.locator("#seek button"), page.locator("[data-only=without-kafka]")
+    page.route("**/consumers/status", in_state("starting"))
+    expect(page.get_by_text("It joins the group.")).to_be_visible()
+    expect(seek).to_have_attribute("title", "It is starting.")
+    page.route("**/consumers/status", in_state("reconnecting"))
+    expect(page.get_by_text("Kafka answers meanwhile.")).to_be_visible()
+    expect(seek).to_be_enabled()
+    expect(without_kafka).to_have_count(3)
+    assert without_kafka.evaluate_all("nodes => nodes.map((node) => getComputedStyle(node).display)") == ["none"] * 3
+    page.unroute("**/consumers/status")
+    agreed(page, site, "running", fit=True)
+
+
 def test_while_kafka_is_gone_no_lag_is_shown(page: Page, site: Site) -> None:
     site.kafka.kill(0)  # it stays down: reconnecting is tested elsewhere
     agreed(page, site, "reconnecting", fit=False, when=lambda status: status["lag"] is None)
+
+
+def as_if_paused(route: Route) -> None:
+    document = route.fetch().json()
+    for one in document["streams"].values():
+        one["paused_partitions"] = [0]
+    route.fulfill(json=document)
 
 
 def test_while_kafka_is_gone_each_tab_says_why_and_since_when_and_what_needs_it_is_off(
@@ -438,7 +474,13 @@ def test_while_kafka_is_gone_each_tab_says_why_and_since_when_and_what_needs_it_
     page.get_by_role("link", name="Dead letters").click()
     expect(page.locator("#no-letters")).to_contain_text("The dead letters cannot be read: Kafka ")
     page.get_by_role("link", name="Overview").click()
-    expect(page.locator("#notices")).to_contain_text("group: ")
+    expect(page.locator("#notices")).to_contain_text("Kafka is out of reach. What is dimmed is from before.")
+    expect(page.locator("#control [data-only=without-kafka]")).to_be_visible()
+    page.route("**/consumers/status", as_if_paused)
+    expect(page.get_by_text("events stays paused until it is resumed.")).to_be_visible()
+    expect(page.get_by_role("button", name="Resume")).to_be_enabled()
+    expect(page.get_by_role("button", name="Pause")).to_have_attribute("title", "It is paused.")
+    page.unroute("**/consumers/status")
     expect(page.locator("#lag-rows td:last-child")).to_have_text(["…"] * PARTITIONS)  # not nobody: it was not read
     expect(page.locator("#group")).to_have_text("…")
     assert (page.locator("#head").text_content() or "").count("connection refused") == 1  # the cause stands there once

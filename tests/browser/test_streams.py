@@ -1,12 +1,13 @@
 """A consumer of two streams in a browser: the page shows the state of each, and acts on the chosen one alone."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from services import Pipeline, Raw, Service, event, value_of
 
 from tools.ports import free_ports
@@ -101,6 +102,34 @@ def test_a_button_changes_the_stream_that_is_shown_and_no_other(page: Page, site
     (row := page.locator("#record-list > tr").filter(has_text="ord-1")).wait_for()
     expect(row.locator(".value")).to_have_text(['{"order_id":"ord-1"}'])
     assert page.url == f"{site.url}/?stream=orders&tab=records"
+
+
+def test_the_answer_to_a_command_names_its_stream_and_takes_no_later_state_for_its_own(page: Page, site: Site) -> None:
+    page.clock.install()
+    page.goto(site.url)
+    said = page.locator("#control-said")
+    page.get_by_role("button", name="Pause").click()
+    expect(said).to_have_text(re.compile(r"^Pause of events at \S+: it is paused\.$"))
+    page.clock.fast_forward(15_000)
+    site.consumer.post("/consumers/resume")
+    expect(page.locator("#state")).to_have_text("running")
+    expect(said).to_have_text(re.compile(r"^Pause of events at \S+\.$"))
+
+
+def test_each_stream_is_red_as_soon_as_its_state_says_that_it_is_unavailable(page: Page, site: Site) -> None:
+    well = {"status": "ok", "service": "consumer", "version": "0", "kafka": "connected", "detail": "all is well"}
+    page.route("**/health-check?stream=orders", lambda route: route.fulfill(json=well))  # as it was read before
+
+    def without_orders(route: Route) -> None:
+        document = route.fetch().json()
+        document["streams"]["orders"]["state"] = "reconnecting"
+        route.fulfill(json=document)
+
+    page.route("**/consumers/status", without_orders)
+    page.goto(site.url)
+    expect(page.locator("#streams .pill").last).to_have_text("reconnecting")
+    expect(page.locator("#streams .pill").last).to_have_attribute("data-health", "unavailable")
+    expect(page.locator("#others")).to_have_text("The service is unavailable because of orders.")
 
 
 def test_the_number_of_dead_letters_is_the_same_in_the_head_and_at_the_tab_at_every_moment(

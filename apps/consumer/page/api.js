@@ -21,10 +21,7 @@ export function post(path, body, parameters = {}) {
 export const getHealth = (name) =>
   get("health-check", { stream: name }).catch((error) => (error.problem?.status === "unavailable" ? error.problem : Promise.reject(error)));
 
-export function curlOf(path, parameters = {}) {
-  const url = new URL(ofStream(path, parameters), document.baseURI).href.replaceAll("'", "%27");
-  return `curl '${url}'`;
-}
+export const curlOf = (path, parameters = {}) => `curl '${new URL(ofStream(path, parameters), document.baseURI).href.replaceAll("'", "%27")}'`;
 
 /** Add the stream to a relative path; addresses of the producer are absolute or begin with a slash. */
 function ofStream(path, parameters = {}) {
@@ -51,11 +48,11 @@ async function call(url, options, milliseconds) {
 const exact = (_, value, context) =>
   Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source ? JSON.rawJSON(context.source) : value;
 
-/** Parse JSON, or return undefined; by default, integers that JavaScript would round keep their digits. */
-export function parsed(text, reviver = exact) {
+/** Parse JSON, or return what `wrong` makes of the error; by default, integers that JavaScript would round keep their digits. */
+export function parsed(text, reviver = exact, wrong = () => undefined) {
   try {
     return JSON.parse(text, reviver);
-  } catch {
-    return undefined;
+  } catch (error) {
+    return wrong(error);
   }
 }

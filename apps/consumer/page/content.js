@@ -18,8 +18,7 @@ export const keyContent = ({ key }) => (key === null ? element("span", { class: 
 export const maskedSign = ({ masked }) => masked && element("small", { class: "masked", title: WHY_MASKED }, "masked");
 
 /** The value of a record as text: compact JSON when it was decoded, else its bytes; a deletion has none. */
-export const valueText = (record) =>
-  record.value ? JSON.stringify(record.value) : record.deleted ? "deleted" : contentText(record.content);
+export const valueText = (record) => record.value ? JSON.stringify(record.value) : record.deleted ? "deleted" : contentText(record.content);
 
 /** Part of a text as nodes, each match of `wanted` marked and the first one near the beginning. */
 export function brief(text, wanted) {

@@ -10,6 +10,7 @@ import { names, showPill, showTitle, stream } from "./streams.js";
 const buttons = document.querySelectorAll("button:is([data-while], [data-kafka])"); // what they need
 const said = byId("control-said");
 const seek = byId("seek");
+const SETTLES_MS = 10_000; // within which a state comes of the last command, also a halt of its start
 let lag = null;
 let done = null; // the last command in words, and when it was done
 let actions = []; // of operators, the newest first
@@ -72,10 +73,11 @@ async function run(button, refresh) {
   if (lost) byId(button.dataset.next).focus(); // otherwise the keyboard focus returns to the top of the page
 }
 
-/** The last command, and the state that is shown now: they never contradict each other. */
+/** The last command, and the state that is shown now, until it changes for another cause. */
 function outcome() {
   const { state } = byId("state").dataset;
-  return [`${done.name} at `, timeElement(done.at), state === "unknown" ? "." : `: the consumer is ${state}.`];
+  done.state = Date.now() - done.at < SETTLES_MS || state === done.state ? state : "unknown";
+  return [`${done.name} of ${stream} at `, timeElement(done.at), done.state === "unknown" ? "." : `: it is ${done.state}.`];
 }
 
 /** Show status and health of the stream, which were read together, and which other streams are unavailable. */
@@ -84,7 +86,9 @@ export function showStatus(status, healths) {
   const ill = names.filter((name) => name !== stream && healths[name]?.status === "unavailable");
   lag = status.lag;
   showState(status.state, health, ill, status.last_error ?? "");
-  for (const button of buttons) turn(button, whyOff(button.dataset, status.state, health.kafka));
+  const isPaused = status.state === "reconnecting" && status.paused_partitions.length > 0;
+  say(byId("stays-paused"), isPaused && `${stream} stays paused until it is resumed.`);
+  for (const button of buttons) turn(button, whyOff(button.dataset, isPaused ? "paused" : status.state, health.kafka));
   say(byId("next-retry"), ...(status.next_retry_at ? ["The next retry is due at ", timeElement(status.next_retry_at), "."] : []));
   say(byId("what"), `reads the topic ${status.topic} as the group ${status.group_id}`);
   showFacts(status);
@@ -111,7 +115,7 @@ function showFacts(status) {
   say(byId("consumed"), count(status.messages_consumed_count));
   say(byId("dead-lettered"), count(status.dead_lettered_count));
   say(byId("skipped"), count(status.skipped_count) + moved);
-  say(byId("throttled"), seconds > 0 ? `by a quota of Kafka, for ${count(seconds)} s more` : "");
+  say(byId("throttled"), seconds > 0 && `by a quota of Kafka, for ${count(seconds)} s more`);
   say(byId("member"), status.member_id ?? "none");
   say(byId("started"), timeElement(status.started_at), ", the start of the service");
 }
@@ -123,10 +127,12 @@ function showErrors({ state, last_error: error, last_error_at: at, notes, failin
   const last = error ? ["Last error", ...began, `: ${error}`, notes.length > 0 && "; "] : [];
   showLine("last-error", ...last, notes.join("; "));
   byId("last-error").className = health.status === "ok" ? "muted" : "trouble";
-  const named = (isFailing && failing) || /-(?<partition>\d+) offset (?<offset>\d+)/.exec(`${state === "halted" ? health.detail : error}`)?.groups;
+  const placeIn = (text) => /-(?<partition>\d+) offset (?<offset>\d+)/.exec(text ?? "")?.groups;
+  const named = (isFailing && failing) || placeIn(error);
+  const refused = state === "halted" && placeIn(health.detail); // also while the last error is Kafka's
   showLine("failing", named && `Show the record: partition ${named.partition}, offset ${named.offset}`);
-  byId("refused").hidden = state !== "halted" || !named;
-  for (const id of ["failing", "refused"]) if (named) byId(id).setAttribute("href", addressOf("records", { open: placeOf(named) }));
+  byId("refused").hidden = !refused;
+  for (const [id, place] of Object.entries({ failing: named, refused })) if (place) byId(id).setAttribute("href", addressOf("records", { open: placeOf(place) }));
 }
 
 /** Show a line; the style shows where it is cut off, and hides an empty one. */
@@ -157,6 +163,7 @@ export function showNoState() {
 
 function showState(state, { status, detail, kafka }, ill = [], error = "") {
   showPill(byId("state"), state, status);
+  document.body.dataset.kafka = kafka; // the style says why buttons that need it are off
   const [, kind = "", cause] = /^([a-z]+: )?(.*?)(?: \(see last_error of the status\))?$/s.exec(detail);
   const isBelow = error.includes(cause) || (kafka !== "connected" && [cause, error].every((one) => one.startsWith("Kafka "))); // in the line of the last error
   const why = isBelow ? kind.slice(0, -2) : kind + cause.replace("by an operator", whoHeldUp(state));

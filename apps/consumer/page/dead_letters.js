@@ -2,10 +2,10 @@
 
 import { address, addressOf, Filters } from "./address.js";
 import { curlOf, get, post } from "./api.js";
-import { block, contentBlock, contentText, facts, keyContent, MASK, maskedSign, nameOf, reasonOf, UNKNOWN } from "./content.js";
+import { block, contentBlock, contentText, facts, keyContent, maskedSign, nameOf, reasonOf, UNKNOWN } from "./content.js";
 import { arrange, button, byId, cell, confirmed, count, element, inside, inUse, onExport, plural, report, say, timeElement, turn } from "./dom.js";
 import { look, poll } from "./looks.js";
-import { actions, close, contents, fill, keyText, leftOf, linkToLike, openingRow, placeOf, pointRows } from "./record.js";
+import { actions, close, contents, fill, keyText, leftOf, likeOf, openingRow, placeOf, pointRows } from "./record.js";
 import { showDead, stream } from "./streams.js";
 
 const SHOWN = 50;
@@ -230,12 +230,11 @@ function partsOf(letter, buttons) {
   const place = `${origin.topic ?? UNKNOWN}, partition ${origin.partition ?? UNKNOWN}, offset ${origin.offset ?? UNKNOWN}`;
   const written = origin.timestamp === null ? [] : [", ", timeElement(origin.timestamp)];
   const since = { key, partition: key ? "" : origin.partition, from: timeElement(timestamp).dateTime };
-  const like = linkToLike(`${nameOf(letter)}:${letter.error && letter.error !== MASK ? ` ${letter.error}` : ""}`);
   const arrival = letter.redriven && inside(addressOf("records", since), "Show its arrival");
   return [
     element("p", { class: "trouble" }, ...reasonOf(letter)),
     letter.redriven && fateOf(letter, since),
-    actions(letter, contentText(letter.value), curlOf("consumers/dead-letters", { key, partition, limit: 10 }), ...buttons, arrival, like),
+    actions(letter, contentText(letter.value), curlOf("consumers/dead-letters", { key, partition, limit: 10 }), ...buttons, arrival, likeOf(letter)),
     facts([
       ["state", stateOf(letter) || "can be sent back"],
       ["dead letter", element("span", {}, `partition ${partition}, offset ${offset}, `, timeElement(timestamp))],

@@ -89,8 +89,7 @@ function showLast() {
   for (const cursor of document.querySelectorAll(".cursor")) cursor.removeAttribute("d");
 }
 
-const words = ({ consumed, dead_lettered: dead, lag }) =>
-  `: ${count(consumed)} consumed/s, ${count(dead)} dead-lettered/s, lag ${lag === null ? "not known" : count(lag)}`;
+const words = ({ consumed, dead_lettered: dead, lag }) => `: ${count(consumed)} consumed/s, ${count(dead)} dead-lettered/s, lag ${lag === null ? "not known" : count(lag)}`;
 const sentence = (point) => [...(point === now ? ["Now"] : ["At ", timeElement(point.at)]), words(point)];
 
 /** The next of 10, 20, 50, 100, 200 …: a scale that seldom changes. */
@@ -99,6 +98,4 @@ function roundedUp(value) {
   return [1, 2, 5, 10].map((step) => step * power).find((most) => most >= value);
 }
 
-const drawings = document.querySelectorAll("figure svg");
-for (const svg of drawings) svg.addEventListener("pointermove", showPoint);
-for (const svg of drawings) svg.addEventListener("pointerleave", showLast);
+for (const svg of document.querySelectorAll("figure svg")) Object.assign(svg, { onpointermove: showPoint, onpointerleave: showLast });

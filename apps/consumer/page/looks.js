@@ -24,7 +24,7 @@ export async function look({ name, read, show, lose = () => {}, when = () => tru
   const fail = (error) => {
     lose(error);
     const since = failing.get(name)?.since ?? began;
-    const reason = error.message.replace(/^(Kafka is out of reach): .*/, "$1"); // the head says which and why
+    const reason = error.message.replace(/^Kafka (is out of reach: |did not answer in time).*/, "Kafka is out of reach"); // the head says which and why
     failing.set(name, { reason, since, gone: error.problem === undefined });
     showFailing();
   };
@@ -42,12 +42,9 @@ export async function look({ name, read, show, lose = () => {}, when = () => tru
 
 function showFailing() {
   document.body.dataset.failing = [...failing.keys()].join(" ");
-  arrange(byId("notices"), linesOfFailing(), (line) => line.key, () => element("p", { class: "trouble" }), (item, { contents }) => say(item, ...contents));
-}
-
-function linesOfFailing() {
   const state = failing.get("state");
-  if (state?.gone) return [{ key: "gone", contents: ["Service gone since ", timeElement(state.since), `: ${state.reason}. What is dimmed is from before. Trying again.`] }];
-  const text = (reason, sources) => `Cannot read ${sources.map(([name]) => name).join(", ")}: ${reason}. Trying again.`;
-  return [...Map.groupBy(failing, ([, { reason }]) => reason)].map(([reason, sources]) => ({ key: reason, contents: [text(reason, sources)] }));
+  const gone = state?.gone && { key: "gone", contents: ["Service gone since ", timeElement(state.since), `: ${state.reason}. What is dimmed is from before. Trying again.`] };
+  const what = (reason, sources) => (reason === "Kafka is out of reach" ? `${reason}. What is dimmed is from before` : `Cannot read ${sources.map(([name]) => name).join(", ")}: ${reason}`);
+  const lines = gone ? [gone] : [...Map.groupBy(failing, ([, { reason }]) => reason)].map(([reason, sources]) => ({ key: reason, contents: [`${what(reason, sources)}. Trying again.`] }));
+  arrange(byId("notices"), lines, (line) => line.key, () => element("p", { class: "trouble" }), (item, { contents }) => say(item, ...contents));
 }

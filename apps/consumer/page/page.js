@@ -13,7 +13,8 @@ import { Records } from "./records.js";
 import { showSession } from "./session.js";
 import { names, showDead, showStreams, stream } from "./streams.js";
 
-const HEALTHS = 5; // reads of the state per read of the health of the other streams
+const HEALTHS = 5; // reads of the state per read of the health of the other streams that are well
+const UNFIT = ["halted", "reconnecting", "retrying", "starting"]; // states in which health says unavailable
 const TABS = ["overview", "records", "dead"];
 const produce = new Produce();
 const records = new Records((value) => produce.open(value));
@@ -36,9 +37,10 @@ const OTHERS = names.filter((name) => name !== stream).map((name) => ({ name: `d
 /** Read status and health together, so that they are shown together. */
 async function readState() {
   const number = ++asked;
-  const wanted = number % HEALTHS === 1 ? names : [stream];
+  const wanted = names.filter((name) => name === stream || number % HEALTHS === 1 || healths[name]?.status !== "ok");
   const [{ streams }, ...answers] = await Promise.all([get("consumers/status", { stream: "" }), ...wanted.map(getHealth)]);
   healths = { ...healths, ...Object.fromEntries(wanted.map((name, index) => [name, answers[index]])) };
+  for (const name of names) if (name !== stream && UNFIT.includes(streams[name]?.state)) healths[name] = { status: "unavailable" };
   return { number, streams };
 }
 

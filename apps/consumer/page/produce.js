@@ -81,7 +81,8 @@ export class Produce {
   }
 
   #check(input) {
-    if ("json" in input.dataset) input.setCustomValidity(input.value === "" ? "" : whyNotJson(input.value));
+    input.setCustomValidity("");
+    if ("json" in input.dataset && input.value) parsed(input.value, undefined, ({ message }) => input.setCustomValidity(`Write valid JSON: ${message}`));
     const line = input.parentElement.querySelector(".wrong");
     if (line) say(line, input.validationMessage);
   }
@@ -105,15 +106,6 @@ export class Produce {
       const link = inside(addressOf("records", { open: placeOf(receipt) }), `partition ${receipt.partition}, offset ${receipt.offset}`);
       return element("span", {}, `${receipt.id} was written to `, link, ".");
     });
-  }
-}
-
-function whyNotJson(text) {
-  try {
-    JSON.parse(text);
-    return "";
-  } catch ({ message }) {
-    return `Write valid JSON: ${message}`;
   }
 }
 

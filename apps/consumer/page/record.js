@@ -2,8 +2,8 @@
 
 import { addressOf, addressWith, go } from "./address.js";
 import { curlOf, get } from "./api.js";
-import { contentBlock, contentText, facts, keyContent, MASK, maskedSign, valueText } from "./content.js";
-import { button, count, element, inside, say, timeElement } from "./dom.js";
+import { contentBlock, contentText, facts, keyContent, MASK, maskedSign, nameOf, reasonOf, valueText } from "./content.js";
+import { button, count, element, inside, rfc3339, say, timeElement } from "./dom.js";
 
 /** The place of a record or dead letter, as the address names it. */
 export const placeOf = ({ partition, offset }) => `${partition}-${offset}`;
@@ -43,6 +43,7 @@ export async function showRecord(panel, open, sendAgain) {
     const again = record.value && !record.masked && button("Send again …", () => sendAgain(record.value), { "data-role": "send" });
     show(
       error && element("p", { class: "trouble" }, error),
+      letterOf(record, error),
       actions(record, text, curlOf(path), again, error && linkToLike(error), sentBackSign(record)),
       facts([["topic", record.topic], ["time", timeElement(record.timestamp)], ["key", keyContent(record)], ["size", size]]),
       ...contents(record.value || record.deleted ? { text } : record.content, record.headers, record.error),
@@ -52,6 +53,16 @@ export async function showRecord(panel, open, sendAgain) {
     const further = next != null && inside(addressWith({ open: `${partition}-${next}` }), `Show the next one, offset ${count(next)}`);
     show(element("p", { class: "trouble" }, `It cannot be shown: ${failure.message}`), further);
   }
+}
+
+/** Link the dead letter of a record; say why it is one unless its `error` is known. Empty without a dead letter. */
+function letterOf(record, error) {
+  const [place, key] = [element("p"), keyText(record)];
+  const isOfIt = ({ origin }) => origin.topic === record.topic && placeOf(origin) === placeOf(record);
+  const why = (letter) => (error ? [] : [element("span", { class: "trouble" }, ...reasonOf(letter)), " · ", likeOf(letter), " · "]);
+  const show = (letter) => letter && place.append(...why(letter), inside(addressOf("dead", { key, open: placeOf(letter) }), "Its dead letter"));
+  get("consumers/dead-letters", { ...(key ? { key } : { from: rfc3339(record.timestamp) }), limit: 1_000 }).then(({ dead_letters: letters }) => show(letters.find(isOfIt)), () => {});
+  return place;
 }
 
 /** The key as text, as filters take it; undefined where there is none, or it is masked. */
@@ -64,8 +75,11 @@ export function actions(one, value, curl, ...own) {
   return element("div", { class: "row" }, ...own, ...copies, ofKey("records", "Records"), ofKey("dead", "Dead letters"), maskedSign(one));
 }
 
+/** A link to the dead letters with the same error as one of them. */
+export const likeOf = (letter) => linkToLike(`${nameOf(letter)}:${letter.error && letter.error !== MASK ? ` ${letter.error}` : ""}`);
+
 /** A link to the dead letters with the same error; their numbers follow once they are known. */
-export function linkToLike(reason) {
+function linkToLike(reason) {
   const link = inside(addressOf("dead", { reason }), "Dead letters like it");
   get("consumers/dead-letters/reasons", { reason }).then((counts) => link.append(" (", ...leftOf(counts), ")"), () => {});
   return link;
@@ -77,8 +91,7 @@ export function leftOf({ redrivable, redriven, more, oldest_redrivable: since })
   return [...left, redriven > 0 ? `; ${count(redriven)} sent back before` : ""];
 }
 
-export const sentBackSign = ({ headers }) =>
-  headers.some(({ name }) => name === "dead-letter-rounds") && element("small", { class: "sign", title: "It comes from the dead letters." }, "sent back");
+export const sentBackSign = ({ headers }) => headers.some(({ name }) => name === "dead-letter-rounds") && element("small", { class: "sign", title: "It comes from the dead letters." }, "sent back");
 
 export const contents = (value, headers, error) => [
   element("h4", {}, "Value"),

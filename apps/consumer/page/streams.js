@@ -1,6 +1,6 @@
 /** The streams of this service, and the one that the page shows: that of its address, or the first. */
 
-import { address, onAddress } from "./address.js";
+import { address, addressOf, onAddress } from "./address.js";
 import { arrange, byId, count, element, say } from "./dom.js";
 
 export const names = document.querySelector("meta[name=streams]").content.split(" ");
@@ -52,10 +52,7 @@ function newItem(name) {
 }
 
 function pointLinks() {
-  const { tab } = address();
-  for (const link of byId("streams").querySelectorAll("a")) {
-    link.setAttribute("href", `?${new URLSearchParams({ stream: link.dataset.name, ...(tab && { tab }) })}`);
-  }
+  for (const link of byId("streams").querySelectorAll("a")) link.setAttribute("href", addressOf(address().tab, { stream: link.dataset.name }));
 }
 
 onAddress(pointLinks);

@@ -136,6 +136,7 @@ def test_the_number_of_dead_letters_is_the_same_in_the_head_and_at_the_tab_at_ev
     page: Page, site: Site
 ) -> None:
     page.goto(f"{site.url}/?stream=orders&tab=dead")
+    expect(page.locator("#streams [aria-current] .dead")).to_be_attached()
     page.evaluate(
         """() => {
           window.numbers = [];

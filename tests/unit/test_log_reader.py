@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
@@ -140,6 +141,35 @@ async def test_who_is_cancelled_while_it_connects_leaves_when_it_has() -> None:
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert client.connected
+
+
+class FetchedClient(PassingClient):
+    """Has fetched all of its records before."""
+
+    def __init__(self, records: int) -> None:
+        super().__init__(LONG)
+        self.records = [stored_event(offset) for offset in range(records)]
+
+
+@pytest.mark.parametrize("reading", ["read", "some", "newest"])
+async def test_others_have_their_turns_while_what_was_fetched_before_is_read(reading: str) -> None:
+    reader, turns = reader_of(FetchedClient(9)), itertools.count()
+
+    async def take_turns() -> None:
+        for _ in turns:
+            await asyncio.sleep(0)
+
+    async def read_all() -> int:
+        if reading == "read":
+            return len([records async for records in reader.read({0: (0, 9)})])
+        if reading == "some":
+            return len((await reader.some({0: (0, 9)}, 1_000_000))[0])
+        return len((await reader.newest({0: 9}, lambda _: True, 9)).records)
+
+    other = asyncio.create_task(take_turns())
+    assert await read_all() == 9
+    assert next(turns) >= 9
+    other.cancel()
 
 
 class FollowedClient(FakeClient):

@@ -1,5 +1,7 @@
 from collections.abc import Iterable, Mapping, Sequence
+from unittest.mock import Mock
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import Stored
@@ -44,12 +46,20 @@ def end_of(topic: Topic) -> dict[int, int]:
 def run(
     topic: Topic, before: Mapping[int, int], wanted: Wanted, limit: int, skip: Skip = skip_nothing, /, **limits: int
 ) -> Newest:
-    looking = Search(dict.fromkeys(before, 0), before, wanted, limit, SearchLimits(**limits), skip)
+    return result(Search(dict.fromkeys(before, 0), before, wanted, limit, SearchLimits(**limits), skip), topic)
+
+
+def result(looking: Search, topic: Topic) -> Newest:
     while pieces := looking.pieces():
-        for partition, (start, stop) in pieces.items():
-            if records := [record for record in topic[partition] if start <= record.offset < stop]:
-                looking.take(records)
-        looking.settle()
+        read = (
+            record
+            for partition, (start, stop) in pieces.items()
+            for record in topic[partition]
+            if start <= record.offset < stop
+        )
+        if all(looking.take([record]) for record in read):
+            for partition in pieces:
+                looking.settle(partition)
     return looking.newest()
 
 
@@ -143,6 +153,16 @@ def test_what_is_held_of_large_records_is_bounded() -> None:
     assert sum(map(size_of, found.records)) <= SEARCH_BYTES + 4 * 2**20
     assert found.records
     assert found.before is not None
+
+
+def test_of_far_larger_records_than_expected_not_a_whole_piece_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = {number: [Stored(number, at, value=bytes(2**20)) for at in range(1_000)] for number in (0, 1)}
+    looking = Search({0: 0, 1: 0}, end_of(topic), everything, 1_000)
+    taken = Mock(wraps=looking.take)
+    monkeypatch.setattr(looking, "take", taken)
+    found = result(looking, topic)
+    assert places(found.records)[0] == (0, 999)
+    assert taken.call_count < 4 * SEARCH_BYTES / 2**20
 
 
 def test_a_partition_that_hardly_gets_records_is_not_read_to_its_start() -> None:

@@ -143,10 +143,19 @@ class LogReader:
             bottom = {partition: max(first[partition], (since or first).get(partition, 0)) for partition in before}
             search = Search(bottom, before, wanted, limit, limits, skip)
             while (pieces := search.pieces()) and asyncio.get_running_loop().time() < deadline:
-                async for records in self._fetch(consumer, pieces):
-                    search.take(records)
-                search.settle()
+                await self._read_pieces(consumer, search, pieces)
         return search.newest()
+
+    async def _read_pieces(
+        self, consumer: AIOKafkaConsumer, search: Search, pieces: Mapping[int, tuple[int, int]]
+    ) -> None:
+        async with aclosing(self._fetch(consumer, pieces)) as fetched:
+            async for records in fetched:
+                if not search.take(records):
+                    return
+        for partition in pieces:
+            search.settle(partition)
+            await asyncio.sleep(0)  # a partition at a time: it has thousands of records
 
     async def at_time(self, time: int, end: Mapping[int, int], latest: float = math.inf) -> dict[int, int]:
         """Return within 2 s the first offset at or after a time (ms) in each partition, `end` where there is none.
@@ -178,13 +187,15 @@ class LogReader:
         comes before any record.
         """
         found: list[Record] = []
+        size = 0
         reached = {partition: start for partition, (start, _) in ranges.items()}
         async with self._connected() as consumer:
             try:
                 async for records in self._fetch(consumer, ranges):
                     found += records
+                    size += sum(map(size_of, records))
                     reached[records[0].partition] = records[-1].offset + 1
-                    if sum(map(size_of, found)) >= max_bytes:
+                    if size >= max_bytes:
                         return found, reached
             except Unreadable:
                 if found:
@@ -227,6 +238,7 @@ class LogReader:
                 if (first_only and tp in batches) or await consumer.position(tp) >= stop:
                     del left[tp]
                     consumer.pause(tp)
+            await asyncio.sleep(0)  # a poll whose records were fetched before does not wait
 
     def _partitions(self, numbers: Iterable[int]) -> list[TopicPartition]:
         return [TopicPartition(self.topic, number) for number in numbers]

@@ -72,8 +72,10 @@ class _Column:
         self.low = end
         self.time = math.inf
         self.found: list[tuple[float, Record]] = []
+        self.size = 0
+        """The bytes of all records that were found."""
         self.cut_short = False
-        self._piece: deque[Record] = deque()
+        self._piece: deque[tuple[Record, int]] = deque()
         self._start = end
         self._bytes = 0
 
@@ -85,28 +87,35 @@ class _Column:
         """Begin the next piece, below what was read; return its first offset and the offset after its last."""
         self._start = max(self.bottom, self.low - size)
         self.cut_short = False
+        self._piece.clear()
+        self._bytes = 0
         return self._start, self.low
 
-    def take(self, records: Iterable[Record], max_bytes: int) -> None:
-        """Add records to the piece, in order; drop the oldest ones if they exceed `max_bytes`."""
+    def take(self, records: Iterable[Record], max_bytes: int) -> int:
+        """Add records to the piece, in order; drop the oldest ones if they exceed `max_bytes`. Return their bytes."""
+        taken = 0
         for record in records:
-            self._piece.append(record)
-            self._bytes += size_of(record)
+            size = size_of(record)  # of many headers this takes as long as reading them
+            self._piece.append((record, size))
+            self._bytes += size
+            taken += size
             while self._bytes > max_bytes and len(self._piece) > 1:
-                self._bytes -= size_of(self._piece.popleft())
-                self._start = self._piece[0].offset
+                self._bytes -= self._piece.popleft()[1]
+                self._start = self._piece[0][0].offset
                 self.cut_short = True
+        return taken
 
     def settle(self, wanted: Wanted) -> int:
         """Finish the piece: keep its wanted records, and return how many records it had."""
         self.low = max(self.bottom, self._skip(self._start))
-        for record in reversed(self._piece):
+        for record, size in reversed(self._piece):
             is_dated = record.timestamp <= self._latest
             if is_dated:
                 self.time = min(self.time, record.timestamp)
                 if self._undated:
                     self.date_rest()
             if wanted(record):
+                self.size += size
                 if is_dated:
                     self.found.append((self.time, record))
                 else:
@@ -128,16 +137,12 @@ class _Column:
         self.found += [(self.time if math.isfinite(self.time) else 0, record) for record in self._undated]
         self._undated.clear()
 
-    @property
-    def size(self) -> int:
-        """The bytes of all records that were found."""
-        return sum(map(size_of, self._undated)) + sum(size_of(record) for _, record in self.found)
-
 
 class Search:
     """A search for the newest `limit` wanted records before an offset in each partition.
 
-    Repeat until `pieces` returns nothing: read the pieces, pass the records to `take`, and call `settle`.
+    Repeat until `pieces` returns nothing: read the pieces, and pass the records to `take`. Where it has room for all of
+    them, pass each partition of the pieces to `settle`.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what bounds a search
@@ -160,7 +165,7 @@ class Search:
         self._limit = limit
         self._size = max(limit, limits.min_piece_records)
         self._scanned = 0
-        self._reading: list[_Column] = []
+        self._piece_records = self._taken_records = self._taken_bytes = 0
 
     def pieces(self) -> dict[int, tuple[int, int]]:
         """Return what to read next, by partition: the first offset and the offset after the last."""
@@ -170,21 +175,28 @@ class Search:
         times = [column.time for column in pending.values()]
         middle = (min(times) + max(times)) / 2  # partitions that were read further back wait for the others
         next_ones = {partition: column for partition, column in pending.items() if column.time >= middle}
-        self._reading = list(next_ones.values())
-        size, self._size = self._size, min(2 * self._size, self._limits.max_piece_records)
-        return {partition: column.begin(size) for partition, column in next_ones.items()}
+        self._piece_records, self._size = self._size, min(2 * self._size, self._limits.max_piece_records)
+        self._taken_records = self._taken_bytes = 0
+        return {partition: column.begin(self._piece_records) for partition, column in next_ones.items()}
 
-    def take(self, records: Sequence[Record]) -> None:
-        """Add records of one partition, in order."""
-        self._columns[records[0].partition].take(records, self._share)
+    def take(self, records: Sequence[Record]) -> bool:
+        """Add records of one partition, in order; return whether the pieces have room for more.
 
-    def settle(self) -> None:
-        """Finish the pieces that `pieces` returned last."""
-        for column in self._reading:
-            scanned = column.settle(self._wanted)
-            self._scanned += scanned
-            if column.cut_short:
-                self._size = min(self._size, scanned)
+        Where they have not, their records are too large to read all: the next pieces have as many as fit.
+        """
+        self._taken_bytes += self._columns[records[0].partition].take(records, self._share)
+        self._taken_records += len(records)
+        if self._taken_bytes <= 2 * self._limits.bytes or self._piece_records == 1:
+            return True
+        self._size = max(1, self._share * self._taken_records // self._taken_bytes)
+        return False
+
+    def settle(self, partition: int) -> None:
+        """Finish the piece of a partition that `pieces` returned last."""
+        scanned = self._columns[partition].settle(self._wanted)
+        self._scanned += scanned
+        if self._columns[partition].cut_short:
+            self._size = min(self._size, scanned)
 
     def newest(self) -> Newest:
         """Return the result of the search."""

@@ -34,6 +34,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("no deadline")
 
 LOGS = pytest.StashKey[Path]()
+NO_PART_OF_A_PAGE = (
+    *("WebUIOmniboxPopup", "WebUIOmniboxAimPopup"),  # what the address bar would suggest: a quarter of all work
+    # what Playwright leaves out by the same option, of which the last one counts
+    *("AvoidUnnecessaryBeforeUnloadCheckSync", "DestroyProfileOnBrowserClose", "HttpsUpgrades", "LensOverlay"),
+    *("HttpsFirstBalancedModeAutoEnable", "MediaRouter", "PaintHolding", "ThirdPartyStoragePartitioning"),
+    *("AvoidCorsURLLoaderRestartOnRedirect", "OptimizationHints", "NetworkTimeServiceQuerying", "PreconnectToSearch"),
+    "AimEnabled",
+)
+"""Features of Chromium that the tests do without."""
 HARDLY_A_BROWSER = [
     "--no-sandbox",
     "--disable-gpu",
@@ -44,6 +53,7 @@ HARDLY_A_BROWSER = [
     "--disable-component-update",
     "--disable-sync",
     "--disable-site-isolation-trials",  # a process less for each page
+    f"--disable-features={','.join(NO_PART_OF_A_PAGE)}",
     # names whose owner lets them lead to this machine; no others lead anywhere
     (
         "--host-resolver-rules=MAP *.example 127.0.0.1, MAP rebound 127.0.0.1, MAP * ~NOTFOUND, "
@@ -241,12 +251,16 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Leave modules and tests to no garbage collection, of which each would look at all of them for half a second."""
+    """Leave modules and tests to no garbage collection, of which each would look at all of them for half a second.
+
+    From then on garbage is collected as seldom as in the services.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
         gc.enable()
 
 

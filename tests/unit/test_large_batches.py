@@ -381,12 +381,12 @@ async def test_a_poll_that_finds_nothing_to_return_in_its_time_goes_on_at_the_ne
     bounded = cast("Any", _bounded(poll))
     consumer: Any = SimpleNamespace(_fetcher=SimpleNamespace())
     assert passed_over(consumer) is None
-    before = time.time()
+    before = time.monotonic()
     assert await bounded(consumer._fetcher, None, 0) == []
     passed = passed_over(consumer)
     assert passed is not None
     assert passed[:2] == (PARTITION, 19)
-    assert before <= passed.at <= time.time()
+    assert before <= passed.at <= time.monotonic()
     polled = [await bounded(consumer._fetcher, None, 0) for _ in range(20)]
     assert [record.offset for found in polled for record in found] == [19]
     assert passed_over(consumer) is None

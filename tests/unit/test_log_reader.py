@@ -108,7 +108,7 @@ class PassingClient(FakeClient):
 
     def __init__(self, seconds_ago: float) -> None:
         super().__init__()
-        passed = PassedOver(TopicPartition(TOPIC, 0), 7, time.time() - seconds_ago)
+        passed = PassedOver(TopicPartition(TOPIC, 0), 7, time.monotonic() - seconds_ago)
         self._fetcher = SimpleNamespace(passes_over=passed)
 
     async def end_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:

@@ -363,6 +363,26 @@ async def test_a_batch_in_flight_for_longer_than_kafka_waits_is_stuck() -> None:
         handling.cancel()
 
 
+async def test_a_clock_that_is_set_forward_makes_no_batch_old(
+    consumer: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, now = asyncio.Event(), time.time
+
+    async def commit(_: object) -> None:
+        await may_end.wait()
+
+    consumer.client.positions, consumer.subscriber.lock = {0: 1}, MultiLock()
+    consumer.client.commit = commit  # type: ignore[assignment, method-assign]  # Kafka does not answer yet
+    consuming = asyncio.create_task(consumer.process(stored_event(0)))
+    await until(lambda: consumer.handled)
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "time", lambda: now() + 3 * 60 * 60)
+        assert consumer.consumption.batch_age < LONG
+        assert why_stuck(consumer.subscriber, consumer.consumption, consumer.commits) is None
+    may_end.set()
+    await consuming
+
+
 async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken(consumer: Member) -> None:
     consumer.client.positions, consumer.client.errors = {0: 1}, [UnknownError()]
     consumer.subscriber.lock = MultiLock()
@@ -376,7 +396,7 @@ async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken(cons
 def idle(client: Any) -> tuple[BatchSubscriber, Consumption, Commits]:  # noqa: ANN401 - a group member
     """Return what a watch looks at of a client that has been idle for ever."""
     consumption, commits = Consumer().consumption, no_commits()
-    consumption.idle_since = 0.0
+    consumption.idle_since = -math.inf
     subscriber = subscriber_of(consumption, commits)
     subscriber.consumer, subscriber.lock = client, MultiLock()
     return subscriber, consumption, commits
@@ -393,7 +413,7 @@ async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None
 async def test_a_client_that_looks_for_its_offset_in_a_compressed_batch_is_not_taken_for_wedged() -> None:
     client: Any = GroupMember({0: 0})
     for seconds_ago, stuck in ((0.0, False), (STALE_S + 1, True)):
-        passed = PassedOver(TopicPartition(TOPIC, 0), 7, time.time() - seconds_ago)
+        passed = PassedOver(TopicPartition(TOPIC, 0), 7, time.monotonic() - seconds_ago)
         client._fetcher = SimpleNamespace(passes_over=passed)
         assert (why_stuck(*idle(client)) is not None) == stuck
 

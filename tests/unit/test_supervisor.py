@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ async def test_a_service_whose_workers_cannot_be_started_ends_with_a_line_and_st
 
 
 SLEEPS = "import time; time.sleep(600)"
+FAILS_BY_CTRL_C = "import time\ntry: open('{}', 'w'); time.sleep(600)\nfinally: raise SystemExit(1)"
 LOSES_ITS_LINK = f"import os; os.close(int(os.environ['SUPERVISED_WORKER'].split(',')[1])); {SLEEPS}"
 
 
@@ -124,7 +126,7 @@ async def test_a_signal_that_comes_while_a_worker_is_started_ends_it_too(monkeyp
 
     async def start_while_told_to_end(*command: str, **options: Any) -> Process:  # noqa: ANN401 - as asyncio has it
         process = await start(*command, **options)
-        supervisor._end(signal.SIGTERM)
+        supervisor._end()
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start_while_told_to_end)
@@ -133,11 +135,26 @@ async def test_a_signal_that_comes_while_a_worker_is_started_ends_it_too(monkeyp
         assert await supervisor.run() == 0, "it was killed in the end"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_worker_that_would_take_ctrl_c_for_a_failure_ends_well(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs, told = tmp_path / "runs", dict[int, Callable[[], None]]()
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", FAILS_BY_CTRL_C.format(runs)])
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", told.__setitem__)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = asyncio.create_task(Supervisor(1, listening).run())
+        await until(runs.exists)
+        told[number]()
+        async with asyncio.timeout(LONG):
+            assert await running == 0
+
+
 async def test_a_worker_that_can_no_longer_be_started_because_the_service_ends_is_no_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def start_with_a_closed_socket(*_: str, **__: Any) -> Process:  # noqa: ANN401 - as asyncio has it
-        supervisor._end(signal.SIGTERM)
+        supervisor._end()
         raise OSError(errno.EBADF, "Bad file descriptor")
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start_with_a_closed_socket)

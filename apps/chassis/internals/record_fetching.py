@@ -58,7 +58,7 @@ def read_fetched_fast() -> None:
 
 
 class PassedOver(NamedTuple):
-    """A poll returned no record of a partition, though it spent bytes to reach an offset; `at` is `time.time`."""
+    """A poll returned no record of a partition, though it spent bytes to reach an offset; `at` is `time.monotonic`."""
 
     partition: TopicPartition
     offset: int
@@ -205,7 +205,7 @@ class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka ships 
             return []
         if not records and budget.left < spent:
             sought = self._partition_records.next_fetch_offset
-            budget.passed_over = PassedOver(self._topic_partition, sought, time.time())
+            budget.passed_over = PassedOver(self._topic_partition, sought, time.monotonic())
         self._update_position()
         if self._partition_records.ended:
             self._partition_records = None

@@ -262,7 +262,7 @@ class LogReader:
     @asynccontextmanager
     async def _connected(self, timeout_s: float | None = None) -> AsyncIterator[AIOKafkaConsumer]:
         """Lend a connection that no other call uses; it is closed if the call fails. Raises `TooDeep`."""
-        seconds, begun, passed = timeout_s or self._timeouts.call_s, time.time(), None
+        seconds, begun, passed = timeout_s or self._timeouts.call_s, time.monotonic(), None
         try:
             async with asyncio.timeout(seconds), self._turns:
                 consumer = self._idle.pop() if self._idle else None

@@ -30,7 +30,7 @@ ASK_EVERY_S = 5.0
 """Seconds between two questions whether a worker's event loop turns."""
 HEALTHY = "service_healthy"
 """The metric that is 0 while a worker does not answer."""
-ENDED_WELL = frozenset({0, -signal.SIGTERM, -signal.SIGINT})
+ENDED_WELL = frozenset({0, -signal.SIGTERM})
 """Statuses of a worker that was told to end, perhaps before it served."""
 
 
@@ -65,8 +65,8 @@ class WorkerProcess:
                 pass_fds=files,
                 start_new_session=True,  # Ctrl-C and the end of a terminal are for the supervisor
             )
-        if self._supervisor.signal is not None:  # it came while the worker was being started
-            self.send_signal(self._supervisor.signal)
+        if self._supervisor.ending.is_set():  # it was told so while the worker was being started
+            self.send_signal(signal.SIGTERM)
         self._link = Link(ours, self._supervisor.answer)
         asking = asyncio.create_task(self._ask_for_turns(self._link))
         await self._link.run()
@@ -131,16 +131,16 @@ class WorkerProcess:
 class Supervisor:
     """Runs workers until a signal, or until they end by themselves too often.
 
-    `signal` is what the workers were sent to end, None before that.
+    `ending` is set when the workers are told to end: by SIGTERM, which a Python that is starting does not take for a
+    failure.
     """
 
     def __init__(self, workers: int, listening: socket.socket) -> None:
         self._workers = [WorkerProcess(number, self) for number in range(1, workers + 1)]
         self._listening = listening
         self._ends: deque[float] = deque(maxlen=ENDS + 1)
-        self._ending = asyncio.Event()
+        self.ending = asyncio.Event()
         self._status = 0
-        self.signal: int | None = None
 
     @property
     def without_turn_s(self) -> float:
@@ -152,9 +152,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
-                loop.add_signal_handler(number, self._end, number)
+                loop.add_signal_handler(number, self._end)
         running = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
-        await self._ending.wait()
+        await self.ending.wait()
         self._listening.close()
         _, left = await asyncio.wait(running, timeout=KILLED_AFTER_S)
         for worker in self._workers if left else ():
@@ -177,15 +177,15 @@ class Supervisor:
 
     async def _keep(self, worker: WorkerProcess) -> None:
         """Run a worker, and start it again when it ends by itself."""
-        while not self._ending.is_set():
+        while not self.ending.is_set():
             try:
                 status = await worker.run(self._listening)
             except OSError as error:
-                if self._ending.is_set():  # the socket is closed already
+                if self.ending.is_set():  # the socket is closed already
                     return
                 log.error("%s cannot be started: %s", worker.name, error.strerror)  # noqa: TRY400 - one line says it
                 status = 1
-            if self._ending.is_set():
+            if self.ending.is_set():
                 self._status = self._status or int(status not in ENDED_WELL)
                 return
             self._ends.append(time.monotonic())
@@ -194,12 +194,11 @@ class Supervisor:
                     "%s ended with status %d, the fourth within a minute: the service ends", worker.name, status
                 )
                 self._status = 1
-                self._end(signal.SIGTERM)
+                self._end()
             else:
                 log.error("%s ended with status %d, and is started again", worker.name, status)
 
-    def _end(self, number: int) -> None:
-        self._ending.set()
-        self.signal = signal.SIGTERM if number == signal.SIGHUP else number
+    def _end(self) -> None:
+        self.ending.set()
         for worker in self._workers:
-            worker.send_signal(self.signal)
+            worker.send_signal(signal.SIGTERM)

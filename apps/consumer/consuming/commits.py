@@ -96,8 +96,8 @@ class Commits:
     """Commits the positions of a group's member, across its connections.
 
     `failures` counts failed commits by the type of the error. `error` is the last one, until a commit succeeds.
-    `retrying_since` is when the commit of the in-flight batch first failed. `moves` are those of positions.
-    With `followers`, the consumer may fetch from them too.
+    `retrying_since` is when the commit of the in-flight batch first failed (`time.monotonic`). `moves` are those of
+    positions. With `followers`, the consumer may fetch from them too.
     """
 
     def __init__(
@@ -283,7 +283,7 @@ class Commits:
                     reason = self._failed(error)
                     if isinstance(error, CommitFailedError | IllegalStateError) or is_leaving():
                         raise CommitRefused(reason) from error
-                self.retrying_since = self.retrying_since or time.time()
+                self.retrying_since = self.retrying_since or time.monotonic()
                 await asyncio.sleep(self._retry_pause_s)
         finally:
             self.retrying_since = None

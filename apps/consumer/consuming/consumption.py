@@ -82,7 +82,7 @@ class Consumption:
         self.last_error: str | None = None
         self.last_trouble: str | None = None
         self.last_error_at: datetime | None = None
-        self.idle_since = time.time()
+        self.idle_since = time.monotonic()
         self.busy_since: float | None = None
         self.policy = policy
         self.batch_records = policy.batching.records
@@ -107,7 +107,7 @@ class Consumption:
     @property
     def batch_age(self) -> float:
         """The age of the in-flight batch in seconds, its commit included; 0 without a batch."""
-        return max(0.0, time.time() - self.busy_since) if self.busy_since else 0.0
+        return time.monotonic() - self.busy_since if self.busy_since else 0.0
 
     @property
     def max_records(self) -> int:
@@ -163,7 +163,7 @@ class Consumption:
     def unreadable(self) -> str | None:
         """Unreadable batches, of the last 10 s or just before the in-flight batch; None when all could be read."""
         what, seen = self._unreadable
-        return what if (self.busy_since or time.time()) - seen < UNREADABLE_FOR_S else None
+        return what if (self.busy_since or time.monotonic()) - seen < UNREADABLE_FOR_S else None
 
     def note_unreadable(self, what: str) -> None:
         """Note that a batch cannot be read: its partition waits until it can be read, or an operator seeks past it."""
@@ -171,7 +171,7 @@ class Consumption:
             log.error(what)
         if self.unreadable != what or self.last_error != what:
             self.note_error(what, what)
-        self._unreadable = what, time.time()
+        self._unreadable = what, time.monotonic()
 
     def resume(self, *, accept: bool) -> None:
         """Consume again after a stop or a halt; with `accept`, dead-letter the bad records that wait."""
@@ -191,7 +191,7 @@ class Consumption:
     def assigned(self, partitions: Collection[Partition]) -> None:
         """Set the currently assigned partitions."""
         self.abandonment.withdraw("rebalance")
-        self.idle_since = time.time()  # a newly assigned partition could not be polled before
+        self.idle_since = time.monotonic()  # a newly assigned partition could not be polled before
         self.rebalances += 1
         self.forget(lambda partition: partition not in partitions)
 

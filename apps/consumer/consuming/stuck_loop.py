@@ -31,7 +31,7 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
     A loop can end, or stop polling without a batch in flight, while `running` is true and the broker answers a ping:
     after a cancelled coordination task, or when the right to the group was revoked and restored.
     """
-    now, consumer = time.time(), subscriber.consumer
+    now, consumer = time.monotonic(), subscriber.consumer
     if ended := why_ended(subscriber):
         error = f": {without_values(ended)}" if isinstance(ended, BaseException) else ""
         return f"the consume loop has ended{error}"
@@ -45,6 +45,6 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
         return f"the in-flight batch takes {busy:.0f} s: Kafka revoked its partitions" if too_long else None
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
     passed = passed_over(consumer)  # a deep offset in a compressed batch: nothing is fetched until then
-    last = max([consumption.idle_since, passed.at if passed else 0.0, *(poll / 1_000 for poll in polls if poll)])
-    silent = min(now - last, since_excused)
+    last = max(consumption.idle_since, passed.at if passed else 0.0)
+    silent = min([now - last, since_excused, *(time.time() - poll / 1_000 for poll in polls if poll)])  # aiokafka's own
     return f"the consume loop has not polled for {silent:.0f} s" if polls and silent > stale_s else None

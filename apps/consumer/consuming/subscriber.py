@@ -255,11 +255,11 @@ class ConsumeLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
         """Note since when a batch is in flight: until it is committed or abandoned."""
-        self.consumption.busy_since = time.time()
+        self.consumption.busy_since = time.monotonic()
         try:
             yield
         finally:
-            self.consumption.idle_since, self.consumption.busy_since = time.time(), None
+            self.consumption.idle_since, self.consumption.busy_since = time.monotonic(), None
 
 
 async def records_waiting(consumer: AIOKafkaConsumer) -> dict[TopicPartition, bool]:

@@ -166,7 +166,7 @@ class Control:
         """Resume reading where `pause` stopped."""
         async with self._turn(START_TIMEOUT_S):
             self._consumption.paused = False
-            self._consumption.idle_since = time.time()  # what was paused has not been polled
+            self._consumption.idle_since = time.monotonic()  # what was paused has not been polled
             if consumer := self.consumer:
                 consumer.resume(*consumer.paused())
 

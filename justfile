@@ -107,7 +107,7 @@ check: lint fast-tests
 
 [private]
 fast-tests:
-    PYTHONDONTWRITEBYTECODE= {{dev}} python -m pytest -q --numprocesses 4 tests/in_memory tests/unit
+    PYTHONDONTWRITEBYTECODE= {{dev}} python -m pytest -q --numprocesses 4 -m "not slow" tests/in_memory tests/unit
 
 # Checks formatting, lint and types.
 lint:

@@ -181,6 +181,7 @@ async def test_records_without_a_key_have_no_order_to_wait_for() -> None:
     assert [letter.record.offset for letter in stream.letters] == [0]
 
 
+@pytest.mark.slow
 async def test_a_lucky_success_in_an_outage_dead_letters_nothing() -> None:
     chance = random.Random(3)
     handler = Handler(lambda _: chance.random() < 0.98)

@@ -41,6 +41,7 @@ def test_an_answer_has_about_as_many_bytes_as_it_is_counted_for(name: str) -> No
     assert expected <= 1.5 * answer
 
 
+@pytest.mark.slow
 @each
 def test_making_an_answer_takes_no_more_memory_than_it_is_counted_for(name: str) -> None:
     records = [RECORDS[name]] * 8

@@ -214,6 +214,7 @@ def any_log(chance: random.Random) -> tuple[bytes, int, list[tuple[int, int]], i
     return fetched, first_size, aborted, offset
 
 
+@pytest.mark.slow
 def test_records_and_positions_are_those_of_aiokafka_whatever_was_fetched_and_however_many_are_taken_at_a_time() -> (
     None
 ):

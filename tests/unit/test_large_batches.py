@@ -109,6 +109,7 @@ def bytes_of(records: list[FetchedRecord]) -> int:
     return sum(len(record.value or b"") for record in records)
 
 
+@pytest.mark.slow
 @compressed_by
 def test_a_batch_of_many_small_records_is_read_in_pieces_however_large_it_is_decompressed(name: str) -> None:
     values = [b"%05d" % number + b" " * 100_000 for number in range(200)]
@@ -129,6 +130,7 @@ def test_a_batch_of_many_small_records_is_read_in_pieces_however_large_it_is_dec
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @compressed_by
 def test_a_record_that_is_too_large_is_left_out_and_its_neighbours_are_read(name: str) -> None:
     large = bytes(20 * MB)

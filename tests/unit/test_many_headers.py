@@ -46,6 +46,7 @@ def batch_of(*headers: int, name: str = "none", header: bytes = SMALLEST) -> byt
     return with_content(with_bytes(whole, b"", b""), codec, encode(bytes(content)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [1, MAX_HEADERS - 1], ids=["small batch", "large batch"])
 @compressed_by
 def test_a_record_with_too_many_headers_is_left_out_and_its_neighbours_are_read(name: str, padding: int) -> None:
@@ -72,6 +73,7 @@ def test_a_record_with_too_many_headers_is_bad_and_the_reason_says_how_many() ->
     assert "stays on events, partition 3" in str(bad.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("headers", [[1_000_000], [9_000] * 25, [300] * 800], ids=["one", "large", "small"])
 @pytest.mark.parametrize("header", [b"\x00\x01", b"\x04ab\x04cd"], ids=["empty", "distinct"])
 def test_headers_take_no_more_memory_while_they_are_read_than_values(headers: list[int], header: bytes) -> None:
@@ -89,6 +91,7 @@ def test_headers_take_no_more_memory_while_they_are_read_than_values(headers: li
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a", "name of a header"])
 @pytest.mark.parametrize("value", [None, b"", b"value"])
 def test_headers_count_for_the_memory_that_they_take(name: str, value: bytes | None) -> None:

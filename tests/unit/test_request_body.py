@@ -505,6 +505,7 @@ class Loose(msgspec.Struct, frozen=True):
 LOOSE = Stream("loose", Loose, key=lambda one: one.id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("item", [b"[]", b'{"a":1}', b"[[[]]]"])
 def test_a_body_whose_values_would_take_more_memory_than_there_is_is_refused(item: bytes) -> None:
     settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, [LOOSE])
@@ -518,6 +519,7 @@ def test_a_body_whose_values_would_take_more_memory_than_there_is_is_refused(ite
         assert refusal(1_000_000, 400).startswith("the record has ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("item", [b"[]", b'{"a":1}', b"[[[]]]", b"1234", b'"ab"', b"1.5", b"{}", b'{"a":{"b":[2]}}'])
 def test_the_values_of_a_body_take_no_more_memory_than_is_counted(item: bytes) -> None:
     body = b'[{"id":"a","payload":[' + b",".join([item] * (200_000 // len(item))) + b"]}]"

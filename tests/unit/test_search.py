@@ -138,6 +138,7 @@ def test_what_is_skipped_is_not_read() -> None:
     assert found.scanned < 1_000
 
 
+@pytest.mark.slow
 def test_a_search_in_vain_stops_after_so_many_records_and_says_how_far_it_came() -> None:
     topic = {0: [Stored(0, offset, timestamp=offset) for offset in range(150_000)]}
     found = run(topic, end_of(topic), is_wanted, 10)

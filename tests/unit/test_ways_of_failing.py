@@ -94,6 +94,7 @@ class Refusing:
         self.take(event)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     way=st.sampled_from(WAYS),

@@ -249,7 +249,7 @@ class Stalling(Topic):
 
 async def test_a_heartbeat_says_that_all_is_well_only_while_the_topic_is_really_read(background: Background) -> None:
     topic = Stalling()
-    copy = Copy(topic, background, heartbeat_s=0.05, retry_s=0.01)
+    copy = Copy(topic, background, heartbeat_s=0.2, retry_s=0.01)
     async with copy.greeted() as pieces, asyncio.timeout(LONG):
         assert (await anext(pieces)).startswith(b": all is well\n")
         topic.stalls.set()

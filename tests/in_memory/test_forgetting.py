@@ -137,6 +137,26 @@ async def test_the_last_error_quotes_no_value_once_a_deletion_was_consumed_or_ma
         assert MARK not in await last_error()
 
 
+async def test_the_window_keeps_nobody_whose_deletion_the_handler_has_not_carried_out() -> None:
+    async with hotel() as own:
+        own.write("debtor", MARK)
+        own.write("bob", "Bob")
+        await own.consumed(2)
+        own.write("debtor", None)
+        own.write("debtor", "a new one")
+        await own.p.until(GUESTS, dead_lettered_count=1, lag=0)
+        shown = [(key, value and value["name"]) for key, value in await own.shown()]
+    assert shown == [("debtor", None), ("bob", "Bob"), ("debtor", None), ("debtor", "a new one")]
+
+
+async def test_the_last_error_quotes_no_value_once_a_deletion_was_dead_lettered() -> None:
+    async with hotel() as own:
+        own.write("debtor", None)
+        own.write("ada", f"rude {MARK}", partition=1)
+        status = await own.p.until(GUESTS, dead_lettered_count=2, lag=0)
+    assert MARK not in str(status)
+
+
 async def test_a_purge_in_part_is_answered_with_what_was_purged(monkeypatch: pytest.MonkeyPatch) -> None:
     async def purge_some(*_: object) -> Purged:
         raise PurgedInPart("dead letter 0/2 is too large", Purged(3, 2, {0: 7}))

@@ -31,7 +31,7 @@ from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.consuming.commit_metadata import MARK
 from apps.consumer.consuming.commits import Commits
 from apps.consumer.consuming.consumption import MAX_REASONS, Consumption, Halted
-from apps.consumer.consuming.decode import Tombstone, sort_out
+from apps.consumer.consuming.decode import Tombstone, is_deletion, sort_out
 from apps.consumer.consuming.stuck_loop import STALE_S, why_stuck
 from apps.consumer.consuming.subscriber import ConsumeLoop, FetchedBatch, records_waiting, subscribe
 from contracts.record import Record
@@ -268,6 +268,9 @@ def test_a_tombstone_is_a_deletion_only_where_the_stream_takes_deletions() -> No
     for one in no_deletions:
         assert sort_out(deletable.decode, [one])[0] == []
         assert not show(View(deletable.decode), one).deleted
+        assert not is_deletion(deletable.decode, one)
+    assert [is_deletion(deletable.decode, one) for one in records] == [False, True, False]
+    assert not is_deletion(EVENTS.decode, records[1])
     _, _, refused = sort_out(EVENTS.decode, records[:2])
     assert [type(one.error) for one in refused] == [Tombstone]
     assert (show(View(deletable.decode), records[1]).deleted, show(View(EVENTS.decode), records[1]).deleted) == (

@@ -20,7 +20,7 @@ from apps.consumer.consuming.attempts import MAX_ERROR_CHARACTERS, Attempts
 from apps.consumer.consuming.batch import Handle
 from apps.consumer.consuming.dead_letter_limit import DeadLetterLimiter
 from apps.consumer.consuming.dead_letters import BadRecord
-from apps.consumer.consuming.decode import Decode, sort_out
+from apps.consumer.consuming.decode import Decode, is_deletion, sort_out
 from apps.consumer.consuming.findings import Finding, Partition, completed
 from apps.consumer.consuming.outcome import Outcome, bad_record, finished_part
 from apps.consumer.consuming.pending_letters import GIVE_WAY_S, PendingLetters, WriteDeadLetters
@@ -232,8 +232,9 @@ class Consumption:
         raise Halted(self.halted or "", self.halted_for)
 
     def settle(self, outcome: Outcome) -> None:
-        """Count a committed batch, and show its records."""
+        """Count a committed batch, and show its handled records, and its deletions: older records of their keys go."""
         self._limiter.count()
+        deletions = [one.record for one in outcome.bad if is_deletion(self._decode, one.record)]
         failed = [one.position for one in outcome.bad if one.position is not None]
         self.redelivery.window.add(len(outcome.good) + len(outcome.bad), failed)
         self.acceptance.note_recovered(outcome.recovered)
@@ -246,9 +247,10 @@ class Consumption:
         self.letters.settle(outcome.bad)
         if outcome.bad:
             self._report(outcome.bad)
-        if self.last_error != self.last_trouble and any(record.value is None for record in outcome.good):
+        if self.last_error != self.last_trouble and (deletions or any(one.value is None for one in outcome.good)):
             self.forget_quotes()  # of a value that is deleted now, perhaps
-        self._show(outcome.good)
+        hidden = {id(one.record) for one in outcome.bad} - set(map(id, deletions))
+        self._show([one for one in outcome.records if id(one) not in hidden] if deletions else outcome.good)
 
     async def _consume(self, records: Sequence[Record], newer: Newer) -> Outcome:
         good, values, bad = self._sort_out(records)

@@ -40,6 +40,12 @@ def explained(error: Exception, value: bytes | None) -> Exception:
     return msgspec.DecodeError(HALF_A_PAIR_FAULT) if value and is_half_a_pair(error, value) else error
 
 
+def is_deletion(decode: Decode, record: Record) -> bool:
+    """Return whether the value of a record is decoded as a deletion."""
+    has_value = record.value is not None or isinstance(record, OversizedRecord)
+    return isinstance(decode, TakesDeletions) and not has_value and bool(record.key)
+
+
 def decode_value(decode: Decode, record: Record) -> object:
     """Return the decoded value of a record. Raises `TooLarge`, `Tombstone`, or what `decode` does."""
     if isinstance(record, OversizedRecord):

@@ -233,7 +233,7 @@ class StreamConsumer:
         missing = await self._missing.reason(consumer := control.consumer)
         lagging, hiding = self._lag(None if missing else consumer), self.redriver.letters.waiting_if_known()
         state, lag, trouble, hidden = await asyncio.gather(control.state(), lagging, self.cluster.trouble(), hiding)
-        error, error_at = self._last_error(trouble, missing, quotes=quotes)
+        error, error_at = self._last_error(trouble, missing, quotes=quotes and self._may_quote(lag))
         return StreamStatus(
             running=state == "running",
             state=state,
@@ -267,6 +267,14 @@ class StreamConsumer:
             next_retry_at=consumption.next_retry_at,
             notes=self._notes(hidden),
         )
+
+    def _may_quote(self, lag: Lag) -> bool:
+        """Return whether errors may quote values.
+
+        They may not after a halt, once another instance has consumed the halting record, and perhaps its deletion.
+        """
+        consumption = self.consumption
+        return not (self.stream.deletes and consumption.halted) or lag.is_behind(*consumption.halted_at)
 
     def _notes(self, hidden_letters: int | None) -> list[str]:
         hidden = in_words(self.settings.dead_letter_topic, hidden_letters)

@@ -157,6 +157,23 @@ async def test_the_last_error_quotes_no_value_once_a_deletion_was_dead_lettered(
     assert MARK not in str(status)
 
 
+async def test_a_halted_instance_quotes_a_record_until_another_one_has_consumed_it() -> None:
+    async with hotel() as own:
+        for number in range(150):
+            own.write(f"guest-{number}", f"rude {MARK}")
+        halted = await own.p.until(GUESTS, state="halted")
+        assert MARK in halted["last_error"]
+        await own.p.consumer.post("/consumers/stop")
+        own.write("bob", None, partition=1)
+        own.commit_elsewhere(partition=1)
+        assert MARK in str(await own.p.until(GUESTS, state="halted"))
+        own.commit_elsewhere()
+        status = await own.p.until(GUESTS, state="halted", lag=0)
+    assert MARK not in str(status)
+    assert "100 consecutive records were refused" in status["last_error"]
+    assert status["last_error"].endswith("guests-0 offset 99: Reject")
+
+
 async def test_a_purge_in_part_is_answered_with_what_was_purged(monkeypatch: pytest.MonkeyPatch) -> None:
     async def purge_some(*_: object) -> Purged:
         raise PurgedInPart("dead letter 0/2 is too large", Purged(3, 2, {0: 7}))

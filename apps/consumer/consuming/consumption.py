@@ -28,7 +28,7 @@ from apps.consumer.consuming.policy import DEFAULT, Policy
 from apps.consumer.consuming.redelivery import Newer, Redelivery, nothing_newer
 from apps.consumer.consuming.redrive_addressing import divide
 from apps.consumer.consuming.resource import OPENING, HandlerResource
-from contracts.record import Record, fields_of, name_of
+from contracts.record import Record, fields_of, name_of, place_of
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ class Halted(Exception):
 class Consumption:
     """What a service has consumed since it started, across its connections.
 
-    `halted` is the reason why it does not consume, until `resume`; `halted_for` is the same without quotes of errors.
+    `halted` is the reason why it does not consume, until `resume`; `halted_for` is the same without quotes of errors,
+    `halted_at` the partition and offset of the record that it names.
     `paused` is whether an operator wants its partitions paused. `dead_letters` counts them by the type of their error,
     `rebalances` counts assignments, `passed_over` the records that were sent back for another group. `batch_records` is
     the size of the next batch. `last_trouble` is the `last_error` without quotes of values, `last_error_at` its time.
@@ -79,6 +80,7 @@ class Consumption:
         self.paused = False
         self.halted: str | None = None
         self.halted_for = ""
+        self.halted_at = 0, 0
         self.last_error: str | None = None
         self.last_trouble: str | None = None
         self.last_error_at: datetime | None = None
@@ -277,7 +279,8 @@ class Consumption:
     def _review(self, outcome: Outcome, accepted: Container[int]) -> Outcome:
         """Return an outcome as it is; raise `Halted` when too many of its records were refused."""
         if excess := self._limiter.review(outcome.records, outcome.bad, accepted):
-            why, error = f"{excess.reason}: {name_of(excess.bad.record)}", excess.bad.error
+            self.halted_at = place_of(record := excess.bad.record)
+            why, error = f"{excess.reason}: {name_of(record)}", excess.bad.error
             raise Halted(f"{why}: {one_line(error)[:MAX_ERROR_CHARACTERS]}", f"{why}: {without_values(error)}")
         return outcome
 

@@ -110,6 +110,13 @@ class Lag(msgspec.Struct):
             return None
         return max(self.ages.values(), default=0.0 if self.records == 0 else None)
 
+    def is_behind(self, partition: int, offset: int) -> bool:
+        """Return whether the group is known not to have consumed a record yet."""
+        return any(
+            one.partition == partition and one.end is not None and (one.committed or 0) <= offset
+            for one in self.partitions
+        )
+
 
 class LagMeter:
     """Measures the lag of a group on a topic."""

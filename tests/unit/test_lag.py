@@ -94,10 +94,25 @@ async def test_a_member_without_partitions_has_no_lag() -> None:
     assert (found.partitions, found.records, found.seconds) == ([], 0, 0.0)
 
 
-async def test_group_and_status_speak_of_the_same_lag() -> None:
-    async def members() -> tuple[str, list[Any]]:
-        return "Empty", []
+async def test_the_group_is_behind_a_record_that_it_has_not_committed_and_not_where_that_is_unknown() -> None:
+    found = await lag({0: 4, 1: None}, {})
+    assert [found.is_behind(0, offset) for offset in (3, 4)] == [False, True]
+    assert found.is_behind(1, 0)
+    unknown = await lag({0: 4}, {}, client=GroupMember({1: 0}))
+    assert not unknown.is_behind(0, 9)
+    assert not unknown.is_behind(1, 9)
 
+
+async def members() -> tuple[str, list[Any]]:
+    return "Empty", []
+
+
+async def test_of_a_topic_that_was_not_seen_yet_the_group_has_no_lag_to_tell() -> None:
+    group = await look_at_group("a group", members, offsets_of({}, {}))
+    assert (group.partitions, group.lag, group.waiting_for_transaction) == ([], None, None)
+
+
+async def test_group_and_status_speak_of_the_same_lag() -> None:
     committed = {0: 4, 1: None, 2: 10}
     group: Group = await look_at_group("a group", members, offsets_of(committed, {}, stable=6))
     found = await lag(committed, {}, stable=6)

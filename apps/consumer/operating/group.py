@@ -32,15 +32,15 @@ class Group(msgspec.Struct):
     `Stable`, `PreparingRebalance`, `CompletingRebalance` or `Empty`; with members of the newer protocol (KIP-848)
     `Assigning`, `Reconciling`, `Stable` or `Empty`. Where a share group (KIP-932) or one of another protocol (Kafka
     Connect) has the id, it says so: the members of such a group cannot be told. `lag` and `waiting_for_transaction`
-    are the sums over all partitions.
+    are the sums over all partitions, also of those without an owner; null before the topic was first seen.
     """
 
     group_id: str
     state: str
     members: list[Member]
     partitions: list[GroupPartition]
-    lag: int
-    waiting_for_transaction: int
+    lag: int | None
+    waiting_for_transaction: int | None
 
 
 async def look_at_group(group: str, members: Members, offsets: GroupOffsets) -> Group:
@@ -53,4 +53,4 @@ async def look_at_group(group: str, members: Members, offsets: GroupOffsets) -> 
     ]
     lag = sum(partition.lag for partition in partitions)
     waiting = sum(partition.waiting_for_transaction for partition in partitions)
-    return Group(group, state, present, partitions, lag, waiting)
+    return Group(group, state, present, partitions, *((lag, waiting) if partitions else (None, None)))

@@ -62,8 +62,10 @@ class Application(Litestar):
 
     def route_of(self, scope: Scope) -> Any:  # noqa: ANN401 - any of Litestar's handlers
         """Return the route of a call that Litestar has not seen, None for an unknown one."""
+        prefix, whole = scope.get("root_path"), scope["path"]  # another server may have been given a prefix
+        path = normalize_path(whole.split(prefix, maxsplit=1)[-1] if prefix else whole)
         try:
-            found = self.asgi_router.handle_routing(path=normalize_path(scope["path"]), method=scope.get("method"))
+            found = self.asgi_router.handle_routing(path=path, method=scope.get("method"))
         except HTTPException:
             return None
         return found[1]
@@ -110,7 +112,8 @@ def build_application(  # noqa: PLR0913 - how the two services differ
         **{"exception_handlers": {Exception: answer_error}, **options},
     )
     audit.keys_needed, audit.streams, audit.route_of = access.keys.needed, parts.keys(), app.route_of
-    app.outermost = RequestMiddleware(traces.follow_http(app.answer), registry, limit, settings, end, audit.note)
+    traced = traces.follow_http(app.answer)
+    app.outermost = RequestMiddleware(traced, registry, limit, settings, end, audit.note, app.route_of)
     return app
 
 

@@ -121,7 +121,18 @@ def test_the_live_page_controls_the_consumer_and_creates_events_by_either_name(
         expect(page.locator("#state")).to_have_text(state)
 
 
-def test_a_link_on_another_page_leads_to_the_live_page(page: Page, site: Site) -> None:
-    page.goto(f"http://evil.example:{site.evil_port}/")
-    page.evaluate("url => { location.href = url; }", f"http://localhost:{site.consumer.port}/")
+@pytest.mark.parametrize("host", ["evil.example", "localhost"])
+def test_a_link_on_another_page_leads_to_the_live_page_and_to_no_search(page: Page, site: Site, host: str) -> None:
+    own, evil = f"http://localhost:{site.consumer.port}", f"http://{host}:{site.evil_port}/"
+    search = f"{own}/consumers/messages?stream=events&scope=topic&q=guess"
+    frame = "url => { document.body.append(Object.assign(document.createElement('iframe'), {src: url})); }"
+    link = "url => { location.href = url; }"
+    page.goto(evil)
+    with page.expect_response(search) as framed:
+        page.evaluate(frame, search)
+    page.evaluate(link, f"{own}/?tab=overview")
     expect(page.locator("#state")).to_have_text("running")
+    page.goto(evil)
+    with page.expect_response(search) as opened:
+        page.evaluate(link, search)
+    assert (framed.value.status, opened.value.status) == (403, 403)

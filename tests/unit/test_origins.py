@@ -1,10 +1,12 @@
 """What a web page that a developer opens can do to services of the same machine: nothing."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from litestar import Litestar
+from litestar.routes import HTTPRoute
 from litestar.testing import TestClient
 
 from apps.chassis.http.origins import OriginPolicy
@@ -105,16 +107,39 @@ def test_a_service_with_tls_takes_no_page_without_it_for_its_own(clients: Client
     assert clients[service].post("/nowhere", headers={"Origin": f"ftp://{OWN}"}).status_code == 403
 
 
+LINK = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+DOCUMENTS = {"/docs", "/schema", "/schema/openapi.json", "/schema/{path}", "/asyncapi", "/asyncapi.json"}
+PAGES = {"/", "/problems/{name}", *DOCUMENTS}
+STATIC = re.compile(r"/page/.*|/home.css")
+
+
 @BOTH
-@pytest.mark.parametrize("path", ["/livez", "/metrics", "/health-check", "/schema", "/", "/nowhere"])
-def test_another_page_can_link_here_and_not_load_what_is_here(clients: Clients, service: str, path: str) -> None:
-    client = clients[service]
-    ways = {"same-site": "no-cors", "cross-site": "cors"}
-    for site, mode in ways.items():
-        loaded = client.get(path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode})
-        opened = client.get(path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"})
-        assert (loaded.status_code, opened.status_code == 403) == (403, False)
-        assert client.head(path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}).status_code == 403
+@pytest.mark.parametrize("path", ["/", "/schema", "/livez", "/metrics", "/health-check", "/nowhere"])
+def test_another_page_loads_nothing_that_is_here(clients: Clients, service: str, path: str) -> None:
+    for site, mode in (("same-site", "no-cors"), ("cross-site", "cors"), ("same-planet", "no-cors")):
+        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+        assert clients[service].get(path, headers=headers).status_code == 403
+        assert clients[service].head(path, headers=headers).status_code == 403
+
+
+@BOTH
+@pytest.mark.parametrize("site", ["same-site", "cross-site"])
+def test_links_and_frames_of_another_page_lead_to_pages_alone_as_their_time_would_tell_what_a_call_finds(
+    clients: Clients, service: str, site: str
+) -> None:
+    client, app = clients[service], clients[service].app
+    paths = {route.path_format for route in app.routes if isinstance(route, HTTPRoute) and "GET" in route.methods}
+    link = {**LINK, "Sec-Fetch-Site": site}
+    reached = {path for path in paths if client.head(path, headers=link).status_code != 403}
+    assert {path for path in reached if not STATIC.fullmatch(path)} == PAGES
+    for path in ("/health-check/", "/session?x=/", "/nowhere"):
+        answer = client.get(path, headers=link)
+        assert (answer.status_code, answer.json()["type"]) == (403, "/problems/foreign-origin")
+        assert "enter its address" in answer.json()["detail"]
+    assert client.get("/?stream=events&tab=records&q=ada", headers=link).status_code == 200
+    assert client.get("/docs", headers=link).status_code == 200
+    for own in ("same-origin", "none"):  # a link of its own pages, and an address that a user enters
+        assert client.get("/health-check", headers={**link, "Sec-Fetch-Site": own}).status_code != 403
 
 
 @BOTH

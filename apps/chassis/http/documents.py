@@ -27,6 +27,7 @@ from litestar.static_files import create_static_files_router
 from apps.chassis.http.api_keys import HEADER
 from apps.chassis.http.authorization import access_of
 from apps.chassis.http.health import VERSION
+from apps.chassis.http.origins import LINKABLE
 from apps.chassis.http.pages import page_policy, to_root
 from apps.chassis.http.problem_kinds import PATH as PROBLEMS
 from apps.chassis.http.problems import answer_error, problem
@@ -95,7 +96,7 @@ def openapi_config(title: str, description: str, settings: Settings, streams: It
     router = Router(
         "/schema",
         after_request=_raise_not_found,
-        opt={ROLE: READ},
+        opt={ROLE: READ, LINKABLE: True},
         route_handlers=[],
         include_in_schema=False,
         response_headers=[page_policy()],
@@ -122,7 +123,7 @@ def document_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler | 
     return docs, _files_of("schema-ui", _folder_of("offapi"), PAGES), *_asyncapi_routes(asyncapi)
 
 
-@get("/docs", include_in_schema=False, role=READ, sync_to_thread=False)
+@get("/docs", include_in_schema=False, role=READ, linkable=True, sync_to_thread=False)
 def docs(request: Request[Any, Any, Any]) -> Redirect:
     """Redirect from a usual name of the page."""
     return Redirect(to_root(request) + "schema")
@@ -136,7 +137,14 @@ def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler |
     (react,) = (piece for piece in manifest.values() if piece.get("isEntry") and piece["name"] == "react")
     (style,) = react["css"]
 
-    @get("/asyncapi.json", media_type=MediaType.JSON, include_in_schema=False, role=READ, sync_to_thread=False)
+    @get(
+        "/asyncapi.json",
+        media_type=MediaType.JSON,
+        include_in_schema=False,
+        role=READ,
+        linkable=True,
+        sync_to_thread=False,
+    )
     def asyncapi_document() -> bytes:
         return document
 
@@ -145,6 +153,7 @@ def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler |
         media_type=MediaType.HTML,
         include_in_schema=False,
         role=READ,
+        linkable=True,
         sync_to_thread=False,
         # AsyncAPI's parser, which the page draws from, compiles the JSON schemas that it checks the document with
         response_headers=[page_policy(scripts="'self' 'unsafe-eval'")],

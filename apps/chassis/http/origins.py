@@ -2,14 +2,16 @@
 
 A browser sends any page's calls to services of this machine. It names the page's origin in `Origin` and
 `Sec-Fetch-Site`, which no page can change. Callers other than browsers send neither. With DNS rebinding, a foreign
-page has the same origin for the browser, but its name stands in `Host`. Litestar's `allowed_hosts` answers no problem
-document, knows no IPv6 address and does not check origins.
+page has the same origin for the browser, but its name stands in `Host`. A page cannot read what is behind a link of
+its own, but it can measure how long that takes: its links lead to routes alone that declare it (`LINKABLE`).
+Litestar's `allowed_hosts` answers no problem document, knows no IPv6 address and does not check origins.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import Any
 
 from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import Scope
@@ -22,15 +24,27 @@ from apps.chassis.settings import ANY_HOST, Settings, is_address
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:\[\],/@]+?)\.?(:[0-9]*)?")
 """A `Host` in lower case: a name or an address, and optionally a port."""
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+READING = frozenset({"GET", "HEAD"})
+FOREIGN_CALL = "the call comes from a web page of another origin; CORS_ORIGINS names those that may call"
+FOREIGN_LINK = "a link on a web page of another origin may lead to pages alone; to follow it here, enter its address"
 MAX_QUOTED_CHARACTERS = 80
+LINKABLE = "linkable"
+"""The option of a route to which pages of other origins may link: `@get(..., linkable=True)`.
+
+What it answers, and how long that takes, must not depend on records.
+"""
 HOSTS_REMEMBERED = 64
 """Size of the cache of checked `Host` values: callers use few, and parsing an address is the slowest step."""
 
 
 class OriginPolicy:
-    """Refuses calls under a host name that is not allowed, and calls that pages of other origins make."""
+    """Refuses calls under a host name that is not allowed, and calls that pages of other origins make.
 
-    def __init__(self, settings: Settings) -> None:
+    `route_of` finds the route of a call, whose option `LINKABLE` lets links lead to it.
+    """
+
+    def __init__(self, settings: Settings, route_of: Callable[[Scope], Any] = lambda _: None) -> None:
+        self._route_of = route_of
         self._names = frozenset(name for name in settings.host_names if not name.startswith("*"))
         self._suffixes = tuple(name[1:] for name in settings.host_names if name.startswith("*."))
         self._any_host = not settings.host_names or ANY_HOST in settings.host_names
@@ -48,8 +62,7 @@ class OriginPolicy:
             return problem(UNKNOWN_HOST, detail)
         from_page = b"origin" in given or b"sec-fetch-site" in given
         if from_page and self._is_foreign(scope, host, given):
-            detail = "the call comes from a web page of another origin; CORS_ORIGINS names those that may call"
-            return problem(FOREIGN_ORIGIN, detail)
+            return problem(FOREIGN_ORIGIN, FOREIGN_LINK if _is_link(scope, given) else FOREIGN_CALL)
         return None
 
     def _is_allowed_host(self, host: str) -> bool:
@@ -72,8 +85,8 @@ class OriginPolicy:
         origin, site = given.get(b"origin", b"").decode("latin-1").lower(), given.get(b"sec-fetch-site", b"")
         if site == b"same-origin" or origin in self._origins:  # `same-origin` stays true where a proxy changed `Host`
             return False
-        if scope.get("method") in {"GET", "HEAD"}:  # links may be followed, but nothing loaded; reading needs CORS
-            return site in {b"same-site", b"cross-site"} and given.get(b"sec-fetch-mode") != b"navigate"
+        if scope.get("method") in READING:  # reading the answer needs CORS
+            return site not in {b"", b"none"} and not (_is_link(scope, given) and self._is_linkable(scope))
         if site not in {b"", b"none", b"same-site"}:
             return True
         if not origin:
@@ -81,6 +94,14 @@ class OriginPolicy:
         forwarded = given.get(b"x-forwarded-host", b"").decode("latin-1").lower()  # pages need a preflight to send it
         schemes = ("https",) if scope.get("scheme") == "https" else ("http", "https")  # a proxy may have ended TLS
         return not any(_is_origin_of(origin, name.strip(), schemes) for name in (host, *forwarded.split(",")))
+
+    def _is_linkable(self, scope: Scope) -> bool:
+        route = self._route_of(scope)
+        return route is not None and bool(route.opt.get(LINKABLE))
+
+
+def _is_link(scope: Scope, given: dict[bytes, bytes]) -> bool:
+    return scope.get("method") in READING and given.get(b"sec-fetch-mode") == b"navigate"
 
 
 def _is_origin_of(origin: str, host: str, schemes: Collection[str]) -> bool:

@@ -46,6 +46,7 @@ def page_file(path: str, name: str, content: bytes, *, connects_to: Sequence[str
         media_type=MEDIA_TYPES[PurePath(name).suffix],
         response_headers=[page_policy(connects_to=connects_to), FRESH],
         include_in_schema=False,
+        linkable=True,
         role=ANYONE,  # it holds no record, and asks for a key itself
         opt={ANY_QUERY: True},  # its script reads it
         sync_to_thread=False,

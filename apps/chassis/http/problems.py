@@ -261,6 +261,7 @@ class ProblemController(Controller):
         "/{name:str}",
         summary="What a type of problem means",
         role=READ,
+        linkable=True,
         responses=documented(HTTPStatus.NOT_FOUND),
         sync_to_thread=False,
     )

@@ -59,13 +59,14 @@ class RequestMiddleware:
         settings: Settings,
         ending: asyncio.Event,
         audit: Callable[[Scope, int], object] = lambda *_: None,
+        route_of: Callable[[Scope], Any] = lambda _: None,
     ) -> None:
         self._app = app
         self._ending = ending
         self._audit = audit
         self._metrics = HttpMetrics(registry)
         self._limit = limit
-        self._origins = OriginPolicy(settings)
+        self._origins = OriginPolicy(settings, route_of)
         self._root_path = settings.root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

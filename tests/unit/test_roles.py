@@ -371,6 +371,24 @@ def test_a_page_whose_session_has_ended_slows_nobody_behind_its_address_and_a_gu
         assert (tried[0], tried[-1]) == (401, 429)
 
 
+def test_while_an_address_is_slowed_a_session_of_a_rightly_guessed_key_is_answered_as_any_other_however_often_it_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with client("consumer", API_KEY=ALL, API_KEY_READS="true") as consumer:
+        right = signed_in(consumer, ALL).partition(";")[0]
+        cookie, _, value = right.partition("=")
+        name, until, _ = value.split(".")
+        known, new = (f"{cookie}={name}.{until}.{digit * 64}" for digit in "01")
+        monkeypatch.setattr(consumer.app.state["access"].authenticator, "_guesses", GuessLimit(now=lambda: 0.0))
+
+        def status(**headers: str) -> int:
+            return consumer.get("/session", headers=headers).status_code
+
+        assert status(Cookie=known) == 401
+        assert {status(**{"X-API-Key": f"guess {number}"}) for number in range(BURST)} == {401}
+        assert [status(Cookie=one) for one in (known, new, right) for _ in range(3)] == 9 * [429]
+
+
 @pytest.mark.anyio
 async def test_a_long_answer_ends_with_the_key_of_its_caller(guarded: dict[str, Client]) -> None:
     access: Access = guarded["consumer"].app.state["access"]

@@ -132,9 +132,7 @@ class Authenticator:
             match["signature"], self._signature(cookie, match["name"], key or MISSING_KEY, match["until"])
         )
         removal = {"Set-Cookie": self.end_of_session(connection).to_header(header="")}
-        if not is_signed and self._guesses.is_repeated(_address_of(connection), match[0]):
-            raise self.refusal("wrong", WRONG_KEY, removal)
-        found = self.check(connection, key if is_signed else None, headers=removal)
+        found = self.check(connection, key if is_signed else None, headers=removal, session=match[0])
         if connection.scope.get("method") not in SAFE_METHODS:
             _require_own_page(connection)
         return found
@@ -145,15 +143,19 @@ class Authenticator:
         key: AnyCaller | None,
         wrong: str = WRONG_KEY,
         headers: dict[str, str] | None = None,
+        session: str | None = None,
     ) -> AnyCaller:
-        """Return a key that is accepted; None stands for a wrong one. Raises 401 with the headers, or 429."""
+        """Return a key that is accepted; None stands for a wrong one, of a `session` if that is given.
+
+        Raises 401 with the headers, or 429: first of all, as an address that is slowed learns nothing of what it sent.
+        """
         address = _address_of(connection)
         if self._guesses.blocks(address, key.name if key else None):
             self.refused.note("slowed")
             detail = "too many wrong keys or tokens came from this address: wait before you try another"
             raise problem(TOO_MANY_GUESSES, detail)
         if key is None:
-            self._guesses.note_wrong(address)
+            self._guesses.note_wrong(address, session)
             raise self.refusal("wrong", wrong, headers)
         if key.has_expired:
             raise self.refusal("expired", f"the key {key.name} has expired", headers)

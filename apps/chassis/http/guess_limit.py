@@ -33,17 +33,15 @@ class GuessLimit:
         place = _place_of(address)
         return self._paid_off.get(place, 0.0) - self._now() > self._burst_s and (place, name) not in self._used
 
-    def note_wrong(self, address: str) -> None:
-        """Count a wrong key of an address."""
+    def note_wrong(self, address: str, session: str | None = None) -> None:
+        """Count a wrong key of an address, but a `session` once: a page sends it again, and that is no guess."""
         place = _place_of(address)
+        if session is not None and not _remember(self._wrong_sessions, (place, session)):
+            return
         paid_off = max(self._paid_off.pop(place, 0.0), self._now()) + self._guess_s
         self._paid_off[place] = paid_off
         if len(self._paid_off) > REMEMBERED:
             del self._paid_off[next(iter(self._paid_off))]
-
-    def is_repeated(self, address: str, session: str) -> bool:
-        """Remember a wrong session; return whether its address sent it before: a page does, and that is no guess."""
-        return not _remember(self._wrong_sessions, (_place_of(address), session))
 
     def note_used(self, address: str, name: str) -> None:
         """Remember that an address used a key."""

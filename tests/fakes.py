@@ -105,6 +105,12 @@ class StoredTopic:
         found = {partition: self._between(partition, *places) for partition, places in ranges.items()}
         return {partition: records[0].timestamp for partition, records in found.items() if records}
 
+    async def at_time(self, time: int, end: Mapping[int, int]) -> dict[int, int]:
+        return {
+            partition: next((one.offset for one in self.records.get(partition, []) if one.timestamp >= time), stop)
+            for partition, stop in end.items()
+        }
+
     async def some(self, ranges: Ranges, max_bytes: int) -> tuple[list[Stored], dict[int, int]]:
         """Return one record of each partition, and how far that came."""
         assert max_bytes > 0

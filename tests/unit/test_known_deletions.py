@@ -1,6 +1,6 @@
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import cast
 from uuid import UUID
 
@@ -38,12 +38,6 @@ class Topic(StoredTopic):
             raise KafkaConnectionError
         self.reads += 1
         return await super().some(ranges, max_bytes)
-
-    async def at_time(self, time: int, end: Mapping[int, int]) -> dict[int, int]:
-        return {
-            partition: next((one.offset for one in self.records.get(partition, []) if one.timestamp >= time), stop)
-            for partition, stop in end.items()
-        }
 
     async def record(self, partition: int, offset: int) -> Stored | None:
         return next(iter(self._between(partition, offset, self.end(partition))), None)

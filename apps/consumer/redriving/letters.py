@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.kafka.search import merged_by_time
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
+from apps.consumer.redriving.beginnings import Beginning, Beginnings, remember
 from apps.consumer.redriving.deletions import Deletions
 from apps.consumer.redriving.marks import Intervals, Marks, contains, merged, minus, next_outside, outside
 from apps.consumer.redriving.refusals import RedriveNotNow
@@ -72,6 +73,7 @@ class Letters:
         self._topic = topic
         self._max_rounds = max_rounds
         self._deletions = deletions
+        self._beginnings = Beginnings()
 
     def is_held(self, letter: DeadLetter) -> bool:
         """Return whether a dead letter is held: it was sent back too often, or is too large for the topic.
@@ -106,16 +108,17 @@ class Letters:
         When it is late, they are the oldest of the partitions that were read by then.
         """
         first, end = await self.offsets()
+        if wanted.only.since is not None:
+            first = await self._reader.at_time(wanted.only.since, end)
         starts = {
             partition: self._start_of(wanted, partition, first[partition], end[partition])
             for partition in first
             if wanted.only.partition in {None, partition}
         }
-        while groups := list(in_groups({number: one.left for number, one in starts.items() if not one.is_full})):
-            for ranges in groups:
-                if asyncio.get_running_loop().time() >= wanted.late:
-                    return oldest([one.result for one in starts.values()], wanted.limit)
-                await self._read_on(wanted, {partition: starts[partition] for partition in ranges})
+        try:
+            await self._read_until_late(wanted, starts)
+        finally:
+            self._remember(wanted, starts.values())
         return oldest([one.result for one in starts.values()], wanted.limit)
 
     async def at(self, partition: int, offset: int) -> Record | None:
@@ -148,8 +151,35 @@ class Letters:
     def _start_of(self, wanted: Wanted, partition: int, first: int, end: int) -> "_Start":
         place = (wanted.marks.topic_id, wanted.owner, partition)
         unwanted = wanted.unwanted(partition)
-        at = next_outside(merged([*unwanted, *self.passed.get(place, [])]), first)
-        return _Start(place, unwanted, (at, end))
+        beginnings = self._beginnings.of(place, unwanted)
+        beginning = beginnings.get(self._search_for(wanted.action, wanted.only), Beginning())
+        if beginning.at > end:  # of a recreated topic, of a Kafka without topic ids
+            beginning = Beginning()
+        known = merged([*unwanted, *self.passed.get(place, [])])
+        return _Start(place, unwanted, (next_outside(known, max(first, beginning.at)), end), beginnings, beginning)
+
+    def begin_again(self, action: Action, only: Filter) -> None:
+        """Let the next call look at all letters again that may be wanted by then, once one has come to the end."""
+        self._beginnings.begin_again(self._search_for(action, only))
+
+    def _search_for(self, action: Action, only: Filter) -> Hashable:
+        """Return what decides which letters are left out for good."""
+        return action, only, self._cluster.max_message_bytes(self._topic)
+
+    def _remember(self, wanted: Wanted, starts: Iterable["_Start"]) -> None:
+        """Remember where the next call begins."""
+        search = self._search_for(wanted.action, wanted.only)
+        is_late = asyncio.get_running_loop().time() >= wanted.late
+        for start in starts:
+            moved = start.beginning.moved(start.reached, start.deleted_from, is_late=is_late)
+            remember(start.beginnings, search, moved)
+
+    async def _read_until_late(self, wanted: Wanted, starts: Mapping[int, "_Start"]) -> None:
+        while groups := list(in_groups({number: one.left for number, one in starts.items() if not one.is_full})):
+            for ranges in groups:
+                if asyncio.get_running_loop().time() >= wanted.late:
+                    return
+                await self._read_on(wanted, {partition: starts[partition] for partition in ranges})
 
     async def _read_on(self, wanted: Wanted, starts: Mapping[int, "_Start"]) -> None:
         """Read on in some partitions; each has an equal share of the bytes."""
@@ -159,23 +189,29 @@ class Letters:
         selected = await self._selected(wanted, starts, own)
         owned = offsets_of([record for record, _ in own])
         for partition, start in starts.items():
+            at, end = start.left
+            others = minus([(at, reached[partition])], owned.get(partition, []))
+            self.passed[start.place] = passed = merged([*self.passed.get(start.place, []), *others])
             letters = [(record, letter) for record, letter in selected if record.partition == partition]
             start.is_full = not await self._add(wanted, start, letters)
             if not start.is_full:
-                at, end = start.left
-                others = minus([(at, reached[partition])], owned.get(partition, []))
-                self.passed[start.place] = passed = merged([*self.passed.get(start.place, []), *others])
                 start.left = next_outside(merged([*start.unwanted, *passed]), reached[partition]), end
 
     async def _add(self, wanted: Wanted, start: "_Start", letters: Sequence[tuple[Record, DeadLetter]]) -> bool:
-        """Add letters to the first ones of a partition; return whether there was room and time for all."""
+        """Add letters to the first ones of a partition; return whether there was room and time for all.
+
+        Where there was not, what is left begins with the first that was not added.
+        """
         share = wanted.max_bytes // self._cluster.partition_count(self._reader.topic)
         for record, letter in letters:
             is_full = start.found and start.size + size_of(record) > share
             if is_full or len(start.found) == wanted.limit or asyncio.get_running_loop().time() >= wanted.late:
+                start.left = record.offset, start.left[1]
                 return False
             if wanted.action is Action.REDRIVE and await self.is_deleted(letter):
                 wanted.deleted.add(place_of(record))
+                if start.deleted_from is None and not start.found:
+                    start.deleted_from = record.offset
                 continue
             start.found.append(record)
             start.size += size_of(record)
@@ -208,6 +244,9 @@ class _Start:
     place: tuple[UUID | None, str | None, int]
     unwanted: Intervals
     left: tuple[int, int]
+    beginnings: dict[Hashable, Beginning]
+    beginning: Beginning
+    deleted_from: int | None = None
     found: list[Record] = field(default_factory=list)
     size: int = 0
     is_full: bool = False
@@ -216,6 +255,11 @@ class _Start:
     def result(self) -> PartitionStart:
         at, end = self.left
         return self.found, at < end
+
+    @property
+    def reached(self) -> int:
+        """The offset before which no letter is wanted."""
+        return self.found[0].offset if self.found else min(self.left)
 
 
 def letter_of(record: Record) -> DeadLetter:

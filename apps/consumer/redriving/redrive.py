@@ -209,7 +209,7 @@ class Redriver:
             more = True
         if done:
             await self._marks_topic.until_visible(visible_by)
-        return Done(done, more, len(search.deleted))
+        return self._ended(search, done, more=more)
 
     async def _perform_of(self, owner: str | None, search: Search, done: list[LetterPlace]) -> bool:
         """Apply an action to letters of one owner, add them to `done`, and return whether there may be more."""
@@ -230,6 +230,11 @@ class Redriver:
                 return [None] * len(chosen)
 
             more = more or await self._each(owner, marks, search, done, mark)
+        return self._ended(search, done, more=more)
+
+    def _ended(self, search: Search, done: list[LetterPlace], *, more: bool) -> Done:
+        if not more:
+            self.letters.begin_again(search.action, search.only)
         return Done(done, more, len(search.deleted))
 
     async def _each(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
 
@@ -74,6 +75,20 @@ class Selection(NamedTuple):
     dry_run: bool
 
 
+@dataclass(frozen=True)
+class HasReason:
+    """Finds a text in the reason of a dead letter; equal ones find the same, so that a further call reads on."""
+
+    text: str
+    sees_errors: bool
+
+    def __call__(self, record: Record) -> bool:
+        """Return whether a dead letter has the text."""
+        letter = letter_of(record)
+        error = (letter.error or "") if self.sees_errors else ""
+        return self.text in _one_line(f"{letter.error_type or NO_TYPE}: {error}")
+
+
 async def letter_filter(  # noqa: PLR0913 - each is a query parameter
     *,
     request: Request[Any, Any, Any],
@@ -102,14 +117,9 @@ async def letter_filter(  # noqa: PLR0913 - each is a query parameter
     keys = [key_filter(view, key) for view in views]
     sees_errors = access_of(request).may_read(request) and not any(view.masking for view in views)
 
-    wanted = _one_line(reason or "")
-
-    def has_reason(record: Record) -> bool:
-        letter = letter_of(record)
-        return wanted in _one_line(f"{letter.error_type or NO_TYPE}: {(letter.error or '') if sees_errors else ''}")
-
     times = read_time("from", since), read_time("to", until)
-    return Filter(next(iter(keys), None), partition, *times, None if reason is None else has_reason)
+    has_reason = None if reason is None else HasReason(_one_line(reason), sees_errors=sees_errors)
+    return Filter(next(iter(keys), None), partition, *times, has_reason)
 
 
 def _one_line(text: str) -> str:

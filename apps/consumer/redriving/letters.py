@@ -107,18 +107,20 @@ class Letters:
 
         When it is late, they are the oldest of the partitions that were read by then.
         """
+        search = self._search_for(wanted.action, wanted.only)
         first, end = await self.offsets()
         if wanted.only.since is not None:
             first = await self._reader.at_time(wanted.only.since, end)
         starts = {
-            partition: self._start_of(wanted, partition, first[partition], end[partition])
+            partition: self._start_of(wanted, search, partition, (first[partition], end[partition]))
             for partition in first
             if wanted.only.partition in {None, partition}
         }
         try:
             await self._read_until_late(wanted, starts)
         finally:
-            self._remember(wanted, starts.values())
+            if search == self._search_for(wanted.action, wanted.only):
+                _remember(search, starts.values(), is_late=asyncio.get_running_loop().time() >= wanted.late)
         return oldest([one.result for one in starts.values()], wanted.limit)
 
     async def at(self, partition: int, offset: int) -> Record | None:
@@ -148,11 +150,12 @@ class Letters:
         """Return the first offset of each partition of the dead letters, and the one behind its last record."""
         return await self._reader.offsets(self._cluster.partition_count(self._reader.topic))
 
-    def _start_of(self, wanted: Wanted, partition: int, first: int, end: int) -> "_Start":
+    def _start_of(self, wanted: Wanted, search: Hashable, partition: int, bounds: tuple[int, int]) -> "_Start":
+        first, end = bounds
         place = (wanted.marks.topic_id, wanted.owner, partition)
         unwanted = wanted.unwanted(partition)
         beginnings = self._beginnings.of(place, unwanted)
-        beginning = beginnings.get(self._search_for(wanted.action, wanted.only), Beginning())
+        beginning = beginnings.get(search, Beginning())
         if beginning.at > end:  # of a recreated topic, of a Kafka without topic ids
             beginning = Beginning()
         known = merged([*unwanted, *self.passed.get(place, [])])
@@ -165,14 +168,6 @@ class Letters:
     def _search_for(self, action: Action, only: Filter) -> Hashable:
         """Return what decides which letters are left out for good."""
         return action, only, self._cluster.max_message_bytes(self._topic)
-
-    def _remember(self, wanted: Wanted, starts: Iterable["_Start"]) -> None:
-        """Remember where the next call begins."""
-        search = self._search_for(wanted.action, wanted.only)
-        is_late = asyncio.get_running_loop().time() >= wanted.late
-        for start in starts:
-            moved = start.beginning.moved(start.reached, start.deleted_from, is_late=is_late)
-            remember(start.beginnings, search, moved)
 
     async def _read_until_late(self, wanted: Wanted, starts: Mapping[int, "_Start"]) -> None:
         while groups := list(in_groups({number: one.left for number, one in starts.items() if not one.is_full})):
@@ -260,6 +255,12 @@ class _Start:
     def reached(self) -> int:
         """The offset before which no letter is wanted."""
         return self.found[0].offset if self.found else min(self.left)
+
+
+def _remember(search: Hashable, starts: Iterable[_Start], *, is_late: bool) -> None:
+    """Remember where the next call begins."""
+    for start in starts:
+        remember(start.beginnings, search, start.beginning.moved(start.reached, start.deleted_from, is_late=is_late))
 
 
 def letter_of(record: Record) -> DeadLetter:

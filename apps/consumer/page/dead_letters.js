@@ -168,13 +168,12 @@ export class DeadLetters {
   /** Apply an action to the chosen letters, or to all that match; ask first, with the number, unless it is harmless. */
   #act(name, chosen, words = chosen.length === 0 ? this.#form.words() : []) {
     const { verb, done, will } = wordsOf(name);
-    const path = `consumers/dead-letters/${name}`;
     const { discarded: _, ...filters } = this.#filters ?? {};
     const all = chosen.length === 0;
     const letters = [];
     return report(this.#said, "One moment …", async () => {
       const counts = all || (name === "restore" && chosen.length > 1);
-      const counted = counts ? await post(path, { limit: MAX_LETTERS }, { ...filters, dry_run: true }) : null;
+      const counted = counts ? await apply(name, { limit: MAX_LETTERS }, { ...filters, dry_run: true }) : null;
       const matching = counted?.[`would_${name}`];
       const number = all ? matching : chosen.length;
       const atOnce = all || (matching === number && !counted.more); // then the chosen are all that match
@@ -187,7 +186,7 @@ export class DeadLetters {
       const from = new Date(Date.now() - CLOCKS_DIFFER_MS).toISOString();
       const bodies = atOnce ? [{ limit: number }] : chosen.map(({ partition, offset }) => ({ partition, offset }));
       try {
-        for (const body of bodies) letters.push(...(await post(path, body, atOnce ? filters : {})).dead_letters);
+        for (const body of bodies) letters.push(...(await apply(name, body, atOnce ? filters : {})).dead_letters);
       } finally {
         await this.#read();
         const lost = document.activeElement === document.body && chosen[0]; // the focus was on its button
@@ -214,6 +213,7 @@ export class DeadLetters {
 }
 
 const lettersOf = (number, words) => [`${plural(number, "dead letter", "dead letters")} of ${stream}`, ...(words.length > 0 ? [" (", ...words, ")"] : [])];
+const apply = (name, body, like) => post(`consumers/dead-letters/${name}`, body, like).then((answer) => ((answer[`would_${name}`] ?? answer.dead_letters.length) === 0 && answer.more ? apply(name, body, like) : answer)); // none in its time: the next call goes on
 const placeIn = ({ partition, offset }) => `partition ${partition}, offset ${offset}`;
 const originLink = (origin, text) => inside(addressOf("records", { open: placeOf(origin) }), text);
 const triesOf = ({ tries, rounds }) => [tries && plural(tries, "try", "tries"), rounds > 0 && `came back ${plural(rounds, "time", "times")}`].filter(Boolean).join(", ");

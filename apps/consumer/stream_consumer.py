@@ -148,7 +148,7 @@ class StreamConsumer:
             kafka.reader,
             max_rounds=len(self._delays_s) or MAX_ROUNDS,
             kept_s=own.dead_letter_retention_s,
-            deletions=Deletions(OpenTransactions(self.log, self.uncommitted), self.cluster)
+            deletions=Deletions(OpenTransactions(self.log, self.uncommitted), self.cluster, own.group_id)
             if self.stream.deletes
             else None,
         )

@@ -53,11 +53,12 @@ def test_a_deletion_is_a_tombstone_that_the_handler_gets_in_the_order_of_its_key
         wait_until(lambda: consumer.status()["lag"] == 0)
 
 
-def dead_letter(pipeline: Pipeline, receipt: Mapping[str, Any]) -> int:
+def dead_letter(pipeline: Pipeline, receipt: Mapping[str, Any], value: bytes | None = b"a letter") -> int:
     """Write the dead letter of a delivered record, as the consumer's group does; return its offset."""
-    key, place = receipt["id"].encode(), (pipeline.topic, receipt["partition"], receipt["offset"], 0, pipeline.group)
-    letter = DeadLetter(key, b"a letter", (), *place, "ValueError", "wrong", 1, POISON)
-    return pipeline.write_batch(Raw(letter.value, key, (*letter.all_headers(),)), topic=pipeline.dead_letter_topic)
+    place = pipeline.topic, receipt["partition"], receipt["offset"], None, pipeline.group
+    letter = DeadLetter(receipt["id"].encode(), value, (), *place, "ValueError", "wrong", 1, POISON)
+    raw = Raw(letter.value, letter.key, (*letter.all_headers(),))
+    return pipeline.write_batch(raw, topic=pipeline.dead_letter_topic)
 
 
 def test_a_deleted_record_is_not_sent_back_by_any_redrive_even_of_a_consumer_that_did_not_see_the_deletion(
@@ -80,6 +81,26 @@ def test_a_deleted_record_is_not_sent_back_by_any_redrive_even_of_a_consumer_tha
             assert (answer["redriven"], answer["refused"]) == (0, 1)
             assert "older than a deletion of its key" in answer["refused_because"]
     assert [record.key for record in pipeline.records() if record.value == b"a letter"] == [b"bob"]
+
+
+def test_a_person_who_came_back_is_there_again_once_the_deletion_and_then_the_return_were_sent_back(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    pipeline.create_topics(1)
+    with pipeline.running("producer", SERVICES, ROLE="producer") as producer:
+        producer.until_healthy()
+        deletion = producer.http.delete("/producers/events/ada").raise_for_status().json()["receipts"][0]
+        back = producer.post("/producers/events", json=event("ada", text="back"))["receipts"][0]
+    (value,) = (record.value for record in pipeline.records() if record.value)
+    letters = [dead_letter(pipeline, deletion, None), dead_letter(pipeline, back, value)]
+    ledger = tmp_path / "ledger"
+    with pipeline.running("consumer", SERVICES, ROLE="consumer", LEDGER=str(ledger)) as consumer:
+        consumer.until_healthy()
+        for number, letter in enumerate(letters):
+            answer = consumer.post(REDRIVE, json={"limit": 1})
+            assert (answer["redriven"], answer["dead_letters"][0]["offset"], answer["refused"]) == (1, letter, 0)
+            consumer.until_consumed(3 + number)
+        assert ledger.read_text().splitlines() == ["ada: deleted", "ada: back"] * 2
 
 
 def test_of_a_forgotten_person_nothing_is_left_but_the_key(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ class Topic(StoredTopic):
         return await super().some(ranges, max_bytes)
 
     async def record(self, partition: int, offset: int) -> Stored | None:
+        assert partition in self.records, "Kafka never answers for a partition that there is not"
         return next(iter(self._between(partition, offset, self.end(partition))), None)
 
 
@@ -56,7 +57,7 @@ class Bench(Cluster):
         self.topic = Topic({0: records})
         self.every = Topic({0: records})
         transactions = OpenTransactions(cast(LogReader, self.topic), cast(LogReader, self.every))
-        self.found = Deletions(transactions, self, max_tombstones)
+        self.found = Deletions(transactions, self, "group", max_tombstones)
 
     async def topic_id(self, _: str) -> UUID | None:
         return self.id
@@ -128,6 +129,79 @@ async def test_a_deletion_that_failed_is_sent_back_also_when_its_letter_does_not
     bench.every.records[0] = [*records("ada", "-ada"), Stored(0, 2, NOW, b"ada", None, redrive_headers(deletion))]
     bench.topic._end = 2
     await bench.found.read_again([deletion, letter("ada", 1)])
+
+
+def sent_back(at: int, deletion: DeadLetter, time: int = NOW) -> Stored:
+    """Return what a redrive makes of the letter of a deletion, at an offset."""
+    return Stored(0, at, time, deletion.key, None, redrive_headers(deletion))
+
+
+def deletion(key: str, offset: int | None, partition: int = 0, group: str = "group") -> DeadLetter:
+    return msgspec.structs.replace(letter(key, offset, partition), value=None, group=group)
+
+
+@pytest.mark.parametrize("configs", [DELETED, COMPACTED])
+async def test_a_deletion_that_was_sent_back_refuses_what_was_older_than_it_and_nothing_newer(
+    configs: dict[str, str],
+) -> None:
+    bench = Bench([*records("ada", "-ada", "ada"), sent_back(3, deletion("ada", 1))], configs)
+    older, own, newer = letter("ada", 0), deletion("ada", 1), letter("ada", 2)
+    assert await bench.deleted(newer) == [False]
+    assert await bench.deleted(older, own, newer) == [True, False, False]
+    again = msgspec.structs.replace(deletion("ada", 3), timestamp=NOW, headers=(*redrive_headers(own),))
+    bench.topic.records[0].append(sent_back(4, again))
+    assert await bench.deleted(older, own, newer, again) == [True, False, False, False], "it was sent back twice"
+    bench.topic.records[0].append(Stored(0, 5, NOW, b"ada", None))
+    assert await bench.deleted(newer, again) == [True, True]
+
+
+@pytest.mark.parametrize("offset", [1, None])
+async def test_a_deletion_that_was_sent_back_for_another_group_refuses_nothing(offset: int | None) -> None:
+    for_another = sent_back(3, deletion("ada", offset, group="another"))
+    bench = Bench([*records("ada", "-ada", "ada"), for_another])
+    assert await bench.deleted(letter("ada", 0), letter("ada", 2)) == [True, False]
+    bench = Bench(records("ada", "-ada", "ada"))
+    bench.every.records[0] = [*records("ada", "-ada", "ada"), for_another]
+    bench.topic._end = 3
+    assert await bench.deleted(letter("ada", 2)) == [False], "not while its transaction is open either"
+
+
+async def test_a_deletion_without_its_place_that_was_sent_back_counts_where_it_is_now() -> None:
+    bench = Bench([*records("ada", "bob", "ada"), sent_back(3, deletion("ada", None))])
+    assert await bench.deleted(letter("ada", 2)) == [True], "it cannot be told"
+
+
+async def test_what_was_older_than_a_deletion_is_refused_also_when_only_the_one_sent_back_is_left() -> None:
+    left = [sent_back(5, deletion("ada", 3))]
+    older, newer = letter("ada", 2), letter("ada", 4)
+    assert await Bench(left).deleted(older, newer) == [True, False]
+    assert await Bench(left, COMPACTED).deleted(older, newer) == [True, True], "a newer one may have been there"
+    left = [sent_back(5, deletion("ada", 3), NOW - HOUR)]
+    placeless = letter("ada", None, None, NOW - HOUR), letter("ada", None, None, NOW)
+    assert await Bench(left, COMPACTED).deleted(*placeless) == [True, False]
+
+
+async def test_a_deletion_of_before_its_topic_was_recreated_refuses_nothing_that_is_newer() -> None:
+    bench = Bench([*records("ada", "bob"), sent_back(2, deletion("ada", 80))])
+    own, older, newer = letter("ada", 0), letter("ada", 79), letter("ada", 81)
+    assert await bench.deleted(own, older, newer) == [False, True, False]
+    bench = Bench([*records("ada", "bob"), sent_back(2, deletion("ada", 80, 7))])
+    older, newer = letter("ada", 79, 7), letter("ada", 81, 7)
+    assert await bench.deleted(older, newer, own) == [True, False, True], "across partitions it cannot be told"
+
+
+async def test_a_deletion_that_was_sent_back_after_partitions_were_added_counts_by_its_first_time() -> None:
+    bench = grown(age=0)
+    bench.topic.records[1] = [Stored(1, 0, NOW - HOUR, b"ada", b"value")]
+    bench.topic.records[0] = [*records("ada", "-ada"), sent_back(2, deletion("ada", 1))]
+    older, newer = letter("ada", 0), letter("ada", 0, 1, NOW - HOUR)
+    assert await bench.deleted(older, newer) == [True, False]
+    placeless = letter("ada", None, None, NOW - HOUR)
+    assert await bench.deleted(placeless) == [False]
+    bench.topic.records[0][1].value = b"of a recreated topic"
+    assert await bench.deleted(placeless) == [True], "its first time is not known any more"
+    del bench.topic.records[0][:2]
+    assert await bench.deleted(placeless) == [True]
 
 
 async def test_a_deletion_that_an_open_transaction_hides_is_waited_for_because_it_may_be_aborted() -> None:
@@ -210,6 +284,11 @@ async def test_a_recreated_topic_has_deletions_of_its_own() -> None:
     bench.id = UUID(int=2)
     bench.topic.records[0] = records("ada", "bob", "eve")
     assert await bench.deleted(letter("ada", 0)) == [False]
+    bench.topic.records[0].append(sent_back(4, deletion("ada", 80)))
+    assert await bench.deleted(letter("ada", 79)) == [True]
+    bench.id = UUID(int=3)
+    bench.topic.records[0] = bench.every.records[0] = records("bob")
+    assert await bench.deleted(letter("ada", 79)) == [False]
 
 
 @pytest.mark.parametrize("configs", [DELETED, COMPACTED])
@@ -285,7 +364,7 @@ async def test_a_letter_whose_deletion_kafka_may_have_forgotten_counts_as_delete
 
 
 async def test_too_many_deletions_are_not_kept_in_memory() -> None:
-    bench = Bench(records("ada", "-bob", "-eve", "-joe"), max_tombstones=2)
+    bench = Bench([*records("ada", "-bob", "-eve"), sent_back(3, deletion("joe", 1))], max_tombstones=2)
     with pytest.raises(RedriveNotNow, match="more than 2 keys were deleted on events"):
         await bench.deleted(letter("ada", 0))
     assert await bench.deleted(letter("ada", 2)) == [False]

@@ -10,21 +10,27 @@ letter's record at its offset: a recreated topic has other records there, or non
 Kafka compacts away tombstones too, but only after the records before them. So on a compacted topic a letter whose
 record is gone counts as deleted: a tombstone, or a newer record of its key, has replaced it. So does one whose key has
 another partition now, or that does not name its place, once Kafka may have forgotten the tombstone.
+
+A deletion may have been dead-lettered too. What a redrive made of it stands for where it stood first: letters of what
+was written between the two are newer than it. It counts for its own place if it does not name the first one, and not at
+all if it was sent back for another group, which alone handles it.
 """
 
 import asyncio
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import FETCH_BYTES, in_groups
 from apps.chassis.kafka.open_transactions import OpenTransactions
+from apps.consumer.consuming.redrive_addressing import divide
 from apps.consumer.redriving.refusals import RedriveNotNow
-from contracts.dead_letter import ROUNDS, DeadLetter
+from contracts.dead_letter import ROUNDS, DeadLetter, first_place
 from contracts.partitioning import partitions_of
-from contracts.record import Record
+from contracts.record import Place, Record, place_of
 
 READ_BYTES = 1024 * 1024
 """Bytes of keys and values that are read at a time, or as much as is fetched of several partitions."""
@@ -41,16 +47,20 @@ TOMBSTONES_KEPT_MS = 86_400_000
 
 
 class Deletions:
-    """The tombstones of a topic, as far as they were read: the last one of each key in a partition."""
+    """The tombstones of a topic for a group, as far as they were read: the last one of each key in a partition."""
 
-    def __init__(self, transactions: OpenTransactions, cluster: Cluster, max_tombstones: int = MAX_TOMBSTONES) -> None:
+    def __init__(
+        self, transactions: OpenTransactions, cluster: Cluster, group: str, max_tombstones: int = MAX_TOMBSTONES
+    ) -> None:
         self._transactions = transactions
         self._log = transactions.stable
         self._cluster = cluster
+        self._group = group
         self._max_tombstones = max_tombstones
         self._topic_id: UUID | None = None
         self._read: dict[int, tuple[int, int]] = {}
         self._tombstones: dict[tuple[int, int], tuple[int, int]] = {}  # offset and time
+        self._sent_back: dict[tuple[int, int], _SentBack] = {}
         self._gone: set[tuple[int, int, int | None]] = set()
 
     async def read_for(self, letters: Sequence[DeadLetter], late: float) -> None:
@@ -107,7 +117,8 @@ class Deletions:
                     count = _count(left)
                     raise RedriveNotNow(f"{count} records behind an open transaction are left to be read: try again")
                 records, places = await self._transactions.every.some(ranges, _bytes_of(ranges))
-                deletions = (one for one in records if one.value is None and one.key in keys)
+                own, _ = divide(records, self._group)
+                deletions = (one for one in own if one.value is None and one.key in keys)
                 if any(not (is_again and ROUNDS in dict(one.headers)) for one in deletions):
                     raise RedriveNotNow(
                         f"a deletion of the key of a dead letter has just come to {self._log.topic}, or waits there "
@@ -126,7 +137,19 @@ class Deletions:
                 return True
             if time_ms >= _since(letter) and (offset is None or await self._is_gone(letter)):
                 return True
+            sent_back = self._sent_back.get((partition, hash(letter.key)))
+            if sent_back and await self._was_newer(sent_back, letter):
+                return True
         return False
+
+    async def _was_newer(self, deletion: "_SentBack", letter: DeadLetter) -> bool:
+        """Return whether a deletion that was sent back was newer than a letter, and is gone from where it stood first.
+
+        While it is there, it was read itself. Older records of its key in the partition do not outlast it.
+        """
+        if letter.offset is not None and letter.partition == deletion.partition:
+            return deletion.offset > letter.offset and await self._is_gone(letter)
+        return deletion.time_ms >= _since(letter) and not await self._is_there(deletion, letter.key)
 
     async def is_deleted(self, letter: DeadLetter) -> bool:
         """Return whether a letter, for which the topic was read, is older than a deletion of its key."""
@@ -163,10 +186,15 @@ class Deletions:
 
     def _keep(self, records: Sequence[Record]) -> None:
         """Remember the tombstones among records. Raises `RedriveNotNow` when there are too many."""
-        for record in records:
+        own, _ = divide(records, self._group)
+        for record in own:
             if record.value is None and record.key is not None:
-                self._tombstones[record.partition, hash(record.key)] = record.offset, record.timestamp
-        if len(self._tombstones) > self._max_tombstones:
+                known, place = (record.partition, hash(record.key)), Place(record.topic, *place_of(record))
+                if (first := first_place(record.headers, place)) == place:
+                    self._tombstones[known] = record.offset, record.timestamp
+                else:
+                    self._sent_back[known] = _SentBack(first.partition, first.offset, record.timestamp)
+        if len(self._tombstones) + len(self._sent_back) > self._max_tombstones:
             self._forget()
             raise RedriveNotNow(
                 f"more than {self._max_tombstones} keys were deleted on {self._log.topic} since the oldest of the "
@@ -178,18 +206,35 @@ class Deletions:
         partition, offset = letter.partition or 0, letter.offset or 0
         if (place := (partition, offset, letter.timestamp)) in self._gone:
             return True
-        if partition < self._cluster.partition_count(self._log.topic):
-            record = await self._log.record(partition, offset)
-            if record is not None and _is_of(letter, record):
-                return False
+        record = await self._record(partition, offset)
+        if record is not None and _is_of(letter, record):
+            return False
         if len(self._gone) >= MAX_GONE:
             self._gone.clear()
         self._gone.add(place)
         return True
 
+    async def _is_there(self, deletion: "_SentBack", key: bytes | None) -> bool:
+        """Return whether the topic has a deletion where it stood first."""
+        record = await self._record(deletion.partition, deletion.offset)
+        return record is not None and (record.offset, record.key, record.value) == (deletion.offset, key, None)
+
+    async def _record(self, partition: int, offset: int) -> Record | None:
+        """Return the first record of a partition at or after an offset, None when there is none."""
+        exists = partition < self._cluster.partition_count(self._log.topic)
+        return await self._log.record(partition, offset) if exists else None
+
     def _forget(self) -> None:
-        for known in (self._read, self._tombstones, self._gone):
+        for known in (self._read, self._tombstones, self._sent_back, self._gone):
             known.clear()
+
+
+class _SentBack(NamedTuple):
+    """Where a deletion stood before it was first sent back, and when it was last sent back."""
+
+    partition: int
+    offset: int
+    time_ms: int
 
 
 def _count(ranges: Mapping[int, tuple[int, int]]) -> int:

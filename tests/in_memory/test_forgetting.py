@@ -195,6 +195,16 @@ async def test_a_deletion_that_the_handler_has_not_carried_out_is_kept_by_the_pu
     assert (purge.json()["would_purge"], purge.json()["kept_deletions"]) == (1, 1), purge.text
 
 
+async def test_a_purge_does_not_give_up_the_deletions_of_a_group_that_has_consumers() -> None:
+    async with hotel() as own:
+        query = {"key": "ada", "retired_group": "guests-consumer"}
+        refused = await own.p.consumer.post("/consumers/dead-letters/purge", params=query | {"dry_run": "true"})
+        assert refused.status_code == 409, refused.text
+        assert "the group guests-consumer is not retired (Stable)" in refused.json()["detail"]
+        refused = await own.p.consumer.post("/consumers/dead-letters/purge", params=query | {"retired_group": ""})
+        assert refused.status_code == 400, refused.text
+
+
 async def test_any_key_is_deleted_by_a_query_and_none_that_is_not_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     deleted = []
 

@@ -53,9 +53,11 @@ def test_a_deletion_is_a_tombstone_that_the_handler_gets_in_the_order_of_its_key
         wait_until(lambda: consumer.status()["lag"] == 0)
 
 
-def dead_letter(pipeline: Pipeline, receipt: Mapping[str, Any], value: bytes | None = b"a letter") -> int:
-    """Write the dead letter of a delivered record, as the consumer's group does; return its offset."""
-    place = pipeline.topic, receipt["partition"], receipt["offset"], None, pipeline.group
+def dead_letter(
+    pipeline: Pipeline, receipt: Mapping[str, Any], value: bytes | None = b"a letter", group: str | None = None
+) -> int:
+    """Write the dead letter of a delivered record, as a consumer of the group does; return its offset."""
+    place = pipeline.topic, receipt["partition"], receipt["offset"], None, group or pipeline.group
     letter = DeadLetter(receipt["id"].encode(), value, (), *place, "ValueError", "wrong", 1, POISON)
     raw = Raw(letter.value, letter.key, (*letter.all_headers(),))
     return pipeline.write_batch(raw, topic=pipeline.dead_letter_topic)
@@ -93,6 +95,7 @@ def test_a_person_who_came_back_is_there_again_once_the_deletion_and_then_the_re
         back = producer.post("/producers/events", json=event("ada", text="back"))["receipts"][0]
     (value,) = (record.value for record in pipeline.records() if record.value)
     letters = [dead_letter(pipeline, deletion, None), dead_letter(pipeline, back, value)]
+    dead_letter(pipeline, deletion, None, group="retired")
     ledger = tmp_path / "ledger"
     with pipeline.running("consumer", SERVICES, ROLE="consumer", LEDGER=str(ledger)) as consumer:
         consumer.until_healthy()
@@ -101,6 +104,11 @@ def test_a_person_who_came_back_is_there_again_once_the_deletion_and_then_the_re
             assert (answer["redriven"], answer["dead_letters"][0]["offset"], answer["refused"]) == (1, letter, 0)
             consumer.until_consumed(3 + number)
         assert ledger.read_text().splitlines() == ["ada: deleted", "ada: back"] * 2
+        purge = "/consumers/dead-letters/purge"
+        for given, purged, kept in (({}, 2, 1), ({"retired_group": "retired"}, 1, 0)):
+            answer = consumer.post(purge, params={"key": "ada", **given})
+            assert (answer["purged"], answer["kept_deletions"]) == (purged, kept)
+    assert pipeline.records(pipeline.dead_letter_topic) == []
 
 
 def test_of_a_forgotten_person_nothing_is_left_but_the_key(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from samples import Stored
 
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.consumer_groups import Member
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.settings import Settings
 from apps.consumer.redriving.actions import Action
@@ -70,10 +71,12 @@ class Bench:
         self.marks: dict[str | None, Marks] = {}
         self.moved: list[tuple[str | None, int, int]] = []
         self.deleted: dict[int, int] = {}
+        self.states = {"group": "Empty"}
 
         async def nothing(*_: object) -> None:
             pass
 
+        monkeypatch.setattr(cluster, "members", self._members)
         monkeypatch.setattr(redriver._marks_topic, "check", nothing)
         monkeypatch.setattr(redriver._marks_topic, "until_visible", nothing)
         monkeypatch.setattr(redriver._fences, "fenced", self._fenced)
@@ -92,6 +95,9 @@ class Bench:
     ) -> None:
         self.moved += [(owner, partition, record.offset) for record in staying]
         marks.purge(owner, partition, before, {})
+
+    async def _members(self, group: str, _: str) -> tuple[str, list[Member]]:
+        return self.states.get(group, "Dead"), []
 
     async def _delete_before(self, offsets: Mapping[int, int]) -> None:
         self.deleted |= offsets
@@ -238,6 +244,35 @@ async def test_a_deletion_that_was_not_carried_out_stays_until_it_is_sent_back_o
     marks.apply(action, group, 0, [(2, 3)])
     assert await bench.purger.purge(doomed, {}) == Purged(1, 0, None, 0)
     assert bench.deleted == {0: 3}
+
+
+@pytest.mark.parametrize("before", [None, 2**42])  # in the year 2109
+async def test_a_deletion_that_only_a_retired_group_has_not_carried_out_is_purged_when_that_is_named(
+    before: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = "group", "retired", "other"
+    letters = [deletion(0, "kept", group=of[1]), deletion(1), deletion(2, group=of[1]), deletion(3, group=of[2])]
+    bench = Bench(letters, monkeypatch=monkeypatch, kept_s=0)
+    bench.marks |= {one: Marks() for one in of}
+    monkeypatch.setattr(bench.purger._marks_topic, "read", bench.read_marks)
+    doomed = Doomed(b"gone" if before is None else None, before, "retired")
+    staying = [("retired", 0, 0), ("group", 0, 1)] if before is None else [("group", 0, 1)]
+    going = 3 - len(staying)
+    assert await bench.purger.count(doomed, {}) == Purged(going, 0, None, 2)
+    assert await bench.purger.purge(doomed, {}) == Purged(going, len(staying), None, 2)
+    assert (bench.moved, bench.deleted) == (staying, {0: 3})
+
+
+@pytest.mark.parametrize(("group", "state"), [("group", "Empty"), ("other", "Stable"), ("other", "PreparingRebalance")])
+async def test_the_deletions_of_a_group_that_can_redrive_them_itself_are_not_given_up(
+    group: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench([deletion(0, group=group)], monkeypatch=monkeypatch)
+    bench.states[group] = state
+    for act in (bench.purger.count, bench.purger.purge):
+        with pytest.raises(RedriveNotNow, match=rf"group {group} is not retired \({state}\): redrive or discard"):
+            await act(Doomed(b"gone", None, group), {})
+    assert (bench.moved, bench.deleted) == ([], {})
 
 
 async def test_a_deletion_that_was_not_carried_out_is_written_again_however_long_it_was_kept(

@@ -18,6 +18,8 @@ from apps.chassis.kafka.topic_metadata import may
 
 CONSUMERS = "consumer"
 """The protocol type of a group of consumers; Kafka Connect and schema registries have others."""
+EMPTY = "Empty"
+"""The state of a group without members."""
 DEAD = "Dead"
 """The state that DescribeGroups reports of a group that does not exist, or that uses another protocol."""
 PERMISSION_TIMEOUT_S = 1.0

@@ -9,7 +9,7 @@ DeleteRecords, what is purged is neither listed nor sent back; the next purge of
 A letter that must stay and that Kafka does not take again keeps those behind it in its partition, but no others.
 
 A deletion that the handler has not carried out stays until it is sent back or discarded: without it nobody would ever
-delete what the handler keeps of the key.
+delete what the handler keeps of the key. Only its group can do either, so a purge may give up those of a retired one.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from apps.chassis.deadline import within
 from apps.chassis.kafka.admin import Admin
 from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.consumer_groups import DEAD, EMPTY
 from apps.chassis.kafka.log_reader import LogReader
 from apps.consumer.redriving.fences import Fences
 from apps.consumer.redriving.letters import letter_of, owner_of
@@ -35,7 +36,7 @@ from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.refusals import RedriveNotNow, TooLarge
 from apps.consumer.redriving.transactions import Transactions
-from contracts.dead_letter import first_written, is_omitted
+from contracts.dead_letter import DeadLetter, first_written, is_omitted
 from contracts.record import Record
 
 MOVED_BYTES = 4 * 1024 * 1024
@@ -50,16 +51,24 @@ Offsets = Mapping[int, int]
 
 
 class Doomed(NamedTuple):
-    """Which letters a purge is about: of a key, or first written before a time (ms since 1970 UTC)."""
+    """Which letters a purge is about: of a key, or first written before a time (ms since 1970 UTC).
+
+    Of a `retired_group` also the deletions that it has not carried out.
+    """
 
     key: bytes | None = None
     before: int | None = None
+    retired_group: str | None = None
 
     def matches(self, record: Record) -> bool:
         """Return whether a purge is about a letter."""
         if self.before is not None:
             return first_written(record.headers, record.timestamp) < self.before
         return record.key == self.key
+
+    def gives_up(self, letter: DeadLetter) -> bool:
+        """Return whether a letter, if the purge is about it, goes even as a deletion that was not carried out."""
+        return self.retired_group is not None and letter.group == self.retired_group
 
 
 class Purged(NamedTuple):
@@ -148,6 +157,7 @@ class Purger:
         return await within(self._fences.limits.call_s, self._count(doomed, after))
 
     async def _count(self, doomed: Doomed, after: Offsets) -> Purged:
+        await self._check_retired(doomed.retired_group)
         found = await self._search(doomed, await self._first_and_end(), after, await self._marks_topic.read())
         return Purged(found.letters, 0, found.cursor, found.kept_deletions)
 
@@ -159,6 +169,7 @@ class Purger:
             raise RedriveNotNow(
                 f"topic {self._dead.topic} may be compacted: set cleanup.policy=delete on it, and retry"
             )
+        await self._check_retired(doomed.retired_group)
         async with self._fences.turn(), AsyncExitStack() as stack:
             opened: dict[str | None, tuple[AIOKafkaProducer, Marks]] = {}
 
@@ -183,6 +194,16 @@ class Purger:
         if progress.stuck:
             raise PurgedInPart(self._transactions.why_not_again(progress.stuck.values()), done)
         return done
+
+    async def _check_retired(self, group: str | None) -> None:
+        """Raise `RedriveNotNow` when a group can redrive or discard its deletions itself."""
+        if group is None:
+            return
+        state, _ = await self._cluster.members(group, self._dead.topic)
+        if group == self._group or state not in {EMPTY, DEAD}:
+            raise RedriveNotNow(
+                f"the group {group} is not retired ({state}): redrive or discard its deletions at its own consumer"
+            )
 
     async def _first_and_end(self) -> tuple[Offsets, Offsets]:
         return await self._dead.offsets(self._cluster.partition_count(self._dead.topic))
@@ -216,7 +237,7 @@ class Purger:
             async for records in pieces:
                 for record in filter(doomed.matches, records):
                     if record.offset >= marks.purged(owner_of(letter_of(record)), record.partition):
-                        is_kept = self._is_unhandled_deletion(record, marks)
+                        is_kept = not self._goes(doomed, record, marks)
                         letters, kept = letters + (not is_kept), kept + is_kept
         return letters, kept
 
@@ -255,11 +276,13 @@ class Purger:
         return reached
 
     def _goes(self, doomed: Doomed, record: Record, marks: Marks) -> bool:
-        return doomed.matches(record) and not self._is_unhandled_deletion(record, marks)
+        if not doomed.matches(record):
+            return False
+        return doomed.gives_up(letter_of(record)) or not self._is_unhandled_deletion(record, marks)
 
     def _stays(self, doomed: Doomed, record: Record, marks: Marks) -> bool:
-        is_expendable = doomed.matches(record) or self._is_expired(record)
-        return not is_expendable or self._is_unhandled_deletion(record, marks)
+        is_expired = self._is_expired(record) and not self._is_unhandled_deletion(record, marks)
+        return not (self._goes(doomed, record, marks) or is_expired)
 
     def _is_unhandled_deletion(self, record: Record, marks: Marks) -> bool:
         """Return whether a letter is a deletion that was not carried out, and was neither sent back nor discarded."""

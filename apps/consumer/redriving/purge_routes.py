@@ -26,14 +26,22 @@ from apps.consumer.stream_consumer import StreamConsumer
 
 log = logging.getLogger(__name__)
 
+Before = Annotated[
+    str | None, Parameter(schema_extra=TIME, description="All that were first written before this time (RFC 3339).")
+]
+RetiredGroup = Annotated[
+    str | None,
+    Parameter(min_length=1, description="A group that is given up: also the deletions that it has not carried out."),
+]
+
 
 class Purges(msgspec.Struct):
     """How many dead letters were deleted, and how many others were written again because they stood before one.
 
     `next` given as `after` continues the purge; null when all dead letters were searched. `would_purge` is for
     `dry_run=true`. `kept_deletions` would have gone too, but are deletions that the handler has not carried out: send
-    them back or discard them first. `waiting_for_transaction` letters were not searched, as they stand behind another
-    client's open transaction: purge again when that has ended. Null when Kafka did not say.
+    them back or discard them first, or name their `retired_group`. `waiting_for_transaction` letters were not searched,
+    as they stand behind another client's open transaction: purge again when that has ended; null when it is unknown.
     """
 
     purged: int
@@ -65,10 +73,8 @@ class PurgeController(Controller):
             str | None,
             Parameter(description="All dead letters whose record has this key.", examples=[Example(value="ada")]),
         ] = None,
-        before: Annotated[
-            str | None,
-            Parameter(schema_extra=TIME, description="All that were first written before this time (RFC 3339)."),
-        ] = None,
+        before: Before = None,
+        retired_group: RetiredGroup = None,
         after: Annotated[str | None, Parameter(description="Continues a purge: the `next` of its answer.")] = None,
         dry_run: DryRun = False,
     ) -> Purges:
@@ -78,7 +84,7 @@ class PurgeController(Controller):
             raise bad_parameter("stream", "name the stream: what is purged is gone for good")
         ((name, one),) = served_streams.items()
         key_filter(await view_of(request, one), key)
-        doomed, purger = read_doomed(key, before), one.redriver.purger
+        doomed, purger = read_doomed(key, before, retired_group), one.redriver.purger
         try:
             cursor = read_offsets(after or "")
         except ValueError as error:
@@ -106,11 +112,11 @@ def _next_of(done: Purged) -> str | None:
     return None if done.cursor is None else write_offsets(done.cursor)
 
 
-def read_doomed(key: str | None, before: str | None) -> Doomed:
+def read_doomed(key: str | None, before: str | None, retired_group: str | None) -> Doomed:
     """Return which letters a call wants to purge."""
     if (key is None) == (before is None):
         raise bad_parameter("key", "give either `key` or `before`")
     time_ms = read_time("before", before)
     if time_ms is not None and time_ms > time.time() * 1_000:
         raise bad_parameter("before", "expected a time that has passed")
-    return Doomed(None if key is None else key.encode(), time_ms)
+    return Doomed(None if key is None else key.encode(), time_ms, retired_group)

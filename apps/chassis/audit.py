@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 from litestar.types import Scope
+from litestar.utils import normalize_path
 from prometheus_client import CollectorRegistry, Counter
 
 from apps.chassis.background import Background
@@ -137,7 +138,7 @@ class Audit:
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             service=self._service,
             who=who and who.encode("utf-8", "backslashreplace").decode(),
-            action=DELETE.lower() if is_deletion else str(scope["path"]).rsplit("/", 1)[-1],
+            action=DELETE.lower() if is_deletion else _path_of(scope).rsplit("/", 1)[-1],
             parameters=self._parameters_of(scope, is_kept=status not in REFUSED | INVALID),
             outcome=outcome,
             status=status,
@@ -270,11 +271,16 @@ def _outcome_of(status: int) -> Literal["done", "refused", "failed", "unknown"]:
 
 def _given_to(scope: Scope) -> Mapping[str, Any]:
     """Return the parameters of a call, of its query and its body; of a deletion, those of its path too."""
-    segments = str(scope["path"]).split("/", 3)[2:] if scope.get("method") == DELETE else ()
+    segments = _path_of(scope).split("/", 3)[2:] if scope.get("method") == DELETE else ()
     query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     body = msgspec.to_builtins(scope.get(DECODED_BODY) or {})
     given = *query, *body.items(), *zip(("stream", "key"), segments, strict=False)
     return {name: value for name, value in given if value is not None}
+
+
+def _path_of(scope: Scope) -> str:
+    """Return the path of a call without a slash at its end: Litestar has not seen a refused one."""
+    return normalize_path(scope["path"])
 
 
 def hash_of(text: object) -> str:

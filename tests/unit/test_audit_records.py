@@ -195,19 +195,21 @@ def test_an_action_or_a_deletion_that_is_refused_before_its_route_is_known_is_no
         TestClient(create_consumer(settings)) as consumer,
         TestClient(create_producer(settings, streams=[DELETABLE])) as producer,
     ):
-        assert consumer.post("/consumers/pause?stream=events", headers=headers).status_code == status
-        assert producer.delete(f"/producers/events/{MARK}", headers=headers).status_code == status
+        for path in ("/consumers/pause", "/consumers/pause/"):
+            assert consumer.post(path, params={"stream": "events"}, headers=headers).status_code == status
+        for path in (f"/producers/events/{MARK}", f"/producers/events/{MARK}/"):
+            assert producer.delete(path, headers=headers).status_code == status
         for unnoted in ("/consumers/status", "/nowhere"):
             consumer.get(unnoted, headers=headers)
         producer.post("/producers/events", headers=headers)
         producer.delete("/nowhere", headers=headers)
     assert [(one["who"], one["action"], one["outcome"], one["status"], one["parameters"]) for one in noted] == [
-        (None, action, "refused", status, {"stream": "events"}) for action in ("pause", "delete")
+        (None, action, "refused", status, {"stream": "events"}) for action in ("pause", "pause", "delete", "delete")
     ]
     lines = [line.getMessage() for line in caplog.records if line.name == module.__name__]
     assert [line.split(":")[0] for line in lines] == [
-        "an operator asked for pause of events",
-        "a caller asked for delete of events",
+        *2 * ["an operator asked for pause of events"],
+        *2 * ["a caller asked for delete of events"],
     ]
     assert "the caller has gone" not in caplog.text
 

@@ -317,6 +317,16 @@ def test_key_files_have_comments_and_empty_lines(tmp_path: Path) -> None:
     assert [*read_key_file(file, {}).values()] == [ApiKey("a.b_c-1", secret=ADAS), ApiKey("default", secret=NAMELESS)]
 
 
+@pytest.mark.parametrize("ending", ["\v", "\f", "\r", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_a_comment_of_a_key_file_ends_at_a_line_feed_and_at_nothing_else(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(f"# old{ending}grace:{GRACES}\r\nada:{ADAS}\r\n".encode())
+    assert [*read_key_file(file, {})] == ["ada"]
+    file.write_bytes(f"ada:{ADAS} roles=read{ending}grace:{GRACES}\n".encode())
+    with pytest.raises(ValueError, match="key 1 is followed by something else"):
+        read_key_file(file, {})
+
+
 def test_wrong_keys_are_counted_and_logged_at_once_and_then_in_one_line_a_while(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -354,6 +364,7 @@ def test_a_refused_key_is_seen_in_the_metrics() -> None:
     assert 'api_key_refusals_total{reason="missing"} 1.0' in page
 
 
+@pytest.mark.usefixtures("process_logging")
 def test_the_log_of_an_operator_action_names_the_key_and_never_reveals_it() -> None:
     lines = io.StringIO()
     with client("consumer", API_KEY=f"grace:{GRACES},ada:{ADAS}", LOG_FORMAT="json") as consumer:

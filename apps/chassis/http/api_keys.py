@@ -99,7 +99,7 @@ def read_key_file(file: Path, given: Mapping[str, ApiKey]) -> dict[str, ApiKey]:
     Lines that begin with `#` are skipped. Raises `OSError`, and `ValueError` as `read_keys` and `read_regular_file` do.
     """
     try:
-        lines = read_regular_file(file).decode("utf-8-sig").splitlines()
+        lines = read_regular_file(file).decode("utf-8-sig").split("\n")  # `splitlines` also ends a comment elsewhere
     except UnicodeDecodeError:
         raise ValueError("the file is not UTF-8 text") from None
     return read_keys(("" if line.strip().startswith("#") else line for line in lines), given)

@@ -6,6 +6,8 @@ import logging
 import os
 import shutil
 import sys
+import threading
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -98,6 +100,14 @@ def anyio_backend() -> str:
 def no_stacks(caplog: pytest.LogCaptureFixture) -> None:
     """Log errors alone: the stacks of thousands of failing calls take most of a test's time."""
     caplog.set_level(logging.ERROR)
+
+
+@pytest.fixture
+def process_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore after the test what `set_up_logging` replaces in the process."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    for owner, name in ((threading, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
 
 
 @pytest.fixture(autouse=True)

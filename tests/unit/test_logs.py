@@ -1,6 +1,13 @@
+import gc
+import io
 import json
 import logging
-from typing import Any, NoReturn
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NoReturn
 
 import msgspec
 import pytest
@@ -9,6 +16,7 @@ from aiokafka.errors import (
     CorruptRecordException,
     GroupCoordinatorNotAvailableError,
     KafkaConnectionError,
+    KafkaError,
     MessageSizeTooLargeError,
     ProducerClosed,
 )
@@ -16,15 +24,18 @@ from samples import Stored
 
 from apps.chassis.background import Background
 from apps.chassis.observability.logs import (
+    UNCAUGHT,
     ClientLines,
     ConsoleFormatter,
     JsonFormatter,
     is_worth_logging,
     one_line,
     request_id,
+    set_up_logging,
     stack_of,
     with_request,
 )
+from apps.chassis.settings import Settings
 from contracts.record import fields_of
 from tests.fakes import Clock
 
@@ -128,7 +139,8 @@ def test_no_text_ends_a_line_controls_a_terminal_or_turns_the_direction_of_what_
     formatter: logging.Formatter,
 ) -> None:
     tricks = "\r\n\x00\x1b[2J\x7f\x9b2J\u2028\u2029\u202e\u2066\u200f"
-    written = formatter.format(line(f"asked for {tricks}by name", CorruptRecordException(tricks)))
+    tricky = line(f"asked for {tricks}by name", CorruptRecordException(tricks), name="apps.chassis.background")
+    written = formatter.format(tricky)
     kept = written.replace("\n", "") if isinstance(formatter, ConsoleFormatter) else written  # the lines of a stack
     assert not [each for each in tricks if not each.isprintable() and each in kept]
     assert written.count("\\u202e") == 2
@@ -154,6 +166,93 @@ def test_of_a_task_or_callback_that_failed_asyncio_reports_no_result_and_no_argu
         for formatter in (ConsoleFormatter(), JsonFormatter()):
             assert ADA_HERSELF not in formatter.format(record)
             assert kept in formatter.format(record)
+
+
+@pytest.mark.parametrize("formatter", [ConsoleFormatter(), JsonFormatter()])
+@pytest.mark.parametrize("logger", ["asyncio", "concurrent.futures", UNCAUGHT.name])
+def test_an_error_of_kafka_is_quoted_only_where_it_cannot_be_of_a_handler(
+    formatter: logging.Formatter, logger: str
+) -> None:
+    """A handler can raise any class, and what it leaves to asyncio or a thread is not known as its own."""
+    of_anyone = line("failed", KafkaError(ADA_HERSELF), name=logger)
+    own = line("failed", KafkaError("5 bytes"), name="apps.chassis.background")
+    assert ADA_HERSELF not in formatter.format(of_anyone)
+    assert "KafkaError" in formatter.format(of_anyone)
+    assert "KafkaError: 5 bytes" in formatter.format(own)
+
+
+class Ungone:
+    """Cannot be deleted."""
+
+    def __del__(self) -> None:
+        raise ValueError(ADA_HERSELF)
+
+
+def _fail() -> NoReturn:
+    raise KafkaError(ADA_HERSELF)
+
+
+def _leave() -> NoReturn:
+    raise SystemExit(ADA_HERSELF)
+
+
+def _in_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def _delete() -> None:
+    thing = Ungone()
+    del thing
+
+
+async def _save() -> None:
+    pass
+
+
+def _forget_to_await() -> None:
+    _save()  # type: ignore[unused-coroutine]
+    gc.collect()
+
+
+def _warn() -> None:
+    warnings.warn(ADA_HERSELF, stacklevel=1)
+
+
+UNCAUGHT_ERRORS = {
+    "in a thread": (partial(_in_thread, _fail), "a thread has failed", "in _fail"),
+    "in a destructor": (_delete, "an error was ignored", "in __del__"),
+    "a warning": (_warn, f"UserWarning at {__file__}:", ""),
+    "a forgotten await": (_forget_to_await, f"RuntimeWarning at {__file__}:", ""),
+}
+
+
+@pytest.mark.usefixtures("process_logging")
+@pytest.mark.parametrize("log_format", ["console", "json"])
+@pytest.mark.parametrize(("act", "message", "frame"), UNCAUGHT_ERRORS.values(), ids=UNCAUGHT_ERRORS)
+def test_what_nothing_catches_is_a_line_of_the_log_with_type_and_stack_and_without_its_message(
+    act: Callable[[], object],
+    message: str,
+    frame: str,
+    log_format: Literal["console", "json"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", written := io.StringIO())
+    set_up_logging(Settings(log_format=log_format))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        act()
+        _in_thread(_leave)  # ends the thread alone, and is no failure
+    said, *stack = written.getvalue().splitlines()
+    assert ADA_HERSELF not in written.getvalue()
+    if log_format == "json":
+        assert stack == []
+        assert json.loads(said)["message"].startswith(message)
+        assert frame in json.loads(said).get("exception", "")
+    else:
+        assert message in said
+        assert frame in "".join(stack)
 
 
 @pytest.mark.parametrize(

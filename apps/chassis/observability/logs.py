@@ -1,18 +1,22 @@
 """Set up logging: one line per event on standard error, as text or as JSON.
 
 No line contains a secret, or a value or key of a record, which may be private. Messages of exceptions may quote them:
-only those of Kafka's client are logged; of other exceptions only the type and the stack.
+only those of Kafka's client are logged, where it has raised them; of other exceptions only the type and the stack. That
+includes what nothing catches: errors in threads, in destructors and in tasks that nobody awaits, and warnings.
 """
 
+import linecache
 import logging
 import math
 import re
+import sys
+import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from types import TracebackType
 
 import msgspec
 from aiokafka.errors import KafkaError
@@ -32,6 +36,10 @@ FIELDS = ("request_id", "trace_id", "key_name", "action", "topic", "partition", 
 """Optional fields of a JSON line, passed to the logger as `extra`."""
 CLIENT_LIBRARIES = ("aiokafka", "faststream_kafka")
 """The loggers of the libraries that talk to Kafka."""
+QUOTING = ("apps.", *CLIENT_LIBRARIES)
+"""How the loggers begin that quote errors of Kafka's client: others have those that a handler has raised."""
+UNCAUGHT = logging.getLogger("python")
+"""Logs what nothing catches, whoever caused it."""
 IGNORED_LINES = ("Auto create topics is disabled",)
 """How log messages begin that only report our own settings."""
 PASSING_LINES = ("Group Coordinator Request failed: GroupCoordinatorNotAvailableError",)
@@ -87,21 +95,26 @@ def without_values(error: BaseException) -> str:
     return one_line(error) if isinstance(error, KafkaError) else type(error).__name__
 
 
-def stack_of(error: BaseException) -> str:
+def stack_of(error: BaseException, describe: Callable[[BaseException], str] = without_values) -> str:
     """Return the stacks of an error and its causes, without messages that may quote values."""
-    return "\n".join(reversed(list(_stacks(error))))
+    return "\n".join(reversed(list(_stacks(error, describe))))
 
 
-def _stacks(error: BaseException | None) -> Iterator[str]:
+def _stacks(error: BaseException | None, describe: Callable[[BaseException], str]) -> Iterator[str]:
     for _ in range(MAX_CHAINED_ERRORS):
         if error is None:
             return
         frames = "".join(traceback.format_tb(error.__traceback__))
-        yield f"Traceback (most recent call last):\n{frames}{without_values(error)}"
+        yield f"Traceback (most recent call last):\n{frames}{describe(error)}"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+def stack_in(record: logging.LogRecord) -> str:
+    """Return the stack of the error that a log record is about; empty without one."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None:
+        return ""
+    return stack_of(error) if record.name.startswith(QUOTING) else stack_of(error, lambda one: type(one).__name__)
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -116,9 +129,10 @@ class ConsoleFormatter(logging.Formatter):
         with_key = f", key {key}" if key else ""
         return plain(super().formatMessage(record)) + (f" (request {name}{with_key})" if name else "")
 
-    def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - the library's name
-        """Return the stack of an exception."""
-        return "\n".join(map(plain, stack_of(ei[1]).split("\n"))) if ei[1] else ""
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and the lines of a stack."""
+        record.message, record.asctime = record.getMessage(), self.formatTime(record)
+        return "\n".join((self.formatMessage(record), *map(plain, filter(None, stack_in(record).split("\n")))))
 
 
 class JsonFormatter(logging.Formatter):
@@ -136,8 +150,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         line |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
-        if record.exc_info and record.exc_info[1]:
-            line["exception"] = stack_of(record.exc_info[1])
+        if stack := stack_in(record):
+            line["exception"] = stack
         return plain(msgspec.json.encode(line).decode())
 
 
@@ -215,8 +229,27 @@ def _without_quotes(argument: object) -> object:
     return argument
 
 
+def _log_thread(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_type is not SystemExit:
+        UNCAUGHT.error("a thread has failed", exc_info=failed.exc_value)
+
+
+def _log_ignored(ignored: "sys.UnraisableHookArgs") -> None:
+    UNCAUGHT.error("an error was ignored, as in a destructor", exc_info=ignored.exc_value)
+
+
+def _log_warning(_: object, kind: type[Warning], file: str, line: int, *__: object) -> None:
+    code = linecache.getline(file, line).strip()
+    UNCAUGHT.warning("%s at %s:%d: %s", kind.__name__, file, line, code)
+
+
 def set_up_logging(settings: Settings) -> None:
-    """Send all logs of the process to standard error, according to `LOG_LEVEL` and `LOG_FORMAT`."""
+    """Send all logs of the process to standard error, according to `LOG_LEVEL` and `LOG_FORMAT`.
+
+    So are errors that nothing catches, and warnings.
+    """
+    threading.excepthook, sys.unraisablehook = _log_thread, _log_ignored
+    warnings.showwarning = _log_warning  # type: ignore[assignment]  # it is called with these arguments by place
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
     handler.addFilter(with_request)

@@ -115,8 +115,10 @@ async def test_trouble_has_lasted_since_it_was_first_found(
 
     monkeypatch.setattr(module, "FRESH_S", 0.0)
     cluster, since, last = Troubled(options, []), [], []
+    newest = [cluster.trouble_at]
     for _ in range(4):
         await cluster.trouble()
+        newest.append(cluster.trouble_at)
         since.append(cluster.trouble_since)
         last.append(cluster.last_trouble)
     first, second, well, anew = since
@@ -125,6 +127,8 @@ async def test_trouble_has_lasted_since_it_was_first_found(
     assert (second, well) == (first, None)
     assert anew is not None
     assert anew > first
+    before, at_first, at_second, while_well, at_last = newest
+    assert before < at_first < at_second == while_well < at_last
 
 
 @pytest.mark.anyio

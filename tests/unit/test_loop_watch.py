@@ -179,7 +179,7 @@ class Looking(Control):
         super().__init__(*seen, of_no_matter, of_no_matter, 0, "events", of_no_matter, of_no_matter)
 
     def trouble(self) -> str | None:
-        return "the consume loop has not polled for 25 s"
+        return "the consume loop has not polled since 12:00:00 UTC"
 
     def _apply_pause(self) -> None:
         self.looks += 1

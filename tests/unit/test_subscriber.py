@@ -22,7 +22,9 @@ from streams import Consumer
 
 from apps.chassis.internals.fetched_batches import OversizedRecord
 from apps.chassis.internals.record_fetching import PassedOver
+from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import client_options, new_broker
+from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.observability.logs import JsonFormatter
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.record_view import View, show
@@ -34,6 +36,7 @@ from apps.consumer.consuming.consumption import MAX_REASONS, Consumption, Halted
 from apps.consumer.consuming.decode import Tombstone, is_deletion, sort_out
 from apps.consumer.consuming.stuck_loop import STALE_S, why_stuck
 from apps.consumer.consuming.subscriber import ConsumeLoop, FetchedBatch, records_waiting, subscribe
+from apps.consumer.operating.control import Control
 from contracts.record import Record
 from contracts.stream import DELETION, Stream, encode
 from tests.event import EVENTS, Event
@@ -411,6 +414,47 @@ async def test_a_client_that_a_quota_throttles_is_not_taken_for_wedged() -> None
     assert why_stuck(*looked_at, since_excused=-5.0) is None
     assert why_stuck(*looked_at, since_excused=STALE_S - 1) is None
     assert "has not polled" in str(why_stuck(*looked_at, since_excused=STALE_S + 1))
+
+
+async def test_a_client_is_not_taken_for_wedged_while_kafka_cannot_be_used_nor_before_it_could_poll_again() -> None:
+    subscriber, consumption, commits = idle(GroupMember({0: 0}))
+    cluster = Cluster(client_options(Settings(), "admin"), [])
+    connection = SimpleNamespace(current=object(), since=0.0, journal=ClientJournal())
+    seen: Any = (connection, cluster, consumption, commits, *[None] * 5)
+
+    class Watching(Control):
+        @property
+        def subscriber(self) -> BatchSubscriber:
+            return subscriber
+
+    control = Watching(*seen)
+    assert "has not polled" in str(control.trouble())
+    for seconds_ago, stuck in ((0.0, False), (STALE_S - 1, False), (STALE_S + 1, True)):
+        cluster.trouble_at = time.monotonic() - seconds_ago
+        assert (control.trouble() is not None) == stuck
+
+
+async def test_a_commit_that_fails_while_kafka_cannot_be_used_is_no_reason_to_reconnect(consumer: Member) -> None:
+    consumer.client.positions, consumer.client.errors = {0: 1}, [UnknownError()]
+    consumer.subscriber.lock = MultiLock()
+    consuming = asyncio.create_task(consumer.process(stored_event(0)))
+    await until(lambda: consumer.commits.retrying_since)
+    looked_at = consumer.subscriber, consumer.consumption, consumer.commits
+    assert why_stuck(*looked_at, since_trouble=0.0, stale_s=0) is None
+    assert "UnknownError" in str(why_stuck(*looked_at, since_trouble=1.0, stale_s=0))
+    await consuming
+
+
+async def test_why_a_client_is_stuck_reads_the_same_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at, now, elapsed = idle(GroupMember({0: 0})), 1_800_000_000.5, 1_000.0
+    looked_at[1].idle_since = elapsed - 30
+    found = set()
+    for later in (0, 1, 60):
+        with monkeypatch.context() as clock:
+            clock.setattr(time, "monotonic", lambda later=later: elapsed + later)
+            clock.setattr(time, "time", lambda later=later: now + later)
+            found.add(why_stuck(*looked_at))
+    assert found == {"the consume loop has not polled since 07:59:30 UTC"}
 
 
 async def test_a_client_that_looks_for_its_offset_in_a_compressed_batch_is_not_taken_for_wedged() -> None:

@@ -70,7 +70,8 @@ class Cluster:
     be kept. `unusable` has the partitions that cannot be used now, each with what it has instead; `trouble_since` is
     since when (`time.time`), None without trouble, and `last_trouble` the last one with this time. `reached` is whether
     Kafka answered the last check. The service must be authorized to join `group`. `unreadable_at` is when it was last
-    seen that the service may not read a topic or join the group (`time.monotonic`).
+    seen that the service may not read a topic or join the group, `trouble_at` when there was last any trouble
+    (`time.monotonic`).
     """
 
     def __init__(self, options: ClientOptions, topics: Sequence[Topic], group: str | None = None) -> None:
@@ -79,7 +80,7 @@ class Cluster:
         self.reports: dict[str, list[str]] = {}
         self.deletions: dict[str, list[Difference]] = {}
         self.unusable: dict[str, dict[int, str]] = {}
-        self.reached, self.unreadable_at = False, -math.inf
+        self.reached, self.unreadable_at, self.trouble_at = False, -math.inf, -math.inf
         self.trouble_since: float | None = None
         self.last_trouble: tuple[str | None, float | None] = None, None
         self._risks: dict[str, list[str]] = {}
@@ -225,6 +226,7 @@ class Cluster:
 
     def _timed(self, found: str | None) -> str | None:
         self.trouble_since = (self.trouble_since or time.time()) if found else None
+        self.trouble_at = time.monotonic() if found else self.trouble_at
         if found and self.configs.keys() >= self._topics.keys():  # it is none that topics are still created
             self.last_trouble = found, self.trouble_since
         return found

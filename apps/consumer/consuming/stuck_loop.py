@@ -2,6 +2,7 @@
 
 import math
 import time
+from datetime import UTC, datetime
 
 from faststream.kafka.subscriber.usecase import BatchSubscriber
 
@@ -21,6 +22,7 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
     consumption: Consumption,
     commits: Commits,
     since_excused: float = math.inf,
+    since_trouble: float = math.inf,
     *,
     stale_s: float = STALE_S,
     max_poll_interval_s: float = MAX_POLL_INTERVAL_MS / 1_000,
@@ -28,6 +30,7 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
     """Return why a started consume loop has stopped consuming, or None.
 
     A broker sends nothing during a throttling or a rebalance: silence counts from its end, `since_excused` seconds ago.
+    So do silence and failing commits from when Kafka could last not be used, `since_trouble` seconds ago.
     A loop can end, or stop polling without a batch in flight, while `running` is true and the broker answers a ping:
     after a cancelled coordination task, or when the right to the group was revoked and restored.
     """
@@ -38,13 +41,18 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
     if consumer is None:
         return "the consume loop was not started"
     if is_in_flight(subscriber):
-        if (since := commits.retrying_since) and now - since > stale_s:
-            return f"the commit of the in-flight batch has failed for {now - since:.0f} s: {commits.error}"
-        busy = consumption.batch_age
-        too_long = busy > max_poll_interval_s
-        return f"the in-flight batch takes {busy:.0f} s: Kafka revoked its partitions" if too_long else None
+        if (since := commits.retrying_since) and min(failing := now - since, since_trouble) > stale_s:
+            return f"the commit of the in-flight batch has failed since {_time_of_day(failing)}: {commits.error}"
+        too_long = (busy := consumption.batch_age) > max_poll_interval_s
+        return f"the in-flight batch began at {_time_of_day(busy)}: Kafka revoked its partitions" if too_long else None
     polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
     passed = passed_over(consumer)  # a deep offset in a compressed batch: nothing is fetched until then
     last = max(consumption.idle_since, passed.at if passed else 0.0)
-    silent = min([now - last, since_excused, *(time.time() - poll / 1_000 for poll in polls if poll)])  # aiokafka's own
-    return f"the consume loop has not polled for {silent:.0f} s" if polls and silent > stale_s else None
+    silent = min([now - last, *(time.time() - poll / 1_000 for poll in polls if poll)])  # aiokafka's own
+    is_stuck = polls and min(silent, since_excused, since_trouble) > stale_s
+    return f"the consume loop has not polled since {_time_of_day(silent)}" if is_stuck else None
+
+
+def _time_of_day(seconds_ago: float) -> str:
+    """Return the time of day then: unlike the seconds since, it stays the same while an error lasts."""
+    return f"{datetime.fromtimestamp(time.time() - seconds_ago, UTC):%H:%M:%S} UTC"

@@ -311,7 +311,9 @@ class Control:
             return self._connection.trouble()
         if self._cluster.unreadable_at > self._connection.since:  # the client does not find back by itself
             return READABLE_AGAIN
-        return why_stuck(subscriber, self._consumption, self._commits, self._connection.journal.since_excused_silence())
+        since_excused = self._connection.journal.since_excused_silence()
+        since_trouble = time.monotonic() - self._cluster.trouble_at
+        return why_stuck(subscriber, self._consumption, self._commits, since_excused, since_trouble)
 
     def obstacle(self) -> str | None:
         """Return why nothing is consumed now, even where a new connection would not help, or None."""

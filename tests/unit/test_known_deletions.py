@@ -9,11 +9,13 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 from samples import Stored
 
+from apps.chassis.internals.fetched_batches import OversizedRecord
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.settings import Settings
+from apps.consumer.browsing.forgetting import deletions_in
 from apps.consumer.redriving.deletions import MAX_TOMBSTONES, Deletions
 from apps.consumer.redriving.refusals import RedriveNotNow
 from contracts.dead_letter import DeadLetter, redrive_headers
@@ -89,6 +91,13 @@ async def test_a_letter_is_older_than_a_deletion_of_its_key_that_stands_behind_i
     bench = Bench(records("ada", "bob", "-ada", "ada"))
     assert await bench.deleted(letter("ada", 0), letter("bob", 1), letter("ada", 3)) == [True, False, False]
     assert await bench.deleted(letter("ada", 2)) == [False], "the deletion itself failed, and is sent back"
+
+
+async def test_a_record_that_is_too_large_to_be_read_deletes_nothing() -> None:
+    oversized = OversizedRecord(TOPIC, 0, 1, time_of(1), b"ada", None, (), "too large")
+    bench = Bench([*records("ada"), cast(Stored, oversized)])
+    assert await bench.deleted(letter("ada", 0)) == [False]
+    assert not deletions_in([oversized])
 
 
 async def test_a_letter_without_a_key_is_not_refused() -> None:

@@ -39,7 +39,7 @@ from apps.chassis.internals.record_batches import (
 )
 from apps.chassis.observability.logs import without_values
 from contracts.dead_letter import OMITTED_BYTES, Header
-from contracts.record import HEADER_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, memory_of
+from contracts.record import HEADER_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, Record, memory_of
 
 REACHES = (
     "apps.chassis.internals.fetched_batches:Batches.__base__.__init__(tp, records, aborted_transactions, fetch_offset)",
@@ -78,6 +78,11 @@ class OversizedRecord(FetchedRecord):
     """
 
     detail: str
+
+
+def is_tombstone(record: Record) -> bool:
+    """Return whether a record deletes its key: it has no value, not even one that is too large to be read."""
+    return record.value is None and record.key is not None and not isinstance(record, OversizedRecord)
 
 
 class TooLarge(ValueError):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from copy import copy
 
+from apps.chassis.internals.fetched_batches import is_tombstone
 from contracts.record import Record
 
 Deletions = Mapping[bytes | None, Record]
@@ -11,7 +12,7 @@ Deletions = Mapping[bytes | None, Record]
 
 def deletions_in(records: Iterable[Record]) -> Deletions:
     """Return the deletions among some records of a stream that takes deletions."""
-    return {record.key: record for record in records if record.value is None and record.key is not None}
+    return {record.key: record for record in records if is_tombstone(record)}
 
 
 def without_deleted(records: Iterable[Record], deletions: Deletions) -> list[Record]:

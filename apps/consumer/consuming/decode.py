@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from apps.chassis.http.json_faults import HALF_A_PAIR_FAULT, is_half_a_pair
-from apps.chassis.internals.fetched_batches import OversizedRecord, TooLarge
+from apps.chassis.internals.fetched_batches import OversizedRecord, TooLarge, is_tombstone
 from apps.consumer.consuming.dead_letters import BadRecord
 from contracts.record import Record
 from contracts.stream import DELETION, TakesDeletions
@@ -42,8 +42,7 @@ def explained(error: Exception, value: bytes | None) -> Exception:
 
 def is_deletion(decode: Decode, record: Record) -> bool:
     """Return whether the value of a record is decoded as a deletion."""
-    has_value = record.value is not None or isinstance(record, OversizedRecord)
-    return isinstance(decode, TakesDeletions) and not has_value and bool(record.key)
+    return isinstance(decode, TakesDeletions) and is_tombstone(record) and bool(record.key)
 
 
 def decode_value(decode: Decode, record: Record) -> object:

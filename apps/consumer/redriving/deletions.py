@@ -23,6 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
+from apps.chassis.internals.fetched_batches import is_tombstone
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import FETCH_BYTES, in_groups
 from apps.chassis.kafka.open_transactions import OpenTransactions
@@ -118,7 +119,7 @@ class Deletions:
                     raise RedriveNotNow(f"{count} records behind an open transaction are left to be read: try again")
                 records, places = await self._transactions.every.some(ranges, _bytes_of(ranges))
                 own, _ = divide(records, self._group)
-                deletions = (one for one in own if one.value is None and one.key in keys)
+                deletions = (one for one in own if is_tombstone(one) and one.key in keys)
                 if any(not (is_again and ROUNDS in dict(one.headers)) for one in deletions):
                     raise RedriveNotNow(
                         f"a deletion of the key of a dead letter has just come to {self._log.topic}, or waits there "
@@ -188,7 +189,7 @@ class Deletions:
         """Remember the tombstones among records. Raises `RedriveNotNow` when there are too many."""
         own, _ = divide(records, self._group)
         for record in own:
-            if record.value is None and record.key is not None:
+            if is_tombstone(record):
                 known, place = (record.partition, hash(record.key)), Place(record.topic, *place_of(record))
                 if (first := first_place(record.headers, place)) == place:
                     self._tombstones[known] = record.offset, record.timestamp
@@ -217,7 +218,7 @@ class Deletions:
     async def _is_there(self, deletion: "_SentBack", key: bytes | None) -> bool:
         """Return whether the topic has a deletion where it stood first."""
         record = await self._record(deletion.partition, deletion.offset)
-        return record is not None and (record.offset, record.key, record.value) == (deletion.offset, key, None)
+        return record is not None and is_tombstone(record) and (record.offset, record.key) == (deletion.offset, key)
 
     async def _record(self, partition: int, offset: int) -> Record | None:
         """Return the first record of a partition at or after an offset, None when there is none."""

@@ -267,8 +267,9 @@ def test_a_running_consumer_is_shown_as_it_is(page: Page, site: Site) -> None:
 def test_a_consumer_that_an_operator_holds_up_is_shown_with_its_lag_and_is_healthy(
     page: Page, site: Site, button: str, state: str
 ) -> None:
-    page.get_by_role("button", name=button).click()
+    page.get_by_role("button", name=button).press("Enter")
     expect(page.locator("#control-said")).to_have_text(re.compile(rf"^{button} of events at \S+: it is {state}\.$"))
+    expect(page.locator("#control-said")).to_be_focused()  # not the opposite button: Enter is soon pressed twice
     kept = "**/consumers/history?*"  # without a new point there, the drawing must end with the lag of the head
     page.route(kept, lambda route: route.fulfill(json={"step_seconds": 10, "points": []}))
     site.write(300)
@@ -414,8 +415,11 @@ def test_behind_a_proxy_that_finds_no_service_nothing_is_shown_as_current(page: 
     page.route(f"**/{path}", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
     expect(page.locator("#state")).to_have_text("unknown")
     assert_gone(page.evaluate(SHOWN), "it answers 502")
+    page.get_by_role("button", name="Stop").click(force=True)
+    expect(page.locator("#control-said")).to_have_text("The service does not answer.")
     page.unroute(f"**/{path}")
     agreed(page, site, "running", fit=True)
+    expect(page.locator("#control-said")).to_have_text("")
 
 
 def test_buttons_that_need_kafka_are_called_off_only_while_they_are(page: Page, site: Site) -> None:
@@ -438,6 +442,31 @@ def test_buttons_that_need_kafka_are_called_off_only_while_they_are(page: Page, 
     expect(without_kafka).to_have_count(3)
     assert without_kafka.evaluate_all("nodes => nodes.map((node) => getComputedStyle(node).display)") == ["none"] * 3
     page.unroute("**/consumers/status")
+    agreed(page, site, "running", fit=True)
+
+
+def test_what_health_says_of_a_kafka_that_was_just_lost_is_shown_before_the_status_answers(
+    page: Page, site: Site
+) -> None:
+    held: list[Route] = []
+    detail = "Kafka at nowhere is out of reach"
+    lost = {"status": "unavailable", "service": "consumer", "version": "0", "kafka": "connecting", "detail": detail}
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/consumers/status", hold)
+    until(page, lambda: bool(held))  # its health was asked for while all was well
+    page.route("**/health-check?*", lambda route: route.fulfill(status=503, json=lost))
+    expect(page.locator("#health")).to_have_text(f"Health unavailable: {detail}")
+    shown = page.evaluate(SHOWN)
+    assert (shown["state"], shown["state colour"], shown["health colour"]) == ("unknown", "bad", "bad")
+    assert {"facts", "rate-now", "lag-total", "lag-rows"} <= set(shown["dimmed"])
+    assert shown["banner"] == "Kafka is out of reach. What is dimmed is from before. Trying again."
+    expect(page.locator("#seek button")).to_have_attribute("title", "The service does not reach Kafka.")
+    expect(page.get_by_role("button", name="Stop")).to_be_enabled()  # it needs no Kafka
+    page.unroute("**/consumers/status")
+    page.unroute("**/health-check?*")
     agreed(page, site, "running", fit=True)
 
 
@@ -474,7 +503,7 @@ def test_while_kafka_is_gone_each_tab_says_why_and_since_when_and_what_needs_it_
     page.get_by_role("link", name="Dead letters").click()
     expect(page.locator("#no-letters")).to_contain_text("The dead letters cannot be read: Kafka ")
     page.get_by_role("link", name="Overview").click()
-    expect(page.locator("#notices")).to_contain_text("Kafka is out of reach. What is dimmed is from before.")
+    expect(page.locator("#notices")).to_contain_text("Kafka is out of reach. Trying again.")  # nothing is from before
     expect(page.locator("#control [data-only=without-kafka]")).to_be_visible()
     page.route("**/consumers/status", as_if_paused)
     expect(page.get_by_text("events stays paused until it is resumed.")).to_be_visible()

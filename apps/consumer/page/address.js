@@ -22,15 +22,12 @@ export function go(to) {
 export const onAddress = (listener) => window.addEventListener("popstate", listener);
 
 /** Follow links inside the page without a reload; links to another stream reload it. */
-function follow(event) {
+document.addEventListener("click", (event) => {
   const link = event.target.closest?.("a[data-inside]");
-  if (link === null || event.defaultPrevented || event.button !== 0) return;
-  if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  if (link === null || event.defaultPrevented || event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
   event.preventDefault();
   go(link.href);
-}
-
-document.addEventListener("click", follow);
+});
 
 const isTime = ({ type }) => type === "datetime-local";
 const isBox = ({ type }) => type === "checkbox";

@@ -18,8 +18,7 @@ export function post(path, body, parameters = {}) {
 }
 
 /** Return the health of a stream; 503 is an answer too. */
-export const getHealth = (name) =>
-  get("health-check", { stream: name }).catch((error) => (error.problem?.status === "unavailable" ? error.problem : Promise.reject(error)));
+export const getHealth = (name) => get("health-check", { stream: name }).catch((error) => (error.problem?.status === "unavailable" ? error.problem : Promise.reject(error)));
 
 export const curlOf = (path, parameters = {}) => `curl '${new URL(ofStream(path, parameters), document.baseURI).href.replaceAll("'", "%27")}'`;
 
@@ -45,8 +44,7 @@ async function call(url, options, milliseconds) {
   return content;
 }
 
-const exact = (_, value, context) =>
-  Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source ? JSON.rawJSON(context.source) : value;
+const exact = (_, value, context) => (Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source ? JSON.rawJSON(context.source) : value);
 
 /** Parse JSON, or return what `wrong` makes of the error; by default, integers that JavaScript would round keep their digits. */
 export function parsed(text, reviver = exact, wrong = () => undefined) {

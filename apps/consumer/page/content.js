@@ -78,5 +78,4 @@ export const nameOf = ({ error_type: type }) => (type ?? UNKNOWN).split(".").at(
 export const reasonOf = (letter) => [element("b", {}, nameOf(letter)), letter.error ? `: ${letter.error}` : ""];
 
 /** Names and values, one pair per line; a value may be an element. */
-export const facts = (pairs) =>
-  element("dl", { class: "facts" }, ...pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+export const facts = (pairs) => element("dl", { class: "facts" }, ...pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));

@@ -3,7 +3,7 @@
 import { addressOf } from "./address.js";
 import { post } from "./api.js";
 import { arrange, byId, cell, confirmed, count, element, localTime, onSubmit, plural, report, rfc3339, say, timeElement, turn } from "./dom.js";
-import { GONE } from "./looks.js";
+import { GONE, NO_KAFKA } from "./looks.js";
 import { placeOf } from "./record.js";
 import { names, showPill, showTitle, stream } from "./streams.js";
 
@@ -17,7 +17,7 @@ let actions = []; // of operators, the newest first
 
 /** Wire the buttons and the seek; `refresh` reads and shows the state. */
 export function control(refresh) {
-  for (const button of document.querySelectorAll("[data-next]")) button.addEventListener("click", () => run(button, refresh));
+  for (const button of document.querySelectorAll("[role=group] > [data-while]")) button.addEventListener("click", () => run(button, refresh));
   seek.elements.to.addEventListener("change", ({ target: { value } }) => {
     for (const name of ["time", "offset"]) seek.elements[name].required = name === value; // the style hides the other
     seek.elements.partition.required = value === "offset";
@@ -27,14 +27,17 @@ export function control(refresh) {
   document.addEventListener("click", sayWhyOff, true);
 }
 
-/** Say why a disabled button is off when it is pressed, also by Enter in its form. */
+/** Say why a disabled button is off when it is pressed, also by Enter in its form, for as long as it is. */
 function sayWhyOff(event) {
   const off = event.target.closest("button[aria-disabled=true]");
   if (off === null) return;
   event.preventDefault();
   event.stopImmediatePropagation();
   done = null;
-  say(off.closest("section").querySelector("output:not(form output)"), off.title);
+  const [line, reason] = [off.closest("section").querySelector("output:not(form output)"), off.title];
+  say(line, reason);
+  const unsay = (_, watch) => off.title === reason || (watch.disconnect(), line.textContent === reason && say(line, ""));
+  new MutationObserver(unsay).observe(off, { attributeFilter: ["title"] });
 }
 
 async function goTo({ to, time: local, partition, offset }) {
@@ -69,8 +72,7 @@ async function run(button, refresh) {
     return outcome();
   });
   button.ariaBusy = "false";
-  const lost = document.activeElement === document.body || button.ariaDisabled === "true";
-  if (lost) byId(button.dataset.next).focus(); // otherwise the keyboard focus returns to the top of the page
+  if (document.activeElement === document.body || button.ariaDisabled === "true") said.focus(); // where a second Enter undoes nothing
 }
 
 /** The last command, and the state that is shown now, until it changes for another cause. */
@@ -105,7 +107,7 @@ function whoHeldUp(state) {
 /** Why a button is off: for the state or a missing Kafka; "" when it is on. */
 export function whyOff({ while: states, kafka: needed }, state, kafka) {
   if (states && !states.split(" ").includes(state)) return `It is ${state}.`;
-  return needed === undefined || kafka === "connected" ? "" : "The service does not reach Kafka.";
+  return needed === undefined || kafka === "connected" ? "" : NO_KAFKA;
 }
 
 function showFacts(status) {
@@ -156,9 +158,10 @@ function actionRow({ at, who, action, parameters: { dry_run: dry, ...given }, ou
   return element("tr", { "data-outcome": outcome }, ...contents.map((one) => cell("", ...one)));
 }
 
-export function showNoState() {
-  showState("unknown", { status: "unknown", detail: "" }); // the banner says why
-  for (const button of buttons) turn(button, GONE);
+/** Show that the state is not known: the service is gone, or its health came first and says that Kafka is. */
+export function showNoState(reason, health = { status: "unknown", detail: "" }) {
+  showState("unknown", health); // the banner says why
+  for (const button of buttons) if (reason === GONE || "kafka" in button.dataset) turn(button, reason);
 }
 
 function showState(state, { status, detail, kafka }, ill = [], error = "") {

@@ -38,17 +38,10 @@ export function arrange(list, items, keyOf, make, update = () => {}) {
 /** Whether the keyboard focus is in a list: then the list must not change. */
 export const inUse = (list) => list.querySelector(":focus-visible") !== null;
 
-export function button(label, work, attributes = {}) {
-  const made = element("button", { type: "button", ...attributes }, label);
-  made.addEventListener("click", work);
-  return made;
-}
+export const button = (label, work, attributes = {}) => Object.assign(element("button", { type: "button", ...attributes }, label), { onclick: work });
 
 /** Disable a button and show the reason; an empty reason enables it. */
-export function turn(off, reason) {
-  off.ariaDisabled = reason === "" ? null : "true";
-  off.title = reason;
-}
+export const turn = (off, reason) => Object.assign(off, { ariaDisabled: reason === "" ? null : "true", title: reason });
 
 export const inside = (href, ...children) => element("a", { href, "data-inside": "" }, ...children);
 export const count = (value) => (value == null ? "–" : number.format(value));

@@ -13,8 +13,7 @@ let rates = {}; // the current ones, by kind; none before the second status
 let now = null; // the point of this moment, with which the drawing ends as the head does
 const points = new Map(); // by time
 let gap = 0; // milliseconds between two points that mean the service was down
-let from = 0;
-let until = 0;
+let [from, until] = [0, 0];
 
 /** Show the current rate, and lag and rate as the end of the drawing; without a status there is none. */
 export function showNow(status) {
@@ -94,8 +93,7 @@ const sentence = (point) => [...(point === now ? ["Now"] : ["At ", timeElement(p
 
 /** The next of 10, 20, 50, 100, 200 …: a scale that seldom changes. */
 function roundedUp(value) {
-  const power = 10 ** Math.floor(Math.log10(Math.max(10, value)));
-  return [1, 2, 5, 10].map((step) => step * power).find((most) => most >= value);
+  return [1, 2, 5, 10].map((step) => step * 10 ** Math.floor(Math.log10(Math.max(10, value)))).find((most) => most >= value);
 }
 
 for (const svg of document.querySelectorAll("figure svg")) Object.assign(svg, { onpointermove: showPoint, onpointerleave: showLast });

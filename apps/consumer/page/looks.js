@@ -4,9 +4,12 @@ import { failure } from "./api.js";
 import { arrange, byId, element, say, timeElement } from "./dom.js";
 
 export const GONE = "The service does not answer.";
+export const NO_KAFKA = "The service does not reach Kafka.";
 const LATE_MS = 4_000; // what is shown is outdated then; with Kafka out of reach a status takes 3 s
 const AGAIN_MS = 3_000; // what failed is read again after this time
 const failing = new Map();
+const before = new Set(); // what was read once
+export const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 /** Repeat `work` until it returns false, with a pause in milliseconds in between; wait while the page is hidden. */
 export async function poll(pause, work) {
@@ -14,11 +17,11 @@ export async function poll(pause, work) {
     while (document.hidden) await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
     const next = await work();
     if (next === false) return;
-    await new Promise((resolve) => setTimeout(resolve, next === AGAIN_MS ? Math.min(pause, next) : pause));
+    await wait(next === AGAIN_MS ? Math.min(pause, next) : pause);
   }
 }
 
-/** Read and show. On a failure or a late answer, show the reason, dim old values and call `lose`. */
+/** Read and show. On a failure, which `read` may also announce, or a late answer, show the reason, dim old values and call `lose`. */
 export async function look({ name, read, show, lose = () => {}, when = () => true }) {
   const began = Date.now();
   const fail = (error) => {
@@ -30,7 +33,7 @@ export async function look({ name, read, show, lose = () => {}, when = () => tru
   };
   const late = setTimeout(fail, LATE_MS, failure(`no answer for ${LATE_MS / 1000} s`));
   try {
-    if (when()) show(await read());
+    if (when()) (show(await read(fail)), before.add(name));
     if (failing.delete(name)) showFailing();
   } catch (error) {
     fail(error);
@@ -41,10 +44,12 @@ export async function look({ name, read, show, lose = () => {}, when = () => tru
 }
 
 function showFailing() {
-  document.body.dataset.failing = [...failing.keys()].join(" ");
+  const old = [...failing.keys()].filter((name) => before.has(name));
+  document.body.dataset.failing = old.join(" ");
+  const dimmed = old.length > 0 ? " What is dimmed is from before." : "";
   const state = failing.get("state");
-  const gone = state?.gone && { key: "gone", contents: ["Service gone since ", timeElement(state.since), `: ${state.reason}. What is dimmed is from before. Trying again.`] };
-  const what = (reason, sources) => (reason === "Kafka is out of reach" ? `${reason}. What is dimmed is from before` : `Cannot read ${sources.map(([name]) => name).join(", ")}: ${reason}`);
-  const lines = gone ? [gone] : [...Map.groupBy(failing, ([, { reason }]) => reason)].map(([reason, sources]) => ({ key: reason, contents: [`${what(reason, sources)}. Trying again.`] }));
+  const gone = state?.gone && { key: "gone", contents: ["Service gone since ", timeElement(state.since), `: ${state.reason}.${dimmed} Trying again.`] };
+  const what = (reason, sources) => (reason === "Kafka is out of reach" ? `${reason}.${dimmed}` : `Cannot read ${sources.map(([name]) => name).join(", ")}: ${reason}.`);
+  const lines = gone ? [gone] : [...Map.groupBy(failing, ([, { reason }]) => reason)].map(([reason, sources]) => ({ key: reason, contents: [`${what(reason, sources)} Trying again.`] }));
   arrange(byId("notices"), lines, (line) => line.key, () => element("p", { class: "trouble" }), (item, { contents }) => say(item, ...contents));
 }

@@ -1,12 +1,12 @@
 /** The live page: what it reads from the service, how often, and which part shows it. */
 
 import { address, addressOf, onAddress } from "./address.js";
-import { get, getHealth } from "./api.js";
+import { failure, get, getHealth } from "./api.js";
 import { control, showActions, showNoState, showStatus, whyOff } from "./control.js";
 import { DeadLetters } from "./dead_letters.js";
 import { byId } from "./dom.js";
 import { showHistory, showNow } from "./history.js";
-import { GONE, look, poll } from "./looks.js";
+import { GONE, NO_KAFKA, look, poll, wait } from "./looks.js";
 import { keepGroup, showLag } from "./partitions.js";
 import { Produce } from "./produce.js";
 import { Records } from "./records.js";
@@ -14,6 +14,7 @@ import { showSession } from "./session.js";
 import { names, showDead, showStreams, stream } from "./streams.js";
 
 const HEALTHS = 5; // reads of the state per read of the health of the other streams that are well
+const HEALTH_MS = 500; // for which a status may take before health is asked again: with Kafka just lost it takes 3 s
 const UNFIT = ["halted", "reconnecting", "retrying", "starting"]; // states in which health says unavailable
 const TABS = ["overview", "records", "dead"];
 const produce = new Produce();
@@ -21,7 +22,7 @@ const records = new Records((value) => produce.open(value));
 const deadLetters = new DeadLetters();
 let asked = 0; // reads of the state that were started
 let shown = 0; // the newest of them that was shown
-let healths = {};
+const healths = {};
 
 const tab = () => (TABS.includes(address().tab) ? address().tab : TABS[0]);
 const onOverview = () => tab() === "overview";
@@ -34,14 +35,21 @@ const ACTIONS = { name: "operator actions", read: () => get("consumers/actions",
 const HISTORY = { name: "history", pause: 5_000, when: onOverview, read: () => get("consumers/history"), show: showHistory };
 const OTHERS = names.filter((name) => name !== stream).map((name) => ({ name: `dead-letter count of ${name}`, pause: 15_000, read: () => get("consumers/dead-letters/reasons", { stream: name }), show: (reasons) => showDead(name, reasons) }));
 
-/** Read status and health together, so that they are shown together. */
-async function readState() {
+/** Read status and health together, so that they are shown together; `fail` when health says first that Kafka is lost. */
+async function readState(fail) {
   const number = ++asked;
-  const wanted = names.filter((name) => name === stream || number % HEALTHS === 1 || healths[name]?.status !== "ok");
-  const [{ streams }, ...answers] = await Promise.all([get("consumers/status", { stream: "" }), ...wanted.map(getHealth)]);
-  healths = { ...healths, ...Object.fromEntries(wanted.map((name, index) => [name, answers[index]])) };
-  for (const name of names) if (name !== stream && UNFIT.includes(streams[name]?.state)) healths[name] = { status: "unavailable" };
-  return { number, streams };
+  const status = get("consumers/status", { stream: "" });
+  const wanted = names.filter((name) => name === stream || number % HEALTHS === 1 || [name, stream].some((one) => healths[one]?.status !== "ok"));
+  let read, answers;
+  while (read === undefined) {
+    const { kafka: known } = healths[stream] ?? {};
+    [read, ...answers] = await Promise.all([Promise.race([status, wait(HEALTH_MS)]), ...wanted.map(getHealth)]);
+    wanted.forEach((name, index) => (healths[name] = answers[index]));
+    const { kafka } = healths[stream];
+    if (!read && number > shown && kafka !== "connected" && kafka !== known) fail(failure("Kafka is out of reach", 503, healths[stream]));
+  }
+  for (const name of names) if (name !== stream && UNFIT.includes(read.streams[name]?.state)) healths[name] = { status: "unavailable" };
+  return { number, streams: read.streams };
 }
 
 function showState({ number, streams }) {
@@ -55,11 +63,12 @@ function showState({ number, streams }) {
   deadLetters.refresh(status, whyOff({ kafka: "" }, status.state, healths[stream].kafka));
 }
 
-function loseState() {
-  showStreams({}, {});
-  showNoState();
+function loseState({ problem }) {
+  const [reason, health] = problem?.kafka === undefined ? [GONE] : [NO_KAFKA, problem];
+  showStreams({}, { [stream]: health });
+  showNoState(reason, health);
   showNow(null);
-  deadLetters.refresh(null, GONE);
+  deadLetters.refresh(null, reason);
 }
 
 function visit() {

@@ -138,8 +138,7 @@ export class Records {
   }
 
   #showHead() {
-    const heads = ["Time", "Partition", "Offset", "Key", ...this.#columns, "Value"];
-    byId("record-head").replaceChildren(...heads.map((name) => element("th", { scope: "col" }, name)));
+    byId("record-head").replaceChildren(...["Time", "Partition", "Offset", "Key", ...this.#columns, "Value"].map((name) => element("th", { scope: "col" }, name)));
   }
 }
 

@@ -32,8 +32,7 @@ export function showDead(name, reasons) {
 }
 
 export function showPill(pill, state, health) {
-  pill.dataset.state = state;
-  pill.dataset.health = health;
+  Object.assign(pill.dataset, { state, health });
   say(pill, state);
 }
 

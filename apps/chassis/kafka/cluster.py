@@ -70,8 +70,7 @@ class Cluster:
     be kept. `unusable` has the partitions that cannot be used now, each with what it has instead; `trouble_since` is
     since when (`time.time`), None without trouble, and `last_trouble` the last one with this time. `reached` is whether
     Kafka answered the last check. The service must be authorized to join `group`. `unreadable_at` is when it was last
-    seen that the service may not read a topic or join the group, `trouble_at` when there was last any trouble
-    (`time.monotonic`).
+    seen that the service may not read a topic or join the group, `trouble_at` when any trouble (`time.monotonic`).
     """
 
     def __init__(self, options: ClientOptions, topics: Sequence[Topic], group: str | None = None) -> None:
@@ -80,7 +79,7 @@ class Cluster:
         self.reports: dict[str, list[str]] = {}
         self.deletions: dict[str, list[Difference]] = {}
         self.unusable: dict[str, dict[int, str]] = {}
-        self.reached, self.unreadable_at, self.trouble_at = False, -math.inf, -math.inf
+        self.reached, self.unreadable_at, self.trouble_at, self._looked_at = False, -math.inf, -math.inf, -math.inf
         self.trouble_since: float | None = None
         self.last_trouble: tuple[str | None, float | None] = None, None
         self._risks: dict[str, list[str]] = {}
@@ -90,7 +89,6 @@ class Cluster:
         self._admin = Admin(options)
         self._found: str | None = None
         self._looking: asyncio.Task[str | None] | None = None
-        self._looked_at = -math.inf
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:

@@ -334,13 +334,9 @@ class Control:
                 if self._consumption.halted:
                     await self._end()
             self._apply_pause()  # a pause that was asked for while the connection was being made
-            broker = self._connection.current
-            if (
-                broker is not None
-                and not was_blocked
-                and (reason := self.trouble())
-                and not await self._cluster.trouble()
-            ):
+            if (broker := self._connection.current) is None or was_blocked or not (reason := self.trouble()):
+                continue
+            if not await self._cluster.trouble():
                 self._connection.replace(broker, reason)
 
 

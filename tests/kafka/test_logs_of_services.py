@@ -51,7 +51,7 @@ def test_whatever_fails_the_logs_say_where_and_of_which_request_and_never_of_who
         ("default", one, "done") for one in asked
     ]
     assert content_in(json.dumps(recorded)) == []
-    dead = next(line for line in lines if "were dead-lettered" in line["message"])
+    dead = next(line for line in lines if "dead-lettered" in line["message"])
     assert (dead["topic"], dead["partition"], dead["offset"]) == (pipeline.topic, 3, written[0].offset)
     assert dead["error"] == "ValidationError"
     (failure,) = [line for line in lines if "exception" in line]

@@ -142,6 +142,21 @@ def test_links_and_frames_of_another_page_lead_to_pages_alone_as_their_time_woul
         assert client.get("/health-check", headers={**link, "Sec-Fetch-Site": own}).status_code != 403
 
 
+PREFETCH = {**LINK, "Sec-Fetch-Site": "none", "Sec-Purpose": "prefetch;prerender"}
+
+
+@BOTH
+def test_another_page_opens_no_websocket_and_prefetches_nothing_but_pages(clients: Clients, service: str) -> None:
+    websocket = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:9999"):
+        answer = clients[service].get("/metrics", headers={**websocket, "Origin": origin})
+        assert (answer.status_code, answer.json()["type"]) == (403, "/problems/foreign-origin")
+    assert clients[service].get("/metrics", headers=PREFETCH).status_code == 403
+    assert clients[service].get("/", headers=PREFETCH).status_code == 200
+    for own in ({"Origin": f"http://{OWN}"}, {"Origin": ALLOWED}, {**PREFETCH, "Sec-Fetch-Site": "same-origin"}):
+        assert clients[service].get("/metrics", headers=own).status_code == 200
+
+
 @BOTH
 def test_the_question_before_a_call_gives_another_page_no_permission(clients: Clients, service: str) -> None:
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
@@ -160,6 +175,7 @@ REBOUND = [
     "evil.example.:8001",
     "192.0.2.1",
     "[2001:db8::1]:8001",
+    "[::ffff:7f00:1]:8001",  # to Python 3.13 it is loopback, and to browsers it is not
     "localhost:8001@evil.example",
     "localhost, evil.example",
     "localhost:8001:1",

@@ -60,7 +60,7 @@ class OriginPolicy:
             quoted = host[:MAX_QUOTED_CHARACTERS]
             detail = f"the host {quoted!r} is not allowed; if it is this service, add it to ALLOWED_HOSTS"
             return problem(UNKNOWN_HOST, detail)
-        from_page = b"origin" in given or b"sec-fetch-site" in given
+        from_page = b"origin" in given or b"sec-fetch-site" in given or b"sec-purpose" in given
         if from_page and self._is_foreign(scope, host, given):
             return problem(FOREIGN_ORIGIN, FOREIGN_LINK if _is_link(scope, given) else FOREIGN_CALL)
         return None
@@ -85,15 +85,14 @@ class OriginPolicy:
         origin, site = given.get(b"origin", b"").decode("latin-1").lower(), given.get(b"sec-fetch-site", b"")
         if site == b"same-origin" or origin in self._origins:  # `same-origin` stays true where a proxy changed `Host`
             return False
-        if scope.get("method") in READING:  # reading the answer needs CORS
-            return site not in {b"", b"none"} and not (_is_link(scope, given) and self._is_linkable(scope))
+        if scope.get("method") in READING:
+            # prefetches say `none`, as entered addresses do; WebSockets say their origin alone
+            is_entered = site in {b"", b"none"} and b"sec-purpose" not in given
+            is_own = not origin or _is_own(scope, host, given, origin)
+            return not (is_entered and is_own) and not (_is_link(scope, given) and self._is_linkable(scope))
         if site not in {b"", b"none", b"same-site"}:
             return True
-        if not origin:
-            return site == b"same-site"
-        forwarded = given.get(b"x-forwarded-host", b"").decode("latin-1").lower()  # pages need a preflight to send it
-        schemes = ("https",) if scope.get("scheme") == "https" else ("http", "https")  # a proxy may have ended TLS
-        return not any(_is_origin_of(origin, name.strip(), schemes) for name in (host, *forwarded.split(",")))
+        return not _is_own(scope, host, given, origin) if origin else site == b"same-site"
 
     def _is_linkable(self, scope: Scope) -> bool:
         route = self._route_of(scope)
@@ -104,12 +103,25 @@ def _is_link(scope: Scope, given: dict[bytes, bytes]) -> bool:
     return scope.get("method") in READING and given.get(b"sec-fetch-mode") == b"navigate"
 
 
+def _is_own(scope: Scope, host: str, given: dict[bytes, bytes], origin: str) -> bool:
+    """Return whether an origin is that of the service, also behind a proxy."""
+    forwarded = given.get(b"x-forwarded-host", b"").decode("latin-1").lower()  # pages need a preflight to send it
+    schemes = ("https",) if scope.get("scheme") == "https" else ("http", "https")  # a proxy may have ended TLS
+    return any(_is_origin_of(origin, name.strip(), schemes) for name in (host, *forwarded.split(",")))
+
+
 def _is_origin_of(origin: str, host: str, schemes: Collection[str]) -> bool:
     scheme, _, name = origin.partition("://")
     return bool(host) and scheme in schemes and name == host.removesuffix(DEFAULT_PORTS[scheme])
 
 
 def _is_loopback(host: str) -> bool:
-    """Return whether a host is always this machine (RFC 6761): a loopback address, or a name for one."""
+    """Return whether a host is always this machine (RFC 6761): a loopback address, or a name for one.
+
+    Not one of IPv4 in IPv6: to browsers it is no loopback address, so they do not say whose page a call is from.
+    """
     address = host.strip("[]")
-    return ip_address(address).is_loopback if is_address(address) else f".{host}".endswith(".localhost")
+    if not is_address(address):
+        return f".{host}".endswith(".localhost")
+    found = ip_address(address)
+    return found.is_loopback and getattr(found, "ipv4_mapped", None) is None

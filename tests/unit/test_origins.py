@@ -238,6 +238,10 @@ def test_this_machine_may_be_called_by_any_of_its_own_names(clients: Clients, se
         ("events.example", "10.1.2.3:8001", 200),  # Kubernetes' probes call a pod by its address
         ("events.example", "[fd00::1]:8001", 200),
         ("events.example", "localhost:8001", 200),
+        ("events.example", "0.0.0.0:8001", 421),  # to browsers these are not this machine
+        ("events.example", "[::]:8001", 421),
+        ("events.example", "[::ffff:127.0.0.1]:8001", 421),
+        ("events.example", "[::ffff:7f00:1]:8001", 421),
         ("events.example", "backend", 421),
         ("backend", "backend:8001", 200),  # as nginx calls an `upstream`
         ("*", "evil.example", 200),

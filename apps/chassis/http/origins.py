@@ -79,7 +79,7 @@ class OriginPolicy:
         name = found["name"]
         if name in self._names or name.endswith(self._suffixes) or _is_loopback(name):
             return True
-        return not self._loopback_alone and is_address(name.strip("[]"))
+        return not self._loopback_alone and is_address(address := name.strip("[]")) and not _is_hidden_loopback(address)
 
     def _is_foreign(self, scope: Scope, host: str, given: dict[bytes, bytes]) -> bool:
         origin, site = given.get(b"origin", b"").decode("latin-1").lower(), given.get(b"sec-fetch-site", b"")
@@ -116,12 +116,17 @@ def _is_origin_of(origin: str, host: str, schemes: Collection[str]) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    """Return whether a host is always this machine (RFC 6761): a loopback address, or a name for one.
-
-    Not one of IPv4 in IPv6: to browsers it is no loopback address, so they do not say whose page a call is from.
-    """
+    """Return whether a host is always this machine (RFC 6761): a loopback address, or a name for one."""
     address = host.strip("[]")
     if not is_address(address):
         return f".{host}".endswith(".localhost")
+    return ip_address(address).is_loopback and not _is_hidden_loopback(address)
+
+
+def _is_hidden_loopback(address: str) -> bool:
+    """Return whether an address leads to this machine, and browsers do not know: they do not say whose page calls it.
+
+    Those are 0.0.0.0, ::, and IPv4 in IPv6.
+    """
     found = ip_address(address)
-    return found.is_loopback and getattr(found, "ipv4_mapped", None) is None
+    return found.is_unspecified or getattr(found, "ipv4_mapped", None) is not None

@@ -103,11 +103,16 @@ def no_stacks(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.fixture
-def process_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+def process_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restore after the test what `set_up_logging` replaces in the process."""
+    loggers = [logging.getLogger(name) for name in (None, *logging.root.manager.loggerDict)]
+    levels = [logger.level for logger in loggers]
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     for owner, name in ((threading, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")):
         monkeypatch.setattr(owner, name, getattr(owner, name))
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

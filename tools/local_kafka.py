@@ -429,10 +429,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with LocalKafka(options.brokers, options.port, options.data) as kafka:
             bootstrap_servers = ",".join(kafka.bootstrap_servers)
+            waiting = not options.command  # already when the line is read
             print(f"Kafka is ready: {bootstrap_servers}", flush=True)
             if options.command:
                 return _run(options.command, bootstrap_servers)
-            waiting = True
             kafka.wait()
     except (LocalKafkaError, OSError) as error:
         print(f"local_kafka: {error}", file=sys.stderr)

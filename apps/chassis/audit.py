@@ -39,7 +39,9 @@ from apps.chassis.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PLAIN = frozenset({"limit", "partition", "offset", "from", "to", "before", "after", "accept", "dry_run"})
+PLAIN = frozenset(
+    {"limit", "partition", "offset", "from", "to", "before", "after", "accept", "dry_run", "retired_group"}
+)
 """Parameters that are no part of a record."""
 HASHED = frozenset({"key", "reason"})
 """Parameters that may be a part of a record. Of names that no action has, nothing is kept."""

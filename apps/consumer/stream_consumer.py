@@ -233,7 +233,7 @@ class StreamConsumer:
         missing = await self._missing.reason(consumer := control.consumer)
         lagging, hiding = self._lag(None if missing else consumer), self.redriver.letters.waiting_if_known()
         state, lag, trouble, hidden = await asyncio.gather(control.state(), lagging, self.cluster.trouble(), hiding)
-        error, error_at = self._last_error(trouble, missing, quotes=quotes and self._may_quote(lag))
+        (error, error_at), lasts = self._last_error(trouble, missing, quotes=quotes and self._may_quote(lag))
         return StreamStatus(
             running=state == "running",
             state=state,
@@ -257,6 +257,7 @@ class StreamConsumer:
             moves=list(commits.moves.newest),
             last_error=error,
             last_error_at=error_at,
+            last_error_lasts=lasts,
             throttled_seconds=round(connection.journal.throttled_for(), 1),
             started_at=self._started_at,
             redriven_by_schedule_count=self.schedule.redriven,
@@ -288,8 +289,8 @@ class StreamConsumer:
         lost = None if control.stopped or self.consumption.halted else next(iter(errors), None)
         return {"commit": self._commits.error, "connection": lost, "scheduled redrive": self.schedule.error}
 
-    def _last_error(self, trouble: str | None, missing: str | None, *, quotes: bool) -> TimedError:
-        """Return the error that lasts, or else the newest of those that are over; and when it happened or began."""
+    def _last_error(self, trouble: str | None, missing: str | None, *, quotes: bool) -> tuple[TimedError, bool]:
+        """Return the error that lasts, or else the newest that is over; when it happened or began; whether it lasts."""
         consumption, resource, lasting = self.consumption, self.consumption.resource, self._lasting
         timed = {source: lasting.note(source, error) for source, error in self._errors_without_time().items()}
         failing_since = consumption.failing_since or consumption.last_error_at
@@ -299,16 +300,16 @@ class StreamConsumer:
             (last_trouble, _as_time(trouble_at)),
             lasting.newest,
         )
-        found: tuple[TimedError, ...] = (
+        lasts: tuple[TimedError, ...] = (
             (trouble, _as_time(self.cluster.trouble_since or trouble_at or time.time())),
             lasting.note("partitions", missing),
             (resource.error if quotes else resource.error and resource.trouble, failing_since),
             timed["commit"],
             (consumption.handler_error(quotes=quotes), failing_since),
             timed["connection"],
-            max(over, key=lambda one: one[1] or NEVER),
         )
-        return next(((error, at) for error, at in found if error), (None, None))
+        found = next((one for one in lasts if one[0]), None)
+        return found or max(over, key=lambda one: one[1] or NEVER), found is not None
 
     async def _lag(self, consumer: AIOKafkaConsumer | None) -> Lag:
         try:

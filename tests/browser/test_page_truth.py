@@ -168,7 +168,7 @@ def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, ob
     """Return what the page has to show of these answers."""
     fit, state = health["status"] == "ok", status["state"]
     is_failing = status["failing_since"] and status["failing_since"] == status["last_error_at"]
-    when = "failing since" if is_failing else "at" if fit else "since"
+    when = "failing since" if is_failing else "since" if status["last_error_lasts"] else "at"
     since = f" ({when} {clock(status['last_error_at'])})" if status["last_error_at"] else ""
     error = [f"Last error{since}: {status['last_error']}"] if status["last_error"] else []
     waiting = status["waiting_for_transaction"]
@@ -190,7 +190,7 @@ def wanted(status: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, ob
             str(p["partition"]): [count(p["lag"]), count(p["committed"]), count(p["end"])] for p in status["partitions"]
         },
         "error": "; ".join([*error, *status["notes"]]),
-        "error colour": "muted" if fit else "bad",
+        "error colour": "bad" if status["last_error_lasts"] else "muted",
         "dimmed": [],
         "banner": "",
     }
@@ -277,13 +277,16 @@ def test_a_consumer_that_an_operator_holds_up_is_shown_with_its_lag_and_is_healt
     page.unroute(kept)
 
 
-KAFKA_GONE = {"last_error": "Kafka at nowhere is out of reach", "last_error_at": "2026-01-31T12:00:00Z"}
+KAFKA_GONE = {
+    "last_error": "Kafka at nowhere is out of reach",
+    "last_error_at": "2026-01-31T12:00:00Z",
+}
 
 
-def with_kafka_gone(route: Route) -> None:
+def with_kafka_gone(route: Route, *, lasts: bool = True) -> None:
     document = route.fetch().json()
     for one in (document, *document["streams"].values()):
-        one.update(KAFKA_GONE)
+        one.update({**KAFKA_GONE, "last_error_lasts": lasts})
     route.fulfill(json=document)
 
 
@@ -298,6 +301,9 @@ def test_a_failing_handler_makes_the_page_red_and_tells_the_error_and_since_when
     page.route("**/consumers/status", with_kafka_gone)
     expect(page.locator("#last-error")).to_contain_text(f"(since {clock(KAFKA_GONE['last_error_at'])}): Kafka")
     expect(page.locator("#failing")).to_be_hidden()  # the record that fails is none of Kafka's error
+    page.unroute("**/consumers/status")
+    page.route("**/consumers/status", lambda route: with_kafka_gone(route, lasts=False))
+    expect(page.locator("#last-error.muted")).to_contain_text(f"(at {clock(KAFKA_GONE['last_error_at'])}): Kafka")
     page.unroute("**/consumers/status")
     size = page.viewport_size
     page.set_viewport_size({"width": 240, "height": 800})

@@ -193,11 +193,14 @@ async def test_an_error_of_kafka_has_a_time_and_stays_the_newest_once_it_is_over
         lasting = await p.until(ORDERS, state="reconnecting")
         assert lasting["last_error"] == "broker 1 at kafka:9092 cannot be reached"
         assert lasting["last_error_at"] > refused["last_error_at"]
+        assert lasting["last_error_lasts"]
+        assert not refused["last_error_lasts"], "a dead letter is an error that is over"
         journal.succeeded("reading")
         over = await p.until(ORDERS, state="running")
         assert [over[name] for name in ("last_error", "last_error_at")] == [
             lasting[name] for name in ("last_error", "last_error_at")
         ]
+        assert not over["last_error_lasts"]
         await p.producer.post("/producers/orders", json={"order_id": "1", "amount_cents": 5})
         newer = await p.until(ORDERS, dead_lettered_count=2, lag=0)
         assert newer["last_error"].endswith("Reject: not ours")

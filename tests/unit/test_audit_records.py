@@ -130,12 +130,16 @@ def test_a_deletion_and_a_purge_are_noted_with_a_hash_of_the_key_alone(
             assert producer.delete(f"/producers/events/{key}").status_code == 503
             assert producer.delete("/producers/events", params={"key": key}).status_code == 503
     headers = {"X-API-Key": OPERATOR}
-    consumer.post("/consumers/dead-letters/purge", params={"key": MARK, "dry_run": "true"}, headers=headers)
+    consumer.post(
+        "/consumers/dead-letters/purge",
+        params={"key": MARK, "dry_run": "true", "retired_group": "old"},
+        headers=headers,
+    )
     consumer.post("/consumers/dead-letters/purge", params={"before": "2001-01-31T12:00:00Z"}, headers=headers)
     hashes = [f"sha256:{sha256(key.encode()).hexdigest()}" for key in (MARK, "generate")]
     assert [(one["service"], one["action"], one["parameters"]) for one in noted] == [
         *(("producer", "delete", {"stream": "events", "key": one}) for one in hashes for _ in range(2)),
-        ("consumer", "purge", {"key": hashes[0], "dry_run": "true"}),
+        ("consumer", "purge", {"key": hashes[0], "dry_run": "true", "retired_group": "old"}),
         ("consumer", "purge", {"before": "2001-01-31T12:00:00Z"}),
     ]
     assert not [line for line in caplog.records if MARK in line.getMessage() and line.name != "httpx"]

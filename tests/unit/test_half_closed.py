@@ -1,6 +1,7 @@
 """Callers that close their sending side behind their last request, as `nc -N` and some proxies do, and read on."""
 
 import asyncio
+import logging
 import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -120,6 +121,7 @@ async def test_an_answer_without_an_end_ends_when_the_caller_closes_its_side(
     begins: bool,  # noqa: FBT001 - a parameter of the test
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.WARNING)  # tests that ran before may have set another
     ended = asyncio.Event()
 
     async def tail(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
@@ -172,6 +174,7 @@ async def disconnected(receive: Any) -> None:  # noqa: ANN401 - ASGI
 async def test_who_leaves_over_tls_is_noticed_at_once_and_not_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)  # tests that ran before may have set another
     begun, left = asyncio.Event(), asyncio.Event()
 
     async def waiting(_: Any, receive: Any, __: Any) -> None:  # noqa: ANN401 - ASGI

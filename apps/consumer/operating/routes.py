@@ -200,7 +200,7 @@ async def _status(
         *(_status_of_one(one, quotes=may_see or not one.stream.masking, shared=shared) for one in wanted.values())
     )
     if not may_read(request):
-        hidden = {"last_error": None, "last_error_at": None, "failing_record": None}
+        hidden = {"last_error": None, "last_error_at": None, "last_error_lasts": False, "failing_record": None}
         found = [msgspec.structs.replace(one, **hidden) for one in found]
     return status_of(dict(zip(wanted, found, strict=True)))
 

@@ -38,7 +38,7 @@ class StreamStatus(msgspec.Struct):
     null before the first one. `failing_since` is when what is retried first failed: a record, the opening of the
     handler's resource, or the writing of dead letters. `failing_record` is the first record that is retried alone.
     `next_retry_at` is when it is tried again at the latest. `last_error_at` is when the last error happened or, if it
-    lasts, began.
+    lasts (`last_error_lasts`), began.
     """
 
     running: bool
@@ -72,6 +72,7 @@ class StreamStatus(msgspec.Struct):
     next_retry_at: datetime | None = None
     last_error_at: datetime | None = None
     dead_letters_waiting_for_transaction: int | None = None
+    last_error_lasts: bool = False
 
 
 class Status(StreamStatus, kw_only=True):

@@ -122,13 +122,13 @@ function showFacts(status) {
   say(byId("started"), timeElement(status.started_at), ", the start of the service");
 }
 
-/** Show the last error and link its record; in grey while the service is healthy, because the error is over. */
-function showErrors({ state, last_error: error, last_error_at: at, notes, failing_record: failing, failing_since: since }, health) {
+/** Show the last error and link its record; in grey when the error is over. */
+function showErrors({ state, last_error: error, last_error_at: at, last_error_lasts: lasts, notes, failing_record: failing, failing_since: since }, health) {
   const isFailing = since !== null && at === since; // else it is Kafka's, while the handler fails too
-  const began = at ? [` (${isFailing ? "failing since" : health.status === "ok" ? "at" : "since"} `, timeElement(at), ")"] : [];
+  const began = at ? [` (${isFailing ? "failing since" : lasts ? "since" : "at"} `, timeElement(at), ")"] : [];
   const last = error ? ["Last error", ...began, `: ${error}`, notes.length > 0 && "; "] : [];
   showLine("last-error", ...last, notes.join("; "));
-  byId("last-error").className = health.status === "ok" ? "muted" : "trouble";
+  byId("last-error").className = lasts ? "trouble" : "muted";
   const placeIn = (text) => /-(?<partition>\d+) offset (?<offset>\d+)/.exec(text ?? "")?.groups;
   const named = (isFailing && failing) || placeIn(error);
   const refused = state === "halted" && placeIn(health.detail); // also while the last error is Kafka's

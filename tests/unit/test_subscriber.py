@@ -399,6 +399,14 @@ async def test_a_commit_that_fails_for_long_is_an_ailment_until_it_is_taken(cons
     assert consumer.commits.retrying_since is None
 
 
+async def test_a_commit_that_kafka_does_not_answer_says_so(consumer: Member) -> None:
+    consumer.client.positions, consumer.client.errors = {0: 1}, [TimeoutError()]
+    consuming = asyncio.create_task(consumer.process(stored_event(0)))
+    await until(lambda: consumer.commits.error)
+    assert consumer.commits.error == "Kafka did not answer a commit within 5 s"
+    await consuming
+
+
 def idle(client: Any) -> tuple[BatchSubscriber, Consumption, Commits]:  # noqa: ANN401 - a group member
     """Return what a watch looks at of a client that has been idle for ever."""
     consumption, commits = Consumer().consumption, no_commits()

@@ -214,7 +214,8 @@ class Commits:
         """
         topic_ids = await self._ask_topic_ids(consumer, partitions)
         if unknown := [tp for tp in partitions if tp not in topic_ids]:
-            raise KafkaConnectionError(f"the leaders of {sorted(unknown)} do not report which topic they have")
+            first = min(unknown)
+            raise KafkaConnectionError(f"the leader of {first.topic}-{first.partition} does not report its topic's id")
         return topic_ids
 
     async def recreated(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
@@ -317,7 +318,7 @@ class Commits:
                     self.moves.report(move)
 
     def _failed(self, error: BaseException) -> str:
-        reason = one_line(error) if str(error) else f"no answer within {COMMIT_TIMEOUT_S:g} s"
+        reason = one_line(error) if str(error) else f"Kafka did not answer a commit within {COMMIT_TIMEOUT_S:g} s"
         if isinstance(error, CommitFailedError):  # its own message is a paragraph, with advice for another client
             reason = GIVEN_AWAY
         if self.error != reason:

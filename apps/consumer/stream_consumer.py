@@ -233,7 +233,7 @@ class StreamConsumer:
         missing = await self._missing.reason(consumer := control.consumer)
         lagging, hiding = self._lag(None if missing else consumer), self.redriver.letters.waiting_if_known()
         state, lag, trouble, hidden = await asyncio.gather(control.state(), lagging, self.cluster.trouble(), hiding)
-        (error, error_at), lasts = self._last_error(trouble, missing, quotes=quotes and self._may_quote(lag))
+        last = self._last_error(trouble, missing, quotes=quotes and self._may_quote(lag))
         return StreamStatus(
             running=state == "running",
             state=state,
@@ -255,9 +255,7 @@ class StreamConsumer:
             skipped_count=commits.moves.skipped.total(),
             passed_over_count=consumption.passed_over,
             moves=list(commits.moves.newest),
-            last_error=error,
-            last_error_at=error_at,
-            last_error_lasts=lasts,
+            **last,
             throttled_seconds=round(connection.journal.throttled_for(), 1),
             started_at=self._started_at,
             redriven_by_schedule_count=self.schedule.redriven,
@@ -289,8 +287,8 @@ class StreamConsumer:
         lost = None if control.stopped or self.consumption.halted else next(iter(errors), None)
         return {"commit": self._commits.error, "connection": lost, "scheduled redrive": self.schedule.error}
 
-    def _last_error(self, trouble: str | None, missing: str | None, *, quotes: bool) -> tuple[TimedError, bool]:
-        """Return the error that lasts, or else the newest that is over; when it happened or began; whether it lasts."""
+    def _last_error(self, trouble: str | None, missing: str | None, *, quotes: bool) -> dict[str, Any]:
+        """Return the fields of the last error: the one that lasts, or else the newest that is over."""
         consumption, resource, lasting = self.consumption, self.consumption.resource, self._lasting
         timed = {source: lasting.note(source, error) for source, error in self._errors_without_time().items()}
         failing_since = consumption.failing_since or consumption.last_error_at
@@ -309,7 +307,8 @@ class StreamConsumer:
             timed["connection"],
         )
         found = next((one for one in lasts if one[0]), None)
-        return found or max(over, key=lambda one: one[1] or NEVER), found is not None
+        error, at = found or max(over, key=lambda one: one[1] or NEVER)
+        return {"last_error": error, "last_error_at": at, "last_error_lasts": found is not None}
 
     async def _lag(self, consumer: AIOKafkaConsumer | None) -> Lag:
         try:

@@ -13,7 +13,7 @@ from apps.producer.app import create_app as create_producer
 from tools import demo
 
 SHARED = ("apps/chassis", "contracts")
-"""Folders of both services; each has one of its own, too."""
+"""Folders whose changes restart both services; a service also restarts for its own folder."""
 
 
 def main() -> None:

@@ -5,12 +5,12 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from services import wait_until
 
 from tools.ports import free_ports
 
@@ -83,13 +83,10 @@ def _configuration(folder: Path, port: int, locations: str, server: str, http: s
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + STARTED_WITHIN_S
-    while True:
+    def listens() -> bool:
         assert process.poll() is None, f"nginx has ended: {log.read_text()}"
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            assert time.monotonic() < deadline, f"nginx does not listen: {log.read_text()}"
-            time.sleep(0.05)
-        else:
-            return
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        return False
+
+    wait_until(listens, STARTED_WITHIN_S, "for nginx to listen")

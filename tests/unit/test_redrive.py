@@ -637,31 +637,28 @@ class FencedProducer:
         pass
 
 
-@pytest.mark.parametrize("error", [ProducerFenced, IllegalOperation])
+UNEXPECTED = KafkaError("Unexpected error during batch delivery")
+UNEXPECTED.__cause__ = UnknownError()
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (ProducerFenced, "another redrive or discard has begun"),
+        (IllegalOperation, "another redrive or discard has begun"),
+        (UNEXPECTED, "ended the transaction with an unexpected error"),
+    ],
+    ids=["fenced", "illegal", "unexpected"],
+)
 async def test_an_action_that_another_one_fenced_is_refused_for_now(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    error: type[Exception] | Exception, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = client_options(Settings(), "consumer")
     dead = cast(LogReader, StoredTopic({0: [stored_letter(0)]}, topic=DEAD))
     redriver = Redriver(options, Cluster(options, []), dead, f"{DEAD}-redriven", TOPIC, "group")
     monkeypatch.setattr(fences, "AIOKafkaProducer", FencedProducer)
     monkeypatch.setattr(FencedProducer, "error", error)
-    with pytest.raises(RedriveNotNow, match="another redrive or discard has begun"):
-        async with redriver._fences.fenced("group"):
-            pass
-
-
-async def test_an_action_whose_transaction_kafka_ends_with_an_unexpected_error_is_refused_for_now(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    error = KafkaError("Unexpected error during batch delivery")
-    error.__cause__ = UnknownError()
-    options = client_options(Settings(), "consumer")
-    dead = cast(LogReader, StoredTopic({0: [stored_letter(0)]}, topic=DEAD))
-    redriver = Redriver(options, Cluster(options, []), dead, f"{DEAD}-redriven", TOPIC, "group")
-    monkeypatch.setattr(fences, "AIOKafkaProducer", FencedProducer)
-    monkeypatch.setattr(FencedProducer, "error", error)
-    with pytest.raises(RedriveNotNow, match="ended the transaction with an unexpected error"):
+    with pytest.raises(RedriveNotNow, match=why):
         async with redriver._fences.fenced("group"):
             pass
 

@@ -41,7 +41,7 @@ class _KeySet(msgspec.Struct):
 def read_key_set(content: bytes) -> KeysById:
     """Return the public keys of a JWKS by `kid`; those that cannot verify a signature are skipped.
 
-    There may be none, where an issuer has withdrawn its last one. Raises `ValueError` for what is no JWKS.
+    The result is empty when the issuer has withdrawn its last key. Raises `ValueError` when the content is no JWKS.
     """
     if len(content) > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES} bytes")

@@ -203,7 +203,7 @@ class Cluster:
                     await self.ensure_topics()
             elif time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:  # even in trouble: they may be its cause
                 settings_checked_at = time.monotonic()
-                with suppress(KafkaError, OSError, Unusable):  # likewise
+                with suppress(KafkaError, OSError, Unusable):  # reported, or by the next check of `trouble`
                     await self.check_settings()
 
     @property

@@ -37,9 +37,9 @@ FIELDS = ("request_id", "trace_id", "key_name", "action", "topic", "partition", 
 CLIENT_LIBRARIES = ("aiokafka", "faststream_kafka")
 """The loggers of the libraries that talk to Kafka."""
 QUOTING = ("apps.", *CLIENT_LIBRARIES)
-"""How the loggers begin that quote errors of Kafka's client: others have those that a handler has raised."""
+"""How the names of loggers begin that may quote errors of Kafka's client; elsewhere a handler may have raised them."""
 UNCAUGHT = logging.getLogger("python")
-"""Logs what nothing catches, whoever caused it."""
+"""Logs uncaught errors and warnings, of this project and of others."""
 IGNORED_LINES = ("Auto create topics is disabled",)
 """How log messages begin that only report our own settings."""
 PASSING_LINES = ("Group Coordinator Request failed: GroupCoordinatorNotAvailableError",)

@@ -131,8 +131,8 @@ class WorkerProcess:
 class Supervisor:
     """Runs workers until a signal, or until they end by themselves too often.
 
-    `ending` is set when the workers are told to end: by SIGTERM, which a Python that is starting does not take for a
-    failure.
+    `ending` is set when the shutdown begins. Workers get SIGTERM for every signal: SIGINT makes a Python that is still
+    starting exit with status 1.
     """
 
     def __init__(self, workers: int, listening: socket.socket) -> None:

@@ -413,6 +413,9 @@ def idle(client: Any) -> tuple[BatchSubscriber, Consumption, Commits]:  # noqa: 
     consumption.idle_since = -math.inf
     subscriber = subscriber_of(consumption, commits)
     subscriber.consumer, subscriber.lock = client, MultiLock()
+    with pytest.MonkeyPatch.context() as clock:
+        clock.setattr(time, "monotonic", lambda: -math.inf)
+        consumption.answers.ages(client, client.assignment())
     return subscriber, consumption, commits
 
 
@@ -463,6 +466,30 @@ async def test_why_a_client_is_stuck_reads_the_same_as_long_as_it_lasts(monkeypa
             clock.setattr(time, "time", lambda later=later: now + later)
             found.add(why_stuck(*looked_at))
     assert found == {"the consume loop has not polled since 07:59:30 UTC"}
+
+
+@pytest.mark.parametrize("step_s", [3 * 60 * 60, -3 * 60 * 60])
+async def test_a_clock_that_is_set_neither_hides_a_stuck_consume_loop_nor_makes_one_that_polls_look_stuck(
+    step_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, elapsed, set_by = GroupMember({0: 0}), 1_000.0, 0
+
+    def polls() -> None:
+        now = int(time.time() * 1_000)
+        monkeypatch.setattr(client, "last_poll_timestamp", lambda _: now)
+
+    monkeypatch.setattr(time, "monotonic", lambda: elapsed)
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000 + elapsed + set_by)
+    polls()
+    looked_at = idle(client)
+    for _ in range(3):
+        elapsed += STALE_S - 1
+        polls()
+        assert why_stuck(*looked_at) is None
+    set_by = step_s
+    assert why_stuck(*looked_at) is None, "it has just polled"
+    elapsed += STALE_S + 1
+    assert "has not polled" in str(why_stuck(*looked_at))
 
 
 async def test_a_client_that_looks_for_its_offset_in_a_compressed_batch_is_not_taken_for_wedged() -> None:

@@ -12,6 +12,7 @@ from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaE
 
 from apps.chassis.internals.fetched_batches import Unreadable
 from apps.chassis.internals.record_fetching import passed_over
+from apps.chassis.kafka.answers import Answers
 from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.search import DEFAULT_LIMITS, Newest, Search, SearchLimits, Skip, skip_nothing
 from contracts.record import Record, size_of
@@ -211,10 +212,10 @@ class LogReader:
         """
         async with self._own_client(LONG_POLL_MS) as consumer:
             self._assign(consumer, position)
-            answers, journal = Answers(consumer), self._options["client_id"].journal
+            answers, journal = Answers(), self._options["client_id"].journal
             while True:
                 batches = await consumer.getmany(timeout_ms=200, max_records=FOLLOWED_RECORDS)
-                silent = answers.silent_for()
+                silent = max(answers.ages(consumer, consumer.assignment()), default=0.0)
                 if batches or silent < self._timeouts.answered_within_s:
                     yield [record for records in batches.values() for record in records]
                 elif silent > self._timeouts.cut_off_after_s and not journal.throttling():
@@ -313,24 +314,6 @@ class LogReader:
         with suppress(KafkaError, OSError, TimeoutError):
             async with asyncio.timeout(self._timeouts.call_s):
                 await consumer.stop()
-
-
-class Answers:
-    """Observes when each partition of a client last answered."""
-
-    def __init__(self, consumer: AIOKafkaConsumer) -> None:
-        self._consumer = consumer
-        self._answers: dict[TopicPartition, int | None] = {}
-        self._answered_at = dict.fromkeys(consumer.assignment(), time.monotonic())
-
-    def silent_for(self) -> float:
-        """Return the seconds since the last answer of the partition that has been silent longest."""
-        now = time.monotonic()
-        for tp in self._answered_at:
-            answer = self._consumer.last_poll_timestamp(tp)
-            if answer != self._answers.get(tp):
-                self._answers[tp], self._answered_at[tp] = answer, now
-        return now - min(self._answered_at.values(), default=now)
 
 
 def in_groups(ranges: Mapping[int, tuple[int, int]]) -> Iterator[dict[int, tuple[int, int]]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Container, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from apps.chassis.kafka.answers import Answers
 from apps.chassis.observability.logs import one_line, without_values
 from apps.chassis.observability.traces import Traces
 from apps.consumer.consuming.abandonment import Abandonment
@@ -60,6 +61,7 @@ class Consumption:
     `paused` is whether an operator wants its partitions paused. `dead_letters` counts them by the type of their error,
     `rebalances` counts assignments, `passed_over` the records that were sent back for another group. `batch_records` is
     the size of the next batch. `last_trouble` is the `last_error` without quotes of values, `last_error_at` its time.
+    `answers` are those of Kafka to polls.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the steps of which it is composed
@@ -86,6 +88,7 @@ class Consumption:
         self.last_error_at: datetime | None = None
         self.idle_since = time.monotonic()
         self.busy_since: float | None = None
+        self.answers = Answers()
         self.policy = policy
         self.batch_records = policy.batching.records
         self.attempts = Attempts(decode, handle, self.note_error)

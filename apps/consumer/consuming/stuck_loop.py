@@ -45,11 +45,11 @@ def why_stuck(  # noqa: PLR0913 - what it looks at, and for how long
             return f"the commit of the in-flight batch has failed since {_time_of_day(failing)}: {commits.error}"
         too_long = (busy := consumption.batch_age) > max_poll_interval_s
         return f"the in-flight batch began at {_time_of_day(busy)}: Kafka revoked its partitions" if too_long else None
-    polls = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment() - consumer.paused()]
+    ages = consumption.answers.ages(consumer, consumer.assignment() - consumer.paused())
     passed = passed_over(consumer)  # a deep offset in a compressed batch: nothing is fetched until then
     last = max(consumption.idle_since, passed.at if passed else 0.0)
-    silent = min([now - last, *(time.time() - poll / 1_000 for poll in polls if poll)])  # aiokafka's own
-    is_stuck = polls and min(silent, since_excused, since_trouble) > stale_s
+    silent = min([now - last, *ages])
+    is_stuck = ages and min(silent, since_excused, since_trouble) > stale_s
     return f"the consume loop has not polled since {_time_of_day(silent)}" if is_stuck else None
 
 

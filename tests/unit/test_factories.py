@@ -15,6 +15,8 @@ from services import NO_TLS, wait_until
 from contracts import STREAMS
 from tools.ports import free_ports
 
+pytestmark = pytest.mark.slow  # each starts a Python that imports a service
+
 ROOT = Path(__file__).parents[2]
 WARNING = "run `python -m apps.producer` or `apps.consumer` in production"
 PARTITIONS = STREAMS[0].variables("partitions")[0]

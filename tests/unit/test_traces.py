@@ -55,6 +55,7 @@ def trace_of(span: ReadableSpan) -> str:
     return f"{span.context.trace_id:032x}"
 
 
+@pytest.mark.slow
 def test_services_that_send_no_traces_do_not_even_import_what_would() -> None:
     code = (
         "import sys; from apps.chassis.settings import Settings; from apps.producer import app as producer;"

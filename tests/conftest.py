@@ -280,10 +280,16 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let workers begin with the files that take longest, and end with the unit tests."""
+    """Let workers begin with the files that take longest, and end with the unit tests and those for which all wait."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         places = {name: place for place, name in enumerate(LONGEST_FIRST)}
-        items.sort(key=lambda item: places.get(item.path.stem, len(places) + ("unit" in item.path.parts)))
+
+        def place_of(item: pytest.Item) -> int:
+            if item.get_closest_marker("alone"):
+                return len(places) + 2
+            return places.get(item.path.stem, len(places) + ("unit" in item.path.parts))
+
+        items.sort(key=place_of)
 
 
 @pytest.hookimpl(wrapper=True)

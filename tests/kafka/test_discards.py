@@ -60,7 +60,7 @@ def pipeline(bootstrap_servers: str, logs: Path) -> Iterator[Lettered]:
 @pytest.fixture(scope="module")
 def consumers(pipeline: Lettered) -> Iterator[tuple[Service, Service]]:
     """Two instances of one group, stopped, so that what is sent back stays on the topic."""
-    with pipeline.consumer() as one, pipeline.consumer() as other:
+    with pipeline.consumer() as one, pipeline.consumer(DEAD_LETTER_RETENTION="30d") as other:
         for consumer in (one, other):
             consumer.until_healthy().post("/consumers/stop")
         yield one, other

@@ -72,6 +72,7 @@ class Bench:
         self.moved: list[tuple[str | None, int, int]] = []
         self.deleted: dict[int, int] = {}
         self.states = {"group": "Empty"}
+        self.kafka_ms = int(time.time() * 1_000)
 
         async def nothing(*_: object) -> None:
             pass
@@ -92,9 +93,10 @@ class Bench:
 
     async def _move(
         self, _: object, owner: str | None, partition: int, before: int, staying: Sequence[Stored], marks: Marks
-    ) -> None:
+    ) -> int:
         self.moved += [(owner, partition, record.offset) for record in staying]
         marks.purge(owner, partition, before, {})
+        return self.kafka_ms
 
     async def _members(self, group: str, _: str) -> tuple[str, list[Member]]:
         return self.states.get(group, "Dead"), []
@@ -116,6 +118,17 @@ async def test_letters_that_stay_before_the_last_one_of_a_key_are_written_again_
 async def test_a_letter_that_was_kept_long_enough_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
     letters = [letter(0, "kept", age_s=50), letter(1, "kept", age_s=150), letter(2, "gone", age_s=150)]
     bench = Bench(letters, monkeypatch=monkeypatch, kept_s=100)
+    assert await bench.purger.purge(GONE, {}) == Purged(1, 1, None)
+    assert bench.moved == [("group", 0, 0)]
+
+
+@pytest.mark.parametrize("wrong_by_s", [-1_000, 1_000])
+async def test_how_long_a_letter_was_kept_goes_by_the_clock_of_kafka_which_deletes_it(
+    wrong_by_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = [letter(0, "kept", age_s=50), letter(1, "kept", age_s=150), letter(2, "gone")]
+    bench, now = Bench(letters, monkeypatch=monkeypatch, kept_s=100), time.time()
+    monkeypatch.setattr(time, "time", lambda: now + wrong_by_s)
     assert await bench.purger.purge(GONE, {}) == Purged(1, 1, None)
     assert bench.moved == [("group", 0, 0)]
 

@@ -13,7 +13,6 @@ delete what the handler keeps of the key. Only its group can do either, so a pur
 """
 
 import asyncio
-import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -105,9 +104,13 @@ class PurgedInPart(TooLarge):
 
 @dataclass
 class Progress:
-    """How far a purge has come: letters, the offset reached in each partition, and the letter where it is stuck."""
+    """How far a purge has come: letters, the offset reached in each partition, and the letter where it is stuck.
+
+    Letters that were first written before `expired_ms` are not written again.
+    """
 
     late: float
+    expired_ms: int = 0
     purged: int = 0
     written_again: int = 0
     reached: dict[int, int] = field(default_factory=dict)
@@ -181,7 +184,7 @@ class Purger:
             _, marks = await fenced(self._group)
             first, end = await self._first_and_end()
             found = await self._search(doomed, (first, end), after, marks)
-            progress = Progress(late=now + limits.begin_within_s)
+            progress = Progress(now + limits.begin_within_s, await self._expired_ms(fenced) if found.ends else 0)
             for partition, behind in found.ends.items():
                 await self._purge_partition(doomed, partition, (first[partition], behind), fenced, progress)
             await self._delete_before(progress.reached)
@@ -262,13 +265,13 @@ class Purger:
             _, marks = await fenced(owner := owner_of(letter_of(record)))
             if record.offset < marks.purged(owner, partition):
                 continue
-            if self._stays(doomed, record, marks) and not self._transactions.fits_again(record):
+            if self._stays(doomed, record, marks, progress) and not self._transactions.fits_again(record):
                 progress.stuck[partition], reached = record, record.offset
                 break
             by_owner[owner].append(record)
         for owner, letters in by_owner.items():
             producer, marks = await fenced(owner)
-            staying = [record for record in letters if self._stays(doomed, record, marks)]
+            staying = [record for record in letters if self._stays(doomed, record, marks, progress)]
             going = sum(self._goes(doomed, record, marks) for record in letters)
             await self._transactions.move(producer, owner, partition, reached, staying, marks)
             progress.purged += going
@@ -280,9 +283,10 @@ class Purger:
             return False
         return doomed.gives_up(letter_of(record)) or not self._is_unhandled_deletion(record, marks)
 
-    def _stays(self, doomed: Doomed, record: Record, marks: Marks) -> bool:
-        is_expired = self._is_expired(record) and not self._is_unhandled_deletion(record, marks)
-        return not (self._goes(doomed, record, marks) or is_expired)
+    def _stays(self, doomed: Doomed, record: Record, marks: Marks, progress: Progress) -> bool:
+        is_expired = first_written(record.headers, record.timestamp) < progress.expired_ms
+        is_left = is_expired and not self._is_unhandled_deletion(record, marks)
+        return not (self._goes(doomed, record, marks) or is_left)
 
     def _is_unhandled_deletion(self, record: Record, marks: Marks) -> bool:
         """Return whether a letter is a deletion that was not carried out, and was neither sent back nor discarded."""
@@ -292,10 +296,15 @@ class Purger:
         is_deletion = letter.topic == self._deleting_topic and not is_omitted(letter)
         return is_deletion and not marks.contains(owner_of(letter), record.partition, record.offset)
 
-    def _is_expired(self, record: Record) -> bool:
-        """Return whether a letter has been kept long enough: written again, it would be kept as long once more."""
-        age_s = time.time() - first_written(record.headers, record.timestamp) / 1_000
-        return self._kept_s is not None and age_s > self._kept_s
+    async def _expired_ms(self, fenced: Fenced) -> int:
+        """Return the time (ms) before which letters were kept long enough: written again, they would be once more.
+
+        Kafka deletes them by its own clock, so that of this machine must not: a mark that changes nothing asks for it.
+        """
+        if self._kept_s is None:
+            return 0
+        producer, marks = await fenced(self._group)
+        return await self._transactions.move(producer, self._group, 0, 0, [], marks) - 1_000 * self._kept_s
 
     async def _delete_before(self, offsets: Offsets) -> None:
         """Have Kafka delete the letters before an offset in each partition."""

@@ -80,10 +80,11 @@ class Transactions:
         before: int,
         staying: Sequence[Record],
         marks: Marks,
-    ) -> None:
+    ) -> int:
         """Write letters again behind the last one, with their marks; all of their owner before an offset are purged.
 
-        Raises `TooLarge` when Kafka refuses the size of one, with its place.
+        Return when Kafka wrote the marks (ms since 1970 UTC), by its own clock. Raises `TooLarge` when Kafka refuses
+        the size of one, with its place.
         """
         contents = [(record.key, record.value, self._headers_again(record)) for record in staying]
         sent, moved, acknowledgements = SentBatches(), dict[int, int](), []
@@ -99,7 +100,7 @@ class Transactions:
                     moved |= {staying[place].offset: first + number for number, place in enumerate(places)}
                 changed = marks.purge(owner, partition, before, moved)
                 self._check_size(partition, max(size_of_batch(*mark, marks.headers) for mark in changed))
-                await self._write_marks(producer, changed, marks, sent)
+                return await self._write_marks(producer, changed, marks, sent)
         except MessageSizeTooLargeError:  # the topic's settings have changed meanwhile
             raise TooLarge(self.why_not_again(staying)) from None
 
@@ -128,12 +129,14 @@ class Transactions:
 
     async def _write_marks(
         self, producer: AIOKafkaProducer, changed: Sequence[tuple[bytes, bytes]], marks: Marks, sent: SentBatches
-    ) -> None:
-        """Write marks, and wait until Kafka has them and all that was `sent` before."""
+    ) -> int:
+        """Write marks; return when Kafka wrote the last (ms), once it has them and all that was `sent` before."""
         for key, value in changed:
-            mark = producer.send(self._marks_topic, value, key=key, partition=0, headers=marks.headers)
-            sent.add(await mark)
+            mark = await producer.send(self._marks_topic, value, key=key, partition=0, headers=marks.headers)
+            sent.add(mark)
         await sent.acknowledged()
+        written_at: int = mark.result().timestamp
+        return written_at
 
     def _marks_to_write(
         self, action: Action, owner: str | None, chosen: Sequence[Record], marks: Marks

@@ -386,6 +386,8 @@ def test_the_page_survives_a_restart_of_the_service(page: Page, site: Site) -> N
     go_to(page, "Dead letters")
     send_back = page.locator("#dead-list").get_by_role("button", name="Send back").first
     expect(send_back).to_be_enabled()
+    page.route("**/dead-letters?*", lambda call: call.abort())
+    expect(page.locator("body")).to_have_attribute("data-failing", "dead letters")
     elsewhere(site.consumer.__exit__)
     expect(state(page)).to_have_text("unknown")
     expect(page.locator("#notices")).to_have_text(
@@ -403,6 +405,7 @@ def test_the_page_survives_a_restart_of_the_service(page: Page, site: Site) -> N
         off = page.get_by_role("button", name=button, exact=True)
         expect(off).to_be_disabled()
         expect(off).to_have_attribute("title", "The service does not answer.")
+    page.unroute("**/dead-letters?*")
     site.start_consumer()
     expect(state(page)).to_have_text("running")
     expect(page.locator("#notices .trouble")).to_have_count(0)

@@ -111,10 +111,20 @@ def build_application(  # noqa: PLR0913 - how the two services differ
         openapi_config=openapi_config(title, description, settings, [part.stream for part in parts.values()]),
         **{"exception_handlers": {Exception: answer_error}, **options},
     )
+    _remember_exception_handlers(app)
     audit.keys_needed, audit.streams, audit.route_of = access.keys.needed, parts.keys(), app.route_of
     traced = traces.follow_http(app.answer)
     app.outermost = RequestMiddleware(traced, registry, limit, settings, end, audit.note, app.route_of)
     return app
+
+
+def _remember_exception_handlers(app: Litestar) -> None:
+    """Collect the exception handlers of each route once: Litestar, whose docstring says so, collects them at each call."""
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            if hasattr(handler, "__dict__"):  # those of the documents have slots
+                found = handler.resolve_exception_handlers()
+                handler.resolve_exception_handlers = lambda found=found: found
 
 
 def _limit_of(settings: Settings) -> Limit:

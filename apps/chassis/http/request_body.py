@@ -118,7 +118,7 @@ async def read_whole(
     head, share = head_of(request.scope), share_of(request.scope)
     check = partial(_check_piece, head.media_type, accepted, max_bytes, hint)
     if request.scope.get(ALL_HERE) and not head.coding:  # the server has all of it: a small one costs a third
-        piece, _ = await _receive(request, None, math.inf)
+        piece, _ = _piece_of(await request.receive())
         body: bytes | bytearray = _without_mark(piece)
         check(len(body))
     else:
@@ -180,7 +180,12 @@ async def read_pieces(
 async def _receive(request: Request[Any, Any, Any], ending: asyncio.Event | None, until: float) -> tuple[bytes, bool]:
     """Return the next piece of a body, and whether more follow. Raises `BrokenBody`."""
     all_here = request.scope.get(ALL_HERE)
-    message: Any = await (request.receive() if all_here else _wait_for_more(request, ending or asyncio.Event(), until))
+    return _piece_of(
+        await (request.receive() if all_here else _wait_for_more(request, ending or asyncio.Event(), until))
+    )
+
+
+def _piece_of(message: Any) -> tuple[bytes, bool]:  # noqa: ANN401 - an ASGI event
     if message["type"] == "http.disconnect":
         why: Refused = message.get("why", BROKE_OFF)
         raise BrokenBody(why.status, why.detail)

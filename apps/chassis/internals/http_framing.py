@@ -12,7 +12,6 @@ Lost without it:
 import asyncio
 import socket
 import struct
-from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -202,10 +201,17 @@ class FramedProtocol(HttpToolsProtocol):
             raise Refused(HTTPStatus.BAD_REQUEST, "the version of HTTP is not 1.0 or 1.1")
         if b"#" in self.url:  # the parser would drop it with all that follows, and another record could be meant
             raise FRAGMENT
+        media_type, has_length = b"", False
         for name, value in self.headers:
-            if name == b"transfer-encoding" and value.lower() != b"chunked":
-                raise Refused(HTTPStatus.BAD_REQUEST, "the only supported Transfer-Encoding is chunked")
-        if self.parser.get_method() == b"POST" and _are_lines_without_length(dict(self.headers)):
+            if name == b"content-type":
+                media_type = value
+            elif name == b"content-length":
+                has_length = True
+            elif name == b"transfer-encoding":
+                if value.lower() != b"chunked":
+                    raise Refused(HTTPStatus.BAD_REQUEST, "the only supported Transfer-Encoding is chunked")
+                has_length = True
+        if not has_length and self.parser.get_method() == b"POST" and _are_lines(media_type):
             raise NO_LENGTH
         if self.parser.should_upgrade():
             self._head_without_offer = self._write_head_without_offer()
@@ -232,9 +238,8 @@ class FramedProtocol(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
 
-def _are_lines_without_length(headers: Mapping[bytes, bytes]) -> bool:
-    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    return media_type == LINES and not headers.keys() & {b"content-length", b"transfer-encoding"}
+def _are_lines(media_type: bytes) -> bool:
+    return media_type.partition(b";")[0].strip().lower() == LINES
 
 
 async def _send_without_chunks(

@@ -1,7 +1,7 @@
 """Build the Litestar application of a service from what both services have in common."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from apps.chassis.http.admission import MAX_CALLS, Limit, for_strangers
 from apps.chassis.http.asyncapi import Operation, asyncapi_document
 from apps.chassis.http.authentication import Authenticator
 from apps.chassis.http.authorization import ACCESS, Access
+from apps.chassis.http.direct_calls import DirectCalls
 from apps.chassis.http.documents import document_routes, openapi_config
 from apps.chassis.http.health import PARTS, SERVICE, Examined, HealthController
 from apps.chassis.http.problems import ROOT_PATH, ProblemController, answer_error
@@ -48,6 +49,7 @@ class Application(Litestar):
     """A Litestar application inside ASGI middleware for every call: Litestar's own sees only calls with a route."""
 
     outermost: ASGIApp
+    direct: DirectCalls
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI's events of two kinds
         """Answer a call, or open and close the application."""
@@ -56,9 +58,12 @@ class Application(Litestar):
         else:
             await self.outermost(scope, receive, send)
 
-    def answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a call without the outermost middleware."""
-        return super().__call__(scope, receive, send)
+        if answer := await self.direct.make(scope, receive, send):
+            await answer.answer(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def route_of(self, scope: Scope) -> Any:  # noqa: ANN401 - any of Litestar's handlers
         """Return the route of a call that Litestar has not seen, None for an unknown one."""
@@ -111,20 +116,11 @@ def build_application(  # noqa: PLR0913 - how the two services differ
         openapi_config=openapi_config(title, description, settings, [part.stream for part in parts.values()]),
         **{"exception_handlers": {Exception: answer_error}, **options},
     )
-    _remember_exception_handlers(app)
+    app.direct = DirectCalls(app, limit)
     audit.keys_needed, audit.streams, audit.route_of = access.keys.needed, parts.keys(), app.route_of
     traced = traces.follow_http(app.answer)
     app.outermost = RequestMiddleware(traced, registry, limit, settings, end, audit.note, app.route_of)
     return app
-
-
-def _remember_exception_handlers(app: Litestar) -> None:
-    """Collect the exception handlers of each route once: Litestar, whose docstring says so, collects them at each call."""
-    for route in app.routes:
-        for handler in getattr(route, "route_handlers", ()):
-            if hasattr(handler, "__dict__"):  # those of the documents have slots
-                found = handler.resolve_exception_handlers()
-                handler.resolve_exception_handlers = lambda found=found: found
 
 
 def _limit_of(settings: Settings) -> Limit:

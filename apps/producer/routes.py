@@ -16,9 +16,10 @@ from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Operation
 from litestar.params import Parameter, PathParameter
 from litestar.response import Response
-from litestar.types import ExceptionHandler, Receive, Scope, Send
+from litestar.types import ExceptionHandler
 
 from apps.chassis.http.admission import share_of
+from apps.chassis.http.direct_calls import DIRECTLY, Encoded
 from apps.chassis.http.problem_kinds import BUSY, NO_DELETIONS, NOT_ACKNOWLEDGED, OUT_OF_REACH
 from apps.chassis.http.problems import ROOT_PATH, answer_error, bad_body, bad_parameter, documented, problem
 from apps.chassis.http.request_body import (
@@ -31,7 +32,6 @@ from apps.chassis.http.request_body import (
     refuse_content,
     schema_of,
 )
-from apps.chassis.http.request_middleware import DIRECTLY
 from apps.chassis.http.roles import READ, SEND
 from apps.chassis.http.streaming import Streamed
 from apps.producer.generating.generators import CannotGenerate
@@ -291,24 +291,6 @@ def require_memory(request: Request[Any, Any, Any], body: bytes) -> None:
         detail = f"the body has so many values that they take {needed} bytes of memory, expected at most "
         raise problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{detail}{MAX_DECODED_BYTES}{SEND_LINES}")
     share_of(request.scope).require(max(needed - TIMES_IN_MEMORY * len(body), 0))
-
-
-class Encoded(Response[Any]):
-    """An answer that is already encoded: it skips steps of Litestar that take a third of an answer's time."""
-
-    def __init__(self, body: bytes, status: HTTPStatus) -> None:
-        self._body = body
-        self._status = status
-
-    def to_asgi_response(self, *_: Any, **__: Any) -> Any:  # noqa: ANN401 - Litestar's signature
-        """Return the ASGI application that sends the answer."""
-        return self._send
-
-    async def _send(self, _: Scope, __: Receive, send: Send) -> None:
-        length = str(len(self._body)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
-        await send({"type": "http.response.start", "status": self._status, "headers": headers})
-        await send({"type": "http.response.body", "body": self._body, "more_body": False})
 
 
 def _answer(answer: Answer) -> Response[Any]:

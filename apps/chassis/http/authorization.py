@@ -15,6 +15,7 @@ from litestar.types import Method
 
 from apps.chassis.http.api_keys import HEADER
 from apps.chassis.http.authentication import Authenticator, Connection
+from apps.chassis.http.direct_calls import OUTCOME
 from apps.chassis.http.problem_kinds import MISSING_ROLE
 from apps.chassis.http.problems import problem
 from apps.chassis.http.roles import ANYONE, METRICS, READ, READ_SENSITIVE, ROLE, Role
@@ -48,6 +49,8 @@ class Access:
 
     async def guard(self, connection: Connection, route: BaseRouteHandler) -> None:
         """Let a call through, and log it with the name of its caller. Raises 401, 403, 429 or 503."""
+        if OUTCOME in connection.scope:
+            return  # it was asked before the call was made
         if connection.scope.get("method") == "OPTIONS" or route.opt[ROLE] == ANYONE:
             return  # a probe waits for no identity provider
         await self.authenticator.prepare(connection)

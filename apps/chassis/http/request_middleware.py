@@ -17,10 +17,11 @@ from prometheus_client import CollectorRegistry
 from apps.chassis.http.admission import FOR_STRANGERS, Limit, for_strangers
 from apps.chassis.http.authentication import SAFE_METHODS
 from apps.chassis.http.authorization import missing_security_headers
+from apps.chassis.http.direct_calls import OUTCOME
 from apps.chassis.http.origins import OriginPolicy
 from apps.chassis.http.problem_kinds import BUSY
 from apps.chassis.http.problems import ANSWERED, RETRY_AFTER, encoded, problem, with_root_path
-from apps.chassis.http.query import check_query, numbers_of
+from apps.chassis.http.query import check_query
 from apps.chassis.http.request_headers import find_fault, headers_of
 from apps.chassis.observability.logs import key_name, request_id, trace_id
 from apps.chassis.observability.metrics import HttpMetrics
@@ -31,11 +32,6 @@ SMALL_ANSWER_BYTES = 16 * 1024
 REQUEST_ID = b"x-request-id"
 SAFE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 """A caller's request id that is used: it cannot change the meaning of a log line."""
-DIRECTLY = "directly"
-"""The option of a route: a function that answers a call from its request and its parameters, if those are numbers.
-
-Litestar's reading of parameters, which it skips, takes a tenth of a short call.
-"""
 UNLIMITED = "unlimited"
 """The option of a route that is answered under any load: `@get(..., unlimited=True)`."""
 CUT_OFF = "the service has ended before the call was done; a part of it may have been done"
@@ -152,13 +148,14 @@ def admit(limit: Limit, strangers: Limit | None = None) -> Any:  # noqa: ANN401 
     strangers = strangers or for_strangers()
 
     async def check(request: Request[Any, Any, Any]) -> Any:  # noqa: ANN401 - an answer, None to call the route
-        options = request.route_handler.opt
-        numbers = numbers_of(request) if DIRECTLY in options else None
-        if numbers is None:
+        outcome, options = request.scope.pop(OUTCOME, None), request.route_handler.opt  # type: ignore[misc]
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome is None:
             check_query(request)
-        if not options.get(UNLIMITED):
-            (strangers if options.get(FOR_STRANGERS) else limit).let_in(request.scope)
-        return None if numbers is None else await options[DIRECTLY](request, **numbers)
+            if not options.get(UNLIMITED):
+                (strangers if options.get(FOR_STRANGERS) else limit).let_in(request.scope)
+        return outcome
 
     return check
 

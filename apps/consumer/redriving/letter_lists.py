@@ -55,7 +55,8 @@ class Reason(msgspec.Struct):
 class Reasons(msgspec.Struct):
     """The newest 1,000 dead letters that match, by the type of their error, the most frequent first.
 
-    `redrivable` counts those that can be sent back and were not; `more` is whether there are older ones.
+    `redrivable` counts those that can be sent back and were not. A count ends after 3 s with fewer; `more` is whether
+    older ones were not looked at.
     `redriven` were sent back; `oldest_redrivable` is the time of the oldest that can be (ms).
     `waiting_for_transaction` newer ones stand behind another client's open transaction, and are not counted.
     """

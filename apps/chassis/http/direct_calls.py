@@ -75,10 +75,11 @@ class DirectCalls:
             if handler.resolve_guards():
                 await handler.authorize_connection(request)
             self._limit.let_in(scope)
-            outcome = await handler.opt[DIRECTLY](request, **numbers)
+            answer = await handler.opt[DIRECTLY](request, **numbers)
         except Exception as error:  # noqa: BLE001 - Litestar answers it, as the route declares
-            outcome = error
-        if isinstance(outcome, Encoded):
-            return outcome
-        scope[OUTCOME] = outcome  # type: ignore[literal-required]  # a key of our own
+            scope[OUTCOME] = error  # type: ignore[literal-required]  # a key of our own
+            return None
+        if isinstance(answer, Encoded):
+            return answer
+        scope[OUTCOME] = answer  # type: ignore[literal-required]  # likewise
         return None

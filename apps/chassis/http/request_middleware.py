@@ -150,7 +150,10 @@ def admit(limit: Limit, strangers: Limit | None = None) -> Any:  # noqa: ANN401 
     async def check(request: Request[Any, Any, Any]) -> Any:  # noqa: ANN401 - an answer, None to call the route
         outcome, options = request.scope.pop(OUTCOME, None), request.route_handler.opt  # type: ignore[misc]
         if isinstance(outcome, Exception):
-            raise outcome
+            try:
+                raise outcome
+            finally:
+                del outcome  # it and this frame, which its traceback has, would be a reference cycle
         if outcome is None:
             check_query(request)
             if not options.get(UNLIMITED):

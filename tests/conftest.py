@@ -1,5 +1,6 @@
 """A Kafka for the tests that need one, and what the services said when such a test fails."""
 
+import atexit
 import fcntl
 import gc
 import logging
@@ -268,9 +269,10 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
 def pytest_collection() -> Generator[None, object, object]:
     """Leave modules and tests to no garbage collection, of which each would look at all of them for half a second.
 
-    From then on garbage is collected as seldom as in the services.
+    From then on garbage is collected as seldom as in the services, and no more at the end of the process.
     """
     gc.disable()
+    atexit.register(gc.freeze)
     try:
         return (yield)
     finally:

@@ -16,6 +16,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
+from test_error_stacks import letter_of
 from test_fetched_batches import PARTITION, Assignment, placed, with_bytes
 
 from apps.chassis.internals import record_batches
@@ -165,6 +166,26 @@ def test_a_record_that_is_too_large_is_bad_and_the_reason_says_its_size_and_wher
     assert isinstance(bad.error, TooLarge)
     assert "20,971," in str(bad.error)
     assert "stays on events, partition 3" in str(bad.error)
+
+
+@pytest.mark.parametrize(("first", "later"), [(2**63 - 1, 2**63 - 1), (-(2**63), -(2**63))], ids=["late", "early"])
+@pytest.mark.parametrize("bad", ["too large", "a wrong header name"])
+def test_a_time_beyond_64_bits_is_the_same_however_a_record_is_read_and_its_dead_letter_can_be_written(
+    first: int, later: int, bad: str
+) -> None:
+    headers = varint(1) + varint(1)
+    size, name = (17 * MB, b"n") if bad == "too large" else (3, b"\xff")
+
+    def timed(size: int, name: bytes) -> bytes:
+        record = b"\x00" + varint(later) + varint(0) + varint(3) + b"key" + varint(size) + bytes(size)
+        record += headers + name + varint(-1)
+        batch = with_content(batch_of((b"key", b"value")), 1, quick_gzip(varint(len(record)) + record))
+        return with_bytes(batch[:27] + struct.pack(">qq", first, first) + batch[43:], b"", b"")
+
+    (quickly,), (slowly,) = read(timed(3, b"n")), read(timed(size, name))
+    assert slowly.timestamp == quickly.timestamp
+    _, _, (refused,) = sort_out(EVENTS.decode, [slowly])
+    assert asyncio.run(letter_of(refused))
 
 
 def test_of_a_batch_whose_last_record_is_enormous_no_more_is_decompressed_than_its_beginning() -> None:

@@ -32,6 +32,7 @@ from apps.chassis.internals.record_batches import (
     Omitted,
     Part,
     count_of,
+    in_64_bits,
     is_compressed,
     is_legacy,
     may_have_many_headers,
@@ -228,6 +229,8 @@ class Batches(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka ships
                 yield records, len(records) * of_each + self._headers.count * HEADER_OVERHEAD_BYTES
         except UnicodeDecodeError:
             for records in self._divided(_EscapingBatch(content())):
+                for one in records:
+                    one.timestamp = in_64_bits(one.timestamp)  # the reader in Python adds without an end
                 yield records, len(records) * of_each + self._headers.count * HEADER_OVERHEAD_BYTES
 
     def _divided(self, records: Iterable[Any]) -> Iterator[list[FetchedRecord]]:

@@ -102,6 +102,11 @@ def _at_least(data: bytearray, at: int, size: int) -> bytearray:
     return data
 
 
+def in_64_bits(number: int) -> int:
+    """Return a sum as Java has it, and with it a broker: without the bits that a number of 64 has no room for."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
 def is_legacy(fetched: bytes, begin: int) -> bool:
     """Return whether the batch at an offset has a format before Kafka 0.11."""
     return fetched[begin + MAGIC_AT] <= LEGACY_MAGIC
@@ -273,7 +278,7 @@ class _Divided:
             key = bytes(content.buffer[at : at + key_size])
         (base,) = struct.unpack_from(">q", self._header)
         first, newest = struct.unpack_from(">qq", self._header, FIRST_TIMESTAMP_AT)
-        timestamp = newest if self._attributes & LOG_APPEND_TIME else first + later
+        timestamp = newest if self._attributes & LOG_APPEND_TIME else in_64_bits(first + later)
         headers = self._headers_at(begin, length) if length <= MAX_RECORD_BYTES else 0
         omitted = Omitted(base + offset_delta, timestamp, key, length, content.read, rest=False, headers=headers)
         return omitted, begin + length

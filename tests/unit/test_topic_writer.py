@@ -37,6 +37,7 @@ class Producer:
         self.answers = answers
         self.partitions = {0}
         self.sent: list[list[bytes]] = []
+        self.waiting: list[asyncio.Future[None]] = []
         self.is_stopped = False
 
     async def start(self) -> None: ...
@@ -57,18 +58,30 @@ class Producer:
         if self.answers:
             error = self.answers.pop(0)
             answer.set_exception(error) if error else answer.set_result(None)
+        else:
+            self.waiting.append(answer)
         return answer
 
 
-def writing(*producers: Producer, ack_timeout_s: float = 5) -> TopicWriter:
+def writing(
+    *producers: Producer, ack_timeout_s: float = 5, settle_s: float = 5, cluster: type[Cluster] = Topics
+) -> TopicWriter:
     made = iter(producers)
     options = client_options(Settings(), "consumer")
 
     def new_producer(**_: Any) -> Producer:  # noqa: ANN401 - aiokafka's options
         return next(made)
 
-    topics = Topics(options, [])
-    return TopicWriter(options, "events", topics, new_producer, ack_timeout_s=ack_timeout_s, check_partitions_s=0.01)
+    topics = cluster(options, [])
+    return TopicWriter(
+        options,
+        "events",
+        topics,
+        new_producer,
+        ack_timeout_s=ack_timeout_s,
+        check_partitions_s=0.01,
+        settle_s=settle_s,
+    )
 
 
 async def test_records_are_written_in_order_in_as_many_batches_as_they_need() -> None:
@@ -138,3 +151,52 @@ async def test_a_value_that_is_too_large_is_refused_with_its_size_and_fails_no_c
     assert producer.sent == [[b"1"]], "not even the small one of the same call"
     other.cancel()
     await asyncio.wait([other])
+
+
+async def test_a_value_that_its_topic_takes_by_now_is_written() -> None:
+    """Its settings are read when a producer is made: without another look, redriven letters failed until a restart."""
+
+    class Growing(Topics):
+        async def check_settings(self) -> None:
+            self.configs["events"] = {"max.message.bytes": "3000000"}
+
+    producer = Producer([None])
+    await writing(producer, cluster=Growing).write([b"large"], [bytes(2_000_000)])
+    assert producer.sent == [[b"large"]]
+
+
+async def cancelled_write(writer: TopicWriter, producer: Producer) -> asyncio.Future[None]:
+    """Cancel a write whose batch was handed over; return the answer that the client still waits for."""
+    write = asyncio.create_task(writer.write([b"cancelled"], [b""]))
+    await until(lambda: producer.waiting)
+    write.cancel()
+    await asyncio.wait([write])
+    return producer.waiting.pop()
+
+
+async def test_a_write_that_its_caller_cancels_costs_no_other_its_producer() -> None:
+    """A handler that publishes under a task group or a timeout cancels its writes when something else of it fails."""
+    producer = Producer([])
+    writer = writing(producer)
+    late = await cancelled_write(writer, producer)
+    other = asyncio.create_task(writer.write([b"other"], [b""]))
+    await until(lambda: producer.waiting)
+    late.set_result(None)
+    producer.waiting.pop().set_result(None)
+    await other
+    producer.answers.append(None)
+    await writer.write([b"next"], [b""])
+    assert producer.sent == [[b"cancelled"], [b"other"], [b"next"]]
+    assert not producer.is_stopped
+
+
+async def test_a_producer_that_does_not_write_what_was_cancelled_is_replaced() -> None:
+    """It would write it behind newer records: those of another instance, when the group took the partition away."""
+    failing, silent, last = Producer([]), Producer([]), Producer([None])
+    writer = writing(failing, silent, last, settle_s=0.01)
+    (await cancelled_write(writer, failing)).set_exception(MessageSizeTooLargeError())
+    await until(lambda: failing.is_stopped)
+    await cancelled_write(writer, silent)
+    await until(lambda: silent.is_stopped)
+    await writer.write([b"next"], [b""])
+    assert last.sent == [[b"next"]]

@@ -4,9 +4,10 @@ FastStream's publishing cannot be used: it rewrites null and binary headers, and
 """
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from aiokafka import AIOKafkaProducer
@@ -16,14 +17,20 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from apps.chassis.internals.transactions import close_producer
 from apps.chassis.kafka.clients import METADATA_MS, ClientOptions, size_of_batch
 from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.sent_batches import SentBatches
+from apps.chassis.kafka.topic_settings import Unusable
 from contracts.dead_letter import Header
 from contracts.partitioning import partitions_of
 
 ACK_TIMEOUT_S = 15.0
 """Seconds for Kafka to acknowledge records; later it is unknown whether they are written."""
+SETTLE_S = 2.0
+"""Seconds for Kafka to acknowledge what a cancelled write has sent: newer records may come from another instance."""
 CHECK_PARTITIONS_S = 1.0
 """Seconds between two checks whether the partitions of unacknowledged records still exist."""
+READ_SETTINGS_S = 1.0
+"""Least seconds between two looks at how large a record may be."""
 MAX_BATCH_BYTES = 512 * 1024
 """Bytes of a batch; less where the topic takes less. A larger record travels alone."""
 
@@ -53,6 +60,7 @@ class TopicWriter:
         prepare: Callable[[], Awaitable[None]] = nothing_to_prepare,
         ack_timeout_s: float = ACK_TIMEOUT_S,
         check_partitions_s: float = CHECK_PARTITIONS_S,
+        settle_s: float = SETTLE_S,
     ) -> None:
         self.topic = topic
         self.compression: str | None = None
@@ -63,7 +71,10 @@ class TopicWriter:
         self._prepare = prepare
         self._ack_timeout_s = ack_timeout_s
         self._check_partitions_s = check_partitions_s
+        self._settle_s = settle_s
         self._producer: AIOKafkaProducer | None = None
+        self._settling: set[asyncio.Task[None]] = set()
+        self._read_settings_at = -math.inf
         self._connecting = asyncio.Lock()
 
     @asynccontextmanager
@@ -73,6 +84,7 @@ class TopicWriter:
             yield
         finally:
             await self._drop(self._producer)
+            await asyncio.gather(*self._settling)  # what they wait for is written, or has failed
 
     async def write(self, keys: Sequence[bytes], values: Sequence[bytes], headers: Sequence[Header] = ()) -> None:
         """Write records with the same headers, each to the partition of its key; as `write_to` does otherwise."""
@@ -82,6 +94,9 @@ class TopicWriter:
             for number, key, value in zip(partitions, keys, values, strict=True):
                 by_partition[number].append((key, value, headers))
             error = self._size_error(keys, values, headers)
+            if error is not None:
+                await self._read_settings()
+                error = self._size_error(keys, values, headers)
             if error is None:
                 await self._write(producer, by_partition)
         if error is not None:
@@ -98,6 +113,14 @@ class TopicWriter:
         return MessageSizeTooLargeError(
             f"a value for {self.topic} needs {needed} bytes, and the topic takes {allowed} (max.message.bytes)"
         )
+
+    async def _read_settings(self) -> None:
+        """Read the settings of the topic, which may take larger records by now; at most once a second."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._read_settings_at:
+            self._read_settings_at = now + READ_SETTINGS_S
+            with suppress(*KAFKA_ERRORS, Unusable):
+                await self._cluster.check_settings()
 
     async def write_to(
         self, by_partition: Mapping[int, Sequence[Content]], on_acknowledged: OnAcknowledged | None = None
@@ -117,6 +140,8 @@ class TopicWriter:
             async with asyncio.timeout(self._ack_timeout_s):
                 producer = await self._connected()
                 yield producer
+        except asyncio.CancelledError:
+            raise  # by the caller: what others write at the same time must not fail with it
         except BaseException:
             # a refused or abandoned batch leaves a gap in the producer's sequence numbers: it cannot be used again
             await self._drop(producer)
@@ -129,15 +154,27 @@ class TopicWriter:
         on_acknowledged: OnAcknowledged | None = None,
     ) -> None:
         sent, count = SentBatches(), len(await producer.partitions_for(self.topic))
-        for number, records in by_partition.items():
-            for batch, places in batches_of(producer, records):
-                sending = await producer.send_batch(batch, self.topic, partition=number % count)
-                if on_acknowledged is not None:
-                    sending.add_done_callback(partial(_report, on_acknowledged, number, places))
-                sent.add(sending)
-        while not await sent.acknowledged(self._check_partitions_s):
-            if len(await producer.partitions_for(self.topic)) < count:
-                raise UnknownTopicOrPartitionError(f"{self.topic} was created again with fewer partitions")
+        try:
+            for number, records in by_partition.items():
+                for batch, places in batches_of(producer, records):
+                    sending = await producer.send_batch(batch, self.topic, partition=number % count)
+                    if on_acknowledged is not None:
+                        sending.add_done_callback(partial(_report, on_acknowledged, number, places))
+                    sent.add(sending)
+            while not await sent.acknowledged(self._check_partitions_s):
+                if len(await producer.partitions_for(self.topic)) < count:
+                    raise UnknownTopicOrPartitionError(f"{self.topic} was created again with fewer partitions")
+        except asyncio.CancelledError:
+            self._settling.add(settling := asyncio.create_task(self._settle(producer, sent)))
+            settling.add_done_callback(self._settling.discard)
+            raise
+
+    async def _settle(self, producer: AIOKafkaProducer, sent: SentBatches) -> None:
+        """Let a producer write what a cancelled write has handed to it; replace it after 2 s, or when that fails."""
+        with suppress(*KAFKA_ERRORS):
+            if await sent.acknowledged(self._settle_s):
+                return
+        await self._drop(producer)
 
     async def _connected(self) -> AIOKafkaProducer:
         async with self._connecting:

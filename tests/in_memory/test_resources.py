@@ -4,21 +4,23 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import pytest
-from memory import Memory
+from memory import Memory, MemoryProducer
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pair import Pair, pair
 
+from apps.chassis.kafka.clients import client_options
 from apps.chassis.observability.opentelemetry import OpenTelemetry
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
 from apps.consumer.consuming.batch import Batch, Handler
-from apps.consumer.consuming.publish import Publish
+from apps.consumer.consuming.publish import Publish, Publisher
 from apps.consumer.consuming.resource import resource
 from contracts.partitioning import partitions_of
 from contracts.stream import Stream
@@ -307,6 +309,25 @@ async def test_a_handler_publishes_to_another_stream_with_keys_headers_and_stric
         b"x": (of_x, b'{"order_id":"x","amount_cents":1}', headers),
         b"y": (of_y, b'{"order_id":"y","amount_cents":2}', headers),
     }
+
+
+async def test_a_resource_that_is_opened_again_publishes_as_the_successor_of_its_earlier_producers() -> None:
+    """Kafka would write what the network held back of another producer behind newer records of its keys."""
+    memory, made = Memory(), list[tuple[str, object]]()
+
+    def new_producer(**options: Any) -> MemoryProducer:  # noqa: ANN401 - aiokafka's
+        epochs = options["client_id"].journal.epochs
+        made.append((epochs.topic, epochs))
+        return MemoryProducer(memory)
+
+    kafka = replace(memory.kafka, producer=new_producer)
+    publisher = Publisher(Settings(), client_options(Settings(), "consumer"), Traces(), kafka)
+    for _ in range(2):
+        async with publisher.open() as publish:
+            await publish(INVOICES, [Invoice("1", 1)])
+            await publish(ORDERS, [Order("1")])
+    assert [topic for topic, _ in made] == ["invoices", "orders"] * 2
+    assert made[:2] == made[2:]
 
 
 async def test_what_a_handler_publishes_is_in_the_trace_of_its_record() -> None:

@@ -36,6 +36,7 @@ class Publisher:
         self._traces = traces
         self._kafka = kafka
         self._writers: dict[str, TopicWriter] = {}
+        self._options_of: dict[str, ClientOptions] = {}
         self._opened = AsyncExitStack()
 
     @asynccontextmanager
@@ -62,7 +63,8 @@ class Publisher:
     async def _writer_of(self, stream: Stream[Any]) -> TopicWriter:
         own = self._settings.of(stream)
         if own.topic not in self._writers:
-            options = for_purpose(self._options, "publish")
+            # those of an earlier opening: its producer is succeeded, so that nothing it sent comes behind newer records
+            options = self._options_of.setdefault(own.topic, for_purpose(self._options, "publish"))
             cluster = self._kafka.cluster(options, [record_topic(own, "write")])
             prepare, new_producer = cluster.ensure_topics, self._kafka.producer
             writer = TopicWriter(options, own.topic, cluster, new_producer, prepare=prepare)

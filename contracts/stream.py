@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
-from contracts.depth import nests_freely
+from contracts.depth import MAX_DEPTH, is_too_deep, nests_freely
 from contracts.example import example_of
 from contracts.sensitive import Masking
 from contracts.strictness import Spelled, spelled, strict
@@ -20,6 +20,8 @@ NAME = re.compile(r"[a-z][a-z0-9_-]{0,59}")
 NAMES_OF_CALLS = frozenset({"basic_producer"})
 """Path segments after `/producers/` that are calls, so no stream may have them as its name."""
 SUMMARY_CHARACTERS = 200
+MAX_DELETABLE_KEY_BYTES = 16 * 1024
+"""Longest key where records can be deleted: percent-encoded it takes three times as much, and must fit into a URL."""
 FIELDS = ("topic", "partitions", "replication", "dead_letter_topic", "dead_letter_retention", "group_id")
 """The settings of each stream, read from variables like `ORDERS_TOPIC`."""
 
@@ -109,6 +111,17 @@ class Stream(Generic[T]):
         except Exception as error:  # noqa: BLE001 - the key may be any function
             raise NoKey(len(keys), error) from None
         return keys
+
+    def fault_of(self, key: bytes, value: bytes) -> str | None:
+        """Return why a valid value must not be written under a key, None if it may."""
+        if self.nests_freely and is_too_deep(value):
+            return f"the record is nested more than {MAX_DEPTH} levels deep"
+        if not self.deletes or 0 < len(key) <= MAX_DELETABLE_KEY_BYTES:
+            return None
+        fault = (
+            f"the key has {len(key)} bytes, expected at most {MAX_DELETABLE_KEY_BYTES}" if key else "the key is empty"
+        )
+        return f"{fault}: no call could delete the record"
 
     def summary_of(self, value: T) -> str:
         """Return one line about a value, of at most 200 characters."""

@@ -311,6 +311,29 @@ async def test_a_handler_publishes_to_another_stream_with_keys_headers_and_stric
     }
 
 
+def no_key(_: Invoice) -> str:
+    raise LookupError("no such order")
+
+
+@pytest.mark.parametrize(
+    ("key", "fault"),
+    [
+        (lambda _: "", "the key is empty: no call could delete the record"),
+        (lambda _: "k" * 20_000, "the key has 20000 bytes, expected at most 16384: no call could"),
+        (no_key, "the record has no key: LookupError: no such order"),
+    ],
+)
+async def test_a_handler_publishes_nothing_that_the_producer_of_the_stream_would_refuse(
+    key: Callable[[Invoice], str], fault: str
+) -> None:
+    memory, stream = Memory(), Stream("bills", Invoice, key=key, deletes=True)
+    publisher = Publisher(Settings(), client_options(Settings(), "consumer"), Traces(), memory.kafka)
+    async with publisher.open() as publish:
+        with pytest.raises(msgspec.ValidationError, match=fault):
+            await publish(stream, [Invoice("1", 1)])
+    assert not any(memory.records.values())
+
+
 async def test_a_resource_that_is_opened_again_publishes_as_the_successor_of_its_earlier_producers() -> None:
     """Kafka would write what the network held back of another producer behind newer records of its keys."""
     memory, made = Memory(), list[tuple[str, object]]()

@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from apps.chassis.kafka.clients import ClientOptions, for_purpose
 from apps.chassis.kafka.kafka import Kafka
 from apps.chassis.kafka.topic_writer import TopicWriter
@@ -11,7 +13,7 @@ from apps.chassis.kafka.topics import record_topic
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
 from contracts.dead_letter import Header
-from contracts.stream import Stream, encode
+from contracts.stream import NoKey, Stream, encode
 
 T = TypeVar("T")
 
@@ -52,13 +54,11 @@ class Publisher:
         """Write values to a stream; see `Publish`."""
         if not values:
             return
-        encoded = [encode(value) for value in values]
-        for one in encoded:
-            stream.decode_strictly(one)
+        keys, encoded = _records_of(stream, values)
         writer = await self._writer_of(stream)
         with self._traces.publishing(writer.topic, len(encoded)):
             traced = [(name, text.encode()) for name, text in (self._traces.headers() or {}).items()]
-            await writer.write(stream.keys_of(values), encoded, [*headers, *traced])
+            await writer.write(keys, encoded, [*headers, *traced])
 
     async def _writer_of(self, stream: Stream[Any]) -> TopicWriter:
         own = self._settings.of(stream)
@@ -72,3 +72,18 @@ class Publisher:
             await self._opened.enter_async_context(cluster.open())
             await self._opened.enter_async_context(writer.open())
         return self._writers[own.topic]
+
+
+def _records_of(stream: Stream[T], values: Sequence[T]) -> tuple[list[bytes], list[bytes]]:
+    """Return keys and encoded values. Raises `msgspec.ValidationError` for what the stream's producer would refuse."""
+    encoded = [encode(value) for value in values]
+    for one in encoded:
+        stream.decode_strictly(one)
+    try:
+        keys = stream.keys_of(values)
+    except NoKey as error:
+        raise msgspec.ValidationError(str(error)) from error
+    for key, one in zip(keys, encoded, strict=True):
+        if fault := stream.fault_of(key, one):
+            raise msgspec.ValidationError(fault)
+    return keys, encoded

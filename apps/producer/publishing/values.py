@@ -8,7 +8,6 @@ import msgspec
 
 from apps.chassis.http.json_faults import split_fault
 from apps.chassis.http.repeated_names import RepeatedName, check_names, count_quotes, fewest_quotes
-from contracts.depth import MAX_DEPTH, is_too_deep
 from contracts.stream import NoKey, Stream, encode
 from contracts.strictness import find_lost
 
@@ -23,8 +22,6 @@ ROUNDED = "the time has more than 6 digits behind the point, which would be roun
 EQUAL = "two names of the object, or elements of the set, are the same"
 
 
-MAX_DELETABLE_KEY_BYTES = 16 * 1024
-"""Longest key where records can be deleted: percent-encoded it takes three times as much, and must fit into a URL."""
 LIMITED_BY = "by the limit of this service and the topic's max.message.bytes, which is read every 20 s"
 
 
@@ -133,23 +130,12 @@ def to_records(
     except NoKey as error:
         raise BadRecords(where.format(error.index), str(error)) from None
     for index, (key, value) in enumerate(zip(keys, encoded, strict=True)):
-        if stream.nests_freely and is_too_deep(value):
-            raise BadRecords(where.format(index), f"the record is nested more than {MAX_DEPTH} levels deep")
-        if stream.deletes and (fault := _find_fault_of_key(key)):
-            raise BadRecords(where.format(index), f"{fault}: no call could delete the record")
+        if (stream.nests_freely or stream.deletes) and (fault := stream.fault_of(key, value)):
+            raise BadRecords(where.format(index), fault)
         if len(key) + len(value) > max_record_bytes:
             size = len(key) + len(value)
             raise BadRecords(where.format(index), f"the record has {size} bytes, {expected_size(max_record_bytes)}")
     return keys, encoded
-
-
-def _find_fault_of_key(key: bytes) -> str | None:
-    """Return why a record with a key could not be deleted."""
-    if not key:
-        return "the key is empty"
-    if len(key) <= MAX_DELETABLE_KEY_BYTES:
-        return None
-    return f"the key has {len(key)} bytes, expected at most {MAX_DELETABLE_KEY_BYTES}"
 
 
 def expected_size(max_record_bytes: int) -> str:

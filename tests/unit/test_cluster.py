@@ -9,17 +9,20 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
+    InvalidReplicationFactorError,
     KafkaConnectionError,
     NodeNotReadyError,
     TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
 )
+from samples import until
 
 from apps.chassis.kafka import cluster as module
 from apps.chassis.kafka.admin import Admin
 from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import ClientOptions, client_options
 from apps.chassis.kafka.cluster import Cluster
-from apps.chassis.kafka.topic_settings import Difference, Topic, Unusable
+from apps.chassis.kafka.topic_settings import Difference, Topic, Unusable, create
 from apps.chassis.settings import Settings
 
 
@@ -224,8 +227,42 @@ async def test_a_topic_is_logged_as_created_only_by_the_instance_that_created_it
             return SimpleNamespace(topic_errors=[("events", code, None)])
 
     with caplog.at_level("INFO"):
-        await module._create(cast(AIOKafkaAdminClient, Admin()), Topic("events", 1, 1))
+        assert await create(cast(AIOKafkaAdminClient, Admin()), Topic("events", 1, 1)) is None
     assert caplog.messages == logged
+
+
+@pytest.mark.anyio
+async def test_a_topic_that_kafka_refuses_to_create_is_reported_with_the_reason_and_asked_for_again(
+    options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = {"topic": "events", "error_code": UnknownTopicOrPartitionError.errno}
+    asked = 0
+
+    class Refusing:
+        async def client(self) -> "Refusing":
+            return self
+
+        async def create_topics(self, _: object) -> SimpleNamespace:
+            nonlocal asked
+            asked += 1
+            return SimpleNamespace(topic_errors=[("events", InvalidReplicationFactorError.errno, "only 1 broker")])
+
+    class Lacking(Cluster):
+        async def trouble(self) -> str | None:
+            return self._trouble_of(missing, set())
+
+    async def described(*_: object) -> list[dict[str, Any]]:
+        return [missing]
+
+    monkeypatch.setattr(module, "_described", described)
+    cluster = Lacking(options, [Topic("events", 1, 3)])
+    cluster._admin = cast(Any, Refusing())
+    with pytest.raises(Unusable):
+        await cluster.ensure_topics()
+    assert await cluster.trouble() == "topic events cannot be created: InvalidReplicationFactorError only 1 broker"
+    watching = asyncio.create_task(cluster.watch(every_s=0.001))
+    await until(lambda: asked > 2)
+    watching.cancel()
 
 
 class Client:

@@ -10,11 +10,10 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
-    TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     for_code,
@@ -34,6 +33,7 @@ from apps.chassis.kafka.topic_settings import (
     Topic,
     Unusable,
     config_of,
+    create,
     differences,
 )
 from apps.chassis.observability.logs import one_line
@@ -83,6 +83,7 @@ class Cluster:
         self.trouble_since: float | None = None
         self.last_trouble: tuple[str | None, float | None] = None, None
         self._risks: dict[str, list[str]] = {}
+        self._refused: dict[str, str | None] = {}
         self._options = options
         self._topics = {topic.name: topic for topic in topics}
         self._group = group
@@ -111,7 +112,9 @@ class Cluster:
             admin = await self._admin.client()
             for topic in self._topics.values():
                 if (await _described(admin, [topic.name]))[0]["error_code"] == UnknownTopicOrPartitionError.errno:
-                    await _create(admin, topic)
+                    self._refused[topic.name] = refused = await create(admin, topic)
+                    if refused:
+                        raise Unusable(refused)
                 if await self._differences(topic, admin):
                     await asyncio.sleep(SETTLING_S)  # a new topic has its settings a moment later
                 self._report(topic, await self._differences(topic, admin))
@@ -198,7 +201,7 @@ class Cluster:
             if found != known:
                 log.log(logging.WARNING if found else logging.INFO, "%s", found or "Kafka can be used again")
             known = found
-            if found and UnknownTopicOrPartitionError.__name__ in found:
+            if found and (UnknownTopicOrPartitionError.__name__ in found or found in self._refused.values()):
                 with suppress(KafkaError, OSError, Unusable):  # the next check reports what is wrong
                     await self.ensure_topics()
             elif time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:  # even in trouble: they may be its cause
@@ -274,7 +277,7 @@ class Cluster:
     def _trouble_of(self, described: dict[str, Any], answering: set[int]) -> str | None:
         name = str(described["topic"])
         if code := described["error_code"]:
-            return f"topic {name}: {for_code(code).__name__}"
+            return self._refused.get(name) or f"topic {name}: {for_code(code).__name__}"
         self.partitions[name] = len(described["partitions"])
         reasons = {one["partition"]: self._why_unusable(name, one, answering) for one in described["partitions"]}
         self.unusable[name] = found = {partition: why for partition, why in reasons.items() if why}
@@ -318,19 +321,6 @@ class Cluster:
 async def _described(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> list[dict[str, Any]]:
     """Return a broker's description of topics, with the authorized `operations` on each."""
     return list((await ask_any_broker(admin, AskForTopics(topics))).to_object()["topics"])
-
-
-async def _create(admin: AIOKafkaAdminClient, topic: Topic) -> None:
-    new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=topic.configs)
-    answer = await admin.create_topics([new])
-    for _, code, *message in answer.topic_errors:
-        error = for_code(code)
-        if error is TopicAuthorizationFailedError:
-            raise Unusable(f"{topic.kind} {topic.name} does not exist, and there is no permission to create it")
-        if code and error is not TopicAlreadyExistsError:  # another instance may have created it
-            raise Unusable(f"topic {topic.name} cannot be created: {error.__name__} {message[0] if message else ''}")
-        if not code:
-            log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
 
 
 async def _settled(admin: AIOKafkaAdminClient, topic: Topic) -> dict[str, Any]:

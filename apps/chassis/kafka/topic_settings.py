@@ -1,15 +1,18 @@
 """Compare the settings of a topic with those that the guarantees need, and say which guarantee is lost."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAuthorizationFailedError, for_code
+from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
 from apps.chassis.kafka.topic_metadata import Permission
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 UNLIMITED = "-1"
@@ -186,3 +189,18 @@ async def config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
     if code:
         raise Unusable(f"topic {topic}: its configuration cannot be read: {for_code(code).__name__}")
     return {name: value for name, value, *_ in entries}
+
+
+async def create(admin: AIOKafkaAdminClient, topic: Topic) -> str | None:
+    """Create a topic; return why Kafka refused that, or None."""
+    new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=topic.configs)
+    answer = await admin.create_topics([new])
+    for _, code, *message in answer.topic_errors:
+        error = for_code(code)
+        if error is TopicAuthorizationFailedError:
+            return f"{topic.kind} {topic.name} does not exist, and there is no permission to create it"
+        if code and error is not TopicAlreadyExistsError:  # another instance may have created it
+            return f"topic {topic.name} cannot be created: {error.__name__} {message[0] if message else ''}"
+        if not code:
+            log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
+    return None

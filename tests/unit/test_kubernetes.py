@@ -398,5 +398,11 @@ def test_an_ingress_passes_each_event_on_at_once_and_keeps_an_operator_at_one_co
     assert annotations["nginx.ingress.kubernetes.io/affinity"] == "cookie"
     (path,) = of_ingress["Ingress", "consumer"]["spec"]["rules"][0]["http"]["paths"]
     assert path["path"].startswith(f"{annotations['nginx.ingress.kubernetes.io/session-cookie-path']}(")
-    limit = of_ingress["Ingress", "producer"]["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
-    assert limit == "0"
+
+
+def test_an_ingress_takes_bodies_of_any_length_and_repeats_no_call_that_a_silent_producer_may_still_do(
+    of_ingress: Resources,
+) -> None:
+    annotations = of_ingress["Ingress", "producer"]["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == "0"
+    assert annotations["nginx.ingress.kubernetes.io/proxy-next-upstream"] == "error"

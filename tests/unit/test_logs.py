@@ -2,12 +2,13 @@ import gc
 import io
 import json
 import logging
+import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, NoReturn
+from typing import Any, BinaryIO, Literal, NoReturn, TextIO
 
 import msgspec
 import pytest
@@ -20,9 +21,10 @@ from aiokafka.errors import (
     MessageSizeTooLargeError,
     ProducerClosed,
 )
-from samples import Stored
+from samples import LONG, Stored
 
 from apps.chassis.background import Background
+from apps.chassis.observability.log_output import LogOutput
 from apps.chassis.observability.logs import (
     UNCAUGHT,
     ClientLines,
@@ -253,6 +255,65 @@ def test_what_nothing_catches_is_a_line_of_the_log_with_type_and_stack_and_witho
     else:
         assert message in said
         assert frame in "".join(stack)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[BinaryIO, TextIO]]:
+    """Return the two ends of a pipe; reading it never waits."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with os.fdopen(writing, "w", encoding="utf-8") as writer, os.fdopen(reading, "rb") as reader:
+        yield reader, writer
+
+
+@pytest.mark.usefixtures("process_logging")
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_a_log_that_nobody_reads_stops_nothing_and_says_later_how_many_lines_were_lost(
+    size: int, pipe: tuple[BinaryIO, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = pipe
+    monkeypatch.setattr(sys, "stderr", writer)
+    set_up_logging(Settings(log_format="json"))
+    count = 200_000 // size
+
+    def write() -> None:
+        for _ in range(count):
+            UNCAUGHT.error("x" * size)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    writing.join(LONG)
+    is_stopped = writing.is_alive()
+    while writing.is_alive():
+        reader.read()
+    assert not is_stopped
+    lines = (reader.read() or b"").decode().splitlines()
+    UNCAUGHT.error("line %d", 0)
+    UNCAUGHT.error("line %d", 1)
+    lost, *others = [json.loads(line)["message"] for line in reader.read().decode().split("\n") if line]
+    whole = sum(line.endswith("}") for line in lines)
+    assert lost == f"{count - whole} lines of this log were lost, because nothing read it"
+    assert others == ["line 0", "line 1"]
+
+
+def test_a_log_that_is_read_slowly_loses_no_line(
+    pipe: tuple[BinaryIO, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = pipe
+    os.set_blocking(reader.fileno(), True)
+    monkeypatch.setattr(sys, "stderr", writer)
+    output, count = LogOutput(wait_s=LONG), 300
+    output.setFormatter(JsonFormatter())
+    messages = [f"{number} " + "ü" * 1_000 * (number % 7) for number in range(count)]
+
+    def write() -> None:
+        for message in messages:
+            output.emit(line(message))
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    assert [json.loads(reader.readline())["message"] for _ in range(count)] == messages
+    writing.join()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 import msgspec
 from aiokafka.errors import KafkaError
 
+from apps.chassis.observability.log_output import LogOutput
 from apps.chassis.settings import Settings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -250,7 +251,7 @@ def set_up_logging(settings: Settings) -> None:
     """
     threading.excepthook, sys.unraisablehook = _log_thread, _log_ignored
     warnings.showwarning = _log_warning  # type: ignore[assignment]  # it is called with these arguments by place
-    handler = logging.StreamHandler()
+    handler = LogOutput()
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
     handler.addFilter(with_request)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)

@@ -27,8 +27,9 @@ from apps.chassis.observability.traces import Traces
 from apps.chassis.open_files import fewer_where_files_are_few
 from apps.chassis.settings import Settings
 from apps.chassis.shared_reads import SharedReads
-from apps.consumer.browsing.live_tail import Tail, TailLimits
+from apps.consumer.browsing.live_tail import Tail
 from apps.consumer.browsing.record_view import View
+from apps.consumer.browsing.tail_limits import TailLimits
 from apps.consumer.browsing.window import Window
 from apps.consumer.browsing.window_refill import Refill
 from apps.consumer.consuming.batch import Handle
@@ -112,7 +113,9 @@ class StreamConsumer:
 
     def _new_tail(self, view: View) -> Tail:
         limits = TailLimits(callers=fewer_where_files_are_few(TailLimits().callers))
-        return Tail(self.log, self.partition_count, self._background, view, limits, deletes=self.stream.deletes)
+        ask_topic_id = partial(self.cluster.topic_id, self.settings.topic)
+        reading = self.log, self.partition_count, self._background
+        return Tail(*reading, view, ask_topic_id, limits, deletes=self.stream.deletes)
 
     def _new_commits(self, kafka: Kafka) -> Commits:
         read = partial(self.cluster.commits, self.settings.group_id, self.settings.topic)

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
@@ -18,8 +19,9 @@ from apps.chassis.kafka.search import Wanted
 from apps.consumer.browsing import live_tail as module
 from apps.consumer.browsing import tail_events as events
 from apps.consumer.browsing.cursors import read_offsets
-from apps.consumer.browsing.live_tail import Tail, TailLimits
+from apps.consumer.browsing.live_tail import Tail
 from apps.consumer.browsing.record_view import View
+from apps.consumer.browsing.tail_limits import TailLimits
 from contracts.record import Record
 from contracts.stream import Stream
 from tests.event import EVENTS, Event
@@ -40,6 +42,16 @@ class Topic(StoredTopic):
     def __init__(self, chance: Random) -> None:
         super().__init__({number: [] for number in range(PARTITIONS)})
         self._chance = chance
+        self.id = UUID(int=1)
+        self.asked = 0
+
+    async def ask_id(self) -> UUID:
+        self.asked += 1
+        return self.id
+
+    def recreate(self) -> None:
+        self.id = UUID(int=self.id.int + 1)
+        self.records = {number: [] for number in self.records}
 
     def write(self, count: int, value: bytes = b"no event") -> None:
         for _ in range(count):
@@ -74,7 +86,7 @@ class Copy:
     def __init__(self, topic: Topic, background: Background, *, deletes: bool = False, **limits: float) -> None:
         reader, limited = cast("LogReader", topic), TailLimits(**limits)  # type: ignore[arg-type]  # some are whole numbers
         partitions, view = lambda: len(topic.records), View(DELETABLE.decode if deletes else EVENTS.decode)
-        self.tail = Tail(reader, partitions, background, view, limited, deletes=deletes)
+        self.tail = Tail(reader, partitions, background, view, topic.ask_id, limited, deletes=deletes)
 
     @asynccontextmanager
     async def greeted(self, wanted: Wanted | None = None) -> AsyncIterator[Pieces]:
@@ -377,6 +389,44 @@ async def test_callers_that_catch_up_and_do_not_read_hold_only_so_much_together(
 def add(topic: Topic, key: bytes, value: bytes | None, partition: int = 0, headers: Headers = ()) -> None:
     stored = topic.records[partition]
     stored.append(Stored(partition, len(stored), key=key, value=value, headers=headers))
+
+
+@pytest.mark.parametrize("start", [None, dict.fromkeys(range(PARTITIONS), 0)], ids=["live", "catching up"])
+async def test_of_a_topic_that_is_recreated_longer_than_before_a_caller_is_given_all_records_and_told_so(
+    background: Background, start: Mapping[int, int] | None
+) -> None:
+    topic, told = Topic(Random(1)), b""
+    topic.write(60)
+    copy, seen = Copy(topic, background, look_s=0.0, rest=0.0), Seen()
+    pieces = copy.tail.events(await copy.tail.begin(start), None)
+    async with asyncio.timeout(LONG), aclosing(pieces), copy.greeted():
+        await anext(pieces)
+        topic.write(30)
+        while len(seen.places) < 30:
+            seen.add(await anext(pieces))
+        await until(lambda: copy.tail._topic_ids)
+        seen.places.clear()
+        topic.recreate()
+        topic.write(120)
+        await until(lambda: copy.tail._recreations)
+        while not {*all_of(topic)} <= {*seen.places}:
+            seen.add(piece := await anext(pieces))
+            told += piece
+    gaps = [json.loads(data) for data in re.findall(rb"event: gap\ndata: (.*)\n", told)]
+    why = "the topic was recreated"
+    assert [(gap["partition"], gap["to"], gap["reason"]) for gap in gaps] == [(n, 0, why) for n in range(PARTITIONS)]
+
+
+async def test_a_broker_that_learns_late_that_a_topic_was_recreated_has_no_caller_begin_again(
+    background: Background,
+) -> None:
+    topic = Topic(Random(1))
+    copy = Copy(topic, background, look_s=0.0, rest=0.0)
+    async with copy.greeted():
+        for number in (1, 2, 1, 2):
+            topic.id, asked = UUID(int=number), topic.asked
+            await until(lambda asked=asked: topic.asked > asked + 1)  # type: ignore[misc]  # mypy infers no such lambda
+    assert copy.tail._recreations == 1
 
 
 async def test_of_a_record_whose_key_was_deleted_later_nothing_is_kept_or_given_out_but_its_place_and_key(

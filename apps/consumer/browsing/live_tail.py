@@ -11,9 +11,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from typing import NamedTuple
+from uuid import UUID
 
 from apps.chassis.background import Background
 from apps.chassis.internals.fetched_batches import Unreadable
@@ -23,7 +24,8 @@ from apps.chassis.kafka.search import Wanted
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.forgetting import deletions_in, without_deleted
 from apps.consumer.browsing.record_view import View
-from apps.consumer.browsing.tail_events import Batch, Caller, Gap, event, event_of, id_of, pieces_of
+from apps.consumer.browsing.tail_events import RECREATED, Batch, Caller, Gap, event, event_of, gap_at, id_of, pieces_of
+from apps.consumer.browsing.tail_limits import TailLimits
 from contracts.record import Record
 
 log = logging.getLogger(__name__)
@@ -39,28 +41,6 @@ PAUSE_PER_CALLER_S, MAX_PAUSE_S = 0.0002, 0.2
 """Seconds that records are collected before they are handed out: more callers, fewer and larger pieces."""
 
 
-class TailLimits(NamedTuple):
-    """How much memory the live tail may use, and how long it may wait.
-
-    `callers` may watch at a time. `waiting_bytes` of events are kept for callers that read slowly; a caller for which
-    more waits is cut off. `catch_up_bytes` may be used by all callers together that read what they missed: unlike live
-    events, no two share them. After `idle_s` without an event an empty piece is yielded, so that its reader can end the
-    answer. After `heartbeat_s` a caller gets a heartbeat, or learns that reading stalls. After `retry_s` reading is
-    tried again when Kafka was out of reach. After `stale_after_s` without a read the tail's place is too old for a new
-    caller. For each second that framing events took, the tail rests `rest` seconds: watching must not slow the
-    consumption.
-    """
-
-    callers: int = 2_000
-    waiting_bytes: int = 4 * 1024 * 1024
-    catch_up_bytes: int = 64 * 1024 * 1024
-    idle_s: float = 2.4
-    heartbeat_s: float = 15.0
-    retry_s: float = 1.0
-    stale_after_s: float = 5.0
-    rest: float = 3.0
-
-
 class Beginning(NamedTuple):
     """Where a caller begins in each partition, the end of each at that moment, and what it has missed."""
 
@@ -72,15 +52,17 @@ class Beginning(NamedTuple):
 class Tail:
     """Reads the end of the topic as long as somebody watches; `partitions` returns how many it has.
 
-    With `deletes` a record without a value deletes its key.
+    `ask_topic_id` returns its id: offsets of a deleted topic mean nothing in a recreated one. With `deletes` a record
+    without a value deletes its key.
     """
 
-    def __init__(  # noqa: PLR0913 - what it is made of
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
         self,
         reader: LogReader,
         partitions: Callable[[], int],
         background: Background,
         view: View,
+        ask_topic_id: Callable[[], Awaitable[UUID | None]],
         limits: TailLimits | None = None,
         *,
         deletes: bool = False,
@@ -91,6 +73,10 @@ class Tail:
         self._view = view
         self._limits = limits or TailLimits()
         self._deletes = deletes
+        self._ask_topic_id = ask_topic_id
+        self._topic_ids: set[UUID] = set()
+        self._first_offsets: dict[int, int] = {}
+        self._recreations, self._asked_at = 0, -math.inf
         self._position: dict[int, int] = {}
         self._batches: deque[Batch] = deque()
         self._first = 0  # the number of the first batch that is kept
@@ -120,15 +106,18 @@ class Tail:
         if start is None:
             return Beginning(dict(end), end, [])
         position = {partition: start.get(partition, offset) for partition, offset in first.items()}
-        gaps = [gap for partition, at in position.items() if (gap := _gap(partition, at, first, end))]
+        gaps = [gap for partition, at in position.items() if (gap := gap_at(partition, at, first, end))]
         return Beginning(position | {gap.partition: gap.stop for gap in gaps}, end, gaps)
 
     async def events(self, beginning: Beginning, wanted: Wanted | None) -> AsyncGenerator[bytes, None]:
         """Yield events, several at a time, until the service ends or the caller is cut off."""
-        caller = Caller(wanted, dict(beginning.position), self._view)
+        caller, recreations = Caller(wanted, dict(beginning.position), self._view), self._recreations
         with self._followed(beginning.end):
             yield GREETING + id_of(caller.position) + b"".join(event("gap", gap) for gap in beginning.gaps)
-            while not self._ended and not self._joins(caller):
+            while not self._ended and (recreations != self._recreations or not self._joins(caller)):
+                if recreations != self._recreations:
+                    recreations = self._recreations
+                    yield caller.begin_again(self._first_offsets)
                 async with aclosing(self._catch_up(caller)) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -237,6 +226,8 @@ class Tail:
         """Read the end of the topic as long as anybody watches."""
         if self._following is None:
             self._position, self._looked_at = dict(end), time.monotonic()  # `begin` has just read the end
+            self._asked_at = -math.inf
+            self._topic_ids.clear()
             self._following = self._background.start(self._follow(), "live tail")
         self._watching += 1
         try:
@@ -269,7 +260,7 @@ class Tail:
                     self._looked_at, self._trouble = time.monotonic(), ""
                     if records:
                         await self._hand_out(records)
-                    if self._partitions() > len(self._position):
+                    if self._partitions() > len(self._position) or await self._begins_recreated_topic():
                         return
                     pause = min(PAUSE_PER_CALLER_S * len(self._callers), MAX_PAUSE_S)
                     spent, self._framing_s = self._framing_s, 0.0
@@ -279,6 +270,28 @@ class Tail:
             log.warning("the live tail continues behind what it cannot read: %s", hole)
             await self._keep_gap(Gap(hole.partition, hole.start, min(hole.stop, end[hole.partition]), hole.reason))
             await asyncio.sleep(HOLE_PAUSE_S)
+
+    async def _begins_recreated_topic(self) -> bool:
+        """Return whether the topic was recreated since the last look; then go back to its first records.
+
+        An id that was seen before counts no more: a broker may learn late of a deletion.
+        """
+        if time.monotonic() - self._asked_at < self._limits.look_s:
+            return False
+        self._asked_at, topic_id = time.monotonic(), None
+        with suppress(*KAFKA_ERRORS):
+            topic_id = await self._ask_topic_id()
+        if topic_id is None or topic_id in self._topic_ids:
+            return False
+        first, _ = await self._reader.offsets(self._partitions())
+        is_recreated = bool(self._topic_ids)
+        self._topic_ids.add(topic_id)
+        if is_recreated:
+            self._recreations += 1
+            self._first_offsets = first
+            for partition, offset in first.items():
+                await self._keep_gap(Gap(partition, self._position.get(partition, 0), offset, RECREATED))
+        return is_recreated
 
     async def _hand_out(self, records: list[Record]) -> None:
         """Give records to all callers."""
@@ -325,19 +338,10 @@ class Tail:
             return
         first, end = await self._reader.offsets(self._partitions())
         for partition in lowest:
-            if gap := _gap(partition, self._position[partition], first, end):
+            if gap := gap_at(partition, self._position[partition], first, end):
                 await self._keep_gap(gap)
 
     async def _keep_gap(self, gap: Gap) -> None:
         start, of_gap = dict(self._position), event("gap", gap)
         self._position[gap.partition] = gap.stop
         await self._keep(Batch([], [of_gap], of_gap, start, dict(self._position)))
-
-
-def _gap(partition: int, at: int, first: Mapping[int, int], end: Mapping[int, int]) -> Gap | None:
-    """Return what a reader at an offset has missed, or None."""
-    if at < first[partition]:
-        return Gap(partition, at, first[partition], "deleted")
-    if at > end[partition]:
-        return Gap(partition, at, first[partition], "the topic was recreated")
-    return None

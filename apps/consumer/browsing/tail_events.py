@@ -15,6 +15,9 @@ from contracts.record import Record
 PIECE_BYTES = 64 * 1024
 """Bytes that are handed to a connection at a time. The connection copies them; what waits is shared by all callers."""
 
+RECREATED = "the topic was recreated"
+"""Why a gap goes back: offsets of the deleted topic mean nothing in the new one."""
+
 encode = msgspec.json.Encoder().encode
 
 
@@ -64,6 +67,14 @@ class Caller:
     def has_reached(self, position: Mapping[int, int]) -> bool:
         """Return whether the caller is there, or ahead, in every partition."""
         return all(self.position.get(partition, 0) >= offset for partition, offset in position.items())
+
+    def begin_again(self, first: Mapping[int, int]) -> bytes:
+        """Go to the first records of a recreated topic; return an event for each partition."""
+        gaps = [
+            Gap(partition, self.position.get(partition, 0), offset, RECREATED) for partition, offset in first.items()
+        ]
+        self.position = dict(first)
+        return b"".join(event("gap", gap) for gap in gaps)
 
     def frame(self, records: Sequence[Record]) -> list[bytes]:
         """Return the events of the records that the caller wants and was not given yet."""
@@ -120,3 +131,12 @@ def event(name: str, data: Any) -> bytes:  # noqa: ANN401 - anything that is JSO
 def id_of(position: Mapping[int, int]) -> bytes:
     """Return an event without data: a browser does not show it, but remembers its id (HTML, 9.2.6)."""
     return b"id: %b\n\n" % write_offsets(position).encode()
+
+
+def gap_at(partition: int, at: int, first: Mapping[int, int], end: Mapping[int, int]) -> Gap | None:
+    """Return what a reader at an offset has missed, or None."""
+    if at < first[partition]:
+        return Gap(partition, at, first[partition], "deleted")
+    if at > end[partition]:
+        return Gap(partition, at, first[partition], RECREATED)
+    return None

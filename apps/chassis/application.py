@@ -27,9 +27,10 @@ from apps.chassis.http.served_streams import stream_dependencies
 from apps.chassis.http.sessions import SessionController
 from apps.chassis.internals.returned_memory import returning_memory
 from apps.chassis.loop_watch import LOOP_WATCH, LoopWatch
-from apps.chassis.observability.metrics import REGISTRY, Measured, MetricsController
+from apps.chassis.observability.metrics import METRICS_READS, REGISTRY, Measured, MetricsController
 from apps.chassis.observability.traces import Traces
 from apps.chassis.settings import Settings
+from apps.chassis.shared_reads import SharedReads
 from contracts.stream import Stream
 
 MAX_MEMORY_BYTES = 256 * 1024 * 1024
@@ -107,7 +108,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
     app = Application(
         [*routes, *CONTROLLERS, *document_routes(asyncapi_document(title, description, settings, name, operations))],
         dependencies=stream_dependencies(parts),
-        state=State({**common, ACCESS: access, PARTS: parts}),
+        state=State({**common, ACCESS: access, PARTS: parts, METRICS_READS: SharedReads()}),
         guards=[access.guard] if access.keys.needed else [],
         before_request=admit(limit, for_strangers(settings.producer_workers)),
         lifespan=[lambda _: authenticator.open(), lambda _: _open(parts.values(), traces, end, watch, audit)],

@@ -1,17 +1,21 @@
 """What a call counts for among those under way."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
+import httpx
 import pytest
 from litestar import Controller, Litestar
 from litestar.datastructures import State
+from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.testing import TestClient
 from samples import Stored
 
+from apps.chassis.http import admission
 from apps.chassis.http.admission import FREE_BYTES, Limit, Share, share_of
 from apps.chassis.http.authorization import ACCESS, Access
 from apps.chassis.http.problems import answer_error
@@ -73,13 +77,13 @@ class Topic:
         return 1
 
 
-def status_beside(taken_bytes: int, query: str, controller: type[Controller], path: str, part: Any = None) -> int:  # noqa: ANN401 - of either kind
-    """Return how a call is answered while others take so many bytes of 100 MB."""
+def app_beside(taken_bytes: int, controller: type[Controller], part: Any = None) -> Litestar:  # noqa: ANN401 - of either kind
+    """Return a service of which others take so many bytes of 100 MB."""
     limit = Limit(100_000_000)
     scope: Any = {"path": "/", "state": {}}
     limit.let_in(scope)
     assert share_of(scope).take(taken_bytes)
-    app = Litestar(
+    return Litestar(
         [controller],
         dependencies=stream_dependencies({"events": part or Part()}),
         before_request=admit(limit),
@@ -87,7 +91,11 @@ def status_beside(taken_bytes: int, query: str, controller: type[Controller], pa
         exception_handlers={Exception: answer_error},
         logging_config=None,  # Litestar would set the level of all loggers, for later tests too
     )
-    with TestClient(app) as client:
+
+
+def status_beside(taken_bytes: int, query: str, controller: type[Controller], path: str, part: Any = None) -> int:  # noqa: ANN401 - of either kind
+    """Return how a call is answered while others take so many bytes of 100 MB."""
+    with TestClient(app_beside(taken_bytes, controller, part)) as client:
         return client.get(f"{path}?{query}").status_code
 
 
@@ -135,10 +143,71 @@ def test_an_answer_without_room_is_refused_before_it_is_made(
     assert small.shown.called
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("controller", "path"),
+    [
+        (MessageController, "/consumers/messages?limit=1"),
+        (MessageController, "/consumers/messages?scope=topic"),
+        (MessageController, "/consumers/messages/0/0"),
+        (DeadLetterController, "/consumers/dead-letters"),
+    ],
+)
+async def test_other_work_gets_its_turn_between_two_large_answers(controller: type[Controller], path: str) -> None:
+    """Sixteen lists of the window were made in one turn: that was 1.5 s without heartbeats, fetches and probes."""
+    made_in, turn, topic = set[int](), 0, Topic(b"a" * 100_000)
+
+    def make(shown: object) -> object:
+        made_in.add(turn)
+        return shown.decode() if isinstance(shown, bytes) else False
+
+    topic.shown.side_effect = make
+    app: Any = app_beside(0, controller, topic)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as many:
+        answers = asyncio.gather(*(many.get(path) for _ in range(2)))
+        while not answers.done():
+            await asyncio.sleep(0)
+            turn += 1
+    assert [answer.status_code for answer in answers.result()] == [HTTPStatus.OK] * 2
+    assert len(made_in) == 2
+
+
 def test_the_page_and_its_files_are_served_while_there_is_room_for_no_call() -> None:
     with TestClient(Litestar(page_routes(None, ["events"]), before_request=admit(Limit(1, max_calls=0)))) as client:
         assert client.get("/").status_code == HTTPStatus.OK
         assert client.get("/page/page.css").status_code == HTTPStatus.OK
+
+
+@pytest.mark.anyio
+async def test_a_large_answer_that_waits_too_long_for_its_turn_is_refused_and_takes_no_memory_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "TURN_S", 0.01)
+    limit, (one, other) = shares(2, 100)
+    async with limit.making:
+        await other.turn(FREE_BYTES)
+        with pytest.raises(ProblemDetailsException, match="busy with 2 calls"):
+            await one.turn(FREE_BYTES + 1)
+    await one.turn(FREE_BYTES + 1)
+    assert limit.taken_bytes == 0
+
+
+def test_who_may_change_something_finds_room_however_many_read() -> None:
+    limit = Limit(1_000, max_calls=10)
+
+    def let_in(method: str) -> Any:  # noqa: ANN401 - a scope
+        scope: Any = {"path_template": f"/{len(limit._calls)}", "method": method, "state": {}}
+        limit.let_in(scope)
+        return scope
+
+    first, *_ = [let_in("GET") for _ in range(9)]
+    with pytest.raises(ProblemDetailsException, match="busy with 9 calls"):
+        let_in("GET")
+    let_in("POST")
+    limit.let_out(first)
+    let_in("GET")
+    with pytest.raises(ProblemDetailsException, match="busy with 10 calls"):
+        let_in("POST")
 
 
 def shares(number: int, max_bytes: int) -> tuple[Limit, list[Share]]:

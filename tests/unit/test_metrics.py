@@ -1,13 +1,17 @@
 import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import httpx
 import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from samples import EVENT, as_json
 
+from apps.chassis.observability import metrics as module
 from apps.chassis.settings import Settings
 from apps.consumer.consuming.batch import Batch, Reject
 from apps.consumer.operating.metrics import HandlerMetrics
@@ -86,6 +90,24 @@ def test_a_service_with_no_kafka_reports_all_that_it_measures(service: str, clie
     assert of_events(series, "kafka_connected") == 0
     (info,) = [dict(labels) for name, labels in series if name == "service_info"]
     assert info["service"] == service
+
+
+async def test_callers_who_ask_at_the_same_time_share_what_is_made_for_them(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anyone may ask: made for each of many who ask at once, metrics held up all other work for seconds."""
+    made: list[Collector] = []
+
+    def noted(metrics: Collector) -> bytes:
+        made.append(metrics)
+        return b"all"
+
+    monkeypatch.setattr(module, "generate_latest", noted)
+    app: Any = APPS[service](OUT_OF_REACH)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as many:
+        answers = await asyncio.gather(*(many.get("/metrics") for _ in range(20)))
+    assert {answer.text for answer in answers} == {"all"}
+    assert len(made) <= 2  # one for the first, one for all who asked meanwhile
 
 
 def test_an_answer_counts_by_its_route_and_status_and_never_by_its_path(client: TestClient[Litestar]) -> None:

@@ -27,7 +27,7 @@ from apps.producer.publishing.lanes import Limits
 from apps.producer.publishing.values import memory_of
 from apps.producer.routes import MAX_RECORDS, read_in_turn
 from contracts.stream import Stream
-from tests.event_services import create_producer
+from tests.event_services import create_consumer, create_producer
 
 JSON, NDJSON = {"content-type": "application/json"}, {"content-type": "application/x-ndjson"}
 SEEK = "/consumers/seek"
@@ -486,6 +486,15 @@ async def test_a_body_that_finds_no_room_is_not_copied() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (sent[0]["status"], peak // 2**20 < 6) == (503, True)
+
+
+def test_an_operators_call_is_answered_while_readers_take_all_the_memory() -> None:
+    """Six searches took all of it: the twelve bytes of a seek or a redrive found no room, as long as they went on."""
+    limit = Limit(1_000)
+    Share(limit, UnsentAnswers()).require(1_000)
+    with TestClient(create_consumer(read_settings({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}), admission=limit)) as one:
+        assert path_of(one.post(SEEK, content=TO_NOWHERE, headers=JSON)) == "$"
+        assert "takes no body" in detail_of(one.post("/consumers/pause", content=b"[1]", headers=JSON), 400)
 
 
 def test_more_records_than_memory_is_counted_for_are_refused(producer: TestClient[Litestar]) -> None:

@@ -1,5 +1,6 @@
 """Admission control: limit how much a service does at a time, so that accepted calls can finish."""
 
+import asyncio
 import math
 import sys
 import time
@@ -14,7 +15,10 @@ from apps.chassis.http.problem_kinds import BUSY
 from apps.chassis.http.problems import RETRY_AFTER, problem
 
 MAX_CALLS = 500
-"""Calls under way at a time. One route may have four fifths of them, so that others find room while it hangs."""
+"""Calls under way at a time. One route may have four fifths of them, so that others find room while it hangs.
+
+Those that only read may have nine tenths: so whoever may change something finds room, however many read.
+"""
 FOR_STRANGERS = "for_strangers"
 """The option of a route that needs no key and reads a body: such calls take no room from those with a key."""
 STRANGERS_CALLS, STRANGERS_BYTES, STRANGERS_BODY_S = 100, 8 * 1024 * 1024, 5.0
@@ -30,6 +34,8 @@ STALLED_AFTER_S = 10.0
 
 Records that it sent before are acknowledged or given up by then.
 """
+TURN_S = 2.0
+"""Seconds that a call waits for its turn to make a large answer."""
 SLOW_BODY_S = 60.0
 """Seconds that a JSON body may take to arrive, and that a body of lines may pause."""
 
@@ -60,22 +66,29 @@ class Limit:
         self.max_bytes = max_bytes
         self._max_calls = max_calls
         self._max_of_a_route = max_calls - max_calls // 5
+        self._max_reads = max_calls - max_calls // 10
         self.stalled_after_s = stalled_after_s
         self.slow_body_s = slow_body_s
         self._calls = Counter[str]()
+        self._reads = 0
         self.taken_bytes = 0
         self.arriving_bytes = 0
         self.waiting: dict[Share, float] = {}
         """Calls that wait for more of their body, with the time since when, the longest first."""
+        self.making = asyncio.Lock()
+        """Held by the call that makes a large answer."""
 
     def let_in(self, scope: Scope) -> None:
         """Count a call as under way, until `let_out`. Raises 503 when there is no room for it."""
-        share = Share(self, _unsent_answers(scope), str(scope.get("path_template")))
+        share = Share(self, _unsent_answers(scope), str(scope.get("path_template")), reads=scope.get("method") == "GET")
         if self._calls.total() >= self._max_calls and not self.dismiss_stalled():
+            raise share.busy()
+        if share.reads and self._reads >= self._max_reads:
             raise share.busy()
         if self._calls[share.route] >= self._max_of_a_route and not self.dismiss_stalled(share.route):
             raise share.busy()
         self._calls[share.route] += 1
+        self._reads += share.reads
         scope[SHARE] = share  # type: ignore[literal-required]  # a key of our own
 
     def count_answer(self, scope: Scope, size: int, *, refusable: bool) -> bool:
@@ -96,8 +109,12 @@ class Limit:
 
     def end(self, share: "Share") -> None:
         """Note that a call has ended."""
-        self._calls[share.route] -= 1
+        self._forget(share)
         share.release()
+
+    def _forget(self, share: "Share") -> None:
+        self._calls[share.route] -= 1
+        self._reads -= share.reads
 
     def dismiss_stalled(self, route: str | None = None, *, with_bytes: bool = False) -> bool:
         """End the longest stalled call: of a route if given, if `with_bytes` of those that take bytes.
@@ -109,7 +126,7 @@ class Limit:
         if share is None or time.monotonic() - self.waiting[share] < self.stalled_after_s:
             return False
         del self.waiting[share]
-        self._calls[share.route] -= 1
+        self._forget(share)
         share.dismiss()
         return True
 
@@ -126,8 +143,9 @@ class Limit:
 class Share:
     """The approximate memory of one call: bytes in use, and bytes that only wait."""
 
-    def __init__(self, limit: Limit, unsent: UnsentAnswers, route: str = "") -> None:
+    def __init__(self, limit: Limit, unsent: UnsentAnswers, route: str = "", *, reads: bool = False) -> None:
         self.route = route
+        self.reads = reads
         self._limit = limit
         self._unsent = unsent
         self._end_wait: Callable[[], object] | None = None
@@ -146,6 +164,23 @@ class Share:
         finally:
             self._limit.waiting.pop(self, None)
             self._end_wait = None
+
+    async def turn(self, size: int) -> None:
+        """Wait until an answer of about this size may be made: one large one in a turn of the event loop.
+
+        Many in one would hold up all other work for seconds, that with Kafka too. Raises 503 when others take too long.
+        """
+        if size <= FREE_BYTES:
+            return
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._limit.making.acquire()
+        except TimeoutError:
+            raise self.busy() from None
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._limit.making.release()
 
     def dismiss(self) -> None:
         """Give back everything, and end the wait for more of the body."""

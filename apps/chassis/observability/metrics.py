@@ -7,6 +7,7 @@ being counted a second time.
 import asyncio
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, chain
 from typing import Any, Protocol
 
@@ -38,6 +39,8 @@ from apps.chassis.workers.link import ASK_ALL, Question
 
 REGISTRY = "registry"
 """The key of an application's state that holds its registry."""
+METRICS_READS = "metrics_reads"
+"""The key of an application's state that holds the `SharedReads` of its metrics: making them takes long, unlimited."""
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Upper bounds of the buckets of every histogram, in seconds: from an answer out of memory to a timeout."""
 TEXT = "text/plain; version=0.0.4"
@@ -127,11 +130,15 @@ class MetricsController(Controller):
     )
     async def metrics(self, request: Request[Any, Any, Any]) -> Response[Any]:
         """Return all metrics of the service."""
-        if ask_all := request.app.state.get(ASK_ALL):
-            metrics: Collector = Sums(msgspec.msgpack.decode(await ask_all(Question.METRICS), type=Families))
-        else:
-            metrics = await metrics_of(request.app.state)
-        return Response(generate_latest(metrics), media_type=TEXT)
+        state = request.app.state
+        text = await state[METRICS_READS].read("all", partial(_text_of, state))
+        return Response(text, media_type=TEXT)
+
+
+async def _text_of(state: State) -> bytes:
+    if ask_all := state.get(ASK_ALL):
+        return generate_latest(Sums(msgspec.msgpack.decode(await ask_all(Question.METRICS), type=Families)))
+    return generate_latest(await metrics_of(state))
 
 
 async def metrics_of(state: State) -> Collector:

@@ -198,8 +198,9 @@ class MessageController(Controller):
         for name, value in {"q": q, "from": since, "to": until}.items():
             if value is not None:
                 raise bad_parameter(name, "only together with scope=topic")
-        share.require(bytes_of(served_stream.window, limit))
         cursor_of_window = _read("before", before, Cursor.parse)
+        await share.turn(needed := bytes_of(served_stream.window, limit))
+        share.require(needed)
         return _newest_of_window(served_stream, view, limit, key_filter(view, key), partition, cursor_of_window, share)
 
     @get(
@@ -226,6 +227,7 @@ class MessageController(Controller):
             found = await within(CALL_S, record_at(log, uncommitted, count, partition, offset))
         except NoSuchRecord as error:
             raise problem(HTTPStatus.NOT_FOUND, str(error), members={"next": error.next}) from None
+        await share.turn(share.taken_bytes)
         share.require_in_all(memory_of([found]) + memory_of_answer([found]))
         return show(view, found)
 
@@ -268,8 +270,9 @@ async def _newest_of_topic(  # noqa: PLR0913, PLR0917 - the parameters of a call
     one: StreamConsumer, view: View, wanted: Filter, limit: int, cursor: dict[int, int] | None, share: Share
 ) -> StoredMessages:
     found = await newest(one.log, one.partition_count(), wanted, limit, cursor)
-    shown = counted(share, found.records[::-1], partial(show, view), memory_of(found.records))
     waiting = await OpenTransactions(one.log, one.uncommitted).waiting(one.partition_count(), wanted.partition)
+    await share.turn(share.taken_bytes)
+    shown = counted(share, found.records[::-1], partial(show, view), memory_of(found.records))
     following = None if found.before is None else write_offsets(found.before)
     return StoredMessages(one.consumption.consumed, shown, following, found.scanned, found.reached, waiting)
 

@@ -102,14 +102,13 @@ async def newest_letters(  # noqa: PLR0913, PLR0917 - the parameters of a call
     def shown(record: Record) -> DeadLetter:
         return show_letter(view, record, marks, one.redriver)
 
-    letters = (
-        [*map(shown, found.records)]
-        if share is None
-        else counted(share, found.records, shown, memory_of(found.records))
-    )
     waiting = await one.redriver.letters.waiting(only.partition)
+    notes = await one.redriver.notes(waiting)
     following = write_offsets(found.before) if found.before else None
-    return DeadLetters(letters, following, waiting, await one.redriver.notes(waiting))
+    if share is None:
+        return DeadLetters([*map(shown, found.records)], following, waiting, notes)
+    await share.turn(share.taken_bytes)
+    return DeadLetters(counted(share, found.records, shown, memory_of(found.records)), following, waiting, notes)
 
 
 async def count_by_reason(one: StreamConsumer, view: View, only: Filter, *, discarded: bool) -> Reasons:

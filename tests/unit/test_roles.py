@@ -20,7 +20,7 @@ from serving import LINES, closed, noting_reads, serving
 from apps.chassis.http import authentication
 from apps.chassis.http.api_keys import ApiKey, read_key_file
 from apps.chassis.http.authorization import Access
-from apps.chassis.http.guess_limit import BURST, REMEMBERED, GuessLimit
+from apps.chassis.http.guess_limit import BURST, PLACES_OF_A_KEY, REMEMBERED, GuessLimit
 from apps.chassis.http.roles import ROLE, Role
 from apps.chassis.setting_reading import read_settings
 from apps.chassis.setting_types import WrongSetting
@@ -466,6 +466,28 @@ def test_what_is_remembered_of_guesses_is_bounded_and_a_network_of_addresses_is_
         limit.note_wrong("::ffff:10.9.9.1")  # how an IPv4 address appears to a service that listens on `::`
     assert limit.blocks("::ffff:10.9.9.1", None)
     assert not limit.blocks("::ffff:10.9.9.2", None)
+
+
+def test_a_key_that_is_used_from_very_many_addresses_locks_no_other_one_out() -> None:
+    limit = GuessLimit(burst=1, now=lambda: 0.0)
+    limit.note_used("10.0.0.1", "ada")
+    for number in range(2 * REMEMBERED):
+        limit.note_used(f"10.1.{number // 256}.{number % 256}", "grace")
+    for _ in range(3):
+        limit.note_wrong("10.0.0.1")
+    assert not limit.blocks("10.0.0.1", "ada")
+    assert {name: len(places) for name, places in vars(limit)["_used"].items()} == {"ada": 1, "grace": PLACES_OF_A_KEY}
+
+
+@pytest.mark.parametrize(("address", "name"), [("10.1.{}.{}", "ada"), ("10.0.0.1", "token:{}-{}")])
+def test_a_key_that_goes_on_being_used_at_an_address_is_not_locked_out_there(address: str, name: str) -> None:
+    limit = GuessLimit(burst=1, now=lambda: 0.0)
+    for number in range(2 * REMEMBERED):
+        limit.note_used("10.0.0.1", "ada")
+        limit.note_used(address.format(*divmod(number, 256)), name.format(*divmod(number, 256)))
+    for _ in range(3):
+        limit.note_wrong("10.0.0.1")
+    assert not limit.blocks("10.0.0.1", "ada")
 
 
 def test_a_guesser_is_answered_429_while_the_key_that_was_used_before_goes_on() -> None:

@@ -3,12 +3,18 @@
 import time
 from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
+from typing import TypeVar
 
 BURST = 50
 """Wrong keys that an address may send at once."""
 SECONDS_PER_GUESS = 1.0
 REMEMBERED = 1_024
-"""Addresses, and pairs of one and a key or a session, that are remembered; of more, the oldest are forgotten."""
+"""Addresses, keys, and wrong sessions that are remembered; of more, the least recently used are forgotten."""
+PLACES_OF_A_KEY = 16
+"""Addresses that are remembered of each key: so no key, used at many, has others forgotten."""
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class GuessLimit:
@@ -25,37 +31,39 @@ class GuessLimit:
         self._burst_s = burst * SECONDS_PER_GUESS
         self._now = now
         self._paid_off: dict[str, float] = {}
-        self._used: dict[tuple[str, str], None] = {}
+        self._used: dict[str, dict[str, None]] = {}
         self._wrong_sessions: dict[tuple[str, str], None] = {}
 
     def blocks(self, address: str, name: str | None) -> bool:
         """Return whether an address may not use a key now; `name` is None for an unknown key."""
         place = _place_of(address)
-        return self._paid_off.get(place, 0.0) - self._now() > self._burst_s and (place, name) not in self._used
+        is_slowed = self._paid_off.get(place, 0.0) - self._now() > self._burst_s
+        return is_slowed and (name is None or place not in self._used.get(name, {}))
 
     def note_wrong(self, address: str, session: str | None = None) -> None:
         """Count a wrong key of an address, but a `session` once: a page sends it again, and that is no guess."""
         place = _place_of(address)
-        if session is not None and not _remember(self._wrong_sessions, (place, session)):
-            return
-        paid_off = max(self._paid_off.pop(place, 0.0), self._now()) + self._guess_s
-        self._paid_off[place] = paid_off
-        if len(self._paid_off) > REMEMBERED:
-            del self._paid_off[next(iter(self._paid_off))]
+        if session is not None:
+            is_known = (place, session) in self._wrong_sessions
+            _put_last(self._wrong_sessions, (place, session), None)
+            if is_known:
+                return
+        paid_off = max(self._paid_off.get(place, 0.0), self._now()) + self._guess_s
+        _put_last(self._paid_off, place, paid_off)
 
     def note_used(self, address: str, name: str) -> None:
         """Remember that an address used a key."""
-        _remember(self._used, (_place_of(address), name))
+        places = self._used.get(name, {})
+        _put_last(places, _place_of(address), None, PLACES_OF_A_KEY)
+        _put_last(self._used, name, places)
 
 
-def _remember(known: dict[tuple[str, str], None], new: tuple[str, str]) -> bool:
-    """Remember a pair, and forget the oldest of too many; return whether it was not known."""
-    if new in known:
-        return False
-    known[new] = None
-    if len(known) > REMEMBERED:
+def _put_last(known: dict[K, V], key: K, value: V, most: int = REMEMBERED) -> None:
+    """Remember something as the last that was used, and forget the first of too many."""
+    known.pop(key, None)
+    known[key] = value
+    if len(known) > most:
         del known[next(iter(known))]
-    return True
 
 
 def _place_of(address: str) -> str:

@@ -65,7 +65,7 @@ async def test_a_post_without_room_for_it_is_refused() -> None:
     assert await answer_to_post(producer(Limit(1_000_000, max_calls=0))) == 503
 
 
-async def made(_: Request[Any, Any, Any]) -> Encoded:
+async def made(request: Request[Any, Any, Any]) -> Encoded:  # noqa: ARG001 - as routes have it
     return Encoded(b"{}", HTTPStatus.CREATED)
 
 

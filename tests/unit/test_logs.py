@@ -3,10 +3,14 @@ import io
 import json
 import logging
 import os
+import pty
+import select
+import socket
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO, Literal, NoReturn, TextIO
 
@@ -257,24 +261,54 @@ def test_what_nothing_catches_is_a_line_of_the_log_with_type_and_stack_and_witho
         assert frame in "".join(stack)
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[BinaryIO, TextIO]]:
-    """Return the two ends of a pipe; reading it never waits."""
-    reading, writing = os.pipe()
+Ends = tuple[BinaryIO, TextIO]
+"""What reads, which never waits, and what writes."""
+
+
+@contextmanager
+def ends_of(reading: int, writing: int) -> Iterator[Ends]:
     os.set_blocking(reading, False)
-    with os.fdopen(writing, "w", encoding="utf-8") as writer, os.fdopen(reading, "rb") as reader:
+    with os.fdopen(writing, "w", encoding="utf-8") as writer, os.fdopen(reading, "rb", buffering=0) as reader:
         yield reader, writer
+
+
+@pytest.fixture
+def pipe() -> Iterator[Ends]:
+    with ends_of(*os.pipe()) as ends:
+        yield ends
+
+
+@pytest.fixture(params=["pipe", "pipe of another user", "socket", "terminal"])
+def log_reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
+    """Yield the two ends of each thing that standard error is where no file is."""
+    if request.param == "socket":
+        made = tuple(end.detach() for end in socket.socketpair())
+    else:
+        made = pty.openpty() if request.param == "terminal" else os.pipe()
+    if request.param == "pipe of another user":
+        monkeypatch.setattr(os, "open", refuse_to_open)
+    with ends_of(*made) as ends:
+        yield ends
+
+
+def refuse_to_open(*_: object) -> NoReturn:
+    raise PermissionError
+
+
+def said_by(reader: BinaryIO) -> bytes:
+    """Return everything that can be read now."""
+    return b"".join(iter(lambda: reader.read(1_000_000) or b"", b""))
 
 
 @pytest.mark.usefixtures("process_logging")
 @pytest.mark.parametrize("size", [100, 100_000])
 def test_a_log_that_nobody_reads_stops_nothing_and_says_later_how_many_lines_were_lost(
-    size: int, pipe: tuple[BinaryIO, TextIO], monkeypatch: pytest.MonkeyPatch
+    size: int, log_reader: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader, writer = pipe
+    reader, writer = log_reader
     monkeypatch.setattr(sys, "stderr", writer)
     set_up_logging(Settings(log_format="json"))
-    count = 200_000 // size
+    count = 400_000 // size
 
     def write() -> None:
         for _ in range(count):
@@ -285,22 +319,24 @@ def test_a_log_that_nobody_reads_stops_nothing_and_says_later_how_many_lines_wer
     writing.join(LONG)
     is_stopped = writing.is_alive()
     while writing.is_alive():
-        reader.read()
+        reader.read(1_000_000)
     assert not is_stopped
-    said: bytes = reader.read() or b""
+    said = said_by(reader)
     UNCAUGHT.error("line %d", 0)
     UNCAUGHT.error("line %d", 1)
-    *lines, lost, first, second = (said + reader.read()).decode().splitlines()
+    *lines, lost, first, second = (said + said_by(reader)).decode().splitlines()
     whole = sum(line.endswith("}") for line in lines)
     assert json.loads(lost)["message"] == f"{count - whole} lines of this log were lost, because nothing read it"
     assert [json.loads(line)["message"] for line in (first, second)] == ["line 0", "line 1"]
 
 
-def test_a_log_that_is_read_slowly_loses_no_line(
-    pipe: tuple[BinaryIO, TextIO], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_without_standard_error_logs_nothing_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    LogOutput().handle(line("nobody hears it"))
+
+
+def test_a_log_that_is_read_slowly_loses_no_line(pipe: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = pipe
-    os.set_blocking(reader.fileno(), True)
     monkeypatch.setattr(sys, "stderr", writer)
     output, count = LogOutput(wait_s=LONG), 300
     output.setFormatter(JsonFormatter())
@@ -312,7 +348,10 @@ def test_a_log_that_is_read_slowly_loses_no_line(
 
     writing = threading.Thread(target=write)
     writing.start()
-    assert [json.loads(reader.readline())["message"] for _ in range(count)] == messages
+    said = b""
+    while writing.is_alive() or select.select([reader], [], [], 0)[0]:
+        said += reader.read(1_000) or b""
+    assert [json.loads(one)["message"] for one in said.splitlines()] == messages
     writing.join()
 
 

@@ -1,59 +1,94 @@
-"""Write log lines to standard error, without waiting long for whoever reads them."""
+"""Write log lines to standard error, without waiting long for whatever reads them."""
 
 import logging
 import os
 import select
+import socket
 import stat
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TextIO
+
+RETRY_S = 0.001
+"""Seconds between two attempts to write where there is no room."""
+Write = Callable[[bytes], int]
+"""Writes as much as there is room for, and returns how many bytes. Raises `BlockingIOError` without any."""
 
 
 class LogOutput(logging.StreamHandler[TextIO]):
-    """Writes each line at once, so that a crash loses none; when nobody reads them, counts the lines that are lost.
+    """Writes each line at once, so that a crash loses none; when nothing reads them, counts the lines that are lost.
 
-    A pipe takes 64 KiB. A write to one that is full would block the event loop, and with it every call, until somebody
-    reads: a reader has `wait_s` seconds, and none once a line was lost. A later line says how many were.
+    A pipe takes 64 KiB, a terminal less. A write to one that is full would block the event loop, and with it every
+    call, until something reads: a reader has `wait_s` seconds, and none once a line was lost. A later line says how
+    many were.
     """
 
     def __init__(self, wait_s: float = 0.1) -> None:
         super().__init__()
-        self._wait_ms = 1_000 * wait_s
+        self._wait_s = wait_s
         self._lost = 0
         self._is_cut = False
-        self._room = select.poll()
-        if (descriptor := _that_may_block(self.stream)) is not None:
-            self._room.register(descriptor, select.POLLOUT)
-        self._descriptor = descriptor
+        self._opened = ExitStack()
+        self._write_some = _writer_to(self.stream, self._opened)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, or count it."""
-        if self._descriptor is None:
+        if self._write_some is None:
             super().emit(record)
             return
         try:
             lines = [*([_report(self._lost)] if self._lost else []), record]
             text = "\n" * self._is_cut + "".join(self.format(line) + self.terminator for line in lines)
-            self._write(self._descriptor, text.encode("utf-8", "backslashreplace"))
+            self._write(self._write_some, text.encode("utf-8", "backslashreplace"))
         except Exception:  # noqa: BLE001 - as the standard library's: the program goes on without the line
             self.handleError(record)
 
-    def _write(self, descriptor: int, text: bytes) -> None:
-        left = text
+    def close(self) -> None:
+        """Close what was opened beside the stream; later lines are written to that."""
+        self._write_some = None
+        self._opened.close()
+        super().close()
+
+    def _write(self, write_some: Write, text: bytes) -> None:
+        left, until = text, time.monotonic() + (0 if self._lost else self._wait_s)
         while left:
-            if not self._room.poll(0 if self._lost else self._wait_ms):
-                self._lost += 1
-                self._is_cut = self._is_cut or left is not text
-                return
-            left = left[os.write(descriptor, left[: select.PIPE_BUF]) :]  # of so much there is room
+            try:
+                left = left[write_some(left[: select.PIPE_BUF]) :]
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    self._lost += left != b"\n"
+                    self._is_cut = self._is_cut or left is not text
+                    return
+                time.sleep(RETRY_S)
         self._lost, self._is_cut = 0, False
 
 
-def _that_may_block(stream: TextIO) -> int | None:
-    """Return the descriptor of a stream; None for one without, and for a file: a disk waits for no reader."""
+def _writer_to(stream: TextIO | None, opened: ExitStack) -> Write | None:
+    """Return what writes to a stream; None where the stream's own way never waits: to a file, or to nothing."""
     try:
-        descriptor = stream.fileno()
+        descriptor = stream.fileno() if stream else None
     except OSError:
+        descriptor = None
+    if descriptor is None or stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
         return None
-    return None if stat.S_ISREG(os.fstat(descriptor).st_mode) else descriptor
+    if stat.S_ISSOCK(mode):
+        connection = opened.enter_context(socket.socket(fileno=os.dup(descriptor)))
+        return lambda text: connection.send(text, socket.MSG_DONTWAIT)
+    with suppress(OSError):  # opened again, because flags of standard error are those of the caller's shell too
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+        again = os.open(f"/proc/self/fd/{descriptor}", flags)
+        opened.callback(os.close, again)
+        return partial(os.write, again)
+    return partial(_write_where_room, descriptor)
+
+
+def _write_where_room(descriptor: int, text: bytes) -> int:
+    """Write to a pipe of another user, as containers have it. No other process must write to it at the same time."""
+    if not select.select([], [descriptor], [], 0)[1]:
+        raise BlockingIOError
+    return os.write(descriptor, text)
 
 
 def _report(lost: int) -> logging.LogRecord:

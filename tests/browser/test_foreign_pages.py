@@ -113,7 +113,7 @@ def test_the_live_page_controls_the_consumer_and_creates_events_by_either_name(
     page.goto(f"http://{host}:{site.consumer.port}/?tab=records")
     page.get_by_label("New records").fill("3")
     page.get_by_role("button", name="Create").click()
-    page.locator("#ask-yes").click()
+    page.locator("[name=ask-yes]").click()
     expect(page.locator("#create output")).to_have_text("3 were created.")
     page.get_by_role("link", name="Overview").click()
     for button, state in (("Pause", "paused"), ("Resume", "running")):
@@ -136,3 +136,24 @@ def test_a_link_on_another_page_leads_to_the_live_page_and_to_no_search(page: Pa
     with page.expect_response(search) as opened:
         page.evaluate(link, search)
     assert (framed.value.status, opened.value.status) == (403, 403)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost"])
+def test_a_window_that_another_page_opens_is_out_of_its_hands_and_no_key_presses_a_button_there(
+    page: Page, site: Site, host: str
+) -> None:
+    page.goto(f"http://{host}:{site.evil_port}/")
+    with page.expect_popup() as opened:
+        page.evaluate("url => { window.opened = open(url); }", f"http://localhost:{site.consumer.port}/#stop")
+    popup = opened.value
+    expect(popup.locator("#state")).to_have_text("running")
+    assert page.evaluate("opened.closed")
+    stop = popup.get_by_role("button", name="Stop", exact=True)
+    expect(stop).to_be_enabled()
+    expect(stop).not_to_be_focused()
+    popup.evaluate("() => { window.clicks = 0; onclick = () => { clicks += 1; }; }")
+    popup.keyboard.down("Enter")
+    popup.evaluate("document.querySelector('[aria-label=\"Control the consumer\"] button:nth-child(2)').focus()")
+    expect(stop).to_be_focused()
+    popup.keyboard.down("Enter")  # it was held
+    assert popup.evaluate("clicks") == 0

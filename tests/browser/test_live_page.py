@@ -188,7 +188,7 @@ def create(page: Page, number: int) -> None:
     page.get_by_label("New records").fill(str(number))
     page.get_by_role("button", name="Create", exact=True).click()
     expect(page.locator("#ask-question")).to_contain_text(f"{number} invented records will be written to events")
-    page.locator("#ask-yes").click()
+    page.locator("[name=ask-yes]").click()
     expect(page.locator("#create output")).to_have_text(f"{number} were created.")
     go_to(page, "Overview")
 
@@ -320,7 +320,7 @@ def test_a_dead_letter_that_is_sent_back_arrives(page: Page, site: Site) -> None
     reason = page.locator("#reasons a").first
     reason.click()
     expect(reason).to_have_attribute("aria-current", "true")
-    expect(page.locator("#redrive")).to_be_focused()
+    expect(page.locator("[name=redrive]")).to_be_focused()
     go_to(page, "Records")
     expect(rows(page, REFUSED)).to_have_count(2)  # the first one and the one that was sent back
 
@@ -394,7 +394,7 @@ def test_the_page_survives_a_restart_of_the_service(page: Page, site: Site) -> N
         re.compile(r"^Service gone since \S+: no answer\. What is dimmed is from before\. Trying again\.$")
     )
     assert (page.locator("#head").text_content() or "").count("no answer") == 1
-    for off in (send_back, page.locator("#reload"), page.get_by_role("button", name="Filter", exact=True)):
+    for off in (send_back, page.locator("[name=reload]"), page.get_by_role("button", name="Filter", exact=True)):
         expect(off).to_be_disabled()
     assert serious(page) == []
     page.get_by_label("Show the discarded").check()

@@ -85,7 +85,7 @@ def test_the_live_page_shows_controls_and_creates_events_behind_a_prefix(page: P
     page.goto(site.url("consumer", "/?tab=records"))
     page.get_by_label("New records").fill("3")
     page.get_by_role("button", name="Create").click()
-    page.locator("#ask-yes").click()
+    page.locator("[name=ask-yes]").click()
     expect(page.locator("#create output")).to_have_text("3 were created.")
     expect(page.locator("#record-list > tr")).to_have_count(3)
     page.get_by_role("link", name="Overview").click()

@@ -127,6 +127,13 @@ def test_nothing_of_the_page_needs_an_exception_from_its_policy() -> None:
     )
 
 
+def test_the_fragment_of_a_link_gives_no_button_the_focus() -> None:
+    """A browser focuses the element whose id the fragment is: the visitor's next Enter would press it."""
+    buttons = [attributes for tag, attributes in Elements((FOLDER / "index.html").read_text()).found if tag == "button"]
+    assert len(buttons) > 20
+    assert not [attributes for attributes in buttons if "id" in attributes]
+
+
 def test_the_scripts_of_the_page_stay_few_enough_to_read_in_an_hour() -> None:
     assert sum(len(module.read_text().splitlines()) for module in FOLDER.glob("*.js")) < 1_600
 

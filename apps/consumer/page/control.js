@@ -66,7 +66,7 @@ async function run(button, refresh) {
   const name = button.textContent.replace(" …", "");
   button.ariaBusy = "true";
   await report(said, "One moment …", async () => {
-    await post(`consumers/${accept ? "start" : button.id}`, accept ? { accept } : undefined);
+    await post(`consumers/${accept ? "start" : button.name}`, accept ? { accept } : undefined);
     done = { name, at: Date.now() };
     await refresh();
     return outcome();

@@ -1,8 +1,8 @@
 /** Elements and texts. The page never makes HTML of a string, because a record may contain anything. */
 
-const ZONED = { dateStyle: "medium", timeStyle: "full" };
 const number = new Intl.NumberFormat("en");
-export const byId = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id) ?? document.querySelector(`button[name="${id}"]`); // a link to `#stop` would give a button of that id the focus
+document.addEventListener("keydown", (event) => event.repeat && event.key === "Enter" && event.target.tagName !== "TEXTAREA" && event.preventDefault()); // a held key may have gone down on another page
 
 /** Make an element; children are elements or texts, and null or false are skipped. */
 export function element(tag, attributes = {}, ...children) {
@@ -56,7 +56,7 @@ export function timeElement(given) {
   if (Number.isNaN(at.getTime())) return element("time", {}, String(given));
   const [day, clock] = local(at).split(" ");
   const isToday = local(new Date()).startsWith(day);
-  return element("time", { datetime: at.toISOString(), title: at.toLocaleString("en-GB", ZONED) }, isToday ? clock : `${day} ${clock}`);
+  return element("time", { datetime: at.toISOString(), title: at.toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "full" }) }, isToday ? clock : `${day} ${clock}`);
 }
 
 export const rfc3339 = (local) => (local ? new Date(local).toISOString() : "");

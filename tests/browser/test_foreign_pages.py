@@ -157,3 +157,20 @@ def test_a_window_that_another_page_opens_is_out_of_its_hands_and_no_key_presses
     expect(stop).to_be_focused()
     popup.keyboard.down("Enter")  # it was held
     assert popup.evaluate("clicks") == 0
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost"])
+def test_the_live_page_searches_for_its_user_and_not_for_a_link_of_another_page(
+    page: Page, site: Site, host: str
+) -> None:
+    own = f"http://localhost:{site.consumer.port}/?tab=records"
+    search = f"{own}&q=seen-by-nobody"
+    page.goto(f"http://{host}:{site.evil_port}/")
+    page.evaluate("url => { location.href = url; }", search)
+    page.wait_for_url(own)
+    expect(page.locator("#state")).to_have_text("running")
+    expect(page.locator("#search [name=q]")).to_have_value("")
+    page.goto(search)  # entered
+    page.reload()
+    expect(page.locator("#search [name=q]")).to_have_value("seen-by-nobody")
+    assert page.url == search

@@ -134,6 +134,39 @@ def test_the_fragment_of_a_link_gives_no_button_the_focus() -> None:
     assert not [attributes for attributes in buttons if "id" in attributes]
 
 
+SEARCH = "/?tab=records&stream=events&q=ada&open=0-1&tab=%22&key=stream=x"
+
+
+@pytest.mark.parametrize(
+    ("address", "leads_to"),
+    [
+        (SEARCH, "./?tab=records&stream=events"),
+        ("/?q=ada", "./"),
+        ("/?stream=%0d%0aSet-Cookie", "./"),
+        ("/?tab=dead&tab=records;q=x", "./?tab=dead"),
+    ],
+)
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "same-planet"])
+def test_a_link_of_another_page_lets_the_page_search_nothing(
+    consumer: TestClient[Litestar], address: str, leads_to: str, site: str
+) -> None:
+    link = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    answer = consumer.get(address, headers=link, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, leads_to)
+    there = consumer.get(leads_to.removeprefix("."), headers=link, follow_redirects=False)
+    assert there.status_code == 200  # a redirect keeps the site that the browser names
+    prefetched = {**link, "Sec-Fetch-Site": "none", "Sec-Purpose": "prefetch;prerender"}
+    assert consumer.get(address, headers=prefetched, follow_redirects=False).status_code == 403
+
+
+@pytest.mark.parametrize("headers", [{}, {"Sec-Fetch-Site": "none"}, {"Sec-Fetch-Site": "same-origin"}])
+def test_an_address_that_is_entered_or_linked_by_the_page_itself_keeps_its_search(
+    consumer: TestClient[Litestar], headers: dict[str, str]
+) -> None:
+    link = {**headers, "Sec-Fetch-Mode": "navigate"}
+    assert consumer.get(SEARCH, headers=link, follow_redirects=False).status_code == 200
+
+
 def test_the_scripts_of_the_page_stay_few_enough_to_read_in_an_hour() -> None:
     assert sum(len(module.read_text().splitlines()) for module in FOLDER.glob("*.js")) < 1_600
 

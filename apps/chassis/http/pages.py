@@ -1,6 +1,6 @@
 """Pages of a service: their files, with a policy that lets the browser do only what such a page needs."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -38,11 +38,19 @@ def page_policy(*, scripts: str = SELF, connects_to: Sequence[str] = ()) -> Resp
     return ResponseHeader(name="content-security-policy", value=value)
 
 
-def page_file(path: str, name: str, content: bytes, *, connects_to: Sequence[str] = ()) -> BaseRouteHandler:
+def page_file(
+    path: str,
+    name: str,
+    content: bytes,
+    *,
+    connects_to: Sequence[str] = (),
+    before_request: Callable[[Request[Any, Any, Any]], Awaitable[Any]] | None = None,
+) -> BaseRouteHandler:
     """Return the route of a file of a page; the suffix of its name determines the media type."""
 
     @get(
         path,
+        before_request=before_request,
         media_type=MEDIA_TYPES[PurePath(name).suffix],
         response_headers=[page_policy(connects_to=connects_to), FRESH],
         include_in_schema=False,

@@ -249,13 +249,13 @@ async def test_what_another_client_committed_in_the_name_of_the_group_is_reporte
     assert len(group.moves) == 1
 
 
-async def test_offsets_that_hold_no_record_yet_are_not_skipped_by_a_commit_of_another_client() -> None:
+async def test_a_commit_of_another_client_beyond_the_end_skips_nothing_because_the_client_begins_again() -> None:
     group = Group(p0=300)
     await group.commit(300)
     group.ends = {0: 310}
     group.committed = {0: OffsetAndMetadata(360, "")}
     await group.assign()
-    assert group.moves == [("altered", 300, 360, 10)]
+    assert group.moves == [("altered", 300, 360, 0)]
     await group.reset(OffsetOutOfRangeError({P0: 360}))
     await group.idle()
     assert group.moves[1:] == [("out_of_range", 360, 0, 0)]

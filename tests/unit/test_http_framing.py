@@ -3,13 +3,14 @@ import re
 from collections.abc import AsyncGenerator, Iterable
 from http import HTTPStatus
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 from serving import closed, serving
 
 from apps.chassis.http.problems import encoded, problem
 from apps.chassis.http.streaming import BrokenOff, Streamed
-from apps.chassis.internals.http_framing import Refused
+from apps.chassis.internals.http_framing import FramedProtocol, Refused
 
 pytestmark = pytest.mark.anyio
 
@@ -360,3 +361,8 @@ async def test_a_caller_with_http_1_1_gets_chunks() -> None:
     async with serving(pieces) as connect:
         said = await said_to(connect, [LAST])
     assert said.endswith(b"5\r\nfirst\r\n6\r\nsecond\r\n0\r\n\r\n")
+
+
+def test_a_refused_caller_that_has_gone_is_not_waited_for() -> None:
+    transport = Mock(is_closing=lambda: True, write_eof=Mock(side_effect=RuntimeError("as uvloop")))
+    FramedProtocol.close_later(Mock(transport=transport))

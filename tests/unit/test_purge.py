@@ -1,18 +1,23 @@
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.structs import RecordMetadata
 from samples import Stored
 
 from apps.chassis.kafka.clients import client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.consumer_groups import Member
 from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.sent_batches import SentBatches
 from apps.chassis.settings import Settings
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.deletions import Deletions
@@ -21,6 +26,7 @@ from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.purge import Doomed, Purged, PurgedInPart
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.refusals import RedriveNotNow
+from apps.consumer.redriving.transactions import Transactions
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, written_again
 from tests.fakes import StoredTopic
 
@@ -72,7 +78,7 @@ class Bench:
         self.moved: list[tuple[str | None, int, int]] = []
         self.deleted: dict[int, int] = {}
         self.states = {"group": "Empty"}
-        self.kafka_ms = int(time.time() * 1_000)
+        self.kafka_ms: int | None = int(time.time() * 1_000)
 
         async def nothing(*_: object) -> None:
             pass
@@ -93,7 +99,7 @@ class Bench:
 
     async def _move(
         self, _: object, owner: str | None, partition: int, before: int, staying: Sequence[Stored], marks: Marks
-    ) -> int:
+    ) -> int | None:
         self.moved += [(owner, partition, record.offset) for record in staying]
         marks.purge(owner, partition, before, {})
         return self.kafka_ms
@@ -131,6 +137,31 @@ async def test_how_long_a_letter_was_kept_goes_by_the_clock_of_kafka_which_delet
     monkeypatch.setattr(time, "time", lambda: now + wrong_by_s)
     assert await bench.purger.purge(GONE, {}) == Purged(1, 1, None)
     assert bench.moved == [("group", 0, 0)]
+
+
+async def test_where_the_marks_do_not_tell_the_time_of_kafka_all_letters_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    letters = [letter(0, "kept", age_s=50), letter(1, "kept", age_s=150), letter(2, "gone")]
+    bench = Bench(letters, monkeypatch=monkeypatch, kept_s=100)
+    bench.kafka_ms = None
+    assert await bench.purger.purge(GONE, {}) == Purged(1, 2, None)
+    assert bench.moved == [("group", 0, 0), ("group", 0, 1)]
+
+
+@pytest.mark.parametrize(("timestamp_type", "time_of_kafka"), [(0, None), (1, 17)])
+async def test_the_time_of_a_mark_is_that_of_kafka_only_where_kafka_set_it(
+    timestamp_type: int, time_of_kafka: int | None
+) -> None:
+    async def send(*_: object, **__: object) -> asyncio.Future[RecordMetadata]:
+        sent: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+        sent.set_result(RecordMetadata("marks", 0, TopicPartition("marks", 0), 0, 17, timestamp_type, 0))
+        return sent
+
+    transactions: Any = SimpleNamespace(_marks_topic="marks")
+    producer: Any = SimpleNamespace(send=send)
+    written = Transactions._write_marks(transactions, producer, [(b"", b"")], Marks(), SentBatches())
+    assert await written == time_of_kafka
 
 
 async def test_a_purge_by_time_goes_by_when_a_letter_was_first_written(monkeypatch: pytest.MonkeyPatch) -> None:

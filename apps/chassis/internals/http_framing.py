@@ -165,6 +165,8 @@ class FramedProtocol(HttpToolsProtocol):
 
     def close_later(self) -> None:
         """End the answers, and close the connection when the caller had time to read them."""
+        if self.transport.is_closing():
+            return
         if self.transport.can_write_eof():  # TLS cannot
             self.transport.write_eof()
         self.loop.call_later(self._close_after_s, self.transport.close)

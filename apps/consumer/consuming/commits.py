@@ -160,7 +160,8 @@ class Commits:
         for number in sorted(tp.partition for tp in consumer.assignment() if tp.partition in commits):
             known, commit = self._partitions[number], commits[number]  # the client reports one without: see `reset`
             if known.is_altered(commit) and known.committed is not None:
-                skipped = known.skipped(known.committed, min(commit.offset, ends.get(number, commit.offset)))
+                is_beyond = commit.offset > ends.get(number, commit.offset)  # the client begins again: see `reset`
+                skipped = 0 if is_beyond else known.skipped(known.committed, commit.offset)
                 self.moves.report(Move(number, "altered", known.committed, commit.offset, skipped))
             known.note(commit)
             known.topic = known.topic or known.committed_topic

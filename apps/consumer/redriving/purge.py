@@ -300,11 +300,13 @@ class Purger:
         """Return the time (ms) before which letters were kept long enough: written again, they would be once more.
 
         Kafka deletes them by its own clock, so that of this machine must not: a mark that changes nothing asks for it.
+        Where that is not told, none were.
         """
         if self._kept_s is None:
             return 0
         producer, marks = await fenced(self._group)
-        return await self._transactions.move(producer, self._group, 0, 0, [], marks) - 1_000 * self._kept_s
+        now = await self._transactions.move(producer, self._group, 0, 0, [], marks)
+        return 0 if now is None else now - 1_000 * self._kept_s
 
     async def _delete_before(self, offsets: Offsets) -> None:
         """Have Kafka delete the letters before an offset in each partition."""

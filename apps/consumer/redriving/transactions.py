@@ -19,6 +19,9 @@ from contracts.dead_letter import DeadLetter, Header, redrive_headers, written_a
 from contracts.partitioning import partitions_of
 from contracts.record import Record, place_of
 
+BY_KAFKA = 1
+"""The type of a timestamp that Kafka set, and not who wrote the record."""
+
 
 class SentTo(msgspec.Struct):
     """Where a record was sent back to on its topic."""
@@ -80,10 +83,11 @@ class Transactions:
         before: int,
         staying: Sequence[Record],
         marks: Marks,
-    ) -> int:
+    ) -> int | None:
         """Write letters again behind the last one, with their marks; all of their owner before an offset are purged.
 
-        Return when Kafka wrote the marks (ms since 1970 UTC), by its own clock. Raises `TooLarge` when Kafka refuses
+        Return when Kafka wrote the marks (ms since 1970 UTC), by its own clock; None where their topic keeps the times
+        of its writers. Raises `TooLarge` when Kafka refuses
         the size of one, with its place.
         """
         contents = [(record.key, record.value, self._headers_again(record)) for record in staying]
@@ -129,14 +133,14 @@ class Transactions:
 
     async def _write_marks(
         self, producer: AIOKafkaProducer, changed: Sequence[tuple[bytes, bytes]], marks: Marks, sent: SentBatches
-    ) -> int:
-        """Write marks; return when Kafka wrote the last (ms), once it has them and all that was `sent` before."""
+    ) -> int | None:
+        """Write marks, and wait until Kafka has them and all that was `sent` before; return as `move` does."""
         for key, value in changed:
             mark = await producer.send(self._marks_topic, value, key=key, partition=0, headers=marks.headers)
             sent.add(mark)
         await sent.acknowledged()
-        written_at: int = mark.result().timestamp
-        return written_at
+        written = mark.result()
+        return int(written.timestamp) if written.timestamp_type == BY_KAFKA else None
 
     def _marks_to_write(
         self, action: Action, owner: str | None, chosen: Sequence[Record], marks: Marks

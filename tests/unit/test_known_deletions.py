@@ -300,6 +300,13 @@ async def test_a_recreated_topic_has_deletions_of_its_own() -> None:
     assert await bench.deleted(letter("ada", 79)) == [False]
 
 
+async def test_a_deletion_in_place_of_records_that_a_new_leader_lacks_is_found() -> None:
+    bench = Bench(records("ada", "bob", "bob", "eve"))
+    assert await bench.deleted(letter("ada", 0)) == [False]
+    bench.topic.records[0] = records("ada", "-ada")
+    assert await bench.deleted(letter("ada", 0)) == [True]
+
+
 @pytest.mark.parametrize("configs", [DELETED, COMPACTED])
 @pytest.mark.parametrize("length", [1, 81, 200])
 @pytest.mark.parametrize("partition", [0, 7])

@@ -91,6 +91,8 @@ class Deletions:
             self._topic_id = topic_id
             self._forget()
         first, end = await self._log.offsets(self._cluster.partition_count(self._log.topic))
+        if any(end.get(partition, 0) < reached for partition, (_, reached) in self._read.items()):
+            self._forget()  # a leader that lacks what was read: other records take its place
         starts = await self._log.at_time(min(map(_since, letters)), end)
         for letter in letters:
             if letter.partition in starts and letter.offset is not None:

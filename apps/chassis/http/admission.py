@@ -17,7 +17,7 @@ from apps.chassis.http.problems import RETRY_AFTER, problem
 MAX_CALLS = 500
 """Calls under way at a time. One route may have four fifths of them, so that others find room while it hangs.
 
-Those that only read may have nine tenths: so whoever may change something finds room, however many read.
+Calls that only read may have nine tenths: so calls that change something find room, however many read.
 """
 FOR_STRANGERS = "for_strangers"
 """The option of a route that needs no key and reads a body: such calls take no room from those with a key."""

@@ -61,7 +61,7 @@ class LogOutput(logging.StreamHandler[TextIO]):
                     self._lost += left != b"\n"
                     self._is_cut = self._is_cut or left is not text
                     return
-                time.sleep(RETRY_S)
+                time.sleep(RETRY_S)  # no condition to wait for: a full terminal says that it has room
         self._lost, self._is_cut = 0, False
 
 

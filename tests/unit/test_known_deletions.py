@@ -17,10 +17,10 @@ from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.settings import Settings
 from apps.consumer.browsing.forgetting import deletions_in
 from apps.consumer.redriving.deletions import MAX_TOMBSTONES, Deletions
-from apps.consumer.redriving.refusals import RedriveNotNow
+from apps.consumer.redriving.refusals import DeletedMeanwhile, RedriveNotNow
 from contracts.dead_letter import DeadLetter, redrive_headers
 from contracts.partitioning import partitions_of
-from tests.fakes import Ranges, StoredTopic
+from tests.fakes import A_WHILE, Ranges, StoredTopic
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ class Bench(Cluster):
         self.topic = Topic({0: records})
         self.every = Topic({0: records})
         transactions = OpenTransactions(cast(LogReader, self.topic), cast(LogReader, self.every))
-        self.found = Deletions(transactions, self, "group", max_tombstones)
+        self.found = Deletions(transactions, self, "group", max_tombstones, just_come_s=A_WHILE)
 
     async def topic_id(self, _: str) -> UUID | None:
         return self.id
@@ -235,23 +235,30 @@ async def test_a_redrive_waits_for_what_others_hide_before_it_commits_and_not_fo
     await bench.found.read_again([letter("ada", 0)])
 
 
-async def test_a_deletion_whose_transaction_ends_between_two_looks_is_found() -> None:
-    bench = Bench(records("ada", "bob"))
-    await bench.deleted(letter("ada", 0))
-    bench.every.records[0] = records("ada", "bob", "-ada")
+class Ending(Topic):
+    """A topic whose open transaction ends once its end was looked for, or to which a record comes then."""
 
-    class Ending(Topic):
-        """A topic whose open transaction ends once its end was looked for."""
+    async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
+        found = await super().offsets(partitions)
+        self._end = 3
+        return found
 
-        async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
-            found = await super().offsets(partitions)
-            self._end = 3
-            return found
 
-    bench.found._log = cast(LogReader, Ending({0: records("ada", "bob", "-ada")}, end=2))
+def with_a_deletion_that_comes() -> Bench:
+    bench = Bench(records("ada", "bob", "-ada"))
+    bench.found._log = cast(LogReader, Ending(bench.topic.records, end=2))
     bench.found._transactions.stable = bench.found._log
-    with pytest.raises(RedriveNotNow, match="a deletion of the key of a dead letter"):
-        await bench.found.read_again([letter("ada", 0)])
+    return bench
+
+
+async def test_a_deletion_whose_transaction_ends_between_two_looks_is_found() -> None:
+    with pytest.raises(DeletedMeanwhile, match="a deletion of the key of a dead letter") as raised:
+        await with_a_deletion_that_comes().found.read_again([letter("ada", 0), letter("bob", 1)])
+    assert raised.value.keys == {b"ada"}
+
+
+async def test_a_deletion_that_comes_while_deletions_are_looked_for_refuses_the_letter_of_its_key_alone() -> None:
+    assert await with_a_deletion_that_comes().deleted(letter("ada", 0), letter("bob", 1)) == [True, False]
 
 
 async def test_what_was_read_is_not_read_again_and_a_new_deletion_is_found() -> None:

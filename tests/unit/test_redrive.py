@@ -38,7 +38,7 @@ from apps.consumer.redriving.letters import Wanted, oldest, size_sent_back
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.redrive import LetterPlace, Redriver
-from apps.consumer.redriving.refusals import DoneBefore, RedriveNotNow, TooLarge
+from apps.consumer.redriving.refusals import DeletedMeanwhile, DoneBefore, RedriveNotNow, TooLarge
 from apps.consumer.redriving.routes import of_one_stream
 from apps.consumer.redriving.transactions import SentTo, Transactions
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, Target, redrive_headers, redriven_for
@@ -258,13 +258,14 @@ async def test_a_deletion_that_comes_before_what_a_redrive_writes_is_not_undone(
     bench, letter = Bench(monkeypatch=monkeypatch), stored_letter(0)
     found = Mock(read_again=AsyncMock(), has_tombstone=AsyncMock(side_effect=looks))
     monkeypatch.setattr(bench.redriver.letters, "_deletions", found)
-    producer = a_producer()
+    producer, marks = a_producer(), Marks()
     commit = partial(Transactions.commit, bench.redriver._transactions, Action.REDRIVE, producer, "group", [letter])
     if any(looks):
-        with pytest.raises(RedriveNotNow, match="was deleted meanwhile: try again"):
-            await commit(Marks())
+        with pytest.raises(DeletedMeanwhile, match="was deleted meanwhile: try again"):
+            await commit(marks)
     else:
-        assert await commit(Marks()) == [SentTo(0, 7)]
+        assert await commit(marks) == [SentTo(0, 7)]
+    assert marks.contains("group", 0, 0) is not any(looks)
     assert found.read_again.await_count == len(looks)
     begun, aborted = len(looks) == 2, any(looks[1:])
     assert producer.send_batch.called is begun, "a copy of an aborted transaction would stay behind the deletion"
@@ -272,6 +273,50 @@ async def test_a_deletion_that_comes_before_what_a_redrive_writes_is_not_undone(
         begun and not aborted,
         aborted,
     )
+
+
+class WithDeleter(Bench):
+    """A redriver next to somebody who deletes a key of theirs in each transaction that sends back one."""
+
+    def __init__(self, letters: Sequence[Stored], theirs: set[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.theirs, self.deleted, self.tries, self.first_sent = theirs, set[bytes | None](), 0, 0
+        super().__init__(letters, monkeypatch=monkeypatch)
+        deletions = Mock(read_for=AsyncMock(), is_deleted=self._is_deleted)
+        monkeypatch.setattr(self.redriver.letters, "_deletions", deletions)
+
+    async def _is_deleted(self, letter: DeadLetter) -> bool:
+        return letter.key in self.deleted
+
+    async def _commit(
+        self, action: Action, _: object, owner: str | None, chosen: Sequence[Stored], marks: Marks
+    ) -> list[None]:
+        self.tries += 1
+        if key := next((record.key for record in chosen if record.key in self.theirs - self.deleted), None):
+            self.deleted.add(key)
+            raise DeletedMeanwhile("deleted", {key})
+        self.first_sent = self.first_sent or self.tries
+        return await super()._commit(action, _, owner, chosen, marks)
+
+
+async def test_somebody_who_deletes_keys_all_the_time_keeps_no_other_letters_from_being_sent_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs = [b"%d" % number for number in range(20)]
+    letters = [replace(stored_letter(n), key=theirs[n] if n < 20 else b"other-%d" % (n % 10)) for n in range(40)]
+    others = [(0, offset) for offset in range(20, 40)]
+    bench = WithDeleter(letters, {*theirs}, monkeypatch)
+    done, more, refused = await bench.redriver.perform(Action.REDRIVE, 100)
+    assert (sorted((one.partition, one.offset) for one in done), more, refused) == (others, False, 20)
+    sent = [offset for _, offset in chain.from_iterable(bench.transactions)]
+    assert all(sent.index(offset) < sent.index(offset + 10) for offset in range(20, 30)), "keys keep their order"
+
+    bench = WithDeleter(letters, {*theirs}, monkeypatch)
+    few = await bench.redriver.perform(Action.REDRIVE, 30)
+    assert (len(few.letters), few.more) == (20, False), "the letters of deleted keys do not count"
+
+    bench = WithDeleter(letters, {*theirs[:10]}, monkeypatch)
+    assert await bench.redriver.redrive_found(AsyncMock(return_value=letters)) == 30
+    assert bench.first_sent == 2, "what nobody deletes is soon apart from what somebody does"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ all if it was sent back for another group, which alone handles it.
 import asyncio
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -28,7 +28,7 @@ from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import FETCH_BYTES, in_groups
 from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.consumer.consuming.redrive_addressing import divide
-from apps.consumer.redriving.refusals import RedriveNotNow
+from apps.consumer.redriving.refusals import DeletedMeanwhile, RedriveNotNow
 from contracts.dead_letter import ROUNDS, DeadLetter, first_place
 from contracts.partitioning import partitions_of
 from contracts.record import Place, Record, place_of
@@ -43,6 +43,10 @@ CLOCKS_DIFFER_MS = 60_000
 """By how much the times of records in different partitions may be wrong."""
 HIDDEN_S = 2.0
 """Seconds for reading what open transactions hide before a redrive commits its own."""
+JUST_COME_S = 0.5
+"""Seconds for Kafka to show a deletion that has just come, also while it ends a transaction in front of it."""
+LOOK_S = 0.02
+"""Seconds between two looks at it."""
 TOMBSTONES_KEPT_MS = 86_400_000
 """How long a compacted topic keeps tombstones at least, by default (`delete.retention.ms`)."""
 
@@ -51,13 +55,19 @@ class Deletions:
     """The tombstones of a topic for a group, as far as they were read: the last one of each key in a partition."""
 
     def __init__(
-        self, transactions: OpenTransactions, cluster: Cluster, group: str, max_tombstones: int = MAX_TOMBSTONES
+        self,
+        transactions: OpenTransactions,
+        cluster: Cluster,
+        group: str,
+        max_tombstones: int = MAX_TOMBSTONES,
+        just_come_s: float = JUST_COME_S,
     ) -> None:
         self._transactions = transactions
         self._log = transactions.stable
         self._cluster = cluster
         self._group = group
         self._max_tombstones = max_tombstones
+        self._just_come_s = just_come_s
         self._topic_id: UUID | None = None
         self._read: dict[int, tuple[int, int]] = {}
         self._tombstones: dict[tuple[int, int], tuple[int, int]] = {}  # offset and time
@@ -65,22 +75,38 @@ class Deletions:
         self._gone: set[tuple[int, int, int | None]] = set()
 
     async def read_for(self, letters: Sequence[DeadLetter], late: float) -> None:
-        """Read the topic from the oldest record of some letters to its end.
+        """Read the topic from the oldest record of some letters to its end, with what comes to it meanwhile.
 
         Raises `RedriveNotNow` when it is `late` (event loop time), there are too many, or an open transaction hides
-        one; a further call reads on.
+        one, which it may yet abort; a further call reads on.
         """
-        if reached := await self._read_on(letters, late):
-            await self._check_hidden({letter.key for letter in letters}, reached, late)
+        reached = await self._read_on(letters, late)
+        coming = await self._behind(reached, letters, late)
+        loop = asyncio.get_running_loop()
+        patient_until = min(late, loop.time() + self._just_come_s)
+        while coming := [one for one in coming if one.offset >= reached.get(one.partition, 0)]:
+            if loop.time() >= patient_until:
+                raise RedriveNotNow(
+                    f"a deletion of the key of a dead letter waits on {self._log.topic} for the end of another "
+                    "client's transaction: try again then"
+                )
+            await asyncio.sleep(LOOK_S)
+            reached = await self._read_on(letters, late)
 
     async def read_again(self, letters: Sequence[DeadLetter]) -> None:
-        """Read on before a transaction sends letters back, and in it. Raises `RedriveNotNow` as `read_for` does.
+        """Read on before a transaction sends letters back, and in it.
 
+        Raises `DeletedMeanwhile` when a deletion of one of their keys has just come, or an open transaction hides it.
         Deletions that a redrive has written do not count: among them are those of this one.
         """
-        if reached := await self._read_on(letters, math.inf):
-            late = asyncio.get_running_loop().time() + HIDDEN_S
-            await self._check_hidden({letter.key for letter in letters}, reached, late, is_again=True)
+        reached = await self._read_on(letters, math.inf)
+        coming = await self._behind(reached, letters, asyncio.get_running_loop().time() + HIDDEN_S)
+        if keys := {one.key for one in coming if ROUNDS not in dict(one.headers)}:
+            raise DeletedMeanwhile(
+                f"a deletion of the key of a dead letter has just come to {self._log.topic}, or waits there for the "
+                "end of another client's transaction: try again then",
+                keys,
+            )
 
     async def _read_on(self, letters: Sequence[DeadLetter], late: float) -> dict[int, int]:
         """Read what `read_for` does as far as no open transaction hides it; return up to where, by partition."""
@@ -105,13 +131,14 @@ class Deletions:
         )
         return reaching
 
-    async def _check_hidden(
-        self, keys: Collection[bytes | None], reached: Mapping[int, int], late: float, *, is_again: bool = False
-    ) -> None:
-        """Raise `RedriveNotNow` when an open transaction hides a deletion of a key, which it may yet abort.
+    async def _behind(self, reached: Mapping[int, int], letters: Sequence[DeadLetter], late: float) -> Sequence[Record]:
+        """Return the deletions of keys of letters behind some places, whether an open transaction hides them or not.
 
-        It may end meanwhile: what is behind the places `reached` was not read before, whether it is hidden now or not.
+        Raises `RedriveNotNow` when it is `late`.
         """
+        if not reached:
+            return []
+        found, keys = list[Record](), {letter.key for letter in letters}
         ends = await self._transactions.every.ends(self._cluster.partition_count(self._log.topic))
         left = {partition: (start, ends[partition]) for partition, start in reached.items()}
         while groups := list(in_groups(left)):
@@ -121,13 +148,9 @@ class Deletions:
                     raise RedriveNotNow(f"{count} records behind an open transaction are left to be read: try again")
                 records, places = await self._transactions.every.some(ranges, _bytes_of(ranges))
                 own, _ = divide(records, self._group)
-                deletions = (one for one in own if is_tombstone(one) and one.key in keys)
-                if any(not (is_again and ROUNDS in dict(one.headers)) for one in deletions):
-                    raise RedriveNotNow(
-                        f"a deletion of the key of a dead letter has just come to {self._log.topic}, or waits there "
-                        "for the end of another client's transaction: try again then"
-                    )
+                found += [one for one in own if is_tombstone(one) and one.key in keys]
                 left |= {partition: (at, ends[partition]) for partition, at in places.items()}
+        return found
 
     async def has_tombstone(self, letter: DeadLetter) -> bool:
         """Return whether a deletion of its key that was read is newer than a letter."""

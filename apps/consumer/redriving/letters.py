@@ -18,7 +18,7 @@ from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.beginnings import Beginning, Beginnings, remember
 from apps.consumer.redriving.deletions import Deletions
 from apps.consumer.redriving.marks import Intervals, Marks, contains, merged, minus, next_outside, outside
-from apps.consumer.redriving.refusals import RedriveNotNow
+from apps.consumer.redriving.refusals import DeletedMeanwhile, RedriveNotNow
 from contracts.dead_letter import DeadLetter, history, is_omitted, read, redrive_headers
 from contracts.record import Record, place_of, size_of
 
@@ -94,13 +94,12 @@ class Letters:
         return self._deletions is not None and await self._deletions.is_deleted(letter)
 
     async def check_deletions(self, letters: Sequence[DeadLetter]) -> None:
-        """Raise `RedriveNotNow` when the key of a letter was deleted since the letters were selected."""
+        """Raise `DeletedMeanwhile` when keys of letters were deleted since the letters were selected."""
         if self._deletions is None:
             return
         await self._deletions.read_again(letters)
-        for letter in letters:
-            if await self._deletions.has_tombstone(letter):
-                raise RedriveNotNow("the key of a dead letter was deleted meanwhile: try again")
+        if keys := {letter.key for letter in letters if await self._deletions.has_tombstone(letter)}:
+            raise DeletedMeanwhile("the key of a dead letter was deleted meanwhile: try again", keys)
 
     async def oldest(self, wanted: Wanted) -> tuple[list[Record], bool]:
         """Return the oldest letters that are wanted, and whether there may be more.
@@ -274,6 +273,14 @@ def offsets_of(records: Sequence[Record]) -> dict[int, Intervals]:
     for record in records:
         offsets[record.partition].append((record.offset, record.offset + 1))
     return offsets
+
+
+def halves(records: Sequence[Record]) -> list[Sequence[Record]]:
+    """Return some records in two parts, or one; those of a key are in the same part, so that they keep their order."""
+    keys = [*dict.fromkeys(record.key for record in records)]
+    first = {*keys[: len(keys) // 2]}
+    parts = [[record for record in records if (record.key in first) is is_first] for is_first in (True, False)]
+    return [part for part in parts if part]
 
 
 def owner_of(letter: DeadLetter) -> str | None:

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from aiokafka import AIOKafkaProducer
 
 from apps.chassis.deadline import within
 from apps.chassis.internals.kafka_client import Throttled
@@ -31,11 +32,18 @@ from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.deletions import Deletions
 from apps.consumer.redriving.fences import Fences, RedriveLimits
-from apps.consumer.redriving.letters import MAX_ROUNDS, Letters, Wanted, letter_of, offsets_of, owner_of
+from apps.consumer.redriving.letters import MAX_ROUNDS, Letters, Wanted, halves, letter_of, offsets_of, owner_of
 from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.purge import Purger
-from apps.consumer.redriving.refusals import DoneBefore, NoSuchLetter, RedriveNotNow, RedriveRefused, TooLarge
+from apps.consumer.redriving.refusals import (
+    DeletedMeanwhile,
+    DoneBefore,
+    NoSuchLetter,
+    RedriveNotNow,
+    RedriveRefused,
+    TooLarge,
+)
 from apps.consumer.redriving.transactions import SentTo, Transactions
 from contracts.dead_letter import DeadLetter, is_omitted
 from contracts.record import Record
@@ -43,6 +51,8 @@ from contracts.record import Record
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Act = Callable[[Sequence[Record]], Awaitable[Sequence[SentTo | None]]]
+"""Marks letters, and returns where they were sent back to."""
 
 ALL = Filter()
 WHY_DELETED = (
@@ -166,16 +176,17 @@ class Redriver:
         return await self._in_time(self._perform_one(action, partition, offset))
 
     async def redrive_found(self, find: Callable[[Marks], Awaitable[Sequence[Record]]]) -> int:
-        """Send back the group's letters that `find` returns for the final marks, in one transaction; return how many.
+        """Send back the group's letters that `find` returns for the final marks; return how many.
 
         Raises the errors of `perform`.
         """
 
         async def redrive() -> int:
-            async with self._fences.turn(), self._fences.fenced(self._group) as (producer, marks):
-                chosen = await find(marks)
-                await self._transactions.commit(Action.REDRIVE, producer, self._group, chosen, marks)
-            return len(chosen)
+            search, done = self._search(Action.REDRIVE, 0, ALL), list[LetterPlace]()
+            async with self._fences.turn(), self._fences.fenced(self._group) as fence:
+                act = self._committing(search.action, self._group, *fence)
+                await self._in_parts(act, await find(fence[1]), done, search.late)
+            return len(done)
 
         return await self._in_time(redrive())
 
@@ -214,11 +225,14 @@ class Redriver:
     async def _perform_of(self, owner: str | None, search: Search, done: list[LetterPlace]) -> bool:
         """Apply an action to letters of one owner, add them to `done`, and return whether there may be more."""
         async with self._fences.fenced(owner) as (producer, marks):
+            act = self._committing(search.action, owner, producer, marks)
+            return await self._each(owner, marks, search, done, act)
 
-            async def commit(chosen: Sequence[Record]) -> Sequence[SentTo | None]:
-                return await self._transactions.commit(search.action, producer, owner, chosen, marks)
+    def _committing(self, action: Action, owner: str | None, producer: AIOKafkaProducer, marks: Marks) -> Act:
+        async def commit(chosen: Sequence[Record]) -> Sequence[SentTo | None]:
+            return await self._transactions.commit(action, producer, owner, chosen, marks)
 
-            return await self._each(owner, marks, search, done, commit)
+        return commit
 
     async def _count(self, action: Action, limit: int, only: Filter) -> Done:
         search, done, more, marks = self._search(action, limit, only), list[LetterPlace](), False, await self.marks()
@@ -237,24 +251,32 @@ class Redriver:
             self.letters.begin_again(search.action, search.only)
         return Done(done, more, len(search.deleted))
 
-    async def _each(
-        self,
-        owner: str | None,
-        marks: Marks,
-        search: Search,
-        done: list[LetterPlace],
-        act: Callable[[Sequence[Record]], Awaitable[Sequence[SentTo | None]]],
-    ) -> bool:
-        """Pass letters of one owner to `act`, and add them to `done`; return whether there may be more.
-
-        `act` marks them, and returns where they were sent back to.
-        """
+    async def _each(self, owner: str | None, marks: Marks, search: Search, done: list[LetterPlace], act: Act) -> bool:
+        """Pass letters of one owner to `act`, and add them to `done`; return whether there may be more."""
         more = True
         while more and len(done) < search.limit and asyncio.get_running_loop().time() < search.late:
-            chosen, more = await self.letters.oldest(search.wanted(owner, marks, len(done)))
-            places = await act(chosen)
-            done += [_done(record, place) for record, place in zip(chosen, places, strict=True)]
+            before = len(done)
+            chosen, more = await self.letters.oldest(search.wanted(owner, marks, before))
+            await self._in_parts(act, chosen, done, search.late)
+            more = more or len(done) < before + len(chosen)
         return more
+
+    async def _in_parts(self, act: Act, chosen: Sequence[Record], done: list[LetterPlace], late: float) -> None:
+        """Pass letters to `act` together; where keys of them are deleted meanwhile, without these, in halves.
+
+        Somebody who deletes keys all the time would stop all others otherwise: one deletion fails a transaction. It
+        ends when it is `late`.
+        """
+        parts = [chosen]
+        while parts:
+            part = parts.pop()
+            try:
+                places = await act(part)
+                done += [_done(record, place) for record, place in zip(part, places, strict=True)]
+            except DeletedMeanwhile as deleted:
+                parts += halves([record for record in part if record.key not in deleted.keys])
+            if asyncio.get_running_loop().time() >= late:
+                return
 
     def _search(self, action: Action, limit: int, only: Filter) -> Search:
         late = asyncio.get_running_loop().time() + self._limits.begin_within_s

@@ -1,5 +1,7 @@
 """Why an action on dead letters did nothing: each message says what to do."""
 
+from collections.abc import Collection
+
 
 class RedriveRefused(Exception):
     """Nothing was sent back, discarded or restored; the message says why, and what to do."""
@@ -7,6 +9,14 @@ class RedriveRefused(Exception):
 
 class RedriveNotNow(RedriveRefused):
     """Another action is under way, or it is unknown what was sent back, or the letter is another group's."""
+
+
+class DeletedMeanwhile(RedriveNotNow):
+    """Keys of selected dead letters are being deleted: the others can be sent back without these."""
+
+    def __init__(self, why: str, keys: Collection[bytes | None] = ()) -> None:
+        super().__init__(why)
+        self.keys = keys
 
 
 class DoneBefore(RedriveRefused):

@@ -14,7 +14,7 @@ from apps.chassis.kafka.topic_writer import batches_of
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letters import Letters, letter_of, offsets_of, size_sent_back
 from apps.consumer.redriving.marks import Marks
-from apps.consumer.redriving.refusals import TooLarge
+from apps.consumer.redriving.refusals import DeletedMeanwhile, TooLarge
 from contracts.dead_letter import DeadLetter, Header, redrive_headers, written_again
 from contracts.partitioning import partitions_of
 from contracts.record import Record, place_of
@@ -45,15 +45,16 @@ class Transactions:
     ) -> list[SentTo | None]:
         """Write the marks of an action, and apply it to `marks`; a redrive sends the records back with them.
 
-        Return where each was sent back to. Raises `RedriveNotNow` when the key of one was deleted meanwhile.
+        Return where each was sent back to. Raises `DeletedMeanwhile` when keys were deleted meanwhile: nothing is
+        applied then.
         """
         if not chosen:
             return []
-        mark_records = self._marks_to_write(action, owner, chosen, marks)
-        sent, sendings = SentBatches(), []
         letters = [letter_of(record) for record in chosen] if action is Action.REDRIVE else []
         # a copy of an aborted transaction stays behind the deletion, and clients that read uncommitted records see it
         await self._letters.check_deletions(letters)
+        mark_records = self._marks_to_write(action, owner, chosen, marks)
+        sent, sendings = SentBatches(), []
         try:
             async with transaction(producer):
                 for record, letter in zip(chosen, letters, strict=False):  # none of another action
@@ -65,6 +66,10 @@ class Transactions:
                 await self._write_marks(producer, mark_records, marks, sent)
                 # a deletion that comes later stands behind what was sent back
                 await self._letters.check_deletions(letters)
+        except DeletedMeanwhile:
+            for partition, offsets in offsets_of(chosen).items():
+                marks.apply(Action.RESTORE, owner, partition, offsets)
+            raise
         except MessageSizeTooLargeError:
             needed = max(size_sent_back(letter_of(record)) for record in chosen)
             allowed = self._cluster.max_message_bytes(self._topic)

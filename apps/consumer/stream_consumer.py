@@ -119,7 +119,8 @@ class StreamConsumer:
 
     def _new_commits(self, kafka: Kafka) -> Commits:
         read = partial(self.cluster.commits, self.settings.group_id, self.settings.topic)
-        return Commits(read, self._every.ends, kafka.ask_topic_ids, followers=bool(self._rack))
+        journal = self._options["client_id"].journal
+        return Commits(read, self._every.ends, kafka.ask_topic_ids, followers=bool(self._rack), journal=journal)
 
     def _new_dead_letters(self, kafka: Kafka) -> DeadLetters:
         own, options = self.settings, for_purpose(self._options, "dead-letters")

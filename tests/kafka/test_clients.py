@@ -187,6 +187,10 @@ def test_what_the_network_held_back_of_one_producer_is_not_written_behind_record
     assert [record.value for record in pipeline.records()] == [b"before", b"later"]
 
 
+def clients_in(group: dict[str, Any]) -> set[str]:
+    return {member["client_id"] for member in group["members"]}
+
+
 def test_a_member_that_holds_up_the_rebalance_is_what_the_consumer_says_it_waits_for(pipeline: Pipeline) -> None:
     joined, enough = threading.Event(), threading.Event()
     pipeline.create_topics(1)
@@ -200,7 +204,11 @@ def test_a_member_that_holds_up_the_rebalance_is_what_the_consumer_says_it_waits
             wait_until(lambda: waits in consumer.http.get("/health-check").json()["detail"], PROMPT_S + 2)
             assert waits not in str(consumer.status()["last_error"])  # it is no error
             wait_until(lambda: waits in consumer.log.read_text(), PROMPT_S)
+            assert "consumer" in clients_in(consumer.get("/consumers/group"))
+            consumer.post("/consumers/stop")
+            assert "consumer" not in clients_in(consumer.get("/consumers/group")), "the group would wait for it next"
             enough.set()
+            consumer.post("/consumers/start")
             consumer.until_healthy()
             assert "Traceback" not in consumer.log.read_text()
     finally:

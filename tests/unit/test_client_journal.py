@@ -80,6 +80,24 @@ def test_a_wait_for_a_rebalance_goes_on_through_repeated_requests(journal: Clien
     assert journal.since_excused_silence() == 0.0
 
 
+def test_what_took_too_long_names_the_cause_that_is_known(journal: ClientJournal, clock: Clock) -> None:
+    def cause(what: str = "late") -> str:
+        with pytest.raises(TimeoutError) as raised, journal.explaining():
+            raise TimeoutError(what)
+        return str(raised.value)
+
+    journal.failed("committing", "an earlier failure")
+    clock.now += 1
+    assert cause() == "late"
+    journal.throttled(1, 5.0)
+    assert cause() == "Kafka throttles this client by its quota"
+    journal.failed("committing", "broker 1 cannot be reached")
+    assert cause() == "broker 1 cannot be reached"
+    journal.joins("group", 35.0)
+    clock.now += 2
+    assert cause() == "waiting for the rebalance of group group since 2 s"
+
+
 def test_silence_is_excused_no_longer_than_a_rebalance_may_take(journal: ClientJournal, clock: Clock) -> None:
     assert journal.since_excused_silence() == math.inf
     journal.throttled(1, 5.0)

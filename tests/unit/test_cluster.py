@@ -102,7 +102,7 @@ async def test_what_was_found_of_the_topics_holds_while_a_quota_holds_up_the_ans
     assert await cluster.trouble() is None
     options["client_id"].journal.throttled(1, 1.0)
     assert (await cluster.trouble(), cluster.reached) == (None, True)
-    options["client_id"].journal = ClientJournal()
+    cluster._journal = ClientJournal()
     assert (await cluster.trouble(), cluster.reached) == ("no answer in time", False)
 
 

@@ -313,6 +313,7 @@ def test_a_time_before_there_was_kafka_means_the_first_of_all_records(to: str) -
     ("error", "detail"),
     [
         (TimeoutError(), "Kafka did not answer in time"),
+        (TimeoutError("broker 1 is silent"), "Kafka did not answer in time: broker 1 is silent"),
         (KafkaTimeoutError(), "Kafka did not answer in time"),
         (RequestTimedOutError(), "Kafka did not answer in time"),
         (ConnectionRefusedError("no"), "Kafka is out of reach: ConnectionRefusedError: no"),

@@ -8,7 +8,7 @@ from typing import Any
 import aiokafka.client
 import aiokafka.consumer.consumer
 import pytest
-from aiokafka import AIOKafkaProducer, errors
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer.fetcher import Fetcher
@@ -20,15 +20,18 @@ from aiokafka.errors import (
     RequestTimedOutError,
     UnknownTopicOrPartitionError,
 )
+from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.structs import BrokerMetadata, TopicPartition
+from faststream.kafka import KafkaBroker
 from samples import LONG, everything_else_has_run
 
 from apps.chassis.internals import kafka_client
 from apps.chassis.internals.kafka_client import Throttled, WatchedClient, watch_kafka_clients
 from apps.chassis.internals.record_fetching import read_fetched_fast
+from apps.chassis.kafka import connection
 from apps.chassis.kafka.client_journal import ClientId
 from tools.ports import free_ports
 
@@ -135,6 +138,55 @@ async def test_an_answer_may_take_as_long_as_the_rebalance_it_waits_for(
         await client.send(NODE, request)
     assert patience == [35.0, 35.0, 20.0]
     assert connection._request_timeout == 20.0
+
+
+async def test_commits_and_the_end_of_a_member_pass_by_the_rebalance_it_waits_for(
+    client: WatchedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker answers nothing else on the connection of a request that waits."""
+    client._conns[NODE, ConnectionGroup.COORDINATION] = OpenConnection()
+    left = asyncio.Event()
+    sent: list[tuple[str, ConnectionGroup]] = []
+
+    async def send(_: object, __: int, request: Any, *, group: ConnectionGroup) -> Any:  # noqa: ANN401 - as aiokafka has it
+        sent.append((type(request).__name__, group))
+        if isinstance(request, JoinGroupRequest):
+            await left.wait()
+        return SimpleNamespace(throttle_time_ms=0, error_code=0)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", send)
+    commit = OffsetCommitRequest("group", 1, "member", -1, [])
+    join = JoinGroupRequest("group", 45_000, 30_000, "member", None, "consumer", [])
+    joining = asyncio.create_task(client.send(NODE, join, group=ConnectionGroup.COORDINATION))
+    await everything_else_has_run()
+    await client.send(NODE, commit, group=ConnectionGroup.COORDINATION)
+    await client.rebalance.end(client.send)
+    left.set()
+    await joining
+    await client.rebalance.end(client.send)
+    await client.send(NODE, commit, group=ConnectionGroup.COORDINATION)
+    assert sent == [
+        ("JoinGroupRequest", ConnectionGroup.COORDINATION),
+        ("OffsetCommitRequest", ConnectionGroup.DEFAULT),
+        ("LeaveGroupRequest", ConnectionGroup.DEFAULT),
+        ("OffsetCommitRequest", ConnectionGroup.COORDINATION),
+    ]
+
+
+async def test_a_stop_that_is_cut_off_leaves_no_client_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch_kafka_clients()
+    broker = KafkaBroker()
+    subscriber = broker.subscriber("events", batch=True, group_id="group")
+    consumer = subscriber.consumer = AIOKafkaConsumer(client_id=ClientId("consumer"))
+    consumer._closed = True  # its stop has begun
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(broker, "stop", hang)
+    monkeypatch.setattr(connection, "STOP_TIMEOUT_S", 0.0)
+    await connection.close(broker)
+    assert consumer._client._closing.done()
 
 
 async def test_the_brokers_words_about_a_refused_batch_are_kept(client: WatchedClient, answers: list[Any]) -> None:

@@ -164,7 +164,8 @@ def _kafka_problem(error: KafkaError | OSError) -> ProblemDetailsException:
     if isinstance(error, CorruptRecordException):
         return problem(UNREADABLE, str(error))
     if isinstance(error, TimeoutError | KafkaTimeoutError | RequestTimedOutError):
-        return problem(OUT_OF_REACH, "Kafka did not answer in time")
+        why = str(error) if isinstance(error, TimeoutError) else ""
+        return problem(OUT_OF_REACH, f"Kafka did not answer in time{why and ': '}{why}")
     reason = one_line(error)
     if type(error).__name__ in MISSING_PERMISSIONS:
         return problem(OUT_OF_REACH, reason)

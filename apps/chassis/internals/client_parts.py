@@ -21,6 +21,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import ProducerClosed
 from faststream.kafka import KafkaBroker
+from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 REACHES = (
     "aiokafka.admin.client:AIOKafkaAdminClient.__init__ uses _client",
@@ -62,6 +63,12 @@ def member_id_of(consumer: AIOKafkaConsumer) -> str:
     """Return the id of a consumer in its group."""
     member_id: str = consumer._coordinator.member_id
     return member_id
+
+
+async def close_clients(broker: KafkaBroker) -> None:
+    """Close the clients of consumers whose stop was cut off: it would have closed them last."""
+    consumers = [subscriber.consumer for subscriber in broker.subscribers if isinstance(subscriber, BatchSubscriber)]
+    await asyncio.gather(*(one._client.close() for one in consumers if isinstance(one, AIOKafkaConsumer)))
 
 
 async def fail_unwritten(producer: AIOKafkaProducer, backoff_s: float) -> None:

@@ -6,8 +6,6 @@ Lost without it:
 
 - Recovery when all known brokers are gone: Java's clients bootstrap again (KIP-899, KIP-1102).
 - The address or the request that failed.
-- A rebalance that takes longer than a request may: the member would ask again, and seem stuck meanwhile. Java's clients
-  wait for a rebalance timeout and 5 s (KAFKA-7610).
 - Quotas: a throttled client looks stuck, and sends on a connection that the broker has muted (KIP-219).
 - The broker's message about a refused batch, and error codes newer than 79.
 - Work after a reset: uvloop raises `RuntimeError` for a request on a connection that is closing, which ends aiokafka's
@@ -20,14 +18,13 @@ Reaches for:
 
 - the name `AIOKafkaClient` in three modules; the client's `_get_conn`, `_conns`, `_metadata_update` and options;
 - `create_conn`, and the request timeout and the writer of a connection;
-- a producer's `send_batch`;
-- the group, topics and versions of requests; the table `kafka_errors`.
+- a producer's `send_batch`, a coordinator's `close`;
+- the topics and versions of requests; the table `kafka_errors`.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any
@@ -39,12 +36,14 @@ import aiokafka.producer.producer
 from aiokafka import AIOKafkaProducer, errors
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import BrokerResponseError, KafkaError, NodeNotReadyError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
 from apps.chassis.internals.member_commits import refuse_commit_of_another_member
 from apps.chassis.internals.producer_epochs import ProducerOfClient
+from apps.chassis.internals.rebalance_wait import WAITING, RebalanceWait, leaving
 from apps.chassis.kafka.client_journal import ClientId, ClientJournal, in_words, why_unreachable
 from apps.chassis.kafka.newer_errors import NEWER_ERRORS
 from apps.chassis.observability.logs import one_line
@@ -63,7 +62,6 @@ REACHES = (
     "aiokafka.conn:create_conn(request_timeout_ms, on_close, sasl_mechanism, sasl_oauth_token_provider)",
     "aiokafka.conn:AIOKafkaConnection.__init__ uses _request_timeout, _writer",
     "aiokafka.errors:kafka_errors",
-    "aiokafka.protocol.group:JoinGroupRequest.__init__ uses _group, _rebalance_timeout",
     "aiokafka.producer.producer:AIOKafkaProducer.send_batch(batch, topic, partition)",
     "aiokafka.protocol.produce:ProduceRequest._CLASSES",
     "aiokafka.protocol.produce:ProduceRequest.__init__ uses _topics",
@@ -78,8 +76,6 @@ BOOTSTRAP_AGAIN_AFTER_S = 1.0
 """Seconds between two attempts to bootstrap again."""
 MAX_THROTTLE_S = 5.0
 """Seconds that unsent records wait for a quota; records that would wait longer fail."""
-JOIN_LAPSE_S = 5.0
-"""Seconds that a broker may answer after a rebalance had to end."""
 NOT_A_FAILURE = {0, 27, 79}
 """Error codes of an ordinary join: none, a rebalance in progress, and a member id for the next request."""
 
@@ -103,7 +99,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         self._bootstrapped_again = -BOOTSTRAP_AGAIN_AFTER_S
         self._unanswered: set[tuple[str, int]] = set()
         self._closing: asyncio.Task[None] | None = None
-        self._rebalance_s = 0.0
+        self.rebalance = RebalanceWait(self.journal)
         self._producer = ProducerOfClient(self.journal.epochs)
 
     async def bootstrap(self) -> None:
@@ -136,13 +132,12 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         kind = type(request).__name__.removesuffix("Request")
         if kind in {"Produce", "Fetch"} and self.journal.throttled_for(node_id):
             await self._wait_for_quota(node_id, kind, request)
-        elif kind == "JoinGroup":
-            self._rebalance_s = request._rebalance_timeout / 1_000 + JOIN_LAPSE_S
-            self.journal.joins(request._group, self._rebalance_s)
         elif kind == "OffsetCommit":
             refuse_commit_of_another_member(request)
+        group = self.rebalance.connection_for(kind, group)
+        connect = partial(self._get_conn, node_id, group=group)
         try:
-            async with self._patience_for(kind, node_id, group):
+            async with self.rebalance.patience(kind, node_id, request, connect):
                 send = partial(super().send, node_id, group=group)
                 if kind in {"Produce", "InitProducerId"}:
                     answer = await self._producer.send(request, send, lambda: self._conns.get((node_id, group)))
@@ -155,20 +150,6 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
             raise
         self._record_answer(node_id, kind, answer)
         return answer
-
-    @asynccontextmanager
-    async def _patience_for(self, kind: str, node_id: Untyped, group: Untyped) -> AsyncIterator[None]:
-        """Let the answers to JoinGroup and SyncGroup take as long as a rebalance: the broker answers nothing else."""
-        connection = await self._get_conn(node_id, group=group) if kind in {"JoinGroup", "SyncGroup"} else None
-        if connection is None:
-            yield
-            return
-        usual = connection._request_timeout
-        connection._request_timeout = max(usual, self._rebalance_s)
-        try:
-            yield
-        finally:
-            connection._request_timeout = usual
 
     async def _wait_for_quota(self, node_id: Untyped, kind: str, request: Untyped) -> None:
         """Wait until a broker's quota lets a request pass. Raises `Throttled` for records that would wait too long.
@@ -192,7 +173,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
             self._note_written(answer)
             self._keep_messages(answer)
         code = getattr(answer, "error_code", 0)
-        if kind in {"JoinGroup", "SyncGroup"} and (code not in NOT_A_FAILURE or (kind == "SyncGroup" and not code)):
+        if kind in WAITING and (code not in NOT_A_FAILURE or (kind == "SyncGroup" and not code)):
             self.journal.joined()
         if code in NOT_A_FAILURE:
             self.journal.succeeded((kind, node_id))
@@ -341,6 +322,7 @@ def watch_kafka_clients() -> None:
         module.AIOKafkaClient = WatchedClient
     aiokafka.client.create_conn = _connect
     AIOKafkaProducer.send_batch = _to_new_partitions(AIOKafkaProducer.send_batch)
+    GroupCoordinator.close = leaving(GroupCoordinator.close)
     if ProduceRequest_v8 not in ProduceRequest._CLASSES:
         ProduceRequest._CLASSES += (ProduceRequest_v8,)
     for code, (name, retriable) in NEWER_ERRORS.items():

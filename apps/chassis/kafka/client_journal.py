@@ -3,11 +3,13 @@
 The journal outlives each client: a new client must respect the throttling that the old one caused.
 """
 
+import asyncio
 import math
 import socket
 import ssl
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Self
 
 import msgspec
@@ -27,6 +29,7 @@ LASTING_S = 5.0
 """Seconds that a failure must last before a connected client counts as failed. A new leader is found sooner."""
 NORMAL_REBALANCE_S = 7.0
 """Seconds that a normal rebalance may take."""
+THROTTLED = "Kafka throttles this client by its quota"
 IN_WORDS = {
     "AskForTopics": "asking for topics at",
     "Fetch": "reading records from",
@@ -103,6 +106,29 @@ class ClientJournal:
         found = [one for one in lasting if now - one.last < RECENT_S]
         return min(found, key=lambda one: one.first).reason if found else None
 
+    def why_silent(self, since: float) -> str | None:
+        """Return what explains that Kafka has not answered since a time (`time.monotonic`), or None."""
+        known = self.awaited_rebalance(after_s=0.0) or self.last_failure(since)
+        return known or (THROTTLED if self.since_throttling() <= THROTTLED_LATELY_S else None)
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Give a `TimeoutError` of the block the cause that is known."""
+        began = self._now()
+        try:
+            yield
+        except TimeoutError:
+            if (why := self.why_silent(began)) is None:
+                raise
+            raise TimeoutError(why) from None
+
+    @asynccontextmanager
+    async def answers_within(self, seconds: float) -> AsyncIterator[None]:
+        """Limit the block to some seconds. Raises `TimeoutError` then, with the cause that is known."""
+        with self.explaining():
+            async with asyncio.timeout(seconds):
+                yield
+
     def throttled(self, broker: Hashable, seconds: float) -> None:
         """Record that a broker delays its answer to the next request by this many seconds."""
         self.throttled_seconds += seconds
@@ -131,7 +157,7 @@ class ClientJournal:
         if self.since_throttling() > THROTTLED_LATELY_S:
             return None
         left_s = self.throttled_for()
-        return "Kafka throttles this client by its quota" + (f", for {left_s:.1f} s more" if left_s else "")
+        return THROTTLED + (f", for {left_s:.1f} s more" if left_s else "")
 
     def with_throttling(self, detail: str) -> str:
         """Return a health detail, with a sentence about throttling if there is any."""

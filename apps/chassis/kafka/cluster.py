@@ -85,6 +85,7 @@ class Cluster:
         self._risks: dict[str, list[str]] = {}
         self._refused: dict[str, str | None] = {}
         self._options = options
+        self._journal = options["client_id"].journal
         self._topics = {topic.name: topic for topic in topics}
         self._group = group
         self._admin = Admin(options)
@@ -156,7 +157,7 @@ class Cluster:
 
     async def topic_id(self, topic: str) -> UUID | None:
         """Return the id of a topic, None from a Kafka before 2.8. Raises the errors of `commits`."""
-        async with asyncio.timeout(ASK_TIMEOUT_S):
+        async with self._journal.answers_within(ASK_TIMEOUT_S):
             (described,) = await self._admin.ask(lambda admin: _described(admin, [topic]))
         if code := described["error_code"]:
             raise for_code(code)(topic)
@@ -168,12 +169,12 @@ class Cluster:
         Raises `KafkaError`, `OSError` or, after 2 s, `TimeoutError`.
         """
         count = self.partitions.get(topic, 0)
-        async with asyncio.timeout(ASK_TIMEOUT_S):
+        async with self._journal.answers_within(ASK_TIMEOUT_S):
             return await self._admin.ask(lambda admin: consumer_groups.commits(admin, group, topic, count))
 
     async def members(self, group: str, topic: str) -> tuple[str, list[consumer_groups.Member]]:
         """Return the state of a group (`Stable`, `PreparingRebalance`, ...) and its members; raises as `commits`."""
-        async with asyncio.timeout(ASK_TIMEOUT_S):
+        async with self._journal.answers_within(ASK_TIMEOUT_S):
             return await self._admin.ask(lambda admin: consumer_groups.members(admin, group, topic))
 
     async def trouble(self) -> str | None:
@@ -235,7 +236,7 @@ class Cluster:
     @property
     def _is_held_up(self) -> bool:
         """Whether Kafka was reached, and a quota may delay its answers."""
-        return self.reached and self._options["client_id"].journal.is_held_up()
+        return self.reached and self._journal.is_held_up()
 
     async def _find(self) -> str | None:
         async with asyncio.timeout(ASK_TIMEOUT_S):
@@ -249,7 +250,7 @@ class Cluster:
         found, _ = await asyncio.gather(diagnosis(self._options), self._admin.close())
         if found:
             return found
-        said = self._options["client_id"].journal.last_failure(time.monotonic() - ASK_TIMEOUT_S) or one_line(error)
+        said = self._journal.last_failure(time.monotonic() - ASK_TIMEOUT_S) or one_line(error)
         return f"Kafka at {self._servers} answers with an error: {said}"
 
     async def _denied(self, topics: Sequence[dict[str, Any]]) -> str | None:
@@ -295,7 +296,7 @@ class Cluster:
     def _why_without_leader(self, leader: int) -> str:
         if leader == NO_LEADER:
             return "no leader"
-        reason = self._options["client_id"].journal.reason_of(("connection", leader)) or f"broker {leader} is silent"
+        reason = self._journal.reason_of(("connection", leader)) or f"broker {leader} is silent"
         return f"no leader that answers: {reason}"
 
     async def _differences(self, topic: Topic, admin: AIOKafkaAdminClient) -> list[Difference]:

@@ -12,7 +12,7 @@ from typing import Literal
 from aiokafka.errors import KafkaConnectionError
 from faststream.kafka import KafkaBroker
 
-from apps.chassis.internals.client_parts import fail_unwritten, producer_of
+from apps.chassis.internals.client_parts import close_clients, fail_unwritten, producer_of
 from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.topic_settings import Unusable
 from apps.chassis.observability.logs import one_line
@@ -218,3 +218,6 @@ async def close(broker: KafkaBroker) -> None:
     finally:
         closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAIL_UNWRITTEN_S / 2):
+                await close_clients(broker)

@@ -75,6 +75,7 @@ class LogReader:
         timeouts: ReadTimeouts = ReadTimeouts(),  # noqa: B008 - it is immutable
     ) -> None:
         self._options = options
+        self._journal = options["client_id"].journal
         self._timeouts = timeouts
         self._isolation = "read_committed" if committed_only else "read_uncommitted"
         self.topic = topic
@@ -254,7 +255,7 @@ class LogReader:
         """Open a connection within 5 s, for one call that may take long."""
         consumer = self._new_consumer(poll_ms)
         try:
-            async with asyncio.timeout(self._timeouts.silence_s):
+            async with self._journal.answers_within(self._timeouts.silence_s):
                 await self._start(consumer)
             yield consumer
         finally:
@@ -265,7 +266,7 @@ class LogReader:
         """Lend a connection that no other call uses; it is closed if the call fails. Raises `TooDeep`."""
         seconds, begun, passed = timeout_s or self._timeouts.call_s, time.monotonic(), None
         try:
-            async with asyncio.timeout(seconds), self._turns:
+            async with self._journal.answers_within(seconds), self._turns:
                 consumer = self._idle.pop() if self._idle else None
                 try:
                     if consumer is None:
@@ -296,7 +297,7 @@ class LogReader:
 
     async def _next(self, fetched: AsyncIterator[list[Record]]) -> list[Record] | None:
         """Return the next records, None at the end. Raises `TimeoutError` when nothing arrives for 5 s."""
-        async with asyncio.timeout(self._timeouts.silence_s):
+        async with self._journal.answers_within(self._timeouts.silence_s):
             return await anext(fetched, None)
 
     async def _start(self, consumer: AIOKafkaConsumer) -> None:

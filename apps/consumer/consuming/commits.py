@@ -29,6 +29,7 @@ from aiokafka.structs import OffsetAndMetadata
 from apps.chassis.internals.member_commits import commit_as_member
 from apps.chassis.internals.nearest_replica import ask_leaders
 from apps.chassis.internals.partition_topic_ids import partition_topic_ids
+from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.observability.logs import one_line
 from apps.consumer.consuming.commit_metadata import is_own, metadata_of, topic_id_in
 from apps.consumer.consuming.unplanned_moves import Move, Moves, Reason
@@ -97,10 +98,10 @@ class Commits:
 
     `failures` counts failed commits by the type of the error. `error` is the last one, until a commit succeeds.
     `retrying_since` is when the commit of the in-flight batch first failed (`time.monotonic`). `moves` are those of
-    positions. With `followers`, the consumer may fetch from them too.
+    positions. With `followers`, the consumer may fetch from them too; `journal` is the one of its client.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it reads, asks and records
         self,
         read_commits: ReadCommits,
         read_ends: ReadEnds,
@@ -108,6 +109,7 @@ class Commits:
         retry_pause_s: float = RETRY_PAUSE_S,
         *,
         followers: bool = False,
+        journal: ClientJournal | None = None,
     ) -> None:
         self.failures: Counter[str] = Counter({CommitFailedError.__name__: 0})
         self.error: str | None = None
@@ -118,6 +120,7 @@ class Commits:
         self._ask_topic_ids = ask_topic_ids
         self._retry_pause_s = retry_pause_s
         self._followers = followers
+        self._journal = journal or ClientJournal()
         self._partitions: defaultdict[int, PartitionCommits] = defaultdict(PartitionCommits)
         self._reads_left = 0
         self._committing = asyncio.Lock()
@@ -308,7 +311,7 @@ class Commits:
                 if self._partitions[tp.partition].committed != position
             }
             if due:
-                async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                async with self._journal.answers_within(COMMIT_TIMEOUT_S):
                     await commit_as_member(consumer, due)
             self.error = None
             for tp, commit in due.items():
@@ -319,9 +322,12 @@ class Commits:
                     self.moves.report(move)
 
     def _failed(self, error: BaseException) -> str:
-        reason = one_line(error) if str(error) else f"Kafka did not answer a commit within {COMMIT_TIMEOUT_S:g} s"
+        reason = one_line(error)
         if isinstance(error, CommitFailedError):  # its own message is a paragraph, with advice for another client
             reason = GIVEN_AWAY
+        elif isinstance(error, TimeoutError):
+            late = f"Kafka did not answer a commit within {COMMIT_TIMEOUT_S:g} s"
+            reason = f"{late}: {error}" if str(error) else late
         if self.error != reason:
             log.error("a commit failed: %s", reason, extra={"error": type(error).__name__})
         self.failures[type(error).__name__] += 1

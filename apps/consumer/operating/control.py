@@ -182,7 +182,7 @@ class Control:
         a batch is in flight for more than 5 s; `ValueError` for an offset that is not in the topic; `KafkaError`
         or `OSError`, or after 9 s `TimeoutError`, when Kafka is out of reach.
         """
-        async with asyncio.timeout(SEEK_TIMEOUT_S), self._turn(SEEK_TURN_S):
+        async with self._connection.journal.answers_within(SEEK_TIMEOUT_S), self._turn(SEEK_TURN_S):
             subscriber, consumer = self._consuming()
             return await self._seek(subscriber, consumer, _wanted(consumer, place), place)
 
@@ -191,7 +191,7 @@ class Control:
 
         It counts from the committed offsets: a seek abandons an in-flight batch that fails or takes too long.
         """
-        async with asyncio.timeout(SEEK_TIMEOUT_S):
+        async with self._connection.journal.answers_within(SEEK_TIMEOUT_S):
             _, consumer = self._consuming()
             try:
                 found = await offsets_at(consumer, _wanted(consumer, place), place)
@@ -210,10 +210,10 @@ class Control:
 
         Return the positions before and after in each of these partitions. Raises the errors of `seek`.
         """
-        async with asyncio.timeout(SEEK_TIMEOUT_S):
+        async with self._connection.journal.answers_within(SEEK_TIMEOUT_S):
             if not await self._commits.recreated(self._consuming()[1]):
                 return {}  # no operator action waits for this look
-        async with asyncio.timeout(SEEK_TIMEOUT_S), self._turn(SEEK_TURN_S):
+        async with self._connection.journal.answers_within(SEEK_TIMEOUT_S), self._turn(SEEK_TURN_S):
             subscriber, consumer = self._consuming()
             if not (recreated := await self._commits.recreated(consumer)):
                 return {}
@@ -224,8 +224,9 @@ class Control:
     def _consuming(self) -> tuple[BatchSubscriber, AIOKafkaConsumer]:
         subscriber = self.subscriber
         if subscriber is None or subscriber.consumer is None:
-            why = "halted" if self._consumption.halted else "stopped" if self.stopped else "not connected yet"
-            raise NotNow(f"there is no consumption to seek in: it is {why}")
+            ended = "it is halted" if self._consumption.halted else "it is stopped" if self.stopped else None
+            why = ended or self._connection.trouble("it is not connected yet")
+            raise NotNow(f"there is no consumption to seek in: {why}")
         return subscriber, subscriber.consumer
 
     async def _seek(

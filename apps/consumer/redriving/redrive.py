@@ -193,7 +193,8 @@ class Redriver:
     async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
         """Return the result of `work` within 9 s. Raises `RedriveNotNow` when a quota has kept it from ending."""
         try:
-            return await within(self._limits.call_s, work)
+            with self._journal.explaining():
+                return await within(self._limits.call_s, work)
         except (TimeoutError, Throttled):
             if throttling := self._journal.throttling():
                 raise RedriveNotNow(f"{throttling}: try again later, with fewer letters") from None

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
+from uuid import UUID
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
@@ -48,6 +49,7 @@ class DeadLetters:
         self._group = group
         self._writer = TopicWriter(options, topic, cluster, new_producer)
         self._written: set[Hashable] = set()
+        self._topic_id: UUID | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -59,10 +61,12 @@ class DeadLetters:
         """Write dead letters; return when all in-sync replicas have them.
 
         Each goes to the partition of the number it came from, so that their order there is kept. Raises what
-        `TopicWriter` raises. Later attempts skip acknowledged letters, so that a letter that cannot be written adds no
-        copies of the others. After the first letter that is too large they are compressed. Raises
-        `MessageSizeTooLargeError` with the missing bytes when that is not enough.
+        `TopicWriter` and `Cluster.topic_id` raise. Later attempts skip acknowledged letters, so that a letter that
+        cannot be written adds no copies of the others, unless their topic was recreated. After the first letter that is
+        too large they are compressed. Raises `MessageSizeTooLargeError` with the missing bytes when that is not enough.
         """
+        if self._written or self._topic_id is None:
+            await self._look_at_topic()
         unwritten: dict[int, list[BadRecord]] = {}
         for one in bad:
             if identity_of(one.record) not in self._written:
@@ -84,6 +88,13 @@ class DeadLetters:
                 raise self._too_large(bad) from None
             self._writer.compression = "gzip"
             await self.write(bad)
+
+    async def _look_at_topic(self) -> None:
+        """Forget letters that were acknowledged by a topic that was deleted since."""
+        topic_id = await self._cluster.topic_id(self.topic)
+        if topic_id != self._topic_id:
+            self._written.clear()
+        self._topic_id = topic_id
 
     def _too_large(self, bad: Sequence[BadRecord]) -> MessageSizeTooLargeError:
         sizes = {size_of_batch(one.record.key, one.record.value, self._letter(one).all_headers()): one for one in bad}

@@ -229,6 +229,7 @@ async def test_the_rest_of_a_record_is_shown_and_says_that_it_is_masked(tmp_path
         assert (await get(p, "/session", SEE)).json() == {"name": "s", "roles": ["read", "read:sensitive"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "found", "found_by_all"),
     [(SECRET, 0, 6), ("example.com", 0, 4), ('"mood":"hap', 2, 2), ("…", 0, 0)],
@@ -255,6 +256,7 @@ async def test_a_sensitive_key_cannot_be_guessed_by_a_search(path: str, tmp_path
         assert "403" in await tail_of(p, READ, 0, f"key={SECRET}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("begun_with", "now", "stream", "events"),
     [

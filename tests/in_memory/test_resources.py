@@ -125,6 +125,7 @@ async def test_it_is_closed_only_once_the_last_call_has_ended() -> None:
     assert (closed_at_the_end, database.closed) == ([0], 1)
 
 
+@pytest.mark.slow
 async def test_a_plain_function_that_a_resource_yields_runs_in_a_thread() -> None:
     saved: list[str] = []
 

@@ -92,6 +92,7 @@ async def test_a_request_behind_one_with_a_key_on_the_same_connection_is_of_nobo
     assert [(one["who"], one["outcome"]) for one in noted] == [(None, "refused")]
 
 
+@pytest.mark.slow
 def test_the_last_operator_actions_are_shown_to_operators_and_strangers_cannot_push_them_out(
     consumer: TestClient[Litestar], noted: list[dict[str, Any]]
 ) -> None:

@@ -213,6 +213,7 @@ async def test_a_record_that_is_named_after_the_handler_has_returned_is_an_error
     assert stream.is_consumed
 
 
+@pytest.mark.slow
 async def test_of_a_named_error_neither_a_long_text_nor_what_it_refers_to_is_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -32,6 +32,7 @@ RECORDS = {
 each = pytest.mark.parametrize("name", RECORDS)
 
 
+@pytest.mark.slow
 @each
 def test_an_answer_has_about_as_many_bytes_as_it_is_counted_for(name: str) -> None:
     record = RECORDS[name]

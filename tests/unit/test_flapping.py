@@ -68,6 +68,7 @@ def _seed() -> None:
     random.seed(8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["raise", "name", "each"])
 @pytest.mark.parametrize(
     "is_up", [one_of(4), one_of(5), at_random(0.2), at_random(0.5), in_turns(1, 10), in_turns(5, 5), in_turns(3, 60)]

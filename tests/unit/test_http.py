@@ -247,6 +247,7 @@ def test_a_body_that_is_too_large_is_refused(producer: TestClient[Litestar]) -> 
     problem_of(answer, 400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -102,6 +102,7 @@ async def said_to(connect: Any, segments: Iterable[bytes]) -> bytes:  # noqa: AN
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS.keys())
 async def test_an_offered_upgrade_is_ignored_and_a_body_is_the_body_however_it_is_framed_and_cut(offer: str) -> None:
     app = Recorder()

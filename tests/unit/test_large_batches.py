@@ -208,6 +208,7 @@ def test_of_a_batch_whose_last_record_is_enormous_no_more_is_decompressed_than_i
     assert [(one.key, one.value) for one in found] == [(b"key", b"good"), (b"big", None)]
 
 
+@pytest.mark.slow
 @really_compressed_by
 def test_where_too_much_had_to_be_passed_over_the_rest_of_the_batch_is_left_out(name: str) -> None:
     large, small = (b"large", bytes(17 * MB)), (b"small", b"value")
@@ -301,6 +302,7 @@ def test_a_batch_that_lies_about_the_number_of_its_records_cannot_be_read(name: 
         read(with_count(compressed(batch_of((b"key", b"value")), name), count))
 
 
+@pytest.mark.slow
 def test_many_tiny_records_are_no_more_at_a_time_than_memory_takes() -> None:
     batch = batch_of((None, None))
     record = batch[61:]
@@ -369,6 +371,7 @@ async def test_the_partitions_of_a_poll_share_its_bound() -> None:
     assert sum(taken) == 10 * 7 * MB
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_while_a_poll_passes_over_what_stands_before_its_offset_other_tasks_go_on() -> None:
     """A small batch can hold gigabytes of them: heartbeats and probes must not wait for all."""

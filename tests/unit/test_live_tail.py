@@ -146,6 +146,7 @@ async def keep_writing(topic: Topic, times: int) -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("wanted", [None, is_wanted])
 async def test_whoever_goes_from_instance_to_instance_is_given_each_record_once_and_in_order(

@@ -234,6 +234,7 @@ UNCAUGHT_ERRORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_logging")
 @pytest.mark.parametrize("log_format", ["console", "json"])
 @pytest.mark.parametrize(("act", "message", "frame"), UNCAUGHT_ERRORS.values(), ids=UNCAUGHT_ERRORS)
@@ -300,6 +301,7 @@ def said_by(reader: BinaryIO) -> bytes:
     return b"".join(iter(lambda: reader.read(1_000_000) or b"", b""))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_logging")
 @pytest.mark.parametrize("size", [100, 100_000])
 def test_a_log_that_nobody_reads_stops_nothing_and_says_later_how_many_lines_were_lost(

@@ -56,6 +56,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.slow
 @EVERY_POST
 @pytest.mark.parametrize("headers", FOREIGN.values(), ids=FOREIGN)
 def test_no_page_of_another_origin_changes_anything(
@@ -188,6 +189,7 @@ REBOUND = [
 ]
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("host", REBOUND)
 @pytest.mark.parametrize("path", ["/", "/livez", "/consumers/status", "/consumers/messages", "/schema/openapi.json"])
@@ -227,6 +229,7 @@ def test_this_machine_may_be_called_by_any_of_its_own_names(clients: Clients, se
     assert clients[service].get("/livez", headers={"Host": host}).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("allowed", "host", "status"),
     [

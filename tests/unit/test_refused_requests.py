@@ -269,6 +269,7 @@ async def test_who_still_sends_what_is_no_body_can_read_the_one_answer_of_the_ca
     assert_problem(answer, 431)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("create_app", [create_consumer, create_producer], ids=["consumer", "producer"])
 @pytest.mark.parametrize("path", ["/health-check", "/metrics", "/livez", "/nowhere", "/problems/busy"])
 async def test_a_query_changes_nothing_about_the_options_of_a_path(create_app: Any, path: str) -> None:  # noqa: ANN401 - of either service

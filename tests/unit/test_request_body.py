@@ -260,6 +260,7 @@ def bomb(megabytes: int) -> bytes:
     return b"".join([*(compressor.compress(blanks) for _ in range(megabytes)), compressor.flush()])
 
 
+@pytest.mark.slow
 def test_a_body_that_decodes_to_too_much_is_refused(
     producer: TestClient[Litestar], consumer: TestClient[Litestar]
 ) -> None:

@@ -98,6 +98,7 @@ def is_let_through(client: Client, method: str, path: str, key: str | None) -> b
     return answer.status_code not in {401, 403}
 
 
+@pytest.mark.slow
 def test_each_call_of_both_services_is_documented_with_the_roles_that_may_make_it(
     guarded: dict[str, Client], lookable: dict[str, Client]
 ) -> None:
@@ -150,6 +151,7 @@ def test_health_tells_no_details_to_who_may_not_read(guarded: dict[str, Client],
     assert "127.0.0.1" in details.json()["detail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reads", ["true", "false"])
 @pytest.mark.parametrize("given", ["", " expires=2020-01-01"])
 def test_a_probe_with_a_key_that_is_not_accepted_is_answered_as_without_one(
@@ -329,6 +331,7 @@ def test_a_forged_session_does_not_tell_whether_a_key_of_its_name_exists(
         assert unguarded.get("/session", headers={"Cookie": forged[0]}).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hosts", "prefixes"),
     [
@@ -358,6 +361,7 @@ def test_two_services_of_one_host_neither_take_nor_end_the_session_of_the_other(
             assert out.headers["set-cookie"].partition("=")[0] == cookie_of[name]
 
 
+@pytest.mark.slow
 def test_a_page_whose_session_has_ended_slows_nobody_behind_its_address_and_a_guesser_of_sessions_is_slowed() -> None:
     with client("consumer", API_KEY=ALL, API_KEY_READS="true") as consumer:
         session = signed_in(consumer, ALL).partition("=")[0]

@@ -83,6 +83,7 @@ def assert_complete(found: Sequence[Record], topic: Topic, wanted: Wanted) -> No
         assert offsets == sorted(offsets, reverse=True)
 
 
+@pytest.mark.slow
 @given(topics, st.sampled_from([is_wanted, everything]), st.integers(1, 7))
 def test_page_by_page_every_wanted_record_comes_once_and_the_newest_first(
     topic: Topic, wanted: Wanted, limit: int

@@ -621,6 +621,7 @@ def test_only_the_events_that_repeat_a_field_are_searched_for_it(monkeypatch: py
     assert searched == [repeating]
 
 
+@pytest.mark.slow
 async def test_lines_that_are_no_records_are_counted_until_they_are_answered_and_few_are_read_before_that() -> None:
     limit = Limit(BAD_LINE_BYTES * MAX_LINES * 2 * CHUNKS_ON_THE_WAY)
     share = Share(limit, UnsentAnswers())

@@ -16,6 +16,7 @@ from apps.chassis.kafka.sent_batches import SentBatches
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.slow
 async def test_of_a_batch_that_fails_when_nobody_waits_for_it_any_more_no_error_is_logged() -> None:
     loop = asyncio.get_running_loop()
     logged: list[object] = []
@@ -45,6 +46,7 @@ async def refused_transaction() -> None:
         raise refused
 
 
+@pytest.mark.slow
 async def test_of_a_transaction_that_kafka_refuses_no_error_is_logged_besides_the_one_that_is_raised() -> None:
     logged: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))

@@ -340,6 +340,7 @@ NEARLY_EVENTS = st.dictionaries(st.sampled_from(FIELDS_OF_AN_EVENT) | ANYTHING, 
 )
 
 
+@pytest.mark.slow
 @given(NEARLY_EVENTS.map(lambda fields: json.dumps(fields).encode()) | st.binary() | JSON.map(msgspec.json.encode))
 def test_any_value_is_an_event_or_refused_and_what_a_producer_takes_a_consumer_takes(value: bytes) -> None:
     refused = (msgspec.DecodeError, UnicodeDecodeError)

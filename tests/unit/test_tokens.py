@@ -270,7 +270,7 @@ def test_the_log_of_an_operator_action_names_the_subject(
     caplog.set_level("INFO")
     for name, roles in (("grace", ["operate"]), ("ada", ["read"])):
         guarded["consumer"].post("/consumers/pause", headers=by(token(sub=name, roles=roles)))
-    (refused,) = [one.getMessage() for one in caplog.records if "refused" in one.getMessage()]
+    (refused,) = [one.getMessage() for one in caplog.records if ": refused: " in one.getMessage()]
     assert "token:ada does not have it" in refused
     assert not [one for one in caplog.records if "eyJ" in one.getMessage()]
 
@@ -386,6 +386,7 @@ def tokens_of(source: Any) -> Tokens:  # noqa: ANN401
     return Tokens(ISSUER, [AUDIENCE], source, "roles", {role: frozenset({role}) for role in Role})
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=300) | st.from_regex(rb'\{"alg": ?"[A-Z]S256", ?"kid": ?.{1,9}\}'), max_size=4))
 def test_no_text_in_place_of_a_token_fails_in_another_way(parts: list[bytes]) -> None:
     guess = ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)

@@ -96,6 +96,7 @@ async def caller(connect: Connect, tls: ssl.SSLContext | None = None) -> Caller:
     return Caller(*encrypted)
 
 
+@pytest.mark.slow
 async def test_answers_that_are_not_read_count_until_they_are_and_leave_room_for_what_must_always_be_answered(
     tls: ssl.SSLContext | None,
 ) -> None:
@@ -134,6 +135,7 @@ async def test_a_call_that_weighs_something_is_refused_while_answers_of_others_a
         assert (await asking.ask("/small"))[0] == 503
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "more"),
     [("/large", ""), ("/large", "Connection: close\r\n"), ("/metrics", ""), ("/large", "Connection: keep-alive\r\n")],
@@ -211,6 +213,7 @@ async def test_an_answer_is_whole_though_its_connection_closes_behind_it(tls: ss
         assert len(await asking.reader.read()) == LARGE
 
 
+@pytest.mark.slow
 async def test_a_call_is_freed_as_soon_as_it_is_answered() -> None:
     async with serving(application()) as connect:
         asking = await caller(connect)

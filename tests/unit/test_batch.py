@@ -1,9 +1,12 @@
 import asyncio
 import gc
 import logging
+import os
+import pickle
 import threading
 import weakref
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -211,6 +214,69 @@ async def test_a_record_that_is_named_after_the_handler_has_returned_is_an_error
             batch.reject(late, "wrong")
     assert stream.lettered == []
     assert stream.is_consumed
+
+
+async def test_a_record_that_is_named_too_late_is_reported_though_nobody_looks_at_its_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    threads: list[threading.Thread] = []
+    returned = threading.Event()
+
+    async def handle(batch: Batch[Event]) -> None:
+        def name() -> None:
+            returned.wait()
+            for record in batch:
+                with suppress(RuntimeError):
+                    batch.fail(record, ValueError("a private text"))
+
+        threads.append(threading.Thread(target=name))
+        threads[0].start()
+
+    stream = Stream(handle)
+    stream.add("late", "later")
+    await stream.turn()
+    returned.set()
+    threads[0].join()
+    late = (
+        "events-0 offset 0 failed after its handler had returned: it is neither retried nor dead-lettered: ValueError"
+    )
+    assert [line.getMessage() for line in caplog.records] == [late], "once a batch"
+    assert stream.consumption.last_error == f"{late}: a private text"
+    assert stream.consumption.last_trouble == late
+
+
+async def test_what_a_thread_names_while_its_handler_returns_counts_or_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named = Batch.named
+    refused = []
+
+    def name_then(batch: Batch[Event]) -> Any:  # noqa: ANN401 - as `named` returns it
+        found = named(batch)
+        with pytest.raises(RuntimeError, match="too late"):
+            batch.fail(next(iter(batch)), "wrong")
+        refused.append(batch)
+        return found
+
+    async def handle(_: Batch[Event]) -> None: ...
+
+    monkeypatch.setattr(Batch, "named", name_then)
+    stream = Stream(handle)
+    stream.add("late")
+    await stream.turn()
+    assert refused
+
+
+def test_a_record_cannot_be_named_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = batch_of(EVENTS, Event("event-1", 36, "It rains."))
+    copied = pickle.loads(pickle.dumps(batch))  # noqa: S301 - as a pool of processes does
+    assert copied.values == batch.values
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    for there in (batch, copied):  # a process that was forked, or started
+        (record,) = there
+        with pytest.raises(RuntimeError, match=r"offset 0> is named in another process, which does not count"):
+            there.fail(record, "wrong")
+        assert there.named() == {}
 
 
 @pytest.mark.slow

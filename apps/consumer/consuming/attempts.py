@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from apps.chassis.observability.logs import one_line, without_values
-from apps.consumer.consuming.batch import KEPT_BASES, Batch, Handle, Reject
+from apps.consumer.consuming.batch import KEPT_BASES, Batch, Handle, NoteLate, Reject
 from apps.consumer.consuming.containment import BrokenOff, HandlerCall, HandlerError
 from apps.consumer.consuming.decode import Decode, decode_value
 from apps.consumer.consuming.error_stacks import keep_stack
@@ -96,11 +96,14 @@ class Attempts:
             nonlocal named
             decoded = [decode_value(self._decode, one) for one in records] if values is None else values
             batch: Batch[Any] = Batch(records, decoded, tries and [number + 1 for number in tries])
+            note_late: NoteLate | None = None
             try:
-                return await self._handle(batch)
+                result = await self._handle(batch)
+                note_late = self._note_late
+                return result
             finally:
+                batch.close(note_late)
                 named = batch.named()
-                batch.close()
 
         error = await self._call.run(handle)
         if isinstance(error, BrokenOff):
@@ -128,6 +131,13 @@ class Attempts:
         self.failing_since = self.failing_since or time.time()
         self.error, self.kind = one_line(error)[:MAX_ERROR_CHARACTERS], type(error).__name__
         self._note_error(f"{place}{self.error}", f"{place}{without_values(error)}")
+
+    def _note_late(self, record: Record, error: Exception) -> None:
+        """Report a record that was named once its handler had returned: it is committed as done."""
+        place, late = name_of(record), "after its handler had returned: it is neither retried nor dead-lettered"
+        fields = fields_of(record) | {"error": type(error).__name__}
+        log.error("%s failed %s: %s", place, late, without_values(error), extra=fields)
+        self._note_error(f"{place} failed {late}: {one_line(error)}", f"{place} failed {late}: {without_values(error)}")
 
     def _note(self, error: Exception, failed: Sequence[Record], called: int) -> None:
         """Count a call that failed for some of its `called` records; log the first of a batch, but no rejection."""

@@ -1,5 +1,6 @@
 """What a handler gets: a batch of records with their decoded values, of which it may name single ones as failed."""
 
+import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -101,7 +102,7 @@ class Batch(Generic[T]):
     key: they are handed over again after it. When the handler raises, only `reject` counts.
     """
 
-    __slots__ = ("_attempts", "_failed", "_is_closed", "_named", "_records", "values")
+    __slots__ = ("_attempts", "_failed", "_is_closed", "_named", "_note_late", "_process", "_records", "values")
 
     def __init__(self, records: Sequence[Record], values: Sequence[T], attempts: Sequence[int] | None = None) -> None:
         self.values = tuple(values)
@@ -110,6 +111,8 @@ class Batch(Generic[T]):
         self._named: dict[int, Exception] = {}
         self._failed: dict[object, int] = {}
         self._is_closed = False
+        self._note_late: NoteLate | None = None
+        self._process = os.getpid()
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -124,13 +127,25 @@ class Batch(Generic[T]):
     def fail(self, record: Received[T], error: BaseException | str) -> None:
         """Name a record that failed and is to be retried, and after it those of its key that are behind it.
 
-        Raises `ValueError` for a record of another batch, and `RuntimeError` when the handler has returned.
+        Raises `ValueError` for a record of another batch, and `RuntimeError` when the handler has returned, or in
+        another process than its own.
         """
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"{record} is named in another process, which does not count: name it where the batch is"
+            )
+        if not (record.index < len(self.values) and record.is_of(self._records[record.index])):
+            raise ValueError(f"{record} is not of this batch")
         copy = copy_of(RuntimeError(error) if isinstance(error, str) else error, KEPT_BASES)
-        self._name(record, copy)
+        self._named[record.index] = copy
         if record.key is not None and not isinstance(copy, Reject):
             key = record.partition, record.key
             self._failed[key] = min(record.index, self._failed.get(key, record.index))
+        if self._is_closed:  # known last: it may be closed while a thread of the handler names
+            if self._note_late is not None:
+                self._note_late(self._records[record.index], copy)
+                self._note_late = None
+            raise RuntimeError(f"{record} is named too late: its handler has returned or was cancelled. Await it all")
 
     def reject(self, record: Received[T], reason: str) -> None:
         """Name a record that must not be retried: it is dead-lettered. Raises the errors of `fail`."""
@@ -141,28 +156,24 @@ class Batch(Generic[T]):
 
         Those behind a failed one of their key have failed too: what was done with them came too early.
         """
+        named = self._named.copy()
         if self._failed:
             for index, record in enumerate(self._records):
                 if index > self._failed.get(_key_of(record), index):
-                    self._named.setdefault(index, NotTried())
-        return dict(sorted(self._named.items()))
+                    named.setdefault(index, NotTried())
+        return dict(sorted(named.items()))
 
-    def close(self) -> None:
-        """Accept no more names: the call has ended, and what it named is known."""
-        self._is_closed = True
-
-    def _name(self, record: Received[T], error: Exception) -> None:
-        if self._is_closed:
-            raise RuntimeError(f"{record} is named too late: its handler has returned or was cancelled. Await it all")
-        if not (record.index < len(self.values) and record.is_of(self._records[record.index])):
-            raise ValueError(f"{record} is not of this batch")
-        self._named[record.index] = error
+    def close(self, note_late: "NoteLate | None" = None) -> None:
+        """Accept no more names, because the call has ended; `note_late` gets the first that comes nevertheless."""
+        self._is_closed, self._note_late = True, note_late
 
 
 def _key_of(record: Record) -> object:
     return record.partition, record.key
 
 
+NoteLate = Callable[[Record, Exception], object]
+"""Takes a record that was named too late, and its error; any thread may call it."""
 Handle = Callable[[Batch[Any]], Awaitable[object]]
 """A handler as the consumer calls it."""
 Handler = Callable[[Batch[T]], Awaitable[None]] | Callable[[Batch[T]], None]

@@ -107,6 +107,17 @@ async def test_an_answer_with_an_error_is_a_failure_of_its_request(client: Watch
     assert client.journal.last_failure() == "reading records from broker 1 failed: GroupCoordinatorNotAvailableError"
 
 
+@pytest.mark.parametrize(("code", "setting"), [(23, "GROUP_ID"), (26, "session_timeout_s"), (81, "group.max.size")])
+async def test_a_group_that_takes_no_member_is_reported_with_the_setting_to_change(
+    client: WatchedClient, answers: list[Any], code: int, setting: str
+) -> None:
+    answers.append(SimpleNamespace(throttle_time_ms=0, error_code=code))
+    await client.send(NODE, JoinGroupRequest("group", 1, 1, "", None, "consumer", []))
+    reason = str(client.journal.last_failure())
+    assert reason.startswith("joining the group at broker 1 failed: it")
+    assert setting in reason
+
+
 async def test_a_member_waits_for_its_rebalance_until_it_is_given_its_partitions(
     client: WatchedClient, answers: list[Any]
 ) -> None:

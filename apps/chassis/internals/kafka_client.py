@@ -44,7 +44,7 @@ from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 from apps.chassis.internals.member_commits import refuse_commit_of_another_member
 from apps.chassis.internals.producer_epochs import ProducerOfClient
 from apps.chassis.internals.rebalance_wait import WAITING, RebalanceWait, leaving
-from apps.chassis.kafka.client_journal import ClientId, ClientJournal, in_words, why_unreachable
+from apps.chassis.kafka.client_journal import REFUSED_MEMBERS, ClientId, ClientJournal, in_words, why_unreachable
 from apps.chassis.kafka.newer_errors import NEWER_ERRORS
 from apps.chassis.observability.logs import one_line
 
@@ -178,7 +178,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         if code in NOT_A_FAILURE:
             self.journal.succeeded((kind, node_id))
             return
-        said = getattr(answer, "error_message", None) or for_code(code).__name__
+        said = getattr(answer, "error_message", None) or REFUSED_MEMBERS.get(code) or for_code(code).__name__
         self.journal.failed((kind, node_id), f"{in_words(kind)} {self._name_of(node_id)} failed: {said}")
 
     def _note_written(self, answer: Untyped) -> None:

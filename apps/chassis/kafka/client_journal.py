@@ -45,6 +45,16 @@ IN_WORDS = {
 }
 """What the requests that repeat themselves do; Kafka's name of a request says it to few operators."""
 
+REFUSED_MEMBERS = {
+    23: "it is of another kind, or has other assignors: give this service a group of its own (<STREAM>_GROUP_ID)",
+    26: (
+        "its brokers do not allow the session timeout (group.min.session.timeout.ms, group.max.session.timeout.ms): "
+        "set Policy(session_timeout_s)"
+    ),
+    81: "it has as many members as its brokers allow (group.max.size): end one, or raise it",
+}
+"""Why a group takes no further member, and what to do, by Kafka's error code."""
+
 
 class Failure(msgspec.Struct):
     """A failing request or connection. `first` and `last` are when it first and last failed (`time.monotonic`)."""

@@ -174,3 +174,26 @@ def test_the_live_page_searches_for_its_user_and_not_for_a_link_of_another_page(
     page.reload()
     expect(page.locator("#search [name=q]")).to_have_value("seen-by-nobody")
     assert page.url == search
+
+
+CLICKABLE = """name => {
+  const button = document.querySelector(`button[name=${name}]`);
+  const { x, y } = button.getBoundingClientRect();
+  return document.elementFromPoint(x + 3, y + 3) === button;
+}"""
+
+
+def test_the_second_click_of_a_double_click_elsewhere_presses_nothing_where_the_page_has_just_come_up(
+    page: Page, site: Site
+) -> None:
+    """Another page puts it under the pointer between the two: by a link, or by closing a window in front of it."""
+    look = "window.clicks = getComputedStyle(document.body).pointerEvents"
+    page.add_init_script(f"addEventListener('DOMContentLoaded', () => {{ {look}; }})")
+    page.goto(f"http://localhost:{site.consumer.port}/?tab=overview")
+    assert page.evaluate("clicks") == "none"
+    page.wait_for_function(CLICKABLE, arg="stop")
+    for comes_up in ("document.dispatchEvent(new Event('visibilitychange'))", "dispatchEvent(new Event('focus'))"):
+        assert not page.evaluate(f"() => {{ {comes_up}; return ({CLICKABLE})('stop'); }}")
+        page.wait_for_function(CLICKABLE, arg="stop")
+    page.get_by_role("button", name="Stop", exact=True).hover()
+    assert page.evaluate(f"() => {{ dispatchEvent(new Event('focus')); return ({CLICKABLE})('stop'); }}")

@@ -127,11 +127,14 @@ def test_nothing_of_the_page_needs_an_exception_from_its_policy() -> None:
     )
 
 
-def test_the_fragment_of_a_link_gives_no_button_the_focus() -> None:
-    """A browser focuses the element whose id the fragment is: the visitor's next Enter would press it."""
-    buttons = [attributes for tag, attributes in Elements((FOLDER / "index.html").read_text()).found if tag == "button"]
-    assert len(buttons) > 20
-    assert not [attributes for attributes in buttons if "id" in attributes]
+def test_the_fragment_of_a_link_gives_the_focus_to_nothing_that_a_key_changes() -> None:
+    """A browser focuses the element whose id the fragment is: the visitor's next key would press it, or stand in it."""
+    found = Elements((FOLDER / "index.html").read_text()).found
+    controls = [attributes for tag, attributes in found if tag in {"button", "input", "select", "summary", "textarea"}]
+    links = [attributes for tag, attributes in found if tag == "a" and "id" in attributes]
+    assert len(controls) > 50
+    assert not [attributes for attributes in controls if "id" in attributes]
+    assert all("data-inside" in attributes for attributes in links), "they lead to another view of the page alone"
 
 
 SEARCH = "/?tab=records&stream=events&q=ada&open=0-1&tab=%22&key=stream=x"

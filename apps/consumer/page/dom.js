@@ -1,8 +1,11 @@
 /** Elements and texts. The page never makes HTML of a string, because a record may contain anything. */
 
-const number = new Intl.NumberFormat("en");
-export const byId = (id) => document.getElementById(id) ?? document.querySelector(`button[name="${id}"]`); // a link to `#stop` would give a button of that id the focus
+export const byId = (id) => document.getElementById(id) ?? document.querySelector(`:is(button, input, textarea)[name="${id}"]`); // a link to `#stop` would give a button of that id the focus
 document.addEventListener("keydown", (event) => event.repeat && event.key === "Enter" && event.target.tagName !== "TEXTAREA" && event.preventDefault()); // a held key may have gone down on another page
+const settle = () => document.body.animate({ pointerEvents: ["none", "none"] }, 500); // ms without clicks: another page may have put this one under the second click of a double click
+settle();
+document.addEventListener("visibilitychange", settle);
+window.addEventListener("focus", () => document.body.matches(":hover") || settle()); // who points at the page already sees what they click
 
 /** Make an element; children are elements or texts, and null or false are skipped. */
 export function element(tag, attributes = {}, ...children) {
@@ -44,7 +47,7 @@ export const button = (label, work, attributes = {}) => Object.assign(element("b
 export const turn = (off, reason) => Object.assign(off, { ariaDisabled: reason === "" ? null : "true", title: reason });
 
 export const inside = (href, ...children) => element("a", { href, "data-inside": "" }, ...children);
-export const count = (value) => (value == null ? "–" : number.format(value));
+export const count = (value) => (value == null ? "–" : value.toLocaleString("en"));
 export const plural = (value, one, more) => `${count(value)} ${value === 1 ? one : more}`;
 
 /** A time in the browser's zone, written as in ISO 8601, which Swedish uses. */

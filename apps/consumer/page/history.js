@@ -5,9 +5,7 @@ import { arrange, byId, cell, count, element, say, timeElement } from "./dom.js"
 const HOUR_MS = 3_600_000;
 const MIN_SPAN_MS = 300_000; // the drawing goes back at least this far
 const MIN_RATE_SPAN_MS = 500; // a rate over a shorter time is a guess
-const WIDTH = 600;
-const HEIGHT = 100;
-
+const [WIDTH, HEIGHT] = [600, 100];
 let last = null; // the counts that the current rates are measured from
 let rates = {}; // the current ones, by kind; none before the second status
 let now = null; // the point of this moment, with which the drawing ends as the head does

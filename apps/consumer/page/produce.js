@@ -6,10 +6,9 @@ import { textOf } from "./content.js";
 import { byId, confirmed, copyOf, element, inside, onSubmit, plural, report, say } from "./dom.js";
 import { poll } from "./looks.js";
 import { placeOf } from "./record.js";
-import { stream } from "./streams.js";
+import { producer, stream } from "./streams.js";
 
 const PAUSE_MS = 2_000; // between two checks whether the producer answers
-const producer = document.querySelector("meta[name=producer-url]").content;
 const records = `${producer}/producers/${stream}`;
 const LIMITS = { minimum: "min", maximum: "max", minLength: "minlength", maxLength: "maxlength", pattern: "pattern" };
 

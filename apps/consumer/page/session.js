@@ -2,8 +2,7 @@
 
 import { post } from "./api.js";
 import { byId, onSubmit, report, say } from "./dom.js";
-
-const producer = document.querySelector("meta[name=producer-url]").content;
+import { producer } from "./streams.js";
 
 /** Name the user; with the role `operate`, do also what is for operators. */
 export function showSession({ name, roles }, forOperators) {

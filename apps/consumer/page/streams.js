@@ -3,6 +3,7 @@
 import { address, addressOf, onAddress } from "./address.js";
 import { arrange, byId, count, element, say } from "./dom.js";
 
+export const producer = document.querySelector("meta[name=producer-url]").content; // "" for none
 export const names = document.querySelector("meta[name=streams]").content.split(" ");
 const asked = address().stream ?? names[0];
 export const stream = names.includes(asked) ? asked : names[0];

@@ -20,7 +20,7 @@ from serving import answered
 
 from apps.chassis.http import authentication as access
 from apps.chassis.http import watched_file as module
-from apps.chassis.http.admission import Limit
+from apps.chassis.http.admission import STRANGERS_CALLS, Limit
 from apps.chassis.http.api_keys import ApiKey, Keys, read_key_file
 from apps.chassis.http.authorization import ACCESS
 from apps.chassis.observability.logs import ConsoleFormatter, request_id, set_up_logging, with_request
@@ -84,14 +84,19 @@ async def test_a_key_that_is_removed_while_a_body_arrives_changes_nothing(monkey
 
 
 @pytest.mark.anyio
-async def test_strangers_whose_bodies_never_end_take_no_room_from_callers_with_a_key() -> None:
+async def test_strangers_whose_bodies_never_end_take_no_room_from_callers_with_a_key_or_who_sign_in() -> None:
     settings = read_settings({"KAFKA_BOOTSTRAP_SERVERS": NOBODY_LISTENS, "API_KEY": KEY})
     app, headers = create_consumer(settings, admission=Limit(1_000_000, 1)), {"content-type": "application/json"}
-    strangers = [asyncio.create_task(answered("/session/start", headers, b"{", app=app, silent=True)) for _ in range(3)]
+    calling = [answered("/session/start", headers, b"{", app=app, silent=True) for _ in range(STRANGERS_CALLS + 1)]
+    strangers = [asyncio.create_task(call) for call in calling]
     try:
         await asyncio.sleep(0.1)
         start, *_ = await answered("/consumers/history", {"x-api-key": KEY}, b"", app=app, method="GET")
         assert start["status"] == 200
+        for _ in range(3):
+            key = msgspec.json.encode({"key": KEY})
+            start, *_ = await answered("/session/start", headers, key, app=app, scheme="http")
+            assert start["status"] == 200
     finally:
         for stranger in strangers:
             stranger.cancel()

@@ -254,8 +254,12 @@ class Share:
 
 
 def for_strangers(workers: int = 1) -> Limit:
-    """Return the limit of calls that need no key, of one of the workers that share it."""
-    return Limit(STRANGERS_BYTES // workers, max(STRANGERS_CALLS // workers, 1), slow_body_s=STRANGERS_BODY_S)
+    """Return the limit of calls that need no key, of one of the workers that share it.
+
+    A body that is still arriving gives way at once: that of a sign-in is so small that it arrives with its head.
+    """
+    max_bytes, max_calls = STRANGERS_BYTES // workers, max(STRANGERS_CALLS // workers, 1)
+    return Limit(max_bytes, max_calls, stalled_after_s=0.0, slow_body_s=STRANGERS_BODY_S)
 
 
 def share_of(scope: Scope) -> Share:

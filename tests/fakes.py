@@ -111,6 +111,14 @@ class StoredTopic:
             for partition, stop in end.items()
         }
 
+    async def dated_after(self, times: Mapping[int, int]) -> dict[int, tuple[int, int]]:
+        assert all(0 <= time < 2**63 - 1 for time in times.values())
+        later = [
+            (partition, next((one for one in self.records.get(partition, []) if one.timestamp > time), None))
+            for partition, time in times.items()
+        ]
+        return {partition: (record.offset, record.timestamp) for partition, record in later if record}
+
     async def some(self, ranges: Ranges, max_bytes: int) -> tuple[list[Stored], dict[int, int]]:
         """Return one record of each partition, and how far that came."""
         assert max_bytes > 0

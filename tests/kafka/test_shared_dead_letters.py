@@ -7,10 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 from services import REDRIVE, Pipeline, Raw, Service, event, value_of, wait_until
 
+from apps.consumer.redriving.marks import DATED_UP_TO, MarkKey
 from contracts.dead_letter import DeadLetter
 from contracts.partitioning import partitions_of
 from tests.handlers import REFUSED
@@ -201,6 +203,21 @@ def test_what_an_earlier_version_marked_was_sent_back_for_every_group(
     wait_until(lambda: newest(consumers[0], 6)[0]["redriven"])
     assert [letter["redriven"] for letter in newest(consumers[1], 6)] == [*[True] * 5, False]
     assert at_once(consumers) == 1
+
+
+def test_letters_that_are_dated_later_than_a_mark_have_replaced_those_that_were_sent_back(
+    pipeline: Sharing, consumers: tuple[Service, Service]
+) -> None:
+    letter = DeadLetter(b"key", b"bad", (), pipeline.topic, 0, 7, 1_700_000_000_000, pipeline.group, "E", "wrong", 1)
+    raw = Raw(letter.value, letter.key, tuple(letter.all_headers()))
+    first, _, last = (pipeline.listed(consumers[0], raw)[0] for _ in range(3))
+    mark = msgspec.json.encode([(0, last["offset"] + 1)])
+    key, dated = msgspec.json.encode(MarkKey(pipeline.group, 0)), (DATED_UP_TO, b"%d" % first["timestamp"])
+    pipeline.write_batch(Raw(mark, key, (dated,)), topic=f"{pipeline.dead_letter_topic}-redriven")
+    wait_until(lambda: newest(consumers[0], 3)[0]["redriven"])
+    assert [letter["redriven"] for letter in newest(consumers[1], 3)] == [True, False, False]
+    assert at_once(consumers) == 2
+    assert all(letter["redriven"] for letter in newest(consumers[0], 3))
 
 
 def test_a_redrive_does_not_go_on_while_another_groups_transaction_hides_what_was_sent_back(

@@ -314,6 +314,31 @@ async def test_a_deletion_in_place_of_records_that_a_new_leader_lacks_is_found()
     assert await bench.deleted(letter("ada", 0)) == [True]
 
 
+@pytest.mark.parametrize("length", [3, 4, 9])
+async def test_a_deletion_in_place_of_lost_records_is_found_however_long_the_topic_is_again(length: int) -> None:
+    bench = Bench(records("ada", "bob", "bob", "eve"))
+    assert await bench.deleted(letter("ada", 0)) == [False]
+    bench.topic.records[0][1:] = [Stored(0, offset, NOW, b"bob") for offset in range(1, length)]
+    bench.topic.records[0][2] = Stored(0, 2, NOW, b"ada", None)
+    assert await bench.deleted(letter("ada", 0)) == [True]
+
+
+async def test_a_deletion_in_place_of_the_lost_end_of_a_transaction_is_found() -> None:
+    bench = Bench(records("ada", "bob"))
+    bench.topic._end = 3
+    assert await bench.deleted(letter("ada", 0)) == [False]
+    bench.topic.records[0].append(Stored(0, 2, NOW, b"ada", None))
+    assert await bench.deleted(letter("ada", 0)) == [True]
+
+
+async def test_a_deletion_is_known_after_kafka_has_deleted_or_compacted_what_was_read_last() -> None:
+    for left in ([], [Stored(0, 5, NOW, b"eve", b"value")]):
+        bench = Bench(records("ada", "-ada", "bob", "eve"))
+        assert await bench.deleted(letter("ada", 0)) == [True]
+        bench.topic.records[0][:], bench.topic._end = left, 6
+        assert await bench.deleted(letter("ada", 0)) == [True]
+
+
 @pytest.mark.parametrize("configs", [DELETED, COMPACTED])
 @pytest.mark.parametrize("length", [1, 81, 200])
 @pytest.mark.parametrize("partition", [0, 7])

@@ -3,13 +3,15 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.structs import OffsetAndTimestamp
 from samples import LONG, Stored, everything_else_has_run, stored_event
 
 from apps.chassis.http.problems import to_problem
@@ -60,6 +62,11 @@ class FakeClient:
     async def position(self, _: TopicPartition) -> int:
         return self.at
 
+    async def offsets_for_times(self, times: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, Any]:
+        """Return the first record at or after a time, as Kafka does."""
+        places = [OffsetAndTimestamp(record.offset, record.timestamp) for record in self.records]
+        return {tp: next((one for one in places if one.timestamp >= time), None) for tp, time in times.items()}
+
     async def getmany(self, partition: TopicPartition, **_: int) -> Mapping[TopicPartition, list[Stored]]:
         found = [record for record in self.records if record.offset >= self.at][:1]
         if not found:
@@ -87,6 +94,13 @@ async def test_a_client_that_has_nothing_to_read_is_assigned_nothing_as_it_would
     assert await reader_of(client).timestamps({0: (3, 3)}) == {}
     assert client.connected
     assert client.assigned == []
+
+
+async def test_the_first_record_that_is_dated_after_a_time_is_found_and_not_one_of_that_time() -> None:
+    client = FakeClient([replace(stored_event(offset), timestamp=10 * offset) for offset in range(4)])
+    assert await reader_of(client).dated_after({0: 19}) == {0: (2, 20)}
+    assert await reader_of(client).dated_after({0: 20}) == {0: (3, 30)}
+    assert await reader_of(client).dated_after({0: 30}) == {}
 
 
 async def test_what_is_asked_for_is_read_and_no_more() -> None:

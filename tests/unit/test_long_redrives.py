@@ -59,6 +59,7 @@ class LongBench(Bench):
         super().__init__(self.letters, monkeypatch=monkeypatch)
         self.topic, self.gone = topic({0: self.letters}, topic=DEAD), {b"gone"}
         monkeypatch.setattr(self.redriver.letters, "_reader", self.topic)
+        monkeypatch.setattr(self.redriver.letters._last_read, "_log", self.topic)
         monkeypatch.setattr(self.redriver.letters, "is_deleted", self._is_deleted)
         for module in ("letters", "redrive"):
             clock = Mock(get_running_loop=Mock(return_value=self.topic))

@@ -26,7 +26,7 @@ from apps.consumer.redriving.marks import Marks
 from apps.consumer.redriving.purge import Doomed, Purged, PurgedInPart
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.refusals import RedriveNotNow
-from apps.consumer.redriving.transactions import Transactions
+from apps.consumer.redriving.transactions import MarkRecord, Transactions
 from contracts.dead_letter import OMITTED_BYTES, DeadLetter, written_again
 from tests.fakes import StoredTopic
 
@@ -158,9 +158,9 @@ async def test_the_time_of_a_mark_is_that_of_kafka_only_where_kafka_set_it(
         sent.set_result(RecordMetadata("marks", 0, TopicPartition("marks", 0), 0, 17, timestamp_type, 0))
         return sent
 
-    transactions: Any = SimpleNamespace(_marks_topic="marks")
+    transactions: Any = SimpleNamespace(_marks_topic=SimpleNamespace(name="marks"))
     producer: Any = SimpleNamespace(send=send)
-    written = Transactions._write_marks(transactions, producer, [(b"", b"")], Marks(), SentBatches())
+    written = Transactions._write_marks(transactions, producer, [MarkRecord(b"", b"", ())], SentBatches())
     assert await written == time_of_kafka
 
 

@@ -78,7 +78,12 @@ class Bench:
         self.cluster = Cluster(options, [])
         self.cluster.partitions |= {TOPIC: 1, DEAD: len(partitions)}
         dead = cast(LogReader, StoredTopic(dict(enumerate(partitions)), topic=DEAD))
-        self.redriver = Redriver(options, self.cluster, dead, f"{DEAD}-redriven", TOPIC, "group", limits=limits)
+
+        def reader(*_: object, **__: object) -> LogReader:
+            return dead
+
+        names = f"{DEAD}-redriven", TOPIC, "group"
+        self.redriver = Redriver(options, self.cluster, dead, *names, reader, limits=limits)
         self.transactions: list[list[tuple[int, int]]] = []
         self.known = Marks()
         self.seen = 0
@@ -432,7 +437,8 @@ async def test_marks_that_their_topic_would_not_take_are_refused_with_what_to_do
     options = client_options(Settings(), "consumer")
     cluster = Cluster(options, [])
     cluster.configs[f"{DEAD}-redriven"] = {"max.message.bytes": "1000"}
-    redriver = Redriver(options, cluster, cast(LogReader, StoredTopic({})), f"{DEAD}-redriven", TOPIC, "group")
+    dead = cast(LogReader, StoredTopic({}))
+    redriver = Redriver(options, cluster, dead, f"{DEAD}-redriven", TOPIC, "group", Mock(return_value=dead))
     marks = Marks()
     marks.apply(Action.REDRIVE, "group", 0, [(2 * n, 2 * n + 1) for n in range(200)])
     with pytest.raises(TooLarge, match=r"too scattered .* takes 1000 \(max.message.bytes\)"):
@@ -651,7 +657,8 @@ def late_marks_topic(looks: float) -> tuple[MarksTopic, LateReader]:
     def reader(_: object, __: str, *, committed_only: bool = True) -> LateReader:
         return committed if committed_only else LateReader(looks, committed_only=False)
 
-    return MarksTopic(options, Cluster(options, []), f"{DEAD}-redriven", DEAD, cast(Any, reader)), committed
+    dead = cast(LogReader, StoredTopic({}, topic=DEAD))
+    return MarksTopic(options, Cluster(options, []), f"{DEAD}-redriven", dead, cast(Any, reader)), committed
 
 
 @pytest.mark.parametrize("looks", [0, 3])

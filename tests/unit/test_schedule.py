@@ -40,6 +40,9 @@ class FakeDeadLetters:
     async def offsets(self, partitions: int) -> tuple[dict[int, int], dict[int, int]]:
         return dict.fromkeys(range(partitions), 0), {n: len(self.partitions[n]) for n in range(partitions)}
 
+    async def timestamps(self, ranges: dict[int, tuple[int, int]]) -> dict[int, int]:
+        return {partition: self.partitions[partition][start].timestamp for partition, (start, _) in ranges.items()}
+
     async def some(self, ranges: dict[int, tuple[int, int]], _: int) -> tuple[list[Stored], dict[int, int]]:
         ((partition, (start, end)),) = ranges.items()
         self.reads.append((partition, start))

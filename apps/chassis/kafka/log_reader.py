@@ -171,6 +171,16 @@ class LogReader:
             tp.partition: at.offset if at and at.timestamp <= latest else end[tp.partition] for tp, at in found.items()
         }
 
+    async def dated_after(self, times: Mapping[int, int]) -> dict[int, tuple[int, int]]:
+        """Return within 2 s the first record of each partition that is dated after a time (ms): its offset and time.
+
+        A partition without one is missing.
+        """
+        async with self._connected() as consumer:
+            wanted = {TopicPartition(self.topic, partition): time + 1 for partition, time in times.items()}
+            found = await consumer.offsets_for_times(wanted)
+        return {tp.partition: (at.offset, at.timestamp) for tp, at in found.items() if at}
+
     async def record(self, partition: int, offset: int) -> Record | None:
         """Return the first record of a partition at or after an offset, None when there is none.
 

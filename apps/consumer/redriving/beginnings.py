@@ -60,6 +60,11 @@ class Beginnings:
             self._of[partition] = {what: one._replace(at=min(one.at, first)) for what, one in known.items()}
         return self._of.setdefault(partition, {})
 
+    def forget(self, partition: Hashable) -> None:
+        """Let all searches begin at the start of a partition again, which has other letters now."""
+        self._of.pop(partition, None)
+        self._unwanted.pop(partition, None)
+
     def begin_again(self, what: Hashable) -> None:
         """Let searches read letters of deleted keys again, after one that has come to the end."""
         for beginnings in self._of.values():

@@ -26,6 +26,7 @@ from uuid import UUID
 from apps.chassis.internals.fetched_batches import is_tombstone
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import FETCH_BYTES, in_groups
+from apps.chassis.kafka.log_truncation import LastRead
 from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.consumer.consuming.redrive_addressing import divide
 from apps.consumer.redriving.refusals import DeletedMeanwhile, RedriveNotNow
@@ -70,6 +71,7 @@ class Deletions:
         self._just_come_s = just_come_s
         self._topic_id: UUID | None = None
         self._read: dict[int, tuple[int, int]] = {}
+        self._last_read = LastRead(self._log)
         self._tombstones: dict[tuple[int, int], tuple[int, int]] = {}  # offset and time
         self._sent_back: dict[tuple[int, int], _SentBack] = {}
         self._gone: set[tuple[int, int, int | None]] = set()
@@ -117,8 +119,8 @@ class Deletions:
             self._topic_id = topic_id
             self._forget()
         first, end = await self._log.offsets(self._cluster.partition_count(self._log.topic))
-        if any(end.get(partition, 0) < reached for partition, (_, reached) in self._read.items()):
-            self._forget()  # a leader that lacks what was read: other records take its place
+        if await self._last_read.lost(first, end):
+            self._forget()  # other records take the places of those that were read
         starts = await self._log.at_time(min(map(_since, letters)), end)
         for letter in letters:
             if letter.partition in starts and letter.offset is not None:
@@ -129,6 +131,9 @@ class Deletions:
         await self._read_up_to(
             reaching, {partition: max(starts[partition], first[partition]) for partition in end}, late
         )
+        for partition in partitions:  # what is behind the last record, like the end of a transaction, may be lost
+            start, _ = self._read[partition]
+            self._read[partition] = start, max(start, self._last_read.end(partition))
         return reaching
 
     async def _behind(self, reached: Mapping[int, int], letters: Sequence[DeadLetter], late: float) -> Sequence[Record]:
@@ -208,6 +213,7 @@ class Deletions:
                     raise RedriveNotNow(f"deletions are still being looked for on {where}: try again")
                 records, places = await self._log.some(ranges, _bytes_of(ranges))
                 self._keep(records)
+                self._last_read.add(records)
                 self._read |= {partition: (self._read[partition][0], at) for partition, at in places.items()}
 
     def _keep(self, records: Sequence[Record]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from uuid import UUID
 from apps.chassis.kafka.clients import size_of_batch
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.log_reader import in_groups
+from apps.chassis.kafka.log_truncation import LastRead
 from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.kafka.search import merged_by_time
 from apps.consumer.browsing.topic_search import Filter
@@ -74,6 +75,7 @@ class Letters:
         self._max_rounds = max_rounds
         self._deletions = deletions
         self._beginnings = Beginnings()
+        self._last_read = LastRead(self._reader)
 
     def is_held(self, letter: DeadLetter) -> bool:
         """Return whether a dead letter is held: it was sent back too often, or is too large for the topic.
@@ -107,7 +109,7 @@ class Letters:
         When it is late, they are the oldest of the partitions that were read by then.
         """
         search = self._search_for(wanted.action, wanted.only)
-        first, end = await self.offsets()
+        first, end = await self._offsets_of_known()
         if wanted.only.since is not None:
             first = await self._reader.at_time(wanted.only.since, end)
         starts = {
@@ -119,8 +121,17 @@ class Letters:
             await self._read_until_late(wanted, starts)
         finally:
             if search == self._search_for(wanted.action, wanted.only):
-                _remember(search, starts.values(), is_late=asyncio.get_running_loop().time() >= wanted.late)
+                self._remember(search, starts.values(), is_late=asyncio.get_running_loop().time() >= wanted.late)
         return oldest([one.result for one in starts.values()], wanted.limit)
+
+    async def others(
+        self, topic_id: UUID | None, owner: str | None, partitions: Collection[int]
+    ) -> dict[int, Intervals]:
+        """Return the offsets in partitions that are known to have no letter of an owner."""
+        places = {partition: (topic_id, owner, partition) for partition in partitions}
+        if any(self.passed.get(place) for place in places.values()):
+            await self._offsets_of_known()
+        return {partition: self.passed.get(place, []) for partition, place in places.items()}
 
     async def at(self, partition: int, offset: int) -> Record | None:
         """Return the dead letter at a place, None when there is none."""
@@ -149,14 +160,21 @@ class Letters:
         """Return the first offset of each partition of the dead letters, and the one behind its last record."""
         return await self._reader.offsets(self._cluster.partition_count(self._reader.topic))
 
+    async def _offsets_of_known(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Return what `offsets` does; forget what is known of partitions that have lost letters since."""
+        first, end = await self.offsets()
+        lost = await self._last_read.lost(first, end)
+        for place in [place for place in self.passed if place[2] in lost]:
+            del self.passed[place]
+            self._beginnings.forget(place)
+        return first, end
+
     def _start_of(self, wanted: Wanted, search: Hashable, partition: int, bounds: tuple[int, int]) -> "_Start":
         first, end = bounds
         place = (wanted.marks.topic_id, wanted.owner, partition)
         unwanted = wanted.unwanted(partition)
         beginnings = self._beginnings.of(place, unwanted)
         beginning = beginnings.get(search, Beginning())
-        if beginning.at > end:  # of a recreated topic, of a Kafka without topic ids
-            beginning = Beginning()
         known = merged([*unwanted, *self.passed.get(place, [])])
         return _Start(place, unwanted, (next_outside(known, max(first, beginning.at)), end), beginnings, beginning)
 
@@ -182,14 +200,22 @@ class Letters:
         own = [(record, letter) for record in records if owner_of(letter := letter_of(record)) == wanted.owner]
         selected = await self._selected(wanted, starts, own)
         owned = offsets_of([record for record, _ in own])
+        self._last_read.add(records)
         for partition, start in starts.items():
             at, end = start.left
-            others = minus([(at, reached[partition])], owned.get(partition, []))
+            others = minus([(at, min(reached[partition], self._last_read.end(partition)))], owned.get(partition, []))
             self.passed[start.place] = passed = merged([*self.passed.get(start.place, []), *others])
             letters = [(record, letter) for record, letter in selected if record.partition == partition]
             start.is_full = not await self._add(wanted, start, letters)
             if not start.is_full:
                 start.left = next_outside(merged([*start.unwanted, *passed]), reached[partition]), end
+
+    def _remember(self, search: Hashable, starts: Iterable["_Start"], *, is_late: bool) -> None:
+        """Remember where the next call begins."""
+        for start in starts:
+            _, _, partition = start.place
+            reached = min(start.reached, self._last_read.end(partition))
+            remember(start.beginnings, search, start.beginning.moved(reached, start.deleted_from, is_late=is_late))
 
     async def _add(self, wanted: Wanted, start: "_Start", letters: Sequence[tuple[Record, DeadLetter]]) -> bool:
         """Add letters to the first ones of a partition; return whether there was room and time for all.
@@ -254,12 +280,6 @@ class _Start:
     def reached(self) -> int:
         """The offset before which no letter is wanted."""
         return self.found[0].offset if self.found else min(self.left)
-
-
-def _remember(search: Hashable, starts: Iterable[_Start], *, is_late: bool) -> None:
-    """Remember where the next call begins."""
-    for start in starts:
-        remember(start.beginnings, search, start.beginning.moved(start.reached, start.deleted_from, is_late=is_late))
 
 
 def letter_of(record: Record) -> DeadLetter:

@@ -15,6 +15,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -24,11 +25,15 @@ from contracts.record import Record
 
 TOPIC_ID = "dead-letter-topic-id"
 """The header of a mark with the id of its topic: the name may be reused for a new topic."""
+DATED_UP_TO = "dead-letters-dated-up-to"
+"""The header of a mark with a time (ms): when it was written, no letter before the end of its offsets was later."""
 
 Intervals = list[tuple[int, int]]
 """Offsets, as ascending ranges of a first offset and an exclusive last one."""
 OFFSETS_END = 2**63 - 1
 """The offset after the last possible one."""
+LATEST_MS = 10**18 - 1
+"""The latest time of a mark: what is dated later is no date, and Kafka can look for none beyond 2**63 - 1."""
 
 
 class MarkKey(msgspec.Struct, frozen=True):
@@ -49,6 +54,14 @@ decode_key = msgspec.json.Decoder(int | MarkKey).decode
 decode_intervals = msgspec.json.Decoder(Intervals).decode
 
 
+class DatedMark(NamedTuple):
+    """The partition and the exclusive end of the offsets in a mark, and the time (ms) up to which it is dated."""
+
+    partition: int
+    end: int
+    time: int
+
+
 class Marks:
     """Which dead letters of one topic were sent back or discarded.
 
@@ -64,22 +77,36 @@ class Marks:
         self._discarded: defaultdict[int, dict[str | None, Intervals]] = defaultdict(dict)
         self._purged: dict[tuple[str | None, int], int] = {}
 
-    def read(self, record: Record) -> None:
-        """Add a record of the marks topic; ignore a record of an older topic of the same name."""
+    def read(self, record: Record, before: int = OFFSETS_END) -> DatedMark | None:
+        """Add a record of the marks topic, as far as its offsets are `before` one; return up to when it is dated.
+
+        None is a mark of an earlier version, which has no time. A record of an older topic of the same name is ignored.
+        """
         topic_ids = [header for header in record.headers if header[0] == TOPIC_ID]
         if topic_ids and topic_ids != list(self.headers):
-            return
+            return None
         try:
             key, intervals = decode_key(record.key or b""), merged(decode_intervals(record.value or b"[]"))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             self.unreadable = f"{record.topic}-{record.partition} offset {record.offset} is no mark"
-            return
+            return None
+        intervals = minus(intervals, [(before, OFFSETS_END)])
+        self._keep(key, intervals)
+        if not intervals or not isinstance(key, MarkKey) or (time := _time_in(record)) is None:
+            return None
+        return DatedMark(key.partition, intervals[-1][1], time)
+
+    def _keep(self, key: MarkKey | int, intervals: Intervals) -> None:
         if isinstance(key, MarkKey) and key.discarded_by is not msgspec.UNSET:
             self._discarded[key.partition][key.discarded_by] = intervals
         elif isinstance(key, MarkKey) and key.purged_by is not msgspec.UNSET:
             self._purged[key.purged_by, key.partition] = intervals[-1][1] if intervals else 0
         else:
             self._intervals[key] = intervals
+
+    def end(self, group: str | None, partition: int) -> int:
+        """Return the offset behind the last letter of a group in a partition that has a mark, 0 when none has."""
+        return max((stop for _, stop in self.of(group, partition)), default=0)
 
     def of(self, group: str | None, partition: int) -> Intervals:
         """Return the offsets of a group's letters in a partition that were sent back or discarded."""
@@ -149,6 +176,12 @@ class Marks:
         self._purged[group, partition] = before
         own = MarkKey("", partition, discarded_by=group), MarkKey("", partition, purged_by=group)
         return _encoded([(key, marked), *zip(own, (discarded, purged), strict=True)])
+
+
+def _time_in(record: Record) -> int | None:
+    """Return the time of a mark, None for one without a valid time."""
+    digits = dict(record.headers).get(DATED_UP_TO) or b""
+    return int(digits) if digits.isdigit() and len(digits) <= len(str(LATEST_MS)) else None
 
 
 def _encoded(marks: Iterable[tuple[MarkKey, Intervals]]) -> list[tuple[bytes, bytes]]:

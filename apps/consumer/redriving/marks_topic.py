@@ -1,7 +1,10 @@
-"""Reads the marks topic: which dead letters were sent back or discarded, once that is final."""
+"""Reads the marks topic: which dead letters were sent back or discarded, once that is final.
+
+What was marked of letters that their partition has lost since does not count.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from apps.chassis.kafka.clients import ClientOptions
@@ -10,8 +13,10 @@ from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.kafka.topic_settings import Unusable
-from apps.consumer.redriving.marks import Marks
+from apps.consumer.redriving.mark_times import replaced_from, times_of
+from apps.consumer.redriving.marks import DATED_UP_TO, DatedMark, Marks
 from apps.consumer.redriving.refusals import RedriveNotNow
+from contracts.record import Record
 
 OTHERS_S = 2.0
 """Seconds that a redrive waits for the open transactions of other groups."""
@@ -19,15 +24,22 @@ SETTLING_S = 0.1
 """Seconds between two checks whether the transactions of other groups have ended."""
 
 
+_Read = tuple[Record, DatedMark | None]
+"""A record of the topic, and what `Marks.read` made of it."""
+
+
 class MarksTopic:
-    """The topic, of one partition, that records which letters of a dead-letter topic were sent back or discarded."""
+    """The topic, of one partition, that records which letters of a dead-letter topic were sent back or discarded.
+
+    `every` reads all records of the dead-letter topic, also those of open transactions.
+    """
 
     def __init__(
-        self, options: ClientOptions, cluster: Cluster, name: str, dead_topic: str, reader: Callable[..., LogReader]
+        self, options: ClientOptions, cluster: Cluster, name: str, every: LogReader, reader: Callable[..., LogReader]
     ) -> None:
         self.name = name
         self._cluster = cluster
-        self._dead_topic = dead_topic
+        self._every = every
         self._marks = reader(options, name)
         self._uncommitted = reader(options, name, committed_only=False)
         self._transactions = OpenTransactions(self._marks, self._uncommitted)
@@ -94,9 +106,21 @@ class MarksTopic:
             await asyncio.sleep(SETTLING_S)
         return first[0], written[0]
 
+    async def headers(self, marks: Marks, ends: Mapping[int, int]) -> dict[int, Sequence[tuple[str, bytes]]]:
+        """Return the headers of marks that end before an offset of each partition. Raises the errors of `LogReader`."""
+        times = await times_of(self._every, ends)
+        dated = {partition: [(DATED_UP_TO, b"%d" % at)] for partition, at in times.items()}
+        return {partition: [*marks.headers, *dated.get(partition, [])] for partition in ends}
+
     async def _read(self, first: int, end: int) -> Marks:
-        marks = Marks(await self._cluster.topic_id(self._dead_topic))
+        marks, latest = Marks(await self._cluster.topic_id(self._every.topic)), dict[bytes | None, _Read]()
         async for records in self._marks.read({0: (first, end)}):
             for record in records:
-                marks.read(record)
+                latest[record.key] = record, marks.read(record)
+        partitions = self._cluster.partitions.get(self._every.topic, 0)
+        dated = [(record, mark) for record, mark in latest.values() if mark and mark.partition < partitions]
+        replaced = await replaced_from(self._every, {mark for _, mark in dated})
+        for record, mark in dated:
+            if mark in replaced:
+                marks.read(record, replaced[mark])
         return marks

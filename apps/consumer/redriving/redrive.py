@@ -129,8 +129,8 @@ class Redriver:
         self._topic = topic
         self._group = group
         self._journal = options["client_id"].journal
-        self._marks_topic = MarksTopic(options, cluster, marks_topic, dead.topic, reader)
-        self._transactions = Transactions(cluster, self.letters, topic, dead.topic, marks_topic)
+        self._marks_topic = MarksTopic(options, cluster, marks_topic, self._every, reader)
+        self._transactions = Transactions(cluster, self.letters, topic, dead.topic, self._marks_topic)
         self._fences = Fences(options, cluster, dead.topic, self._marks_topic, limits)
         acting = self._fences, self._transactions, self._marks_topic
         deleting_topic = None if deletions is None else topic

@@ -19,6 +19,7 @@ from prometheus_client import Metric
 
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
+from apps.chassis.kafka.log_truncation import LastRead
 from apps.chassis.observability.logs import one_line
 from apps.chassis.observability.metrics import counter, gauge
 from apps.consumer.operating.control import Control
@@ -78,7 +79,8 @@ class DueLetters:
         self._delays_s = delays_s
         self._topic_id: UUID | None = None
         self._stops: dict[int, list[Stop]] = {}
-        self._discarded: dict[int, Intervals] = {}
+        self._marked: dict[int, Intervals] = {}
+        self._last_read = LastRead(reader)
 
     @property
     def next_at(self) -> float | None:
@@ -95,18 +97,17 @@ class DueLetters:
             self._stops.clear()
         late = asyncio.get_running_loop().time() + self._limits.seconds
         first, end = await self._redriver.letters.offsets()
+        lost = await self._last_read.lost(first, end)
         found: list[Record] = []
         for partition, start in first.items():
             if asyncio.get_running_loop().time() >= late:
                 break
-            stops = self._stops.get(partition, [])
-            discarded = marks.discarded(self._group, partition)
-            restored = minus(self._discarded.get(partition, []), discarded)
-            self._discarded[partition] = discarded
-            is_recreated = any(stop.offset > end[partition] for stop in stops)  # of a Kafka without topic ids
-            if not stops or restored or is_recreated:
+            marked = marks.of(self._group, partition)
+            taken_back = minus(self._marked.get(partition, []), marked)
+            self._marked[partition] = marked
+            if partition not in self._stops or taken_back or partition in lost:
                 self._stops[partition] = [Stop(start)] * len(self._delays_s)
-            await self._find_in(partition, (start, end[partition]), marks.of(self._group, partition), late, found)
+            await self._find_in(partition, (start, end[partition]), marked, late, found)
         self.is_cut_off = asyncio.get_running_loop().time() >= late
         return found
 
@@ -124,6 +125,7 @@ class DueLetters:
         at = min(reading.values(), default=end)
         while reading and (at := next_outside(marked, at)) < end:
             records, reached = await self._reader.some({partition: (at, end)}, READ_BYTES)
+            self._last_read.add(records)
             at = reached[partition]
             candidates = [
                 (number, record)

@@ -1,6 +1,7 @@
 """Writes what an action does to dead letters in one transaction: the records to send back or to move, and the marks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer
@@ -14,6 +15,7 @@ from apps.chassis.kafka.topic_writer import batches_of
 from apps.consumer.redriving.actions import Action
 from apps.consumer.redriving.letters import Letters, letter_of, offsets_of, size_sent_back
 from apps.consumer.redriving.marks import Marks
+from apps.consumer.redriving.marks_topic import MarksTopic
 from apps.consumer.redriving.refusals import DeletedMeanwhile, TooLarge
 from contracts.dead_letter import DeadLetter, Header, redrive_headers, written_again
 from contracts.partitioning import partitions_of
@@ -30,10 +32,20 @@ class SentTo(msgspec.Struct):
     offset: int
 
 
+class MarkRecord(NamedTuple):
+    """A record of the marks topic."""
+
+    key: bytes
+    value: bytes
+    headers: Sequence[tuple[str, bytes]]
+
+
 class Transactions:
     """Writes to the topic of a stream, and to the marks topic of its dead letters."""
 
-    def __init__(self, cluster: Cluster, letters: Letters, topic: str, dead_topic: str, marks_topic: str) -> None:
+    def __init__(
+        self, cluster: Cluster, letters: Letters, topic: str, dead_topic: str, marks_topic: MarksTopic
+    ) -> None:
         self._cluster = cluster
         self._letters = letters
         self._topic = topic
@@ -53,7 +65,7 @@ class Transactions:
         letters = [letter_of(record) for record in chosen] if action is Action.REDRIVE else []
         # a copy of an aborted transaction stays behind the deletion, and clients that read uncommitted records see it
         await self._letters.check_deletions(letters)
-        mark_records = self._marks_to_write(action, owner, chosen, marks)
+        mark_records = await self._marks_to_write(action, owner, chosen, marks)
         sent, sendings = SentBatches(), []
         try:
             async with transaction(producer):
@@ -63,7 +75,7 @@ class Transactions:
                     partition = self._partition_for(letter, record)
                     sendings.append(await producer.send_batch(batch, self._topic, partition=partition))
                     sent.add(sendings[-1])
-                await self._write_marks(producer, mark_records, marks, sent)
+                await self._write_marks(producer, mark_records, sent)
                 # a deletion that comes later stands behind what was sent back
                 await self._letters.check_deletions(letters)
         except DeletedMeanwhile:
@@ -107,9 +119,8 @@ class Transactions:
                 for sending, places in acknowledgements:
                     first = sending.result().offset
                     moved |= {staying[place].offset: first + number for number, place in enumerate(places)}
-                changed = marks.purge(owner, partition, before, moved)
-                self._check_size(partition, max(size_of_batch(*mark, marks.headers) for mark in changed))
-                return await self._write_marks(producer, changed, marks, sent)
+                changed = {partition: marks.purge(owner, partition, before, moved)}
+                return await self._write_marks(producer, await self._dated(owner, changed, marks), sent)
         except MessageSizeTooLargeError:  # the topic's settings have changed meanwhile
             raise TooLarge(self.why_not_again(staying)) from None
 
@@ -137,37 +148,50 @@ class Transactions:
         return any(size(key, value, headers) <= allowed for size in (size_of_batch, size_in_gzip))
 
     async def _write_marks(
-        self, producer: AIOKafkaProducer, changed: Sequence[tuple[bytes, bytes]], marks: Marks, sent: SentBatches
+        self, producer: AIOKafkaProducer, changed: Sequence[MarkRecord], sent: SentBatches
     ) -> int | None:
         """Write marks, and wait until Kafka has them and all that was `sent` before; return as `move` does."""
-        for key, value in changed:
-            mark = await producer.send(self._marks_topic, value, key=key, partition=0, headers=marks.headers)
+        for key, value, headers in changed:
+            mark = await producer.send(self._marks_topic.name, value, key=key, partition=0, headers=headers)
             sent.add(mark)
         await sent.acknowledged()
         written = mark.result()
         return int(written.timestamp) if written.timestamp_type == BY_KAFKA else None
 
-    def _marks_to_write(
+    async def _marks_to_write(
         self, action: Action, owner: str | None, chosen: Sequence[Record], marks: Marks
-    ) -> list[tuple[bytes, bytes]]:
-        """Apply an action to the marks; return the changed ones.
+    ) -> list[MarkRecord]:
+        """Apply an action to the marks; return the changed ones. Raises the errors of `_dated`."""
+        done = offsets_of(chosen)
+        others = await self._letters.others(marks.topic_id, owner, done)
+        changed = {
+            partition: marks.apply(action, owner, partition, offsets, others[partition])
+            for partition, offsets in done.items()
+        }
+        return await self._dated(owner, changed, marks)
 
-        Raises `TooLarge` when the marks topic does not accept one: letters that were left out leave gaps in it.
+    async def _dated(
+        self, owner: str | None, changed: Mapping[int, Sequence[tuple[bytes, bytes]]], marks: Marks
+    ) -> list[MarkRecord]:
+        """Return the records of an owner's changed marks, by partition.
+
+        Raises `TooLarge` when the marks topic does not accept one, as letters that were left out leave gaps in it, or
+        the errors of `LogReader`.
         """
+        headers = await self._marks_topic.headers(marks, {one: marks.end(owner, one) for one in changed})
         written = []
-        for partition, done in offsets_of(chosen).items():
-            others = self._letters.passed.get((marks.topic_id, owner, partition), [])
-            changed = marks.apply(action, owner, partition, done, others)
-            self._check_size(partition, max(size_of_batch(*mark, marks.headers) for mark in changed))
-            written += changed
+        for partition, contents in changed.items():
+            records = [MarkRecord(key, value, headers[partition]) for key, value in contents]
+            self._check_size(partition, max(size_of_batch(*record) for record in records))
+            written += records
         return written
 
     def _check_size(self, partition: int, needed: int) -> None:
-        if needed > (allowed := self._cluster.max_message_bytes(self._marks_topic)):
+        if needed > (allowed := self._cluster.max_message_bytes(self._marks_topic.name)):
             raise TooLarge(
                 f"what was sent back or discarded of partition {partition} is too scattered to be marked: that takes "
-                f"{needed} bytes, and {self._marks_topic} takes {allowed} (max.message.bytes). Raise it, or send back "
-                "or discard the oldest letters, one by one"
+                f"{needed} bytes, and {self._marks_topic.name} takes {allowed} (max.message.bytes). Raise it, or send "
+                "back or discard the oldest letters, one by one"
             )
 
     def _headers_of(self, letter: DeadLetter) -> list[Header]:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +19,7 @@ from test_tls import AUTHORITY, issue
 from apps.chassis.http.connection_limits import LimitedProtocol
 from apps.chassis.http.streaming import Streamed
 from apps.chassis.http.tls import ServerTls
+from apps.chassis.internals.http_framing import NOT_HTTP
 
 pytestmark = [pytest.mark.anyio, ON_UVLOOP]
 
@@ -26,6 +27,7 @@ CHUNKED = b"POST /lines HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunke
 DELETION = b"DELETE /one HTTP/1.1\r\nHost: localhost\r\n\r\n"
 COMPLETE = {
     "no body": NEXT,
+    "no body in either direction": NEXT.replace(b"GET", b"HEAD"),
     "a body": WHOLE,
     "chunks": CHUNKED,
     "a deletion": DELETION,
@@ -145,6 +147,36 @@ async def test_an_answer_without_an_end_ends_when_the_caller_closes_its_side(
         await ended.wait()
         assert not (await closed(reader)).endswith(b"0\r\n\r\n")
     assert not caplog.records
+
+
+def close_as_the_caller_did(connection: LimitedProtocol) -> None:
+    if not connection.eof_received():
+        connection.transport.close()  # as the loop does then
+
+
+END_OF_CONNECTION: dict[str, Callable[[LimitedProtocol], object]] = {
+    "the caller closes its side": close_as_the_caller_did,
+    "the service ends": LimitedProtocol.shutdown,
+    "the connection is idle for too long": LimitedProtocol.timeout_keep_alive_handler,
+    "what follows is refused": lambda connection: connection.refuse(NOT_HTTP),
+}
+
+
+@pytest.mark.parametrize("end", END_OF_CONNECTION.values(), ids=END_OF_CONNECTION.keys())
+async def test_an_answer_without_a_body_comes_before_the_end_of_its_connection(
+    end: Callable[[LimitedProtocol], object],
+) -> None:
+    connections: set[Any] = set()
+
+    async def answering(_: Any, __: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})  # none is written for HEAD
+        end(*connections)
+
+    async with serving(answering, connections) as connect:
+        reader, writer = await connect()
+        writer.write(NEXT.replace(b"GET", b"HEAD"))
+        assert (await closed(reader)).startswith(b"HTTP/1.1 204 ")
 
 
 async def test_who_closes_both_sides_is_noticed_when_its_answer_is_written() -> None:

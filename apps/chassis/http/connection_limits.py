@@ -82,14 +82,14 @@ class Joined:
         """Write; a head waits for what follows it."""
         self.last_bytes = len(data)
         if self._head and len(data) > JOINED_BYTES:
-            self._write_head()
+            self.write_head()
             self._transport.write(data)
         elif self._head:
             head, self._head = self._head, b""
             self._transport.write(head + data)
         elif data.startswith(b"HTTP/"):
             self._head = data
-            self._loop.call_soon(self._write_head)
+            self._loop.call_soon(self.write_head)
         else:
             self._transport.write(data)
 
@@ -99,10 +99,11 @@ class Joined:
 
     def close(self) -> None:
         """Close after everything is written."""
-        self._write_head()
+        self.write_head()
         self.end()
 
-    def _write_head(self) -> None:
+    def write_head(self) -> None:
+        """Write a head that waits for what follows it, unless the connection is gone."""
         if self._head and not self._transport.is_closing():
             self._transport.write(self._head)
         self._head = b""
@@ -220,11 +221,11 @@ class LimitedProtocol(FramedProtocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request. Its time starts at its first byte, which may already be here."""
+        self._joined.write_head()  # of an answer without a body: the connection may close before the next turn
         super().on_response_complete()
         if self.cycle.ended_by is not None:
             return
         if self._refused is not None and self.waits and not self.transport.is_closing():
-            self._joined.write(b"")  # a head may wait for its body
             super().refuse(self._refused)
             return
         self.waiting_since = time.monotonic()

@@ -131,7 +131,7 @@ def of_lag(lag: Lag, assigned: int) -> Iterator[Metric]:
     known = {(str(one.partition),): one for one in lag.partitions if one.lag is not None}
     yield gauge(
         "consumer_lag_records",
-        "High watermark - committed, in records; of the whole group while stopped.",
+        "High watermark - committed, in records; of all partitions while stopped, halted or not connected.",
         {partition: one.lag or 0 for partition, one in known.items()},
         ["partition"],
     )

@@ -27,7 +27,7 @@ class FailingRecord(msgspec.Struct):
 class StreamStatus(msgspec.Struct):
     """What the consumption of a stream is doing.
 
-    `lag` is high watermark - committed, in offsets of this instance's partitions; `waiting_for_transaction` is the part
+    `lag` is high watermark - committed, in offsets of `partitions`; `waiting_for_transaction` is the part
     of it behind an open transaction of another client, and `dead_letters_waiting_for_transaction` records of the
     dead-letter topic stand behind one. `failures` counts the failed attempts of the in-flight batch, `restarts` the
     connections that were replaced, `commit_failures` the commits that Kafka refused. `skipped_count` records were not

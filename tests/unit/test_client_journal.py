@@ -90,6 +90,7 @@ def test_what_took_too_long_names_the_cause_that_is_known(journal: ClientJournal
     clock.now += 1
     assert cause() == "late"
     journal.throttled(1, 5.0)
+    clock.now += 9  # the next answer is delayed too
     assert cause() == "Kafka throttles this client by its quota"
     journal.failed("committing", "broker 1 cannot be reached")
     assert cause() == "broker 1 cannot be reached"

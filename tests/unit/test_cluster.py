@@ -1,12 +1,12 @@
 """The report of a cluster that cannot be used names what is wrong with it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
     InvalidReplicationFactorError,
@@ -15,13 +15,15 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
 )
+from faststream.kafka import KafkaBroker
 from samples import until
 
 from apps.chassis.kafka import cluster as module
 from apps.chassis.kafka.admin import Admin
-from apps.chassis.kafka.client_journal import ClientJournal
+from apps.chassis.kafka.client_journal import ClientId, ClientJournal
 from apps.chassis.kafka.clients import ClientOptions, client_options
 from apps.chassis.kafka.cluster import Cluster
+from apps.chassis.kafka.connection import Connection
 from apps.chassis.kafka.topic_settings import Difference, Topic, Unusable, create
 from apps.chassis.settings import Settings
 
@@ -149,6 +151,10 @@ async def test_a_cluster_that_does_not_answer_in_time_has_a_time_too(
         trouble = await cluster.trouble()
         assert cluster.last_trouble == (trouble, cluster.trouble_since)
         assert (trouble is None, cluster.trouble_since is None) == (False, False)
+        options["client_id"].journal.throttled(1, 60.0)
+        assert await cluster.trouble() == f"{trouble}; Kafka throttles this client by its quota"
+        cluster.reached, cluster._found = True, "no leader"
+        assert await cluster.trouble() == "no leader; Kafka throttles this client by its quota"
 
 
 @pytest.mark.anyio
@@ -220,14 +226,15 @@ async def test_a_configuration_that_may_no_longer_be_read_is_told_and_hides_no_d
     [(0, ["created topic events: 1 partitions, replication 1"]), (TopicAlreadyExistsError.errno, [])],
 )
 async def test_a_topic_is_logged_as_created_only_by_the_instance_that_created_it(
-    code: int, logged: list[str], caplog: pytest.LogCaptureFixture
+    code: int,
+    logged: list[str],
+    options: ClientOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Admin:
-        async def create_topics(self, _: object) -> SimpleNamespace:
-            return SimpleNamespace(topic_errors=[("events", code, None)])
-
+    use_creators(monkeypatch, Creator(code))
     with caplog.at_level("INFO"):
-        assert await create(cast(AIOKafkaAdminClient, Admin()), Topic("events", 1, 1)) is None
+        assert await create(options, [Topic("events", 1, 1)]) == {"events": None}
     assert caplog.messages == logged
 
 
@@ -235,34 +242,128 @@ async def test_a_topic_is_logged_as_created_only_by_the_instance_that_created_it
 async def test_a_topic_that_kafka_refuses_to_create_is_reported_with_the_reason_and_asked_for_again(
     options: ClientOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = {"topic": "events", "error_code": UnknownTopicOrPartitionError.errno}
-    asked = 0
-
-    class Refusing:
-        async def client(self) -> "Refusing":
-            return self
-
-        async def create_topics(self, _: object) -> SimpleNamespace:
-            nonlocal asked
-            asked += 1
-            return SimpleNamespace(topic_errors=[("events", InvalidReplicationFactorError.errno, "only 1 broker")])
+    refusing = Creator(InvalidReplicationFactorError.errno, "only 1 broker")
 
     class Lacking(Cluster):
         async def trouble(self) -> str | None:
-            return self._trouble_of(missing, set())
+            return self._journal.with_quota(str(self._trouble_of(missing("events"), set())))
 
-    async def described(*_: object) -> list[dict[str, Any]]:
-        return [missing]
-
-    monkeypatch.setattr(module, "_described", described)
+    use_creators(monkeypatch, Creator(), refusing)
+    monkeypatch.setattr(module, "_described", all_missing)
     cluster = Lacking(options, [Topic("events", 1, 3)])
-    cluster._admin = cast(Any, Refusing())
     with pytest.raises(Unusable):
         await cluster.ensure_topics()
     assert await cluster.trouble() == "topic events cannot be created: InvalidReplicationFactorError only 1 broker"
+    options["client_id"].journal.throttled(1, 60.0)
     watching = asyncio.create_task(cluster.watch(every_s=0.001))
-    await until(lambda: asked > 2)
+    await until(lambda: len(refusing.created) > 2)
     watching.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_quota_on_the_creation_of_topics_holds_up_no_question_about_them(
+    options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Settled(Cluster):
+        async def _differences(self, *_: object) -> list[Difference]:
+            return []
+
+        async def _denied(self, *_: object) -> None: ...
+
+        async def _find(self) -> str | None:
+            raise TimeoutError
+
+    creator, asking = Creator(throttle_s=300.0), Creator()
+    use_creators(monkeypatch, asking, creator)
+    monkeypatch.setattr(module, "_described", all_missing)
+    cluster = Settled(options, [Topic("events", 1, 1), Topic("events-dlt", 1, 1)])
+    cluster.reached, cluster._found = True, "topic events: UnknownTopicOrPartitionError"
+    await cluster.ensure_topics()
+    assert creator.created == [["events", "events-dlt"]], "the second would wait for the quota"
+    assert (creator.is_open, asking.is_open) == (False, True)
+    assert not options["client_id"].journal.is_held_up()
+    options["client_id"].journal.throttled(1, 60.0)  # by another quota
+    assert await cluster.trouble() is None, "they are known to be there"
+
+
+@pytest.mark.anyio
+async def test_a_quota_that_holds_up_answers_is_named_beside_what_it_causes(
+    options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Delayed(Cluster):
+        """Answers no question in time."""
+
+        async def _find(self) -> str | None:
+            raise TimeoutError
+
+    async def nothing_wrong(_: ClientOptions) -> None:
+        return None
+
+    monkeypatch.setattr(module, "diagnosis", nothing_wrong)
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
+    cluster = Delayed(options, [])
+    assert "quota" not in str(await cluster.trouble())
+    options["client_id"].journal.throttled(1, 60.0)
+    says = "Kafka at localhost:9092 answers with an error: TimeoutError; Kafka throttles this client by its quota"
+    assert await cluster.trouble() == says
+    cluster.reached, cluster._found = True, "topic events: UnknownTopicOrPartitionError"
+    says = "topic events: UnknownTopicOrPartitionError; Kafka throttles this client by its quota"
+    assert [await cluster.trouble() for _ in range(2)] == [says, says]
+
+
+@pytest.mark.anyio
+async def test_a_quota_that_delays_the_first_connection_is_named() -> None:
+    journal = ClientJournal()
+    connection = Connection(lambda: cast(KafkaBroker, None), nothing, journal)
+    assert connection.trouble() == "not connected yet"
+    journal.throttled(1, 60.0)
+    assert connection.trouble() == "not connected yet; Kafka throttles this client by its quota"
+    why = connection._why_not_started(TimeoutError("no connection within 45 s"), "localhost:9092")
+    assert why == "TimeoutError: no connection within 45 s; Kafka throttles this client by its quota"
+
+
+async def nothing() -> None: ...
+
+
+def missing(topic: str) -> dict[str, Any]:
+    return {"topic": topic, "error_code": UnknownTopicOrPartitionError.errno}
+
+
+async def all_missing(_: object, topics: Sequence[str]) -> list[dict[str, Any]]:
+    return [missing(topic) for topic in topics]
+
+
+class Creator:
+    """An admin client that answers a creation with an error code; Kafka then throttles it."""
+
+    def __init__(self, code: int = 0, message: str | None = None, throttle_s: float = 0.0) -> None:
+        self.created: list[list[str]] = []
+        self.is_open = True
+        self.journal = ClientJournal()
+        self._said = code, message
+        self._throttle_s = throttle_s
+
+    async def start(self) -> None: ...
+
+    async def create_topics(self, topics: Sequence[NewTopic]) -> SimpleNamespace:
+        self.created.append([topic.name for topic in topics])
+        self.journal.throttled(1, self._throttle_s)
+        return SimpleNamespace(topic_errors=[(topic.name, *self._said) for topic in topics])
+
+    async def close(self) -> None:
+        self.is_open = False
+
+
+def use_creators(monkeypatch: pytest.MonkeyPatch, *made: Creator) -> None:
+    """Give out these admin clients, one after another; the last again and again."""
+    left = list(made)
+
+    def give(client_id: ClientId, **_: object) -> Creator:
+        given = left.pop(0) if len(left) > 1 else left[0]
+        given.journal = client_id.journal
+        return given
+
+    monkeypatch.setattr("apps.chassis.kafka.admin.AIOKafkaAdminClient", give)
 
 
 class Client:

@@ -9,7 +9,7 @@ import aiokafka.client
 import aiokafka.consumer.consumer
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
-from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.subscription_state import SubscriptionState
@@ -87,6 +87,22 @@ async def test_a_request_that_failed_is_reported_with_its_broker_until_one_succe
     assert str(client.journal.last_failure()).startswith("reading records from broker 1 failed: ")
     await client.send(NODE, FETCH)
     assert client.journal.last_failure() is None
+
+
+async def test_a_request_that_failed_while_a_quota_held_it_up_is_reported_with_the_quota(
+    client: WatchedClient, answers: list[Any]
+) -> None:
+    client.journal.throttled(NODE, 0.01)
+    answers.append(RequestTimedOutError())
+    with pytest.raises(RequestTimedOutError):
+        await client.send(NODE, FETCH)
+    assert str(client.journal.last_failure()).endswith("; Kafka throttles this client by its quota")
+    client.cluster._brokers = {NODE: BrokerMetadata(NODE, "127.0.0.1", 1, None)}
+    answers.append(RequestTimedOutError())
+    with pytest.raises(RequestTimedOutError):
+        await client.coordinator_lookup(CoordinationType.GROUP, "group")
+    found = client.journal.reason_of(("coordinator", "group"))
+    assert str(found).endswith("RequestTimedOutError; Kafka throttles this client by its quota")
 
 
 async def test_a_broker_that_cannot_be_reached_is_reported_with_its_address(client: WatchedClient) -> None:

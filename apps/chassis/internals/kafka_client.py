@@ -164,7 +164,7 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
     def _record_failure(self, node_id: Untyped, kind: str, error: KafkaError) -> None:
         why = self.journal.reason_of(("connection", node_id)) if isinstance(error, NodeNotReadyError) else None
         what = f"{in_words(kind)} {self._name_of(node_id)}"
-        self.journal.failed((kind, node_id), why or f"{what} failed: {one_line(error)}")
+        self.journal.failed((kind, node_id), why or self.journal.with_quota(f"{what} failed: {one_line(error)}"))
 
     def _record_answer(self, node_id: Untyped, kind: str, answer: Untyped) -> None:
         if milliseconds := getattr(answer, "throttle_time_ms", 0):
@@ -204,7 +204,8 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
         try:
             found = await super().coordinator_lookup(coordinator_type, coordinator_key)
         except KafkaError as error:
-            self.journal.failed(what, f"the coordinator of {coordinator_key} cannot be found: {one_line(error)}")
+            said = f"the coordinator of {coordinator_key} cannot be found: {one_line(error)}"
+            self.journal.failed(what, self.journal.with_quota(said))
             raise
         self.journal.succeeded(what)
         return found

@@ -119,7 +119,7 @@ class ClientJournal:
     def why_silent(self, since: float) -> str | None:
         """Return what explains that Kafka has not answered since a time (`time.monotonic`), or None."""
         known = self.awaited_rebalance(after_s=0.0) or self.last_failure(since)
-        return known or (THROTTLED if self.since_throttling() <= THROTTLED_LATELY_S else None)
+        return known or (THROTTLED if self.is_held_up() else None)
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
@@ -168,6 +168,10 @@ class ClientJournal:
             return None
         left_s = self.throttled_for()
         return THROTTLED + (f", for {left_s:.1f} s more" if left_s else "")
+
+    def with_quota(self, failure: str) -> str:
+        """Return why Kafka cannot be used, with the quota if one may be the reason."""
+        return f"{failure}; {THROTTLED}" if self.is_held_up() and THROTTLED not in failure else failure
 
     def with_throttling(self, detail: str) -> str:
         """Return a health detail, with a sentence about throttling if there is any."""

@@ -111,16 +111,19 @@ class Cluster:
         """
         try:
             admin = await self._admin.client()
+            described = await _described(admin, list(self._topics))
+            names = [one["topic"] for one in described if one["error_code"] == UnknownTopicOrPartitionError.errno]
+            self._refused |= await create(self._options, [self._topics[name] for name in names])
+            if refused := next(filter(None, map(self._refused.get, names)), None):
+                raise Unusable(refused)
             for topic in self._topics.values():
-                if (await _described(admin, [topic.name]))[0]["error_code"] == UnknownTopicOrPartitionError.errno:
-                    self._refused[topic.name] = refused = await create(admin, topic)
-                    if refused:
-                        raise Unusable(refused)
                 if await self._differences(topic, admin):
                     await asyncio.sleep(SETTLING_S)  # a new topic has its settings a moment later
                 self._report(topic, await self._differences(topic, admin))
             if denied := await self._denied(await _described(admin, list(self._topics))):
                 raise Unusable(denied)
+            if self._found and UnknownTopicOrPartitionError.__name__ in self._found:
+                self._found = None  # or they would seem missing until a quota lets the next look pass
         except (KafkaError, OSError) as error:
             raise Unusable(await self._out_of_reach(error)) from None
 
@@ -188,9 +191,9 @@ class Cluster:
         if looking.done():
             return looking.result()
         if self._is_held_up:
-            return self._found
+            return self._held_up()
         self.reached = False
-        return self._timed(f"Kafka at {self._servers} does not answer in time")
+        return self._timed(self._journal.with_quota(f"Kafka at {self._servers} does not answer in time"))
 
     async def watch(self, every_s: float = LOOK_EVERY_S) -> None:
         """Check the topics every `every_s` seconds, until cancelled; log changes, and create deleted topics again."""
@@ -202,7 +205,8 @@ class Cluster:
             if found != known:
                 log.log(logging.WARNING if found else logging.INFO, "%s", found or "Kafka can be used again")
             known = found
-            if found and (UnknownTopicOrPartitionError.__name__ in found or found in self._refused.values()):
+            missing = filter(None, [UnknownTopicOrPartitionError.__name__, *self._refused.values()])
+            if found and any(why in found for why in missing):
                 with suppress(KafkaError, OSError, Unusable):  # the next check reports what is wrong
                     await self.ensure_topics()
             elif time.monotonic() - settings_checked_at >= SETTINGS_EVERY_S:  # even in trouble: they may be its cause
@@ -219,9 +223,8 @@ class Cluster:
         try:
             self._found = await self._find()
         except (KafkaError, OSError, TimeoutError) as error:
-            if not self._is_held_up:
-                self.reached = False
-                self._found = await self._out_of_reach(error)
+            self.reached = self._is_held_up
+            self._found = self._held_up() if self.reached else await self._out_of_reach(error)
         finally:
             self._looked_at = time.monotonic()
         return self._timed(self._found)
@@ -238,6 +241,10 @@ class Cluster:
         """Whether Kafka was reached, and a quota may delay its answers."""
         return self.reached and self._journal.is_held_up()
 
+    def _held_up(self) -> str | None:
+        """Return what was found before; that it may be over, and is not known to be, is because of the quota."""
+        return self._journal.with_quota(self._found) if self._found else None
+
     async def _find(self) -> str | None:
         async with asyncio.timeout(ASK_TIMEOUT_S):
             topics = await self._admin.ask(lambda admin: _described(admin, list(self._topics)))
@@ -248,10 +255,8 @@ class Cluster:
     async def _out_of_reach(self, error: Exception) -> str:
         """Close the admin client, and return why it failed, like a refused password or an unreachable address."""
         found, _ = await asyncio.gather(diagnosis(self._options), self._admin.close())
-        if found:
-            return found
         said = self._journal.last_failure(time.monotonic() - ASK_TIMEOUT_S) or one_line(error)
-        return f"Kafka at {self._servers} answers with an error: {said}"
+        return self._journal.with_quota(found or f"Kafka at {self._servers} answers with an error: {said}")
 
     async def _denied(self, topics: Sequence[dict[str, Any]]) -> str | None:
         """Return which permission is missing, or None."""

@@ -84,7 +84,7 @@ class Connection:
         """
         starts_or_works = self.current is not None or self._starting_since is not None
         waits = self.journal.awaited_rebalance() if starts_or_works else None
-        return waits or self.failure() or (otherwise if self.current is None else None)
+        return waits or self.failure() or (self.journal.with_quota(otherwise) if self.current is None else None)
 
     def failure(self) -> str | None:
         """Return the error that prevents the broker from connecting or working; None while it only waits."""
@@ -152,7 +152,7 @@ class Connection:
         is_unreachable = isinstance(error, KafkaConnectionError)
         reason = f"Kafka at {servers} is out of reach" if is_unreachable else one_line(error)
         found = self.journal.last_failure(self._starting_since or time.monotonic())
-        return f"{reason}: {found}" if found else reason
+        return self.journal.with_quota(f"{reason}: {found}" if found else reason)
 
     async def _until_broken(self) -> None:
         """Wait until the broker must be replaced; log when its client fails, and when it works again."""

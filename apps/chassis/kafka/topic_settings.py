@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -10,6 +10,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
+from apps.chassis.kafka.admin import Admin
+from apps.chassis.kafka.clients import ClientOptions, with_own_journal
 from apps.chassis.kafka.topic_metadata import Permission
 
 log = logging.getLogger(__name__)
@@ -191,16 +193,30 @@ async def config_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
     return {name: value for name, value, *_ in entries}
 
 
-async def create(admin: AIOKafkaAdminClient, topic: Topic) -> str | None:
-    """Create a topic; return why Kafka refused that, or None."""
-    new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=topic.configs)
-    answer = await admin.create_topics([new])
-    for _, code, *message in answer.topic_errors:
-        error = for_code(code)
-        if error is TopicAuthorizationFailedError:
-            return f"{topic.kind} {topic.name} does not exist, and there is no permission to create it"
-        if code and error is not TopicAlreadyExistsError:  # another instance may have created it
-            return f"topic {topic.name} cannot be created: {error.__name__} {message[0] if message else ''}"
-        if not code:
-            log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
+async def create(options: ClientOptions, topics: Collection[Topic]) -> dict[str, str | None]:
+    """Create topics; return why Kafka refused that, or None, by topic. Raises `KafkaError` or `OSError`.
+
+    A quota on the creation of topics has Kafka answer nothing more on the connection for seconds or minutes. Therefore
+    one request creates all, by a client of its own.
+    """
+    if not topics:
+        return {}
+    new = [NewTopic(one.name, one.partitions, one.replication, topic_configs=one.configs) for one in topics]
+    admin = Admin(with_own_journal(options))
+    try:
+        answer = await (await admin.client()).create_topics(new)
+    finally:
+        await admin.close()
+    errors = {name: error for name, *error in answer.topic_errors}
+    return {topic.name: _why_not_created(topic, *errors[topic.name]) for topic in topics}
+
+
+def _why_not_created(topic: Topic, code: int, message: str | None = None) -> str | None:
+    error = for_code(code)
+    if error is TopicAuthorizationFailedError:
+        return f"{topic.kind} {topic.name} does not exist, and there is no permission to create it"
+    if code and error is not TopicAlreadyExistsError:  # another instance may have created it
+        return f"topic {topic.name} cannot be created: {error.__name__} {message or ''}"
+    if not code:
+        log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
     return None

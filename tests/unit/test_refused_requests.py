@@ -10,11 +10,12 @@ import msgspec
 import pytest
 from samples import LONG
 from serving import LINES, closed, noting_reads, serving
-from test_http_framing import CHUNKED, HIDDEN, NEXT, Ran, Recorder, said_to
+from test_http_framing import CHUNKED, HIDDEN, LAST, NEXT, Ran, Recorder, said_to
 from test_http_limits import ENDLESS
 
 from apps.chassis.http.connection_limits import MAX_HEAD_BYTES, MAX_PIPELINED
 from apps.chassis.http.problems import MEDIA_TYPE
+from apps.chassis.internals.http_framing import MAX_HEADERS
 from apps.chassis.setting_reading import read_settings
 from tests.event_services import create_consumer, create_producer
 
@@ -127,6 +128,32 @@ async def test_an_address_that_the_server_can_read_is_served() -> None:
     async with serving(app, close_after_s=LONG) as connect:
         await said_to(connect, [f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()])
     assert app.ran == [Ran("GET", path, b"")]
+
+
+HEAD = b"POST /events HTTP/1.1\r\nHost: localhost\r\n"
+TRAILERS_FOLLOW = b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+MANY = {
+    "a head": (HEAD, 1),
+    "the head of an offered upgrade": (HEAD + b"Connection: upgrade\r\nUpgrade: h2c\r\n", 3),
+    "trailers": (HEAD + TRAILERS_FOLLOW, 0),
+    "trailers behind a head with as many headers": (HEAD + b"X:\r\n" * (MAX_HEADERS - 2) + TRAILERS_FOLLOW, 0),
+}
+
+
+@pytest.mark.parametrize(("begun", "given"), MANY.values(), ids=MANY.keys())
+async def test_as_many_headers_are_taken_as_usual_servers_take_and_one_more_is_refused_before_the_head_ends(
+    begun: bytes, given: int
+) -> None:
+    app = Recorder()
+    async with serving(app, close_after_s=LONG) as connect:
+        most = begun + b"X:\r\n" * (MAX_HEADERS - given)
+        assert [one[0] for one in answers_in(await said_to(connect, [most + b"\r\n" + LAST]))] == [200, 200]
+        app.ran.clear()
+        reader, writer = await connect()
+        writer.write(most + b"X:\r\nX")
+        (answer,) = answers_in(await closed(reader))
+    assert_problem(answer, 431)
+    assert app.ran == []
 
 
 WHOLE = b"POST /whole HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n[]"

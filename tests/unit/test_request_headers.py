@@ -19,3 +19,19 @@ def test_a_repeated_header_has_all_its_values(headers: list[tuple[bytes, bytes]]
     scope: Any = {"headers": headers}
     assert headers_of(scope) == read
     assert headers_of(scope) is headers_of(scope)
+
+
+def test_a_head_of_many_names_is_looked_through_once_also_when_one_of_them_is_repeated() -> None:
+    comparisons = 0
+
+    class Name(bytes):
+        def __eq__(self, other: object) -> bool:
+            nonlocal comparisons
+            comparisons += 1
+            return super().__eq__(other)
+
+        __hash__ = bytes.__hash__
+
+    scope: Any = {"headers": [(Name(b"name-%d" % (number % 999)), b"") for number in range(1_000)]}
+    assert len(headers_of(scope)) == 999
+    assert comparisons < 10_000

@@ -33,7 +33,10 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
         headers = list(scope["headers"])
         found = dict(headers)
         if len(found) < len(headers):
-            found = {one: b", ".join(value for name, value in headers if name == one) for one in found}
+            values: dict[bytes, list[bytes]] = {}
+            for name, value in headers:
+                values.setdefault(name, []).append(value)
+            found = {name: b", ".join(given) for name, given in values.items()}
         scope[HEADERS] = found  # type: ignore[literal-required]  # a key of our own
     return found
 

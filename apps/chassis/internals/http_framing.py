@@ -37,6 +37,8 @@ REACHES = (
 ASK_FOR_BODY = "ask_for_body"
 """Set in the scope of a request whose caller waits for `100 Continue` before it sends the body: sends it once."""
 
+MAX_HEADERS = 100
+"""Most headers of a request, and most trailers: Apache, Tomcat and HAProxy take as many."""
 CLOSE_AFTER_S = 1.0
 """Seconds for a caller to read a refusal or the sent part of a broken answer, before its connection is closed."""
 
@@ -56,6 +58,9 @@ NO_LENGTH = Refused(
     HTTPStatus.LENGTH_REQUIRED, "lines need a Content-Length, which may be 0, or Transfer-Encoding: chunked"
 )
 FRAGMENT = Refused(HTTPStatus.BAD_REQUEST, "the request target has a #: send %23")
+TOO_MANY_HEADERS = Refused(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the request has more than {MAX_HEADERS} headers, or trailers"
+)
 NOT_HTTP = Refused(HTTPStatus.BAD_REQUEST, "what was sent is not a valid HTTP request")
 BROKE_OFF = Refused(HTTPStatus.BAD_REQUEST, "the body broke off")
 
@@ -194,7 +199,12 @@ class FramedProtocol(HttpToolsProtocol):
         self.cycle.message_event.set()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header without the white space behind its value, which is no part of it (RFC 9110, section 5.5)."""
+        """Take a header without the white space behind its value, which is no part of it (RFC 9110, section 5.5).
+
+        Refuse too many before the head is complete: in memory a header takes 80 bytes more than in the head.
+        """
+        if len(self.headers) >= MAX_HEADERS:
+            raise TOO_MANY_HEADERS
         super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:

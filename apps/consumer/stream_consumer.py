@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +20,7 @@ from apps.chassis.http.health import Fitness
 from apps.chassis.internals.client_parts import member_id_of
 from apps.chassis.kafka.clients import ClientOptions, for_purpose, new_broker
 from apps.chassis.kafka.kafka import Kafka
+from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.kafka.open_transactions import OpenTransactions, in_words
 from apps.chassis.kafka.topics import dead_letter_topic, marks_topic, record_topic
 from apps.chassis.observability.metrics import of_kafka, of_stream
@@ -50,6 +51,7 @@ from apps.consumer.operating.rebalances import Rebalances
 from apps.consumer.operating.recreated_topics import watch_topic
 from apps.consumer.operating.status import StreamStatus, failing_record
 from apps.consumer.redriving.deletions import Deletions
+from apps.consumer.redriving.letter_log import LetterLog
 from apps.consumer.redriving.letters import MAX_ROUNDS
 from apps.consumer.redriving.redrive import Redriver
 from apps.consumer.redriving.schedule import DueLetters, Schedule, of_schedule
@@ -67,7 +69,8 @@ class StreamConsumer:
 
     `log` reads the topic as consumers see it; `uncommitted` also reads what transactions did not commit. `view` shows
     records as they are, `masked_view` to callers that may not see what is sensitive; each has a live tail. Calls read
-    through `shared_reads`.
+    through `shared_reads`. Calls that search, operator actions and consuming each have readers of their own: none of
+    them waits for another's connections.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
@@ -92,9 +95,9 @@ class StreamConsumer:
         self._reader, self.log = kafka.reader(reading, own.topic), kafka.reader(reading, own.topic)
         self._every = kafka.reader(options, own.topic, committed_only=False)
         self.uncommitted = kafka.reader(reading, own.topic, committed_only=False)
-        self.dead_reader = kafka.reader(reading, own.dead_letter_topic)
+        self.letter_log = LetterLog(reading, cluster, own.dead_letter_topic, own.marks_topic, kafka.reader)
         self._dead_letters = self._new_dead_letters(kafka)
-        self.redriver = self._new_redriver(kafka)
+        self.redriver = self._new_redriver(for_purpose(options, "redrive"), kafka.reader)
         self.window = Window(settings.window_size, deletes=stream.deletes)
         self.consumption = self._new_consumption(handle, traces, policy, resource)
         self._commits = commits = self._new_commits(kafka)
@@ -137,24 +140,24 @@ class StreamConsumer:
         return Control(*consuming, slow_s, self.stream.name, self._missing, self._release)
 
     def _new_schedule(self) -> Schedule:
-        due = DueLetters(self.dead_reader, self.redriver, self.settings.group_id, self._delays_s)
+        due = DueLetters(self._redriven, self.redriver, self.settings.group_id, self._delays_s)
         return Schedule(self.redriver, due, self.control, self.settings.topic)
 
-    def _new_redriver(self, kafka: Kafka) -> Redriver:
-        own = self.settings
+    def _new_redriver(self, options: ClientOptions, reader: Callable[..., LogReader]) -> Redriver:
+        own, cluster = self.settings, self.cluster
+        self._redriven = reader(options, own.dead_letter_topic)
+        records = OpenTransactions(reader(options, own.topic), reader(options, own.topic, committed_only=False))
         return Redriver(
-            for_purpose(self._options, "redrive"),
-            self.cluster,
-            self.dead_reader,
+            options,
+            cluster,
+            self._redriven,
             own.marks_topic,
             own.topic,
             own.group_id,
-            kafka.reader,
+            reader,
             max_rounds=len(self._delays_s) or MAX_ROUNDS,
             kept_s=own.dead_letter_retention_s,
-            deletions=Deletions(OpenTransactions(self.log, self.uncommitted), self.cluster, own.group_id)
-            if self.stream.deletes
-            else None,
+            deletions=Deletions(records, cluster, own.group_id) if self.stream.deletes else None,
         )
 
     def _new_broker(self) -> KafkaBroker:
@@ -193,7 +196,7 @@ class StreamConsumer:
             self._every,
             self.log,
             self.uncommitted,
-            self.dead_reader,
+            self.letter_log,
             self.redriver,
             self._dead_letters,
             self.consumption.resource,  # closed once the background has committed its last batch

@@ -168,6 +168,13 @@ class MemoryConsumer:
     async def end_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         return {tp: self.last_stable_offset(tp) for tp in tps}
 
+    async def offsets_for_times(
+        self, times: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, FetchedRecord | None]:
+        """Return the first record of each partition at or after a time: it has the offset and the time."""
+        read = {tp: self.memory.records[tp][: self.last_stable_offset(tp)] for tp in times}
+        return {tp: next((one for one in read[tp] if one.timestamp >= at), None) for tp, at in times.items()}
+
     async def getmany(
         self, *tps: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[FetchedRecord]]:

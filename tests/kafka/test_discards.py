@@ -362,7 +362,7 @@ async def redriving(pipeline: Pipeline) -> AsyncIterator[Redriver]:
     cluster = Cluster(options, [record_topic(own), dead_letter_topic(own), marks_topic(own)])
     dead = LogReader(options, own.dead_letter_topic)
     redriver = Redriver(options, cluster, dead, own.marks_topic, own.topic, own.group_id)
-    async with cluster.open(), dead.open(), redriver.open():
+    async with cluster.open(), redriver.open():
         await cluster.ensure_topics()
         yield redriver
 

@@ -65,13 +65,14 @@ class Topic:
         self.log = AsyncMock(topic="events", **{"newest.return_value": found, "record.return_value": records[0]})
         self.log.offsets.return_value = {0: 0}, ends
         self.log.ends.return_value = ends
-        self.uncommitted = self.dead_reader = self.log
+        self.uncommitted = self.log
         self.consumption = SimpleNamespace(consumed=0)
         self.cluster = SimpleNamespace(partitions={"events": 1})
         self.redriver = AsyncMock(is_ours=self.shown, letters=AsyncMock(is_held=self.shown))
-        self.redriver.marks.return_value = Marks()
-        self.redriver.letters.waiting.return_value = 0
-        self.redriver.notes.return_value = []
+        self.letter_log = AsyncMock(dead=self.log)
+        self.letter_log.marks.return_value = Marks()
+        self.letter_log.waiting.return_value = 0
+        self.letter_log.notes.return_value = []
 
     def partition_count(self) -> int:
         return 1

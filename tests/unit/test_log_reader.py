@@ -18,7 +18,8 @@ from apps.chassis.http.problems import to_problem
 from apps.chassis.internals.record_fetching import PassedOver
 from apps.chassis.kafka.client_journal import ClientJournal
 from apps.chassis.kafka.clients import client_options
-from apps.chassis.kafka.log_reader import LogReader, ReadTimeouts, TooDeep
+from apps.chassis.kafka.errors import TooDeep
+from apps.chassis.kafka.log_reader import LogReader, ReadTimeouts
 from apps.chassis.settings import Settings
 
 pytestmark = pytest.mark.anyio

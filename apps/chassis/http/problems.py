@@ -29,6 +29,7 @@ from litestar.types import ExceptionHandler
 from apps.chassis.http.problem_kinds import (
     BAD_BODY,
     BAD_PARAMETER,
+    BUSY,
     FOREIGN_ORIGIN,
     KINDS,
     MISSING_ROLE,
@@ -40,6 +41,7 @@ from apps.chassis.http.problem_kinds import (
     Kind,
 )
 from apps.chassis.http.roles import READ
+from apps.chassis.kafka.errors import NoTurn
 from apps.chassis.observability.logs import MISSING_PERMISSIONS, one_line
 
 log = logging.getLogger(__name__)
@@ -154,6 +156,8 @@ def to_problem(error: Exception) -> ProblemDetailsException:
             return _from_http_exception(error)
         case UnicodeDecodeError():
             return problem(HTTPStatus.BAD_REQUEST, "the request is not valid UTF-8")
+        case NoTurn():
+            return problem(BUSY, str(error), headers={"Retry-After": RETRY_AFTER})
         case KafkaError() | OSError() if getattr(error, "filename", None) is None:  # else an error of a file
             return _kafka_problem(error)
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, ANY_ERROR)

@@ -8,17 +8,18 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from apps.chassis.internals.fetched_batches import Unreadable
 from apps.chassis.internals.record_fetching import passed_over
 from apps.chassis.kafka.answers import Answers
 from apps.chassis.kafka.clients import ClientOptions
+from apps.chassis.kafka.errors import NoTurn, TooDeep
 from apps.chassis.kafka.search import DEFAULT_LIMITS, Newest, Search, SearchLimits, Skip, skip_nothing
 from contracts.record import Record, size_of
 
 MAX_CONNECTIONS = 4
-"""Most connections for calls; further calls wait for their turn."""
+"""Most connections of a reader for calls; further calls wait for their turn."""
 SHORT_POLL_MS, LONG_POLL_MS = 5, 500
 """Milliseconds that a broker waits for new records: short where records are known to exist, long for `follow`."""
 FETCH_BYTES = 256 * 1024
@@ -32,12 +33,13 @@ FOLLOWED_RECORDS = 500
 class ReadTimeouts(NamedTuple):
     """How long reading may take, in seconds.
 
-    A call may take `call_s`, one for a single record `record_s`, a search `search_s`; a search returns what it has
-    found after `search_ends_after_s`. `read` fails after `silence_s` without a record. `follow` reports that it is at
-    the end while every partition has answered within `answered_within_s`. It fails after `cut_off_after_s` without an
-    answer, unless a quota delays it.
+    A call waits `turn_s` for a connection. Then it may take `call_s`, one for a single record `record_s`, a search
+    `search_s`; a search returns what it has found after `search_ends_after_s`. `read` fails after `silence_s` without a
+    record. `follow` reports that it is at the end while every partition has answered within `answered_within_s`. It
+    fails after `cut_off_after_s` without an answer, unless a quota delays it.
     """
 
+    turn_s: float = 2.0
     call_s: float = 2.0
     record_s: float = 5.0
     search_s: float = 7.0
@@ -47,21 +49,11 @@ class ReadTimeouts(NamedTuple):
     cut_off_after_s: float = 10.0
 
 
-class TooDeep(CorruptRecordException):  # type: ignore[misc]  # aiokafka ships no types
-    """Kafka answered in time, but the records before the wanted one in its compressed batch take too long to skip."""
-
-    def __init__(self, topic: str, partition: int, offset: int, seconds: float) -> None:
-        super().__init__(
-            f"{topic}-{partition} offset {offset} cannot be read within {seconds:g} s: it stands deep in a compressed "
-            "batch, and all records before it must be decompressed first"
-        )
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
 class LogReader:
     """Reads one topic. Every call raises `KafkaError`, `OSError` or `TimeoutError` when Kafka is out of reach.
+
+    Most calls share four connections, and raise `NoTurn` when others have them for 2 s. So those that must not wait for
+    each other need readers of their own.
 
     With `committed_only`, records of open and aborted transactions are skipped.
     """
@@ -272,28 +264,43 @@ class LogReader:
             await self._stop(consumer)
 
     @asynccontextmanager
-    async def _connected(self, timeout_s: float | None = None) -> AsyncIterator[AIOKafkaConsumer]:
-        """Lend a connection that no other call uses; it is closed if the call fails. Raises `TooDeep`."""
-        seconds, begun, passed = timeout_s or self._timeouts.call_s, time.monotonic(), None
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for one of the connections. Raises `NoTurn`."""
         try:
-            async with self._journal.answers_within(seconds), self._turns:
-                consumer = self._idle.pop() if self._idle else None
-                try:
-                    if consumer is None:
-                        consumer = self._new_consumer(SHORT_POLL_MS)
-                        await consumer.start()
-                    yield consumer
-                    consumer.unsubscribe()
-                except BaseException:
-                    if consumer is not None:
-                        passed = passed_over(consumer)
-                        await self._stop(consumer)
-                    raise
-                self._idle.append(consumer)
+            async with asyncio.timeout(self._timeouts.turn_s):
+                await self._turns.acquire()
         except TimeoutError:
-            if passed is None or passed.at < begun:
-                raise
-            raise TooDeep(self.topic, passed.partition.partition, passed.offset, seconds) from None
+            waited = f"for {self._timeouts.turn_s:g} s and longer"
+            raise NoTurn(f"{MAX_CONNECTIONS} other calls read {self.topic} {waited}: try again") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    @asynccontextmanager
+    async def _connected(self, timeout_s: float | None = None) -> AsyncIterator[AIOKafkaConsumer]:
+        """Lend a connection that no other call uses; it is closed if the call fails. Raises `NoTurn` or `TooDeep`."""
+        async with self._turn():
+            seconds, begun, passed = timeout_s or self._timeouts.call_s, time.monotonic(), None
+            try:
+                async with self._journal.answers_within(seconds):
+                    consumer = self._idle.pop() if self._idle else None
+                    try:
+                        if consumer is None:
+                            consumer = self._new_consumer(SHORT_POLL_MS)
+                            await consumer.start()
+                        yield consumer
+                        consumer.unsubscribe()
+                    except BaseException:
+                        if consumer is not None:
+                            passed = passed_over(consumer)
+                            await self._stop(consumer)
+                        raise
+                    self._idle.append(consumer)
+            except TimeoutError:
+                if passed is None or passed.at < begun:
+                    raise
+                raise TooDeep(self.topic, passed.partition.partition, passed.offset, seconds) from None
 
     def _new_consumer(self, poll_ms: int) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(

@@ -1,6 +1,8 @@
 """Count the records behind an open transaction: what it hides is neither read nor the end of a topic."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
@@ -15,6 +17,12 @@ class OpenTransactions:
     def __init__(self, stable: LogReader, every: LogReader) -> None:
         self.stable = stable
         self.every = every
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Close the connections at the end."""
+        async with self.stable.open(), self.every.open():
+            yield
 
     async def hidden(self, partitions: int) -> dict[int, tuple[int, int]]:
         """Return the range of offsets that an open transaction hides in each partition, without those that have none.

@@ -19,7 +19,8 @@ all if it was sent back for another group, which alone handles it.
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 from uuid import UUID
 
@@ -75,6 +76,12 @@ class Deletions:
         self._tombstones: dict[tuple[int, int], tuple[int, int]] = {}  # offset and time
         self._sent_back: dict[tuple[int, int], _SentBack] = {}
         self._gone: set[tuple[int, int, int | None]] = set()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Close the connections at the end."""
+        async with self._transactions.open():
+            yield
 
     async def read_for(self, letters: Sequence[DeadLetter], late: float) -> None:
         """Read the topic from the oldest record of some letters to its end, with what comes to it meanwhile.

@@ -85,7 +85,8 @@ async def newest_letters(  # noqa: PLR0913, PLR0917 - the parameters of a call
 
     With the share of a call they are only made when its answer is. Raises 503 when there is no room for that.
     """
-    marks, partitions = await one.redriver.marks(), one.cluster.partitions.get(one.dead_reader.topic, 0)
+    log, partitions = one.letter_log, one.cluster.partitions.get(one.letter_log.dead.topic, 0)
+    marks = await log.marks()
     gone = {partition: marks.all_discarded(partition) for partition in range(partitions)}
     unlisted = {partition: outside(offsets) if discarded else offsets for partition, offsets in gone.items()}
 
@@ -97,13 +98,13 @@ async def newest_letters(  # noqa: PLR0913, PLR0917 - the parameters of a call
     def skip(partition: int, offset: int) -> int:
         return last_outside(unlisted[partition], offset)
 
-    found = await newest(one.dead_reader, partitions, only._replace(also=is_listed), limit, cursor, skip, limits)
+    found = await newest(log.dead, partitions, only._replace(also=is_listed), limit, cursor, skip, limits)
 
     def shown(record: Record) -> DeadLetter:
         return show_letter(view, record, marks, one.redriver)
 
-    waiting = await one.redriver.letters.waiting(only.partition)
-    notes = await one.redriver.notes(waiting)
+    waiting = await log.waiting(only.partition)
+    notes = await log.notes(waiting)
     following = write_offsets(found.before) if found.before else None
     if share is None:
         return DeadLetters([*map(shown, found.records)], following, waiting, notes)

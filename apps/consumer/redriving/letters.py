@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -67,7 +68,6 @@ class Letters:
         deletions: Deletions | None = None,
     ) -> None:
         self.passed: dict[tuple[UUID | None, str | None, int], Intervals] = {}
-        self.dead_topic = transactions.stable.topic
         self._reader = transactions.stable
         self._transactions = transactions
         self._cluster = cluster
@@ -76,6 +76,12 @@ class Letters:
         self._deletions = deletions
         self._beginnings = Beginnings()
         self._last_read = LastRead(self._reader)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Close the connections at the end."""
+        async with self._transactions.open(), self._deletions.open() if self._deletions else nullcontext():
+            yield
 
     def is_held(self, letter: DeadLetter) -> bool:
         """Return whether a dead letter is held: it was sent back too often, or is too large for the topic.
@@ -148,12 +154,11 @@ class Letters:
         if start <= offset < stop:
             raise RedriveNotNow(f"it waits for the end of a transaction that began at offset {start}: try again then")
 
-    async def waiting(self, only: int | None = None) -> int:
-        """Return how many records wait behind another client's open transaction, in `only` one partition or in all."""
-        return await self._transactions.waiting(self._cluster.partition_count(self._reader.topic), only)
-
     async def waiting_if_known(self, only: int | None = None) -> int | None:
-        """Return what `waiting` does, None when Kafka does not answer within 1 s."""
+        """Return how many records wait behind another client's open transaction, in `only` one partition or in all.
+
+        Return None when Kafka does not answer within 1 s.
+        """
         return await self._transactions.waiting_if_known(self._cluster.partitions.get(self._reader.topic, 0), only)
 
     async def offsets(self) -> tuple[dict[int, int], dict[int, int]]:

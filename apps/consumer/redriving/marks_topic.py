@@ -47,7 +47,7 @@ class MarksTopic:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Close the connections at the end."""
-        async with self._marks.open(), self._uncommitted.open():
+        async with self._transactions.open():
             yield
 
     async def read(self) -> Marks:

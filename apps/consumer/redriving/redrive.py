@@ -26,7 +26,7 @@ from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
-from apps.chassis.kafka.open_transactions import OpenTransactions, in_words
+from apps.chassis.kafka.open_transactions import OpenTransactions
 from apps.chassis.observability.logs import one_line
 from apps.consumer.browsing.topic_search import Filter
 from apps.consumer.redriving.actions import Action
@@ -124,31 +124,23 @@ class Redriver:
         deletions: Deletions | None = None,
     ) -> None:
         self._limits = limits
-        self._every = reader(options, dead.topic, committed_only=False)
-        self.letters = Letters(OpenTransactions(dead, self._every), cluster, topic, max_rounds, deletions)
+        every = reader(options, dead.topic, committed_only=False)
+        self.letters = Letters(OpenTransactions(dead, every), cluster, topic, max_rounds, deletions)
         self._topic = topic
         self._group = group
         self._journal = options["client_id"].journal
-        self._marks_topic = MarksTopic(options, cluster, marks_topic, self._every, reader)
+        self._marks_topic = MarksTopic(options, cluster, marks_topic, every, reader)
         self._transactions = Transactions(cluster, self.letters, topic, dead.topic, self._marks_topic)
         self._fences = Fences(options, cluster, dead.topic, self._marks_topic, limits)
         acting = self._fences, self._transactions, self._marks_topic
         deleting_topic = None if deletions is None else topic
-        self.purger = Purger(options, cluster, dead, self._every, group, *acting, kept_s, deleting_topic)
+        self.purger = Purger(options, cluster, dead, every, group, *acting, kept_s, deleting_topic)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Close the connections at the end."""
-        async with self._marks_topic.open(), self._every.open():
+        async with self._marks_topic.open(), self.letters.open():
             yield
-
-    async def notes(self, waiting: int | None) -> list[str]:
-        """Return what a list of letters may lack, because open transactions hide it; `waiting` letters among that.
-
-        Raises the errors of `LogReader`.
-        """
-        notes = in_words(self.letters.dead_topic, waiting), await self._marks_topic.why_incomplete()
-        return [note for note in notes if note]
 
     async def marks(self) -> Marks:
         """Return which dead letters were sent back or discarded. Raises the errors of `LogReader`."""

@@ -20,6 +20,7 @@ from apps.chassis.http.authorization import ACCESS, Access
 from apps.chassis.http.direct_calls import DirectCalls
 from apps.chassis.http.documents import document_routes, openapi_config
 from apps.chassis.http.health import PARTS, SERVICE, Examined, HealthController
+from apps.chassis.http.litestar_caches import LitestarCaches
 from apps.chassis.http.problems import ROOT_PATH, ProblemController, answer_error
 from apps.chassis.http.record_value import RecordValueSchema
 from apps.chassis.http.request_middleware import RequestMiddleware, admit
@@ -51,13 +52,17 @@ class Application(Litestar):
 
     outermost: ASGIApp
     direct: DirectCalls
+    caches: LitestarCaches
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI's events of two kinds
         """Answer a call, or open and close the application."""
         if scope["type"] == "lifespan":
             await super().__call__(scope, receive, send)
-        else:
+            return
+        try:
             await self.outermost(scope, receive, send)
+        finally:
+            self.caches.forget(scope)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a call without the outermost middleware."""
@@ -117,7 +122,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
         openapi_config=openapi_config(title, description, settings, [part.stream for part in parts.values()]),
         **{"exception_handlers": {Exception: answer_error}, **options},
     )
-    app.direct = DirectCalls(app, limit)
+    app.direct, app.caches = DirectCalls(app, limit), LitestarCaches(app)
     audit.keys_needed, audit.streams, audit.route_of = access.keys.needed, parts.keys(), app.route_of
     traced = traces.follow_http(app.answer)
     app.outermost = RequestMiddleware(traced, registry, limit, settings, end, audit.note, app.route_of)

@@ -132,10 +132,9 @@ async def answered(
     async def send(message: Any) -> None:  # noqa: ANN401 - an ASGI event
         sent.append(message)
 
-    named = [(name.encode(), value.encode()) for name, value in headers.items()]
+    named = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()]
     path, _, query = path.partition("?")
     scope: Any = {"type": "http", "method": "POST", "path": path, "headers": named, "state": {}}
-    scope["headers"].append((b"host", b"localhost"))
     scope |= {"query_string": query.encode(), "http_version": "1.1"} | more
     app = app or create_producer(Settings())
     await app(scope, receive, send)

@@ -13,6 +13,7 @@ from apps.chassis.http.admission import Limit
 from apps.chassis.http.authorization import cors
 from apps.chassis.http.connection_limits import ALL_HERE
 from apps.chassis.http.direct_calls import DIRECTLY, DirectCalls, Encoded
+from apps.chassis.http.litestar_caches import LitestarCaches
 from apps.chassis.setting_reading import read_settings
 from tests.event_services import create_producer
 
@@ -71,7 +72,7 @@ async def made(request: Request[Any, Any, Any]) -> Encoded:  # noqa: ARG001 - as
 
 def test_a_page_of_an_allowed_origin_reads_the_answer_to_its_post() -> None:
     app = Application([post(opt={DIRECTLY: made})(made)], cors_config=cors([PAGE], ["POST"]))
-    app.direct, app.outermost = DirectCalls(app, Limit(1_000_000)), app.answer
+    app.direct, app.outermost, app.caches = DirectCalls(app, Limit(1_000_000)), app.answer, LitestarCaches(app)
     with TestClient(app) as client:
         assert client.post("/", headers={"Origin": PAGE}).headers["access-control-allow-origin"] == PAGE
 

@@ -258,6 +258,16 @@ def test_a_page_signs_in_once_and_is_told_who_it_is_and_what_it_may_do(guarded: 
     assert "max-age=0" in out.headers["set-cookie"].lower()
 
 
+def test_a_session_is_found_among_other_cookies_and_only_under_its_own_name(guarded: dict[str, Client]) -> None:
+    consumer = guarded["consumer"]
+    own = signed_in(consumer, SECRETS[Role.READ]).partition(";")[0]
+    other = 'a="\\"; =; b'
+    for cookies in (own, f"{other}; {own}; {other}", f"{other};{own};{other}"):
+        assert consumer.get("/session", headers={"Cookie": cookies}).json()["name"] == "readr"
+    for cookie in (f"a{own}", f"a={own}", f"a; b {own}", own.replace("=", "2="), f"{own}0"):
+        assert consumer.get("/session", headers={"Cookie": cookie}).json() == {"name": None, "roles": []}
+
+
 def test_without_keys_everybody_may_do_everything_and_nobody_signs_in(lookable: dict[str, Client]) -> None:
     with client("consumer") as consumer:
         assert consumer.get("/session").json() == {"name": None, "roles": [*Role]}

@@ -27,6 +27,7 @@ from apps.chassis.http.callers import Caller, ExpiredToken, InvalidToken, KeysOu
 from apps.chassis.http.guess_limit import GuessLimit
 from apps.chassis.http.problem_kinds import FOREIGN_ORIGIN, TOO_MANY_GUESSES
 from apps.chassis.http.problems import RETRY_AFTER, problem
+from apps.chassis.http.request_headers import cookie_of
 from apps.chassis.setting_types import WrongSetting
 from apps.chassis.settings import Settings
 
@@ -123,7 +124,7 @@ class Authenticator:
             return self.check(connection, self.keys.find(offered))
         if self.tokens and (token := _bearer_token(connection)) is not None:
             return self._check_token(connection, self.tokens, token)
-        match = SESSION.fullmatch(connection.cookies.get(cookie := self.cookie_of(connection), ""))
+        match = SESSION.fullmatch(cookie_of(connection.scope, cookie := self.cookie_of(connection)))
         if match is None or not self.keys.needed or int(match["until"]) < time.time():
             return None
         key = self.keys.current.get(match["name"])

@@ -33,6 +33,8 @@ LINKABLE = "linkable"
 
 What it answers, and how long that takes, must not depend on records.
 """
+MAX_HOST_CHARACTERS = 260
+"""Longest `Host`: a name of 253 characters with a dot behind it, and a port."""
 HOSTS_REMEMBERED = 64
 """Size of the cache of checked `Host` values: callers use few, and parsing an address is the slowest step."""
 
@@ -56,7 +58,7 @@ class OriginPolicy:
         """Return the problem to answer instead of the call; None for an allowed call."""
         given = headers_of(scope)  # a repeated header is joined, and then matches nothing
         host = given.get(b"host", b"").decode("latin-1").lower()
-        if not self._any_host and b"host" in given and not self._answers_to(host):
+        if not self._any_host and b"host" in given and (len(host) > MAX_HOST_CHARACTERS or not self._answers_to(host)):
             quoted = host[:MAX_QUOTED_CHARACTERS]
             detail = f"the host {quoted!r} is not allowed; if it is this service, add it to ALLOWED_HOSTS"
             return problem(UNKNOWN_HOST, detail)

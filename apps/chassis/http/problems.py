@@ -50,6 +50,8 @@ MEDIA_TYPE = "application/problem+json"
 ANY_ERROR = "an error of this service; its log says more"
 RETRY_AFTER = "2"
 """Seconds after which a caller may try again."""
+MAX_DETAIL_CHARACTERS = 500
+"""Most that is said of a wrong parameter: what Litestar says may quote its whole value."""
 ANSWERED = "answered_problem"
 """Set in the scope of a request: the detail of the problem that answers it."""
 UNREACHED = (KafkaConnectionError, NodeNotReadyError, OSError)
@@ -181,7 +183,7 @@ def _kafka_problem(error: KafkaError | OSError) -> ProblemDetailsException:
 
 def _from_http_exception(error: HTTPException) -> ProblemDetailsException:
     faults = [
-        Fault(detail=str(entry["message"]), parameter=str(entry.get("key", "")) or None)
+        Fault(detail=str(entry["message"])[:MAX_DETAIL_CHARACTERS], parameter=str(entry.get("key", "")) or None)
         for entry in (error.extra if isinstance(error.extra, list) else [])
         if isinstance(entry, dict) and "message" in entry
     ]

@@ -17,6 +17,10 @@ from apps.chassis.http.problems import Fault, problem
 ANY_QUERY = "any_query"
 """The option of a route that is called with any query: a page."""
 PLAIN_INTEGER = re.compile(r"0|[1-9][0-9]*")
+MAX_PARAMETERS = 50
+"""Most parameters of a query, known or not: no call has half as many."""
+FAULTS_NAMED = 5
+MAX_QUOTED_CHARACTERS = 40
 MAX_DIGITS = 18
 """Digits of an integer: one that has more is larger than anything that may be asked for."""
 MAX_NUMBERS_BYTES = 100
@@ -28,22 +32,28 @@ ANY_NUMBER = {"minimum": 0, "maximum": 10**MAX_DIGITS - 1}
 def check_query(request: Request[Any, Any, Any]) -> None:
     """Refuse a query with an unknown parameter, one given twice, or a value that is not plain.
 
-    Raises 400 with every fault. Litestar itself takes `1e3` for 1000, the last of two values, and ignores a parameter
-    whose name is misspelt.
+    Raises 400 with the first faults. Litestar itself takes `1e3` for 1000, the last of two values, and ignores a
+    parameter whose name is misspelt.
     """
     if not request.scope["query_string"] or request.method == "OPTIONS" or request.route_handler.opt.get(ANY_QUERY):
         return
+    if request.scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+        raise problem(BAD_PARAMETER, f"the query has more than {MAX_PARAMETERS} parameters")
     expected = _parameters(request.route_handler)
     faults = []
     for name in request.query_params:
         if name not in expected:
             known = ", ".join(sorted(expected)) or "none"
-            faults.append(Fault(parameter=name, detail=f"no such parameter; this call knows: {known}"))
+            quoted = name[:MAX_QUOTED_CHARACTERS]
+            faults.append(Fault(parameter=quoted, detail=f"no such parameter; this call knows: {known}"))
         elif wrong := _find_fault(expected[name], request.query_params.getall(name), request.scope["query_string"]):
             faults.append(Fault(parameter=name, detail=wrong))
     if faults:
-        detail = "; ".join(f"{fault.parameter}: {fault.detail}" for fault in faults)
-        raise problem(BAD_PARAMETER, detail, faults)
+        named = faults[:FAULTS_NAMED]
+        texts = [f"{fault.parameter}: {fault.detail}" for fault in named]
+        if len(named) < len(faults):
+            texts.append(f"and {len(faults) - len(named)} more")
+        raise problem(BAD_PARAMETER, "; ".join(texts), named)
 
 
 def numbers_of(request: Request[Any, Any, Any]) -> Mapping[str, int] | None:
@@ -103,7 +113,7 @@ def _find_fault(field: FieldDefinition, values: Sequence[str], query: bytes) -> 
     if "\ufffd" in value and not _is_utf8(query):  # Litestar puts it where bytes are none: they would name another key
         return "the query is not UTF-8"
     if field.annotation is bool and value not in {"true", "false"}:
-        return f"expected true or false, got {value[:40]!r}"
+        return f"expected true or false, got {value[:MAX_QUOTED_CHARACTERS]!r}"
     is_number = int in (field.annotation, *getattr(field.annotation, "__args__", ()))
     return _find_fault_of_number(field, value) if is_number else None
 
@@ -118,7 +128,7 @@ def _is_utf8(query: bytes) -> bool:
 
 def _find_fault_of_number(field: FieldDefinition, value: str) -> str | None:
     if not PLAIN_INTEGER.fullmatch(value):
-        return f"expected a whole number in digits, got {value[:40]!r}"
+        return f"expected a whole number in digits, got {value[:MAX_QUOTED_CHARACTERS]!r}"
     if len(value) > MAX_DIGITS:
         maximum = getattr(field.kwarg_definition, "le", None)
         return f"a number of {len(value)} digits is too large" + ("" if maximum is None else f"; at most {maximum:g}")

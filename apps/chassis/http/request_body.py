@@ -51,6 +51,8 @@ MARK_BYTES = 4
 DECODED_BODY = "decoded_body"
 """Set in the scope of a request: its decoded body."""
 STARTS_OF_JSON = b"{["
+MAX_REMEMBERED_BYTES = 200
+"""Longest headers about a body, together, that are remembered."""
 
 
 class BodyHead(NamedTuple):
@@ -64,7 +66,9 @@ class BodyHead(NamedTuple):
 def head_of(scope: Scope) -> BodyHead:
     """Return what a request head declares about its body. Raises 415 for an unsupported content coding or charset."""
     headers = headers_of(scope)
-    head = _parsed(headers.get(b"content-type", b""), headers.get(b"content-encoding", b""))
+    media_type, coding = headers.get(b"content-type", b""), headers.get(b"content-encoding", b"")
+    is_short = len(media_type) + len(coding) <= MAX_REMEMBERED_BYTES
+    head = (_parsed if is_short else _parsed.__wrapped__)(media_type, coding)
     if head.coding and head.coding not in WINDOW_BITS:
         detail = f"the content encoding {head.coding[:40]!r} is not supported: send {ACCEPTED_CODINGS} or none"
         raise problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, headers={"Accept-Encoding": ACCEPTED_CODINGS})

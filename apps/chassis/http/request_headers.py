@@ -41,6 +41,17 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
     return found
 
 
+def cookie_of(scope: Scope, name: str) -> str:
+    """Return the value of a cookie that needs no quotes, empty without one.
+
+    No other cookie is read. Litestar would keep all of a caller in its cache, and `http.cookies` may take seconds for
+    their quotes (CVE-2024-7592).
+    """
+    given = b";" + b";".join(value for header, value in scope["headers"] if header == b"cookie")
+    _, found, rest = given.replace(b"; ", b";").rpartition(b";%b=" % name.encode())
+    return rest.partition(b";")[0].decode("latin-1") if found else ""
+
+
 def find_fault(scope: Scope) -> ProblemDetailsException | None:
     """Return the problem of a request without a host, with several values where one is allowed, or with an odd path.
 

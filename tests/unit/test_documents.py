@@ -3,14 +3,19 @@ from base64 import b64encode
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urljoin
 
 import pytest
 from documented import Call, calls_of, example_of, operations_of
 from jsonschema import Draft202012Validator
 from litestar import Litestar
+from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.testing import TestClient
+from serving import answered
 
+from apps.chassis.http import admission
+from apps.chassis.http.admission import Limit
 from apps.chassis.http.problem_kinds import KINDS, Kind
 from apps.chassis.settings import Settings
 from tests.event_services import create_consumer, create_producer
@@ -204,3 +209,32 @@ def test_a_file_that_no_page_has_is_not_found_whatever_it_is_called(
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
     said = answer.json()["detail"]
     assert said in {"there is no such file", "Not Found"} or "encoded slash" in said
+
+
+@BOTH
+def test_the_document_is_encoded_once_and_names_the_cookie_of_the_host_that_a_caller_names(
+    service: str,
+) -> None:
+    render = JsonRenderPlugin.render
+    with (
+        patch.object(JsonRenderPlugin, "render", autospec=True, side_effect=render) as encode,
+        TestClient(APPS[service](Settings())) as client,
+    ):
+        hosts = ["localhost:1", "localhost:2", "localhost:1"]
+        documents = [client.get("/schema/openapi.json", headers={"Host": host}).json() for host in hosts]
+    cookies = [one["components"]["securitySchemes"]["Session"]["name"] for one in documents]
+    assert cookies[0] == cookies[2] != cookies[1]
+    assert all(cookie.startswith(f"{service}_session_") for cookie in cookies)
+    encode.assert_called_once()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/schema/openapi.json", "/asyncapi.json", "/schema-ui/openapi.js"])
+async def test_the_documents_and_their_files_are_sent_one_at_a_time(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "TURN_S", 0.01)
+    app = create_consumer(Settings(), admission=(limit := Limit(100_000_000)))
+    async with limit.making:
+        start, *_ = await answered(path, {}, b"", app=app, method="GET")
+    assert start["status"] == 503
+    start, *_ = await answered(path, {}, b"", app=app, method="GET")
+    assert start["status"] == 200

@@ -21,6 +21,8 @@ Calls that only read may have nine tenths: so calls that change something find r
 """
 FOR_STRANGERS = "for_strangers"
 """The option of a route that needs no key and reads a body: such calls take no room from those with a key."""
+LARGE = "large"
+"""The option of a route whose answers are large and ready: they are sent one at a time."""
 STRANGERS_CALLS, STRANGERS_BYTES, STRANGERS_BODY_S = 100, 8 * 1024 * 1024, 5.0
 
 SHARE = "share_of_memory"

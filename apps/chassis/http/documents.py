@@ -24,8 +24,9 @@ from litestar.response import Redirect, Response
 from litestar.routes import HTTPRoute
 from litestar.static_files import create_static_files_router
 
+from apps.chassis.http.admission import LARGE
 from apps.chassis.http.api_keys import HEADER
-from apps.chassis.http.authorization import access_of
+from apps.chassis.http.authorization import Access, access_of
 from apps.chassis.http.health import VERSION
 from apps.chassis.http.origins import LINKABLE
 from apps.chassis.http.pages import page_policy, to_root
@@ -37,6 +38,8 @@ from contracts.sensitive import MARK
 from contracts.stream import Stream
 
 PAGES = Path(__file__).parent / "document_pages"
+COOKIE = b"{{ COOKIE }}"
+"""Stands for the name of the cookie in the encoded document: it depends on the host that a caller names."""
 OTHER_ANSWERS = (
     "\n\nAnything that goes wrong is answered by a problem (RFC 9457) whose `type` leads to what it means; 404 for a "
     "path that is not listed here, 405 for another method, with `Allow`."
@@ -60,19 +63,29 @@ class SwaggerPage(OpenAPIRenderPlugin):
 
 
 class OpenApiDocument(JsonRenderPlugin):
-    """The document with what Litestar leaves out: the prefix of problem types, roles of calls, and sensitive fields."""
+    """The document with what Litestar leaves out: the prefix of problem types, roles of calls, and sensitive fields.
+
+    It is encoded once for all callers.
+    """
 
     def __init__(self, settings: Settings, streams: Iterable[Stream[Any]]) -> None:
         super().__init__()
+        self._encoded: dict[tuple[bool, bool], bytes] = {}
         self._root_path = settings.root_path
         _, self._types = msgspec.json.schema_components([one.record_type for one in streams], ref_template="{name}")
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         """Return the document as JSON."""
         access = access_of(request)
+        needed = access.keys.needed, access.keys.needed and access.keys.needed_to_read
+        if needed not in self._encoded:
+            self._encoded[needed] = self._encode(request, openapi_schema, access)
+        return self._encoded[needed].replace(COOKIE, access.authenticator.cookie_of(request).encode())
+
+    def _encode(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any], access: Access) -> bytes:
         schemes: dict[str, Any] = {
             "ApiKey": {"type": "apiKey", "in": "header", "name": HEADER},
-            "Session": {"type": "apiKey", "in": "cookie", "name": access.authenticator.cookie_of(request)},
+            "Session": {"type": "apiKey", "in": "cookie", "name": COOKIE.decode()},
         }
         if access.authenticator.tokens:
             schemes["Token"] = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
@@ -96,7 +109,7 @@ def openapi_config(title: str, description: str, settings: Settings, streams: It
     router = Router(
         "/schema",
         after_request=_raise_not_found,
-        opt={ROLE: READ, LINKABLE: True},
+        opt={ROLE: READ, LINKABLE: True, LARGE: True},
         route_handlers=[],
         include_in_schema=False,
         response_headers=[page_policy()],
@@ -141,6 +154,7 @@ def _asyncapi_routes(asyncapi: Mapping[str, Any]) -> Sequence[BaseRouteHandler |
         "/asyncapi.json",
         media_type=MediaType.JSON,
         include_in_schema=False,
+        large=True,
         role=READ,
         linkable=True,
         sync_to_thread=False,
@@ -169,7 +183,7 @@ def _files_of(path: str, *folders: Path) -> Router:
         f"/{path}",
         [*folders],
         include_in_schema=False,
-        opt={ROLE: READ},
+        opt={ROLE: READ, LARGE: True},
         cache_control=CacheControlHeader(no_cache=True),
         exception_handlers=dict.fromkeys((NotFoundException, InternalServerException, ValueError), _no_such_file),
     )

@@ -14,7 +14,7 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
-from apps.chassis.http.admission import FOR_STRANGERS, Limit, for_strangers
+from apps.chassis.http.admission import FOR_STRANGERS, FREE_BYTES, LARGE, Limit, for_strangers, share_of
 from apps.chassis.http.authentication import SAFE_METHODS
 from apps.chassis.http.authorization import missing_security_headers
 from apps.chassis.http.direct_calls import OUTCOME
@@ -158,6 +158,8 @@ def admit(limit: Limit, strangers: Limit | None = None) -> Any:  # noqa: ANN401 
             check_query(request)
             if not options.get(UNLIMITED):
                 (strangers if options.get(FOR_STRANGERS) else limit).let_in(request.scope)
+                if options.get(LARGE):
+                    await share_of(request.scope).turn(FREE_BYTES + 1)
         return outcome
 
     return check

@@ -265,7 +265,8 @@ async def test_a_quota_on_the_creation_of_topics_holds_up_no_question_about_them
     options: ClientOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Settled(Cluster):
-        async def _differences(self, *_: object) -> list[Difference]:
+        async def _differences(self, topic: Topic, _: object) -> list[Difference]:
+            self.configs[topic.name] = {}
             return []
 
         async def _denied(self, *_: object) -> None: ...
@@ -273,16 +274,21 @@ async def test_a_quota_on_the_creation_of_topics_holds_up_no_question_about_them
         async def _find(self) -> str | None:
             raise TimeoutError
 
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
     creator, asking = Creator(throttle_s=300.0), Creator()
     use_creators(monkeypatch, asking, creator)
     monkeypatch.setattr(module, "_described", all_missing)
     cluster = Settled(options, [Topic("events", 1, 1), Topic("events-dlt", 1, 1)])
-    cluster.reached, cluster._found = True, "topic events: UnknownTopicOrPartitionError"
+    cluster.reached = True
+    options["client_id"].journal.throttled(1, 60.0)  # by another quota
+    assert str(await cluster.trouble()).startswith("the topics are not checked yet")
+    cluster._found = "topic events: UnknownTopicOrPartitionError"
+    assert str(await cluster.trouble()).startswith(cluster._found)
+    options["client_id"].journal = ClientJournal()
     await cluster.ensure_topics()
     assert creator.created == [["events", "events-dlt"]], "the second would wait for the quota"
     assert (creator.is_open, asking.is_open) == (False, True)
     assert not options["client_id"].journal.is_held_up()
-    options["client_id"].journal.throttled(1, 60.0)  # by another quota
     assert await cluster.trouble() is None, "they are known to be there"
 
 
@@ -309,6 +315,25 @@ async def test_a_quota_that_holds_up_answers_is_named_beside_what_it_causes(
     cluster.reached, cluster._found = True, "topic events: UnknownTopicOrPartitionError"
     says = "topic events: UnknownTopicOrPartitionError; Kafka throttles this client by its quota"
     assert [await cluster.trouble() for _ in range(2)] == [says, says]
+
+
+@pytest.mark.anyio
+async def test_a_quota_that_delays_the_first_check_of_the_topics_is_named(
+    options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class There(Cluster):
+        async def _find(self) -> str | None:
+            self.reached = True
+            return None
+
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
+    cluster = There(options, [Topic("events", 1, 1)])
+    assert await cluster.trouble() is None
+    options["client_id"].journal.throttled(1, 60.0)
+    says = "the topics are not checked yet; Kafka throttles this client by its quota"
+    assert await cluster.trouble() == says
+    cluster.configs["events"] = {}
+    assert await cluster.trouble() is None
 
 
 @pytest.mark.anyio

@@ -220,14 +220,16 @@ class Cluster:
 
     async def _look(self) -> str | None:
         """Return why the topics cannot be used; what was found before, while a quota holds up Kafka's answers."""
+        found = None
         try:
-            self._found = await self._find()
+            found = self._found = await self._find()
         except (KafkaError, OSError, TimeoutError) as error:
             self.reached = self._is_held_up
-            self._found = self._held_up() if self.reached else await self._out_of_reach(error)
+            if not self.reached:
+                found = self._found = await self._out_of_reach(error)
         finally:
             self._looked_at = time.monotonic()
-        return self._timed(self._found)
+        return self._timed(found or (self._held_up() if self._is_held_up else None))
 
     def _timed(self, found: str | None) -> str | None:
         self.trouble_since = (self.trouble_since or time.time()) if found else None
@@ -242,8 +244,10 @@ class Cluster:
         return self.reached and self._journal.is_held_up()
 
     def _held_up(self) -> str | None:
-        """Return what was found before; that it may be over, and is not known to be, is because of the quota."""
-        return self._journal.with_quota(self._found) if self._found else None
+        """Return what was found before, or that a start waits: because of the quota it is not known to be over."""
+        are_checked = self.configs.keys() >= self._topics.keys()
+        found = self._found or (None if are_checked else "the topics are not checked yet")
+        return self._journal.with_quota(found) if found else None
 
     async def _find(self) -> str | None:
         async with asyncio.timeout(ASK_TIMEOUT_S):

@@ -103,8 +103,7 @@ def build_application(  # noqa: PLR0913 - how the two services differ
 ) -> Litestar:
     """Return the application of a service, with the given routes and those of any service.
 
-    `parts` serve the streams of their names, and are open while it runs. `ending` is set when the shutdown begins.
-    `admission` limits the calls, by default to 256 MiB of memory. `audit` notes actions, and Litestar takes `options`.
+    `parts` are open while it runs. `ending` is set when a shutdown begins. `admission` has 256 MiB by default.
     """
     title, limit, end = name.capitalize(), admission or _limit_of(settings), ending or asyncio.Event()
     registry.register(watch := LoopWatch())

@@ -76,6 +76,8 @@ CLOSE = 0.9
 """How alike a variable and a setting are, from 0 to 1, for one to be taken for a misspelling of the other."""
 OF_OTHERS = frozenset({"SSL_CERT_FILE", *(f"OTEL_EXPORTER_OTLP_{of}_ENDPOINT" for of in ("LOGS", "METRICS", "TRACES"))})
 """Variables of OpenSSL and OpenTelemetry whose names are close to settings."""
+STANDARD_ERROR = 2
+"""The number of the last of the three standard streams."""
 OF_KUBERNETES = "tcp://"
 """How Kubernetes begins the value of `NAME_PORT`, for each of its services."""
 
@@ -86,6 +88,7 @@ def run(service: str, description: str, create_app: CreateApp, handler_settings:
     `--help` lists the fields that `handler_settings` add to `Settings` too.
     `--check` ends with status 0, or with status 1 and one line: a wrong setting, or why Kafka cannot be used.
     """
+    open_standard_streams()
     parser = argparse.ArgumentParser(
         service,
         description=description,
@@ -100,6 +103,16 @@ def run(service: str, description: str, create_app: CreateApp, handler_settings:
         print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)  # noqa: T201 - what the caller asked for
         sys.exit(_problem(service, create_app))
     serve(create_app, service, warnings=warnings)
+
+
+def open_standard_streams() -> None:
+    """Let no other file take the place of a standard input, output or error that is closed.
+
+    A socket would get its number, and lose it in a worker, whose input is a pipe.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
+        os.set_inheritable(number, True)  # noqa: FBT003 - it takes no names
+    os.close(number)
 
 
 def _misspelt(environment: Mapping[str, str], handler_settings: Sequence[type[Settings]]) -> Iterator[str]:

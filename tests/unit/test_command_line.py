@@ -1,6 +1,8 @@
 """What people try first: `producer --help`, `--version` and `--check`, and an argument that does not exist."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,30 @@ def test_a_misspelt_setting_is_named_with_the_one_that_was_meant_and_no_variable
         )
         == MISSPELT
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
+def test_a_socket_takes_the_place_of_no_standard_stream_that_is_closed(closed: str, tmp_path: Path) -> None:
+    script, number = tmp_path / "start.py", tmp_path / "number"
+    script.write_text(
+        f"""
+import socket
+import sys
+from pathlib import Path
+
+from apps.chassis import command_line
+
+sys.argv = ["producer"]
+command_line.serve = lambda *_, **__: Path("{number}").write_text(str(socket.socket().fileno()))
+command_line.run("producer", "Takes records.", None)
+"""
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        ["sh", "-c", f'exec "$0" "$1" {closed}', sys.executable, script],
+        check=True,
+        cwd=root,
+        env={"PYTHONPATH": str(root)},
+    )
+    assert int(number.read_text()) > 2

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,6 +15,11 @@ MASK = "…"
 MARK = "x-sensitive"
 """The member of a JSON schema that marks a sensitive field."""
 EMAIL = re.compile(r"[^\s@]+@([A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)")
+
+FILLINGS = (None, MASK, "0123456789", "Ada Lovelace", "ada@example.com", "")
+"""What sensitive fields are tried with, to see whether a key is made of them; None leaves them as they are."""
+SIMPLE = (str, bytes, bool, int, float, list, dict)
+"""Types that have an empty value."""
 
 Mask = Callable[[Any], Any]
 """Returns JSON, of types that Python knows, with what is sensitive replaced."""
@@ -144,23 +150,47 @@ def _structs_of(kind: inspect.Type) -> Iterator[inspect.StructType]:
 
 
 def _is_sensitive(key: Callable[[Any], str], kind: inspect.StructType) -> bool:
-    """Return whether a key is made of a sensitive field: it changes, or fails, without their values."""
+    """Return whether a key is made of a sensitive field: it changes, or fails, with other values of these.
+
+    Each other field is tried empty as well, and so are all together: a key may be made of the first that is not.
+    """
     try:
-        value = msgspec.json.decode(msgspec.json.encode(example_of(kind.cls)), type=kind.cls)
-        before = key(value)
-        _overwrite(value, kind)
-        return key(value) != before
+        example = msgspec.json.encode(example_of(kind.cls))
+        decode = partial(msgspec.json.decode, example, type=kind.cls)
+        key(decode())
+        others = [one.name for one in kind.fields if _mask_of(one.type, masked) is None]
+        cases = [[], others, *([one] for one in others)]
+        return any(len({_key_of(key, decode(), kind, empty, filling) for filling in FILLINGS}) > 1 for empty in cases)
     except Exception:  # noqa: BLE001 - the key may be any function; what is not known counts as sensitive
         return True
 
 
-def _overwrite(value: msgspec.Struct, kind: inspect.StructType) -> None:
+def _key_of(
+    key: Callable[[Any], str],
+    value: msgspec.Struct,
+    kind: inspect.StructType,
+    empty: Sequence[str],
+    filling: str | None,
+) -> str | None:
+    """Return the key of a value with some fields empty and a filling in its sensitive ones, None where it has none."""
+    for name in empty:
+        given = getattr(value, name)
+        msgspec.structs.force_setattr(value, name, type(given)() if isinstance(given, SIMPLE) else None)
+    if filling is not None:
+        _overwrite(value, kind, filling)
+    try:
+        return key(value)
+    except Exception:  # noqa: BLE001 - the key may be any function
+        return None
+
+
+def _overwrite(value: msgspec.Struct, kind: inspect.StructType, filling: str) -> None:
     """Replace what is sensitive in a Struct, also where its type does not allow that."""
     for one in kind.fields:
         if _mask_of(one.type, masked) is None:
             continue
         inner = getattr(value, one.name)
         if isinstance(one.type, inspect.StructType) and isinstance(inner, msgspec.Struct):
-            _overwrite(inner, one.type)
+            _overwrite(inner, one.type, filling)
         else:
-            msgspec.structs.force_setattr(value, one.name, MASK)
+            msgspec.structs.force_setattr(value, one.name, filling)

@@ -104,6 +104,11 @@ class Account(msgspec.Struct):
         (lambda one: one.address.street_name, True),
         (lambda one: one.owner.chip if one.owner else one.id, True),
         (lambda one: one.nothing, True),
+        (lambda one: one.id or one.email, True),
+        (lambda one: "".join(filter(str.isdigit, one.email)), True),
+        (lambda one: one.email[4:], True),
+        (lambda one: one.email.partition("@")[2], True),
+        (lambda one: str(int(one.id, 36)), False),
     ],
 )
 def test_a_key_is_hidden_if_it_is_made_of_a_sensitive_field(key: Any, hidden: bool) -> None:  # noqa: ANN401, FBT001

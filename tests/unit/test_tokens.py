@@ -457,6 +457,19 @@ async def test_a_token_with_a_new_key_has_the_keys_fetched_again(issuer: Issuer)
             tokens.verify(token())  # its key is gone, though its signature was verified before
 
 
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY", "http_proxy"])
+@pytest.mark.anyio
+async def test_no_proxy_answers_for_an_issuer_on_this_machine(
+    issuer: Issuer, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, issuer.address)
+    source = FetchedKeys("http://127.0.0.1:1/keys", pause_s=60)
+    async with source.open():
+        with pytest.raises(KeysOutOfReach):
+            await name_of(tokens_of(source), token())
+    assert not issuer.answered
+
+
 @pytest.mark.anyio
 async def test_made_up_keys_cause_one_fetch_a_while(issuer: Issuer) -> None:
     source = FetchedKeys(issuer.address, pause_s=60)

@@ -153,7 +153,8 @@ class FetchedKeys:
 
     async def _keep_fetching(self) -> None:
         trusted = await asyncio.to_thread(ssl.create_default_context)  # reads many certificates
-        async with httpx.AsyncClient(verify=trusted, timeout=self._timeout_s) as client:
+        is_remote = self._address.startswith("https://")  # a proxy could answer `http://` with keys of its own
+        async with httpx.AsyncClient(verify=trusted, timeout=self._timeout_s, trust_env=is_remote) as client:
             while True:
                 await self._fetch(client)
                 self._wanted.clear()

@@ -2,7 +2,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from samples import until
@@ -209,6 +209,25 @@ async def test_a_context_that_yields_no_handler_is_reported() -> None:
     async with running(made):
         await until(lambda: made.error is not None)
         assert made.error == "TypeError: expected the context to yield a handler, got NoneType"
+
+
+@pytest.mark.parametrize("trouble", ["yields no handler", "hangs", "ends by itself"])
+async def test_what_is_not_open_is_not_said_to_have_raised_when_it_was_closed(
+    trouble: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @asynccontextmanager
+    async def opening(_: Settings) -> AsyncIterator[Any]:
+        if trouble == "hangs":
+            await asyncio.Event().wait()
+        if trouble == "ends by itself":
+            asyncio.get_running_loop().call_soon(cast(asyncio.Task[Any], asyncio.current_task()).cancel)
+        yield Handler() if trouble == "ends by itself" else None
+
+    made = made_of(opening, open_timeout_s=0.1)
+    async with running(made):
+        await until(lambda: made.error is not None)
+    assert "is not open, retrying" in caplog.text
+    assert "raised when it was closed" not in caplog.text
 
 
 def test_a_bare_generator_is_refused_where_it_is_declared() -> None:

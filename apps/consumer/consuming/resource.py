@@ -153,6 +153,7 @@ class HandlerResource:
                 failures = 0
             except Exception as error:  # noqa: BLE001 - after any error the records must wait for it
                 failures += 1
+                self._life = None  # nothing of it is open, or will be closed
                 self._note(error, is_first=failures == 1)
                 backoff_s = self._retry.backoff_s(failures + 1) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, not a secret
                 self.retry_at = time.time() + backoff_s

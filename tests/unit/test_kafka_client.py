@@ -200,6 +200,24 @@ async def test_commits_and_the_end_of_a_member_pass_by_the_rebalance_it_waits_fo
     ]
 
 
+async def test_a_member_whose_batch_kept_it_from_joining_leaves_when_it_is_closed(
+    client: WatchedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It joined once its handler was cancelled, and the group waited for it up to 45 s after its SIGTERM."""
+    client._conns[NODE, ConnectionGroup.COORDINATION] = OpenConnection()
+    sent: list[str] = []
+
+    async def send(_: object, __: int, request: Any, **_options: object) -> Any:  # noqa: ANN401 - as aiokafka has it
+        sent.append(type(request).__name__)
+        return SimpleNamespace(throttle_time_ms=0, error_code=25)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", send)
+    join = JoinGroupRequest("group", 45_000, 30_000, "member", None, "consumer", [])
+    await client.rebalance.end(client.send)
+    await client.send(NODE, join, group=ConnectionGroup.COORDINATION)
+    assert sent == ["LeaveGroupRequest", "JoinGroupRequest"]
+
+
 async def test_a_stop_that_is_cut_off_leaves_no_client_open(monkeypatch: pytest.MonkeyPatch) -> None:
     watch_kafka_clients()
     broker = KafkaBroker()

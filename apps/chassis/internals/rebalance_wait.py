@@ -11,6 +11,7 @@ Lost without it:
 - Commits: a seek fails, and a batch that took long is redelivered, although Kafka takes commits until the rebalance
   ends.
 - A stop in time. Its member stays in the group, whose rebalance waits for it: the broker is told of no closed client.
+  aiokafka even joins while it is closed, once a batch lets it.
 """
 
 import asyncio
@@ -42,6 +43,8 @@ JOIN_LAPSE_S = 5.0
 """Seconds that a broker may answer after a rebalance had to end."""
 WAITING = {"JoinGroup", "SyncGroup"}
 """The requests that are answered once the rebalance ends."""
+SendLeave = Callable[[Untyped, LeaveGroupRequest], Awaitable[object]]
+"""Takes the node and the request."""
 
 
 class RebalanceWait:
@@ -51,6 +54,7 @@ class RebalanceWait:
         self._journal = journal
         self._longest_s = 0.0
         self._awaited: tuple[Untyped, Untyped] | None = None
+        self._send_leave: SendLeave | None = None
 
     def connection_for(self, kind: str, usual: Untyped) -> Untyped:
         """Return the group of the connection for a request: a commit passes by the request that waits."""
@@ -71,17 +75,22 @@ class RebalanceWait:
         usual, self._awaited = connection._request_timeout, (node_id, request)
         connection._request_timeout = max(usual, self._longest_s)
         try:
+            await self._leave_if_ended()
             yield
         finally:
             connection._request_timeout, self._awaited = usual, None
 
-    async def end(self, send: Callable[[Untyped, LeaveGroupRequest], Awaitable[object]]) -> None:
-        """Leave the group whose rebalance is awaited; `send` takes the node and the request."""
-        if self._awaited is not None:
+    async def end(self, send: SendLeave) -> None:
+        """Leave the group whose rebalance is awaited, or will be: a batch may have kept its member from joining."""
+        self._send_leave = send
+        await self._leave_if_ended()
+
+    async def _leave_if_ended(self) -> None:
+        if self._send_leave is not None and self._awaited is not None:
             node_id, request = self._awaited
             if request._member_id:
                 with suppress(KafkaError):
-                    await send(node_id, LeaveGroupRequest(request._group, request._member_id))
+                    await self._send_leave(node_id, LeaveGroupRequest(request._group, request._member_id))
 
 
 def leaving(close: Callable[[GroupCoordinator], Awaitable[None]]) -> Callable[[GroupCoordinator], Awaitable[None]]:
@@ -90,7 +99,7 @@ def leaving(close: Callable[[GroupCoordinator], Awaitable[None]]) -> Callable[[G
     @wraps(close)
     async def leave_and_close(coordinator: GroupCoordinator) -> None:
         client = coordinator._client
-        leave = asyncio.create_task(client.rebalance.end(client.send))  # runs once `close` lets no more requests begin
+        leave = asyncio.create_task(client.rebalance.end(client.send))
         try:
             await close(coordinator)
         finally:

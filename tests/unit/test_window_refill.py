@@ -1,4 +1,5 @@
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -53,7 +54,7 @@ async def refilled(topic: StoredTopic, committed: dict[int, int | None], size: i
 
 async def test_the_window_is_refilled_with_the_newest_that_were_committed() -> None:
     window = await refilled(topic_of(9, 9), {0: 8, 1: None}, size=6)
-    assert sorted((record.partition, record.offset) for record in window) == [(0, offset) for offset in range(5, 8)]
+    assert sorted((record.partition, record.offset) for record in window) == [(0, offset) for offset in range(2, 8)]
 
 
 async def test_what_was_sent_back_for_another_group_is_not_refilled() -> None:
@@ -68,6 +69,25 @@ async def test_partitions_are_refilled_though_more_of_one_is_committed_than_ther
     window = await refilled(topic_of(3, 4), {0: 500, 1: 4}, size=6)
     assert {record.partition for record in window} == {0, 1}
     assert len(window) == 6
+
+
+@pytest.mark.parametrize(
+    ("counts", "committed", "shown"),
+    [
+        ((9, 0, 0, 2), (9, 0, 0, 2), (6, 0, 0, 2)),
+        ((9, 9, 1), (9, None, 1), (7, 0, 1)),
+        ((9, 9, 9), (1, 9, 9), (0, 4, 4)),  # the one of the short partition is the oldest of nine
+        ((9, 9), (9, 9), (4, 4)),
+        ((1, 2), (1, 2), (1, 2)),
+    ],
+)
+async def test_what_short_partitions_leave_of_the_window_is_refilled_from_the_others(
+    counts: tuple[int, ...], committed: tuple[int | None, ...], shown: tuple[int, ...]
+) -> None:
+    """After a restart, 195 empty partitions of 200 left the last 1,000 records of the others at 250."""
+    window = await refilled(topic_of(*counts), dict(enumerate(committed)), size=8)
+    found = Counter(record.partition for record in window)
+    assert tuple(found[partition] for partition in range(len(counts))) == shown
 
 
 async def test_what_could_be_read_is_in_the_window_though_the_rest_cannot_be() -> None:

@@ -23,7 +23,7 @@ MERGE_BYTES = 4 * 1024 * 1024
 
 
 class Refill:
-    """Reads the newest committed records into the window, an even share for each assigned partition."""
+    """Reads the newest committed records into the window, of each assigned partition its share."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
         self,
@@ -68,12 +68,13 @@ class Refill:
     async def _refill(self, own: Collection[int]) -> None:
         committed = await self._committed()
         first, end = await self._reader.offsets(len(committed))
-        share = -(-self._window.size // max(1, len(own)))
-        ranges = {
-            partition: (max(first[partition], min(offset, end[partition]) - share), min(offset, end[partition]))
+        held = {
+            partition: (first[partition], min(offset, end[partition]))
             for partition in own  # in a recreated topic, the committed offset may be beyond the end
             if (offset := committed.get(partition)) is not None
         }
+        share = share_of_each([stop - start for start, stop in held.values()], self._window.size)
+        ranges = {partition: (max(start, stop - share), stop) for partition, (start, stop) in held.items()}
         read: list[Record] = []
         try:
             async for records in self._reader.read(ranges):
@@ -85,3 +86,14 @@ class Refill:
             self._window.refill(read)
             raise
         self._window.refill(read)
+
+
+def share_of_each(counts: Collection[int], size: int) -> int:
+    """Return how many records each partition may have: even, but what short ones leave is for the others."""
+    left = size
+    for number, count in enumerate(sorted(counts)):
+        share = -(-left // (len(counts) - number))
+        if count >= share:
+            return share
+        left -= max(0, count)  # the records before the committed offset may all be deleted
+    return size

@@ -285,7 +285,7 @@ class StreamConsumer:
     def _notes(self, hidden_letters: int | None) -> list[str]:
         hidden = in_words(self.settings.dead_letter_topic, hidden_letters)
         settings = [f"{name}: {line}" for name, lines in self.cluster.reports.items() for line in lines]
-        return [*settings, hidden] if hidden else settings
+        return [*settings, *self.cluster.limits.values(), *filter(None, [hidden])]
 
     def _errors_without_time(self) -> dict[str, str | None]:
         control, connection = self.control, self._connection

@@ -25,7 +25,8 @@ from apps.chassis.kafka.clients import ClientOptions, client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
 from apps.chassis.kafka.topic_settings import Difference, Topic, Unusable, create
-from apps.chassis.settings import Settings
+from apps.chassis.kafka.topics import marks_topic
+from apps.chassis.settings import Settings, StreamSettings
 
 
 @pytest.fixture
@@ -65,6 +66,36 @@ def test_no_more_replicas_need_to_be_in_sync_than_a_partition_has(
     described = {"topic": "events", "error_code": 0, "partitions": [partition]}
     assert cluster._trouble_of(described, {1, 2, 3}) == trouble
     assert (0 in cluster.unusable["events"]) == (trouble is not None)
+
+
+@pytest.mark.anyio
+async def test_a_marks_topic_that_takes_no_marks_makes_no_stream_unavailable_and_is_named(
+    options: ClientOptions, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_sync = [1]
+
+    class Lacking(Cluster):
+        """Its marks topic lacks a replica, and then has it."""
+
+        async def _find(self) -> str | None:
+            self.configs["events-dlt-redriven"] = {"min.insync.replicas": "2"}
+            partition = {"partition": 0, "leader": 1, "replicas": [1, 2], "isr": in_sync}
+            return self._trouble_of(
+                {"topic": "events-dlt-redriven", "error_code": 0, "partitions": [partition]}, {1, 2}
+            )
+
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
+    settings = StreamSettings(topic="events", dead_letter_topic="events-dlt", group_id="events-consumer")
+    cluster = Lacking(options, [marks_topic(settings)])
+    lacks = "topic events-dlt-redriven: partition 0 has 1 of 2 in-sync replicas (redrives, discards and purges need it)"
+    assert await cluster.trouble() is None
+    assert await cluster.trouble() is None
+    assert list(cluster.limits.values()) == [lacks]
+    assert cluster.at_risk("events are consumed") == f"events are consumed; {lacks}"
+    assert caplog.messages == [lacks]
+    in_sync.append(2)
+    assert await cluster.trouble() is None
+    assert cluster.at_risk("events are consumed") == "events are consumed"
 
 
 @pytest.mark.anyio
@@ -249,7 +280,7 @@ async def test_a_topic_that_kafka_refuses_to_create_is_reported_with_the_reason_
             return self._journal.with_quota(str(self._trouble_of(missing("events"), set())))
 
     use_creators(monkeypatch, Creator(), refusing)
-    monkeypatch.setattr(module, "_described", all_missing)
+    monkeypatch.setattr(module, "describe_topics", all_missing)
     cluster = Lacking(options, [Topic("events", 1, 3)])
     with pytest.raises(Unusable):
         await cluster.ensure_topics()
@@ -277,7 +308,7 @@ async def test_a_quota_on_the_creation_of_topics_holds_up_no_question_about_them
     monkeypatch.setattr(module, "FRESH_S", 0.0)
     creator, asking = Creator(throttle_s=300.0), Creator()
     use_creators(monkeypatch, asking, creator)
-    monkeypatch.setattr(module, "_described", all_missing)
+    monkeypatch.setattr(module, "describe_topics", all_missing)
     cluster = Settled(options, [Topic("events", 1, 1), Topic("events-dlt", 1, 1)])
     cluster.reached = True
     options["client_id"].journal.throttled(1, 60.0)  # by another quota

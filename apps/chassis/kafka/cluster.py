@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -20,12 +20,11 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import OffsetAndMetadata
 
-from apps.chassis.internals.client_parts import ask_any_broker
 from apps.chassis.kafka import consumer_groups
 from apps.chassis.kafka.admin import Admin
 from apps.chassis.kafka.clients import ClientOptions
 from apps.chassis.kafka.diagnosis import diagnosis
-from apps.chassis.kafka.topic_metadata import AskForTopics, id_in, may
+from apps.chassis.kafka.topic_metadata import id_in, may
 from apps.chassis.kafka.topic_settings import (
     DEFAULT_MAX_MESSAGE_BYTES,
     Difference,
@@ -34,6 +33,8 @@ from apps.chassis.kafka.topic_settings import (
     Unusable,
     config_of,
     create,
+    describe_new_topic,
+    describe_topics,
     differences,
 )
 from apps.chassis.observability.logs import one_line
@@ -46,8 +47,6 @@ BROKER_TIMEOUT_S = 1.0
 """Seconds for one broker to answer."""
 SETTLING_S = 0.5
 """Seconds until every broker knows the settings of a new topic."""
-NEW_TOPIC_TIMEOUT_S = 5.0
-"""Seconds until a broker knows a new topic."""
 ANSWER_S = 3.0
 """Seconds after which `trouble` answers, even while its check is still running."""
 FRESH_S = 1.0
@@ -58,9 +57,6 @@ NO_LEADER = -1  # what Kafka says instead of the broker that leads a partition
 SETTINGS_EVERY_S = 20.0
 """Seconds between two checks of the topic settings, which an administrator may change at any time."""
 
-Committed = Callable[[], Awaitable[dict[int, int | None]]]
-"""Return the committed offset of a group in each partition of a topic, None for a partition without one."""
-
 
 class Cluster:
     """Creates the missing topics of a service, and reports whether its topics can be used.
@@ -68,9 +64,10 @@ class Cluster:
     By topic: `partitions` is their number, `configs` the configuration, and `reports` lists the differences from the
     wanted settings; the topic is used as it is. `deletions` are those of them that make Kafka delete records that must
     be kept. `unusable` has the partitions that cannot be used now, each with what it has instead; `trouble_since` is
-    since when (`time.time`), None without trouble, and `last_trouble` the last one with this time. `reached` is whether
-    Kafka answered the last check. The service must be authorized to join `group`. `unreadable_at` is when it was last
-    seen that the service may not read a topic or join the group, `trouble_at` when any trouble (`time.monotonic`).
+    since when (`time.time`), None without trouble, and `last_trouble` the last one with this time. `limits` are the
+    troubles of topics that only some calls need: the service works without them. `reached` is whether Kafka answered
+    the last check. The service must be authorized to join `group`. `unreadable_at` is when it was last seen that the
+    service may not read a topic or join the group, `trouble_at` when any trouble (`time.monotonic`).
     """
 
     def __init__(self, options: ClientOptions, topics: Sequence[Topic], group: str | None = None) -> None:
@@ -79,6 +76,7 @@ class Cluster:
         self.reports: dict[str, list[str]] = {}
         self.deletions: dict[str, list[Difference]] = {}
         self.unusable: dict[str, dict[int, str]] = {}
+        self.limits: dict[str, str] = {}
         self.reached, self.unreadable_at, self.trouble_at, self._looked_at = False, -math.inf, -math.inf, -math.inf
         self.trouble_since: float | None = None
         self.last_trouble: tuple[str | None, float | None] = None, None
@@ -111,7 +109,7 @@ class Cluster:
         """
         try:
             admin = await self._admin.client()
-            described = await _described(admin, list(self._topics))
+            described = await describe_topics(admin, list(self._topics))
             names = [one["topic"] for one in described if one["error_code"] == UnknownTopicOrPartitionError.errno]
             self._refused |= await create(self._options, [self._topics[name] for name in names])
             if refused := next(filter(None, map(self._refused.get, names)), None):
@@ -120,7 +118,7 @@ class Cluster:
                 if await self._differences(topic, admin):
                     await asyncio.sleep(SETTLING_S)  # a new topic has its settings a moment later
                 self._report(topic, await self._differences(topic, admin))
-            if denied := await self._denied(await _described(admin, list(self._topics))):
+            if denied := await self._denied(await describe_topics(admin, list(self._topics))):
                 raise Unusable(denied)
             if self._found and UnknownTopicOrPartitionError.__name__ in self._found:
                 self._found = None  # or they would seem missing until a quota lets the next look pass
@@ -143,7 +141,7 @@ class Cluster:
 
     def at_risk(self, well: str) -> str:
         """Return the health detail of a working service: `well`, and the guarantees that do not hold."""
-        return "; ".join([well, *(risk for risks in self._risks.values() for risk in risks)])
+        return "; ".join([well, *(risk for risks in self._risks.values() for risk in risks), *self.limits.values()])
 
     async def check_settings(self) -> None:
         """Check the topics. Raises `KafkaError`, `OSError`, `TimeoutError` after 2 s, or `Unusable` at the end."""
@@ -161,7 +159,7 @@ class Cluster:
     async def topic_id(self, topic: str) -> UUID | None:
         """Return the id of a topic, None from a Kafka before 2.8. Raises the errors of `commits`."""
         async with self._journal.answers_within(ASK_TIMEOUT_S):
-            (described,) = await self._admin.ask(lambda admin: _described(admin, [topic]))
+            (described,) = await self._admin.ask(lambda admin: describe_topics(admin, [topic]))
         if code := described["error_code"]:
             raise for_code(code)(topic)
         return id_in(described)
@@ -183,7 +181,8 @@ class Cluster:
     async def trouble(self) -> str | None:
         """Return within 3 s why the topics cannot be used now, or None. Kafka is asked at most once a second.
 
-        A topic can be used when each partition has a leader and enough in-sync replicas for `acks=all`.
+        A topic can be used when each partition has a leader and enough in-sync replicas for `acks=all`. Where only
+        some calls need a topic, that is one of the `limits` instead.
         """
         if self._looking is None or (self._looking.done() and time.monotonic() - self._looked_at >= FRESH_S):
             self._looking = asyncio.create_task(self._look())
@@ -251,10 +250,11 @@ class Cluster:
 
     async def _find(self) -> str | None:
         async with asyncio.timeout(ASK_TIMEOUT_S):
-            topics = await self._admin.ask(lambda admin: _described(admin, list(self._topics)))
+            topics = await self._admin.ask(lambda admin: describe_topics(admin, list(self._topics)))
             answering, denied = await asyncio.gather(self._answering(topics), self._denied(topics))
         self.reached = True
-        return denied or next(filter(None, (self._trouble_of(topic, answering) for topic in topics)), None)
+        troubles = [self._trouble_of(topic, answering) for topic in topics]
+        return denied or next(filter(None, troubles), None)
 
     async def _out_of_reach(self, error: Exception) -> str:
         """Close the admin client, and return why it failed, like a refused password or an unreachable address."""
@@ -291,7 +291,18 @@ class Cluster:
         self.partitions[name] = len(described["partitions"])
         reasons = {one["partition"]: self._why_unusable(name, one, answering) for one in described["partitions"]}
         self.unusable[name] = found = {partition: why for partition, why in reasons.items() if why}
-        return next((f"topic {name}: partition {partition} has {why}" for partition, why in found.items()), None)
+        trouble = next((f"topic {name}: partition {partition} has {why}" for partition, why in found.items()), None)
+        if (topic := self._topics.get(name)) is None or not topic.needed_by:
+            return trouble
+        self._limit(name, trouble and f"{trouble} ({topic.needed_by} need it)")
+        return None
+
+    def _limit(self, topic: str, limit: str | None) -> None:
+        """Remember what fails because a topic cannot be used that only some calls need, and log it when it changes."""
+        if limit != self.limits.pop(topic, None):
+            log.log(logging.WARNING if limit else logging.INFO, "%s", limit or f"topic {topic} can be used again")
+        if limit:
+            self.limits[topic] = limit
 
     def _why_unusable(self, topic: str, partition: dict[str, Any], answering: set[int]) -> str | None:
         """Return what a partition has instead of a leader and enough in-sync replicas, or None."""
@@ -310,7 +321,7 @@ class Cluster:
 
     async def _differences(self, topic: Topic, admin: AIOKafkaAdminClient) -> list[Difference]:
         """Return the differences between a topic and its wanted settings; remember its configuration."""
-        described = await _settled(admin, topic)
+        described = await describe_new_topic(admin, topic)
         self.configs[topic.name] = configs = await config_of(admin, topic.name)
         self.partitions[topic.name] = partitions = len(described["partitions"])
         found = Found(partitions, len(described["partitions"][0]["replicas"]), configs)
@@ -326,25 +337,3 @@ class Cluster:
             known = "; ".join(differing) or "none"
             log.warning("topic %s is used as it is; differences from the wanted settings: %s", topic.name, known)
         self.reports[topic.name], self._risks[topic.name] = differing, risks
-
-
-async def _described(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a broker's description of topics, with the authorized `operations` on each."""
-    return list((await ask_any_broker(admin, AskForTopics(topics))).to_object()["topics"])
-
-
-async def _settled(admin: AIOKafkaAdminClient, topic: Topic) -> dict[str, Any]:
-    """Return a broker's description of a topic; wait up to 5 s until the broker knows a new topic.
-
-    Raises `Unusable` after that time, or when the client may not describe the topic.
-    """
-    deadline = time.monotonic() + NEW_TOPIC_TIMEOUT_S
-    while True:
-        (described,) = await _described(admin, [topic.name])
-        if not described["error_code"]:
-            return described
-        if described["error_code"] == TopicAuthorizationFailedError.errno:
-            raise Unusable(topic.denial)
-        if time.monotonic() > deadline:
-            raise Unusable(f"topic {topic.name}: {for_code(described['error_code']).__name__}")
-        await asyncio.sleep(0.1)

@@ -1,6 +1,7 @@
 """Ask the coordinator of a consumer group for members, committed offsets and the permission to join."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -24,6 +25,9 @@ DEAD = "Dead"
 """The state that DescribeGroups reports of a group that does not exist, or that uses another protocol."""
 PERMISSION_TIMEOUT_S = 1.0
 """Seconds for the coordinator to say whether the client may join the group."""
+
+Committed = Callable[[], Awaitable[dict[int, int | None]]]
+"""Return the committed offset of a group in each partition of a topic, None for a partition without one."""
 
 
 class GroupQuestion(DescribeGroupsRequest_v3):  # type: ignore[misc]  # aiokafka ships no types

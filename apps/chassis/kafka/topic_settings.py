@@ -1,18 +1,21 @@
 """Compare the settings of a topic with those that the guarantees need, and say which guarantee is lost."""
 
+import asyncio
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
+from apps.chassis.internals.client_parts import ask_any_broker
 from apps.chassis.kafka.admin import Admin
 from apps.chassis.kafka.clients import ClientOptions, with_own_journal
-from apps.chassis.kafka.topic_metadata import Permission
+from apps.chassis.kafka.topic_metadata import AskForTopics, Permission
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +25,8 @@ DEFAULT_SEGMENT_MS = 7 * 24 * 60 * 60 * 1_000
 """Milliseconds after which Kafka closes a segment by default."""
 SHORT_RETENTION_MS = 24 * 60 * 60 * 1_000
 """Retention in milliseconds that counts as too short: a consumer that is stopped overnight would lose records."""
+NEW_TOPIC_TIMEOUT_S = 5.0
+"""Seconds until a broker knows a new topic."""
 DEAD_LETTER_HEADERS_BYTES = 16 * 1024
 """Bytes by which a dead letter may be larger than its record, for its headers."""
 
@@ -41,7 +46,7 @@ class Topic(msgspec.Struct, frozen=True):
     With `kept` Kafka deletes no records, or only after `retention_ms`; with `compacted` it keeps the last record of
     each key; otherwise the cluster's retention holds. `loss` is the consequence when Kafka deletes records. The largest
     record of the topic `source` must fit into this one, with the headers of a dead letter. The largest batch must not
-    be smaller than `min_bytes`.
+    be smaller than `min_bytes`. `needed_by` names the calls that alone need the topic, if the service works without it.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Topic(msgspec.Struct, frozen=True):
     loss: str = "records are deleted, consumed or not"
     source: str | None = None
     min_bytes: int = 0
+    needed_by: str = ""
 
     @property
     def denial(self) -> str:
@@ -220,3 +226,25 @@ def _why_not_created(topic: Topic, code: int, message: str | None = None) -> str
     if not code:
         log.info("created topic %s: %d partitions, replication %d", topic.name, topic.partitions, topic.replication)
     return None
+
+
+async def describe_topics(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a broker's description of topics, with the authorized `operations` on each."""
+    return list((await ask_any_broker(admin, AskForTopics(topics))).to_object()["topics"])
+
+
+async def describe_new_topic(admin: AIOKafkaAdminClient, topic: Topic) -> dict[str, Any]:
+    """Return a broker's description of a topic; wait up to 5 s until the broker knows a new topic.
+
+    Raises `Unusable` after that time, or when the client may not describe the topic.
+    """
+    deadline = time.monotonic() + NEW_TOPIC_TIMEOUT_S
+    while True:
+        (described,) = await describe_topics(admin, [topic.name])
+        if not described["error_code"]:
+            return described
+        if described["error_code"] == TopicAuthorizationFailedError.errno:
+            raise Unusable(topic.denial)
+        if time.monotonic() > deadline:
+            raise Unusable(f"topic {topic.name}: {for_code(described['error_code']).__name__}")
+        await asyncio.sleep(0.1)

@@ -42,4 +42,5 @@ def marks_topic(settings: StreamSettings) -> Topic:
         compacted=True,
         min_bytes=MIN_MARKS_BYTES,
         loss="what was sent back is forgotten, and could be sent back again",
+        needed_by="redrives, discards and purges",
     )

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Collection
 
 from apps.chassis.background import Background
-from apps.chassis.kafka.cluster import Committed
+from apps.chassis.kafka.consumer_groups import Committed
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.chassis.observability.logs import one_line

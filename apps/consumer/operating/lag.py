@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 from aiokafka import AIOKafkaConsumer
 
-from apps.chassis.kafka.cluster import Committed
+from apps.chassis.kafka.consumer_groups import Committed
 from apps.chassis.kafka.errors import KAFKA_ERRORS
 from apps.chassis.kafka.log_reader import LogReader
 from apps.consumer.consuming.commits import positions_of

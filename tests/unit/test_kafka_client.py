@@ -33,6 +33,7 @@ from apps.chassis.internals.kafka_client import Throttled, WatchedClient, watch_
 from apps.chassis.internals.record_fetching import read_fetched_fast
 from apps.chassis.kafka import connection
 from apps.chassis.kafka.client_journal import ClientId
+from tests.fakes import Clock
 from tools.ports import free_ports
 
 pytestmark = pytest.mark.anyio
@@ -147,6 +148,30 @@ async def test_a_member_waits_for_its_rebalance_until_it_is_given_its_partitions
         answers.append(SimpleNamespace(throttle_time_ms=0, error_code=code))
         await client.send(NODE, sync)
         assert (client.journal.awaited_rebalance(after_s=-1) is not None) == waits
+
+
+async def test_a_group_that_no_member_gets_into_is_reported_until_one_is_given_its_partitions(
+    client: WatchedClient, answers: list[Any]
+) -> None:
+    client.journal._now = clock = Clock()
+
+    async def ask(request: JoinGroupRequest | SyncGroupRequest, code: int, node: int = NODE) -> None:
+        answers.append(SimpleNamespace(throttle_time_ms=0, error_code=code))
+        await client.send(node, request)
+
+    join = JoinGroupRequest("group", 1, 1, "", None, "consumer", [])
+    sync = SyncGroupRequest("group", 1, "member", None, [])
+    for _ in range(2):
+        await ask(join, 0)
+        clock.now += 5
+        await ask(sync, 15)
+    reason = "joining the group at broker 1 failed: GroupCoordinatorNotAvailableError"
+    for request, code in ((join, 79), (join, 0), (sync, 27), (join, 0)):
+        clock.now += 6
+        await ask(request, code)
+        assert client.journal.lasting_failure() == reason
+    await ask(sync, 0, node=2)
+    assert client.journal.lasting_failure() is None
 
 
 async def test_an_answer_may_take_as_long_as_the_rebalance_it_waits_for(

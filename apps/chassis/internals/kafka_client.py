@@ -44,7 +44,14 @@ from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 from apps.chassis.internals.member_commits import refuse_commit_of_another_member
 from apps.chassis.internals.producer_epochs import ProducerOfClient
 from apps.chassis.internals.rebalance_wait import WAITING, RebalanceWait, leaving
-from apps.chassis.kafka.client_journal import REFUSED_MEMBERS, ClientId, ClientJournal, in_words, why_unreachable
+from apps.chassis.kafka.client_journal import (
+    FORGOTTEN_AFTER_S,
+    REFUSED_MEMBERS,
+    ClientId,
+    ClientJournal,
+    in_words,
+    why_unreachable,
+)
 from apps.chassis.kafka.newer_errors import NEWER_ERRORS
 from apps.chassis.observability.logs import one_line
 
@@ -78,6 +85,9 @@ MAX_THROTTLE_S = 5.0
 """Seconds that unsent records wait for a quota; records that would wait longer fail."""
 NOT_A_FAILURE = {0, 27, 79}
 """Error codes of an ordinary join: none, a rebalance in progress, and a member id for the next request."""
+
+JOIN = "join"
+"""The failures of JoinGroup and SyncGroup, which end when the group gives the member its partitions."""
 
 GOODBYE_S = 1.0
 """Seconds for brokers to confirm the end of connections: with TLS the event loop would wait 30 s for a silent one."""
@@ -164,7 +174,13 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
     def _record_failure(self, node_id: Untyped, kind: str, error: KafkaError) -> None:
         why = self.journal.reason_of(("connection", node_id)) if isinstance(error, NodeNotReadyError) else None
         what = f"{in_words(kind)} {self._name_of(node_id)}"
-        self.journal.failed((kind, node_id), why or self.journal.with_quota(f"{what} failed: {one_line(error)}"))
+        self._failed(node_id, kind, why or self.journal.with_quota(f"{what} failed: {one_line(error)}"))
+
+    def _failed(self, node_id: Untyped, kind: str, reason: str) -> None:
+        if kind in WAITING:  # a round of both may take long, and the next may have another coordinator
+            self.journal.failed(JOIN, reason, ongoing_s=FORGOTTEN_AFTER_S)
+        else:
+            self.journal.failed((kind, node_id), reason)
 
     def _record_answer(self, node_id: Untyped, kind: str, answer: Untyped) -> None:
         if milliseconds := getattr(answer, "throttle_time_ms", 0):
@@ -173,13 +189,14 @@ class WatchedClient(AIOKafkaClient):  # type: ignore[misc]  # as above
             self._note_written(answer)
             self._keep_messages(answer)
         code = getattr(answer, "error_code", 0)
-        if kind in WAITING and (code not in NOT_A_FAILURE or (kind == "SyncGroup" and not code)):
+        is_member = kind == "SyncGroup" and not code
+        if kind in WAITING and (code not in NOT_A_FAILURE or is_member):
             self.journal.joined()
         if code in NOT_A_FAILURE:
-            self.journal.succeeded((kind, node_id))
+            self.journal.succeeded(JOIN if is_member else (kind, node_id))
             return
         said = getattr(answer, "error_message", None) or REFUSED_MEMBERS.get(code) or for_code(code).__name__
-        self.journal.failed((kind, node_id), f"{in_words(kind)} {self._name_of(node_id)} failed: {said}")
+        self._failed(node_id, kind, f"{in_words(kind)} {self._name_of(node_id)} failed: {said}")
 
     def _note_written(self, answer: Untyped) -> None:
         """Note which records are surely written: a leader that lost its office may have handed on what it refused."""

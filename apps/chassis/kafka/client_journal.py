@@ -20,7 +20,7 @@ from apps.chassis.observability.logs import one_line
 FORGOTTEN_AFTER_S = 30.0
 """Seconds after which a failure that was not repeated no longer counts."""
 RECENT_S = 5.0
-"""A failure counts as ongoing within this many seconds of its last occurrence."""
+"""A failure counts as ongoing within this many seconds of its last occurrence, unless it is of rarer requests."""
 THROTTLED_LATELY_S = 2.0
 """Seconds after the end of throttling for which it is still reported: the next answer may announce more."""
 HELD_UP_FOR_S = 10.0
@@ -57,12 +57,16 @@ REFUSED_MEMBERS = {
 
 
 class Failure(msgspec.Struct):
-    """A failing request or connection. `first` and `last` are when it first and last failed (`time.monotonic`)."""
+    """A failing request or connection. `first` and `last` are when it first and last failed (`time.monotonic`).
+
+    It counts as ongoing for `ongoing_s` seconds after the last time.
+    """
 
     reason: str
     first: float
     last: float
     is_request: bool
+    ongoing_s: float
 
 
 class ClientJournal:
@@ -82,12 +86,12 @@ class ClientJournal:
         self._rebalance_end = -math.inf
         self._messages: dict[tuple[str, int], str] = {}
 
-    def failed(self, what: Hashable, reason: str, *, is_request: bool = True) -> None:
+    def failed(self, what: Hashable, reason: str, *, is_request: bool = True, ongoing_s: float = RECENT_S) -> None:
         """Record that a request (or a connection) failed; `what` identifies it."""
         now = self._now()
         before = self._failures.get(what)
         first = before.first if before and now - before.last < FORGOTTEN_AFTER_S else now
-        self._failures[what] = Failure(reason, first, now, is_request)
+        self._failures[what] = Failure(reason, first, now, is_request, ongoing_s)
         self._failures = {key: one for key, one in self._failures.items() if now - one.last < FORGOTTEN_AFTER_S}
 
     def succeeded(self, what: Hashable) -> None:
@@ -113,7 +117,7 @@ class ClientJournal:
         """
         now = self._now()
         lasting = [one for one in self._failures.values() if one.is_request and one.last - one.first >= LASTING_S]
-        found = [one for one in lasting if now - one.last < RECENT_S]
+        found = [one for one in lasting if now - one.last < one.ongoing_s]
         return min(found, key=lambda one: one.first).reason if found else None
 
     def why_silent(self, since: float) -> str | None:

@@ -19,11 +19,13 @@ from faststream.kafka import KafkaBroker
 from samples import until
 
 from apps.chassis.kafka import cluster as module
+from apps.chassis.kafka import diagnosis as diagnosis_module
 from apps.chassis.kafka.admin import Admin
 from apps.chassis.kafka.client_journal import ClientId, ClientJournal
 from apps.chassis.kafka.clients import ClientOptions, client_options
 from apps.chassis.kafka.cluster import Cluster
 from apps.chassis.kafka.connection import Connection
+from apps.chassis.kafka.diagnosis import Address, Probe
 from apps.chassis.kafka.topic_settings import Difference, Topic, Unusable, create
 from apps.chassis.kafka.topics import marks_topic
 from apps.chassis.settings import Settings, StreamSettings
@@ -96,6 +98,28 @@ async def test_a_marks_topic_that_takes_no_marks_makes_no_stream_unavailable_and
     in_sync.append(2)
     assert await cluster.trouble() is None
     assert cluster.at_risk("events are consumed") == "events are consumed"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["a:1", "b:1"], "not all brokers of Kafka can be reached (b:1: no answer in time)"),
+        (["b:1"], "Kafka at b:1 is out of reach (b:1: no answer in time)"),
+        (["a:1"], "Kafka at a:1 answers, but names a broker at b:1 (its advertised.listeners)"),
+    ],
+)
+async def test_an_advertised_address_is_blamed_only_where_it_is_not_itself_given(
+    options: ClientOptions, monkeypatch: pytest.MonkeyPatch, given: list[str], said: str
+) -> None:
+    async def probe(address: Address, _: ClientOptions) -> Probe:
+        if address == ("b", 1):
+            return Probe(address, unreachable="no answer in time")
+        return Probe(address, named=frozenset({("a", 1), ("b", 1)}))
+
+    monkeypatch.setattr(diagnosis_module, "_probe", probe)
+    options["bootstrap_servers"] = given
+    assert str(await diagnosis_module.diagnosis(options)).startswith(said)
 
 
 @pytest.mark.anyio

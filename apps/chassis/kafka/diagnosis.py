@@ -72,13 +72,16 @@ async def diagnosis(options: ClientOptions) -> str | None:
         return refused
     unreachable = [probe for probe in probes if probe.unreachable]
     for probe in unreachable:
-        if namer := next((other for other in probes if probe.address in other.named), None):
+        namer = next((other for other in probes if probe.address in other.named), None)
+        if namer and probe.address not in first:
             return (
                 f"Kafka at {namer.place} answers, but names a broker at {probe.place} (its advertised.listeners), "
                 f"which cannot be reached: {probe.unreachable}"
             )
     reasons = "; ".join(f"{probe.place}: {probe.unreachable}" for probe in unreachable)
-    return f"Kafka at {', '.join(options['bootstrap_servers'])} is out of reach ({reasons})" if reasons else None
+    if len(unreachable) < len(probes):
+        return f"not all brokers of Kafka can be reached ({reasons})" if reasons else None
+    return f"Kafka at {', '.join(options['bootstrap_servers'])} is out of reach ({reasons})"
 
 
 async def _probe(address: Address, options: ClientOptions) -> Probe:

@@ -100,7 +100,12 @@ def of_commits(commits: Commits, partitions: Sequence[int]) -> Iterator[Metric]:
     `partitions` have all series from the start: rates see no growth in a series that appears with a value.
     """
     refused = {(error,): number for error, number in commits.failures.items()}
-    yield counter("consumer_commit_failures", "Commits that Kafka refused, by type of error.", refused, ["error"])
+    yield counter(
+        "consumer_commit_failures",
+        "Commits that Kafka refused or did not answer, by type of error.",
+        refused,
+        ["error"],
+    )
     moves = sorted({*product(partitions, REASONS), *commits.moves.moved})
     yield counter(
         "consumer_records_skipped",

@@ -30,8 +30,9 @@ class StreamStatus(msgspec.Struct):
     `lag` is high watermark - committed, in offsets of `partitions`; `waiting_for_transaction` is the part
     of it behind an open transaction of another client, and `dead_letters_waiting_for_transaction` records of the
     dead-letter topic stand behind one. `failures` counts the failed attempts of the in-flight batch, `restarts` the
-    connections that were replaced, `commit_failures` the commits that Kafka refused. `skipped_count` records were not
-    consumed because a position moved; `moves` are the newest such moves, without consuming and operator actions.
+    connections that were replaced, `commit_failures` the commits that Kafka refused or did not answer. `skipped_count`
+    records were not consumed because a position moved; `moves` are the newest such moves, without consuming and
+    operator actions.
     `notes` are differences between a topic and the settings: the topic is used as it is. `passed_over_count` records
     were sent back from the dead letters for another group. `redriven_by_schedule_count` dead letters were sent back by
     `REDRIVE_AFTER`, and the next is due at `next_redrive_at`, as far as this instance does that. `last_rebalance` is

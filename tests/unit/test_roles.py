@@ -258,6 +258,15 @@ def test_a_page_signs_in_once_and_is_told_who_it_is_and_what_it_may_do(guarded: 
     assert "max-age=0" in out.headers["set-cookie"].lower()
 
 
+def test_a_key_that_is_refused_leaves_no_session_of_somebody_before(guarded: dict[str, Client]) -> None:
+    headers = by_session(signed_in(guarded["producer"], ALL), Origin=SELF)
+    answer = guarded["producer"].post("/session/start", json={"key": "a-key-of-nobody-at-all"}, headers=headers)
+    assert answer.status_code == 401
+    name, attributes = headers["Cookie"].partition("=")[0], answer.headers["set-cookie"].lower()
+    assert attributes.startswith(f'{name}=""; ')
+    assert set(attributes.split("; ")[1:]) == {"httponly", "max-age=0", "path=/", "samesite=strict"}
+
+
 def test_a_session_is_found_among_other_cookies_and_only_under_its_own_name(guarded: dict[str, Client]) -> None:
     consumer = guarded["consumer"]
     own = signed_in(consumer, SECRETS[Role.READ]).partition(";")[0]

@@ -132,8 +132,7 @@ class Authenticator:
         is_signed = hmac.compare_digest(
             match["signature"], self._signature(cookie, match["name"], key or MISSING_KEY, match["until"])
         )
-        removal = {"Set-Cookie": self.end_of_session(connection).to_header(header="")}
-        found = self.check(connection, key if is_signed else None, headers=removal, session=match[0])
+        found = self.check(connection, key if is_signed else None, headers=self.removal(connection), session=match[0])
         if connection.scope.get("method") not in SAFE_METHODS:
             _require_own_page(connection)
         return found
@@ -195,6 +194,10 @@ class Authenticator:
     def end_of_session(self, connection: Connection) -> Cookie:
         """Return the cookie that removes the one of a session."""
         return self._cookie(self.cookie_of(connection), "", 0, secure=False)
+
+    def removal(self, connection: Connection) -> dict[str, str]:
+        """Return the headers of a refusal that ends the session too."""
+        return {"Set-Cookie": self.end_of_session(connection).to_header(header="")}
 
     def _cookie(self, name: str, value: str, max_age: int, *, secure: bool) -> Cookie:
         return Cookie(

@@ -59,7 +59,8 @@ class SessionController(Controller):
         access, offered = access_of(request), (await read_json(request, SignIn)).key
         if not access.keys.needed:
             return Response(Session(None, [*Role]))
-        key = access.authenticator.check(request, access.keys.find(offered))
+        removal = access.authenticator.removal(request)
+        key = access.authenticator.check(request, access.keys.find(offered), headers=removal)
         key_name.set(key.name)
         log.info("signed in")
         # a proxy may have ended TLS: then only the browser knows

@@ -11,7 +11,7 @@ from samples import everything_else_has_run, redriven_headers, stored_event, unt
 from apps.chassis.background import Background
 from apps.chassis.kafka.log_reader import LogReader
 from apps.consumer.browsing.window import Window
-from apps.consumer.browsing.window_refill import Refill
+from apps.consumer.browsing.window_refill import Refill, share_of_each
 from tests.batches import Stored
 from tests.event import EVENTS
 from tests.fakes import Ranges, StoredTopic
@@ -88,6 +88,10 @@ async def test_what_short_partitions_leave_of_the_window_is_refilled_from_the_ot
     window = await refilled(topic_of(*counts), dict(enumerate(committed)), size=8)
     found = Counter(record.partition for record in window)
     assert tuple(found[partition] for partition in range(len(counts))) == shown
+
+
+def test_records_that_were_deleted_before_they_were_consumed_make_no_refill_larger() -> None:
+    assert share_of_each([-1_000_000, 50, 50], 8) == 4
 
 
 async def test_what_could_be_read_is_in_the_window_though_the_rest_cannot_be() -> None:

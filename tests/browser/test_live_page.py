@@ -453,6 +453,34 @@ def test_who_signs_in_is_named_and_sees_what_their_key_allows(page: Page, site: 
         expect(rows.last.locator("td").last).not_to_have_css("color", plain)
 
 
+def test_a_sign_out_that_fails_says_where_and_is_offered_again(page: Page, site: Site) -> None:
+    port = free_ports(1)[0]
+    own, key = f"http://localhost:{port}", "a-key-of-everybody"
+    settings = {"API_KEY": key, "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "CONSUMER_PORT": str(port), "REFUSING": ""}
+    with (
+        site.pipeline.producer(CORS_ORIGINS=own, **settings) as producer,
+        site.pipeline.consumer("refusing", PRODUCER_URL=f"http://localhost:{producer.port}", **settings) as consumer,
+    ):
+        for service in (producer, consumer):
+            service.until_answers("/livez", 200)
+        page.goto(f"{own}/?tab=records&q=Sesame")
+        expect(page.locator("#produce :is(input, textarea):not([autocomplete=off])")).to_have_count(0)
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+        for name, service in (("producer", producer), ("consumer", consumer)):
+            silent = f"http://localhost:{service.port}/session/end"
+            page.route(silent, lambda call: call.abort())
+            page.get_by_role("button", name="Sign out").click()
+            said = f"That failed: the session at the {name} does not end: no answer"
+            expect(page.locator("#sign-out-said")).to_have_text(said)
+            expect(page.locator("#who")).to_contain_text("operate")
+            page.unroute(silent)
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.locator("#who")).to_have_text("")
+        expect(page).to_have_url(f"{own}/?tab=records")
+        assert not [one for one in page.context.cookies() if "_session" in str(one.get("name"))]
+
+
 def answering(body: bytes) -> Callable[[Route], None]:
     return lambda route: route.fulfill(body=body, content_type="application/json")
 

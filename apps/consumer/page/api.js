@@ -13,8 +13,7 @@ export const get = (path, parameters = {}) => call(ofStream(path, parameters), {
 
 export function post(path, body, parameters = {}) {
   const headers = body === undefined ? {} : { "Content-Type": "application/json" };
-  const content = typeof body === "string" ? body : JSON.stringify(body);
-  return call(ofStream(path, parameters), { method: "POST", headers, body: content }, POST_TIMEOUT_MS);
+  return call(ofStream(path, parameters), { method: "POST", headers, body: typeof body === "string" ? body : JSON.stringify(body) }, POST_TIMEOUT_MS);
 }
 
 /** Return the health of a stream; 503 is an answer too. */

@@ -90,8 +90,6 @@ const words = ({ consumed, dead_lettered: dead, lag }) => `: ${count(consumed)} 
 const sentence = (point) => [...(point === now ? ["Now"] : ["At ", timeElement(point.at)]), words(point)];
 
 /** The next of 10, 20, 50, 100, 200 …: a scale that seldom changes. */
-function roundedUp(value) {
-  return [1, 2, 5, 10].map((step) => step * 10 ** Math.floor(Math.log10(Math.max(10, value)))).find((most) => most >= value);
-}
+const roundedUp = (value) => [1, 2, 5, 10].map((step) => step * 10 ** Math.floor(Math.log10(Math.max(10, value)))).find((most) => most >= value);
 
 for (const svg of document.querySelectorAll("figure svg")) Object.assign(svg, { onpointermove: showPoint, onpointerleave: showLast });

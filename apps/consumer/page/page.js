@@ -85,9 +85,6 @@ function visit() {
 control(() => (look(GROUP), look(ACTIONS), look(STATE))); // only the state is waited for
 produce.run();
 visit();
-onAddress(() => {
-  visit();
-  [records.newest, GROUP, HISTORY].forEach(look);
-});
+onAddress(() => (visit(), [records.newest, GROUP, HISTORY].forEach(look)));
 for (const source of [SESSION, HISTORY, STATE, GROUP, records.newest, ...OTHERS]) poll(source.pause, () => look(source));
 poll(2_000, () => records.check());

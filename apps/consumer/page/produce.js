@@ -28,6 +28,7 @@ export class Produce {
     const asked = (number) => confirmed(`${plural(number, "invented record", "invented records")} will be written to ${stream}, and handled.`, "Create");
     onSubmit(create, ({ number }) => report(create.querySelector("output"), "Creating …", async () => ((await asked(Number(number))) ? make(number) : "Nothing was created.")));
     byId("new-record").addEventListener("click", () => this.open());
+    byId("produce").addEventListener("close", () => (byId("produce-fields").replaceChildren(), (this.#text.value = "")));
     this.#said.addEventListener("click", ({ target }) => target.closest("a") && byId("produce").close());
     this.#form.addEventListener("input", ({ target }) => this.#check(target));
     this.#raw.addEventListener("change", ({ target }) => this.#switch(target.checked));

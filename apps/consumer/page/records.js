@@ -122,8 +122,7 @@ export class Records {
     const names = records.flatMap(({ value }) => Object.keys(value ?? {}));
     this.#fields = new Set([...this.#fields, ...names].slice(0, MOST_FIELDS));
     arrange(byId("columns"), this.#fields, String, (name) => {
-      const box = element("input", { type: "checkbox" });
-      box.checked = this.#columns.includes(name);
+      const box = Object.assign(element("input", { type: "checkbox" }), { checked: this.#columns.includes(name) });
       box.addEventListener("change", () => this.#choose([...this.#columns.filter((one) => one !== name), ...(box.checked ? [name] : [])]));
       return element("label", { class: "inline" }, box, name);
     });
@@ -137,9 +136,7 @@ export class Records {
     this.#arrange(this.#shown);
   }
 
-  #showHead() {
-    byId("record-head").replaceChildren(...["Time", "Partition", "Offset", "Key", ...this.#columns, "Value"].map((name) => element("th", { scope: "col" }, name)));
-  }
+  #showHead = () => byId("record-head").replaceChildren(...["Time", "Partition", "Offset", "Key", ...this.#columns, "Value"].map((name) => element("th", { scope: "col" }, name)));
 }
 
 /** The records as CSV: place, key and each field. A spreadsheet must not run a text as a formula, also where `;` or a tab separates its cells. */
@@ -159,8 +156,7 @@ function recordRow(record, columns, wanted) {
   return openingRow(
     record,
     "time",
-    named("partition", "number", String(record.partition)),
-    named("offset", "number", String(record.offset)),
+    ...["partition", "offset"].map((name) => named(name, "number", String(record[name]))),
     named("key", "code", keyContent(record)),
     ...columns.map(column),
     named("value", "code value", maskedSign(record), sentBackSign(record), record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(valueText(record), wanted)),

@@ -51,9 +51,7 @@ function newItem(name) {
   return element("li", {}, link);
 }
 
-function pointLinks() {
-  for (const link of byId("streams").querySelectorAll("a")) link.setAttribute("href", addressOf(address().tab, { stream: link.dataset.name }));
-}
+const pointLinks = () => byId("streams").querySelectorAll("a").forEach((link) => link.setAttribute("href", addressOf(address().tab, { stream: link.dataset.name })));
 
 onAddress(pointLinks);
 if (asked !== stream) say(byId("no-stream"), `There is no stream "${asked}" here: this is ${stream}.`);

@@ -144,15 +144,15 @@ export class DeadLetters {
   }
 
   #row(letter) {
-    const [{ origin }, [act]] = [letter, this.#buttonsOf(letter)];
+    const { origin } = letter;
+    const [act] = this.#buttonsOf(letter);
     const box = element("input", { type: "checkbox", name: placeOf(letter), "aria-label": `Select ${placeIn(letter)}` });
     return openingRow(
       letter,
-      cell("", act && box),
-      "time",
+      cell("", act && box), "time",
       cell("reason", ...reasonOf(letter), " ", maskedSign(letter)),
       cell("from", origin.offset === null ? (origin.topic ?? UNKNOWN) : originLink(origin, placeIn(origin))),
-      ...[cell("code wide", keyContent(letter)), cell("wide tries", triesOf(letter)), cell("letter-state", stateOf(letter), " ", act)],
+      cell("code wide", keyContent(letter)), cell("wide tries", triesOf(letter)), cell("letter-state", stateOf(letter), " ", act),
     );
   }
 

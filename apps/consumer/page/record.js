@@ -94,8 +94,8 @@ export function leftOf({ redrivable, redriven, more, oldest_redrivable: since })
 export const sentBackSign = ({ headers }) => headers.some(({ name }) => name === "dead-letter-rounds") && element("small", { class: "sign", title: "It comes from the dead letters." }, "sent back");
 
 export const contents = (value, headers, error) => [
-  ...[element("h4", {}, "Value"), contentBlock(value, error ?? "")],
-  ...[element("h4", {}, "Headers"), facts(headers.map(({ name, value: content }) => [name, contentText(content)]))],
+  element("h4", {}, "Value"), contentBlock(value, error ?? ""),
+  element("h4", {}, "Headers"), facts(headers.map(({ name, value: content }) => [name, contentText(content)])),
 ];
 
 /** Make a button that copies a text; `navigator.clipboard` would need TLS. */

@@ -156,7 +156,7 @@ function recordRow(record, columns, wanted) {
   return openingRow(
     record,
     "time",
-    ...["partition", "offset"].map((name) => named(name, "number", String(record[name]))),
+    named("partition", "number", String(record.partition)), named("offset", "number", String(record.offset)),
     named("key", "code", keyContent(record)),
     ...columns.map(column),
     named("value", "code value", maskedSign(record), sentBackSign(record), record.error && element("span", { class: "trouble" }, `${record.error} `), ...brief(valueText(record), wanted)),

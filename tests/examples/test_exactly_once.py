@@ -34,7 +34,7 @@ def test_each_record_has_one_effect_whatever_is_killed_refused_redriven_and_read
         stage.until_consumed(second)
         second.until_healthy()
         assert stage.dead_letters() == {b"poison-0", b"poison-1", b"poison-2"}
-        assert stage.origins() == len(stage.sent) - 3
+        wait_until(lambda: stage.origins() == len(stage.sent) - 3)  # of all partitions: some were another instance's
 
         stage.database.accept()
         assert second.redrive(limit=10) == 3

@@ -128,9 +128,8 @@ def test_a_misspelt_setting_is_named_with_the_one_that_was_meant_and_no_variable
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
 def test_a_socket_takes_the_place_of_no_standard_stream_that_is_closed(closed: str, tmp_path: Path) -> None:
-    script, number = tmp_path / "start.py", tmp_path / "number"
-    script.write_text(
-        f"""
+    number = tmp_path / "number"
+    start = f"""
 import socket
 import sys
 from pathlib import Path
@@ -141,12 +140,6 @@ sys.argv = ["producer"]
 command_line.serve = lambda *_, **__: Path("{number}").write_text(str(socket.socket().fileno()))
 command_line.run("producer", "Takes records.", None)
 """
-    )
     root = Path(__file__).parents[2]
-    subprocess.run(
-        ["sh", "-c", f'exec "$0" "$1" {closed}', sys.executable, script],
-        check=True,
-        cwd=root,
-        env={"PYTHONPATH": str(root)},
-    )
+    subprocess.run(["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, start], check=True, cwd=root)
     assert int(number.read_text()) > 2

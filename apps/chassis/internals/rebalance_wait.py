@@ -10,7 +10,7 @@ Lost without it:
   wait for a rebalance timeout and 5 s (KAFKA-7610).
 - Commits: a seek fails, and a batch that took long is redelivered, although Kafka takes commits until the rebalance
   ends.
-- A stop in time. Its member stays in the group, whose rebalance waits for it: the broker is told of no closed client.
+- A stop in time. Its member stays in the group, whose rebalance waits for it: a closed client tells the broker nothing.
   aiokafka even joins while it is closed, once a batch lets it.
 """
 
